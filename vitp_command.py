@@ -1,8 +1,8 @@
-"""The command `vitp`, and what each recipe imports first.
+"""Entry point of the command `vitp`, which each recipe imports first.
 
 `import modeling_vitp` imports the models and registers them with transformers' Auto classes, which takes seconds. In a
-process that has imported this module first, a command, both are left until its arguments are right (see
-[`~modeling_vitp.training.command_line.parse`]), so that `--help` and mistakes are answered at once.
+process that imported this module first (a command), both are done only after the arguments are checked (see
+[`~modeling_vitp.training.command_line.parse`]), so that `--help` and errors are shown immediately.
 """
 
 import importlib
@@ -24,5 +24,5 @@ def run(recipe: Callable[[], int | None]) -> NoReturn:
     run_program(recipe)
 
 
-if __name__ == "__main__":  # under its own name it would not be known as imported
+if __name__ == "__main__":  # sys.modules would have it as `__main__` only
     importlib.import_module("vitp_command").main()

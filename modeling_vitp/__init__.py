@@ -4,7 +4,7 @@ import importlib
 import importlib.metadata
 import sys
 
-# Imported when asked for. All but conversion and export need the `recipes` extra (TRL, datasets, rasterio).
+# Imported on first access. All but conversion and export need the `recipes` extra (TRL, datasets, rasterio).
 _LAZY = {
     "ViTPClassificationTrainer": "classification.trainer",
     "ViTPClassificationTrainingConfig": "classification.trainer",
@@ -28,22 +28,22 @@ _NEEDED = "5.20"  # of transformers, as in setup.cfg
 
 
 def _check_versions() -> None:
-    """Raises an `ImportError` in one line, where what is installed would end in another far from here."""
+    """Raise an `ImportError` that names the requirement if Python or transformers is too old."""
     if sys.version_info < (3, 11):
-        raise ImportError(f"modeling_vitp needs Python 3.11 or newer, and this is {sys.version.split()[0]}.")
+        raise ImportError(f"modeling_vitp needs Python 3.11 or newer, found {sys.version.split()[0]}.")
     try:
         found = importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
         raise ImportError("modeling_vitp needs transformers: pip install 'modeling-vitp'.") from None
     if tuple(map(int, found.split(".")[:2])) < tuple(map(int, _NEEDED.split("."))):
         raise ImportError(
-            f"modeling_vitp needs transformers {_NEEDED}, and {found} is installed: "
+            f"modeling_vitp needs transformers {_NEEDED} or newer, found {found}: "
             f"pip install 'transformers~={_NEEDED}.0'."
         )
 
 
 _check_versions()
-if "vitp_command" not in sys.modules:  # a command registers the models once its arguments are right
+if "vitp_command" not in sys.modules:  # a command registers the models after it has checked its arguments
     from .auto import *  # noqa: F403
 
 

@@ -1,6 +1,6 @@
-"""The command `vitp`: every recipe by its name.
+"""Command `vitp`, which runs every recipe by its name.
 
-vitp                                 what there is
+vitp                                 list the recipes
 vitp pretrain --config quickstart    as python recipes/pretrain.py --config recipes/configs/quickstart.yaml
 vitp convert SOURCE TARGET           as python -m modeling_vitp.convert SOURCE TARGET
 vitp space MODEL                     as python space/__main__.py MODEL
@@ -9,7 +9,9 @@ vitp space MODEL                     as python space/__main__.py MODEL
 import ast
 import difflib
 import runpy
+import shutil
 import sys
+import textwrap
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,8 +20,22 @@ from modeling_vitp.command import errors
 from .command.paths import SPACE
 
 RECIPES = "modeling_vitp.recipes"
-LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # commands in its folders
+LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # its command-line scripts
 CONVERT = "modeling_vitp.convert"
+GROUPS = {  # of the overview; commands of the laboratory come last
+    "data": ("make_instructions", "validate_data"),
+    "pretrain": ("pretrain",),
+    "fine-tune": (
+        "finetune_classification",
+        "finetune_segmentation",
+        "finetune_change_detection",
+        "finetune_detection",
+        "predict_large",
+    ),
+    "evaluate": ("probe", "evaluate_vlm", "evaluate_robustness"),
+    "share": ("export_backbone", "export_onnx", "convert", "push_to_hub"),
+    "look": ("space",),
+}
 
 
 def recipes() -> dict[str, Path]:
@@ -30,22 +46,33 @@ def recipes() -> dict[str, Path]:
 
 
 def summary(path: Path) -> str:
-    """The first line of a file's docstring."""
+    """Return the first line of a file's docstring."""
     return ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+
+
+def overview(paths: dict[str, Path]) -> str:
+    """Return the commands in groups, each on one line with its summary."""
+    width = max(40, shutil.get_terminal_size((160, 24)).columns - 29)
+    laboratory = sorted(set(paths).difference(*GROUPS.values()))
+    lines = []
+    for group, names in (GROUPS | {"laboratory": laboratory}).items():
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:<26} {textwrap.shorten(summary(paths[name]), width, placeholder=' …')}" for name in names]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     paths = recipes() | {"convert": Path(str(files(CONVERT))) / "__main__.py", "space": SPACE / "__main__.py"}
     if not words or words[0] in ("-h", "--help"):
-        print("vitp NAME ARGUMENTS; vitp NAME --help shows the arguments.\n")
-        print("\n".join(f"  {name:<26} {summary(path)}" for name, path in sorted(paths.items())))
+        print("vitp NAME ARGUMENTS; vitp NAME --help shows the arguments.")
+        print(overview(paths))
         return
     name = words[0].replace("-", "_")
     if name not in paths:
         nearest = difflib.get_close_matches(name, paths, 1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "vitp alone lists what there is."
-        errors.run_program(lambda: errors.refuse(f"there is no recipe {words[0]!r}: {hint}"))
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "`vitp` without arguments lists the recipes."
+        errors.run_program(lambda: errors.refuse(f"unknown recipe {words[0]!r}: {hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
     folder = paths[name].parent.name
     module = f"{RECIPES}.{name}" if folder == "recipes" else f"{RECIPES}.{folder}.{name}"
@@ -54,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             runpy.run_path(str(paths[name]), run_name="__main__")
         else:
             runpy.run_module(CONVERT if name == "convert" else module, run_name="__main__", alter_sys=True)
-    except ImportError as error:  # before the recipe could take care of its errors
+    except ImportError as error:  # raised before the recipe can report its own errors
         sys.exit(errors.report_error(error))
 
 

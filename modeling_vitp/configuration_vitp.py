@@ -25,12 +25,12 @@ class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
             Stochastic depth: probability of skipping the residual branches of the last layer, growing linearly from 0
             at the first. Active in training only. The paper trains with 0.1.
         band_names (`list[str]`, *optional*):
-            Of the channels, where they are other bands than red, green and blue. `num_channels` is their number
-            whatever is given.
+            Names of the channels, if they are other bands than red, green and blue. `num_channels` is set to their
+            number.
 
     The other arguments are those of [`~transformers.InternVLVisionConfig`]. InternViT-300M, which the paper starts
-    from, has `attention_bias=True`. `image_size` is that of the table of positions, as many patches high as wide;
-    images of any other shape are taken all the same, with the table resampled.
+    from, has `attention_bias=True`. `image_size` is the size of the position embeddings, which must be square in
+    patches; for images of other shapes they are interpolated.
     """
 
     model_type = "vitp_vision"
@@ -46,7 +46,7 @@ class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Also reads an exported backbone, whose config says `internvl_vision` so that transformers itself opens it."""
+        """Read a config.json, also that of an exported backbone, whose type `internvl_vision` is for transformers."""
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config.get("model_type") == InternVLVisionConfig.model_type:
             config["model_type"] = cls.model_type
@@ -54,16 +54,16 @@ class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
 
     def validate_drop_path_rate(self):
         if not 0.0 <= self.drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate={self.drop_path_rate} is outside [0, 1).")
+            raise ValueError(f"Expected `drop_path_rate` in [0, 1), got {self.drop_path_rate}.")
 
     def validate_grid(self):
         height, width = patch_grid(self)
         if min(height, width) < 1 or (self.use_absolute_position_embeddings and height != width):
             raise ValueError(
-                f"image_size={list(self.image_size)} has {height} x {width} patches of {list(self.patch_size)} pixels; "
-                "as many in height as in width, and at least one, are needed, because the table of positions is "
-                "square. It is resampled for images of other shapes: to work on these, give a square image_size here "
-                "and the shape to the image processor's size."
+                f"Expected a square image_size of at least one patch, got {list(self.image_size)}, which has {height} "
+                f"x {width} patches of {list(self.patch_size)} pixels. The position embeddings are square and are "
+                "interpolated for images of other shapes: set a square image_size here, and the shape in the image "
+                "processor's size."
             )
 
 
@@ -73,21 +73,19 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
 
     Args:
         vrl_drop_ratio (`float`, defaults to 0.0):
-            Drop ratio r in [0, 1) that the model was trained with. A record only: the processor drops, the model
-            never does by itself.
+            Drop ratio r in [0, 1) of the training, recorded only: the processor drops tokens, the model does not.
         vrl_apply_prob (`float`, defaults to 1.0):
-            Share of the training samples that VRL was applied to. A record too.
+            Share of the training samples that VRL was applied to, recorded only.
         vrl_warmup_steps (`int`, defaults to 0):
-            Optimizer steps at the beginning of training that dropped nothing. A record too.
+            Optimizer steps at the beginning of training in which no token was dropped, recorded only.
         answer_mask_ratio (`float`, defaults to 0.0):
-            Share of the answers' tokens that was hidden from the input in training. A record too.
+            Share of the answer tokens that was masked in the input in training, recorded only.
         image_seq_length (`int`):
-            Visual tokens of one tile. Follows from the image size, the patch size and the downsample ratio, and is set
-            from them whatever is given.
+            Visual tokens of one tile. Always computed from the image size, the patch size and the downsample ratio.
         tie_word_embeddings (`bool`, *optional*):
-            Whether the LM head shares the weights of the token embeddings. The language model's own setting if not
-            given.
+            Whether the LM head shares the token embeddings' weights. Defaults to the language model's setting.
 
+    The other arguments are those of [`~transformers.InternVLConfig`].
     The other arguments are those of [`~transformers.InternVLConfig`].
     """
 
@@ -118,9 +116,9 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
         ):
             raise ValueError(
                 f"image_size={list(self.vision_config.image_size)} has {height} x {width} patches of "
-                f"{list(self.vision_config.patch_size)} pixels, which downsample_ratio={self.downsample_ratio} "
-                "does not join to whole visual tokens. Give an image_size with an even number of patches, at the usual "
-                "ratio of 0.5."
+                f"{list(self.vision_config.patch_size)} pixels, which must be divisible into whole visual tokens by "
+                f"downsample_ratio={self.downsample_ratio}. Set an image_size with an even number of patches (for a "
+                "ratio of 0.5)."
             )
 
     def validate_vrl(self):
@@ -130,7 +128,7 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
 
 
 def own_vision_config(config: dict | InternVLVisionConfig | None) -> dict | InternVLVisionConfig | None:
-    """A copy for a model to keep and to set, of transformers' InternVLVisionConfig as a [`ViTPVisionConfig`]."""
+    """Return a copy of the ViT's configuration, with transformers' InternVLVisionConfig as a [`ViTPVisionConfig`]."""
     if isinstance(config, PreTrainedConfig) and config.model_type == InternVLVisionConfig.model_type:
         fields = config.to_dict() | {"model_type": ViTPVisionConfig.model_type}
         fields.pop("auto_map", None)
@@ -139,26 +137,26 @@ def own_vision_config(config: dict | InternVLVisionConfig | None) -> dict | Inte
 
 
 def patch_grid(config: InternVLVisionConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Patches of an image of `size`, or of the configuration's image size, in height and width."""
+    """Return the number of patches in height and width, of an image of `size` or of the configuration's size."""
     return tuple(side // patch for side, patch in zip(size or config.image_size, config.patch_size))
 
 
-def check_keys(place: str, settings: Any, known: Collection[str], owner: str) -> None:
+def check_keys(name: str, settings: Any, known: Collection[str], owner: str) -> None:
     """Raise a `ValueError` if `settings` is not a mapping or one of its keys is unknown.
 
     Args:
-        place: of the settings, such as `from_scratch.vision_config`.
-        owner: what lists the known keys, which is named where none of them is near.
+        name: name of the settings for messages, such as `from_scratch.vision_config`.
+        owner: class that defines the known keys, for messages.
     """
     if settings is None:
         return
     if not isinstance(settings, dict):
-        raise ValueError(f"{place}={str(settings)[:80]!r} is no mapping.")
+        raise ValueError(f"{name} must be a mapping, got {str(settings)[:80]!r}.")
     for key in settings:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, 1, 0.6)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"its keys are those of {owner}."
-            raise ValueError(f"{place}: there is no {key!r}; {hint}")
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected a key of {owner}."
+            raise ValueError(f"{name}: unknown key {key!r}; {hint}")
 
 
 def known_keys(config_class: type[PreTrainedConfig]) -> set[str]:
@@ -174,14 +172,14 @@ def known_keys(config_class: type[PreTrainedConfig]) -> set[str]:
 def settings_of_head(
     config_class: type[PreTrainedConfig], settings: dict[str, Any], id2label: Any = None
 ) -> dict[str, Any]:
-    """Return the settings of a model with classes, with `id2label` and `label2id`.
+    """Return the settings of a model with classes, including `id2label` and `label2id`.
 
     Args:
-        settings: of the configuration; with `label2id` the classes are named too.
+        settings: fields of the configuration; classes may also be named by `label2id`.
         id2label: names of the classes by index, or in a list.
 
     Raises:
-        ValueError: if the configuration has no such setting.
+        ValueError: if the configuration has no such field.
     """
     check_keys("from_backbone", settings, known_keys(config_class), config_class.__name__)
     if id2label is None and settings.get("label2id") is not None:
@@ -189,7 +187,7 @@ def settings_of_head(
     if id2label is None:
         return settings
     names = dict(enumerate(id2label)) if isinstance(id2label, (list, tuple)) else id2label
-    names = {int(index): label for index, label in names.items()}  # strings in JSON
+    names = {int(index): label for index, label in names.items()}  # JSON has string keys
     return settings | {"id2label": names, "label2id": {label: index for index, label in names.items()}}
 
 

@@ -1,4 +1,4 @@
-"""Configuration of the classifier of images."""
+"""Configuration of the image classifier."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -16,14 +16,14 @@ class ViTPImageClassificationConfig(ConfigNamesItsFiles, PreTrainedConfig):
 
     Args:
         backbone_config (`dict` or [`ViTPVisionConfig`], *optional*):
-            The ViT.
+            Configuration of the ViT.
         pooling (`str`, defaults to `"mean"`):
-            What stands for an image: the `"mean"` of its patch tokens, or its `"cls"` token.
+            Input of the classifier: the `"mean"` of the patch tokens, or the `"cls"` token.
         initializer_range (`float`, defaults to 0.02):
-            Standard deviation of the weights that a fresh classifier starts with.
+            Standard deviation of the classifier's initial weights.
 
     The other arguments are those of [`~transformers.PreTrainedConfig`]: `id2label`, and `problem_type`, which is
-    `"multi_label_classification"` where an image may have any number of classes.
+    `"multi_label_classification"` if an image may have any number of classes.
     """
 
     model_type = "vitp_image_classification"
@@ -34,7 +34,7 @@ class ViTPImageClassificationConfig(ConfigNamesItsFiles, PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        # transformers takes what is called so for the backbone of a neck, and looks for a model type that it knows.
+        # transformers looks up the model type of a `backbone_config` in its registry, which does not have ours.
         if not isinstance(self.backbone_config, PreTrainedConfig):
             self.backbone_config = ViTPVisionConfig.from_dict(self.backbone_config or {})
         self.backbone_config = own_vision_config(self.backbone_config)
@@ -42,7 +42,7 @@ class ViTPImageClassificationConfig(ConfigNamesItsFiles, PreTrainedConfig):
 
     def validate_pooling(self):
         if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling={self.pooling!r} is neither 'mean' nor 'cls'.")
+            raise ValueError(f"Expected `pooling` to be 'mean' or 'cls', got {self.pooling!r}.")
 
 
 __all__ = ["ViTPImageClassificationConfig"]

@@ -1,4 +1,4 @@
-"""Configurations of the ViT as a backbone for dense tasks, and of the models on top of it."""
+"""Configurations of the ViT as a backbone for dense tasks, and of the models built on it."""
 
 import dataclasses
 
@@ -13,13 +13,15 @@ from .opening import ConfigNamesItsFiles
 
 @strict
 class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
-    r"""Configuration of [`ViTPBackbone`]: the ViT with its layers as stages, `stem` (the embeddings), `stage1`, …
+    r"""Configuration of [`ViTPBackbone`]: the ViT with its layers as stages.
+
+    The stages are `stem` (the embeddings), `stage1`, `stage2` …, one for each layer.
 
     Args:
         out_features (`list[str]`, *optional*):
-            Stages to give as feature maps; the last one if neither this nor `out_indices` is given.
+            Stages to return as feature maps. Defaults to the last one if `out_indices` is not set either.
         out_indices (`list[int]`, *optional*):
-            The same by number, 0 for the stem.
+            Indices of the stages to return, 0 for the stem.
 
     The other arguments are those of [`ViTPVisionConfig`].
     """
@@ -41,7 +43,7 @@ class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Also reads an exported backbone and a [`ViTPVisionModel`]: the same weights."""
+        """Read a config.json, also that of an exported backbone or a [`ViTPVisionModel`] with the same weights."""
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config.get("model_type") in (InternVLVisionConfig.model_type, ViTPVisionConfig.model_type):
             config["model_type"] = cls.model_type
@@ -50,18 +52,19 @@ class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Settings given beside the folder are those that the configuration is made and checked with."""
+        """Create the configuration, with the keyword arguments merged in before it is validated."""
         names = {field.name for field in dataclasses.fields(cls)} | {"out_features", "out_indices"}
-        given = {name: kwargs.pop(name) for name in names & kwargs.keys()}
-        if given.keys() & {"out_features", "out_indices"}:
+        overrides = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        if overrides.keys() & {"out_features", "out_indices"}:
             config_dict = {**config_dict, "out_features": None, "out_indices": None}
-        return super().from_dict({**config_dict, **given}, **kwargs)
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
 
 
 @strict
 class ViTPMultiScaleConfig(ViTPBackboneConfig):
-    r"""What the configurations of the backbones with maps at strides 4, 8, 16 and 32 have in common: patches of 16
-    pixels, and the four maps as stages, all of which are given by default.
+    r"""Base configuration of the backbones with feature maps at strides 4, 8, 16 and 32.
+
+    The patches have 16 pixels. The stages are the four maps, all of which are returned by default.
     """
 
     patch_size: int | list[int] | tuple[int, int] = (16, 16)
@@ -77,8 +80,8 @@ class ViTPMultiScaleConfig(ViTPBackboneConfig):
     def validate_patch_size(self):
         if tuple(self.patch_size) != (16, 16):
             raise ValueError(
-                f"patch_size={self.patch_size}: maps at strides 4 to 32 need patches of 16 pixels. `from_backbone` "
-                "resamples the patches."
+                f"Expected `patch_size` (16, 16), which maps at strides 4 to 32 need, got {self.patch_size}. "
+                "`from_backbone` interpolates the patch embeddings."
             )
 
 
@@ -88,34 +91,35 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
 
     Args:
         interaction_layers (`list[list[int]]`, *optional*):
-            First and last layer of the ViT in each interaction, which must follow on one another and cover all
-            layers. For 24 layers, by default, 0-7, 8-11, 12-15 and 16-23; otherwise four equal parts.
+            First and last layer of the ViT in each of the four interactions. The ranges must be contiguous and cover
+            all layers. Defaults to 0-7, 8-11, 12-15 and 16-23 for 24 layers, otherwise to four equal parts.
         deformable_heads (`int`, defaults to 16), deformable_points (`int`, defaults to 4):
-            Heads, and sampling points a head and level, of the deformable attention.
+            Heads of the deformable attention, and its sampling points for each head and level.
         deformable_ratio (`float`, defaults to 0.25):
             Width of the deformable attention's values, as a share of `hidden_size`.
         deformable_dropout (`float`, defaults to 0):
             Dropout of the deformable attention's output in training.
         extractor_residual (`str`, defaults to `"tokens"`):
-            What an extractor's attention is added to: the `"tokens"`, as ViT-Adapter is published, or
-            `"normed_tokens"`, their LayerNorm, as its code computes with mmcv's attention, which adds its query (with
-            a `deformable_ratio` of 1 and a `deformable_dropout` of 0.1).
+            Tensor that the output of an extractor's attention is added to: the `"tokens"`, as published for
+            ViT-Adapter, or `"normed_tokens"`, the tokens after LayerNorm, as in the published code with mmcv's
+            attention (there with a `deformable_ratio` of 1 and a `deformable_dropout` of 0.1).
         feed_forward_ratio (`float`, defaults to 0.25):
-            Width of the extractors' convolutional feed-forward, as a share of `hidden_size`.
+            Width of the extractors' convolutional feed-forward network, as a share of `hidden_size`.
         injector_init_value (`float`, defaults to 0.1):
-            Start of the injectors' gate.
+            Initial value of the injectors' gate.
         extra_extractors (`int`, defaults to 2):
+            Number of extractors after the last interaction.
             Extractors after the last interaction.
         spatial_prior_channels (`int`, defaults to 64):
             Base width of the convolutional stem.
         spatial_prior_norm (`str`, defaults to `"layer_norm"`):
-            `"layer_norm"` (over channels) or `"batch_norm"`, which the published ViT-Adapter has (synchronised; see
-            `torch.nn.SyncBatchNorm.convert_sync_batchnorm`). Also the norm of the four maps.
+            Norm of the stem and of the four maps: `"layer_norm"` (over channels), or `"batch_norm"` as in the
+            published ViT-Adapter (there synchronized; see `torch.nn.SyncBatchNorm.convert_sync_batchnorm`).
         add_vit_features (`bool`, defaults to `True`):
             Whether the ViT's last features are added to the four maps.
 
-    The other arguments are those of [`ViTPBackboneConfig`]; the stages are the maps at strides 4, 8, 16 and 32, all
-    four of which are given by default.
+    The other arguments are those of [`ViTPBackboneConfig`]. The stages are the maps at strides 4, 8, 16 and 32, all of
+    which are returned by default.
     """
 
     model_type = "vitp_adapter"
@@ -143,24 +147,26 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
     def validate_adapter(self):
         if [len(pair) for pair in self.interaction_layers] != [2] * 4 or not self._covers_all_layers():
             raise ValueError(
-                f"interaction_layers={self.interaction_layers} must be four [first, last] ranges that follow on one "
-                f"another and cover layers 0 to {self.num_hidden_layers - 1}."
+                f"interaction_layers={self.interaction_layers} must be four contiguous [first, last] ranges that "
+                f"cover layers 0 to {self.num_hidden_layers - 1}."
             )
         if self.spatial_prior_norm not in ("layer_norm", "batch_norm"):
             raise ValueError(
-                f"spatial_prior_norm={self.spatial_prior_norm!r} is neither 'layer_norm' nor 'batch_norm'."
+                f"Expected `spatial_prior_norm` to be 'layer_norm' or 'batch_norm', got {self.spatial_prior_norm!r}."
             )
         if self.extractor_residual not in ("tokens", "normed_tokens"):
-            raise ValueError(f"extractor_residual={self.extractor_residual!r} is neither 'tokens' nor 'normed_tokens'.")
+            raise ValueError(
+                f"Expected `extractor_residual` to be 'tokens' or 'normed_tokens', got {self.extractor_residual!r}."
+            )
         if not 0 <= self.deformable_dropout < 1:
-            raise ValueError(f"deformable_dropout={self.deformable_dropout} is not within [0, 1).")
+            raise ValueError(f"Expected `deformable_dropout` in [0, 1), got {self.deformable_dropout}.")
         width = int(self.hidden_size * self.deformable_ratio)
         if self.deformable_heads < 1 or width % self.deformable_heads:
             fits = max((heads for heads in range(1, self.deformable_heads) if width % heads == 0), default=1)
             raise ValueError(
-                f"deformable_heads={self.deformable_heads} does not divide the values' width of {width} (hidden_size * "
-                f"deformable_ratio): give one that does; in a recipe backbone: {{deformable_heads: {fits}}}, in Python "
-                "backbone_kwargs of from_backbone. The feature pyramid (neck: pyramid) has none."
+                f"deformable_heads={self.deformable_heads} must divide the values' width of {width} (hidden_size * "
+                f"deformable_ratio). Set for example backbone: {{deformable_heads: {fits}}} in a recipe, or "
+                "`backbone_kwargs` of from_backbone in Python. The feature pyramid (neck: pyramid) has no such limit."
             )
 
     def _covers_all_layers(self) -> bool:
@@ -177,8 +183,8 @@ class ViTPFeaturePyramidConfig(ViTPMultiScaleConfig):
         pyramid_channels (`int`, defaults to 256):
             Width of the four maps.
 
-    The other arguments are those of [`ViTPBackboneConfig`]; the stages are the maps at strides 4, 8, 16 and 32, all
-    four of which are given by default.
+    The other arguments are those of [`ViTPBackboneConfig`]. The stages are the maps at strides 4, 8, 16 and 32, all of
+    which are returned by default.
     """
 
     model_type = "vitp_feature_pyramid"
@@ -190,18 +196,18 @@ MULTI_SCALE_CONFIGS = {config.model_type: config for config in (ViTPAdapterConfi
 
 
 def multi_scale_config(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
-    """A `backbone_config` as an object; an adapter's if a dictionary names no `model_type`.
+    """Return a `backbone_config` as an object; a dictionary without `model_type` is that of an adapter.
 
     Raises:
-        ValueError: if it is of a backbone that does not give maps at four strides.
+        ValueError: if the backbone does not return maps at four strides.
     """
     if config is None:
         return None
-    # transformers looks for its model type among those that are registered, which saved code is not.
+    # transformers looks up the model type in its registry, which does not have the types of saved code.
     is_object = isinstance(config, PreTrainedConfig)
     model_type = config.model_type if is_object else config.get("model_type", ViTPAdapterConfig.model_type)
     if model_type not in MULTI_SCALE_CONFIGS:
-        raise ValueError(f"backbone_config is a {model_type!r} and none of {', '.join(MULTI_SCALE_CONFIGS)}.")
+        raise ValueError(f"Expected a backbone_config of type {' or '.join(MULTI_SCALE_CONFIGS)}, got {model_type!r}.")
     return config if is_object else MULTI_SCALE_CONFIGS[model_type].from_dict(config)
 
 
@@ -211,11 +217,11 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
 
     Args:
         backbone_config (`dict`, [`ViTPAdapterConfig`] or [`ViTPFeaturePyramidConfig`], *optional*):
-            The ViT and what makes its features maps at four strides; an adapter if a dictionary names no `model_type`.
+            Configuration of the backbone (ViT and neck). A dictionary without `model_type` means an adapter.
         decode_head (`str`, defaults to `"upernet"`):
             Name of the head that turns the maps into logits, see [`register_head`].
         decode_head_kwargs (`dict`, *optional*):
-            Settings of that head. Those of UPerNet are fields of this configuration.
+            Settings of the head. The settings of UPerNet are fields of this configuration.
         class_weights (`list[float]`, *optional*):
             Weights of the classes in the loss, in the order of `id2label`.
 
@@ -236,7 +242,9 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
 
     def validate_class_weights(self):
         if self.class_weights is not None and len(self.class_weights) != self.num_labels:
-            raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.num_labels} classes.")
+            raise ValueError(
+                f"Expected {self.num_labels} `class_weights`, one for each class, got {len(self.class_weights)}."
+            )
 
 
 @strict

@@ -1,4 +1,4 @@
-"""Configurations of the detectors. The defaults of each are those of its published model."""
+"""Configurations of the detectors. The defaults are the settings of the published models."""
 
 import math
 
@@ -15,56 +15,55 @@ Numbers = list[float | int] | tuple[float | int, ...]
 
 @strict
 class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
-    r"""Configuration of [`ViTPForObjectDetection`]: Cascade R-CNN (arXiv 1712.00726), by default as for DIOR.
+    r"""Configuration of [`ViTPForObjectDetection`]: Cascade R-CNN (arXiv 1712.00726), defaults as for DIOR.
 
     Args:
         backbone_config (`dict`, [`ViTPAdapterConfig`] or [`ViTPFeaturePyramidConfig`], *optional*):
-            The ViT and what makes its features maps at four strides; an adapter if a dictionary names no `model_type`.
+            Configuration of the backbone (ViT and neck). A dictionary without `model_type` means an adapter.
         neck_channels (`int`, defaults to 256):
-            Width of the five maps that boxes are found in, and of the convolutions of the heads.
+            Width of the five feature maps and of the heads' convolutions.
         neck_top_down (`bool`, defaults to `False`):
-            Whether each map is given the next coarser one (FPN, arXiv 1612.03144), its convolutions with biases;
-            otherwise their outputs are normalised.
+            Whether the next coarser map is added to each map (FPN, arXiv 1612.03144), with biases in the convolutions;
+            otherwise the convolutions are followed by a norm.
         head_hidden_size (`int`, defaults to 1024):
             Width of the box heads' two layers.
         anchor_scale (`float`, defaults to 8), anchor_ratios (`list[float]`, defaults to `[0.5, 1, 2]`):
-            Side of the anchors, in strides of their map (4, 8, 16, 32 and 64 pixels), and their heights by widths.
+            Side of the anchors in strides of their map (4, 8, 16, 32 and 64 pixels), and their height-to-width ratios.
         stage_iou_thresholds (`list[float]`, defaults to `[0.5, 0.6, 0.7]`):
-            The overlap from which on a box is an object's, in each stage of the cascade. With one stage the model is
-            Faster R-CNN.
+            IoU from which a box is positive, in each stage of the cascade. With one stage the model is Faster R-CNN.
         stage_loss_weights (`list[float]`, defaults to `[1, 0.5, 0.25]`):
-            Weights of the stages' losses.
+            Loss weight of each stage.
         stage_box_stds (`list[list[float]]`):
-            What the deltas of each stage's boxes are divided by.
+            Standard deviations by which the box deltas of each stage are normalized.
         class_agnostic_boxes (`bool`, defaults to `True`):
-            Whether a box head predicts one box for all classes, and not one for each.
+            Whether a box head predicts one box for all classes rather than one for each class.
         box_loss (`str`, defaults to `"smooth_l1"`):
-            `"smooth_l1"`, with its bend at 1/9 for proposals and at 1 in the heads, or `"l1"`.
+            `"smooth_l1"`, with a beta of 1/9 for proposals and of 1 in the heads, or `"l1"`.
         rpn_positive_iou (`float`, defaults to 0.7), rpn_negative_iou (`float`, defaults to 0.3):
-            From which overlap on an anchor is an object's, and below which it is background. An object whose best
-            anchor overlaps it by at least the second takes this one.
+            IoU from which an anchor is positive, and below which it is negative. The best anchor of an object is also
+            positive if its IoU is at least `rpn_negative_iou`.
         rpn_samples (`int`, defaults to 256), rpn_positive_share (`float`, defaults to 0.5):
-            Anchors of an image that are trained on, and at most which share of them is objects'.
+            Sampled anchors of an image for the loss, and the maximum share of positive ones.
         rpn_use_outside_anchors (`bool`, defaults to `False`):
-            Whether anchors that leave the image are trained on.
+            Whether anchors that cross the image border are used in training.
         rpn_candidates_train (`int`, defaults to 2000), rpn_candidates_eval (`int`, defaults to 1000):
-            The best anchors of each map that become boxes, in training and evaluation.
+            Number of the best anchors of each map before non-maximum suppression, in training and evaluation.
         rpn_nms_threshold (`float`, defaults to 0.7):
-            The overlap up to which both of two proposals of a map are kept.
+            IoU threshold of non-maximum suppression among the proposals of a map.
         rpn_proposals_train (`int`, defaults to 2000), rpn_proposals_eval (`int`, defaults to 1000):
-            Proposals of an image, in training and evaluation.
+            Maximum number of proposals of an image, in training and evaluation.
         roi_samples (`int`, defaults to 512), roi_positive_share (`float`, defaults to 0.25):
-            Proposals of an image that a head is trained on, and at most which share of them is objects'.
+            Sampled proposals of an image for the loss of a head, and the maximum share of positive ones.
         roi_match_low_quality (`bool`, defaults to `False`):
-            Whether an object takes its best proposals too where several objects are as near to one.
+            Whether an object's best proposals are positive for it even if they overlap another object more.
         score_threshold (`float`, defaults to 0.05):
-            Detections have a higher score.
+            Score that a detection must exceed.
         nms_threshold (`float`, defaults to 0.5):
-            The overlap up to which both of two detections of a class are kept.
+            IoU threshold of non-maximum suppression among the detections of a class.
         max_detections (`int`, defaults to 100):
-            Detections of an image at most.
+            Maximum number of detections of an image.
         flip_test (`bool`, defaults to `False`):
-            Whether evaluation looks at each image a second time, mirrored, and takes the mean. Twice the time.
+            Whether evaluation averages the predictions for each image and its mirror image, which doubles its time.
     """
 
     model_type = "vitp_object_detection"
@@ -109,11 +108,11 @@ class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
             name: len(getattr(self, name)) for name in ("stage_iou_thresholds", "stage_loss_weights", "stage_box_stds")
         }
         if len(set(stages.values())) != 1 or not self.stage_iou_thresholds:
-            raise ValueError(f"as many of each are needed, and at least one, but there are {stages}.")
+            raise ValueError(f"Expected equal lengths of at least 1, got {stages}.")
         for stds in self.stage_box_stds:
             is_list = isinstance(stds, (list, tuple)) and len(stds) == self.num_box_values
             if not is_list or not all(isinstance(std, Number) and 0 < std < math.inf for std in stds):
-                raise ValueError(f"stage_box_stds has {stds}, but {self.num_box_values} positive numbers are needed.")
+                raise ValueError(f"Expected `stage_box_stds` of {self.num_box_values} positive numbers, got {stds}.")
 
     def validate_sizes(self):
         names = [
@@ -121,34 +120,34 @@ class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
         ]
         for name in (*names, "head_hidden_size", "anchor_scale"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} is not above 0.")
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if not self.anchor_ratios or not all(0 < ratio < math.inf for ratio in self.anchor_ratios):
-            raise ValueError(f"anchor_ratios={self.anchor_ratios}, but numbers above 0 are needed.")
+            raise ValueError(f"`anchor_ratios` must be numbers above 0, got {self.anchor_ratios}.")
         if not all(0 <= weight < math.inf for weight in self.stage_loss_weights):
-            raise ValueError(f"stage_loss_weights={self.stage_loss_weights}, but numbers from 0 on are needed.")
+            raise ValueError(f"`stage_loss_weights` must not be negative, got {self.stage_loss_weights}.")
 
     def validate_box_loss(self):
         if self.box_loss not in ("smooth_l1", "l1"):
-            raise ValueError(f"box_loss={self.box_loss!r} is neither 'smooth_l1' nor 'l1'.")
+            raise ValueError(f"Expected `box_loss` to be 'smooth_l1' or 'l1', got {self.box_loss!r}.")
 
     def validate_shares(self):
         names = [name for name in vars(self) if name.endswith(("_iou", "_share", "_threshold"))]
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1].")
+                raise ValueError(f"Expected `{name}` in [0, 1], got {getattr(self, name)}.")
         if not all(0 <= threshold <= 1 for threshold in self.stage_iou_thresholds):
-            raise ValueError(f"stage_iou_thresholds={self.stage_iou_thresholds}, of which one is outside [0, 1].")
+            raise ValueError(f"Expected `stage_iou_thresholds` in [0, 1], got {self.stage_iou_thresholds}.")
         if self.rpn_negative_iou > self.rpn_positive_iou:
             raise ValueError(
-                f"rpn_negative_iou={self.rpn_negative_iou} is above rpn_positive_iou={self.rpn_positive_iou}."
+                f"rpn_negative_iou={self.rpn_negative_iou} must not exceed rpn_positive_iou={self.rpn_positive_iou}."
             )
 
 
 @strict
 class ViTPOrientedObjectDetectionConfig(ViTPObjectDetectionConfig):
-    r"""Configuration of [`ViTPForOrientedObjectDetection`]: Oriented R-CNN (arXiv 2108.05699), as for DIOR-R.
+    r"""Configuration of [`ViTPForOrientedObjectDetection`]: Oriented R-CNN (arXiv 2108.05699), defaults as for DIOR-R.
 
-    The arguments are those of [`ViTPObjectDetectionConfig`]; `flip_test` is not to be had.
+    The arguments are those of [`ViTPObjectDetectionConfig`]; `flip_test` is not supported.
     """
 
     model_type = "vitp_oriented_object_detection"
@@ -165,14 +164,15 @@ class ViTPOrientedObjectDetectionConfig(ViTPObjectDetectionConfig):
 
     def validate_flip_test(self):
         if self.flip_test:
-            raise ValueError("flip_test takes the mean of boxes, which oriented boxes do not have.")
+            raise ValueError("`flip_test` is not supported for oriented boxes, which cannot be averaged.")
 
 
 @strict
 class ViTPInstanceSegmentationConfig(ViTPObjectDetectionConfig):
-    r"""Configuration of [`ViTPForInstanceSegmentation`]: Mask R-CNN (arXiv 1703.06870), as for SSDD.
+    r"""Configuration of [`ViTPForInstanceSegmentation`]: Mask R-CNN (arXiv 1703.06870), by default as for SSDD.
 
-    SSDD's published score is one with `flip_test=True`. The arguments are those of [`ViTPObjectDetectionConfig`].
+    The published SSDD score was measured with `flip_test=True`. The other arguments are those of
+    [`ViTPObjectDetectionConfig`].
     """
 
     model_type = "vitp_instance_segmentation"

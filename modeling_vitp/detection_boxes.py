@@ -1,4 +1,4 @@
-"""Boxes of a detector: anchors, deltas between boxes, and which box is trained on which object.
+"""Box operations of the detectors: anchors, box deltas, and matching of boxes with objects.
 
 Upright boxes are `(x1, y1, x2, y2)` in pixels, rotated ones as in `rotated_boxes`. Sizes are `(height, width)`.
 """
@@ -12,15 +12,15 @@ from .rotated_boxes import corners, enclosing_boxes, rectangles, standard_form
 
 STRIDES = (4, 8, 16, 32, 64)
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
-BACKGROUND, IGNORED = -1, -2  # what is matched with no object
+BACKGROUND, IGNORED = -1, -2  # labels of boxes without an object
 
 
 def make_anchors(
     shapes: list[tuple[int, int]], scale: float, ratios: tuple[float, ...], device: torch.device
 ) -> list[torch.Tensor]:
-    """Anchors of maps of these shapes at strides 4 to 64, `(height * width * ratios, 4)` for each map, place by place.
+    """Return the anchors of maps at strides 4 to 64, `(height * width * ratios, 4)` for each map, cell by cell.
 
-    They are centred on the top left corner of each cell, not on its middle, and are not rounded. A ratio is
+    They are centered on the top left corner of each cell, not on its middle, and are not rounded. A ratio is
     height / width, the area is `(scale * stride)²`.
     """
     anchors = []
@@ -28,24 +28,27 @@ def make_anchors(
         roots = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()
         halves = torch.stack([1 / roots, roots], -1) * (scale * stride / 2)
         ys, xs = torch.arange(height, device=device), torch.arange(width, device=device)
-        places = torch.cartesian_prod(ys, xs).flip(-1).float()[:, None] * stride
-        anchors.append(torch.cat([places - halves, places + halves], -1).flatten(0, 1))
+        centers = torch.cartesian_prod(ys, xs).flip(-1).float()[:, None] * stride
+        anchors.append(torch.cat([centers - halves, centers + halves], -1).flatten(0, 1))
     return anchors
 
 
 def trained_anchors(anchors: torch.Tensor, size: torch.Tensor, use_outside: bool) -> torch.Tensor:
-    """Indices of the anchors `(n, 4)` that an image of this size is trained on: those that do not leave it, or with
-    `use_outside` all whose cell begins in the image as it is padded to a multiple of 32."""
+    """Return the indices of the anchors `(n, 4)` that are used in training on an image of this size.
+
+    These are the anchors within the image, or with `use_outside` all whose center is in the image as padded to a
+    multiple of 32.
+    """
     limits = size.flip(-1)
     if use_outside:
-        trained = (centres_and_sides(anchors)[0] < limits + -limits % 32).all(-1)
+        trained = (centers_and_sides(anchors)[0] < limits + -limits % 32).all(-1)
     else:
         trained = (anchors[:, :2] >= 0).all(-1) & (anchors[:, 2:] < limits).all(-1)
     return trained.nonzero()[:, 0]
 
 
 class BoxCoder:
-    """Deltas from upright boxes to upright boxes (R-CNN, arXiv 1311.2524, appendix C), divided by `stds`."""
+    """Encoder of upright boxes as deltas from upright boxes (R-CNN, arXiv 1311.2524, appendix C), divided by `stds`."""
 
     stds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 
@@ -57,37 +60,39 @@ class BoxCoder:
         return len(self.stds)
 
     def encode(self, boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Deltas `(n, num_deltas)` that lead from boxes `(n, …)` to targets `(n, …)`."""
+        """Return the deltas `(n, num_deltas)` from boxes `(n, …)` to targets `(n, …)`."""
         return self.differences(boxes, targets) / boxes.new_tensor(self.stds)
 
     def decode(self, boxes: torch.Tensor, deltas: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-        """Where deltas lead from boxes, held within images of `sizes` `(…, 2)`, which all broadcast. No side becomes
-        more than 62.5 times longer or shorter."""
+        """Apply deltas to boxes, and clip the result to images of `sizes` `(…, 2)`. All arguments broadcast.
+
+        A side changes at most by a factor of 62.5.
+        """
         deltas = deltas * deltas.new_tensor(self.stds)
         logarithms = deltas[..., 2:4].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         moved = self.move(boxes, torch.cat([deltas[..., :2], logarithms, deltas[..., 4:]], -1))
         return self.hold(moved, sizes.to(moved.dtype).flip(-1))
 
     def differences(self, boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        centres, sides = centres_and_sides(boxes)
-        target_centres, target_sides = centres_and_sides(targets)
-        return torch.cat([(target_centres - centres) / sides, (target_sides / sides).log()], -1)
+        centers, sides = centers_and_sides(boxes)
+        target_centers, target_sides = centers_and_sides(targets)
+        return torch.cat([(target_centers - centers) / sides, (target_sides / sides).log()], -1)
 
     def move(self, boxes: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
-        centres, sides = centres_and_sides(boxes)
-        centres, halves = centres + deltas[..., :2] * sides, sides * deltas[..., 2:4].exp() / 2
-        return torch.cat([centres - halves, centres + halves], -1)
+        centers, sides = centers_and_sides(boxes)
+        centers, halves = centers + deltas[..., :2] * sides, sides * deltas[..., 2:4].exp() / 2
+        return torch.cat([centers - halves, centers + halves], -1)
 
     def hold(self, boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-        """Boxes within images whose width and height are the `limits`."""
+        """Clip boxes to images whose width and height are the `limits`."""
         return boxes.clamp(min=0).minimum(torch.cat([limits, limits], -1))
 
 
 class RotatedBoxCoder(BoxCoder):
-    """Deltas from rotated boxes to rotated boxes, in the frame of the first (mmrotate's `DeltaXYWHAOBBoxCoder`).
+    """Encoder of rotated boxes as deltas from rotated boxes, in their frame (mmrotate's `DeltaXYWHAOBBoxCoder`).
 
-    The difference of the angles is taken modulo π/2, with the sides of the target exchanged where that is the smaller
-    one. Only centres are held within an image.
+    The difference of the angles is taken modulo π/2, and the sides of the target are exchanged if that makes it
+    smaller. Only centers are clipped to the image.
     """
 
     stds = (0.1, 0.1, 0.2, 0.2, 0.1)
@@ -104,40 +109,40 @@ class RotatedBoxCoder(BoxCoder):
         return torch.cat([shift, (sides / boxes[..., 2:4]).log(), torch.where(straight, turn, other_turn)], -1)
 
     def move(self, boxes: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
-        centres, sides, angle = boxes.split([2, 2, 1], -1)
+        centers, sides, angle = boxes.split([2, 2, 1], -1)
         along, across = (deltas[..., :2] * sides).split(1, -1)
         cos, sin = angle.cos(), angle.sin()
-        centres = centres + torch.cat([along * cos - across * sin, along * sin + across * cos], -1)
-        return standard_form(torch.cat([centres, sides * deltas[..., 2:4].exp(), angle + deltas[..., 4:]], -1))
+        centers = centers + torch.cat([along * cos - across * sin, along * sin + across * cos], -1)
+        return standard_form(torch.cat([centers, sides * deltas[..., 2:4].exp(), angle + deltas[..., 4:]], -1))
 
     def hold(self, boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
         return torch.cat([boxes[..., :2].clamp(min=0).minimum(limits - 1), boxes[..., 2:]], -1)
 
 
 class MidpointCoder(BoxCoder):
-    """Deltas from upright boxes to rotated ones (Oriented R-CNN, arXiv 2108.05699, section 3.1).
+    """Encoder of rotated boxes as deltas from upright boxes (Oriented R-CNN, arXiv 2108.05699, section 3.1).
 
-    Four deltas lead to the enclosing box. The other two are the x of the topmost corner and the y of the rightmost
-    one, relative to the middle, as shares of its width and height. What they describe is a parallelogram, whose shorter
-    diagonal is lengthened to a rectangle's. Nothing is held within the image.
+    Four deltas encode the enclosing box. The other two are the x of the topmost corner and the y of the rightmost
+    corner, relative to the center, as shares of width and height. They describe a parallelogram, whose shorter diagonal
+    is lengthened to make it a rectangle. Boxes are not clipped to the image.
     """
 
     stds = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
-    same_place = 0.1  # pixels: of several corners so near the extreme the right one and the lower one count
+    same_place = 0.1  # pixels: of corners this near the extreme, the right or the lower one is taken
 
     def differences(self, boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         points = corners(targets)
         around = enclosing_boxes(points)
-        centres, sides = centres_and_sides(around)
+        centers, sides = centers_and_sides(around)
         x, y = points.unbind(-1)
         top = x.masked_fill(y - around[..., 1:2] > self.same_place, -math.inf).amax(-1)
         right = y.masked_fill(around[..., 2:3] - x > self.same_place, -math.inf).amax(-1)
-        shares = (torch.stack([top, right], -1) - centres) / sides
+        shares = (torch.stack([top, right], -1) - centers) / sides
         return torch.cat([super().differences(boxes, around), shares], -1)
 
     def move(self, boxes: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
         around = super().move(boxes, deltas)
-        centres, sides = centres_and_sides(around)
+        centers, sides = centers_and_sides(around)
         top, right = (deltas[..., 4:].clamp(-0.5, 0.5) * sides).unbind(-1)
         half_width, half_height = (sides / 2).unbind(-1)
         first, second = torch.stack([top, -half_height], -1), torch.stack([half_width, right], -1)
@@ -145,23 +150,23 @@ class MidpointCoder(BoxCoder):
         stretch = lengths.amax(-1, keepdim=True) / lengths
         first, second = first * stretch[..., :1], second * stretch[..., 1:]
         points = torch.stack([first, second, -first, -second], -2)
-        return rectangles(points + centres[..., None, :])
+        return rectangles(points + centers[..., None, :])
 
     def hold(self, boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
         return boxes
 
 
-def centres_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def centers_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
 
 
 def half_turn(angle: torch.Tensor) -> torch.Tensor:
-    """The angle in [-π/2, π/2) that is the same direction."""
+    """Return the angle in [-π/2, π/2) of the same direction."""
     return torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
 
 
 def nms_by_label(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, labels: torch.Tensor) -> torch.Tensor:
-    """Indices of the upright boxes that no better one of the same label suppresses, by falling score."""
+    """Return the indices of the upright boxes after non-maximum suppression within each label, by descending score."""
     kept = [torch.zeros(0, dtype=torch.long, device=boxes.device)]
     for label in labels.unique():
         members = (labels == label).nonzero()[:, 0]
@@ -171,14 +176,14 @@ def nms_by_label(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float
 
 
 def match(overlaps: torch.Tensor, positive: float, negative: float, low_quality: float | None = None) -> torch.Tensor:
-    """The object that each box is trained on.
+    """Match each box with an object.
 
     Args:
-        overlaps: `(objects, boxes)`.
-        positive: from this overlap on, a box is its best object's.
-        negative: below it, a box is background.
-        low_quality: an object whose best overlap is at least this takes all boxes that reach it, from earlier objects
-            too; not if `None`.
+        overlaps: IoU of shape `(objects, boxes)`.
+        positive: IoU from which a box is matched with its best object.
+        negative: IoU below which a box is background.
+        low_quality: an object whose best IoU is at least this value takes all boxes with that IoU, also from earlier
+            objects. `None` switches this off.
 
     Returns:
         `(boxes,)`, int64: the index of an object, `BACKGROUND` or `IGNORED`.
@@ -197,8 +202,11 @@ def match(overlaps: torch.Tensor, positive: float, negative: float, low_quality:
 
 
 def sample(matched: torch.Tensor, number: int, positive_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of at most `number` boxes to train on, drawn from torch's random state: those matched with an object,
-    at most the given share, and background."""
+    """Sample at most `number` boxes for training with torch's random state.
+
+    Returns:
+        Indices of boxes with an object, at most the given share, and indices of background boxes.
+    """
 
     def draw(indices: torch.Tensor, number: int) -> torch.Tensor:
         if len(indices) <= number:
@@ -210,5 +218,5 @@ def sample(matched: torch.Tensor, number: int, positive_share: float) -> tuple[t
 
 
 def of_class(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of values `(n, 1 or num_labels, …)` those of each row's class, `(n, …)`; any of a row of background."""
+    """Select from values `(n, 1 or num_labels, …)` those of each row's class, `(n, …)`; any class for background."""
     return values[torch.arange(len(values), device=values.device), labels.clamp(max=values.shape[1] - 1)]

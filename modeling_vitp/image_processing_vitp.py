@@ -1,4 +1,4 @@
-"""Images to normalised tiles: 8-bit RGB, and through an input spec everything else that domains image with."""
+"""Conversion of images to normalized tiles: 8-bit RGB, and all other images by an input spec."""
 
 import logging
 import os
@@ -28,9 +28,9 @@ from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
 logger = logging.getLogger(__name__)
-NEEDS_RASTERIO = "other bands than colors, and colors of more than 8 bits, need rasterio: pip install rasterio"
+NEEDS_RASTERIO = "multi-band images and color images of more than 8 bits need rasterio: pip install rasterio"
 
-# What Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) hold more than 8 bits.
+# Modes that Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) have more than 8 bits.
 PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 
 
@@ -43,13 +43,13 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
-    """Reads 8-bit RGB images as transformers does, and all others by an [`InputSpec`].
+    """Base class of the image processors: 8-bit RGB images as in transformers, all others by an [`InputSpec`].
 
-    Transparency is composited onto white. `do_rescale=False` leaves 8-bit images in [0, 255], as in transformers, and
-    gives all others in [0, 1], from black to white.
+    Transparency is composited onto white. With `do_rescale=False`, 8-bit images stay in [0, 255], as in transformers,
+    and all others are in [0, 1], from black to white.
 
-    With `band_names` in the input spec, `image_mean` and `image_std` have a value for each band. Without values of
-    one's own, those of the class, for red, green and blue, are taken for the bands as [`spread_bands`] takes weights.
+    With `band_names` in the input spec, `image_mean` and `image_std` have a value for each band. If they are not set,
+    the class's values for red, green and blue are spread over the bands as [`spread_bands`] does with weights.
     """
 
     input_spec = None
@@ -63,31 +63,33 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
                 setattr(self, field, spread_values(getattr(self, field), names))
             elif len(kwargs[field]) != len(names):
                 raise ValueError(
-                    f"{field} has {len(kwargs[field])} values for {describe_bands(names)}: give one for each."
+                    f"Expected a value of {field} for each of {describe_bands(names)}, got {len(kwargs[field])}."
                 )
 
     @property
     def band_names(self) -> list[str] | None:
-        """Of the channels, where they are other bands than red, green and blue."""
+        """Names of the channels, `None` for red, green and blue."""
         names = InputSpec.from_dict(self.input_spec).band_names
         return None if names is None else list(names)
 
     @classmethod
     def from_backbone(cls, backbone: str | Path, **kwargs) -> "InputSpecImageProcessor":
-        """With the mean, standard deviation and input spec of the backbone in a folder or Hub repo; for tiles also with
-        its size. Another `input_spec` may be given; a warning says if that leaves out how the backbone reads images.
+        """Create an image processor with the mean, standard deviation and input spec of a backbone.
+
+        The backbone is a folder or Hub id. A processor that cuts tiles also takes its size. If another `input_spec` is
+        passed and drops settings of the backbone's, a warning is logged.
         """
         settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
         own = {name: settings[name] for name in cls.of_backbone if name in settings}
-        if {*own.get("size", ())} != {"height", "width"}:  # which tiles have
+        if {*own.get("size", ())} != {"height", "width"}:  # not the size of a tile
             own.pop("size", None)
         if "input_spec" in kwargs:
             left_out = {**(own.get("input_spec") or {})}
             left_out.pop("band_names", None)
             if left_out and not kwargs["input_spec"]:
                 logger.warning(
-                    "%s was trained on images that it reads by input_spec=%s, and these are read without: give it too "
-                    "(in `data`) if they are of the same kind.",
+                    "%s was trained on images read with input_spec=%s, but `input_spec` is empty here. Set it (in "
+                    "`data`) if these images are of the same kind.",
                     backbone,
                     left_out,
                 )
@@ -95,20 +97,22 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         return cls(**own | kwargs)
 
     def with_input_spec(self, input_spec: dict | None) -> "InputSpecImageProcessor":
-        """The same image processor with another input spec. For other bands than before, mean and standard deviation
-        are taken as [`spread_bands`] takes weights.
+        """Return a copy of the image processor with another input spec.
+
+        For other bands, mean and standard deviation are spread as [`spread_bands`] does with weights.
 
         Raises:
-            ValueError: if it is for other bands than red, green and blue already.
+            ValueError: if the image processor already has other bands than red, green and blue.
         """
         return type(self).from_dict(settings_with(self.to_dict(), input_spec))
 
     def fetch_images(self, images: ImageInput, spec: InputSpec | None = None):
-        """As the parent, but files are opened so that alpha, depth, bands and TIFF are not lost: with Pillow what it
-        reads in full, with rasterio all else.
+        """Open paths and URLs without loss of alpha, bit depth or bands.
+
+        Pillow reads a file if it can read it without loss, otherwise rasterio does.
 
         Args:
-            spec: by which they will be read; that of the image processor if not given.
+            spec: input spec for the images. Defaults to the image processor's.
         """
         spec = spec or InputSpec.from_dict(self.input_spec)
         if isinstance(images, (list, tuple)):
@@ -123,14 +127,14 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             raise ValueError(f"image {images[:200]!r} cannot be read: {error}") from error
 
     def resize(self, image: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """As the parent, which clamps the overshoot of bicubic resampling only if the image is uint8."""
+        """Resize an image, and clamp the overshoot of bicubic interpolation also for floats."""
         resized = super().resize(image, *args, **kwargs)
         return resized.clamp(0, 255) if resized.is_floating_point() else resized
 
     def rescale_and_normalize(
         self, images: torch.Tensor, do_rescale: bool, rescale_factor: float, *args, **kwargs
     ) -> torch.Tensor:
-        """As the parent. Floats come from an [`InputSpec`], and without rescaling are meant to be in [0, 1]."""
+        """Rescale and normalize images. Floats come from an [`InputSpec`]; without rescaling they are set to [0, 1]."""
         if not do_rescale and images.is_floating_point():
             do_rescale, rescale_factor = True, 1 / 255
         return super().rescale_and_normalize(images, do_rescale, rescale_factor, *args, **kwargs)
@@ -141,7 +145,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             images = list(images) if getattr(images, "ndim", 0) == expected_ndims + 1 else [images]
         images = [image for item in images for image in (item if isinstance(item, (list, tuple)) else [item])]
         if not images:
-            raise ValueError("there is no image: give at least one.")
+            raise ValueError("Expected at least one image, got none.")
         return images
 
     def _prepare_image_like_inputs(
@@ -156,8 +160,8 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         images = super()._prepare_image_like_inputs(images, *args, spec=spec, **kwargs)
         if not do_rescale and len({image.is_floating_point() for image in images}) > 1:
             raise ValueError(
-                "with do_rescale=False, 8-bit images stay in [0, 255] and others are in [0, 1], and these are of both "
-                "kinds: give images of one kind, or rescale."
+                "Expected images of one kind with do_rescale=False, got 8-bit images, which stay in [0, 255], and "
+                "others, which are in [0, 1]. Set do_rescale=True, or pass the two kinds separately."
             )
         return images
 
@@ -169,7 +173,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         spec: InputSpec | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """One image to a `(channels, height, width)` tensor in [0, 255]; see [`InputSpec`] for what is refused."""
+        """Convert one image to a `(channels, height, width)` tensor in [0, 255]; see [`InputSpec`] for the errors."""
         if is_pil_image(image) and spec is None and image.mode in PIL_8BIT_MODES and 0 not in image.size:
             return super().process_image(to_rgb(image), **kwargs)
         array = self.stored_bands(image, spec, input_data_format)
@@ -182,10 +186,10 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     def stored_bands(
         self, image: ImageInput, spec: InputSpec | None, input_data_format: str | ChannelDimension | None = None
     ) -> torch.Tensor:
-        """What a spec is applied to: the bands of an image, `(bands, height, width)`."""
+        """Return the stored bands of an image as a tensor `(bands, height, width)`."""
         if is_pil_image(image):
             if 0 in image.size:
-                raise ValueError(f"the image is empty: {image.size[0]} x {image.size[1]} pixels.")
+                raise ValueError(f"The image is empty: {image.size[0]} x {image.size[1]} pixels.")
             if image.mode in PIL_8BIT_MODES and image.mode not in ("L", "RGB"):
                 image = super().process_image(to_rgb(image))
                 input_data_format = ChannelDimension.FIRST
@@ -200,19 +204,19 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
 
     @staticmethod
     def _bands_first(image: torch.Tensor, input_data_format: str | ChannelDimension | None) -> torch.Tensor:
-        """To `(bands, height, width)`: the shorter of the outer axes holds the bands unless the caller says."""
+        """Move the bands to `(bands, height, width)`. If the layout is unknown, the shorter outer axis is taken."""
         if image.ndim == 2:
             image, input_data_format = image[None], ChannelDimension.FIRST
         if image.ndim != 3 or 0 in image.shape:
             raise ValueError(
-                f"an image has shape {tuple(image.shape)}; (height, width), (bands, height, width) or "
-                "(height, width, bands) is needed, with no axis of length zero."
+                "Expected an image of shape (height, width), (bands, height, width) or (height, width, bands), without "
+                f"an axis of length zero, got {tuple(image.shape)}."
             )
         if input_data_format is None:
             first, last = image.shape[0], image.shape[-1]
             if first == last or {first, last} <= {1, 3, 4}:
                 raise ValueError(
-                    f"an image has shape {tuple(image.shape)}, so its bands could be the first or the last axis: pass "
+                    f"The bands of an image of shape {tuple(image.shape)} could be the first or the last axis. Set "
                     "input_data_format='channels_first' or 'channels_last'."
                 )
             is_last = last in (1, 3, 4) or (last < first and first not in (1, 3, 4))
@@ -221,16 +225,16 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
 
 
 def layout_of(image: torch.Tensor, num_bands: int) -> ChannelDimension | None:
-    """Which axis of an image has the bands that are asked for, if only one can be it."""
+    """Return the channel layout of an image if exactly one outer axis has `num_bands` entries, else `None`."""
     found = [image.ndim == 3 and image.shape[axis] == num_bands for axis in (0, -1)]
     return {(True, False): ChannelDimension.FIRST, (False, True): ChannelDimension.LAST}.get(tuple(found))
 
 
 def settings_with(settings: dict, input_spec: dict | None) -> dict:
-    """The settings of an image processor with another input spec.
+    """Return the settings of an image processor with another input spec.
 
-    Mean and standard deviation for red, green and blue are taken for the bands that it names as [`spread_bands`] takes
-    weights. Bands that the settings are for already it need not name.
+    Mean and standard deviation for red, green and blue are spread over the spec's bands as [`spread_bands`] does with
+    weights. If the settings already have band names, the spec may omit them.
 
     Raises:
         ValueError: if the settings are for other bands.
@@ -249,12 +253,12 @@ def settings_with(settings: dict, input_spec: dict | None) -> dict:
 
 
 def spread_values(values: list[float], band_names: list[str]) -> list[float]:
-    """A mean or standard deviation for red, green and blue as one for each band."""
+    """Return a mean or standard deviation for red, green and blue as one value for each band."""
     return spread(torch.tensor(values, dtype=torch.float64), band_names).tolist()
 
 
 def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
-    """The image in a file, or the bands that are stored in it, of shape `(bands, height, width)`."""
+    """Read a file as a Pillow image, or as its stored bands `(bands, height, width)`."""
     if spec.band_names is not None:
         return read_bands(path, spec)
     try:
@@ -266,7 +270,7 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
     except PIL.UnidentifiedImageError as error:
         with open(path, "rb") as file:
             is_tiff = file.read(4)[:2] in (b"II", b"MM")
-        if not is_tiff:  # GDAL would follow what a text, as one of its virtual files, says
+        if not is_tiff:  # GDAL would follow the paths in a text file (VRT)
             raise
         if find_spec("rasterio") is None:
             raise ValueError(f"{error}; {NEEDS_RASTERIO}") from None
@@ -275,7 +279,7 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
         except OSError:
             raise error from None
     if turned:
-        raise ValueError("it is stored turned, as its orientation says: turn its pixels, and take the tag away")
+        raise ValueError("its EXIF orientation is rotated: rotate its pixels and remove the tag")
     bands = read_bands(path)
     if not has_alpha:
         return bands
@@ -284,7 +288,7 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
 
 
 def is_reduced(image: PIL.Image.Image, bands: bool) -> bool:
-    """Whether Pillow would give other bits than an opened file has, or, if bands are wanted, less of them."""
+    """Return whether Pillow would lose bits of an opened file or, if `bands` is set, some of its bands."""
     if image.format == "JPEG2000":
         return is_reduced_jpeg_2000(Path(image.filename).read_bytes(), bands)
     if image.format == "TIFF":
@@ -296,23 +300,24 @@ def is_reduced(image: PIL.Image.Image, bands: bool) -> bool:
 
 
 def is_reduced_jpeg_2000(content: bytes, bands: bool) -> bool:
-    """The same of JPEG 2000, by the marker of its size (ISO/IEC 15444-1, A.5.1). Three bands that are said to be grey,
-    as GDAL says of bands that are not said to be colors, Pillow does not decode.
+    """Return the same for JPEG 2000, by its SIZ marker (ISO/IEC 15444-1, A.5.1).
+
+    Three bands that are marked as gray, as GDAL marks bands without color, are not decoded by Pillow.
     """
-    header = content.partition(b"\xff\x4f\xff\x51")[2][36:39]  # how many bands, and bits of the first less one
+    header = content.partition(b"\xff\x4f\xff\x51")[2][36:39]  # number of bands; bits of the first band minus one
     number, is_deep = int.from_bytes(header[:2], "big"), header[2:] and header[2] & 0x7F >= 8
-    is_grey = b"colr\1\0\0\0\0\0\x11" in content
-    return bool(is_deep or (number == 3 and is_grey) or (bands and number not in (0, 1, 3)))
+    is_gray = b"colr\1\0\0\0\0\0\x11" in content
+    return bool(is_deep or (number == 3 and is_gray) or (bands and number not in (0, 1, 3)))
 
 
 def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
-    """The bands of a file as they are stored, of shape `(bands, height, width)`."""
+    """Return the bands of a file as they are stored, of shape `(bands, height, width)`."""
     try:
         import rasterio
     except ImportError:
         raise ValueError(NEEDS_RASTERIO) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one need not be georeferenced
+        warnings.simplefilter("ignore")  # about missing georeferencing
         with rasterio.open(path) as file:
             if spec is not None:
                 spec.check_number(file.count)
@@ -320,20 +325,21 @@ def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
 
 
 class ViTPImageProcessorKwargs(GotOcr2ImageProcessorKwargs, total=False):
-    r"""
+    r"""Keyword arguments of [`ViTPImageProcessor`].
+
     input_spec (`dict`, *optional*):
-        How images that are not 8-bit RGB become the model's channels: the fields of [`InputSpec`] (`bands`, `window`,
-        `percentiles`, `gamma`, `band_names`). Given, it applies to every image; not given, 8-bit images are taken as
-        they are and others by the range of their type.
+        Conversion of images that are not 8-bit RGB to the model's channels: the fields of [`InputSpec`] (`bands`,
+        `window`, `percentiles`, `gamma`, `band_names`). If set, it applies to every image. If not set, 8-bit images
+        stay as they are and others are scaled by the range of their type.
     """
 
     input_spec: dict | None
 
 
 class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
-    """InternVL's dynamic tiling with ImageNet mean and std, and an input spec for images that are not 8-bit RGB.
+    """Image processor with InternVL's dynamic tiling, and with an input spec for images that are not 8-bit RGB.
 
-    8-bit RGB input gives what [`~transformers.GotOcr2ImageProcessor`] gives with the same settings.
+    8-bit RGB images give the same result as [`~transformers.GotOcr2ImageProcessor`] with the same settings.
     """
 
     valid_kwargs = ViTPImageProcessorKwargs
@@ -343,13 +349,13 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
     size = {"height": 448, "width": 448}
 
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
-        """As its parent; images that come in a list for each sample share the budget of their sample.
+        """Cut images into tiles. Images in a nested list share the tile budget of their sample.
 
         Args:
-            images: one image, a list of images, or a list of the images of each sample.
+            images: one image, a list of images, or a list with the images of each sample.
 
         Returns:
-            `pixel_values` of all tiles, image after image, and `num_patches`, the tiles of each image.
+            `pixel_values` of all tiles, image after image, and `num_patches`, the number of tiles of each image.
         """
         is_by_sample = isinstance(images, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in images)
         if not is_by_sample:
@@ -364,17 +370,17 @@ class ViTPImageProcessor(InputSpecImageProcessor, GotOcr2ImageProcessor):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def max_patches_of_image(self, num_images: int, images_kwargs: dict | None = None) -> int:
-        """Most tiles of each image of a sample, which share its budget `max_patches`; at least one."""
+        """Return the maximum number of tiles of an image in a sample whose images share `max_patches`; at least one."""
         images_kwargs = images_kwargs or {}
         budget = images_kwargs.get("max_patches") or self.max_patches
         return max(budget // max(num_images, 1), images_kwargs.get("min_patches") or self.min_patches, 1)
 
     def num_tiles(self, image_sizes: list[tuple[int, int]], images_kwargs: dict | None = None) -> list[int]:
-        """Tiles of each image of a sample, thumbnail included.
+        """Return the number of tiles of each image of a sample, thumbnail included.
 
         Args:
-            image_sizes: height and width of each, in pixels.
-            images_kwargs: what the image processor is told of them.
+            image_sizes: height and width of each image, in pixels.
+            images_kwargs: keyword arguments of the image processor.
         """
         max_patches = self.max_patches_of_image(len(image_sizes), images_kwargs)
         kwargs = {"crop_to_patches": True, **(images_kwargs or {}), "max_patches": max_patches}

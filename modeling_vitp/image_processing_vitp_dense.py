@@ -1,4 +1,4 @@
-"""Images, and masks of classes, for dense tasks: at their own size, padded to the largest of a batch."""
+"""Image processor for dense tasks: images and masks at their own size, padded to the largest of a batch."""
 
 import numpy as np
 import torch
@@ -16,19 +16,21 @@ IGNORE_INDEX = 255
 
 
 class ViTPSegmentationImageProcessorKwargs(SegformerImageProcessorKwargs, total=False):
-    r"""
+    r"""Keyword arguments of [`ViTPSegmentationImageProcessor`].
+
     input_spec (`dict`, *optional*):
-        How images that are not 8-bit RGB become the model's channels: the fields of [`InputSpec`].
+        Conversion of images that are not 8-bit RGB to the model's channels: the fields of [`InputSpec`].
     """
 
     input_spec: dict | None
 
 
 class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProcessor):
-    """For [`ViTPForSemanticSegmentation`] and [`ViTPForChangeDetection`].
+    """Image processor for [`ViTPForSemanticSegmentation`] and [`ViTPForChangeDetection`].
 
-    Images stay at their own size (`do_resize=True` brings them to `size`). In a batch they are padded at the right and
-    at the bottom to the largest, with zeros after normalisation, their labels with 255, which the loss ignores.
+    Images keep their size unless `do_resize=True`, which resizes them to `size`. In a batch they are padded at the
+    right and at the bottom to the largest: images with zeros after normalization, labels with 255, which the loss
+    ignores.
     """
 
     valid_kwargs = ViTPSegmentationImageProcessorKwargs
@@ -41,15 +43,16 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
         images_after: ImageInput | None = None,
         **kwargs,
     ) -> BatchFeature:
-        r"""
+        r"""Prepare images and their masks for a model.
+
         Args:
             images (`ImageInput`):
-                One image or several, of any kind that the input spec covers. Paths of files are opened.
+                One image or several, of any kind that the input spec covers. File paths are opened.
             segmentation_maps (`ImageInput`, *optional*):
-                Their masks: class indices of shape `(height, width)`, as arrays, tensors, or greyscale or palette
-                images.
+                Masks of the images: class indices of shape `(height, width)`, as arrays, tensors, or grayscale or
+                palette images.
             images_after (`ImageInput`, *optional*):
-                For change detection: the later images of the same ground.
+                Later images of the same places, for change detection.
 
         Returns:
             `pixel_values`, float32 of shape `(batch_size, num_channels, height, width)`, or for pairs
@@ -57,8 +60,8 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
             `(batch_size, height, width)`.
 
         Raises:
-            ValueError: if an image and its mask or its pair differ in size or number, or a mask is no map of class
-                indices.
+            ValueError: if an image and its mask or its later image differ in size or number, or a mask does not have
+                class indices.
         """
         return super().preprocess(images, segmentation_maps, image_like_kwargs={"images_after": images_after}, **kwargs)
 
@@ -97,7 +100,7 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
             check_sizes(images, after, "image after")
             data = {"pixel_values_before": normalized(images), "pixel_values_after": normalized(after)}
         if segmentation_maps is not None:
-            masks = self.fetch_images(segmentation_maps, InputSpec())  # whose values are no bands
+            masks = self.fetch_images(segmentation_maps, InputSpec())  # class indices, not bands
             masks = [read_mask(mask) for mask in self._prepare_images_structure(masks, expected_ndims=2)]
             check_sizes(images, masks, "mask")
             kwargs |= {"do_rescale": False, "do_normalize": False, "resample": InterpolationMode.NEAREST_EXACT}
@@ -112,43 +115,44 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
         return_segmentation_scores: bool = False,
         do_resize: bool | None = None,
     ) -> list:
-        r"""
+        r"""Convert logits to maps of class indices.
+
         Args:
             outputs ([`~transformers.modeling_outputs.SemanticSegmenterOutput`]):
-                What the model gave.
+                Output of the model.
             target_sizes (`list[tuple[int, int]]`, *optional*):
-                Height and width of the images as they were given, of the whole batch: the padding is cropped off, or
-                with `do_resize` the logits are interpolated.
+                Original height and width of each image of the batch. The padding is cropped off or, with `do_resize`,
+                the logits are interpolated.
             return_segmentation_scores (`bool`, defaults to `False`):
-                Whether to give the logits too, as the parent does.
+                Whether to return the logits too, as the parent does.
             do_resize (`bool`, *optional*):
-                Whether the images were resized. As the processor is set if not given: to be given where the call that
-                made the images said otherwise.
+                Whether the images were resized. Defaults to the processor's setting. Set it if the preprocessing call
+                differed from that.
 
         Returns:
             A map of class indices for each image, int64 of shape `(height, width)`.
 
         Raises:
-            ValueError: if a target size is larger than the logits, there are not as many as images, or the largest is
-                not the logits' size while nothing says whether images were resized.
+            ValueError: if a target size is larger than the logits, their number is not that of the images, or the
+                largest differs from the logits' size and `do_resize` is not set.
         """
         if (self.do_resize if do_resize is None else do_resize) or target_sizes is None:
             return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
         logits = outputs.logits
         if len(logits) != len(target_sizes):
-            raise ValueError(f"there are {len(target_sizes)} target_sizes for {len(logits)} images.")
+            raise ValueError(f"Expected {len(logits)} target_sizes, one for each image, got {len(target_sizes)}.")
         largest = tuple(max(int(size[axis]) for size in target_sizes) for axis in (0, 1))
         results = []
         for image_logits, (height, width) in zip(logits, target_sizes):
             if height > logits.shape[-2] or width > logits.shape[-1]:
                 raise ValueError(
-                    f"target size {height} x {width} is larger than the logits, {logits.shape[-2]} x "
-                    f"{logits.shape[-1]}: give the size of the image that the processor was given."
+                    f"Target size {height} x {width} is larger than the logits, {logits.shape[-2]} x "
+                    f"{logits.shape[-1]}. Pass the original size of the image."
                 )
             if do_resize is None and largest != logits.shape[-2:]:
                 raise ValueError(
-                    f"the logits are {logits.shape[-2]} x {logits.shape[-1]}, and the largest of target_sizes "
-                    f"{largest[0]} x {largest[1]}: give do_resize=True if the images were resized, False if they were "
+                    f"The logits are {logits.shape[-2]} x {logits.shape[-1]}, but the largest of target_sizes is "
+                    f"{largest[0]} x {largest[1]}. Set do_resize=True if the images were resized, False if they were "
                     "padded further."
                 )
             cropped = SemanticSegmenterOutput(logits=image_logits[None, :, :height, :width])
@@ -157,23 +161,23 @@ class ViTPSegmentationImageProcessor(InputSpecImageProcessor, SegformerImageProc
 
 
 def read_mask(mask: ImageInput) -> torch.Tensor:
-    """A mask as int64 of shape `(1, height, width)`."""
+    """Return a mask as int64 of shape `(1, height, width)`."""
     mask = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
     if mask.ndim != 2 or mask.is_floating_point() or mask.is_complex():
         raise ValueError(
-            f"a mask of dtype {str(mask.dtype).removeprefix('torch.')} and shape {tuple(mask.shape)} is no map of "
-            "class indices: integers of shape (height, width) are needed."
+            f"Expected a mask of integer class indices of shape (height, width), got dtype "
+            f"{str(mask.dtype).removeprefix('torch.')} and shape {tuple(mask.shape)}."
         )
     return mask[None].long()
 
 
 def check_sizes(images: list[torch.Tensor], others: list[torch.Tensor], what: str) -> None:
     if len(images) != len(others):
-        raise ValueError(f"there are {len(images)} images, but {len(others)} of kind {what!r}.")
+        raise ValueError(f"Expected one {what} for each of {len(images)} images, got {len(others)}.")
     for index, (image, other) in enumerate(zip(images, others)):
         if image.shape[-2:] != other.shape[-2:]:
             size, other_size = (" x ".join(map(str, tensor.shape[-2:])) for tensor in (image, other))
-            raise ValueError(f"image {index} is {size}, but its {what} is {other_size} (height x width).")
+            raise ValueError(f"Image {index} is {size}, but its {what} is {other_size} (height x width).")
 
 
 __all__ = ["ViTPSegmentationImageProcessor"]

@@ -1,4 +1,4 @@
-"""Images and their objects for detectors, and detections back in the images: boxes, corners and masks."""
+"""Image processor for detectors: images with their objects, and detections as boxes, corners and masks."""
 
 import numpy as np
 import torch
@@ -15,20 +15,21 @@ Sizes = torch.Tensor | list[tuple[int, int]] | None
 
 
 class ViTPDetectionImageProcessorKwargs(DetrImageProcessorKwargs, total=False):
-    r"""
+    r"""Keyword arguments of [`ViTPDetectionImageProcessor`].
+
     input_spec (`dict`, *optional*):
-        How images that are not 8-bit RGB become the model's channels: the fields of [`InputSpec`].
+        Conversion of images that are not 8-bit RGB to the model's channels: the fields of [`InputSpec`].
     """
 
     input_spec: dict | None
 
 
 class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
-    """For [`ViTPForObjectDetection`], [`ViTPForOrientedObjectDetection`] and [`ViTPForInstanceSegmentation`].
+    """Image processor for [`ViTPForObjectDetection`], its oriented variant and [`ViTPForInstanceSegmentation`].
 
-    Images stay at their own size (`do_resize=True` brings them to `size`). In a batch they are padded at the right and
-    at the bottom to the largest, with zeros after normalisation, and `pixel_mask` says where an image is. Unlike in
-    DETR, boxes are shares of the image without its padding.
+    Images keep their size unless `do_resize=True`, which resizes them to `size`. In a batch they are padded at the
+    right and at the bottom to the largest, with zeros after normalization, and `pixel_mask` marks the image. Unlike in
+    DETR, boxes are relative to the image without its padding.
     """
 
     valid_kwargs = ViTPDetectionImageProcessorKwargs
@@ -42,27 +43,28 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         masks_path: str | None = None,
         **kwargs,
     ) -> BatchFeature:
-        r"""
+        r"""Prepare images and their objects for a model.
+
         Args:
             images (`ImageInput`):
-                One image or several, of any kind that the input spec covers. Paths of files are opened.
+                One image or several, of any kind that the input spec covers. File paths are opened.
             annotations (`dict` or `list[dict]`, *optional*):
-                The objects of each image as in COCO: `image_id`, and `annotations` with `category_id` and `bbox` (x, y,
-                width, height in pixels), or for oriented boxes `corners` (four x, y in order around the box) in its
-                place. Crowds, and boxes without area within the image, are left out.
+                Objects of each image as in COCO: `image_id`, and `annotations` with `category_id` and `bbox` (x, y,
+                width, height in pixels), or for oriented boxes `corners` (four x, y in order around the box) instead of
+                `bbox`. Crowds, and boxes without area within the image, are left out.
             return_segmentation_masks (`bool`, *optional*):
-                Whether to give the masks of the objects' `segmentation`: an array of the image's size, or COCO's
+                Whether to return masks from the objects' `segmentation`: an array of the image's size, or COCO's
                 polygons or run lengths, which need `faster-coco-eval`.
 
         Returns:
             `pixel_values`, float32 of shape `(batch_size, num_channels, height, width)`; `pixel_mask`, int64 of shape
             `(batch_size, height, width)`; with annotations `labels`, a dictionary for each image: `class_labels`,
-            `boxes` (centre x, centre y, width, height), `corners` if the objects have them, `masks` if they are asked
-            for.
+            `boxes` (center x, center y, width, height, relative to the image), `corners` if the objects have them,
+            `masks` if requested.
 
         Raises:
-            ValueError: if an annotation is not as above, with masks also an empty `segmentation`, or some objects have
-                corners and others none.
+            ValueError: if an annotation does not have this format, a requested `segmentation` is empty, or some objects
+                have corners and others do not.
         """
         return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)
 
@@ -82,8 +84,10 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         objects = [*numbered.values()]
         prepared = super().prepare_annotation(image, {**target, "annotations": objects}, format, False, **kwargs)
         if len({"corners" in one for one in objects}) > 1:
-            raise ValueError(f"some objects of image {target['image_id']} have corners and others have none.")
-        if not objects or "corners" in objects[0]:  # of none a model of either kind can be told
+            raise ValueError(
+                f"Expected `corners` for all objects of image {target['image_id']} or for none, got both kinds."
+            )
+        if not objects or "corners" in objects[0]:  # without objects, both kinds of labels are valid
             corners = np.array([one["corners"] for one in objects], np.float32).reshape(-1, 4, 2)
             prepared["corners"] = torch.from_numpy(corners).to(image.device)
         if return_segmentation_masks:
@@ -91,7 +95,7 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
             for index, one in numbered.items():
                 try:
                     masks.append(read_outline(one.get("segmentation"), height, width))
-                except (ValueError, TypeError, RuntimeError) as error:  # what faster-coco-eval raises has no one class
+                except (ValueError, TypeError, RuntimeError) as error:  # faster-coco-eval raises several types
                     raise ValueError(f"object {index} of image {target['image_id']}: {error}") from error
             prepared["masks"] = torch.from_numpy(np.array(masks, np.uint8).reshape(-1, height, width)).to(image.device)
         return prepared
@@ -100,7 +104,7 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         self, annotation: dict, orig_size: tuple[int, int], target_size: tuple[int, int], *args, **kwargs
     ) -> dict:
         masks = annotation.get("masks")
-        if masks is not None and not len(masks):  # which its parent cannot stack
+        if masks is not None and not len(masks):  # the parent cannot stack an empty list
             annotation = {**annotation, "masks": masks.new_zeros(1, *masks.shape[1:])}
         resized = super().resize_annotation(annotation, orig_size, target_size, *args, **kwargs)
         if masks is not None:
@@ -123,36 +127,39 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
     def post_process_object_detection(
         self, outputs, threshold: float = 0.5, target_sizes: Sizes = None
     ) -> list[dict[str, torch.Tensor]]:
-        r"""
+        r"""Return the detections of each image above a score threshold.
+
         Args:
             outputs ([`ViTPDetectionOutput`]):
-                What the model gave. Of oriented objects the boxes around them are given.
+                Output of the model. Oriented objects are returned as their enclosing boxes.
             threshold (`float`, defaults to 0.5):
-                Detections have a higher score. The model itself leaves out those below its `score_threshold`.
+                Score that a detection must exceed. The model itself omits detections below its `score_threshold`.
             target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`, *optional*):
-                Height and width of the images as they were given; boxes are shares of the images if not given.
+                Original height and width of the images. If not set, boxes are relative to the images.
 
         Returns:
-            For each image `scores`, `labels` and `boxes` (x1, y1, x2, y2), by falling score.
+            For each image `scores`, `labels` and `boxes` (x1, y1, x2, y2), by descending score.
         """
         return self._select(outputs, threshold, target_sizes)[0]
 
     def post_process_oriented_object_detection(
         self, outputs, threshold: float = 0.5, *, target_sizes: Sizes
     ) -> list[dict[str, torch.Tensor]]:
-        r"""
+        r"""Return the oriented detections of each image above a score threshold.
+
         Args:
             outputs ([`ViTPDetectionOutput`]):
-                What [`ViTPForOrientedObjectDetection`] gave.
+                Output of [`ViTPForOrientedObjectDetection`].
             threshold (`float`, defaults to 0.5):
-                Detections have a higher score.
+                Score that a detection must exceed.
             target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`):
-                Height and width of the images as they were given.
+                Original height and width of the images.
 
         Returns:
-            For each image `scores`, `labels`, `corners` `(n, 4, 2)` in pixels, and `boxes` `(n, 5)`: centre x, centre
-            y, width, height and angle in radians, from -π/2 to π/2, clockwise on the screen. An image that was
-            stretched has corners that are no rectangle's: boxes are those of three of them.
+            For each image `scores`, `labels`, `corners` `(n, 4, 2)` in pixels, and `boxes` `(n, 5)`: center x, center
+            y, width, height and angle in radians, from -π/2 to π/2, clockwise on the screen. If the image was resized
+            to another aspect ratio, the corners are not those of a rectangle, and the box is computed from three of
+            them.
         """
         results, kept, scales = self._select(outputs, threshold, target_sizes)
         for result, corners, keep, scale in zip(results, outputs.pred_corners, kept, scales):
@@ -169,18 +176,19 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         target_sizes: Sizes,
         return_run_lengths: bool = False,
     ) -> list[dict]:
-        r"""
+        r"""Return the detections of each image above a score threshold, with their masks.
+
         Args:
             outputs ([`ViTPDetectionOutput`]):
-                What [`ViTPForInstanceSegmentation`] gave.
+                Output of [`ViTPForInstanceSegmentation`].
             threshold (`float`, defaults to 0.5):
-                Detections have a higher score.
+                Score that a detection must exceed.
             mask_threshold (`float`, defaults to 0.5):
-                An object is where its probability is at least this.
+                Minimum probability of a pixel of the object.
             target_sizes (`torch.Tensor` of shape `(batch_size, 2)` or `list[tuple[int, int]]`):
-                Height and width of the images as they were given.
+                Original height and width of the images.
             return_run_lengths (`bool`, defaults to `False`):
-                Whether to give masks as COCO's run lengths, which take less memory.
+                Whether to return masks as COCO's run lengths, which take less memory.
 
         Returns:
             For each image `scores`, `labels`, `boxes` (x1, y1, x2, y2) and `masks`: bool of shape `(n, height, width)`,
@@ -200,10 +208,10 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         return results
 
     def _select(self, outputs, threshold: float, sizes: Sizes) -> tuple[list[dict], list[torch.Tensor], torch.Tensor]:
-        """Scores, labels and boxes of each image, which of its detections they are, and what x and y are scaled by."""
+        """Return the results of each image, the masks that select them, and the scales of x and y."""
         scores, labels, boxes = outputs.scores, outputs.labels, center_to_corners_format(outputs.pred_boxes)
         if sizes is not None and len(sizes) != len(scores):
-            raise ValueError(f"there are {len(sizes)} target_sizes for {len(scores)} images.")
+            raise ValueError(f"Expected {len(scores)} target_sizes, one for each image, got {len(sizes)}.")
         sizes = torch.ones(len(scores), 2) if sizes is None else torch.as_tensor(sizes)
         scales = sizes.flip(-1).to(boxes)
         kept = [(score > threshold) & (label >= 0) for score, label in zip(scores, labels)]
@@ -219,25 +227,25 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
 
 
 def with_box(annotation: dict) -> dict:
-    """An object with a `bbox`, around its corners if it has these, and an `area`, which the parent asks for."""
+    """Return an object with a `bbox`, around its corners if it has these, and the `area` that the parent reads."""
     if "corners" in annotation:
         corners = np.array(annotation["corners"], np.float32).reshape(4, 2)
         annotation = {**annotation, "corners": corners, "bbox": [*corners.min(0), *np.ptp(corners, axis=0)]}
     if "bbox" not in annotation or len(annotation["bbox"]) != 4:
-        raise ValueError(f"an object needs a `bbox` of four numbers, or `corners`: {str(annotation)[:120]}.")
+        raise ValueError(f"Expected an object with a `bbox` of 4 numbers, or `corners`, got {str(annotation)[:120]}.")
     return {"area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}
 
 
 def meets(box: list[float], height: int, width: int) -> bool:
-    """Whether a box, x, y, width and height, has an area within the image, in float32 as the parent computes."""
+    """Return whether a box (x, y, width, height) has an area within the image, in float32 as the parent computes."""
     x, y, box_width, box_height = np.asarray(box, np.float32)
     return min(x + box_width, width) > max(x, 0) and min(y + box_height, height) > max(y, 0)
 
 
 def read_outline(outline, height: int, width: int) -> np.ndarray:
-    """A mask, or COCO's polygons or run lengths, as uint8 `(height, width)`."""
+    """Return a mask, or COCO's polygons or run lengths, as a uint8 mask `(height, width)`."""
     if outline is None:
-        raise ValueError("an object has no `segmentation`, of which its mask is made.")
+        raise ValueError("Expected a `segmentation` to create the object's mask from, got none.")
     if isinstance(outline, (dict, list)):
         check_segmentation(outline, height, width)
         try:
@@ -247,23 +255,23 @@ def read_outline(outline, height: int, width: int) -> np.ndarray:
         return coco.decode([coco.segmToRle(outline, width, height)])[..., 0]
     mask = np.asarray(outline)
     if mask.shape != (height, width):
-        raise ValueError(f"a mask has shape {mask.shape}, its image {(height, width)}.")
+        raise ValueError(f"Expected a mask of the image's shape {(height, width)}, got {mask.shape}.")
     return (mask > 0).astype(np.uint8)
 
 
 def check_segmentation(outline: dict | list, height: int, width: int) -> None:
-    """Raises a `ValueError` if these are no run lengths of an image of this size, and no polygons."""
+    """Raise a `ValueError` unless `outline` is a list of polygons, or run lengths of an image of this size."""
     if isinstance(outline, dict):
         if [*outline.get("size", ())] != [height, width]:
-            raise ValueError(f"run lengths have size {outline.get('size')}, their image {[height, width]}.")
+            raise ValueError(f"Expected run lengths of the image's size {[height, width]}, got {outline.get('size')}.")
     elif not outline:
-        raise ValueError("its `segmentation` is empty, and a mask is made of it: leave the object out.")
+        raise ValueError("Expected a `segmentation` to create the mask from, got an empty one. Remove the object.")
     elif not all(isinstance(one, (list, tuple, np.ndarray)) and len(one) >= 4 and len(one) % 2 == 0 for one in outline):
-        raise ValueError(f"a `segmentation` is a list of polygons, [[x, y, x, y, …], …], and not {str(outline)[:60]}.")
+        raise ValueError(f"Expected `segmentation` as polygons [[x, y, x, y, …], …], got {str(outline)[:60]}.")
 
 
 def paste_mask(probabilities: torch.Tensor, box: torch.Tensor, size: list[int]) -> torch.Tensor:
-    """Probabilities `(28, 28)` within a box at the middles of an image's pixels, `(height, width)`; 0 outside."""
+    """Interpolate probabilities `(28, 28)` within a box at the pixel centers of an image, 0 outside."""
     height, width = size
     pasted = probabilities.new_zeros(height, width)
     x1, y1, x2, y2 = box.unbind()
@@ -279,14 +287,14 @@ def paste_mask(probabilities: torch.Tensor, box: torch.Tensor, size: list[int]) 
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
-    """COCO's run lengths of a mask: down its columns, those of zeros first."""
+    """Return COCO's run lengths of a mask: column by column, beginning with zeros."""
     values = np.concatenate([[False], mask.astype(bool).ravel(order="F")])
     ends = np.concatenate([np.flatnonzero(values[1:] != values[:-1]), [mask.size]])
     return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
 
 
 def mask_of(lengths: dict[str, list[int]]) -> np.ndarray:
-    """The mask that [`run_lengths`] are of, bool of shape `(height, width)`."""
+    """Return the mask of [`run_lengths`], bool of shape `(height, width)`."""
     values = np.repeat(np.arange(len(lengths["counts"])) % 2 == 1, lengths["counts"])
     return values.reshape(lengths["size"], order="F")
 

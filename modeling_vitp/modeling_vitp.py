@@ -31,28 +31,28 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig, patch_grid
 from .opening import NamesItsFiles, naming, way_to_vit
 
-# What a user may take for a checkpoint of ours. Its parameters have other names than ours, which transformers passes
-# over with a report: the model would be left with random weights.
+# Model types that may be mistaken for a checkpoint of ours. Their parameters have other names, which transformers only
+# reports: the model would keep its random weights.
 LANGUAGE_MODELS = {"vitp": "ViTP's", "internvl": "transformers' InternVL", "internvl_chat": "InternVL's own code"}
 VISION_MODELS = {"vitp_vision", "internvl_vision", "vitp_backbone"}
-READ_POSITIONS = {"eager", "sdpa", "flex_attention"}  # in transformers, to tell several sequences in one row
-CACHE = "cache" if "cache" in InternVLModelOutputWithPast.__dataclass_fields__ else "past_key_values"  # by release
-SCORED_AT_ONCE = 512  # tokens whose logits are in float32 at a time
+READ_POSITIONS = {"eager", "sdpa", "flex_attention"}  # detect packed sequences by their positions
+CACHE = "cache" if "cache" in InternVLModelOutputWithPast.__dataclass_fields__ else "past_key_values"  # older name
+SCORED_AT_ONCE = 512  # tokens whose float32 logits are in memory at a time
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class CheckpointsOfOurs(NamesItsFiles):
-    """Opening a checkpoint is an error where its names are not those of the class."""
+    """Mixin for models whose `from_pretrained` refuses checkpoints of another model type."""
 
-    opens = frozenset()  # model types that it opens besides its own
+    opens = frozenset()  # accepted model types besides its own
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers.
+        """Load a model from a folder or Hub id, as in transformers.
 
         Raises:
-            ValueError: if it holds another kind of model, whose weights have other names (a vision-language model for
-                the ViT, a detector for its backbone …), or if a file is damaged, which is named.
+            ValueError: if the checkpoint is of another model type, whose weights have other names (a vision-language
+                model for the ViT, a detector for its backbone …), or if a file, which is named, is damaged.
         """
         if pretrained_model_name_or_path is not None:
             options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -62,29 +62,29 @@ class CheckpointsOfOurs(NamesItsFiles):
 
 
 def check_kind(cls: type, name: str, options: dict) -> None:
-    """Raises a `ValueError` with the way around it if `name`, a folder or Hub id, holds a model of another kind."""
+    """Raise a `ValueError` with advice if `name`, a folder or Hub id, holds a model of another type."""
     try:
         fields = PreTrainedConfig.get_config_dict(name, **options)[0]
-    except OSError:  # which loading will report, or it needs none: an adapter, one file
+    except OSError:  # reported by the loading itself, unless no config.json is needed (an adapter, one file)
         return
     found, own = fields.get("model_type"), cls.config_class.model_type
     if found in (None, own) or found in cls.opens:
         return
     if own == ViTPConfig.model_type and found in VISION_MODELS:
-        raise ValueError(f"{name} is a ViT alone, a {found!r}, without the language model that {cls.__name__} has.")
+        raise ValueError(f"{name} is a ViT alone ({found!r}), without the language model of {cls.__name__}.")
     if own == ViTPConfig.model_type and found in LANGUAGE_MODELS:
         raise ValueError(
-            f"{name} is a checkpoint of {LANGUAGE_MODELS[found]}, whose parameters have other names than "
-            f"{cls.__name__}'s. Convert it, `vitp convert {name} FOLDER`, and open FOLDER."
+            f"{name} is a checkpoint of {LANGUAGE_MODELS[found]}, whose parameter names differ from those of "
+            f"{cls.__name__}. Convert it with `vitp convert {name} FOLDER`, and load FOLDER."
         )
     kind = f"{name} is a {found!r}"
     if found in LANGUAGE_MODELS:
         kind = f"{name} is a vision-language model ({LANGUAGE_MODELS[found]})"
-    raise ValueError(f"{kind}, and {cls.__name__} opens a {own!r}. {way_to_vit(name, fields)}")
+    raise ValueError(f"{kind}, but {cls.__name__} loads a {own!r}. {way_to_vit(name, fields)}")
 
 
 class ViTPVisionLayer(InternVLVisionLayer):
-    """InternVL's ViT block with stochastic depth on both residual branches (drawn per tile, in training only)."""
+    """InternVL's ViT block with stochastic depth on both residual branches (sampled per tile, in training only)."""
 
     def __init__(self, config: ViTPVisionConfig, drop_path_rate: float = 0.0):
         super().__init__(config)
@@ -99,6 +99,8 @@ class ViTPVisionLayer(InternVLVisionLayer):
 
 
 class ViTPVisionEncoder(InternVLVisionEncoder):
+    """InternVL's ViT encoder with stochastic depth that increases linearly over the layers."""
+
     def __init__(self, config: ViTPVisionConfig):
         super(InternVLVisionEncoder, self).__init__()
         self.config = config
@@ -110,6 +112,8 @@ class ViTPVisionEncoder(InternVLVisionEncoder):
 
 
 class ViTPVisionPreTrainedModel(CheckpointsOfOurs, InternVLVisionPreTrainedModel):
+    """Base class of the ViT models."""
+
     opens = VISION_MODELS
     config: ViTPVisionConfig
     config_class = ViTPVisionConfig
@@ -121,14 +125,14 @@ class ViTPVisionPreTrainedModel(CheckpointsOfOurs, InternVLVisionPreTrainedModel
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, InternVLVisionEmbeddings):
-            # The parent zeroes both, which leaves a ViT that is trained from scratch blind to position.
+            # The parent sets both to zero, so that a ViT trained from scratch could not tell positions apart.
             init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
 
 
 class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
-    """The ViT of ViTP: what pretraining keeps, as a backbone. It is opened without the neck that a folder may have."""
+    """ViT of ViTP, the part that is kept after pretraining. A neck in the folder is not loaded."""
 
     opens = VISION_MODELS | {"vitp_adapter", "vitp_feature_pyramid"}
 
@@ -145,10 +149,11 @@ class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
     def forward(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.BoolTensor | None = None, **kwargs
     ) -> tuple | InternVLVisionModelOutputWithPooling:
-        r"""
+        r"""Encode images.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(num_tiles, num_channels, height, width)`):
-                Normalised images; height and width are multiples of the patch size.
+                Normalized images; height and width are multiples of the patch size.
             bool_masked_pos (`torch.BoolTensor` of shape `(num_tiles, num_patches)`, *optional*):
                 Patches to replace by the mask token.
 
@@ -167,7 +172,7 @@ class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
 
 
 class ViTPModel(CheckpointsOfOurs, InternVLModel):
-    """Vision model, projector and language model, without the LM head."""
+    """Vision-language model without the LM head: vision model, projector and language model."""
 
     config: ViTPConfig
     config_class = ViTPConfig
@@ -190,19 +195,19 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         visual_token_indices: torch.LongTensor | None = None,
         **kwargs,
     ) -> tuple | BaseModelOutputWithPooling:
-        r"""
+        r"""Return the projected visual tokens of images.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(num_tiles, num_channels, height, width)`):
-                The tiles of all images of the batch, in order. Height and width need not be equal.
+                Tiles of all images of the batch, in order. Height and width may differ.
             visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
-                VRL: which of the `num_tiles * tokens_per_tile` visual tokens to keep. They are gathered before the
-                projector, which therefore runs on the kept ones only.
+                Indices of the `num_tiles * tokens_per_tile` visual tokens that VRL keeps. They are gathered before the
+                projector, which therefore processes only these.
 
         Returns:
-            The vision model's outputs, with the projected visual tokens as `pooler_output`: of shape
-            `(num_tiles, tokens_per_tile, text_hidden_size)`, or `(num_kept, 1, text_hidden_size)` under VRL. There
-            each token is a group of its own, so that `generate` can tell to which sample it belongs when it expands
-            the batch for beams.
+            Outputs of the vision model, with the projected visual tokens as `pooler_output`, of shape
+            `(num_tiles, tokens_per_tile, text_hidden_size)`, or with VRL `(num_kept, 1, text_hidden_size)`: each
+            token is a group, so that `generate` can assign tokens to samples when it expands the batch for beam search.
         """
         if vision_feature_layer != -1:
             kwargs["output_hidden_states"] = True
@@ -237,36 +242,38 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
     ) -> tuple | InternVLModelOutputWithPast:
-        r"""
+        r"""Run the model on token ids and images.
+
         Args:
             visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
-                VRL: the visual tokens to keep, ascending, as flat indices over the batch's tiles times tokens per
-                tile. `input_ids` holds one image token for each, and `position_ids` their positions in the full
-                sequence; [`ViTPProcessor`] makes all three.
+                Visual tokens that VRL keeps, as ascending flat indices over the batch's tiles times tokens per tile.
+                `input_ids` has one image token for each, and `position_ids` has their positions in the full sequence.
+                [`ViTPProcessor`] returns all three.
 
-        A sequence with gaps in its `position_ids` is one sequence, also without an `attention_mask`; with a cache, what
-        follows it needs `position_ids` too. Several lie end to end in one row where `cu_seq_lens_q` and the like say
-        so, which FlashAttention takes, see [`ViTPDataCollator`].
+        A sequence with gaps in its `position_ids` is one sequence, also without an `attention_mask`. With a cache, the
+        tokens that follow it also need `position_ids`. Packed rows are marked by `cu_seq_lens_q` and related arguments,
+        which FlashAttention reads, see [`ViTPDataCollator`].
 
         Raises:
-            ValueError: if there are image tokens without images, positions from which the sequence is not clear, or
-                several sequences in one row that attention would take for one.
+            ValueError: if image tokens have no images, sequences cannot be recognized by their positions, or packed
+                sequences would attend to one another.
 
-        In training the ViT runs on text-only batches too, on a tile of which no token is kept. It changes neither
-        logits nor gradients, but the ViT's gradients are zeros then and not `None`: processes that see no image take
-        part in the gradient's reduction (DDP, FSDP2, ZeRO), and the optimizer treats the ViT the same on any number.
+        In training, the ViT also runs on text-only batches, on a tile whose tokens are all dropped. Logits and
+        gradients do not change, but the ViT's gradients are zeros rather than `None`: processes without images take
+        part in the reduction of the gradients (DDP, FSDP2, ZeRO), and the updates do not depend on the number of
+        processes.
         """
         cache = cache_in(kwargs)
         if position_ids is None:
             check_continuation(cache)
-        compiling = torch.compiler.is_compiling()  # when values cannot be looked at
+        compiling = torch.compiler.is_compiling()  # tensor values are not available then
         is_end_to_end = kwargs.get("cu_seq_lens_q") is not None
         attention = self.config.text_config._attn_implementation
         if is_end_to_end and attention in READ_POSITIONS:
             raise ValueError(
-                f"cu_seq_lens_q says that there are several sequences in one row, and the language model's attention, "
-                f"{attention!r}, tells them by their positions, in which VRL leaves gaps. Train with ViTPTrainer and "
-                "padding_free, or with attn_implementation='flash_attention_2'."
+                f"cu_seq_lens_q marks packed sequences, but attention {attention!r} of the language model detects them "
+                "by their positions, in which VRL leaves gaps. Train with ViTPTrainer and padding_free, or with "
+                "attn_implementation='flash_attention_2'."
             )
         if (
             attention_mask is None
@@ -274,11 +281,11 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             and not is_end_to_end
             and (visual_token_indices is not None or (not compiling and jump_ahead(position_ids)))
         ):
-            # Without a mask, transformers would read the gaps in the positions as borders of packed sequences.
+            # Without a mask, transformers would take gaps in the positions for the borders of packed sequences.
             if not compiling and position_ids is not None and (position_ids.diff() < 1).any():
                 raise ValueError(
-                    "position_ids have gaps, as VRL leaves them, and also start again: give the attention_mask, which "
-                    "says where rows are padded, or cu_seq_lens_q, which says where each of several sequences begins."
+                    "position_ids have gaps, as VRL leaves them, and also restart. Pass the attention_mask for padded "
+                    "rows, or cu_seq_lens_q for packed sequences."
                 )
             tokens = input_ids if input_ids is not None else inputs_embeds
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
@@ -315,30 +322,30 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         return outputs
 
     def _check_no_image_tokens(self, input_ids: torch.LongTensor, cache: Cache | None) -> None:
-        """Raises a `ValueError` if a sequence that starts here has image tokens, for which there is no image."""
+        """Raise a `ValueError` if a new sequence has image tokens, but no images were passed."""
         if torch.compiler.is_compiling() or (cache is not None and cache.get_seq_length() > 0):
-            return  # what a model has written may be any token
+            return  # generated tokens may be of any kind
         count = (input_ids == self.config.image_token_id).sum().item()
         if count:
             raise ValueError(
-                f"image features and image tokens do not match: input_ids hold {count} image tokens, but there are no "
-                "pixel_values. Pass all that the processor gives."
+                f"Image features and image tokens do not match: input_ids have {count} image tokens, but pixel_values "
+                "are missing. Pass all outputs of the processor."
             )
 
     def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """Patches of a tile, in height and width."""
+        """Return the number of patches of a tile in height and width."""
         size, ratio = tuple(pixel_values.shape[-2:]), self.config.downsample_ratio
         height, width = patch_grid(self.config.vision_config, size)
         if height * ratio % 1 or width * ratio % 1:
             raise ValueError(
-                f"tiles of {size[0]} x {size[1]} pixels have {height} x {width} patches, which are not joined to whole "
-                f"visual tokens at downsample_ratio={ratio}: give the image processor a size with an even number of "
-                "patches, at the usual ratio of 0.5."
+                f"Tiles of {size[0]} x {size[1]} pixels have {height} x {width} patches, which must be divisible into "
+                f"whole visual tokens by downsample_ratio={ratio}. Set a size of the image processor with an even "
+                "number of patches (for a ratio of 0.5)."
             )
         return height, width
 
     def _unseen_tile(self) -> tuple[torch.Tensor, torch.LongTensor]:
-        """A black tile, as `pixel_values`, and `visual_token_indices` that keep none of its tokens."""
+        """Return a black tile as `pixel_values`, and `visual_token_indices` that drop all of its tokens."""
         config, device = self.config.vision_config, self.get_input_embeddings().weight.device
         return (
             torch.zeros(1, config.num_channels, *config.image_size, device=device),
@@ -352,20 +359,20 @@ def cache_in(values: Mapping[str, Any]) -> Cache | None:
 
 
 def check_continuation(cache: Cache | None) -> None:
-    """Raises a `ValueError` if positions would be counted from the length of a sequence that VRL has shortened."""
+    """Raise a `ValueError` if positions would be counted from the length of a sequence that VRL has shortened."""
     if not getattr(cache, "positions_have_gaps", False):
         return
     if cache.get_seq_length() > 0:
         raise ValueError(
-            "the sequence in the cache was shortened by VRL, so its length does not say at which position the next "
-            "token is. Give position_ids: for each row the last one of the prompt plus 1, and so on (`generate` takes "
-            "those of the whole sequence)."
+            "The sequence in the cache was shortened by VRL, so the position of the next token does not follow from "
+            "its length. Pass position_ids that continue from the last position of each prompt (`generate`: those of "
+            "the whole sequence)."
         )
-    cache.positions_have_gaps = False  # it was emptied
+    cache.positions_have_gaps = False  # the cache was reset
 
 
 def jump_ahead(position_ids: torch.LongTensor | None) -> bool:
-    """Whether there are gaps in the positions of a row, as VRL leaves them."""
+    """Return whether there are gaps in the positions of a row, as VRL leaves them."""
     return position_ids is not None and bool((position_ids.diff() > 1).any())
 
 
@@ -376,7 +383,7 @@ class ViTPAnswerScores(ModelOutput):
     Args:
         log_probs (`torch.FloatTensor`): log-probability of the label.
         entropy (`torch.FloatTensor`): entropy of the prediction in nats, without a gradient.
-        is_top1 (`torch.BoolTensor`): whether the likeliest token is the label.
+        is_top1 (`torch.BoolTensor`): whether the most likely token is the label.
     """
 
     log_probs: torch.FloatTensor | None = None
@@ -390,7 +397,7 @@ def answer_positions(labels: torch.LongTensor) -> torch.LongTensor:
 
 
 def score_tokens(logits: torch.Tensor, labels: torch.LongTensor) -> ViTPAnswerScores:
-    """Score labels by logits, in float32 and in chunks, which are computed again in the backward pass.
+    """Score labels by float32 logits, in chunks that are recomputed in the backward pass.
 
     Args:
         logits: of shape `(num_tokens, vocab_size)`.
@@ -409,7 +416,7 @@ def score_tokens(logits: torch.Tensor, labels: torch.LongTensor) -> ViTPAnswerSc
 
 
 class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGeneration):
-    """The vision-language model that ViTP trains end to end; its vision tower is what is kept."""
+    """Vision-language model that ViTP trains end to end. After pretraining, its vision tower is kept."""
 
     config: ViTPConfig
     config_class = ViTPConfig
@@ -422,7 +429,7 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         self.post_init()
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BaseModelOutputWithPooling:
-        """See [`ViTPModel.get_image_features`]."""
+        """Return the projected visual tokens, see [`ViTPModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.LongTensor:
@@ -438,7 +445,7 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         is_first_iteration: bool | None = False,
         **kwargs,
     ) -> dict:
-        # A model that drafts for another one is never told that a sequence begins, and would not be given its images.
+        # An assistant model (assisted generation) is not told that a sequence begins, and would not receive the images.
         cache = cache_in(kwargs)
         is_whole = next_sequence_length in (None, input_ids.shape[1])
         begins = is_first_iteration or (is_whole and cache is not None and cache.get_seq_length() == 0)
@@ -470,19 +477,20 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         answer_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> tuple | InternVLCausalLMOutputWithPast | ViTPAnswerScores:
-        r"""
+        r"""Compute logits and, with `labels`, the loss.
+
         Args:
             visual_token_indices (`torch.LongTensor` of shape `(num_kept,)`, *optional*):
-                The visual tokens that VRL keeps, see [`ViTPModel.forward`]. All are kept if not given.
+                Visual tokens that VRL keeps, see [`ViTPModel.forward`]. Defaults to all.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Targets, of the length of `input_ids`; -100 is ignored.
+                Targets, one for each of `input_ids`; -100 is ignored.
             cache, past_key_values (`Cache`, *optional*):
-                Keys and values of the tokens before, under the name of newer or of older transformers.
+                Keys and values of the previous tokens, under the name of newer or of older transformers.
             answer_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Instead of `labels`, in training: only the tokens that have a label are scored, and no other logits are
+                Targets instead of `labels`, for training: only tokens with a label are scored, other logits are not
                 computed. Returns [`ViTPAnswerScores`].
         """
-        # Both are in the signature, by which `generate` checks what it is given.
+        # Both are in the signature, because `generate` validates its arguments against it.
         cache = past_key_values if cache is None else cache
         if cache is not None:
             kwargs[CACHE] = cache

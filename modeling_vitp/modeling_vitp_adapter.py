@@ -1,8 +1,8 @@
-"""ViT-Adapter (arXiv 2205.08534) on ViTP's ViT: maps at strides 4, 8, 16 and 32 for dense prediction.
+"""ViT-Adapter (arXiv 2205.08534) on ViTP's ViT: feature maps at strides 4, 8, 16 and 32 for dense prediction.
 
-A convolutional stem (spatial prior) gives maps at strides 4 to 32. The last three, as one sequence of tokens, exchange
-features with the ViT in four interactions: an injector brings them into the patch tokens before a range of the ViT's
-layers, an extractor brings the patch tokens back after it, both by deformable attention.
+A convolutional stem (spatial prior) computes maps at strides 4 to 32. The last three, as one sequence of tokens,
+exchange features with the ViT in four interactions. Before a range of the ViT's layers an injector adds them to the
+patch tokens; after the range an extractor adds the patch tokens to them. Both use deformable attention.
 """
 
 import math
@@ -22,10 +22,10 @@ from .modeling_vitp_backbone import ViTPMultiScaleBackbone
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3), whose values may be narrow.
+    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3) with values of reduced width.
 
     Queries of shape `(batch_size, num_queries, hidden_size)` with reference points `(num_queries, 2)`, x and y in
-    [0, 1], look at `features` of shape `(batch_size, sum of height * width, hidden_size)`, one map for each of
+    [0, 1], attend to `features` of shape `(batch_size, sum of height * width, hidden_size)`, one map for each of
     `shapes`.
     """
 
@@ -53,7 +53,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(queries).view(*sampled, 2)
         weights = self.attention_weights(queries).view(*sampled[:3], -1).softmax(-1).view(sampled)
         values = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
-        # Places in float32 at least: in bfloat16 a coordinate has 8 bits, less than the cells of a map.
+        # Locations are float32 at least: bfloat16 has 8 bits, fewer than a coordinate in a map needs.
         dtype = torch.promote_types(values.dtype, torch.float32)
         sizes = torch.tensor(shapes, device=queries.device)
         locations = reference_points.to(dtype)[None, :, None, None, None] + offsets.to(dtype) / sizes.flip(-1)[:, None]
@@ -62,7 +62,7 @@ class DeformableAttention(nn.Module):
         return self.dropout(self.output_proj(attended.to(values.dtype)))
 
     def init_weights(self):
-        """Heads look in directions spread over the circle, their points at growing distances, all equally."""
+        """Initialize the offsets of the heads in evenly spread directions, of their points at growing distances."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
@@ -78,7 +78,7 @@ class DeformableAttention(nn.Module):
 
 
 class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels at each place of a map `(batch_size, channels, height, width)`."""
+    """LayerNorm over the channels at each position of a map `(batch_size, channels, height, width)`."""
 
     def __init__(self, channels: int, eps: float = 1e-6):
         super().__init__(channels, eps=eps)
@@ -91,7 +91,7 @@ NORMS = {"layer_norm": ChannelLayerNorm, "batch_norm": nn.BatchNorm2d}
 
 
 class SpatialPrior(nn.Module):
-    """The convolutional stem: maps at strides 4, 8, 16 and 32, all of width `hidden_size`."""
+    """Convolutional stem with maps at strides 4, 8, 16 and 32, all of width `hidden_size`."""
 
     def __init__(self, config: ViTPAdapterConfig):
         super().__init__()
@@ -119,7 +119,7 @@ class SpatialPrior(nn.Module):
 
 
 class Injector(nn.Module):
-    """Brings the spatial prior's tokens into the patch tokens, through a gate for each channel."""
+    """Attention that adds the spatial prior's tokens to the patch tokens, with a gate for each channel."""
 
     def __init__(self, config: ViTPAdapterConfig):
         super().__init__()
@@ -134,7 +134,7 @@ class Injector(nn.Module):
 
 
 class ConvolutionalFeedForward(nn.Module):
-    """A feed-forward with a depthwise convolution over each of the three maps that the tokens come from."""
+    """Feed-forward network with a depthwise convolution over each of the three maps of the tokens."""
 
     def __init__(self, config: ViTPAdapterConfig):
         super().__init__()
@@ -149,7 +149,7 @@ class ConvolutionalFeedForward(nn.Module):
 
 
 class Extractor(nn.Module):
-    """Brings the patch tokens back into the spatial prior's tokens, to which, or to whose norm, they are added."""
+    """Attention that adds the patch tokens to the spatial prior's tokens, or to the norm of these."""
 
     def __init__(self, config: ViTPAdapterConfig):
         super().__init__()
@@ -169,7 +169,7 @@ class Extractor(nn.Module):
 
 
 class Interaction(GradientCheckpointingLayer):
-    """One injector, a range of the ViT's layers, and one extractor, or more at the end."""
+    """Interaction of one injector, a range of the ViT's layers, and one extractor, or several in the last one."""
 
     def __init__(self, config: ViTPAdapterConfig, num_extractors: int):
         super().__init__()
@@ -186,15 +186,15 @@ class Interaction(GradientCheckpointingLayer):
 
 
 class ViTPAdapter(ViTPMultiScaleBackbone):
-    """The ViT with an adapter: a backbone that gives maps at strides 4, 8, 16 and 32.
+    """Backbone of the ViT and an adapter, with feature maps at strides 4, 8, 16 and 32.
 
-    `ViTPAdapter.from_backbone(folder)` opens an exported backbone and starts the adapter afresh. The ViT runs without
+    `ViTPAdapter.from_backbone(folder)` loads an exported backbone and initializes a new adapter. The ViT runs without
     its CLS token.
     """
 
     config: ViTPAdapterConfig
     config_class = ViTPAdapterConfig
-    _keys_to_ignore_on_load_missing = [r"embeddings\.cls_token$"]  # which is not used
+    _keys_to_ignore_on_load_missing = [r"embeddings\.cls_token$"]  # not used
     _keys_to_ignore_on_load_unexpected = [r"^layernorm\."]
 
     def __init__(self, config: ViTPAdapterConfig):
@@ -215,7 +215,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # that of the ViT; transformers would take this file's own attention for it
+        return True  # that of the ViT; transformers would check this file's own attention
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -224,7 +224,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
             init.constant_(module.gate, self.config.injector_init_value)
         elif isinstance(module, ViTPAdapter):
             init.normal_(module.level_embeddings)
-            # From here, since transformers passes over modules without parameters of their own.
+            # Done here because transformers skips modules without parameters of their own.
             for part in module.modules():
                 if isinstance(part, DeformableAttention):
                     part.init_weights()
@@ -239,8 +239,8 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
             [to_tokens([features]) + embedding for features, embedding in zip(prior, self.level_embeddings)], dim=1
         )
         grid = shapes[1]  # of the patches
-        patch_points = cell_centres([grid], pixel_values.device)
-        token_points = cell_centres(shapes, pixel_values.device)
+        patch_points = cell_centers([grid], pixel_values.device)
+        token_points = cell_centers(shapes, pixel_values.device)
 
         patches = self.embeddings(pixel_values)[:, 1:]
         for interaction, (start, end) in zip(self.interactions, self.config.interaction_layers):
@@ -259,18 +259,18 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
 
 
 def to_tokens(maps: list[torch.Tensor]) -> torch.Tensor:
-    """Maps `(batch_size, channels, height, width)` to `(batch_size, sum of height * width, channels)`."""
+    """Convert maps `(batch_size, channels, height, width)` to `(batch_size, sum of height * width, channels)`."""
     return torch.cat([features.flatten(2).transpose(1, 2) for features in maps], dim=1)
 
 
 def to_maps(tokens: torch.Tensor, shapes: list[tuple[int, int]]) -> list[torch.Tensor]:
-    """The inverse of [`to_tokens`]."""
+    """Convert tokens back to maps, the inverse of [`to_tokens`]."""
     parts = tokens.split([height * width for height, width in shapes], dim=1)
     return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes)]
 
 
-def cell_centres(shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
-    """x and y, in [0, 1], of the cells of all maps, `(sum of height * width, 2)`."""
+def cell_centers(shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:
+    """Return x and y, in [0, 1], of the cell centers of all maps, `(sum of height * width, 2)`."""
     points = []
     for height, width in shapes:
         rows = (torch.arange(height, device=device) + 0.5) / height

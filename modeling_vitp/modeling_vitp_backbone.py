@@ -1,4 +1,4 @@
-"""The ViT as a backbone with transformers' backbone API: one map of features for each layer that is asked for."""
+"""ViT backbone with transformers' backbone API: one feature map for each requested layer."""
 
 import dataclasses
 import math
@@ -26,9 +26,9 @@ POSITIONS = "embeddings.position_embeddings"
 
 
 class ViTPBackbone(BackboneMixin, ViTPVisionModel):
-    """The ViT's features as maps at the stride of its patches, from any of its layers.
+    """Backbone of the ViT alone, with feature maps at its patch stride, from any of its layers.
 
-    `from_pretrained` opens an exported backbone or a [`ViTPVisionModel`], as a folder or a Hub id:
+    `from_pretrained` loads an exported backbone or a [`ViTPVisionModel`], as a folder or a Hub id:
     `ViTPBackbone.from_pretrained(folder, out_features=["stage6", "stage12"])`.
     """
 
@@ -43,11 +43,12 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
-        r"""
+        r"""Compute the feature maps of images.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images of any size. They are padded with zeros, the mean of the training images, at the
-                right and at the bottom to whole patches.
+                Normalized images of any size. They are padded at the right and at the bottom to whole patches, with
+                zeros, which is the mean of the training images.
 
         Returns:
             `feature_maps`, one for each of `out_features`, of shape
@@ -68,22 +69,22 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
 
 
 class ViTPExportedBackbone(ViTPBackbone):
-    """What `AutoBackbone` finds in an exported backbone: opens it as [`ViTPBackbone`]."""
+    """Class that `AutoBackbone` finds for an exported backbone, which it loads as [`ViTPBackbone`]."""
 
-    config_class = ViTPVisionConfig  # the folder's, by whose name the Auto classes check that the two belong together
+    config_class = ViTPVisionConfig  # class of the folder's config, checked by the Auto classes
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config: ViTPVisionConfig, **kwargs):
         stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
         fields = config.to_dict() | {"model_type": ViTPBackboneConfig.model_type}
         fields.pop("auto_map", None)
-        attention = config._attn_implementation  # which the fields do not say
+        attention = config._attn_implementation  # not part of the fields
         config = ViTPBackboneConfig.from_dict(fields, attn_implementation=attention, **stages)
         return ViTPBackbone.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
 
 class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
-    """What [`ViTPAdapter`] and [`ViTPFeaturePyramid`] have in common: maps at strides 4, 8, 16 and 32 on a ViT."""
+    """Base class of [`ViTPAdapter`] and [`ViTPFeaturePyramid`]: a ViT with feature maps at strides 4, 8, 16 and 32."""
 
     config: ViTPMultiScaleConfig
     opens = VISION_MODELS  # not another neck's folder
@@ -94,18 +95,20 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BackboneOutput:
-        r"""
+        r"""Compute the feature maps of images.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images of any size, padded with zeros at the right and at the bottom to a multiple of 32
-                while they are computed.
+                Normalized images of any size. Internally they are padded with zeros at the right and at the bottom to a
+                multiple of 32.
 
         Returns:
             `feature_maps`, by default four of shape
             `(batch_size, channels, ceil(height / stride), ceil(width / stride))` at strides 4, 8, 16 and 32. With
-            `output_hidden_states=True` also `hidden_states`, those of the ViT: what its first layer is given and what
-            each layer gives, `num_hidden_layers + 1` of shape `(batch_size, patches, hidden_size)`; with the CLS token
-            first, `1 + patches`, if there is one ([`ViTPFeaturePyramid`]). The patches are those of the padded image.
+            `output_hidden_states=True` also the ViT's `hidden_states`: the input of its first layer and the output of
+            each layer, `num_hidden_layers + 1` of shape `(batch_size, patches, hidden_size)`, or with the CLS token
+            first, `1 + patches`, if the backbone has one ([`ViTPFeaturePyramid`]). The patches are those of the padded
+            image.
         """
         height, width = pixel_values.shape[-2:]
         wanted = [index for index, stage in enumerate(self.stage_names) if stage in self.out_features]
@@ -117,31 +120,31 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         return BackboneOutput(feature_maps=feature_maps)
 
     def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
-        """Those of the four maps that are `wanted`, by their places; the last layers of the others do not run.
+        """Return the `wanted` ones of the four maps, by index. The last layers of the other maps are skipped.
 
-        Sides of the images are multiples of 32.
+        Height and width of the images are multiples of 32.
         """
         raise NotImplementedError
 
     @classmethod
     def from_backbone(cls, backbone: str | Path | InternVLVisionModel, **kwargs):
-        r"""The ViT of a pretrained backbone, in float32, with what comes on top of it initialised afresh.
+        r"""Load the ViT of a pretrained backbone in float32, and initialize a new neck on it.
 
-        Patches of another size than 16 pixels are resampled by [`resize_backbone`], which keeps the grid: from a ViT
-        for patches of 14 and images of 448 pixels to 16 and 512.
+        Patches of another size than 16 pixels are interpolated by [`resize_backbone`], which keeps the grid: a ViT for
+        patches of 14 and images of 448 pixels becomes one for 16 and 512.
 
         Args:
             backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
                 Folder or Hub id of an exported backbone or of a [`ViTPVisionModel`], or the model itself. A folder of
-                this class is opened as it is.
+                this class is loaded with its neck.
             kwargs:
                 Settings of the configuration, such as `drop_path_rate`, and arguments of `from_pretrained`, such as
-                `revision`. Other `band_names` than the backbone has are given its weights for red, green and blue by
-                [`spread_bands`].
+                `revision`. If `band_names` differ from the backbone's, its weights for red, green and blue are spread
+                over them by [`spread_bands`].
 
         Raises:
-            ValueError: if the folder holds another kind of model, or one for other bands; or for a `dtype`, which
-                [`~torch.nn.Module.to`] gives.
+            ValueError: if the folder has another model type or other bands, or `dtype` is set (use
+                [`~torch.nn.Module.to`]).
         """
         check_no_dtype(kwargs)
         names = {field.name for field in dataclasses.fields(cls.config_class)} | {"out_features", "out_indices"}
@@ -159,33 +162,34 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         if band_names is not None:
             spread_bands(resized, band_names)
         fields = resized.config.to_dict() | {"model_type": cls.config_class.model_type}
-        for name in ("stage_names", "out_features", "out_indices"):  # the layers that a ViTPBackbone gives
+        for name in ("stage_names", "out_features", "out_indices"):  # the stages of a ViTPBackbone
             fields.pop(name, None)
         fields |= settings
-        attention = resized.config._attn_implementation  # which the fields do not say
+        attention = resized.config._attn_implementation  # not part of the fields
         model = cls(cls.config_class.from_dict(fields, attn_implementation=attention))
         model.load_state_dict(resized.state_dict(), strict=False)
         return model
 
 
 def check_no_dtype(kwargs: dict[str, Any]) -> None:
-    """Raises a `ValueError` if a model that is partly new is asked for in another dtype than float32."""
-    given = next((name for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None), None)
-    if given is not None:
+    """Raise a `ValueError` if a dtype is set for a model with new layers, which is created in float32."""
+    option = next((name for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None), None)
+    if option is not None:
         raise ValueError(
-            f"from_backbone: {given}={kwargs[given]} is not taken: what is new is trained in float32. Give the model "
-            "another dtype when it is made: model.to(dtype)."
+            f"from_backbone does not accept {option}={kwargs[option]}: new layers are trained in float32. Convert the "
+            "model afterwards with model.to(dtype)."
         )
 
 
 def open_vit(backbone: str | Path | InternVLVisionModel, **kwargs) -> InternVLVisionModel:
-    """The ViT of an exported backbone or of a [`ViTPVisionModel`], a folder or Hub id, in float32; a model as it is.
+    """Load the ViT of an exported backbone or of a [`ViTPVisionModel`] in float32. Return a model as it is.
 
     Args:
+        backbone: folder, Hub id or model.
         kwargs: arguments of `from_pretrained`, such as `revision`.
 
     Raises:
-        ValueError: if the folder holds another kind of model.
+        ValueError: if the folder has another model type.
     """
     if isinstance(backbone, InternVLVisionModel):
         return backbone
@@ -194,14 +198,14 @@ def open_vit(backbone: str | Path | InternVLVisionModel, **kwargs) -> InternVLVi
         fields = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0]
     if fields.get("model_type") not in VISION_MODELS:
         raise ValueError(
-            f"{backbone} holds a {fields.get('model_type')!r}, but an exported backbone is expected. "
+            f"Expected an exported backbone, got a {fields.get('model_type')!r} in {backbone}. "
             f"{way_to_vit(backbone, fields)}"
         )
     return ViTPVisionModel.from_pretrained(backbone, **kwargs)
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Pads with zeros at the bottom and at the right, to multiples of `height` and `width`."""
+    """Pad images with zeros at the bottom and at the right, to multiples of `height` and `width`."""
     missing_height, missing_width = -pixel_values.shape[-2] % height, -pixel_values.shape[-1] % width
     return F.pad(pixel_values, (0, missing_width, 0, missing_height))
 
@@ -209,30 +213,30 @@ def pad_to_multiple(pixel_values: torch.Tensor, height: int, width: int) -> torc
 def resize_backbone(
     model: InternVLVisionModel, patch_size: int | None = None, image_size: int | None = None
 ) -> InternVLVisionModel:
-    """Return a copy of a ViT with its patch kernel and position grid resampled bicubically, in float32.
+    """Return a copy of a ViT with its patch and position embeddings interpolated (bicubic, in float32).
 
-    The usual step to dense tasks: patches of 14 and images of 448 pixels become 16 and 512, which keeps the grid of 32.
-    The stored grid is square; the model interpolates it at run time for images of another aspect ratio.
+    For dense tasks, patches of 14 and images of 448 pixels usually become 16 and 512, which keeps the grid of 32. The
+    stored grid is square; the model interpolates it at run time for images of another aspect ratio.
 
     Args:
-        model: the ViT, ours or transformers' own; the copy has its class and dtype.
-        patch_size: side of a patch in pixels; as it is if not given.
-        image_size: side of an image in pixels, a multiple of the patch size; as it is if not given.
+        model: ViT of ViTP or of transformers' InternVL. The copy has its class and dtype.
+        patch_size: side of a patch in pixels. Defaults to the model's.
+        image_size: side of an image in pixels, a multiple of the patch size. Defaults to the model's.
 
     Raises:
-        ValueError: if a size is not positive, or the image is not whole patches.
+        ValueError: if a size is not positive, or the image size is not a multiple of the patch size.
     """
     patch_size = square(model.config.patch_size if patch_size is None else patch_size, "patch_size")
     image_size = square(model.config.image_size if image_size is None else image_size, "image_size")
     if image_size % patch_size:
-        raise ValueError(f"image_size={image_size} is no multiple of patch_size={patch_size}.")
+        raise ValueError(f"image_size={image_size} must be a multiple of patch_size={patch_size}.")
     fields = model.config.to_dict() | {"patch_size": [patch_size, patch_size], "image_size": [image_size, image_size]}
     state = model.state_dict()
     state[PATCH_KERNEL] = resample(state[PATCH_KERNEL], patch_size)
     if POSITIONS in state:
         state[POSITIONS] = resample_positions(state[POSITIONS], image_size // patch_size)
     with torch.device("meta"):
-        # The fields do not say which attention the model was asked for.
+        # The attention implementation is not part of the fields.
         attention = model.config._attn_implementation
         resized = type(model)(type(model.config).from_dict(fields, attn_implementation=attention))
     resized.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
@@ -243,12 +247,12 @@ def square(size: int | list[int] | tuple[int, ...], name: str) -> int:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     side = sides.pop()
     if sides or side < 1:
-        raise ValueError(f"{name}={size}, but one positive size is needed: stored grids and patches are square.")
+        raise ValueError(f"{name} must be one positive size, because stored grids and patches are square, got {size}.")
     return side
 
 
 def resample(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """`(n, c, height, width)` to `(n, c, side, side)`, in the dtype that was given."""
+    """Interpolate `(n, c, height, width)` to `(n, c, side, side)`, in the same dtype."""
     if maps.shape[-2:] == (side, side):
         return maps
     resampled = nn.functional.interpolate(maps.float(), size=(side, side), mode="bicubic", align_corners=False)
@@ -256,7 +260,7 @@ def resample(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def resample_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """`(1, 1 + n², c)` to `(1, 1 + side², c)`; the CLS token's, which comes first, stays."""
+    """Interpolate `(1, 1 + n², c)` to `(1, 1 + side², c)`, except the first position, that of the CLS token."""
     cls_position, grid = positions[:, :1], positions[:, 1:]
     old_side = round(grid.shape[1] ** 0.5)
     grid = grid.unflatten(1, (old_side, old_side)).permute(0, 3, 1, 2)

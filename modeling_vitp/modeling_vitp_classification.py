@@ -1,4 +1,4 @@
-"""Classification of images, with one label or several: a linear layer on what the ViT's tokens have in common."""
+"""Image classifier, with one or several labels an image: a linear layer on the pooled tokens of the ViT."""
 
 import copy
 import dataclasses
@@ -19,8 +19,9 @@ from .modeling_vitp_backbone import check_no_dtype, open_vit, resize_backbone
 
 
 class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
-    """The mean of the patch tokens, or the CLS token, under a LayerNorm and a linear layer, as in BEiT (arXiv
-    2106.08254).
+    """Image classification model: LayerNorm and a linear layer on the ViT's pooled tokens, as in BEiT.
+
+    BEiT (arXiv 2106.08254) pools by the mean of the patch tokens. The CLS token can be used instead.
     """
 
     config: ViTPImageClassificationConfig
@@ -56,17 +57,17 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
         backbone_kwargs: dict[str, Any] | None = None,
         **kwargs,
     ) -> "ViTPForImageClassification":
-        r"""A classifier on a pretrained ViT, in float32, with a fresh head (drawn from torch's random state).
+        r"""Load a pretrained ViT in float32 and initialize a new classifier on it with torch's random state.
 
         Args:
             backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
-                Folder or Hub id of an exported backbone or of a [`ViTPVisionModel`], or the model itself. Its patches
-                stay as they are.
+                Folder or Hub id of an exported backbone or of a [`ViTPVisionModel`], or the model itself. The patch
+                size does not change.
             id2label (`dict[int, str]` or `list[str]`, *optional*):
-                Names of the classes; or give `label2id` or `num_labels`.
+                Names of the classes. Alternatives are `label2id` and `num_labels`.
             image_size (`int`, *optional*):
-                Side in pixels of the images to come, a multiple of the patch size: the table of positions is resampled
-                to it once, and not in every step. As it is if not given.
+                Side of the training images in pixels, a multiple of the patch size. The position embeddings are
+                interpolated to it once rather than in every step. Defaults to the backbone's image size.
             backbone_kwargs (`dict`, *optional*):
                 Settings of the ViT's configuration, such as `drop_path_rate`, and arguments of `from_pretrained`, such
                 as `revision`. Weights for red, green and blue are spread over `band_names`, see [`spread_bands`].
@@ -74,8 +75,8 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
                 Settings of the model's configuration, such as `pooling` and `problem_type`.
 
         Raises:
-            ValueError: if the configuration has no such setting, the folder holds another kind of model, an image of
-                `image_size` is not whole patches, or for a `dtype`, which [`~torch.nn.Module.to`] gives.
+            ValueError: if a setting is unknown, the folder has another model type, `image_size` is not a multiple of
+                the patch size, or `dtype` is set (use [`~torch.nn.Module.to`]).
         """
         loading = dict(backbone_kwargs or {})
         check_no_dtype(loading)
@@ -89,7 +90,7 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
             vit = spread_bands(copy.deepcopy(vit), band_names)
         fields = vit.config.to_dict() | {"model_type": ViTPVisionConfig.model_type, "dtype": "float32"} | settings
         kwargs = settings_of_head(cls.config_class, kwargs, id2label)
-        attention = {"backbone_config": vit.config._attn_implementation}  # which the fields do not say
+        attention = {"backbone_config": vit.config._attn_implementation}  # not part of the fields
         config = ViTPVisionConfig.from_dict(fields)
         model = cls(cls.config_class(backbone_config=config, attn_implementation=attention, **kwargs))
         model.backbone.load_state_dict(vit.state_dict())
@@ -99,21 +100,22 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> tuple | ImageClassifierOutput:
-        r"""
+        r"""Compute logits and, with `labels`, the loss.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images; height and width are multiples of the patch size.
+                Normalized images; height and width are multiples of the patch size.
             labels (`torch.Tensor`, *optional*):
-                Classes, int64 of shape `(batch_size,)`; for several labels an image, of shape
-                `(batch_size, num_labels)`, 1 for each class that it has and 0 for the others.
+                Classes, int64 of shape `(batch_size,)`. With several labels an image, 0 or 1 for each class, of shape
+                `(batch_size, num_labels)`.
 
         Returns:
-            `logits` of shape `(batch_size, num_labels)`, and with labels `loss`, the mean over the batch, by
-            `problem_type`. `hidden_states` and `attentions` of the ViT if they are asked for.
+            `logits` of shape `(batch_size, num_labels)`, and with labels `loss`, the mean over the batch, according to
+            `problem_type`. If requested, `hidden_states` and `attentions` of the ViT.
         """
-        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        outputs = self.backbone(pixel_values.to(self.dtype), return_dict=True, **asked)
+        requested = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        requested = {name: getattr(self.config, name) if value is None else value for name, value in requested.items()}
+        outputs = self.backbone(pixel_values.to(self.dtype), return_dict=True, **requested)
         pooled = outputs.pooler_output if self.config.pooling == "mean" else outputs.last_hidden_state[:, 0]
         logits = self.classifier(self.layernorm(pooled))
         loss = None if labels is None else self.loss_of(logits, labels)
@@ -128,7 +130,7 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
             return self.loss_function(labels, logits, self.config)
         except IndexError as error:
             raise ValueError(
-                f"labels {labels.unique().tolist()} are not all from 0 to {self.config.num_labels - 1}."
+                f"Expected labels from 0 to {self.config.num_labels - 1}, got {labels.unique().tolist()}."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation and change detection: a decode head, by default transformers' UPerNet, on ViTP's maps."""
+"""Models for semantic segmentation and change detection: a decode head, by default UPerNet, on ViTP's feature maps."""
 
 import inspect
 from collections.abc import Callable
@@ -25,10 +25,10 @@ HEADS: dict[str, type[nn.Module]] = {}
 def register_head(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Return a class decorator that registers a decode head for segmentation and change detection.
 
-    The head is made as `head(config, in_channels, **config.decode_head_kwargs)`, where `in_channels` are the widths of
-    the maps at strides 4, 8, 16 and 32. Its `forward` takes the four maps and returns logits of shape `(batch_size,
-    config.num_labels, …)` at any stride. A model is made with it by `decode_head=name`. To open a saved model that has
-    a head from outside this package, import the file that registers the head first.
+    The head is created as `head(config, in_channels, **config.decode_head_kwargs)`, where `in_channels` are the widths
+    of the maps at strides 4, 8, 16 and 32. Its `forward` takes the four maps and returns logits of shape `(batch_size,
+    config.num_labels, …)` at any stride. Select it with `decode_head=name`. Before loading a saved model with a head
+    from outside this package, import the file that registers the head.
 
     Raises:
         ValueError: if another class has this name.
@@ -38,7 +38,7 @@ def register_head(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
         known = HEADS.get(name, head)
         if (known.__module__, known.__qualname__) != (head.__module__, head.__qualname__):
             raise ValueError(f"A decode head named {name!r} is registered already: {known}. Use another name.")
-        HEADS[name] = head  # a notebook's cell may be run again
+        HEADS[name] = head  # also if a notebook cell is run again
         return head
 
     return register
@@ -49,7 +49,7 @@ def find_head(name: str, settings: dict | None = None) -> type[nn.Module]:
     if name not in HEADS:
         raise ValueError(
             f"Unknown decode_head {name!r}. Registered: {', '.join(HEADS)}. Import the file that registers it before "
-            "the model is made, or name the file in `plugins`."
+            "creating the model, or name the file in `plugins`."
         )
     check_keys("decode_head_kwargs", settings, [*inspect.signature(HEADS[name]).parameters][2:], HEADS[name].__name__)
     return HEADS[name]
@@ -59,8 +59,9 @@ register_head("upernet")(UperNetHead)
 
 
 class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmentation):
-    """Segmentation model: a decode head, by default UPerNet (arXiv 1807.10221), on the maps of [`ViTPAdapter`] or
-    [`ViTPFeaturePyramid`].
+    """Semantic segmentation model: a decode head on the maps of [`ViTPAdapter`] or [`ViTPFeaturePyramid`].
+
+    The head is UPerNet (arXiv 1807.10221) by default.
     """
 
     config: ViTPSegmentationConfig
@@ -80,18 +81,19 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.LongTensor | None = None, **kwargs
     ) -> tuple | SemanticSegmenterOutput:
-        r"""
+        r"""Compute logits and, with `labels`, the loss.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images of any size, padded with zeros at the right and at the bottom to a multiple of 32
-                while they are computed.
+                Normalized images of any size. Internally they are padded with zeros at the right and at the bottom to a
+                multiple of 32.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                Classes from 0 to `num_labels - 1`, and `loss_ignore_index` where there is none.
+                Classes from 0 to `num_labels - 1`, and `loss_ignore_index` for unlabeled pixels.
 
         Returns:
-            `logits` of shape `(batch_size, num_labels, height, width)`, and `loss` if there are labels: the mean over
-            the labelled pixels, 0 if there is none. `hidden_states` and `attentions` of the ViT if they are asked for
-            (`output_hidden_states=True`), see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
+            `logits` of shape `(batch_size, num_labels, height, width)`, and with labels `loss`, the mean over the
+            labeled pixels, or 0 without any. If requested (`output_hidden_states=True`), `hidden_states` and
+            `attentions` of the ViT, see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
         """
         outputs = self.run_backbone(pad_to_multiple(pixel_values, 32, 32), **kwargs)
         return self.decode(outputs, outputs.feature_maps, pixel_values.shape[-2:], labels)
@@ -123,14 +125,14 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
             losses = F.cross_entropy(logits.float(), labels, weights, ignore_index=ignored, reduction="none")
         except IndexError as error:
             raise ValueError(
-                f"labels {labels.unique().tolist()} are not all from 0 to {self.config.num_labels - 1}, or "
-                f"loss_ignore_index={ignored}."
+                f"Expected labels from 0 to {self.config.num_labels - 1}, or loss_ignore_index={ignored}, got "
+                f"{labels.unique().tolist()}."
             ) from error
         return losses.sum() / (labels != ignored).sum().clamp(min=1)
 
 
 class ViTPForChangeDetection(ViTPForSemanticSegmentation):
-    """One backbone for both images of a pair; their maps, joined along the channels, under the decode head."""
+    """Change detection model: one backbone for both images, and a decode head on their concatenated feature maps."""
 
     config: ViTPChangeDetectionConfig
     config_class = ViTPChangeDetectionConfig
@@ -145,16 +147,18 @@ class ViTPForChangeDetection(ViTPForSemanticSegmentation):
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> tuple | SemanticSegmenterOutput:
-        r"""
+        r"""Compute logits and, with `labels`, the loss.
+
         Args:
             pixel_values_before, pixel_values_after (`torch.Tensor`):
-                Normalised images of the same ground, `(batch_size, num_channels, height, width)`.
+                Normalized images of the same place, `(batch_size, num_channels, height, width)`.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                0 where nothing changed, 1 (or a class of change) where something did, `loss_ignore_index` elsewhere.
+                0 for unchanged pixels, 1 (or a class of change) for changed ones, `loss_ignore_index` for unlabeled
+                ones.
 
         Returns:
-            As [`ViTPForSemanticSegmentation`]. Hidden states and attentions have another dimension of two, the image
-            before and the one after: `(batch_size, 2, patches, hidden_size)`.
+            The outputs of [`ViTPForSemanticSegmentation`]. Hidden states and attentions have another dimension of size
+            two, for the image before and the image after: `(batch_size, 2, patches, hidden_size)`.
         """
         images = torch.cat([pixel_values_before, pixel_values_after])
         outputs = self.run_backbone(pad_to_multiple(images, 32, 32), **kwargs)
@@ -164,7 +168,7 @@ class ViTPForChangeDetection(ViTPForSemanticSegmentation):
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Maps of images that were padded to a multiple of 32 as those of the images' pixels.
+    """Interpolate maps of padded images (multiples of 32) to pixels, and crop off the padding.
 
     Args:
         maps: `(batch_size, channels, …)` at any stride.
@@ -179,7 +183,7 @@ def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def paired(states: tuple[torch.Tensor | None, ...] | None) -> tuple[torch.Tensor | None, ...] | None:
-    """States of all images before, then of all after, as pairs: `(batch_size, 2, …)`. Some may not be asked for."""
+    """Convert states of all images before, then all after, to pairs `(batch_size, 2, …)`; `None` stays `None`."""
     if states is None:
         return None
     return tuple(None if state is None else torch.stack(state.chunk(2), dim=1) for state in states)

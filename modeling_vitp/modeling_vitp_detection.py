@@ -1,7 +1,7 @@
-"""Detectors on ViTP's maps: Cascade R-CNN, Oriented R-CNN and Mask R-CNN, as in the paper's fine-tuning.
+"""Detectors on ViTP's feature maps: Cascade R-CNN, Oriented R-CNN and Mask R-CNN, as in the paper's fine-tuning.
 
-Coordinates, anchors, overlaps, pooling and losses are float32 whatever the dtype of the weights or of autocast: in
-bfloat16 places near 1000 px are 4 px apart.
+Coordinates, anchors, overlaps, pooling and losses are float32 for any dtype of the weights or of autocast, because
+bfloat16 coordinates near 1000 px are 4 px apart.
 """
 
 import math
@@ -27,7 +27,7 @@ from .detection_boxes import (
     BoxCoder,
     MidpointCoder,
     RotatedBoxCoder,
-    centres_and_sides,
+    centers_and_sides,
     make_anchors,
     match,
     nms_by_label,
@@ -40,31 +40,32 @@ from .modeling_vitp_backbone import pad_to_multiple
 from .modeling_vitp_multi_scale import OnMultiScaleBackbone
 from .rotated_boxes import corners, enclosing_boxes, roi_align_rotated, rotated_iou, rotated_nms, smallest_rectangles
 
-BOX_CELLS, MASK_CELLS = 7, 14  # of the features pooled for a box, either way
-RPN_BETA, HEAD_BETA = 1 / 9, 1.0  # where smooth L1 bends
-FINEST_SIDE = 56  # pixels: boxes from twice this on are pooled from the second map, and so on
+BOX_CELLS, MASK_CELLS = 7, 14  # side of the pooled features, in cells
+RPN_BETA, HEAD_BETA = 1 / 9, 1.0  # beta of smooth L1
+FINEST_SIDE = 56  # pixels: boxes of twice this side or more are pooled from the second map, and so on
 
 
 @dataclass
 class ViTPDetectionOutput(ModelOutput):
-    r"""
-    loss (`torch.Tensor`, *optional*, returned when `labels` are given):
-        The sum of `loss_dict`.
+    r"""Output of the detectors.
+
+    loss (`torch.Tensor`, *optional*, returned when `labels` are passed):
+        Sum of `loss_dict`.
     loss_dict (`dict[str, torch.Tensor]`, *optional*):
-        The losses of the proposals and of each stage, with their weights.
+        Weighted losses of the proposals and of each stage.
     scores (`torch.Tensor` of shape `(batch_size, detections)`, *optional*):
-        Probabilities, falling; 0 where an image has fewer detections than another.
+        Probabilities in descending order, padded with 0.
     labels (`torch.LongTensor` of shape `(batch_size, detections)`, *optional*):
-        Classes; -1 where an image has fewer detections than another.
+        Classes, padded with -1.
     pred_boxes (`torch.Tensor` of shape `(batch_size, detections, 4)`, *optional*):
-        Centre x, centre y, width and height, each as a share of the image without its padding. Of oriented objects the
-        boxes around them.
+        Center x, center y, width and height, relative to the image without its padding. For oriented objects, their
+        enclosing boxes.
     pred_corners (`torch.Tensor` of shape `(batch_size, detections, 4, 2)`, *optional*, oriented objects):
-        Corners x, y around each box, as shares too.
+        Corners x, y around each box, relative to the image.
     pred_masks (`torch.Tensor` of shape `(batch_size, detections, 28, 28)`, *optional*, instances):
-        Probabilities within each box.
+        Mask probabilities within each box.
     hidden_states, attentions (*optional*):
-        Of the ViT, if they are asked for.
+        Hidden states and attentions of the ViT, if requested.
     """
 
     loss: torch.Tensor | None = None
@@ -80,17 +81,17 @@ class ViTPDetectionOutput(ModelOutput):
 
 @dataclass
 class View:
-    """Images as the neck and the region proposals see them."""
+    """Feature maps of images (or of their mirror images), with the outputs of the region proposal network."""
 
-    maps: list[torch.Tensor]  # the four that boxes are pooled from, `(batch_size, channels, height, width)`
-    anchors: list[torch.Tensor]  # of all five, `(anchors of a map, 4)`
+    maps: list[torch.Tensor]  # the four maps for pooling, `(batch_size, channels, height, width)`
+    anchors: list[torch.Tensor]  # anchors of each of the five maps, `(anchors of a map, 4)`
     logits: torch.Tensor  # (batch_size, anchors)
     deltas: torch.Tensor  # (batch_size, anchors, deltas)
 
 
 @dataclass
 class Objects:
-    """What is in an image."""
+    """Ground-truth objects of an image."""
 
     labels: torch.Tensor  # (objects,)
     boxes: torch.Tensor  # (objects, 4 or 5), in pixels
@@ -99,18 +100,18 @@ class Objects:
 
 @dataclass
 class Samples:
-    """The boxes of an image that a head is trained on."""
+    """Sampled boxes of an image for the loss of a head."""
 
     boxes: torch.Tensor  # (n, 4 or 5)
-    matched: torch.Tensor  # (n,), the index of an object, or negative for background
-    are_objects: torch.Tensor  # (n,), whether a box is an object's own
+    matched: torch.Tensor  # (n,), index of an object, or negative for background
+    are_objects: torch.Tensor  # (n,), whether the box is a ground-truth box
 
 
 class DetectionNeck(nn.Module):
-    """Maps at strides 4 to 32 become five of one width, the last at stride 64.
+    """Neck that converts maps at strides 4 to 32 into five maps of equal width, the last at stride 64.
 
-    With a top-down path this is FPN (arXiv 1612.03144). Without one, the convolutions of each map have no bias and are
-    followed by LayerNorm over the channels.
+    With a top-down path it is FPN (arXiv 1612.03144). Without one, the convolutions have no bias and are followed by
+    LayerNorm over the channels.
     """
 
     def __init__(self, config: ViTPObjectDetectionConfig, in_channels: list[int]):
@@ -134,7 +135,7 @@ class DetectionNeck(nn.Module):
 
 
 class RegionProposals(nn.Module):
-    """For each anchor of all maps, is there an object, and the way from the anchor to its box (arXiv 1506.01497)."""
+    """Region proposal network (arXiv 1506.01497): objectness and box deltas for each anchor of all maps."""
 
     def __init__(self, config: ViTPObjectDetectionConfig, num_deltas: int):
         super().__init__()
@@ -145,7 +146,7 @@ class RegionProposals(nn.Module):
         self.deltas = starting(nn.Conv2d(width, anchors * num_deltas, 1), 0.01)
 
     def forward(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `(batch_size, anchors)` and deltas `(batch_size, anchors, num_deltas)`, in float32."""
+        """Return logits `(batch_size, anchors)` and deltas `(batch_size, anchors, num_deltas)`, in float32."""
         hidden = [F.relu(self.convolution(features)) for features in maps]
         logits = [self.objectness(features).permute(0, 2, 3, 1).flatten(1) for features in hidden]
         deltas = [self.deltas(features).permute(0, 2, 3, 1).flatten(1) for features in hidden]
@@ -153,7 +154,7 @@ class RegionProposals(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Classes and boxes of the features pooled in boxes, `(boxes, channels, 7, 7)`."""
+    """Head that predicts classes and boxes from the pooled features of boxes, `(boxes, channels, 7, 7)`."""
 
     def __init__(self, config: ViTPObjectDetectionConfig, num_deltas: int):
         super().__init__()
@@ -166,15 +167,17 @@ class BoxHead(nn.Module):
         self.regressor = starting(nn.Linear(width, num_deltas * boxes), 0.001)
 
     def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `(boxes, num_labels + 1)`, background last, and deltas `(boxes, 1 or num_labels, num_deltas)`, in
-        float32."""
+        """Return class logits and box deltas in float32.
+
+        The logits are `(boxes, num_labels + 1)`, background last, the deltas `(boxes, 1 or num_labels, num_deltas)`.
+        """
         hidden = F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
         logits, deltas = self.classifier(hidden), self.regressor(hidden)
         return logits.float(), deltas.unflatten(1, (-1, self.num_deltas)).float()
 
 
 class MaskHead(nn.Module):
-    """A mask for each class of the features pooled in boxes, `(boxes, channels, 14, 14)`."""
+    """Head that predicts a mask for each class from the pooled features of boxes, `(boxes, channels, 14, 14)`."""
 
     def __init__(self, config: ViTPObjectDetectionConfig):
         super().__init__()
@@ -188,20 +191,20 @@ class MaskHead(nn.Module):
         self.classifier = by_he(nn.Conv2d(width, config.num_labels, 1))
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Logits `(boxes, num_labels, 28, 28)`, in float32."""
+        """Return logits `(boxes, num_labels, 28, 28)`, in float32."""
         for convolution in self.convolutions:
             pooled = F.relu(convolution(pooled))
         return self.classifier(F.relu(self.upsample(pooled))).float()
 
 
 def starting(layer: nn.Module, std: float) -> nn.Module:
-    """A layer whose weights start with this standard deviation, and not by Xavier as others do."""
+    """Set the standard deviation of a layer's initial weights, which otherwise are Xavier-initialized."""
     layer.initial_std = std
     return layer
 
 
 class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
-    """Cascade R-CNN (arXiv 1712.00726) on the maps of [`ViTPAdapter`] or [`ViTPFeaturePyramid`].
+    """Object detection model: Cascade R-CNN (arXiv 1712.00726) on the maps of a ViT with adapter or feature pyramid.
 
     With one stage in its configuration it is Faster R-CNN.
     """
@@ -224,12 +227,14 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         self.post_init()
 
     def build_further_heads(self, config: ViTPObjectDetectionConfig) -> None:
-        """For what a subclass predicts beside boxes."""
+        """Create the heads of a subclass that predicts more than boxes."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Layers start by Xavier, but for those that have an `initial_std` of their own. Asked of each layer, since
-        transformers passes over modules without parameters of their own."""
+        """Initialize layers by Xavier, or with their `initial_std`.
+
+        This is done for each layer because transformers skips modules without parameters of their own.
+        """
         if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             return super()._init_weights(module)
         if hasattr(module, "initial_std"):
@@ -247,23 +252,24 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         labels: list[dict[str, torch.Tensor]] | None = None,
         **kwargs,
     ) -> tuple | ViTPDetectionOutput:
-        r"""
+        r"""Compute the losses with `labels`, and the detections without them or in evaluation mode.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images, in the top left corner.
+                Normalized images, in the top left corner.
             pixel_mask (`torch.Tensor` of shape `(batch_size, height, width)`, *optional*):
-                1 in an image, 0 in its padding, which the ViT sees but no box leaves the image for.
+                1 in an image, 0 in its padding. The ViT processes the padding, but boxes end at the image's border.
             labels (`list[dict[str, torch.Tensor]]`, *optional*):
-                The objects of each image, as in DETR: `class_labels` `(n,)` and `boxes` `(n, 4)`, centre x, centre y,
-                width and height as shares of the image without its padding. [`ViTPForOrientedObjectDetection`] has
-                `corners` `(n, 4, 2)`, x and y as shares, in place of boxes, and [`ViTPForInstanceSegmentation`] also
+                Objects of each image, as in DETR: `class_labels` `(n,)` and `boxes` `(n, 4)`, center x, center y, width
+                and height, relative to the image without its padding. [`ViTPForOrientedObjectDetection`] takes relative
+                `corners` `(n, 4, 2)` instead of boxes, and [`ViTPForInstanceSegmentation`] also takes
                 `masks` `(n, height, width)`. An image may have no objects.
 
         Returns:
             With labels `loss` and `loss_dict`; without labels, or in evaluation mode, the detections.
 
         Raises:
-            ValueError: if labels lack one of these, or an object has no extent or a class that there is not.
+            ValueError: if a field of the labels is missing, an object has no extent, or a class is out of range.
         """
         sizes = image_sizes(pixel_values, pixel_mask)
         outputs = self.run_backbone(pad_to_multiple(pixel_values, 32, 32), **kwargs)
@@ -271,7 +277,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         found = {}
         if labels is not None:
             if len(labels) != len(sizes):
-                raise ValueError(f"there are labels of {len(labels)} images for {len(sizes)} images.")
+                raise ValueError(f"Expected labels of {len(sizes)} images, got those of {len(labels)}.")
             objects = [self.read_objects(label, size) for label, size in zip(labels, sizes)]
             losses = self.rpn_losses(view, objects, sizes) | self.head_losses(view, objects, sizes)
             found |= {"loss": sum(losses.values()), "loss_dict": losses}
@@ -289,16 +295,16 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         anchors = make_anchors(shapes, self.config.anchor_scale, self.config.anchor_ratios, maps[0].device)
         return View([features.float() for features in maps[:4]], anchors, *self.rpn(maps))
 
-    # Boxes: what [`ViTPForOrientedObjectDetection`] has of its own.
+    # Box operations, which ViTPForOrientedObjectDetection overrides.
 
     def read_boxes(self, label: dict[str, torch.Tensor], size: torch.Tensor) -> torch.Tensor:
-        """An image's objects, `(n, 4)` in pixels."""
+        """Return the boxes of an image's objects, `(n, 4)` in pixels."""
         boxes = self.part_of(label, "boxes", (4,)) * size.flip(-1).repeat(2)
         return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], -1)
 
     def write_boxes(self, boxes: torch.Tensor, size: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Boxes in pixels as the output has them."""
-        return {"pred_boxes": torch.cat(centres_and_sides(boxes), -1) / size.flip(-1).repeat(2)}
+        """Convert boxes in pixels to the fields of the output."""
+        return {"pred_boxes": torch.cat(centers_and_sides(boxes), -1) / size.flip(-1).repeat(2)}
 
     def sides(self, boxes: torch.Tensor) -> torch.Tensor:
         return boxes[..., 2:] - boxes[..., :2]
@@ -320,23 +326,23 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
 
     def part_of(self, label: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
         if name not in label or tuple(label[name].shape[1:]) != shape:
-            found = f"of shape {tuple(label[name].shape)}" if name in label else f"only {', '.join(map(str, label))}"
-            raise ValueError(f"labels of an image need {name!r} of shape {('n', *shape)}, but there is {found}.")
+            found = f"shape {tuple(label[name].shape)}" if name in label else f"only {', '.join(map(str, label))}"
+            raise ValueError(f"Expected {name!r} of shape {('n', *shape)} in the labels of an image, got {found}.")
         return label[name].to(self.device).float()
 
     def read_objects(self, label: dict[str, torch.Tensor], size: torch.Tensor) -> Objects:
         labels = self.part_of(label, "class_labels", ()).long()
         boxes = self.read_boxes(label, size)
         if len(labels) != len(boxes):
-            raise ValueError(f"an image has {len(labels)} class_labels for {len(boxes)} objects.")
+            raise ValueError(f"Expected {len(boxes)} class_labels, one for each object, got {len(labels)}.")
         if not ((labels >= 0) & (labels < self.config.num_labels)).all():
-            raise ValueError(f"class_labels {labels.tolist()} are not all from 0 to {self.config.num_labels - 1}.")
+            raise ValueError(f"Expected class_labels from 0 to {self.config.num_labels - 1}, got {labels.tolist()}.")
         if not (self.sides(boxes) > 0).all():
-            raise ValueError(f"an object has no extent, in pixels: {boxes.tolist()}.")
+            raise ValueError(f"Expected boxes with an extent above 0, got {boxes.tolist()} in pixels.")
         return Objects(labels, boxes)
 
     def propose(self, view: View, sizes: torch.Tensor, candidates: int, number: int) -> list[torch.Tensor]:
-        """Boxes `(proposals, 4 or 5)` of each image and their scores, without gradient."""
+        """Return the proposals `(proposals, 4 or 5)` of each image and their scores, without gradient."""
         counts = [len(anchors) for anchors in view.anchors]
         proposals = []
         for logits, deltas, size in zip(view.logits.detach(), view.deltas.detach(), sizes):
@@ -344,10 +350,10 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
             for level, (anchors, logit, delta) in enumerate(
                 zip(view.anchors, logits.split(counts), deltas.split(counts))
             ):
-                best, places = logit.sigmoid().topk(min(candidates, len(logit)))
-                boxes.append(self.rpn_coder.decode(anchors[places], delta[places], size))
+                best, indices = logit.sigmoid().topk(min(candidates, len(logit)))
+                boxes.append(self.rpn_coder.decode(anchors[indices], delta[indices], size))
                 scores.append(best)
-                numbers.append(torch.full_like(places, level))
+                numbers.append(torch.full_like(indices, level))
             boxes, scores, numbers = torch.cat(boxes), torch.cat(scores), torch.cat(numbers)
             extended = (self.sides(boxes) > 0).all(-1).nonzero()[:, 0]
             boxes, scores, numbers = boxes[extended], scores[extended], numbers[extended]
@@ -356,7 +362,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         return proposals
 
     def pool(self, maps: list[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor, cells: int) -> torch.Tensor:
-        """Features in boxes, `(boxes, channels, cells, cells)`, of the map that fits a box's size."""
+        """Pool features in boxes, `(boxes, channels, cells, cells)`, from the map that fits each box's size."""
         levels = (self.sides(boxes).prod(-1).sqrt() / FINEST_SIDE + 1e-6).log2().floor().clamp(0, len(maps) - 1)
         pooled, order = [], []
         for level, (features, stride) in enumerate(zip(maps, STRIDES)):
@@ -365,7 +371,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
             order.append(chosen)
         return torch.cat(pooled)[torch.cat(order).argsort()].to(self.dtype)
 
-    # Losses: which anchors and proposals are trained on, and the losses on them
+    # Losses, with the choice of the anchors and proposals that they are computed on
 
     def rpn_losses(self, view: View, objects: list[Objects], sizes: torch.Tensor) -> dict[str, torch.Tensor]:
         config, anchors = self.config, torch.cat(view.anchors)
@@ -417,11 +423,11 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         return losses | self.further_losses(view, samples, objects)
 
     def further_losses(self, view: View, samples: list[Samples], objects: list[Objects]) -> dict[str, torch.Tensor]:
-        """Of what a subclass predicts beside boxes, on the samples of the last stage."""
+        """Return the losses of a subclass's further heads, on the samples of the last stage."""
         return {}
 
     def sample(self, stage: int, boxes: torch.Tensor, target: Objects) -> Samples:
-        """Draws proposals that a stage is trained on; the objects' own boxes are among them."""
+        """Sample proposals for the loss of a stage; the ground-truth boxes are among them."""
         config, threshold = self.config, self.config.stage_iou_thresholds[stage]
         overlaps = self.overlaps(target.boxes, boxes)
         matched = match(overlaps, threshold, threshold, threshold if config.roi_match_low_quality else None)
@@ -434,7 +440,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
 
     @torch.no_grad()
     def detect(self, views: list[View], sizes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The detections of images by one view of them, or by the mean of that and a mirrored one."""
+        """Return the detections of images from one view, or from the mean of a view and a mirrored one."""
         boxes, images = flatten(self.propose_by_all(views, sizes))
         widths = sizes[images, 1]
         moved, probabilities = self.score(views[0], boxes, images, sizes)
@@ -455,11 +461,11 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
     def further_detections(
         self, views: list[View], boxes: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """What a subclass predicts beside boxes, for all detections of the batch."""
+        """Return the predictions of a subclass's further heads for all detections of the batch."""
         return {}
 
     def propose_by_all(self, views: list[View], sizes: torch.Tensor) -> list[torch.Tensor]:
-        """Proposals of each image; of two views the best of both."""
+        """Return the proposals of each image; with two views the best of both."""
         config = self.config
         number = config.rpn_proposals_eval
         proposals = [self.propose(view, sizes, config.rpn_candidates_eval, number) for view in views]
@@ -475,8 +481,11 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
     def score(
         self, view: View, boxes: torch.Tensor, images: torch.Tensor, sizes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the last stage moves proposals, `(proposals, 1 or num_labels, 4 or 5)`, and the probabilities of the
-        mean of all stages' logits, `(proposals, num_labels + 1)`."""
+        """Return the boxes that the last stage predicts, and the class probabilities of all stages.
+
+        The boxes are `(proposals, 1 or num_labels, 4 or 5)`. The probabilities `(proposals, num_labels + 1)` are those
+        of the mean of the stages' logits.
+        """
         total = 0.0
         for stage, (head, coder) in enumerate(zip(self.box_heads, self.box_coders)):
             logits, deltas = head(self.pool(view.maps, boxes, images, BOX_CELLS))
@@ -487,7 +496,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         return moved, (total / len(self.box_heads)).softmax(-1)
 
     def choose(self, moved: torch.Tensor, probabilities: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Boxes, scores and labels of the detections of an image."""
+        """Return boxes, scores and labels of the detections of an image."""
         rows, labels = (probabilities[:, :-1] > self.config.score_threshold).nonzero().unbind(-1)
         boxes, scores = of_class(moved[rows], labels), probabilities[rows, labels]
         kept = self.suppress(boxes, scores, labels)[: self.config.max_detections]
@@ -495,7 +504,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
 
 
 class ViTPForOrientedObjectDetection(ViTPForObjectDetection):
-    """Oriented R-CNN (arXiv 2108.05699): rotated boxes, which come and go as corners."""
+    """Oriented object detection model: Oriented R-CNN (arXiv 2108.05699), with boxes passed and returned as corners."""
 
     config: ViTPOrientedObjectDetectionConfig
     config_class = ViTPOrientedObjectDetectionConfig
@@ -526,7 +535,7 @@ class ViTPForOrientedObjectDetection(ViTPForObjectDetection):
 
 
 class ViTPForInstanceSegmentation(ViTPForObjectDetection):
-    """Mask R-CNN (arXiv 1703.06870): a mask in each box."""
+    """Instance segmentation model: Mask R-CNN (arXiv 1703.06870), with a mask in each box."""
 
     config: ViTPInstanceSegmentationConfig
     config_class = ViTPInstanceSegmentationConfig
@@ -539,12 +548,12 @@ class ViTPForInstanceSegmentation(ViTPForObjectDetection):
         masks = label.get("masks")
         if masks is None or masks.ndim != 3 or len(masks) != len(objects.boxes):
             found = "none" if masks is None else f"shape {tuple(masks.shape)}"
-            raise ValueError(f"an image has {len(objects.boxes)} objects, but of their masks there is {found}.")
+            raise ValueError(f"Expected `masks` for {len(objects.boxes)} objects of an image, got {found}.")
         objects.masks = masks.to(self.device).float()
         return objects
 
     def further_losses(self, view: View, samples: list[Samples], objects: list[Objects]) -> dict[str, torch.Tensor]:
-        """The masks within the boxes of objects, pooled to the size of the predicted ones and cut at a half."""
+        """Return the mask loss; the targets are the objects' masks, pooled to 28 x 28 and thresholded at a half."""
         boxes, images = flatten([one.boxes[one.matched >= 0] for one in samples])
         logits = self.mask_head(self.pool(view.maps, boxes, images, MASK_CELLS))
         labels, goals = [], []
@@ -568,26 +577,26 @@ class ViTPForInstanceSegmentation(ViTPForObjectDetection):
         return {"pred_masks": masks}
 
     def masks_in(self, view: View, boxes: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Probabilities `(boxes, 28, 28)`."""
+        """Return mask probabilities `(boxes, 28, 28)`."""
         logits = self.mask_head(self.pool(view.maps, boxes, images, MASK_CELLS))
         return of_class(logits, labels).sigmoid()
 
 
 def flatten(boxes: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The boxes of all images in one tensor, and the image of each."""
+    """Return the boxes of all images in one tensor, and the image index of each."""
     counts = torch.tensor([len(mine) for mine in boxes], device=boxes[0].device)
     return torch.cat(tuple(boxes)), torch.repeat_interleave(counts)
 
 
 def image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-    """Height and width of each image without its padding, float32 `(batch_size, 2)`."""
+    """Return height and width of each image without its padding, float32 `(batch_size, 2)`."""
     if pixel_mask is None:
         return pixel_values.new_tensor(pixel_values.shape[-2:], dtype=torch.float32).expand(len(pixel_values), 2)
     return torch.stack([pixel_mask[:, :, 0].sum(-1), pixel_mask[:, 0].sum(-1)], -1).float()
 
 
 def mirror_images(pixel_values: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Left to right, each within itself: the padding stays on the right."""
+    """Mirror each image from left to right within itself, so that the padding stays on the right."""
     mirrored = pixel_values.clone()
     for image, width in enumerate(sizes[:, 1].int().tolist()):
         mirrored[image, :, :, :width] = pixel_values[image, :, :, :width].flip(-1)
@@ -595,7 +604,7 @@ def mirror_images(pixel_values: torch.Tensor, sizes: torch.Tensor) -> torch.Tens
 
 
 def mirror_boxes(boxes: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
-    """Upright boxes `(…, 4)`, left to right, in images of widths `(…)`."""
+    """Mirror upright boxes `(…, 4)` from left to right, in images of widths `(…)`."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([widths - x2, y1, widths - x1, y2], -1)
 

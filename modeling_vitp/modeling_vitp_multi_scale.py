@@ -1,4 +1,4 @@
-"""What the models on maps at strides 4, 8, 16 and 32 have in common: their backbone, and starting from one."""
+"""Feature pyramid, and the base class of the models on a backbone with maps at strides 4, 8, 16 and 32."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .modeling_vitp_backbone import ViTPMultiScaleBackbone, resize_backbone
 
 
 class PyramidLevel(nn.Sequential):
-    """Another stride, then a 1×1 and a 3×3 convolution with LayerNorm to the width of the pyramid."""
+    """Level of the pyramid: a change of stride, then a 1×1 and a 3×3 convolution with LayerNorm."""
 
     def __init__(self, config: ViTPFeaturePyramidConfig, rescale: list[nn.Module], in_channels: int):
         channels = config.pyramid_channels
@@ -30,9 +30,9 @@ class PyramidLevel(nn.Sequential):
 
 
 class ViTPFeaturePyramid(ViTPMultiScaleBackbone, ViTPVisionModel):
-    """The ViT with a simple feature pyramid: a backbone that gives maps at strides 4, 8, 16 and 32.
+    """Backbone of the ViT and a simple feature pyramid, with feature maps at strides 4, 8, 16 and 32.
 
-    `ViTPFeaturePyramid.from_backbone(folder)` opens an exported backbone and starts the pyramid afresh. Unlike in
+    `ViTPFeaturePyramid.from_backbone(folder)` loads an exported backbone and initializes a new pyramid. Unlike in
     ViTDet, all attention is global, as in pretraining.
     """
 
@@ -67,12 +67,12 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone, ViTPVisionModel):
 
 
 NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
-# By name, since a saved model's own code and its configuration's are loaded as separate modules.
+# By model type, because the saved code of a model and that of its configuration are loaded as separate modules.
 BACKBONES = {backbone.config_class.model_type: backbone for backbone in NECKS.values()}
 
 
 class OnMultiScaleBackbone(CheckpointsOfOurs):
-    """For a `PreTrainedModel` with a `backbone`, [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
+    """Base class of the models with a multi-scale `backbone`, [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
 
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch
@@ -93,20 +93,20 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
         backbone_kwargs: dict[str, Any] | None = None,
         **kwargs,
     ):
-        r"""A model on a pretrained backbone, in float32, with a fresh head (drawn from torch's random state).
+        r"""Load a pretrained backbone in float32 and initialize a new head on it with torch's random state.
 
         Args:
             backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
-                Folder or Hub id of an exported backbone, of a [`ViTPVisionModel`] or of what `neck` names, or a ViT
-                itself. Patches of 14 pixels are resampled to 16.
+                Folder or Hub id of an exported backbone, of a [`ViTPVisionModel`] or of the class of `neck`, or a ViT
+                itself. Patches of 14 pixels are interpolated to 16.
             neck (`str`, defaults to `"adapter"`):
-                What makes maps at four strides of the ViT's features: `"adapter"` ([`ViTPAdapter`]) or `"pyramid"`
-                ([`ViTPFeaturePyramid`], faster).
+                Neck that computes maps at four strides from the ViT's features: `"adapter"` ([`ViTPAdapter`]) or
+                `"pyramid"` ([`ViTPFeaturePyramid`], faster).
             id2label (`dict[int, str]` or `list[str]`, *optional*):
-                Names of the classes; or give `label2id` or `num_labels`.
+                Names of the classes. Alternatives are `label2id` and `num_labels`.
             image_size (`int`, *optional*):
-                Side in pixels of the images to come, a multiple of 16: the table of positions is resampled to it once,
-                and not in every step. As it is if not given.
+                Side of the training images in pixels, a multiple of 16. The position embeddings are interpolated to it
+                once rather than in every step. Defaults to the backbone's image size.
             backbone_kwargs (`dict`, *optional*):
                 Settings of the backbone's configuration, such as `drop_path_rate`, and arguments of `from_pretrained`,
                 such as `revision`.
@@ -114,8 +114,8 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
                 Settings of the model's configuration, such as `class_weights`.
 
         Raises:
-            ValueError: if the configuration has no such setting, there is no such neck, the folder holds another kind
-                of model, or an image of `image_size` is not whole patches.
+            ValueError: if a setting or the neck is unknown, the folder has another model type, or `image_size` is not a
+                multiple of the patch size.
         """
         pretrained = open_neck(backbone, neck, image_size, backbone_kwargs)
         kwargs = settings_of_head(cls.config_class, kwargs, id2label)
@@ -125,9 +125,9 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
         return model
 
     def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        asked = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        return self.backbone(pixel_values, return_dict=True, **asked)
+        requested = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        requested = {name: getattr(self.config, name) if value is None else value for name, value in requested.items()}
+        return self.backbone(pixel_values, return_dict=True, **requested)
 
 
 def open_neck(
@@ -136,9 +136,9 @@ def open_neck(
     image_size: int | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
 ) -> ViTPMultiScaleBackbone:
-    """See [`OnMultiScaleBackbone.from_backbone`]."""
+    """Load a backbone with a neck, see [`OnMultiScaleBackbone.from_backbone`]."""
     if neck not in NECKS:
-        raise ValueError(f"neck={neck!r}, but there are only {' and '.join(map(repr, NECKS))}.")
+        raise ValueError(f"Expected `neck` to be {' or '.join(map(repr, NECKS))}, got {neck!r}.")
     pretrained = NECKS[neck].from_backbone(backbone, **(backbone_kwargs or {}))
     return pretrained if image_size is None else resize_backbone(pretrained, image_size=image_size)
 

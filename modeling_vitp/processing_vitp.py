@@ -1,4 +1,4 @@
-"""The VRL-aware processor: images and chat text to a sequence that is already short."""
+"""Processor that converts images and chat text to token sequences already shortened by VRL."""
 
 import dataclasses
 import re
@@ -19,10 +19,10 @@ from .vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_g
 
 IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN = "<IMG_CONTEXT>", "<img>", "</img>"
 ROLES = ("system", "user", "assistant", "tool")
-GIVEN = "given"  # the type of a part of an answer that is not learned, as those in a prompt
+GIVEN = "given"  # type of a part of an answer that is not learned, such as text of the prompt
 
-# ChatML, as InternVL2.5 and Qwen2.5 know it. What lies between the generation markers is what the model says, and so
-# what the loss is taken on: the answers and their end-of-turn tokens.
+# ChatML, as in InternVL2.5 and Qwen2.5. The loss is computed on the text between the generation markers: the answers
+# and their end-of-turn tokens.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Settings of a tokenizer that neither pad nor cut, and with which it says something of each token alone.
+# Tokenizer settings that neither pad nor truncate, and whose outputs belong to single tokens.
 OF_EACH_TOKEN = ("add_special_tokens", "return_offsets_mapping", "return_special_tokens_mask", "return_token_type_ids")
 OF_EACH_TOKEN += ("padding_side", "verbose")
 
@@ -54,19 +54,19 @@ class ViTPProcessorKwargs(ProcessingKwargs, total=False):
 
 
 class ViTPProcessor(ProcessorMixin):
-    r"""Image processor and tokenizer in one, with Visual Robustness Learning.
+    r"""Processor that combines an image processor and a tokenizer, with Visual Robustness Learning (VRL).
 
     Args:
         image_processor ([`ViTPImageProcessor`]):
-            Cuts images into tiles. Its `max_patches` is the budget of tiles of one *sample*: several images share it
-            evenly. A thumbnail is added to every image that is cut.
+            Image processor that cuts images into tiles. Its `max_patches` is the tile budget of one *sample*, which its
+            images share evenly. A thumbnail is added to every image that is cut.
         tokenizer ([`~transformers.PreTrainedTokenizerFast`]):
-            Must know the tokens `<img>`, `</img>` and `<IMG_CONTEXT>`. It pads on the left from then on, as pipelines
-            ask it to, which do not ask the processor.
+            Tokenizer with the tokens `<img>`, `</img>` and `<IMG_CONTEXT>`. Its padding side is set to the left,
+            because pipelines read it from the tokenizer.
         image_seq_length (`int`, defaults to 256):
             Visual tokens of one tile, [`ViTPConfig`]'s `image_seq_length`.
         chat_template (`str`, *optional*):
-            ChatML with `{% generation %}` markers around the answers if not given.
+            Chat template. Defaults to ChatML with `{% generation %}` markers around the answers.
     """
 
     valid_processor_kwargs = ViTPProcessorKwargs
@@ -74,7 +74,7 @@ class ViTPProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers. Raises a `ValueError` that names the file that is damaged or missing."""
+        """Load a processor, as in transformers. Raise a `ValueError` that names a damaged or missing file."""
         with naming(pretrained_model_name_or_path, cls):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
@@ -92,7 +92,7 @@ class ViTPProcessor(ProcessorMixin):
         missing = [token for token in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if token not in vocabulary]
         if missing:
             raise ValueError(
-                f"The tokenizer does not know {', '.join(missing)}. Add them with "
+                f"The tokenizer lacks the tokens {', '.join(missing)}. Add them with "
                 f"tokenizer.add_special_tokens({{'additional_special_tokens': {missing}}}) and resize the model's "
                 "token embeddings."
             )
@@ -118,39 +118,40 @@ class ViTPProcessor(ProcessorMixin):
         vrl_keys: list | None = None,
         **kwargs,
     ) -> BatchFeature:
-        r"""
+        r"""Prepare images and texts for the model.
+
         Args:
             images: one image, a list, or a list of images for each text. PIL images, arrays or tensors of any depth
                 and number of bands (see [`InputSpec`]), paths or URLs.
-            text: one text or a batch; `<IMG_CONTEXT>` marks the place of an image.
-            vrl_drop_ratio (`float`, *optional*, 0 if not given):
+            text: one text or a batch; `<IMG_CONTEXT>` marks the position of an image.
+            vrl_drop_ratio (`float`, *optional*, defaults to 0):
                 r in [0, 1). Each sample keeps a uniformly random subset X of all its visual tokens S, over tiles and
                 images together, in order, with |X| = ceil((1 - r) * |S|).
-            vrl_apply_prob (`float`, *optional*, 1 if not given):
-                Probability, drawn for each sample, that VRL is applied to it.
+            vrl_apply_prob (`float`, *optional*, defaults to 1):
+                Probability, for each sample, that VRL is applied to it.
             vrl_keys (`list`, *optional*):
-                A key for each text, for example `(seed, sample_id, epoch)`; the draw of a sample depends on its key
-                alone. Without keys torch's global generator draws.
-            kwargs: for the tokenizer (`padding`, `return_tensors` …) and the image processor (`max_patches`,
-                `input_spec` …). `padding_side` is `"left"` unless it is given here, whatever the tokenizer's own is:
-                on the right, `generate` would continue after the padding of the shorter rows.
+                Random seed of each text, for example `(seed, sample_id, epoch)`: the kept tokens of a sample depend on
+                its key alone. Defaults to torch's global generator.
+            kwargs: options of the tokenizer (`padding`, `return_tensors` …) and of the image processor (`max_patches`,
+                `input_spec` …). `padding_side` defaults to `"left"`, regardless of the tokenizer's own, because
+                `generate` would otherwise continue after the padding of the shorter rows.
 
         Returns:
             [`~transformers.BatchFeature`]: `input_ids` and `attention_mask`, `(batch_size, sequence_length)`, with one
-            image token for each visual token that is kept; `pixel_values`, float32
+            image token for each kept visual token; `pixel_values`, float32
             `(num_tiles, channels, height, width)`, all tiles of the batch. With r > 0 also `position_ids`, int64 like
-            `input_ids`, which keep the positions of the full sequence (gaps where tokens were dropped, 0 at padding),
-            and, if there are images, `visual_token_indices`, int64 `(num_kept,)`: flat, ascending, over the batch's
-            tiles times tokens per tile.
+            `input_ids`, with the positions in the full sequence (gaps at dropped tokens, 0 at padding), and, if there
+            are images, `visual_token_indices`, int64 `(num_kept,)`: ascending flat indices over the batch's tiles times
+            tokens per tile.
 
         Raises:
-            ValueError: if images and image places do not match, if a text holds a literal image token, if truncation
-                would cut image tokens, or if an option is out of range.
+            ValueError: if the numbers of images and of their positions differ, a text has a literal image token,
+                truncation would cut image tokens, or an option is out of range.
         """
         vrl_drop_ratio = check_drop_ratio(vrl_drop_ratio or 0.0)
         vrl_apply_prob = check_apply_prob(1.0 if vrl_apply_prob is None else vrl_apply_prob)
         if images is None and text is None:
-            raise ValueError("Give `images`, `text` or both.")
+            raise ValueError("Expected `images`, `text` or both, got neither.")
         merged = self._merge_with_defaults(kwargs)
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = text_kwargs.pop("return_tensors", None)
@@ -161,7 +162,7 @@ class ViTPProcessor(ProcessorMixin):
         text = [text] if isinstance(text, str) else list(text)
         images = self._images_by_sample(images, text)
         if vrl_keys is not None and len(vrl_keys) != len(text):
-            raise ValueError(f"There are {len(vrl_keys)} vrl_keys for {len(text)} texts: one for each is needed.")
+            raise ValueError(f"Expected {len(text)} vrl_keys, one for each text, got {len(vrl_keys)}.")
 
         pixel_values, kept_tokens, kept_by_image = [], [], []
         for row, sample_images in enumerate(images):
@@ -201,12 +202,12 @@ class ViTPProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def _merge_with_defaults(self, kwargs: dict) -> dict[str, dict]:
-        """Merge the settings of a call, then those of the tokenizer but its padding side, then the defaults."""
+        """Merge the settings of a call with those of the tokenizer (except its padding side) and the defaults."""
         settings = {name: value for name, value in self.tokenizer.init_kwargs.items() if name != "padding_side"}
         return self._merge_kwargs(ViTPProcessorKwargs, tokenizer_init_kwargs=settings, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """Return the text for an image that the image processor has tiled, without VRL; serving engines ask."""
+        """Return the text of a tiled image without VRL, for serving engines."""
         return self._tokens_of_image(image_inputs["num_patches"][image_idx] * self.image_seq_length)
 
     @staticmethod
@@ -214,16 +215,16 @@ class ViTPProcessor(ProcessorMixin):
         return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
 
     def _tokenize(
-        self, text: list[str], num_kept: list[list[int]], text_kwargs: dict, with_places: bool
+        self, text: list[str], num_kept: list[list[int]], text_kwargs: dict, return_offsets: bool
     ) -> tuple[dict, list | None]:
-        """Tokenize texts in which each image stands with so many tokens; return the places of images in them too.
+        """Tokenize texts with the kept tokens of each image, and return the offsets of the images in the texts.
 
-        The tokens of an image are tokenized as one and then repeated, where none is cut, no row is padded and nobody
-        asks for the places.
+        Image tokens are tokenized once and then repeated, unless rows are truncated or padded or the offsets are
+        requested.
         """
         counts = [count for row in num_kept for count in row]
         is_plain = all(name in OF_EACH_TOKEN or value in (None, False) for name, value in text_kwargs.items())
-        if is_plain and not with_places:
+        if is_plain and not return_offsets:
             short, _ = self.get_text_with_replacements(list(text), [self._tokens_of_image(1)] * len(counts))
             data = self.tokenizer(short, return_attention_mask=True, **text_kwargs)
             are_image = [np.array(ids, np.int64) == self.image_token_id for ids in data["input_ids"]]
@@ -232,42 +233,42 @@ class ViTPProcessor(ProcessorMixin):
                     name: [_repeat(*row, name == "offset_mapping") for row in zip(rows, are_image, num_kept)]
                     for name, rows in data.items()
                 }, None
-        whole, places = self.get_text_with_replacements(list(text), list(map(self._tokens_of_image, counts)))
-        return dict(self.tokenizer(whole, return_attention_mask=True, **text_kwargs)), places
+        whole, offsets = self.get_text_with_replacements(list(text), list(map(self._tokens_of_image, counts)))
+        return dict(self.tokenizer(whole, return_attention_mask=True, **text_kwargs)), offsets
 
     def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
-        """Deal the images out to the texts, by the image places in each."""
+        """Assign images to texts by the number of image tokens in each text."""
         marks = [self.image_token] * sum(sample.count(self.image_token) for sample in text)
         _, found = self.get_text_with_replacements(list(text), marks)
-        places = [len(offsets) for offsets in found] if marks else [0] * len(text)
+        expected = [len(offsets) for offsets in found] if marks else [0] * len(text)
         if images is None:
             images = []
         if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
             counts = [len(item) for item in images]
             if len(counts) != len(text):
                 raise ValueError(
-                    f"There are {len(counts)} lists of images for {len(text)} texts: row by row, the {IMAGE_TOKEN} "
-                    "tokens in the prompts should be the same as the number of images."
+                    f"Expected a list of images for each of {len(text)} texts, got {len(counts)}: row by row, the "
+                    f"{IMAGE_TOKEN} tokens in the prompts should be the same as the number of images."
                 )
-            for row, (count, place) in enumerate(zip(counts, places)):
-                if count != place:
+            for row, (count, number) in enumerate(zip(counts, expected)):
+                if count != number:
                     raise ValueError(
-                        f"Sample {row} of the batch has {count} image(s), but {place} image place(s) "
+                        f"Sample {row} of the batch has {count} image(s), but {number} image token(s) "
                         f"({IMAGE_TOKEN}) in its text."
                     )
             return [list(item) for item in images]
         if not isinstance(images, (list, tuple)):
             images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
-        if len(images) != sum(places):
+        if len(images) != sum(expected):
             raise ValueError(
-                f"There are {len(images)} image(s), but {sum(places)} image place(s) ({IMAGE_TOKEN}) in the text; by "
-                f"sample of the batch: {places}."
+                f"Expected {sum(expected)} image(s) for the {IMAGE_TOKEN} tokens in the text ({expected} by sample of "
+                f"the batch), got {len(images)}."
             )
         flat = iter(images)
-        return [[next(flat) for _ in range(place)] for place in places]
+        return [[next(flat) for _ in range(number)] for number in expected]
 
     def _tile(self, images: list, images_kwargs: Mapping[str, Any]) -> tuple[list[torch.Tensor], list[int]]:
-        """Return the tiles of the images of one sample, within its budget of tiles, and how many each image has."""
+        """Return the tiles of the images of one sample, within its tile budget, and their number for each image."""
         if not images:
             return [], []
         tiles = self.image_processor([images], **images_kwargs)
@@ -276,7 +277,7 @@ class ViTPProcessor(ProcessorMixin):
     def _draw(
         self, num_tiles: list[int], drop_ratio: float, apply_prob: float, key: tuple | None
     ) -> tuple[torch.LongTensor, list[tuple[np.ndarray, int]]]:
-        """Return the visual tokens that a sample keeps, and those of each image, see [`_split_by_image`]."""
+        """Return the kept visual tokens of a sample, and those of each image, see [`_split_by_image`]."""
         num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
         if drop_ratio > 0:
             generator = None if key is None else keyed_generator(*key)
@@ -286,14 +287,14 @@ class ViTPProcessor(ProcessorMixin):
         return kept, _split_by_image(kept.numpy(), num_tokens)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
-        """Return the tiles and tokens of each image of one sample, without VRL; serving engines ask for them.
+        """Return the numbers of tiles and tokens of each image of one sample without VRL, for serving engines.
 
         Args:
-            image_sizes: height and width of each image, in pixels. They share the sample's budget of tiles.
-            kwargs: for the image processor (`max_patches` …).
+            image_sizes: height and width of each image in pixels. The images share the sample's tile budget.
+            kwargs: options of the image processor (`max_patches` …).
 
         Returns:
-            `num_image_patches`, tiles with the thumbnail; `num_image_tokens`, with those of start and end.
+            `num_image_patches`, tiles including the thumbnail; `num_image_tokens`, including the start and end tokens.
         """
         if image_sizes is None:
             return MultiModalData()
@@ -312,14 +313,14 @@ class ViTPProcessor(ProcessorMixin):
         if len(image_starts) > len(kept_by_image):
             raise ValueError(
                 f"Sample {row} of the batch has {len(image_starts)} '{IMAGE_START_TOKEN}' tokens for "
-                f"{len(kept_by_image)} image(s): its text holds an image token literally. Take it out of the text; the "
-                f"place of an image is marked with '{IMAGE_TOKEN}' or, in chat messages, {{'type': 'image'}}."
+                f"{len(kept_by_image)} image(s): its text has a literal image token. Remove it. Mark the position of "
+                f"an image with '{IMAGE_TOKEN}' or, in chat messages, {{'type': 'image'}}."
             )
         if len(image_tokens) != num_kept or len(image_ends) != len(kept_by_image):
             raise ValueError(
                 f"Sample {row} of the batch needs {num_kept} image tokens and {len(kept_by_image)} image ends, but "
-                f"{len(image_tokens)} and {len(image_ends)} are left: truncation cut them, or its text holds an image "
-                "token literally. Raise max_length, lower max_patches or raise vrl_drop_ratio."
+                f"{len(image_tokens)} and {len(image_ends)} are left: truncation cut them, or its text has a literal "
+                "image token. Raise max_length, lower max_patches or raise vrl_drop_ratio."
             )
         gaps = np.zeros_like(ids)  # number of dropped tokens just before each token
         for end, (local, full) in zip(image_ends, kept_by_image):
@@ -339,18 +340,18 @@ class ViTPProcessor(ProcessorMixin):
     ) -> dict[str, Any]:
         """Encode one conversation for training, and number its answers.
 
-        The result is that of [`apply_chat_template`] for a batch of one. The settings of a call are neither merged nor
-        checked, which takes as long as a small image's resize.
+        The result equals that of [`apply_chat_template`] for a batch of one, but the options are neither merged nor
+        validated, which would take as long as resizing a small image.
 
         Args:
-            messages: that [`check_messages`] lets pass, with the `image` in each image part.
-            images_kwargs: for the image processor.
+            messages: messages that pass [`check_messages`], with the `image` in each image part.
+            images_kwargs: options of the image processor.
             vrl_drop_ratio, vrl_apply_prob, vrl_key: see [`ViTPProcessor.__call__`].
 
         Returns:
-            Arrays `(sequence_length,)` of int64: `input_ids`; `answers`, the number of the answer that a token is of,
-            from 1, or 0; and with r > 0 `position_ids`. If there are images, their tiles as a list, `pixel_values`,
-            and with r > 0 `visual_token_indices`, an int64 tensor `(num_kept,)`.
+            Arrays `(sequence_length,)` of int64: `input_ids`; `answers`, the number of each token's answer, from 1, or
+            0 outside of answers; and with r > 0 `position_ids`. If there are images, their tiles as a list,
+            `pixel_values`, and with r > 0 `visual_token_indices`, an int64 tensor `(num_kept,)`.
         """
         template = self.template()
         check_tool_calls(messages, template)
@@ -371,11 +372,11 @@ class ViTPProcessor(ProcessorMixin):
         data = self.tokenizer(text.replace(IMAGE_TOKEN, mark), add_special_tokens=False, return_offsets_mapping=True)
         ids = np.array(data["input_ids"], np.int64)
         starts, ends = np.array(data["offset_mapping"], np.int64).reshape(-1, 2).T
-        # Where answers are is said of the text without the starts and ends of images.
+        # The spans of the answers refer to the text without image start and end tokens.
         image_ends, longer = [match.end() for match in re.finditer(IMAGE_TOKEN, text)], len(mark) - len(IMAGE_TOKEN)
         answers = np.zeros_like(ids)
         for number, span in enumerate(spans, start=1):
-            start, end = (place + longer * bisect_right(image_ends, place) for place in span)
+            start, end = (position + longer * bisect_right(image_ends, position) for position in span)
             answers[(starts < end) & (ends > start)] = number
         counts = np.ones_like(ids)
         counts[ids == self.image_token_id] = [len(local) for local, _ in by_image]
@@ -391,22 +392,22 @@ class ViTPProcessor(ProcessorMixin):
         return encoded
 
     def template(self, name: str | None = None) -> str:
-        """Return a chat template by its name, or as it is given; the default one without."""
+        """Return the chat template of a name, the argument itself if it is a template, or the default template."""
         named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         return named.get(name or "default", name)
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
-        """Render and, with `tokenize=True`, encodes chat messages; see
-        [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`.
+        """Render chat messages and, with `tokenize=True`, encode them.
 
-        Messages are dictionaries, or dataclasses or pydantic models with the same fields.
+        See [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`. Messages are
+        dictionaries, or dataclasses or pydantic models with the same fields.
 
         Raises:
-            ValueError: if a conversation is empty, a role is unknown, a text holds an image token literally, or a
-                message calls tools and the chat template has no words for it (this class's own has none).
+            ValueError: if a conversation is empty, a role is unknown, a text has a literal image token, or a message
+                has tool calls that the chat template does not render (the default template does not).
         """
         if not conversation:
-            raise ValueError("Conversation 0: there are no messages.")
+            raise ValueError("Conversation 0: expected messages, got an empty list.")
         batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
         conversations = [plain_messages(messages) for messages in (conversation if batched else [conversation])]
         template = self.template(chat_template)
@@ -420,7 +421,7 @@ class ViTPProcessor(ProcessorMixin):
 
 
 def plain_messages(conversation: Any) -> Any:
-    """Return messages as dictionaries without empty fields, and images of OpenAI's format as those of transformers."""
+    """Convert messages to dictionaries without empty fields, and images in OpenAI's format to transformers' format."""
     messages = getattr(conversation, "messages", conversation)
     if not isinstance(messages, (list, tuple)):
         return messages
@@ -450,21 +451,21 @@ def openai_url(part: Any) -> str | None:
 
 
 def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:
-    """Raise a `ValueError` that names the message if a role is unknown or a text holds an image token literally."""
+    """Raise a `ValueError` that names the message if a role is unknown or a text has a literal image token."""
     if not messages:
-        raise ValueError("there are no messages.")
+        raise ValueError("expected messages, got an empty list.")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise ValueError(f"message {index} is {message!r}, but {{'role', 'content'}} is needed.")
+            raise ValueError(f"message {index} is {message!r}. Expected {{'role', 'content'}}.")
         if message.get("role") not in ROLES:
-            raise ValueError(f"message {index} has the role {message.get('role')!r}; known are {', '.join(ROLES)}.")
+            raise ValueError(f"message {index} has the role {message.get('role')!r}. Expected {', '.join(ROLES)}.")
         check_content(message, index)
         for text in message_texts(message):
             token = next((t for t in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if t in text), None)
             if token is not None and not allow_image_tokens:
                 raise ValueError(
-                    f"message {index} holds the image token {token!r} literally. Take it out of the text and mark the "
-                    "place of an image with {'type': 'image'}."
+                    f"message {index} has the literal image token {token!r}. Remove it, and mark the position of an "
+                    "image with {'type': 'image'}."
                 )
 
 
@@ -474,15 +475,14 @@ def check_content(message: dict, index: int) -> None:
     if isinstance(content, str) or (content is None and message["role"] == "assistant"):
         return
     if not isinstance(content, (list, tuple)):
-        raise ValueError(f"message {index} has the content {content!r}; a string or a list of parts is needed.")
+        raise ValueError(f"message {index} has the content {content!r}. Expected a string or a list of parts.")
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("image", "text", "image_url", GIVEN) or (
             kind in ("text", GIVEN) and not isinstance(part.get("text"), str)
         ):
             raise ValueError(
-                f"message {index} has the part {part!r}, but {{'type': 'text', 'text': …}} or {{'type': 'image'}} is "
-                "needed."
+                f"message {index} has the part {part!r}. Expected {{'type': 'text', 'text': …}} or {{'type': 'image'}}."
             )
 
 
@@ -495,12 +495,12 @@ def message_texts(message: dict) -> list[str]:
 
 
 def check_tool_calls(messages: list[dict], template: str) -> None:
-    """Raise a `ValueError` if a message calls tools and the chat template would leave that out."""
+    """Raise a `ValueError` if a message has tool calls that the chat template does not render."""
     index = next((index for index, message in enumerate(messages) if message.get("tool_calls")), None)
     if index is not None and "tool_calls" not in template:
         raise ValueError(
-            f"message {index} has tool_calls, for which the chat template has no words: write them into its content, "
-            "or give a chat_template that renders them."
+            f"message {index} has tool_calls, which the chat template does not render. Write them into its content, "
+            "or set a chat_template that renders them."
         )
 
 
@@ -509,37 +509,38 @@ def _as_tuple(key) -> tuple:
 
 
 def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.ndarray, int]]:
-    """Return for each image its kept tokens, as indices into its own tokens, and the number of its tokens.
+    """Return for each image its kept tokens, as indices into its own tokens, and its number of tokens.
 
     Args:
         kept: int64, ascending, `(num_kept,)`.
-        num_tokens: of each image.
+        num_tokens: number of tokens of each image.
     """
     ends = np.cumsum(num_tokens, dtype=np.int64)
-    places = np.searchsorted(kept, ends).tolist()
-    bounds = zip([0, *places], places, ends.tolist(), num_tokens)
+    splits = np.searchsorted(kept, ends).tolist()
+    bounds = zip([0, *splits], splits, ends.tolist(), num_tokens)
     return [(kept[first:last] - (end - full), full) for first, last, end, full in bounds]
 
 
 def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> list:
-    """Return a value of each token of a text in which each image has one token, for as many tokens as each has kept.
+    """Repeat the values of image tokens, from one for each image to the number of its kept tokens.
 
     Args:
-        values: of the `sequence_length` tokens of the short text.
+        values: values of the `sequence_length` tokens of the short text.
         is_image: bool, `(sequence_length,)`.
-        num_kept: of each image.
-        are_offsets: whether values are where in the text a token starts and ends, which then are those of the whole.
+        num_kept: number of kept tokens of each image.
+        are_offsets: whether the values are the tokens' start and end in the text, which are converted to those in the
+            full text.
     """
     counts = np.ones(len(is_image), np.int64)
     counts[is_image] = num_kept
     repeated = np.repeat(np.array(values, np.int64), counts, axis=0)
     if not are_offsets:
         return repeated.tolist()
-    repeated = repeated.reshape(-1, 2)  # also of no token
+    repeated = repeated.reshape(-1, 2)  # also for an empty text
     gained = (counts - 1) * len(IMAGE_TOKEN)
-    number = np.arange(len(repeated)) - np.repeat(counts.cumsum() - counts, counts)  # within its image; 0 of others
+    number = np.arange(len(repeated)) - np.repeat(counts.cumsum() - counts, counts)  # index within its image, or 0
     shift = np.repeat(gained.cumsum() - gained, counts) + number * len(IMAGE_TOKEN)
-    # A token that the tokenizer adds is in no text, and stays at 0.
+    # Tokens added by the tokenizer have no position in the text and keep the offsets (0, 0).
     return list(map(tuple, np.where(repeated.any(1), repeated.T + shift, 0).T.tolist()))
 
 

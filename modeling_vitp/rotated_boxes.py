@@ -1,8 +1,9 @@
-"""Rotated boxes: their corners, their overlap, non-maximum suppression, and pooling of features inside them.
+"""Operations on rotated boxes: corners, overlap, non-maximum suppression, and pooling of features inside them.
 
-A box is `(cx, cy, width, height, angle)`, in pixels and radians, with y down and the angle turning x towards y, so
-clockwise on the screen. In standard form width >= height and the angle is in [-π/2, π/2) ("le90"). All of it is plain
-tensor work in the dtype and on the device of its arguments; corners, overlaps and pooled features have gradients.
+A box is `(cx, cy, width, height, angle)`, in pixels and radians, with y down and the angle from x towards y, which is
+clockwise on the screen. In standard form width >= height and the angle is in [-π/2, π/2) ("le90"). All functions are
+tensor operations in the dtype and on the device of their arguments; corners, overlaps and pooled features have
+gradients.
 """
 
 import math
@@ -15,30 +16,33 @@ ROIS_AT_ONCE = 256
 
 
 def standard_form(boxes: torch.Tensor) -> torch.Tensor:
-    """The same rectangles `(…, 5)` with width >= height and the angle in [-π/2, π/2)."""
-    centres, width, height, angle = boxes.split([2, 1, 1, 1], -1)
+    """Return the same rectangles `(…, 5)` with width >= height and the angle in [-π/2, π/2)."""
+    centers, width, height, angle = boxes.split([2, 1, 1, 1], -1)
     angle = torch.where(width < height, angle + math.pi / 2, angle)
     angle = torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
-    return torch.cat([centres, torch.maximum(width, height), torch.minimum(width, height), angle], -1)
+    return torch.cat([centers, torch.maximum(width, height), torch.minimum(width, height), angle], -1)
 
 
 def corners(boxes: torch.Tensor) -> torch.Tensor:
-    """Corners `(…, 4, 2)` of boxes `(…, 5)`, clockwise on the screen: `centre + R(angle) (±width / 2, ±height / 2)`
-    with R = [[cos, -sin], [sin, cos]], from the corner that is the top left one at angle 0."""
-    centres, sides, angle = boxes.split([2, 2, 1], -1)
+    """Return the corners `(…, 4, 2)` of boxes `(…, 5)`, clockwise on the screen.
+
+    They are `center + R(angle) (±width / 2, ±height / 2)` with R = [[cos, -sin], [sin, cos]]. The first one is the top
+    left corner at angle 0.
+    """
+    centers, sides, angle = boxes.split([2, 2, 1], -1)
     along = torch.cat([angle.cos(), angle.sin()], -1) * sides[..., :1] / 2
     across = torch.cat([-angle.sin(), angle.cos()], -1) * sides[..., 1:] / 2
     offsets = torch.stack([-along - across, along - across, along + across, across - along], -2)
-    return centres[..., None, :] + offsets
+    return centers[..., None, :] + offsets
 
 
 def enclosing_boxes(points: torch.Tensor) -> torch.Tensor:
-    """Upright boxes `(…, 4)`, x1, y1, x2, y2, around points `(…, n, 2)` such as the corners of rotated boxes."""
+    """Return upright boxes `(…, 4)`, x1, y1, x2, y2, around points `(…, n, 2)` such as corners of rotated boxes."""
     return torch.cat([points.amin(-2), points.amax(-2)], -1)
 
 
 def rectangles(points: torch.Tensor) -> torch.Tensor:
-    """The boxes `(…, 5)` in standard form whose corners `(…, 4, 2)` are, in order around them, at right angles."""
+    """Return the boxes `(…, 5)` in standard form with the given corners `(…, 4, 2)`, in order, at right angles."""
     first, second, third, fourth = points.unbind(-2)
     width, height = (second - first).norm(dim=-1), (third - second).norm(dim=-1)
     side = torch.where((width > height)[..., None], second - first, fourth - first)
@@ -49,9 +53,9 @@ def rectangles(points: torch.Tensor) -> torch.Tensor:
 
 
 def smallest_rectangles(points: torch.Tensor) -> torch.Tensor:
-    """The boxes `(…, 5)` in standard form that have the least area around points `(…, n, 2)`, a few each.
+    """Return the boxes `(…, 5)` of minimum area, in standard form, around points `(…, n, 2)`, for small n.
 
-    One side of such a box lies on two of the points, so the directions of all pairs are tried.
+    One side of such a box lies on two of the points, so the directions of all pairs are compared.
     """
     pairs = torch.combinations(torch.arange(points.shape[-2], device=points.device))
     sides = points[..., pairs[:, 1], :] - points[..., pairs[:, 0], :]
@@ -65,43 +69,43 @@ def smallest_rectangles(points: torch.Tensor) -> torch.Tensor:
     low, high = (bound.gather(-2, best[..., None].expand(*best.shape, 2))[..., 0, :] for bound in (low, high))
     cos, sin = (part[..., 0].gather(-1, best) for part in (cos, sin))
     x, y = ((low + high) / 2).split(1, -1)
-    centres = middle[..., 0, :] + torch.cat([cos * x - sin * y, sin * x + cos * y], -1)
-    return standard_form(torch.cat([centres, high - low, angles.gather(-1, best)], -1))
+    centers = middle[..., 0, :] + torch.cat([cos * x - sin * y, sin * x + cos * y], -1)
+    return standard_form(torch.cat([centers, high - low, angles.gather(-1, best)], -1))
 
 
 def intersections(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
-    """Area that each of `boxes1` `(n, 5)` shares with the one of `boxes2` `(n, 5)` at the same place, `(n,)`.
+    """Return the intersection area of each pair of `boxes1` `(n, 5)` and `boxes2` `(n, 5)`, `(n,)`.
 
-    In the frame of the first box, which is a rectangle around 0 there, the outline of the second one is clamped to the
-    rectangle. That keeps how often it winds around each point inside, so the area within the clamped outline,
-    ∮ x dy, is that of the intersection. Along an edge y runs only between the two places where the edge crosses the
-    lines y = ±height / 2, and x is linear there but for the places where it crosses x = ±width / 2. So four places an
-    edge give the integral exactly, whatever the boxes: no points are sorted and nothing is compared with a tolerance.
+    In the frame of the first box, a rectangle around 0, the outline of the second box is clamped to the rectangle. This
+    does not change its winding number around the points inside, so the area within the clamped outline, ∮ x dy, is the
+    area of the intersection. Along an edge, y changes only between the two points where the edge crosses the lines
+    y = ±height / 2, and x is piecewise linear there, with breaks where the edge crosses x = ±width / 2. Four points on
+    each edge therefore give the exact integral, without sorting points or comparing with a tolerance.
     """
     offset = boxes2[:, :2] - boxes1[:, :2]
     cos, sin = boxes1[:, 4].cos(), boxes1[:, 4].sin()
-    centre = torch.stack([cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0]], -1)
-    points = corners(torch.cat([centre, boxes2[:, 2:4], boxes2[:, 4:] - boxes1[:, 4:]], -1))
+    center = torch.stack([cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0]], -1)
+    points = corners(torch.cat([center, boxes2[:, 2:4], boxes2[:, 4:] - boxes1[:, 4:]], -1))
     edges = points.roll(-1, -2) - points
     half = boxes1[:, None, 2:4] / 2
 
     def crossings(axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where along the edges, 0 to 1, a coordinate enters and leaves the range of the rectangle, `(n, 4)` each."""
+        """Return where along the edges, in [0, 1], a coordinate enters and leaves the rectangle, `(n, 4)` each."""
         start, run, bound = points[..., axis], edges[..., axis], half[..., axis]
         run = torch.where(run == 0, torch.ones_like(run), run)
         one, other = ((side - start) / run for side in (-bound, bound))
         return torch.minimum(one, other).clamp(0, 1), torch.maximum(one, other).clamp(0, 1)
 
     first, last = crossings(1)
-    places = [first, *(place.clamp(first, last) for place in crossings(0)), last]
+    positions = [first, *(position.clamp(first, last) for position in crossings(0)), last]
     bound = half[..., 0]
-    xs = [(points[..., 0] + place * edges[..., 0]).clamp(-bound, bound) for place in places]
-    integrals = sum((xs[i] + xs[i + 1]) * (places[i + 1] - places[i]) for i in range(3)) / 2
+    xs = [(points[..., 0] + position * edges[..., 0]).clamp(-bound, bound) for position in positions]
+    integrals = sum((xs[i] + xs[i + 1]) * (positions[i + 1] - positions[i]) for i in range(3)) / 2
     return (integrals * edges[..., 1]).sum(-1).clamp(min=0)
 
 
 def rotated_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of all pairs of `boxes1` `(n, 5)` and `boxes2` `(m, 5)`, `(n, m)`; 0 for empty boxes."""
+    """Return the IoU of all pairs of `boxes1` `(n, 5)` and `boxes2` `(m, 5)`, `(n, m)`; 0 for empty boxes."""
     iou = boxes1.new_zeros(len(boxes1), len(boxes2))
     rows, columns = meeting_pairs(boxes1, boxes2)
     for part in range(0, len(rows), PAIRS_AT_ONCE):
@@ -117,7 +121,7 @@ def pair_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
 
 
 def meeting_pairs(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns of the pairs whose enclosing boxes share some area."""
+    """Return rows and columns of the pairs whose enclosing boxes overlap."""
     around1, around2 = (enclosing_boxes(corners(boxes.detach())) for boxes in (boxes1, boxes2))
     found = [torch.zeros(0, 2, dtype=torch.long, device=boxes1.device)]
     step = max(1, 16 * PAIRS_AT_ONCE // max(1, len(boxes2)))
@@ -131,19 +135,19 @@ def meeting_pairs(boxes1: torch.Tensor, boxes2: torch.Tensor) -> tuple[torch.Ten
 def rotated_nms(
     boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, labels: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Indices of the boxes that no better box, which is kept itself, overlaps by more than a threshold.
+    """Return the boxes that no better kept box overlaps by more than a threshold.
 
-    The greedy result is the only fixed point of this rule, so the rule is applied to all boxes at once until nothing
-    changes.
+    The greedy result is the only fixed point of this rule, so the rule is applied to all boxes at once until the
+    result is stable.
 
     Args:
         boxes: `(n, 5)`.
-        scores: `(n,)`; of equal scores the first is the better.
-        iou_threshold: boxes may overlap by so much.
+        scores: `(n,)`; of equal scores the first is better.
+        iou_threshold: maximum IoU of two kept boxes.
         labels: `(n,)` integers; boxes of different labels do not suppress one another.
 
     Returns:
-        `(kept,)`, int64, by falling score.
+        Indices `(kept,)`, int64, by descending score.
     """
     if labels is not None:
         kept = [torch.zeros(0, dtype=torch.long, device=boxes.device)]
@@ -175,18 +179,18 @@ def roi_align_rotated(
     spatial_scale: float = 1.0,
     sampling_ratio: int = 2,
 ) -> torch.Tensor:
-    """Features inside rotated boxes: RoIAlign (arXiv 1703.06870), turned, with `aligned=True`.
+    """Pool features inside rotated boxes: RoIAlign (arXiv 1703.06870) with rotation and `aligned=True`.
 
-    At angle 0 the same as [`torchvision.ops.roi_align`]: each cell is the mean of `sampling_ratio²` bilinear samples;
-    a sample more than a pixel outside the map is 0, and one less far outside has the value at the border.
+    At angle 0 the result equals that of [`torchvision.ops.roi_align`]: each cell is the mean of `sampling_ratio²`
+    bilinear samples. A sample more than a pixel outside the map is 0; a nearer one outside has the value at the border.
 
     Args:
         features: `(images, channels, height, width)`.
         boxes: `(n, 5)`, in pixels of the image.
-        image_indices: `(n,)`, int64: the image of each box.
-        output_size: cells either way.
-        spatial_scale: pixels of the map a pixel of the image.
-        sampling_ratio: samples a cell, either way.
+        image_indices: `(n,)`, int64: image of each box.
+        output_size: cells in each direction.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples of a cell in each direction.
 
     Returns:
         `(n, channels, output_size, output_size)`.
@@ -195,16 +199,16 @@ def roi_align_rotated(
     steps = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) / side - 0.5
     pooled, order = [features.new_zeros(0, features.shape[1], output_size, output_size)], []
     for image in image_indices.unique().tolist():
-        for places in (image_indices == image).nonzero()[:, 0].split(ROIS_AT_ONCE):
-            centre, sides, angle = boxes[places].split([2, 2, 1], -1)
-            centre, sides = (centre * spatial_scale - 0.5)[..., None, None], sides * spatial_scale
+        for indices in (image_indices == image).nonzero()[:, 0].split(ROIS_AT_ONCE):
+            center, sides, angle = boxes[indices].split([2, 2, 1], -1)
+            center, sides = (center * spatial_scale - 0.5)[..., None, None], sides * spatial_scale
             xs, ys = (steps * sides[:, :1])[:, None], (steps * sides[:, 1:])[..., None]  # (n, 1, side), (n, side, 1)
             cos, sin = angle.cos()[..., None], angle.sin()[..., None]
-            x, y = centre[:, 0] + xs * cos - ys * sin, centre[:, 1] + xs * sin + ys * cos
+            x, y = center[:, 0] + xs * cos - ys * sin, center[:, 1] + xs * sin + ys * cos
             inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
             grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1).flatten(0, 1)[None]
             samples = F.grid_sample(features[image : image + 1], grid, padding_mode="border", align_corners=False)
             cells = F.avg_pool2d(samples * inside.flatten(0, 1), sampling_ratio)[0]
             pooled.append(cells.unflatten(1, (-1, output_size)).transpose(0, 1))
-            order.append(places)
+            order.append(indices)
     return torch.cat(pooled)[torch.cat(order).argsort()] if order else pooled[0]

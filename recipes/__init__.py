@@ -1,1 +1,1 @@
-"""Recipes: one entry point a file."""
+"""Recipes, one entry point per file."""

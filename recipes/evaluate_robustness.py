@@ -1,10 +1,10 @@
-"""Scores of fine-tuned models on clean images and under twelve corruptions, side by side.
+"""Score fine-tuned models on clean images and under twelve corruptions, and compare them.
 
     vitp evaluate_robustness --models outputs/loveda_r_0 outputs/loveda_r_0.75
 
-Each corruption has severities from 1 to 5. All models see the same corrupted images, and masks move with them. What a
-model is scored on is by default what its fine-tuning was tested on. Started again with the same output folder, the
-evaluation goes on: what is finished is not run again, and more models, corruptions or severities add to it.
+Each corruption has severities from 1 to 5. All models receive the same corrupted images; geometric corruptions also
+move the masks. By default, a model is scored on the test split of its fine-tuning. If the command is started again with
+the same output folder, finished evaluations are reused, and further models, corruptions or severities are added.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     metrics = robustness.evaluate_robustness(args)
     output_dir = Path(args.output_dir)
     robustness.draw_robustness(metrics, output_dir / "robustness.png")
-    print(f"{metrics['score']} of {metrics['images']} images; of a corruption, the mean over severities\n")
+    print(f"{metrics['score']} on {metrics['images']} images; for each corruption, the mean over severities\n")
     print(robustness.robustness_table(metrics))
     if len(args.severities) > 1:
         for model in metrics["models"]:

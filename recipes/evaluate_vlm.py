@@ -1,9 +1,9 @@
-"""Scores of pretrained vision-language models on questions of rows, beside the same questions about other images.
+"""Score pretrained vision-language models on the questions of a data set, with a blind control.
 
     vitp evaluate_vlm --models outputs/my_run --dataset_name my_rows --split test
 
-Boxes are scored by their IoU, choices, maps and short answers by their accuracy, captions by BLEU, ROUGE-L and CIDEr.
-What a model says of other images is its own blind control: what it scores there, it scores without looking.
+Boxes are scored by IoU, choices, maps and short answers by accuracy, captions by BLEU, ROUGE-L and CIDEr. The blind
+control asks the same questions about other images: its scores do not depend on the image of the question.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
     metrics = vlm.evaluate_vlm(args)
     number = sum(metrics["questions"].values())
-    print(f"{number} questions about {metrics['images']} images; {metrics['not_scored']} answers are of no kind\n")
+    print(f"{number} questions about {metrics['images']} images; {metrics['not_scored']} answers cannot be scored\n")
     print(vlm.answers_table(metrics))
     output_dir = Path(args.output_dir)
     print(f"\nAll scores: {output_dir / 'metrics.json'}; answers and pictures: {output_dir}/answers_*")

@@ -1,4 +1,4 @@
-"""Takes the backbone out of a checkpoint.
+"""Export the backbone of a checkpoint.
 
 vitp export_backbone outputs/quickstart my_backbone
 """
@@ -12,8 +12,8 @@ from modeling_vitp.training.command_line import parse_words
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder or Hub id of a trained ViTP model with its processor")
-    parser.add_argument("output_dir", help="folder to write, which must not exist yet")
+    parser.add_argument("checkpoint", help="Folder or Hub id of a trained ViTP model with its processor.")
+    parser.add_argument("output_dir", help="Output folder, which must not exist.")
     args = parse_words(parser, argv)
     check_new(args.output_dir)
 

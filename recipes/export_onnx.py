@@ -1,4 +1,4 @@
-"""Writes a backbone as ONNX, for images of any size.
+"""Export a backbone as ONNX, for images of any size.
 
 vitp export_onnx outputs/quickstart/backbone backbone.onnx
 """
@@ -11,13 +11,13 @@ from modeling_vitp.training.command_line import parse_words
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder or Hub id of an exported backbone")
-    parser.add_argument("file", help="file to write, FILE.onnx, in a folder that exists")
+    parser.add_argument("checkpoint", help="Folder or Hub id of an exported backbone.")
+    parser.add_argument("file", help="Output file, FILE.onnx, in an existing folder.")
     parser.add_argument(
         "--tolerance",
         type=float,
         default=1e-3,
-        help="largest difference between features of model and graph, in their standard deviations (%(default)s)",
+        help="Largest allowed difference between features of model and graph, in standard deviations (%(default)s).",
     )
     args = parse_words(parser, argv)
 

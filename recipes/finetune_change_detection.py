@@ -1,8 +1,8 @@
-"""Change detection from a pretrained backbone, on pairs of images of the same ground.
+"""Fine-tune a pretrained backbone for change detection on pairs of images of the same area.
 
     vitp finetune_change_detection --config levir_cd --model_name_or_path my_backbone
 
-As finetune_segmentation, with one backbone for both images of a pair and the scores of the change class.
+The options are those of finetune_segmentation. One backbone encodes both images, and the change class is scored.
 """
 
 import vitp_command

@@ -1,11 +1,11 @@
-"""Classification of images from a pretrained backbone, with one label an image or several.
+"""Fine-tune a pretrained backbone for image classification with one or several labels per image.
 
     vitp finetune_classification --data_root my_images --test_split test --model_name_or_path my_backbone \
         --output_dir outputs/my_classes
 
-A folder has the images of each split and class, as in my_images/train/forest/1.png; a data set of the Hub has columns
-`image` and `label`. The configuration is YAML; every field can be given on the command line too. Started again with the
-same output folder, a run goes on from its last checkpoint.
+A folder has the images of each split and class, such as my_images/train/forest/1.png; a data set on the Hub has columns
+`image` and `label`. The configuration is a YAML file, and the command line overrides its fields. If the command is
+started again with the same output folder, the run resumes from its last checkpoint.
 """
 
 import vitp_command

@@ -1,9 +1,9 @@
-"""Detection from a pretrained backbone: horizontal boxes, oriented boxes, or instances.
+"""Fine-tune a pretrained backbone for detection of horizontal boxes, oriented boxes, or instances.
 
     vitp finetune_detection --config dior_r --model_name_or_path my_backbone
 
-The configuration is YAML; every field can be given on the command line too. Started again with the same output folder,
-a run goes on from its last checkpoint.
+The configuration is a YAML file, and the command line overrides its fields. If the command is started again with the
+same output folder, the run resumes from its last checkpoint.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Instruction data from annotated images: Parquet with images and conversations, and a data set card.
+"""Convert annotated images to instruction data: Parquet with images and conversations, and a data set card.
 
     vitp make_instructions voc DIOR --split train --output_dir dior_instructions
     vitp make_instructions dota DOTA --window 1024 --overlap 200 --collages 1 --output_dir dota_instructions
@@ -6,10 +6,10 @@
     vitp make_instructions masks LoveDA --output_dir loveda_instructions --shard 3/8      then: --merge 8
     vitp make_instructions volumes Liver --names l.json --intensities -160 240 --output_dir liver_instructions
 
-Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one a class), `masks` (image and mask of
-the same name), `volumes` (the same of NIfTI or DICOM), `changes` (pairs, with masks or captions). Only images of
-`--split` are used, as the layout or the file of `--split_list` says, and none whose file is also in the test split or,
-unless it is itself asked for, the validation split.
+Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one per class), `masks` (image and mask
+of the same name), `volumes` (NIfTI or DICOM with masks), `changes` (pairs with masks or captions). Only images of
+`--split` are used, according to the layout or the file `--split_list`. Images whose file is also in the test split are
+skipped, and images of the validation split too unless `--split` names it.
 """
 
 import argparse
@@ -23,32 +23,51 @@ from modeling_vitp.training.command_line import parse_words
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layout", choices=LAYOUTS)
-    parser.add_argument("root", type=Path, help="the annotated data set's folder")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--split", default="train", help="the only split that is used (train)")
-    parser.add_argument("--split_list", type=Path, help="a file that names the only images that are used, one a line")
-    parser.add_argument("--annotations", type=Path, help="file or folder of the annotations, if there are several")
-    parser.add_argument("--names", type=Path, help="JSON: class -> phrase, or null to leave the class out")
-    parser.add_argument("--kinds", nargs="+", help="of questions; all that the annotation answers if not given")
-    parser.add_argument("--turns", type=positive, default=5, help="most questions about an image (5)")
-    parser.add_argument("--max_boxes", type=positive, default=20, help="most boxes of an answer (20)")
-    parser.add_argument("--map_side", type=positive, default=7, help="cells on each side of the grid of a map (7)")
-    parser.add_argument("--window", type=positive, help="cut larger images into windows of this side, in pixels")
-    parser.add_argument("--overlap", type=not_negative, default=0, help="of the windows, in pixels (0)")
-    parser.add_argument("--collages", type=within("[0, inf)", float), default=0, help="for each image or window (0)")
-    parser.add_argument("--collage_grid", type=within("[2, 16]"), nargs="+", default=[7], help="pieces on a side (7)")
-    parser.add_argument("--collage_size", type=positive, default=448, help="side of a collage, in pixels (448)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="what a bad annotation does")
-    parser.add_argument("--license", help="of the images and annotations, for the card")
-    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the folder as a data set")
-    parser.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="of the slices of volumes (axial)")
-    parser.add_argument("--intensities", type=float, nargs=2, help="of volumes that are black and white")
-    parser.add_argument("--percentiles", type=within("[0, 100]", float), nargs=2, help="of each volume, instead")
+    parser.add_argument("layout", choices=LAYOUTS, help="Layout of the annotated data set.")
+    parser.add_argument("root", type=Path, help="Folder of the annotated data set.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Output folder.")
+    parser.add_argument("--split", default="train", help="Split to use (train).")
+    parser.add_argument("--split_list", type=Path, help="File with the names of the images to use, one per line.")
+    parser.add_argument(
+        "--annotations", type=Path, help="File or folder of the annotations, if the data set has several."
+    )
+    parser.add_argument("--names", type=Path, help="JSON file with a phrase for each class, null to skip the class.")
+    parser.add_argument("--kinds", nargs="+", help="Kinds of questions. By default all that the annotations answer.")
+    parser.add_argument("--turns", type=positive, default=5, help="Maximum number of questions per image (5).")
+    parser.add_argument("--max_boxes", type=positive, default=20, help="Maximum number of boxes per answer (20).")
+    parser.add_argument("--map_side", type=positive, default=7, help="Number of cells per side of a map (7).")
+    parser.add_argument("--window", type=positive, help="Side of the windows of larger images in pixels.")
+    parser.add_argument("--overlap", type=not_negative, default=0, help="Overlap of windows in pixels (0).")
+    parser.add_argument(
+        "--collages", type=within("[0, inf)", float), default=0, help="Number of collages per image or window (0)."
+    )
+    parser.add_argument(
+        "--collage_grid",
+        type=within("[2, 16]"),
+        nargs="+",
+        default=[7],
+        help="Number of pieces per side of a collage (7).",
+    )
+    parser.add_argument("--collage_size", type=positive, default=448, help="Side of a collage in pixels (448).")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed (0).")
+    parser.add_argument(
+        "--on_error", choices=("raise", "skip"), default="raise", help="Behavior on bad annotations (raise)."
+    )
+    parser.add_argument("--license", help="License of images and annotations, for the card.")
+    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Hub id to upload the output folder to.")
+    parser.add_argument(
+        "--plane", choices=("axial", "coronal", "sagittal"), help="Plane of the slices of volumes (axial)."
+    )
+    parser.add_argument("--intensities", type=float, nargs=2, help="Intensities shown as black and white.")
+    parser.add_argument(
+        "--percentiles",
+        type=within("[0, 100]", float),
+        nargs=2,
+        help="Percentiles of each volume shown as black and white.",
+    )
     parts = parser.add_mutually_exclusive_group()
-    parts.add_argument("--shard", type=shard, metavar="I/N", help="write the I-th of N parts of the rows alone")
-    parts.add_argument("--merge", type=positive, metavar="N", help="the card of N shards, which have ended")
+    parts.add_argument("--shard", type=shard, metavar="I/N", help="Write only part I of N parts of the rows.")
+    parts.add_argument("--merge", type=positive, metavar="N", help="Write the card of N finished shards.")
     args = parse_words(parser, argv)
 
     from modeling_vitp.instructions.from_annotations.pipeline import option_error
@@ -79,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         part = [rows[place] for place in args.shard.part(len(rows))]
         save_rows(encode_rows(part), args.output_dir, split, args.shard)
         print(f"Shard {args.shard}: {len(part)} of {len(rows)} rows in {args.output_dir}", end=". ")
-        print(f"When all have ended: the same with --merge {args.shard.count} in its place.")
+        print(f"When all shards are finished, run the same command with --merge {args.shard.count} instead of --shard.")
         return 0
     if args.merge:
         check_shards(args.output_dir, split, args.merge, len(rows))
@@ -87,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         save_rows(encode_rows(rows), args.output_dir, split)
     write_card(args, made)
     questions = sum(map(len, made.conversations))
-    print(f"{len(rows)} rows, {questions} questions: {args.output_dir} (see README.md there)")
+    print(f"{len(rows)} rows and {questions} questions are in {args.output_dir}, see README.md there.")
     if args.push_to_hub:
         return push_to_hub.main([str(args.output_dir), args.push_to_hub, "--what", "dataset", "--private"])
     return 0

@@ -1,11 +1,11 @@
-"""What a fine-tuned model sees in an image or a volume of any size: classes, changes, or objects.
+"""Predict classes, changes or objects in an image or a volume of any size with a fine-tuned model.
 
     vitp predict_large my_model scene.tif --output classes.tif
     vitp predict_large my_change_model before.tif after.tif --output changes.tif --probabilities p.tif
     vitp predict_large my_detector scene.tif --output objects.geojson
     vitp predict_large my_organs ct.nii.gz --output organs.nii.gz
 
-Started again, a run that was stopped goes on where it was.
+If an interrupted command is started again, the prediction resumes.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from modeling_vitp.command.paths import find_config
 from modeling_vitp.training.arguments import positive, read_mapping, within
 from modeling_vitp.training.command_line import load_plugins, parse_words
 
-# Options of what the model is, or what it is shown.
+# Options by the type of the model and its input.
 FOR = {
     "images": {"input_spec", "probabilities", "classes", "scales", "flip"},
     "volumes": {"probabilities", "plane", "intensities", "percentiles", "scales", "flip"},
@@ -30,28 +30,43 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS
     )
     add = parser.add_argument
-    add("model", help="folder or Hub id of the model with its image processor")
-    add("images", nargs="+", help="GeoTIFF or PNG; two, before and after; NIfTI, or the folder of a DICOM series")
-    add("--output", required=True, help="classes: GeoTIFF, of volumes NIfTI; objects: .geojson, or .json (COCO)")
-    add("--window", type=positive, help="side of what the model sees at once: 512; of detectors that of training")
-    add("--stride", type=positive, help="from one window to the next: 3/4 of the window")
-    add("--batch_size", type=positive, help="windows that are predicted together: 4")
-    add("--device", default=None, help="the accelerator if there is one")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model")
-    add("--plugins", nargs="+", default=[], help="Python files that register the model's decode head")
-    add("--input_spec", help="of images: how they are read, as JSON, where not as those of the training")
+    add("model", help="Folder or Hub id of the model with its image processor.")
+    add(
+        "images", nargs="+", help="GeoTIFF or PNG, two for changes (before, after); NIfTI, or folder of a DICOM series."
+    )
+    add("--output", required=True, help="Output file: GeoTIFF, NIfTI of volumes; objects: .geojson or .json (COCO).")
+    add(
+        "--window",
+        type=positive,
+        help="Side of the sliding window in pixels: 512; for detectors, the image size of training.",
+    )
+    add("--stride", type=positive, help="Stride of the sliding window in pixels: 3/4 of the window.")
+    add("--batch_size", type=positive, help="Number of windows per batch: 4.")
+    add("--device", default=None, help="Device of the model: by default the accelerator, or cpu without one.")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="Dtype of the model: float32.")
+    add("--plugins", nargs="+", default=[], help="Python files that register the model's decode head.")
+    add("--input_spec", help="Input spec of the images as JSON: by default that of the training.")
     add = parser.add_argument_group("segmentation and change detection").add_argument
-    add("--probabilities", help="file of the classes' probabilities to write, too")
-    add("--classes", help="of images: configuration of the fine-tuning (YAML), for the colours of the classes")
-    add("--scales", type=within("(0, inf)", float), nargs="+", help="of test-time augmentation: 1")
-    add("--flip", action="store_true", help="predict mirror images, too")
+    add("--probabilities", help="Second output file, with the probabilities of the classes.")
+    add("--classes", help="Configuration of the fine-tuning (YAML) with the colors of the classes, for images.")
+    add("--scales", type=within("(0, inf)", float), nargs="+", help="Scales of test-time augmentation: 1.")
+    add("--flip", action="store_true", help="Test-time augmentation with horizontal flips.")
     add = parser.add_argument_group("volumes").add_argument
-    add("--plane", choices=("axial", "coronal", "sagittal"), help="that the model was trained in: axial")
-    add("--intensities", type=float, nargs=2, help="that are black and white; by default as in training")
-    add("--percentiles", type=within("[0, 100]", float), nargs=2, help="of the volume that are so, instead")
+    add("--plane", choices=("axial", "coronal", "sagittal"), help="Plane of the slices in training: axial.")
+    add("--intensities", type=float, nargs=2, help="Intensities shown as black and white: by default as in training.")
+    add(
+        "--percentiles",
+        type=within("[0, 100]", float),
+        nargs=2,
+        help="Percentiles of the volume shown as black and white.",
+    )
     add = parser.add_argument_group("detection").add_argument
-    add("--threshold", type=within("[0, 1]", float), help="objects have a higher score: 0.3")
-    add("--nms_threshold", type=within("[0, 1]", float), help="most overlap of a class: the model's, or 0.5")
+    add("--threshold", type=within("[0, 1]", float), help="Score that objects must exceed: 0.3.")
+    add(
+        "--nms_threshold",
+        type=within("[0, 1]", float),
+        help="Maximum IoU of two objects of a class: the model's, or 0.5.",
+    )
     args = vars(parse_words(parser, argv))
 
     import torch
@@ -71,17 +86,17 @@ def main(argv: list[str] | None = None) -> int:
     config = AutoConfig.from_pretrained(name)
     if config.model_type not in models:
         is_classifier = config.model_type == "vitp_image_classification"
-        what = "transformers' pipeline of image-classification asks it" if is_classifier else "fine-tune it first"
-        raise ValueError(f"{name} is a {config.model_type}: {what}; {', '.join(sorted(models))} can be used.")
+        advice = "Use transformers' image-classification pipeline" if is_classifier else "Fine-tune it first"
+        raise ValueError(f"{name} is a {config.model_type!r}. Expected {', '.join(sorted(models))}. {advice}.")
     entry, images, output = models[config.model_type], args.pop("images"), args.pop("output")
     is_detector = entry.pipeline_tag == "object-detection"
     kind = "objects" if is_detector else "volumes" if any(is_volume(Path(image)) for image in images) else "images"
     foreign = sorted((set().union(*FOR.values()) - FOR[kind]) & args.keys())
     if foreign:
-        shown = f"which is a {config.model_type}" if is_detector else f"which is asked about {kind}"
-        raise ValueError(f"--{foreign[0]} is no option for {name}, {shown}.")
+        reason = f"which is a {config.model_type!r}" if is_detector else f"which predicts {kind}"
+        raise ValueError(f"--{foreign[0]} is not an option for {name}, {reason}.")
     if is_detector and len(images) != 1:
-        raise ValueError(f"{name} takes 1 image(s), but {len(images)} given.")
+        raise ValueError(f"{name} takes 1 image, got {len(images)}.")
     model = (
         getattr(transformers, entry.auto_class)
         .from_pretrained(name, dtype=args.pop("dtype"))
@@ -90,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     image_processor = AutoImageProcessor.from_pretrained(name)
     if "input_spec" in args:
         if not hasattr(image_processor, "with_input_spec"):
-            raise ValueError(f"--input_spec is no option for {name}, which reads 8-bit RGB alone.")
+            raise ValueError(f"--input_spec is not an option for {name}, which reads only 8-bit RGB.")
         image_processor = image_processor.with_input_spec(read_mapping("input_spec", args.pop("input_spec")))
     images, predict = images[0] if is_detector else images, getattr(modeling_vitp, PREDICT[kind])
     if "classes" in args:

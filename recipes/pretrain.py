@@ -1,10 +1,10 @@
-"""Visual instruction pretraining: from a vision-language model, a ViT with a language model, or nothing.
+"""Pretrain on visual instructions, from a vision-language model, a ViT with a language model, or random weights.
 
     vitp pretrain --config quickstart
     accelerate launch -m modeling_vitp.recipes.pretrain --config my_recipe.yaml --learning_rate 1e-5
 
-The configuration is YAML; every field can be given on the command line too. Started again with the same output folder,
-a run goes on from its last checkpoint.
+The configuration is a YAML file, and the command line overrides its fields. If the command is started again with the
+same output folder, the run resumes from its last checkpoint.
 """
 
 import importlib
@@ -86,17 +86,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     if task is not None:
-        trained = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
-        metrics["task"] = task.evaluate(trained, processor, data.splits, output_dir, training_args.seed)
+        with results.no_library_bars():
+            trained = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
+            metrics["task"] = task.evaluate(trained, processor, data.splits, output_dir, training_args.seed)
         results.save_metrics(trainer, metrics)
     if args.probe_data is not None:
         from modeling_vitp.probing.gains import probe_run
 
         where = args.probe_data, args.probe_splits, output_dir, training_args.seed, training_args.device
-        metrics["probe"] = probe_run(*where)
+        with results.no_library_bars():
+            metrics["probe"] = probe_run(*where)
         results.save_metrics(trainer, metrics)
     status = results.finish(trainer)
-    return results.report(metrics, output_dir) or status
+    return results.report(metrics, output_dir, model.config.model_type) or status
 
 
 if __name__ == "__main__":

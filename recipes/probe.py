@@ -1,13 +1,13 @@
-"""What can be read from the features of backbones: probes on classes, masks or boxes, beside controls.
+"""Probe frozen features of backbones on classes, masks or boxes, and compare them with controls.
 
     vitp probe --backbones my_backbone facebook/dinov2-base --dataset_name folder_of_classes
     vitp probe --backbones my_backbone facebook/dinov2-base --data loveda \
         --data_root /datasets/LoveDA --test_split val
 
-With `--shard 3/8` one of eight processes or jobs extracts its part of the features, and no more.
+With `--shard 3/8`, one of eight processes or jobs only extracts its part of the features.
 
-Images with classes are probed by nearest neighbours and a linear layer, images with masks or boxes by a linear layer on
-the patches. Nothing of a backbone is trained.
+Images with classes are probed by nearest neighbors and a linear layer, images with masks or boxes by a linear layer on
+the patches. The backbones are frozen.
 """
 
 import json
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         for backbone in backbones():
             for split in ("train", "test"):
                 task.features(backbone, split, args.image_size, features, shard=Shard.parse(args.shard), **loading)
-        print(f"Shard {args.shard}: {features}. When all have ended: the same without --shard.")
+        print(f"Shard {args.shard}: {features}. When all shards are finished, run the same command without --shard.")
         return 0
     draws = draw_labels(args.shots, args.shares, args.seeds, task.presence, task.names)
     metrics = {"arguments": vars(args), "classes": task.names, "control": task.control(), "results": []}

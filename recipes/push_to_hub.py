@@ -1,11 +1,11 @@
-"""Shares a model, a data set or the demo on the Hub.
+"""Push a model, a data set or the demo to the Hub.
 
     vitp push_to_hub outputs/my_run my-org/my-backbone --what backbone --dry_run
     vitp push_to_hub outputs/my_run my-org/my-model --what model --private
 
-Shows first what will go, and sends only what belongs: never optimiser states, training arguments or training data. A
-secret or an absolute path stops it, and so does a license other than that of the weights the training started from.
-All goes in one commit. What was cut off goes on when the same command is given again.
+The files are listed first. Optimizer states, training arguments and training data are never pushed. Secrets, absolute
+paths, and a license that differs from that of the initial weights are errors. All files are pushed in one commit. If
+the command is interrupted, start it again to continue.
 """
 
 import argparse
@@ -22,21 +22,23 @@ KINDS = ("backbone", "model", "adapter", "dataset", "space")
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="folder or Hub id of a model, or folder of a data set")
-    parser.add_argument("repo_id", help="where it goes to: NAMESPACE/NAME")
+    parser.add_argument("checkpoint", help="Folder or Hub id of a model, or folder of a data set.")
+    parser.add_argument("repo_id", help="Hub id of the target, NAMESPACE/NAME.")
     parser.add_argument(
-        "--what", choices=KINDS, required=True, help="adapter: LoRA. space: the demo, for a model on the Hub"
+        "--what", choices=KINDS, required=True, help="Part to push. adapter: LoRA. space: demo of a model on the Hub."
     )
-    parser.add_argument("--dry_run", action="store_true", help="show what would go, and send nothing")
-    parser.add_argument("--private", action="store_true", help="a new repo is private; one that is public is refused")
-    parser.add_argument("--revision", help="branch, which is created if it is not there (main)")
-    parser.add_argument("--commit_message", help="of the one commit, and title of a pull request")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of changing main")
-    parser.add_argument("--license", help="where the weights that the training started from state none")
-    parser.add_argument("--base_model", help="Hub id of an adapter's base, where it was trained from a folder")
+    parser.add_argument("--dry_run", action="store_true", help="List the files without pushing them.")
+    parser.add_argument(
+        "--private", action="store_true", help="Create a private repository. Public repositories are an error."
+    )
+    parser.add_argument("--revision", help="Branch, created if it does not exist (main).")
+    parser.add_argument("--commit_message", help="Message of the commit, and title of the pull request.")
+    parser.add_argument("--create_pr", action="store_true", help="Open a pull request instead of a commit to main.")
+    parser.add_argument("--license", help="License, if the initial weights do not state one.")
+    parser.add_argument("--base_model", help="Hub id of an adapter's base model that was loaded from a folder.")
     args = parse_words(parser, argv)
     if args.create_pr and args.revision not in (None, "main"):
-        parser.error("--create_pr is for main: give no --revision.")
+        parser.error("--create_pr only supports main. Remove --revision.")
     return args
 
 
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             if args.private and found == "public":
                 raise ValueError(
-                    f"{args.repo_id} is there and is public: make it so in its settings, or leave --private out."
+                    f"{args.repo_id} exists and is public. Make it private in its settings, or remove --private."
                 )
             message = args.commit_message or f"Upload {args.what} with modeling-vitp"
             private = True if args.private else None
@@ -87,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def take_out_backbone(checkpoint: str, folder: Path) -> tuple[str | Path, Path | None]:
-    """Write the backbone of a whole model to `folder`; return that, or another checkpoint, and the run's folder."""
+    """Export the backbone of a model to `folder`; return the folder to push, and the folder of the run if known."""
     from modeling_vitp import convert_checkpoint, export_backbone
     from modeling_vitp.hub.files import check_no_secrets
     from modeling_vitp.hub.upload import local_folder, read_model_type

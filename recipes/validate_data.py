@@ -1,15 +1,15 @@
-"""Reads all data of a mixture, or a data set, once and says what is wrong with it.
+"""Read all data of a mixture or a data set once, and report errors.
 
     vitp validate_data my_data
     vitp validate_data my_mixture.yaml --processor OpenGVLab/InternVL3-1B-hf
     vitp validate_data my_mixture.yaml --against path/to/test_images --card my_data/README.md
-    vitp validate_data my_mixture.yaml --shard 3/8      one of eight processes or jobs; when all have ended:
+    vitp validate_data my_mixture.yaml --shard 3/8      one of eight processes or jobs; when all are finished:
     vitp validate_data my_mixture.yaml --merge 8
 
 Writes `report.json` and `histograms.png` to `--output_dir` and prints a table. The exit status is 1 if a source cannot
-be read or any row has an error: images missing or unreadable, images and their places in the messages of different
-number, empty answers, boxes off the grid of 0 to 1000 or without area, more tokens than `--max_length`, or, with
-`--against`, an image that is also in the test set.
+be read or a row has an error: missing or unreadable images, a number of images that differs from that of the image
+placeholders in the messages, empty answers, boxes outside the grid of 0 to 1000 or without area, more tokens than
+`--max_length`, or, with `--against`, an image that is also in the test set.
 """
 
 import argparse
@@ -23,27 +23,36 @@ from modeling_vitp.training.command_line import parse_words
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mixture", help="mixture file, recipe, or data set: a folder, JSON or Hub id")
-    parser.add_argument("--processor", help="checkpoint whose tokenizer counts; without it tokens are not counted")
-    parser.add_argument("--max_length", type=positive, default=4096, help="as in training (4096)")
-    parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="as in training (0.75)")
-    parser.add_argument("--max_patches", type=positive, help="of sources that say nothing (the processor's, or 12)")
-    parser.add_argument("--input_spec", help="as in training, as JSON, of sources that say nothing (the processor's)")
-    parser.add_argument("--against", help="test images: a folder of them, or a data set with the split --against_split")
-    parser.add_argument("--against_split", help="of the data set in --against (test)")
-    parser.add_argument("--answer_prior", action="store_true", help="measure how far answers are guessed unseen")
+    parser.add_argument("mixture", help="Mixture file, recipe, or data set (folder, JSON or Hub id).")
     parser.add_argument(
-        "--answer_prior_seconds", type=positive, default=120, help="most that --answer_prior trains a source (120)"
+        "--processor", help="Checkpoint whose tokenizer counts tokens. By default tokens are not counted."
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --answer_prior")
+    parser.add_argument("--max_length", type=positive, default=4096, help="Maximum sequence length in tokens (4096).")
+    parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="VRL drop ratio (0.75).")
+    parser.add_argument("--max_patches", type=positive, help="Default tiles per sample (that of the processor, or 12).")
+    parser.add_argument("--input_spec", help="Default input spec of sources as JSON (that of the processor).")
+    parser.add_argument("--against", help="Test images: a folder, or a data set with the split --against_split.")
+    parser.add_argument("--against_split", help="Split of the data set in --against (test).")
     parser.add_argument(
-        "--num_workers", type=not_negative, default=os.cpu_count(), help="processes (one for each core)"
+        "--answer_prior", action="store_true", help="Measure how well answers are guessed without images."
+    )
+    parser.add_argument(
+        "--answer_prior_seconds",
+        type=positive,
+        default=120,
+        help="Seconds of training per source for --answer_prior (120).",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of --answer_prior (0).")
+    parser.add_argument(
+        "--num_workers", type=not_negative, default=os.cpu_count(), help="Number of processes (one per core)."
     )
     parts = parser.add_mutually_exclusive_group()
-    parts.add_argument("--shard", type=shard, metavar="I/N", help="look at the I-th of N parts of the rows alone")
-    parts.add_argument("--merge", type=positive, metavar="N", help="the report of N shards, which have ended")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/validation"))
-    parser.add_argument("--card", type=Path, help="a data set card to put the result into, as a section")
+    parts.add_argument("--shard", type=shard, metavar="I/N", help="Validate only part I of N parts of the rows.")
+    parts.add_argument("--merge", type=positive, metavar="N", help="Write the report of N finished shards.")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("outputs/validation"), help="Output folder (%(default)s)."
+    )
+    parser.add_argument("--card", type=Path, help="Data set card that gets the result as a section.")
     args = parse_words(parser, argv)
 
     from modeling_vitp.cards.sections import set_section
@@ -75,9 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.against:
             options["test_images"] = load_test_images(args.against, args.against_split, args.num_workers)
         if args.shard:
-            place = {"settings": settings, "folder": args.output_dir / "shards"}
-            print_reports(validate_shard(mixture, shard=args.shard, **place, **options))
-            print(f"Shard {args.shard}. When all have ended: the same with --merge {args.shard.count} in its place.")
+            output = {"settings": settings, "folder": args.output_dir / "shards"}
+            print_reports(validate_shard(mixture, shard=args.shard, **output, **options))
+            print(f"Shard {args.shard}. When all are finished, run the same with --merge {args.shard.count} instead.")
             return 0
         reports = validate(mixture, **options)
 
@@ -92,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     print(priors)
     if args.card:
         set_section(args.card, "Validation", "\n\n".join(filter(None, [card_text(reports, args.against), priors])))
-    print(f"{'Passed' if passed else 'FAILED'}: {args.output_dir / 'report.json'}, histograms.png beside it")
+    print(f"{'Passed' if passed else 'FAILED'}: {args.output_dir / 'report.json'}, histograms.png in the same folder")
     return 0 if passed else 1
 
 

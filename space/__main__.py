@@ -1,12 +1,12 @@
-"""Opens the Space here: looks inside of a model in a browser.
+"""Serve the Space locally, to look inside a model in a browser.
 
     vitp space
     vitp space outputs/my_run
     vitp space my_detector outputs/my_run/backbone my-org/another --port 7861
 
-MODEL is a folder or Hub id of any kind: a whole model, a backbone, a segmentation, a change detector, a detector, a
-classifier. The page begins with the first one, and the others are there to choose from; without any it is the
-quickstart's.
+MODEL is a folder or Hub id of a full model, a backbone, or a model for segmentation, change detection, detection or
+classification. The page opens with the first MODEL; the others can be selected in the page. Without MODEL, the page
+opens with the model of the quickstart.
 """
 
 import argparse
@@ -21,10 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vitp space", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="*", metavar="MODEL", help="folders or Hub ids; the page begins with the first")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (%(default)s)")
-    parser.add_argument("--port", type=int, help="the first free one from 7860 on, if not given")
-    parser.add_argument("--trust_remote_code", action="store_true", help="lets these models run code of their repos")
+    parser.add_argument("model", nargs="*", metavar="MODEL", help="Folders or Hub ids. The page opens with the first.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address; 0.0.0.0 accepts other machines (%(default)s).")
+    parser.add_argument("--port", type=int, help="Port. Default: the first free one from 7860.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Run code of these models' repositories.")
     parser.error = errors.refuse
     args = parser.parse_args(argv)
     check_paths([args])

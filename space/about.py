@@ -1,4 +1,4 @@
-"""The About box: what model this is, under which license, of when, and what to cite."""
+"""Text of the About box: model, license, date and citation."""
 
 import html
 from datetime import datetime, timezone
@@ -20,7 +20,7 @@ CITATION = """@article{vitp2025,
 
 
 def about(models: Models, name: str) -> str:
-    """Markdown about the model of a name, the app and the method."""
+    """Return Markdown about a model, the app and the method."""
     kind = models.kind(name)
     vit = models.backbone(name)
     license, date = _license_and_date(models, name)
@@ -52,18 +52,18 @@ def _millions(model: nn.Module) -> str:
 
 
 def _license_and_date(models: Models, name: str) -> tuple[str, str]:
-    """As the model's card and repo say, or its folder."""
+    """Return license and date of a model, from its card and repository or its folder."""
     if name == TINY:
         return "Apache-2.0 (random weights, made by this app)", f"{datetime.now(timezone.utc):%Y-%m-%d}"
-    place, card, date = models.place(name), None, None
+    source, card, date = models.source(name), None, None
     try:
-        if place is not None and Path(place).is_dir():
-            date = datetime.fromtimestamp(Path(place, "config.json").stat().st_mtime, timezone.utc)
-            card = ModelCard.load(Path(place, "README.md")).data
+        if source is not None and Path(source).is_dir():
+            date = datetime.fromtimestamp(Path(source, "config.json").stat().st_mtime, timezone.utc)
+            card = ModelCard.load(Path(source, "README.md")).data
         else:
-            info = HfApi(token=None if place is not None else False).model_info(place or name, timeout=5)
+            info = HfApi(token=None if source is not None else False).model_info(source or name, timeout=5)
             card, date = info.card_data, info.last_modified
-    except Exception:  # no card, or no way to the Hub: the box says so
+    except Exception:  # Without a card or the Hub, the box says that license and date are not known.
         pass
     license = getattr(card, "license", None)
     return str(license or "not stated"), f"{date:%Y-%m-%d}" if date else "not known"

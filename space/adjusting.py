@@ -1,4 +1,4 @@
-"""How an image is read where a visitor says so: bands, what is black and what white, and the slice of a volume."""
+"""Reading an image as the controls of the page say: bands, black and white levels, slice of a volume."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from modeling_vitp.images.volumes import NIFTI, open_volume
 
 AS_STATED = "as the file says"
-PRESETS = {  # Hounsfield units that become black and white, by the usual centres and widths
+PRESETS = {  # Hounsfield units that become black and white, by the usual centers and widths
     "lung": (-1350.0, 150.0),
     "bone": (-500.0, 1300.0),
     "soft tissue": (-160.0, 240.0),
@@ -23,15 +23,17 @@ PERCENTILES = (2.0, 98.0)
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What a visitor has chosen.
+    """Settings of a visitor for reading an image.
 
     Args:
-        position: percent of the way through a volume, from the feet up, or through the frames of a DICOM file.
-        preset: `AS_STATED` or one of `PRESETS`.
-        bands: from 1, of red, green and blue or of grey; those that the names tell if there are none.
-        percentiles: of each band, which become black and white; if they are `PERCENTILES`, what the file says comes
-            before them.
-        part: percent of each side of the image that is seen; around `center`, percent from the left and from the top.
+        position: position in a volume (from the feet up) or in the frames of a DICOM file, in percent.
+        preset: `AS_STATED` or a key of `PRESETS`.
+        bands: numbers, from 1, of the bands for red, green and blue, or of one band for gray. If empty, the bands are
+            found by their names.
+        percentiles: percentiles of each band that become black and white. If they equal `PERCENTILES`, the levels in
+            the file take precedence.
+        part: size of the visible window, in percent of each side of the image.
+        center: center of the visible window, in percent from the left and from the top.
     """
 
     position: float = 50.0
@@ -43,7 +45,7 @@ class Adjustment:
 
     @property
     def window(self) -> tuple[float, float, float, float] | None:
-        """Left, top, right and bottom of the part that is seen, in fractions; `None` for the whole image."""
+        """Left, top, right and bottom of the visible window, as fractions; `None` for the whole image."""
         if self.part >= 100:
             return None
         half = self.part / 200
@@ -55,12 +57,12 @@ class Adjustment:
         return self.preset != AS_STATED or self.percentiles != PERCENTILES or bool(self.bands)
 
     def spec(self, stated: dict | None) -> dict | None:
-        """The fields of an input spec by which an image is read, from those that a model or a file states."""
+        """Return the fields of the input spec to read an image with, based on those of a model or a file."""
         spec = dict(stated or {})
         if self.preset != AS_STATED or self.percentiles != PERCENTILES:
             spec = {key: value for key, value in spec.items() if key not in ("window", "percentiles")}
             spec |= {"percentiles": self.percentiles} if self.preset == AS_STATED else {"window": PRESETS[self.preset]}
-        if self.bands and "band_names" not in spec:  # of which a model takes all
+        if self.bands and "band_names" not in spec:  # A model with named bands takes all of them.
             spec["bands"] = [band - 1 for band in self.bands]
         return spec or None
 
@@ -75,16 +77,16 @@ def adjustment_of(
     center_x: float = 50.0,
     center_y: float = 50.0,
 ) -> Adjustment:
-    """As the controls say it.
+    """Build the adjustment from the values of the controls.
 
     Raises:
-        ValueError: if the bands are neither one number nor three, or the percentiles leave nothing between them.
+        ValueError: if the bands are not one or three numbers, or the percentiles are not ascending.
     """
     numbers = tuple(int(number) for number in re.findall(r"\d+", (bands or "")[:50]))
     if len(numbers) not in (0, 1, 3) or 0 in numbers or re.search(r"[^\d\s,;/-]", bands or ""):
-        raise ValueError(f"Bands are one number or three from 1 on, such as 4, 3, 2, and not {bands[:50]!r}.")
+        raise ValueError(f"Expected one or three band numbers from 1, such as 4, 3, 2, got {bands[:50]!r}.")
     if not low < high:
-        raise ValueError(f"The percentile that becomes black, {low:g}, has to be below the one that becomes white.")
+        raise ValueError(f"The percentile of black must be below that of white, got {low:g} and {high:g}.")
     return Adjustment(position, preset, numbers, (float(low), float(high)), part, (center_x, center_y))
 
 
@@ -93,10 +95,10 @@ def is_volume(path: str | Path) -> bool:
 
 
 def read_slice(path: Path, max_side: int, adjustment: Adjustment, input_spec: dict | None) -> Reading:
-    """An axial slice of a NIfTI volume, as a patient lies who is seen from the feet.
+    """Read an axial slice of a NIfTI volume, in radiological orientation (seen from the feet).
 
     Raises:
-        UnreadableImage: if it is no volume that can be opened.
+        UnreadableImage: if the volume cannot be opened.
     """
     try:
         volume = open_volume(path)

@@ -1,4 +1,4 @@
-"""What the full model answers about images: the prompt, the probability of an answer, and answers as they are made."""
+"""Answers of the full model about images: prompts, streamed answers and their probabilities."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,19 +21,19 @@ MAX_LENGTH = 8192  # tokens of a prompt and its answer, so that memory is bounde
 
 
 class Answer(NamedTuple):
-    """An answer under a drop ratio, beside the one that the model gives with all visual tokens."""
+    """Answer at a drop ratio, with its probability and that of the answer with all visual tokens."""
 
     drop_ratio: float
     seed: int
     num_visual_tokens: int
-    """That are kept."""
+    """Number of visual tokens that are kept."""
     sequence_length: int
-    """Of the prompt, in tokens."""
+    """Length of the prompt, in tokens."""
     text: str
     probability: float
-    """Of this answer."""
+    """Probability of this answer."""
     full_probability: float
-    """Of the answer that is given with all visual tokens."""
+    """Probability, at this drop ratio, of the answer that the model gives with all visual tokens."""
 
 
 def encode(
@@ -43,31 +43,31 @@ def encode(
     drop_ratio: float = 0.0,
     seed: int = 0,
 ) -> BatchFeature:
-    """A conversation as the model takes it, with the images before its first question.
+    """Encode a conversation for the model, with the images before its first question.
 
     Args:
-        images: 8-bit RGB. They are taken as they are: the processor's own input spec belongs to reading the file.
-        messages: `{"role", "content"}`, both text; the last one is the question.
-        drop_ratio: r of Visual Robustness Learning; which tokens are kept depends on `seed` alone.
+        images: 8-bit RGB images. The input spec of the processor is not applied; it is used when a file is read.
+        messages: messages with the text fields `role` and `content`; the last message is the question.
+        drop_ratio: drop ratio of Visual Robustness Learning. The choice of the kept tokens depends on `seed` only.
 
     Raises:
-        ValueError: if the model takes other bands, the question is empty or too long, or a message holds an image
-            token literally.
+        ValueError: if the model takes other bands than RGB, the question is empty or too long, or a message contains
+            an image token.
     """
     bands = processor.image_processor.band_names
     if bands is not None:
         raise ValueError(
-            f"The model takes {describe_bands(bands)}, and questions here are about red, green and blue: its ViT can "
-            "be seen in the tab Backbone."
+            f"The model takes {describe_bands(bands)}, but this tab sends RGB images. Use the tab Backbone to look at "
+            "its ViT."
         )
     question = messages[-1]["content"]
     if not question.strip():
-        raise ValueError("The question is empty: type one first.")
+        raise ValueError("The question is empty. Type a question first.")
     if len(question) > MAX_QUESTION:
-        raise ValueError(f"The question has {len(question):,} characters; {MAX_QUESTION:,} are the most.")
-    places = [{"type": "image"} for _ in images]
+        raise ValueError(f"The question has {len(question):,} characters. At most {MAX_QUESTION:,} are accepted.")
+    image_parts = [{"type": "image"} for _ in images]
     first, *others = messages
-    first = {"role": first["role"], "content": [*places, {"type": "text", "text": first["content"]}]}
+    first = {"role": first["role"], "content": [*image_parts, {"type": "text", "text": first["content"]}]}
     text = processor.apply_chat_template([first, *others], add_generation_prompt=True)
     return processor(
         images=list(images) or None,
@@ -80,12 +80,12 @@ def encode(
 
 
 def decode(processor: ViTPProcessor, ids: torch.Tensor | Sequence[int]) -> str:
-    """The text of an answer, with its marks for phrases and boxes, without other special tokens."""
+    """Decode an answer. The marks of phrases and boxes are kept, other special tokens are removed."""
     return readable(processor, processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
 
 
 def readable(processor: ViTPProcessor, text: str) -> str:
-    """Without special tokens (ends, padding, image tokens) but for the marks of phrases and boxes."""
+    """Remove the special tokens (end, padding, image tokens) from a text, except the marks of phrases and boxes."""
     for token in set(processor.tokenizer.all_special_tokens) - BOX_MARKS:
         text = text.replace(token, "")
     return text
@@ -93,19 +93,19 @@ def readable(processor: ViTPProcessor, text: str) -> str:
 
 @torch.no_grad()
 def visual_features(model: ViTPForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
-    """All projected visual tokens of some tiles, of shape `(num_tokens, hidden_size)`."""
+    """Return the projected visual tokens of all tiles, of shape `(num_tokens, hidden_size)`."""
     return model.get_image_features(pixel_values.to(model.device), return_dict=True).pooler_output.flatten(0, 1)
 
 
 def text_inputs(model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor) -> dict:
-    """The model's arguments without the tiles, which are encoded already: `features` as `visual_features` gives them.
+    """Return the arguments of the model, with the output of `visual_features` in place of the tiles.
 
-    So the ViT runs once for all drop ratios and seeds; the projector works token by token, so that dropping after it
-    is the same as dropping before it.
+    The ViT then runs once for all drop ratios and seeds. Tokens may be dropped after the projector because the
+    projector processes each token separately.
     """
     kept = inputs.get("visual_token_indices")
     features = features if kept is None else features[kept.to(features.device)]
-    # A group of its own for each token, as under VRL; a new object for each call, because models cache in it.
+    # Each token is a group, as under VRL. The object is new in each call because models cache in it.
     encoded = {"image": BaseModelOutputWithPooling(pooler_output=features.unsqueeze(1))}
     return {
         **{name: inputs[name].to(model.device) for name in TEXT_INPUTS if name in inputs},
@@ -117,13 +117,14 @@ def text_inputs(model: ViTPForConditionalGeneration, inputs: BatchFeature, featu
 def answer_log_probs(
     model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, answer: torch.LongTensor
 ) -> tuple[torch.Tensor, torch.LongTensor]:
-    """
+    """Score the tokens of an answer.
+
     Args:
-        answer: token ids of shape `(length,)`, with the end of turn where it was reached.
+        answer: token ids of shape `(length,)`, including the end of turn if it was generated.
 
     Returns:
-        The log-probability of each token after the prompt and the tokens before it, float32 of shape `(length,)`, and
-        the likeliest token in the place of each, as `greedy_answer` would choose it.
+        The log-probability of each token given the prompt and the previous tokens, float32 of shape `(length,)`, and
+        the most probable token at each position, which is the choice of `greedy_answer`.
     """
     arguments = text_inputs(model, inputs, features)
     answer = answer.to(model.device)
@@ -139,7 +140,7 @@ def answer_log_probs(
 
 
 def greedy(model: ViTPForConditionalGeneration, max_new_tokens: int) -> dict:
-    """Options of `generate`: the likeliest token each time, but never an image token, which stands for an image."""
+    """Return the options of `generate` for greedy decoding without image tokens."""
     return {
         "max_new_tokens": max_new_tokens,
         "do_sample": False,
@@ -151,7 +152,7 @@ def greedy(model: ViTPForConditionalGeneration, max_new_tokens: int) -> dict:
 def greedy_answer(
     model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, max_new_tokens: int
 ) -> torch.LongTensor:
-    """Token ids of the likeliest answer, token by token, with the end of turn if it was reached."""
+    """Return the token ids of the greedy answer, including the end of turn if it was generated."""
     generated = model.generate(**text_inputs(model, inputs, features), **greedy(model, max_new_tokens))
     return generated[0, inputs["input_ids"].shape[1] :]
 
@@ -165,12 +166,10 @@ def answers_by_drop_ratio(
     seeds: Sequence[int],
     max_new_tokens: int = 16,
 ) -> Iterator[Answer]:
-    """The greedy answers at each drop ratio, ascending, for each seed; first the one with all visual tokens.
-
-    A generator, so that the caller can show progress and results as they come, and can stop.
+    """Yield the greedy answer with all visual tokens, then those at each drop ratio (ascending) and seed.
 
     Raises:
-        ValueError: if the question is empty, too long, or holds an image token literally.
+        ValueError: if the question is empty, too long, or contains an image token.
     """
     messages = [{"role": "user", "content": question}]
     inputs = encode(processor, [image], messages)
@@ -201,7 +200,7 @@ def answers_by_drop_ratio(
 
 
 class StopOn(StoppingCriteria):
-    """Ends a generation once an event is set."""
+    """Stopping criterion that ends the generation when an event is set."""
 
     def __init__(self, event: threading.Event):
         self.event = event
@@ -211,22 +210,22 @@ class StopOn(StoppingCriteria):
 
 
 def check_length(model: ViTPForConditionalGeneration, inputs: BatchFeature, max_new_tokens: int) -> None:
-    """Raises `ValueError` if prompt and answer may not fit into the language model."""
+    """Raise `ValueError` if prompt and answer may exceed the context of the language model."""
     length = inputs["input_ids"].shape[1]
     limit = min(MAX_LENGTH, model.config.text_config.max_position_embeddings)
     if length + max_new_tokens > limit:
         raise ValueError(
-            f"Images, conversation and an answer of up to {max_new_tokens} tokens come to {length + max_new_tokens} "
-            f"tokens, of at most {limit}: start a new conversation, or ask for shorter answers."
+            f"Images, conversation and an answer of up to {max_new_tokens} tokens have {length + max_new_tokens} "
+            f"tokens, more than the limit of {limit}. Start a new conversation or ask for shorter answers."
         )
 
 
 def stream_answer(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, inputs: BatchFeature, max_new_tokens: int = 256
 ) -> Iterator[str]:
-    """The greedy answer so far, each time that it grows.
+    """Yield the greedy answer so far after each token.
 
-    Closing the generator, or dropping it, ends the generation after its next token.
+    Closing or deleting the generator ends the generation after its next token.
     """
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
     stopped, errors = threading.Event(), []
@@ -239,11 +238,12 @@ def stream_answer(
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([StopOn(stopped)]),
             )
-        except Exception as error:  # of the other thread; raised in this one
+        except Exception as error:  # Raised again in the thread that reads the stream.
             errors.append(error)
             streamer.end()
 
-    thread = threading.Thread(target=copy_context().run, args=(generate,))  # in which the answer's time is known
+    # The copied context holds the deadline of the answer, which `check_time` reads.
+    thread = threading.Thread(target=copy_context().run, args=(generate,))
     thread.start()
     text = ""
     try:

@@ -1,6 +1,6 @@
-"""What programs call: each tab as a function with plain values, under names that `gradio_client` lists.
+"""API of the Space for programs: one function for each task of the tabs, with plain values.
 
-The page has events of its own, which answer with what its components show.
+The page itself uses private events, which return updates of its components.
 """
 
 from collections.abc import Iterator
@@ -27,17 +27,17 @@ EXAMPLE = """\
 ```python
 from gradio_client import Client, handle_file
 
-client = Client("ADDRESS")  # of this page, or NAMESPACE/NAME of a Space
+client = Client("ADDRESS")  # the address of this page, or NAMESPACE/NAME of a Space
 picture, second_picture, features, facts = client.predict(handle_file("scene.png"), api_name="/maps")
 ```
 
 `client.view_api()` lists all functions with their arguments: `/maps`, `/corruptions`, `/two_images`, `/visual_tokens`,
-`/drop_ratios`, `/saved`, `/ask`, `/apply` and `/about`. A picture or file is the path of a download, a table has
-`headers` and `data`, all else is plain JSON."""
+`/drop_ratios`, `/saved`, `/ask`, `/apply` and `/about`. Pictures and files are returned as paths of downloads, tables
+as `headers` and `data`, all other values as JSON."""
 
 
 def build_api(models: Models) -> None:
-    """Adds the functions to the page that is being built; nothing of them is seen."""
+    """Add the functions of the API, as hidden components, to the page that is being built."""
 
     @answering
     def maps(
@@ -53,7 +53,7 @@ def build_api(models: Models) -> None:
         y: float,
         resolution: float,
     ) -> tuple[str, str | None, str, dict]:
-        """The map of a backbone and of a second one, features and maps as NPZ, and what the pictures show."""
+        """Return the maps of one or two backbones, features and maps as NPZ, and a description of the pictures."""
         path, layers = needed(image), (int(layer) or None, int(second_layer) or None)
         view = view_of(kind, *layers, head, attention_of, x, y, resolution)
         *_, seen = look(models, path, chosen(backbone, second_backbone), view)
@@ -67,7 +67,7 @@ def build_api(models: Models) -> None:
     def compare_corruptions(
         image: str | None, backbone: str, second_backbone: str, resolution: float, seed: float
     ) -> tuple[Any, str]:
-        """What stays of the features under each corruption and severity, beside the floor: a table, and a note."""
+        """Return the feature similarity under each corruption and severity as a table, and a note."""
         *_, (results, note) = corruptions(models, needed(image), seed, backbone, second_backbone, resolution)
         return table_of(results), note
 
@@ -75,7 +75,7 @@ def build_api(models: Models) -> None:
     def two_images(
         image: str | None, second_image: str | None, backbone: str, second_backbone: str, resolution: float
     ) -> tuple[str, str | None, list[dict]]:
-        """Where two images of one place differ: a map by each backbone, and the similarities."""
+        """Return a similarity map of two images of one place for each backbone, and the mean similarities."""
         found, _ = pair_maps(models, needed(image), needed(second_image), backbone, second_backbone, resolution)
         pictures = [write_png(one[0], f"similarity_{key}.png") for key, one in zip("ab", found)]
         facts = [{"backbone": name, "mean": float(values.mean())} for _, name, _, values in found]
@@ -85,7 +85,7 @@ def build_api(models: Models) -> None:
     def visual_tokens(
         image: str | None, model: str, drop_ratio: float, seed: float
     ) -> tuple[str, str | None, str, str]:
-        """The image, and its thumbnail if it has one, bright where visual tokens are kept; how many, and a note."""
+        """Return image and thumbnail, with dropped visual tokens darkened, the number of kept tokens, and a note."""
         tiles, thumbnail, summary, note = kept_tokens(models, needed(image), model, drop_ratio, seed)
         return (
             write_png(tiles, "tiles.png"),
@@ -98,20 +98,20 @@ def build_api(models: Models) -> None:
     def drop_ratios(
         image: str | None, model: str, question: str, seed: float, draws: float
     ) -> Iterator[tuple[Any, str]]:
-        """Answers at growing drop ratios: a table that grows, and the answer with all visual tokens."""
+        """Yield a table of the answers at growing drop ratios, and the answer with all visual tokens."""
         for found, _, _ in answers(models, needed(image), model, question, seed, draws):
             yield table_of_answers(found), found[0].text
 
     @answering
     def saved_time(image: str | None, model: str, question: str, drop_ratio: float, seed: float) -> tuple[Any, str]:
-        """What dropping saves: a table of the whole and the shortened sequence, and the difference in words."""
+        """Return the cost with and without dropped tokens as a table, and a summary."""
         return saved_by(models, needed(image), model, question, drop_ratio, seed)
 
     @answering
     def ask(
         image: str | None, second_image: str | None, model: str, question: str, longest: float
     ) -> Iterator[tuple[str, list[dict], str]]:
-        """The answer as it grows, its boxes on the grid from 0 to 1000, and these in words."""
+        """Yield the answer so far, its boxes on the grid from 0 to 1000, and a summary of the boxes."""
         messages = [{"role": "user", "content": question or ""}]
         for answer, _ in replies(models, model, [image, second_image], messages, int(longest)):
             boxes, wrong = read_boxes(answer)
@@ -122,14 +122,14 @@ def build_api(models: Models) -> None:
     def apply(
         image: str | None, second_image: str | None, model: str, threshold: float, opacity: float
     ) -> tuple[str, dict, str]:
-        """What a fine-tuned model finds: a picture, objects, shares or probabilities of classes, and a note."""
+        """Return the result of a fine-tuned model as a picture and as JSON, and a note."""
         found, note = found_by(models, needed(image), second_image, model)
         picture, _ = drawn(found, threshold, opacity)
         return write_png(picture, "found.png"), facts_of(found, threshold), note
 
     @answering
     def about_model(model: str) -> str:
-        """What a model is, in Markdown."""
+        """Return a description of a model in Markdown."""
         return about(models, model)
 
     def endpoint(handler, inputs: list, outputs: list, name: str) -> None:
@@ -190,13 +190,15 @@ def build_api(models: Models) -> None:
 
 def needed(path: str | None) -> str:
     if path is None:
-        raise ValueError("There is no image yet: give one with handle_file.")
+        raise ValueError("No image was passed. Pass an image with handle_file.")
     return path
 
 
 def facts_of(found: Any, threshold: float) -> dict:
-    """Objects above a score, in pixels of a picture of that width and height, which a large image is reduced to; the
-    share of each class; or the probability of each for the whole image.
+    """Convert the result of a fine-tuned model to JSON.
+
+    A detector's result has the objects above a score, with corners in pixels of the picture, whose width and height are
+    given. Other results have the share of each class in the image, or the probability of each class.
     """
     if isinstance(found, Objects):
         shown = [index for index, score in enumerate(found.scores) if score > threshold]

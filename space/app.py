@@ -1,29 +1,28 @@
-"""The Space: what the ViT learned, to look at in a browser.
+"""The Space: a Gradio page to look at what a ViT has learned.
 
     vitp space
     python space/app.py
 
-`loading.py` says which environment variables name the models. Each tab is a module with one function,
+The environment variables that name the models are described in `loading.py`. Each tab is a module with one function,
 
     build_tab(models: Models, model_name: gr.Dropdown) -> Tab
 
-called inside of its `gr.Tab`. `model_name` is the choice of the model at the top of the page: handlers take it as an
-input and call `models.full(name)`, `models.backbone(name)` or `models.fine_tuned(name)`, each opened once and beside
-the serving of others.
+which is called inside its `gr.Tab`. `model_name` is the model selector at the top of the page. Handlers take it as an
+input and call `models.full(name)`, `models.backbone(name)` or `models.fine_tuned(name)`. Each model is opened once, in
+a thread of its own.
 
-What a tab keeps to:
+Rules for a tab:
 
-- images come in through `uploading.image_input`, whose `on` calls handlers with their paths, and are opened with
-  `uploading.open_upload` (a `Reading`: the image and the input spec for the processor, `to_rgb()` for display, and a
-  note to be shown);
-- handlers that run a model are marked `@computing.answering`, with `computing.turn(progress)` around what takes the
-  machine; their events get `**computing.QUEUE`; slow ones report each step, and have a button that cancels them;
-- one action is one request; a result names its input, and `uploading.forget` takes it away when that changes;
-- what is wrong is raised as `computing.message(text)` or a `ValueError` in one line;
-- events of the page are `**computing.PRIVATE`, and `api.py` has the functions for programs;
-- every component has a label, images an `alt_text`; sliders are those of `url_state.slider`;
-- downloads are made when they are asked for, and lie where `saving.new_file` says; a picture in an update
-  (`gr.Image(…)`, `gr.update(…)`) is given by `saving.write_png`.
+- Images come from `uploading.image_input`, whose `on` calls handlers with the paths. `uploading.open_upload` opens them
+  as a `Reading`: the image and the input spec for the processor, `to_rgb()` for display, and a note to show.
+- Handlers that run a model are decorated with `@computing.answering` and use `computing.turn(progress)` around the
+  computation. Their events get `**computing.QUEUE`. Slow handlers report progress and have a button that cancels them.
+- One action is one request. A result names its input, and `uploading.forget` clears it when the input changes.
+- Errors are raised as `computing.message(text)` or as a `ValueError` of one line.
+- Events of the page get `**computing.PRIVATE`; `api.py` has the functions for programs.
+- Every component has a label, every image an `alt_text`. Sliders are created by `url_state.slider`.
+- Downloads are written on request, to `saving.new_file`. A picture in an update (`gr.Image(…)`, `gr.update(…)`) is
+  written by `saving.write_png`.
 """
 
 from functools import partial
@@ -56,7 +55,7 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
-).set(  # text against what is behind it: 4.5 to 1 at least
+).set(  # The contrast of text and background is at least 4.5 to 1.
     color_accent="#0f766e",
     button_primary_background_fill="#0f766e",
     button_primary_background_fill_dark="#0f766e",
@@ -75,11 +74,11 @@ THEME = gr.themes.Default(
 
 
 def build_app(models: Models) -> gr.Blocks:
-    """The page, not yet launched."""
+    """Build the page without launching it."""
     with gr.Blocks(title="ViTP: see what the ViT learned", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
         gr.Markdown(
-            "# See what the ViT learned\nA ViT that was trained inside of a vision-language model (ViTP, "
-            "[arXiv 2509.17562](https://arxiv.org/abs/2509.17562)), and the model that it was trained in."
+            "# See what the ViT learned\nLook at a ViT that was pretrained inside a vision-language model (ViTP, "
+            "[arXiv 2509.17562](https://arxiv.org/abs/2509.17562)), and at the full model."
         )
         model_name = gr.Dropdown(
             models.names, value=models.default, label="Model (any Hub id)", allow_custom_value=True, elem_id="model"
@@ -98,11 +97,11 @@ def build_app(models: Models) -> gr.Blocks:
         model_name.input(answering(partial(about, models)), model_name, box, show_progress="hidden", **QUEUE, **PRIVATE)
         api.build_api(models)
         keep_in_url(app, tabs, state, at_start)
-    return app.queue(max_size=None)  # a full line is told by `computing.Line`
+    return app.queue(max_size=None)  # `computing.Line` limits the number of waiting visitors.
 
 
 def launch_options() -> dict:
-    """How the page is served; no file but uploads and what handlers made of them can be fetched."""
+    """Return the options of `launch`. Only uploads and files written by handlers can be downloaded."""
     return {
         "allowed_paths": [],
         "max_file_size": "200mb",

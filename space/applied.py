@@ -1,4 +1,4 @@
-"""What a fine-tuned model finds in an image, and how it is drawn: objects, a map of classes, or classes."""
+"""Results of fine-tuned models and their drawings: objects, class maps and image classes."""
 
 import html
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ MOST_LABELS = 10
 
 @dataclass(frozen=True)
 class Objects:
-    """What a detector found, by falling score.
+    """Objects found by a detector, by descending score.
 
     Args:
         image: uint8 of shape `(height, width, 3)`.
-        names: of the classes.
-        labels, scores: of shape `(n,)`.
-        corners: of the boxes, in pixels, of shape `(n, 4, 2)`.
-        masks: COCO's run lengths of each, if the model has masks.
+        names: names of the classes.
+        labels, scores: arrays of shape `(n,)`.
+        corners: corners of the boxes in pixels, of shape `(n, 4, 2)`.
+        masks: masks in COCO's run-length encoding, if the model predicts masks.
     """
 
     image: np.ndarray
@@ -37,8 +37,7 @@ class Objects:
     masks: list[dict] | None
 
     def draw(self, threshold: float, scale: int = 1) -> Image.Image:
-        """The image, so many times as large, with outlines and masks of the objects that have a higher score, the best
-        on top."""
+        """Draw outlines and masks of the objects above a score on the image, enlarged by `scale`; the best on top."""
         drawn = self.image.astype(np.float32)
         shown = [index for index in range(len(self.scores)) if self.scores[index] > threshold][::-1]
         for index in shown if self.masks is not None else ():
@@ -63,7 +62,7 @@ class Objects:
         return picture
 
     def legend(self, threshold: float) -> str:
-        """How many objects of each class have a higher score, as HTML."""
+        """Return the number of objects above a score in each class, as HTML."""
         counts = np.bincount(self.labels[self.scores > threshold], minlength=len(self.names))
         rows = [(name, color_of(index), str(counts[index])) for index, name in enumerate(self.names) if counts[index]]
         return table_of(f"Objects with a score above {threshold:g}: {counts.sum()}", rows)
@@ -71,13 +70,13 @@ class Objects:
 
 @dataclass(frozen=True)
 class Classes:
-    """A map of classes.
+    """Class map of an image.
 
     Args:
-        image: uint8 of shape `(height, width, 3)`; of a pair the later one.
-        names: of the classes.
-        labels: of shape `(height, width)`.
-        unseen: the class that is not drawn, if any: where nothing has changed.
+        image: uint8 of shape `(height, width, 3)`; the later image of a pair.
+        names: names of the classes.
+        labels: class indices of shape `(height, width)`.
+        unseen: index of a class that is not drawn, such as "no change".
     """
 
     image: np.ndarray
@@ -86,13 +85,13 @@ class Classes:
     unseen: int | None = None
 
     def draw(self, opacity: float, scale: int = 1) -> Image.Image:
-        """The image, so many times as large, with the colours of the classes over it."""
+        """Draw the class colors over the image, enlarged by `scale`."""
         colors = np.array([color_of(index) for index in range(len(self.names))], np.float32)
         seen = self.labels != (-1 if self.unseen is None else self.unseen)
         return enlarged(self.image + opacity * seen[..., None] * (colors[self.labels] - self.image), scale)
 
     def legend(self) -> str:
-        """Which share of the image each class has, as HTML."""
+        """Return the share of each class in the image, as HTML."""
         shares = np.bincount(self.labels.ravel(), minlength=len(self.names)) / self.labels.size
         order = sorted(range(len(self.names)), key=lambda index: -shares[index])
         rows = [(self.names[index], color_of(index), f"{100 * shares[index]:.1f}%") for index in order]
@@ -101,12 +100,12 @@ class Classes:
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of an image as a whole.
+    """Class probabilities of an image.
 
     Args:
         image: uint8 of shape `(height, width, 3)`.
-        names: of the classes.
-        probabilities: of shape `(classes,)`; they sum to 1 unless an image may have several.
+        names: names of the classes.
+        probabilities: array of shape `(classes,)`, which sums to 1 unless the model is a multi-label classifier.
     """
 
     image: np.ndarray
@@ -114,11 +113,11 @@ class Labels:
     probabilities: np.ndarray
 
     def draw(self, _: float, scale: int = 1) -> Image.Image:
-        """The image, so many times as large."""
+        """Return the image enlarged by `scale`."""
         return enlarged(self.image, scale)
 
     def legend(self) -> str:
-        """The likeliest classes, as HTML."""
+        """Return the most probable classes, as HTML."""
         best = np.argsort(-self.probabilities, kind="stable")[:MOST_LABELS]
         rows = [(self.names[index], color_of(index), f"{100 * self.probabilities[index]:.1f}%") for index in best]
         return table_of("Probability of a class", rows)
@@ -129,7 +128,7 @@ Applied = Objects | Classes | Labels
 
 @torch.inference_mode()
 def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) -> Applied:
-    """What a model finds in an image, or in a pair of the same size, each as [`uploading.open_pixels`] gives it."""
+    """Apply a model to an image, or to a pair of the same size, as returned by [`uploading.open_pixels`]."""
     size = image.shape[:2]
     options = {"input_data_format": "channels_last", "return_tensors": "pt"}
     if one.takes_pairs:
@@ -162,7 +161,7 @@ def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) ->
 
 
 def enlarged(pixels: np.ndarray, scale: int) -> Image.Image:
-    """A picture in which each pixel, of values in [0, 255], is a square of so many."""
+    """Return a picture in which each pixel, with values in [0, 255], is a square of `scale` pixels a side."""
     return Image.fromarray(pixels.round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
 
 
@@ -171,7 +170,7 @@ def color_of(label: int) -> tuple[int, int, int]:
 
 
 def table_of(caption: str, rows: Sequence[tuple[str, tuple[int, int, int], str]]) -> str:
-    """HTML with a line for each class: its colour, its name, and a number."""
+    """Return an HTML table with color, name and value of each class."""
     lines = "".join(
         f'<tr><td><i style="background: rgb{color}"></i></td><th scope="row">{html.escape(name)}</th>'
         f"<td>{value}</td></tr>"

@@ -1,4 +1,4 @@
-"""The Apply tab: what a fine-tuned model finds in an image, drawn on it."""
+"""The Apply tab: runs a fine-tuned model on an image and draws the result."""
 
 import html
 from functools import partial
@@ -8,7 +8,7 @@ import numpy as np
 from applied import Applied, Objects, apply
 from checking import UnavailableModel
 from compare_tab import check_shapes
-from computing import PRIVATE, QUEUE, answering, message, told, turn
+from computing import PRIVATE, QUEUE, answering, errors_as_messages, message, turn
 from kinds import FINE_TUNED
 from loading import Models
 from maps import DISPLAY_SIDE
@@ -18,15 +18,14 @@ from url_state import Tab, slider
 
 MAX_SIDE = 1024
 BEGIN = "Choose a fine-tuned model and an image, then apply."
-KEPT = 3600  # seconds that a result can be drawn anew, as uploads are
+KEPT = 3600  # seconds for which a result can be redrawn, the same as for uploads
 
 
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
-    """See `app.py`."""
+    """Build the tab, see `app.py`."""
     gr.Markdown(
-        "What a model that was **fine-tuned** for detection, segmentation, change detection or classification finds in "
-        f"an image, which it sees as a whole and at no more than {MAX_SIDE} pixels a side; larger ones are for `vitp "
-        "predict_large`."
+        "Run a model that was **fine-tuned** for detection, segmentation, change detection or classification on an "
+        f"image. Images are reduced to at most {MAX_SIDE} pixels a side; use `vitp predict_large` for larger ones."
     )
     names = models.fine_tuned_names
     with gr.Row():
@@ -46,8 +45,8 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             opacity = slider(0, 1, 0.5, step=0.01, label="Classes and changes: opacity", elem_id="opacity")
         with gr.Column(scale=3, elem_classes="results"):
             picture = gr.Image(
-                label="What was found",
-                alt_text="The image, with what the model found in it.",
+                label="Result",
+                alt_text="The image with the result of the model.",
                 format="png",
                 interactive=False,
                 buttons=["download", "fullscreen"],
@@ -68,7 +67,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         opacity: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple:
-        """What a fine-tuned model finds: for drawing it anew, the picture, the legend, and a note."""
+        """Return the result of a fine-tuned model (to redraw it), its picture and legend, and a note."""
         result, note = found_by(models, path, second_path, model, progress)
         return result, *shown(result, threshold, opacity), note
 
@@ -101,19 +100,19 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
 def found_by(
     models: Models, path: str | None, second_path: str | None, model: str | None, progress: gr.Progress | None = None
 ) -> tuple[Applied, str]:
-    """What a fine-tuned model finds in an image or a pair, and a note.
+    """Return the result of a fine-tuned model for an image or a pair, and a note.
 
     Raises:
-        gradio.Error: if there is no model, or an image is missing.
+        gradio.Error: if the model or an image is missing.
     """
     if not model:
-        raise message("There is no model yet: choose one, or type the id of one on the Hub.")
+        raise message("No model is selected. Choose a model or type its Hub id.")
     if progress is not None:
         progress(0, desc=f"Opening {model}")
-    with told():
+    with errors_as_messages():
         one = models.fine_tuned(model)
     if one.takes_pairs and second_path is None:
-        raise message(f"{model} finds changes: it needs a second image of the same ground.")
+        raise message(f"{model} detects changes and needs a second image of the same ground.")
     paths = [path, second_path] if one.takes_pairs else [path]
     readings = [open_pixels(one_path, MAX_SIDE, one.input_spec) for one_path in paths]
     pictures = [pixels for pixels, _ in readings]
@@ -124,27 +123,27 @@ def found_by(
         pictures[1] = np.stack([np.asarray(band.resize(size, Image.Resampling.BICUBIC)) for band in bands], -1)
     with turn(progress):
         if progress is not None:
-            progress(0.5, desc="Looking")
+            progress(0.5, desc="Computing")
         result = apply(one, *pictures)
-    return result, "  \n".join(f"**{html.escape(note)}**, by {html.escape(model)}" for _, note in readings)
+    return result, "  \n".join(f"**{html.escape(note)}**, {html.escape(model)}" for _, note in readings)
 
 
 def shown(found: Applied | None, threshold: float, opacity: float) -> tuple[Image.Image | None, str]:
-    """The picture and the legend for the page: of a small image large enough for what is drawn on it."""
+    """Return picture and legend for the page. Small images are enlarged so that the drawing is readable."""
     if found is None:
         return None, ""
     return drawn(found, threshold, opacity, max(1, DISPLAY_SIDE // max(found.image.shape[:2])))
 
 
 def drawn(found: Applied, threshold: float, opacity: float, scale: int = 1) -> tuple[Image.Image, str]:
-    """The picture and the legend of what was found; no model is run."""
+    """Draw a result and return picture and legend, without running the model."""
     if isinstance(found, Objects):
         return found.draw(threshold, scale), found.legend(threshold)
     return found.draw(opacity, scale), found.legend()
 
 
 def _if_fine_tuned(models: Models, name: str) -> str | None:
-    """The name, for the choice of this tab, if it is one of a fine-tuned model."""
+    """Return the name if the model is fine-tuned, otherwise keep the selected one."""
     try:
         return name if models.kind(name) == FINE_TUNED else gr.skip()
     except UnavailableModel:

@@ -1,4 +1,4 @@
-"""The tab to ask the full model about one or two images."""
+"""The Ask tab: questions to the full model about one or two images."""
 
 import html
 from collections import Counter
@@ -34,7 +34,7 @@ PROMPTS = {
 
 
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
-    """See `app.py`."""
+    """Build the tab, see `app.py`."""
 
     @answering
     def show(path: str | None, model: str, second_path: str | None) -> tuple:
@@ -140,11 +140,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         **QUEUE,
     )
     state = {"ask_image": image.example, "q": question}
-    return Tab(state, [(*image.given(show, [model_name, second]), outputs)])
+    return Tab(state, [(*image.with_path(show, [model_name, second]), outputs)])
 
 
 def read(full: FullModel, *paths: str | None) -> dict[str, Reading]:
-    """The images that there are, by their paths."""
+    """Open the images whose path is not `None` and return them by path."""
     spec = full.processor.image_processor.input_spec
     return {path: open_upload(path, input_spec=spec) for path in paths if path is not None}
 
@@ -157,15 +157,15 @@ def replies(
     max_new_tokens: int,
     progress: gr.Progress | None = None,
 ) -> Iterator[tuple[str, list[Image.Image]]]:
-    """The answer to the last message as it grows, empty at first, and the images that it is about.
+    """Yield the answer to the last message so far, beginning with an empty one, and its images.
 
     Raises:
-        ValueError: if there is no image, or what is asked is no question or too long.
+        ValueError: if no image is given, or the question is empty or too long.
     """
     full = models.full(model)
     images = [reading.to_rgb() for reading in read(full, *paths).values()]
     if not images:
-        raise ValueError("There is no image yet: drop, choose or paste one.")
+        raise ValueError("No image is selected. Drop, choose or paste an image.")
     inputs = encode(full.processor, images, messages)
     check_length(full.model, inputs, max_new_tokens)
     yield "", images
@@ -175,19 +175,19 @@ def replies(
 
 
 def shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Messages for a `gr.Chatbot`, which renders HTML even without Markdown: what was said is shown as text."""
+    """Escape messages for a `gr.Chatbot`, which renders HTML even without Markdown."""
     return [{**message, "content": html.escape(message["content"], quote=False)} for message in messages]
 
 
 def pictures_of(images: list[Image.Image], boxes: list[GridBox]) -> tuple[dict, dict]:
-    """What the image and the swipe slider show: the one image, or the pair, the second in the frame of the first.
+    """Return updates of the image and the swipe slider: a single image, or a pair padded to the size of the first.
 
-    Small images are enlarged, so that labels can be read.
+    Small images are enlarged so that labels can be read.
     """
     width, height = images[0].size if images else (1, 1)
     scale = max(1, round(DISPLAY_SIDE / max(width, height)))
     size = scale * width, scale * height
-    sizes = [ImageOps.contain(image, size, Image.Resampling.BICUBIC).size for image in images]  # never squashed
+    sizes = [ImageOps.contain(image, size, Image.Resampling.BICUBIC).size for image in images]
     drawn = [
         write_png(ImageOps.pad(draw_boxes(image.resize(own, Image.Resampling.BICUBIC), boxes), size), "boxes.png")
         for image, own in zip(images, sizes)
@@ -200,9 +200,9 @@ def pictures_of(images: list[Image.Image], boxes: list[GridBox]) -> tuple[dict, 
 
 
 def summary_of(boxes: list[GridBox], wrong: list[str]) -> str:
-    """In words: how many boxes of which phrases, and what is no box."""
+    """Summarize the number of boxes of each phrase and the invalid boxes."""
     counts = Counter(box.phrase or "without a phrase" for box in boxes)
     parts = [f"{count} × {phrase}" for phrase, count in counts.items()]
     if wrong:
-        parts.append(f"not on the grid from 0 to 1000, or without area: {', '.join(wrong)}")
+        parts.append(f"invalid (outside the grid from 0 to 1000, or empty): {', '.join(wrong)}")
     return "; ".join(parts) or "None."

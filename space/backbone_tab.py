@@ -1,4 +1,4 @@
-"""The Backbone tab: maps of what one or two backbones make of an image."""
+"""The Backbone tab: feature and attention maps of one or two backbones."""
 
 import functools
 import html
@@ -8,7 +8,7 @@ from dataclasses import replace
 import gradio as gr
 import numpy as np
 from adjusting import AS_STATED, PRESETS, Adjustment, adjustment_of
-from computing import PRIVATE, QUEUE, answering, message, told
+from computing import PRIVATE, QUEUE, answering, errors_as_messages, message
 from finding import finding
 from loading import REFERENCES, Models
 from maps import boxed, display_size, ringed
@@ -45,11 +45,11 @@ DOWNLOAD = "() => document.querySelector('#features_file').click()"
 
 
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
-    """See `app.py`."""
+    """Build the tab, see `app.py`."""
     start = models.backbone()
     gr.Markdown(
-        "What the features of a ViT tell apart, beside those of another or of the same with random weights. "
-        "**Click any point** to see which places are like it."
+        "Look at the features of a ViT, next to those of another ViT or of the same ViT with random weights. "
+        "**Click any point** to see which patches are similar to it."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
@@ -62,7 +62,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 head = slider(0, start.heads, 0, step=1, label="Head (0: mean of all)")
                 source = gr.Radio([FROM_CLS, FROM_POINT], value=FROM_CLS, label="Attention of")
             with Image.open(EXAMPLES[CROWNS]) as example:
-                whole = max(example.size) // max(start.patch)  # the example at its own size
+                whole = max(example.size) // max(start.patch)  # patches of the example at its own size
             resolution = slider(
                 MIN_RESOLUTION,
                 MAX_RESOLUTION,
@@ -83,11 +83,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
             x = slider(0, 100, 50, step=0.1, label="Point, or arrow keys on a map: % from the left", elem_id="point_x")
             y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
-            with gr.Accordion("How the image is read: slice, window, bands", open=False):
+            with gr.Accordion("Reading of the image: slice, window, bands", open=False):
                 position = slider(0, 100, 50, step=0.5, label="Slice or frame: % from the feet up", elem_id="slice")
                 preset = gr.Radio([AS_STATED, *PRESETS], value=AS_STATED, label="Window of CT", elem_id="preset")
                 bands = gr.Textbox(
-                    label="Bands of red, green and blue, then Enter; by their names if empty",
+                    label="Bands of red, green and blue, then Enter; found by name if empty",
                     placeholder="8, 4, 3",
                     max_length=50,
                     elem_id="bands",
@@ -96,14 +96,18 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 high = slider(51, 100, 98, step=0.5, label="White: percentile", elem_id="high")
             with gr.Accordion("A window of a large scene", open=False):
                 part = slider(1, 100, 100, step=1, label="Window: % of each side of the scene", elem_id="part")
-                center_x = slider(0, 100, 50, step=0.1, label="Its middle: % from the left", elem_id="center_x")
-                center_y = slider(0, 100, 50, step=0.1, label="Its middle: % from the top", elem_id="center_y")
+                center_x = slider(
+                    0, 100, 50, step=0.1, label="Center of the window: % from the left", elem_id="center_x"
+                )
+                center_y = slider(
+                    0, 100, 50, step=0.1, label="Center of the window: % from the top", elem_id="center_y"
+                )
                 scene = picture_view(
                     "Overview: click to move the window", "The scene and the window", elem_id="overview", visible=False
                 )
             other = image_upload("Image to search", elem_id="backbone_second_image")
         with gr.Column(scale=3, elem_classes="results"):
-            sentence = gr.Markdown(label="What is seen", elem_id="finding")
+            sentence = gr.Markdown(label="Finding", elem_id="finding")
             with gr.Row():
                 picture = picture_view("Image", "The image, as the model sees it", elem_id="backbone_picture")
                 map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
@@ -115,7 +119,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 cancel = gr.Button("Cancel", size="sm")
             file = gr.DownloadButton(visible="hidden", elem_id="features_file")
 
-    # Of each handler the last arguments are `settings` below, which `view_of` reads.
+    # The last arguments of each handler are the values of `settings` below, which `view_of` reads.
 
     @answering
     def see(
@@ -126,7 +130,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         *settings,
     ) -> Iterator[tuple]:
-        """The image, a map for each backbone, a sentence, a note, and the sliders as long as there are layers."""
+        """Yield image, a map for each backbone, finding, note, and sliders with the backbones' number of layers."""
         view = view_of(*settings)
         is_attention = gr.Row(visible=view.kind in OF_ATTENTION)
         if path is None:
@@ -144,7 +148,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             there = gr.Image(None, visible=False)
             if other_path is not None and view.kind == SIMILARITY:
                 drawn, meaning = elsewhere(models, path, other_path, seen[0], view)
-                title = f"What is like the point, in {name_of(other_path)}"
+                title = f"Similarity to the point, in {name_of(other_path)}"
                 there = gr.Image(
                     write_png(drawn, "map_c.png"),
                     label=title,
@@ -176,11 +180,12 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         *settings,
     ) -> Iterator[tuple]:
-        """A click into the image or a map: a PCA map becomes that of similarity to the point."""
-        if path is None or (settings[0] == HEADS and event.target is not picture):  # small maps have no such point
+        """Handle a click on the image or a map: a PCA map is replaced by the similarity to the point."""
+        # A click on the small maps of the heads has no position in the image.
+        if path is None or (settings[0] == HEADS and event.target is not picture):
             yield (gr.skip(),) * (len(outputs) + 4)
             return
-        with told():
+        with errors_as_messages():
             rgb = image_of(models, path, backbone, view_of(*settings).adjustment).rgb
         x, y = percent_of(event, rgb)
         kind, layer, second_layer, head, _, _, _, *others = settings
@@ -199,7 +204,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         *settings,
     ) -> Iterator[tuple]:
-        """A click into the overview moves the window."""
+        """Move the window to the position of a click on the overview."""
         whole = replace(view_of(*settings).adjustment, part=100.0)
         x, y = percent_of(event, image_of(models, path, backbone, whole).rgb)
         for shown in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings[:-2], x, y):
@@ -207,15 +212,15 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
 
     @functools.wraps(see)
     async def see_anew(path, other_path, backbone, second_backbone, progress, kind, layer, second_layer, *others):
-        """With another backbone, from its last layer."""
+        """Show the last layer after the backbone has changed."""
         async for shown in see(path, other_path, backbone, second_backbone, progress, kind, None, None, *others):
             yield shown
 
     @answering
     def keep_features(path: str | None, other_path: str | None, backbone: str, second_backbone: str, *settings) -> str:
-        """A file with the features and maps as they are shown."""
+        """Write the features and maps that are shown to a file and return its path."""
         if path is None:
-            raise message("There is no image yet, and so no features.")
+            raise message("No image is selected. Choose an image first.")
         view = view_of(*settings)
         *_, seen = look(models, path, chosen(backbone, second_backbone), view)
         return features_file(path, view, seen)
@@ -244,7 +249,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     keys |= {"opacity_of_map": opacity, "slice": position, "ct": preset, "bands": bands, "black": low, "white": high}
     keys |= {"window": part, "wx": center_x, "wy": center_y}
     keys = {"image": image.example, **keys, "a": first, "b": second, "x": x, "y": y}
-    return Tab(keys, [(*image.given(see, inputs), outputs)])
+    return Tab(keys, [(*image.with_path(see, inputs), outputs)])
 
 
 def picture_view(label: str, alt_text: str, **options) -> gr.Image:
@@ -261,7 +266,7 @@ def picture_view(label: str, alt_text: str, **options) -> gr.Image:
 
 
 def _overview(models: Models, path: str, name: str, view: View) -> gr.Image:
-    """The whole scene with the window that is seen of it, if it is a part."""
+    """Return the whole scene with the outline of the visible window; hidden if the window is the whole scene."""
     if view.adjustment.window is None:
         return gr.Image(None, visible=False)
     rgb = image_of(models, path, name, replace(view.adjustment, part=100.0)).rgb
@@ -269,12 +274,12 @@ def _overview(models: Models, path: str, name: str, view: View) -> gr.Image:
 
 
 def percent_of(event: gr.SelectData, rgb: np.ndarray) -> tuple[float, float]:
-    """Where a picture of an image was clicked, in percent from the left and from the top."""
+    """Return the position of a click on a picture, in percent from the left and from the top."""
     return tuple(round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, display_size(*rgb.shape[:2])))
 
 
 def features_file(path: str, view: View, seen: Sequence[Seen]) -> str:
-    """Writes features and maps as NPZ, where files are cleared after a while."""
+    """Write features and maps as NPZ to a temporary file and return its path."""
     arrays = {"image": name_of(path), "kind": view.kind, "head": view.head, "from_point": view.from_point}
     arrays |= {"point": view.point, "backbones": [one.name for one in seen], "layers": [one.layer for one in seen]}
     for key, one in zip("ab", seen):
@@ -296,10 +301,10 @@ def view_of(
     opacity: float = OPACITY,
     *adjustments,
 ) -> View:
-    """What the controls ask for; `x` and `y` are percent from the left and from the top.
+    """Build the view from the values of the controls; `x` and `y` are percent from the left and from the top.
 
     Args:
-        adjustments: those of [`adjusting.adjustment_of`], all or none.
+        adjustments: the arguments of [`adjusting.adjustment_of`], all or none.
     """
     adjustment = adjustment_of(*adjustments) if adjustments else Adjustment()
     layers, point = (layer, second_layer), (x / 100, y / 100)
@@ -307,12 +312,15 @@ def view_of(
 
 
 def _slider(maximum: int, asked: float | None, shown: int) -> gr.Slider:
-    """As long as there are layers or heads. It is moved only if it stood beyond, for it may be being moved."""
+    """Return an update of a slider with a new maximum.
+
+    The value is set only if the old one was out of range, because the visitor may be moving the slider.
+    """
     return gr.Slider(maximum=maximum, visible=True, **({} if asked == shown else {"value": shown}))
 
 
 def _line(caption: str, meaning: str, layer: int, view: View) -> str:
-    """What a map shows, with the bar of its colours, and where in the code it comes from."""
+    """Return caption and meaning of a map with its color bar and the name of the model output that it shows."""
     bar = "" if view.kind in (PCA, FOREGROUND) else '<i class="colorbar"></i> '
     source = {ROLLOUT: "attentions", ATTENTION: f"attentions[{layer - 1}]", HEADS: f"attentions[{layer - 1}]"}
     code = source.get(view.kind, f"hidden_states[{layer}]")

@@ -1,4 +1,4 @@
-"""Boxes that a model writes into its answers, drawn on the image."""
+"""Drawing of the boxes in a model's answer on the image."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from PIL import Image, ImageDraw, ImageFont
 from modeling_vitp.instructions.boxes import GridBox
 
 MAX_LABEL = 40  # characters
-# Bright, and told apart by people who see few colours; labels are written on them in black.
+# Bright colors, distinguishable with color blindness, for black labels.
 COLORS = ("#ffb000", "#35c2ff", "#ff77b6", "#4be08a", "#c9a6ff", "#f6f04a", "#ff8a5c", "#9fe3e0")
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[GridBox]) -> Image.Image:
-    """A copy of an image with the boxes and their labels: the phrase, or else the box's number in the answer.
+    """Draw boxes with labels on a copy of an image. The label is the phrase, or the number of a box without a phrase.
 
-    Boxes of one phrase have one colour. A label is above its box, or inside where there is no room.
+    Boxes of one phrase have the same color. A label is placed above its box, or inside at the top of the image.
     """
     drawn = image.convert("RGB")
     draw = ImageDraw.Draw(drawn)

@@ -1,4 +1,4 @@
-"""Charts of lines as HTML for the page: over the severities of corruptions, also as a picture, and over drop ratios."""
+"""Line charts as HTML: similarity over the severity of corruptions (also as PNG), and answers over drop ratios."""
 
 import html
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import pandas as pd
 from comparison import Comparison
 from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 150, 90  # of one small chart, in the units of its drawing
+WIDTH, HEIGHT = 150, 90  # of one small chart, in SVG units
 SEVERITIES = (1, 2, 3, 4, 5)
-COLORS = ("#0d9488", "#b45309", "#64748b")  # as in style.css: the first, the second, random weights
-CAPTION = "What stays of the features: 1 as in the clean image, 0 as in another image"
+COLORS = ("#0d9488", "#b45309", "#64748b")  # first, second, random weights; the same in style.css
+CAPTION = "Preserved share of the features: 1 as for the clean image, 0 as for a different image"
 
 
 def line_charts(results: Sequence[Comparison]) -> str:
-    """HTML: a small chart for each corruption, a line for each backbone; the numbers are in its points' titles."""
+    """Return HTML with a chart for each corruption and a line for each backbone; point titles contain the numbers."""
     names = list(dict.fromkeys(result.backbone for result in results))
     legend = "".join(f'<span class="key key-{index}">{html.escape(name)}</span>' for index, name in enumerate(names))
     charts = []
@@ -46,10 +46,10 @@ def line_charts(results: Sequence[Comparison]) -> str:
 
 
 def answer_chart(curve: pd.DataFrame) -> str:
-    """HTML: how probable the full answer is over the drop ratio, thin lines for draws and a thick one for their mean.
+    """Return HTML with the probability of the full answer over the drop ratio, for each draw and their mean.
 
     Args:
-        curve: points, see [`vrl_results.curve_of`]; the titles of those that are drawn have the numbers.
+        curve: points of [`vrl_results.curve_of`].
     """
     width, height, left, bottom = 480, 210, 44, 176
     top = max(curve["probability"].max(), 1e-6)
@@ -62,16 +62,17 @@ def answer_chart(curve: pd.DataFrame) -> str:
 
     lines = []
     for draw, points in curve.groupby("draw", sort=False):
-        places = [(x_at(x), f"{y_at(y):.1f}", x, y) for x, y in zip(points["drop ratio"], points["probability"])]
-        path = " ".join(f"{x},{y}" for x, y, *_ in places)
+        coordinates = [(x_at(x), f"{y_at(y):.1f}", x, y) for x, y in zip(points["drop ratio"], points["probability"])]
+        path = " ".join(f"{x},{y}" for x, y, *_ in coordinates)
         dots = "".join(
             f'<circle cx="{x}" cy="{y}" r="2.5" data-draw="{draw}" data-ratio="{ratio:g}" '
             f'data-probability="{probability:.6g}"><title>drop ratio {ratio:g}, {draw}: {probability:.3g}</title>'
             "</circle>"
-            for x, y, ratio, probability in places
+            for x, y, ratio, probability in coordinates
         )
         style = "mean line-0" if draw == "mean" else "line-2"
-        lines.insert(0, f'<g class="{style}"><polyline points="{path}"/>{dots}</g>')  # the mean is the last, on top
+        # The mean comes first in `curve` and is drawn last, on top.
+        lines.insert(0, f'<g class="{style}"><polyline points="{path}"/>{dots}</g>')
     ticks = "".join(
         f'<text x="{x_at(ratio)}" y="{bottom + 16}" text-anchor="middle">{ratio:g}</text>'
         for ratio in (0, 0.25, 0.5, 0.75, 1)
@@ -95,13 +96,13 @@ def x_of(severity: int) -> float:
 
 
 def y_of(share: float) -> float:
-    """From -0.2 to 1 in the height of a chart; what is beyond is at its edge, what is no number at the bottom."""
+    """Map a share in [-0.2, 1] to the height of a chart. Values are clipped; NaN is drawn at the bottom."""
     kept = min(max(share, -0.2), 1.0) if share == share else -0.2
     return 6 + (1 - kept) / 1.2 * (HEIGHT - 12)
 
 
 def save_charts(results: Sequence[Comparison], title: str, path: Path) -> None:
-    """The same as a PNG."""
+    """Save the charts of [`line_charts`] as PNG."""
     names = list(dict.fromkeys(result.backbone for result in results))
     corruptions = list(dict.fromkeys(result.corruption for result in results))
     with matplotlib.rc_context({"font.size": 8}):

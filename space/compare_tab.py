@@ -1,4 +1,4 @@
-"""The Compare tab: how much of a backbone's features stays under corruption, or from one image to another."""
+"""The Compare tab: similarity of a backbone's features under corruption, or between two images."""
 
 import html
 import time
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from charts import line_charts, save_charts
 from comparison import Comparison, compare, similarity_map
-from computing import PRIVATE, QUEUE, answering, message, seconds_left, told, turn
+from computing import PRIVATE, QUEUE, answering, errors_as_messages, message, seconds_left, turn
 from loading import RANDOM, REFERENCES, Models
 from maps import draw_map, grid_of, heat_of, patch_features
 from opened import LoadedBackbone
@@ -24,22 +24,22 @@ from views import MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, OPACITY, chosen
 from modeling_vitp.bands import describe_bands
 from modeling_vitp.images.corruptions import SEVERITIES as CORRUPTIONS
 
-MAX_SIDE = 800  # the size at which the paper's robustness table was measured
-ORDER = (3, 1, 5, 2, 4)  # of severities, so that what is there when the time is up spans the range
+MAX_SIDE = 800  # image size of the paper's robustness table
+ORDER = (3, 1, 5, 2, 4)  # order of the severities: results that stop early still span the range
 COLUMNS = ["corruption", "severity", "backbone", "share", "similarity", "floor", "parameters", "compared"]
 NO_ROWS = {"headers": COLUMNS, "data": [], "metadata": None}
 BEGIN = "Choose an image or an example, then compare."
-SHAPES = 0.03  # of height by width, by which two images of one place may differ
+SHAPES = 0.03  # largest difference of the log aspect ratios of two images of one place
 DOWNLOADS = "() => document.querySelector('#comparison_file').click()"
 
 
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
-    """See `app.py`."""
+    """Build the tab, see `app.py`."""
     gr.Markdown(
-        "How alike the patch features of an image and of the same image **under corruption** are (cosine similarity; "
-        "rotation, scale and translation undone before), as a share of the room between 1 and the *floor*: their "
-        "similarity to those of different images. Without the floor, a ViT with random weights, to which all images "
-        "are alike, looks robust. Or: where **two images** of one place differ."
+        "Compare the patch features of an image with those of the same image **under corruption**. The similarity is "
+        "the cosine similarity, after rotation, scale and translation are undone. It is shown as a share of the range "
+        "from the *floor* to 1, where the floor is the similarity to different images. Without the floor, a ViT with "
+        "random weights looks robust, because all images are similar to it. Or compare **two images** of one place."
     )
     with gr.Row():
         with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
@@ -69,7 +69,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             cancel = gr.Button("Cancel", size="sm")
         with gr.Column(scale=3, elem_classes="results"):
             note = gr.Markdown(BEGIN, label="Note", elem_id="compare_note")
-            chart = gr.HTML(label="What stays of the features under corruption", elem_id="corruption_chart")
+            chart = gr.HTML(label="Preserved share of the features under corruption", elem_id="corruption_chart")
             with gr.Row():
                 csv = gr.Button("Table (CSV)", size="sm", elem_id="keep_csv")
                 png = gr.Button("Chart (PNG)", size="sm", elem_id="keep_png")
@@ -90,7 +90,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         resolution: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple]:
-        """What stays of the features under each corruption: results, a chart, a table, and a note."""
+        """Yield the results under each corruption so far, as results, chart and table, and a note."""
         for results, note in corruptions(models, path, seed, backbone, second_backbone, resolution, progress):
             yield (path, results), line_charts(results), table_of(results), note
 
@@ -103,7 +103,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         resolution: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple:
-        """Where two images of one place differ for a backbone: a map by each backbone, and a note."""
+        """Return a similarity map of two images of one place for each backbone, and a note."""
         maps, lines = pair_maps(models, path, second_path, backbone, second_backbone, resolution, progress)
         views = [
             gr.Image(write_png(picture, "map.png"), label=name, alt_text=text, visible=True)
@@ -147,8 +147,8 @@ def pair_view(label: str, elem_id: str) -> gr.Image:
 def corruptions(
     models: Models, path: str, seed: float, first: str, second: str, resolution: float, progress: Callable | None = None
 ) -> Iterator[tuple[list[Comparison], str]]:
-    """The results so far, and a note, which says so where the time was up before the end."""
-    backbones = opened(models, arms(first, second), progress)
+    """Yield the results so far and a note, which tells if the time limit ended the comparison."""
+    backbones = opened(models, compared_names(first, second), progress)
     rgb, reading_note = open_pixels(path, MAX_SIDE, backbones[0].input_spec)
     others = [fitted(name, rgb.shape) for name in EXAMPLES if name != name_of(path)]
     encoders = {one.name: encoder(one, int(resolution)) for one in backbones}
@@ -166,7 +166,7 @@ def corruptions(
             if progress is not None:
                 progress((done, total), desc=f"{result.corruption.replace('_', ' ')}, severity {result.severity}")
             if is_late or done % len(CORRUPTIONS) == 0:
-                ending = ": the time was up." if is_late and done < total else "."
+                ending = ": the time limit was reached." if is_late and done < total else "."
                 yield list(results), f"{head}  \n{done} of {total} corrupted images{ending}"
             if is_late:
                 return
@@ -181,10 +181,10 @@ def pair_maps(
     resolution: float,
     progress: Callable | None = None,
 ) -> tuple[list[tuple[Image.Image, str, str, np.ndarray]], list[str]]:
-    """For each backbone a picture, its name, what it shows and the similarities; and lines for a note.
+    """Return map, name, caption and similarities of each backbone, and the lines of a note.
 
     Raises:
-        gradio.Error: if the images have different proportions: one would be squashed.
+        gradio.Error: if the images have different aspect ratios.
     """
     backbones = opened(models, chosen(first, second), progress)
     before, note_before = open_pixels(path, MAX_SIDE, backbones[0].input_spec)
@@ -194,7 +194,7 @@ def pair_maps(
     with turn(progress):
         for index, one in enumerate(backbones):
             if progress is not None:
-                progress((index + 0.5) / len(backbones), desc=f"Looking with {one.name}")
+                progress((index + 0.5) / len(backbones), desc=f"Computing with {one.name}")
             encode, grid = encoder(one, int(resolution)), grid_of(*before.shape[:2], int(resolution))
             maps.append(similarity_map(encode(before), encode(after, grid)))
     found = []
@@ -207,15 +207,15 @@ def pair_maps(
 
 
 def check_shapes(before: np.ndarray, after: np.ndarray) -> None:
-    """Raises an error if two images of one place have different proportions."""
+    """Raise an error if two images of one place have different aspect ratios."""
     sides = [image.shape[:2] for image in (before, after)]
     if abs(np.log(sides[0][0] * sides[1][1] / (sides[0][1] * sides[1][0]))) > SHAPES:
-        told = " and ".join(f"{width} × {height}" for height, width in sides)
-        raise message(f"The two images have different proportions, {told}: crop them to the same ground first.")
+        sizes = " and ".join(f"{width} × {height}" for height, width in sides)
+        raise message(f"The two images have different aspect ratios, {sizes}. Crop them to the same ground first.")
 
 
-def arms(first: str, second: str | None) -> list[str]:
-    """The names of the backbones that are compared: the twin with random weights of the first is always there."""
+def compared_names(first: str, second: str | None) -> list[str]:
+    """Return the names of the compared backbones, which always include the first one with random weights."""
     return list(dict.fromkeys([*chosen(first, second), first.removesuffix(RANDOM) + RANDOM]))
 
 
@@ -224,12 +224,10 @@ def opened(models: Models, names: Sequence[str], progress: Callable | None) -> l
     for index, name in enumerate(names):
         if progress is not None:
             progress((index, len(names)), desc=f"Opening {name}")
-        with told():
+        with errors_as_messages():
             backbones.append(replace(models.backbone(name), name=name))
             if bands := backbones[-1].band_names:
-                raise ValueError(
-                    f"{name} takes {describe_bands(bands)}; what is compared here is of red, green and blue."
-                )
+                raise ValueError(f"{name} takes {describe_bands(bands)}, but this tab compares features of RGB images.")
     return backbones
 
 
@@ -238,7 +236,7 @@ def encoder(backbone: LoadedBackbone, resolution: int) -> Callable[..., torch.Te
 
 
 def fitted(name: str, shape: Sequence[int]) -> np.ndarray:
-    """The middle of an example, in the shape of another image."""
+    """Crop the middle of an example to the shape of another image."""
     rgb, _ = open_pixels(example_path(name), MAX_SIDE)
     return np.asarray(ImageOps.fit(Image.fromarray(rgb), shape[1::-1]))
 
@@ -270,7 +268,7 @@ def png_of(found: tuple | None) -> str:
 
 def _written(found: tuple | None, name: str, write: Callable) -> str:
     if found is None:
-        raise message("There is nothing to keep yet: compare first.")
+        raise message("There are no results to save. Compare first.")
     file = new_file(name)
     write(*found, file)
     return str(file)

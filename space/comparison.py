@@ -1,4 +1,4 @@
-"""Cosine similarity of a backbone's patch features on a corrupted image to those on the clean one."""
+"""Cosine similarity of a backbone's patch features between clean and corrupted images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -11,38 +11,38 @@ from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion, parame
 
 
 class Comparison(NamedTuple):
-    """One point of a line."""
+    """Feature similarity of one backbone under one corruption and severity."""
 
     backbone: str
     corruption: str
     severity: int
     parameters: dict[str, float]
     similarity: float
-    """The mean of the cosine similarity over the places compared, in [-1, 1]; NaN if there is none."""
+    """Mean cosine similarity over the compared patches, in [-1, 1]; NaN without a compared patch."""
     compared: float
-    """The share of places that are compared, in [0, 1]: all but for geometric corruptions."""
+    """Share of compared patches, in [0, 1]; less than 1 only for geometric corruptions."""
     floor: float
-    """The mean similarity of the image to other images, place by place: what is left when nothing stays."""
+    """Mean similarity of the image to other images at the same patch positions."""
 
     @property
     def share(self) -> float:
-        """Of the room between the floor and 1, what stays: 1 where nothing changed, 0 where the image could be another.
+        """Similarity rescaled from [floor, 1] to [0, 1]: 1 for an unchanged image, 0 for a different image.
 
-        A backbone to which all images are alike has a high similarity under every corruption, and no share of it.
+        A backbone that maps all images to similar features has a high similarity under corruption, but a low share.
         """
         return (self.similarity - self.floor) / (1 - self.floor) if self.floor < 1 else float("nan")
 
 
 def similarity_map(clean: torch.Tensor, corrupted: torch.Tensor, matrix: torch.Tensor | None = None) -> torch.Tensor:
-    """Cosine similarity at each place of the clean image.
+    """Return the cosine similarity at each patch of the clean image.
 
     Args:
-        clean, corrupted: patch features of shape `(channels, rows, columns)`, the map spanning the whole image.
-        matrix: the motion of a geometric corruption ([`~modeling_vitp.images.corruptions.motion`]), which is undone
-            before. That interpolates between patches, which by itself makes the similarity a little less than 1.
+        clean, corrupted: patch features of shape `(channels, rows, columns)` that span the whole image.
+        matrix: motion of a geometric corruption ([`~modeling_vitp.images.corruptions.motion`]), which is undone first.
+            The interpolation between patches makes the similarity slightly less than 1.
 
     Returns:
-        float32 of shape `(rows, columns)` in [-1, 1], NaN where motion took the place out of the image.
+        float32 of shape `(rows, columns)` in [-1, 1], NaN where the motion moved the patch out of the image.
     """
     clean, corrupted = clean.float(), corrupted.float()
     if matrix is None:
@@ -59,26 +59,24 @@ def compare(
     seed: int = 0,
     others: Sequence[np.ndarray] = (),
 ) -> Iterator[Comparison]:
-    """Compares severity by severity, corruption by corruption, and within these backbone by backbone.
-
-    A generator, so that the caller can show progress and results as they come, and can stop.
+    """Return a generator of comparisons, ordered by severity, corruption and backbone.
 
     Args:
-        image: uint8 RGB of shape `(height, width, 3)`, at the size at which corruptions are meant to be seen.
-        backbones: by name, functions from such an image to its patch features, of shape `(channels, rows, columns)`.
-            They may resize the image, but not crop or pad it.
-        seed: of what the corruptions draw; all backbones see the same images.
-        others: images of the same shape, for the floor; without them it is 0.
+        image: uint8 RGB of shape `(height, width, 3)`, at the size at which corruptions are applied.
+        backbones: functions, by name, from such an image to patch features of shape `(channels, rows, columns)`. They
+            may resize the image, but not crop or pad it.
+        seed: seed of the corruptions. All backbones see the same images.
+        others: images of the same shape for the floor; the floor is 0 without them.
 
     Raises:
-        ValueError: if there is no such corruption or severity, before anything is computed.
+        ValueError: if a corruption or severity is unknown, before anything is computed.
     """
     cases = [(name, severity, parameters(name, severity)) for severity in severities for name in corruptions]
     return _compare(image, backbones, cases, seed, others)
 
 
 def floor_of(clean: torch.Tensor, others: Sequence[torch.Tensor]) -> float:
-    """The mean cosine similarity of patch features to those of other images at the same places; 0 without others."""
+    """Return the mean cosine similarity of patch features to those of other images; 0 without other images."""
     return float(np.mean([similarity_map(clean, other).mean().item() for other in others])) if others else 0.0
 
 

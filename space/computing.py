@@ -1,4 +1,4 @@
-"""How handlers compute: beside the page, one after another, for a limited time, on ZeroGPU if the Space has it."""
+"""Execution of handlers: in threads, one computation at a time, with a time limit, on ZeroGPU if available."""
 
 import asyncio
 import functools
@@ -21,18 +21,18 @@ except ImportError:
     spaces = None
 
 QUEUE = {"concurrency_limit": None}
-"""Options of every event whose handler runs a model: who waits, waits in [`Line`] and not in gradio's queue."""
+"""Options of every event whose handler runs a model. Visitors wait in [`Line`], not in Gradio's queue."""
 
 PRIVATE = {"api_visibility": "private"}
 """Options of events that only the page itself calls."""
 
 
 class Stopped(Exception):
-    """Nobody waits for this answer any more, or its time is up."""
+    """Exception that ends a computation whose visitor has left or whose time is up."""
 
 
 class Task:
-    """One answer: when it has to be there, and whether it is still wanted."""
+    """Deadline of one answer, and whether the visitor still waits for it."""
 
     def __init__(self):
         self.ends = time.monotonic() + limits.SECONDS
@@ -44,7 +44,7 @@ class Task:
 
 
 class Line:
-    """Visitors whose answers take a model, in the order in which they came; the first one's is computed."""
+    """Waiting line of visitors. The answer of the first one is computed."""
 
     def __init__(self):
         self._tasks: list[Task] = []
@@ -53,22 +53,22 @@ class Line:
     def enter(self, task: Task) -> None:
         with self._changed:
             if len(self._tasks) > limits.WAITING:
-                raise message(f"{len(self._tasks)} visitors are waiting, and there is no place left: try again soon.")
+                raise message(f"{len(self._tasks)} visitors are waiting and the line is full. Try again soon.")
             self._tasks.append(task)
 
     def __contains__(self, task: Task) -> bool:
         with self._changed:
             return task in self._tasks
 
-    def place(self, task: Task) -> int:
-        """How many come before a task."""
+    def position(self, task: Task) -> int:
+        """Return the number of tasks before this one."""
         with self._changed:
             if task.is_stopped or task not in self._tasks:
                 raise Stopped
             return self._tasks.index(task)
 
     def wait(self, seconds: float) -> None:
-        """Until somebody leaves, so many seconds at most."""
+        """Wait until a task leaves the line, at most for a number of seconds."""
         with self._changed:
             self._changed.wait(seconds)
 
@@ -80,20 +80,20 @@ class Line:
 
 
 BUILDING = threading.RLock()
-"""For whoever builds a model: while it does, transformers changes what is one for the process, such as the default
-dtype and the tying of weights, and two that overlap would each put back what the other one had changed."""
+"""Lock for building a model. transformers changes global state meanwhile, such as the default dtype and the tying of
+weights, and two overlapping builds would restore each other's changes."""
 TASK: ContextVar[Task | None] = ContextVar("task", default=None)
 LINE = Line()
 
 
 def seconds_left() -> float | None:
-    """For the answer that is being computed; `None` where nobody waits for one."""
+    """Return the seconds left for the current answer; `None` outside an answer."""
     task = TASK.get()
     return None if task is None else max(0.0, task.ends - time.monotonic())
 
 
 def check_time() -> None:
-    """Raises [`Stopped`] if the answer that is being computed is late, or nobody waits for it any more."""
+    """Raise [`Stopped`] if the current answer is late or its visitor has left."""
     task = TASK.get()
     if task is not None and task.is_over:
         raise Stopped
@@ -101,19 +101,19 @@ def check_time() -> None:
 
 @contextmanager
 def turn(progress: gr.Progress | None = None) -> Iterator[None]:
-    """Waits until it is this visitor's turn; what is inside has the models for itself. Tells the place in the line."""
+    """Wait for this visitor's turn and report the position in the line. The block computes alone."""
     task = TASK.get()
-    if task is None or task in LINE:  # nobody waits, or it is this one's turn already
+    if task is None or task in LINE:  # called by a program, or inside of another turn
         yield
         return
     left = seconds_left()
     LINE.enter(task)
     try:
         last = -1.0
-        while place := LINE.place(task):
-            task.ends = time.monotonic() + left + 1  # the time in the line does not count
-            if progress is not None and time.monotonic() > last + 1:  # each answer tells all who wait for theirs
-                progress(0.0, desc=f"Waiting: {place} before you")
+        while position := LINE.position(task):
+            task.ends = time.monotonic() + left + 1  # Time in the line does not count.
+            if progress is not None and time.monotonic() > last + 1:  # Waiters wake up after each answer of others.
+                progress(0.0, desc=f"Waiting: {position} before you")
                 last = time.monotonic()
             LINE.wait(seconds=1.0)
         task.ends = time.monotonic() + left
@@ -123,10 +123,10 @@ def turn(progress: gr.Progress | None = None) -> Iterator[None]:
 
 
 def answering(handler: Callable) -> Callable:
-    """Marks a handler (function or generator) that runs a model; it becomes an asynchronous generator.
+    """Convert a handler (function or generator) that runs a model to an asynchronous generator.
 
-    It runs in a thread of its own, on ZeroGPU with a GPU. When the visitor cancels or leaves, or the time is up, the
-    page has its answer at once, and the handler ends at the next module of a model that it runs ([`check_time`]).
+    The handler runs in a thread of its own, on ZeroGPU with a GPU. When the visitor cancels or leaves, or the time is
+    up, the page is answered at once and the handler ends before the next module of a model ([`check_time`]).
     """
     run = spaces.GPU(handler) if spaces is not None else handler
 
@@ -137,21 +137,21 @@ def answering(handler: Callable) -> Callable:
         def put(*item) -> None:
             try:
                 loop.call_soon_threadsafe(results.put_nowait, item)
-            except RuntimeError:  # the loop has ended, and with it who waited
+            except RuntimeError:  # The event loop has ended, so nobody waits for the answer.
                 task.is_stopped = True
 
         def work() -> None:
             TASK.set(task)
             try:
-                with told():
-                    given = run(*arguments, **named)
-                    for value in given if inspect.isgenerator(given) else [given]:
+                with errors_as_messages():
+                    result = run(*arguments, **named)
+                    for value in result if inspect.isgenerator(result) else [result]:
                         put(value)
                         check_time()
                 put(StopAsyncIteration(), True)
             except Stopped:
                 put(too_late(), True)
-            except BaseException as error:  # of the other thread; raised in this one
+            except BaseException as error:  # Raised again in the thread of the page.
                 put(error, True)
 
         threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
@@ -160,7 +160,7 @@ def answering(handler: Callable) -> Callable:
                 try:
                     item = await asyncio.wait_for(results.get(), 0.5)
                 except TimeoutError:
-                    if time.monotonic() > task.ends + 2:  # not even between two modules was there a moment
+                    if time.monotonic() > task.ends + 2:  # The handler has not reached another module in time.
                         raise too_late() from None
                     continue
                 if len(item) == 1:
@@ -177,36 +177,36 @@ def answering(handler: Callable) -> Callable:
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, otherwise the CPU."""
+    """Return the accelerator if available, otherwise the CPU."""
     if spaces is not None and os.environ.get("SPACES_ZERO_GPU"):
-        return torch.device("cuda")  # emulated outside of marked handlers
+        return torch.device("cuda")  # ZeroGPU emulates CUDA outside of decorated handlers.
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def message(text: object) -> gr.Error:
-    """An error to be raised in a handler: a message in the page, in which what the user gave is text and not HTML."""
+    """Return an error that a handler raises to show a message in the page, with HTML escaped."""
     line = " ".join(str(text).split())[:400]
     return gr.Error(html.escape(line, quote=False), print_exception=False)
 
 
 def too_late() -> gr.Error:
     return message(
-        f"This takes more than {limits.SECONDS:g} seconds, so it was stopped: take a smaller image, fewer patches or a "
+        f"This takes more than {limits.SECONDS:g} seconds and was stopped. Use a smaller image, fewer patches or a "
         "smaller model."
     )
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """A `ValueError` inside becomes a message in the page; those raised here and in the package are one line each."""
+def errors_as_messages() -> Iterator[None]:
+    """Convert a `ValueError` or a lack of memory in the block to a message in the page."""
     try:
         yield
-    except gr.Error:  # a ValueError too, with its message made already
+    except gr.Error:  # It is a ValueError too, but already a message.
         raise
     except ValueError as error:
         raise message(error) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise message("There is not enough memory for this: take a smaller image or fewer patches.") from error
+        raise message("Not enough memory. Use a smaller image or fewer patches.") from error
 
 
 def check_time_before(module: torch.nn.Module, inputs: tuple) -> None:

@@ -1,4 +1,4 @@
-"""What a map shows of an image in which something is marked: how well it can be told from the rest, in numbers."""
+"""Separation of marked objects from the background by the principal components, as AUC."""
 
 import json
 from collections.abc import Sequence
@@ -13,34 +13,30 @@ CHANCE, CLEARLY = 0.5, 0.05
 
 
 def finding(path: str, kind: str, seen: Sequence[Seen]) -> str:
-    """One sentence about the components in a map, of the image with marked tree crowns; of others an empty one."""
+    """Describe in one sentence how well a PCA map separates the marked tree crowns; empty for other images."""
     if kind != PCA or Path(path).name != EXAMPLES[CROWNS].name or not seen:
         return ""
     scores = [best_component(one.values) for one in seen]
     text = (
-        f"**What is seen:** one colour of {seen[0].name} alone tells patches of the marked tree crowns from all others "
+        f"**Finding:** a single principal component of {seen[0].name} separates patches of tree crowns from all others "
         f"with an AUC of {scores[0]:.2f} ({CHANCE:g} is chance)"
     )
     if len(seen) > 1:
-        text += f", one of {seen[1].name} with {scores[1]:.2f}"
+        text += f", a component of {seen[1].name} with {scores[1]:.2f}"
         gain = scores[0] - scores[1]
-        text += ": what a crown is " + (
-            "can be seen in the first, and hardly in the second"
-            if gain > CLEARLY
-            else "is not seen better in the first"
-        )
-    return text + ". No label was used for the colours."
+        text += ": the first " + ("separates crowns better" if gain > CLEARLY else "does not separate crowns better")
+    return text + ". The components were computed without labels."
 
 
 def best_component(scores: torch.Tensor) -> float:
-    """The largest area under the ROC curve with which one of the components, in either direction, finds the crowns."""
+    """Return the largest area under the ROC curve of a component, in either direction, for the crowns."""
     marked = crowns(*scores.shape[1:])
     areas = [area_under_curve(component.numpy(), marked) for component in scores]
     return max(max(area, 1 - area) for area in areas)
 
 
 def crowns(rows: int, columns: int) -> np.ndarray:
-    """bool, of shape `(rows, columns)`: whether the middle of a patch is in the box of a tree crown."""
+    """Return a bool mask of shape `(rows, columns)` of the patches whose center is in the box of a tree crown."""
     marked = json.loads(EXAMPLES[CROWNS].with_suffix(".json").read_text())
     height, width = marked["size"]
     y, x = (np.arange(rows) + 0.5) * height / rows, (np.arange(columns) + 0.5) * width / columns
@@ -51,7 +47,7 @@ def crowns(rows: int, columns: int) -> np.ndarray:
 
 
 def area_under_curve(values: np.ndarray, marked: np.ndarray) -> float:
-    """The share of pairs of a marked and another place in which the marked one has the larger value; ties are half."""
+    """Return the share of (marked, other) pairs in which the marked value is larger; ties count half."""
     inside, outside = values[marked], np.sort(values[~marked])
     below = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
     return float(below.mean() / (2 * len(outside)))

@@ -1,4 +1,4 @@
-"""What the header of an image file says it will take, before any of it is decoded."""
+"""Limits on the memory of an image file, estimated from its header before it is decoded."""
 
 import gzip
 import itertools
@@ -19,20 +19,20 @@ from reading import UnreadableImage
 
 from modeling_vitp.images.reading import TIFF
 
-JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ")  # how a file, and a codestream without one, begin
+JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ")  # first bytes of a JP2 file and of a bare codestream
 
 
 def check_header(path: Path) -> None:
-    """Raises `UnreadableImage` if an image would take more memory than `limits` allow.
+    """Raise `UnreadableImage` if an image would take more memory than `limits` allow.
 
-    What is no image at all is left to the reader to tell.
+    Files that are not images pass this check and are refused by the reader.
     """
     if is_volume(path):
         _check_volume(path)
         return
     with path.open("rb") as file:
         head = file.read(132)
-    if head[128:] == b"DICM":  # before which there may be anything, a TIFF's beginning too
+    if head[128:] == b"DICM":  # The 128 bytes before are arbitrary and may look like a TIFF.
         _check_deflated(path)
     elif head[:4] in TIFF:
         _check_blocks(path)
@@ -50,9 +50,9 @@ def _check_pixels(path: Path) -> None:
         return
     if width * height > limits.SOURCE_PIXELS:
         raise UnreadableImage(
-            f"{path.name} has {width:,} × {height:,} pixels, {frames} time(s). At most "
-            f"{limits.SOURCE_PIXELS // 10**6} million can be opened as {image.format}: reduce it, or save it as a "
-            "tiled GeoTIFF."
+            f"{path.name} has {width:,} × {height:,} pixels in {frames} frame(s). At most "
+            f"{limits.SOURCE_PIXELS // 10**6} million can be opened as {image.format}. Reduce the image or save it as "
+            "a tiled GeoTIFF."
         )
 
 
@@ -66,13 +66,13 @@ def _check_blocks(path: Path) -> None:
         return
     if size > limits.BLOCK_BYTES:
         raise UnreadableImage(
-            f"{path.name} is stored in pieces of {height:,} × {width:,} pixels, {size / 1e6:,.0f} MB at once; at most "
-            f"{limits.BLOCK_BYTES / 1e6:.0f} MB can be opened: save it in tiles."
+            f"{path.name} is stored in blocks of {height:,} × {width:,} pixels, {size / 1e6:,.0f} MB each. At most "
+            f"{limits.BLOCK_BYTES / 1e6:.0f} MB can be opened. Save it in tiles."
         )
 
 
 def _check_bands(path: Path) -> None:
-    """Of a JPEG 2000, of which all are decoded, whichever are read."""
+    """Check a JPEG 2000, of which all bands are decoded even if only some are read."""
     try:
         options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
         with rasterio.Env(**options), rasterio.open(path, driver="JP2OpenJPEG") as source:
@@ -81,7 +81,7 @@ def _check_bands(path: Path) -> None:
         return
     if 4 * width * height * bands > limits.JPEG_2000_BYTES or bands > 4:
         raise UnreadableImage(
-            f"{path.name} has {width:,} × {height:,} pixels in {bands} band(s), too much for a JPEG 2000: save it as a "
+            f"{path.name} has {width:,} × {height:,} pixels in {bands} band(s), too many for a JPEG 2000. Save it as a "
             "tiled GeoTIFF."
         )
 
@@ -94,27 +94,27 @@ def _check_volume(path: Path) -> None:
     try:
         if _nifti_offset(path) > limits.NIFTI_HEADER_BYTES:
             raise UnreadableImage(
-                f"{path.name} has more than {limits.NIFTI_HEADER_BYTES / 1e6:g} MB before its values: save it without "
+                f"{path.name} has more than {limits.NIFTI_HEADER_BYTES / 1e6:g} MB before its values. Save it without "
                 "header extensions."
             )
         image = nibabel.load(path)
         size = math.prod(image.shape) * image.get_data_dtype().itemsize
         if path.suffix.lower() == ".gz" and size <= limits.VOLUME_BYTES:
             with gzip.open(path) as file:
-                pieces = iter(lambda: file.read(1 << 20), b"")  # a megabyte each, counted and not kept
-                size = max(size, sum(map(len, itertools.islice(pieces, 1 + (limits.VOLUME_BYTES >> 20)))))
+                chunks = iter(lambda: file.read(1 << 20), b"")  # one MiB each
+                size = max(size, sum(map(len, itertools.islice(chunks, 1 + (limits.VOLUME_BYTES >> 20)))))
     except UnreadableImage:
         raise
-    except Exception:  # nibabel raises many kinds for a broken file; the reader tells
+    except Exception:  # nibabel raises many kinds of errors for a broken file. The reader reports them.
         return
     if size > limits.VOLUME_BYTES:
         raise UnreadableImage(
-            f"{path.name} would be {size / 1e6:,.0f} MB unpacked; {limits.VOLUME_BYTES / 1e6:.0f} MB are the most."
+            f"{path.name} has {size / 1e6:,.0f} MB when unpacked, more than {limits.VOLUME_BYTES / 1e6:.0f} MB."
         )
 
 
 def _nifti_offset(path: Path) -> float:
-    """Where the values of a volume begin, as the first bytes of its file say; nibabel reads what is before them."""
+    """Return the offset of the values in a NIfTI file, up to which nibabel reads the whole header."""
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         head = file.read(540)
     for order in "<>":
@@ -125,7 +125,7 @@ def _nifti_offset(path: Path) -> float:
 
 
 def _check_deflated(path: Path) -> None:
-    """Of a data set that is compressed as a whole, counts what it will be without keeping it."""
+    """Measure a deflated DICOM data set by inflating it in chunks that are not kept."""
     try:
         meta = pydicom.filereader.read_file_meta_info(path)
     except (OSError, ValueError, AttributeError, KeyError, EOFError, pydicom.errors.InvalidDicomError):
@@ -141,5 +141,5 @@ def _check_deflated(path: Path) -> None:
         data = inflate.unconsumed_tail
     if size > limits.BLOCK_BYTES:
         raise UnreadableImage(
-            f"{path.name} grows to more than {limits.BLOCK_BYTES / 1e6:.0f} MB when inflated: save it uncompressed."
+            f"{path.name} has more than {limits.BLOCK_BYTES / 1e6:.0f} MB when inflated. Save it uncompressed."
         )

@@ -1,4 +1,4 @@
-"""Opens a model of each kind from the files of its folder, which were looked at in `checking.py`."""
+"""Opens models of each kind from a folder whose files were checked by `checking.py`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -51,22 +51,25 @@ KINDS |= dict.fromkeys(HEADS, FINE_TUNED)
 
 
 def kind_of(name: str, config: dict[str, Any]) -> str:
-    """Raises [`UnavailableModel`] if the app knows no models of this type."""
+    """Return the kind of a model, or raise [`UnavailableModel`] if its type is not supported."""
     model_type = config.get("model_type")
     if model_type not in KINDS:
-        raise UnavailableModel(f"{name} is a {str(model_type)[:60]!r} model, which is no kind that can be opened here.")
+        raise UnavailableModel(f"{name} has the model type {str(model_type)[:60]!r}, which this app does not support.")
     return KINDS[model_type]
 
 
 def open_full(name: str, folder: Path, is_trusted: bool) -> FullModel:
-    """
+    """Open a full model with its processor.
+
     Args:
-        is_trusted: whether who runs the app has named it; a prompt is made by the template of others only then.
+        is_trusted: whether the model was named when the app was started. Otherwise its chat template is replaced.
     """
     config = ViTPConfig.get_config_dict(folder)[0]
     language = config["text_config"].get("model_type")
     if not is_trusted and language not in LANGUAGE_MODELS:
-        raise UnavailableModel(f"{name} has a {str(language)[:60]!r} in it; of visitors: {', '.join(LANGUAGE_MODELS)}.")
+        raise UnavailableModel(
+            f"{name}: expected one of the language models {', '.join(LANGUAGE_MODELS)}, got {str(language)[:60]!r}."
+        )
     if config["model_type"] == "vitp":
         model = load(name, folder, ViTPForConditionalGeneration)
         processor = ViTPProcessor.from_pretrained(folder, local_files_only=True)
@@ -75,7 +78,9 @@ def open_full(name: str, folder: Path, is_trusted: bool) -> FullModel:
         processor = internvl_processor(str(folder), local_files_only=True)
     lengths = processor.image_seq_length, model.config.image_seq_length
     if lengths[0] != lengths[1]:
-        raise UnavailableModel(f"{name}: its processor has {lengths[0]} visual tokens a tile, its model {lengths[1]}.")
+        raise UnavailableModel(
+            f"{name}: the processor has {lengths[0]} visual tokens a tile, but the model has {lengths[1]}."
+        )
     if not is_trusted:
         processor.chat_template, processor.tokenizer.chat_template = CHAT_TEMPLATE, None
     model.set_attn_implementation("eager")
@@ -102,10 +107,10 @@ def open_fine_tuned(name: str, folder: Path) -> FineTuned:
 
 
 def load(name: str, folder: Path, model_class: Any, **options) -> PreTrainedModel:
-    """`from_pretrained`, for weights that fit into memory, are all there and are numbers.
+    """Load a model and check that its weights fit into memory, are complete and are finite.
 
-    In float32, the default dtype, which another one would change for all that is computed meanwhile: a CPU computes in
-    it, and on an accelerator it becomes the one that they were saved in.
+    Weights are loaded in float32, because another dtype would change the default dtype of other threads meanwhile. On
+    an accelerator they are converted to the dtype in which they were saved.
     """
     configs = model_class.config_class if hasattr(model_class, "config_class") else AutoConfig
     config = configs.from_pretrained(folder, **options)
@@ -118,7 +123,7 @@ def load(name: str, folder: Path, model_class: Any, **options) -> PreTrainedMode
         attn_implementation="eager",
         use_safetensors=True,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # which are named by `check_weights`, as what is missing is
+        ignore_mismatched_sizes=True,  # `check_weights` reports them together with missing weights.
         **options,
     )
     check_weights(name, model, loading)
@@ -126,7 +131,7 @@ def load(name: str, folder: Path, model_class: Any, **options) -> PreTrainedMode
 
 
 def vit_of(name: str, one: FullModel | FineTuned) -> LoadedBackbone:
-    """The ViT inside of another model, the same weights in memory."""
+    """Return the ViT inside another model, sharing its weights."""
     if isinstance(one, FullModel):
         return LoadedBackbone.of(name, one.model.model.vision_tower, one.processor.image_processor)
     model = one.model.backbone if hasattr(one.model, "backbone") else one.model.model.backbone.model
@@ -134,11 +139,11 @@ def vit_of(name: str, one: FullModel | FineTuned) -> LoadedBackbone:
 
 
 def random_twin(name: str, trained: LoadedBackbone, seed: int = 1) -> LoadedBackbone:
-    """The same ViT with weights as they are drawn before training."""
+    """Return the same ViT with randomly initialized weights."""
     config = type(trained.model.config).from_dict(trained.model.config.to_dict())
     model_class = type(trained.model)
     if isinstance(trained.model, InternVLVisionModel) and not trained.is_padded:
-        # Its own start is blind to position, see ViTPVisionModel.
+        # Its own initialization has zero position embeddings, see ViTPVisionModel.
         config = ViTPVisionConfig.from_dict(config.to_dict() | {"model_type": ViTPVisionConfig.model_type})
         model_class = ViTPVisionModel
     with BUILDING, torch.random.fork_rng():

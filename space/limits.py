@@ -1,73 +1,70 @@
-"""What the Space takes from a visitor, at most; each limit with its reason.
+"""Limits on what a visitor may send or name, with their reasons.
 
-A visitor names models and sends images, so both are checked before anything is made of them. Numbers are meant for the
-hardware that the Hub gives to everyone, 2 cores and 16 GB, and leave room for every model that this package trains.
+Models and images of visitors are checked before they are opened. The limits fit the free hardware of the Hub, 2 cores
+and 16 GB, and accept every model that this package trains.
 """
 
 import os
 from pathlib import Path
 
 SECONDS = 30.0
-"""For an answer, waiting in line not counted: a model that computes for longer keeps all others from theirs."""
+"""Time limit of an answer, without the time in line. Other visitors wait while an answer is computed."""
 WAITING = 40
-"""Visitors who wait for their turn; at a second or two for each, more would wait in vain."""
+"""Number of visitors in line. An answer takes a second or two, so more visitors would wait too long."""
 LOADING = 3
-"""Models of visitors that are being loaded at once: each takes a share of network, memory and a core."""
+"""Number of visitors' models that are loaded at once. Each needs network, memory and a core."""
 SESSIONS = 100
-"""Of pages and programs that are kept, those of the longest ago are forgotten; Gradio's own limit is 10,000, and each
-keeps a copy of every component that it was shown, 0.6 MB and more."""
+"""Number of sessions that Gradio keeps; the oldest are dropped. Gradio's default is 10,000, and each session keeps a
+copy of every component, 0.6 MB or more."""
 KEPT_MODELS = 6
-"""That stay in memory, so that two visitors do not load theirs in turns; together in a quarter of it, see below."""
+"""Number of visitors' models that stay in memory, so that two visitors do not reload theirs in turn. See also
+`kept_bytes`."""
 MAX_GB = 4.0
-"""Of weights that are downloaded because a visitor typed an id: minutes, and the disk of a Space."""
+"""Largest weights, in GB, that are downloaded for a visitor. More takes minutes and fills the disk of a Space."""
 JSON_BYTES = 40_000_000
-"""Of a configuration or tokenizer: the largest vocabularies take 35 MB."""
+"""Largest configuration or tokenizer file. The largest vocabularies have 35 MB."""
 CONFIG_BYTES = 1_000_000
-"""Of `config.json`, which is read before anything else is known of a model."""
+"""Largest `config.json`, which is read before all other checks."""
 ENTRIES = 32_768
-"""Of a list or mapping in a configuration: ImageNet-21k has 21,843 classes."""
+"""Number of entries of a list or mapping in a configuration. ImageNet-21k has 21,843 classes."""
 PATCHES_A_SIDE = 128
-"""Of an image at the model's own size: attention grows with the fourth power, at 128 it is 1 GB for a head."""
+"""Number of patches a side at the model's own image size. Attention grows with the fourth power; 128 patches take 1 GB
+a head."""
 SOURCE_PIXELS = 64_000_000
-"""Of an image that is decoded whole (PNG, JPEG, WebP): 256 MB in RGBA. GeoTIFF is read reduced and may be larger."""
+"""Number of pixels of a PNG, JPEG or WebP, which is decoded whole: 256 MB in RGBA. GeoTIFF is read at reduced size and
+may be larger."""
 BLOCK_BYTES = 256_000_000
-"""Of one strip or tile of a TIFF, which is decoded at once, and of a DICOM data set that is deflated."""
+"""Size of one strip or tile of a TIFF, which is decoded at once, and of an inflated DICOM data set."""
 BAND_VALUES = 3 * 1024**2
-"""Of an image for a model of other bands than red, green and blue: floats, of which the last images are kept."""
-
+"""Number of float values of an image with other bands than RGB. The last images are kept in memory."""
 JPEG_2000_BYTES = 1_500_000_000
-"""Of all bands of a JPEG 2000, which are decoded in 32 bits: 10,980 pixels a side in red, green and blue, as Sentinel-2
-has them."""
+"""Size of all bands of a JPEG 2000, decoded in 32 bits. It accepts Sentinel-2 tiles, 10,980 pixels a side in RGB."""
 NIFTI_HEADER_BYTES = 1_000_000
-"""Of what comes before the values of a NIfTI volume, and is read as a whole before anything is known of it."""
+"""Size of the header of a NIfTI volume, which is read whole."""
 VOLUME_BYTES = 512_000_000
-"""Of a NIfTI volume when it is unpacked, on the disk: a CT of 1,000 slices."""
+"""Size of an unpacked NIfTI volume on disk. It accepts a CT of 1,000 slices."""
 
-# Numbers of a configuration by the end of their name: the smallest and the largest, the first that fits counts.
+# Smallest and largest value of the numbers in a configuration, by the end of their key. The first match applies.
 NUMBERS: tuple[tuple[str, int, int], ...] = (
-    (
-        r"(token_id|token_index|sliding_window|rope_theta)$",
-        -(2**63),
-        2**63,
-    ),  # nothing is made of it
-    (r"position_embeddings$", -1, 2**24),  # some make a number of each; Llama 4 has 10 million
-    (r"image_seq_length$", 1, 4096),  # so many tokens are made of a tile
+    (r"(token_id|token_index|sliding_window|rope_theta)$", -(2**63), 2**63),  # no memory depends on them
+    (r"position_embeddings$", -1, 2**24),  # some models allocate a number for each; Llama 4 has 10 million
+    (r"image_seq_length$", 1, 4096),  # tokens of a tile
     (r"(seq_length|max_length|_pixels|_steps)$", -(2**63), 2**63),
-    (r"(layers|layer|depths?|blocks|stages|levels|points|groups)$", -128, 128),  # a module, or a loop, for each
+    (r"(layers|layer|depths?|blocks|stages|levels|points|groups)$", -128, 128),  # each is a module or a loop
     (r"heads$", 1, 128),
     (r"patch_size$", 4, 64),  # at 1, an image of 448 pixels has 200,704 patches; 192 takes images of 9,216 pixels
     (r"(image_size|crop_size|height|width|_edge)$", 1, 2048),
-    (r"(max|min)_patches$", 1, 40),  # tiles of an image; InternVL takes 12, and 40 for text
-    (r"(_samples|_candidates)$", 0, 1_000_000),  # boxes that are drawn in training or kept
+    (r"(max|min)_patches$", 1, 40),  # tiles of an image; InternVL uses 12, and 40 for text
+    (r"(_samples|_candidates)$", 0, 1_000_000),  # boxes that are sampled in training or kept
     (r"vocab_size$", 1, 400_000),  # Gemma has 262,144
     (r"(intermediate_size|mlp_dim|ffn_dim)$", 1, 65_536),
-    (r"(hidden_size|_dim|_size|channels)$", 0, 16_384),  # widths: InternViT-6B has 3,200, a language model of 70B 8,192
-    (r"", -(2**31), 65_536),  # whatever else there is
+    (r"(hidden_size|_dim|_size|channels)$", 0, 16_384),  # InternViT-6B has 3,200, a 70B language model 8,192
+    (r"", -(2**31), 65_536),  # all other numbers
 )
 
 
 def memory() -> int:
-    """Bytes that are there for this process: of the machine, or of the container if that has less."""
+    """Return the memory of the machine, or of the container if it has less, in bytes."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         path = Path("/sys/fs/cgroup", name)
@@ -77,10 +74,10 @@ def memory() -> int:
 
 
 def model_bytes() -> int:
-    """Bytes that the weights of one model may take: half of what is there, so that a second one can be beside it."""
+    """Return the largest size of the weights of one model: half of the memory, so that two models fit."""
     return memory() // 2
 
 
 def kept_bytes() -> int:
-    """Bytes that the models of visitors may keep once their answers are given, beside the next one that is opened."""
+    """Return the memory in which visitors' models are kept after their answers: a quarter of the memory."""
     return memory() // 4

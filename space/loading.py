@@ -1,13 +1,13 @@
-"""The models that the app opens: by Hub id, and by folder where the person who runs the app names it.
+"""Models of the app: folders and Hub ids that the app is started with, and Hub ids that visitors type.
 
 Environment variables, read when the app starts:
 
-- `VITP_MODEL`: Hub id or folder of the model that the page begins with, of any kind. Without it `outputs/quickstart` if
-  that is there, otherwise the quickstart's model that lies beside this file, otherwise a tiny random one.
-- `VITP_BACKBONES`: further Hub ids or folders, separated by commas, of models of any kind to choose from.
-- `VITP_FINE_TUNED`: the same; for fine-tuned models, which are offered in the tab Apply.
-- `VITP_TRUST_REMOTE_CODE`: `1` lets the models named here run code from their repos; never those of visitors.
-- `VITP_MAX_GB`: the largest weights, in GB, that a visitor may have downloaded by typing a Hub id; 4 if not given.
+- `VITP_MODEL`: Hub id or folder of the model that the page opens with, of any kind. Default: `outputs/quickstart` if it
+  exists, otherwise the model in `space/quickstart`, otherwise a tiny random model.
+- `VITP_BACKBONES`: further Hub ids or folders of models of any kind, separated by commas.
+- `VITP_FINE_TUNED`: Hub ids or folders of fine-tuned models for the tab Apply, separated by commas.
+- `VITP_TRUST_REMOTE_CODE`: `1` lets the models named here run code from their repositories, but never visitors' models.
+- `VITP_MAX_GB`: the largest weights, in GB, that are downloaded for a Hub id typed by a visitor. Default: 4.
 """
 
 import os
@@ -48,23 +48,23 @@ REFERENCES = (
     "openai/clip-vit-large-patch14",
     "OpenGVLab/InternVL3-1B-hf",
 )
-"""Public models whose ViTs are offered to compare with; others, such as DINOv3, can be typed or named at the start."""
+"""Public models whose ViTs are offered for comparison. Others, such as DINOv3, can be typed or named at the start."""
 RANDOM = ", random weights"
-"""What follows the name of a ViT for the same with the weights that it would begin training with."""
+"""Suffix of the name of a ViT for the same ViT with randomly initialized weights."""
 ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError)
 ERRORS += (SafetensorError, RecursionError, MemoryError)
 
 
 class Models:
-    """What every tab gets: opens models by name, each once and beside the serving of others, and keeps the last few.
+    """Cache of models that opens each model once, in a thread of its own, and keeps the most recent ones.
 
-    Names are those that visitors see: a Hub id, or of a folder its own name and not where it lies.
+    Models are identified by the name that visitors see: the Hub id, or the name of a folder without its path.
 
     Args:
-        model: the model that the app starts with: a folder or Hub id.
-        backbones, fine_tuned: further ones to choose from.
-        trust_remote_code: whether these models may run code from their repos.
-        max_gb: the largest weights to download for a name that is not among those.
+        model: folder or Hub id of the model that the page opens with.
+        backbones, fine_tuned: folders or Hub ids of further models.
+        trust_remote_code: whether these models may run code from their repositories.
+        max_gb: largest weights that are downloaded for other models, in GB.
     """
 
     def __init__(
@@ -76,18 +76,18 @@ class Models:
         fine_tuned: Sequence[str] = (),
     ):
         model = model or next((str(one) for one in (QUICKSTART, PACKED) if (one / "config.json").is_file()), TINY)
-        given = list(dict.fromkeys(filter(None, [model, *backbones, *fine_tuned])))
-        self._places = dict(zip(names_of(given), given))
-        """Where the models that the app was started with are: folders or Hub ids, by their names."""
-        self.default = next(iter(self._places))
+        paths = list(dict.fromkeys(filter(None, [model, *backbones, *fine_tuned])))
+        self._sources = dict(zip(names_of(paths), paths))
+        """Folders or Hub ids of the models that the app was started with, by name."""
+        self.default = next(iter(self._sources))
         self.trust_remote_code, self.max_gb = trust_remote_code, max_gb
         self._kinds: dict[str, str] = {}
         self._loaded: OrderedDict[tuple[str, str], Future] = OrderedDict()
         self._loading: list[str] = []
         self._lock = threading.Lock()
-        kinds = {name: self._kind_at_start(name, where in fine_tuned) for name, where in self._places.items()}
-        self.names = list(self._places)
-        """All names to choose from."""
+        kinds = {name: self._kind_at_start(name, where in fine_tuned) for name, where in self._sources.items()}
+        self.names = list(self._sources)
+        """Names of all models that the app was started with."""
         self.full_names = [name for name, kind in kinds.items() if kind == FULL]
         self.fine_tuned_names = [name for name, kind in kinds.items() if kind == FINE_TUNED]
 
@@ -106,18 +106,18 @@ class Models:
 
     @property
     def is_random(self) -> bool:
-        """Whether the app's own model has learned nothing."""
+        """True if the default model is the tiny random one."""
         return self.default == TINY
 
-    def place(self, name: str) -> str | None:
-        """The folder or Hub id of a model that the app was started with."""
-        return self._places.get(name)
+    def source(self, name: str) -> str | None:
+        """Return the folder or Hub id of a model that the app was started with."""
+        return self._sources.get(name)
 
     def kind(self, name: str) -> str:
-        """Of the model of this name: `FULL`, `BACKBONE` or `FINE_TUNED`.
+        """Return the kind of a model: `FULL`, `BACKBONE` or `FINE_TUNED`.
 
         Raises:
-            UnavailableModel: if there is no such model, or it is of no known kind.
+            UnavailableModel: if the model is not found or its type is not supported.
         """
         name = name.removesuffix(RANDOM)
         if name not in self._kinds:
@@ -125,21 +125,21 @@ class Models:
         return self._kinds[name]
 
     def full(self, name: str | None = None) -> FullModel:
-        """The full model of this name, the app's own if none is given.
+        """Return a full model, the default one if no name is given.
 
         Raises:
-            UnavailableModel: if there is no such model, or it is of another kind.
+            UnavailableModel: if the model is not found or of another kind.
         """
         name = name or self.default
         if self.kind(name) != FULL:
-            raise UnavailableModel(f"{name} is a {self.kind(name)}, which answers nothing: choose a full model above.")
+            raise UnavailableModel(f"{name} is a {self.kind(name)} and cannot answer. Choose a full model above.")
         return self._once("model", name, self._open)
 
     def backbone(self, name: str | None = None) -> LoadedBackbone:
-        """The backbone of this name: of a full or fine-tuned model its ViT, the same weights in memory.
+        """Return a backbone, or the ViT of a full or fine-tuned model, which shares its weights.
 
         Raises:
-            UnavailableModel: if there is no such model, or it is of another kind.
+            UnavailableModel: if the model is not found or cannot be opened.
         """
         name = name or self.default
         if name.endswith(RANDOM):
@@ -151,35 +151,37 @@ class Models:
         return self._once("backbone", name, lambda name: vit_of(name, self._once("model", name, self._open)))
 
     def fine_tuned(self, name: str) -> FineTuned:
-        """The fine-tuned model of this name.
+        """Return a fine-tuned model.
 
         Raises:
-            UnavailableModel: if there is no such model, or it is of another kind.
+            UnavailableModel: if the model is not found or of another kind.
         """
         if self.kind(name) != FINE_TUNED:
-            raise UnavailableModel(f"{name} is a {self.kind(name)}, which was not fine-tuned for a task.")
+            raise UnavailableModel(f"{name} is a {self.kind(name)}. Choose a model that was fine-tuned for a task.")
         return self._once("model", name, self._open)
 
     def _kind_at_start(self, name: str, is_fine_tuned: bool) -> str:
-        """Of a folder, and of the model that the page begins with, as its configuration says; for others the Hub is
-        not asked before the page is there.
+        """Return the kind of a model before the page is served.
+
+        It is read from the configuration of folders and of the default model. Other models on the Hub are not requested
+        yet, so that the app starts fast.
         """
-        if Path(self._places[name]).is_dir() or name == TINY:
+        if Path(self._sources[name]).is_dir() or name == TINY:
             return self.kind(name)
         if name == self.default:
-            with suppress(UnavailableModel):  # which is told where it is opened
+            with suppress(UnavailableModel):  # The error is shown when the model is opened.
                 return self.kind(name)
         return FINE_TUNED if is_fine_tuned else FULL if name == self.default else BACKBONE
 
     def _once(self, what: str, name: str, opener: Callable[[str], Any]) -> Any:
-        """Opens in a thread of its own, so that who waits for it can stop waiting, and nobody else waits."""
+        """Open a model in a thread of its own, so that a visitor can stop waiting and other visitors do not wait."""
         key, visitors = (what, name), name.removesuffix(RANDOM)
         with self._lock:
             future = self._loaded.get(key)
             if future is None:
-                others = set(self._loading) - {visitors, *self._places}
-                if visitors not in self._loading and visitors not in self._places and len(others) >= limits.LOADING:
-                    raise UnavailableModel(f"{len(others)} models are being loaded: try {name} again in a minute.")
+                others = set(self._loading) - {visitors, *self._sources}
+                if visitors not in self._loading and visitors not in self._sources and len(others) >= limits.LOADING:
+                    raise UnavailableModel(f"{len(others)} models are being loaded. Try {name} again in a minute.")
                 self._loading.append(visitors)
                 future = self._loaded[key] = Future()
                 threading.Thread(target=self._run, args=(key, opener, future), daemon=True).start()
@@ -187,7 +189,7 @@ class Models:
         try:
             return future.result(seconds_left())
         except TimeoutError as error:
-            raise UnavailableModel(f"{name} is still being loaded: ask again in a minute.") from error
+            raise UnavailableModel(f"{name} is still being loaded. Try again in a minute.") from error
 
     def _run(self, key: tuple[str, str], opener: Callable[[str], Any], future: Future) -> None:
         name, found, failure = key[1], None, None
@@ -196,9 +198,9 @@ class Models:
         except UnavailableModel as error:
             failure = error
         except ERRORS as error:
-            reason = without_paths(error, self._places.values())
+            reason = without_paths(error, self._sources.values())
             failure = UnavailableModel(f"{name} cannot be opened: {reason}")
-        except BaseException as error:  # nobody would hear of it in this thread
+        except BaseException as error:  # Raised again by `future.result`.
             failure = error
         with self._lock:
             self._loading.remove(name.removesuffix(RANDOM))
@@ -208,12 +210,12 @@ class Models:
             self._make_room(key)
 
     def _make_room(self, newest: tuple[str, str]) -> None:
-        """Forgets the models that were used longest ago, until the others are few enough and small enough."""
+        """Drop the least recently used models of visitors until the rest is within the limits."""
         sizes: dict[str, int] = {}
         for (_, name), future in self._loaded.items():
             model = getattr(future.result(), "model", None) if future.done() else None
-            if model is not None and name not in self._places:
-                sizes.pop(name, None)  # so that names are in the order of their last use
+            if model is not None and name not in self._sources:
+                sizes.pop(name, None)  # Reinsertion keeps the names in the order of their last use.
                 sizes[name] = sum(parameter.nbytes for parameter in model.parameters())
         for name in list(sizes):
             if len(sizes) <= limits.KEPT_MODELS and sum(sizes.values()) <= limits.kept_bytes():
@@ -228,8 +230,8 @@ class Models:
             self._kinds[name] = FULL
         else:
             with self._files(name, config_only=True) as folder:
-                config = check_settings(name, folder, name in self._places)
-            is_own = self.trust_remote_code and name in self._places
+                config = check_settings(name, folder, name in self._sources)
+            is_own = self.trust_remote_code and name in self._sources
             has_code = "auto_map" in config and config.get("model_type") not in KINDS
             self._kinds[name] = BACKBONE if is_own and has_code else kind_of(name, config)
         return self._kinds[name]
@@ -240,11 +242,11 @@ class Models:
                 model, processor = tiny_model()
             model.set_attn_implementation("eager")
             return FullModel(name, model.eval().to(device()), processor)
-        is_own, kind = name in self._places, self.kind(name)
+        is_own, kind = name in self._sources, self.kind(name)
         with self._files(name) as folder:
             check_files(name, folder)
             check_settings(name, folder, is_own)
-            with BUILDING:  # beside the downloads of others, and their answers
+            with BUILDING:  # Downloads of other models and answers continue meanwhile.
                 if kind == FULL:
                     return open_full(name, folder, is_own)
                 if kind == FINE_TUNED:
@@ -252,12 +254,12 @@ class Models:
                 return open_backbone(name, folder, self.trust_remote_code and is_own)
 
     def _files(self, name: str, config_only: bool = False):
-        return fetched(name, self._places.get(name), self.max_gb, config_only)
+        return fetched(name, self._sources.get(name), self.max_gb, config_only)
 
 
-def names_of(places: Sequence[str]) -> list[str]:
-    """What models are called: by Hub id, and of folders by as few of their last parts as tell them apart."""
-    parts = [Path(place).resolve().parts if Path(place).is_dir() else (place,) for place in places]
+def names_of(sources: Sequence[str]) -> list[str]:
+    """Return the names of models: the Hub id, or as few of the last parts of a folder's path as are unique."""
+    parts = [Path(source).resolve().parts if Path(source).is_dir() else (source,) for source in sources]
     generic = {"backbone", "model", "checkpoint"}
     lengths = [2 if one[-1] in generic and len(one) > 2 else 1 for one in parts]
     while True:
@@ -270,10 +272,10 @@ def names_of(places: Sequence[str]) -> list[str]:
             lengths[index] += 1
 
 
-def without_paths(error: BaseException, places: Iterable[str]) -> str:
-    """The reason of a failure in one line, without where folders lie."""
+def without_paths(error: BaseException, sources: Iterable[str]) -> str:
+    """Return the message of an error in one line, without the paths of folders."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    for place in places:
-        if Path(place).is_dir():
-            reason = reason.replace(str(Path(place).resolve()), Path(place).name).replace(place, Path(place).name)
+    for source in sources:
+        if Path(source).is_dir():
+            reason = reason.replace(str(Path(source).resolve()), Path(source).name).replace(source, Path(source).name)
     return reason[:300]

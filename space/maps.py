@@ -1,4 +1,4 @@
-"""Maps of what a backbone makes of an image: PCA of its patch features, similarity to a point, attention.
+"""Maps of a backbone's patch features and attention: PCA, similarity to a point, attention, rollout.
 
 An image is resized to whole patches at its own aspect ratio, so that a map of `(rows, columns)` spans all of it.
 """
@@ -19,7 +19,7 @@ DISPLAY_SIDE = 768
 
 
 def grid_of(height: int, width: int, resolution: int) -> tuple[int, int]:
-    """Rows and columns of patches for an image: `resolution` along its longer side, at least one along the other."""
+    """Return rows and columns of patches of an image, with `resolution` patches along its longer side."""
     longer = max(height, width)
     return max(1, round(resolution * height / longer)), max(1, round(resolution * width / longer))
 
@@ -27,16 +27,16 @@ def grid_of(height: int, width: int, resolution: int) -> tuple[int, int]:
 def pixel_values(
     backbone: LoadedBackbone, image: np.ndarray, resolution: int, grid: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    """The image as the backbone takes it.
+    """Preprocess an image for the backbone.
 
     Args:
-        image: uint8 RGB of shape `(height, width, 3)`, or of other bands float32 of shape `(height, width, bands)` in
-            [0, 1].
+        image: uint8 RGB of shape `(height, width, 3)`, or float32 of shape `(height, width, bands)` in [0, 1] for other
+            bands.
         resolution: patches along the longer side.
-        grid: rows and columns of patches instead, for an image whose proportions are nearly theirs.
+        grid: rows and columns of patches, in place of `resolution`.
 
     Returns:
-        Of shape `(1, bands, rows * patch, columns * patch)`, normalised, on the backbone's device and in its dtype.
+        Normalized pixels of shape `(1, bands, rows * patch, columns * patch)` on the backbone's device, in its dtype.
     """
     (rows, columns), (patch_height, patch_width) = grid or grid_of(*image.shape[:2], resolution), backbone.patch
     size = {"height": rows * patch_height, "width": columns * patch_width}
@@ -52,11 +52,11 @@ def patch_features(
     layer: int | None = None,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Features of the patches after a layer.
+    """Return the patch features after a layer.
 
     Args:
         image, resolution, grid: as for [`pixel_values`].
-        layer: from 1; the last if not given, for which it is the `last_hidden_state`.
+        layer: number of the layer, from 1. Default: the last one, whose features are the `last_hidden_state`.
 
     Returns:
         float32 of shape `(channels, rows, columns)`, on the CPU.
@@ -67,15 +67,15 @@ def patch_features(
 def attention_heads(
     backbone: LoadedBackbone, image: np.ndarray, resolution: int, layer: int, query: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    """Attention of one token to the patches in each head of a layer.
+    """Return the attention from one token to the patches, for each head of a layer.
 
     Args:
         image, resolution: as for [`pixel_values`].
-        layer: from 1.
-        query: row and column of the patch that attends; the CLS token if not given.
+        layer: number of the layer, from 1.
+        query: row and column of the attending patch. Default: the CLS token.
 
     Returns:
-        float32 of shape `(heads, rows, columns)` on the CPU; each with what goes to the CLS token sums to 1.
+        float32 of shape `(heads, rows, columns)` on the CPU. With the attention to the CLS token, each head sums to 1.
     """
     pixels = pixel_values(backbone, image, resolution)
     grid = backbone.grid(pixels)
@@ -92,7 +92,7 @@ def attention_map(
     head: int | None = None,
     query: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """As [`attention_heads`], of one head, from 1, or the mean of all: of shape `(rows, columns)`."""
+    """Return the map of [`attention_heads`] of one head, from 1, or the mean over heads, of shape `(rows, columns)`."""
     heads = attention_heads(backbone, image, resolution, layer, query)
     return heads.mean(0) if head is None else heads[head - 1]
 
@@ -100,16 +100,16 @@ def attention_map(
 def rollout_map(
     backbone: LoadedBackbone, image: np.ndarray, resolution: int, query: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    """Attention rollout (Abnar and Zuidema, arXiv 2005.00928) of one token to the patches of the input.
+    """Return the attention rollout (Abnar and Zuidema, arXiv 2005.00928) from one token to the patches of the input.
 
-    Each layer passes on half by its residual connection and half by the mean attention of its heads; the product over
-    all layers is what reaches the token.
+    The rollout is the product over all layers of the mean of the identity (residual connection) and the attention
+    averaged over heads.
 
     Args:
         image, resolution, query: as for [`attention_map`].
 
     Returns:
-        float32 of shape `(rows, columns)` on the CPU; with what comes from the CLS token it sums to 1.
+        float32 of shape `(rows, columns)` on the CPU. Together with the value of the CLS token, it sums to 1.
     """
     pixels = pixel_values(backbone, image, resolution)
     grid = backbone.grid(pixels)
@@ -123,7 +123,7 @@ def rollout_map(
 
 
 def similarity_to_point(features: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """Cosine similarity of every patch to one.
+    """Return the cosine similarity of every patch to one patch.
 
     Args:
         features: of shape `(channels, rows, columns)`.
@@ -135,15 +135,15 @@ def similarity_to_point(features: torch.Tensor, row: int, column: int) -> torch.
 
 
 def foreground_scores(features: torch.Tensor) -> torch.Tensor:
-    """Principal scores of the patches that differ from those along the border, where the background is as a rule.
+    """Return the principal scores of the foreground patches.
 
-    The foreground is where the score on the first component has another sign than most of the border.
+    A patch is foreground if the sign of its first principal score differs from that of most patches along the border.
 
     Args:
         features: of shape `(channels, rows, columns)`.
 
     Returns:
-        float64 of shape `(3, rows, columns)`, NaN in the background; of an image without a foreground everywhere.
+        float64 of shape `(3, rows, columns)`, NaN in the background.
     """
     first = principal_scores(features)[0]
     border = torch.cat([first[0], first[-1], first[:, 0], first[:, -1]])
@@ -155,12 +155,12 @@ def foreground_scores(features: torch.Tensor) -> torch.Tensor:
 
 
 def similarity_elsewhere(features: torch.Tensor, row: int, column: int, others: torch.Tensor) -> torch.Tensor:
-    """As [`similarity_to_point`], of the patches of another image, `others`, to a patch of the first."""
+    """Return the cosine similarity of the patches of another image, `others`, to a patch of the first image."""
     return F.cosine_similarity(others, features[:, row, column, None, None], dim=0)
 
 
 def heat_of(values: torch.Tensor, low: float | None = None, high: float | None = None) -> np.ndarray:
-    """Values as colours from dark to bright, from `low` to `high` (the smallest and the largest if not given).
+    """Convert values to colors from dark (`low`, default: the minimum) to bright (`high`, default: the maximum).
 
     Returns:
         uint8 of shape `(rows, columns, 3)`.
@@ -172,7 +172,7 @@ def heat_of(values: torch.Tensor, low: float | None = None, high: float | None =
 
 
 def display_size(height: int, width: int) -> tuple[int, int]:
-    """Width and height in pixels at which an image of another height and width, and its maps, are shown."""
+    """Return width and height, in pixels, at which an image and its maps are shown."""
     scale = DISPLAY_SIDE / max(height, width)
     return max(1, round(scale * width)), max(1, round(scale * height))
 
@@ -180,13 +180,13 @@ def display_size(height: int, width: int) -> tuple[int, int]:
 def draw_map(
     colors: np.ndarray, image: np.ndarray, point: tuple[float, float] | None = None, opacity: float = 1.0
 ) -> Image.Image:
-    """A map over its image as a picture in the image's proportions, each patch a block of one colour.
+    """Draw a map over its image, with each patch as a block of one color.
 
     Args:
         colors: uint8 of shape `(rows, columns, 3)`.
         image: uint8 RGB of shape `(height, width, 3)`.
-        point: fractions from the left and from the top of a place to be ringed.
-        opacity: of the map over the image.
+        point: point to mark with a ring, as fractions from the left and from the top.
+        opacity: opacity of the map over the image.
     """
     size = display_size(*image.shape[:2])
     picture = Image.fromarray(colors).resize(size, Image.Resampling.NEAREST)
@@ -197,13 +197,13 @@ def draw_map(
 
 
 def patch_at(point: tuple[float, float], rows: int, columns: int) -> tuple[int, int]:
-    """Row and column of the patch at fractions from the left and from the top."""
+    """Return row and column of the patch at a point, given as fractions from the left and from the top."""
     x, y = point
     return min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
 
 
 def ringed(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
-    """A copy with a ring around a point, in fractions from the left and from the top."""
+    """Draw a ring around a point, given as fractions from the left and from the top, on a copy of a picture."""
     y, x = np.ogrid[: picture.height, : picture.width]
     distance = np.hypot(x - point[0] * picture.width, y - point[1] * picture.height)
     pixels = np.array(picture)
@@ -213,7 +213,7 @@ def ringed(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
 
 
 def boxed(image: np.ndarray, window: tuple[float, float, float, float]) -> Image.Image:
-    """An image, uint8 RGB, as it is shown, with the outline of a part of it, in fractions of its sides."""
+    """Draw the outline of a window, given as fractions of the sides, on a uint8 RGB image at display size."""
     picture = Image.fromarray(image).resize(display_size(*image.shape[:2]))
     left, top, right, bottom = (at * side for at, side in zip(window, picture.size * 2))
     pen = ImageDraw.Draw(picture)
@@ -223,38 +223,36 @@ def boxed(image: np.ndarray, window: tuple[float, float, float, float]) -> Image
 
 
 def _token(weights: torch.Tensor, query: tuple[int, int] | None, grid: tuple[int, int]) -> int:
-    """The index of a token: those of the patches are the last ones, the CLS token is the first of what precedes them.
+    """Return the index of the CLS token, which is the first, or of a patch; the patches are the last tokens.
 
     Raises:
-        ValueError: if there is no CLS token.
+        ValueError: if the ViT has no CLS token.
     """
     prefix = weights.shape[-1] - grid[0] * grid[1]
     if query is None and not prefix:
-        raise ValueError("This ViT has no CLS token: choose the attention of the point.")
+        raise ValueError("This ViT has no CLS token. Choose the attention of the point.")
     return 0 if query is None else prefix + query[0] * grid[1] + query[1]
 
 
 def _map_of(weights: torch.Tensor, grid: tuple[int, int], image: np.ndarray, resolution: int) -> torch.Tensor:
-    """What goes to the patches, the last dimension, as rows and columns, without those of a padding."""
+    """Reshape the weights of the patches (last dimension) to rows and columns, without padding."""
     rows, columns = grid_of(*image.shape[:2], resolution)
     return weights[..., -grid[0] * grid[1] :].unflatten(-1, grid)[..., :rows, :columns]
 
 
 @contextmanager
 def _attention_of(backbone: LoadedBackbone, layers: Sequence[int], reduce) -> Iterator[list[torch.Tensor]]:
-    """Collects `reduce(weights)`, of weights `(heads, tokens, tokens)`, of some layers as they are computed.
+    """Collect `reduce(weights)` of some layers during a forward pass, with weights `(heads, tokens, tokens)`.
 
     `output_attentions` would keep the weights of all layers, which takes gigabytes for a ViT-L.
     """
     collected: list[torch.Tensor] = []
 
-    def collector(place: int):
+    def collector(position: int):
         def collect(module, inputs, outputs):
-            if outputs[place] is None:
-                raise RuntimeError(
-                    f"{backbone.name} was not loaded with eager attention: there are no weights to show."
-                )
-            collected.append(reduce(outputs[place][0]).float().cpu())
+            if outputs[position] is None:
+                raise RuntimeError(f"{backbone.name} must be loaded with eager attention to return attention weights.")
+            collected.append(reduce(outputs[position][0]).float().cpu())
 
         return collect
 

@@ -1,4 +1,4 @@
-"""What a tab gets of a model that was opened: a vision-language model, a ViT, or a fine-tuned model."""
+"""Opened models: a vision-language model, a ViT, or a fine-tuned model."""
 
 import inspect
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from modeling_vitp import (
 from modeling_vitp.modeling_vitp_backbone import ViTPMultiScaleBackbone
 
 MAPS = (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type)
-MULTIPLE = 32  # of the sides of images to which a ViT below a detector or segmenter pads them
+MULTIPLE = 32  # The ViT of a detector or segmentation model pads image sides to a multiple of this.
 
 
 @dataclass(frozen=True)
 class FullModel:
-    """A vision-language model, in evaluation mode on the device, with eager attention."""
+    """Vision-language model with its processor, in evaluation mode on the device, with eager attention."""
 
     name: str
     model: ViTPForConditionalGeneration
@@ -34,18 +34,18 @@ class FullModel:
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A ViT of any kind, in evaluation mode on the device, with eager attention."""
+    """ViT of any type with its image processor, in evaluation mode on the device, with eager attention."""
 
     name: str
     model: PreTrainedModel
     image_processor: ViTPImageProcessor
-    """Its mean and std, for 8-bit RGB or for the bands that it takes."""
+    """Image processor with the mean and std of the model, for 8-bit RGB or for its bands."""
     input_spec: dict | None
-    """How it was taught to see images that are not 8-bit RGB."""
+    """Input spec with which the model was trained on images that are not 8-bit RGB."""
 
     @classmethod
     def of(cls, name: str, model: PreTrainedModel, image_processor: BaseImageProcessor) -> "LoadedBackbone":
-        """With the mean and deviation of an image processor, of whatever class."""
+        """Wrap a ViT and take mean, std and bands from an image processor of any class."""
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
         settings = {key: value for key in names if (value := getattr(image_processor, key, None)) is not None}
         bands = getattr(image_processor, "band_names", None)
@@ -54,12 +54,12 @@ class LoadedBackbone:
 
     @property
     def band_names(self) -> list[str] | None:
-        """That it takes, if these are others than red, green and blue."""
+        """Names of the model's bands, if they are not RGB."""
         return self.image_processor.band_names
 
     @property
     def depth(self) -> int:
-        """The number of layers."""
+        """Number of layers."""
         return self.model.config.num_hidden_layers
 
     @property
@@ -74,21 +74,22 @@ class LoadedBackbone:
 
     @property
     def native(self) -> int:
-        """Patches along the side of an image of the size that it was trained at."""
+        """Number of patches a side at the image size of the configuration."""
         size = self.model.config.image_size
         return (size if isinstance(size, int) else size[0]) // self.patch[0]
 
     @property
     def is_padded(self) -> bool:
-        """Whether it is the ViT of a detector or segmenter, which pads images."""
+        """True for the ViT of a detector or segmentation model, which pads images."""
         return isinstance(self.model, ViTPMultiScaleBackbone)
 
     def states(self, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
-        """What a layer, from 1, gives for an image: of shape `(channels, rows, columns)`.
+        """Return the patch features after a layer, from 1, of shape `(channels, rows, columns)`.
 
-        After the last one it is the `last_hidden_state`, the final norm included where there is one.
+        For the last layer, the result is `last_hidden_state`, which includes the final norm if the ViT has one.
         """
-        is_last = layer == self.depth and not hasattr(self.model, "stage_names")  # which has no last_hidden_state
+        # Backbones with `stage_names` do not return a last_hidden_state.
+        is_last = layer == self.depth and not hasattr(self.model, "stage_names")
         outputs = self.run(pixel_values, output_hidden_states=not is_last)
         states = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
         rows, columns = self.grid(pixel_values)
@@ -97,7 +98,7 @@ class LoadedBackbone:
         return kept[:, : pixel_values.shape[-2] // height, : pixel_values.shape[-1] // width]
 
     def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """Rows and columns of patches that it has of an image, with those of a padding."""
+        """Return rows and columns of patches of an image, including padding."""
         sides = pixel_values.shape[-2:]
         if self.is_padded:
             sides = [side + -side % MULTIPLE for side in sides]
@@ -110,7 +111,7 @@ class LoadedBackbone:
         return self.model(pixel_values=pixel_values, **options)
 
     def attention_layers(self) -> list[tuple[nn.Module, int]]:
-        """The attention of each layer, in order, and at which place of its outputs the weights are."""
+        """Return the attention module of each layer and the index of the attention weights in its outputs."""
         recorded = self.model._can_record_outputs["attentions"]
         kind, index = (recorded.target_class, recorded.index) if isinstance(recorded, OutputRecorder) else (recorded, 1)
         return [(module, index) for module in self.model.modules() if isinstance(module, kind)]
@@ -118,18 +119,18 @@ class LoadedBackbone:
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A detector, a classifier, or a model of maps of classes or of changes, in evaluation mode on the device."""
+    """Model for detection, classification, segmentation or change detection, in evaluation mode on the device."""
 
     name: str
     model: PreTrainedModel
     image_processor: BaseImageProcessor
-    """For 8-bit RGB, or for the bands that it takes."""
+    """Image processor for 8-bit RGB or for the bands of the model."""
     input_spec: dict | None
-    """How it was taught to see images that are not 8-bit RGB."""
+    """Input spec with which the model was trained on images that are not 8-bit RGB."""
 
     @property
     def band_names(self) -> list[str] | None:
-        """That it takes, if these are others than red, green and blue."""
+        """Names of the model's bands, if they are not RGB."""
         return getattr(self.image_processor, "band_names", None)
 
     @property
@@ -138,7 +139,7 @@ class FineTuned:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether it classifies an image as a whole."""
+        """True for a model that classifies whole images."""
         return self.model.config.model_type == ViTPImageClassificationConfig.model_type
 
     @property
@@ -147,5 +148,5 @@ class FineTuned:
 
     @property
     def names(self) -> list[str]:
-        """Of its classes."""
+        """Names of the classes."""
         return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]

@@ -1,4 +1,4 @@
-"""Packs a trained model with the Space: in half precision, and without what only training or other tools need.
+"""Pack a trained model with the Space: in half precision, and without files that the Space does not need.
 
 python space/pack.py outputs/quickstart space/quickstart
 """
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def without_code(fields: dict) -> dict:
-    """The settings without the names of code that would lie beside them."""
+    """Remove `auto_map`, because the code that it names is not packed."""
     return {key: value for key, value in fields.items() if key != "auto_map"}
 
 

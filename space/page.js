@@ -1,4 +1,4 @@
-// An image that is pasted anywhere goes to the upload of the tab that is open, in place of the one that is there.
+// An image that is pasted anywhere replaces the upload of the open tab.
 document.addEventListener("paste", async (event) => {
     const files = event.clipboardData?.files;
     if (!files?.length || event.target.closest?.("textarea, input[type=text]")) return;
@@ -33,6 +33,6 @@ document.addEventListener("keydown", (event) => {
 });
 new MutationObserver(() => {
     for (const picture of document.querySelectorAll(".picture:not([tabindex])")) picture.tabIndex = 0;
-    // Gradio gives what is empty a label, which only something with a role may have.
+    // Gradio gives empty components a label, which requires a role.
     for (const empty of document.querySelectorAll("div.empty[aria-label]:not([role])")) empty.setAttribute("role", "img");
 }).observe(document, { childList: true, subtree: true });

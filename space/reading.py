@@ -1,6 +1,6 @@
-"""Opens what people upload: photographs, TIFF and GeoTIFF of any depth and number of bands, and DICOM.
+"""Opens uploaded images: photographs, TIFF and GeoTIFF of any depth and number of bands, and DICOM.
 
-The kind of a file is told from its content, not from its name. Nothing but the file itself is read.
+The format of a file is detected from its content, not from its name. No file other than the upload is read.
 """
 
 import os
@@ -27,49 +27,51 @@ from modeling_vitp.images.reading import TIFF, is_dicom
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 128_000_000  # a Sentinel-2 tile has 120.6 million
-CACHE = 64  # of GDAL, in MiB, instead of a twentieth of the machine's memory
+CACHE = 64  # GDAL's cache in MiB; the default is 5% of the machine's memory
 Fractions = tuple[float, float, float, float]
-RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))  # numbered as Sentinel-2 does
-# What the decoders raise at damaged files.
+RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))  # band numbers of Sentinel-2
+# Errors that the decoders raise for damaged files.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError)
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 
 class UnreadableImage(ValueError):
-    """An uploaded file that cannot be opened; the message is one line for the person who uploaded it."""
+    """Error for an uploaded file that cannot be opened. The message is one line for the visitor."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """An image as [`~modeling_vitp.ViTPImageProcessor`] and [`~modeling_vitp.ViTPProcessor`] take it."""
+    """Image with the input spec for [`~modeling_vitp.ViTPImageProcessor`] and [`~modeling_vitp.ViTPProcessor`]."""
 
     image: PIL.Image.Image | np.ndarray
-    """8-bit images as Pillow has them, others as an array of shape `(bands, height, width)`: one band, three, or
-    those that the model takes."""
+    """8-bit Pillow image, or array of shape `(bands, height, width)` with one band, three, or those of the model."""
     input_spec: dict | None
-    """How the array becomes 8-bit RGB; to be passed along with the image."""
+    """Conversion of the array to 8-bit RGB, which is passed to the processor along with the image."""
     note: str
-    """One line that says what was read and what was done."""
+    """One line that describes the file and how it was read."""
 
     def pixels(self) -> torch.Tensor:
-        """The image as the model sees it before it is cut into tiles: uint8 of shape `(3, height, width)`, or for a
-        model of other bands float32 of shape `(bands, height, width)` in [0, 1].
+        """Return the pixels that the model sees, before tiling.
+
+        Returns:
+            uint8 of shape `(3, height, width)`, or float32 of shape `(bands, height, width)` in [0, 1] for a model with
+            other bands than RGB.
 
         Raises:
-            ValueError: if the image has not the bands that the model takes.
+            ValueError: if the bands of the image are not those of the model.
         """
         spec = None if self.input_spec is None else InputSpec.from_dict(self.input_spec)
         return to_pixels(self.image, spec, ChannelDimension.FIRST)
 
     def to_rgb(self) -> PIL.Image.Image:
-        """The image as it is shown, 8-bit RGB; of other bands those that are red, green and blue by their names."""
+        """Return the image for display as 8-bit RGB. Red, green and blue of other bands are found by their names."""
         pixels = self.pixels().movedim(0, -1).contiguous().numpy()
         return PIL.Image.fromarray(in_colors(pixels, (self.input_spec or {}).get("band_names")))
 
 
 def in_colors(pixels: np.ndarray, band_names: Sequence[str] | None) -> np.ndarray:
-    """An image as it is shown, uint8 of shape `(height, width, 3)`, from one as a model of these bands takes it."""
+    """Convert the pixels of a model with these bands to an image for display, uint8 of shape `(height, width, 3)`."""
     return pixels if band_names is None else shown(torch.from_numpy(pixels).movedim(-1, 0), band_names)
 
 
@@ -80,30 +82,30 @@ def read_image(
     position: float = 50.0,
     window: Fractions | None = None,
 ) -> Reading:
-    """Opens an image file, reduced so that its longer side has at most `max_side` pixels.
+    """Read an image file and reduce its longer side to at most `max_side` pixels.
 
-    - JPEG, PNG, WebP with 8 bits: turned as their EXIF tag says.
-    - TIFF, GeoTIFF, 16-bit PNG: the bands that the file calls red, green and blue, else the first three, or the first
-      of one or two; nodata is left out of the window and becomes black. More than 8 bits are windowed from the 2nd to
-      the 98th percentile of each band; of complex values the magnitude is taken.
-    - DICOM: one frame, in the units of its rescale tags, by its first (linear) window or else by percentiles;
-      MONOCHROME1 is inverted, padding becomes black.
+    - JPEG, PNG and WebP with 8 bits are rotated by their EXIF tag.
+    - TIFF, GeoTIFF and 16-bit PNG: the bands that the file names red, green and blue are read, otherwise the first
+      three, or the first of one or two. Nodata is ignored by the percentiles and becomes black. Values of more than 8
+      bits are scaled from the 2nd to the 98th percentile of each band. Complex values are replaced by their magnitude.
+    - DICOM: one frame is read, in the units of its rescale tags, with its first (linear) window or else percentiles.
+      MONOCHROME1 is inverted, and padding becomes black.
 
     Args:
-        input_spec: the fields of [`~modeling_vitp.InputSpec`] to use instead of the window, percentiles and bands
-            that would be chosen. With `band_names` all bands of the file are read.
-        position: of the frame, in percent of the way through those of a DICOM file.
-        window: left, top, right and bottom, in fractions of the sides, of the part that is wanted; of a tiled TIFF
-            nothing else is read.
+        input_spec: fields of [`~modeling_vitp.InputSpec`] that replace the default window, percentiles and bands. With
+            `band_names`, all bands of the file are read.
+        position: position of the frame among those of a DICOM file, in percent.
+        window: left, top, right and bottom of the part to read, as fractions of the sides. Only this part of a tiled
+            TIFF is read.
 
     Raises:
-        UnreadableImage: if the file is missing, empty, damaged, too large, or no image.
+        UnreadableImage: if the file is missing, empty, damaged, too large, or not an image.
         ValueError: if the input spec contradicts itself.
     """
     InputSpec.from_dict(input_spec)
     path = Path(path)
     if not path.is_file():
-        raise UnreadableImage(f"{path.name}: there is no such file.")
+        raise UnreadableImage(f"{path.name} was not found.")
     with path.open("rb") as file:
         head = file.read(132)
     if not head:
@@ -126,13 +128,13 @@ def read_image(
         raise
     except PIL.UnidentifiedImageError as error:
         raise UnreadableImage(
-            f"{path.name} is no image that can be opened: its content is none of JPEG, PNG, WebP, TIFF and DICOM."
+            f"{path.name} cannot be opened. Expected an image in the format JPEG, PNG, WebP, TIFF or DICOM."
         ) from error
     except (PIL.Image.DecompressionBombError, MemoryError) as error:
         raise UnreadableImage(f"{path.name} is too large to be opened: {error}") from error
     except (*DECODING_ERRORS, RasterioError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise UnreadableImage(f"{path.name} is damaged, incomplete or of a kind not known here: {reason}") from error
+        raise UnreadableImage(f"{path.name} is damaged, incomplete or of an unsupported kind: {reason}") from error
 
 
 def _read_picture(
@@ -152,13 +154,13 @@ def _read_picture(
         image = image.crop((left, top, left + size[0], top + size[1]))
         reduced = _reduced_size(path, *size, max_side)
         image.thumbnail(reduced)
-        done.append(f"from {left}, {top} on")
+        done.append(f"window from {left}, {top}")
     return Reading(image, input_spec, _note(f"{kind}, {image.mode}", tuple(size), reduced, *done))
 
 
 def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
     spec = dict(input_spec or {})
-    # One driver and no look at the folder: a file cannot name others that would be opened too.
+    # A single driver without directory access prevents a file from opening other files.
     with (
         rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=CACHE),
         rasterio.open(path, driver=driver) as source,
@@ -179,14 +181,14 @@ def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None
             resampling=Resampling.nearest if palette else Resampling.average,
             masked=dtype != "uint8",
         )
-    done = [] if window is None else [f"from {left}, {top} on"]
+    done = [] if window is None else [f"window from {left}, {top}"]
     if count > 1:
         done.append(f"band{'s' * (len(bands) > 1)} {', '.join(str(band + 1) for band in bands)} of {count}")
     if palette:
         array = np.array([palette.get(index, (0, 0, 0))[:3] for index in range(256)], dtype=np.uint8)[
             array[0]
         ].transpose(2, 0, 1)
-        done.append("colours of its palette")
+        done.append("palette colors")
     if np.iscomplexobj(array):
         array = np.abs(array)
         done.append("magnitude of complex values")
@@ -218,9 +220,9 @@ def _read_dicom(
     left, top, *size = _box((dataset.Columns, dataset.Rows), window)
     width, height = reduced = _reduced_size(path, *size, max_side)
     size = tuple(size)
-    done = [] if window is None else [f"from {left}, {top} on"]
+    done = [] if window is None else [f"window from {left}, {top}"]
     done += [f"frame {index + 1} of {frames}"] if frames > 1 else []
-    done += ["colours of its palette"] if frame.has_palette else []
+    done += ["palette colors"] if frame.has_palette else []
     spec = _or_default(dict(input_spec or {}), frame.input_spec)
     done += _described(spec)
     array = frame.values[top : top + size[1], left : left + size[0]]
@@ -236,14 +238,14 @@ def _read_dicom(
 
 
 def _box(size: tuple[int, int], window: Fractions | None) -> tuple[int, int, int, int]:
-    """Left, top, width and height in pixels of a part of an image, whose `size` is width and height."""
+    """Return left, top, width and height in pixels of a window in an image; `size` is width and height."""
     left, top, right, bottom = window or (0, 0, 1, 1)
     x, y = min(int(left * size[0]), size[0] - 1), min(int(top * size[1]), size[1] - 1)
     return x, y, max(1, round(right * size[0]) - x), max(1, round(bottom * size[1]) - y)
 
 
 def _bands_of(source: rasterio.DatasetReader) -> list[int]:
-    """Indices, from 0, of red, green and blue if the file names them, else of the first three or the first band."""
+    """Return the indices, from 0, of the bands named red, green and blue, else of the first three or the first."""
     interpretations = [interpretation.name for interpretation in source.colorinterp]
     descriptions = [(description or "").strip().lower() for description in source.descriptions]
     for names in (interpretations, descriptions):
@@ -254,12 +256,12 @@ def _bands_of(source: rasterio.DatasetReader) -> list[int]:
 
 
 def _or_default(spec: dict, default: dict) -> dict:
-    """The spec, and if it does not say what is black and what white, the default for that."""
+    """Return the spec, with the default window or percentiles if it has none."""
     return spec if {"window", "percentiles"} & set(spec) else {**spec, **default}
 
 
 def _mirrored(spec: dict) -> dict:
-    """The input spec that shows the negative values inverted."""
+    """Return the input spec that shows negated values as the inverted image."""
     mirrored = dict(spec)
     if "window" in spec:
         mirrored["window"] = tuple((-high, -low) for low, high in InputSpec.from_dict(spec).windows)
@@ -269,7 +271,7 @@ def _mirrored(spec: dict) -> dict:
 
 
 def _filled(array: np.ma.MaskedArray) -> np.ndarray:
-    """With NaN for what is masked, which makes it floating-point."""
+    """Replace masked values by NaN and convert the array to floating point if needed."""
     if not np.ma.is_masked(array):
         return np.ma.getdata(array)
     return array.astype(np.result_type(array.dtype, np.float32)).filled(np.nan)
@@ -289,17 +291,17 @@ def _described(spec: dict) -> list[str]:
 
 def _check_values(path: Path, array: np.ndarray):
     if array.dtype.kind == "f" and not np.isfinite(array).any():
-        raise UnreadableImage(f"{path.name} holds no valid value: all are nodata, padding, NaN or infinite.")
+        raise UnreadableImage(f"{path.name} has no valid value: all are nodata, padding, NaN or infinite.")
 
 
 def _reduced_size(path: Path, width: int, height: int, max_side: int) -> tuple[int, int]:
-    """Width and height after reduction; too large an image is an error."""
+    """Return width and height after reduction, or raise [`UnreadableImage`] if the image is empty or too large."""
     if not (width and height):
-        raise UnreadableImage(f"{path.name} has no pixels: it is {width} × {height}.")
+        raise UnreadableImage(f"{path.name} is empty: {width} × {height} pixels.")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise UnreadableImage(
             f"{path.name} has {width:,} × {height:,} pixels. At most {MAX_SIDE:,} on a side and "
-            f"{MAX_PIXELS // 10**6} million in all can be opened: reduce or crop it first."
+            f"{MAX_PIXELS // 10**6} million in all can be opened. Reduce or crop it first."
         )
     scale = min(1.0, max_side / max(width, height))
     return max(1, round(scale * width)), max(1, round(scale * height))

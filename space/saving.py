@@ -1,4 +1,4 @@
-"""Files that handlers make for the page and for programs, where Gradio serves them and clears them after a while."""
+"""Temporary files of handlers, in the folder that Gradio serves and cleans up."""
 
 import tempfile
 from pathlib import Path
@@ -8,14 +8,14 @@ from PIL import Image
 
 
 def new_file(name: str) -> Path:
-    """Where a file of this name can be written, in a folder of its own."""
+    """Return a path with this file name in a new temporary folder."""
     return Path(tempfile.mkdtemp(dir=get_upload_folder()), name)
 
 
 def write_png(picture: Image.Image, name: str) -> str:
-    """Writes a picture as PNG: in a fifth of the time of the usual compression, for a tenth more bytes at most.
+    """Write a picture as PNG with fast compression: a fifth of the time for at most 10% more bytes.
 
-    Gradio would compress a picture that is in an update (`gr.Image(picture, …)`) itself, and serve nobody meanwhile.
+    If a picture is passed in an update (`gr.Image(picture, …)`), Gradio compresses it itself and blocks the server.
     """
     file = new_file(name)
     picture.save(file, "PNG", compress_level=1)

@@ -1,4 +1,4 @@
-"""A tiny model with random weights: what the app opens when there is no other, so that it always starts."""
+"""Tiny model with random weights that the app opens if no other model is available."""
 
 import torch
 
@@ -25,7 +25,7 @@ TEXT = {
 
 
 def tiny_model(seed: int = 0) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """A ViT of 3 layers for 112 pixels, a language model of 2 layers, a tokenizer of bytes. What it says is noise."""
+    """Build a random model: a ViT of 3 layers for 112 pixels, a language model of 2 layers, and a byte tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_model(build_tokenizer([], vocab_size=0), VISION, TEXT, {"max_patches": 6})

@@ -1,4 +1,4 @@
-"""The upload of an image and the example images, the same in every tab."""
+"""Image uploads and example images, shared by all tabs."""
 
 import base64
 import functools
@@ -17,7 +17,7 @@ import PIL.Image
 import PIL.ImageOps
 from adjusting import Adjustment, is_volume, read_slice
 from bands import rgb_bands
-from computing import PRIVATE, message, told
+from computing import PRIVATE, errors_as_messages, message
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 from headers import check_header
@@ -36,28 +36,29 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Where an image comes from: an upload or an example, of which the page empties the other when one is given."""
+    """Upload and example selector of an image. Setting one clears the other in the page."""
 
     upload: gr.File
     example: gr.Radio
 
     @property
     def changes(self) -> list[Callable]:
-        """The events after which there is another image, or none."""
+        """Events after which the image has changed or was removed."""
         return [self.upload.upload, self.upload.clear, self.upload.delete, self.example.input]
 
     def on(
         self, triggers: Sequence[Callable], handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options
     ) -> gr.events.Dependency:
-        """Calls a handler at these events, with the path of the image that there is at that moment, and the inputs.
+        """Call a handler on these events, with the path of the current image and the inputs.
 
         Args:
-            handler: marked with [`computing.answering`]; its first argument is the path, `None` without an image.
+            handler: handler decorated with [`computing.answering`]. Its first argument is the path of the image, or
+                `None` without an image.
         """
-        return gr.on(triggers, *self.given(handler, inputs), outputs, **PRIVATE, **options)
+        return gr.on(triggers, *self.with_path(handler, inputs), outputs, **PRIVATE, **options)
 
-    def given(self, handler: Callable, inputs: Sequence[Any]) -> tuple[Callable, list]:
-        """The handler as the page calls it, and its inputs in the page."""
+    def with_path(self, handler: Callable, inputs: Sequence[Any]) -> tuple[Callable, list]:
+        """Return the handler, wrapped to take upload and example in place of the path, and its inputs."""
         first, *others = inspect.signature(handler).parameters.values()
 
         @functools.wraps(handler)
@@ -66,12 +67,14 @@ class ImageInput:
                 yield found
 
         example = inspect.Parameter("example", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        answer.__signature__ = inspect.Signature([first, example, *others])  # where Gradio puts progress and events
+        answer.__signature__ = inspect.Signature(
+            [first, example, *others]
+        )  # Gradio reads it to pass progress and events.
         return answer, [self.upload, self.example, *inputs]
 
 
 def thumbnails() -> str:
-    """CSS by which the choice of each example shows a small picture of it."""
+    """Return CSS that shows a thumbnail beside each example."""
     rules = []
     for name in EXAMPLES:
         small = open_upload(str(EXAMPLES[name]), 128).to_rgb()
@@ -86,18 +89,18 @@ def thumbnails() -> str:
 
 
 def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
-    """A place to drop, choose or paste an image file of any kind that [`reading.read_image`] opens.
+    """Create the upload of an image file that [`reading.read_image`] can open.
 
-    It gives the path of the upload; Gradio refuses paths that are no uploads.
+    Its value is the path of the upload. Gradio refuses paths of other files.
     """
     return gr.File(label=f"{label}: drop or paste", height=140, elem_id=elem_id, elem_classes="image-upload")
 
 
 def image_input(elem_id: str, value: str | None = None) -> ImageInput:
-    """An upload with example images as a choice below.
+    """Create an upload with a selector of example images.
 
     Args:
-        value: the name of the example that is there at first.
+        value: name of the example that is selected at first.
     """
     upload = image_upload(elem_id=elem_id)
     example = gr.Radio(list(EXAMPLES), value=value, label="… or an example")
@@ -107,25 +110,25 @@ def image_input(elem_id: str, value: str | None = None) -> ImageInput:
 
 
 def example_path(name: str) -> str:
-    """The file of an example, where uploads are."""
+    """Copy an example to the folder of uploads and return its path."""
     return save_file_to_cache(EXAMPLES[name], get_upload_folder())
 
 
 def name_of(path: str) -> str:
-    """What an image is called in a result."""
+    """Return the name of an image for results: that of the example or the file name."""
     return next((name for name, example in EXAMPLES.items() if example.name == Path(path).name), Path(path).name)
 
 
 def forget(triggers: Sequence[Callable], outputs: Sequence[Any], values: Sequence[Any], cancels: Sequence = ()) -> None:
-    """What was found in another image, or by another model, is no longer shown; the page does so by itself.
+    """Clear a result in the page when one of its inputs changes.
 
-    To be called before what these events start: the page runs what one event starts one after another, to its end.
+    Call this function before registering handlers of the same events, because the page runs them in this order.
 
     Args:
-        triggers: events of the inputs of a result.
-        outputs: the components that show it.
-        values: what these show without a result.
-        cancels: the events that are on their way to it.
+        triggers: events of the inputs of the result.
+        outputs: components that show the result.
+        values: values of these components without a result.
+        cancels: running events to cancel.
     """
     if cancels:
         gr.on(triggers, None, None, None, cancels=list(cancels), **PRIVATE)
@@ -138,18 +141,18 @@ def open_upload(
     input_spec: dict | None = None,
     adjustment: Adjustment = Adjustment(),  # noqa: B008
 ) -> Reading:
-    """The image of an upload.
+    """Open an uploaded image.
 
     Args:
-        input_spec: of the model that will see it; for images that are not 8-bit, such as CT or 16-bit GeoTIFF.
-        adjustment: what the visitor wants otherwise.
+        input_spec: input spec of the model, for images that are not 8-bit, such as CT or 16-bit GeoTIFF.
+        adjustment: settings of the visitor, which take precedence.
 
     Raises:
-        gradio.Error: a message in the page if there is no upload, or it is no image that can be opened.
+        gradio.Error: if the upload is missing or cannot be opened.
     """
     if path is None:
-        raise message("There is no image yet: drop, choose or paste one.")
-    with told():
+        raise message("No image is selected. Drop, choose or paste an image.")
+    with errors_as_messages():
         check_header(Path(path))
         if is_volume(path):
             return read_slice(Path(path), max_side, adjustment, input_spec)
@@ -175,11 +178,11 @@ def open_pixels(
     input_spec: dict | None = None,
     adjustment: Adjustment = Adjustment(),  # noqa: B008
 ) -> tuple[np.ndarray, str]:
-    """As [`open_upload`]: the image as a model takes it, and the note of how it was read, which begins with its name.
+    """Open an uploaded image as pixels and return them with a note that begins with the name of the image.
 
-    It is uint8 RGB of shape `(height, width, 3)`; for a model of other bands float32 of shape `(height, width, bands)`
-    in [0, 1].
+    The arguments are those of [`open_upload`]. The pixels are uint8 RGB of shape `(height, width, 3)`, or float32 of
+    shape `(height, width, bands)` in [0, 1] for a model with other bands.
     """
     reading = open_upload(path, max_side, input_spec, adjustment)
-    with told():
+    with errors_as_messages():
         return reading.pixels().movedim(0, -1).contiguous().numpy(), f"{name_of(path)}: {reading.note}"

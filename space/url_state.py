@@ -1,4 +1,4 @@
-"""The page's URL keeps what was chosen, so that a link opens the page as it is."""
+"""Keeps the settings of the page in its URL, so that a link restores them."""
 
 import json
 from abc import ABCMeta
@@ -10,33 +10,33 @@ from computing import PRIVATE, QUEUE
 
 MAX_TEXT = 500
 DEEP, MOST_LAYERS = "deep", 128
-"""The class of sliders that are as long as a backbone has layers, which is not known when the page loads."""
+"""CSS class of sliders over the layers of a backbone, whose number is not known when the page loads."""
 
 
 def nearest(component: gr.Slider, value: float) -> float:
-    """What a slider stands for that is beyond an end: the page may not know yet that it has been made shorter."""
+    """Clip the value of a slider to its range, because the page may not know a smaller maximum yet."""
     return gr.Slider.preprocess(component, min(max(value, component.minimum), component.maximum))
 
 
-# Without a class statement, at which Gradio would write a `.pyi` file beside this one.
+# A class statement would make Gradio write a `.pyi` file beside this one.
 Slider = ABCMeta.__new__(type(gr.Slider), "Slider", (gr.Slider,), {"preprocess": nearest})
 
 
 def slider(*arguments, **options) -> gr.Slider:
-    """Without gradio's button that resets it, which makes no event of input; see [`nearest`]."""
+    """Create a slider without Gradio's reset button, which does not trigger the input event; see also [`nearest`]."""
     return Slider(*arguments, buttons=[], **options)
 
 
 class Tab(NamedTuple):
-    """What a tab's `build_tab` gives."""
+    """Result of a tab's `build_tab`."""
 
     state: dict[str, gr.components.Component]
-    """The components whose values are kept in the URL, by their keys there."""
+    """Components whose values are kept in the URL, by key."""
     at_start: list[tuple] = []
-    """What is shown when the page has loaded: handlers with their inputs and outputs."""
+    """Handlers to run when the page has loaded, with their inputs and outputs."""
 
 
-# A Space lies in a frame of the Hub's page, which copies the query into its own address when told.
+# A Space is shown in a frame of the Hub's page, which copies the query to its own address on this message.
 REMEMBER = """(...values) => {
     if (!window.urlIsRestored) return;
     const keys = %s, defaults = %s, query = new URLSearchParams(window.location.search);
@@ -52,14 +52,14 @@ REMEMBER = """(...values) => {
 def keep_in_url(
     app: gr.Blocks, tabs: gr.Tabs, components: dict[str, gr.components.Component], at_start: list[tuple]
 ) -> None:
-    """Restores tab and components from the URL when the page loads, and writes them there when they change.
+    """Restore the tab and the components from the URL when the page loads, and write changes to the URL.
 
-    What the URL says is checked: numbers are kept within a slider's limits, and unknown choices are left out.
+    Values of the URL are checked: numbers are clipped to the range of a slider, and unknown choices are ignored.
 
     Args:
-        tabs: its tabs have ids.
-        components: by their keys in the URL.
-        at_start: see [`Tab`].
+        tabs: tabs with ids.
+        components: components by their key in the URL.
+        at_start: as for [`Tab`].
     """
 
     def restore(request: gr.Request) -> list[Any]:
@@ -81,7 +81,7 @@ def keep_in_url(
 
 
 def _restored(component: gr.components.Component, text: str | None) -> Any:
-    """An update of the component, none if the URL says nothing that it can take."""
+    """Return an update of the component, or a skip if the text of the URL is missing or invalid."""
     if text is None or len(text) > MAX_TEXT:
         return gr.skip()
     if DEEP in (component.elem_classes or []):
@@ -112,7 +112,7 @@ def _number(text: str, minimum: float | None, maximum: float | None, integer: bo
 
 
 def _text(value: Any) -> str:
-    """A component's value as JavaScript's `String` writes it."""
+    """Return a component's value in the format of JavaScript's `String`."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(_text, value))
     if value is None or isinstance(value, Callable):

@@ -1,4 +1,4 @@
-"""What is to be seen of an image in the tab Backbone: maps by one or two backbones, in colours, and what they mean."""
+"""Maps of the tab Backbone: computation by one or two backbones, drawing, and captions."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -42,17 +42,17 @@ OPACITY = 0.75
 
 @dataclass(frozen=True)
 class View:
-    """What is asked for, whatever the image.
+    """Settings of a map.
 
     Args:
         kind: one of `KINDS`.
-        layers: of each backbone, from 1; the last one where it is `None` or beyond.
-        head: from 1, 0 for the mean of all.
-        from_point: whether attention is that of the patch at the point, not of the CLS token.
+        layers: layer of each backbone, from 1; the last layer if `None` or out of range.
+        head: attention head, from 1; 0 for the mean over heads.
+        from_point: whether to show the attention of the patch at the point instead of the CLS token.
         point: fractions from the left and from the top.
         resolution: patches along the longer side of the image.
-        opacity: of the map over the image.
-        adjustment: how the image is read.
+        opacity: opacity of the map over the image.
+        adjustment: settings for reading the image.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class View:
         return min(int(layer or backbone.depth), backbone.depth)
 
     def values(self, backbone: LoadedBackbone, layer: int, image: np.ndarray, features: torch.Tensor) -> torch.Tensor:
-        """The map: of shape `(rows, columns)`, for principal scores and for every head with one more before."""
+        """Compute the map, of shape `(rows, columns)`, or `(n, rows, columns)` for principal scores and all heads."""
         place = patch_at(self.point, *features.shape[1:])
         if self.kind == PCA:
             return principal_scores(features)
@@ -91,14 +91,17 @@ class View:
 
 @dataclass(frozen=True)
 class Seen:
-    """By one backbone.
+    """Map of an image by one backbone.
 
     Args:
-        layer: whose features these are, of as many as `depth`.
+        name: name of the backbone.
+        layer: layer of the features.
+        depth: number of layers.
+        heads: number of attention heads.
         features: float32 of shape `(channels, rows, columns)`.
-        values: the map, see [`View.values`].
-        picture: the map in colours, over the image.
-        meaning: what the colours mean.
+        values: result of [`View.values`].
+        picture: map in colors, over the image.
+        meaning: meaning of the colors.
     """
 
     name: str
@@ -116,12 +119,12 @@ class Seen:
 
 
 class Opened(NamedTuple):
-    """An image as a backbone reads it."""
+    """Image opened for a backbone."""
 
     rgb: np.ndarray
-    """As it is shown: uint8 of shape `(height, width, 3)`."""
+    """Image for display, uint8 of shape `(height, width, 3)`."""
     pixels: np.ndarray
-    """As the backbone takes it: the same, or of other bands float32 of shape `(height, width, bands)` in [0, 1]."""
+    """Input of the backbone: `rgb`, or float32 of shape `(height, width, bands)` in [0, 1] for other bands."""
     note: str
 
 
@@ -150,7 +153,7 @@ def features_of(
 
 
 def chosen(first: str, second: str | None) -> list[str]:
-    """The names of the backbones that are compared."""
+    """Return the names of the selected backbones."""
     if second == TWIN:
         second = first.removesuffix(RANDOM) + RANDOM
     return [first] + [second] * (second not in (None, "", NO_BACKBONE))
@@ -159,7 +162,7 @@ def chosen(first: str, second: str | None) -> list[str]:
 def look(
     models: Models, path: str, names: Sequence[str], view: View, progress: Callable | None = None
 ) -> Iterator[list[Seen]]:
-    """The maps of an image by each backbone; a list that grows by one each time."""
+    """Yield the list of maps of an image after each backbone."""
     opened = []
     for index, name in enumerate(names):
         if progress is not None:
@@ -169,7 +172,7 @@ def look(
     with turn(progress):
         for index, (name, one) in enumerate(zip(names, opened)):
             if progress is not None:
-                progress((len(names) + index) / (2 * len(names)), desc=f"Looking with {name}")
+                progress((len(names) + index) / (2 * len(names)), desc=f"Computing with {name}")
             layers.append(view.layer_of(one, index))
             features.append(features_of(models, path, name, view.resolution, layers[-1], view.adjustment))
             image = image_of(models, path, name, view.adjustment).pixels
@@ -183,25 +186,28 @@ def look(
 
 
 def draw(view: View, maps: list[torch.Tensor], image: np.ndarray) -> list[tuple[Image.Image, str]]:
-    """Each map in colours over the image, with what they mean: of components the same for all, else its own."""
-    own = "red, green and blue are the three first principal components"
+    """Draw each map over the image and return the pictures with their meaning. PCA maps share their colors."""
+    own = "red, green and blue are the first three principal components"
     if view.kind == PCA:
         scores = [maps[0], *(align_scores(other, maps[0]) for other in maps[1:])]
-        meanings = [own] + [f"{own}, turned to match the first's"] * (len(maps) - 1)
+        meanings = [own] + [f"{own}, rotated to match those of the first backbone"] * (len(maps) - 1)
         return [
             (draw_map(colors_of(one), image, opacity=view.opacity), meaning) for one, meaning in zip(scores, meanings)
         ]
     if view.kind == FOREGROUND:
         return [
-            (draw_foreground(one, image, view.opacity), f"{own} of the foreground; the rest is grey") for one in maps
+            (draw_foreground(one, image, view.opacity), f"{own} of the foreground; the rest is gray") for one in maps
         ]
     if view.kind == HEADS:
-        return [(draw_heads(one, image, view.opacity), "each head from its least, dark, to its most") for one in maps]
+        return [
+            (draw_heads(one, image, view.opacity), "each head from its minimum (dark) to its maximum (bright)")
+            for one in maps
+        ]
     return [heat_map(one, image, view) for one in maps]
 
 
 def heat_map(values: torch.Tensor, image: np.ndarray, view: View, has_point: bool = True) -> tuple[Image.Image, str]:
-    """A map of one value a patch in its own colours, and what they mean."""
+    """Draw a map of one value a patch and return the picture with its meaning."""
     low, high = values.min().item(), 1.0 if view.kind == SIMILARITY else values.max().item()
     point = view.point if view.has_point and has_point else None
     picture = draw_map(heat_of(values, low, high), image, point, view.opacity)
@@ -209,15 +215,15 @@ def heat_map(values: torch.Tensor, image: np.ndarray, view: View, has_point: boo
 
 
 def draw_foreground(scores: torch.Tensor, image: np.ndarray, opacity: float) -> Image.Image:
-    """Colours where there is foreground, the image in grey elsewhere."""
+    """Draw the colors of the foreground; the background shows the image in gray."""
     colored = draw_map(colors_of(scores.nan_to_num()), image, opacity=opacity)
-    grey = draw_map(np.zeros((*scores.shape[1:], 3), np.uint8), image, opacity=0.0)
+    gray = draw_map(np.zeros((*scores.shape[1:], 3), np.uint8), image, opacity=0.0)
     inside = Image.fromarray(scores[0].isfinite().numpy().astype(np.uint8) * 255)
-    return Image.composite(colored, grey, inside.resize(colored.size, Image.Resampling.NEAREST))
+    return Image.composite(colored, gray, inside.resize(colored.size, Image.Resampling.NEAREST))
 
 
 def draw_heads(values: torch.Tensor, image: np.ndarray, opacity: float) -> Image.Image:
-    """The maps of all heads beside each other, row by row, each with its own colours and its number."""
+    """Draw the maps of all heads on a numbered sheet. Each map has its own color range."""
     columns = math.ceil(math.sqrt(len(values)))
     pictures = [draw_map(heat_of(one), image, opacity=opacity) for one in values]
     width, height = (max(1, side // columns) for side in pictures[0].size)
@@ -231,7 +237,7 @@ def draw_heads(values: torch.Tensor, image: np.ndarray, opacity: float) -> Image
 
 
 def elsewhere(models: Models, path: str, second_path: str, one: Seen, view: View) -> tuple[Image.Image, str]:
-    """What in another image is like the patch at the point, by the backbone and layer of a map; and in words."""
+    """Draw the similarity of another image to the patch at the point, by backbone and layer of a map."""
     place = patch_at(view.point, *one.features.shape[1:])
     with turn():
         others = features_of(models, second_path, one.name, view.resolution, one.layer)

@@ -1,4 +1,4 @@
-"""Which visual tokens of an image Visual Robustness Learning keeps, as maps over its tiles and its thumbnail."""
+"""Maps of the visual tokens that Visual Robustness Learning keeps, over the tiles and the thumbnail of an image."""
 
 import math
 from typing import NamedTuple
@@ -10,17 +10,17 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 
 from modeling_vitp import ViTPProcessor
 
-DIMMED = 0.25  # of the image's brightness, under tokens that are dropped
+DIMMED = 0.25  # relative brightness of the image under dropped tokens
 TILE_BORDER = "#ffb000"
 
 
 class TokenMaps(NamedTuple):
-    """Where each visual token of one image is, and whether it is kept; row by row, as the model has them."""
+    """Kept visual tokens of one image, in the order of the model (row by row)."""
 
     tiles: np.ndarray
-    """bool, `(tile rows * side, tile columns * side)`: over the whole image, with `side` tokens along a tile."""
+    """Tokens of the tiles: bool of shape `(tile rows * side, tile columns * side)`, with `side` tokens along a tile."""
     thumbnail: np.ndarray | None
-    """bool, `(side, side)`, over the whole image once more; None if the image is a single tile."""
+    """Tokens of the thumbnail: bool of shape `(side, side)`; `None` if the image is a single tile."""
     grid: tuple[int, int]
     """Rows and columns of tiles."""
 
@@ -28,14 +28,15 @@ class TokenMaps(NamedTuple):
 def token_maps(
     processor: ViTPProcessor, size: tuple[int, int], num_tiles: int, kept: torch.LongTensor | None = None
 ) -> TokenMaps:
-    """
+    """Map the kept visual tokens to their positions in the image.
+
     Args:
         size: width and height of the image, the only one of its sample.
-        num_tiles: of `pixel_values`, the thumbnail included.
-        kept: `visual_token_indices` as the processor drew them; all are kept if not given.
+        num_tiles: number of tiles in `pixel_values`, including the thumbnail.
+        kept: `visual_token_indices` of the processor. Default: all tokens are kept.
 
     Raises:
-        ValueError: if an image of that size is not cut into that many tiles.
+        ValueError: if an image of that size has another number of tiles.
     """
     image_processor = processor.image_processor
     columns, rows = get_optimal_tiled_canvas(
@@ -46,8 +47,8 @@ def token_maps(
     )
     if num_tiles != rows * columns + (rows * columns > 1):
         raise ValueError(
-            f"An image of {size[0]} × {size[1]} is cut into {rows} × {columns} tiles, which are not {num_tiles} with "
-            "the thumbnail: give the image as it went into the processor."
+            f"An image of {size[0]} × {size[1]} is cut into {rows} × {columns} tiles, got {num_tiles} tiles with the "
+            "thumbnail. Pass the image that was given to the processor."
         )
     mask = np.full(num_tiles * processor.image_seq_length, kept is None)
     if kept is not None:
@@ -56,14 +57,14 @@ def token_maps(
 
 
 def placed(values: np.ndarray, grid: tuple[int, int], num_tiles: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """A value for each visual token of an image, tile by tile, where these are in it.
+    """Arrange a value for each visual token, tile by tile, as maps.
 
     Args:
-        values: of shape `(num_tiles * tokens,)`.
+        values: array of shape `(num_tiles * tokens,)`.
         grid: rows and columns of tiles.
 
     Returns:
-        Over the image, of shape `(tile rows * side, tile columns * side)`, and over the thumbnail if there is one.
+        The map over the image, of shape `(tile rows * side, tile columns * side)`, and that of the thumbnail, if any.
     """
     rows, columns = grid
     side = math.isqrt(len(values) // num_tiles)
@@ -73,10 +74,10 @@ def placed(values: np.ndarray, grid: tuple[int, int], num_tiles: int) -> tuple[n
 
 
 def draw_tokens(image: Image.Image, kept: np.ndarray, grid: tuple[int, int] = (1, 1)) -> Image.Image:
-    """A copy of the image that is bright where tokens are kept and dark where they are dropped, with tile borders.
+    """Darken dropped tokens on a copy of the image, and draw the borders of the tiles.
 
     Args:
-        kept: bool, `(rows, columns)` of tokens, spanning the image.
+        kept: bool of shape `(rows, columns)` of tokens, which spans the image.
         grid: rows and columns of tiles; lines are drawn between them.
     """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What dropping visual tokens saves: floating-point operations and seconds of the language model."""
+"""Cost of a forward pass with and without dropped visual tokens: operations and seconds of the language model."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,28 +16,28 @@ from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 
 
 class Cost(NamedTuple):
-    """Of one forward pass over an image and a question."""
+    """Cost of one forward pass over an image and a question."""
 
     drop_ratio: float
     num_visual_tokens: int
-    """That are kept."""
+    """Number of visual tokens that are kept."""
     sequence_length: int
     flops: int
     """Floating-point operations of the language model."""
     language_seconds: float
-    """Of the language model, as measured here."""
+    """Measured time of the language model."""
     vision_seconds: float
-    """Of ViT and projector over all tiles, as measured here: the same at all ratios."""
+    """Measured time of ViT and projector over all tiles, which does not depend on the drop ratio."""
 
 
 def language_model_flops(config: PreTrainedConfig, sequence_length: int) -> int:
-    """Floating-point operations, a multiplication and an addition counted as two, of a forward pass of one sequence.
+    """Count the floating-point operations of a forward pass over one sequence; a multiply-add counts as two.
 
-    Counted by torch in the model's own code, without its weights. Matrix products are counted, those of attention over
-    the whole square; embeddings, normalisation and the LM head are not.
+    torch counts the matrix products in the model's code on the meta device, with attention over the full square.
+    Embeddings, normalization and the LM head are not counted.
 
     Args:
-        config: of the language model, [`ViTPConfig`]'s `text_config`.
+        config: configuration of the language model, the `text_config` of [`ViTPConfig`].
     """
     with torch.device("meta"), torch.no_grad():
         with BUILDING:
@@ -53,9 +53,9 @@ def language_model_flops(config: PreTrainedConfig, sequence_length: int) -> int:
 
 
 def median_seconds(functions: Sequence[Callable], device: torch.device, at_least: float = 0.5) -> list[float]:
-    """Of one call of each function: the median of three calls or, of short ones, as many as take half a second.
+    """Return the median time of a call of each function, over at least three rounds and `at_least` seconds.
 
-    They take turns, so that what else the machine does meets all of them; the first turn is not counted.
+    The functions take turns, so that other load on the machine affects all of them. The first round is not counted.
     """
     seconds = []
     while len(seconds) < 4 or (sum(map(sum, seconds)) < at_least and len(seconds) < 100):
@@ -78,10 +78,10 @@ def costs(
     drop_ratio: float,
     seed: int = 0,
 ) -> list[Cost]:
-    """With all visual tokens, and at a drop ratio.
+    """Measure the cost with all visual tokens and at a drop ratio.
 
     Raises:
-        ValueError: if the question is empty, too long, or holds an image token literally.
+        ValueError: if the question is empty, too long, or contains an image token.
     """
     messages = [{"role": "user", "content": question}]
     both = [encode(processor, [image], messages, ratio, seed) for ratio in (0.0, drop_ratio)]

@@ -1,4 +1,4 @@
-"""Visual Robustness Learning by doing: what the language model gets, and where its answer looks, with and without."""
+"""Demonstration of Visual Robustness Learning: input and attention of the language model with and without drops."""
 
 from typing import NamedTuple
 
@@ -10,26 +10,26 @@ from opened import FullModel
 from PIL import Image
 from visual_tokens import draw_tokens, placed, token_maps
 
-MAX_TOKENS = 2048  # of a prompt and its answer: attention of 16 heads is 270 MB for a layer
-CELL, CELLS = 16, 64  # pixels of a position, and positions in a line of the strip
+MAX_TOKENS = 2048  # tokens of prompt and answer; the attention of 16 heads then takes 270 MB a layer
+CELL, CELLS = 16, 64  # size of a position in pixels, positions in a line
 TEXT, KEPT, DROPPED = (148, 163, 184), (255, 176, 0), (51, 65, 85)
 
 
 class Explained(NamedTuple):
-    """An answer under a drop ratio."""
+    """Answer at a drop ratio, with its attention to the visual tokens."""
 
     drop_ratio: float
     text: str
     probability: float
-    """Of this answer."""
+    """Probability of this answer."""
     attention: np.ndarray
-    """Of the answer to the visual tokens, float32 over the tiles of the image; NaN where they are dropped."""
+    """Attention of the answer to the visual tokens: float32 over the tiles of the image, NaN for dropped tokens."""
     share: float
-    """Of its attention that goes to visual tokens, in [0, 1]; the rest goes to text."""
+    """Share of the attention to visual tokens, in [0, 1]; the rest is attention to text."""
     positions: np.ndarray
-    """Of what the language model is given, ascending, int64."""
+    """Position ids of the sequence, ascending, int64."""
     is_visual: np.ndarray
-    """Which of these are visual tokens, bool."""
+    """bool mask of the positions that are visual tokens."""
     picture: Image.Image
 
 
@@ -37,7 +37,7 @@ class Explained(NamedTuple):
 def explain(
     full: FullModel, image: Image.Image, question: str, drop_ratio: float, seed: int, max_new_tokens: int = 16
 ) -> Explained:
-    """The greedy answer to a question at a drop ratio, and its attention, the mean over layers, heads and its tokens.
+    """Return the greedy answer at a drop ratio and its attention, averaged over layers, heads and answer tokens.
 
     Raises:
         ValueError: if the question is empty or too long, or the image has too many visual tokens.
@@ -47,7 +47,10 @@ def explain(
     check_length(model, inputs, max_new_tokens)
     length = inputs["input_ids"].shape[1]
     if length + max_new_tokens > MAX_TOKENS:
-        raise ValueError(f"The prompt has {length} tokens, and attention is shown of up to {MAX_TOKENS}: reduce it.")
+        raise ValueError(
+            f"Prompt and answer have {length + max_new_tokens} tokens. Attention is shown for at most {MAX_TOKENS}. "
+            "Use a smaller image or a shorter question."
+        )
     features = visual_features(model, inputs["pixel_values"])
     answer = greedy_answer(model, inputs, features, max_new_tokens)
     log_probs, _ = answer_log_probs(model, inputs, features, answer)
@@ -60,7 +63,7 @@ def explain(
         following = positions[:, -1:] + 1 + torch.arange(len(answer))
         arguments["position_ids"] = torch.cat([positions, following], dim=1).to(model.device)
     attentions = model(**arguments, output_attentions=True, use_cache=False).attentions
-    # The token at a place is what the place before it looks for.
+    # A token is predicted at the previous position, so the attention of that position explains it.
     rows = torch.stack([layer[0, :, length - 1 : -1].float().mean((0, 1)) for layer in attentions]).mean(0).cpu()
     is_visual = (inputs["input_ids"][0] == model.config.image_token_id).cpu()
 
@@ -83,14 +86,14 @@ def explain(
 
 
 def draw_attention(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """The image under the colours of attention, dark where tokens are dropped."""
+    """Draw the attention over the image; dropped tokens are dark."""
     is_kept = np.isfinite(attention)
     values = torch.from_numpy(np.where(is_kept, attention, attention[is_kept].min() if is_kept.any() else 0.0))
     return draw_tokens(draw_map(heat_of(values), np.asarray(image.convert("RGB")), opacity=0.6), is_kept)
 
 
 def strip(explained: Explained) -> Image.Image:
-    """The positions of the sequence, line by line: text, visual tokens that are kept, and the gaps where one is not."""
+    """Draw the positions of the sequence, line by line: text, kept visual tokens, and gaps of dropped tokens."""
     total = int(explained.positions[-1]) + 1
     lines = -(-total // CELLS)
     colors = np.zeros((lines * CELLS, 3), np.uint8)
@@ -101,9 +104,9 @@ def strip(explained: Explained) -> Image.Image:
 
 
 def in_words(name: str, explained: Explained) -> str:
-    """An answer with its figures, in one line."""
+    """Describe an answer with its numbers in one line."""
     count = int(explained.is_visual.sum())
     return (
         f"{name}: {explained.text or '(no answer)'}, probability {explained.probability:.3g}, from {count} visual "
-        f"tokens in {len(explained.positions)}; {explained.share:.0%} of its attention goes to them"
+        f"tokens in a sequence of {len(explained.positions)}; {explained.share:.0%} of its attention goes to them"
     )

@@ -1,4 +1,4 @@
-"""What the tab VRL shows of an image: tokens that are kept, answers by drop ratio, and what is saved."""
+"""Results of the tab VRL: kept tokens, answers by drop ratio, and saved computation."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ COST_COLUMNS = ["drop ratio", "visual tokens", "sequence length", "LM GFLOPs", "
 def kept_tokens(
     models: Models, path: str, model: str, drop_ratio: float, seed: float
 ) -> tuple[Image.Image, Image.Image | None, str, str]:
-    """The image and its thumbnail, if it has one, bright where visual tokens are kept; two lines in words."""
+    """Return image and thumbnail (if any) with dropped tokens darkened, a summary, and a note on the file."""
     processor = models.full(model).processor
     reading = open_upload(path, input_spec=processor.image_processor.input_spec)
     rgb = reading.to_rgb()
@@ -52,7 +52,7 @@ def explained_by(
     seed: float,
     progress: gr.Progress | None = None,
 ) -> Iterator[list[Explained]]:
-    """The answer with all visual tokens, then beside it the one at the drop ratio."""
+    """Yield the answer with all visual tokens, then both this answer and the one at the drop ratio."""
     full = models.full(model)
     rgb = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
     found = []
@@ -73,7 +73,7 @@ def answers(
     num_seeds: float,
     progress: gr.Progress | None = None,
 ) -> Iterator[tuple[list[Answer], range, int]]:
-    """The answers so far, the seeds, and how many answers there will be."""
+    """Yield the answers so far, the seeds, and the total number of answers."""
     full = models.full(model)
     rgb = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
     seeds = range(int(seed or 0), int(seed or 0) + int(num_seeds))
@@ -88,7 +88,7 @@ def answers(
 
 
 def curve_of(answers: list[Answer], seeds: range) -> pd.DataFrame:
-    """Points of the curve: the probability of the full answer for each draw and, of complete ratios, the mean."""
+    """Return the probability of the full answer for each draw, and the mean for ratios with all draws."""
     points = [(0.0, answers[0].full_probability, f"seed {seed}") for seed in seeds]
     points += [(answer.drop_ratio, answer.full_probability, f"seed {answer.seed}") for answer in answers[1:]]
     frame = pd.DataFrame(points, columns=["drop ratio", "probability", "draw"])
@@ -121,7 +121,7 @@ def saved_by(
     seed: float,
     progress: gr.Progress | None = None,
 ) -> tuple[pd.DataFrame, str]:
-    """What dropping saves: a row with all visual tokens and one at the ratio, and the difference in words."""
+    """Return the cost with all visual tokens and at the drop ratio as a table, and a summary of the difference."""
     full = models.full(model)
     rgb = open_upload(path, input_spec=full.processor.image_processor.input_spec).to_rgb()
     with turn(progress):

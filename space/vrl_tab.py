@@ -1,4 +1,4 @@
-"""The tab on Visual Robustness Learning: which visual tokens are kept, what the model still says, what is saved."""
+"""The VRL tab: kept visual tokens of Visual Robustness Learning, answers with them, and saved computation."""
 
 from collections.abc import Iterator
 
@@ -23,22 +23,22 @@ from vrl_results import (
     table_of,
 )
 
-ANSWER_WIDTHS = ["110px", "80px", "130px", "300px", "160px", "220px"]  # a phone scrolls
+ANSWER_WIDTHS = ["110px", "80px", "130px", "300px", "160px", "220px"]  # A phone scrolls the table.
 COST_WIDTHS = ["110px", "130px", "150px", "110px", "110px", "110px"]
 INTRODUCTION = """\
-In training, ViTP lets only a random part of an image's visual tokens reach the language model, so that the ViT learns \
-to put into every token what the answer needs. Bright tokens are kept; the draw is the processor's own, over all tiles \
-and the thumbnail together."""
+During training, only a random subset of the visual tokens of an image is passed to the language model, so that the \
+ViT learns to encode the information for the answer in every token. Kept tokens are bright. The processor draws them \
+from all tiles and the thumbnail together."""
 
 
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
-    """See `app.py`."""
+    """Build the tab, see `app.py`."""
 
     @answering
     def show_tokens(path: str | None, model: str, drop_ratio: float, seed: float) -> tuple:
-        """The image and its thumbnail with the tokens that are kept, how many these are, and how the image was read."""
+        """Return image and thumbnail with the kept tokens, a summary, and a note on the file."""
         if path is None:
-            return None, None, "", "There is no image yet."
+            return None, None, "", "No image is selected."
         tiles, thumbnail, summary, note = kept_tokens(models, path, model, drop_ratio, seed)
         small = thumbnail and write_png(thumbnail, "thumbnail.png")
         return tiles, gr.update(value=small, visible=thumbnail is not None), summary, note
@@ -95,7 +95,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 buttons=["download", "fullscreen"],
                 elem_id="vrl-tiles",
                 elem_classes="found",
-                alt_text="The image with borders of tiles; visual tokens that are dropped are dark.",
+                alt_text="The image with tile borders; dropped visual tokens are dark.",
             )
             thumbnail = gr.Image(
                 label="Thumbnail: kept tokens are bright",
@@ -104,11 +104,11 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 buttons=["download", "fullscreen"],
                 height=240,
                 elem_classes="found",
-                alt_text="The thumbnail of the image; visual tokens that are dropped are dark.",
+                alt_text="The thumbnail of the image; dropped visual tokens are dark.",
             )
             summary = gr.Textbox(label="Visual tokens", interactive=False, elem_id="vrl-summary")
 
-    gr.Markdown("## The answer with all tokens, and with those that are kept")
+    gr.Markdown("## Answer with all tokens and with the kept tokens")
     with gr.Row():
         both = gr.Button("Answer with and without", variant="primary", elem_id="vrl-both")
         end_both = gr.Button("Stop", variant="stop")
@@ -118,20 +118,20 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             attention_view("Attention: all tokens", "vrl-whole-map"),
         ]
         short = [
-            gr.Textbox(label="With the tokens that are kept", interactive=False, lines=2, elem_id="vrl-short"),
+            gr.Textbox(label="With the kept tokens", interactive=False, lines=2, elem_id="vrl-short"),
             attention_view("Attention: kept tokens", "vrl-short-map"),
         ]
     sequence = gr.Image(
-        label="What the language model gets: text (grey), kept tokens at their place (bright), gaps (dark)",
+        label="Input of the language model: text (gray), kept tokens (bright), dropped tokens (dark)",
         format="png",
         interactive=False,
         buttons=["download", "fullscreen"],
         elem_classes="sharp",
         elem_id="vrl-sequence",
-        alt_text="The positions of the sequence: text, visual tokens that are kept, and gaps.",
+        alt_text="The positions of the sequence: text, kept visual tokens, and gaps of dropped tokens.",
     )
 
-    gr.Markdown("## The answer as the ratio grows")
+    gr.Markdown("## Answers at growing drop ratios")
     with gr.Row():
         question = gr.Textbox(
             QUESTION, label="Question", lines=1, max_length=MAX_QUESTION, scale=3, min_width=280, elem_id="vrl-question"
@@ -150,9 +150,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         label="Answers by drop ratio and seed",
     )
 
-    gr.Markdown("## What is saved")
+    gr.Markdown("## Saved computation")
     measure_button = gr.Button("Measure on this machine", elem_id="vrl-measure")
-    saved = gr.Textbox(label="Saved", interactive=False, lines=2, elem_id="vrl-saved")
+    saved = gr.Textbox(label="Savings", interactive=False, lines=2, elem_id="vrl-saved")
     cost_table = gr.Dataframe(
         headers=COST_COLUMNS,
         datatype="str",
@@ -161,8 +161,8 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         label="One forward pass, whole and shortened",
     )
     gr.Markdown(
-        "LM GFLOPs are billions of floating-point operations of the language model, counted by torch in its own code "
-        "(matrix products; a multiplication and an addition are two)."
+        "LM GFLOPs are billions of floating-point operations of the language model: its matrix products, counted by "
+        "torch. A multiply-add counts as two operations."
     )
 
     shown = [tiles, thumbnail, summary, note]
@@ -210,7 +210,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         **QUEUE,
     )
     state = {"vrl_image": image.example, "r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
-    return Tab(state, [(*image.given(show_tokens, tokens_of), shown)])
+    return Tab(state, [(*image.with_path(show_tokens, tokens_of), shown)])
 
 
 def attention_view(label: str, elem_id: str) -> gr.Image:
@@ -221,10 +221,10 @@ def attention_view(label: str, elem_id: str) -> gr.Image:
         buttons=["download", "fullscreen"],
         elem_id=elem_id,
         elem_classes="found",
-        alt_text=f"{label}; dark where tokens are dropped.",
+        alt_text=f"{label}; dropped tokens are dark.",
     )
 
 
 def empty_of(columns: list[str]) -> dict:
-    """A table without rows, as the page has it."""
+    """Return the value of an empty table in the page."""
     return {"headers": columns, "data": [], "metadata": None}

@@ -1,4 +1,4 @@
-"""The models under their public names, and the table of model types.
+"""Public model classes, and their registration with transformers' Auto classes.
 
 A new model type is one [`register_model`] call, see `registry.py`.
 """
@@ -38,7 +38,7 @@ from ..modeling_vitp_multi_scale import ViTPFeaturePyramid
 from ..processing_vitp import ViTPProcessor
 from .registry import ModelEntry, register_model
 
-# Code of the model cards. `yours` marks what a reader replaces.
+# Code of the model cards. `yours` marks the lines that readers replace.
 BACKBONE_EXAMPLE = """
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
@@ -146,7 +146,9 @@ DETECTION = {
     "pipeline_tag": "object-detection",
     "layout": "detection",
     "original_layout": "original_cascade",
+    "headline_metrics": {"map": "mAP", "map_50": "mAP@50", "map_75": "mAP@75"},
 }
+LOSS = {"loss": "Loss"}
 
 for _entry in (
     ModelEntry(
@@ -156,25 +158,28 @@ for _entry in (
         ANSWER_EXAMPLE,
         ViTPForConditionalGeneration,
         ViTPImageProcessor,
-        "A vision-language model trained end to end for its vision transformer, with {paper}.",
+        "A vision-language model trained end to end with {paper} to pretrain its vision transformer.",
         layout="vitp",
         original_layout="original",
+        headline_metrics=LOSS,
     ),
     ModelEntry(
         "internvl",
         "AutoModelForImageTextToText",
         "image-text-to-text",
         ANSWER_EXAMPLE,
-        description="A vision-language model for its vision transformer, of {paper}, in transformers' own layout.",
+        description="A vision-language model trained end to end with {paper}, in transformers' InternVL layout.",
         layout="internvl",
+        headline_metrics=LOSS,
     ),
     ModelEntry(
         "adapter",
         "AutoModelForImageTextToText",
         "image-text-to-text",
         LORA_EXAMPLE,
-        description="A LoRA adapter, with vision transformer and projector trained in full, made with {paper}.",
+        description="A LoRA adapter, with fully trained vision transformer and projector, trained with {paper}.",
         push_as="adapter",
+        headline_metrics=LOSS,
     ),
     ModelEntry(
         "vitp_vision",
@@ -192,9 +197,10 @@ for _entry in (
         "AutoModel",
         "image-feature-extraction",
         BACKBONE_EXAMPLE,
-        description="A vision transformer as an image backbone: the part that is kept of {paper}.",
+        description="A vision transformer as an image backbone, pretrained with {paper}.",
         push_as="backbone",
         layout="backbone",
+        headline_metrics=LOSS,
     ),
     ModelEntry("vitp_backbone", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPBackbone),
     ModelEntry("vitp_feature_pyramid", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPFeaturePyramid),
@@ -216,6 +222,12 @@ for _entry in (
         ViTPImageProcessor,
         "An image classifier on a backbone of {paper}.",
         robustness_task="classification",
+        headline_metrics={
+            "accuracy": "Accuracy",
+            "macro_f1": "Macro F1",
+            "auroc": "AUROC",
+            "mean_average_precision": "mAP",
+        },
     ),
     ModelEntry(
         "vitp_segmentation",
@@ -227,6 +239,14 @@ for _entry in (
         model_class=ViTPForSemanticSegmentation,
         description="A semantic segmentation model on a backbone of {paper}.",
         metric="mean_iou",
+        headline_metrics={
+            "mean_iou": "Mean IoU",
+            "mean_accuracy": "Mean accuracy",
+            "overall_accuracy": "Accuracy",
+            "mean_dice_foreground": "Mean Dice",
+            "mean_surface_dice": "Mean surface Dice",
+            "mean_hausdorff_95": "95 % Hausdorff distance in mm",
+        },
         **DENSE,
     ),
     ModelEntry(
@@ -236,6 +256,13 @@ for _entry in (
         model_class=ViTPForChangeDetection,
         description="A change detection model, for pairs of images, on a backbone of {paper}.",
         metric="change_detection",
+        headline_metrics={
+            "f1": "F1",
+            "precision": "Precision",
+            "recall": "Recall",
+            "iou": "IoU",
+            "mean_iou": "Mean IoU",
+        },
         **DENSE,
     ),
     ModelEntry(
@@ -252,7 +279,7 @@ for _entry in (
             "found = image_processor.post_process_oriented_object_detection(outputs, target_sizes=[(480, 640)])[0]",
         ),
         model_class=ViTPForOrientedObjectDetection,
-        description="A detector of objects with oriented boxes on a backbone of {paper}.",
+        description="A detector with oriented boxes on a backbone of {paper}.",
         **DETECTION,
     ),
     ModelEntry(
@@ -263,7 +290,15 @@ for _entry in (
         ),
         model_class=ViTPForInstanceSegmentation,
         description="An instance segmentation model on a backbone of {paper}.",
-        **DETECTION,
+        **DETECTION
+        | {
+            "headline_metrics": {
+                "mask_map": "Mask mAP",
+                "mask_map_50": "Mask mAP@50",
+                "box_map": "Box mAP",
+                "box_map_50": "Box mAP@50",
+            }
+        },
     ),
     *(
         ModelEntry(
@@ -272,14 +307,15 @@ for _entry in (
             "object-detection",
             "\nimport modeling_vitp  # the backbone, which transformers does not load from a repo: "
             "pip install modeling-vitp" + BOXES_EXAMPLE.replace("{trust}", ""),
-            description="transformers' own object detector on a backbone of {paper}.",
+            description="An object detector of transformers on a backbone of {paper}.",
+            headline_metrics=DETECTION["headline_metrics"],
         )
         for model_type in ("rt_detr_v2", "d_fine", "deformable_detr")
     ),
 ):
     register_model(_entry)
 
-# The model without its LM head, a second Auto class, and the processor.
+# The model without its LM head, another Auto class of the whole model, and the processor.
 AutoModel.register(ViTPConfig, ViTPModel)
 AutoModelForMultimodalLM.register(ViTPConfig, ViTPForConditionalGeneration)
 AutoProcessor.register(ViTPConfig, ViTPProcessor)

@@ -1,16 +1,17 @@
-"""Registry of model types: what the library knows of each, declared once.
+"""Registry of model types, where each is declared once.
 
 Conversion, model cards, the Hub, the robustness evaluation and the Space look a model type up in `MODELS`.
 [`register_model`] adds one, also from outside this package.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoVideoProcessor, BaseImageProcessor, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-# The tables in which transformers' pipelines look for the models that they support.
+# Tables of the models that transformers' pipelines support.
 PIPELINE_TABLES = {
     "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForSemanticSegmentation": modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
@@ -23,18 +24,20 @@ class ModelEntry:
     """Declaration of a model type.
 
     Args:
-        model_type: as in `config.json`; `"adapter"` is a LoRA adapter.
-        auto_class: name of the Auto class that opens the model.
-        pipeline_tag: of the Hub.
+        model_type: value in `config.json`; `"adapter"` for a LoRA adapter.
+        auto_class: name of the Auto class that loads the model.
+        pipeline_tag: pipeline tag on the Hub.
         example: Python code of the model card. `{repo}` is the Hub id.
-        model_class: ours; `None` for transformers' own models.
-        image_processor_class: ours; `None` for transformers' own models and for backbones.
+        model_class: model class of this package; `None` for transformers' own models.
+        image_processor_class: image processor of this package; `None` for transformers' own models and for backbones.
         description: first sentence of the model card. `{paper}` is a link to ViTP.
         push_as: value of `vitp push_to_hub --what`; `None` if the model is exported before it is pushed.
-        layout: names of the tensors, see `convert/keys.py`; `None` if there is no conversion.
-        original_layout: the names in the original code; `None` if the original code has no such model.
-        robustness_task: key of `evaluation.robustness.TASKS`; `None` if the model is not scored under corruptions.
+        layout: layout of the tensor names, see `convert/keys.py`; `None` without conversion.
+        original_layout: layout in the original code; `None` if the original code has no such model.
+        robustness_task: key of `evaluation.robustness.TASKS`; `None` if the model is not evaluated under corruptions.
         metric: default metric of that task.
+        headline_metrics: titles of the metrics that cards and the end of a run show, by their names in `metrics.json`
+            without the split. If a run has none of them, its metrics without a `/` in their names are shown.
     """
 
     model_type: str
@@ -49,20 +52,21 @@ class ModelEntry:
     original_layout: str | None = None
     robustness_task: str | None = None
     metric: str | None = None
+    headline_metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 MODELS: dict[str, ModelEntry] = {}
 
 
 def register_model(entry: ModelEntry) -> None:
-    """Add a model type to `MODELS` and make its classes known to transformers' Auto classes and pipelines."""
+    """Add a model type to `MODELS` and register its classes with transformers' Auto classes and pipelines."""
     MODELS[entry.model_type] = entry
     if entry.model_class is None:
         return
     config_class = entry.model_class.config_class
     AutoConfig.register(entry.model_type, config_class)
     getattr(transformers, entry.auto_class).register(config_class, entry.model_class)
-    # With this, `save_pretrained` writes the code beside the weights, for `trust_remote_code=True`.
+    # Makes `save_pretrained` write the code beside the weights, for `trust_remote_code=True`.
     config_class.register_for_auto_class()
     entry.model_class.register_for_auto_class(entry.auto_class)
     if entry.image_processor_class is not None:
@@ -78,8 +82,8 @@ def find_model(model_type: str | None) -> ModelEntry:
     """Return the declaration of a model type.
 
     Raises:
-        ValueError: if it is not registered.
+        ValueError: if the model type is not registered.
     """
     if model_type not in MODELS:
-        raise ValueError(f"Unknown model_type {model_type!r}. Known: {', '.join(sorted(MODELS))}.")
+        raise ValueError(f"Unknown model_type {model_type!r}. Registered: {', '.join(sorted(MODELS))}.")
     return MODELS[model_type]

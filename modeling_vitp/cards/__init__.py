@@ -1,1 +1,1 @@
-"""Cards of models and data sets, licenses, and the records of runs."""
+"""Cards of models and data sets, licenses, and records of runs."""

@@ -1,4 +1,4 @@
-"""The card of a pushed model, filled with what its run recorded. A value that was not recorded is left out."""
+"""Model cards filled with the recorded settings and results of a run. Values without a record are omitted."""
 
 import json
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ CITATION = """
 ```
 """
 
-PLACEHOLDER = "[More Information Needed]"  # PEFT's template, which says nothing
-SETTINGS = {  # whose names say little
+PLACEHOLDER = "[More Information Needed]"  # in PEFT's empty template
+SETTINGS = {  # descriptions in the table of settings
     "vrl_drop_ratio": "r, the share of visual tokens dropped (VRL)",
     "vrl_apply_prob": "share of samples with VRL",
-    "vrl_warmup_steps": "first steps, without VRL",
-    "answer_mask_ratio": "share of answer tokens hidden from the input",
+    "vrl_warmup_steps": "optimizer steps at the beginning without VRL",
+    "answer_mask_ratio": "share of answer tokens masked in the input",
 }
 NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time")
 
@@ -42,14 +42,14 @@ def fill_card(
     repo_id: str,
     license: dict[str, str],
 ) -> ModelCard:
-    """Return the card that a folder has, if any, with the sections and metadata that follow from the run.
+    """Return the existing card of a folder, or a new one, with sections and metadata from the run.
 
     Args:
         entry: declaration of the model type, a `ModelEntry` of `auto/registry.py`.
-        source: the folder of the run, with its record and metrics.
-        folder: the folder that is pushed.
-        files: what is pushed, by path in the repo.
-        repo_id: target of the push; the example loads the model from there.
+        source: folder of the run, with its record and metrics.
+        folder: folder that is pushed.
+        files: pushed files by path in the repo.
+        repo_id: target of the push, from which the example loads the model.
         license: license fields.
     """
     record, metrics = read_record(source), read_json(source / METRICS)
@@ -75,7 +75,7 @@ def fill_card(
 
     metadata = own.data.to_dict() if own is not None else {}
     bases = record.get("base_model") or card_metadata(source).get("base_model")
-    base = config.get("base_model_name_or_path")  # none of a model that was composed or built from scratch
+    base = config.get("base_model_name_or_path")  # missing if the model was combined or built from scratch
     if is_adapter and base and not Path(base).exists():
         bases = base
     metadata |= {
@@ -97,7 +97,7 @@ def fill_card(
 
 
 def describe_input(files: dict[str, Path | bytes]) -> str | None:
-    """Return a table of how images are read."""
+    """Return a table of the image processor's settings."""
     processor = read_pushed(files, "processor_config.json").get("image_processor") or {}
     processor = processor or read_pushed(files, "preprocessor_config.json")
     size = processor.get("size") or {}
@@ -105,7 +105,7 @@ def describe_input(files: dict[str, Path | bytes]) -> str | None:
     rows = {
         "bands": spec.get("band_names"),
         "tile, in pixels": f"{size['height']} × {size['width']}" if {"height", "width"} <= size.keys() else None,
-        "most tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
+        "maximum number of tiles": processor.get("max_patches") if processor.get("crop_to_patches") else None,
         "mean": processor.get("image_mean"),
         "standard deviation": processor.get("image_std"),
         "input spec": {name: value for name, value in spec.items() if name != "band_names"},
@@ -118,7 +118,7 @@ def describe_training(record: dict[str, Any]) -> str | None:
     if record.get("command"):
         parts.append(f"```bash\n{record['command']}\n```")
     if record.get("base_model"):
-        parts.append(f"Started from {', '.join(f'`{base}`' for base in record['base_model'])}.")
+        parts.append(f"Initialized from {', '.join(f'`{base}`' for base in record['base_model'])}.")
     settings = record.get("settings") or {}
     parts.append(settings_table({SETTINGS.get(name, name): value for name, value in settings.items()}))
     data = record.get("data") or []
@@ -133,11 +133,32 @@ def describe_training(record: dict[str, Any]) -> str | None:
 
 
 def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> str | None:
-    rows = [[split, name, cell_text(value)] for split, name, value in results_of(metrics, record)]
-    if not rows:
+    """Return the headline metrics, the other metrics of the whole split, those by class, and the task's own summary."""
+    results, shown = list(results_of(metrics, record)), headlines(entry, metrics, record)
+    if not results:
         return None
+    keys = {(split, name) for split, name, _, _ in shown}
+    rows = [(split, title, value) for split, _, title, value in shown]
+    rows += [row for row in results if "/" not in row[1] and row[:2] not in keys]
     of = "" if entry.push_as == "model" else "Of the whole model that this is a part of. "
-    return f"{of}From the `metrics.json` of the run.\n\n{table(['split', 'metric', 'value'], rows)}"
+    parts = [f"{of}From the `metrics.json` of the run, which has further values."]
+    parts.append(table(["split", "metric", "value"], [[*names, cell_text(value)] for *names, value in rows]))
+    task = metrics.get("task") or {}
+    by_class: dict[str, dict[str, dict[str, float]]] = {}
+    for split, name, value in results_of({**metrics, "task": {}}, record):
+        metric, _, label = name.partition("/")
+        if label:
+            by_class.setdefault(split, {}).setdefault(label, {})[metric] = value
+    for split, scores in by_class.items():
+        columns = list(dict.fromkeys(metric for of_class in scores.values() for metric in of_class))
+        lines = [[label, *(cell_text(of_class.get(key)) for key in columns)] for label, of_class in scores.items()]
+        parts += [f"By class, {split}:", table(["class", *columns], lines)]
+    if task.get("summary"):
+        parts.append(task["summary"])
+    if task.get("checks"):
+        lines = [[check["name"], check["required"], cell_text(check["reached"])] for check in task["checks"]]
+        parts.append(table(["gate", "required", "reached"], lines))
+    return "\n\n".join(parts)
 
 
 def describe_license(license: dict[str, str]) -> str | None:
@@ -145,7 +166,7 @@ def describe_license(license: dict[str, str]) -> str | None:
         return None
     name = license.get("license_name", license["license"])
     link = f" ([text]({license['license_link']}))" if license.get("license_link") else ""
-    return f"{name}{link}. Weights keep the license of the weights they were trained from."
+    return f"{name}{link}. Weights have the license of the weights that they were trained from."
 
 
 def settings_table(settings: dict[str, Any]) -> str | None:
@@ -172,6 +193,17 @@ def results_of(metrics: dict[str, Any], record: dict[str, Any]) -> Iterator[tupl
             yield from ((split, name, value) for name, value in numbers_of(scores))
 
 
+def headlines(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str, str, float]]:
+    """Return split, name, title and value of at most ten results that a reader looks at first.
+
+    The declaration of the model type names them, and the task of a pretraining in its own `headline_metrics`.
+    """
+    titles = {**entry.headline_metrics, **(metrics.get("task") or {}).get("headline_metrics", {})}
+    results = list(results_of(metrics, record))
+    found = [(split, name, titles[name], value) for split, name, value in results if name in titles]
+    return (found or [(split, name, name, value) for split, name, value in results if "/" not in name])[:10]
+
+
 def numbers_of(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in scores.items():
         if isinstance(value, dict):
@@ -182,7 +214,7 @@ def numbers_of(scores: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[EvalResult] | None:
-    """Return the results for the `model-index`, or `None` if the run did not record what it was evaluated on."""
+    """Return the headline metrics for the `model-index`, or `None` if the run did not record the evaluated data."""
     data = record.get("evaluated_on")
     if entry.push_as != "model" or not data:
         return None
@@ -192,11 +224,11 @@ def eval_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) ->
             dataset_type=data.get("dataset") or data["name"],
             dataset_name=data["name"],
             dataset_split=split,
-            metric_type=name,
-            metric_name=name,
+            metric_type=name.split("/")[-1],
+            metric_name=title,
             metric_value=value,
         )
-        for split, name, value in results_of(metrics, record)
+        for split, name, title, value in headlines(entry, metrics, record)
     ]
 
 
@@ -205,13 +237,13 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
 
     Args:
         entry: declaration of the model type.
-        config: of the model, or of the LoRA adapter.
+        config: configuration of the model or of the LoRA adapter.
     """
     base = config.get("base_model_name_or_path")
     if entry.push_as == "adapter" and base is None:
         return (
-            "The model that this adapter lies on was composed or built from scratch, and saved nowhere: load the run's "
-            "merged model in place of it."
+            "The base model of this adapter was combined or built from scratch and is not saved: load the run's merged "
+            "model instead."
         )
     trust = ", trust_remote_code=True"
     trust_processor = trust if read_pushed(files, "preprocessor_config.json").get("auto_map") else ""
@@ -228,6 +260,6 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
 
 
 def read_pushed(files: dict[str, Path | bytes], name: str) -> dict[str, Any]:
-    """Return a configuration among the files that are pushed, or `{}` if it is not there."""
+    """Return a configuration among the pushed files, or `{}` if it is missing."""
     content = files.get(name, b"{}")
     return json.loads(content if isinstance(content, bytes) else content.read_bytes())

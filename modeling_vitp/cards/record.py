@@ -1,6 +1,6 @@
-"""Record of a run (`run.json`, beside the model and its `metrics.json`), and the license of weights.
+"""Record of a run (`run.json`, beside the model and its `metrics.json`), and license of weights.
 
-Weights are under the license of the weights that they were trained from.
+Weights have the license of the weights that they were trained from.
 """
 
 import importlib.metadata
@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 RECORD, METRICS = "run.json", "metrics.json"
 ITS_CARD, ITS_FILE = "its card", "its license file"
-ROWS = "training data"  # told by the table of data
+ROWS = "training data"  # shown in the table of data
 PACKAGES = ("modeling-vitp", "torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets")
 FIELDS = ("license", "license_name", "license_link")
 PERMISSIVE = {"apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "mit", "unlicense"}
@@ -35,12 +35,12 @@ def write_record(
     """Write the record of a run, before it starts.
 
     Args:
-        command: the command that trains, `None` for a program of the user's.
-        settings: `fixed` and `free`, see [`~modeling_vitp.training.base_trainer.BaseTrainer.run_settings`].
-        sources: folders or Hub ids of the weights that the training starts from.
-        data: one mapping for each source of the training data; a `dataset` in it is a Hub id.
-        evaluated_on: `name` and `split` of the data that `metrics.json` is about, and `dataset` if it is on the Hub;
-            of fine-tunings also `data`, their description, and `scored_with`, settings.
+        command: training command, `None` for a user's program.
+        settings: `fixed` and `free` settings, see [`~modeling_vitp.training.base_trainer.BaseTrainer.run_settings`].
+        sources: folders or Hub ids of the initial weights.
+        data: one mapping for each source of the training data; its `dataset` is a Hub id.
+        evaluated_on: `name` and `split` of the data of `metrics.json`, and `dataset` if it is on the Hub; for
+            downstream tasks also `data`, its description, and `scored_with`, the settings.
     """
     sources = [source for source in sources if source]
     record = {
@@ -60,7 +60,7 @@ def write_record(
 
 
 def copy_license(path: Path, folder: Path) -> None:
-    """Copy a license file; if another text has its name there, the name of its source is added."""
+    """Copy a license file. Add the name of its source if another text has its name."""
     target = folder / path.name
     if target.is_file() and target.read_bytes() != path.read_bytes():
         target = folder / f"{path.stem}-{path.resolve().parent.name}{path.suffix}"
@@ -68,15 +68,15 @@ def copy_license(path: Path, folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, `{}` if there is no file. Raise a `ValueError` if it holds something else."""
+    """Return the object in a JSON file, or `{}` if the file is missing. Raise a `ValueError` for other content."""
     if not path.is_file():
         return {}
     try:
         fields = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a {type(fields).__name__}, but a JSON object is expected.")
+        raise ValueError(f"Expected a JSON object in {path}, got a {type(fields).__name__}.")
     return fields
 
 
@@ -85,12 +85,12 @@ def write_json(path: Path, fields: dict[str, Any], ensure_ascii: bool = True) ->
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """Return the record of the run that a folder belongs to."""
+    """Return the record of a folder's run."""
     return read_json(run_folder(folder) / RECORD)
 
 
 def run_folder(folder: str | Path) -> Path:
-    """Return the folder with the record of a model: its own, or for a checkpoint that of the run."""
+    """Return the folder with a model's record: its own folder, or for a checkpoint that of the run."""
     folder = Path(folder)
     is_checkpoint = folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and not (folder / RECORD).is_file()
     return folder.parent if is_checkpoint else folder
@@ -109,7 +109,7 @@ def copy_record(source: str | Path, target: str | Path) -> None:
 
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:
-    """Return the Hub ids that weights come from, and the licenses of these weights."""
+    """Return the Hub ids and licenses of the weights' sources."""
     licenses = {}
     for source in sources:
         for name, fields in licenses_of(source).items():
@@ -123,9 +123,9 @@ def provenance(sources: Sequence[str]) -> dict[str, Any]:
 
 
 def stated_licenses(folder: Path) -> dict[str, dict[str, str]]:
-    """Return license fields by what states them: the card of a folder, and the weights that its model started from.
+    """Return license fields by their origin: the card of a folder, and the weights that its model was trained from.
 
-    If the Hub could not be asked when the run began, it is asked again.
+    If the Hub did not answer when the run began, it is asked again.
     """
     record = read_record(folder)
     recorded, on_hub = record.get("licenses", {}), record.get("base_model", ())
@@ -143,7 +143,7 @@ def licenses_of(source: str) -> dict[str, dict[str, str]]:
 
 
 def bases_of(source: str) -> list[str]:
-    """Return the Hub ids that weights come from: their own, or those that a folder records."""
+    """Return the Hub ids of the weights' sources: their own, or those recorded in a folder."""
     if not Path(source).is_dir():
         return [source]
     bases = card_metadata(source).get("base_model") or read_record(source).get("base_model") or []
@@ -166,7 +166,7 @@ def versions() -> dict[str, str]:
 
 
 def card_metadata(name: str | Path) -> dict[str, Any]:
-    """Return the metadata of the card in a folder or Hub repo, `{}` if there is none or it cannot be read."""
+    """Return the metadata of the card in a folder or Hub repo, or `{}` if the card is missing or unreadable."""
     folder = Path(name)
     try:
         if not folder.is_dir():
@@ -178,9 +178,9 @@ def card_metadata(name: str | Path) -> dict[str, Any]:
 
 
 def license_of(name: str | Path) -> dict[str, str]:
-    """Return the license fields of the card of a folder or Hub repo, `{}` if it states none.
+    """Return the license fields of the card of a folder or Hub repo, or `{}` if it states none.
 
-    A link to a file beside the card of a Hub repo becomes the address of that file.
+    A relative link in the card of a Hub repo is replaced by the file's address.
     """
     card = card_metadata(name)
     fields = {key: card[key] for key in FIELDS if isinstance(card.get(key), str)}
@@ -191,12 +191,12 @@ def license_of(name: str | Path) -> dict[str, str]:
 
 
 def license_files(folder: Path) -> list[Path]:
-    """Return the license files of a folder and, after them, its notices."""
+    """Return the license files of a folder, followed by its notices."""
     return [path for pattern in LICENSE_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def license_of_file(folder: Path) -> dict[str, str]:
-    """Return license fields that name the license file in a folder, `{}` if it has none."""
+    """Return license fields that name the license file in a folder, or `{}` without one."""
     names = [path.name for path in license_files(folder) if not path.name.startswith("NOTICE")]
     named = {"license": "other", "license_name": "license-of-the-source"}
     return named | {"license_link": names[0]} if names else {}
@@ -206,12 +206,12 @@ def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) 
     """Return the license fields of weights, from those of their sources.
 
     Args:
-        stated: license fields by source; a source that states none does not count, nor does one under a permissive
-            license beside one that is not.
-        given: the license to push under.
+        stated: license fields by source. Sources without a license are ignored, and so are sources under a permissive
+            license if others are not.
+        given: license to push under.
 
     Raises:
-        ValueError: if sources contradict each other, or the given license contradicts them.
+        ValueError: if sources contradict each other, or `given` contradicts them.
     """
     stated = {source: fields for source, fields in stated.items() if fields.get("license")}
     binding = {source: fields for source, fields in stated.items() if fields["license"] not in PERMISSIVE} or stated
@@ -219,10 +219,10 @@ def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) 
     listed = ", ".join(f"{name} ({source})" for source, name in names.items())
     if given is not None and names and given not in names.values():
         raise ValueError(
-            f"nothing was sent: these weights are under {listed}, and weights keep the license of the weights they "
-            f"were trained from. They cannot be pushed under {given}."
+            f"Nothing was sent: these weights have the license {listed}, because weights have the license of the "
+            f"weights that they were trained from. They cannot be pushed under {given}."
         )
     chosen = [fields for source, fields in binding.items() if given in (None, names[source])]
     if len({names[source] for source, fields in binding.items() if fields in chosen}) > 1:
-        raise ValueError(f"nothing was sent: the sources are under different licenses, {listed}. Give one: --license.")
+        raise ValueError(f"Nothing was sent: the sources have different licenses, {listed}. Set one with --license.")
     return chosen[0] if chosen else {"license": given} if given else {}

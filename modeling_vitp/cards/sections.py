@@ -1,4 +1,4 @@
-"""Sections, metadata and tables of cards: READMEs that programs fill in."""
+"""Sections, metadata and tables of README cards that are written by programs."""
 
 import re
 import shlex
@@ -10,12 +10,12 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 
 def set_section(path: Path, title: str, text: str) -> None:
-    """Put a section `## title` into a card, in place of the one that it has, or at its end."""
+    """Write a section `## title` to a card, in place of an existing one or at the end."""
     path.write_text(with_section(path.read_text() if path.exists() else "", title, text))
 
 
 def with_section(card: str, title: str, text: str) -> str:
-    """Return the text of a card with a section `## title`, in place of the one that it has, or at its end."""
+    """Return the text of a card with a section `## title`, in place of an existing one or at the end."""
     section = f"## {title}\n\n{text.strip()}\n"
     pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     if pattern.search(card):
@@ -24,7 +24,7 @@ def with_section(card: str, title: str, text: str) -> str:
 
 
 def set_metadata(path: Path, title: str, text: str, **metadata) -> None:
-    """Write the metadata, title and introduction of a card; its sections stay."""
+    """Write the metadata, title and introduction of a card, and keep its sections."""
     sections = re.search(r"^## .*", path.read_text(), re.MULTILINE | re.DOTALL) if path.exists() else None
     data = DatasetCardData(**{key: value for key, value in metadata.items() if value is not None})
     card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{text.strip()}\n")
@@ -32,7 +32,7 @@ def set_metadata(path: Path, title: str, text: str, **metadata) -> None:
 
 
 def table(header: list[str], rows: list[list]) -> str:
-    """Return a Markdown table; bars in cells are escaped."""
+    """Return a Markdown table with escaped bars in its cells."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""Augmentation of images whose class does not change with it, by torchvision's transforms."""
+"""Training augmentation for image classification with torchvision transforms."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,34 +11,37 @@ from ..training.fine_tuning_data import BandJitter
 
 
 class RandomQuarterTurn(v2.Transform):
-    """With a chance, a turn by 90, 180 or 270 degrees, of the same likelihood."""
+    """Random rotation by 90, 180 or 270 degrees, each equally likely.
 
-    def __init__(self, chance: float):
+    Args:
+        probability: probability that an image is rotated.
+    """
+
+    def __init__(self, probability: float):
         super().__init__()
-        self.chance = chance
+        self.probability = probability
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         turns = torch.randint(1, 4, ()).item()
-        return {"angle": 90 * turns if torch.rand(()) < self.chance else 0}
+        return {"angle": 90 * turns if torch.rand(()) < self.probability else 0}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.rotate(inpt, params["angle"], expand=True) if params["angle"] else inpt
 
 
 class Augmentation:
-    """A crop that is resized to a square, flips, quarter turns and colors.
+    """Random resized crop, flips, quarter turns and color jitter.
 
-    Of images of other bands than red, green and blue, brightness and contrast change band by band.
+    Images with bands other than red, green and blue get brightness and contrast jitter, drawn per band.
 
     Args:
-        image_size: side of the square, in pixels.
-        crop_area: smallest and largest share of the image's area that a crop has; its sides are in a ratio of 3:4 to
-            4:3, as in torchvision.
-        flip: chance of a horizontal flip, and of a vertical one.
-        quarter_turns: see [`RandomQuarterTurn`].
-        photometric: whether brightness, contrast and saturation change by up to 0.4 of what they are, and the hue by
-            0.05 of the circle.
-        of_colors: whether images are of red, green and blue, uint8; else they are of any bands, float32 in [0, 1].
+        image_size: side of the square output, in pixels.
+        crop_area: smallest and largest crop area as a fraction of the image area. The aspect ratio of the crop is
+            between 3:4 and 4:3, the torchvision default.
+        flip: probabilities of a horizontal and a vertical flip.
+        quarter_turns: probability of a rotation, see [`RandomQuarterTurn`].
+        photometric: whether to jitter brightness, contrast and saturation by a factor of up to 0.4, and hue by 0.05.
+        of_colors: whether images are RGB, uint8. If false, images have any bands, float32 in [0, 1].
     """
 
     def __init__(
@@ -61,8 +64,8 @@ class Augmentation:
         self.steps = v2.Compose([*steps, *jitters] if photometric else steps)
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
-        """Random by `seed` alone; `(bands, height, width)` to the square."""
+        """Return the augmented image, `(bands, image_size, image_size)`. The result depends on `seed` alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             image = self.steps(image)
-        return image.clamp(0, 1) if image.is_floating_point() else image  # bicubic resampling overshoots
+        return image.clamp(0, 1) if image.is_floating_point() else image  # Bicubic resampling overshoots.

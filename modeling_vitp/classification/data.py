@@ -1,4 +1,4 @@
-"""A data set as a configuration describes it: splits, classes, and how files or rows are read."""
+"""Image classification data sets that are described by a configuration: splits, classes, files or rows."""
 
 import io
 import logging
@@ -33,21 +33,21 @@ from ..training.fine_tuning_data import (
     parts_of,
 )
 
-Label = str | int  # the name of a class, or its place among the classes
+Label = str | int  # Name or index of a class.
 
 
 USUAL = {"image": ("image", "images", "img"), "label": ("label", "labels", "class", "fine_label")}
 
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-CLASS = "class"  # the field of a pattern that is the class
+CLASS = "class"  # Field of a path pattern that holds the class name.
 MOST_SHOWN = 3
 
 logger = logging.getLogger(__name__)
 
 
 def names_of(stored: Sequence[Sequence[Label]]) -> list[str]:
-    """The classes that images have, in the order of their names; numbers are all places up to the largest."""
+    """Return the sorted class names of images. Integer labels give the names "0" to the largest label."""
     found = {label for labels in stored for label in labels}
     numbers = [label for label in found if isinstance(label, Integral)]
     return sorted(found - {*numbers}) or [str(place) for place in range(max(numbers, default=-1) + 1)]
@@ -56,91 +56,91 @@ def names_of(stored: Sequence[Sequence[Label]]) -> list[str]:
 def encode(
     stored: Sequence[Sequence[Label]], names: Sequence[str], multi_label: bool, where: Callable[[int], str]
 ) -> torch.Tensor:
-    """The classes of images as a model takes them.
+    """Convert the classes of images to label tensors.
 
     Args:
-        stored: the classes of each image: one, or with `multi_label` any number.
-        names: of all classes, in the order of the model.
-        where: what an image is called in errors, by its place.
+        stored: classes of each image: exactly one, or any number with `multi_label`.
+        names: names of all classes, in the order of the model.
+        where: function from the index of an image to its name in errors.
 
     Returns:
-        int64 of shape `(images,)`; with `multi_label` float32 of shape `(images, classes)`, 1 for a class that an image
-        has and 0 for the others.
+        Class indices, int64 of shape `(images,)`. With `multi_label`, float32 of shape `(images, classes)`, 1 for the
+        classes of an image and 0 for the others.
 
     Raises:
-        ValueError: names the first image whose classes are not as they should be.
+        ValueError: if an image has an unknown class or a wrong number of classes.
     """
-    places = {name: place for place, name in enumerate(names)}
+    positions = {name: position for position, name in enumerate(names)}
     encoded = torch.zeros(len(stored), len(names))
     for index, labels in enumerate(stored):
         if len(labels) != 1 and not multi_label:
             kind = "has no class" if not labels else f"has {len(labels)} classes, {', '.join(map(str, labels))}"
-            raise ValueError(f"{where(index)} {kind}: give one, or set `multi_label: true` in `data`.")
+            raise ValueError(f"{where(index)} {kind}. Give exactly one, or set `multi_label: true` in `data`.")
         for label in labels:
-            place = label if isinstance(label, Integral) else places.get(label)
-            if place is None or not 0 <= place < len(names):
+            position = label if isinstance(label, Integral) else positions.get(label)
+            if position is None or not 0 <= position < len(names):
                 shown = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
-                kind = f"the class {label!r}" if place is None else f"the label {label}"
+                kind = f"class {label!r}" if position is None else f"label {label}"
                 raise ValueError(
-                    f"{where(index)} has {kind}, which is none of the {len(names)} classes that are trained on, from "
-                    f"0: {shown}. Take it out, put images of it into training, or list it in `classes`."
+                    f"{where(index)} has the unknown {kind}. The {len(names)} training classes, from 0: {shown}. "
+                    "Remove the image, add training images of the class, or list it in `classes`."
                 )
-            encoded[index, place] = 1
+            encoded[index, position] = 1
     return encoded if multi_label else encoded.argmax(1)
 
 
 def count(labels: torch.Tensor, names: Sequence[str]) -> dict[str, int]:
-    """Images of each class, by name."""
+    """Return the number of images of each class, by class name."""
     counts = labels.sum(0).long() if labels.ndim == 2 else labels.bincount(minlength=len(names))
     return dict(zip(names, counts.tolist()))
 
 
 def check_trained(trained: Mapping[str, int], scored: Mapping[str, int], split: str, is_listed: bool) -> None:
-    """Looks whether classes of images to score have images to train on.
+    """Check that the classes of an evaluation split have training images.
 
     Args:
-        trained, scored: images of each class, by name.
-        split: that is scored.
-        is_listed: whether the user has listed the classes, so that one without images is meant; it is only logged.
+        trained, scored: number of training and evaluation images of each class, by class name.
+        split: name of the evaluation split.
+        is_listed: whether the user has listed the classes. If so, a class without training images is only logged.
 
     Raises:
-        ValueError: names the classes.
+        ValueError: if a class of the evaluation split has no training images.
     """
     unknown = [name for name, number in scored.items() if number and not trained[name]]
     if unknown:
-        said = f"Split {split!r} has images of the class(es) {', '.join(unknown)}, and no image to train on has these."
+        message = f"Split {split!r} has images of classes without training images: {', '.join(unknown)}."
         if not is_listed:
-            raise ValueError(f"{said} Take them out, put some into training, or list all `classes` in `data`.")
-        logger.warning("%s", said)
+            raise ValueError(f"{message} Remove them, add training images, or list all `classes` in `data`.")
+        logger.warning("%s", message)
 
 
 def divided(value: object, separator: str | None = None) -> list[Label]:
-    """What a column has for an image as the list of its classes; of nothing, an empty one."""
+    """Return the list of classes in a value of a label column. An empty value gives an empty list."""
     if isinstance(value, str):
         parts = [value] if separator is None else value.split(separator)
         return [part.strip() for part in parts if part.strip()]
     if hasattr(value, "__len__"):
         return list(value)
-    if value is None or value != value:  # NaN stands for an empty field
+    if value is None or value != value:  # NaN marks an empty field.
         return []
     if int(value) != value:
-        raise ValueError(f"{value} is no class: give whole numbers, or names.")
+        raise ValueError(f"Expected an integer or a name as class, got {value}.")
     return [int(value)]
 
 
 class ClassifiedImages(torch.utils.data.Dataset):
-    """Samples of one image with its class or classes.
+    """Base class of image classification data sets, single-label or multi-label.
 
-    An item is a dictionary: `id`; `image`, see [`~modeling_vitp.images.pixels.to_pixels`]; and `label`,
-    see [`~modeling_vitp.classification.data.encode`].
+    An item is a dictionary with `id`, `image` (see [`~modeling_vitp.images.pixels.to_pixels`]) and `label`
+    (see [`~modeling_vitp.classification.data.encode`]).
 
     Args:
-        stored: the classes of each image, as they are stored.
-        known: the names of all classes, where the data set tells them.
-        input_spec: how images that are not 8-bit RGB become so, see [`~modeling_vitp.InputSpec`].
+        stored: classes of each image, as stored in the data set.
+        known: names of all classes, if the data set defines them.
+        input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
 
     Attributes:
-        labels: of all images, once [`set_classes`] has been called.
+        labels: labels of all images. Available after a call of [`set_classes`].
     """
 
     labels: torch.Tensor
@@ -153,12 +153,16 @@ class ClassifiedImages(torch.utils.data.Dataset):
         return len(self.stored)
 
     def set_classes(self, names: Sequence[str], multi_label: bool) -> "ClassifiedImages":
-        """Takes the classes of the images as those of a model; numbers of which the data set tells the names, by these
-        unless none of them is the model's.
+        """Encode the labels in the class order of a model and return the data set.
+
+        If the data set defines class names and the model has at least one of them, integer labels are matched by name.
+        Otherwise integer labels are class indices of the model.
         """
         stored = self.stored
         if self.known is not None and not set(self.known).isdisjoint(names):
-            stored = [[self.known[one] if isinstance(one, Integral) else one for one in labels] for labels in stored]
+            stored = [
+                [self.known[label] if isinstance(label, Integral) else label for label in labels] for labels in stored
+            ]
         self.labels = encode(stored, names, multi_label, self.where)
         return self
 
@@ -166,7 +170,7 @@ class ClassifiedImages(torch.utils.data.Dataset):
         raise NotImplementedError
 
     def where(self, index: int) -> str:
-        """What an image is called in errors."""
+        """Return the name of an image in errors."""
         raise NotImplementedError
 
     def read(self, index: int) -> Picture:
@@ -177,15 +181,17 @@ class ClassifiedImages(torch.utils.data.Dataset):
         return self.rows
 
     def check_whole(self, index: int) -> None:
-        """Raises an error, of many kinds, if what is stored is no whole image, see
-        [`~modeling_vitp.images.reading.check_whole`]."""
+        """Raise an error if a stored image is truncated or invalid, see [`~modeling_vitp.images.reading.check_whole`].
+
+        The type of the error depends on the decoder.
+        """
         raise NotImplementedError
 
     def image(self, index: int) -> torch.Tensor:
         """Return the pixels of an image without its label."""
         try:
             return to_pixels(self.read(index), self.spec)
-        except Exception as error:  # Pillow raises many kinds for a broken file
+        except Exception as error:  # Pillow raises many error types for a broken file.
             raise ValueError(f"{self.where(index)}: the image cannot be read: {error}") from error
 
     def __getitem__(self, index: int) -> dict:
@@ -193,8 +199,10 @@ class ClassifiedImages(torch.utils.data.Dataset):
 
 
 class FileImages(ClassifiedImages):
-    """Files; of several files for a sample, each is a band. Bands with names may have pixels of different size: all are
-    brought onto the grid of the one that has most.
+    """Image files with their classes.
+
+    If a sample has several files, each file is one band. Named bands may differ in resolution; all are resampled to the
+    grid of the band with the most pixels.
     """
 
     def __init__(self, samples: Sequence[FileSample], stored: Sequence[Sequence[Label]], input_spec: dict | None):
@@ -215,7 +223,8 @@ class FileImages(ClassifiedImages):
         if self.spec is not None and self.spec.band_names is not None:
             arrays = on_one_grid(arrays)
         if any(array.ndim != 2 or array.shape != arrays[0].shape for array in arrays):
-            raise ValueError(f"its bands are of shapes {', '.join(str(array.shape) for array in arrays)}")
+            shapes = ", ".join(str(array.shape) for array in arrays)
+            raise ValueError(f"expected bands of one shape (height, width), got {shapes}")
         return np.stack(arrays, axis=-1)
 
     def check_whole(self, index: int) -> None:
@@ -233,13 +242,14 @@ class FileImages(ClassifiedImages):
 
 
 class RowImages(ClassifiedImages):
-    """Rows of a `datasets` data set, of the Hub or of a folder.
+    """Rows of a `datasets` data set, from the Hub or from a folder.
 
     Args:
-        rows: with a column of images and one of classes, and optionally `id` and `case`.
-        columns: under `image` and `label` their names, if they are not among the usual ones; `label` may be the columns
-            of all classes, with 1 for those that an image has and 0 for the others.
-        name: of the split, for errors.
+        rows: data set with an image column, a label column, and optionally `id` and `case`.
+        input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
+        columns: names of the `image` and `label` columns, if they are not the usual ones. `label` may be a list with
+            one column per class, 1 for the classes of an image and 0 for the others.
+        name: name of the split in errors.
     """
 
     def __init__(self, rows: datasets.Dataset, input_spec: dict | None, columns: Mapping | None, name: str):
@@ -247,7 +257,10 @@ class RowImages(ClassifiedImages):
         self.column = find_column(rows, "image", columns, name)
         label = find_column(rows, "label", columns, name)
         if not isinstance(rows.features[self.column], datasets.Image):
-            raise ValueError(f"Split {name!r}: the column {self.column!r} is no column of images.")
+            raise ValueError(
+                f"Split {name!r}: expected the column {self.column!r} to be an `Image` feature, got "
+                f"{rows.features[self.column]}."
+            )
         self.rows = rows.cast(undecoded(rows.features))
         stored, known = stored_labels(rows, label, name)
         super().__init__(stored, known, input_spec)
@@ -272,29 +285,33 @@ class RowImages(ClassifiedImages):
 
 
 def find_column(rows: datasets.Dataset, role: str, columns: Mapping | None, name: str) -> str | list[str]:
-    """The column of a role, or for classes the list of columns that is given."""
-    given = (columns or {}).get(role)
-    wanted = USUAL[role] if given is None else [given] if isinstance(given, str) else given
+    """Return the column of a role, or a list of columns if the configuration lists one column per class."""
+    setting = (columns or {}).get(role)
+    wanted = USUAL[role] if setting is None else [setting] if isinstance(setting, str) else setting
     found = [column for column in wanted if column in rows.column_names]
-    if given is not None and not isinstance(given, str) and len(found) == len(wanted):
+    if setting is not None and not isinstance(setting, str) and len(found) == len(wanted):
         return found
-    if not found or len(found) < len(wanted) and given is not None:
-        missing = sorted(set(wanted) - set(found)) if given is not None else role
-        raise ValueError(f"Split {name!r} has no column {missing}, only {rows.column_names}: name it in `columns`.")
+    if not found or len(found) < len(wanted) and setting is not None:
+        missing = sorted(set(wanted) - set(found)) if setting is not None else role
+        raise ValueError(
+            f"Split {name!r} has no column {missing}. Found: {', '.join(rows.column_names)}. Set `columns` in `data`."
+        )
     return found[0]
 
 
 def stored_labels(
     rows: datasets.Dataset, column: str | Sequence[str], name: str
 ) -> tuple[list[list[Label]], list[str] | None]:
-    """The classes of each row, as they are stored; and the names of all, where the columns tell them."""
+    """Return the classes of each row, and the names of all classes if the columns define them."""
     if not isinstance(column, str):
-        table = np.array([rows[one] for one in column], dtype=object)
+        table = np.array([rows[name] for name in column], dtype=object)
         wrong = np.argwhere(~np.isin(table.astype(str), ["0", "1", "False", "True", "0.0", "1.0"]))
         if len(wrong):
-            place, row = wrong[0]
-            raise ValueError(f"Row {row} of split {name!r}: {column[place]} is {table[place, row]!r}, and not 0 or 1.")
-        return [[one for one, value in zip(column, values) if float(value)] for values in table.T], list(column)
+            index, row = wrong[0]
+            raise ValueError(
+                f"Row {row} of split {name!r}: expected {column[index]} 0 or 1, got {table[index, row]!r}."
+            )
+        return [[label for label, value in zip(column, values) if float(value)] for values in table.T], list(column)
     feature = rows.features[column]
     feature = getattr(feature, "feature", feature)
     stored = [divided(value) for value in rows[column]]
@@ -303,23 +320,26 @@ def stored_labels(
     for row, labels in enumerate(stored):
         wrong = [label for label in labels if not -1 <= label < len(feature.names)]
         if wrong:
-            raise ValueError(f"Row {row} of split {name!r} has the label {wrong[0]}, of {len(feature.names)} names.")
-    # -1 stands for a row without a class.
+            raise ValueError(
+                f"Row {row} of split {name!r}: expected a label below {len(feature.names)}, the number of class names, "
+                f"got {wrong[0]}."
+            )
+    # The label -1 marks a row without a class.
     return [[label for label in labels if label != -1] for labels in stored], list(feature.names)
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The `table` of a configuration's data.
+    """Table of labels for image files: the `table` setting in `data`.
 
     Args:
-        file: below the root of the data set.
-        name: the column that says which image a row is of: the path of its file below the root, the file's name, with
-            or without its ending, or the value of a field of the pattern, which several files may share.
-        label: the column of its class, or of its classes, in a list or as text with `separator` between them; or the
-            columns of all classes, with 1 for those that it has and 0 for the others.
-        separator: between the classes of a text.
-        no_class: what the text is where an image has none of the classes; nothing may be empty then.
+        file: path of the table, relative to the root of the data set.
+        name: column that identifies the image of a row: the path relative to the root, the file name with or without
+            extension, or the value of a field of the pattern, which several files may share.
+        label: column of the class or classes of an image, as a list or as text split at `separator`; or a list with one
+            column per class, 1 for the classes of an image and 0 for the others.
+        separator: separator between the classes in a text.
+        no_class: text for an image without any class. If set, empty labels are an error.
     """
 
     file: str
@@ -329,28 +349,29 @@ class LabelTable:
     no_class: str | None = None
 
     def read(self, root: Path) -> pd.DataFrame:
-        """All rows.
+        """Return all rows of the table.
 
         Raises:
-            ValueError: if the file cannot be read, or has no such column.
+            ValueError: if the file cannot be read, or a column is missing.
         """
         path = root / self.file
         suffix = path.suffix.lower()
         if suffix not in (*SEPARATORS, ".parquet"):
-            raise ValueError(f"table: {path} is none of {', '.join(SEPARATORS)}, .parquet.")
+            raise ValueError(f"table: expected a file with suffix {', '.join(SEPARATORS)} or .parquet, got {path}.")
         try:
             if suffix == ".parquet":
                 rows = pd.read_parquet(path)
-            else:  # names may be numbers with zeros before them, and a class be called None
-                as_they_are = {"dtype": {self.name: str}, "keep_default_na": False, "na_values": [""]}
-                rows = pd.read_csv(path, sep=SEPARATORS[suffix], **as_they_are)
+            else:
+                # Names may have leading zeros, and a class may be called "None", so pandas must not convert them.
+                types = {"dtype": {self.name: str}, "keep_default_na": False, "na_values": [""]}
+                rows = pd.read_csv(path, sep=SEPARATORS[suffix], **types)
         except (OSError, ValueError, pd.errors.ParserError) as error:
             raise ValueError(f"table: {path} cannot be read: {error}") from error
         for column in (self.name, *([self.label] if isinstance(self.label, str) else self.label)):
             if column not in rows.columns:
-                only = ", ".join(map(str, rows.columns))
-                hint = " Save it with commas between its columns." if len(rows.columns) == 1 and ";" in only else ""
-                raise ValueError(f"table: {path} has no column {column!r}, only {only}.{hint}")
+                found = ", ".join(map(str, rows.columns))
+                hint = " Save the file with commas as separators." if len(rows.columns) == 1 and ";" in found else ""
+                raise ValueError(f"table: no column {column!r} in {path}. Found: {found}.{hint}")
         return rows
 
     def labels_of(
@@ -361,33 +382,37 @@ class LabelTable:
         split: str,
         taken: dict[int, tuple[str | None, Path]],
     ) -> tuple[list[FileSample], list[list[Label]]]:
-        """Samples with a row, and the classes of each.
+        """Return the samples that have a row in the table, and the classes of each.
 
         Args:
-            where: values of columns by name, if only rows that have them are of the split; samples without such a row
-                are not of it then.
-            taken: the first file of each row, and the field that names it, if any; those of `samples` come to those of
-                other splits.
+            samples: image files of the split.
+            root: root of the data set.
+            where: column values that select the rows of the split. If given, samples without a selected row are not
+                part of the split.
+            split: name of the split in errors.
+            taken: first file of each row and the field that identifies it, if any, over all splits so far. Extended in
+                place with the files of `samples`.
 
         Raises:
-            ValueError: names what has no row, or no file, and a row of which it cannot be told what file it names.
+            ValueError: if a file has no row, a row has no file, or a row matches several files.
         """
         rows = self.read(root)
         for column, value in (where or {}).items():
             if column not in rows.columns:
-                raise ValueError(f"Split {split!r}: where: {root / self.file} has no column {column!r}.")
+                raise ValueError(f"Split {split!r}: where: no column {column!r} in {root / self.file}.")
             values = rows[column].astype(str)
-            if pd.api.types.is_float_dtype(rows[column]):  # whole numbers too, where some are missing
+            if pd.api.types.is_float_dtype(rows[column]):  # pandas reads integers as floats if values are missing.
                 values = values.str.removesuffix(".0")
             known, rows = values.drop_duplicates().tolist(), rows[values == str(value)]
             if rows.empty:
                 raise ValueError(
-                    f"Split {split!r}: where: no row of {root / self.file} has {value!r} in {column!r}, but "
-                    f"{', '.join(map(repr, known[:10]))}."
+                    f"Split {split!r}: where: no row of {root / self.file} has {value!r} in column {column!r}. "
+                    f"Found: {', '.join(map(repr, known[:10]))}."
                 )
         names = rows[self.name].astype(str)
         if names.duplicated().any():
-            raise ValueError(f"table: {root / self.file} has {names[names.duplicated()].iloc[0]!r} in several rows.")
+            repeated = names[names.duplicated()].iloc[0]
+            raise ValueError(f"table: {root / self.file} has several rows for {repeated!r}. Keep one.")
         stored = dict(zip(names, zip(rows.index, self._labels(rows, root))))
         kept, labels, used = [], [], set()
         for sample in samples:
@@ -404,14 +429,14 @@ class LabelTable:
                 first_field, first = taken.setdefault(row, (field, path))
                 if first != path and (field is None or field != first_field):
                     raise ValueError(
-                        f"table: {root / self.file}, row {row}: {key!r} could be {first} or {path}: give "
-                        "paths of files, or call the field that files of one row share `patient` or `case`."
+                        f"table: {root / self.file}, row {row}: {key!r} matches both {first} and {path}. Use paths in "
+                        "the table, or name the field that the files of one row share `patient` or `case`."
                     )
             elif where is None:
-                raise ValueError(f"{path} has no row in {root / self.file}: add one, or take the file out.")
+                raise ValueError(f"{path} has no row in {root / self.file}. Add a row, or remove the file.")
         if where is not None and len(used) < len(stored):
             name, (row, _) = next(item for item in stored.items() if item[0] not in used)
-            raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} is called {name!r}.")
+            raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} matches {name!r}.")
         return kept, labels
 
     def _labels(self, rows: pd.DataFrame, root: Path) -> list[list[Label]]:
@@ -424,32 +449,33 @@ class LabelTable:
                     raise ValueError(f"table: {root / self.file}, row {row}: {error}") from error
                 if self.no_class is not None and not stored[-1]:
                     raise ValueError(
-                        f"table: {root / self.file}, row {row}: {self.label!r} is empty: give {self.no_class!r} if it "
-                        "has none of the classes, or take the row out."
+                        f"table: {root / self.file}, row {row}: {self.label!r} is empty. Enter {self.no_class!r} if "
+                        "the image has no class, or remove the row."
                     )
             return [[label for label in labels if label != self.no_class] for labels in stored]
         values = rows[list(self.label)]
         odd = ~values.isin([0, 1]).all(axis=1)
         if odd.any():
-            raise ValueError(f"table: {root / self.file}, row {odd.idxmax()}: a class is told by 0 or 1.")
+            raise ValueError(f"table: {root / self.file}, row {odd.idxmax()}: class columns must hold 0 or 1.")
         return [[name for name, value in zip(self.label, row) if value] for row in values.to_numpy()]
 
 
 @dataclass(kw_only=True)
 class ClassificationData(DataSettings):
-    """The `data` of a configuration, see [`DataSettings`].
+    """Classification settings in `data` of a configuration, see [`DataSettings`].
 
     Args:
-        splits: of files, what [`find_samples`] takes, with the class as the field `{class}`, or `where` with values of
-            columns of the `table`; a split that is not here is `NAME/{class}/{name}.*`, where a name may have dots. Of
-            `dataset_name`, what `datasets` calls the split, by default the same.
-        classes: their names, in the order of the model. If not given, what the data set knows, or else what the images
-            to train on have, in the order of their names.
+        splits: settings of each split. For files: arguments of [`find_samples`] with the class as the field `{class}`,
+            or with `where`, column values that select rows of the `table`. A split that is not listed is
+            `NAME/{class}/{name}.*`, where a name may contain dots. For `dataset_name`: name of the split in `datasets`,
+            by default the same name.
+        classes: class names in the order of the model. Default: the names that the data set defines, or else the sorted
+            class names of the training images.
         multi_label: whether an image may have any number of classes.
-        columns: see [`RowImages`].
-        table: the classes of files, see [`LabelTable`].
-        bad_images: `"raise"`, a file that is no image, or of JPEG or PNG is cut off, is an error; `"skip"`, it is left
-            out, and how many are is said. Rows are looked at only to skip them.
+        columns: column names, see [`RowImages`].
+        table: table with the labels of the files, see [`LabelTable`].
+        bad_images: `"raise"` raises an error for a file that is not an image, and for a truncated JPEG or PNG; `"skip"`
+            leaves such files out and logs their number. Rows of `dataset_name` are checked with `"skip"` only.
     """
 
     choices = {"bad_images": ("raise", "skip")}
@@ -462,37 +488,40 @@ class ClassificationData(DataSettings):
     def __post_init__(self):
         super().__post_init__()
         if self.classes is not None and len(set(self.classes)) < max(len(self.classes), 2):
-            raise ValueError(f"data: classes={list(self.classes)}: give two or more, each once.")
+            raise ValueError(f"data: `classes` must be two or more distinct names, got {list(self.classes)}.")
         self.is_listed = self.classes is not None
         self._opened: dict[str, ClassifiedImages] = {}
-        self._taken: dict[int, tuple[str | None, Path]] = {}  # rows of the table
+        self._taken: dict[int, tuple[str | None, Path]] = {}  # Rows of the table that belong to a file.
 
     def find_classes(self, train_splits: Sequence[str], of_model: Sequence[str] | None = None) -> list[str]:
-        """The names of the classes, which are then those of this data set.
+        """Return the class names, and use them as the classes of this data set.
 
         Args:
-            train_splits: what is trained on, if anything is.
-            of_model: the classes of a fine-tuned model, which apply where nothing is listed and trained on.
+            train_splits: names of the training splits, may be empty.
+            of_model: classes of a fine-tuned model, used if no classes are listed and there are no training splits.
 
         Raises:
-            ValueError: if there are fewer than two, or none are known.
+            ValueError: if fewer than two classes are found.
         """
         if self.classes is None and not train_splits:
             if of_model is None:
-                raise ValueError("do_train is false, and neither the model nor `classes` in `data` names classes.")
+                raise ValueError(
+                    "No class names found. Without training, use a fine-tuned classifier or list `classes` in `data`."
+                )
             self.classes = list(of_model)
         if self.classes is None:
             parts = [self.open_split(name) for name in train_splits]
             known = next((part.known for part in parts if part.known is not None), None)
             names = known or names_of([labels for part in parts for labels in part.stored])
             if len(names) < (1 if self.multi_label else 2):
-                raise ValueError(f"Split {train_splits[0]!r} has images of too few classes, {names}: two are needed.")
+                raise ValueError(f"Split {train_splits[0]!r}: expected images of at least two classes, got {names}.")
             self.classes = names
         return list(self.classes)
 
     def open(self, names: Sequence[str]) -> Dataset:
-        """Return the samples of one or several splits, whose labels are all read, and so checked. Needs the classes,
-        see [`find_classes`].
+        """Return the samples of one or several splits. All labels are read and checked.
+
+        Call [`find_classes`] first.
         """
         samples = super().open(names)
         for part in parts_of(samples):
@@ -522,11 +551,12 @@ class ClassificationData(DataSettings):
             check_type("data: table", self.table, Mapping[str, str | Sequence[str]])
             unknown = sorted(set(self.table) - set(LabelTable.__dataclass_fields__))
             if unknown or "file" not in self.table:
-                raise ValueError(f"data: table: unknown {unknown}; it has {sorted(LabelTable.__dataclass_fields__)}.")
+                problem = f"unknown option(s) {unknown}" if unknown else "`file` is missing"
+                raise ValueError(f"data: table: {problem}. Options: {sorted(LabelTable.__dataclass_fields__)}.")
             samples, stored = LabelTable(**self.table).labels_of(samples, root, where, name, self._taken)
             return FileImages(samples, stored, self.input_spec)
         if CLASS not in samples[0].fields:
-            raise ValueError(f"Split {name!r}: nothing says the class: give the field {{{CLASS}}}, or a `table`.")
+            raise ValueError(f"Split {name!r} has no labels. Use the field {{{CLASS}}} in the pattern, or a `table`.")
         check_folders(root, settings["image"], samples)
         return FileImages(samples, [[sample.fields[CLASS]] for sample in samples], self.input_spec)
 
@@ -537,19 +567,20 @@ class ClassificationData(DataSettings):
         for index in tqdm(range(len(samples)), desc=f"files of {name}", disable=None):
             try:
                 samples.check_whole(index)
-            except Exception as error:  # Pillow raises many kinds
-                wrong[index] = f"{samples.where(index)} is no image that can be read: {error}."
+            except Exception as error:  # Pillow raises many error types.
+                wrong[index] = f"{samples.where(index)} cannot be read as an image: {error}."
                 if self.bad_images == "raise":
                     raise ValueError(
-                        f"{wrong[index]} Mend it or take it out, or leave such files out: `bad_images: skip` in `data`."
+                        f"{wrong[index]} Repair or remove it, or set `bad_images: skip` in `data` to skip such files."
                     ) from error
         if not wrong:
             return samples
-        logger.warning("%s: %d file(s) are left out: %s", name, len(wrong), " ".join([*wrong.values()][:MOST_SHOWN]))
+        shown = " ".join([*wrong.values()][:MOST_SHOWN])
+        logger.warning("Split %s: skipping %d unreadable image(s): %s", name, len(wrong), shown)
         return samples.subset([index for index in range(len(samples)) if index not in wrong])
 
     def check_disjoint(self, names: Sequence[str]) -> None:
-        """Raise a `ValueError` if two of the splits share an image, under whatever name, a patient or a case."""
+        """Raise a `ValueError` if two of the splits share an image, even under different names, a patient or a case."""
         if len(names) < 2:
             return
         parts = {name: self.open_split(name) for name in names}
@@ -557,14 +588,14 @@ class ClassificationData(DataSettings):
             self.check_files({name: part.samples for name, part in parts.items()})
             return
         if len({self.splits.get(name, name) for name in names}) < len(names):
-            raise ValueError(f"Two of the splits {list(names)} are the same.")
+            raise ValueError(f"Two of the splits {list(names)} are the same split. Check `splits` in `data`.")
         known = {name: [case for case in CASES if case in part.rows.column_names] for name, part in parts.items()}
         check_shared_cases({name: parts[name].rows[columns[0]] for name, columns in known.items() if columns})
         self.check_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
 
 
 def check_folders(root: Path, pattern: str | Sequence[str], samples: Sequence[FileSample]) -> None:
-    """Raises a `ValueError` that names a folder of a class without an image."""
+    """Raise a `ValueError` if the folder of a class has no images."""
     before, found, after = (pattern if isinstance(pattern, str) else pattern[0]).partition(f"{{{CLASS}}}")
     if not found or not after.startswith("/") or FIELD.search(before) or "*" in before:
         return
@@ -572,7 +603,6 @@ def check_folders(root: Path, pattern: str | Sequence[str], samples: Sequence[Fi
     for folder in sorted((root / before).iterdir()):
         if folder.is_dir() and not folder.name.startswith(".") and folder.name not in classes:
             if not image_files(folder):
-                raise ValueError(f"The folder of the class {folder.name!r} has no image: {folder}. Fill or remove it.")
-
-
-logger = logging.getLogger(__name__)
+                raise ValueError(
+                    f"No images in the folder of class {folder.name!r}: {folder}. Add images or remove it."
+                )

@@ -1,4 +1,4 @@
-"""Pictures of predictions: images with their class and what is predicted, right in green and wrong in red."""
+"""Figures of predictions: images with their true and predicted classes, in green if correct and in red if wrong."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..images.pixels import shown
 
-THRESHOLD = 0.5  # of a class among several labels
+THRESHOLD = 0.5  # Probability above which a class counts as predicted in multi-label classification.
 MOST_SHOWN = 3
 COLUMNS = 4
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -23,15 +23,15 @@ def draw_predictions(
     components: Sequence[np.ndarray] = (),
     band_names: Sequence[str] | None = None,
 ) -> None:
-    """A grid of images.
+    """Draw a grid of images with their true and predicted classes, and save it as a PNG.
 
     Args:
         samples: items of [`~modeling_vitp.classification.data.ClassifiedImages`].
-        scores: probabilities of the classes, of shape `(samples, classes)`.
-        names: of the classes.
-        path: of the PNG.
-        components: of the backbone's features, as colors, if they are to be shown below the images.
-        band_names: of the images, see [`~modeling_vitp.images.pixels.shown`].
+        scores: class probabilities of shape `(samples, classes)`.
+        names: names of the classes.
+        path: path of the PNG file.
+        components: principal components of the backbone features as RGB images, to show below the images.
+        band_names: names of the image bands, see [`~modeling_vitp.images.pixels.shown`].
     """
     columns = min(len(samples), COLUMNS)
     parts = 2 if components else 1
@@ -40,14 +40,15 @@ def draw_predictions(
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for index, (sample, of_sample) in enumerate(zip(samples, scores)):
+    for index, (sample, probabilities) in enumerate(zip(samples, scores)):
         row, column = parts * (index // columns), index % columns
-        there, found = true_classes(sample["label"]), predicted_classes(of_sample, sample["label"].ndim == 1)
+        truth = true_classes(sample["label"])
+        predicted = predicted_classes(probabilities, sample["label"].ndim == 1)
         axis = axes[row, column]
         axis.imshow(shown(sample["image"], band_names), interpolation="nearest")
-        guesses = [f"{names[place]} {of_sample[place]:.2f}" for place in found]
-        title = f"{sample['id']}\nis: {listed([names[place] for place in there])}\nfound: {listed(guesses)}"
-        axis.set_title(title, fontsize=8, color=RIGHT if found == there else WRONG)
+        predictions = [f"{names[index]} {probabilities[index]:.2f}" for index in predicted]
+        title = f"{sample['id']}\ntrue: {listed([names[index] for index in truth])}\npredicted: {listed(predictions)}"
+        axis.set_title(title, fontsize=8, color=RIGHT if predicted == truth else WRONG)
         if components:
             axes[row + 1, column].imshow(components[index], interpolation="nearest")
             axes[row + 1, column].set_title("backbone", fontsize=8)

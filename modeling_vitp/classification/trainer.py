@@ -1,4 +1,4 @@
-"""HF `Trainer` for classifiers of images: layer-wise decay, augmentation by epoch, scores of whole images."""
+"""Trainer for image classification, with layer-wise learning rate decay and reproducible augmentation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from .pictures import draw_predictions
 
 @dataclass
 class ViTPClassificationTrainingConfig(ClassificationSettings, BaseConfig, TrainingArguments):
-    """[`~transformers.TrainingArguments`] with what fine-tuning for classes needs."""
+    """[`~transformers.TrainingArguments`] with the settings for fine-tuning on image classification."""
 
 
 class TrainingSamples(AugmentedSamples):
-    """Augmented items of [`~modeling_vitp.classification.data.ClassifiedImages`]."""
+    """Data set of augmented items of [`~modeling_vitp.classification.data.ClassifiedImages`]."""
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         sample, generator = self.sample(index)
@@ -43,25 +43,25 @@ class TrainingSamples(AugmentedSamples):
 
 
 def labels_of(samples: Dataset) -> torch.Tensor:
-    """The classes of all samples, see [`~modeling_vitp.classification.data.encode`]."""
+    """Return the labels of all samples, see [`~modeling_vitp.classification.data.encode`]."""
     return torch.cat([part.labels for part in parts_of(samples)])
 
 
 class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
-    """Trains [`~modeling_vitp.ViTPForImageClassification`].
+    """Trainer for [`~modeling_vitp.ViTPForImageClassification`].
 
-    What differs from [`~transformers.Trainer`]:
+    Differences from [`~transformers.Trainer`]:
 
-    - the learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`];
-    - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers,
-      and a run that goes on from a checkpoint ends as the run that never stopped;
-    - evaluation resizes whole images as the image processor does. Each process has its part of the images.
+    - The learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`].
+    - Batches and augmentation depend on the seed and the epoch only, not on the number of processes and workers. A run
+      that resumes from a checkpoint ends with the same weights as an uninterrupted run.
+    - Evaluation resizes whole images with the image processor. Each process evaluates a part of the images.
 
     Args:
-        model: a classifier.
-        args: [`ViTPClassificationTrainingConfig`].
-        train_dataset, eval_dataset: see [`~modeling_vitp.classification.data.ClassifiedImages`].
-        processing_class: the image processor, which also has the size that images are brought to.
+        model: image classifier.
+        args: training arguments, [`ViTPClassificationTrainingConfig`].
+        train_dataset, eval_dataset: instances of [`~modeling_vitp.classification.data.ClassifiedImages`].
+        processing_class: image processor, which also sets the size of evaluated images.
     """
 
     counted = "images"
@@ -88,7 +88,7 @@ class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
         self.names = list(model.config.id2label.values())
         self.multi_label = model.config.problem_type == "multi_label_classification"
         if self.multi_label and args.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for one label an image, and these may have several.")
+            raise ValueError("`label_smoothing_factor` must be 0 for multi-label classification.")
         side = {"height": args.image_size, "width": args.image_size}
         image_processor = processing_class or ViTPImageProcessor(size=side)
         if train_dataset is not None:
@@ -135,18 +135,19 @@ class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
         return self.accelerator.unwrap_model(self.model).config.backbone_config.patch_size
 
     def pixels_of(self, images: list[torch.Tensor]) -> torch.Tensor:
-        """Images of any size, see [`~modeling_vitp.images.pixels.to_pixels`], as the model takes them."""
+        """Return model inputs for images of any size, see [`~modeling_vitp.images.pixels.to_pixels`]."""
         names = self.processing_class.band_names
-        read = {"input_spec": None if names is None else {"band_names": names}}  # they are windowed already
-        inputs = self.processing_class(images=images, input_data_format="channels_first", return_tensors="pt", **read)
+        # The intensity window has been applied on reading, so it is left out of the input spec.
+        spec = {"input_spec": None if names is None else {"band_names": names}}
+        inputs = self.processing_class(images=images, input_data_format="channels_first", return_tensors="pt", **spec)
         return inputs["pixel_values"].to(self.args.device)
 
     @torch.no_grad()
     def predict(self, images: list[torch.Tensor]) -> torch.Tensor:
-        """Probabilities of the classes, float32 of shape `(images, classes)`, on the CPU.
+        """Return class probabilities, float32 of shape `(images, classes)`, on the CPU.
 
         Args:
-            images: of any sizes, see [`~modeling_vitp.images.pixels.to_pixels`].
+            images: images of any size, see [`~modeling_vitp.images.pixels.to_pixels`].
         """
         model = self.accelerator.unwrap_model(self.model).eval()
         with self.compute_loss_context_manager():
@@ -164,7 +165,7 @@ KINDS = {False: "single_label_classification", True: "multi_label_classification
 
 
 def classes_of(args: StartArguments) -> list[str] | None:
-    """The names of the classes of the fine-tuned model that is given; `None` where it is none."""
+    """Return the class names of a fine-tuned classifier, or `None` if the given model is not one."""
     if args.model_name_or_path is None:
         return None
     settings = PreTrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)[0]
@@ -180,17 +181,20 @@ def load_classifier(
     image_size: int,
     input_spec: dict | None = None,
 ) -> ViTPForImageClassification:
-    """See [`~modeling_vitp.training.fine_tuning.load_on_backbone`]; positions are resampled to the image size.
+    """Load an image classifier on a backbone, see [`~modeling_vitp.training.fine_tuning.load_on_backbone`].
+
+    The position embeddings are resampled to the image size.
 
     Raises:
-        ValueError: as there, and if a fine-tuned model is of the other kind, of one label or several.
+        ValueError: if the backbone cannot be loaded, or if a fine-tuned model is single-label and the data is
+            multi-label, or the reverse.
     """
     kind = KINDS[multi_label]
     settings = {"image_size": image_size, "problem_type": kind}
     model = load_on_backbone(ViTPForImageClassification, args, names, input_spec=input_spec, **settings)
     if model.config.problem_type != kind:
         raise ValueError(
-            f"{args.model_name_or_path} is of {model.config.problem_type}, and the data are of {kind}: see "
-            "`multi_label` in `data`."
+            f"{args.model_name_or_path} is a {model.config.problem_type} model, but the data requires {kind}. "
+            "Change `multi_label` in `data`."
         )
     return model

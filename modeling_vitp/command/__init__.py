@@ -1,1 +1,1 @@
-"""What the commands have in common, whatever they do."""
+"""Error reports and paths of all commands."""

@@ -1,4 +1,4 @@
-"""A command that cannot go on says so in one line; the traceback is in a file that the line names."""
+"""Error reports of commands: one line on stderr, with the traceback in a log file that it names."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 MISTAKE, FAILURE = 2, 1  # exit statuses
-# Distributions of the extras, by the modules that they are imported as.
+# Extra that installs a package, by the name of the imported module.
 EXTRAS = dict.fromkeys(
     ("accelerate", "cv2", "datasets", "evaluate", "httpx2", "matplotlib", "nibabel", "peft", "rasterio", "trl"),
     "recipes",
@@ -20,16 +20,17 @@ EXTRAS |= {"gradio": "space", "monai": "medical", "pydicom": "medical"} | dict.f
     ("onnx", "onnxruntime", "onnxscript"), "onnx"
 )
 EXTRAS["pycocoevalcap"] = "captions"
-# What transformers' configurations raise of a field, and of fields together; by name, to import nothing.
+# Errors of transformers' configurations, by name so that transformers is not imported.
 OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class WrongArguments(ValueError):
-    """A mistake on the command line or in the configuration file, in one line.
+    """Error in the command line or the configuration file, reported in one line.
 
     Args:
-        options: what lists those that there are.
+        message: text of the error.
+        options: option or command that lists the available options.
     """
 
     def __init__(self, message: str, options: str = "--help"):
@@ -38,14 +39,14 @@ class WrongArguments(ValueError):
 
 
 class WrongPath(WrongArguments):
-    """A file or folder that is not there or cannot be read, which no list of options mends."""
+    """Error for a file or folder that is missing or unreadable; the list of options is not mentioned."""
 
 
 class RunStopped(RuntimeError):
-    """A run that ends before its last step and exports nothing.
+    """Error for a run that ends before its last step and exports nothing.
 
     Args:
-        message: what happened, and what to do next.
+        message: cause, and what to do next.
         status: exit status of the command.
     """
 
@@ -55,37 +56,37 @@ class RunStopped(RuntimeError):
 
 
 def refuse(message: str) -> NoReturn:
-    """Raise [`WrongArguments`], in place of `ArgumentParser.error`, which prints the usage and ends the process."""
+    """Raise [`WrongArguments`] instead of `ArgumentParser.error`, which prints the usage and ends the process."""
     raise WrongArguments(" ".join(message.split()))
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command as a program and ends the process with its status; whatever it raises is one line.
+    """Run a command as a program, report any error in one line, and end the process with an exit status.
 
-    The status is 2 for what the user can mend in the command, its files or its data, 1 for a failure; an error with a
-    `status` of its own, such as of a run that stopped, has that. `--debug` prints the traceback, too.
+    The status is 2 for errors in the command, its files or its data, and 1 for failures; an error with a `status`, such
+    as that of a stopped run, has its own. `--debug` also prints the traceback.
     """
     is_debug = take_debug(sys.argv)
     try:
         status = main()
     except KeyboardInterrupt as error:
         status = report_error(error, is_debug)
-    except Exception as error:  # whatever it is, it is told in one line
+    except Exception as error:  # every error is reported in one line
         status = report_error(error, is_debug)
     sys.exit(status)
 
 
 def take_debug(words: list[str]) -> bool:
-    """Take a `--debug` without a value out of a command line; with one, it is transformers' option."""
-    places = [index for index, word in enumerate(words) if word == "--debug"]
-    ours = [index for index in places if words[index + 1 : index + 2] == [] or words[index + 1].startswith("--")]
+    """Remove a `--debug` without a value from a command line; with a value, it is transformers' option."""
+    indices = [index for index, word in enumerate(words) if word == "--debug"]
+    ours = [index for index in indices if words[index + 1 : index + 2] == [] or words[index + 1].startswith("--")]
     for index in reversed(ours):
         del words[index]
     return bool(ours)
 
 
 def report_error(error: BaseException, is_debug: bool = False) -> int:
-    """Print an error in one line and writes its traceback to the log; the exit status."""
+    """Print an error in one line, write its traceback to the log, and return the exit status."""
     what, remedy, status = explain_error(error)
     log = write_log(error)
     if is_debug:
@@ -97,9 +98,9 @@ def report_error(error: BaseException, is_debug: bool = False) -> int:
 
 
 def explain_error(error: BaseException) -> tuple[str, str | None, int]:
-    """Return what happened, what to do about it where the message does not say, and the exit status."""
+    """Return the message of an error, the remedy unless it is in the message, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted.", "give the same command again to go on.", 130
+        return "interrupted.", "run the same command again to resume.", 130
     if hasattr(error, "status") and hasattr(error, "args") and isinstance(error.status, int):
         return str(error), None, error.status
     if isinstance(error, WrongArguments):
@@ -119,18 +120,18 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
     if isinstance(error, OSError) and error.errno is None or isinstance(error, ValueError):
         return str(error), None, MISTAKE
     what = f"{type(error).__name__}: {error}"
-    return what, "look at the traceback; --debug prints it.", FAILURE
+    return what, "read the traceback; --debug prints it.", FAILURE
 
 
 def program() -> str:
-    """Return the name of the command, however it was called: as `vitp NAME`, as a file or as a module."""
+    """Return the name of the command, whether it was started as `vitp NAME`, as a file or as a module."""
     path = Path(sys.argv[0] if sys.argv else "vitp")
     name = path.parent.name if path.stem == "__main__" else path.stem
     return "vitp" if name == "modeling_vitp" else f"vitp {name.removeprefix('vitp')}".replace("  ", " ").strip()
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, and what it was raised from."""
+    """Yield an error and its causes."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -139,19 +140,19 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
-    """Explain errors of the Hub's clients as [`explain_error`] does, by their names, which many packages share."""
+    """Explain errors of the Hub's clients as [`explain_error`] does, by class names that several packages share."""
     names = {cls.__name__ for cls in type(error).__mro__}
     found = re.search(r"(?:/api/(?:models|datasets|spaces)|//[^/]+(?:/datasets)?)/([\w.-]+/[\w.-]+)", str(error))
     repo = found[1] if found else "the repo"
     if found := re.search(r"Couldn't reach '(.+)' on the Hub \(OfflineModeIsEnabled\)", str(error)):
-        what = f"{found[1]!r} is no file or folder, and HF_HUB_OFFLINE is set, so that it is not looked for on the Hub."
-        return what, "give a folder, or unset HF_HUB_OFFLINE.", MISTAKE
+        what = f"{found[1]!r} is not a local file or folder, and HF_HUB_OFFLINE is set, so the Hub is not searched."
+        return what, "pass a folder, or unset HF_HUB_OFFLINE.", MISTAKE
     if "OfflineModeIsEnabled" in names or ("LocalEntryNotFoundError" in names and is_offline()):
-        return "HF_HUB_OFFLINE is set, and not all that is needed is on this machine.", "unset it, or give a folder.", 1
+        return "HF_HUB_OFFLINE is set, and a required file is not on this machine.", "unset it, or pass a folder.", 1
     if "GatedRepoError" in names:
-        return f"{repo} is gated.", "ask for access on its page, and log in with `hf auth login`.", MISTAKE
+        return f"{repo} is gated.", "request access on its page, and log in with `hf auth login`.", MISTAKE
     if "RevisionNotFoundError" in names:
-        return f"{repo} has no such revision.", "look at its branches and tags on its page.", MISTAKE
+        return f"revision of {repo} not found.", "check the branches and tags on its page.", MISTAKE
     if "RepositoryNotFoundError" in names:
         if getattr(getattr(error, "response", None), "status_code", None) == 401:
             return (
@@ -159,7 +160,7 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
                 "check the name; for a private repo, log in with `hf auth login`.",
                 MISTAKE,
             )
-        return f"{repo} is not on the Hub, or this user may not see it.", "check the name.", MISTAKE
+        return f"{repo} is not on the Hub, or not visible for this user.", "check the name.", MISTAKE
     if names & {"DatasetNotFoundError"}:
         return one_line(str(error)), "check the name, or log in with `hf auth login`.", MISTAKE
     if names & {
@@ -173,19 +174,19 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
     }:
         return (
             f"the Hub cannot be reached ({one_line(str(error)) or type(error).__name__}).",
-            "check the connection, or give folders and set HF_HUB_OFFLINE=1.",
+            "check the connection, or pass folders and set HF_HUB_OFFLINE=1.",
             FAILURE,
         )
     return None
 
 
 def is_offline() -> bool:
-    """Return whether the Hub is not to be asked."""
+    """Return whether access to the Hub is switched off."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def write_log(error: BaseException) -> Path | None:
-    """Write the traceback to a file that lies outside of what the command writes, and return its path."""
+    """Write the traceback to a file outside of the command's output, and return its path."""
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     for folder in (cache / "vitp", Path(tempfile.gettempdir()) / f"vitp-{os.getuid()}"):

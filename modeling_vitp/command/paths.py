@@ -1,4 +1,4 @@
-"""Folders, files and Hub ids that commands are given, and the files of the package that they read."""
+"""Paths and Hub ids in the arguments of commands, and files of the package."""
 
 import difflib
 import os
@@ -16,22 +16,22 @@ import yaml
 from .errors import WrongPath, is_offline
 
 PACKAGE = Path(__file__).parents[1]
-# The Gradio app lies in the package where that is installed, and beside it in a clone.
+# The Gradio app is in the installed package, but beside the package in a clone.
 SPACE = PACKAGE / "space" if (PACKAGE / "space").is_dir() else PACKAGE.parent / "space"
 RECIPES = "modeling_vitp.recipes"
 # Arguments that name a folder or a Hub id.
 PATH_ARGUMENTS = {"model_name_or_path", "vision_model", "language_model", "dataset_name", "backbones", "processor"}
 PATH_ARGUMENTS |= {"model", "checkpoint", "source"}
 FILE_SUFFIXES = (".safetensors", ".yaml", ".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tar")
-SECONDS = 5  # that the Hub may take to answer
+SECONDS = 5  # timeout of the connection to the Hub
 
 
 def check_paths(arguments: Sequence[object]) -> None:
-    """Check the folders and Hub ids of a command before anything slow is done with them.
+    """Check the folders and Hub ids of a command before slow work begins.
 
     Raises:
-        WrongPath: if a value looks like a folder that does not exist, with the nearest one, or is the folder of a run
-            that has not finished.
+        WrongPath: if a value looks like a folder that does not exist (the message names the nearest one), or is the
+            folder of an unfinished run.
         ConnectionError: if a value is a Hub id, the command is not a dry run, and the Hub does not answer.
     """
     ids = []
@@ -53,25 +53,25 @@ def check_paths(arguments: Sequence[object]) -> None:
 
 
 def check_finished(name: str, folder: Path) -> None:
-    """Raise [`WrongPath`] if a folder has checkpoints of a run and no model yet."""
+    """Raise [`WrongPath`] if a folder has checkpoints of a run but no model yet."""
     checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     if checkpoints and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         last = max(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
         raise WrongPath(
-            f"{name}={str(folder)!r}: the run in it has not finished. Give the command that started it again to go on; "
-            f"its last checkpoint is {last}."
+            f"{name}={str(folder)!r}: the run in this folder is not finished. Run its command again to resume, or use "
+            f"its last checkpoint, {last}."
         )
 
 
 def check_new(target: str | Path) -> None:
-    """Raise a `ValueError` if the folder that a command is to write exists and is not empty."""
+    """Raise a `ValueError` if the output folder of a command exists and is not empty."""
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists already: give a new folder.")
+        raise ValueError(f"{target} already exists. Pass a new folder.")
 
 
 def check_hub(repo_id: str) -> None:
-    """Raise a `ConnectionError` if the Hub does not answer, which its clients find out after minutes only.
+    """Raise a `ConnectionError` if the Hub does not answer, which its clients report only after minutes.
 
     Behind a proxy, or with `HF_HUB_OFFLINE`, nothing is checked.
     """
@@ -86,26 +86,26 @@ def check_hub(repo_id: str) -> None:
 
 
 def not_there(path: str) -> str:
-    """Return the message about a path that is neither a file nor a folder."""
-    several = " Several data sets are the sources of a `mixture`." if "," in path else ""
-    return f"{path!r}: there is no such file or folder{hint_nearest(Path(path)) or '.'}{several}"
+    """Return the error message for a path that is neither a file nor a folder."""
+    several = " For several data sets, use the sources of a `mixture`." if "," in path else ""
+    return f"{path!r}: file or folder not found{hint_nearest(Path(path)) or '.'}{several}"
 
 
 def looks_like_path(text: str) -> bool:
-    """Return whether a text cannot be the Hub id of a model or data set, or is nearly the name of a folder here."""
+    """Return whether a text cannot be a Hub id, or is similar to the name of a local folder."""
     is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith("/") or "," in text
     return is_path or Path(text).suffix in FILE_SUFFIXES or ("/" in text and hint_nearest(Path(text)) != "")
 
 
 def hint_nearest(path: Path) -> str:
-    """Return a hint that names the entry of the same folder with the nearest name, or an empty text."""
+    """Return a hint with the most similar name in the same folder, or an empty string."""
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     found = difflib.get_close_matches(path.name, siblings, 1, 0.6)
     return f", did you mean {str(path.parent / found[0])!r}?" if found else ""
 
 
 def expand_home(arguments: Sequence[object]) -> None:
-    """Replace the `~` that paths in the fields of arguments begin with by the home folder."""
+    """Replace a leading `~` of paths in the fields of arguments by the home folder."""
     for item in arguments:
         for name, value in vars(item).items():
             if (expanded := expanded_home(value)) != value:
@@ -113,7 +113,7 @@ def expand_home(arguments: Sequence[object]) -> None:
 
 
 def expanded_home(value: Any) -> Any:
-    """Return a value, or what is in a mapping or list, with the home folder in place of `~`."""
+    """Return a value, mapping or list with the home folder in place of a leading `~`."""
     if isinstance(value, (str, Path)):
         return type(value)(os.path.expanduser(value)) if str(value).startswith("~/") else value
     if isinstance(value, dict):
@@ -122,10 +122,10 @@ def expanded_home(value: Any) -> Any:
 
 
 def find_config(name: str) -> Path:
-    """Return the configuration of that name: a file, or else one of those that come with the package.
+    """Return the path of a configuration: an existing file, or one of the package's configurations.
 
     Raises:
-        WrongPath: if neither exists; names the nearest ones, at most three.
+        WrongPath: if neither exists; the message has at most three similar names.
     """
     if Path(name).is_file():
         return Path(name)
@@ -136,31 +136,31 @@ def find_config(name: str) -> Path:
     near = {path.stem: str(path) for path in Path(name).parent.glob("*.yaml")}
     matches = difflib.get_close_matches(stem, {*configs, *near}, 3, 0.6)
     found = " or ".join(repr(near.get(match, match)) for match in matches)
-    hint = f"did you mean {found}?" if found else "give a YAML file, or a name of recipes/configs."
-    raise WrongPath(f"there is no configuration {name!r}, as a file or in the package: {hint}")
+    hint = f"did you mean {found}?" if found else "pass a YAML file, or a name of recipes/configs."
+    raise WrongPath(f"configuration {name!r} not found, as a file or in the package: {hint}")
 
 
 def find_task(name: str) -> str:
     """Return the module of a task in `recipes/tasks`.
 
     Raises:
-        ValueError: if the task does not exist; lists those that do.
+        ValueError: if the task does not exist; the message lists all tasks.
     """
     tasks = [path.name for path in Path(str(files(RECIPES)), "tasks").iterdir() if (path / "__init__.py").is_file()]
     if name not in tasks:
-        raise ValueError(f"there is no task {name!r} in recipes/tasks, only {', '.join(sorted(tasks))}.")
+        raise ValueError(f"Expected a task of recipes/tasks ({', '.join(sorted(tasks))}), got {name!r}.")
     return f"{RECIPES}.tasks.{name}"
 
 
 def find_data(name: str) -> str:
-    """Return a folder or Hub id as it is; for `recipes/…` without such a folder here, the folder in the package."""
+    """Return a folder or Hub id, with `recipes/…` replaced by the package's folder if it does not exist here."""
     packaged = Path(str(files(RECIPES))).joinpath(*Path(name).parts[1:])
     is_packaged = Path(name).parts[:1] == ("recipes",) and not Path(name).exists() and packaged.exists()
     return str(packaged) if is_packaged else name
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML loader that rejects duplicate keys, of which its parent takes the last."""
+    """YAML loader that rejects duplicate keys."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node, seen = super().compose_mapping_node(anchor), {}
@@ -169,7 +169,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 continue
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
-                    f"the key {key.value!r} is there already, in line {seen[key.value] + 1}",
+                    f"duplicate key {key.value!r}, first in line {seen[key.value] + 1}",
                     problem_mark=key.start_mark,
                 )
             seen[key.value] = key.start_mark.line
@@ -180,25 +180,25 @@ def read_yaml(path: str | Path) -> Any:
     """Read a configuration or a mixture.
 
     Raises:
-        YAMLError: if the file is not YAML, or a mapping in it has a key twice; names the line.
+        YAMLError: if the file is not YAML, or a mapping has a duplicate key; the message names the line.
         OSError: if the file cannot be read.
     """
-    with open(path, encoding="utf-8") as file:  # errors name the file by this
+    with open(path, encoding="utf-8") as file:  # YAML errors name the file by this handle
         return yaml.load(file, UniqueKeyLoader)
 
 
 class Shard(NamedTuple):
-    """Part `number`, counted from 1, of the `count` parts of a job, such as the tasks of a scheduler's array."""
+    """Part `number`, from 1, of the `count` parts of a job, such as the tasks of a scheduler's array job."""
 
     number: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """Read `NUMBER/COUNT`. Raises a `ValueError` if there is no such part."""
+        """Read `NUMBER/COUNT`. Raise a `ValueError` for invalid numbers."""
         found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"{text!r} is no shard: of eight they are 1/8, 2/8 … 8/8.")
+            raise ValueError(f"Expected a shard NUMBER/COUNT such as 1/8, got {text!r}.")
         return cls(int(found[1]), int(found[2]))
 
     @classmethod
@@ -206,7 +206,7 @@ class Shard(NamedTuple):
         return [cls(number, count) for number in range(1, count + 1)]
 
     def part(self, length: int) -> range:
-        """Return its indices of `length`: contiguous, so that all shards in their order give all indices in order."""
+        """Return the shard's contiguous indices of `length`; the shards in order give all indices in order."""
         return range((self.number - 1) * length // self.count, self.number * length // self.count)
 
     def __str__(self) -> str:

@@ -1,1 +1,1 @@
-"""Checkpoints in and out of other layouts, exact to the bit, and the exported backbone."""
+"""Bit-exact conversion of checkpoints between layouts, and export of the backbone."""

@@ -1,4 +1,4 @@
-"""Checkpoints in and out, exact to the bit.
+"""Convert a checkpoint to another layout, exact to the bit.
 
     vitp convert OpenGVLab/InternVL2_5-1B my_model
     vitp convert ViTP_ViT.safetensors my_backbone
@@ -9,8 +9,8 @@
 
 SOURCE is a Hub id, a folder or a safetensors file: a ViTP model, transformers' `internvl`, a checkpoint of InternVL's
 own code (InternVL2.5, InternVL3), a ViT alone, a ViT-Adapter (ours or the original), or UPerNet or a two-stage detector
-on one (ours or OpenMMLab's). What it is follows from the names of its tensors. Nothing is loaded: bytes are copied
-under new names, in a temporary folder that is moved into place at the end.
+on one (ours or OpenMMLab's). The layout is recognized by the names of the tensors. Tensors are copied as bytes under
+new names, without loading them, to a temporary folder that is moved into place at the end.
 """
 
 import argparse
@@ -30,41 +30,41 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="Hub id, folder or safetensors file")
-    parser.add_argument("target", help="folder to write, which must not exist yet")
-    parser.add_argument("--to", choices=TARGETS, help="layout of the target; by default ours, of all that SOURCE holds")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--license", help="license of a source that states none, such as cc-by-nc-4.0")
+    parser.add_argument("target", help="folder to write, which must be new or empty")
+    parser.add_argument("--to", choices=TARGETS, help="layout of the target; default: this package's, of all parts")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id; default: the main branch")
+    parser.add_argument("--license", help="license if the source states none, such as cc-by-nc-4.0")
     parser.add_argument(
         "--image_token_id",
         type=int,
-        help="token that stands for an image, for an original checkpoint without tokenizer",
+        help="id of the image token, for an original checkpoint without tokenizer",
     )
     parser.add_argument(
         "--deformable_attention",
         choices=("native", "mmcv"),
-        help="what an original ViT-Adapter was trained with, where its tensors leave that open",
+        help="deformable attention in the training of an original ViT-Adapter; default: read from tensors and settings",
     )
     parser.add_argument(
         "--benchmark",
         choices=BENCHMARK_NAMES,
-        help="what an original detector was published for: names its classes and says what its tensors do not",
+        help="benchmark of a published detector: sets its class names and the settings that its tensors do not show",
     )
     parser.add_argument(
         "--input_spec",
         type=json.loads,
-        help="how images are read, as JSON; with band_names, weights for red, green and blue are spread over these",
+        help="input spec of the image processor, as JSON; with band_names, weights for red, green and blue are spread",
     )
-    parser.add_argument("--allow_nan", action="store_true", help="convert weights that are NaN or infinite, too")
+    parser.add_argument("--allow_nan", action="store_true", help="also convert weights that are NaN or infinite")
     parser.error = errors.refuse
     args = parser.parse_args(argv)
     check_paths([args])
 
-    from .. import auto  # noqa: F401  (a model is saved with its code where the Auto classes know it)
+    from .. import auto  # noqa: F401  (registered models are saved with their code)
     from .checkpoint import convert_checkpoint
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated; nothing was written."))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated, nothing was written."))
     target = convert_checkpoint(**vars(args))
-    print(f"{args.source} is in {target}")
+    print(f"Converted {args.source} to {target}")
 
 
 if __name__ == "__main__":

@@ -64,55 +64,55 @@ def convert_checkpoint(
     input_spec: dict | None = None,
     allow_nan: bool = False,
 ) -> Path:
-    """Write `source` in another layout to the new folder `target`.
+    """Convert `source` to another layout and write it to the new folder `target`.
 
-    Configuration, tokenizer, image processor and generation configuration are converted too, and a card states the
+    Configuration, tokenizer, image processor and generation configuration are converted too. A model card states the
     license of the source.
 
     Args:
         source: Hub id, folder or safetensors file.
-        target: must not exist yet, or be empty.
-        to: `"vitp"`; `"backbone"`, the ViT alone, which `AutoModel` opens without remote code; `"internvl"`, which
-            `AutoModelForImageTextToText` opens without remote code; `"segmentation"`, which
-            [`ViTPForSemanticSegmentation`] or [`ViTPForChangeDetection`] opens; `"detection"`, which
-            `AutoModelForObjectDetection` opens; `"adapter"`, its [`ViTPAdapter`] alone;
-            `"original"`, the names of InternVL's, ViT-Adapter's or OpenMMLab's own code. By default ours, with all that
-            the source holds.
+        target: folder that does not exist yet or is empty.
+        to: `"vitp"`; `"backbone"`, the ViT alone, which `AutoModel` loads without remote code; `"internvl"`, which
+            `AutoModelForImageTextToText` loads without remote code; `"segmentation"` for
+            [`ViTPForSemanticSegmentation`] or [`ViTPForChangeDetection`]; `"detection"`, which
+            `AutoModelForObjectDetection` loads; `"adapter"`, the [`ViTPAdapter`] of a model alone; `"original"`, the
+            names of InternVL's, ViT-Adapter's or OpenMMLab's own code. Defaults to this package's layout with all parts
+            of the source.
         revision: branch, tag or commit of a Hub id.
-        license: the license, if the source states none; one that contradicts the source is refused.
-        image_token_id: the token that stands for an image, for a checkpoint of InternVL's own code without tokenizer.
-        deformable_attention: of a ViT-Adapter of the original naming, also in a model: `"native"`, its own, or
-            `"mmcv"`, where it was trained with mmcv's, which computes other maps. By default what the tensors and the
-            settings beside them say; a warning if they leave it open.
-        benchmark: of a detector of OpenMMLab's naming, the benchmark that it was published for (`"dior"`, `"dior_r"`,
-            `"dota_v2"`, `"sardet_100k"`, `"rsar"`, `"ssdd"`): the names of its classes, its image size and whether it
-            looks at mirrored images too, which the tensors do not say.
-        input_spec: how images are read from now on, see [`~modeling_vitp.InputSpec`]. If it has `band_names`, a model
-            for red, green and blue becomes one for these bands, see [`~modeling_vitp.spread_bands`].
+        license: license, if the source states none. A license that contradicts the source raises an error.
+        image_token_id: id of the image token, for a checkpoint of InternVL's own code without tokenizer.
+        deformable_attention: deformable attention of an original ViT-Adapter, also in a model: `"native"` for its own,
+            or `"mmcv"` if it was trained with mmcv's, which computes other maps. Defaults to the one that the tensors
+            and their settings show; if they show none, a warning is logged.
+        benchmark: benchmark of a detector published in OpenMMLab's layout (`"dior"`, `"dior_r"`, `"dota_v2"`,
+            `"sardet_100k"`, `"rsar"`, `"ssdd"`). It sets the class names, the image size and the use of mirrored
+            images, which the tensors do not show.
+        input_spec: new input spec of the image processor, see [`~modeling_vitp.InputSpec`]. With `band_names`, a model
+            for red, green and blue is converted to one for these bands, see [`~modeling_vitp.spread_bands`].
         allow_nan: whether weights that are NaN or infinite are converted.
 
     Raises:
-        ValueError: if the source is damaged, of an unknown kind, has weights that are NaN or infinite, lacks tensors or
-            has others than its configuration asks for, is for other bands than `input_spec` names, or if `to` cannot
-            say what it says. Nothing is written then.
+        ValueError: if the source is damaged or of an unknown layout, has weights that are NaN or infinite, has missing
+            or unexpected tensors, has other bands than `input_spec`, or has settings that `to` does not support.
+            Nothing is written then.
     """
     target = Path(target)
     check_new(target)
     checkpoint = read_checkpoint_source(str(source), revision, image_token_id, deformable_attention, benchmark)
     to = to or checkpoint.targets[0]
     if to not in TARGETS:
-        raise ValueError(f"There is no target {to!r}, only {', '.join(TARGETS)}.")
+        raise ValueError(f"Expected `to` to be one of {', '.join(TARGETS)}, got {to!r}.")
     if to == checkpoint.kind and input_spec is None:
-        raise ValueError(f"{source} is of the kind {to!r} already.")
+        raise ValueError(f"{source} already has the layout {to!r}.")
     if checkpoint.entry.layout == "backbone" and to in ("vitp", "internvl"):
         raise ValueError(
-            f"{source} holds a ViT alone, of which {to!r} cannot be made without a language model: convert it to "
-            "'backbone', and compose that with a language model in recipes/pretrain.py."
+            f"{source} is a ViT alone, which cannot be converted to {to!r} without a language model. Convert it to "
+            "'backbone', and combine that with a language model in recipes/pretrain.py."
         )
     if to not in checkpoint.targets:
         raise ValueError(
-            f"{source} holds a {checkpoint.config.model_type!r}, of which {to!r} cannot be made, only "
-            f"{', '.join(checkpoint.targets)}."
+            f"{source} is a {checkpoint.config.model_type!r}, which can be converted to "
+            f"{', '.join(checkpoint.targets)}, not to {to!r}."
         )
     license_fields = read_license(checkpoint, license)
     if input_spec is not None:
@@ -136,7 +136,7 @@ def convert_checkpoint(
 
 @dataclass(frozen=True)
 class ChangedTensor(TensorBytes):
-    """Content that replaces a tensor of a file."""
+    """Bytes that replace a tensor of a file."""
 
     content: bytes
 
@@ -145,9 +145,9 @@ class ChangedTensor(TensorBytes):
 
 
 def set_input_spec(checkpoint: Checkpoint, input_spec: dict) -> None:
-    """Set the input spec of the image processor. If it names bands, spread weights for red, green and blue over them.
+    """Set the input spec of the image processor, and spread the weights over its bands if it names any.
 
-    Mean and standard deviation are spread too, see [`~modeling_vitp.spread_bands`].
+    The weights, mean and standard deviation for red, green and blue are spread, see [`~modeling_vitp.spread_bands`].
 
     Raises:
         ValueError: if the checkpoint is for other bands.
@@ -175,18 +175,18 @@ def load_tensor(tensor: TensorBytes) -> torch.Tensor:
 
 
 def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
-    """Return the license fields of the source's card, or the given license if the source states none."""
+    """Return the license fields of the source's card, or the argument if the source states none."""
     fields = license_of(checkpoint.folder)
     if not fields and given is None:
         fields = license_of_file(checkpoint.folder)
     if given is not None and fields.get("license", given) != given:
         raise ValueError(
-            f"{checkpoint.name} is licensed {fields['license']}: a conversion keeps that and cannot make it {given}."
+            f"{checkpoint.name} has the license {fields['license']}, which a conversion cannot change to {given}."
         )
     if not fields and given is None:
         logger.warning(
-            "%s states no license (neither a card nor a license file): give it as --license. Of a model that you "
-            "trained from scratch it is yours to choose; of any other, find out what it is.",
+            "%s states no license (neither a card nor a license file). Set --license: to a license of your choice for "
+            "a model that you trained from scratch, to the actual license for any other model.",
             checkpoint.name,
         )
         return {"license": "unknown"}
@@ -210,18 +210,18 @@ def write_conversion_card(
     source = Path(checkpoint.name).name if Path(checkpoint.name).exists() else checkpoint.name
     license = license_fields.get("license_name", license_fields["license"])
     if license == "unknown":
-        terms = "The source states no license. Find out what it is before you use or pass on these weights."
+        terms = "The source states no license. Find out its license before you use or share these weights."
     else:
-        terms = f"License of the source, and so of these weights: {license}."
+        terms = f"License of the source, which also applies to these weights: {license}."
     card = ModelCard(
-        f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), the same to the bit, "
-        f"in the layout `{to}`, converted with `vitp convert`.\n\n{terms}\n"
+        f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), converted to the "
+        f"layout `{to}` with `vitp convert`. They are the same to the bit.\n\n{terms}\n"
     )
     card.save(folder / "README.md")
 
 
 def arrange(checkpoint: Checkpoint, to: str) -> dict[str, list[TensorBytes]]:
-    """Return the tensors under the names of the target, each as the blocks of rows that make it up."""
+    """Return the tensors under the names of the target, each as a list of blocks of rows."""
     layout = checkpoint.original_layout if to == "original" else to
     arranged = {}
     for name, tensor in checkpoint.tensors.items():
@@ -230,7 +230,7 @@ def arrange(checkpoint: Checkpoint, to: str) -> dict[str, list[TensorBytes]]:
             arranged.setdefault(found.key, {})[found.part] = tensor
     for key, blocks in arranged.items():
         if len({tensor.dtype for tensor in blocks.values()}) > 1:
-            raise ValueError(f"{checkpoint.name}: {key} would be made of tensors of several dtypes.")
+            raise ValueError(f"{checkpoint.name}: expected one dtype for the parts of {key}, got several.")
     return {key: [blocks[part] for part in sorted(blocks)] for key, blocks in arranged.items()}
 
 
@@ -250,7 +250,7 @@ def write_internvl(checkpoint: Checkpoint, folder: Path) -> None:
     fields = checkpoint.config.to_dict()
     for name in ("model_type", "architectures", "auto_map", "vision_config"):
         fields.pop(name, None)
-    # Of which transformers 4 and vLLM read this one, and version 5 that of the whole.
+    # transformers 4 and vLLM read this setting, version 5 reads that of the whole model.
     fields["text_config"]["tie_word_embeddings"] = fields["tie_word_embeddings"]
     config = InternVLConfig(vision_config=native_vision_config(checkpoint.config.vision_config), **fields)
     config.architectures = ["InternVLForConditionalGeneration"]
@@ -271,8 +271,8 @@ def write_internvl(checkpoint: Checkpoint, folder: Path) -> None:
 def native_processor(
     folder: Path, image_processor: GotOcr2ImageProcessor, processor: ViTPProcessor
 ) -> InternVLProcessor:
-    """Return transformers' own processor with an image processor, our tokenizer from a folder and our chat template."""
-    # What it asks the tokenizer for by name. The video token is replaced before encoding, so it needs no embedding.
+    """Return transformers' processor with an image processor, a folder's tokenizer and the given chat template."""
+    # `InternVLProcessor` reads these tokens by name. The video token is replaced before encoding, without embedding.
     tokenizer = plain_tokenizer(folder, model_specific_special_tokens=NAMED_TOKENS, padding_side="left")
     same = {name: getattr(image_processor, name) for name in ("size", "image_mean", "image_std")}
     with naming(folder, InternVLProcessor):
@@ -361,8 +361,8 @@ def refuse_input_spec(checkpoint: Checkpoint, to: str) -> None:
     if checkpoint.image_processor.input_spec:
         raise ValueError(
             f"{checkpoint.name} reads images with input_spec={checkpoint.image_processor.input_spec}, which {to!r} "
-            "cannot say: its users would misread the images. Save the processor with input_spec=None first, and "
-            "convert images yourself."
+            "does not support: images would be misread. Save the processor with input_spec=None first, and convert the "
+            "images yourself."
         )
 
 

@@ -1,4 +1,4 @@
-"""Export of the backbone from the model that it was trained in, to a folder that plain transformers opens."""
+"""Export of the backbone from its pretraining model to a folder that plain transformers loads."""
 
 import copy
 from pathlib import Path
@@ -38,33 +38,33 @@ def export_backbone(
     image_processor: ViTPImageProcessor | None = None,
     allow_nan: bool = False,
 ) -> Path:
-    """Write the vision tower and its image processor to a folder of their own.
+    """Write the vision tower of a model and its image processor to a folder of their own.
 
-    The folder says `model_type: internvl_vision`, so `AutoModel.from_pretrained(output_dir)` opens it as transformers'
-    own `InternVLVisionModel`, with no remote code and without this package; with `trust_remote_code=True`, or through
-    `ViTPVisionModel.from_pretrained`, it opens as [`ViTPVisionModel`], and on the Hub through `AutoBackbone` as
-    [`ViTPBackbone`]. Features are the same to the bit. The image processor resizes an image to one tile and does not
-    cut it, so that feature extraction gives one row an image.
+    The folder's `model_type` is `internvl_vision`, so that `AutoModel.from_pretrained(output_dir)` loads transformers'
+    own `InternVLVisionModel` without remote code and without this package. `ViTPVisionModel.from_pretrained`, or
+    `AutoModel` with `trust_remote_code=True`, loads it as [`ViTPVisionModel`], and `AutoBackbone` loads it from the Hub
+    as [`ViTPBackbone`]. The features are the same to the bit. The image processor resizes an image to one tile without
+    cutting it, so that feature extraction returns one row for each image.
 
-    An image processor with an input spec is saved as [`ViTPImageProcessor`] with its code, since transformers' own
-    would ignore the spec and misread the images without a word; `AutoImageProcessor` then asks for
-    `trust_remote_code=True`, unless this package is imported.
+    An image processor with an input spec is saved as [`ViTPImageProcessor`] with its code, because transformers' own
+    would ignore the spec and misread the images. `AutoImageProcessor` then needs `trust_remote_code=True`, unless this
+    package is imported.
 
     Args:
-        model: the trained model (also as PEFT has wrapped it), its vision model, or the folder or Hub id of a
-            checkpoint (with its processor). A model that was loaded with `trust_remote_code=True` is one, and one of
-            transformers' InternVL too.
-        output_dir: created if missing.
-        image_processor: the one of training; that of the checkpoint if `model` is one. ImageNet mean and std at the
-            model's image size if there is none, which other bands than red, green and blue do not have.
-        allow_nan: whether weights that are NaN or infinite are written; else they are a `ValueError`.
+        model: trained model (also wrapped by PEFT, loaded with `trust_remote_code=True`, or of transformers' InternVL),
+            its vision model, or the folder or Hub id of a checkpoint (with its processor).
+        output_dir: folder to write, created if missing.
+        image_processor: image processor of the training. Defaults to that of the checkpoint or, for a model, to
+            ImageNet mean and std at the model's image size. Required for a model with other bands than red, green and
+            blue.
+        allow_nan: whether weights that are NaN or infinite are written. They raise an error by default.
 
     Returns:
         `output_dir` as a path.
 
     Raises:
-        ValueError: if a folder or Hub id holds another kind of model, such as a backbone or a detector, or `model` is
-            one, or it takes other bands and there is no image processor for them.
+        ValueError: if `model` or the checkpoint has another model type, such as a backbone or a detector, weights are
+            NaN or infinite, or a model with other bands has no image processor.
     """
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
@@ -76,7 +76,7 @@ def export_backbone(
     band_names = getattr(vision_model.config, "band_names", None)
     if image_processor is None and band_names is not None:
         raise ValueError(
-            f"{name} takes {describe_bands(band_names)}, and nothing says how their values become the model's: give "
+            f"{name} takes {describe_bands(band_names)}, but has no image processor for them. Pass "
             "image_processor=ViTPImageProcessor(input_spec={'band_names': [...], 'window': [...]})."
         )
     if not allow_nan:
@@ -92,7 +92,7 @@ def export_backbone(
 
 
 def trained_dtype(name: str | Path) -> str:
-    """Return the dtype of the weights that trained in full beside a LoRA adapter, or `auto` without an adapter."""
+    """Return the dtype of the fully trained weights beside a LoRA adapter, or `auto` without an adapter."""
     file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     weights = read_tensors(Path(file)) if file else {}
     in_full = {key: weight for key, weight in weights.items() if "lora_" not in key}
@@ -100,43 +100,43 @@ def trained_dtype(name: str | Path) -> str:
 
 
 def check_language_model(name: str) -> None:
-    """Raise a `ValueError` that says what to do if a folder or Hub id holds no vision-language model."""
+    """Raise a `ValueError` with advice unless a folder or Hub id has a vision-language model."""
     try:
         with naming(name, PreTrainedConfig):
             fields = PreTrainedConfig.get_config_dict(name)[0]
-    except (OSError, ValueError):  # which opening it will report
+    except (OSError, ValueError):  # reported when the model is loaded
         return
     model_type = fields.get("model_type")
     if model_type in [*VISION_MODELS]:
-        raise ValueError(f"{name} is a backbone already, a {model_type!r}: use it as it is.")
+        raise ValueError(f"{name} is already a backbone ({model_type!r}). Use it as it is.")
     if model_type is not None and model_type not in [*LANGUAGE_MODELS]:
         raise ValueError(
-            f"{name} is a {model_type!r}, and a vision-language model is expected: take the one that it was trained "
-            f"from. {way_to_vit(name, fields)}"
+            f"Expected a vision-language model, got {name} of type {model_type!r}. Export the model that it was "
+            f"trained from. {way_to_vit(name, fields)}"
         )
 
 
 def trained_vision_model(model: nn.Module) -> InternVLVisionModel:
-    """Return the vision model of a model; if PEFT has wrapped it, a copy with its adapters merged."""
+    """Return the vision model of a model; if it is wrapped by PEFT, a copy with merged adapters."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
-    # transformers' classes, of which ours are: those that remote code defines have the same names, but are others.
+    # Checked by transformers' classes, because remote code defines its own subclasses of them.
     if isinstance(model, InternVLForConditionalGeneration):
         model = model.model
     if isinstance(model, InternVLModel):
         model = model.vision_tower
     if getattr(model, "config_class", PreTrainedConfig).model_type not in VISION_MODELS:
         raise ValueError(
-            f"a {type(model).__name__} is neither a vision-language model nor a ViT. Of a classifier give the "
-            "`backbone`; of a model on maps at four strides save the `backbone`, backbone.save_pretrained('FOLDER'), "
-            "and give ViTPVisionModel.from_pretrained('FOLDER')."
+            f"Expected a vision-language model or a ViT, got a {type(model).__name__}. For a classifier, pass its "
+            "`backbone`. For a model on a multi-scale backbone, save that with backbone.save_pretrained('FOLDER'), and "
+            "pass ViTPVisionModel.from_pretrained('FOLDER')."
         )
     is_wrapped = any(hasattr(module, name) for module in model.modules() for name in ("modules_to_save", "base_layer"))
     return without_adapters(copy.deepcopy(model)) if is_wrapped else model
 
 
 def without_adapters(module: nn.Module) -> nn.Module:
-    """Remove PEFT's wrappers: merge LoRA, and keep the trained copy of modules that train in full."""
+    """Remove PEFT's wrappers: merge LoRA, and keep the trained copy of fully trained modules."""
     if hasattr(module, "modules_to_save"):
         return without_adapters(module.modules_to_save[module.active_adapters[0]])
     if hasattr(module, "base_layer"):
@@ -148,7 +148,7 @@ def without_adapters(module: nn.Module) -> nn.Module:
 
 
 def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
-    """Return the configuration in transformers' own class; `drop_path_rate` and `band_names` stay as extra fields."""
+    """Return the configuration in transformers' own class, with `drop_path_rate` and `band_names` as extra fields."""
     fields = config.to_dict()
     for name in ("model_type", "transformers_version", "architectures", "auto_map"):
         fields.pop(name, None)
@@ -161,7 +161,7 @@ def save_code_and_image_processor(
     output_dir: str | Path, config: ViTPVisionConfig, image_processor: ViTPImageProcessor
 ) -> None:
     """Write the files of a backbone's folder beside its weights and configuration."""
-    custom_object_save(ViTPExportedBackbone, output_dir)  # and what it imports, of which `ViTPVisionModel` is
+    custom_object_save(ViTPExportedBackbone, output_dir)  # with its imports, such as `ViTPVisionModel`
     height, width = config.image_size
     settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
     processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
@@ -169,6 +169,6 @@ def save_code_and_image_processor(
 
 
 def image_settings(image_processor: ViTPImageProcessor) -> dict:
-    """Return the settings of an image processor, for another class."""
+    """Return the settings of an image processor that another class accepts."""
     settings = image_processor.to_dict()
     return {name: settings[name] for name in ViTPImageProcessor.valid_kwargs.__annotations__ if name in settings}

@@ -1,4 +1,4 @@
-"""transformers' InternVL in our classes, and what its folders need for transformers 4 and for models without videos."""
+"""Conversion of transformers' InternVL to our classes, and compatibility of its folders with transformers 4."""
 
 import tempfile
 from pathlib import Path
@@ -26,7 +26,7 @@ def from_internvl_config(config: InternVLConfig) -> ViTPConfig:
 
 
 def from_internvl(model: InternVLForConditionalGeneration) -> ViTPForConditionalGeneration:
-    """Return a model of ours with the same weights, not copied; parameter names are the same."""
+    """Return the model in our class with the same weights (not copied) under the same names."""
     config = from_internvl_config(model.config)
     config._attn_implementation = model.config._attn_implementation
     converted = ViTPForConditionalGeneration(config)
@@ -57,8 +57,8 @@ def internvl_processor(name: str, **options) -> ViTPProcessor:
 def drop_video_token(folder: Path, vocab_size: int) -> None:
     """Remove the video token from the tokenizer saved in `folder` if the model has no embedding for it.
 
-    transformers' InternVL processor asks its tokenizer for this token and replaces it before encoding. In our
-    processor, a text that contains it would stop the model.
+    transformers' InternVL processor reads this token from its tokenizer and replaces it before encoding. In our
+    processor, a text with this token would cause an index error in the model.
     """
     state, config = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
     kept = [token for token in state["added_tokens"] if token["content"] != VIDEO_TOKEN or token["id"] < vocab_size]
@@ -88,7 +88,7 @@ def rope_of_version_4(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_rope_for_version_4(folder: Path) -> None:
-    """Add `rope_theta` to the `config.json` of a folder; without it, version 4 takes its default base."""
+    """Add `rope_theta` to the `config.json` of a folder; without it, version 4 uses its default base."""
     config = read_json(folder / "config.json")
     config["text_config"] |= rope_of_version_4(config["text_config"].get("rope_parameters") or {})
     write_json(folder / "config.json", config)
@@ -97,9 +97,9 @@ def write_rope_for_version_4(folder: Path) -> None:
 def write_tokenizer_config_for_version_4(folder: Path) -> None:
     """Rewrite the `tokenizer_config.json` of a folder for transformers 4; version 5 still reads it.
 
-    Version 4 has another name for the class of a tokenizer that is its `tokenizer.json` alone, gives ids of segments
-    with it unless told not to, and keeps special tokens that have a name, such as the one that its InternVL processor
-    puts for an image, apart from those without.
+    Version 4 has another class name for a tokenizer that consists of its `tokenizer.json`, returns token type ids with
+    it by default, and keeps named special tokens, such as the image token of its InternVL processor, apart from the
+    others.
     """
     config = read_json(folder / "tokenizer_config.json")
     config.pop("backend", None)

@@ -1,7 +1,7 @@
 """Names of the tensors in each layout of checkpoints.
 
-The names of this package (`vitp`, and `segmentation` and `detection` for dense models) are the hub: every other layout
-is a function of them, so that the whole set of keys that a file must have follows from its configuration.
+The names of this package (`vitp`, and `segmentation` and `detection` for dense models) are the reference: every other
+layout is a function of them, so that the complete set of a file's keys follows from its configuration.
 """
 
 import re
@@ -12,13 +12,13 @@ BENCHMARK_NAMES = ("dior", "dior_r", "dota_v2", "sardet_100k", "rsar", "ssdd")  
 
 VISION_TOWER, BACKBONE = "model.vision_tower.", "backbone."
 
-# transformers saves its own `internvl` under the names that such repos on the Hub have, not those it has in memory.
+# transformers saves `internvl` under the names in existing Hub repos, which differ from those in memory.
 INTERNVL = [
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.language_model\.", "language_model.model."),
     (r"^model\.", ""),
 ]
-# InternVL's own code: a fused `qkv`, layers in plural, the projector as a numbered sequence.
+# InternVL's own code, with a fused `qkv`, `layers` and a projector with numbered layers.
 ORIGINAL_VISION = [
     (r"^model\.vision_tower\.", "vision_model."),
     (r"^(vision_model\.)embeddings\.cls_token$", r"\1embeddings.class_embedding"),
@@ -63,7 +63,7 @@ ORIGINAL_SEGMENTATION = [
     (r"^(decode_head|auxiliary_head)\.classifier\.", r"\1.conv_seg."),
     (r"^(decode_head|auxiliary_head)\.(.*)\.batch_norm\.", r"\1.\2.bn."),
 ]
-# OpenMMLab's two-stage detectors; of a cascade each stage has its number.
+# OpenMMLab's two-stage detectors; the stages of a cascade are numbered.
 ORIGINAL_CASCADE = [
     *ORIGINAL_SEGMENTATION,
     (r"^neck\.laterals\.(\d)\.", r"neck.lateral_convs.\1."),
@@ -97,7 +97,7 @@ LAYOUTS = {
     "original_adapter": [*ORIGINAL_SEGMENTATION, (r"^backbone\.", "")],
     "original_adapter_prefixed": ORIGINAL_SEGMENTATION,
 }
-# Names that a layout has no place for. ViT-Adapter runs without the CLS token, and its own code leaves it out.
+# Tensors that a layout lacks. ViT-Adapter runs without the CLS token, which its own code does not save.
 ABSENT = {
     "backbone": r"(?!model\.vision_tower\.)",
     "adapter": r"(?!backbone\.)",
@@ -107,7 +107,7 @@ ABSENT = {
     "original_adapter": r"(?!backbone\.)|backbone\.embeddings\.cls_token$",
     "original_adapter_prefixed": r"backbone\.embeddings\.cls_token$",
 }
-# The first that some key matches tells the layout.
+# The layout is the first one whose pattern matches a key.
 SIGNS = {
     "detection": r"box_heads\.0\.regressor\.",
     "original_cascade": r"roi_head\.bbox_head\.0\.fc_reg\.",
@@ -135,7 +135,7 @@ class Location(NamedTuple):
 
 
 def locate_tensor(name: str, layout: str) -> Location | None:
-    """Return where `layout` keeps the tensor that this package calls `name`, or `None` if it does not."""
+    """Return the location in `layout` of the tensor `name` of this package, or `None` if the layout lacks it."""
     if layout in ABSENT and re.match(ABSENT[layout], name):
         return None
     key = name

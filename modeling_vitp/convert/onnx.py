@@ -1,4 +1,4 @@
-"""Export of the backbone as a graph: a program of `torch.export`, and ONNX."""
+"""Export of the backbone as a `torch.export` program and as ONNX."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ TOLERANCE = 1e-3
 
 
 class FeaturesDiffer(RuntimeError):
-    """The features of the graph differ from those of the model."""
+    """Error raised if the features of the graph differ from those of the model."""
 
     status = 1  # the exit status of a command
 
@@ -38,43 +38,44 @@ class Features(nn.Module):
 
 
 def open_backbone(name: str | Path) -> ViTPVisionModel:
-    """Open an exported backbone, a folder or Hub id, in float32 and in evaluation mode.
+    """Load an exported backbone, a folder or Hub id, in float32 and in evaluation mode.
 
     Raises:
-        ValueError: if it holds another kind of model.
-        OSError: if there is no model.
+        ValueError: if the folder has another model type.
+        OSError: if the model is missing.
     """
     with naming(name, ViTPVisionConfig):
         model_type = ViTPVisionConfig.get_config_dict(name)[0].get("model_type")
-    if model_type not in VISION_MODELS | LANGUAGE_MODELS.keys():  # of the latter, opening says how the ViT is had
+    if model_type not in VISION_MODELS | LANGUAGE_MODELS.keys():  # loading the latter raises with advice
         raise ValueError(
-            f"{name} is a {model_type!r}, and an exported backbone is expected (`vitp export_backbone CHECKPOINT "
-            "FOLDER`); heads of segmentation and detection make no graph for images of any size."
+            f"Expected an exported backbone, got {name} of type {model_type!r}. Create one with `vitp export_backbone "
+            "CHECKPOINT FOLDER`. Segmentation and detection models cannot be exported for images of any size."
         )
     return ViTPVisionModel.from_pretrained(name, dtype=torch.float32).eval()
 
 
 def export_program(backbone: ViTPVisionModel | str | Path) -> ExportedProgram:
-    """Return the backbone as a program of `torch.export` for any batch, height and width (two patches at least).
+    """Return the backbone as a `torch.export` program for any batch size, height and width (at least two patches).
 
     Args:
-        backbone: the ViT, or the folder or Hub id of an exported backbone.
+        backbone: ViT, or the folder or Hub id of an exported backbone.
 
     Returns:
-        A program that takes `pixel_values`, float32 `(batch_size, channels, height, width)`, sides in whole patches,
-        and gives `last_hidden_state`, `(batch_size, 1 + patches, hidden_size)`, and `pooler_output`,
+        A program with input `pixel_values`, float32 `(batch_size, channels, height, width)`, of whole patches, and
+        outputs `last_hidden_state`, `(batch_size, 1 + patches, hidden_size)`, and `pooler_output`,
         `(batch_size, hidden_size)`, the mean of the patch tokens.
 
     Raises:
-        ValueError: if the folder holds another kind of model.
+        ValueError: if the folder has another model type.
     """
     if isinstance(backbone, (str, Path)):
         backbone = open_backbone(backbone)
     height, width = backbone.config.patch_size
     sides = {2: height * Dim("rows", min=2), 3: width * Dim("columns", min=2)}
     example = torch.zeros(2, backbone.config.num_channels, 5 * height, 7 * width)
-    # The ViT leaves its table of positions as it is at the table's own size, and the graph would be for other sizes
-    # only. For a trace, transformers' code resamples at every size, which at the table's own changes nothing.
+    # At their own size the ViT does not interpolate the position embeddings, and a graph traced without interpolation
+    # could not be used at other sizes. When tracing, transformers interpolates at every size; at their own size this
+    # does not change them.
     with torch.no_grad(), mock.patch("torch.jit.is_tracing", return_value=True):
         return torch.export.export(
             Features(backbone).eval(), (example,), dynamic_shapes={"pixel_values": {0: Dim("batch"), **sides}}
@@ -84,40 +85,40 @@ def export_program(backbone: ViTPVisionModel | str | Path) -> ExportedProgram:
 def export_onnx(
     backbone: str | Path, file: str | Path, tolerance: float = TOLERANCE
 ) -> list[tuple[tuple[int, int, int], float]]:
-    """Write a backbone as ONNX, for any batch, height and width, after comparing its features with the model's.
+    """Write a backbone as ONNX, for any batch size, height and width, after comparing its features with the model's.
 
-    Inputs and outputs are those of [`export_program`], by these names. Weights over 2 GB, the most that one file can
-    hold, are in `FILE.data` beside it.
+    Inputs and outputs have the names and shapes of [`export_program`]. Weights over 2 GB, the limit of one file, are
+    written to `FILE.data` beside it.
 
     Args:
         backbone: folder or Hub id of an exported backbone.
-        file: the file to write, in a folder that exists. It is not touched if anything fails.
-        tolerance: the largest difference of a feature, in units of the features' standard deviation.
+        file: file to write, in an existing folder. It does not change if an error occurs.
+        tolerance: maximum difference of a feature, in units of the features' standard deviation.
 
     Returns:
-        The sizes, `(batch_size, height, width)`, at which model and graph were compared, none of them the one that was
-        traced, and the largest difference at each, in the unit of `tolerance`.
+        The compared sizes, `(batch_size, height, width)`, all of them different from the traced one, and the largest
+        difference at each, in the unit of `tolerance`.
 
     Raises:
         ModuleNotFoundError: if the extra `onnx` is not installed.
-        ValueError: if the folder holds another kind of model.
+        ValueError: if the folder has another model type.
         IsADirectoryError: if the file is a folder.
-        FileNotFoundError: if there is no folder for the file.
+        FileNotFoundError: if the file's folder does not exist.
         FeaturesDiffer: if the difference is larger than `tolerance` at some size.
     """
     file = Path(file)
     if file.is_dir():
-        raise IsADirectoryError(21, "is a folder, and the file to write is expected", str(file))
+        raise IsADirectoryError(21, "expected a file to write, got a folder", str(file))
     if not file.parent.is_dir():
-        raise FileNotFoundError(2, "there is no such folder to write the file to", str(file.parent))
+        raise FileNotFoundError(2, "the folder of the output file does not exist", str(file.parent))
     import onnxruntime
-    import onnxscript  # noqa: F401, which torch imports when the model has been traced
+    import onnxscript  # noqa: F401  (fails early; torch imports it after tracing)
 
     model = open_backbone(backbone)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         written = Path(folder) / file.name
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of its own code
+            warnings.simplefilter("ignore")  # about torch's own code
             program = torch.onnx.export(
                 export_program(model),
                 input_names=["pixel_values"],
@@ -132,8 +133,8 @@ def export_onnx(
         for size, largest in found:
             if not largest <= tolerance:
                 raise FeaturesDiffer(
-                    f"at {' x '.join(map(str, size))} (batch, height, width) features of the graph differ from the "
-                    f"model's by {largest:.1e} of their standard deviation, more than {tolerance:.1e}: {file} is not "
+                    f"At {' x '.join(map(str, size))} (batch, height, width) the features of the graph differ from the "
+                    f"model's by {largest:.1e} standard deviations, expected at most {tolerance:.1e}. {file} was not "
                     "written."
                 )
         for path in Path(folder).iterdir():
@@ -142,7 +143,7 @@ def export_onnx(
 
 
 def sizes_to_compare(model: ViTPVisionModel) -> Iterator[tuple[int, int, int]]:
-    """Yield batch, height and width: the size of the position embeddings, and others in both directions."""
+    """Yield batch size, height and width: at the position embeddings' size, and at smaller and larger sizes."""
     patch_height, patch_width = model.config.patch_size
     side = patch_grid(model.config)[0]
     for batch, rows, columns in ((1, side, side), (3, side // 2 + 1, side + 3), (2, side + 2, 2)):
@@ -151,7 +152,7 @@ def sizes_to_compare(model: ViTPVisionModel) -> Iterator[tuple[int, int, int]]:
 
 @torch.no_grad()
 def difference(model: ViTPVisionModel, session, size: tuple[int, int, int]) -> float:
-    """Return the largest difference between outputs of model and graph on noise, in their standard deviations."""
+    """Return the largest difference between outputs of model and graph on noise, in standard deviations."""
     batch, height, width = size
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(batch, model.config.num_channels, height, width, generator=generator)

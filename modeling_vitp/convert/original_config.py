@@ -1,9 +1,9 @@
-"""Configurations of the original code in ours and back: InternVL, ViT-Adapter, OpenMMLab's UPerNet and detectors.
+"""Conversion of original configurations to ours and back: InternVL, ViT-Adapter, OpenMMLab's UPerNet and detectors.
 
-InternVL's checkpoints have a configuration, which is translated field by field. The others come without one: the shapes
-of the tensors show most of it. For the rest the published settings are taken, those of a benchmark (`BENCHMARKS`), or
-those of a `config.json` beside the weights: arguments of the original backbone's class, and under `segmentation` or
-`detector` settings under the names of our configuration.
+InternVL's checkpoints have a configuration, which is converted field by field. The others have none: the shapes of the
+tensors show most settings. The rest are the published settings, those of a benchmark (`BENCHMARKS`), or those in a
+`config.json` beside the weights: arguments of the original backbone's class, and under `segmentation` or `detector`
+fields of our configuration.
 """
 
 import copy
@@ -28,8 +28,8 @@ from .internvl import rope_of_version_4
 logger = logging.getLogger(__name__)
 
 LANGUAGE_MODELS = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
-TEMPLATE = "internvl2_5"  # their name for the chat template that our processor writes
-# Heads cannot be seen from the tensors; these are the ViTs that InternVL has published, by their width.
+TEMPLATE = "internvl2_5"  # original name of our processor's chat template
+# The number of heads is not visible in the tensors; these are InternVL's published ViTs, by their width.
 INTERN_VIT_HEADS = {1024: 16, 3200: 25}
 NORM_TYPES = ("layer_norm", "rms_norm")
 # ours -> theirs
@@ -51,7 +51,7 @@ VISION_FIELDS = {
 }
 REQUIRED_VISION_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 REQUIRED_VISION_FIELDS += ("norm_type", "qkv_bias", "qk_normalization", "image_size", "patch_size")
-# What their code assumes where a configuration does not say, and the only value that is the same model in ours.
+# Defaults of the original code, and the only values that our model supports.
 CHAT_SETTINGS = {
     "ps_version": ("v1", "v2"),
     "select_layer": (-1, -1),
@@ -72,17 +72,17 @@ def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
     """Return InternViT's configuration in our class.
 
     Raises:
-        ValueError: if a field is missing or says what our model cannot do.
+        ValueError: if a field is missing or has a value that our model does not support.
     """
     missing = [name for name in REQUIRED_VISION_FIELDS if name not in config]
     if missing:
-        raise ValueError(f"The configuration of the ViT lacks {missing}.")
+        raise ValueError(f"The configuration of the ViT lacks the fields {missing}.")
     refuse_differences(config, {"dropout": (0.0, 0.0), "hidden_act": ("gelu", "gelu")}, "vision_config")
     if config["norm_type"] not in NORM_TYPES:
-        raise ValueError(f"vision_config has norm_type={config['norm_type']!r}, but one of {NORM_TYPES} is needed.")
+        raise ValueError(f"Expected norm_type to be one of {NORM_TYPES} in vision_config, got {config['norm_type']!r}.")
     if config["qk_normalization"] and config.get("layer_norm_eps", 1e-6) != 1e-6:
         raise ValueError(
-            f"vision_config has QK norm with layer_norm_eps={config['layer_norm_eps']}, but transformers' has 1e-6."
+            f"vision_config has QK norm with layer_norm_eps={config['layer_norm_eps']}, but transformers' uses 1e-6."
         )
     fields = {ours: config[theirs] for ours, theirs in VISION_FIELDS.items() if theirs in config}
     return ViTPVisionConfig(**fields, image_size=config["image_size"], patch_size=config["patch_size"])
@@ -91,22 +91,20 @@ def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
 def vision_from_tensors(shapes: dict[str, tuple[int, ...]]) -> ViTPVisionConfig:
     """Return InternViT's configuration from the shapes of its tensors, for a file without a configuration."""
     try:
-        shown = shown_by_vit(shapes, "encoder.")
+        visible = visible_vit_settings(shapes, "encoder.")
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"There is no config.json, and the tensors are not those of an InternViT ({error})."
-        ) from error
-    width = shown["hidden_size"]
+        raise ValueError(f"config.json is missing, and the tensors are not those of an InternViT ({error}).") from error
+    width = visible["hidden_size"]
     if width not in INTERN_VIT_HEADS:
         raise ValueError(
-            f"There is no config.json, and the number of heads of a ViT of width {width} cannot be seen from its "
-            "tensors: put a config.json with vision_config beside it."
+            f"config.json is missing, and the number of heads of a ViT of width {width} is not visible in its "
+            "tensors. Put a config.json with vision_config beside it."
         )
-    return ViTPVisionConfig(**shown, num_attention_heads=INTERN_VIT_HEADS[width])
+    return ViTPVisionConfig(**visible, num_attention_heads=INTERN_VIT_HEADS[width])
 
 
-def shown_by_vit(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Any]:
-    """Return the settings of a ViT that its tensors show; `prefix` is that of its layers in the original names."""
+def visible_vit_settings(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a ViT that its tensors show; `prefix` is the prefix of its layers' original names."""
     width, _, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
     grid = math.isqrt(shapes["embeddings.position_embedding"][1] - 1)
     return {
@@ -122,16 +120,16 @@ def shown_by_vit(shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[s
 
 
 def vision_to_original(config: ViTPVisionConfig) -> dict[str, Any]:
-    """Return our ViT's configuration as InternViT's; see [`vision_from_original`] for what is refused."""
+    """Return our ViT's configuration as InternViT's; see [`vision_from_original`] for the errors."""
     settings = config.to_dict()
     needed = {"use_mask_token": False, "use_absolute_position_embeddings": True, "use_mean_pooling": True}
     needed |= {"hidden_dropout_prob": 0, "projection_dropout": 0, "hidden_act": "gelu"}
     refuse_differences(settings, {name: (None, value) for name, value in needed.items()}, "vision_config")
     if config.use_qk_norm and config.layer_norm_eps != 1e-6:
-        raise ValueError(f"vision_config has QK norm, which the original code computes with {config.layer_norm_eps=}.")
+        raise ValueError(f"vision_config has QK norm with {config.layer_norm_eps=}, but the original code uses 1e-6.")
     for name in ("image_size", "patch_size"):
         if len(set(settings[name])) != 1:
-            raise ValueError(f"vision_config has {name}={list(settings[name])}, but the original code needs a square.")
+            raise ValueError(f"Expected a square {name} for the original code, got {list(settings[name])}.")
     return {
         "architectures": ["InternVisionModel"],
         "model_type": "intern_vit_6b",
@@ -144,14 +142,14 @@ def vision_to_original(config: ViTPVisionConfig) -> dict[str, Any]:
 
 
 def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
-    """Return InternVL's configuration in our class. It does not name the image token, which stays the default.
+    """Return InternVL's configuration in our class. The image token, which it lacks, keeps the default.
 
     Raises:
-        ValueError: if a field is missing or says what our model cannot do.
+        ValueError: if a field is missing or has a value that our model does not support.
     """
     for name in ("vision_config", "llm_config"):
         if not isinstance(config.get(name), dict):
-            raise ValueError(f"config.json has no {name}, but an original InternVL checkpoint needs it.")
+            raise ValueError(f"config.json lacks {name}, which an original InternVL checkpoint must have.")
     refuse_differences(config, CHAT_SETTINGS, "config.json")
     if config.get("dynamic_image_size", False):
         refuse_differences(config, {"use_thumbnail": (False, True)}, "config.json with dynamic_image_size")
@@ -170,7 +168,7 @@ def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
 
 
 def chat_to_original(config: ViTPConfig, min_patches: int, max_patches: int) -> dict[str, Any]:
-    """Return our configuration as InternVL's own; see [`chat_from_original`] for what is refused."""
+    """Return our configuration as InternVL's own; see [`chat_from_original`] for the errors."""
     needed = {"projector_hidden_act": "gelu", "vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
     refuse_differences(config.to_dict(), {name: (None, value) for name, value in needed.items()}, "config.json")
     return {
@@ -192,7 +190,7 @@ def chat_to_original(config: ViTPConfig, min_patches: int, max_patches: int) -> 
 
 
 def text_from_original(config: dict[str, Any]) -> PreTrainedConfig:
-    """Return the language model's configuration, without the fields that old transformers wrote for every model."""
+    """Return the language model's configuration, without the fields that older transformers wrote for every model."""
     check_language_model_type(config.get("model_type"))
     config_class = type(AutoConfig.for_model(config["model_type"]))
     own = set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
@@ -213,12 +211,12 @@ def text_to_original(config: PreTrainedConfig) -> dict[str, Any]:
 def check_language_model_type(model_type: str | None) -> None:
     if model_type not in LANGUAGE_MODELS:
         raise ValueError(
-            f"The language model is of type {model_type!r}, but the original code and transformers have only "
-            f"{', '.join(LANGUAGE_MODELS)} in common."
+            f"Expected a language model of type {', '.join(LANGUAGE_MODELS)}, which both the original code and "
+            f"transformers have, got {model_type!r}."
         )
 
 
-# ours -> theirs, of what the tensors do not show
+# ours -> theirs, fields that the tensors do not show
 ADAPTER_HIDDEN_FIELDS = {
     "num_attention_heads": "num_heads",
     "interaction_layers": "interaction_indexes",
@@ -226,9 +224,9 @@ ADAPTER_HIDDEN_FIELDS = {
     "injector_init_value": "init_values",
     "add_vit_features": "add_vit_feature",
     "drop_path_rate": "drop_path_rate",
-    "deformable_dropout": "deformable_dropout",  # which their code fixes
+    "deformable_dropout": "deformable_dropout",  # a constant in their code
 }
-# ours -> theirs, of what they do
+# ours -> theirs, fields that the tensors show
 ADAPTER_VISIBLE_FIELDS = {
     "hidden_size": "embed_dim",
     "num_hidden_layers": "depth",
@@ -243,8 +241,8 @@ ADAPTER_VISIBLE_FIELDS = {
 }
 HIDDEN_OF_SEGMENTATION = ("id2label", "loss_ignore_index", "class_weights", "auxiliary_loss_weight")
 DEPTH_OF_DEFAULT_INTERACTIONS = 24
-ASK = "put a config.json beside them with num_heads and interaction_indexes, as the original class takes them."
-# The deformable attention that their code ran on: its own, or mmcv's where that was not compiled.
+ASK = "Put a config.json beside them with the original class's num_heads and interaction_indexes."
+# Deformable attention of the original code: its own, or mmcv's if its own is not compiled.
 DEFORMABLE_ATTENTION = {
     "native": {"extractor_residual": "tokens", "deformable_dropout": 0.0},
     "mmcv": {"extractor_residual": "normed_tokens", "deformable_dropout": 0.1},
@@ -255,40 +253,40 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
     """Return the configuration of a ViT-Adapter.
 
     Args:
-        settings: arguments of the original class, or nothing.
-        shapes: of the tensors, under the names of the original code without a prefix.
+        settings: arguments of the original class, may be empty.
+        shapes: shapes of the tensors by their original names without a prefix.
 
     Raises:
-        ValueError: if the settings contradict the tensors, or do not say what the tensors do not show and the published
-            models do not have in common.
+        ValueError: if the settings contradict the tensors, or lack a value that neither the tensors show nor the
+            published models share.
     """
     try:
-        shown = shown_by_vit(shapes)
-        width = shown["hidden_size"]
-        shown |= {
+        visible = visible_vit_settings(shapes)
+        width = visible["hidden_size"]
+        visible |= {
             "deformable_ratio": shapes["interactions.0.injector.attn.value_proj.weight"][0] / width,
             "feed_forward_ratio": shapes["interactions.0.extractor.ffn.fc1.weight"][0] / width,
             "spatial_prior_channels": shapes["spm.stem.0.weight"][0],
         }
         samples = shapes["interactions.0.extractor.attn.attention_weights.weight"][0]  # heads times points
     except KeyError as error:
-        raise ValueError(f"The backbone is not ViT-Adapter on an InternViT: it has no {error}.") from error
-    attention = recognize_deformable_attention(settings, shown["deformable_ratio"])
+        raise ValueError(f"The backbone is not a ViT-Adapter on an InternViT: it lacks {error}.") from error
+    attention = recognize_deformable_attention(settings, visible["deformable_ratio"])
     for ours, theirs in ADAPTER_VISIBLE_FIELDS.items():
         if theirs == "deform_ratio" and attention == "mmcv":
-            continue  # which is not told
-        if settings.get(theirs, shown[ours]) != shown[ours]:
-            raise ValueError(f"config.json has {theirs}={settings[theirs]}, but the tensors have {shown[ours]}.")
+            continue  # mmcv ignores it
+        if settings.get(theirs, visible[ours]) != visible[ours]:
+            raise ValueError(f"config.json has {theirs}={settings[theirs]}, but the tensors have {visible[ours]}.")
     refuse_differences(settings, {"use_final_norm": (True, True)}, "config.json")
-    if shown["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
-        raise ValueError("Between which layers the adapter interacts cannot be seen from the tensors: " + ASK)
+    if visible["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
+        raise ValueError("The layers of the adapter's interactions are not visible in the tensors. " + ASK)
     if width not in INTERN_VIT_HEADS and "num_heads" not in settings:
-        raise ValueError(f"The number of heads of a ViT of width {width} cannot be seen from the tensors: " + ASK)
+        raise ValueError(f"The number of heads of a ViT of width {width} is not visible in the tensors. " + ASK)
     hidden = {"num_attention_heads": INTERN_VIT_HEADS.get(width)}
     hidden |= DEFORMABLE_ATTENTION[attention]
     hidden |= {ours: settings[theirs] for ours, theirs in ADAPTER_HIDDEN_FIELDS.items() if theirs in settings}
     return ViTPAdapterConfig(
-        **shown,
+        **visible,
         **hidden,
         deformable_heads=samples // settings.get("n_points", ViTPAdapterConfig.deformable_points),
         extra_extractors=count_values(r"interactions\.3\.extra_extractors\.(\d+)\.", shapes),
@@ -297,56 +295,58 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
 
 
 def recognize_deformable_attention(settings: dict[str, Any], ratio: float) -> str:
-    """Return which deformable attention the weights were trained with, `"native"` or `"mmcv"`.
+    """Return the deformable attention that the weights were trained with, `"native"` or `"mmcv"`.
 
-    mmcv's attention ignores the width of the values that the settings ask for, and has the full width. So narrow values
-    are native, and full ones are mmcv's if the settings ask for narrow ones. Otherwise both are possible, and a warning
-    says which is assumed, unless the settings have `deformable_attention`.
+    mmcv's attention ignores the width in the settings and always has values of full width. Narrow values are therefore
+    native, and full ones are mmcv's if the settings have a narrow width. Otherwise both are possible: unless the
+    settings have `deformable_attention`, one is assumed and a warning is logged.
 
     Args:
         settings: see [`adapter_from_original`].
-        ratio: of the values' width to that of the tokens, from the tensors.
+        ratio: width of the values relative to the tokens, from the tensors.
 
     Raises:
-        ValueError: if `deformable_attention` is none of the two, or contradicts the tensors.
+        ValueError: if `deformable_attention` is unknown or contradicts the tensors.
     """
     given, asked = settings.get("deformable_attention"), settings.get("deform_ratio")
     if given not in (None, *DEFORMABLE_ATTENTION):
-        raise ValueError(f"deformable_attention={given!r} is neither {' nor '.join(map(repr, DEFORMABLE_ATTENTION))}.")
+        raise ValueError(f"deformable_attention must be {' or '.join(map(repr, DEFORMABLE_ATTENTION))}, got {given!r}.")
     if ratio != 1:
         if given == "mmcv":
             raise ValueError(
-                f"deformable_attention='mmcv', but the values of the tensors have {ratio:g} of the full width, which "
-                "only the native attention has."
+                f"deformable_attention='mmcv' has values of full width, but the tensors have {ratio:g} of it. Set "
+                "deformable_attention='native'."
             )
         return "native"
     if given is None and asked in (None, 1):
         taken = "mmcv" if asked is None else "native"
         logger.warning(
-            "The deformable attention has values of full width: whether it was ViT-Adapter's own ('native') or mmcv's "
-            "('mmcv'), which compute different maps, cannot be seen from the tensors. It is taken for %r, since %s. "
-            "Give deformable_attention, or put it in a config.json beside the weights, if you know.",
+            "The deformable attention has values of full width: the tensors do not show whether it is ViT-Adapter's "
+            "own ('native') or mmcv's ('mmcv'), which compute different maps. %r is assumed, because %s. Set "
+            "deformable_attention, or put it in a config.json beside the weights, if you know it.",
             taken,
-            "no setting asks for that width" if asked is None else "deform_ratio is 1 in config.json",
+            "the settings have no width" if asked is None else "deform_ratio is 1 in config.json",
         )
         return taken
     return given or "mmcv"
 
 
 def with_deformable_attention(source: str, layout: str, fields: dict, given: str) -> dict:
-    """Return the settings of an original ViT-Adapter with the deformable attention that the caller gives."""
+    """Return the settings of an original ViT-Adapter with the deformable attention of the caller."""
     if not layout.startswith(("original_adapter", "original_segmentation", "original_detection", "original_cascade")):
-        raise ValueError(f"{source} is no ViT-Adapter of the original naming: deformable_attention says nothing of it.")
+        raise ValueError(f"deformable_attention requires a ViT-Adapter in the original layout, which {source} is not.")
     said = fields.get("deformable_attention", given)
     if said != given:
-        raise ValueError(f"{source} has deformable_attention={said!r} in its config.json, and not {given!r}.")
+        raise ValueError(f"{source} has deformable_attention={said!r} in its config.json, which contradicts {given!r}.")
     return {**fields, "deformable_attention": given}
 
 
 def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
     """Return the arguments of the original class.
 
-    Refused are settings that [`vision_to_original`] refuses, and mmcv's residual with values narrower than the tokens.
+    Raises:
+        ValueError: for settings that [`vision_to_original`] refuses, and for mmcv's residual with values narrower than
+            the tokens.
     """
     vision_to_original(config)
     settings = config.to_dict()
@@ -356,7 +356,7 @@ def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
     if attention == "mmcv" and config.deformable_ratio != 1:
         raise ValueError(
             f"The adapter has extractor_residual={config.extractor_residual!r} and "
-            f"deformable_ratio={config.deformable_ratio}, but the original code has that residual with 1 only."
+            f"deformable_ratio={config.deformable_ratio}, but the original code has that residual only with 1."
         )
     named = {theirs: settings[ours] for ours, theirs in (ADAPTER_HIDDEN_FIELDS | ADAPTER_VISIBLE_FIELDS).items()}
     return named | {
@@ -374,13 +374,14 @@ def segmentation_from_original(
 ) -> ViTPSegmentationConfig | ViTPChangeDetectionConfig:
     """Return the configuration of OpenMMLab's UPerNet on ViT-Adapter.
 
-    A head that reads the maps of two images makes it a change detector.
+    A head on the maps of two images makes it a change detection model.
 
     Args:
-        settings: arguments of the original backbone's class, and `segmentation`; or nothing.
-        shapes: of the tensors, under the names of the original code.
+        settings: arguments of the original backbone's class, and `segmentation`; may be empty.
+        shapes: shapes of the tensors by their original names.
 
     Raises:
+        ValueError: see [`adapter_from_original`]; also if the head differs from ours.
         ValueError: as [`adapter_from_original`], and if the head is not like ours.
     """
     prefix = "backbone."
@@ -391,12 +392,12 @@ def segmentation_from_original(
         num_labels, channels, _, _ = shapes["decode_head.conv_seg.weight"]
         in_channels = shapes["decode_head.lateral_convs.0.conv.weight"][1]
     except KeyError as error:
-        raise ValueError(f"The decode head is not OpenMMLab's UPerNet: it has no {error}.") from error
+        raise ValueError(f"The decode head is not OpenMMLab's UPerNet: it lacks {error}.") from error
     config_classes = {adapter.hidden_size: ViTPSegmentationConfig, 2 * adapter.hidden_size: ViTPChangeDetectionConfig}
     if num_labels == 1 or in_channels not in config_classes:
         raise ValueError(
-            f"The decode head makes {num_labels} maps of {in_channels} channels, but at least two classes, of the maps "
-            f"of one image ({adapter.hidden_size} channels) or of two, are expected."
+            f"Expected a decode head of at least two classes on the maps of one image ({adapter.hidden_size} channels) "
+            f"or of two, got one of {num_labels} classes on {in_channels} channels."
         )
     auxiliary = {}
     if "auxiliary_head.conv_seg.weight" in shapes:
@@ -421,10 +422,12 @@ def segmentation_from_original(
 
 
 def segmentation_to_original(config: ViTPSegmentationConfig) -> dict[str, Any]:
-    """Return the arguments of the original backbone's class, and under `segmentation` settings of ours that the
-    tensors do not show.
+    """Return the arguments of the original backbone's class, and under `segmentation` the settings of the head.
 
-    Refused are settings that [`adapter_to_original`] refuses, and other heads than UPerNet.
+    The latter are those of our settings that the tensors do not show.
+
+    Raises:
+        ValueError: for settings that [`adapter_to_original`] refuses, and for other heads than UPerNet.
     """
     refuse_differences({"decode_head": config.decode_head}, {"decode_head": ("upernet", "upernet")}, "config.json")
     settings = {name: getattr(config, name) for name in HIDDEN_OF_SEGMENTATION}
@@ -441,13 +444,13 @@ def label_fields(names: list[str]) -> dict[str, dict]:
 
 
 def count_values(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Return how many different values the group of the pattern has in the names."""
+    """Return the number of distinct values of the pattern's group in the names."""
     return len({match[1] for match in (re.match(pattern, key) for key in shapes) if match})
 
 
-# Classes of the published detectors, in the order of their heads, as the authors' code lists them. Where a detector was
-# trained on COCO's JSON, the code takes the order of that file's categories, and the file is not published: such an
-# order is certain only once the detector is scored class by class on labelled images.
+# Classes of the published detectors in the order of their heads, as in the authors' code. For detectors trained on COCO
+# JSON files, that code uses the order of the categories in the file, which is not published: such an order has to be
+# confirmed by scoring the detector class by class on labeled images.
 DIOR = (
     "airplane airport baseballfield basketballcourt bridge chimney dam Expressway-Service-area Expressway-toll-station "
     "golffield groundtrackfield harbor overpass ship stadium storagetank tenniscourt trainstation vehicle windmill"
@@ -461,19 +464,20 @@ DOTA = (
     "storage-tank soccer-ball-field roundabout harbor swimming-pool helicopter container-crane airport helipad"
 )
 SAR = "ship aircraft car tank bridge harbor"
-# SSDD's one class in a head for the 80 of COCO, whose softmax has no exact counterpart with fewer.
+# SSDD's class in a head for the 80 classes of COCO, whose softmax cannot be reduced exactly.
 SSDD = " ".join(["ship", *(f"unused-{index}" for index in range(1, 80))])
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """
+    """Settings of a published detector.
+
     Args:
-        config_class: of its detector.
-        names: of the classes, in the order of the head.
-        resize: `"stretch"` or `"fit"` images to the detector's size, the second with padding; not if `None`.
-        order_is_certain: whether the order of the names does not hang on a file that is not published.
-        settings: of the configuration, where they are not its defaults.
+        config_class: configuration class of the detector.
+        names: names of the classes, in the order of the head.
+        resize: `"stretch"` or `"fit"` (with padding) images to the detector's size; `None` keeps their size.
+        order_is_certain: whether the order of the names is independent of unpublished files.
+        settings: settings that differ from the configuration's defaults.
     """
 
     config_class: type[ViTPObjectDetectionConfig]
@@ -493,7 +497,7 @@ BENCHMARKS = {
 }
 
 
-# The numbers of deltas that a place of the region proposals has, three anchors each.
+# Configuration by the number of deltas of the region proposal network at each position, for three anchors.
 KINDS = {12: ViTPObjectDetectionConfig, 18: ViTPOrientedObjectDetectionConfig}
 PER_STAGE = ("stage_iou_thresholds", "stage_loss_weights", "stage_box_stds")
 DETECTOR_VISIBLE_FIELDS = ("neck_channels", "neck_top_down", "head_hidden_size", "class_agnostic_boxes")
@@ -505,12 +509,12 @@ def detection_from_original(
     """Return the configuration of a two-stage detector of OpenMMLab's on ViT-Adapter.
 
     Args:
-        settings: arguments of the original backbone's class, and `detector`; or nothing.
-        shapes: of the tensors, under the names of the original code.
-        benchmark: one of `BENCHMARKS`.
+        settings: arguments of the original backbone's class, and `detector`; may be empty.
+        shapes: shapes of the tensors by their original names.
+        benchmark: key of `BENCHMARKS`.
 
     Raises:
-        ValueError: as [`adapter_from_original`]; if the tensors are no detector's that we have, or not the benchmark's.
+        ValueError: see [`adapter_from_original`]; also if the detector is not supported or not the benchmark's.
     """
     prefix = "backbone."
     adapter = adapter_from_original(
@@ -525,59 +529,59 @@ def detection_from_original(
         box_values = shapes[f"{head}.fc_reg.weight"][0]
     except KeyError as error:
         raise ValueError(
-            f"The heads are not those of a two-stage detector of OpenMMLab: there is no {error}."
+            f"The heads are not those of a two-stage detector of OpenMMLab: {error} is missing."
         ) from error
     config_class = (
         ViTPInstanceSegmentationConfig if "roi_head.mask_head.upsample.weight" in shapes else KINDS.get(values)
     )
     if config_class is None or (config_class.num_box_values == 4) != (values == 12):
-        raise ValueError(f"rpn_reg gives {values} values a place, but 12 or, for oriented boxes, 18 are expected.")
+        raise ValueError(f"Expected 12 values of rpn_reg (18 for oriented boxes) at each position, got {values}.")
     if labels < 1 or box_values not in (config_class.num_box_values, config_class.num_box_values * labels):
         raise ValueError(
-            f"fc_reg gives {box_values} values, but {config_class.num_box_values}, for all {labels} classes or each, "
-            "are expected."
+            f"Expected {config_class.num_box_values} values of fc_reg, for all {labels} classes or for each, got "
+            f"{box_values}."
         )
-    shown = {
+    visible = {
         "neck_channels": channels,
         "neck_top_down": "neck.lateral_convs.0.conv.bias" in shapes,
         "head_hidden_size": hidden,
         "class_agnostic_boxes": box_values == config_class.num_box_values,
     }
-    hidden_settings = stage_settings(config_class, max(stages, 1)) | hidden_of(settings, shown)
+    hidden_settings = stage_settings(config_class, max(stages, 1)) | hidden_of(settings, visible)
     if benchmark is not None:
         hidden_settings |= benchmark_settings(benchmark, config_class, labels)
     elif "detector" not in settings:
         logger.warning(
-            "What cannot be seen from the tensors (thresholds, overlaps, the names of the classes) is taken to be as "
-            "in the published %s. Name the benchmark if the detector is one of %s.",
+            "Settings that are not visible in the tensors (thresholds, overlaps, class names) are assumed to be those "
+            "of the published %s.  Set the benchmark if the detector is one of %s.",
             config_class.model_type,
             ", ".join(BENCHMARKS),
         )
     if "id2label" not in hidden_settings:
         hidden_settings["num_labels"] = labels
-    config = config_class(backbone_config=adapter, **shown, **hidden_settings)
+    config = config_class(backbone_config=adapter, **visible, **hidden_settings)
     if config.num_labels != labels:
         raise ValueError(f"config.json names {config.num_labels} classes, but the head has {labels}.")
     return config
 
 
 def stage_settings(config_class: type[ViTPObjectDetectionConfig], stages: int) -> dict[str, Any]:
-    """Return the settings of each stage, of one stage or of those of the published detector."""
+    """Return the settings of each stage, for one stage or for the published number of stages."""
     published = {name: getattr(config_class, name) for name in PER_STAGE}
     if stages not in (1, len(published[PER_STAGE[0]])):
         raise ValueError(
-            f"The detector has {stages} stages, but 1 or {len(published[PER_STAGE[0]])} are expected: of others the "
-            "tensors do not say with which overlaps they were trained."
+            f"Expected 1 or {len(published[PER_STAGE[0]])} stages, got {stages}. The IoU thresholds of other "
+            "detectors are not visible in the tensors."
         )
     return {name: list(values[:stages]) for name, values in published.items()}
 
 
-def hidden_of(settings: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of `detector` that the tensors do not show; those that they show must agree."""
+def hidden_of(settings: dict[str, Any], visible: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of `detector` that the tensors do not show. Visible settings must agree."""
     said = dict(settings.get("detector", {}))
     for name in DETECTOR_VISIBLE_FIELDS:
-        if said.get(name, shown[name]) != shown[name]:
-            raise ValueError(f"config.json has {name}={said[name]}, but the tensors have {shown[name]}.")
+        if said.get(name, visible[name]) != visible[name]:
+            raise ValueError(f"config.json has {name}={said[name]}, but the tensors have {visible[name]}.")
         said.pop(name, None)
     if "id2label" in said:
         said |= label_fields(ordered_names(said["id2label"]))
@@ -588,22 +592,23 @@ def benchmark_settings(benchmark: str, config_class: type[ViTPObjectDetectionCon
     known = BENCHMARKS[benchmark]
     if known.config_class is not config_class or len(known.names) != labels:
         raise ValueError(
-            f"The tensors are of a {config_class.model_type} with {labels} classes, but the published detector of "
-            f"{benchmark} is a {known.config_class.model_type} with {len(known.names)}."
+            f"Expected a {known.config_class.model_type} with {len(known.names)} classes for the benchmark "
+            f"{benchmark}, got a {config_class.model_type} with {labels}."
         )
     if not known.order_is_certain:
         logger.warning(
-            "The classes of %s are named in the order of the authors' code, which takes that of an annotation file "
-            "that is not published: score the detector class by class before relying on the names.",
+            "The class names of %s have the order of the authors' code, which depends on an unpublished annotation "
+            "file. Score the detector class by class before relying on the names.",
             benchmark,
         )
     return known.settings | label_fields(known.names)
 
 
 def detection_to_original(config: ViTPObjectDetectionConfig) -> dict[str, Any]:
-    """Return the arguments of the original backbone's class, and `detector`: the rest under our own names.
+    """Return the arguments of the original backbone's class, and under `detector` the fields of our configuration.
 
-    Refused are settings that [`adapter_to_original`] refuses.
+    Raises:
+        ValueError: for settings that [`adapter_to_original`] refuses.
     """
     own = set(ViTPObjectDetectionConfig.__annotations__) - {"backbone_config"}
     settings = {name: value for name, value in config.to_dict().items() if name in own}
@@ -615,7 +620,7 @@ def detection_image_processor(
 ) -> ViTPDetectionImageProcessor:
     """Return the image processor of a detector.
 
-    It brings images to the detector's size: stretched, or, for oriented boxes, which stretching would skew, padded.
+    It resizes images to the detector's size: stretched, or with padding for oriented boxes, which stretching distorts.
     """
     height, width = config.backbone_config.image_size
     resize = "fit" if isinstance(config, ViTPOrientedObjectDetectionConfig) else "stretch"

@@ -1,4 +1,4 @@
-"""Read a checkpoint: recognize its layout by the names of its tensors, and check each tensor."""
+"""Reading of checkpoints: recognition of the layout by the names of the tensors, and checks of each tensor."""
 
 import logging
 from collections import Counter
@@ -48,12 +48,12 @@ DenseImageProcessor = ViTPSegmentationImageProcessor | ViTPDetectionImageProcess
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.md", *LICENSE_FILES]
-UNUSED = "backbone.embeddings.cls_token"  # which the adapter runs without
+UNUSED = "backbone.embeddings.cls_token"  # not used by the adapter
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint with its tensors under the names of this package, and the rest in our classes."""
+    """Checkpoint in our classes, with its tensors under the names of this package."""
 
     name: str
     folder: Path
@@ -73,14 +73,14 @@ class Checkpoint:
 
     @property
     def original_layout(self) -> str | None:
-        """The layout of the original code."""
+        """Layout of the original code."""
         layout = self.entry.original_layout
         is_one_stage = layout == "original_cascade" and len(self.config.stage_iou_thresholds) == 1
         return "original_detection" if is_one_stage else layout
 
     @property
     def targets(self) -> list[str]:
-        """What the checkpoint can be converted to, the default first."""
+        """Targets of a conversion, the default first."""
         targets = [self.entry.layout]
         if self.entry.layout == "vitp":
             targets += ["backbone", "internvl"]
@@ -96,7 +96,7 @@ def read_checkpoint_source(
     deformable_attention: str | None = None,
     benchmark: str | None = None,
 ) -> Checkpoint:
-    """Recognize a checkpoint and check that its tensors are those that its configuration asks for."""
+    """Recognize a checkpoint and check that its tensors match its configuration."""
     path = local_path(source, revision)
     folder = path if path.is_dir() else path.parent
     weights = read_checkpoint(path)
@@ -107,25 +107,25 @@ def read_checkpoint_source(
     model_type = fields.get("model_type")
     if layout is None and any(".lora_" in key for key in weights):
         raise ValueError(
-            f"{source} holds a LoRA adapter, which is converted within its model: give the folder of the run, which "
-            "has the merged model, or what `merge_and_unload` of PEFT and `save_pretrained` make of it."
+            f"{source} is a LoRA adapter, which is converted with its model. Pass the folder of the run with the "
+            "merged model, or merge it with PEFT's `merge_and_unload` and save it with `save_pretrained`."
         )
     if layout is None:
         raise ValueError(
-            f"{source} holds a {model_type or 'model'!r} with tensors such as {min(weights, default='none')!r}, but a "
-            "ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a ViT-Adapter on that "
-            "ViT is expected."
+            "Expected a ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a "
+            f"ViT-Adapter on that ViT, got {source}, a {model_type or 'model'!r} with tensors such as "
+            f"{min(weights, default='none')!r}."
         )
     types = ["internvl_chat"] if layout == "original" else [name for name in MODELS if MODELS[name].layout == layout]
     if types and model_type not in types:
         raise ValueError(
-            f"{source} has tensors of the kind {layout!r}, but the model_type in its config.json is {model_type!r} "
-            f"and not {' or '.join(map(repr, types))}."
+            f"{source} has tensors of the layout {layout!r}. Expected model_type {' or '.join(map(repr, types))} in "
+            f"its config.json, got {model_type!r}."
         )
     if deformable_attention is not None:
         fields = with_deformable_attention(source, layout, fields, deformable_attention)
     if benchmark is not None and layout not in ("original_detection", "original_cascade"):
-        raise ValueError(f"{source} is no detector of the original naming: a benchmark says nothing of it.")
+        raise ValueError(f"benchmark requires a detector in the original layout, which {source} is not.")
     if layout == "original_adapter_prefixed":
         weights = without_head(source, weights)
     with naming(folder, PreTrainedConfig):
@@ -142,14 +142,14 @@ def read_checkpoint_source(
         config.image_token_id = choose_image_token_id(source, config, processor, given)
     elif processor is not None and processor.image_token_id != config.image_token_id:
         raise ValueError(
-            f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id} of the tokenizer, but config.json says "
-            f"image_token_id={config.image_token_id}."
+            f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id} of the tokenizer, but image_token_id is "
+            f"{config.image_token_id} in config.json."
         )
     return Checkpoint(source, folder, layout, config, tensors, image_processor, processor)
 
 
 def without_head(source: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
-    """Return the backbone of a model whose head we do not have; log what is left out."""
+    """Return the backbone of a model with an unsupported head, and log the omitted tensors."""
     left_out = weights.keys() - {key for key in weights if key.startswith(BACKBONE)}
     if left_out:
         counts = Counter(key.split(".")[0] for key in left_out)
@@ -163,9 +163,9 @@ def local_path(source: str, revision: str | None) -> Path:
         return Path(source)
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=HUB_FILES))
-    except Exception as error:  # of the HTTP package that the installed huggingface_hub is built on, too
+    except Exception as error:  # the HTTP package depends on the version of huggingface_hub
         reason = " ".join(str(error).split())
-        raise ValueError(f"{source} is neither a file or folder nor a Hub repo that can be had: {reason}") from error
+        raise ValueError(f"Expected a file, a folder or an available Hub repo, got {source}: {reason}") from error
 
 
 def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benchmark: str | None = None) -> Config:
@@ -175,7 +175,7 @@ def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benc
     if layout in ("adapter", "segmentation", "detection"):
         config = find_model(fields["model_type"]).model_class.config_class.from_dict(fields)
         if layout == "detection" and not isinstance(config.backbone_config, ViTPAdapterConfig):
-            raise ValueError("The detector's backbone is no ViT-Adapter, which the other layouts have.")
+            raise ValueError("Expected a detector with a ViT-Adapter, which the other layouts require.")
         return config
     shapes = {key: tensor.shape for key, tensor in weights.items()}
     if layout == "original_segmentation":
@@ -189,8 +189,8 @@ def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benc
             return vision_from_original(fields)
         if fields and not isinstance(fields.get("vision_config"), dict):
             raise ValueError(
-                f"config.json, of model_type {fields.get('model_type')!r}, has no vision_config, which is expected "
-                "beside a ViT of the original naming."
+                f"config.json (model_type {fields.get('model_type')!r}) lacks vision_config, which a ViT in the "
+                "original layout must have."
             )
         if fields.get("vision_config"):
             return vision_from_original(fields["vision_config"])
@@ -199,7 +199,7 @@ def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benc
         return ViTPVisionConfig.from_dict({**fields, "model_type": ViTPVisionConfig.model_type})
     for name in ("vision_config", "text_config"):
         if not isinstance(fields.get(name), dict):
-            raise ValueError(f"config.json, of model_type {fields['model_type']!r}, has no {name}, which is expected.")
+            raise ValueError(f"config.json (model_type {fields['model_type']!r}) lacks the required {name}.")
     if layout == "internvl":
         return from_internvl_config(InternVLConfig.from_dict(fields))
     return ViTPConfig.from_dict(fields)
@@ -217,11 +217,11 @@ def match_tensors(
     expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
     optional = {*tied, UNUSED}
-    places = {name: locate_tensor(name, layout) for name in expected}
-    places = {name: found for name, found in places.items() if found is not None}
+    locations = {name: locate_tensor(name, layout) for name in expected}
+    locations = {name: found for name, found in locations.items() if found is not None}
 
     tensors, missing, wrong = {}, set(), set()
-    for name, (key, part, num_parts) in places.items():
+    for name, (key, part, num_parts) in locations.items():
         if key not in weights:
             if name not in optional:
                 missing.add(key)
@@ -229,27 +229,27 @@ def match_tensors(
         shape = expected[name]
         needed = (shape[0] * num_parts, *shape[1:]) if num_parts > 1 else shape
         if weights[key].shape != needed:
-            wrong.add(f"{key} is {list(weights[key].shape)} and not {list(needed)}")
+            wrong.add(f"{key} is {list(weights[key].shape)}, expected {list(needed)}")
             continue
         tensors[name] = weights[key].rows(part, num_parts)
-    unknown = weights.keys() - {place.key for place in places.values()}
+    unknown = weights.keys() - {location.key for location in locations.values()}
     problems = {"missing": missing, "unknown": unknown, "of a wrong shape": wrong}
     if any(problems.values()):
         listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{source} does not hold the tensors that its configuration asks for. {listed}")
+        raise ValueError(f"The tensors of {source} do not match its configuration. {listed}")
     for name, other in tied.items():
         if name in tensors and not all(
             a == b for a, b in zip(tensors[name].read(), tensors[other].read(), strict=True)
         ):
             raise ValueError(
-                f"{source}: the configuration ties {places[name].key} and {places[other].key}, but their weights "
+                f"{source}: the configuration ties {locations[name].key} and {locations[other].key}, but their weights "
                 "differ. Set tie_word_embeddings to false in config.json."
             )
     return tensors
 
 
 def meta_model(config: Config) -> PreTrainedModel:
-    """Return the model without memory for its weights, for their names and shapes."""
+    """Return the model on the meta device, for the names and shapes of its weights."""
     with torch.device("meta"):
         return find_model(config.model_type).model_class(config)
 
@@ -275,13 +275,13 @@ def read_image_processor(
 
 
 def read_processor(folder: Path, layout: str, config: ViTPConfig, image_processor: ViTPImageProcessor) -> ViTPProcessor:
-    """Return our processor with the tokenizer of the source, and our chat template unless the source is ours."""
+    """Return our processor with the source's tokenizer. The chat template is ours unless the source is a ViTP model."""
     if layout == "vitp":
         return ViTPProcessor.from_pretrained(folder)
     if chat_template_of(folder) not in (None, CHAT_TEMPLATE):
         logger.warning(
-            "%s has a chat template of its own, which does not come along: ViTP's takes its place, which has no system "
-            "message and marks the answers for the loss. Give the processor a chat_template to keep another.",
+            "The chat template of %s is replaced by ViTP's, which has no system message and marks the answers for the "
+            "loss. Set the processor's chat_template to keep another one.",
             folder,
         )
     return ViTPProcessor(image_processor, plain_tokenizer(folder), image_seq_length=config.image_seq_length)
@@ -295,15 +295,15 @@ def chat_template_of(folder: Path) -> str | None:
 
 
 def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProcessor | None, given: int | None) -> int:
-    """Return the id of the token that stands for an image; the original code takes it from the tokenizer."""
+    """Return the id of the image token, which the original code reads from the tokenizer."""
     if processor is not None:
         if given not in (None, processor.image_token_id):
-            raise ValueError(f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id}, and not {given}.")
+            raise ValueError(f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id}, got {given}.")
         return processor.image_token_id
     if given is None:
         logger.warning(
-            "%s has no tokenizer, so the token that stands for an image is not known: give image_token_id, or set it "
-            "in the configuration.",
+            "%s has no tokenizer, so its image token is unknown. Set image_token_id, or set it in the configuration "
+            "afterwards.",
             source,
         )
         return config.image_token_id
@@ -311,7 +311,7 @@ def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProces
 
 
 def plain_tokenizer(folder: Path, **kwargs) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint, without what ties it to a processor or a folder."""
+    """Return the tokenizer of a checkpoint, without references to a processor or a folder."""
     with naming(folder, ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
     tokenizer._set_processor_class(None)

@@ -1,7 +1,7 @@
-"""Safetensors checkpoints as byte ranges (tensors are renamed, cut and joined on disk without loading), and checks.
+"""Safetensors checkpoints as byte ranges: tensors are renamed, cut and joined on disk without loading, and checked.
 
-Cutting a tensor into blocks of rows, and joining such blocks, moves contiguous bytes only. So a conversion needs no
-more memory than its copy buffer, and keeps every bit whatever the dtype.
+Cutting a tensor into blocks of rows and joining such blocks moves only contiguous bytes. A conversion therefore needs
+no more memory than its copy buffer, and keeps every bit for any dtype.
 """
 
 import json
@@ -24,10 +24,9 @@ EXPONENTS = {"F64": (np.uint64, np.uint64(0x7FF << 52)), "F32": (np.uint32, np.u
 EXPONENTS |= {"BF16": (np.uint16, np.uint16(0xFF << 7)), "F16": (np.uint16, np.uint16(0x1F << 10))}
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOATS = tuple(getattr(torch, name) for name in DTYPES.values())
-BUFFER_BYTES = 1 << 20  # which the processor's cache holds
+BUFFER_BYTES = 1 << 20  # fits the processor's cache
 FROM_PICKLE = (
-    "Take the tensors out yourself: safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], "
-    "'model.safetensors')."
+    "Convert it: safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], 'model.safetensors')."
 )
 
 
@@ -52,7 +51,7 @@ class TensorBytes:
         return replace(block, start=self.start + part * block.num_bytes)
 
     def read(self) -> Iterator[memoryview]:
-        """Yield the bytes in chunks; each chunk overwrites the one before."""
+        """Yield the bytes in chunks; each chunk overwrites the previous one."""
         buffer = memoryview(bytearray(min(self.num_bytes, BUFFER_BYTES)))
         with open(self.path, "rb") as file:
             file.seek(self.start)
@@ -60,7 +59,7 @@ class TensorBytes:
             while remaining:
                 count = file.readinto(buffer[:remaining])
                 if not count:
-                    raise ValueError(f"{self.path} became shorter while it was read.")
+                    raise ValueError(f"{self.path} was truncated while it was read.")
                 remaining -= count
                 yield buffer[:count]
 
@@ -69,12 +68,12 @@ def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
     """Return the tensors of a safetensors file, or of a folder with one file or with shards and their index.
 
     Raises:
-        ValueError: if there are no safetensors, a file is damaged, or the index and its shards do not agree.
+        ValueError: if safetensors are missing, a file is damaged, or the index and its shards disagree.
     """
     if path.is_file():
         if path.suffix != ".safetensors":
             raise ValueError(
-                f"{path} is no safetensors file, and nothing else is read: pickles can run code. {FROM_PICKLE}"
+                f"Expected a safetensors file, got {path}. Pickles are not read, as they can run code. {FROM_PICKLE}"
             )
         return read_tensors(path)
     if (path / INDEX_FILE).is_file():
@@ -86,12 +85,12 @@ def read_checkpoint(path: Path) -> dict[str, TensorBytes]:
         return read_tensors(found[0])
     if found:
         raise ValueError(
-            f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}, but {[file.name for file in found]}: name the file."
+            f"Expected {SINGLE_FILE} or {INDEX_FILE} in {path}, found {[file.name for file in found]}. Pass one file."
         )
     pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in path.glob(ending))
     raise ValueError(
-        f"{path} holds no safetensors, which are expected, but {pickles or 'no weights at all'}"
-        f"{f': pickles can run code and are not read. {FROM_PICKLE}' if pickles else '.'}"
+        f"{path} holds no safetensors. Found: {pickles or 'no weights'}."
+        f"{f' Pickles are not read, because they can run code. {FROM_PICKLE}' if pickles else ''}"
     )
 
 
@@ -100,12 +99,12 @@ def read_shards(index_file: Path) -> dict[str, TensorBytes]:
         weight_map = json.loads(index_file.read_text())["weight_map"]
         shards = {name: read_tensors(index_file.with_name(name)) for name in sorted(set(weight_map.values()))}
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{index_file} is no index of safetensors shards ({error!r}).") from error
+        raise ValueError(f"{index_file} is not a valid index of safetensors shards ({error!r}).") from error
     for name, shard in shards.items():
         listed = {key for key, shard_name in weight_map.items() if shard_name == name}
         if listed != shard.keys():
             raise ValueError(
-                f"{index_file} and its shard {name} do not agree: only in the index {sorted(listed - shard.keys())}, "
+                f"{index_file} and its shard {name} disagree: only in the index {sorted(listed - shard.keys())}, "
                 f"only in the shard {sorted(shard.keys() - listed)}."
             )
     return {key: tensor for shard in shards.values() for key, tensor in shard.items()}
@@ -118,7 +117,7 @@ def read_tensors(path: Path) -> dict[str, TensorBytes]:
         with open(path, "rb") as file:
             (header_size,) = struct.unpack("<Q", file.read(8))
             if header_size > size - 8:
-                raise ValueError(f"its header says {header_size} bytes and {size - 8} are left")
+                raise ValueError(f"expected a header of {header_size} bytes, found {size - 8}")
             header = json.loads(file.read(header_size))
         header.pop("__metadata__", None)
         tensors, ends = {}, [0]
@@ -126,25 +125,25 @@ def read_tensors(path: Path) -> dict[str, TensorBytes]:
             start, end = entry["data_offsets"]
             tensor = TensorBytes(path, 8 + header_size + start, entry["dtype"], tuple(entry["shape"]))
             if tensor.num_bytes != end - start or start != ends[-1]:
-                raise ValueError(f"the bytes of {key} are not where they should be")
+                raise ValueError(f"the byte range of {key} is invalid")
             tensors[key] = tensor
             ends.append(end)
         if 8 + header_size + ends[-1] != size:
-            raise ValueError(f"its tensors end at byte {8 + header_size + ends[-1]} and the file at {size}")
+            raise ValueError(f"the tensors end at byte {8 + header_size + ends[-1]}, the file at {size}")
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing, though the index names it.") from error
+        raise ValueError(f"{path} is missing, but listed in the index.") from error
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no whole safetensors file ({error}): it is damaged or cut short. Download it again."
+            f"{path} is not a valid safetensors file ({error}): it is damaged or cut short. Download it again."
         ) from error
     return tensors
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, list[TensorBytes]]) -> list[str]:
-    """Write each tensor as its blocks of rows one after another, in shards that follow those of the source.
+    """Write each tensor as its blocks of rows one after another, with the shards of the source.
 
     Returns:
-        The names of the tensors that hold NaN or infinity.
+        The names of the tensors with NaN or infinite values.
     """
     shards = {}
     for key, blocks in tensors.items():
@@ -197,44 +196,44 @@ def is_finite(chunk: memoryview, dtype: str) -> bool:
 
 
 def open_like_folder(folder: str | Path) -> None:
-    """Give weights the mode of their folder; safetensors writes them for their owner alone."""
+    """Set the mode of weights to that of their folder; safetensors makes them readable by their owner only."""
     for path in Path(folder).glob("*.safetensors"):
-        with suppress(OSError):  # of another owner, or on a file system without modes
+        with suppress(OSError):  # another owner, or a file system without modes
             path.chmod(Path(folder).stat().st_mode & 0o666)
 
 
 def main_dtype(weights: dict[str, TensorBytes]) -> str:
-    """Return the dtype that most bytes have."""
+    """Return the dtype of most bytes."""
     counts = Counter()
     for tensor in weights.values():
         counts[tensor.dtype] += tensor.num_bytes
     dtype = counts.most_common(1)[0][0]
     if dtype not in DTYPES:
-        raise ValueError(f"The weights are of dtype {dtype}, but one of {[*DTYPES]} is expected.")
+        raise ValueError(f"Expected weights of dtype {', '.join(DTYPES)}, got {dtype}.")
     return DTYPES[dtype]
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the names of the tensors that hold NaN or infinity; of sharded tensors this process's part counts."""
+    """Return the names of the tensors with NaN or infinite values, in this process's part of sharded tensors."""
     parts = {name: getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for name, tensor in tensors.items()}
     parts = {name: part.detach() for name, part in parts.items() if part.dtype in FLOATS and part.numel()}
-    # The largest magnitude of all at once, which is NaN if a value is NaN.
+    # The largest magnitude of all tensors is NaN if a value is NaN.
     if not parts or torch.nn.utils.get_total_norm(list(parts.values()), math.inf).isfinite():
         return []
     return [name for name, part in parts.items() if not part.isfinite().all()]
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], name: object) -> None:
-    """Raise a `ValueError` that names tensors that hold NaN or infinity."""
+    """Raise a `ValueError` that names tensors with NaN or infinite values."""
     refuse_not_finite(name, not_finite(tensors))
 
 
 def refuse_not_finite(name: object, wrong: Iterable[str]) -> None:
-    """Raise a `ValueError` about the weights of `name` if any tensors are listed."""
+    """Raise a `ValueError` about the weights of `name` if tensors are listed in `wrong`."""
     wrong = list(wrong)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{name} has weights that are NaN or infinite, in {', '.join(wrong[:3])}{more}: the training that they "
-            "come from diverged. Take an earlier checkpoint; conversion and export take these with allow_nan."
+            f"{name} has weights that are NaN or infinite, in {', '.join(wrong[:3])}{more}: its training diverged. Use "
+            "an earlier checkpoint. To convert or export these weights anyway, set allow_nan."
         )

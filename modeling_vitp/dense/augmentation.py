@@ -14,17 +14,17 @@ from ..training.fine_tuning_data import BandJitter
 
 
 class RandomScaledCrop(v2.Transform):
-    """A square crop of the image at a random scale, of which no class takes more than a share.
+    """Square crop at a random scale and position, with a limit on the share of the most frequent class.
 
-    The crop is cut first and scaled then, so large images cost no more than small ones. Where it reaches beyond the
-    image, it is filled up at the right and at the bottom with `fill`, and in masks with pixels without a class.
+    The image is cropped first and resized afterwards, so large images cost no more than small ones. If the crop is
+    larger than the image, it is padded at the right and at the bottom: images with `fill`, masks with the ignore index.
 
     Args:
-        size: side of the result, in pixels.
-        scale: lowest and highest factor by which the image grows, drawn uniformly.
-        max_class_share: a crop is drawn again, up to ten times, while one class has more than this share of its
-            labelled pixels.
-        fill: a value for each band, in the range that those of the images have.
+        size: side of the output, in pixels.
+        scale: smallest and largest scale factor of the image, drawn uniformly.
+        max_class_share: largest allowed fraction of labeled pixels with the same class. Other crops are drawn again, up
+            to ten times.
+        fill: padding value for each band, in the value range of the images.
     """
 
     def __init__(
@@ -57,19 +57,22 @@ class RandomScaledCrop(v2.Transform):
         beyond = [0, 0, self.size - width, self.size - height]
         if not isinstance(inpt, tv_tensors.Mask):
             return F.pad(F.resize(cropped, params["scaled"], antialias=True), beyond, fill=self.fill)
-        # Not torchvision's resize of masks, which moves them by up to a pixel against images.
+        # torchvision's resize of masks is not used, because it shifts masks by up to a pixel relative to images.
         mask = F.resize_image(cropped.as_subclass(torch.Tensor)[None], [height, width], InterpolationMode.NEAREST_EXACT)
         return tv_tensors.Mask(F.pad(mask, beyond, fill=IGNORE_INDEX)[0])
 
 
 def class_share(mask: torch.Tensor) -> float:
-    """Share of the largest class among the labelled pixels; 1 if there is none."""
+    """Return the fraction of labeled pixels that have the most frequent class, 1 if no pixel is labeled."""
     counts = mask.flatten().to(torch.int64).bincount(minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
     return (counts.max() / counts.sum().clamp(min=1)).item() if counts.sum() else 1.0
 
 
 def photometric_distortion() -> v2.Transform:
-    """Each with a chance of one half, as in SSD (arXiv 1512.02325), without the exchange of channels."""
+    """Return the photometric distortion of SSD (arXiv 1512.02325) without channel swaps.
+
+    Brightness, contrast, saturation and hue are each changed with a probability of 0.5.
+    """
     jitters = [
         v2.ColorJitter(brightness=(0.875, 1.125)),
         v2.ColorJitter(contrast=(0.5, 1.5)),
@@ -80,28 +83,29 @@ def photometric_distortion() -> v2.Transform:
 
 
 def band_distortion() -> v2.Transform:
-    """What is left of [`photometric_distortion`] for bands in [0, 1] that are no colors: brightness and contrast, of
-    each band by itself. Saturation and hue are of red, green and blue.
+    """Return a distortion of brightness and contrast for bands in [0, 1] that are not RGB, drawn per band.
+
+    It replaces [`photometric_distortion`], because saturation and hue are defined for RGB only.
     """
     jitters = [BandJitter((0.875, 1.125), from_mean=False), BandJitter((0.5, 1.5), from_mean=True)]
     return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])
 
 
 class Augmentation:
-    """Scale, crop, flips and colours; for pairs the exchange of before and after too.
+    """Random scale, crop, flips and color distortion; for image pairs also a random swap of the two images.
 
-    Geometry is one for the images of a sample and its mask. Colours are drawn for each image, since the light of two
-    days differs.
+    All images of a sample and its mask get the same geometric transform. Colors are distorted for each image
+    separately, because the lighting differs between two dates.
 
     Args:
-        crop_size: side of the crops in pixels.
+        crop_size: side of the crops, in pixels.
         scale, max_class_share: see [`RandomScaledCrop`].
-        flip: chance of a horizontal flip, and of a vertical one.
-        photometric: whether brightness, contrast, saturation and hue change; of other bands than red, green and blue
-            brightness and contrast.
-        exchange: chance that the images of a pair change places.
-        fill: colour beyond the image's border, see [`RandomScaledCrop`].
-        of_colors: whether images are of red, green and blue, uint8; else they are of any bands, float32 in [0, 1].
+        flip: probabilities of a horizontal and a vertical flip.
+        photometric: whether to distort brightness, contrast, saturation and hue. Bands other than red, green and blue
+            get brightness and contrast only.
+        exchange: probability that the images of a pair are swapped.
+        fill: padding color, see [`RandomScaledCrop`].
+        of_colors: whether images are RGB, uint8. If false, images have any bands, float32 in [0, 1].
     """
 
     def __init__(
@@ -129,11 +133,12 @@ class Augmentation:
     def __call__(
         self, images: list[tv_tensors.Image], mask: tv_tensors.Mask, seed: int
     ) -> tuple[list[tv_tensors.Image], tv_tensors.Mask]:
-        """Random by `seed` alone.
+        """Return the augmented images and mask. The result depends on `seed` alone.
 
         Args:
             images: one image, or the two of a pair, of shape `(bands, height, width)`.
             mask: class indices, uint8 of shape `(height, width)`.
+            seed: seed of the random generator.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A data set as a configuration describes it: classes, splits, and how the files are read."""
+"""Segmentation data sets that are described by a configuration: classes, splits, files, rows or volumes."""
 
 import colorsys
 import logging
@@ -46,21 +46,21 @@ from ..training.fine_tuning_data import (
 )
 
 Color = tuple[int, int, int]
-SPELLINGS = {"colour": "color"}  # of keys and values in configurations
-LARGEST_VALUE = (1 << 24) - 1  # in masks by value
+SPELLINGS = {"colour": "color"}  # British spelling that is accepted in configurations.
+LARGEST_VALUE = (1 << 24) - 1  # Largest allowed value in a mask.
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DenseClass:
-    """A class.
+    """Class of a segmentation data set.
 
     Args:
-        name: as it is saved in the model's `id2label`.
-        value: of its pixels in the masks, or the first and the last of several values; by default its place among the
-            classes, from 0.
-        color: red, green and blue, from 0 to 255: of its pixels in masks that are coded by colour, and in pictures.
+        name: name of the class, saved in `id2label` of the model.
+        value: value of the class in the masks, or first and last value of a range. Default in a configuration: the
+            index of the class, from 0.
+        color: red, green and blue in [0, 255], used for masks that are encoded by color, and in figures.
     """
 
     name: str
@@ -69,25 +69,26 @@ class DenseClass:
 
 
 class LabelEncoding:
-    """Masks as they are stored to class indices, and back.
+    """Conversion between stored masks and class indices.
 
     Args:
-        classes: one mapping with `name`, `value` and `color` (see [`DenseClass`]) for each class, in the order of
-            their indices. Without a colour one is chosen.
-        by: `"value"`, also the index of a palette, or `"color"`.
-        ignore: values or colours of the pixels without a class; of values also negative ones, as many rasters have
-            them for "no data".
+        classes: one mapping with `name`, `value` and `color` (see [`DenseClass`]) per class, in the order of the class
+            indices. Missing colors are chosen automatically.
+        by: `"value"` for masks of integers or palette indices, `"color"` for masks of RGB colors.
+        ignore: values or colors of unlabeled pixels. Values may be negative, which many rasters use for "no data".
 
     Raises:
-        ValueError: if the classes are not distinct, or not told completely.
+        ValueError: if a class is incomplete, or if two classes share a name, value or color.
     """
 
     def __init__(self, classes: Sequence[Mapping], by: str = "value", ignore: Sequence = ()):
         by = SPELLINGS.get(by, by)
         if by not in ("value", "color"):
-            raise ValueError(f"mask_encoding={by!r} is neither 'value' nor 'color'.")
+            raise ValueError(f"Expected `mask_encoding` to be 'value' or 'color', got {by!r}.")
         if not 2 <= len(classes) < IGNORE_INDEX:
-            raise ValueError(f"{len(classes)} classes are given; two or more are needed, background included.")
+            raise ValueError(
+                f"Expected 2 to {IGNORE_INDEX - 1} `classes`, including the background, got {len(classes)}."
+            )
         self._negative = [item for item in ignore if by == "value" and is_of(item, int) and item < 0]
         ignore = [tuple(item) if isinstance(item, list) else item for item in ignore if item not in self._negative]
         self.by, self.ignore = by, ignore
@@ -96,22 +97,26 @@ class LabelEncoding:
             settings = {SPELLINGS.get(name, name): value for name, value in settings.items()}
             unknown = set(settings) - set(DenseClass.__dataclass_fields__)
             if unknown or "name" not in settings or (by == "color" and "color" not in settings):
-                raise ValueError(f"Class {index}, {settings}, needs a name{', a color' * (by == 'color')}.")
+                needed = "`name` and `color`" if by == "color" else "`name`"
+                raise ValueError(
+                    f"Class {index}: expected {needed}, and optionally other fields of "
+                    f"{sorted(DenseClass.__dataclass_fields__)}, got {settings}."
+                )
             value, color = settings.get("value", index), settings.get("color", distinct_color(index, len(classes)))
             check_type(f"Class {index}: name", settings["name"], str)
             if not is_value(value) or not is_color(color):
                 raise ValueError(
-                    f"Class {index}, {settings}: `value` is a number from 0 to {LARGEST_VALUE}, or the first and the "
-                    "last of several; `color` is red, green and blue from 0 to 255."
+                    f"Class {index}: expected `value` to be an integer in [0, {LARGEST_VALUE}] or the first and last "
+                    f"of a range, and `color` to be red, green and blue in [0, 255], got {settings}."
                 )
             value = tuple(value) if isinstance(value, (list, tuple)) else value
             self.classes.append(DenseClass(settings["name"], value, tuple(color)))
         wrong = [item for item in self.ignore if not (is_color if by == "color" else is_value)(item)]
         if wrong:
-            raise ValueError(f"ignore: {str(wrong[0])[:80]!r} is no {by} of a mask.")
+            raise ValueError(f"ignore: expected a mask {by}, got {str(wrong[0])[:80]!r}.")
         repeated = {name for name in self.names if self.names.count(name) > 1}
         if repeated:
-            raise ValueError(f"Two classes are called {sorted(repeated)[0]!r}.")
+            raise ValueError(f"Two classes have the name {sorted(repeated)[0]!r}. Class names must be unique.")
         self._lookup = self._table()
 
     @property
@@ -120,11 +125,11 @@ class LabelEncoding:
 
     @property
     def palette(self) -> np.ndarray:
-        """The colours of the classes, uint8 of shape `(num_classes, 3)`."""
+        """Colors of the classes, uint8 of shape `(num_classes, 3)`."""
         return np.array([item.color for item in self.classes], dtype=np.uint8)
 
     def codes(self) -> list[tuple[int, int, int]]:
-        """First code, last code and class index of all that a mask may hold; colours are coded as 0xRRGGBB."""
+        """Return first code, last code and class index of each allowed mask value; colors are coded as 0xRRGGBB."""
         if self.by == "color":
             known = [(pack(item.color), pack(item.color), index) for index, item in enumerate(self.classes)]
             return known + [(pack(color), pack(color), IGNORE_INDEX) for color in self.ignore]
@@ -135,31 +140,33 @@ class LabelEncoding:
         codes = self.codes()
         if self.by == "color":
             if len({first for first, _, _ in codes}) < len(codes):
-                raise ValueError("Two classes, or a class and what is ignored, have one colour.")
+                raise ValueError("Two classes, or a class and an entry of `ignore`, have the same color.")
             return {first: index for first, _, index in codes}
         table = np.full(max(last for _, last, _ in codes) + 1, -1, dtype=np.int16)
         for first, last, index in codes:
             if not 0 <= first <= last or (table[first : last + 1] != -1).any():
-                raise ValueError(f"The value {first} to {last} is empty, negative, or stands for two things.")
+                raise ValueError(
+                    f"The values {first} to {last} are empty, negative, or overlap with another class or `ignore`."
+                )
             table[first : last + 1] = index
         return table
 
     def encode(self, mask: np.ndarray, name: str) -> np.ndarray:
-        """A mask as class indices.
+        """Convert a mask to class indices.
 
         Args:
-            mask: integers of shape `(height, width)`, or colours of shape `(height, width, 3)`.
-            name: of the file, for errors.
+            mask: integers of shape `(height, width)`, or colors of shape `(height, width, 3)`.
+            name: name of the file in errors.
 
         Returns:
-            uint8 of shape `(height, width)`, 255 where there is no class.
+            uint8 of shape `(height, width)`, 255 for unlabeled pixels.
 
         Raises:
-            ValueError: names the file and the values that stand for nothing.
+            ValueError: if the mask has values outside the classes and `ignore`.
         """
         if (mask.ndim == 3) != (self.by == "color"):
-            kind, other = ("colours", "values") if mask.ndim == 3 else ("values", "colours")
-            raise ValueError(f"The mask {name} holds {kind}, but mask_encoding says {other}.")
+            kind = "colors" if mask.ndim == 3 else "values"
+            raise ValueError(f"The mask {name} has {kind}, but `mask_encoding` is {self.by!r}.")
         if self.by == "color":
             codes = mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
             indices = np.full(codes.shape, -1, dtype=np.int16)
@@ -176,13 +183,13 @@ class LabelEncoding:
             shown = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in values[:5].tolist()]
             shown = ", ".join(shown if self.by == "color" else map(str, values[:5].tolist()))
             raise ValueError(
-                f"The mask {name} has {unknown.sum()} pixel(s) of {len(values)} value(s) outside the classes: {shown}. "
-                "Add them to `classes` or to `ignore`."
+                f"The mask {name} has {unknown.sum()} pixel(s) with {len(values)} value(s) outside the classes: "
+                f"{shown}. Add the values to `classes` or to `ignore`."
             )
         return indices.astype(np.uint8)
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
-        """Class indices as a mask would store them: uint8 (or uint16) of shape `(height, width[, 3])`."""
+        """Convert class indices to a stored mask, uint8 or uint16 of shape `(height, width[, 3])`."""
         if self.by == "color":
             return self.palette[indices]
         values = [span(item.value)[1] for item in self.classes]
@@ -194,7 +201,7 @@ def span(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def is_value(value: object) -> bool:
-    """Whether it is a code of a mask, or the first and the last of several."""
+    """Return whether an object is a valid mask value, or the first and last value of a range."""
     numbers = value if isinstance(value, (list, tuple)) else [value]
     return len(numbers) == (2 if numbers is value else 1) and all(
         is_of(number, int) and 0 <= number <= LARGEST_VALUE for number in numbers
@@ -211,7 +218,7 @@ def pack(color: Color) -> int:
 
 
 def distinct_color(index: int, number: int) -> Color:
-    """Black for the first class, and hues at equal distances for the others."""
+    """Return a color for a class: black for the first class, evenly spaced hues for the others."""
     if index == 0:
         return (0, 0, 0)
     hue = (index - 1) / (number - 1)
@@ -219,15 +226,15 @@ def distinct_color(index: int, number: int) -> Color:
 
 
 class MaskedImages(torch.utils.data.Dataset):
-    """Samples of one image, or two of a pair, with a mask.
+    """Base class of segmentation data sets: one image, or the two of a pair, with a mask.
 
-    An item is a dictionary: `id`; `case`, what is scored as one where a metric is by case; `images`, see
-    [`~modeling_vitp.images.pixels.to_pixels`]; and, unless there is none, `mask`, class indices, uint8 of shape
-    `(height, width)`.
+    An item is a dictionary with `id`, `case` (the unit of metrics per case), `images` (see
+    [`~modeling_vitp.images.pixels.to_pixels`]) and, if annotated, `mask` (class indices, uint8 of shape
+    `(height, width)`).
 
     Args:
-        encoding: of the masks.
-        input_spec: how images that are not 8-bit RGB become so, see [`~modeling_vitp.InputSpec`].
+        encoding: encoding of the masks.
+        input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
     """
 
     def __init__(self, encoding: LabelEncoding, input_spec: dict | None = None):
@@ -241,8 +248,10 @@ class MaskedImages(torch.utils.data.Dataset):
         raise NotImplementedError
 
     def read(self, index: int) -> tuple[str, list[tuple[str, Picture, InputSpec | None]], tuple[str, Picture] | None]:
-        """The id, the images and the mask of a sample, each with its name for errors; of an image also how its values
-        are read."""
+        """Return the id, the images and the mask of a sample.
+
+        Each image and mask comes with its name in errors, each image also with its input spec.
+        """
         raise NotImplementedError
 
     def read_mask(self, index: int) -> tuple[str, Picture] | None:
@@ -257,29 +266,33 @@ class MaskedImages(torch.utils.data.Dataset):
         tensors = [self.to_pixels(*image) for image in images]
         for (image_name, *_), tensor in zip(images, tensors):
             if tensor.shape != tensors[0].shape:
-                raise ValueError(f"{image_name} is {size(tensor)}, but {images[0][0]} {size(tensors[0])}.")
+                raise ValueError(
+                    f"Expected images of the same size and bands, {image_name} has {size(tensor)}, {images[0][0]} has "
+                    f"{size(tensors[0])}."
+                )
         item = {"id": name, "case": self.case(index), "images": tensors}
         if mask is not None:
             item["mask"] = torch.from_numpy(self.encode(mask))
             if item["mask"].shape != tensors[0].shape[-2:]:
                 raise ValueError(
-                    f"The mask {mask[0]} is {size(item['mask'])}, but its image {images[0][0]} {size(tensors[0])}."
+                    f"Expected a mask of the size of its image, the mask {mask[0]} has {size(item['mask'])}, the image "
+                    f"{images[0][0]} has {size(tensors[0])}."
                 )
         return item
 
     def mask(self, index: int) -> torch.Tensor | None:
-        """The mask of a sample alone."""
+        """Return the mask of a sample without reading its images."""
         mask = self.read_mask(index)
         return None if mask is None else torch.from_numpy(self.encode(mask))
 
     def encode(self, mask: tuple[str, Picture]) -> np.ndarray:
         name, values = mask
         if isinstance(values, PIL.Image.Image):
-            # By color, grey and palettes of 8 bits are colors too.
+            # With `color`, 8-bit gray and palette images are converted to RGB too.
             is_plain = values.mode in (VALUES if self.encoding.by == "value" else ("I", "I;16", "I;16B", "F"))
             values = np.asarray(values if is_plain else values.convert("RGB"))
         if values.ndim == 3 and self.encoding.by == "value" and (values == values[..., :1]).all():
-            values = values[..., 0]  # grey, saved with three channels
+            values = values[..., 0]  # A gray mask that was saved with three channels.
         return self.encoding.encode(whole_numbers(values, name).astype(np.int32), name)
 
     def to_pixels(self, name: str, image: Picture, spec: InputSpec | None) -> torch.Tensor:
@@ -294,12 +307,14 @@ def size(maps: torch.Tensor) -> str:
 
 
 class ImageFiles(MaskedImages):
-    """Files, each read whole or in overlapping windows that are cut when they are asked for.
+    """Segmentation data set of image files, read whole or in overlapping windows.
 
     Args:
-        samples: the files.
-        tile: `size` of square windows in pixels and their `overlap`; the last of a row ends at the image's border.
-            Smaller images stay whole.
+        samples: image and mask files of the samples.
+        encoding: encoding of the masks.
+        input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
+        tile: `size` and `overlap` of square windows in pixels. The last window of a row ends at the image border.
+            Images smaller than `size` are read whole.
     """
 
     def __init__(
@@ -312,8 +327,8 @@ class ImageFiles(MaskedImages):
         super().__init__(encoding, input_spec)
         self.rows: list[tuple[FileSample, Window | None]] = []
         for sample in samples:
-            places = [None] if tile is None else windows(stored_size(sample.images[0]), **tile)
-            self.rows += [(sample, window) for window in places]
+            tiles = [None] if tile is None else windows(stored_size(sample.images[0]), **tile)
+            self.rows += [(sample, window) for window in tiles]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -326,14 +341,14 @@ class ImageFiles(MaskedImages):
         return [path for sample in files.values() for path in (*sample.images, sample.mask) if path is not None]
 
     def check_files(self, name: str) -> None:
-        """Reads the header and the end of every image and mask.
+        """Check the header and the end of every image and mask file.
 
         Args:
-            name: of the split.
+            name: name of the split.
 
         Raises:
-            ValueError: names the file that is not whole, is stored with an orientation other than upright, or differs
-                from the image of its sample in size.
+            ValueError: if a file is truncated, has an orientation other than upright, or differs in size from the other
+                files of its sample.
         """
         samples = {sample.id: sample for sample, _ in self.rows}
         for sample in tqdm(samples.values(), desc=f"files of {name}", disable=None):
@@ -344,7 +359,7 @@ class ImageFiles(MaskedImages):
                 if stored_size(path) != stored_size(first):
                     sizes = ["{1} x {0} pixels".format(*stored_size(file)) for file in (path, first)]
                     names = (f"The mask {path}", f"its image {first}") if path == sample.mask else (path, first)
-                    raise ValueError(f"{names[0]} is {sizes[0]}, but {names[1]} {sizes[1]}.")
+                    raise ValueError(f"{names[0]} is {sizes[0]}, but {names[1]} is {sizes[1]}.")
 
     def read(self, index: int):
         sample, window = self.rows[index]
@@ -355,23 +370,25 @@ class ImageFiles(MaskedImages):
         ]
         mask = self.read_mask(index)
         if mask is not None and window is not None and stored_size(sample.mask) != stored_size(sample.images[0]):
-            raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} are of different size.")
+            raise ValueError(f"The mask {sample.mask} and its image {sample.images[0]} differ in size.")
         return name, images, mask
 
     def read_mask(self, index: int):
         sample, window = self.rows[index]
-        # A mask in DICOM has the numbers of classes for its units.
+        # DICOM masks are read as stored, because a rescale slope would change the class values.
         return None if sample.mask is None else (str(sample.mask), read_image(sample.mask, window, as_stored=True))
 
 
 class Rows(MaskedImages):
-    """Rows of a `datasets` data set, of the Hub or made from volumes.
+    """Segmentation data set of the rows of a `datasets` data set, from the Hub or from volumes.
 
     Args:
-        rows: with columns for the images and the mask, and optionally `id` and `patient` or `case`.
-        columns: names of the columns under `image` (or `before` and `after`) and `mask`, if they are not these; for
-            the mask also `label`, `annotation` and `segmentation` are tried.
-        name: of the split, for errors.
+        rows: data set with image columns, a mask column, and optionally `id` and `patient` or `case`.
+        encoding: encoding of the masks.
+        input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
+        columns: names of the columns `image` (or `before` and `after`) and `mask`, if they are different. The mask is
+            also found as `label`, `annotation` or `segmentation`.
+        name: name of the split in errors.
     """
 
     def __init__(
@@ -384,7 +401,7 @@ class Rows(MaskedImages):
     ):
         super().__init__(encoding, input_spec)
         rows = rows.select_columns(rows.column_names)
-        # The decoding of `datasets` would lose what 16-bit images and TIFF have more than 8-bit ones.
+        # `datasets` decodes to 8 bits, which loses precision of 16-bit images and TIFF, so the images stay undecoded.
         rows.info.features = datasets.Features(
             {
                 column: datasets.Image(decode=False) if is_decoded(feature) else feature
@@ -402,7 +419,10 @@ class Rows(MaskedImages):
         self.image_columns = images
         missing = {*images, self.mask_column} - {*known, None}
         if None in images or missing:
-            raise ValueError(f"Split {name!r} has no column {missing or 'image'}, only {known}: name it in `columns`.")
+            found = ", ".join(known)
+            raise ValueError(
+                f"Split {name!r} has no column {missing or 'image'}. Found: {found}. Set `columns` in `data`."
+            )
         self.cases = next((rows[name] for name in CASES if name in known), None)
 
     def __len__(self) -> int:
@@ -418,11 +438,11 @@ class Rows(MaskedImages):
         return name, images, self._mask(name, row)
 
     def __getitem__(self, index: int) -> dict:
-        """With `place` and `spacing` of a slice, see [`~modeling_vitp.dense.data.slice_volumes`]."""
-        item, of_volume = super().__getitem__(index), ["place", "spacing"]
-        if not {*of_volume} <= {*self.rows.column_names}:
+        """Return a sample, for slices of volumes with `place` and `spacing`, see [`slice_volumes`]."""
+        item, slice_columns = super().__getitem__(index), ["place", "spacing"]
+        if not {*slice_columns} <= {*self.rows.column_names}:
             return item
-        return item | self.rows.select_columns(of_volume)[index]
+        return item | self.rows.select_columns(slice_columns)[index]
 
     def read_mask(self, index: int):
         if self.mask_column is None:
@@ -439,7 +459,7 @@ class Rows(MaskedImages):
     def _picture(self, name: str, row: dict, column: str) -> tuple[str, Picture, InputSpec | None]:
         stored, where = row[column], f"{name} ({column})"
         if stored is None:
-            raise ValueError(f"Row {name} of split {self.name!r} has no {column}.")
+            raise ValueError(f"Row {name} of split {self.name!r}: the column {column!r} is empty.")
         if not isinstance(stored, dict):
             return where, stored, self.spec
         try:
@@ -447,7 +467,7 @@ class Rows(MaskedImages):
             if column == self.mask_column:
                 return where, read_picture(content, as_stored=True), None
             return where, read_picture(content, self.spec), ranged(self.spec, content, False)
-        except Exception as error:  # Pillow raises many kinds for a broken file
+        except Exception as error:  # Pillow raises many error types for a broken file.
             raise ValueError(f"Row {name} of split {self.name!r}: {column} cannot be read: {error}") from error
 
 
@@ -460,25 +480,25 @@ def slice_volumes(
     foreground_only: bool = False,
     num_proc: int | None = None,
 ) -> datasets.Dataset:
-    """The slices of volumes as rows with `id`, `case`, the volume's id, `image`, if there are masks `mask`, and unless
-    only those with foreground are there, `place` among the slices of the volume and `spacing` (see
-    [`~modeling_vitp.images.volumes.Volume.spacing`]).
+    """Convert volumes to a data set with one row per slice.
 
-    A slice is as [`~modeling_vitp.images.volumes.Volume`] cuts it.
+    The columns are `id`, `case` (id of the volume), `image`, and `mask` if the samples have masks. Without
+    `foreground_only` the rows also have `place`, the index of the slice in its volume, and `spacing` (see
+    [`~modeling_vitp.images.volumes.Volume.spacing`]). [`~modeling_vitp.images.volumes.Volume`] cuts the slices.
 
     Args:
-        samples: with one file (NIfTI, or the folder of a DICOM series), whose values become grey, or three, which
-            become the channels of an image.
-        encoding: by which it is told whether a slice has foreground.
+        samples: samples with one file (NIfTI, or the folder of a DICOM series), which becomes a gray image, or with
+            three files, which become the channels of an image.
+        encoding: encoding of the masks, to find slices with foreground.
         plane: `"axial"`, `"coronal"` or `"sagittal"`.
-        window: low and high value of the volume's own units, which become black and white.
-        percentiles: instead, low and high in [0, 100] of each volume's values that are not 0.
-        foreground_only: leaves out slices without a pixel of a class other than the first.
-        num_proc: processes that cut.
+        window: low and high value in the units of the volume, mapped to black and white.
+        percentiles: low and high percentile in [0, 100] of the non-zero values of each volume, instead of `window`.
+        foreground_only: whether to leave out slices that have no pixel of a class other than the first.
+        num_proc: number of processes.
 
     Raises:
-        ValueError: names the volume that cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), is of
-            another shape or place than its mask or the other channels, or has a mask that is not of whole numbers.
+        ValueError: if a volume cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), differs in shape or
+            position from its mask or the other channels, or has a mask with values that are not integers.
     """
     check_cut(plane, window, percentiles)
     features = {"id": datasets.Value("string"), "case": datasets.Value("string"), "image": datasets.Image()}
@@ -486,7 +506,7 @@ def slice_volumes(
         features["mask"] = datasets.Image()
     if not foreground_only:
         features |= {"place": datasets.Value("int32"), "spacing": datasets.List(datasets.Value("float64"), length=3)}
-    # With times of change, so that the cache is not used for files that are no longer the same.
+    # The modification times are part of the cache key, so that changed files are converted again.
     files = [
         (sample, [file.stat().st_mtime_ns for path in (*sample.images, sample.mask) if path for file in files_of(path)])
         for sample in samples
@@ -525,16 +545,16 @@ def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iter
 
 @dataclass(kw_only=True)
 class DenseData(DataSettings):
-    """The `data` of a configuration, see [`DataSettings`].
+    """Segmentation settings in `data` of a configuration, see [`DataSettings`].
 
     Args:
-        classes: see [`LabelEncoding`].
-        splits: of files, what [`find_samples`] takes, with `tile` (see [`ImageFiles`]) for windows, and for volumes
-            `foreground_only`; of `dataset_name`, what `datasets` calls the split.
-        columns: see [`Rows`].
-        mask_encoding, ignore: see [`LabelEncoding`].
-        volumes: `plane`, and `window` or `percentiles`, where files are volumes, NIfTI or folders of DICOM series; see
-            [`slice_volumes`].
+        classes: classes of the masks, see [`LabelEncoding`].
+        splits: settings of each split. For files: arguments of [`find_samples`], and optionally `tile` for windows
+            (see [`ImageFiles`]) or `foreground_only` for volumes. For `dataset_name`: name of the split in `datasets`.
+        columns: column names, see [`Rows`].
+        mask_encoding, ignore: encoding of the masks, see [`LabelEncoding`].
+        volumes: `plane`, and `window` or `percentiles`, if the files are volumes (NIfTI or folders of DICOM series),
+            see [`slice_volumes`].
     """
 
     classes: Sequence[Mapping]
@@ -551,7 +571,7 @@ class DenseData(DataSettings):
 
     @property
     def image_spec(self) -> dict | None:
-        """Input spec of the model's image processor: that of the volumes, or else that of the images."""
+        """Input spec for the image processor of the model: the window or percentiles of volumes, or `input_spec`."""
         names = [name for name in ("window", "percentiles") if (self.volumes or {}).get(name) is not None]
         return {name: self.volumes[name] for name in names} or self.input_spec
 
@@ -572,11 +592,11 @@ class DenseData(DataSettings):
         return Rows(rows, self.encoding, name=name)
 
     def check_disjoint(self, names: Sequence[str]) -> None:
-        """Raise a `ValueError` if two of the splits share an image, under whatever name, a patient or a case."""
+        """Raise a `ValueError` if two of the splits share an image, even under different names, a patient or a case."""
         if self.root is not None:
             self.check_files({name: find_samples(self.root, self.splits[name], name) for name in names})
         elif len({self.splits[name] for name in names}) < len(names):
-            raise ValueError(f"Two of the splits {list(names)} are the same.")
+            raise ValueError(f"Two of the splits {list(names)} are the same split. Check `splits` in `data`.")
         elif len(names) > 1:
             opened = {name: self._open(name) for name in names}
             check_shared_cases({name: rows.cases or () for name, rows in opened.items()})
@@ -584,67 +604,69 @@ class DenseData(DataSettings):
 
 
 class ClassPixels(Dataset):
-    """Pixels of each class in the mask of each sample, int64 of shape `(num_classes,)`."""
+    """Data set of pixel counts per class for the mask of each sample, int64 of shape `(num_classes,)`."""
 
     def __init__(self, samples: Dataset, num_classes: int):
-        self.places = [(part, index) for part in parts_of(samples) for index in range(len(part))]
+        self.masks = [(part, index) for part in parts_of(samples) for index in range(len(part))]
         self.num_classes = num_classes
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.masks)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        part, place = self.places[index]
-        mask = part.mask(place)
+        part, part_index = self.masks[index]
+        mask = part.mask(part_index)
         if mask is None:
-            raise ValueError("A split to train on has no masks: give `mask` in its settings.")
+            raise ValueError("A training split has no masks. Set `mask` in its settings.")
         return mask.flatten().bincount(minlength=IGNORE_INDEX + 1)[: self.num_classes]
 
 
 def count_pixels(samples: Dataset, names: Sequence[str], num_workers: int = 0) -> dict[str, int]:
-    """Pixels of each class over a data set, by name. Every mask is read, and so checked; processes share the work.
+    """Return the number of pixels of each class over a data set, by class name.
 
-    A warning names the classes that never occur.
+    All masks are read and checked; processes share the work. Classes that never occur are logged as a warning.
 
     Raises:
-        ValueError: if a mask is missing, cannot be read or holds values outside the classes, or if there is no pixel
-            of a class at all.
+        ValueError: if a mask is missing, cannot be read or has values outside the classes, or if no pixel is labeled.
     """
     state, masks = PartialState(), ClassPixels(samples, len(names))
-    mine = Subset(masks, share(range(len(masks)), state.num_processes, state.process_index))
-    loader = DataLoader(mine, batch_size=None, num_workers=num_workers)
+    own_masks = Subset(masks, share(range(len(masks)), state.num_processes, state.process_index))
+    loader = DataLoader(own_masks, batch_size=None, num_workers=num_workers)
     counts = torch.zeros(len(names), dtype=torch.int64)
     for pixels in tqdm(loader, desc="Reading masks", disable=not state.is_main_process):
         counts += pixels
     if state.num_processes > 1:
         counts = sum(gather_object([counts]))
     if not counts.any():
-        raise ValueError("No mask to train on has a pixel of a class: all are to be ignored.")
+        raise ValueError("The training masks have no labeled pixels: all values are in `ignore`.")
     absent = [name for name, count in zip(names, counts.tolist()) if not count]
     if absent:
-        logger.warning("The classes %s never occur in what is trained on.", absent)
+        logger.warning("Classes without pixels in the training masks: %s.", ", ".join(absent))
     return dict(zip(names, counts.tolist()))
 
 
 def balanced_weights(pixels: Mapping[str, int]) -> list[float]:
-    """Weights of the classes by the inverse of their number of pixels; over all pixels their mean is 1.
+    """Return class weights that are inverse to the pixel counts, with a mean of 1 over all pixels.
 
     Raises:
-        ValueError: if a class never occurs.
+        ValueError: if a class has no pixels.
     """
     absent = [name for name, count in pixels.items() if not count]
     if absent:
-        raise ValueError(f"class_weights: 'balanced' needs pixels of every class, but {absent} never occur.")
+        raise ValueError(f"class_weights: 'balanced' needs pixels of every class, {absent} have none.")
     return [sum(pixels.values()) / (len(pixels) * count) for count in pixels.values()]
 
 
 def weigh_classes(
     samples: Dataset, names: Sequence[str], weights: Sequence[str] | None, num_workers: int = 0
 ) -> tuple[dict[str, int], list[float] | None]:
-    """Pixels of each class, see [`count_pixels`], and the weights of the classes in the loss.
+    """Return the pixel counts of the classes, see [`count_pixels`], and the class weights of the loss.
 
     Args:
-        weights: a number for each class, or `["balanced"]`, see [`balanced_weights`].
+        samples: training data set.
+        names: names of the classes.
+        weights: one number per class, or `["balanced"]`, see [`balanced_weights`].
+        num_workers: number of worker processes that read masks.
     """
     pixels = count_pixels(samples, names, num_workers)
     return pixels, balanced_weights(pixels) if weights == ["balanced"] else weights and [float(w) for w in weights]

@@ -1,4 +1,4 @@
-"""Pictures of predictions: image or pair, mask, prediction and where they differ, with the classes in a legend."""
+"""Figures of segmentation predictions: image or pair, mask, prediction and errors, with a legend of the classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.pixels import shown
 from .data import LabelEncoding
 
-UNLABELLED = (127, 127, 127)
+UNLABELED = (127, 127, 127)
 
 
 def draw_predictions(
@@ -23,17 +23,17 @@ def draw_predictions(
     components: Sequence[np.ndarray] = (),
     band_names: Sequence[str] | None = None,
 ) -> None:
-    """One row for each sample.
+    """Draw one row of images per sample, and save the figure as a PNG.
 
     Args:
         samples: items of [`~modeling_vitp.dense.data.MaskedImages`].
         predictions: class indices of shape `(height, width)`.
-        encoding: names and colours of the classes.
-        path: of the PNG.
-        components: of the backbone's features, as colors, if they are to be shown.
-        band_names: of the images, see [`~modeling_vitp.images.pixels.shown`].
+        encoding: names and colors of the classes.
+        path: path of the PNG file.
+        components: principal components of the backbone features as RGB images, to show in a last column.
+        band_names: names of the image bands, see [`~modeling_vitp.images.pixels.shown`].
     """
-    colors = np.full((IGNORE_INDEX + 1, 3), UNLABELLED, dtype=np.uint8)
+    colors = np.full((IGNORE_INDEX + 1, 3), UNLABELED, dtype=np.uint8)
     colors[: len(encoding.classes)] = encoding.palette
     titles = ["image"] if len(samples[0]["images"]) == 1 else ["before", "after"]
     titles += ["mask", "prediction", "wrong (red)"] if "mask" in samples[0] else ["prediction"]
@@ -52,16 +52,16 @@ def draw_predictions(
             axis.set_title(title, fontsize=8)
             axis.axis("off")
         row[0].set_title(sample["id"], fontsize=8)
-    legend = [(item.name, item.color) for item in encoding.classes] + [("no class", UNLABELLED)]
+    legend = [(item.name, item.color) for item in encoding.classes] + [("no class", UNLABELED)]
     handles = [Patch(facecolor=np.array(color) / 255, edgecolor="black", label=name) for name, color in legend]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
     figure.savefig(path, dpi=120)
 
 
 def mistakes(mask: torch.Tensor, prediction: np.ndarray) -> np.ndarray:
-    """White where the prediction is right, red where it is wrong, grey where there is no class."""
+    """Return an RGB image of the errors: white for correct pixels, red for wrong pixels, gray for unlabeled pixels."""
     mask = mask.numpy()
     panel = np.full((*mask.shape, 3), 255, dtype=np.uint8)
     panel[mask != prediction] = (220, 30, 30)
-    panel[mask == IGNORE_INDEX] = UNLABELLED
+    panel[mask == IGNORE_INDEX] = UNLABELED
     return panel

@@ -1,4 +1,4 @@
-"""Prediction in overlapping windows and with test-time augmentation: tensors, large images, volumes, submissions."""
+"""Segmentation of tensors, large images and volumes in overlapping windows, with test-time augmentation."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .data import DenseData, ImageFiles, LabelEncoding
     from .trainer import ViTPSegmentationTrainer
 
-# One image, or several of the same ground (before and after), to logits: `(batch, channels, height, width)` each, to
+# Function from one or several images of shape `(batch, channels, height, width)` to logits of shape
 # `(batch, classes, height, width)`.
 Predict = Callable[..., torch.Tensor]
 
@@ -42,30 +42,33 @@ def sliding_window(
     stride: int | tuple[int, int],
     batch_size: int = 4,
 ) -> torch.Tensor:
-    """Logits of images of any size from a model that sees one window at a time; the mean where windows overlap.
+    """Return logits of images of any size by sliding-window inference. Overlapping windows are averaged.
 
-    Windows start at every multiple of the stride. The last one of a row or column is shifted back to end at the border,
-    as in mmsegmentation's slide inference, so that every window is full. In a direction in which the image is smaller
-    than the window, the window is the image.
+    Windows start at every multiple of the stride. The last window of a row or column is shifted back to end at the
+    border, as in the slide inference of mmsegmentation, so that every window is full. If the image is smaller than the
+    window in a direction, the window has the size of the image in that direction.
 
     Args:
-        predict: maps windows to logits, at the windows' size. It gets as many arguments as there are `images`, each of
-            shape `(at most batch_size * batch, channels, window height, window width)`.
-        images: of shape `(batch, channels, height, width)`, or several such of the same size: before and after.
-        window, stride: height and width in pixels; a number is both. The stride is at most the window.
-        batch_size: windows of each image that go through `predict` together, all of one row of windows.
+        predict: function from windows to logits of the same height and width. The number of arguments is the number of
+            `images`, each of shape `(at most batch_size * batch, channels, window height, window width)`.
+        images: tensor of shape `(batch, channels, height, width)`, or several of the same size, such as before and
+            after.
+        window, stride: height and width in pixels, or one number for both. The stride is at most the window.
+        batch_size: number of windows per image in one call of `predict`, all from the same row of windows.
 
     Returns:
-        float32 of shape `(batch, classes, height, width)`, on the device of the logits.
+        Logits, float32 of shape `(batch, classes, height, width)`, on the device of the output of `predict`.
 
     Raises:
         ValueError: if the stride is larger than the window or below 1, `batch_size` is below 1, the images differ in
-            size, or `predict` gives another size than it got.
+            size, or `predict` returns logits of a different size than its input.
     """
     images = (images,) if isinstance(images, torch.Tensor) else tuple(images)
     sizes = [tuple(image.shape) for image in images]
     if len({(len(size), size[0], size[-2:]) for size in sizes}) != 1 or len(sizes[0]) != 4:
-        raise ValueError(f"images have shapes {sizes}: (batch, channels, height, width) is needed, the same for all.")
+        raise ValueError(
+            f"Expected images of shape (batch, channels, height, width) with the same batch and size, got {sizes}."
+        )
     bands = predict_bands(
         predict,
         lambda top, bottom: tuple(image[:, :, top:bottom] for image in images),
@@ -86,30 +89,31 @@ def predict_bands(
     batch_size: int = 4,
     start: int = 0,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """[`sliding_window`] from top to bottom over an image that need not fit into memory.
+    """Run [`sliding_window`] from top to bottom over an image that does not need to fit into memory.
 
     Args:
-        predict, window, stride, batch_size: as for [`sliding_window`].
-        read: `read(top, bottom)` gives these rows of each image, `(batch, channels, bottom - top, width)`.
+        predict, window, stride, batch_size: see [`sliding_window`].
+        read: function `read(top, bottom)` that returns these rows of each image, of shape
+            `(batch, channels, bottom - top, width)`.
         size: height and width of the images.
-        start: the row to begin at. What follows does not depend on it: windows above that reach below it are predicted
-            again.
+        start: first row to return. Windows that begin above it and reach below it are predicted again, so the logits do
+            not depend on `start`.
 
     Yields:
-        `top, logits`: the image's next rows, from `top`, that no further window reaches; float32 of shape
-        `(batch, classes, rows, width)`. One such band, and one row of windows, is in memory at a time.
+        `top, logits`: the finished rows from `top`, which no further window reaches, float32 of shape
+        `(batch, classes, rows, width)`. One row of windows and its finished rows are in memory at a time.
     """
     window, stride = as_pair(window), as_pair(stride)
     if not all(1 <= step <= length for step, length in zip(stride, window)):
-        raise ValueError(f"stride {stride} must be at least 1 and at most the window, {window}, to cover every pixel.")
+        raise ValueError(f"`stride` must be at least 1 and at most the window {window}, got {stride}.")
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     height, width = (min(length, extent) for length, extent in zip(window, size))
     tops, lefts = (window_starts(*lengths) for lengths in zip(size, (height, width), stride))
     row_counts, column_counts = times_covered(size[0], tops, height), times_covered(size[1], lefts, width)
 
     tops = [top for top in tops if top + height > start]
-    sums = None  # of the logits, in the rows of the current windows
+    sums = None  # Sums of the logits over windows, for the rows of the current windows.
     for top, next_top in zip(tops, [*tops[1:], size[0]]):
         rows = read(top, top + height)
         for first in range(0, len(lefts), batch_size):
@@ -118,8 +122,8 @@ def predict_bands(
             logits = predict(*windows)
             if logits.shape[-2:] != (height, width):
                 raise ValueError(
-                    f"predict gave logits of shape {tuple(logits.shape)} for windows of {height} x {width} pixels: "
-                    "resize them to the windows."
+                    f"Expected `predict` to return logits of the window size ({height}, {width}), got shape "
+                    f"{tuple(logits.shape)}. Resize the logits to the window."
                 )
             if sums is None:
                 sums = logits.new_zeros(len(rows[0]), logits.shape[1], height, size[1], dtype=torch.float32)
@@ -134,7 +138,7 @@ def predict_bands(
 
 
 def default_stride(window: int | tuple[int, int]) -> tuple[int, int]:
-    """Three quarters of the window, 384 of 512."""
+    """Return the default stride, three quarters of the window: 384 for a window of 512."""
     height, width = as_pair(window)
     return max(3 * height // 4, 1), max(3 * width // 4, 1)
 
@@ -144,7 +148,7 @@ def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def times_covered(length: int, starts: list[int], window: int) -> torch.Tensor:
-    """How many of the windows each place of an axis lies in."""
+    """Return the number of windows that cover each position of an axis."""
     counts = torch.zeros(length)
     for start in starts:
         counts[start : start + window] += 1
@@ -152,32 +156,32 @@ def times_covered(length: int, starts: list[int], window: int) -> torch.Tensor:
 
 
 def augmented(predict: Predict, scales: Sequence[float] = (1.0,), flip: bool = False) -> Predict:
-    """Test-time augmentation: a `predict` that averages another's class probabilities over scales and mirror images.
+    """Return a `predict` function with test-time augmentation, averaged over scales and mirrored images.
 
-    Probabilities (softmax of the logits), not logits, are averaged, each at the size of the input, as in
-    mmsegmentation's test-time augmentation. Images are resampled bilinearly, with antialiasing when they shrink, and
-    logits bilinearly.
+    The average is over probabilities (softmax of the logits) at the size of the input, as in the test-time augmentation
+    of mmsegmentation. Images and logits are resampled bilinearly, with antialiasing for images that are made smaller.
 
-    To augment whole images, as benchmarks do, put the windows inside:
+    To augment whole images, as benchmarks do, call the sliding window inside:
 
     ```python
     predict = augmented(lambda images: sliding_window(logits_of, images, 512, 384), scales=(0.75, 1.0, 1.25), flip=True)
     ```
 
     Args:
-        predict: maps one or several `(batch, channels, height, width)` to logits `(batch, classes, height, width)`.
-        scales: factors of height and width, which are rounded to pixels.
-        flip: whether to predict the image mirrored left to right, too.
+        predict: function from one or several images `(batch, channels, height, width)` to logits
+            `(batch, classes, height, width)`.
+        scales: scale factors of height and width. The scaled size is rounded to pixels.
+        flip: whether to predict the horizontally mirrored image too.
 
     Returns:
-        A function of the same arguments, which gives the log of the mean probabilities: logits, of which the softmax
-        is that mean; float32.
+        Function with the arguments of `predict`. It returns the logarithm of the mean probabilities, float32. The
+        softmax of this result is the mean.
 
     Raises:
-        ValueError: if there is no scale, or one that is not positive.
+        ValueError: if `scales` is empty or has a factor that is not positive.
     """
     if not scales or min(scales) <= 0:
-        raise ValueError(f"scales={tuple(scales)}: one or more positive factors are needed.")
+        raise ValueError(f"`scales` must be one or more positive factors, got {tuple(scales)}.")
 
     def predict_augmented(*images: torch.Tensor) -> torch.Tensor:
         size = images[0].shape[-2:]
@@ -204,8 +208,8 @@ def augmented(predict: Predict, scales: Sequence[float] = (1.0,), flip: bool = F
 __all__ = ["augmented", "predict_bands", "sliding_window"]
 
 
-NO_CLASS = 255  # where the image has no data
-BLOCK = 512  # of the GeoTIFFs, which are written in rows of blocks
+NO_CLASS = 255  # Value of pixels without data in the output.
+BLOCK = 512  # Block size of the GeoTIFFs in pixels, which are written one row of blocks at a time.
 
 
 @torch.inference_mode()
@@ -223,55 +227,52 @@ def predict_large(
     probabilities: str | os.PathLike | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
 ) -> None:
-    """Classes of every pixel of an image of any size, or of a pair of images of the same ground.
+    """Predict the class of every pixel of an image of any size, or of an image pair, and write a GeoTIFF.
 
-    The result is that of [`~modeling_vitp.dense.prediction.sliding_window`] over the whole image. One row of
-    windows is in memory at a time, with the sums of its logits: about 8 bytes x classes x window height x image width.
-    The image is predicted at its own resolution.
+    The result is that of [`~modeling_vitp.dense.prediction.sliding_window`] over the whole image at its original
+    resolution. One row of windows and the sums of its logits are in memory at a time: about 8 bytes x classes x window
+    height x image width.
 
-    Rows that are finished go to `output` + `.part`, to the disk itself, one row after the other. A run that was killed
-    and is started again, with the same arguments, goes on from the last whole row (windows that reach into it are
-    predicted again) and ends with the same file, byte for byte, where the device's operations are deterministic. The
-    GeoTIFF appears, under its name, when it is whole.
+    Finished rows are written to `output` + `.part`. If a run is killed and started again with the same arguments, it
+    resumes after the last complete row and writes the same file, byte for byte, if the operations of the device are
+    deterministic. The GeoTIFF appears under its name when it is complete.
 
-    Bands, 16-bit values and the like become three channels by the image processor's input spec. With `percentiles`,
-    they are taken once, of the whole image (of a sample of at most 2048 x 2048 of its pixels, evenly spread, without
-    those that have no data), never of a window, so that the same value looks the same everywhere; each image of a pair
-    has its own.
+    The input spec of the image processor converts bands and 16-bit values to channels. With `percentiles`, the
+    percentiles are computed once per image from a sample of at most 2048 x 2048 evenly spaced pixels with data, never
+    per window, so equal values have equal brightness in the whole image.
 
     Args:
         model: [`ViTPForSemanticSegmentation`], or [`ViTPForChangeDetection`] for a pair, on the device to use.
-        image_processor: the model's. Its resizing is not applied.
-        images: a file that GDAL reads (GeoTIFF, PNG ...), or two: before and after.
-        output: GeoTIFF to write (`.tif` or `.tiff`): class indices, uint8, with a colour table, the georeference of the
-            (first) image and the names of the classes as tag `classes`. 255 where an image has no data (its nodata
-            value, its mask, or an alpha of 0; to the model what is transparent is white, as in training).
-        window, stride, batch_size: see [`~modeling_vitp.dense.prediction.sliding_window`]; windows overlap by a
-            quarter if no stride is given.
+        image_processor: image processor of the model. Its resizing is not applied.
+        images: path of an image that GDAL reads (GeoTIFF, PNG, ...), or two paths: before and after.
+        output: path of the GeoTIFF to write (`.tif` or `.tiff`): class indices, uint8, with a color table, the
+            georeference of the (first) image and the class names in the tag `classes`. Pixels without data (nodata
+            value, mask, or alpha of 0) are 255. The model sees transparent pixels as white, as in training.
+        window, stride, batch_size: see [`~modeling_vitp.dense.prediction.sliding_window`]. Default stride: three
+            quarters of the window.
         scales, flip: test-time augmentation of each window, see [`~modeling_vitp.dense.prediction.augmented`].
-        probabilities: another GeoTIFF, with a band for each class: probabilities in steps of 1/255, which is the
-            bands' scale.
-        colors: red, green and blue, 0 to 255, of each class; matplotlib's `tab20` by default.
+        probabilities: path of a second GeoTIFF with one band of probabilities per class, uint8 with a scale of 1/255.
+        colors: red, green and blue in [0, 255] of each class. Default: `tab20` of matplotlib.
 
     Raises:
-        ValueError: if the suffix of an output is another, the model takes another number of images, the two of a pair
-            differ in size or georeference, the bands are not what the input spec needs, there are more than 255
-            classes, an image is stored with an orientation (a tag of TIFF or EXIF) other than upright, or an unfinished
-            run had other arguments.
+        ValueError: if an output has a wrong suffix, the number of images does not match the model, the images of a pair
+            differ in size or georeference, the bands do not match the input spec, the model has more than 255 classes,
+            an image has an orientation tag (TIFF or EXIF) other than upright, or an unfinished run had different
+            arguments.
         FileExistsError: if `output` or `probabilities` exists.
     """
     paths = [Path(image) for image in ([images] if isinstance(images, (str, os.PathLike)) else images)]
     outputs = [Path(path) for path in (output, probabilities) if path is not None]
     wrong = next((path for path in outputs if not is_tiff(path)), None)
     if wrong is not None:
-        raise ValueError(f"{wrong}: what is predicted for an image is GeoTIFF, so name it .tif.")
+        raise ValueError(f"Expected a GeoTIFF with the suffix .tif as output for an image, got {wrong}.")
     part = part_path(outputs)
     stride = default_stride(window) if stride is None else stride
     num_labels = model.config.num_labels
     if num_labels > NO_CLASS:
-        raise ValueError(f"the model has {num_labels} classes, but the map has room for {NO_CLASS}.")
+        raise ValueError(f"Expected a model with at most {NO_CLASS} classes for a uint8 output, got {num_labels}.")
     if len(paths) != model.images_per_sample:
-        raise ValueError(f"{type(model).__name__} takes {model.images_per_sample} image(s), but {len(paths)} given.")
+        raise ValueError(f"Expected {model.images_per_sample} image(s) for {type(model).__name__}, got {len(paths)}.")
     model.eval()
 
     def logits(*pixel_values: torch.Tensor) -> torch.Tensor:
@@ -343,7 +344,7 @@ def predict_large(
 
 @contextmanager
 def open_geotiff(path: Path, like: DatasetReader, **profile) -> Iterator[DatasetWriter]:
-    """A GeoTIFF of uint8 on the ground of another file, which appears under its name when it is whole."""
+    """Open a uint8 GeoTIFF for writing, with the georeference of another file. It appears when it is complete."""
     points, points_crs = like.gcps
     if points:
         profile |= {"gcps": points, "crs": points_crs}
@@ -392,59 +393,63 @@ def predict_volume(
     flip: bool = False,
     probabilities: str | os.PathLike | None = None,
 ) -> None:
-    """Classes of every voxel of a volume.
+    """Predict the class of every voxel of a volume and write a NIfTI file.
 
-    Slices are cut and windowed as those that fine-tuning trains on and scores
-    ([`~modeling_vitp.dense.data.slice_volumes`]), and predicted one after the other as it predicts them. A slice and
-    its logits are in memory, and nothing of the volume (of one shown by percentiles, at most 16 million values, once);
-    it is unpacked to the disk if it is compressed.
+    The volume is cut into slices as in fine-tuning ([`~modeling_vitp.dense.data.slice_volumes`]), and the slices are
+    predicted one at a time. One slice and its logits are in memory at a time. With percentiles, at most 16 million
+    values of the volume are in memory once. A compressed volume is unpacked to the disk.
 
-    Slices that are finished go to `output` + `.part`. A run that was killed and is started again, with the same
-    arguments, goes on after the last whole slice and ends with the same file, byte for byte, where the device's
-    operations are deterministic. The result appears, under its name, when it is whole.
+    Finished slices are written to `output` + `.part`. If a run is killed and started again with the same arguments, it
+    resumes after the last complete slice and writes the same file, byte for byte, if the operations of the device are
+    deterministic. The output appears under its name when it is complete.
 
     Args:
         model: [`ViTPForSemanticSegmentation`], on the device to use.
-        image_processor: the model's. Of its input spec the window or percentiles apply, where none are given.
-        volumes: a NIfTI file, or the folder of a DICOM series; three of the same place are the channels of an image.
-        output: NIfTI to write (`.nii.gz` or `.nii`): class indices, uint8, each where its voxel is in the (first)
-            volume. Of NIfTI the header is kept, but for the type and range of the values and the intent, which is
-            that of labels; of a DICOM series the affine has its position, orientation and spacing. The names of the
-            classes are in a header extension, a comment in JSON.
-        plane: that the model was trained in.
-        intensities: low and high value in the volume's own units (Hounsfield units of CT), which are black and white.
-        percentiles: instead, of the volume's values that are not 0.
-        window, stride, batch_size: see [`~modeling_vitp.dense.prediction.sliding_window`]; windows overlap by a
-            quarter if no stride is given.
+        image_processor: image processor of the model. The window or percentiles of its input spec are the defaults of
+            `intensities` and `percentiles`.
+        volumes: path of a NIfTI file or of the folder of a DICOM series; or three paths of volumes at the same
+            position, the channels of an image.
+        output: path of the NIfTI file to write (`.nii.gz` or `.nii`): class indices, uint8, in the voxel grid of the
+            (first) volume. The header of a NIfTI volume is kept, except for the data type, value range and intent
+            (label). For a DICOM series, the affine has the position, orientation and spacing of the series. The class
+            names are stored in a header extension, a comment in JSON.
+        plane: plane in which the model was trained.
+        intensities: low and high value in the units of the volume (Hounsfield units for CT), mapped to black and white.
+        percentiles: low and high percentile of the non-zero values of the volume, instead of `intensities`.
+        window, stride, batch_size: see [`~modeling_vitp.dense.prediction.sliding_window`]. Default stride: three
+            quarters of the window.
         scales, flip: test-time augmentation of each slice, see [`~modeling_vitp.dense.prediction.augmented`].
-        probabilities: another NIfTI, with a fourth axis of the classes: probabilities in steps of 1/255, which is the
-            slope in its header.
+        probabilities: path of a second NIfTI file with a fourth axis of class probabilities, uint8 with a slope of
+            1/255 in the header.
 
     Raises:
-        ValueError: in one line that names the file, if a volume cannot be read (see
-            [`~modeling_vitp.images.volumes.open_volume`]), or the channels differ in shape or place; if it is not
-            known what is black and white, the model takes pairs, or an unfinished run had other arguments.
+        ValueError: if a volume cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), the channels differ
+            in shape or position, neither `intensities` nor `percentiles` are known, the model takes image pairs, or an
+            unfinished run had different arguments.
         FileExistsError: if `output` or `probabilities` exists.
     """
     paths = [Path(path) for path in ([volumes] if isinstance(volumes, (str, os.PathLike)) else volumes)]
     outputs = [Path(path) for path in (output, probabilities) if path is not None]
     wrong = next((path for path in outputs if not path.name.lower().endswith(NIFTI)), None)
     if wrong is not None:
-        raise ValueError(f"{wrong}: what is predicted for a volume is NIfTI, so name it .nii.gz.")
+        raise ValueError(f"Expected a NIfTI file with the suffix .nii.gz as output for a volume, got {wrong}.")
     part = part_path(outputs)
     stride = default_stride(window) if stride is None else stride
     if model.images_per_sample != 1:
-        raise ValueError(f"{type(model).__name__} takes {model.images_per_sample} images, and not a volume.")
+        raise ValueError(
+            f"Expected a model that takes one image for a volume, {type(model).__name__} takes "
+            f"{model.images_per_sample}."
+        )
     num_labels = model.config.num_labels
     if num_labels > MAX_CLASSES:
-        raise ValueError(f"the model has {num_labels} classes, but a voxel has room for {MAX_CLASSES}.")
+        raise ValueError(f"Expected a model with at most {MAX_CLASSES} classes for a uint8 output, got {num_labels}.")
     if intensities is None and percentiles is None:
         spec = image_processor.input_spec or {}
         intensities, percentiles = spec.get("window"), spec.get("percentiles")
         if intensities is None and percentiles is None:
             raise ValueError(
-                "the image processor does not say which values of a volume are black and white: give intensities, such "
-                "as -160 240, or percentiles, those of the training."
+                "The image processor has no intensity window or percentiles for volumes. Set `intensities`, such as "
+                "-160 240, or `percentiles` to the values used in training."
             )
     check_cut(plane, intensities, percentiles)
     slices = VolumeSlices(paths, plane, intensities, percentiles)
@@ -481,20 +486,24 @@ def predict_volume(
             if probabilities is not None:
                 labels = torch.cat([labels, (scores.softmax(0) * 255).round()])
             rows.append(labels.to(torch.uint8).cpu().numpy()[None])
-        found = volume.uncut(np.moveaxis(rows.whole(), 1, -1), plane)
+        predicted = volume.uncut(np.moveaxis(rows.whole(), 1, -1), plane)
         names = [model.config.id2label[index] for index in range(num_labels)]
         if probabilities is not None:
-            save(found[..., 1:], volume, outputs[1], names, "estimate", slope=1 / 255)
-        save(found[..., 0], volume, outputs[0], names, "label")
+            save(predicted[..., 1:], volume, outputs[1], names, "estimate", slope=1 / 255)
+        save(predicted[..., 0], volume, outputs[0], names, "label")
     rows.delete()
 
 
 def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], intent: str, slope: float = 1.0) -> None:
-    """A NIfTI in the place of a volume, which appears under its name when it is whole.
+    """Save a NIfTI file with the position of a volume. It appears under its name when it is complete.
 
     Args:
         values: uint8 of shape `(i, j, k, …)`.
-        slope: by which they are multiplied when they are read.
+        volume: volume with the header and the affine.
+        path: path of the file to write.
+        names: names of the classes.
+        intent: NIfTI intent code of the values.
+        slope: factor by which the values are multiplied on reading.
     """
     header = volume.header.copy()
     header.set_data_dtype(np.uint8)
@@ -514,10 +523,10 @@ def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], i
 
 
 def write_submission(trainer: "ViTPSegmentationTrainer", data: "DenseData", settings: dict[str, Any]) -> None:
-    """The masks of a split in `submission` in the output folder, see [`write_masks`]."""
+    """Write the predicted masks of a split to `submission` in the output folder, see [`write_masks`]."""
     folder = Path(trainer.args.output_dir) / "submission"
     write_masks(data.open([settings["split"]]), trainer, data.encoding, settings, folder)
-    print(f"For the server: {folder}.zip")
+    print(f"Submission for the benchmark server: {folder}.zip")
 
 
 def write_masks(
@@ -527,26 +536,26 @@ def write_masks(
     settings: Mapping,
     folder: Path,
 ) -> Path:
-    """Predicts each sample, with test-time augmentation, and writes the masks to a folder and to a zip beside it.
+    """Predict each sample with test-time augmentation, and write the masks to a folder and to a zip archive beside it.
 
     Args:
-        samples: of the split that the server scores.
-        trainer: of the model.
-        encoding: the classes.
-        settings: `file`, where a mask belongs: a pattern with the fields of the split's images; `encoding`: `"mask"`,
-            as the data set's own masks (by default), or `"index"`, the place among the classes from 0.
-        folder: is created, or replaced.
+        samples: samples of the split that the server scores.
+        trainer: trainer of the model.
+        encoding: encoding of the masks.
+        settings: `file`, the path pattern of a mask with the fields of the images of the split; and `encoding`,
+            `"mask"` for the encoding of the data set (default) or `"index"` for class indices from 0.
+        folder: output folder, created or replaced.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if the split is cut into windows, which a server does not score.
+        ValueError: if the split is cut into windows.
     """
-    if any(box is not None for _, box in samples.rows):
-        raise ValueError("submission: a server scores whole images, so its split may not have `tile`.")
+    if any(window is not None for _, window in samples.rows):
+        raise ValueError("submission: the server scores whole images. Remove `tile` from the split.")
     shutil.rmtree(folder, ignore_errors=True)
-    for index, (sample, _) in enumerate(tqdm(samples.rows, desc="Masks for the server")):
+    for index, (sample, _) in enumerate(tqdm(samples.rows, desc="Writing masks")):
         prediction = trainer.predict_labels(samples[index]["images"], is_test=True)
         path = folder / fill(settings["file"], sample.fields)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""HF `Trainer` for models that label every pixel: layer-wise decay, augmentation by epoch, evaluation in windows."""
+"""Trainer for semantic segmentation and change detection, with sliding-window evaluation."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,20 +33,23 @@ INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")
 
 @dataclass
 class ViTPSegmentationTrainingConfig(DenseSettings, BaseConfig, TrainingArguments):
-    """[`~transformers.TrainingArguments`] with what fine-tuning for maps needs."""
+    """[`~transformers.TrainingArguments`] with the settings for semantic segmentation and change detection."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classes of images: leave it out.")
+            raise ValueError("`label_smoothing_factor` must be 0 for segmentation.")
         self.window = self.window or self.crop_size
         self.stride = self.stride or self.window
         if self.stride > self.window:
-            raise ValueError(f"stride={self.stride} is larger than window={self.window}: pixels would be left out.")
+            raise ValueError(
+                f"stride={self.stride} is larger than window={self.window}. `stride` must be at most `window` to cover "
+                "every pixel."
+            )
 
 
 class TrainingSamples(AugmentedSamples):
-    """Augmented items of [`~modeling_vitp.dense.data.MaskedImages`]."""
+    """Data set of augmented items of [`~modeling_vitp.dense.data.MaskedImages`]."""
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, torch.Tensor]:
         sample, generator = self.sample(index)
@@ -57,29 +60,29 @@ class TrainingSamples(AugmentedSamples):
 
 
 class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
-    """Trains [`~modeling_vitp.ViTPForSemanticSegmentation`] or [`~modeling_vitp.ViTPForChangeDetection`].
+    """Trainer for [`~modeling_vitp.ViTPForSemanticSegmentation`] and [`~modeling_vitp.ViTPForChangeDetection`].
 
-    What differs from [`~transformers.Trainer`]:
+    Differences from [`~transformers.Trainer`]:
 
-    - the learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`];
-    - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers,
-      and a run that goes on from a checkpoint ends as the run that never stopped;
-    - evaluation predicts images of any size in windows, one at a time, and keeps counts, not predictions. Each process
-      has its part of the images. Under the prefix `test`, `test_scales` and `test_flip` apply;
-    - after training, the metric `dice` comes with surface distances, in millimeters, of slices of volumes, if MONAI is
+    - The learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`].
+    - Batches and augmentation depend on the seed and the epoch only, not on the number of processes and workers. A run
+      that resumes from a checkpoint ends with the same weights as an uninterrupted run.
+    - Evaluation predicts one image of any size at a time in windows, and accumulates counts instead of predictions.
+      Each process evaluates a part of the images. `test_scales` and `test_flip` apply to the prefix `test` only.
+    - After training, the metric `dice` also reports surface distances in millimeters for slices of volumes, if MONAI is
       installed.
 
     Args:
-        model: one of the two.
-        args: [`ViTPSegmentationTrainingConfig`].
-        encoding: the classes, for the names of metrics.
-        metric: a folder of `modeling_vitp/metrics` by its name, or the path of a file with a subclass of
+        model: segmentation or change detection model.
+        args: training arguments, [`ViTPSegmentationTrainingConfig`].
+        encoding: encoding of the masks, which also gives the class names of the metrics.
+        metric: name of a folder of `modeling_vitp/metrics`, or path of a file with a subclass of
             [`~modeling_vitp.metrics.pixel_metrics.PixelMetric`].
-        train_dataset, eval_dataset: see [`~modeling_vitp.dense.data.MaskedImages`].
-        processing_class: for mean and standard deviation, and saved with the model.
+        train_dataset, eval_dataset: instances of [`~modeling_vitp.dense.data.MaskedImages`].
+        processing_class: image processor with the mean and standard deviation, saved with the model.
 
     Raises:
-        ValueError: if it trains on batches of one image without other processes on GPUs.
+        ValueError: if a model with batch norm is trained on batches of one image in a single process.
     """
 
     counted = "pixels"
@@ -126,8 +129,8 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         elif train_dataset is not None and args.per_device_train_batch_size < 2 and has_batch_norm(model):
             raise ValueError(
-                "per_device_train_batch_size=1: batch norm needs two images at least. Give 2, and fewer "
-                "gradient_accumulation_steps."
+                "`per_device_train_batch_size` must be at least 2 for a model with batch norm, got "
+                f"{args.per_device_train_batch_size}. Halve `gradient_accumulation_steps` to keep the total batch size."
             )
         super().__init__(
             model,
@@ -166,7 +169,7 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
 
     @torch.no_grad()
     def predict_labels(self, images: list[torch.Tensor], is_test: bool = False) -> np.ndarray:
-        """Class indices, uint8 of shape `(height, width)`.
+        """Return class indices, uint8 of shape `(height, width)`.
 
         Args:
             images: one image, or the two of a pair, see [`~modeling_vitp.images.pixels.to_pixels`].
@@ -188,13 +191,13 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
 
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
         if self.args.world_size > 1:
-            # Batch norm has statistics of its own in every process: all score the model that is saved.
+            # The batch norm statistics differ between processes. All processes must score the model that is saved.
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         surfaces = None if self.is_in_train else self.surfaces
         for sample in batches:
             if "mask" not in sample:
-                raise ValueError(f"{sample['id']} has no mask, so nothing can be scored.")
+                raise ValueError(f"Expected a mask for every evaluation sample, {sample['id']} has none.")
             prediction = self.predict_labels(sample["images"], is_test)
             scored = {
                 "predictions": [prediction],
@@ -217,7 +220,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def check_dense_start(model_class: type[PreTrainedModel], args: BackboneArguments, do_train: bool) -> None:
-    """See [`~modeling_vitp.training.fine_tuning.check_start`]; the decode head is looked up too."""
+    """Check the start of fine-tuning and the decode head, see [`~modeling_vitp.training.fine_tuning.check_start`]."""
     check_start(model_class, args, do_train)
     head = args.head or {}
     find_head(head.get("decode_head", "upernet"), head.get("decode_head_kwargs"))
@@ -230,7 +233,10 @@ def load_dense_model(
     class_weights: list[float] | None = None,
     input_spec: dict | None = None,
 ) -> PreTrainedModel:
-    """See [`~modeling_vitp.training.fine_tuning.load_on_backbone`]; `class_weights` are those of the loss."""
+    """Load a model on a backbone, see [`~modeling_vitp.training.fine_tuning.load_on_backbone`].
+
+    `class_weights` are the class weights of the loss.
+    """
     model = load_on_backbone(model_class, args, names, input_spec=input_spec, class_weights=class_weights)
     if "class_weights" not in (args.head or {}):
         model.config.class_weights = class_weights

@@ -1,4 +1,4 @@
-"""Which images a split of files has, and what is annotated in each, in the formats of benchmarks."""
+"""Readers of detection annotations: files in COCO, VOC and DOTA format, and rows of data sets."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +25,19 @@ from ..instructions.from_annotations.formats import (
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
 
-SETTINGS = {"images": str, "annotations": str, "list": str, "tile": Mapping[str, Any]}  # of a split of files
+# Types of the settings of a split of files.
+SETTINGS = {"images": str, "annotations": str, "list": str, "tile": Mapping[str, Any]}
 
 
 @dataclass(frozen=True)
 class AnnotatedFile:
-    """An image of a split: its file, or the place of its row, and what its annotation says is in it.
+    """Image of a split with its annotated objects.
 
-    `found` is `None` where there is no annotation, as in a test split whose server keeps them.
+    Args:
+        id: id of the image.
+        image: path of the file, or index of the row.
+        size: height and width of the image.
+        found: annotated objects, or `None` without annotation, as in the test split of a benchmark.
     """
 
     id: str
@@ -47,12 +52,12 @@ class FileReader(Protocol):
     def __call__(self, annotation: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]: ...
 
 
-# Annotation formats by the name that `format` in a configuration has: the suffix of their files and the reader of one.
+# File suffix and reader of each annotation format, by its name in `format` of a configuration.
 FORMATS: dict[str, tuple[str, FileReader]] = {}
 
 
 def register_format(name: str, suffix: str) -> Callable[[FileReader], FileReader]:
-    """Return a decorator that registers the reader of an annotation format with one file an image."""
+    """Return a decorator that registers the reader of an annotation format with one file per image."""
 
     def register(reader: FileReader) -> FileReader:
         FORMATS[name] = (suffix, reader)
@@ -63,7 +68,7 @@ def register_format(name: str, suffix: str) -> Callable[[FileReader], FileReader
 
 @register_format("coco", ".json")
 def read_coco(annotation: tuple[CocoFile, dict], image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-    """Read the objects of one of [`coco_files`], whose file has those of all images."""
+    """Read the objects of one image from the COCO file of all images, see [`coco_files`]."""
     file, entry = annotation
     return file.objects(entry, image, size)
 
@@ -73,30 +78,33 @@ register_format("dota", ".txt")(read_dota)
 
 
 def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Iterator[AnnotatedFile]:
-    """The images of a split, in the order of their names.
+    """Yield the images of a split with their objects, sorted by name or in the order of `list`.
 
     Args:
         root: folder of the data set.
-        form: `"coco"`, `"voc"` (`bndbox`, or DIOR-R's `robndbox`), `"dota"`, or a name of [`register_format`].
-        settings: `images`, the folder of the images below `root`, which are found by their names whatever their type,
-            those of COCO first where `file_name` leads from there; `annotations`, the folder of a file for each image,
-            or COCO's JSON; left out where there are none. `list` is a file below `root` with the names of the images in
-            the split, one a line.
-        name: of the split, for errors.
+        form: `"coco"`, `"voc"` (`bndbox`, or `robndbox` of DIOR-R), `"dota"`, or a name of [`register_format`].
+        settings: settings of the split, with paths relative to `root`. `images` is the folder of the images, which are
+            matched to annotations by name without suffix; COCO images are searched by `file_name` first. `annotations`
+            is the COCO file, or a folder with one file per image, and may be missing. `list` is a file with the image
+            names of the split, one per line.
+        name: name of the split in errors.
 
     Raises:
-        ValueError: names the file, and the line or object in it, that is not as it should be; an image without
-            annotation or not stored upright, an annotation without image, and one that two files have.
+        ValueError: if a file, line or object is invalid, an image has no annotation or is not stored upright, an
+            annotation has no image, or two files have the same name.
     """
     if not isinstance(settings, Mapping) or "images" not in settings or set(settings) - SETTINGS.keys():
-        raise ValueError(f"Split {name!r} needs `images`, and may have {sorted(SETTINGS)}: {str(settings)[:80]!r}.")
+        raise ValueError(
+            f"Split {name!r}: expected `images`, and optionally other options of {sorted(SETTINGS)}, got "
+            f"{str(settings)[:80]!r}."
+        )
     for key, value in settings.items():
         check_type(f"Split {name!r}: {key}", value, SETTINGS[key])
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"data: root={str(root)!r}: there is no such folder.")
+        raise ValueError(f"data: `root` not found: {root}. Expected an existing folder.")
     if not (root / settings["images"]).is_dir():
-        raise ValueError(f"Split {name!r}: there is no folder {root / settings['images']} of images.")
+        raise ValueError(f"Split {name!r}: image folder not found: {root / settings['images']}.")
     suffix, reader = FORMATS[form]
     if form == "coco" and "annotations" in settings:
         annotated = coco_files(root / settings["annotations"])
@@ -111,14 +119,14 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         lines = read_list(root / settings["list"])
         listed = [key if (key := without_suffix(line)) in annotated else file_stem(line) for line in lines]
         if len(set(listed)) < len(listed):
-            raise ValueError(f"{root / settings['list']} names {max(listed, key=listed.count)!r} twice.")
+            raise ValueError(f"{root / settings['list']} lists {max(listed, key=listed.count)!r} twice.")
     chosen = sorted(set(annotated) | (set(images) if form != "coco" else set())) if listed is None else listed
     for key in chosen:
         if key not in images:
             where = root / settings["annotations" if listed is None else "list"]
-            raise ValueError(f"{where} has {key!r}, but there is no such image in {root / settings['images']}.")
+            raise ValueError(f"No image for {key!r} of {where} in {root / settings['images']}.")
         if key not in annotated:
-            raise ValueError(f"{images[key]} has no annotation in {root / settings['annotations']}.")
+            raise ValueError(f"No annotation for {images[key]} in {root / settings['annotations']}.")
         path = below(root, images[key].relative_to(root))
         check_file(path)
         check_upright(path)
@@ -128,43 +136,43 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
 
 
 def images_by_name(folder: Path) -> dict[str, Path]:
-    """Name without suffix -> image, whatever its type, of a folder and those below."""
+    """Return the images of a folder and its subfolders, by name without suffix."""
     images = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             if path.stem in images:
-                raise ValueError(f"{images[path.stem]} and {path} are two images of one name.")
+                raise ValueError(f"{images[path.stem]} and {path} are two images with the same name.")
             images[path.stem] = path
     if not images:
-        raise ValueError(f"There is no image in {folder}.")
+        raise ValueError(f"No images found in {folder}.")
     return images
 
 
 def coco_images(root: Path, folder: Path, annotated: Mapping[str, tuple[CocoFile, dict]]) -> dict[str, Path]:
-    """Key of [`coco_files`] -> image: where its `file_name` leads from the folder, or else found by its name."""
-    places = {key: folder / entry["file_name"] for key, (_, entry) in annotated.items()}
-    images = {key: path for key, path in places.items() if is_below(root, path) and path.is_file()}
+    """Return the images by key of [`coco_files`], found by `file_name` relative to the folder, or else by name."""
+    paths = {key: folder / entry["file_name"] for key, (_, entry) in annotated.items()}
+    images = {key: path for key, path in paths.items() if is_below(root, path) and path.is_file()}
     has_folders = any("/" in key for key in annotated)
     return images if has_folders or len(images) == len(annotated) else images_by_name(folder) | images
 
 
 def coco_files(path: Path) -> dict[str, tuple[CocoFile, dict]]:
-    """Return name of an image without suffix -> the COCO file and the entry of the image in it.
+    """Return the COCO file and the entry of each image, by name of the image without suffix.
 
     If two images have the same name, all names include the folders.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; format: coco takes a file.")
+        raise ValueError(f"Expected a file as `annotations` for `format: coco`, got the folder {path}.")
     contents = read_annotation(path)
     if not isinstance(contents, dict) or not {"images", "categories", "annotations"} <= contents.keys():
-        raise ValueError(f"{path} is no COCO JSON: it needs `images`, `categories` and `annotations`.")
+        raise ValueError(f"Expected COCO JSON with `images`, `categories` and `annotations` in {path}.")
     file, files = CocoFile(path, contents), {}
     stems = [file_stem(entry["file_name"]) for entry in file.images]
     key_of = file_stem if len(set(stems)) == len(stems) else without_suffix
     for entry in file.images:
         key = key_of(entry["file_name"])
         if key in files:
-            raise ValueError(f"{path} has two images called {key!r}.")
+            raise ValueError(f"{path} has two images with the name {key!r}.")
         files[key] = (file, entry)
     return files
 
@@ -174,24 +182,26 @@ def without_suffix(name: str) -> str:
 
 
 def file_stem(name: str) -> str:
-    """A file's name without folder and suffix; a name without one may have dots."""
+    """Return the name of an image file without folder and image suffix. Other dots in the name are kept."""
     path = Path(name)
     return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
-FLAT = 1e-6  # the area of a box that is taken for none, in squares of its longer extent: a line, but for rounding
+# Largest area of a box that counts as empty, relative to the square of its longer extent, to allow for rounding.
+FLAT = 1e-6
 
 
 @dataclass(frozen=True)
 class ImageObjects:
-    """The objects of an image.
+    """Annotated objects of an image.
 
     Args:
         labels: class indices, int64 of shape `(n,)`.
-        corners: in pixels, in order around each box, float64 of shape `(n, 4, 2)`; of an upright box from the top left.
-        difficult, crowd: bool of shape `(n,)`: marked as hard to see, and a region of many.
-        areas: in pixels, as annotated, float64 of shape `(n,)`; NaN where it is not.
-        segmentations: COCO's polygons or run lengths, or `None`, for each.
+        corners: corners of the boxes in pixels, in order around each box, float64 of shape `(n, 4, 2)`. Upright boxes
+            start at the top left.
+        difficult, crowd: whether an object is marked as difficult, or as a crowd region, bool of shape `(n,)`.
+        areas: annotated areas in pixels, float64 of shape `(n,)`, NaN if not annotated.
+        segmentations: COCO polygons or run lengths of each object, or `None`.
     """
 
     labels: np.ndarray
@@ -205,19 +215,20 @@ class ImageObjects:
         return len(self.labels)
 
     def take(self, chosen: np.ndarray) -> "ImageObjects":
-        """Some of them, by a mask or by their places."""
-        places = np.arange(len(self))[chosen]
+        """Return the objects that are selected by a mask or by indices."""
+        indices = np.arange(len(self))[chosen]
         names = ("labels", "corners", "difficult", "crowd", "areas")
-        arrays = {name: getattr(self, name)[places] for name in names}
-        return ImageObjects(**arrays, segmentations=tuple(self.segmentations[place] for place in places))
+        arrays = {name: getattr(self, name)[indices] for name in names}
+        return ImageObjects(**arrays, segmentations=tuple(self.segmentations[index] for index in indices))
 
     def moved_to(self, left: int, top: int) -> "ImageObjects":
-        """The same in a window of the image, which starts there. Their outlines are not moved."""
+        """Return the objects in the coordinates of a window that starts at `left`, `top`. Outlines are not moved."""
         return replace(self, corners=self.corners - np.array([left, top]))
 
     def clipped_to(self, window: Window) -> "ImageObjects":
-        """Upright boxes without what of them is outside a window, and areas of those that are whole. Outlines are as
-        they were.
+        """Return the objects with upright boxes clipped to a window.
+
+        The areas of clipped objects become NaN. Outlines are not clipped.
         """
         left, top, right, bottom = window
         corners = self.corners.clip([left, top], [right, bottom])
@@ -225,15 +236,15 @@ class ImageObjects:
         return replace(self, corners=corners, areas=np.where(is_whole, self.areas, np.nan))
 
     def boxes(self) -> np.ndarray:
-        """Upright boxes around them, x1, y1, x2, y2, float64 of shape `(n, 4)`."""
+        """Return the upright boxes around the objects, x1, y1, x2, y2, float64 of shape `(n, 4)`."""
         return np.concatenate([self.corners.min(1), self.corners.max(1)], 1).reshape(-1, 4)
 
     def masks(self, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
-        """uint8 of shape `(n, height, width)`; an object without an outline has an empty one.
+        """Return instance masks, uint8 of shape `(n, height, width)`. Objects without an outline have an empty mask.
 
         Args:
             size: height and width of the image.
-            window: the part of it that is wanted.
+            window: window of the image, or `None` for the whole image.
         """
         left, top, right, bottom = window or (0, 0, *size[::-1])
         masks = np.zeros((len(self), bottom - top, right - left), np.uint8)
@@ -245,14 +256,15 @@ class ImageObjects:
 
 
 class ClassNames:
-    """The classes of a model, in its order, and what they are called in annotations; capitals make no difference.
+    """Class names of a model and their names in annotations, compared without case.
 
     Args:
-        classes: a name for each, or a mapping with `name` and `as`, the name or names that annotations have for it.
-        leave_out: annotated names of objects that are no objects here.
+        classes: name of each class in the order of the model, or a mapping with `name` and `as`, the name or names of
+            the class in annotations.
+        leave_out: annotated class names that are ignored.
 
     Raises:
-        ValueError: if there is no class, or a name stands for two things.
+        ValueError: if `classes` is empty, or if a name is used for two classes.
     """
 
     def __init__(self, classes: Sequence[str | Mapping], leave_out: Sequence[str] = ()):
@@ -260,27 +272,27 @@ class ClassNames:
         for index, entry in enumerate(classes):
             entry = entry if isinstance(entry, Mapping) else {"name": entry}
             if set(entry) - {"name", "as"} or not isinstance(entry.get("name"), str):
-                raise ValueError(f"Class {index}, {str(entry)[:80]!r}, needs a `name`, and may have `as`.")
+                raise ValueError(f"Class {index}: expected `name`, and optionally `as`, got {str(entry)[:80]!r}.")
             annotated = entry.get("as", entry["name"])
             check_type(f"Class {index}: as", annotated, str | Sequence[str])
             self.names.append(entry["name"])
             self._add([annotated] if isinstance(annotated, str) else annotated, index)
         if not self.names:
-            raise ValueError("There are no classes.")
+            raise ValueError("`classes` must not be empty.")
         self._add(leave_out, None)
 
     def _add(self, names: Iterable[str], index: int | None) -> None:
         for name in names:
             if self._indices.setdefault(name.casefold(), index) != index or self.names.count(name) > 1:
-                raise ValueError(f"{name!r} stands for two classes.")
+                raise ValueError(f"The name {name!r} is used for two classes, or for a class and in `leave_out`.")
 
     def index(self, label: str | int, where: str) -> int | None:
-        """The class of an annotated name, or of its place among the classes; `None` if it is left out."""
+        """Return the class index of an annotated name or index, or `None` if the name is in `leave_out`."""
         if isinstance(label, int) and 0 <= label < len(self.names):
             return label
         if not isinstance(label, str) or label.casefold() not in self._indices:
             raise ValueError(
-                f"{where}: {label!r} is none of the classes {self.names}; list it, or put it in leave_out."
+                f"{where}: unknown class {label!r}. Classes: {self.names}. Add it to `classes` or to `leave_out`."
             )
         return self._indices[label.casefold()]
 
@@ -288,18 +300,20 @@ class ClassNames:
 def collect(
     found: Sequence[AnnotatedObject], classes: ClassNames, size: tuple[int, int], with_masks: bool = False
 ) -> tuple[ImageObjects, list[str]]:
-    """Objects as annotated, checked.
+    """Check the annotated objects of an image and convert them to arrays.
 
     Args:
+        found: annotated objects.
+        classes: class names of the model.
         size: height and width of the image.
-        with_masks: whether each needs an outline.
+        with_masks: whether every object needs an outline.
 
     Returns:
-        Those that are as they should be, and what is wrong with each of the others: a box that has no area, lies
-        outside the image or is not of finite numbers; an outline that cannot be drawn.
+        The valid objects, and an error message for each invalid object. An object is invalid if its box has no area,
+        lies outside the image or has numbers that are not finite, or if its outline cannot be drawn.
 
     Raises:
-        ValueError: names the file and the object of a class that is not listed.
+        ValueError: if the class of an object is unknown.
     """
     labels, corners, kept, wrong = [], [], [], []
     for item in found:
@@ -330,39 +344,42 @@ def collect(
 
 
 def check_box(item: AnnotatedObject, points: Sequence[Point], size: tuple[int, int]) -> None:
-    """Raises a `ValueError` unless a box, with these corners, has an area and lies in the image, at least in part."""
+    """Raise a `ValueError` unless a box with these corners has an area and lies at least partly in the image."""
     xs, ys = zip(*points)
     shown = list(item.box) if item.corners is None else [list(point) for point in points]
     if not all(map(is_number, (*xs, *ys, *item.box))):
-        raise ValueError(f"the box {shown} is not of finite numbers.")
+        raise ValueError(f"the box {shown} must have finite numbers.")
     left, top, right, bottom = item.box
     doubled = sum((xs[k - 1] - left) * (ys[k] - top) - (xs[k] - left) * (ys[k - 1] - top) for k in range(4))
     if right <= left or bottom <= top or abs(doubled) <= FLAT * max(right - left, bottom - top) ** 2:
         raise ValueError(f"the box {shown} has no area.")
     if max(xs) <= 0 or max(ys) <= 0 or min(xs) >= size[1] or min(ys) >= size[0]:
-        raise ValueError(f"the box {shown} is outside the image of {size[1]} x {size[0]} pixels.")
+        raise ValueError(f"the box {shown} lies outside the image of {size[1]} x {size[0]} pixels.")
 
 
 def check_outline(outline: list | dict | None, size: tuple[int, int]) -> None:
-    """Raises a `ValueError` unless it is polygons of three points or more, or run lengths of the image's size."""
+    """Raise a `ValueError` unless an outline is polygons of at least three points, or run lengths of the image size."""
     height, width = size
     if not outline:
-        raise ValueError("it has no outline (`segmentation`), which masks are drawn from.")
+        raise ValueError("the object has no outline (`segmentation`) for its mask.")
     if isinstance(outline, dict):
         if tuple(outline.get("size", ())) != size or "counts" not in outline:
-            raise ValueError(f"its mask is of size {outline.get('size')}, its image of {list(size)}.")
+            raise ValueError(
+                f"expected run lengths with `counts` and the size {list(size)}, got {outline.get('size')}."
+            )
         try:
             run_lengths.decode([run_lengths.segmToRle(outline, width, height)])
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"its run lengths {str(outline['counts'])[:60]!r} are no mask of {list(size)}.") from error
+            counts = str(outline["counts"])[:60]
+            raise ValueError(f"the run lengths {counts!r} do not encode a mask of size {list(size)}.") from error
         return
     for polygon in outline:
         if not (isinstance(polygon, (list, tuple)) and all(map(is_number, polygon))):
-            raise ValueError(f"its outline {str(outline)[:60]} is no list of polygons [x1, y1, x2, y2, …].")
+            raise ValueError(f"expected a list of polygons [x1, y1, x2, y2, …] as outline, got {str(outline)[:60]}.")
         if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f"its polygon {str(polygon)[:60]} is not of three points or more: it cannot be closed.")
+            raise ValueError(f"expected a polygon of at least three points, got {str(polygon)[:60]}.")
         if not all(abs(value) <= 10 * max(size) for value in polygon):
-            raise ValueError(f"its polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")
+            raise ValueError(f"the polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")
 
 
 BOX_FORMATS = ("xywh", "xyxy")
@@ -371,29 +388,30 @@ BOX_FORMATS = ("xywh", "xyxy")
 def read_rows(
     rows: datasets.Dataset, columns: Mapping[str, str], box_format: str, name: str
 ) -> Iterator[AnnotatedFile]:
-    """The images of a data set of rows.
+    """Yield the images of a data set of rows with their objects.
 
     Args:
-        rows: with images undecoded; see [`find_columns`].
-        columns: under `image`, `boxes`, and optionally `id`, `labels`, `corners`, `crowd`, `difficult`, `area` and
-            `masks` the columns or, with a dot, the fields of a column that has all objects of an image.
-        box_format: of `boxes`: `"xywh"` or `"xyxy"`, from the left and from the top, in pixels.
-        name: of the split, for errors.
+        rows: data set with undecoded images.
+        columns: names of the columns for `image`, `boxes` or `corners`, and optionally `id`, `labels`, `crowd`,
+            `difficult`, `area` and `masks`. A name with a dot is a field of a column with all objects of an image. See
+            [`find_columns`].
+        box_format: format of `boxes` in pixels, `"xywh"` or `"xyxy"`, with x, y of the top left corner first.
+        name: name of the split in errors.
 
     Raises:
-        ValueError: names the row, if something in it is not as it should be, or two have one id.
+        ValueError: if a row is invalid, or if two rows have the same id.
     """
     lists = {key: column for key, column in columns.items() if key not in ("image", "id")}
-    tops = {column.split(".")[0] for column in (*lists.values(), *filter(None, [columns.get("id")]))}
+    needed = {column.split(".")[0] for column in (*lists.values(), *filter(None, [columns.get("id")]))}
     names = getattr(feature_of(rows.features, columns.get("labels", "")), "names", None)
     seen: dict[str, int] = {}
-    for index, row in enumerate(rows.select_columns(sorted(tops | {columns["image"]}))):
+    for index, row in enumerate(rows.select_columns(sorted(needed | {columns["image"]}))):
         row_id = str(row[columns["id"]]) if "id" in columns else str(index)
         where = f"row {row_id} of split {name!r}"
         if (first := seen.setdefault(row_id, index)) != index:
             raise ValueError(
-                f"Split {name!r}: rows {first} and {index} have the same {columns['id']!r}, {row_id}. Give each its "
-                "own, or name another column under `columns`, as `id`."
+                f"Split {name!r}: rows {first} and {index} have the same {columns['id']!r}, {row_id}. Use unique ids, "
+                "or set another column as `id` in `columns`."
             )
         try:
             size = image_size(row[columns["image"]])
@@ -411,20 +429,20 @@ def row_objects(
 ) -> Iterator[AnnotatedObject]:
     lengths = {key: len(value) for key, value in values.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"the lists of its objects are of different lengths: {lengths}.")
+        raise ValueError(f"expected lists of the same length for the objects, got {lengths}.")
     for index in range(next(iter(lengths.values()))):
         item = {key: value[index] for key, value in values.items()}
         label = item.get("labels", 0)
         if names is not None and isinstance(label, int):
             if not 0 <= label < len(names):
-                raise ValueError(f"object {index} has the label {label}, which is none of the {len(names)} names.")
+                raise ValueError(f"object {index}: expected a label in [0, {len(names)}), got {label}.")
             label = names[label]
         corners = None
         if "corners" in item:
             flat = [number for part in item["corners"] for number in (part if isinstance(part, list) else [part])]
             corners = tuple(zip(flat[::2], flat[1::2], strict=True))
             if len(corners) != 4:
-                raise ValueError(f"object {index} has {len(flat)} numbers for four corners.")
+                raise ValueError(f"object {index}: expected four corners of two numbers, got {len(flat)} numbers.")
             box = (min(flat[::2]), min(flat[1::2]), max(flat[::2]), max(flat[1::2]))
         else:
             left, top, right, bottom = item["boxes"]
@@ -442,31 +460,33 @@ def row_objects(
 
 
 def find_columns(
-    features: datasets.Features, given: Mapping[str, str], name: str, is_oriented: bool = False
+    features: datasets.Features, settings: Mapping[str, str], name: str, is_oriented: bool = False
 ) -> dict[str, str]:
-    """The columns of rows that [`read_rows`] reads: those given, and by their usual names.
+    """Return the columns for [`read_rows`]: those of the settings, and columns with usual names.
 
-    Usual are `image`, `id` (or `image_id`), and `objects` with fields `bbox` (or `boxes`, `corners`), `category` (or
-    `label`, `labels`, `categories`), `iscrowd` (or `crowd`), `difficult`, `area` and `segmentation`.
+    The usual names are `image`, `id` (or `image_id`), and `objects` with the fields `bbox` (or `boxes`, `corners`),
+    `category` (or `label`, `labels`, `categories`), `iscrowd` (or `crowd`), `difficult`, `area` and `segmentation`.
     """
     usual = {"image": ("image",), "id": ("id", "image_id")}
     usual |= {"boxes": ("objects.bbox", "objects.boxes"), "corners": ("objects.corners",)}
     usual["labels"] = tuple(f"objects.{field}" for field in ("category", "label", "labels", "categories"))
     usual["crowd"] = ("objects.iscrowd", "objects.crowd")
     usual |= {"difficult": ("objects.difficult",), "area": ("objects.area",), "masks": ("objects.segmentation",)}
-    unknown = set(given) - usual.keys()
+    unknown = set(settings) - usual.keys()
     if unknown:
-        raise ValueError(f"columns: unknown {sorted(unknown)}; there are {sorted(usual)}.")
+        raise ValueError(f"columns: unknown option(s) {sorted(unknown)}. Options: {sorted(usual)}.")
     columns = {}
     for key, candidates in usual.items():
-        wanted = (given[key],) if key in given else candidates
+        wanted = (settings[key],) if key in settings else candidates
         found = [column for column in wanted if feature_of(features, column) is not None]
-        if key in given and not found:
-            raise ValueError(f"Split {name!r} has no column {given[key]!r}, only {sorted(features)}.")
+        if key in settings and not found:
+            raise ValueError(
+                f"Split {name!r} has no column {settings[key]!r}. Found: {', '.join(sorted(features))}. Set `columns`."
+            )
         columns |= {key: found[0]} if found else {}
     if "image" not in columns or not {"boxes", "corners"} & columns.keys():
         raise ValueError(
-            f"Split {name!r} has no column of images, or none of boxes: {sorted(features)}; see `columns`."
+            f"Split {name!r} has no image column or no box column. Found: {', '.join(sorted(features))}. Set `columns`."
         )
     if {"boxes", "corners"} <= columns.keys():
         del columns["boxes" if is_oriented else "corners"]
@@ -474,7 +494,7 @@ def find_columns(
 
 
 def feature_of(features: Any, column: str) -> Any:
-    """The feature of a column, or of a field of the objects in it; `None` if there is none."""
+    """Return the feature of a column or of a field of a column, or `None` if it does not exist."""
     for part in column.split("."):
         features = getattr(features, "feature", features)
         if not isinstance(features, dict) or part not in features:
@@ -484,7 +504,7 @@ def feature_of(features: Any, column: str) -> Any:
 
 
 def values_of(row: Mapping, column: str) -> list:
-    """The values of a column, or of a field of its objects, which are a mapping of lists or a list of mappings."""
+    """Return the values of a column, or of a field of its objects (a mapping of lists, or a list of mappings)."""
     top, _, field = column.partition(".")
     value = row[top]
     if not field:

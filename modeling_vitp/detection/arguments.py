@@ -1,4 +1,4 @@
-"""Arguments of fine-tuning for detection on the command line."""
+"""Command-line arguments for fine-tuning on object detection and instance segmentation."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ DETECTORS = (VITP, "rt_detr_v2", "d_fine", "deformable_detr")
 
 @dataclass
 class DetectionSettings(FineTuningSettings):
-    """What [`~modeling_vitp.detection.trainer.ViTPDetectionTrainingConfig`] adds to transformers' settings."""
+    """Settings that [`~modeling_vitp.ViTPDetectionTrainingConfig`] adds to [`~transformers.TrainingArguments`]."""
 
     limits = {
         "image_size": "[32, inf)",
@@ -25,81 +25,94 @@ class DetectionSettings(FineTuningSettings):
     }
 
     image_size: int = field(
-        default=800, metadata={"help": "Side of the square that images are brought into, in pixels; a multiple of 16."}
+        default=800, metadata={"help": "Side of the square into which images are resized, in pixels, a multiple of 16."}
     )
     keep_ratio: bool = field(
-        default=True, metadata={"help": "Whether images keep their shape in it, or are stretched to fill it."}
+        default=True,
+        metadata={"help": "Whether to keep the aspect ratio of images. If false, images are stretched to the square."},
     )
     diagonal_flip: float = field(
-        default=0.0, metadata={"help": "Probability of both flips. At most one of the three flips happens."}
+        default=0.0,
+        metadata={
+            "help": "Probability of a horizontal and vertical flip together. At most one of the three flips is applied."
+        },
     )
-    rotation: float = field(default=0.0, metadata={"help": "Chance of a rotation, by any angle, in the square."})
+    rotation: float = field(default=0.0, metadata={"help": "Probability of a rotation by a random angle."})
     right_angle_classes: list[str] = field(
         default_factory=list,
-        metadata={"help": "Classes with which an image is turned by a multiple of 90 degrees only."},
+        metadata={"help": "Names of classes for which an image is rotated by multiples of 90 degrees only."},
     )
     lr_milestones: list[float] | None = field(
         default=None,
-        metadata={"help": "Epochs after which the learning rate falls by lr_gamma, in place of lr_scheduler_type."},
+        metadata={
+            "help": "Epochs after which the learning rate is multiplied by lr_gamma. Default: the schedule of "
+            "lr_scheduler_type."
+        },
     )
-    lr_gamma: float = field(default=0.1, metadata={"help": "What the learning rate is multiplied by at a milestone."})
+    lr_gamma: float = field(default=0.1, metadata={"help": "Factor of the learning rate at each milestone."})
     warmup_start: float = field(
-        default=0.0, metadata={"help": "With lr_milestones: share of the learning rate that the warm-up starts from."}
+        default=0.0,
+        metadata={"help": "Fraction of the learning rate at the start of the warmup, with lr_milestones only."},
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.image_size % 16:
-            raise ValueError(f"image_size={self.image_size} is no multiple of 16, the side of a patch.")
+            raise ValueError(f"`image_size` must be a multiple of 16, the patch size, got {self.image_size}.")
         if self.horizontal_flip + self.vertical_flip + self.diagonal_flip > 1 + 1e-9:
             raise ValueError(
-                "horizontal_flip, vertical_flip and diagonal_flip are chances of which one happens: at most 1."
+                "The sum of `horizontal_flip`, `vertical_flip` and `diagonal_flip` must be at most 1, because at most "
+                "one flip is applied."
             )
         if self.lr_milestones is not None and self.lr_milestones != sorted(self.lr_milestones):
-            raise ValueError(f"lr_milestones={self.lr_milestones} do not rise.")
+            raise ValueError(f"`lr_milestones` must be in increasing order, got {self.lr_milestones}.")
 
 
 @dataclass
 class DetectionArguments(SplitArguments):
-    """What is trained on, and what is scored."""
+    """Arguments for the task, the detector, the training and evaluation data, and the metric."""
 
     limits = {"empty_share": "[0, 1]"}
     choices = {"task": TASKS, "detector": DETECTORS}
 
     task: str = field(
-        default="horizontal", metadata={"help": "'horizontal' or 'oriented' boxes, or 'instances': boxes with masks."}
+        default="horizontal",
+        metadata={"help": "Task: 'horizontal' boxes, 'oriented' boxes, or 'instances' (boxes with masks)."},
     )
     detector: str = field(
         default=VITP,
         metadata={
-            "help": "'vitp', this project's for the task, or one of transformers' own with one stage on the same "
-            "backbone, for horizontal boxes: 'rt_detr_v2', 'd_fine' or 'deformable_detr'."
+            "help": "Detector: 'vitp' (Cascade R-CNN, Oriented R-CNN or Mask R-CNN, depending on the task), or a "
+            "one-stage detector of transformers for horizontal boxes: 'rt_detr_v2', 'd_fine' or 'deformable_detr'."
         },
     )
     empty_share: float = field(
         default=0.0,
-        metadata={"help": "Images without objects are at most this share of what is trained on; 1 for all."},
+        metadata={"help": "Largest share of images without objects in the training data. 1 keeps all of them."},
     )
     blind_controls: bool = field(
         default=False,
         metadata={
-            "help": "Whether to score the test split without its images too: detections exchanged between images, and "
-            "the best objects that are the same for all."
+            "help": "Whether to also report test scores that are reached without looking at the images: detections "
+            "swapped between images, and the same objects for all images."
         },
     )
     metric: str | None = field(
         default=None,
         metadata={
-            "help": "average_precision (Pascal VOC's and DOTA's, by default for oriented boxes), "
-            "coco_average_precision (by default for the others), or the path of a Python file with a metric."
+            "help": "Metric: average_precision (Pascal VOC and DOTA, the default for oriented boxes), "
+            "coco_average_precision (the default for the other tasks), or the path of a Python file with a metric."
         },
     )
     metric_options: dict | str | None = field(
-        default=None, metadata={"help": 'Its settings, such as \'{"interpolation": "area"}\'.'}
+        default=None, metadata={"help": 'Arguments of the metric, such as \'{"interpolation": "area"}\'.'}
     )
     submission: dict | str | None = field(
         default=None,
-        metadata={"help": "`split` of which DOTA's server takes the detections, and `nms` of its windows."},
+        metadata={
+            "help": "`split` whose detections are written for the DOTA server, and `nms`, the IoU threshold for "
+            "merging its windows."
+        },
     )
 
     def __post_init__(self):
@@ -107,12 +120,17 @@ class DetectionArguments(SplitArguments):
         if self.metric is not None:
             metric_path(self.metric)
         if self.detector != VITP and self.task != "horizontal":
-            raise ValueError(f"detector={self.detector!r} is for task: horizontal; task: {self.task} needs {VITP!r}.")
+            raise ValueError(
+                f"detector={self.detector!r} supports the task 'horizontal' only, got task={self.task!r}. Set "
+                f"detector={VITP!r}."
+            )
         if isinstance(self.data.get("dataset_name"), str):
             self.data["dataset_name"] = find_data(self.data["dataset_name"])
         if self.blind_controls and self.test_split is None:
-            raise ValueError("blind_controls: they are scores on the test split; give a test_split.")
+            raise ValueError("`blind_controls` are scores on the test split. Set `test_split`.")
         if self.metric == "coco_average_precision" and self.task == "oriented":
-            raise ValueError("metric: coco_average_precision scores upright boxes and masks, not oriented boxes.")
+            raise ValueError(
+                "metric='coco_average_precision' does not support oriented boxes. Set metric='average_precision'."
+            )
         if self.submission is not None and self.task != "oriented":
-            raise ValueError("submission: DOTA's server takes oriented boxes.")
+            raise ValueError(f"`submission` requires task='oriented' for the DOTA server, got task={self.task!r}.")

@@ -1,4 +1,4 @@
-"""What a detector's scores are held against: the same detections in other images, and boxes that see no image."""
+"""Control scores of a detector without its images: detections of other images, and fixed layouts of boxes."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,45 +11,47 @@ from ..metrics.report import name_classes
 from .data import ObjectImages
 from .trainer import ViTPDetectionTrainer, reference
 
-SHIFTS = 7  # ways of exchanging images that are tried at most
-LAYOUTS = 100  # training samples whose objects are tried as the objects of every image, at most
-GRIDS = range(1, 13)  # boxes a side of the grids that are tried
+SHIFTS = 7  # Largest number of shifts by which detections are swapped between images.
+LAYOUTS = 100  # Largest number of training samples whose objects are used as a layout for every image.
+GRIDS = range(1, 13)  # Boxes per side of the grids that are used as layouts.
 
-Objects = dict[str, Any]  # `labels`, `scores` and `corners` or `boxes`, and `masks` for instances
+Objects = dict[str, Any]  # `labels`, `scores`, `corners` or `boxes`, and `masks` for instances.
 
 
 def blind_scores(
     trainer: ViTPDetectionTrainer, test: ObjectImages, train: ObjectImages | None = None
 ) -> dict[str, float]:
-    """The best scores on `test` that are reached without looking at its images.
+    """Return the best scores on `test` that are reached without looking at its images.
 
-    `swapped_…`: each image gets the detections of another, the list of images turned by 1 to 7 places; the best of
-    these. `constant_…`, if `train` is given: every image gets the same objects, those of one training sample or a grid
-    of boxes of a class's median size; the best of all of these. Objects are stretched from image to image. What is
-    best, `map_50` says, for each metric of the trainer by itself.
+    - `swapped_…`: each image gets the detections of another image. The list of images is shifted by 1 to 7 positions.
+    - `constant_…`, if `train` is given: every image gets the same objects. These are the objects of one training
+      sample, or a grid of boxes with the median size of each class.
+
+    Objects are scaled to the size of the image. The best scores are selected by `map_50`, separately for each metric of
+    the trainer.
 
     Raises:
-        ValueError: if there is only one image, so that none can be exchanged.
+        ValueError: if `test` has only one image.
     """
     items = [test[index] for index in range(len(test))]
     if len(items) < 2:
-        raise ValueError("blind_controls: with one test image there is none to exchange it for.")
-    found = [relative(trainer.detect([item["image"]])[0], item) for item in items]
-    turned = (found[shift:] + found[:shift] for shift in range(1, min(SHIFTS, len(items) - 1) + 1))
-    scores = best(trainer, items, turned, "swapped")
+        raise ValueError(f"`blind_controls` require at least two test images, got {len(items)}.")
+    detected = [relative(trainer.detect([item["image"]])[0], item) for item in items]
+    shifted = (detected[shift:] + detected[:shift] for shift in range(1, min(SHIFTS, len(items) - 1) + 1))
+    scores = best(trainer, items, shifted, "swapped")
     if train is not None:
         scores |= best(trainer, items, ([layout] * len(items) for layout in layouts(trainer.task, train)), "constant")
     return scores
 
 
 def best(
-    trainer: ViTPDetectionTrainer, items: list[dict], tried: Iterable[list[Objects]], name: str
+    trainer: ViTPDetectionTrainer, items: list[dict], candidates: Iterable[list[Objects]], name: str
 ) -> dict[str, float]:
-    """The scores of the best of what was tried, for each metric."""
+    """Return the scores of the best candidate predictions, for each metric."""
     references, ids = [reference(item, trainer.task) for item in items], [item["id"] for item in items]
     chosen: dict[str, dict] = {}
-    for objects in tried:
-        predictions = [in_pixels(one, item) for one, item in zip(objects, items)]
+    for candidate in candidates:
+        predictions = [in_pixels(objects, item) for objects, item in zip(candidate, items)]
         for begin, metric in trainer.metrics.items():
             scores = metric.compute(predictions=predictions, references=references, image_ids=ids)
             if begin not in chosen or scores["map_50"] > chosen[begin]["map_50"]:
@@ -62,7 +64,7 @@ def best(
 
 
 def layouts(task: str, train: ObjectImages) -> Iterator[Objects]:
-    """Objects that every image may get: those of training samples, and grids."""
+    """Yield the objects of training samples, and grids of boxes."""
     number = min(LAYOUTS, len(train))
     items = [train[index * len(train) // number] for index in range(number)]
     samples = [relative(reference(item, task), item) for item in items]
@@ -73,8 +75,10 @@ def layouts(task: str, train: ObjectImages) -> Iterator[Objects]:
 
 
 def grid(samples: list[Objects], cells: int) -> Objects:
-    """`cells` x `cells` boxes of the median size for each class, of one that is an upright rectangle; filled, if there
-    are masks."""
+    """Return a grid of `cells` x `cells` upright boxes per class, with the median size of the class.
+
+    If the samples have masks, the mask of each object is its filled box.
+    """
     key = "corners" if "corners" in samples[0] else "boxes"
     labels = torch.cat([sample["labels"] for sample in samples])
     points = torch.cat([sample[key] for sample in samples]).reshape(len(labels), -1, 2)
@@ -101,10 +105,10 @@ def grid(samples: list[Objects], cells: int) -> Objects:
 
 
 def relative(objects: Objects, item: dict) -> Objects:
-    """Objects with places as shares of the image's width and height, and masks as an array."""
+    """Return objects with coordinates relative to the width and height of the image, and masks as an array."""
     height, width = item["image"].shape[-2:]
-    place = "corners" if "corners" in objects else "boxes"
-    objects = {name: objects[name] for name in ("labels", "scores", place, "masks") if name in objects}
+    key = "corners" if "corners" in objects else "boxes"
+    objects = {name: objects[name] for name in ("labels", "scores", key, "masks") if name in objects}
     objects = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in objects.items()}
     if isinstance(objects.get("masks"), list):
         masks = [run_lengths.decode([run_lengths.segmToRle(mask, width, height)])[..., 0] for mask in objects["masks"]]
@@ -114,7 +118,7 @@ def relative(objects: Objects, item: dict) -> Objects:
 
 
 def in_pixels(objects: Objects, item: dict) -> Objects:
-    """The same in an image."""
+    """Return relative objects in the pixels of an image."""
     size = tuple(item["image"].shape[-2:])
     objects = stretched(objects, size)
     if "masks" in objects and objects["masks"].shape[-2:] != size:
@@ -125,5 +129,5 @@ def in_pixels(objects: Objects, item: dict) -> Objects:
 
 def stretched(objects: Objects, factors: tuple[float, float]) -> Objects:
     height, width = factors
-    places = {"corners": torch.tensor([width, height]), "boxes": torch.tensor([width, height, width, height])}
-    return objects | {name: objects[name].float() * factor for name, factor in places.items() if name in objects}
+    scales = {"corners": torch.tensor([width, height]), "boxes": torch.tensor([width, height, width, height])}
+    return objects | {name: objects[name].float() * scale for name, scale in scales.items() if name in objects}

@@ -1,4 +1,4 @@
-"""Data set of images with objects: samples, windows of large images, and the `data` of a configuration."""
+"""Detection data sets that are described by a configuration: files or rows, whole images or windows."""
 
 import hashlib
 import logging
@@ -44,35 +44,44 @@ TILE = {"size": int, "overlap": int, "min_image_share": float, "min_object_share
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample comes from: a file or a row, or a window of it; and what is in it, `None` if that is not known."""
+    """Source of a sample: a file or row, or a window of it, with its annotated objects.
+
+    Args:
+        id: id of the sample.
+        whole: id of the whole image, equal to `id` without a window.
+        image: path of the file, or index of the row.
+        size: height and width of the whole image.
+        window: window of the image, or `None` for the whole image.
+        objects: annotated objects, or `None` if the image has no annotation.
+    """
 
     id: str
-    whole: str  # the id of the image that it is a window of, or its own
+    whole: str
     image: Path | int
-    size: tuple[int, int]  # of the whole image
+    size: tuple[int, int]
     window: Window | None
     objects: ImageObjects | None
 
     @property
     def start(self) -> tuple[int, int]:
-        """x and y of the sample's top left corner in the image."""
+        """Position x, y of the top left corner of the sample in the image."""
         return self.window[:2] if self.window else (0, 0)
 
 
 class ObjectImages(torch.utils.data.Dataset):
-    """Samples of one image with its objects.
+    """Detection data set.
 
-    An item is a dictionary: `id`; `image`, see [`~modeling_vitp.images.pixels.to_pixels`]; and, unless it is not known
-    what is in the image, `labels`, int64 `(n,)`, `corners`, float32 `(n, 4, 2)` in pixels, `difficult` and `crowd`,
-    bool `(n,)`, `area` as annotated, float64 `(n,)` with NaN where it is not, and `masks`, uint8 `(n, height, width)`,
-    if there are any.
+    An item is a dictionary with `id` and `image` (see [`~modeling_vitp.images.pixels.to_pixels`]). If the image is
+    annotated, the item also has `labels`, int64 `(n,)`; `corners` in pixels, float32 `(n, 4, 2)`; `difficult` and
+    `crowd`, bool `(n,)`; `area` in pixels, float64 `(n,)`, NaN if not annotated; and with `with_masks` also `masks`,
+    uint8 `(n, height, width)`.
 
     Args:
-        places: the samples.
-        input_spec: how images that are not 8-bit RGB become so, see [`~modeling_vitp.InputSpec`].
-        with_masks: whether there are outlines.
-        rows: what the numbers of rows in `places` are of, and
-        column: which of its columns has the images.
+        places: sources of the samples.
+        input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
+        with_masks: whether items have instance masks.
+        rows: data set of rows, if the samples are rows instead of files.
+        column: image column of `rows`.
     """
 
     def __init__(
@@ -92,28 +101,29 @@ class ObjectImages(torch.utils.data.Dataset):
         return len(self.places)
 
     def subset(self, chosen: Sequence[int]) -> "ObjectImages":
-        """Some of the samples, by their places."""
+        """Return a data set with the samples at the given indices."""
         subset = ObjectImages([self.places[index] for index in chosen], None, self.with_masks, self.rows, self.column)
         subset.spec = self.spec
         return subset
 
     def count(self, names: Sequence[str]) -> dict[str, int]:
-        """Objects of each class, by name, without crowds."""
+        """Return the number of objects of each class, by class name, without crowd objects."""
         labels = [place.objects.labels[~place.objects.crowd] for place in self.places if place.objects is not None]
         return dict(zip(names, np.bincount(np.concatenate(labels), minlength=len(names)).tolist()))
 
     def hash_of_objects(self) -> str:
-        """The SHA-256 of what is annotated in the samples."""
-        seen = hashlib.sha256()
+        """Return the SHA-256 hash of the annotations of all samples."""
+        digest = hashlib.sha256()
         for place in self.places:
             objects = place.objects
-            seen.update(f"{place.id}\0{place.window}\0{None if objects is None else objects.segmentations}\0".encode())
+            segmentations = None if objects is None else objects.segmentations
+            digest.update(f"{place.id}\0{place.window}\0{segmentations}\0".encode())
             for array in () if objects is None else (objects.labels, objects.corners, objects.difficult, objects.crowd):
-                seen.update(array.tobytes())
-        return seen.hexdigest()
+                digest.update(array.tobytes())
+        return digest.hexdigest()
 
     def image(self, index: int) -> torch.Tensor:
-        """The image of a sample alone."""
+        """Return the image of a sample without its objects."""
         place = self.places[index]
         if isinstance(place.image, Path):
             name, picture = str(place.image), read_image(place.image, place.window, self.spec)
@@ -133,7 +143,7 @@ class ObjectImages(torch.utils.data.Dataset):
                 content = content_of(stored)
                 picture = read_picture(content, self.spec)
                 spec = ranged(self.spec, content, place.window is not None)
-        except Exception as error:  # Pillow raises many kinds for a broken file
+        except Exception as error:  # Pillow raises many error types for a broken file.
             raise ValueError(f"{name}: the image cannot be read: {error}") from error
         if place.window is None:
             return name, picture, spec
@@ -159,19 +169,19 @@ class ObjectImages(torch.utils.data.Dataset):
 
 @dataclass(kw_only=True)
 class DetectionData(DataSettings):
-    """The `data` of a configuration, see [`DataSettings`].
+    """Detection settings in `data` of a configuration, see [`DataSettings`].
 
     Args:
-        classes: see [`ClassNames`].
-        splits: of files, what [`read_files`] takes, with `tile` for windows: `size` and `overlap` in pixels, and as for
-            DOTA `min_image_share` and `min_object_share`, see [`object_windows`] and [`inside`]; of `dataset_name`,
-            what `datasets` calls the split, or a mapping with that as `split`, and `tile`.
-        format: of the annotation files: `"coco"`, `"voc"`, `"dota"`, or a name of [`register_format`].
-        columns, box_format: of rows, see [`read_rows`].
-        leave_out: annotated names of objects that do not count.
-        bad_objects: `"raise"`, an object without an area, outside its image or without the outline that is asked for is
-            an error; `"skip"`, it is left out, and how many are is said.
-        min_side: objects with a shorter side, in pixels, are left out.
+        classes: classes of the model, see [`ClassNames`].
+        splits: settings of each split. For files: arguments of [`read_files`], and optionally `tile` for windows with
+            `size` and `overlap` in pixels, `min_image_share` and `min_object_share` (see [`object_windows`] and
+            [`inside`]). For `dataset_name`: name of the split in `datasets`, or a mapping with `split` and `tile`.
+        format: format of the annotation files: `"coco"`, `"voc"`, `"dota"`, or a name of [`register_format`].
+        columns, box_format: column names and box format of rows, see [`read_rows`].
+        leave_out: annotated class names that are ignored.
+        bad_objects: `"raise"` raises an error for an object that has no area, lies outside its image, or lacks a
+            required outline; `"skip"` leaves such objects out and logs their number.
+        min_side: smallest side of an object in pixels. Smaller objects are left out.
     """
 
     choices = {"format": FORMATS, "box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
@@ -189,11 +199,11 @@ class DetectionData(DataSettings):
     def __post_init__(self):
         super().__post_init__()
         if self.root is not None and self.format is None:
-            raise ValueError(f"data: files need a `format`: {', '.join(FORMATS)}.")
+            raise ValueError(f"data: `format` is required for annotation files. Options: {', '.join(FORMATS)}.")
         self.names = ClassNames(self.classes, self.leave_out)
 
     def without_tiles(self) -> "DetectionData":
-        """The same with whole images in all splits."""
+        """Return the same settings with whole images in all splits."""
         splits = {
             name: {key: value for key, value in split.items() if key != "tile"} if isinstance(split, Mapping) else split
             for name, split in self.splits.items()
@@ -216,10 +226,11 @@ class DetectionData(DataSettings):
         return ObjectImages(places, self.input_spec, first.with_masks, rows, first.column)
 
     def _open(self, name: str, task: str) -> ObjectImages:
-        """Return the samples of a split; all annotations are read, and so checked.
+        """Return the samples of a split. All annotations are read and checked.
 
         Args:
-            task: `"horizontal"`, `"oriented"` or `"instances"`, which needs outlines.
+            name: name of the split.
+            task: `"horizontal"`, `"oriented"` or `"instances"`, which requires outlines.
         """
         if self.dataset_name is None:
             settings = self.split_settings(name)
@@ -233,11 +244,11 @@ class DetectionData(DataSettings):
         return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
 
     def _read(self, name: str) -> tuple[Mapping[str, Any], datasets.Dataset]:
-        """What the configuration says of a split of `dataset_name`, and its rows."""
+        """Return the settings and the rows of a split of `dataset_name`."""
         settings = self.split_settings(name)
         settings = settings if isinstance(settings, Mapping) else {"split": settings}
         if "split" not in settings or set(settings) - {"split", "tile"}:
-            raise ValueError(f"Split {name!r} of `dataset_name` has `split`, and may have `tile`: {dict(settings)}.")
+            raise ValueError(f"Split {name!r}: expected `split`, and optionally `tile`, got {dict(settings)}.")
         return settings, datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"])
 
     def _places(self, found: Iterator[AnnotatedFile], settings: Mapping, task: str, name: str) -> list[Place]:
@@ -250,17 +261,19 @@ class DetectionData(DataSettings):
                 wrong += bad
                 objects = objects.take(shorter_sides(objects, task == "oriented") >= self.min_side)
             if wrong and self.bad_objects == "raise":
-                raise ValueError(f"{wrong[0]} Mend it, or leave such objects out: `bad_objects: skip`.")
+                raise ValueError(f"{wrong[0]} Repair it, or set `bad_objects: skip` in `data` to skip such objects.")
             places += list(cut_into_windows(item, objects, tile, task == "oriented"))
         if not places:
-            raise ValueError(f"Split {name!r} has no image.")
+            raise ValueError(f"Split {name!r} has no images.")
         if wrong:
-            logger.warning("%s: %d object(s) are left out: %s …", name, len(wrong), " ".join(wrong[:MOST_SHOWN]))
+            shown = " ".join(wrong[:MOST_SHOWN])
+            logger.warning("Split %s: skipping %d invalid object(s): %s", name, len(wrong), shown)
         return places
 
     def check_disjoint(self, names: Sequence[str], task: str) -> None:
-        """Raises a `ValueError` if two of the splits share a file or rows, or, unless that is allowed, an image under
-        other names or a patient of DICOM.
+        """Raise a `ValueError` if two of the splits share rows, a file, or a patient.
+
+        Unless the configuration allows it, images with equal content under different names are an error too.
         """
         if self.root is None:
             stored = {}
@@ -285,7 +298,7 @@ class DetectionData(DataSettings):
 
 
 def rows_of_split(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int, int]]:
-    """Which rows `datasets` takes for a split such as "train[:80%]": those of which split, from where, to where."""
+    """Yield split name, first row and end row of each part of a split specification such as "train[:80%]"."""
     lengths = {name: split.num_examples for name, split in rows.info.splits.items()}
     for part in datasets.ReadInstruction.from_spec(spec).to_absolute(lengths):
         yield part.splitname, part.from_ or 0, lengths[part.splitname] if part.to is None else part.to
@@ -295,7 +308,10 @@ def read_tile(settings: Mapping | None, name: str) -> dict | None:
     if settings is None:
         return None
     if not {"size", "overlap"} <= set(settings) <= set(TILE):
-        raise ValueError(f"Split {name!r}: tile has {sorted(settings)}, but needs size and overlap of {sorted(TILE)}.")
+        raise ValueError(
+            f"Split {name!r}: expected `tile` with `size` and `overlap`, and optionally other options of "
+            f"{sorted(TILE)}, got {sorted(settings)}."
+        )
     for key, value in settings.items():
         check_type(f"Split {name!r}: tile: {key}", value, TILE[key])
     return {"min_image_share": MIN_IMAGE_SHARE, "min_object_share": MIN_OBJECT_SHARE, **settings}
@@ -304,23 +320,25 @@ def read_tile(settings: Mapping | None, name: str) -> dict | None:
 def cut_into_windows(
     item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None, is_oriented: bool
 ) -> Iterator[Place]:
-    """An image as one sample, or as those of its windows, named after where they begin. Upright boxes end where their
-    window does, as those that are found in it; oriented ones, which then were none, reach beyond it.
+    """Yield the samples of an image: the whole image, or its windows, whose ids contain their position.
+
+    Upright boxes are clipped to the window. Oriented boxes may reach beyond it, because a clipped oriented box is not a
+    rectangle.
     """
     if tile is None:
         yield Place(item.id, item.id, item.image, item.size, None, objects)
         return
     for window in object_windows(item.size, tile["size"], tile["overlap"], tile["min_image_share"]):
-        mine = objects
+        inner = objects
         if objects is not None:
-            mine = objects.take(inside(objects.corners, window, tile["size"], tile["min_object_share"]))
-            mine = mine if is_oriented else mine.clipped_to(window)
+            inner = objects.take(inside(objects.corners, window, tile["size"], tile["min_object_share"]))
+            inner = inner if is_oriented else inner.clipped_to(window)
         name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"
-        yield Place(name, item.id, item.image, item.size, window, mine)
+        yield Place(name, item.id, item.image, item.size, window, inner)
 
 
 def shorter_sides(objects: ImageObjects, is_oriented: bool) -> np.ndarray:
-    """In pixels, of the upright boxes, or of the smallest rectangles around the corners."""
+    """Return the shorter side of each object in pixels, for oriented boxes of the smallest rectangle around it."""
     if not len(objects):
         return np.zeros(0)
     if is_oriented:
@@ -330,33 +348,38 @@ def shorter_sides(objects: ImageObjects, is_oriented: bool) -> np.ndarray:
 
 
 def with_few_empty(samples: ObjectImages, share: float, seed: int) -> ObjectImages:
-    """The samples with objects, and so many without that they are at most a share of all, drawn by `seed`; with a share
-    of 1 all samples.
+    """Return all samples with objects, and a limited number of samples without objects.
+
+    Args:
+        samples: training samples.
+        share: largest share of samples without objects in the result. 1 keeps all samples.
+        seed: seed of the random choice.
 
     Raises:
-        ValueError: if nothing is left, or it is not known what is in an image.
+        ValueError: if no sample has objects, or if a sample has no annotation.
     """
     unknown = [place.id for place in samples.places if place.objects is None]
     if unknown:
-        raise ValueError(f"{unknown[0]} has no annotation, so it cannot be trained on.")
+        raise ValueError(f"Expected annotations for every training sample, {unknown[0]} has none.")
     full = [index for index, place in enumerate(samples.places) if not place.objects.crowd.all()]
     empty = sorted(set(range(len(samples))) - set(full))
     most = len(empty) if share >= 1 else int(len(full) * share / (1 - share))
     order = torch.randperm(len(empty), generator=keyed_generator(seed, "images without objects")).tolist()
     chosen = sorted(full + [empty[index] for index in order[:most]])
     if not full:
-        raise ValueError("There is no object to train on.")
-    logger.info("%d images with objects, %d of %d without.", len(full), len(chosen) - len(full), len(empty))
+        raise ValueError("The training data has no objects. Check `splits` and `leave_out` in `data`.")
+    number = len(chosen) - len(full)
+    logger.info("Training on %d images with objects and %d of %d without objects.", len(full), number, len(empty))
     return samples.subset(chosen)
 
 
 def object_windows(
     image_size: tuple[int, int], size: int, overlap: int, min_image_share: float = MIN_IMAGE_SHARE
 ) -> list[Window]:
-    """The windows of at most `size` x `size` that an image is cut into.
+    """Return the windows of at most `size` x `size` pixels into which an image is cut.
 
-    One of which no more than `min_image_share` is image is left out, unless none has more; then those with the most
-    stay.
+    Windows that cover at most the share `min_image_share` of a full window are left out. If all windows do, the largest
+    ones are kept.
     """
     height, width = image_size
     found = [window or (0, 0, width, height) for window in windows(image_size, size, overlap)]
@@ -367,15 +390,15 @@ def object_windows(
 
 
 def shares_inside(corners: np.ndarray, start: tuple[int, int], size: int) -> np.ndarray:
-    """Which share of the area of each polygon lies in a square, float64 of shape `(n,)`.
+    """Return the share of the area of each polygon that lies in a square, float64 of shape `(n,)`.
 
-    The outline is cut where it crosses one of the square's four lines, and its points are clamped to the square: that
-    keeps how often it winds around each point inside, so what it encloses then is what is in both.
+    The outline is split at the four lines of the square, and its points are clamped to the square. Clamping keeps the
+    winding number of each point inside, so the clamped outline encloses the intersection.
 
     Args:
-        corners: of polygons with an area, in order, `(n, points, 2)`.
-        start: x and y of the square's top left corner.
-        size: its side.
+        corners: corners of polygons with a positive area, in order, `(n, points, 2)`.
+        start: position x, y of the top left corner of the square.
+        size: side of the square.
     """
     low = np.array(start, np.float64)
     high = low + size
@@ -383,20 +406,20 @@ def shares_inside(corners: np.ndarray, start: tuple[int, int], size: int) -> np.
     with np.errstate(divide="ignore", invalid="ignore"):
         crossings = np.concatenate([(low - starts) / runs, (high - starts) / runs], -1)
     crossings = np.sort(np.clip(np.nan_to_num(crossings, nan=0.0, posinf=1.0, neginf=0.0), 0, 1), -1)
-    points = starts[:, :, None] + crossings[..., None] * runs[:, :, None]  # (n, points, 4, 2), along the outline
+    points = starts[:, :, None] + crossings[..., None] * runs[:, :, None]  # Shape (n, points, 4, 2).
     points = np.concatenate([starts[:, :, None], points], 2).reshape(len(corners), -1, 2)
     return areas(np.clip(points, low, high)) / areas(corners)
 
 
 def areas(corners: np.ndarray) -> np.ndarray:
-    """Of polygons `(n, points, 2)`, float64 of shape `(n,)`."""
+    """Return the areas of polygons `(n, points, 2)`, float64 of shape `(n,)`."""
     x, y = corners[..., 0], corners[..., 1]
     return abs((x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)) / 2
 
 
 def inside(corners: np.ndarray, window: Window, size: int, min_share: float = MIN_OBJECT_SHARE) -> np.ndarray:
-    """Which objects belong to a window: those of whose area it has at least a share, bool of shape `(n,)`.
+    """Return which objects have at least the share `min_share` of their area in a window, bool of shape `(n,)`.
 
-    The window counts as whole, `size` x `size`, where it reaches beyond the image.
+    The window is always taken as `size` x `size`, even if it reaches beyond the image.
     """
     return shares_inside(corners, window[:2], size) >= min_share if len(corners) else np.zeros(0, bool)

@@ -1,4 +1,4 @@
-"""transformers' own one-stage detectors on ViTP's maps at strides 8, 16 and 32."""
+"""One-stage detectors of transformers on the ViTP feature maps at strides 8, 16 and 32."""
 
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,21 @@ LARGEST_STRIDE = 32
 
 
 def check_settings(detector: str, image_size: int, keep_ratio: bool, input_spec: dict | None) -> None:
-    """Raises a `ValueError` if images are not whole squares, or are not what transformers' image processors read.
+    """Raise a `ValueError` if a detector of transformers does not support the image settings.
 
-    Boxes of these models are shares of the square with its padding, which their image processors do not take off.
+    Images must be stretched to a square, because these models predict boxes relative to the padded image, and their
+    image processors do not remove the padding.
     """
     if keep_ratio:
-        raise ValueError(f"detector={detector!r} takes images stretched to a square: give keep_ratio: false.")
+        raise ValueError(f"detector={detector!r} requires images stretched to a square. Set `keep_ratio: false`.")
     if image_size % LARGEST_STRIDE:
-        raise ValueError(f"image_size={image_size} is no multiple of {LARGEST_STRIDE}, as {detector!r} needs it.")
+        raise ValueError(
+            f"`image_size` must be a multiple of {LARGEST_STRIDE} for detector={detector!r}, got {image_size}."
+        )
     if input_spec is not None:
-        raise ValueError(f"data: input_spec is for ViTP's own detectors; the image processor of {detector!r} has none.")
+        raise ValueError(
+            f"data: `input_spec` is not supported by the image processor of detector={detector!r}. Use detector='vitp'."
+        )
 
 
 def on_backbone(
@@ -50,7 +55,7 @@ def on_backbone(
     backbone_kwargs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> PreTrainedModel:
-    """One of [`DETECTORS`] as [`~modeling_vitp.ViTPForObjectDetection.from_backbone`] makes ours."""
+    """Build one of [`DETECTORS`] on a backbone, like [`~modeling_vitp.ViTPForObjectDetection.from_backbone`]."""
     pretrained = open_neck(backbone, neck, image_size, {**(backbone_kwargs or {}), "out_features": MAPS})
     if "encoder_in_channels" in vars(model_class.config_class):
         settings = {"encoder_in_channels": pretrained.channels, **settings}
@@ -63,7 +68,10 @@ def on_backbone(
 
 
 def image_processor_for(detector: str, start: str | None, revision: str, side: int) -> BaseImageProcessor:
-    """transformers' own for a detector: images stretched to a square, with the mean and deviation of the start."""
+    """Return the transformers image processor of a detector, with the mean and standard deviation of the start.
+
+    The image processor stretches images to a square of `side` pixels.
+    """
     own = ViTPDetectionImageProcessor()
     if start is not None:
         own = ViTPDetectionImageProcessor.from_backbone(start, revision=revision)

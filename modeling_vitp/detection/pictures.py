@@ -1,4 +1,4 @@
-"""Pictures of detections beside what is annotated: outlines of boxes, and masks where there are any."""
+"""Figures of detections beside the annotated objects: outlines of boxes, and masks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Polygon
 
 from ..images.pixels import shown
 
-SHOWN = 0.3  # score from which detections are drawn
+SHOWN = 0.3  # Smallest score of the detections that are drawn.
 
 
 def draw_detections(
@@ -24,15 +24,15 @@ def draw_detections(
     components: Sequence[np.ndarray] = (),
     band_names: Sequence[str] | None = None,
 ) -> None:
-    """One row for each sample: what is annotated, if it is, and what was found, with the scores of boxes.
+    """Draw one row per sample with the annotated objects, if any, and the detections with their scores. Save a PNG.
 
     Args:
         samples: items of [`~modeling_vitp.detection.data.ObjectImages`].
-        detections: what [`~modeling_vitp.detection.trainer.ViTPDetectionTrainer.detect`] gives for their images.
-        names: of the classes.
-        path: of the PNG.
-        components: of the backbone's features, as colors, if they are to be shown.
-        band_names: of the images, see [`~modeling_vitp.images.pixels.shown`].
+        detections: output of [`~modeling_vitp.detection.trainer.ViTPDetectionTrainer.detect`] for the images.
+        names: names of the classes.
+        path: path of the PNG file.
+        components: principal components of the backbone features as RGB images, to show in a last column.
+        band_names: names of the image bands, see [`~modeling_vitp.images.pixels.shown`].
     """
     colors = [matplotlib.colormaps["tab20"](index % 20) for index in range(len(names))]
     is_annotated = "labels" in samples[0]
@@ -43,8 +43,8 @@ def draw_detections(
         axis.imshow(colored, interpolation="nearest")
         axis.set_title("backbone", fontsize=8)
         axis.axis("off")
-    for row, sample, found in zip(axes, samples, detections):
-        panels = [("found", found)]
+    for row, sample, detected in zip(axes, samples, detections):
+        panels = [("detected", detected)]
         if is_annotated:
             panels.insert(0, ("annotated", {"labels": sample["labels"], **annotated(sample)}))
         for axis, (title, objects) in zip(row, panels):
@@ -66,10 +66,10 @@ def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
     for index, (label, score, points) in enumerate(zip(objects["labels"].tolist(), scores, outlines(objects))):
         axis.add_patch(Polygon(points, fill=False, edgecolor=colors[label], linewidth=1))
         if score is not None:
-            place = np.clip(points[0], *np.sort([axis.get_xlim(), axis.get_ylim()]).T)
+            position = np.clip(points[0], *np.sort([axis.get_xlim(), axis.get_ylim()]).T)
             background = (*colors[label][:3], 0.6)
             text = axis.text(
-                *place, f"{float(score):.2f}", fontsize=5, color="white", backgroundcolor=background, clip_on=True
+                *position, f"{float(score):.2f}", fontsize=5, color="white", backgroundcolor=background, clip_on=True
             )
             text.set_in_layout(False)
         if "masks" in objects:
@@ -82,7 +82,7 @@ def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
 
 
 def outlines(objects: Mapping) -> np.ndarray:
-    """Corners `(n, 4, 2)` of the boxes."""
+    """Return the corners of the boxes, `(n, 4, 2)`."""
     if "corners" in objects:
         return torch.as_tensor(objects["corners"]).cpu().numpy()
     left, top, right, bottom = objects["boxes"].cpu().numpy().reshape(-1, 4).T

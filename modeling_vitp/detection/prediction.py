@@ -1,4 +1,4 @@
-"""Detection in images of any size, the vector files it writes, and the submission that DOTA's server takes."""
+"""Detection in images of any size, with GeoJSON, COCO and DOTA submission files as output."""
 
 import json
 import math
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
     from .data import DetectionData, ObjectImages
     from .trainer import ViTPDetectionTrainer
 
-# An object: `label`, `score`, and in pixels of the image `box` (x1, y1, x2, y2) or `corners` (four x, y), and of an
-# instance its `polygons`.
+# Detected object: `label`, `score`, `box` (x1, y1, x2, y2) or `corners` (four x, y) in pixels of the image, and
+# `polygons` for instances.
 Found = dict[str, Any]
-# An outline and its holes, each a closed ring of x, y.
+# Outline and holes, each a closed ring of x, y.
 Polygon = list[list[list[float]]]
 
-WINDOW = 1024  # of a model whose image processor does not say what it was trained at
-NMS_THRESHOLD = 0.5  # of a model without one, as transformers' own are
-CUT_SHARE = 0.7  # of what a window's border has cut: so much of it in another object is a part of that
-OUTWARDS = (-1, -1, 1, 1)  # the way out of a box over its left, top, right and bottom side
+WINDOW = 1024  # Default window for image processors that do not resize.
+NMS_THRESHOLD = 0.5  # Default for models without an NMS threshold, such as those of transformers.
+CUT_SHARE = 0.7  # An object that a window border cuts is dropped if another object covers this share of it.
+OUTWARDS = (-1, -1, 1, 1)  # Signs of the outward direction at the left, top, right and bottom side of a box.
 
 WGS84 = "EPSG:4326"
-DECIMALS = 9  # of a degree: a tenth of a millimetre
+DECIMALS = 9  # Decimals of a degree, a tenth of a millimeter.
 PIXEL_DECIMALS, SCORE_DECIMALS = 3, 6
 
-MERGED = 0.1  # overlap up to which detections of a class are kept where windows are brought together
+MERGED = 0.1  # Default IoU threshold for merging the windows of a submission.
 
 
 def outline(found: Found) -> list[Polygon]:
-    """The polygons of an object: of its mask, or the one around its box."""
+    """Return the polygons of the mask of an object, or the polygon of its box."""
     if "polygons" in found:
         return found["polygons"]
     if "corners" in found:
@@ -61,11 +61,13 @@ def outline(found: Found) -> list[Polygon]:
 
 
 def polygons_of(mask: np.ndarray, left: int = 0, top: int = 0) -> list[Polygon]:
-    """The edges of a mask's pixels, part by part; pixels that only touch at a corner are two parts.
+    """Return the outlines of the connected parts of a mask, along pixel edges.
+
+    Parts that touch at a corner only are separate.
 
     Args:
         mask: bool of shape `(height, width)`.
-        left, top: where it lies in its image.
+        left, top: position of the mask in its image.
     """
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
@@ -77,14 +79,17 @@ def polygons_of(mask: np.ndarray, left: int = 0, top: int = 0) -> list[Polygon]:
 
 
 class Ground:
-    """From pixels of an image to coordinates of GeoJSON.
+    """Transform from pixels of an image to GeoJSON coordinates.
+
+    Args:
+        image: open image file.
 
     Attributes:
-        coordinate_system: what the coordinates are: longitude and latitude if the image's are known, by its
-            georeference or its ground control points; otherwise those that it has.
+        coordinate_system: description of the coordinates. They are longitude and latitude if the image has a CRS,
+            otherwise the coordinates of the image.
 
     Raises:
-        ValueError: if the image's coordinates have no longitude and latitude.
+        ValueError: if the coordinates of the image cannot be transformed to longitude and latitude.
     """
 
     def __init__(self, image: DatasetReader):
@@ -94,46 +99,49 @@ class Ground:
         if self.crs:
             self.coordinate_system = f"longitude and latitude on WGS 84 ({WGS84})"
         elif points or not image.transform.is_identity:
-            self.coordinate_system = "that of the image, which does not name it (it has no CRS)"
+            self.coordinate_system = "unknown coordinates of the image, which has no CRS"
         else:
-            self.coordinate_system = "pixels of the image, x to the right and y down from its top left corner"
+            self.coordinate_system = "pixels of the image, x to the right and y down from the top left corner"
         corners = outline({"box": [0, 0, image.width, image.height]})
         try:
             self.decimals = self.decimals_of_a_pixel()
             self.geometries([corners])
-        except Exception as error:  # GDAL has many kinds
+        except Exception as error:  # GDAL raises many error types.
             raise ValueError(
-                f"{image.name}: its coordinates cannot be brought to longitude and latitude ({error}): write COCO's "
-                "JSON, by the suffix .json."
+                f"{image.name}: the coordinates cannot be transformed to longitude and latitude ({error}). Use the "
+                "suffix .json for COCO output in pixels."
             ) from error
 
     def decimals_of_a_pixel(self) -> int:
-        """So many that a pixel, which may be a millionth of a degree, is told apart into thousandths."""
+        """Return the number of decimals that resolve a thousandth of a pixel, which may be a millionth of a degree."""
         (left, top), (right, bottom) = np.stack(self.transformer.xy([0, 1], [0, 1], offset="ul"), 1)
         side = max(abs(right - left), abs(bottom - top))
         return PIXEL_DECIMALS + max(math.ceil(-math.log10(side)), 0) if 0 < side < math.inf else DECIMALS
 
     def geometries(self, outlines: Sequence[list[Polygon]]) -> list[dict[str, Any]]:
-        """Polygons in pixels as geometries of GeoJSON (RFC 7946): outer rings turn left, holes turn right."""
+        """Convert polygons in pixels to GeoJSON geometries (RFC 7946).
+
+        Outer rings are counterclockwise, holes are clockwise.
+        """
         geometries = [self.geometry(polygons) for polygons in outlines]
         if self.crs and geometries:
             geometries = transform_geom(self.crs, WGS84, geometries, precision=DECIMALS)
         return [wind_rings(geometry) for geometry in geometries]
 
     def geometry(self, polygons: list[Polygon]) -> dict[str, Any]:
-        placed = [[self.place(ring) for ring in polygon] for polygon in polygons]
-        if len(placed) == 1:
-            return {"type": "Polygon", "coordinates": placed[0]}
-        return {"type": "MultiPolygon", "coordinates": placed}
+        transformed = [[self.transform(ring) for ring in polygon] for polygon in polygons]
+        if len(transformed) == 1:
+            return {"type": "Polygon", "coordinates": transformed[0]}
+        return {"type": "MultiPolygon", "coordinates": transformed}
 
-    def place(self, ring: list[list[float]]) -> list[list[float]]:
+    def transform(self, ring: list[list[float]]) -> list[list[float]]:
         xs, ys = np.transpose(ring)
         points = np.stack(self.transformer.xy(ys, xs, offset="ul"), 1)
         return (points if self.crs else points.round(self.decimals)).tolist()
 
 
 def wind_rings(geometry: dict[str, Any]) -> dict[str, Any]:
-    """A geometry whose outer rings turn left and whose holes turn right, with y upwards."""
+    """Return a geometry with counterclockwise outer rings and clockwise holes, for y upwards."""
 
     def ring(points: Sequence[Sequence[float]], is_hole: bool) -> list[Sequence[float]]:
         x, y = np.transpose(points)
@@ -148,13 +156,13 @@ def wind_rings(geometry: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_geojson(parts: Iterable[list[Found]], image: DatasetReader, names: Sequence[str], path: Path) -> None:
-    """A feature for each object, with the properties `class` and `score`.
+    """Write a GeoJSON file with one feature per object, with the properties `class` and `score`.
 
     Args:
-        parts: the objects, some at a time.
-        image: the open file that they are in.
-        names: of the classes.
-        path: of the file.
+        parts: detected objects, in several lists.
+        image: open image file.
+        names: names of the classes.
+        path: path of the file to write.
     """
     ground = Ground(image)
     head = {
@@ -165,7 +173,7 @@ def write_geojson(parts: Iterable[list[Found]], image: DatasetReader, names: Seq
 
     def features() -> Iterator[dict]:
         for part in parts:
-            for found, geometry in zip(part, ground.geometries([outline(one) for one in part])):
+            for found, geometry in zip(part, ground.geometries([outline(found) for found in part])):
                 properties = {"class": names[found["label"]], "score": round(found["score"], SCORE_DECIMALS)}
                 yield {"type": "Feature", "properties": properties, "geometry": geometry}
 
@@ -173,8 +181,9 @@ def write_geojson(parts: Iterable[list[Found]], image: DatasetReader, names: Seq
 
 
 def write_coco(parts: Iterable[list[Found]], image: DatasetReader, names: Sequence[str], path: Path) -> None:
-    """Annotations with a `score`; `segmentation` has the outlines, holes of masks filled, and `corners` those of
-    oriented boxes.
+    """Write a COCO file with a `score` for each annotation.
+
+    `segmentation` has the outlines of the objects, without holes. Oriented boxes also have their `corners`.
 
     Args:
         parts, image, names, path: see [`write_geojson`].
@@ -207,13 +216,13 @@ def write_coco(parts: Iterable[list[Found]], image: DatasetReader, names: Sequen
 
 
 def area(ring: np.ndarray) -> float:
-    """Of a polygon `(points, 2)`."""
+    """Return the area of a polygon `(points, 2)`."""
     x, y = ring.T
     return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
 def write_list(path: Path, head: dict[str, Any], name: str, items: Iterable[dict]) -> None:
-    """JSON with a list at its end, item by item: one in a line."""
+    """Write a JSON object with a list as its last entry. The items are written one per line, without keeping them."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(f'{json.dumps(head, ensure_ascii=False)[:-1]}, "{name}": [')
         for index, item in enumerate(items):
@@ -237,64 +246,67 @@ def detect_large(
     threshold: float = 0.3,
     nms_threshold: float | None = None,
 ) -> None:
-    """The objects in an image of any size.
+    """Detect the objects in an image of any size, and write a GeoJSON or COCO file.
 
-    They are found in windows that overlap, and of those of a class that overlap by more than `nms_threshold` only the
-    best is kept, as in the merging of DOTA's patches. What ends at a border of its window is left out if it lies in one
-    of its class that goes on there, as another window has it. What is larger than the overlap of windows may be found
-    in parts. A window without data is passed over.
+    Objects are detected in overlapping windows and merged by non-maximum suppression per class, as in the merging of
+    DOTA patches. An object that ends at a window border is removed if an object of the same class from another window
+    covers it and continues beyond that border. Objects larger than the overlap of the windows may be detected in parts.
+    Windows without data are skipped.
 
-    What is found in a row of windows goes to `output` + `.part`, to the disk itself, when the row is finished. A run
-    that was killed and is started again, with the same arguments, goes on from there and ends with the same file, byte
-    for byte, where the device's operations are deterministic. In memory there is one row of windows, and of the
-    objects the boxes; the time of bringing these together grows with the square of their number in a class. Bands,
-    depths and percentiles are as in [`~modeling_vitp.dense.prediction.predict_large`].
+    After each row of windows, the detections are written to `output` + `.part`. If a run is killed and started again
+    with the same arguments, it resumes after the last finished row and writes the same file, byte for byte, if the
+    operations of the device are deterministic. One row of windows and the boxes of all detections are in memory. The
+    time for merging grows with the square of the number of detections per class. Bands, bit depths and percentiles are
+    handled as in [`~modeling_vitp.dense.prediction.predict_large`].
 
     Args:
         model: [`ViTPForObjectDetection`], [`ViTPForOrientedObjectDetection`], [`ViTPForInstanceSegmentation`] or one
             of [`~modeling_vitp.detection.one_stage.DETECTORS`], on the device to use.
-        image_processor: the model's. If it resizes, a window is brought to its size, as tiles of that size are in
-            training, and an image that is smaller than a window is seen at the same scale; transformers' own stretch
-            it to the square.
-        image: a file that GDAL reads (GeoTIFF, PNG ...).
-        output: the file to write, with an object's polygon (of its box, its oriented box or its mask), class and
-            score. `.geojson` (RFC 7946): in longitude and latitude (WGS 84), or if the image has no CRS in the
-            coordinates that it has, which `coordinate_system` in the file says; `.json`: COCO's, in pixels.
-        window: side of the windows in pixels; by default the image processor's size if it resizes, or else 1024.
-        stride: from one window to the next; by default three quarters of the window.
-        batch_size: windows of a row that go through the model together.
-        threshold: objects have a higher score, and one above the model's own `score_threshold`.
-        nms_threshold: objects of a class may overlap by so much; by default as much as in the model, or 0.5 if it is
-            one of transformers' own, which have no such threshold.
+        image_processor: image processor of the model. If it resizes, windows are resized to its size, and images
+            smaller than a window are resized by the same factor. Image processors of transformers stretch such images
+            to the square.
+        image: path of an image that GDAL reads (GeoTIFF, PNG, ...).
+        output: path of the file to write, with the polygon (of the box, oriented box or mask), class and score of each
+            object. `.geojson` (RFC 7946) has longitude and latitude (WGS 84); if the image has no CRS, it has the
+            coordinates of the image, which `coordinate_system` in the file describes. `.json` has COCO format in
+            pixels.
+        window: side of the windows in pixels. Default: the size of the image processor if it resizes, otherwise 1024.
+        stride: stride of the windows in pixels. Default: three quarters of the window.
+        batch_size: number of windows in one forward pass, all from the same row of windows.
+        threshold: score above which objects are written. `score_threshold` of the model also applies.
+        nms_threshold: largest IoU of two objects of the same class. Default: the threshold of the model, or 0.5 for
+            models of transformers.
 
     Raises:
-        ValueError: if the suffix of `output` is another, the stride is larger than the window or below 1, an image is
-            not as [`~modeling_vitp.images.large.open_images`] needs it, its coordinates have no longitude and
-            latitude, or an unfinished run had other arguments.
+        ValueError: if `output` has a wrong suffix, the stride is larger than the window or below 1, the image is not
+            supported (see [`~modeling_vitp.images.large.open_images`]), its coordinates cannot be transformed to
+            longitude and latitude, or an unfinished run had different arguments.
         FileExistsError: if `output` exists.
     """
     path, output = Path(image), Path(output)
     if output.suffix not in WRITERS:
-        raise ValueError(f"{output}: give it the suffix .geojson, or .json for COCO's format.")
+        raise ValueError(f"Expected an output with the suffix .geojson, or .json for COCO format, got {output}.")
     part = part_path([output])
     side = resized_side(image_processor)
     window = window or side or WINDOW
     stride = max(3 * window // 4, 1) if stride is None else stride
     if not 1 <= stride <= window or batch_size < 1:
-        raise ValueError(f"{stride=} must be from 1 to the window, {window}, and {batch_size=} at least 1.")
+        raise ValueError(
+            f"`stride` must be in [1, {window}], the window, and `batch_size` at least 1, got {stride=}, {batch_size=}."
+        )
     if nms_threshold is None:
         nms_threshold = getattr(model.config, "nms_threshold", NMS_THRESHOLD)
     is_ours = isinstance(image_processor, ViTPDetectionImageProcessor)
     reader = image_processor if is_ours else reader_like(image_processor, side)
     for name, value in (("threshold", threshold), ("nms_threshold", nms_threshold)):
         if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} is outside [0, 1].")
+            raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
     model.eval()
 
     with ExitStack() as stack:
         (source,) = stack.enter_context(open_images([path], reader))
         if output.suffix == ".geojson":
-            Ground(source.dataset)  # an error before anything is computed
+            Ground(source.dataset)  # Raises an error before the computation starts.
         made_of = {
             "image": file_stamp(path),
             "model": weights_digest(model),
@@ -313,7 +325,7 @@ def detect_large(
         )
         for top in tops[len(lines) :]:
             found = []
-            for some, windows in windows_with_data(source, top, lefts, window, batch_size):
+            for starts, windows in windows_with_data(source, top, lefts, window, batch_size):
                 size = tuple(windows.shape[-2:])
                 resizing = {"do_resize": False}
                 if side is not None and is_ours:
@@ -322,9 +334,9 @@ def detect_large(
                 elif side is not None:
                     resizing = {"do_resize": True}
                 objects = detect(model, image_processor, source.inputs(windows, **resizing), size, threshold)
-                for left, mine in zip(some, objects):
-                    place = (left, top, left + window, top + window)
-                    found += [marked(moved(one, left, top), place, (height, width)) for one in mine]
+                for left, detected in zip(starts, objects):
+                    area = (left, top, left + window, top + window)
+                    found += [marked(moved(item, left, top), area, (height, width)) for item in detected]
             lines.append(found)
             progress.update(len(lefts))
 
@@ -335,12 +347,12 @@ def detect_large(
 
 
 def resized_side(image_processor: BaseImageProcessor) -> int | None:
-    """The side of what an image processor makes of a square, `None` if that stays as it is."""
+    """Return the side to which an image processor resizes a square image, or `None` if it does not resize."""
     return min(filter(None, dict(image_processor.size).values())) if image_processor.do_resize else None
 
 
 def reader_like(image_processor: BaseImageProcessor, side: int | None) -> ViTPDetectionImageProcessor:
-    """What makes of bands the pixels that an image processor of transformers makes of a picture."""
+    """Return an image processor for bands with the pixel values of an image processor of transformers."""
     shared = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
     size = {"height": side, "width": side}
     return ViTPDetectionImageProcessor(size=size, **{name: getattr(image_processor, name) for name in shared})
@@ -349,15 +361,15 @@ def reader_like(image_processor: BaseImageProcessor, side: int | None) -> ViTPDe
 def windows_with_data(
     source: LargeImage, top: int, lefts: list[int], window: int, batch_size: int
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Batches of the windows of a row: where they begin, and `(batch, bands, height, width)`."""
+    """Yield batches of the windows of a row: their left borders, and their pixels `(batch, bands, height, width)`."""
     bottom = min(top + window, source.dataset.height)
     rows = source.read(top, bottom)
     if source.is_masked:
         empty = source.has_no_data(top, bottom)
         lefts = [left for left in lefts if not empty[:, left : left + window].all()]
     for first in range(0, len(lefts), batch_size):
-        some = lefts[first : first + batch_size]
-        yield some, torch.cat([rows[..., left : left + window] for left in some])
+        batch = lefts[first : first + batch_size]
+        yield batch, torch.cat([rows[..., left : left + window] for left in batch])
 
 
 def detect(
@@ -367,11 +379,14 @@ def detect(
     size: tuple[int, int],
     threshold: float,
 ) -> list[list[Found]]:
-    """The objects of each window of a batch, in its pixels; of instances those that have a mask.
+    """Return the objects of each window of a batch, in pixels of the window. Instances with an empty mask are removed.
 
     Args:
-        inputs: `pixel_values` and `pixel_mask`.
-        size: height and width of the windows as they were.
+        model: detector.
+        image_processor: image processor of the model.
+        inputs: model inputs with `pixel_values` and `pixel_mask`.
+        size: height and width of the windows before resizing.
+        threshold: score above which objects are returned.
     """
     outputs = model(inputs["pixel_values"].to(model.device, model.dtype), inputs["pixel_mask"].to(model.device))
     options = {"threshold": threshold, "target_sizes": [size] * len(inputs["pixel_values"])}
@@ -385,11 +400,11 @@ def detect(
 
 
 def objects_of(result: dict[str, Any]) -> Iterator[Found]:
-    """Each object of what an image processor gives for a window."""
+    """Yield the objects in the post-processed output of a window."""
     key, name = ("corners", "corners") if "corners" in result else ("boxes", "box")
     values = [result[part].tolist() for part in ("labels", "scores", key)]
-    for index, (label, score, place) in enumerate(zip(*values)):
-        found = {"label": label, "score": score, name: place}
+    for index, (label, score, box) in enumerate(zip(*values)):
+        found = {"label": label, "score": score, name: box}
         if "masks" in result:
             found["polygons"] = polygons_of(mask_of(result["masks"][index]))
             if not found["polygons"]:
@@ -398,7 +413,7 @@ def objects_of(result: dict[str, Any]) -> Iterator[Found]:
 
 
 def moved(found: Found, left: int, top: int) -> Found:
-    """An object of a window in the image that it begins in at a place."""
+    """Move an object from a window, which starts at `left`, `top`, to the image."""
 
     def shift(points: list) -> list:
         if isinstance(points[0], list):
@@ -409,7 +424,7 @@ def moved(found: Found, left: int, top: int) -> Found:
 
 
 def bounds_of(found: Found) -> list[float]:
-    """x1, y1, x2, y2 around an object."""
+    """Return the upright box around an object, x1, y1, x2, y2."""
     if "box" in found:
         return found["box"]
     xs, ys = zip(*found["corners"])
@@ -417,54 +432,53 @@ def bounds_of(found: Found) -> list[float]:
 
 
 def marked(found: Found, window: Window, size: tuple[int, int]) -> Found:
-    """An object with `cut`: at which sides, left, top, right and bottom, it ends, but for a pixel, at a border of its
-    window that is none of the image.
+    """Add `cut` to an object: the sides (left, top, right, bottom) at which a window border may have cut it.
+
+    These are the sides within one pixel of a window border that is not also an image border.
 
     Args:
-        window: where it was found.
+        found: detected object, in pixels of the image.
+        window: window in which the object was detected.
         size: height and width of the image.
     """
     inner = [border != end for border, end in zip(window, (0, 0, *size[::-1]))]
-    beyond = [sign * (bound - border) for sign, bound, border in zip(OUTWARDS, bounds_of(found), window)]
-    return found | {"cut": [is_inner and far >= -1 for is_inner, far in zip(inner, beyond)]}
+    distances = [sign * (bound - border) for sign, bound, border in zip(OUTWARDS, bounds_of(found), window)]
+    return found | {"cut": [is_inner and distance >= -1 for is_inner, distance in zip(inner, distances)]}
 
 
 def are_parts(places: torch.Tensor, bounds: torch.Tensor, labels: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
-    """Which objects lie, but for a rest, in one of their class that goes on where their window has cut them.
+    """Return which cut objects are parts of another object of their class that continues beyond the cut.
 
     Args:
-        places: x1, y1, x2, y2, `(n, 4)`, or the corners of rotated boxes, `(n, 4, 2)`.
-        bounds: x1, y1, x2, y2 around them, `(n, 4)`.
-        labels: `(n,)`.
-        cut: at which sides, bool `(n, 4)`.
+        places: boxes x1, y1, x2, y2, `(n, 4)`, or corners of rotated boxes, `(n, 4, 2)`.
+        bounds: upright boxes around the objects, `(n, 4)`.
+        labels: class indices, `(n,)`.
+        cut: sides at which the objects are cut, bool `(n, 4)`.
     """
-    parts, turned = torch.zeros(len(places), dtype=torch.bool), rectangles(places) if places.ndim == 3 else None
+    parts, rotated = torch.zeros(len(places), dtype=torch.bool), rectangles(places) if places.ndim == 3 else None
     for index in cut.any(1).nonzero().flatten().tolist():
-        mine, sides = bounds[index], cut[index]
-        shared = (bounds[:, 2:].minimum(mine[2:]) - bounds[:, :2].maximum(mine[:2])).clamp(min=0).prod(1)
-        goes_on = ((bounds - mine) * torch.tensor(OUTWARDS) > 1)[:, sides].all(1)
-        others = (labels == labels[index]) & (shared > 0) & goes_on
-        if turned is None:
-            shared, whole = shared[others], (mine[2:] - mine[:2]).prod()
+        box, sides = bounds[index], cut[index]
+        shared = (bounds[:, 2:].minimum(box[2:]) - bounds[:, :2].maximum(box[:2])).clamp(min=0).prod(1)
+        continues = ((bounds - box) * torch.tensor(OUTWARDS) > 1)[:, sides].all(1)
+        others = (labels == labels[index]) & (shared > 0) & continues
+        if rotated is None:
+            shared, own_area = shared[others], (box[2:] - box[:2]).prod()
         else:
-            shared = intersections(turned[index].expand(int(others.sum()), -1), turned[others])
-            whole = turned[index, 2:4].prod()
-        parts[index] = (shared >= CUT_SHARE * whole).any()
+            shared = intersections(rotated[index].expand(int(others.sum()), -1), rotated[others])
+            own_area = rotated[index, 2:4].prod()
+        parts[index] = (shared >= CUT_SHARE * own_area).any()
     return parts
 
 
 def merged(rows: LineFile, nms_threshold: float) -> Iterator[list[Found]]:
-    """The objects of each row of windows that no better one of their class overlaps by more than a threshold, without
-    parts of others.
-    """
+    """Yield the objects of each row of windows after non-maximum suppression, without parts of other objects."""
     parts = []
     for row in rows:
         places = [found["corners"] if "corners" in found else found["box"] for found in row]
         values = [[found[name] for found in row] for name in ("score", "label", "cut")]
         if row:
-            parts.append(
-                [torch.tensor(one, dtype=torch.float64) for one in (*values, places, list(map(bounds_of, row)))]
-            )
+            values += [places, list(map(bounds_of, row))]
+            parts.append([torch.tensor(value, dtype=torch.float64) for value in values])
     kept = torch.zeros(sum(len(scores) for scores, *_ in parts), dtype=torch.bool)
     if parts:
         scores, labels, cut, places, bounds = map(torch.cat, zip(*parts))
@@ -482,25 +496,24 @@ __all__ = ["detect_large"]
 def merge(
     detections: Sequence[dict[str, torch.Tensor]], starts: Sequence[tuple[int, int]], nms_threshold: float
 ) -> dict[str, torch.Tensor]:
-    """The detections in the windows of one image, in the image: of those of a class that overlap, the best.
+    """Merge the detections in the windows of one image by non-maximum suppression per class.
 
     Args:
-        detections: of each window `scores` and `labels`, `(n,)`, and `boxes`, `(n, 4)` with x1, y1, x2, y2, or
-            `corners`, `(n, 4, 2)`, in its pixels.
-        starts: where each window begins, x and y.
-        nms_threshold: detections may overlap by so much.
+        detections: detections of each window: `scores` and `labels`, `(n,)`, and `boxes` (x1, y1, x2, y2), `(n, 4)`, or
+            `corners`, `(n, 4, 2)`, in pixels of the window.
+        starts: position x, y of the top left corner of each window.
+        nms_threshold: largest IoU of two detections of the same class.
 
     Returns:
-        The same of the image, by falling score.
+        Detections in pixels of the image, by descending score.
     """
     key = "corners" if "corners" in detections[0] else "boxes"
     moved = []
-    for one, start in zip(detections, starts, strict=True):
-        offset = torch.tensor(start, dtype=one[key].dtype, device=one[key].device)
-        moved.append(one[key] + (offset if key == "corners" else offset.repeat(2)))
-    joined = {name: torch.cat([one[name] for one in detections]) for name in ("scores", "labels")} | {
-        key: torch.cat(moved)
-    }
+    for window, start in zip(detections, starts, strict=True):
+        offset = torch.tensor(start, dtype=window[key].dtype, device=window[key].device)
+        moved.append(window[key] + (offset if key == "corners" else offset.repeat(2)))
+    joined = {name: torch.cat([window[name] for window in detections]) for name in ("scores", "labels")}
+    joined[key] = torch.cat(moved)
     kept = best_of_overlapping(joined[key].double(), joined["scores"].double(), joined["labels"], nms_threshold)
     return {name: value[kept] for name, value in joined.items()}
 
@@ -508,12 +521,12 @@ def merge(
 def best_of_overlapping(
     places: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, nms_threshold: float
 ) -> torch.Tensor:
-    """Indices of the detections that no better one of their class, which is kept itself, overlaps by more than a
-    threshold; by falling score.
+    """Return the indices that non-maximum suppression per class keeps, by descending score.
 
     Args:
-        places: boxes `(n, 4)` with x1, y1, x2, y2, or corners `(n, 4, 2)`.
-        scores, labels: `(n,)`.
+        places: boxes x1, y1, x2, y2, `(n, 4)`, or corners, `(n, 4, 2)`.
+        scores, labels: scores and class indices, `(n,)`.
+        nms_threshold: largest IoU of two detections of the same class.
     """
     if places.ndim == 3:
         return rotated_nms(smallest_rectangles(places), scores, nms_threshold, labels)
@@ -521,26 +534,24 @@ def best_of_overlapping(
 
 
 def write_submission(trainer: "ViTPDetectionTrainer", data: "DetectionData", settings: dict[str, Any]) -> None:
-    """The detections of a split in `Task1` in the output folder, those in windows of one image merged; see
-    [`write_task1`].
-    """
+    """Write the merged detections of a split to `Task1` in the output folder, see [`write_task1`]."""
     samples = data.open([settings["split"]], trainer.task)
     detections = detect_whole(trainer, samples, settings.get("nms", MERGED))
     archive = write_task1(detections, trainer.names, Path(trainer.args.output_dir) / "Task1")
-    print(f"For the server: {archive}")
+    print(f"Submission for the DOTA server: {archive}")
 
 
 def detect_whole(
     trainer: "ViTPDetectionTrainer", samples: "ObjectImages", nms_threshold: float
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """The detections in whole images, by their names."""
+    """Return the merged detections of whole images, by image id."""
     parts: dict[str, list] = {}
     for index, place in enumerate(samples.places):
         (found,) = trainer.detect([samples.image(index)])
         key = "corners" if "corners" in found else "boxes"
         found = {name: found[name].cpu() for name in ("scores", "labels", key)}
         parts.setdefault(place.whole, []).append((found, place.start))
-    return {name: merge(*zip(*some), nms_threshold) for name, some in parts.items()}
+    return {name: merge(*zip(*windows), nms_threshold) for name, windows in parts.items()}
 
 
 def write_task1(
@@ -549,27 +560,27 @@ def write_task1(
     folder: str | Path,
     expected: Iterable[str] | None = None,
 ) -> Path:
-    """Writes `Task1_<class>.txt` for each class to a folder, and all of them to a zip beside it.
+    """Write `Task1_<class>.txt` for each class to a folder, and all files to a zip archive beside it.
 
-    A line is `image score x1 y1 x2 y2 x3 y3 x4 y4`, corners with two decimals; images come by their names, and the
-    detections of one as they are given.
+    A line is `image score x1 y1 x2 y2 x3 y3 x4 y4`, with two decimals for the corners. Images are sorted by name. The
+    detections of an image keep their order.
 
     Args:
-        detections: of each whole image, by its name, `scores` and `labels`, `(n,)`, and `corners`, `(n, 4, 2)` in
-            pixels; see [`~modeling_vitp.detection.prediction.merge`] for images that were cut into windows.
-        names: of the classes.
-        folder: is created, or replaced.
+        detections: detections of each whole image, by image name: `scores` and `labels`, `(n,)`, and `corners` in
+            pixels, `(n, 4, 2)`. [`~modeling_vitp.detection.prediction.merge`] merges the windows of an image.
+        names: names of the classes.
+        folder: output folder, created or replaced.
         expected: names of all images that the server scores.
 
     Returns:
-        The zip archive.
+        Path of the zip archive.
 
     Raises:
-        ValueError: if an image is missing, or is none that is expected.
+        ValueError: if an image of `expected` is missing, or an image is not in `expected`.
     """
     if expected is not None and set(expected) != set(detections):
-        missing, more = sorted(set(expected) - set(detections)), sorted(set(detections) - set(expected))
-        raise ValueError(f"submission: without detections for {missing[:5]}, and with some for {more[:5]}.")
+        missing, extra = sorted(set(expected) - set(detections)), sorted(set(detections) - set(expected))
+        raise ValueError(f"submission: expected images {missing[:5]} are missing, images {extra[:5]} are unexpected.")
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -589,13 +600,15 @@ def write_task1(
 
 
 def first_at_top_left(corners: np.ndarray) -> np.ndarray:
-    """The same corners `(n, 4, 2)`, in the same direction, from where they are nearest to those of the upright box
-    around them, which start at its top left.
+    """Return corners `(n, 4, 2)` in the same direction, starting with the top left one.
+
+    The start is chosen so that the corners are nearest to those of the upright box around them, which start at the top
+    left.
     """
     if not len(corners):
         return corners.reshape(0, 4, 2)
     left, top, right, bottom = *corners.min(1).T, *corners.max(1).T
     upright = np.stack([[left, top], [right, top], [right, bottom], [left, bottom]]).transpose(2, 0, 1)
     starts = np.stack([np.roll(corners, -start, 1) for start in range(4)])
-    distances = np.linalg.norm(starts - upright, axis=-1).sum(-1)  # (4, n)
+    distances = np.linalg.norm(starts - upright, axis=-1).sum(-1)  # Shape (4, n).
     return starts[distances.argmin(0), np.arange(len(corners))]

@@ -1,4 +1,4 @@
-"""HF `Trainer` for detectors: layer-wise decay, milestones, augmentation by epoch, evaluation by parts."""
+"""Trainer for object detection and instance segmentation, with an optional milestone schedule."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -41,16 +41,16 @@ from .pictures import SHOWN, draw_detections
 
 @dataclass
 class ViTPDetectionTrainingConfig(DetectionSettings, BaseConfig, TrainingArguments):
-    """[`~transformers.TrainingArguments`] with what fine-tuning for detection needs."""
+    """[`~transformers.TrainingArguments`] with the settings for object detection and instance segmentation."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classes of images: leave it out.")
+            raise ValueError("`label_smoothing_factor` must be 0 for detection.")
 
 
 class TrainingSamples(AugmentedSamples):
-    """Augmented items of [`~modeling_vitp.detection.data.ObjectImages`], without crowds."""
+    """Data set of augmented items of [`~modeling_vitp.detection.data.ObjectImages`], without crowd objects."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class TrainingSamples(AugmentedSamples):
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: images padded at the right and at the bottom to the largest, masks of objects along with them."""
+    """Return a batch. Images and masks are padded at the right and at the bottom to the largest size."""
     height, width = (max(item["pixel_values"].shape[axis] for item in items) for axis in (1, 2))
     batch = {
         "pixel_values": torch.zeros(len(items), len(items[0]["pixel_values"]), height, width),
@@ -89,24 +89,24 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
-    """Trains a detector of ViTP's, or one of transformers' own that takes DETR's labels.
+    """Trainer for ViTP detectors, and for detectors of transformers that take DETR labels.
 
-    What differs from [`~transformers.Trainer`]:
+    Differences from [`~transformers.Trainer`]:
 
-    - the learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`], and may
-      fall at milestones;
-    - batches and augmentation are functions of the seed and the epoch, whatever the number of processes and workers;
-    - evaluation scores images at their own size, each process a part of them.
+    - The learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`], and
+      optionally at milestones.
+    - Batches and augmentation depend on the seed and the epoch only, not on the number of processes and workers.
+    - Evaluation scores images at their original size. Each process evaluates a part of the images.
 
     Args:
         model: one of [`~modeling_vitp.detection.trainer.TASK_MODELS`], or for horizontal boxes one of
             [`~modeling_vitp.detection.one_stage.DETECTORS`].
-        args: [`ViTPDetectionTrainingConfig`].
+        args: training arguments, [`ViTPDetectionTrainingConfig`].
         task: `"horizontal"`, `"oriented"` or `"instances"`.
-        metric: a folder of `modeling_vitp/metrics` by its name, or the path of a file; by default that of the task.
-        metric_options: settings of the metric.
-        train_dataset, eval_dataset: see [`~modeling_vitp.detection.data.ObjectImages`].
-        processing_class: the image processor, which also has the size that images are brought to.
+        metric: name of a folder of `modeling_vitp/metrics`, or path of a Python file. Default: the metric of the task.
+        metric_options: arguments of the metric.
+        train_dataset, eval_dataset: instances of [`~modeling_vitp.detection.data.ObjectImages`].
+        processing_class: image processor, which also sets the size of evaluated images.
     """
 
     counted = "objects"
@@ -135,12 +135,12 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
     ):
         self.task, self.names = task, list(model.config.id2label.values())
         image_processor = processing_class or ViTPDetectionImageProcessor()
-        self.band_names = getattr(image_processor, "band_names", None)  # transformers' own has none
+        self.band_names = getattr(image_processor, "band_names", None)  # Image processors of transformers lack it.
         if train_dataset is not None:
             flips = args.horizontal_flip, args.vertical_flip, args.diagonal_flip
             unknown = set(args.right_angle_classes) - set(self.names)
             if unknown:
-                raise ValueError(f"right_angle_classes: {sorted(unknown)} are none of the classes {self.names}.")
+                raise ValueError(f"right_angle_classes: unknown classes {sorted(unknown)}. Classes: {self.names}.")
             right = [self.names.index(name) for name in args.right_angle_classes]
             augmentation = Augmentation(args.image_size, args.keep_ratio, flips, args.rotation, right)
             seed = args.seed if args.data_seed is None else args.data_seed
@@ -157,7 +157,7 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         self.metrics = self._load_metrics(metric, metric_options or {})
 
     def _load_metrics(self, metric: str | None, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
-        """Metrics by what their names begin with."""
+        """Return the metrics by the prefix of their score names."""
         name = metric or ("average_precision" if self.task == "oriented" else "coco_average_precision")
         if self.task != "instances":
             return {"": self.load_metric(name, BoxMetric, **options)}
@@ -201,15 +201,18 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
 
     @torch.no_grad()
     def detect(self, images: list[torch.Tensor], threshold: float = 0.0) -> list[dict[str, Any]]:
-        """The detections in images, in their own pixels: what the image processor's `post_process_…` gives.
+        """Return the detections in images as the `post_process_…` method of the image processor returns them.
+
+        Coordinates are in pixels of the original images.
 
         Args:
-            images: see [`~modeling_vitp.images.pixels.to_pixels`], of any sizes.
-            threshold: detections have a higher score.
+            images: images of any size, see [`~modeling_vitp.images.pixels.to_pixels`].
+            threshold: score above which detections are returned.
         """
         processor, model = self.processing_class, self.accelerator.unwrap_model(self.model).eval()
         sizes = [tuple(image.shape[-2:]) for image in images]
-        own = {"input_spec": None} if isinstance(processor, InputSpecImageProcessor) else {}  # it was applied already
+        # The input spec has been applied on reading.
+        own = {"input_spec": None} if isinstance(processor, InputSpecImageProcessor) else {}
         inputs = processor(images=images, input_data_format="channels_first", return_tensors="pt", **own)
         inputs = inputs.to(self.args.device)
         with self.compute_loss_context_manager():
@@ -226,7 +229,7 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         for items in batches:
             unknown = [item["id"] for item in items if "labels" not in item]
             if unknown:
-                raise ValueError(f"{unknown[0]} has no annotation, so nothing can be scored.")
+                raise ValueError(f"Expected annotations for every evaluation sample, {unknown[0]} has none.")
             predictions = self.detect([item["image"] for item in items])
             references = [reference(item, self.task) for item in items]
             for metric in self.metrics.values():
@@ -240,14 +243,14 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
 
 
 def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:
-    """A sample's objects as metrics take them."""
-    found = {name: item[name] for name in ("labels", "difficult", "crowd")}
+    """Return the objects of a sample in the format of the metrics."""
+    objects = {name: item[name] for name in ("labels", "difficult", "crowd")}
     if task == "oriented":
-        return found | {"corners": item["corners"]}
+        return objects | {"corners": item["corners"]}
     boxes = enclosing_boxes(item["corners"]) if len(item["labels"]) else torch.zeros(0, 4)
-    found |= {"boxes": boxes} | ({"masks": item["masks"]} if task == "instances" else {})
-    own = item["masks"].sum((1, 2)) if task == "instances" else (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return found | {"area": torch.where(item["area"].isnan(), own.double(), item["area"])}
+    objects |= {"boxes": boxes} | ({"masks": item["masks"]} if task == "instances" else {})
+    areas = item["masks"].sum((1, 2)) if task == "instances" else (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return objects | {"area": torch.where(item["area"].isnan(), areas.double(), item["area"])}
 
 
 TASK_MODELS = {
@@ -258,7 +261,7 @@ TASK_MODELS = {
 
 
 def check_detector(task: str, args: BackboneArguments, do_train: bool, detector: str = VITP) -> None:
-    """See [`~modeling_vitp.training.fine_tuning.check_start`]."""
+    """Check the start of fine-tuning for a detector, see [`~modeling_vitp.training.fine_tuning.check_start`]."""
     check_start(TASK_MODELS[task] if detector == VITP else DETECTORS[detector][0], args, do_train)
 
 
@@ -270,7 +273,10 @@ def load_detector(
     detector: str = VITP,
     input_spec: dict | None = None,
 ) -> PreTrainedModel:
-    """See [`~modeling_vitp.training.fine_tuning.load_on_backbone`]; positions are resampled to the image size."""
+    """Load a detector on a backbone, see [`~modeling_vitp.training.fine_tuning.load_on_backbone`].
+
+    The position embeddings are resampled to the image size.
+    """
     if detector == VITP:
         return load_on_backbone(TASK_MODELS[task], args, names, input_spec=input_spec, image_size=settings.image_size)
     model_class, _ = DETECTORS[detector]
@@ -281,7 +287,10 @@ def load_detector(
 def load_detection_image_processor(
     args: BackboneArguments, settings: DetectionSettings, input_spec: dict | None, detector: str = VITP
 ) -> BaseImageProcessor:
-    """With the backbone's mean and standard deviation, the input spec of the data, and the size of training."""
+    """Load the image processor of a detector for the image size of training and the input spec of the data.
+
+    The mean and standard deviation are those of the backbone.
+    """
     side = settings.image_size
     if detector != VITP:
         check_settings(detector, side, settings.keep_ratio, input_spec)

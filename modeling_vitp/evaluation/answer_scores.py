@@ -1,4 +1,4 @@
-"""Scores of a model's answers, by the kind of the expected answer; a score is the mean of its values."""
+"""Scores of answers by kind of the expected answer; a score is the mean of its values."""
 
 import difflib
 import re
@@ -13,10 +13,10 @@ NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split
 NUMBERS["none"] = "0"
 ARTICLES = {"a", "an", "the"}
 WORD = re.compile(r"\d*\.\d+|\d+|[^\W\d_]+|[<>%]")
-# A line with a choice, such as `B. a lung` or `(B) a lung`.
+# Line with a choice, such as `B. a lung` or `(B) a lung`.
 OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
-# A letter that is no word of a sentence, by what comes after it: `B.`, `**B**`, `B because`. It names a choice at the
-# beginning of an answer, or after words that say so: `The answer is B`, `option B`, `I think B`.
+# Letter that is not a word of a sentence, by the text after it: `B.`, `**B**`, `B because`. It names a choice at the
+# beginning of an answer, or after words such as `The answer is B`, `option B`, `I think B`.
 LETTER = (
     r"(?<![a-z0-9])([a-z])(?:[.):,;]|[\"'”’*$`_\]}<]+(?![a-z0-9])|[\W_]*?$|\s+[-–—]\s"
     r"|\s+(?:because|since|as|is (?:the )?(?:correct|right|best))\b)"
@@ -27,7 +27,7 @@ NAMED = re.compile(
     r"(?:\W+(?:is|it|its|it['’]s|that|the|correct|right|answer|option|choice))*(?:[^\w.!?]|_)*" + LETTER,
     re.IGNORECASE | re.MULTILINE,
 )
-# Several letters and nothing else, such as `Both A and B`, without the marks that they may have, as in `(A), **B**`.
+# Several letters without other text, such as `Both A and B`. Marks, as in `(A), **B**`, are removed before.
 SEVERAL = re.compile(
     r"\W*(?i:(?:the|correct|answers?|options?|choices?|is|are|both|either)\W+)*"
     r"[A-Z](?:\s*(?:[,/&;.]|\band\b|\bor\b)\s*(?:(?:and|or)\s+)?[A-Z])+\W*"
@@ -35,19 +35,20 @@ SEVERAL = re.compile(
 MARKED = re.compile(r"\(([a-z])\)")
 MARKS = re.compile(r"[\"'“”’*$`_{}<>()\[\]]|(?<=\b[A-Z])[.:](?=\s|$)")
 ALONE = re.compile(r"\b[A-Z]\b")
-# Numbers with their separators, words with their hyphens, and what follows an apostrophe.
+# Numbers with separators, words with hyphens, and letters after an apostrophe.
 TOKEN = re.compile(r"\d+(?:[.,]\d+)+|\w+(?:-\w+)*|'\w+")
 
 
 def score_answers(
     kind: str, questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray | float]:
-    """Return the values of each score by question, or one value where a score is of all answers together.
+    """Return the values of each score, one per question, or a single value if the score is defined on all answers.
 
     Args:
-        kind: of [`KINDS`].
-        questions: as the model was asked.
-        references: of each question, one or several right answers.
+        kind: kind of the answers, a key of [`KINDS`].
+        questions: texts of the questions.
+        answers: answer to each question.
+        references: one or several correct answers to each question.
     """
     return KINDS[kind](questions, answers, references)
 
@@ -55,7 +56,7 @@ def score_answers(
 def score_words(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Score whether an answer is one of the references, both normalized."""
+    """Score whether an answer equals one of the references after normalization."""
     wanted = [{normalize_answer(reference) for reference in found} for found in references]
     return {"accuracy": np.array([normalize_answer(one) in found for one, found in zip(answers, wanted)], dtype=float)}
 
@@ -63,7 +64,7 @@ def score_words(
 def normalize_answer(text: str) -> str:
     """Normalize a text as VQA does (Antol et al. 2015): lower case, digits up to ten, no articles or punctuation.
 
-    A text of articles alone keeps them, and a text without words is only lower-cased.
+    A text of articles alone keeps them. A text without words is only converted to lower case.
     """
     lowered = re.sub(r"(?<=\d),(?=\d)", "", text.lower()).replace("'", "").replace("’", "")
     words = [NUMBERS.get(word, word) for word in WORD.findall(lowered)]
@@ -73,7 +74,7 @@ def normalize_answer(text: str) -> str:
 def score_choices(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Score whether an answer names or says a right one of the choices that are listed in the question."""
+    """Score whether an answer names or repeats a correct choice of those that the question lists."""
     right = []
     for question, answer, found in zip(questions, answers, references):
         choices = read_choices(question)
@@ -83,7 +84,7 @@ def score_choices(
 
 
 def read_choices(question: str) -> dict[str, str]:
-    """Return the choices by their letters; empty unless two or more are listed, one a line, from A on without a gap."""
+    """Return the choices by their letters; empty unless a question lists at least two, one per line, from A on."""
     choices = dict(OPTION.findall(question))
     is_list = len(choices) > 1 and "".join(choices) == "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(choices)]
     return choices if is_list else {}
@@ -92,53 +93,56 @@ def read_choices(question: str) -> dict[str, str]:
 def choose_option(answer: str, choices: dict[str, str]) -> str | None:
     """Return the letter of the choice that an answer names, or else of the most similar one (PMC-VQA, OmniMedVQA).
 
-    `None` if no choice is similar, or several are named.
+    Return `None` if no choice is similar, or several are named.
     """
-    said, named = answer.strip(), named_choice(answer, choices)
-    if named or several_letters(said) or len(repeated(said, choices)) > 1:
+    response, named = answer.strip(), named_choice(answer, choices)
+    if named or several_letters(response) or len(repeated(response, choices)) > 1:
         return named
 
     def similarity(letter: str) -> float:
-        return difflib.SequenceMatcher(None, choices[letter].lower(), said.lower()).ratio()
+        return difflib.SequenceMatcher(None, choices[letter].lower(), response.lower()).ratio()
 
     best = max(choices, key=similarity, default=None)
     return best if best is not None and similarity(best) > 0 else None
 
 
 def named_choice(answer: str, choices: dict[str, str]) -> str | None:
-    """Return the letter of the only choice that an answer repeats word for word or names by its letter, or `None`."""
-    said = answer.strip()
-    option, texts = OPTION.fullmatch(said), {letter: plain_text(text) for letter, text in choices.items()}
+    """Return the letter of the only choice that an answer repeats verbatim or names by its letter, or `None`."""
+    response = answer.strip()
+    option, texts = OPTION.fullmatch(response), {letter: plain_text(text) for letter, text in choices.items()}
     if option and plain_text(option[2]) == texts.get(option[1]):
         return option[1]
-    if said.upper() in choices:
-        return said.upper()
+    if response.upper() in choices:
+        return response.upper()
     for letter, text in texts.items():
-        if said and plain_text(said) == text:
+        if response and plain_text(response) == text:
             return letter
-    if named := several_letters(said):
+    if named := several_letters(response):
         return next((one for one, text in choices.items() if several_letters(text) == named), None)
-    first = FIRST.match(said) if len(repeated(said, choices)) < 2 else None
-    found = [first] if first else NAMED.finditer(said)
-    # `C. albicans is seen` does not name the choice C where another one is `C. albicans`.
-    found = [one for one in found if not any(begin_alike(said[one.start(1) :], text) for text in choices.values())]
+    first = FIRST.match(response) if len(repeated(response, choices)) < 2 else None
+    found = [first] if first else NAMED.finditer(response)
+    # `C. albicans is seen` does not name the choice C if another choice is `C. albicans`.
+    found = [one for one in found if not any(begin_alike(response[one.start(1) :], text) for text in choices.values())]
     letters = {one[1].upper() for one in found}
     return letters.pop() if len(letters) == 1 and letters <= choices.keys() else None
 
 
-def several_letters(said: str) -> set[str]:
-    """Return the letters of a text that is several and nothing else."""
-    bare = MARKS.sub("", MARKED.sub(lambda found: found[1].upper(), said))
+def several_letters(response: str) -> set[str]:
+    """Return the letters of a text that consists of several letters, or an empty set."""
+    bare = MARKS.sub("", MARKED.sub(lambda found: found[1].upper(), response))
     return set(ALONE.findall(bare)) if SEVERAL.fullmatch(bare) else set()
 
 
-def repeated(said: str, choices: dict[str, str]) -> set[str]:
-    """Return the letters of the choices that a text repeats: each on its own line, or all with nothing else."""
-    lines = {letter for letter, text in OPTION.findall(said) if plain_text(text) == plain_text(choices.get(letter, ""))}
+def repeated(response: str, choices: dict[str, str]) -> set[str]:
+    """Return the letters of the choices that a text repeats: each on its own line, or all without other text."""
+    options = OPTION.findall(response)
+    lines = {letter for letter, text in options if plain_text(text) == plain_text(choices.get(letter, ""))}
     listed = "|".join(rf"({letter})[.):] ?{re.escape(plain_text(text))}" for letter, text in choices.items())
-    rest = re.sub(listed, "", " ".join(said.split()), flags=re.IGNORECASE)
+    rest = re.sub(listed, "", " ".join(response.split()), flags=re.IGNORECASE)
     if re.fullmatch(r"(?:[\W_]|and|or|both|either)*", rest, re.IGNORECASE):
-        lines |= {one for found in re.findall(listed, " ".join(said.split()), re.IGNORECASE) for one in found if one}
+        lines |= {
+            one for found in re.findall(listed, " ".join(response.split()), re.IGNORECASE) for one in found if one
+        }
     return {letter.upper() for letter in lines}
 
 
@@ -155,7 +159,7 @@ def begin_alike(one: str, other: str) -> bool:
 def score_boxes(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Of the first box in an answer, on the grid, its best IoU with that of a reference; 0 if there is none."""
+    """Score the first box of an answer by its highest IoU with the first box of a reference; 0 without a box."""
     found = [read_boxes(answer)[0][:1] for answer in answers]
     wanted = [[box for reference in several for box in read_boxes(reference)[0][:1]] for several in references]
     pairs = [[iou(box[:4], other[:4]) for box in own for other in others] for own, others in zip(found, wanted)]
@@ -170,33 +174,33 @@ def score_boxes(
 def score_maps(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """The share of cells that are right, of those of the reference that is most alike, in their order."""
+    """Score the share of correct cells, in order, with respect to the most similar reference."""
     pairs = [(cells(answer), map(cells, found)) for answer, found in zip(answers, references)]
     shares = [max(sum(map(str.__eq__, own, one)) / len(one) for one in wanted) for own, wanted in pairs]
     return {"accuracy": np.array(shares)}
 
 
 def cells(text: str) -> list[str]:
-    """Return the words of a map, or the letters of one that has no spaces."""
+    """Return the words of a map, or its letters if it has no spaces."""
     return text.split() if len(text.split()) > 1 else list(text.strip())
 
 
 def score_captions(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray | float]:
-    """Return `bleu_1` to `bleu_4` of all captions together; `rouge_l` and `cider` of each.
+    """Return `bleu_1` to `bleu_4` of all captions together, and `rouge_l` and `cider` of each caption.
 
-    Words are told as COCO's evaluation tells them, in lower case and without punctuation, but not by its tokenizer,
-    which is a Java program. CIDEr is CIDEr-D, as there: from 0 to 10, and 0 where all images have the same references,
-    since no word then tells one image from another.
+    Words are split as in COCO's evaluation, in lower case and without punctuation, but without its tokenizer, which is
+    a Java program. CIDEr is CIDEr-D, from 0 to 10. It is 0 if all images have the same references.
 
     Args:
-        references: of each caption, one or several.
+        answers: captions.
+        references: one or several references of each caption.
     """
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    found = {place: [tokenize(answer)] for place, answer in enumerate(answers)}
-    wanted = {place: [tokenize(reference) for reference in several] for place, several in enumerate(references)}
+    found = {index: [tokenize(answer)] for index, answer in enumerate(answers)}
+    wanted = {index: [tokenize(reference) for reference in several] for index, several in enumerate(references)}
     bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
     scores = {f"bleu_{order}": float(value) for order, value in enumerate(bleu, 1)}
     for name, scorer in (("rouge_l", Rouge()), ("cider", Cider())):
@@ -205,7 +209,7 @@ def score_captions(answers: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def tokenize(text: str) -> str:
-    """Return the words of a text in lower case, with a space between them."""
+    """Return the words of a text in lower case, separated by spaces."""
     return " ".join(TOKEN.findall(text.lower()))
 
 

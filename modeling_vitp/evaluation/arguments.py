@@ -15,8 +15,8 @@ class RobustnessArguments(Arguments):
     """Arguments of `evaluate_robustness`.
 
     Attributes:
-        configuration: the file that `data` names, a configuration of fine-tuning; empty if it names none.
-        scored_with: the settings of scoring that are given here, and not by a file or by a model's run.
+        configuration: content of the fine-tuning configuration that `data` names; empty if `data` is not a file.
+        scored_with: evaluation settings that are set here; they override those of a file or of a model's run.
     """
 
     file_fields = ("data",)
@@ -30,40 +30,65 @@ class RobustnessArguments(Arguments):
         "dataloader_num_workers": "[0, inf)",
     }
     models: list[str] = field(
-        default_factory=list, metadata={"help": "Folders or Hub ids of fine-tuned models, side by side in the table."}
+        default_factory=list, metadata={"help": "Folders or Hub ids of the fine-tuned models to compare."}
     )
     data: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Images with masks or classes: as in fine-tuning, or the file of such a configuration. By default "
-            "what the models' runs were scored on."
+            "help": "Images with masks or classes: a mapping as in fine-tuning, or a fine-tuning configuration file. "
+            "Default: the test data of the models' runs."
         },
     )
-    data_root: str | None = field(default=None, metadata={"help": "Where they are, instead of data.root."})
+    data_root: str | None = field(default=None, metadata={"help": "Folder of the data; overrides data.root."})
     split: str | None = field(
-        default=None, metadata={"help": "Split to score; else test_split, or eval_split, of the configuration."}
+        default=None,
+        metadata={"help": "Split to score. Default: test_split, or else eval_split, of the configuration."},
     )
     corruptions: list[str] = field(
-        default_factory=list, metadata={"help": "Of modeling_vitp.images.corruptions; all twelve if not given."}
+        default_factory=list,
+        metadata={"help": "Names of corruptions in modeling_vitp.images.corruptions. Default: all twelve."},
     )
-    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "From 1 to 5."})
-    seed: int = field(default=0, metadata={"help": "Of what is drawn: noise, clouds, gaps, directions."})
+    severities: list[int] = field(
+        default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Severities of the corruptions, from 1 to 5."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the corruptions: noise, clouds, gaps, directions."})
     limit: int | None = field(
-        default=None, metadata={"help": "Score only so many images, evenly spread over the split."}
+        default=None, metadata={"help": "Maximum number of images, evenly spaced in the split. Default: all."}
     )
     plugins: list[str] = field(default_factory=list, metadata={"help": "Python files that register decode heads."})
-    metric: str | None = field(default=None, metadata={"help": "Name or Python file, as in fine-tuning."})
-    score: str | None = field(
-        default=None, metadata={"help": "Value of the metric for table and plot, such as iou/tree; else its main one."}
+    metric: str | None = field(
+        default=None, metadata={"help": "Name or Python file of the metric, as in fine-tuning. Default: the model's."}
     )
-    window: int | None = field(default=None, metadata={"help": "As in fine-tuning; so are the next five."})
-    stride: int | None = field(default=None, metadata={"help": "From one window to the next, in pixels."})
-    test_scales: list[float] | None = field(default=None, metadata={"help": "Predictions are averaged over these."})
-    test_flip: bool | None = field(default=None, metadata={"help": "Predictions are averaged over mirrored images."})
-    per_device_eval_batch_size: int | None = field(default=None, metadata={"help": "Windows predicted together."})
-    bf16: bool | None = field(default=None, metadata={"help": "Whether to compute in bfloat16."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read and corrupt images."})
-    output_dir: str = field(default="outputs/robustness", metadata={"help": "For metrics.json, plot and parts."})
+    score: str | None = field(
+        default=None,
+        metadata={"help": "Value of the metric in table and plot, such as iou/tree. Default: its main score."},
+    )
+    window: int | None = field(
+        default=None, metadata={"help": "Side of the sliding window in pixels. Default: that of the fine-tuning run."}
+    )
+    stride: int | None = field(
+        default=None, metadata={"help": "Sliding-window stride in pixels. Default: that of the fine-tuning run."}
+    )
+    test_scales: list[float] | None = field(
+        default=None,
+        metadata={"help": "Scales over which predictions are averaged. Default: those of the fine-tuning run."},
+    )
+    test_flip: bool | None = field(
+        default=None,
+        metadata={"help": "Whether to average predictions over mirrored images. Default: as in the fine-tuning run."},
+    )
+    per_device_eval_batch_size: int | None = field(
+        default=None, metadata={"help": "Number of windows per batch. Default: that of the fine-tuning run."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Whether to compute in bfloat16. Default: as in the fine-tuning run."}
+    )
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Number of processes that read and corrupt images. 0: the main process."}
+    )
+    output_dir: str = field(
+        default="outputs/robustness", metadata={"help": "Folder for metrics.json, the plot and finished conditions."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,18 +99,18 @@ class RobustnessArguments(Arguments):
             name = self.data
             self.configuration = read_yaml(find_config(name))
             if not isinstance(self.configuration, dict) or not isinstance(self.configuration.get("data"), dict):
-                raise ValueError(f"data={name!r} is no configuration of fine-tuning: it has no mapping `data`.")
+                raise ValueError(f"Expected a fine-tuning configuration with a mapping `data`, got data={name!r}.")
             self.data = self.configuration["data"]
-        given = {name: getattr(self, name) for name in SCORED_WITH if getattr(self, name, None) is not None}
-        self.scored_with = given | ({} if self.metric is None else {"metric": self.metric})
+        own = {name: getattr(self, name) for name in SCORED_WITH if getattr(self, name, None) is not None}
+        self.scored_with = own | ({} if self.metric is None else {"metric": self.metric})
         if not self.models:
-            raise ValueError("Give `models`: what is scored.")
+            raise ValueError("Set `models` to the models to score.")
         for name in ("models", "corruptions", "severities"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}={values}: one is given twice.")
+                raise ValueError(f"{name} must not contain duplicates, got {values}.")
         if not self.severities:
-            raise ValueError("severities is empty: give some of 1 to 5.")
+            raise ValueError("Set `severities` to values from 1 to 5.")
 
 
 @dataclass
@@ -102,31 +127,36 @@ class VLMArguments(Arguments):
 
     models: list[str] = field(
         default_factory=list,
-        metadata={"help": "Folders or Hub ids of pretrained models or their checkpoints, side by side in the table."},
+        metadata={"help": "Folders or Hub ids of the pretrained models or checkpoints to compare."},
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Rows, in any schema that `pretrain` takes: a file, a folder or a Hub id."}
+        default=None, metadata={"help": "File, folder or Hub id of rows in any schema that `pretrain` takes."}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Of a data set that has several."})
-    split: str = field(default="test", metadata={"help": "To ask; that of a single file is train. Or test[:100]."})
-    image_root: str | None = field(default=None, metadata={"help": "That paths of images are relative to."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    split: str = field(
+        default="test",
+        metadata={"help": "Split with the questions, or a part such as test[:100]. A single file has the split train."},
+    )
+    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     kind: str | None = field(
         default=None,
-        metadata={"help": "Of all answers: grounding, choice, map, vqa or caption. Else each is told from its answer."},
+        metadata={
+            "help": "Kind of all answers: grounding, choice, map, vqa or caption. Default: recognized for each answer."
+        },
     )
-    limit: int | None = field(default=None, metadata={"help": "Ask only so many questions, drawn by the seed."})
-    seed: int = field(default=0, metadata={"help": "Of which questions are asked, and of the intervals."})
-    batch_size: int = field(default=16, metadata={"help": "Questions that are answered together."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Of an answer."})
+    limit: int | None = field(default=None, metadata={"help": "Maximum number of questions, drawn at random."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draws of questions and of the intervals."})
+    batch_size: int = field(default=16, metadata={"help": "Number of questions per batch."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Maximum length of an answer in tokens."})
     bf16: bool = field(default=False, metadata={"help": "Whether to compute in bfloat16."})
-    pictures: int = field(default=6, metadata={"help": "Questions that are drawn, with their answers."})
-    output_dir: str = field(default="outputs/vlm", metadata={"help": "For metrics.json, answers and pictures."})
+    pictures: int = field(default=6, metadata={"help": "Number of questions that are drawn with their answers."})
+    output_dir: str = field(default="outputs/vlm", metadata={"help": "Folder for metrics.json, answers and pictures."})
 
     def __post_init__(self):
         super().__post_init__()
         if not self.models:
-            raise ValueError("Give `models`: what is asked.")
+            raise ValueError("Set `models` to the models to evaluate.")
         if len(set(self.models)) < len(self.models):
-            raise ValueError(f"models={self.models}: one is given twice.")
+            raise ValueError(f"models must not contain duplicates, got {self.models}.")
         if self.dataset_name is None:
-            raise ValueError("Give `dataset_name`: rows with questions and answers.")
+            raise ValueError("Set `dataset_name` to rows with questions and answers.")

@@ -1,4 +1,4 @@
-"""Comparisons over seeds: parts that are not run again, mean and spread, tables."""
+"""Comparisons over seeds: cached parts, mean and standard deviation, tables."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 def once(folder: Path, run: Callable[[], None]) -> dict:
-    """Return the `metrics.json` of a part of a comparison. If the file is missing, run the part from its beginning."""
+    """Return the `metrics.json` of a part of a comparison. If the file is missing, run the part first."""
     finished = folder / "metrics.json"
     if not finished.is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        began = time.monotonic()
+        start = time.monotonic()
         run()
-        logger.info("%s: finished in %.0f s", folder, time.monotonic() - began)
+        logger.info("%s: finished in %.0f s", folder, time.monotonic() - start)
     return json.loads(finished.read_text())
 
 
@@ -31,7 +31,7 @@ def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
     """Record the settings of a comparison, or check that they equal the recorded ones.
 
     Raises:
-        ValueError: names the settings that differ from those in `record`.
+        ValueError: If settings differ from those in `record`; the message names them.
     """
     settings = json.loads(json.dumps(settings))
     if not record.is_file():
@@ -41,11 +41,11 @@ def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
     recorded = json.loads(record.read_text())
     changed = sorted(name for name in settings | recorded if settings.get(name) != recorded.get(name))
     if changed:
-        raise ValueError(f"{record} is of a comparison with another {', '.join(changed)}: give another output_dir.")
+        raise ValueError(f"{record} belongs to a run with different {', '.join(changed)}. Set another output_dir.")
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return the last parts of the models' names, or whole names where these are not distinct."""
+    """Return the last part of each model's name, or the whole name if the last part is not unique."""
     short = [Path(os.path.abspath(name)).name for name in names]
     return [name if short.count(last) > 1 else last for name, last in zip(names, short)]
 
@@ -65,7 +65,7 @@ def summarize_draws(scores: Sequence[dict[str, float]]) -> dict[str, dict]:
 
 
 def probe_table(results: Sequence[dict], control: dict[str, float], score: str, control_name: str) -> str:
-    """Return a Markdown table with a row for each backbone and the control, a column for each probe and labels."""
+    """Return a Markdown table with a row for each backbone and the control, and a column for each probe and labels."""
     columns = list(dict.fromkeys(f"{item['probe']}, {item['labels']}" for item in results))
     cells = {}
     for item in results:

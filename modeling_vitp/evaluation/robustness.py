@@ -1,4 +1,4 @@
-"""Scores of fine-tuned models under the corruptions of the paper, absolute and relative to the clean images."""
+"""Robustness of fine-tuned models: scores under the paper's corruptions, absolute and relative to clean images."""
 
 import json
 import logging
@@ -35,26 +35,26 @@ def open_robustness_task(name: str, args: RobustnessArguments) -> RobustnessTask
     try:
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
     except OSError as error:
-        raise ValueError(f"{name} is no model: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"The model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     known = {name: entry.robustness_task for name, entry in MODELS.items() if entry.robustness_task is not None}
     if model_type not in known:
-        raise ValueError(f"{name} is a {model_type!r} model; one fine-tuned is needed: {', '.join(known)}.")
+        raise ValueError(f"Expected a fine-tuned model ({', '.join(known)}), got {name} of type {model_type!r}.")
     return TASKS[known[model_type]](name, args)
 
 
 def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
-    """Score all models and write `metrics.json`. Conditions that are finished are not run again.
+    """Score all models under all conditions and write `metrics.json`. Finished conditions are not run again.
 
     Returns:
-        The metrics: `models`, one entry each, see [`summarize_conditions`], and what they are about.
+        Metrics: one entry per model under `models`, see [`summarize_conditions`], and a description of the data.
 
     Raises:
-        ValueError: if there is no such corruption, a model or its data cannot be used, the models are of other data, or
-            the output folder is of another evaluation.
-        RunStopped: if another process writes to it.
+        ValueError: If a corruption is unknown, a model or its data are invalid, the models have different data, or the
+            output folder belongs to another evaluation.
+        RunStopped: If another process writes to the output folder.
     """
     if PartialState().num_processes > 1:
-        raise ValueError("Robustness is evaluated in one process. Start the command without a launcher.")
+        raise ValueError("Robustness must be evaluated in one process. Start the command without a launcher.")
     conditions = [(name, severity) for name in args.corruptions or SEVERITIES for severity in args.severities]
     for condition in conditions:
         parameters(*condition)
@@ -70,12 +70,12 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
 def score_models(
     tasks: dict[str, RobustnessTask], about: dict[str, Any], conditions: Sequence[tuple[str, int]], output_dir: Path
 ) -> dict[str, Any]:
-    """Return the metrics of all models; each is taken out of `tasks` and saved when it is scored."""
+    """Return the metrics of all models; write them after each model, which is then removed from `tasks`."""
     names, metrics = list(tasks), {**about, "models": []}
     same = {name: value for name, value in about.items() if name not in ("score", "images")}
     check_same_settings(output_dir / "settings.json", {**same, "parameters of corruptions": SEVERITIES})
     for name, label in zip(names, short_names(names)):
-        task = tasks.pop(name)  # so that one model at a time is in memory
+        task = tasks.pop(name)  # Only one model at a time is in memory.
         folder = output_dir / re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
         settings = task.settings
         check_same_settings(folder / "settings.json", settings)
@@ -86,22 +86,22 @@ def score_models(
 
 
 def open_robustness_tasks(args: RobustnessArguments) -> tuple[dict[str, RobustnessTask], dict[str, Any]]:
-    """Return the models by name, and the settings that all of them share."""
+    """Return the tasks by model name, and the settings that all of them share."""
     tasks = {name: open_robustness_task(name, args) for name in args.models}
     first, *others = tasks.values()
     for name, task in zip(args.models[1:], others):
         differ = [key for key, value in first.data.items() if task.data[key] != value]
         if differ:
-            raise ValueError(f"{name} and {args.models[0]} were scored on other {' and '.join(differ)}: give --data.")
+            raise ValueError(f"{name} and {args.models[0]} differ in their {' and '.join(differ)}. Set --data.")
         if task.score != first.score:
-            raise ValueError(f"{name} is scored by {task.score}, {args.models[0]} by {first.score}: give --metric.")
+            raise ValueError(f"{name} is scored by {task.score}, but {args.models[0]} by {first.score}. Set --metric.")
     return tasks, {"score": first.score, "images": len(first), **first.data, "seed": args.seed}
 
 
 def score_conditions(
     task: RobustnessTask, folder: Path, label: str, conditions: Sequence[tuple[str, int]]
 ) -> dict[tuple[str, int], dict[str, float]]:
-    """Return the metrics under each condition. Each finished condition leaves a folder."""
+    """Return the metrics under each condition; each finished condition is stored in a folder."""
     folders = {(name, severity): folder / (f"{name}_{severity}" if severity else name) for name, severity in conditions}
     missing = [condition for condition, part in folders.items() if not (part / "metrics.json").is_file()]
     scores = {}
@@ -117,14 +117,17 @@ def score_conditions(
             found = once(part, evaluate)
             if task.score not in found:
                 known = ", ".join(key for key, value in found.items() if not isinstance(value, str))
-                raise ValueError(f"score={task.score!r} is no value of the metric, which has {known}.")
+                raise ValueError(f"Unknown score {task.score!r}. The metric has {known}.")
             scores[name, severity] = {key: math.nan if value is None else value for key, value in found.items()}
     return scores
 
 
 def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score: str) -> dict[str, Any]:
-    """Under `clean` and in each of `conditions` the score and all metrics; its mean over the severities of each
-    corruption, and the mean of these, `average`. `relative` is what a score is divided by that of the clean images.
+    """Summarize the metrics of all conditions.
+
+    Returns:
+        Score and all metrics under `clean` and for each of `conditions`; the mean score over the severities of each of
+        `corruptions`, and `average`, the mean over the corruptions. `relative` is the ratio to the clean score.
     """
     clean = scores[CLEAN, 0][score]
 
@@ -149,13 +152,13 @@ def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score:
 
 
 def format_score(item: dict[str, float]) -> list[str]:
-    """Return score and relative score for a table; a dash for NaN."""
+    """Return score and relative score as texts for a table, with a dash for NaN."""
     score, relative = item["score"], item.get("relative", 1.0)
     return ["–" if math.isnan(score) else f"{score:.3f}", "–" if math.isnan(relative) else f"{relative:.1%}"]
 
 
 def robustness_table(metrics: dict[str, Any]) -> str:
-    """Return a Markdown table: clean, each corruption (mean over its severities) and the average, for all models."""
+    """Return a Markdown table of all models: clean, each corruption (mean over its severities) and the average."""
     models = metrics["models"]
     rows = [["clean", *[cell for model in models for cell in format_score(model["clean"])]]]
     for name in models[0]["corruptions"]:
@@ -178,7 +181,7 @@ def severity_table(model: dict[str, Any]) -> str:
 
 
 def draw_robustness(metrics: dict[str, Any], path: Path) -> None:
-    """Draw a panel for each corruption: the score of each model over the severities, 0 being the clean images."""
+    """Draw a plot for each corruption: score of each model by severity, where 0 is clean images."""
     names = list(metrics["models"][0]["corruptions"])
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)

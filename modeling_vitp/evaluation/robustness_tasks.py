@@ -1,4 +1,4 @@
-"""Fine-tuned models with the images that they are scored on, clean or corrupted."""
+"""Tasks of the robustness evaluation: fine-tuned models with their test images, clean or corrupted."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -41,24 +41,24 @@ class Progress(TrainerCallback):
 
 
 class RobustnessTask:
-    """Fine-tuned model with the images that it is scored on.
+    """Base class of the tasks: a fine-tuned model with its test images.
 
-    Settings that are missing in the arguments are taken from the configuration that they name, or if they name none
-    from the record of the model's run. A subclass sets `samples`, `data`, `score` and `args`, and implements `trainer`.
+    Settings that are missing in the arguments are taken from the configuration that they name, or else from the record
+    of the model's run. A subclass sets `samples`, `data`, `score` and `args`, and implements `trainer`.
 
     Args:
         name: folder or Hub id of the model.
-        args: of the command.
+        args: arguments of the command.
 
     Attributes:
-        data: identifies the images and annotations, which must be the same for all models.
-        score: key of the metrics that is compared.
-        args: training arguments with the settings of scoring.
+        data: description of the images and annotations, which must be the same for all models.
+        score: key of the metric that is compared.
+        args: training arguments with the evaluation settings.
         samples: clean images with their annotations.
-        trainer: with the model; loaded when it is used, so that one model at a time is in memory.
+        trainer: trainer of the model. It is loaded on first use, so that one model at a time is in memory.
 
     Raises:
-        ValueError: if it is not known what to score on, the data are not complete, or the model does not fit the data.
+        ValueError: If the test data are unknown or incomplete, or the model does not match them.
     """
 
     scored_with: tuple[str, ...]
@@ -73,11 +73,11 @@ class RobustnessTask:
         self.configuration = args.configuration or recorded_configuration(name)
         described = args.data or self.configuration.get("data")
         if described is None:
-            raise ValueError(f"{name} has no record of the data it was scored on: give --data.")
+            raise ValueError(f"{name} has no record of the data it was scored on. Set --data.")
         self.described = {**described, "root": args.data_root} if args.data_root else described
         self.split = args.split or self.configuration.get("test_split") or self.configuration.get("eval_split")
         if self.split is None:
-            raise ValueError(f"On which split {name} is to be scored is not known: give --split.")
+            raise ValueError(f"{name} has no record of the split it was scored on. Set --split.")
 
     def _set_samples(self, samples: Dataset, files: Any, limit: int | None) -> None:
         self.data = {"data": self.described, "split": self.split, "limit": limit, "files": fingerprint_data(files)}
@@ -93,7 +93,7 @@ class RobustnessTask:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that the scores depend on beside the data: those of prediction, and a hash of the weights."""
+        """Settings on which the scores depend in addition to the data: those of prediction, and a hash of weights."""
         used = {name: getattr(self.args, name) for name in self.scored_with}
         return used | {"weights": weights_digest(self.trainer.model)}
 
@@ -101,13 +101,15 @@ class RobustnessTask:
         return len(self.samples)
 
     def evaluate(self, corruption: str | None, severity: int, update: Callable[[int], Any]) -> dict[str, float]:
-        """Return all metrics, of clean images if `corruption` is `None`.
+        """Return all metrics of corrupted images.
 
-        Random draws depend on the seed, the image and the corruption alone, and annotations move with the images (see
-        [`~modeling_vitp.images.corruptions.motion`]).
+        Random draws depend on the seed, the image and the corruption alone. Annotations move with the images, see
+        [`~modeling_vitp.images.corruptions.motion`].
 
         Args:
-            update: called with the number of images after each batch.
+            corruption: name of the corruption; `None` for clean images.
+            severity: severity from 1 to 5.
+            update: function that is called with the number of images after each batch.
         """
         samples = self.samples
         if corruption is not None:
@@ -123,14 +125,14 @@ class RobustnessTask:
 
 
 def recorded_configuration(name: str) -> dict[str, Any]:
-    """Return the evaluation that the run of a model recorded, as a configuration of fine-tuning."""
+    """Return the evaluation settings in the record of a model's run, as a fine-tuning configuration."""
     record = read_record(name).get("evaluated_on") or {}
     splits = {"test_split": record.get("test"), "eval_split": record.get("eval")}
     return {"data": record.get("data"), **splits, **(record.get("scored_with") or {})}
 
 
 class DenseTask(RobustnessTask):
-    """Segmentation or change detection, scored as by its fine-tuning on the test split."""
+    """Task of segmentation and change-detection models, with the scores of fine-tuning."""
 
     scored_with = dense.SCORED_WITH
 
@@ -154,16 +156,21 @@ class DenseTask(RobustnessTask):
 
     def _check(self, config: PreTrainedConfig, samples: MaskedImages) -> None:
         if InputSpec.from_dict(self.image_spec).band_names is not None:
-            raise ValueError(f"{self.name} takes other bands than red, green and blue, which alone can be corrupted.")
+            raise ValueError(f"Corruptions need the bands red, green and blue, but {self.name} takes other bands.")
         names, classes = self.encoding.names, list(config.id2label.values())
-        unnamed = [f"LABEL_{index}" for index in range(len(names))]  # as in converted checkpoints
+        unnamed = [f"LABEL_{index}" for index in range(len(names))]  # Converted checkpoints have such names.
         if classes not in (names, unnamed):
-            raise ValueError(f"{self.name} has {len(classes)} classes, {classes}, but the data {len(names)}: {names}.")
+            raise ValueError(
+                f"Expected the {len(names)} classes of the data, {names}, got {len(classes)} classes of {self.name}: "
+                f"{classes}."
+            )
         if samples.mask(0) is None:
-            raise ValueError(f"Split {self.split!r} has no masks, so nothing can be scored.")
-        given, taken = len(samples[0]["images"]), self.model_class.images_per_sample
-        if given != taken:
-            raise ValueError(f"{self.name} takes {taken} image(s), but a sample of split {self.split!r} has {given}.")
+            raise ValueError(f"Split {self.split!r} needs masks for scoring.")
+        found, expected = len(samples[0]["images"]), self.model_class.images_per_sample
+        if found != expected:
+            raise ValueError(
+                f"{self.name} takes {expected} image(s), but a sample of split {self.split!r} has {found}."
+            )
 
     @cached_property
     def trainer(self) -> ViTPSegmentationTrainer:
@@ -173,7 +180,7 @@ class DenseTask(RobustnessTask):
         processor = load_image_processor(ViTPSegmentationImageProcessor, start, input_spec=self.image_spec)
         trainer = ViTPSegmentationTrainer(model, self.args, self.encoding, self.metric, processing_class=processor)
         if isinstance(self.samples, Subset):
-            trainer.surfaces = None  # they are of whole volumes
+            trainer.surfaces = None  # Surface metrics need whole volumes.
         return trainer
 
     @property
@@ -182,24 +189,24 @@ class DenseTask(RobustnessTask):
 
 
 class ClassificationTask(RobustnessTask):
-    """Classifier of images, scored as by its fine-tuning on the test split."""
+    """Task of image classifiers, with the scores of fine-tuning."""
 
     scored_with = classification.SCORED_WITH
-    main_scores = {False: "accuracy", True: "mean_average_precision"}  # with several labels an image
+    main_scores = {False: "accuracy", True: "mean_average_precision"}  # By whether the data are multi-label.
 
     def __init__(self, name: str, args: RobustnessArguments):
         super().__init__(name, args)
-        of_maps = sorted(set(args.scored_with) - set(self.scored_with))
-        if of_maps:
-            raise ValueError(f"{name} is a classifier of images, which has no {', '.join(of_maps)}.")
+        unsupported = sorted(set(args.scored_with) - set(self.scored_with))
+        if unsupported:
+            raise ValueError(f"{', '.join(unsupported)}: not supported for {name}, which is an image classifier.")
         data = ClassificationData.from_dict(self.described)
         config = AutoConfig.from_pretrained(name)
         classes, kind = list(config.id2label.values()), classifying.KINDS[data.multi_label]
         names = data.find_classes([], classes)
         if names != classes or config.problem_type != kind:
             raise ValueError(
-                f"{name} has {len(classes)} classes, {classes}, of {config.problem_type}; the data {len(names)}, "
-                f"{names}, of {kind}."
+                f"Expected the {len(names)} classes of the data, {names}, with {kind}, got {len(classes)} classes of "
+                f"{name}, {classes}, with {config.problem_type}."
             )
         samples = data.open([self.split])
         files = {"images": samples.files_or_rows(), "labels": str(samples.labels.tolist())}
@@ -217,5 +224,5 @@ class ClassificationTask(RobustnessTask):
         return classifying.ViTPClassificationTrainer(model, self.args, processing_class=self.processor)
 
 
-# By the `robustness_task` of the declaration of a model type.
+# Tasks by the `robustness_task` of a registered model type.
 TASKS = {"classification": ClassificationTask, "dense": DenseTask}

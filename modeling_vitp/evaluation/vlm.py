@@ -1,4 +1,4 @@
-"""Scores of a vision-language model's answers to the questions of rows, beside those about other images."""
+"""Evaluation of vision-language models: scores of answers with the own image of a question and with another image."""
 
 import hashlib
 import importlib
@@ -35,13 +35,13 @@ from .comparison import short_names
 
 logger = logging.getLogger(__name__)
 RESAMPLED = 1000
-# Questions for a caption and for a map, and the most words of an answer that is neither.
+# Questions for a caption and for a map, and the maximum number of words of other answers.
 CAPTION = re.compile(r"\[caption\]|\b(?:describe|description|caption)\b", re.IGNORECASE)
 MAP = re.compile(r"\b(?:map|cells?)\b", re.IGNORECASE)
 MOST_WORDS = 6
-LONGEST_WORD = 20  # letters
+LONGEST_WORD = 20  # Maximum number of letters of a word.
 STOPS = re.compile(r"[.,;:!?]")
-THREE_ALIKE = re.compile(r"(.)\1\1", re.IGNORECASE)  # letters in a row, as no word has
+THREE_ALIKE = re.compile(r"(.)\1\1", re.IGNORECASE)  # Words do not have three equal letters in a row.
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Question:
     """Question of a row.
 
     Args:
-        id: of the row.
-        row: its place in the data set.
-        turn: place of the answer among the messages.
-        text: of the question.
-        references: right answers: of all rows that ask the same of the same images.
-        kind: of [`~modeling_vitp.evaluation.answer_scores.KINDS`].
-        images: what tells the row's images from others.
+        id: id of the row.
+        row: index of the row in the data set.
+        turn: index of the answer in the messages.
+        text: text of the question.
+        references: correct answers, from all rows with the same question about the same images.
+        kind: kind of the answer, a key of [`~modeling_vitp.evaluation.answer_scores.KINDS`].
+        images: paths or hashes of the row's images.
     """
 
     id: str
@@ -70,18 +70,18 @@ class Question:
 def read_questions(rows: Iterable[dict[str, Any]], kind: str | None = None) -> tuple[list[Question], int]:
     """Return the questions about images, in the order of the rows, and the number of answers that are not scored.
 
-    Not scored are questions without an image, and answers of no kind, such as several boxes.
+    Questions without an image are not scored, and neither are answers of unknown kind, such as several boxes.
 
     Args:
         rows: conversations with undecoded images.
-        kind: of all questions; recognised of each, see [`answer_kind`], if `None`.
+        kind: kind of all answers; recognized for each answer, see [`answer_kind`], if `None`.
 
     Raises:
-        ValueError: names the row if it is no conversation.
+        ValueError: If a row is invalid or does not match `kind`; the message names it.
     """
     found: dict[tuple, Question] = {}
     left_out = 0
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row.get("error"):
             raise ValueError(f"Sample {sample_id_of(row)!r}: {row['error']}")
         images = tuple(image_key(image) for image in images_of(row))
@@ -96,12 +96,16 @@ def read_questions(rows: Iterable[dict[str, Any]], kind: str | None = None) -> t
                 left_out += 1
                 continue
             if wanted == "grounding" and not read_boxes(reference)[0]:
-                raise ValueError(f"Sample {sample_id_of(row)!r}: its answer {reference[:80]!r} has no box: give kind.")
+                raise ValueError(
+                    f"Sample {sample_id_of(row)!r}: expected a box in the answer, got {reference[:80]!r}. Change kind."
+                )
             if wanted == "choice" and not read_choices(text):
-                raise ValueError(f"Sample {sample_id_of(row)!r}: its question lists no choices, one a line: give kind.")
+                raise ValueError(
+                    f"Sample {sample_id_of(row)!r}: expected choices in the question, one per line. Change kind."
+                )
             same = found.get((images, *asked))
             references = (*same.references, reference) if same else (reference,)
-            first = (same.id, same.row, same.turn) if same else (str(sample_id_of(row)), place, turn)
+            first = (same.id, same.row, same.turn) if same else (str(sample_id_of(row)), index, turn)
             found[(images, *asked)] = Question(*first, text, references, same.kind if same else wanted, images)
     return list(found.values()), left_out
 
@@ -113,10 +117,13 @@ def image_key(image: Any) -> str:
 
 
 def answer_kind(question: str, reference: str) -> str | None:
-    """`grounding` if the answer is one box; `choice` if it is one of those that the question lists; `map` if a question
-    about a map or its cells is answered with one, see [`is_map`]; `caption` if the question asks for a description, but
-    not of a box, or the answer has more than 6 words; else `vqa`. `None` if it has several boxes, or one in a longer
-    text.
+    """Return the kind of an answer, or `None` if it is not scored.
+
+    - `grounding`: the answer is one box. Several boxes, or a box in a longer text, are not scored.
+    - `choice`: the answer is one of the choices that the question lists.
+    - `map`: the question is about a map or its cells, and the answer is a map, see [`is_map`].
+    - `caption`: the question asks for a description, but not of a box, or the answer has more than 6 words.
+    - `vqa`: other answers.
     """
     boxes, rest = read_boxes(reference)[0], MARKS.sub(" ", reference)
     if boxes:
@@ -133,8 +140,9 @@ def answer_kind(question: str, reference: str) -> str | None:
 def is_map(question: str, answer: str) -> bool:
     """Return whether an answer is a map of cells.
 
-    Either it has a word for each cell: more than 6, all of them in the question, or no sentence and at most half of
-    them different. Or it has a letter for each cell: more than 20, with three equal ones in a row.
+    A map has a word for each cell: more than 6 words that all occur in the question, or that form no sentence and of
+    which at most half are distinct. Or it has a letter for each cell: more than 20 letters, with three equal ones in a
+    row.
     """
     words = answer.split()
     if len(words) > MOST_WORDS:
@@ -144,18 +152,19 @@ def is_map(question: str, answer: str) -> bool:
 
 
 def other_images(images: Sequence[tuple[str, ...]]) -> list[int | None]:
-    """Return for each question the index of one with as many other images, half of all images away.
+    """Return for each question the index of a question with the same number of images, but other images.
 
-    `None` if all questions with as many images have the same ones.
+    The partner is half of the distinct images away. It is `None` if all questions with this number of images have the
+    same images.
     """
     first: dict[int, dict[tuple[str, ...], int]] = {}
-    for place, one in enumerate(images):
-        first.setdefault(len(one), {}).setdefault(one, place)
+    for index, one in enumerate(images):
+        first.setdefault(len(one), {}).setdefault(one, index)
     partner = {}
-    for places in first.values():
-        keys = list(places)
+    for indices in first.values():
+        keys = list(indices)
         if len(keys) > 1:
-            partner |= {key: places[keys[(at + len(keys) // 2) % len(keys)]] for at, key in enumerate(keys)}
+            partner |= {key: indices[keys[(at + len(keys) // 2) % len(keys)]] for at, key in enumerate(keys)}
     return [partner.get(one) for one in images]
 
 
@@ -164,7 +173,7 @@ def conversation_of(
 ) -> list[dict[str, Any]]:
     """Return the messages up to a question, with the images of its row or of another row.
 
-    Earlier answers are the right ones.
+    Earlier answers are the references.
     """
     row, name = rows[question.row], f"Sample {question.id!r}"
     if other is not None:
@@ -176,32 +185,34 @@ def conversation_of(
 
 
 def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
-    """Ask every model each question with its own image and with another one. Write `metrics.json` after each model,
-    `answers_MODEL.jsonl` and `answers_MODEL.png`.
+    """Score the answers of all models to each question, with its own image and with another one.
+
+    After each model, `metrics.json`, `answers_MODEL.jsonl` and `answers_MODEL.png` are written.
 
     Returns:
-        The metrics: what was asked, and `models`, with the scores of each by kind, see [`compare`].
+        Metrics: a description of the questions, and `models` with the scores by kind, see [`compare`].
 
     Raises:
-        ValueError: if the rows make no questions about images, or all are about one image; if a model cannot be used.
+        ValueError: If the rows have no questions about images, all questions are about the same image, or a model
+            cannot be used.
     """
     for name in args.models:
         check_model(name)
     rows = open_rows(args)
     questions, left_out = read_questions(rows, args.kind)
     if not questions:
-        raise ValueError(f"{args.dataset_name} has no questions about images that are scored, in {len(rows)} rows.")
-    places = other_images([question.images for question in questions])
-    pairs = [(one, questions[place]) for one, place in zip(questions, places) if place is not None]
+        raise ValueError(f"No questions that can be scored found in {len(rows)} rows of {args.dataset_name}.")
+    indices = other_images([question.images for question in questions])
+    pairs = [(one, questions[index]) for one, index in zip(questions, indices) if index is not None]
     if not pairs:
-        raise ValueError("all questions are about the same image, so that none can be swapped: give more rows.")
-    left_out += places.count(None)
+        raise ValueError("All questions are about the same image, so that images cannot be swapped. Add rows.")
+    left_out += indices.count(None)
     if args.limit is not None and args.limit < len(pairs):
         chosen = random.Random(args.seed).sample(range(len(pairs)), args.limit)
-        pairs = [pairs[place] for place in sorted(chosen)]
+        pairs = [pairs[index] for index in sorted(chosen)]
     questions, partners = (list(side) for side in zip(*pairs))
     if any(question.kind == "caption" for question in questions):
-        importlib.import_module("pycocoevalcap")  # whose absence is told before anything is asked
+        importlib.import_module("pycocoevalcap")  # A missing package must raise an error before the first model runs.
     metrics = {
         "dataset": args.dataset_name,
         "split": args.split,
@@ -232,17 +243,19 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
 
 
 def check_model(name: str) -> None:
-    """Raises a `ValueError` unless there is a vision-language model of ours by that name."""
+    """Raise a `ValueError` unless `name` is a ViTP vision-language model."""
     try:
         model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
     except OSError as error:
-        raise ValueError(f"{name} is no model: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"The model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     if model_type != ViTPForConditionalGeneration.config_class.model_type:
-        raise ValueError(f"{name} is a {model_type!r} model; one that answers is needed, as `vitp pretrain` leaves it.")
+        raise ValueError(
+            f"Expected a vision-language model, as created by `vitp pretrain`, got {name} of type {model_type!r}."
+        )
 
 
 def open_rows(args: VLMArguments) -> Dataset:
-    """The rows of the split as conversations, their images encoded."""
+    """Open the rows of the split as conversations with encoded images."""
     names = {"dataset_train_split": args.split, "dataset_test_split": args.split}
     wanted = ScriptArguments(dataset_name=args.dataset_name, dataset_config=args.dataset_config, **names)
     try:
@@ -268,7 +281,7 @@ def ask_questions(
     args: VLMArguments,
     description: str,
 ) -> list[str]:
-    """The answers, greedy, with the images of the questions' own rows, or of their partners'."""
+    """Return the greedy answers to questions, with their own images or those of their partners."""
     pairs, answers = list(zip(questions, partners or [None] * len(questions))), []
     for start in tqdm(range(0, len(pairs), args.batch_size), desc=description):
         batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + args.batch_size]]
@@ -277,8 +290,9 @@ def ask_questions(
 
 
 def compare(kind: str, answered: Sequence[tuple[Question, str, str]], seed: int) -> dict[str, dict[str, Any]]:
-    """Each score of the answers with `own` and with `other_images`; where it is a mean over questions, an interval of
-    95 % of the `gain` from the own ones, from drawing images with repeats.
+    """Return each score of the answers with their own images (`own`) and with others (`other_images`).
+
+    If the score is a mean over questions, `gain` is the 95 % bootstrap interval, over images, of the difference.
     """
     questions, *answers = zip(*answered)
     texts, references = [question.text for question in questions], [question.references for question in questions]
@@ -293,10 +307,12 @@ def compare(kind: str, answered: Sequence[tuple[Question, str, str]], seed: int)
 
 
 def bootstrap_interval(values: np.ndarray, groups: np.ndarray, seed: int) -> list[float]:
-    """The 2.5th and the 97.5th percentile of the mean, over sets of as many groups, drawn with repeats.
+    """Return the 2.5th and the 97.5th percentile of the mean, from a bootstrap over groups.
 
     Args:
-        groups: which of them each value belongs to, from 0 on without a gap.
+        values: values of shape `(num_values,)`.
+        groups: group of each value, integers from 0 without gaps.
+        seed: seed of the draws.
     """
     sums, counts = np.bincount(groups, values), np.bincount(groups)
     rng = np.random.default_rng(seed)
@@ -327,10 +343,10 @@ def draw_questions(
     number: int,
     path: Path,
 ) -> None:
-    """Questions evenly from all, with their images, the right answer, the model's, and that with another image."""
+    """Draw evenly spaced questions with their images, references, and answers with the own and with another image."""
     shown = []
-    for place in np.linspace(0, len(answered) - 1, min(number, len(answered))).astype(int):
-        question, own, other = answered[place]
+    for index in np.linspace(0, len(answered) - 1, min(number, len(answered))).astype(int):
+        question, own, other = answered[index]
         picture = Answered(question.id, question.text, question.references[0], own, other)
         with torch.no_grad():
             messages = conversation_of(collator, rows, question)
@@ -342,7 +358,7 @@ def draw_questions(
 
 
 def answers_table(metrics: dict[str, Any]) -> str:
-    """Markdown: a line for each score; of each model with its own and with other images, and the gain's interval."""
+    """Return a Markdown table with a row for each score: values with own and other images, and the gain's interval."""
     models, lines = metrics["models"], []
     for kind, number in metrics["questions"].items():
         for name in models[0]["scores"][kind]:

@@ -1,1 +1,1 @@
-"""Models, data sets and Spaces on their way to the Hub."""
+"""Upload of models, data sets and Spaces to the Hub."""

@@ -1,4 +1,4 @@
-"""Failures of the Hub: try again where that helps, and otherwise explain the failure in one line."""
+"""Retries and one-line explanations of Hub failures."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ from ..command.errors import one_line
 logger = logging.getLogger(__name__)
 RETRIES, LONGEST_WAIT = 5, 300
 
-# The client raises a RuntimeError if it cannot send a file.
+# The client raises a RuntimeError if a file cannot be sent.
 FAILURES = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, LocalTokenNotFoundError, RuntimeError)
 # `datasets` raises errors of its own for `OfflineModeIsEnabled`, with its name in the text.
 OFFLINE = re.compile("OfflineModeIsEnabled|HF_HUB_OFFLINE")
@@ -30,17 +30,17 @@ T = TypeVar("T")
 
 
 def retry(step: Callable[[], T], after_lost_answer: bool = True) -> T:
-    """Call `step`, and call it again if the Hub is busy or the connection broke, after 1, 2, 4 … s or as the Hub asks.
+    """Call `step`, with retries after 1, 2, 4 … s (or as the Hub asks) if the Hub is busy or the connection fails.
 
     Args:
         step: function that reads or writes.
-        after_lost_answer: whether to try again if no answer came, so that the step may have been carried out.
+        after_lost_answer: whether to retry if no answer arrived, although the step may have succeeded.
     """
     for number in range(RETRIES):
         limit_waits()
         try:
             return step()
-        except Exception as error:  # of several clients
+        except Exception as error:  # several clients have errors of their own
             if not after_lost_answer and status_of(error) is None:
                 raise
             wait = seconds_to_wait(error, number)
@@ -51,37 +51,37 @@ def retry(step: Callable[[], T], after_lost_answer: bool = True) -> T:
 
 
 def limit_waits() -> None:
-    """Let the client of the Hub, which waits as long as a server asks, wait no longer than `LONGEST_WAIT`."""
+    """Limit the waits of the Hub's client, which waits as long as a server asks, to `LONGEST_WAIT`."""
     hooks = get_session().event_hooks
     if limit_asked_wait not in hooks["response"]:
         get_session().event_hooks = {**hooks, "response": [*hooks["response"], limit_asked_wait]}
 
 
 def limit_asked_wait(response: httpx2.Response) -> None:
-    """Reduce the times to wait in a response to `LONGEST_WAIT`."""
+    """Limit the wait that a response asks for to `LONGEST_WAIT`."""
     for header, form in (("Retry-After", r"\s*(\d+)\s*"), ("RateLimit", r".*;\s*t=(\d+).*")):
         found = re.fullmatch(form, response.headers.get(header, ""))
         if found and int(found[1]) > LONGEST_WAIT:
-            said = f"{response.url.host} asks to wait for {found[1]} s"
-            logger.warning("%s; the next try is after %d s all the same.", said, LONGEST_WAIT)
+            details = f"{response.url.host} asks to wait for {found[1]} s"
+            logger.warning("%s. Retrying after %d s.", details, LONGEST_WAIT)
             start, end = found.span(1)
             response.headers[header] = f"{found.string[:start]}{LONGEST_WAIT - 1}{found.string[end:]}"
 
 
 def pause(error: Exception, wait: float, number: int) -> None:
-    """Log the error and wait before the next try."""
-    logger.warning("%s. Trying again in %g s (%d of %d).", one_line(str(error)), wait, number + 1, RETRIES)
+    """Log the error and wait before the next retry."""
+    logger.warning("%s. Retrying in %g s (%d of %d).", one_line(str(error)), wait, number + 1, RETRIES)
     time.sleep(wait)
 
 
 def seconds_to_wait(error: BaseException, number: int) -> float | None:
-    """Return the seconds to wait before the next try, or `None` if another try would not help.
+    """Return the seconds to wait before the next retry, or `None` if a retry cannot help.
 
-    Another try helps if the error, or one that caused it, is a busy server or a broken connection.
+    A retry can help if the error, or one of its causes, is a busy server or a broken connection.
 
     Args:
-        error: raised by a client of the Hub.
-        number: of tries before this one.
+        error: error of a client of the Hub.
+        number: number of retries so far.
     """
     if isinstance(error, httpx2.TransportError):
         return 2**number
@@ -93,7 +93,7 @@ def seconds_to_wait(error: BaseException, number: int) -> float | None:
             asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
             if status == 429 and asked.isdigit():
                 if int(asked) > LONGEST_WAIT:
-                    logger.warning("The server asks to wait for %s s, which is too long.", asked)
+                    logger.warning("The server asks to wait for %s s, which exceeds the limit.", asked)
                 return min(int(asked) + 1, LONGEST_WAIT)
             return 2**number if status in (408, 409, 412, 429) or status >= 500 else None
         is_network = type(error).__module__.partition(".")[0] in ("aiohttp", "httpx", "httpx2", "requests")
@@ -104,7 +104,7 @@ def seconds_to_wait(error: BaseException, number: int) -> float | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status of the response that an error is about."""
+    """Return the HTTP status of an error's response, or `None`."""
     status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
     return status if isinstance(status, int) else None
 
@@ -116,25 +116,25 @@ def explain_failure(error: Exception, repo_id: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to reach the Hub"
     if isinstance(error, LocalTokenNotFoundError):
-        return "there is no token: log in with `hf auth login`"
+        return "no token found: log in with `hf auth login`"
     if not isinstance(error, HfHubHTTPError):
         return f"the connection to the Hub failed ({type(error).__name__}: {one_line(str(error)) or 'no answer'})"
-    status, said = error.response.status_code, one_line(error.server_message or "")
-    said = f" ({status}: {said})" if said else f" ({status})"
+    status, details = error.response.status_code, one_line(error.server_message or "")
+    details = f" ({status}: {details})" if details else f" ({status})"
     if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated, and this user has no access{said}: ask for it on its page"
+        return f"{repo_id} is gated, and this user has no access{details}: request it on its page"
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no such revision{said}"
+        return f"revision of {repo_id} not found{details}"
     if status == 401:
-        return f"the Hub does not accept the token, or there is none{said}: log in with `hf auth login`"
+        return f"the token is missing or invalid{details}: log in with `hf auth login`"
     if status in (402, 403):
-        return f"this token may not write to {repo_id}{said}: use one with write access, or open a pull request"
+        return f"this token has no write access to {repo_id}{details}: use another one, or open a pull request"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repo_id} is not there, or this user may not see it{said}"
+        return f"{repo_id} not found, or not visible for this user{details}"
     if status in (409, 412):
-        return f"somebody else is changing {repo_id}{said}"
+        return f"another process is changing {repo_id}{details}"
     if status == 429:
-        return f"the Hub asks for fewer requests{said}: wait a few minutes"
+        return f"too many requests to the Hub{details}: wait a few minutes"
     if status >= 500:
-        return f"the Hub is out of order{said}: wait a few minutes"
-    return f"the Hub refuses {repo_id}{said}"
+        return f"the Hub is not available{details}: wait a few minutes"
+    return f"the Hub refuses {repo_id}{details}"

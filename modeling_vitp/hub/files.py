@@ -1,4 +1,4 @@
-"""Which files of a folder go to the Hub, and the search for secrets in them, also inside of archives and Parquet."""
+"""Selection of the files of a folder for the Hub, and search for secrets in them, in archives and Parquet too."""
 
 import bz2
 import gzip
@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-# The files of a model's folder that go, without its subfolders. All else of a run stays: optimizer states, training
-# arguments, pictures of the data, submissions.
+# Files of a model's folder that are uploaded, without subfolders. All other files of a run stay: optimizer states,
+# training arguments, pictures of the data, submissions.
 MODEL_FILES = (
     "config.json generation_config.json adapter_config.json *.safetensors *.safetensors.index.json tokenizer.json "
     "tokenizer_config.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
@@ -24,10 +24,10 @@ MODEL_FILES = (
     "README.md LICENSE* LICENCE* NOTICE* metrics.json loss.png"
 ).split()
 PACKAGE = Path(__file__).parents[1]
-# Code that travels with a model lies flat in the package.
+# Code that is saved with a model: the top level of the package.
 MODEL_FILES += sorted({path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"})
 SECRET_FILES = ".env .env.* *.env .netrc .git-credentials .pypirc *.pem id_rsa* id_ed25519* stored_tokens".split()
-# Kind of the secret, bytes that it always contains, and its pattern.
+# Kind of the secret, a byte string that it always contains, and its pattern.
 SECRETS = (
     ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{34}"),
     ("a Hugging Face token", b"api_org_", rb"api_org_[A-Za-z0-9]{34}"),
@@ -37,18 +37,18 @@ SECRETS = (
     ("an API key", b"AKIA", rb"(?<![A-Za-z0-9+/])AKIA[0-9A-Z]{16}(?![A-Za-z0-9+/])"),
     ("a private key", b"PRIVATE KEY-----", rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 )
-LONGEST_HEADER = 100_000_000  # bytes of the header of a safetensors file
+LONGEST_HEADER = 100_000_000  # maximum bytes of a safetensors header
 CHUNK, OVERLAP = 1 << 22, 1 << 10
-MAX_DEPTH = 4  # of archives in one another
-MAX_RATIO, MIN_LIMIT = 200, 1 << 28  # a file may unpack to so many times its size, or to so many bytes
+MAX_DEPTH = 4  # of nested archives
+MAX_RATIO, MIN_LIMIT = 200, 1 << 28  # limits of the unpacked size: times the file's size, or bytes
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 UNSUPPORTED = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # 7z, RAR, zstd, LZ4
 ZIP, PARQUET, TAR, TAR_OFFSET = b"PK\x03\x04", b"PAR1", b"ustar", 257
-ROWS = 100  # of Parquet, read at a time
+ROWS = 100  # of Parquet in one batch
 
 
 class Unsearchable(Exception):
-    """A compressed file that cannot be searched."""
+    """Error raised for a compressed file that cannot be searched."""
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:
@@ -58,7 +58,7 @@ def model_files(folder: str | Path) -> dict[str, Path]:
 
 
 def all_files(folder: str | Path) -> dict[str, Path]:
-    """Return the files in a folder by relative path, without git's and Python's caches and a run's checkpoints."""
+    """Return the files in a folder by relative path, except git's and Python's caches and a run's checkpoints."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         parts = path.relative_to(folder).parts
@@ -71,25 +71,25 @@ def all_files(folder: str | Path) -> dict[str, Path]:
 
 
 def check_no_secrets(folder: str | Path) -> None:
-    """Raise a `ValueError` that names each file with a secret in it, and never the secret."""
+    """Raise a `ValueError` that names each file with a secret, but not the secret itself."""
     found = {name: find_secret(path) for name, path in all_files(folder).items()}
     named = [f"{name} ({kind})" for name, kind in found.items() if kind is not None]
     if named:
         raise ValueError(
-            f"nothing was sent, because there are secrets in {folder}: {', '.join(named)}. Remove them, and revoke "
-            "those that others may have seen."
+            f"Nothing was sent: {folder} has secrets in {', '.join(named)}. Remove them, and revoke those that others "
+            "may have seen."
         )
 
 
 def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
-    """Return the kind of secret that a file holds, or `None`. Of safetensors only the header is read.
+    """Return the kind of secret in a file, or `None`. Only the header of safetensors files is read.
 
-    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are searched, whatever their name. A file that
-    cannot be searched (encrypted, damaged, of another format) counts as a secret.
+    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are searched, regardless of their name. A file
+    that cannot be searched (encrypted, damaged, of another format) counts as a secret.
 
     Args:
-        path: the file; its name counts too.
-        content: its content, if that is not the file's.
+        path: path of the file, whose name is checked too.
+        content: content to search instead of the file's.
     """
     if is_secret_name(str(path)):
         return "a file of secrets"
@@ -136,11 +136,11 @@ def overlapping_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def unpack_file(file: BinaryIO, size: int) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content, in chunks, of what is inside of a file; nothing if it is not compressed.
+    """Yield name and content, in chunks, of the members of a compressed file; nothing for other files.
 
     Args:
-        file: open, at its beginning.
-        size: its number of bytes, which limits those of the content.
+        file: open file, at its beginning.
+        size: size of the file in bytes, which limits that of the content.
 
     Raises:
         Unsearchable: if the file cannot be searched.
@@ -150,11 +150,11 @@ def unpack_file(file: BinaryIO, size: int) -> Iterator[tuple[str, bytes]]:
         for name, chunk in members(file, "", 0):
             left -= len(chunk)
             if left < 0:
-                raise Unsearchable("it unpacks to far more than its size")
+                raise Unsearchable("its unpacked size exceeds the limit")
             yield name, chunk
     except Unsearchable:
         raise
-    except Exception as error:  # of many types: damaged, encrypted, of an unknown method
+    except Exception as error:  # several types: damaged, encrypted, unknown method
         raise Unsearchable(" ".join(str(error).split()) or type(error).__name__) from error
 
 
@@ -166,7 +166,7 @@ def members(file: BinaryIO, name: str, depth: int) -> Iterator[tuple[str, bytes]
     opener = next((opener for magic, opener in COMPRESSED.items() if head.startswith(magic)), None)
     is_zip, is_tar = head.startswith(ZIP), head[TAR_OFFSET:] == TAR
     if (opener or is_zip or is_tar) and depth == MAX_DEPTH:
-        raise Unsearchable(f"there are more than {MAX_DEPTH} archives in one another")
+        raise Unsearchable(f"more than {MAX_DEPTH} nested archives")
     if opener is not None:
         with opener(file) as content:
             yield from members(content, name, depth + 1)
@@ -190,7 +190,7 @@ def members(file: BinaryIO, name: str, depth: int) -> Iterator[tuple[str, bytes]
 
 
 def parquet_values(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the strings and bytes of a Parquet file, those of one column in some rows at a time, each once."""
+    """Yield the strings and bytes of a Parquet file, without duplicates within a column of a batch."""
     from pyarrow.parquet import ParquetFile
 
     for batch in ParquetFile(file).iter_batches(ROWS):
@@ -200,7 +200,7 @@ def parquet_values(file: BinaryIO) -> Iterator[bytes]:
 
 
 def strings_in(array) -> Iterator[list[bytes | None]]:
-    """Yield the different values of each array of strings or bytes that an Arrow array consists of."""
+    """Yield the distinct values of each array of strings or bytes in an Arrow array."""
     from pyarrow import BaseExtensionType, large_binary, types
 
     kind = array.type

@@ -1,4 +1,4 @@
-"""Put together what goes to a repo of the Hub, and push it in one commit: a branch has all of it or is unchanged."""
+"""Upload to a Hub repo in one commit, so that a branch receives either all files or none."""
 
 import copy
 import json
@@ -45,13 +45,13 @@ logger = logging.getLogger(__name__)
 
 DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
 MODEL_VARIABLE = "VITP_MODEL"  # environment variable that names the model of the demo
-LOCAL_KEYS = ("_name_or_path", "name_or_path")  # where a file came from on this machine; nothing reads them
+LOCAL_KEYS = ("_name_or_path", "name_or_path")  # local path of a file's source; not read by anything
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]+/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
-# Files of an earlier push to a model's repo that would be opened beside or instead of those that are pushed.
+# Files of an earlier push that would be loaded beside or instead of the new ones.
 STALE = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
-STALE += ["processor_config.json", "preprocessor_config.json"]  # the first is opened where both exist
+STALE += ["processor_config.json", "preprocessor_config.json"]  # the first has priority if both exist
 
 
 @dataclass
@@ -60,8 +60,8 @@ class Contents:
 
     Args:
         repo_type: `model`, `dataset` or `space`.
-        files: file on this machine, or the content itself, by path in the repo.
-        card: of which the content is in `files` too.
+        files: local file, or the content itself, by path in the repo.
+        card: model, data set or Space card, also in `files`.
         variables: environment variables of a Space.
     """
 
@@ -71,13 +71,13 @@ class Contents:
     variables: dict[str, str] = field(default_factory=dict)
 
     def listing(self, deleted: Sequence[str]) -> str:
-        """Return lines with the license and the files with their sizes; `deleted` are those that the repo loses."""
+        """Return lines with the license, the files and their sizes, and the files to be `deleted`."""
         sizes = {
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in self.files.items()
         }
         license = self.card.data.get("license_name") or self.card.data.get("license")
-        lines = [f"license: {license or 'none stated; give one with --license'}"]
+        lines = [f"license: {license or 'none stated; set one with --license'}"]
         lines += [f"{size:>15,} {name}" for name, size in sorted(sizes.items())]
         lines += [f"{sum(sizes.values()):>15,} bytes in {len(sizes)} files"]
         return "\n".join([*lines, *(f"{'deleted':>15} {name}" for name in deleted)])
@@ -91,19 +91,19 @@ def gather_contents(
     base_model: str | None = None,
     run: str | Path | None = None,
 ) -> Contents:
-    """Put together what goes to a repo.
+    """Collect the files and the card for a repo.
 
     Args:
         what: `backbone`, `model`, `adapter`, `dataset` or `space`.
-        checkpoint: folder or Hub id of a model; the folder of a data set; for a Space the Hub id of its model.
-        repo_id: target, for the card.
-        license: the license, where the sources state none.
-        base_model: Hub id of the model that an adapter belongs to, where it was trained from a folder.
-        run: the folder of a model's run, with its record and metrics, if that is not the checkpoint's.
+        checkpoint: folder or Hub id of a model, folder of a data set, or for a Space the Hub id of its model.
+        repo_id: target repo, for the card.
+        license: license, if the sources state none.
+        base_model: Hub id of an adapter's base model, if it was trained from a folder.
+        run: folder of the model's run with its record and metrics, if it is not the checkpoint's.
 
     Raises:
-        ValueError: if the checkpoint is of another kind, has a secret or an absolute path in it, or contradicts the
-            license of the weights that it was trained from.
+        ValueError: if the checkpoint has another model type, a secret, an absolute path, or a license that contradicts
+            that of its sources.
     """
     validate_repo_id(repo_id)
     if what == "space":
@@ -115,12 +115,12 @@ def gather_contents(
     card = str(contents.card)
     if found := ABSOLUTE_IN_TEXT.search(card):
         path = found[0].rstrip(".")
-        raise ValueError(f"nothing was sent: the card, README.md, has an absolute path, {path}. Make it relative.")
+        raise ValueError(f"Nothing was sent: the card, README.md, has an absolute path, {path}. Make it relative.")
     contents.files["README.md"] = card.encode()
     for name, content in contents.files.items():
         kind = find_secret(name, content) if isinstance(content, bytes) else None
         if kind is not None:
-            raise ValueError(f"nothing was sent, because there is {kind} in {name}. Remove it.")
+            raise ValueError(f"Nothing was sent: {name} has {kind}. Remove it.")
     return contents
 
 
@@ -138,21 +138,21 @@ def gather_model(
         if not (folder / "adapter_config.json").is_file():
             folder = source / "adapter"
         if not (folder / "adapter_config.json").is_file():
-            raise ValueError(f"{checkpoint} has no adapter: a run with use_peft leaves one in its folder `adapter`.")
+            raise ValueError(f"{checkpoint} has no adapter. A run with use_peft saves one in its folder `adapter`.")
         entry = MODELS["adapter"]
     else:
         model_type = read_model_type(source)
         entry = MODELS.get(model_type)
         if entry is None or entry.push_as != what:
             hint = f" Push it with --what {entry.push_as}." if entry is not None and entry.push_as else ""
-            raise ValueError(f"{checkpoint} is a {model_type!r} model, which is not pushed as {what!r}.{hint}")
+            raise ValueError(f"{checkpoint} is a {model_type!r} model, which cannot be pushed as {what!r}.{hint}")
     run = Path(run or source)
     files: dict[str, Path | bytes] = dict(model_files(folder))
     for name in ("metrics.json", "loss.png", *(path.name for path in license_files(run))):
         if (run / name).is_file():
             files.setdefault(name, run / name)
     if not any(name.endswith(".safetensors") for name in files):
-        raise ValueError(f"{checkpoint} has no weights in safetensors.")
+        raise ValueError(f"Expected safetensors weights in {checkpoint}, found none.")
     for name, path in files.items():
         if name.endswith(".json") and name not in NOT_CONFIGS:
             files[name] = portable_config(path, base_model)
@@ -163,11 +163,11 @@ def gather_model(
 def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
     folder = Path(checkpoint)
     if not folder.is_dir():
-        raise ValueError(f"{checkpoint} is not a folder: give that of the data set.")
+        raise ValueError(f"Expected the folder of a data set, got {checkpoint}.")
     check_no_secrets(folder)
     files: dict[str, Path | bytes] = visible_files(folder)
     if not any(path.suffix.lower() in DATA_SUFFIXES for path in files.values()):
-        raise ValueError(f"{checkpoint} has no data in it: a data set is Parquet, JSON Lines, images …")
+        raise ValueError(f"Expected data files (Parquet, JSON Lines, images …) in {checkpoint}, found none.")
     card = DatasetCard.load(folder / "README.md") if "README.md" in files else DatasetCard("---\n{}\n---\n")
     metadata = card_metadata(folder)
     stated = {"its card": {key: metadata[key] for key in FIELDS if isinstance(metadata.get(key), str)}}
@@ -177,11 +177,11 @@ def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
 
 
 def gather_space(model: str) -> Contents:
-    """Put together the demo, with this package beside it, for a model on the Hub, which its card names."""
+    """Collect the files of the demo, with this package, for a model on the Hub, which is set in its card."""
     if Path(model).is_dir():
         raise ValueError(
-            f"{model} is a folder, and a Space loads its model from the Hub: push that first with --what model (or "
-            "backbone), and give its Hub id here."
+            f"A Space loads its model from the Hub, got the folder {model}. Push it first with --what model (or "
+            "backbone), and pass its Hub id."
         )
     check_hub_id(model)
     check_no_secrets(SPACE)
@@ -189,7 +189,7 @@ def gather_space(model: str) -> Contents:
     files |= {f"{PACKAGE.name}/{name}": path for name, path in all_files(PACKAGE).items() if name.endswith(".py")}
     missing = {"README.md", "app.py", "requirements.txt"} - files.keys()
     if missing:
-        raise ValueError(f"{SPACE.name}/ has no {', '.join(sorted(missing))}, which a Space needs.")
+        raise ValueError(f"{SPACE.name}/ lacks {', '.join(sorted(missing))}, which a Space needs.")
     card = SpaceCard.load(SPACE / "README.md")
     card.data["models"] = [model]
     return Contents("space", files, card, {MODEL_VARIABLE: model})
@@ -199,11 +199,11 @@ def check_hub_id(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"{name} is neither a folder nor a Hub id.") from error
+        raise ValueError(f"Expected a folder or a Hub id, got {name}.") from error
 
 
 def local_folder(checkpoint: str | Path) -> Path:
-    """Return the folder of a checkpoint; one on the Hub is downloaded."""
+    """Return the folder of a checkpoint. Download it if it is on the Hub."""
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     check_hub_id(checkpoint)
@@ -211,7 +211,7 @@ def local_folder(checkpoint: str | Path) -> Path:
         return Path(snapshot_download(checkpoint))
     except LocalEntryNotFoundError as error:
         raise ValueError(
-            f"{checkpoint} is no folder here, and cannot be had from the Hub: {one_line(str(error))}"
+            f"{checkpoint} is not a local folder, and cannot be downloaded from the Hub: {one_line(str(error))}"
         ) from error
     except FAILURES as error:
         raise ValueError(f"{checkpoint} cannot be downloaded: {explain_failure(error, checkpoint)}.") from error
@@ -225,15 +225,15 @@ def visible_files(folder: Path) -> dict[str, Path]:
 def read_model_type(folder: Path) -> str | None:
     """Return the `model_type` of a model's folder."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json: it is not the folder of a model.")
+        raise ValueError(f"{folder} is not the folder of a model: config.json is missing.")
     return json.loads((folder / "config.json").read_text()).get("model_type")
 
 
 def portable_config(path: Path, base_model: str | None) -> Path | bytes:
-    """Return the file, or its content without the fields that have a meaning on this machine only.
+    """Return the file, or its content without the fields that are only valid on this machine.
 
     Raises:
-        ValueError: names the file and the key of an absolute path.
+        ValueError: if the file has an absolute path, naming its key.
     """
     try:
         config = json.loads(path.read_text())
@@ -244,14 +244,14 @@ def portable_config(path: Path, base_model: str | None) -> Path | bytes:
         base = config.get("base_model_name_or_path")
         if base_model is None and (base is None or Path(base).exists() or ABSOLUTE.fullmatch(base)):
             raise ValueError(
-                "the adapter was trained from a folder, and is of no use without its base: push that too, and give its "
-                "Hub id as --base_model; or push the merged model with --what model."
+                "The adapter was trained from a folder. Push that base model too, and pass its Hub id as --base_model; "
+                "or push the merged model with --what model."
             )
         config["base_model_name_or_path"] = base_model or base
     drop_local_keys(config)
     for key, value in strings_of(config):
         if ABSOLUTE.fullmatch(value):
-            raise ValueError(f"nothing was sent: {path.name} has an absolute path under {key!r}. Make it relative.")
+            raise ValueError(f"Nothing was sent: {path.name} has an absolute path under {key!r}. Make it relative.")
     return path if json.dumps(config) == before else (json.dumps(config, indent=2) + "\n").encode()
 
 
@@ -276,12 +276,12 @@ def strings_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def write_model_card(what: str, folder: str | Path, repo_id: str | None = None) -> None:
-    """Write the card of a model into its folder.
+    """Write the card of a model to its folder.
 
     Args:
         what: `model`, `backbone` or `adapter`.
-        folder: of the model, with the record of its run.
-        repo_id: target of a push; by default the example has the name of the folder.
+        folder: folder of the model, with the record of its run.
+        repo_id: target repo of a push. Defaults to the name of the folder.
     """
     folder = Path(folder)
     entry = MODELS["adapter"] if what == "adapter" else find_model(read_model_type(folder))
@@ -303,22 +303,22 @@ def push(
     commit_message: str = "Upload with modeling-vitp",
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Send what was gathered in one commit.
+    """Push the contents in one commit.
 
-    Files that the Hub has already, from a push that was interrupted, are not sent again. Files of an earlier push that
-    would be opened beside or instead of the contents are deleted.
+    Files that the Hub already has from an interrupted push are not sent again. Files of an earlier push that would be
+    loaded beside or instead of the contents are deleted.
 
     Args:
-        repo_id: created if it does not exist.
-        private: whether a new repo is private; by default the Hub decides.
-        revision: branch to push to, created if it does not exist; or `refs/pr/NUMBER`.
-        commit_message: also the title of a pull request.
-        create_pr: whether the commit opens a pull request instead.
+        repo_id: target repo, created if it does not exist.
+        private: whether a new repo is private. Defaults to the Hub's setting.
+        revision: branch to push to, created if it does not exist, or `refs/pr/NUMBER`.
+        commit_message: message of the commit and title of a pull request.
+        create_pr: whether to open a pull request with the commit.
 
     Raises:
-        ValueError: if the Hub does not accept the card.
-        HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, RuntimeError: of the client, after several tries
-            where these can help. The branch is unchanged.
+        ValueError: if the Hub rejects the card.
+        HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, RuntimeError: if the client fails, after retries if
+            these can help. The branch is unchanged.
     """
     repo = {"repo_id": repo_id, "repo_type": contents.repo_type}
     retry(lambda: contents.card.validate(contents.repo_type))
@@ -331,16 +331,16 @@ def push(
 
     additions = [CommitOperationAdd(name, content) for name, content in contents.files.items()]
     fresh = [copy.copy(addition) for addition in additions]
-    # The client tries each file several times by itself.
+    # The client retries each file by itself.
     limit_waits()
     api.preupload_lfs_files(
         repo_id, additions, repo_type=contents.repo_type, revision=revision, create_pr=create_pr, free_memory=False
     )
 
-    tries = iter([additions])  # these remember what the Hub had; later tries ask again
+    uploaded = iter([additions])  # these know the files that the Hub has; retries ask again
 
     def commit() -> CommitInfo:
-        operations = next(tries, None) or [copy.copy(addition) for addition in fresh]
+        operations = next(uploaded, None) or [copy.copy(addition) for addition in fresh]
         stale = [CommitOperationDelete(name) for name in stale_files(api, contents, repo_id, revision)]
         return api.create_commit(
             **repo,
@@ -350,7 +350,7 @@ def push(
             create_pr=create_pr,
         )
 
-    # If the answer was lost, the pull request may exist; another try would open a second one.
+    # If the answer was lost, the pull request may exist, and a retry would open a second one.
     done = retry(commit, after_lost_answer=not create_pr)
     if not create_pr:
         for key, value in contents.variables.items():
@@ -367,7 +367,7 @@ def push_folder(
     commit_message: str = "Upload with modeling-vitp",
     what: str = "model",
 ) -> CommitInfo:
-    """Write the card of a model's folder, gather what belongs to the model, and push it."""
+    """Write the card of a model's folder, and push the files of the model."""
     write_model_card(what, folder, repo_id)
     return push(api, gather_contents(what, folder, repo_id), repo_id, private, revision, commit_message)
 
@@ -375,10 +375,10 @@ def push_folder(
 def preview(
     api: HfApi, contents: Contents, repo_id: str, private: bool, revision: str | None, must_answer: bool = True
 ) -> tuple[str, list[str]]:
-    """Return the visibility of the repo, now or after the push, and the files that a push would delete there.
+    """Return the visibility of the repo after the push, and the files that a push would delete.
 
     Args:
-        must_answer: whether a Hub that does not answer is an error.
+        must_answer: whether to raise an error if the Hub does not answer.
     """
     try:
         found = visibility(api, contents, repo_id)
@@ -388,11 +388,11 @@ def preview(
     except FAILURES as error:
         if must_answer:
             raise
-        return f"not known ({explain_failure(error, repo_id)})", []
+        return f"unknown ({explain_failure(error, repo_id)})", []
 
 
 def visibility(api: HfApi, contents: Contents, repo_id: str) -> str | None:
-    """Return `private` or `public`, or `None` if there is no such repo that this user may see."""
+    """Return `private` or `public`, or `None` if the repo does not exist or is not visible for this user."""
     try:
         info = retry(lambda: api.repo_info(repo_id, repo_type=contents.repo_type))
     except RepositoryNotFoundError as error:
@@ -403,7 +403,7 @@ def visibility(api: HfApi, contents: Contents, repo_id: str) -> str | None:
 
 
 def stale_files(api: HfApi, contents: Contents, repo_id: str, revision: str | None) -> list[str]:
-    """Return the files of an earlier push that would be opened beside or instead of those of the contents."""
+    """Return the files of an earlier push that would be loaded beside or instead of the contents."""
     if contents.repo_type != "model":
         return []
     try:
@@ -418,7 +418,7 @@ def stale_files(api: HfApi, contents: Contents, repo_id: str, revision: str | No
 
 
 def link_files(files: dict[str, Path], folder: Path) -> None:
-    """Hard-link files into another folder; copy them where the file system has no links."""
+    """Hard-link files into another folder, or copy them if the file system has no links."""
     for name, path in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -430,8 +430,8 @@ def link_files(files: dict[str, Path], folder: Path) -> None:
 
 
 def report_failure(job: Future) -> None:
-    """Log why a push in the background failed."""
+    """Log the error of a failed background push."""
     error = None if job.cancelled() else job.exception()
     if error is not None:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning("A push failed, and training goes on; the next one sends what is missing. %s", cause)
+        logger.warning("A push failed. Training continues, and the next push sends the missing files. %s", cause)

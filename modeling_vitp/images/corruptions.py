@@ -1,14 +1,14 @@
-"""The twelve image corruptions of the paper's robustness table (REOBench's), at five fixed severities.
+"""The twelve image corruptions of REOBench, used in the robustness table of the paper, at five severities.
 
-The parameters in `SEVERITIES` are those of REOBench's generating scripts (github.com/lx709/REOBench, folder "Corrupt
-Image Generation", commit 0417584; the benchmark is arXiv 2505.16793). The code here is independent of theirs, so
-corrupted images are like REOBench's, not equal to them. Known differences: random draws come from a seed; values are
-rounded and not truncated; rotation and scaling are about the center of the image, where theirs are up to a pixel off;
-Gaussian kernels of 3 to 7 pixels are sampled, where OpenCV has tables; motion blur does not shift rows; clouds have
-other random gradients.
+The parameters in `SEVERITIES` are those of the REOBench scripts (github.com/lx709/REOBench, folder "Corrupt Image
+Generation", commit 0417584; the benchmark is arXiv 2505.16793). The code is an independent implementation, so corrupted
+images are similar to those of REOBench, but not equal. Known differences: random draws depend on a seed; values are
+rounded instead of truncated; rotation and scaling are about the exact center of the image, in REOBench up to a pixel
+off; Gaussian kernels of 3 to 7 pixels are sampled, in OpenCV they come from tables; motion blur does not shift rows;
+clouds have different random gradients.
 
-Sizes (kernels, stripes, shifts, the scale of clouds) are in pixels of the image that is given. REOBench's images are
-256 to 1024 pixels on a side, so a large image should be brought to the size at which it is to be looked at before.
+Sizes (kernels, stripes, shifts, the scale of clouds) are in pixels of the input image. The images of REOBench have
+sides of 256 to 1024 pixels, so large images should be resized before they are corrupted.
 """
 
 import io
@@ -39,45 +39,48 @@ SEVERITIES: dict[str, dict[str, tuple[float, ...]]] = {
     "scale": {"factor": (0.9, 0.8, 0.7, 0.6, 0.5)},
     "translation": {"shift": (15, 20, 25, 30, 35)},
 }
-"""Parameters of each corruption at severities 1 to 5; the functions of this module say what they mean."""
+"""Parameters of each corruption at severities 1 to 5, described by the functions of this module."""
 
 
 def parameters(name: str, severity: int) -> dict[str, float]:
     """Return the parameters of a corruption at a severity from 1 to 5.
 
     Raises:
-        ValueError: if there is no such corruption or severity.
+        ValueError: if the corruption or the severity is unknown.
     """
     if name not in SEVERITIES:
-        raise ValueError(f"there is no corruption {name!r}; there are {', '.join(SEVERITIES)}.")
+        raise ValueError(f"Unknown corruption {name!r}. Options: {', '.join(SEVERITIES)}.")
     if severity not in range(1, 6):
-        raise ValueError(f"severity={severity}, but 1 to 5 is needed.")
+        raise ValueError(f"`severity` must be an integer from 1 to 5, got {severity}.")
     return {key: values[severity - 1] for key, values in SEVERITIES[name].items()}
 
 
 def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: int = 0) -> np.ndarray | torch.Tensor:
-    """Corrupt an image by one of `SEVERITIES`; the result depends on the arguments alone.
+    """Corrupt an image. The result depends on the arguments alone.
 
-    With one seed, noise, clouds and gaps have the same random draws at every severity.
+    With the same seed, noise, clouds and gaps have the same random draws at every severity.
 
     Args:
-        image: uint8 RGB of any size, an array of shape `(height, width, 3)` or a tensor of shape
+        image: uint8 RGB image of any size, an array of shape `(height, width, 3)` or a tensor of shape
             `(3, height, width)`.
-        severity: from 1 to 5. `brightness_contrast` at 1 leaves the image as it is, by REOBench's parameters.
+        name: name of the corruption, a key of `SEVERITIES`.
+        severity: severity from 1 to 5. With the parameters of REOBench, `brightness_contrast` at severity 1 does not
+            change the image.
+        seed: seed of the random draws.
 
     Returns:
-        A new image of the same type, shape, dtype and device.
+        Corrupted image of the same type, shape, dtype and device.
 
     Raises:
-        ValueError: if the image is another thing, or there is no such corruption or severity.
+        ValueError: if the image is not uint8 RGB, or if the corruption or the severity is unknown.
     """
     settings = parameters(name, severity)
     is_tensor = isinstance(image, torch.Tensor)
     pixels = image if is_tensor else torch.from_numpy(np.array(image)).movedim(-1, 0)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
         raise ValueError(
-            f"the image is {image.dtype} of shape {tuple(image.shape)}, but a uint8 array (height, width, 3) or tensor "
-            "(3, height, width) is needed."
+            "Expected a uint8 array (height, width, 3) or tensor (3, height, width), got "
+            f"{image.dtype} of shape {tuple(image.shape)}."
         )
     matrix = motion(name, severity, *pixels.shape[1:], seed=seed)
     unit = pixels.cpu().float() / 255
@@ -92,14 +95,14 @@ def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: in
 def motion(name: str, severity: int, height: int, width: int, seed: int = 0) -> torch.Tensor | None:
     """Return the matrix by which a geometric corruption moves the content of an image.
 
-    - `rotation`: by `degrees` counter-clockwise about the center; what comes in is the image reflected.
-    - `scale`: by `factor` about the center, so that a black frame appears.
-    - `translation`: by `shift` pixels in x and in y, each to a side that the seed draws; reflected.
+    - `rotation`: by `degrees` counterclockwise about the center, with reflection padding.
+    - `scale`: by `factor` about the center, with black padding.
+    - `translation`: by `shift` pixels in x and in y, in random directions, with reflection padding.
 
     Returns:
-        A float64 matrix of shape `(2, 3)` that takes a place (x, y, 1) in the clean image to its place in the
-        corrupted one, in coordinates that are -1 at the left or top edge of the image and 1 at the right or bottom
-        edge. So it holds for a feature map of the image at any resolution. None for corruptions that move nothing.
+        Matrix from a position (x, y, 1) in the clean image to its position in the corrupted image, float64 of shape
+        `(2, 3)`, or `None` for corruptions that are not geometric. Coordinates are -1 at the left or top edge and 1 at
+        the right or bottom edge, so the matrix is valid for feature maps of any resolution.
     """
     settings = parameters(name, severity)
     if name == "rotation":
@@ -120,18 +123,18 @@ def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> tor
     """Move a map of labels as [`corrupt`] moves the image.
 
     Args:
-        labels: of shape `(height, width)`, the size of the image, of any dtype.
-        matrix: from [`motion`].
-        outside: the label of pixels that show what was no place of the image, but reflected or black.
+        labels: labels of shape `(height, width)`, the size of the image, of any dtype.
+        matrix: matrix of [`motion`].
+        outside: label of pixels that come from the padding.
 
     Returns:
-        Labels of the same shape, dtype and device: those of the nearest pixels.
+        Moved labels of the same shape, dtype and device, by nearest-neighbor sampling.
     """
     height, width = labels.shape
-    places = F.affine_grid(_inverse(matrix.cpu())[None], (1, 1, height, width), align_corners=False)[0]
-    tolerance = 1e-9  # where a place lies between two pixels, it is one side's whatever the rounding
-    places = ((places + 1) / 2 * places.new_tensor([width, height]) + tolerance).floor().long().to(labels.device)
-    columns, rows = places.unbind(-1)
+    positions = F.affine_grid(_inverse(matrix.cpu())[None], (1, 1, height, width), align_corners=False)[0]
+    tolerance = 1e-9  # Positions between two pixels always go to the same side, independent of rounding.
+    positions = ((positions + 1) / 2 * positions.new_tensor([width, height]) + tolerance).floor().long()
+    columns, rows = positions.to(labels.device).unbind(-1)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     moved = torch.full_like(labels, outside)
     moved[inside] = labels[rows[inside], columns[inside]]
@@ -139,18 +142,18 @@ def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> tor
 
 
 def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move the feature map of a corrupted image back to the places of the clean image.
+    """Move the feature map of a corrupted image back to the positions of the clean image.
 
-    Features are interpolated bilinearly between the centers of the four patches around a place.
+    Features are interpolated bilinearly between the centers of the four nearest patches.
 
     Args:
-        features: floating-point, of shape `(channels, rows, columns)`; the map has to span the whole image.
-        matrix: from [`motion`].
+        features: floating-point features of the whole image, of shape `(channels, rows, columns)`.
+        matrix: matrix of [`motion`].
 
     Returns:
-        The features, of the same shape, and a bool mask of shape `(rows, columns)`: the places that can be compared,
-        whose counterpart lies between patch centers of the corrupted image. Elsewhere the features are repeated from
-        the border and mean nothing.
+        Features of the same shape, and a bool mask of shape `(rows, columns)` of the valid positions, whose counterpart
+        lies between patch centers of the corrupted image. The features of other positions are repeated from the border
+        and must be ignored.
     """
     rows, columns = features.shape[1:]
     x, y = F.affine_grid(matrix[None].cpu(), (1, 1, rows, columns), align_corners=False)[0].unbind(-1)
@@ -160,15 +163,15 @@ def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Ten
 
 
 class CorruptedImages(Dataset):
-    """Samples of a downstream task with a corruption, drawn from the seed, the sample's id and the corruption alone.
+    """Data set of corrupted samples of a downstream task, random by the seed, the id of a sample and the corruption.
 
-    Both images of a pair are corrupted: moved alike, while noise, clouds and gaps are drawn for each. A mask moves with
-    the images; pixels that come in from outside have no class.
+    Both images of a pair get the same geometric corruption. Noise, clouds and gaps are drawn for each image. A mask
+    moves with the images, and pixels from the padding get the ignore index.
 
     Args:
         samples: data set whose items have an `id`, and an `image`, or `images` and optionally a `mask`.
-        corruption, severity: see [`corrupt`].
-        seed: of the draws.
+        corruption, severity: name and severity of the corruption, see [`corrupt`].
+        seed: seed of the random draws.
     """
 
     def __init__(self, samples: Dataset, corruption: str, severity: int, seed: int):
@@ -179,17 +182,17 @@ class CorruptedImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        images, how = sample.get("images") or [sample["image"]], (self.corruption, self.severity)
+        images, settings = sample.get("images") or [sample["image"]], (self.corruption, self.severity)
         seeds = [
-            keyed_generator(self.seed, sample["id"], self.corruption, place).initial_seed()
-            for place in range(len(images))
+            keyed_generator(self.seed, sample["id"], self.corruption, position).initial_seed()
+            for position in range(len(images))
         ]
-        matrix = motion(*how, *images[0].shape[1:], seed=seeds[0])
+        matrix = motion(*settings, *images[0].shape[1:], seed=seeds[0])
         if matrix is not None:
             seeds = seeds[:1] * len(images)
             if "mask" in sample:
                 sample = {**sample, "mask": move_labels(sample["mask"], matrix, IGNORE_INDEX)}
-        corrupted = [corrupt(image, *how, seed) for image, seed in zip(images, seeds)]
+        corrupted = [corrupt(image, *settings, seed) for image, seed in zip(images, seeds)]
         return {**sample, "images": corrupted} if "images" in sample else {**sample, "image": corrupted[0]}
 
     def mask(self, index: int) -> torch.Tensor | None:
@@ -202,13 +205,13 @@ def _inverse(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _sample(maps: torch.Tensor, matrix: torch.Tensor, padding_mode: str) -> torch.Tensor:
-    """Sample `maps`, `(channels, height, width)`, at the places to which the matrix takes those of the output."""
+    """Sample `maps`, `(channels, height, width)`, at the positions of the output, transformed by the matrix."""
     grid = F.affine_grid(matrix[None], (1, *maps.shape), align_corners=False).to(maps)
     return F.grid_sample(maps[None], grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)[0]
 
 
 def _filter(image: torch.Tensor, kernel_y: torch.Tensor, kernel_x: torch.Tensor) -> torch.Tensor:
-    """Correlate with a separable kernel, borders reflected without repeating the edge, also if they are wider."""
+    """Correlate with a separable kernel and reflection padding, also if the padding is wider than the image."""
     for axis, kernel in ((1, kernel_y), (2, kernel_x)):
         margins = [(0, 0)] * 3
         margins[axis] = (len(kernel) // 2, (len(kernel) - 1) // 2)
@@ -223,7 +226,7 @@ def _gaussian_kernel(size: int, sigma: float) -> torch.Tensor:
 
 
 def _perlin_noise(height: int, width: int, cell: float, generator: torch.Generator) -> torch.Tensor:
-    """Return Perlin noise ("Improving Noise", 2002) of shape `(height, width)`, its lattice `cell` pixels apart."""
+    """Return Perlin noise ("Improving Noise", 2002) of shape `(height, width)`, with lattice cells of `cell` pixels."""
     y, x = torch.arange(height)[:, None] / cell, torch.arange(width)[None] / cell
     row, column = y.long(), x.long()
     y, x = y - row, x - column
@@ -242,18 +245,18 @@ def _perlin_noise(height: int, width: int, cell: float, generator: torch.Generat
     return torch.lerp(top, bottom, fade(y))
 
 
-# Each of the following takes and gives a float32 image of shape (3, height, width); [0, 1] is the range of a value.
+# The following functions corrupt a float32 image of shape (3, height, width) with values in [0, 1].
 
 
 def brightness_contrast(image: torch.Tensor, _, brightness: float, contrast: float) -> torch.Tensor:
-    """Values times `contrast`, plus `brightness`."""
+    """Multiply all values by `contrast` and add `brightness`."""
     return image * contrast + brightness
 
 
 def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> torch.Tensor:
-    """Light gray (0.9) where Perlin noise, from 0 to 1 over the image, exceeds 1 - `density`; its edges are blurred.
+    """Add light gray clouds (0.9) with blurred edges, where Perlin noise in [0, 1] exceeds 1 - `density`.
 
-    The noise has six octaves, the first 200 pixels wide, each half as wide and half as strong as the one before.
+    The noise has six octaves. The first one is 200 pixels wide, each further one is half as wide and half as strong.
     """
     octaves = (0.5**octave * _perlin_noise(*image.shape[1:], 200 * 0.5**octave, generator) for octave in range(6))
     noise = sum(octaves)
@@ -263,7 +266,7 @@ def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> to
 
 
 def compression_artefacts(image: torch.Tensor, _, quality: int) -> torch.Tensor:
-    """JPEG of a `quality` out of 100, with Pillow's chroma subsampling."""
+    """Compress as JPEG with a `quality` out of 100, with the chroma subsampling of Pillow."""
     buffer = io.BytesIO()
     pixels = (255 * image).round().to(torch.uint8).movedim(0, -1).numpy()
     PIL.Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
@@ -271,7 +274,7 @@ def compression_artefacts(image: torch.Tensor, _, quality: int) -> torch.Tensor:
 
 
 def data_gaps(image: torch.Tensor, generator: torch.Generator, stripes: int, width: int) -> torch.Tensor:
-    """Black stripes `width` pixels wide at a random angle, `stripes` of them along the image's diagonal."""
+    """Add black stripes of `width` pixels at a random angle, with `stripes` stripes along the image diagonal."""
     angle = (math.pi * torch.rand((), generator=generator)).item()
     y, x = torch.arange(image.shape[1])[:, None], torch.arange(image.shape[2])
     across = x * math.cos(angle) + y * math.sin(angle)
@@ -279,28 +282,28 @@ def data_gaps(image: torch.Tensor, generator: torch.Generator, stripes: int, wid
 
 
 def gaussian_blur(image: torch.Tensor, _, kernel_size: int) -> torch.Tensor:
-    """Gaussian of `kernel_size` pixels and the standard deviation that OpenCV takes for it, 0.15 × size + 0.35."""
+    """Blur with a Gaussian kernel of `kernel_size` pixels and the OpenCV standard deviation, 0.15 × size + 0.35."""
     kernel = _gaussian_kernel(kernel_size, 0.15 * kernel_size + 0.35)
     return _filter(image, kernel, kernel)
 
 
 def gaussian_noise(image: torch.Tensor, generator: torch.Generator, sigma: float) -> torch.Tensor:
-    """Noise of standard deviation `sigma` (of 1, the whole range) on every value, then clipped."""
+    """Add Gaussian noise of standard deviation `sigma`, for values in [0, 1]. The caller clips the result."""
     return image + sigma * torch.randn(image.shape, generator=generator)
 
 
 def haze(image: torch.Tensor, _, intensity: float) -> torch.Tensor:
-    """A white layer of opacity `intensity`."""
+    """Blend the image with white, with an opacity of `intensity`."""
     return torch.lerp(image, torch.ones(()), intensity)
 
 
 def motion_blur(image: torch.Tensor, _, kernel_size: int) -> torch.Tensor:
-    """The mean of `kernel_size` pixels in a row, half of them to the left of the pixel."""
+    """Average `kernel_size` horizontally adjacent pixels, half of them to the left of the pixel."""
     return _filter(image, torch.ones(1), torch.full((kernel_size,), 1 / kernel_size))
 
 
 def salt_and_pepper(image: torch.Tensor, generator: torch.Generator, amount: float) -> torch.Tensor:
-    """A share `amount` of all values, each channel by itself, becomes 0 or 1 with equal chance."""
+    """Set a share `amount` of the values of each channel to 0 or 1 with equal probability."""
     draw, salt = torch.rand(2, *image.shape, generator=generator)
     return torch.where(draw < amount, (salt < 0.5).float(), image)
 

@@ -1,4 +1,4 @@
-"""DICOM files to pixels: one frame, in the units of its tags or in 8 bits as viewers show it; and series of slices."""
+"""Readers of DICOM files (one frame, in units or in 8 bits) and of DICOM series of slices."""
 
 import os
 import tempfile
@@ -19,22 +19,22 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("DICOM needs pydicom: pip install 'modeling-vitp[medical]'.") from error
 
-PERCENTILES = (2, 98)  # become black and white where the tags do not say what does
-TOLERANCE = 0.05  # of the distance of slices, by which a slice may lie beside its place
-SAME = 1e-4  # of direction cosines and spacings, which files have with few digits
+PERCENTILES = (2, 98)  # Percentiles of black and white for files without a window in their tags.
+TOLERANCE = 0.05  # Largest deviation of a slice from its expected position, relative to the slice spacing.
+SAME = 1e-4  # Tolerance for direction cosines and spacings, which files store with few digits.
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The pixels of a DICOM file.
+    """Pixels of a frame of a DICOM file.
 
     Args:
-        values: gray in the units of the rescale tags (Hounsfield units of CT), of shape `(height, width)`, NaN where
-            there is padding; or colors as they are stored, `(height, width, 3)`.
-        input_spec: which values become black and white: the first linear window of the tags, the range of the bits of
-            colors, or else percentiles.
+        values: gray values in the units of the rescale tags (Hounsfield units for CT), of shape `(height, width)`, NaN
+            for padding; or stored colors, `(height, width, 3)`.
+        input_spec: input spec with the values of black and white: the first linear window of the tags, the value range
+            of colors, or else percentiles.
         is_inverted: whether low values are bright (MONOCHROME1).
-        has_palette: whether colors are those of a palette.
+        has_palette: whether the colors come from a palette.
     """
 
     values: np.ndarray
@@ -44,18 +44,19 @@ class Frame:
 
 
 def open_dicom(file: BinaryIO | str | os.PathLike, name: str | Path, with_pixels: bool = True) -> pydicom.Dataset:
-    """Return the tags of a file that has an image.
+    """Return the tags of a file with an image.
 
     Args:
-        name: the name of the file, for errors.
-        with_pixels: whether the stored pixels are read, too.
+        file: path or open file.
+        name: name of the file in errors.
+        with_pixels: whether to read the stored pixels too.
 
     Raises:
-        ValueError: if it is damaged, or has no image.
+        ValueError: if the file is damaged, or has no image.
     """
     try:
         dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels)
-    except Exception as error:  # of many kinds, for a broken file
+    except Exception as error:  # pydicom raises many error types for a broken file.
         raise ValueError(f"{name} cannot be read: {error}") from error
     if "Rows" not in dataset or "Columns" not in dataset or (with_pixels and "PixelData" not in dataset):
         raise ValueError(f"{name} is DICOM without an image (modality {dataset.get('Modality', 'unknown')}).")
@@ -70,11 +71,13 @@ def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = N
     """Read a frame of a file.
 
     Args:
-        index: from 0; the middle one if not given.
+        dataset: tags with pixels, see [`open_dicom`].
+        name: name of the file in errors.
+        index: index of the frame, from 0. Default: the middle frame.
 
     Raises:
-        ValueError: names the file and the transfer syntax if there is no decoder for it.
-        Exception: of many kinds, if it is damaged.
+        ValueError: if no decoder is installed for the transfer syntax of the file.
+        Exception: if the file is damaged. The type depends on the decoder.
     """
     index = number_of_frames(dataset) // 2 if index is None else index
     try:
@@ -82,8 +85,8 @@ def read_frame(dataset: pydicom.Dataset, name: str | Path, index: int | None = N
     except RuntimeError as error:
         syntax = dataset.file_meta.TransferSyntaxUID.name
         raise ValueError(
-            f"{name} is compressed as {syntax}, which cannot be decoded here: install pylibjpeg, pylibjpeg-libjpeg and "
-            "pylibjpeg-openjpeg, or save it uncompressed (dcmdjpeg, gdcmconv --raw)."
+            f"{name} is compressed as {syntax}, which no installed decoder supports. Install pylibjpeg, "
+            "pylibjpeg-libjpeg and pylibjpeg-openjpeg, or save the file uncompressed (dcmdjpeg, gdcmconv --raw)."
         ) from error
     photometric = dataset.PhotometricInterpretation
     if photometric.startswith("MONOCHROME"):
@@ -106,14 +109,17 @@ def to_picture(
     """Return the middle frame as an image.
 
     Args:
-        spec: how the image will be read. For one with a window or percentiles, gray images are returned in the units of
-            their tags, float32 of shape `(height, width)`; MONOCHROME1, whose low values are bright, is mirrored in the
-            middle of the window, or negative for percentiles. Otherwise it is of 8 bits, windowed as the tags say.
-        as_stored: whether it is wanted in units whatever the spec, and not mirrored.
+        file: open file.
+        name: name of the file in errors.
+        spec: input spec of the image. With a window or percentiles, gray images are returned in units, float32 of shape
+            `(height, width)`. MONOCHROME1 images, whose low values are bright, are then mirrored about the center of
+            the window, or negated for percentiles. Otherwise the image is converted to 8 bits with the window of the
+            tags.
+        as_stored: whether to return units for any spec, without mirroring.
 
     Raises:
-        Exception: of many kinds, if it has no image, is damaged, or cannot be decoded; a `ValueError` if it is
-            MONOCHROME1 and there are windows with several middles.
+        ValueError: if the image is MONOCHROME1 and the windows of the spec have different centers.
+        Exception: if the file has no image, is damaged, or cannot be decoded. The type depends on the decoder.
     """
     frame = read_frame(open_dicom(file, name), name)
     if frame.values.ndim == 2 and (as_stored or (spec is not None and spec.is_in_units)):
@@ -123,8 +129,8 @@ def to_picture(
         ends = {sum(window) for window in spec.windows or [(0, 0)]}
         if len(ends) > 1:
             raise ValueError(
-                "low values are bright in it (MONOCHROME1), which can be mirrored in the middle of one window, and "
-                f"{spec.windows} have several: give one window, or save it as MONOCHROME2"
+                "a MONOCHROME1 image, whose low values are bright, needs windows with the same center, got "
+                f"{spec.windows}. Use one window, or save the image as MONOCHROME2"
             )
         return np.float32(ends.pop()) - values
     bands = frame.values[None] if frame.values.ndim == 2 else frame.values.transpose(2, 0, 1)
@@ -136,8 +142,10 @@ def to_picture(
 
 
 def tags_of_frame(dataset: pydicom.Dataset, index: int, name: str) -> pydicom.Dataset:
-    """Return where the tags of a frame are: in the sequence of that name of its functional groups, or of those of all
-    frames (DICOM PS3.3, C.7.6.16), or in the data set itself.
+    """Return the data set that holds the tags of a frame.
+
+    This is the sequence `name` of the functional groups of the frame or of all frames (DICOM PS3.3, C.7.6.16), or else
+    the data set itself.
     """
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     for group in (*own[index : index + 1], *(dataset.get("SharedFunctionalGroupsSequence") or [])):
@@ -147,7 +155,7 @@ def tags_of_frame(dataset: pydicom.Dataset, index: int, name: str) -> pydicom.Da
 
 
 def stated(dataset: pydicom.Dataset, name: str) -> Any:
-    """Return the value of a tag; `None` if it is missing or empty, as anonymization leaves many."""
+    """Return the value of a tag, or `None` if the tag is missing or empty, as after anonymization."""
     value = dataset.get(name)
     return None if value is None or (hasattr(value, "__len__") and not len(value)) else value
 
@@ -167,7 +175,7 @@ def tagged_window(dataset: pydicom.Dataset) -> dict | None:
 
 
 def padding(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray | bool:
-    """Return where the stored values are padding."""
+    """Return whether stored values are padding, as a mask, or `False` without padding."""
     value, limit = (stated(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
     if value is None:
         return False
@@ -176,17 +184,17 @@ def padding(dataset: pydicom.Dataset, pixels: np.ndarray) -> np.ndarray | bool:
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the values of a series in the units of its tags, and where they are.
+    """Read the values of a series in the units of its tags, and its affine.
 
     Returns:
-        Float32 of shape `(columns, rows, slices)`, NaN where there is padding, mapped from an unnamed file, so that it
-        takes no memory; and the affine from its indices to millimeters to the right, to the front and up, float64 of
-        shape `(4, 4)`. Slices go along the normal of the image plane (DICOM PS3.3, C.7.6.2.1.1).
+        Values, float32 of shape `(columns, rows, slices)`, NaN for padding, mapped from an unnamed file to save memory;
+        and the affine from indices to millimeters (right, anterior, superior), float64 of shape `(4, 4)`. Slices are
+        ordered along the normal of the image plane (DICOM PS3.3, C.7.6.2.1.1).
 
     Raises:
-        ValueError: in one line that names the file, if there is no series, or more than one; slices are missing, are
-            there twice, or differ in size, spacing or orientation; there is no spacing; a file has several frames or
-            colors, is damaged, or is compressed without a decoder for it.
+        ValueError: if the folder has no series or several; if slices are missing, duplicated, or differ in size,
+            spacing or orientation; if the spacing is missing; or if a file has several frames or colors, is damaged, or
+            cannot be decoded.
     """
     slices = read_headers(folder)
     check_alike(slices)
@@ -196,58 +204,62 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     for index, (path, _) in enumerate(slices):
         try:
             values[index] = read_frame(open_dicom(path, path), path).values
-        except Exception as error:  # of many kinds, for a broken file
+        except Exception as error:  # The type depends on the decoder.
             is_named = isinstance(error, ValueError) and str(path) in str(error)
             raise error if is_named else ValueError(f"{path} cannot be read: {error}") from error
     return values.transpose(2, 1, 0), affine
 
 
 def read_headers(folder: Path) -> list[tuple[Path, pydicom.Dataset]]:
-    """Read the tags of the files in a folder itself that have an image, whatever their names."""
+    """Read the tags of all DICOM files with an image in a folder, without subfolders and with any file name."""
     headers = []
     for path in sorted(folder.iterdir()):
         if not path.is_file() or not is_dicom_file(path):
             continue
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        except Exception as error:  # of many kinds, for a broken file
+        except Exception as error:  # pydicom raises many error types for a broken file.
             raise ValueError(f"{path} cannot be read: {error}") from error
         if "Rows" in dataset and "Columns" in dataset:
             headers.append((path, dataset))
     if not headers:
         files = (path for path in sorted(folder.rglob("*")) if path.is_file())
         below = next((path.parent for path in files if is_dicom_file(path)), None)
-        found = f"; {below} has: give the folder of one series" if below else ""
-        raise ValueError(f"{folder} has no DICOM image in it{found}.")
+        hint = f" Found images in {below}. Use the folder of one series." if below else ""
+        raise ValueError(f"No DICOM images found in {folder}.{hint}")
     return headers
 
 
 def check_alike(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
-    """Raise a `ValueError` that names the file if files are no gray slices of one series, alike in size and spacing."""
+    """Raise a `ValueError` unless the files are gray slices of one series with the same size and spacing."""
     first_path, first = headers[0]
     for path, dataset in headers:
         if number_of_frames(dataset) > 1 or dataset.get("SamplesPerPixel", 1) != 1:
             kind = "frames" if number_of_frames(dataset) > 1 else "colors"
-            raise ValueError(f"{path} has several {kind}, not one grey slice: convert it to NIfTI, with dcm2niix say.")
+            raise ValueError(
+                f"Expected one gray slice per file, {path} has several {kind}. Convert it to NIfTI, for example with "
+                "dcm2niix."
+            )
         for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
             if not dataset.get(tag):
-                raise ValueError(f"{path} has no {tag}, so its spacing and place are not known.")
+                raise ValueError(f"{path} has no {tag}, which is required for its spacing and position.")
         if min(dataset.PixelSpacing) <= 0:
-            raise ValueError(f"{path} has no spacing: PixelSpacing is {list(map(float, dataset.PixelSpacing))}.")
+            spacing = list(map(float, dataset.PixelSpacing))
+            raise ValueError(f"PixelSpacing of {path} must be positive, got {spacing}.")
         if dataset.get("SeriesInstanceUID") != first.get("SeriesInstanceUID"):
             raise ValueError(
-                f"{path} is of another series than {first_path}: put each series into a folder of its own."
+                f"{path} and {first_path} belong to different series. Move each series to a separate folder."
             )
         if (dataset.Rows, dataset.Columns) != (first.Rows, first.Columns):
             raise ValueError(
-                f"{path} is {dataset.Columns} x {dataset.Rows} pixels, but {first_path} {first.Columns} x {first.Rows}."
+                f"Expected slices of the same size, {path} has {dataset.Columns} x {dataset.Rows} pixels and "
+                f"{first_path} has {first.Columns} x {first.Rows}."
             )
         for tag, what in (("ImageOrientationPatient", "orientation"), ("PixelSpacing", "spacing")):
             if not np.allclose(dataset[tag].value, first[tag].value, atol=SAME, rtol=0):
-                found, expected = (", ".join(f"{float(n):.4g}" for n in one[tag].value) for one in (dataset, first))
+                found, expected = (", ".join(f"{float(n):.4g}" for n in tags[tag].value) for tags in (dataset, first))
                 raise ValueError(
-                    f"{path} has another {what} than {first_path}, {found} and {expected}: they are no slices of one "
-                    "volume."
+                    f"Expected slices with the same {what}, {path} has {found} and {first_path} has {expected}."
                 )
 
 
@@ -255,7 +267,7 @@ def in_order(headers: list[tuple[Path, pydicom.Dataset]]) -> tuple[list[tuple[Pa
     """Sort slices along their normal, and return them with the affine of `(column, row, slice)`.
 
     Raises:
-        ValueError: if slices are missing, there twice, or beside the line of the others.
+        ValueError: if slices are missing, duplicated, or not on one line with the others.
     """
     first = headers[0][1]
     along_row, along_column = np.array(first.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
@@ -266,26 +278,28 @@ def in_order(headers: list[tuple[Path, pydicom.Dataset]]) -> tuple[list[tuple[Pa
         path, dataset = headers[0]
         thickness = float(dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness") or 0)
         if thickness <= 0:
-            raise ValueError(f"{path} is one slice without SliceThickness, so its spacing is not known.")
+            raise ValueError(f"{path} is a single slice without SliceThickness, which is required for its spacing.")
         step = thickness * normal
     else:
         gaps = np.diff(positions @ normal)
         usual = np.median(gaps)
         for (before, _), (after, _), gap in zip(headers, headers[1:], gaps):
             if gap <= TOLERANCE * usual or gap <= SAME:
-                raise ValueError(f"{before} and {after} are at the same place: a series has one file for each slice.")
+                raise ValueError(f"Expected one file per slice, {before} and {after} have the same position.")
             if abs(gap - usual) > TOLERANCE * usual:
                 raise ValueError(
-                    f"{before} and {after} are {gap:.2f} mm apart, but most neighbors {usual:.2f} mm: slices are "
-                    "missing."
+                    f"Slices are missing: {before} and {after} are {gap:.2f} mm apart, most neighbors are "
+                    f"{usual:.2f} mm apart."
                 )
         step = (positions[-1] - positions[0]) / (len(headers) - 1)
-        beside = np.linalg.norm(positions - positions[0] - np.arange(len(headers))[:, None] * step, axis=1)
-        worst = int(beside.argmax())
-        if beside[worst] > TOLERANCE * np.linalg.norm(step):
-            raise ValueError(f"{headers[worst][0]} lies {beside[worst]:.2f} mm beside the line of the other slices.")
+        offsets = np.linalg.norm(positions - positions[0] - np.arange(len(headers))[:, None] * step, axis=1)
+        worst = int(offsets.argmax())
+        if offsets[worst] > TOLERANCE * np.linalg.norm(step):
+            raise ValueError(
+                f"Expected slices on one line, {headers[worst][0]} is {offsets[worst]:.2f} mm off the line."
+            )
     between_rows, between_columns = map(float, first.PixelSpacing)
     affine = np.eye(4)
     affine[:3] = np.stack([between_columns * along_row, between_rows * along_column, step, positions[0]], axis=1)
-    # DICOM's axes go to the left and to the back, NIfTI's to the right and to the front.
+    # DICOM axes point left and posterior, NIfTI axes point right and anterior.
     return headers, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine

@@ -1,4 +1,4 @@
-"""Images that need not fit into memory: their rows as a model takes them, and files that keep what is finished."""
+"""Images that do not need to fit into memory, read row by row, and files that keep finished results."""
 
 import hashlib
 import io
@@ -36,22 +36,23 @@ from .reading import (
     tiff_tags,
 )
 
-SAMPLE_SIZE = 2048  # longest side of the sample that percentiles are taken from
-CACHE = 256  # of GDAL, in MiB: more than one row of windows, so that a PNG, which is read from the top, is read once
-PICTURES = ("PNG", "WEBP")  # as GDAL calls them: in these transparency is no band, whatever a spec asks for
+SAMPLE_SIZE = 2048  # Longest side of the sample from which percentiles are computed.
+# GDAL cache in MiB. It holds more than one row of windows, so that a PNG, which is read from the top, is read once.
+CACHE = 256
+PICTURES = ("PNG", "WEBP")  # GDAL drivers of formats whose transparency is never a band.
 
 
 @dataclass
 class LargeImage:
-    """An open image file, read as the model takes it.
+    """Open image file that is read in windows as model inputs.
 
     Args:
-        dataset: the open file.
-        image_processor: the model's.
-        bands: the bands that are read, from 1.
-        input_spec: for these bands, the same for every window.
-        is_masked: whether there may be pixels without data.
-        alpha: the band, from 1, with the opacity of the others, if there is one.
+        dataset: open file.
+        image_processor: image processor of the model.
+        bands: indices of the bands to read, from 1.
+        input_spec: input spec for these bands, the same for every window.
+        is_masked: whether the image may have pixels without data.
+        alpha: index of the transparency band, from 1, or `None`.
     """
 
     dataset: DatasetReader
@@ -69,15 +70,15 @@ class LargeImage:
         bands = chosen_bands(dataset, fields)
         if fields.band_names is not None and len(bands) != fields.num_channels:
             raise ValueError(
-                f"{dataset.name} has {len(bands)} band(s), but the model takes {describe_bands(fields.band_names)}."
+                f"{dataset.name} has {len(bands)} band(s), the model expects {describe_bands(fields.band_names)}."
             )
         if fields.band_names is None and len(bands) not in (1, 3):
             raise ValueError(
-                f"{dataset.name} has {len(bands)} bands: name the one or three to use, for example "
-                'input_spec={"bands": [3, 2, 1]} of the image processor or on the command line.'
+                f"Expected an image with one or three bands, {dataset.name} has {len(bands)}. Select bands, for "
+                'example with input_spec={"bands": [3, 2, 1]} of the image processor or on the command line.'
             )
         if any(colors[band - 1] == ColorInterp.palette for band in bands):
-            raise ValueError(f"{dataset.name} has a palette: expand it with gdal_translate -expand rgb.")
+            raise ValueError(f"{dataset.name} has a palette. Convert it to RGB with gdal_translate -expand rgb.")
         if spec is not None:
             spec = {name: value for name, value in spec.items() if name not in ("bands", "percentiles")}
             if fields.percentiles is not None:
@@ -87,17 +88,18 @@ class LargeImage:
         )
 
     def read(self, top: int, bottom: int) -> torch.Tensor:
-        """Return rows as training reads them, `(1, bands, bottom - top, width)`: white where they are transparent."""
+        """Return rows as in training, `(1, bands, bottom - top, width)`, with transparent pixels in white."""
         pixels = read_colors(self.dataset, self.bands, self.alpha, window=whole_rows(self.dataset, top, bottom))
         if self.is_masked and self.input_spec is None and (self.dataset.driver, pixels.dtype) == ("PNG", np.uint8):
-            pixels[:, self.has_no_data(top, bottom)] = 255  # one color may be transparent
+            pixels[:, self.has_no_data(top, bottom)] = 255  # A PNG may have one transparent color.
         return torch.from_numpy(pixels)[None]
 
     def inputs(self, windows: torch.Tensor, **options) -> BatchFeature:
-        """Apply the image processor to windows, `(batch, bands, height, width)`.
+        """Apply the image processor to windows.
 
         Args:
-            options: of the image processor.
+            windows: windows of shape `(batch, bands, height, width)`.
+            options: options of the image processor.
         """
         return self.image_processor(
             list(windows),
@@ -108,26 +110,26 @@ class LargeImage:
         )
 
     def has_no_data(self, top: int, bottom: int) -> np.ndarray:
-        """Return where rows have no data, bool of shape `(bottom - top, width)`."""
+        """Return which pixels of rows have no data, bool of shape `(bottom - top, width)`."""
         return self.dataset.dataset_mask(window=whole_rows(self.dataset, top, bottom)) == 0
 
 
 @contextmanager
 def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> Iterator[list[LargeImage]]:
-    """Open images of the same ground.
+    """Open images of the same area.
 
     Raises:
-        IsADirectoryError: if one is a folder.
-        ValueError: if their bands are not what the input spec needs, they differ in size or georeference, or one is
-            stored with an orientation (a tag of TIFF or EXIF) other than upright, or with other values than colors.
+        IsADirectoryError: if a path is a folder.
+        ValueError: if the bands do not match the input spec, the images differ in size or georeference, or an image has
+            an orientation tag (TIFF or EXIF) other than upright or does not store colors.
     """
     for path in paths:
         if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder; give the file of an image.")
+            raise IsADirectoryError(f"Expected an image file, got the folder {path}.")
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
         images = [LargeImage.open(stack.enter_context(open_raster(path)), image_processor) for path in paths]
-        for path in paths:  # GDAL gives pixels as they are stored, in training they are as they are to be seen
+        for path in paths:  # GDAL returns pixels in stored orientation, but training uses upright images.
             check_upright(path)
         if not InputSpec.from_dict(image_processor.input_spec).takes_bands:
             for path in filter(is_tiff, paths):
@@ -138,16 +140,18 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
 
 
 def whole_rows(dataset: DatasetReader, top: int, bottom: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return a window as rasterio takes it: the ranges of rows and of columns."""
+    """Return a window for rasterio: the ranges of rows and of columns."""
     return (top, bottom), (0, dataset.width)
 
 
 def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
-    """Return the bands of a file that a spec reads, from 1."""
+    """Return the indices of the bands that a spec selects, from 1."""
     if spec.bands is not None:
         missing = [band for band in spec.bands if band >= dataset.count]
         if missing:
-            raise ValueError(f"{dataset.name} has {dataset.count} band(s), but the input spec asks for {missing}.")
+            raise ValueError(
+                f"The input spec selects the bands {missing} (from 0), {dataset.name} has {dataset.count} band(s)."
+            )
         return [band + 1 for band in spec.bands]
     return [
         band
@@ -157,7 +161,7 @@ def chosen_bands(dataset: DatasetReader, spec: InputSpec) -> list[int]:
 
 
 def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> int | None:
-    """Return the band, from 1, with the opacity by which training sees the chosen bands on white, if there is one."""
+    """Return the index of the transparency band, from 1, or `None`. Transparent pixels are white in training."""
     if dataset.driver not in PICTURES and (spec.takes_bands or dataset.dtypes[0] != "uint8"):
         return None
     pairs = zip(dataset.indexes, dataset.colorinterp)
@@ -165,14 +169,16 @@ def transparency(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> i
 
 
 def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **options) -> np.ndarray:
-    """Read bands, `(bands, height, width)`, on white where they are transparent, and gray of few bits up to white.
+    """Read bands, `(bands, height, width)`, with transparent pixels in white.
 
     Args:
-        alpha: as [`transparency`] gives it.
-        options: of rasterio, which say what is read.
+        dataset: open file.
+        bands: indices of the bands, from 1.
+        alpha: index of the transparency band, see [`transparency`].
+        options: options of rasterio that select the pixels.
     """
     pixels = dataset.read(bands, **options)
-    if dataset.driver == "PNG":  # of which GDAL gives the numbers of 1, 2 and 4 bits
+    if dataset.driver == "PNG":  # GDAL returns values of 1, 2 and 4 bits without scaling them to 8 bits.
         bits = int(dataset.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
         pixels *= 255 // (2**bits - 1)
     if alpha is not None:
@@ -182,8 +188,8 @@ def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **o
 
 
 def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
-    """Return whether there may be pixels without data."""
-    # GDAL marks the fourth band of 8 bits as transparency, whatever it is.
+    """Return whether the image may have pixels without data."""
+    # GDAL always marks the fourth 8-bit band as transparency.
     is_data = any(dataset.colorinterp[band - 1] == ColorInterp.alpha for band in bands)
     return any(
         MaskFlags.all_valid not in flags and not (is_data and MaskFlags.alpha in flags)
@@ -192,7 +198,7 @@ def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:
 
 
 def sampled_windows(dataset: DatasetReader, bands: list[int], spec: InputSpec) -> list[list[float]]:
-    """Return percentiles of each band over evenly spread pixels, of those that have data where some may have none."""
+    """Return percentiles of each band over evenly spaced pixels, without pixels that have no data."""
     size = {"out_shape": tuple(min(length, SAMPLE_SIZE) for length in dataset.shape)}
     sample = read_colors(dataset, bands, transparency(dataset, bands, spec), **size).astype(np.float64)
     if has_gaps(dataset, bands):
@@ -210,21 +216,22 @@ def check_same_ground(datasets: list[DatasetReader]) -> None:
             values = getattr(datasets[0], what), getattr(other, what)
             if values[0] != values[1]:
                 raise ValueError(
-                    f"{datasets[0].name} and {other.name} differ in {what}: {values[0]} and {values[1]}. Bring them "
-                    "onto one grid, for example with gdalwarp."
+                    f"{datasets[0].name} and {other.name} differ in {what}: {values[0]} and {values[1]}. Resample them "
+                    "to one grid, for example with gdalwarp."
                 )
 
 
 def ranged(spec: InputSpec | None, image: Path | bytes, is_part: bool) -> InputSpec | None:
-    """Return a spec by which an image, or a window of it, is read as `predict_large` shows it to a model.
+    """Replace the percentiles of a spec by the window that they give for the whole image, as in `predict_large`.
 
     Args:
-        spec: percentiles in the spec become the window that they are of the whole image. Without, it is returned.
-        image: a file, whose percentiles are cached, or its content.
-        is_part: whether a window is read.
+        spec: input spec. A spec without percentiles is returned unchanged.
+        image: path of the image, whose percentiles are cached, or its content.
+        is_part: whether a window of the image is read.
 
     Raises:
-        Exception: of many kinds, if the image is broken; a `ValueError` that names the file.
+        ValueError: if the file is broken.
+        Exception: if the content is broken. The type depends on the decoder.
     """
     if spec is None or spec.percentiles is None:
         return spec
@@ -248,12 +255,12 @@ def whole_range(spec: InputSpec, image: Path | bytes, is_part: bool) -> InputSpe
 def whole_range_of_file(spec: InputSpec, path: Path, is_part: bool) -> InputSpec:
     try:
         return whole_range(spec, path, is_part)
-    except Exception as error:  # of many kinds, for a broken file
+    except Exception as error:  # The type depends on the decoder.
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def is_array(spec: InputSpec, image: Path | bytes) -> bool:
-    """Return whether an image is a TIFF whose values are taken as stored, or a PNG with transparency."""
+    """Return whether an image is a TIFF that is read with its stored values, or a PNG with transparency."""
     with io.BytesIO(image) if isinstance(image, bytes) else image.open("rb") as file:
         head = file.read(26)
         if head[:4] not in TIFF:
@@ -263,14 +270,14 @@ def is_array(spec: InputSpec, image: Path | bytes) -> bool:
 
 
 class PartFile:
-    """A file of results that survives a kill: an item that was cut short at its end is removed when it is opened.
+    """File of results that survives a killed run. An incomplete item at its end is removed when the file is opened.
 
     Args:
-        path: the path of the file. A JSON file beside it keeps `made_of`.
-        made_of: what the results depend on: inputs, model, settings.
+        path: path of the file. `made_of` is stored in a JSON file beside it.
+        made_of: settings and inputs on which the results depend.
 
     Raises:
-        ValueError: if the file exists, but depends on something else.
+        ValueError: if the file exists and was written with other settings or inputs.
     """
 
     def __init__(self, path: Path, made_of: dict[str, Any]):
@@ -280,11 +287,12 @@ class PartFile:
 
     def __enter__(self) -> Self:
         if self.path.exists():
-            begun_with = json.loads(self.made_of_path.read_text())
-            changed = [name for name, value in self.made_of.items() if begun_with.get(name) != value]
+            stored = json.loads(self.made_of_path.read_text())
+            changed = [name for name, value in self.made_of.items() if stored.get(name) != value]
             if changed:
                 raise ValueError(
-                    f"{self.path} was begun with other {', '.join(changed)}: go on with the same, or delete it."
+                    f"{self.path} was started with different {', '.join(changed)}. Use the same values to resume, or "
+                    "delete the file."
                 )
         else:
             self.made_of_path.write_text(json.dumps(self.made_of))
@@ -296,15 +304,15 @@ class PartFile:
         self.file.close()
 
     def whole_size(self) -> int:
-        """Return the number of bytes of whole items."""
+        """Return the number of bytes of complete items."""
         raise NotImplementedError
 
     def __len__(self) -> int:
-        """Return the number of whole items."""
+        """Return the number of complete items."""
         raise NotImplementedError
 
     def write(self, content: bytes | memoryview) -> None:
-        """Append to the file and wait until it is on the disk."""
+        """Append content to the file and wait until it is on the disk."""
         self.file.write(content)
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -315,11 +323,11 @@ class PartFile:
 
 
 class RowFile(PartFile):
-    """A `PartFile` of rows of uint8, all of one shape.
+    """[`PartFile`] of uint8 rows of one shape.
 
     Args:
         path, made_of: see [`PartFile`].
-        shape: of a row.
+        shape: shape of a row.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], made_of: dict[str, Any]):
@@ -336,11 +344,11 @@ class RowFile(PartFile):
         self.write(np.ascontiguousarray(rows).data)
 
     def whole(self) -> np.memmap:
-        """Return all rows, `(number, *shape)`, mapped from the file."""
+        """Return all rows, `(rows, *shape)`, mapped from the file."""
         return np.memmap(self.path, np.uint8, "r", shape=(len(self), *self.shape))
 
     def read(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the index of the first of `count` rows (at the end fewer) and the rows, from the beginning."""
+        """Yield the rows from the beginning in groups of `count`, each with the index of its first row."""
         self.file.seek(0)
         for top in range(0, len(self), count):
             values = np.frombuffer(self.file.read(count * math.prod(self.shape)), dtype=np.uint8)
@@ -348,7 +356,7 @@ class RowFile(PartFile):
 
 
 class LineFile(PartFile):
-    """A `PartFile` of values, each as JSON in a line."""
+    """[`PartFile`] of values, stored as one line of JSON each."""
 
     def whole_size(self) -> int:
         return self.path.read_bytes().rfind(b"\n") + 1
@@ -365,37 +373,37 @@ class LineFile(PartFile):
 
 
 def part_path(outputs: Sequence[Path]) -> Path:
-    """Return the path of the `PartFile` for files to write, beside the first.
+    """Return the path of the `PartFile` for output files, beside the first output.
 
     Raises:
-        FileNotFoundError: if the folder of one does not exist.
-        FileExistsError: if one of them exists, and not because a run was killed when all was done.
+        FileNotFoundError: if the folder of an output does not exist.
+        FileExistsError: if an output exists without a `PartFile` of a killed run.
     """
     part = outputs[0].with_name(outputs[0].name + ".part")
     for path in outputs:
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}.")
+            raise FileNotFoundError(f"Folder of the output not found: {path.parent}.")
         if path.exists() and not part.exists():
-            raise FileExistsError(f"{path} exists: delete it, or give another name.")
+            raise FileExistsError(f"{path} exists. Delete it, or use another name.")
     return part
 
 
 @contextmanager
 def appears_whole(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which becomes `path` when the file is whole."""
+    """Yield a temporary path to write to, which is renamed to `path` when the file is complete."""
     unfinished = path.with_name(path.name + ".writing")
     yield unfinished
     unfinished.replace(path)
 
 
 def file_stamp(path: Path) -> list:
-    """Return path, size and time of change of a file."""
+    """Return path, size and modification time of a file."""
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Return a hash of the weights."""
+    """Return a hash of the weights of a model."""
     result = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         result.update(name.encode())

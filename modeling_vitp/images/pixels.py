@@ -1,4 +1,4 @@
-"""Pictures as tensors of the channels that a model takes; channels and patch features as colors to look at."""
+"""Conversion of images to tensors, and of channels and patch features to RGB colors for display."""
 
 import math
 from collections.abc import Sequence
@@ -21,18 +21,19 @@ IMAGE_PROCESSOR = ViTPSegmentationImageProcessor()
 def to_pixels(
     picture: Picture, spec: InputSpec | None, layout: ChannelDimension = ChannelDimension.LAST
 ) -> torch.Tensor:
-    """Return a picture as augmentation takes it, before mean and standard deviation.
+    """Convert an image to a tensor for augmentation, before normalization with mean and standard deviation.
 
     Args:
-        picture: Pillow's image, or an array with its bands where `layout` says.
-        spec: how the picture is read; as 8-bit RGB if `None`.
+        picture: Pillow image, or array with the band axis of `layout`.
+        spec: input spec of the image. `None` converts to 8-bit RGB.
+        layout: position of the band axis of an array.
 
     Returns:
-        uint8 of shape `(3, height, width)`; for other bands than red, green and blue float32 of shape
-        `(bands, height, width)` in [0, 1], since these are often of more than 8 bits.
+        uint8 of shape `(3, height, width)`. For bands other than red, green and blue, float32 of shape
+        `(bands, height, width)` in [0, 1], because bands often have more than 8 bits.
 
     Raises:
-        ValueError: if the picture is not what the spec asks for.
+        ValueError: if the image does not match the spec.
     """
     layout = {"input_data_format": layout} if isinstance(picture, np.ndarray) else {}
     pixels = IMAGE_PROCESSOR.process_image(picture, spec=spec, **layout)
@@ -42,23 +43,24 @@ def to_pixels(
 
 
 def normalized(pixels: torch.Tensor, image_processor: TorchvisionBackend) -> torch.Tensor:
-    """Normalize what [`to_pixels`] gives as the image processor would, float32 of the same shape."""
+    """Normalize the output of [`to_pixels`] like the image processor, float32 of the same shape."""
     own, values = image_processor, pixels
-    if pixels.is_floating_point() or getattr(own, "input_spec", None) is not None:  # as a spec gives it
-        values = 255 * F.to_dtype(pixels, scale=True)
+    if pixels.is_floating_point() or getattr(own, "input_spec", None) is not None:
+        values = 255 * F.to_dtype(pixels, scale=True)  # An input spec gives values in [0, 255].
     values, mean, std = values.as_subclass(torch.Tensor), tuple(own.image_mean), tuple(own.image_std)
     return own.rescale_and_normalize(values, own.do_rescale, own.rescale_factor, own.do_normalize, mean, std).float()
 
 
 def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Resize bands of the same ground, `(height, width)`, bilinearly to the size of the largest.
+    """Resize bands of the same area, `(height, width)`, bilinearly to the size of the largest band.
 
     Raises:
-        ValueError: if they are of different proportions, or one has bands itself.
+        ValueError: if the bands differ in aspect ratio, or an array has several bands.
     """
     height, width = max((band.shape[:2] for band in bands), key=math.prod)
     if any(band.ndim != 2 or band.shape[0] * width != band.shape[1] * height for band in bands):
-        raise ValueError(f"its bands are of shapes {', '.join(str(band.shape) for band in bands)}")
+        shapes = ", ".join(str(band.shape) for band in bands)
+        raise ValueError(f"expected bands of shape (height, width) with the same aspect ratio, got {shapes}")
     if all(band.shape == (height, width) for band in bands):
         return list(bands)
     pixels = [torch.from_numpy(band.astype(np.float32))[None] for band in bands]
@@ -66,8 +68,10 @@ def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.ndarray:
-    """Return colors, uint8 of shape `(height, width, 3)`, of what [`to_pixels`] gives: of bands red, green and blue if
-    the names tell them, else of the first three, or the first alone in gray.
+    """Convert the output of [`to_pixels`] to RGB for display, uint8 of shape `(height, width, 3)`.
+
+    Bands are shown as red, green and blue if their names include these. Otherwise the first three bands are shown, or
+    the first band in gray.
     """
     if band_names is not None:
         chosen = color_bands(band_names) or ([0, 1, 2] if len(band_names) > 2 else [0, 0, 0])
@@ -76,16 +80,16 @@ def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.n
 
 
 def principal_scores(features: torch.Tensor) -> torch.Tensor:
-    """Return the scores of the patches on the three first principal components, each of mean 0 and variance 1.
+    """Return the scores of the patches on the first three principal components, each with mean 0 and variance 1.
 
-    The sign of a component is such that its loading of largest magnitude is positive. Components without variance
-    (fewer patches than components, an image without structure) have the score 0.
+    The sign of a component makes its loading of largest magnitude positive. Components without variance (fewer patches
+    than components, or a uniform image) have the score 0.
 
     Args:
-        features: of shape `(channels, rows, columns)`.
+        features: patch features of shape `(channels, rows, columns)`.
 
     Returns:
-        float64 of shape `(3, rows, columns)`.
+        Scores, float64 of shape `(3, rows, columns)`.
     """
     flat = features.flatten(1).double()
     flat = flat - flat.mean(1, keepdim=True)
@@ -98,25 +102,25 @@ def principal_scores(features: torch.Tensor) -> torch.Tensor:
 
 
 def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Rotate the scores of another backbone so that its colors are as near to the reference's as possible.
+    """Rotate the scores of a backbone so that its colors are as close as possible to those of a reference.
 
-    Principal components of two backbones come in any order, sign and mixture. The rotation (with reflection) is that
-    of orthogonal Procrustes; it changes no distance between patches.
+    The principal components of two backbones may differ in order, sign and mixture. The rotation (with reflection) is
+    the solution of the orthogonal Procrustes problem. It keeps the distances between patches.
 
     Args:
-        scores, reference: of shape `(3, rows, columns)`.
+        scores, reference: scores of shape `(3, rows, columns)`.
     """
     left, _, right = torch.linalg.svd(reference.flatten(1) @ scores.flatten(1).T)
     return ((left @ right) @ scores.flatten(1)).view_as(scores)
 
 
 def colors_of(scores: torch.Tensor) -> np.ndarray:
-    """Return scores as RGB: two standard deviations below the mean are 0, two above 255, for every backbone.
+    """Convert scores to RGB. Two standard deviations below the mean become 0, two above become 255.
 
     Args:
-        scores: of shape `(3, rows, columns)`.
+        scores: scores of shape `(3, rows, columns)`.
 
     Returns:
-        uint8 of shape `(rows, columns, 3)`.
+        Colors, uint8 of shape `(rows, columns, 3)`.
     """
     return (255 * (scores / 4 + 0.5).clamp(0, 1)).round().to(torch.uint8).movedim(0, -1).numpy()

@@ -1,6 +1,6 @@
-"""Read image files: Pillow for 8 bits, rasterio for more depth or bands, pydicom for DICOM; windows, paths and URLs.
+"""Readers of image files and URLs: Pillow for 8 bits, rasterio for more bits or bands, pydicom for DICOM.
 
-Images are returned upright: rotated as their EXIF data or TIFF orientation says.
+Images are returned upright, rotated by their EXIF or TIFF orientation.
 """
 
 import gzip
@@ -26,39 +26,42 @@ import rasterio
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from rasterio.errors import NotGeoreferencedWarning
 
-if TYPE_CHECKING:  # input_spec imports torch, and commands answer --help without
+if TYPE_CHECKING:  # input_spec imports torch, which would slow down `--help`.
     from ..input_spec import InputSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm"}
 
-# How files begin, and the mark at the end of those that have one.
+# First bytes of files by format, and end marks of the formats that have one.
 PNG, TIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\xff\xd8\xff"
-JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # in a box, or the code stream alone
+JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # File with boxes, and raw code stream.
 END_MARKS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
-TAIL = 4096  # bytes at the end of a file in which the mark is searched
+TAIL = 4096  # Number of bytes at the end of a file in which the end mark is searched.
 
-NO_COLORS = {0: "white as 0", 3: "a palette", 5: "inks (CMYK)", 8: "L*a*b*", 9: "L*a*b*"}  # of TIFF tag 262
-VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # modes of Pillow with one number a pixel and no color
+# Values of TIFF tag 262 (photometric interpretation) that are neither gray nor RGB.
+NO_COLORS = {0: "white as 0", 3: "a palette", 5: "inks (CMYK)", 8: "L*a*b*", 9: "L*a*b*"}
+VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # Pillow modes with one number per pixel.
 
-# Pillow's image, or an array of shape `(height, width)` or `(height, width, bands)`.
+# Pillow image, or array of shape `(height, width)` or `(height, width, bands)`.
 Picture = PIL.Image.Image | np.ndarray
-Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Window = tuple[int, int, int, int]  # Left, top, right, bottom in pixels.
 
-FETCH_VARIABLE = "VITP_FETCH_IMAGES"  # an environment variable, so that the workers of a loader see it too
-FETCH_BYTES, FETCH_SECONDS = 32 << 20, 20  # limits for one image
+FETCH_VARIABLE = "VITP_FETCH_IMAGES"  # An environment variable, so that data loader workers see it too.
+FETCH_BYTES, FETCH_SECONDS = 32 << 20, 20  # Limits for one image.
 IS_URL = re.compile(r"[a-z][a-z0-9+.-]+:/+|[^/]*::[a-z]", re.IGNORECASE)
 OF_THE_WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
 def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
-    """Read a file or a window of it. Of an upright TIFF, only the window is read.
+    """Read an image file or a window of it. For an upright TIFF, only the window is read.
 
     Args:
-        spec: how the image will be read, see [`read_picture`].
-        as_stored: whether to return the stored values, as for masks, and not colors.
+        path: path of the file.
+        window: window to read, or `None` for the whole image.
+        spec: input spec of the image, see [`read_picture`].
+        as_stored: whether to return the stored values, as for masks, instead of colors.
 
     Raises:
-        ValueError: names the file if it is broken, or if a window of a TIFF that stores no colors is wanted in color.
+        ValueError: if the file is broken, or if a window is read in color from a TIFF that does not store colors.
     """
     if not is_tiff(path):
         if window is None:
@@ -69,12 +72,12 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
         with path.open("rb") as file:
             tags = tiff_tags(file)
         in_color = not as_stored and not (spec is not None and spec.takes_bands)
-        is_plain = stores_colors(tags) and 338 not in tags  # without a fourth band or transparency
+        is_plain = stores_colors(tags) and 338 not in tags  # Tag 338 marks extra bands and transparency.
         if in_color and window is None and not is_plain and not is_deep_tiff(tags):
             return decode(path, spec)
         orientation, area = orientation_of(tags), None
         if window is not None and orientation == 1:
-            area = ((window[1], window[3]), (window[0], window[2]))  # rows, columns
+            area = ((window[1], window[3]), (window[0], window[2]))  # Rows, columns.
         with open_raster(path) as file:
             picture = turn(bands_last(file.read(window=area)), orientation)
     except (rasterio.errors.RasterioError, MemoryError, OSError, SyntaxError) as error:
@@ -87,18 +90,18 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
 
 
 def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
-    """Decode an image: by Pillow if it loses nothing, else to an array of shape `(height, width[, bands])`.
+    """Decode an image to a Pillow image, or to an array `(height, width[, bands])` if Pillow would lose information.
 
     Args:
-        content: the bytes of a file.
-        spec: how the image will be read. If it names bands, the fourth band of a TIFF is a band even if it is marked as
-            transparency, as in many files of red, green, blue and near infrared. If it sets black and white, DICOM is
-            returned in its own units, see [`~modeling_vitp.images.dicom.to_picture`]; otherwise in 8 bits, by the
-            window in its tags.
-        as_stored: whether a mask is read, whose values are not colors.
+        content: content of the image file.
+        spec: input spec of the image. If it names bands, the fourth band of a TIFF is a band even if it is marked as
+            transparency, as in many files with near infrared. If it sets a window or percentiles, DICOM is returned in
+            its units, see [`~modeling_vitp.images.dicom.to_picture`]; otherwise DICOM is converted to 8 bits with the
+            window of its tags.
+        as_stored: whether to return the stored values of a mask instead of colors.
 
     Raises:
-        Exception: of many kinds, if the content is broken.
+        Exception: if the content is broken. The type depends on the decoder.
     """
     if is_dicom(content):
         from .dicom import to_picture
@@ -106,8 +109,9 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
         return to_picture(io.BytesIO(content), "DICOM", spec, as_stored)
     if is_deep(content, not as_stored and spec is not None and spec.takes_bands):
         with open_raster(content) as file:
-            if file.width * file.height > 2 * (PIL.Image.MAX_IMAGE_PIXELS or float("inf")):  # as Pillow does
-                raise ValueError(f"it has {file.width} x {file.height} pixels, more than are taken from one file")
+            limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or float("inf"))  # The limit of Pillow.
+            if file.width * file.height > limit:
+                raise ValueError(f"expected at most {limit} pixels, got {file.width} x {file.height}")
             picture = bands_last(file.read())
         if content.startswith(JPEG_2000):
             return picture
@@ -124,18 +128,18 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
 def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
     try:
         return read_picture(path.read_bytes(), spec, as_stored)
-    except Exception as error:  # Pillow raises many kinds for a broken file
+    except Exception as error:  # Pillow raises many error types for a broken file.
         raise ValueError(f"{path} cannot be read: {said(error)}") from error
 
 
-# Windows of one scene are often read one after another: image or pair, and mask.
+# The windows of one scene (image or pair, and mask) are often read one after another.
 decode_scene = lru_cache(maxsize=3)(decode)
 
 
 def is_deep(content: bytes, bands: bool = False) -> bool:
     """Return whether Pillow would lose bits or bands of an encoded image."""
     if content.startswith(PNG):
-        return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not gray
+        return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not gray.
     if content.startswith(JPEG_2000):
         from ..image_processing_vitp import is_reduced_jpeg_2000
 
@@ -144,7 +148,7 @@ def is_deep(content: bytes, bands: bool = False) -> bool:
 
 
 def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
-    """Return the same for a TIFF, by its first directory."""
+    """Return whether Pillow would lose bits or bands of a TIFF, by the tags of its first directory."""
     depths, formats, extra = (tags.get(tag, default) for tag, default in ((258, (1,)), (339, (1,)), (338, ())))
     samples = tags.get(277, 1)
     with_color = samples - len(extra) == {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)
@@ -153,18 +157,18 @@ def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
 
 
 def read_header(file: BinaryIO) -> tuple[int, int, int]:
-    """Return stored height and width and the orientation, from 1 (upright) to 8, of an open image other than DICOM."""
+    """Return stored height, width and orientation, from 1 (upright) to 8, of an open image other than DICOM."""
     head = file.read(4)
     file.seek(0)
     if head in TIFF:
         tags = tiff_tags(file)
         return int(tags[257]), int(tags[256]), orientation_of(tags)
-    with PIL.Image.open(file) as image:  # getexif of the base class, because that of PNG's would decode the image
+    with PIL.Image.open(file) as image:  # getexif of the base class, because that of PNG decodes the image.
         return image.height, image.width, orientation_of(PIL.Image.Image.getexif(image))
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
-    """Return height and width that `read_picture` gives for an open file, from its header."""
+    """Return height and width of an open image file as returned by `read_picture`, from its header."""
     is_of_dicom = is_dicom(file.read(132))
     file.seek(0)
     if is_of_dicom:
@@ -178,23 +182,23 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
 
 @cache
 def stored_size(path: Path) -> tuple[int, int]:
-    """Return height and width that `read_image` gives, from the header of the file."""
+    """Return height and width of an image file as returned by `read_image`, from its header."""
     try:
         with path.open("rb") as file:
             return picture_size(file)
-    except Exception as error:  # of many kinds, for a broken file
+    except Exception as error:  # The type depends on the decoder.
         raise ValueError(f"{path} cannot be read: {said(error)}") from error
 
 
 def stored_orientation(path: Path) -> int:
-    """Return the orientation from 1, upright, to 8; 1 for formats without. Images of any size are accepted.
+    """Return the orientation of an image of any size from 1 (upright) to 8, and 1 for formats without orientation.
 
     Raises:
         ValueError: if the header cannot be read.
     """
-    most, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # no pixel is decoded
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # No limit, because no pixel is decoded.
     try:
-        if is_dicom_file(path):  # whose preamble may be the header of a TIFF
+        if is_dicom_file(path):  # The preamble of DICOM may be the header of a TIFF.
             return 1
         with path.open("rb") as file:
             return read_header(file)[2]
@@ -205,23 +209,23 @@ def stored_orientation(path: Path) -> int:
     except (OSError, SyntaxError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     finally:
-        PIL.Image.MAX_IMAGE_PIXELS = most
+        PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
 def check_upright(path: Path) -> None:
-    """Raise a `ValueError` if a file is not stored upright: its mask may be of either orientation."""
+    """Raise a `ValueError` if an image is not stored upright, because the orientation of its mask would be unknown."""
     orientation = stored_orientation(path)
     if orientation != 1:
         raise ValueError(
-            f"{path} is stored with orientation {orientation}, so not as it is to be seen: turn its pixels (as "
-            "ImageMagick's -auto-orient does), or take the tag away if they are upright as they are."
+            f"{path} is stored with orientation {orientation}, expected 1 (upright). Rotate the pixels (for example "
+            "with -auto-orient of ImageMagick), or remove the tag if the pixels are upright already."
         )
 
 
 def check_whole(file: BinaryIO) -> None:
-    """Raise an error, of many kinds, if an open file is no image, or a JPEG or PNG that is cut off.
+    """Raise an error if an open file is not an image, or a truncated JPEG or PNG. Its type depends on the decoder.
 
-    Their end has a mark. Only a file without the mark at its end is decoded.
+    JPEG and PNG files have an end mark. Only a file without this mark is decoded.
     """
     picture_size(file)
     file.seek(0)
@@ -235,20 +239,20 @@ def check_whole(file: BinaryIO) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise a `ValueError` that names the file if it is no whole image, see [`check_whole`]."""
+    """Raise a `ValueError` if a file is not an image, or is truncated, see [`check_whole`]."""
     try:
         with path.open("rb") as file:
             check_whole(file)
-    except Exception as error:  # of many kinds, for a broken file
-        raise ValueError(f"{path} cannot be read: {said(error)}. Mend the file or take it out.") from error
+    except Exception as error:  # The type depends on the decoder.
+        raise ValueError(f"{path} cannot be read: {said(error)}. Repair or remove the file.") from error
 
 
 def said(error: Exception) -> str:
-    """Return the message of an error of reading; for an image that is too large, also what to do."""
+    """Return the message of a reading error, with a remedy for images that are too large."""
     if isinstance(error, PIL.Image.DecompressionBombError):
         return (
-            f"its {error.args[0].split('(')[-1].split(')')[0]} are more than are decoded at once. As a TIFF, of which "
-            "windows alone are read, it may have any size: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
+            f"its {error.args[0].split('(')[-1].split(')')[0]} exceed the limit for one image. Convert it to TIFF, of "
+            "which single windows are read: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
         )
     return str(error)
 
@@ -259,7 +263,7 @@ def is_tiff(path: Path) -> bool:
 
 @contextmanager
 def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
-    """Open a file, or the content of one, with GDAL, without its warning that there is no georeference."""
+    """Open a file or its content with GDAL, without the warning about a missing georeference."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -277,7 +281,7 @@ def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
     """Return the first directory of an open TIFF."""
     header = file.read(8)
-    if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF
+    if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF has a longer header.
         header += file.read(8)
     tags = ImageFileDirectory_v2(header)
     file.seek(tags.next)
@@ -286,17 +290,17 @@ def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
 
 
 def stores_colors(tags: ImageFileDirectory_v2) -> bool:
-    """Return whether the stored values of a TIFF are gray, or red, green and blue."""
+    """Return whether the stored values of a TIFF are gray or RGB."""
     return tags.get(262, 1) not in NO_COLORS and max(tags.get(258, (1,))) >= 8
 
 
 def check_colors(path: Path, tags: ImageFileDirectory_v2) -> None:
-    """Raise a `ValueError` that names the TIFF if its values are not colors."""
+    """Raise a `ValueError` if the stored values of a TIFF are not gray or RGB."""
     if not stores_colors(tags):
         found = NO_COLORS.get(tags.get(262, 1), "less than 8 bits")
         raise ValueError(
-            f"{path} stores {found}, and windows take its values as they are: save it in grey or red, green and blue "
-            "(gdal_translate -expand rgb for a palette)."
+            f"Expected a TIFF in gray or RGB to read windows, {path} stores {found}. Convert it, for example a palette "
+            "with gdal_translate -expand rgb."
         )
 
 
@@ -307,7 +311,7 @@ def orientation_of(tags) -> int:
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an array of shape `(height, width[, bands])` upright."""
+    """Return an array of shape `(height, width[, bands])` in upright orientation."""
     if orientation in (5, 7):
         pixels = pixels.swapaxes(0, 1)
     pixels = np.rot90(pixels, {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0))
@@ -325,7 +329,7 @@ def cut(picture: np.ndarray, window: Window) -> np.ndarray:
 
 
 def onto_white(pixels: np.ndarray) -> np.ndarray:
-    """Return unsigned integers of shape `(height, width, bands)` on white, without the transparency they may have."""
+    """Blend an image of shape `(height, width, bands)` with white, and remove its transparency band, if any."""
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
         return pixels
     flat = over_white(pixels[..., :-1], pixels[..., -1:])
@@ -333,41 +337,41 @@ def onto_white(pixels: np.ndarray) -> np.ndarray:
 
 
 def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Blend color of unsigned integers with white, by an opacity of the same type."""
+    """Blend a color of unsigned integers with white, by an opacity of the same type."""
     white = np.iinfo(color.dtype).max
     share = alpha.astype(np.float64) / white
     return (color * share + white * (1 - share)).round().astype(color.dtype)
 
 
 def whole_numbers(values: np.ndarray, name: str | Path) -> np.ndarray:
-    """Return the values of a mask as int64; raise a `ValueError` that names it if they cannot be classes."""
+    """Return the values of a mask as int64, and raise a `ValueError` if they are not integers."""
     if values.dtype.kind not in "buif":
-        raise ValueError(f"The mask {name} has values of type {values.dtype}, which are no classes.")
+        raise ValueError(f"The mask {name} must have integer values, got {values.dtype}.")
     if values.dtype.kind == "f":
         odd = ~np.isfinite(values) | (values != np.rint(values))
         if odd.any():
             raise ValueError(
-                f"The mask {name} has {odd.sum()} value(s) that are no whole numbers, {values[odd].flat[0]:g} for one: "
-                "store the numbers of classes."
+                f"The mask {name} must have integer values, got {odd.sum()} other value(s) such as "
+                f"{values[odd].flat[0]:g}. Store class indices."
             )
     if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
-        raise ValueError(f"The mask {name} has values up to {values.max()}, more than a class can have.")
+        raise ValueError(f"The mask {name} must have values in the range of int32, got {values.max()}.")
     return values.astype(np.int64)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return where windows start along an axis: at multiples of the stride, the last so that it ends with the axis.
+    """Return the starts of windows along an axis: multiples of the stride, and a last window that ends with the axis.
 
-    A window that is not smaller than the axis starts at 0 and is the only one.
+    A window that is at least as long as the axis starts at 0 and is the only one.
     """
     return [*range(0, length - window, stride), max(length - window, 0)]
 
 
 def windows(image_size: tuple[int, int], size: int, overlap: int) -> list[Window | None]:
-    """Return windows of at most `size` x `size` that cover an image of that height and width; `[None]` if small."""
+    """Return windows of at most `size` x `size` that cover an image, or `[None]` if the image is not larger."""
     height, width = image_size
     if not 0 <= overlap < size:
-        raise ValueError(f"tile: overlap={overlap} must be at least 0 and less than size={size}.")
+        raise ValueError(f"tile: `overlap` must be in [0, {size}), the size, got {overlap}.")
     if max(width, height) <= size:
         return [None]
     return [
@@ -378,7 +382,7 @@ def windows(image_size: tuple[int, int], size: int, overlap: int) -> list[Window
 
 
 def is_dicom(head: bytes) -> bool:
-    """Return whether the first 132 bytes are those of a DICOM file, whatever its name."""
+    """Return whether the first 132 bytes of a file are those of DICOM."""
     return head[128:132] == b"DICM"
 
 
@@ -388,10 +392,10 @@ def is_dicom_file(path: Path) -> bool:
 
 
 def patient_of(path: Path) -> str | None:
-    """Return the patient, or else the study or series, by the tags of DICOM; `None` for other files.
+    """Return the patient of a DICOM file, or else its study or series; `None` for other files.
 
     Args:
-        path: a file, or the folder of a series.
+        path: path of a file, or of the folder of a series.
     """
     if path.is_dir():
         path = next((file for file in sorted(path.iterdir()) if file.is_file() and is_dicom_file(file)), path)
@@ -402,13 +406,13 @@ def patient_of(path: Path) -> str | None:
     tags = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
     try:
         dataset = pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=True)
-    except Exception:  # of many kinds, for a broken file, which is named where it is read
+    except Exception:  # A broken file raises an error when it is read.
         return None
     return next((f"{tag} {dataset[tag].value}" for tag in tags if str(dataset.get(tag) or "").strip()), None)
 
 
 def content_digest(path: Path) -> bytes:
-    """Return a hash of a file, unpacked if it is NIfTI in gzip, or of all files of a folder in any order."""
+    """Return a hash of the content of a file, unpacked for gzipped NIfTI, or of all files of a folder in any order."""
     digest = hashlib.sha256()
     if path.is_dir():
         for part in sorted(content_digest(file) for file in path.iterdir() if file.is_file()):
@@ -421,7 +425,7 @@ def content_digest(path: Path) -> bytes:
 
 
 def packed_key(path: Path) -> int:
-    """Return the size of a file; for gzip the checksum and size of the content, whatever packed it."""
+    """Return the size of a file, or for gzip the checksum and size of its content, which any packer stores."""
     with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path.stat().st_size
@@ -430,21 +434,26 @@ def packed_key(path: Path) -> int:
 
 
 def below(root: str | Path, name: str | Path, key: str = "root") -> Path:
-    """Return the path of a file that data name relative to the root that the user gives by this key.
+    """Return the path of a file that is named in data, relative to a root folder.
+
+    Args:
+        root: root folder.
+        name: name of the file in the data.
+        key: setting of the root folder, for errors.
 
     Raises:
-        ValueError: if the name leads out of the root, by `..`, as an absolute path or over a symbolic link.
+        ValueError: if the file is outside the root: by `..`, as an absolute path or through a symbolic link.
     """
     path = Path(root) / name
     try:
         is_plain = path.name != ".." and not path.is_symlink()
         real = Path(real_path(path.parent), path.name) if is_plain else Path(os.path.realpath(path))
-    except (OSError, ValueError) as error:  # a name too long, or with a zero in it
-        raise ValueError(f"the name {str(name)[:80]!r} is that of no file: {error.__class__.__name__}.") from error
+    except (OSError, ValueError) as error:  # The name is too long, or contains a null character.
+        raise ValueError(f"invalid file name {str(name)[:80]!r}: {error.__class__.__name__}.") from error
     if not real.is_relative_to(real_path(Path(root))):
         raise ValueError(
-            f"the file {str(name)[:200]!r} is not below {root}, but is {real}. Copy it there, or give as "
-            f"`{key}` a folder that all files are in, to which the names that are not absolute are relative."
+            f"the file {str(name)[:200]!r} is not below {root}, but is {real}. Copy the file there, or set `{key}` to "
+            "a folder that contains all files. Relative names are relative to this folder."
         )
     return path
 
@@ -453,7 +462,7 @@ real_path = lru_cache(maxsize=4096)(os.path.realpath)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the images under a folder, by their suffixes."""
+    """Return the image files of a folder and its subfolders, by suffix."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
@@ -464,37 +473,37 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path has a scheme, or a chain of them as `fsspec` knows it, and is no file here."""
+    """Return whether a path starts with a URL scheme, or a chain of schemes as in `fsspec`, and is not a local file."""
     return bool(IS_URL.match(path)) and not os.path.exists(path)
 
 
 def fetch(url: str) -> bytes:
-    """Fetch an image from a URL, if the user has asked for that, within limits of size and time.
+    """Fetch an image from a URL, with limits of size and time, if the user has enabled it.
 
     Raises:
-        ValueError: if it is not asked for, does not answer as it should, has more than `FETCH_BYTES`, or is not
+        ValueError: if fetching is not enabled, the request fails, the image has more than `FETCH_BYTES`, or is not
             complete after `FETCH_SECONDS`.
     """
     shown = url[:200]
     if not OF_THE_WEB.match(url):
-        raise ValueError(f"{shown} is no path of a file, and not on the web (http, https): download the image.")
+        raise ValueError(f"Expected a file path or an http(s) URL, got {shown}. Download the image.")
     if os.environ.get(FETCH_VARIABLE, "0") in ("", "0"):
         raise ValueError(
-            f"{shown} is a URL, which is not fetched unless {FETCH_VARIABLE}=1 is in the environment. Better download "
-            "the images once, and name the files."
+            f"{shown} is a URL. Download the images and use file paths, or set {FETCH_VARIABLE}=1 in the environment "
+            "to fetch images."
         )
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise ValueError(f"{shown} is a URL, and HF_HUB_OFFLINE is set: unset it to fetch the image.")
-    found: list[bytes | Exception] = []
-    # A thread of its own, because the client's timeouts are for each piece and not for the whole.
-    reader = Thread(target=lambda: found.append(download(url)), daemon=True)
+        raise ValueError(f"{shown} is a URL, and HF_HUB_OFFLINE is set. Unset it to fetch the image.")
+    result: list[bytes | Exception] = []
+    # A separate thread, because the timeouts of the client apply to each chunk and not to the whole download.
+    reader = Thread(target=lambda: result.append(download(url)), daemon=True)
     reader.start()
     reader.join(FETCH_SECONDS)
-    if not found:
-        raise ValueError(f"{shown} was not there after {FETCH_SECONDS} s.")
-    if isinstance(found[0], Exception):
-        raise ValueError(f"{shown} cannot be fetched: {' '.join(str(found[0]).split())}") from found[0]
-    return found[0]
+    if not result:
+        raise ValueError(f"{shown} was not complete after {FETCH_SECONDS} s.")
+    if isinstance(result[0], Exception):
+        raise ValueError(f"{shown} cannot be fetched: {' '.join(str(result[0]).split())}") from result[0]
+    return result[0]
 
 
 def download(url: str) -> bytes | Exception:
@@ -505,12 +514,12 @@ def download(url: str) -> bytes | Exception:
     try:
         with httpx2.stream("GET", url, **options) as response:
             response.raise_for_status()
-            for piece in response.iter_raw():
-                content += piece
+            for chunk in response.iter_raw():
+                content += chunk
                 if len(content) > FETCH_BYTES:
                     return ValueError(f"it has more than {FETCH_BYTES >> 20} MiB")
                 if time.monotonic() > start + FETCH_SECONDS:
-                    return ValueError(f"it was not there after {FETCH_SECONDS} s")
-    except Exception as error:  # for the thread that waits
+                    return ValueError(f"it was not complete after {FETCH_SECONDS} s")
+    except Exception as error:  # Returned, because the waiting thread raises it.
         return error
     return bytes(content)

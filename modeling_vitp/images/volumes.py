@@ -1,4 +1,4 @@
-"""Volumes, as NIfTI files or DICOM series, and their slices as 8-bit images; no more is in memory than a slice."""
+"""Volumes from NIfTI files or DICOM series, and their slices as 8-bit images. One slice is in memory at a time."""
 
 import math
 import shutil
@@ -16,25 +16,25 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 NIFTI = (".nii", ".nii.gz")
-MILLIMETERS = {"micron": 1e-3, "meter": 1e3}  # of the units that a NIfTI header may name
-MAX_SAMPLED = 1 << 24  # values that percentiles are taken of
+MILLIMETERS = {"micron": 1e-3, "meter": 1e3}  # Length of other units that a NIfTI header may have.
+MAX_SAMPLED = 1 << 24  # Largest number of values from which percentiles are computed.
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume as it is stored, and where it is.
+    """Volume with its stored values and its position.
 
-    A slice is as a patient lies who is seen from the feet, from the front or from the left: the volume is turned to the
-    closest canonical axes (right, anterior, superior), and in a slice the last axis of the two that are left points up
-    and the first one to the right. Nothing is resampled.
+    Slices show a patient from the feet, from the front or from the left. For this, the volume is reoriented to the
+    closest canonical axes (right, anterior, superior). Of the two axes of a slice, the last one points up and the first
+    one to the right. Values are not resampled.
 
     Args:
-        path: the NIfTI file, or the folder of the DICOM series.
-        stored: values of shape `(i, j, k)`, mapped from a file.
-        affine: from their indices to the right, to the front and up, float64 of shape `(4, 4)`; in millimeters unless
-            the header names other units.
-        header: the file's, or one made for the series.
-        scale: slope and intercept, from what is stored to values.
+        path: path of the NIfTI file, or of the folder of the DICOM series.
+        stored: stored values of shape `(i, j, k)`, mapped from a file.
+        affine: affine from indices to right, anterior and superior, float64 of shape `(4, 4)`, in millimeters unless
+            the header has other units.
+        header: header of the file, or a new header for a series.
+        scale: slope and intercept that convert stored values to units.
     """
 
     path: Path
@@ -60,12 +60,12 @@ class Volume:
         return self.canonical_shape[PLANES[plane]]
 
     def size(self, plane: str) -> tuple[int, int]:
-        """Height and width of a slice."""
+        """Return height and width of a slice."""
         across, up = (length for axis, length in enumerate(self.canonical_shape) if axis != PLANES[plane])
         return up, across
 
     def spacing(self, plane: str) -> tuple[float, float, float]:
-        """Return the millimeters from slice to slice, from row to row and from column to column."""
+        """Return the spacing in millimeters between slices, rows and columns."""
         unit = MILLIMETERS.get(self.header.get_xyzt_units()[0], 1.0)
         sizes = (unit * voxel_sizes(self.canonical_affine)).tolist()
         between = sizes.pop(PLANES[plane])
@@ -73,11 +73,11 @@ class Volume:
         return between, up, across
 
     def cut(self, plane: str, index: int) -> np.ndarray:
-        """Return a slice, float32 of shape `(height, width)`, in the volume's own units."""
+        """Return a slice in the units of the volume, float32 of shape `(height, width)`."""
         canonical = apply_orientation(self.stored, self.orientation)
-        where = [slice(None)] * 3
-        where[PLANES[plane]] = index
-        return self.scaled(np.ascontiguousarray(np.rot90(canonical[tuple(where)])))
+        indices = [slice(None)] * 3
+        indices[PLANES[plane]] = index
+        return self.scaled(np.ascontiguousarray(np.rot90(canonical[tuple(indices)])))
 
     def scaled(self, stored: np.ndarray) -> np.ndarray:
         slope, intercept = self.scale
@@ -86,54 +86,58 @@ class Volume:
         return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
     def uncut(self, slices: np.ndarray, plane: str) -> np.ndarray:
-        """Return slices as [`cut`] gives them in the axes of the stored volume, as a view: `(number, height, width, …)`
-        becomes `(i, j, k, …)`."""
+        """Return slices of [`cut`], `(number, height, width, …)`, in the axes of the stored volume, `(i, j, k, …)`.
+
+        The result is a view.
+        """
         canonical = np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, PLANES[plane])
         return apply_orientation(canonical, ornt_transform(io_orientation(np.eye(4)), self.orientation))
 
     def window(self, percentiles: Sequence[float]) -> tuple[float, float]:
-        """Return percentiles of the values that are not 0; of at most 16 million, evenly spread, of larger volumes.
+        """Return percentiles of the non-zero values.
+
+        At most 16 million evenly spaced values of a large volume are used.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if all values are 0.
         """
         every = math.ceil(self.stored.size / MAX_SAMPLED)
         values = self.scaled(self.stored.ravel(order="K")[::every])
         values = values[np.isfinite(values) & (values != 0)]
         if not values.size:
-            raise ValueError(f"{self.path} is 0 everywhere.")
+            raise ValueError(f"Expected non-zero values for percentiles, {self.path} is 0 everywhere.")
         low, high = np.percentile(values, percentiles)
         return float(low), float(high)
 
 
 def is_volume(path: Path) -> bool:
-    """Return whether a path is that of a NIfTI file or of a folder, as a DICOM series is."""
+    """Return whether a path is a NIfTI file, or a folder, as for a DICOM series."""
     return path.is_dir() or path.name.lower().endswith(NIFTI)
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the file, or all files in the folder of a series."""
+    """Return all files of a volume: the NIfTI file, or the files in the folder of a series."""
     return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 
 def open_volume(path: Path) -> Volume:
     """Open a NIfTI file, or a folder with the files of a DICOM series.
 
-    What is compressed is unpacked into an unnamed temporary file, so that any slice is read without the others.
+    A compressed file is unpacked to an unnamed temporary file, so that single slices can be read. Padding of a DICOM
+    series becomes the smallest value.
 
     Raises:
-        ValueError: in one line that names the file, if it cannot be read, has not three axes, no spacing, colors, or
-            values that are NaN or infinite; of a series see
-            [`~modeling_vitp.images.dicom.read_series`], whose padding becomes the least value.
-        FileNotFoundError: if there is none.
+        ValueError: if a NIfTI file cannot be read, does not have three axes, has no spacing, or has colors, NaN or
+            infinite values. For a series, see [`~modeling_vitp.images.dicom.read_series`].
+        FileNotFoundError: if the path does not exist.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {path}.")
+        raise FileNotFoundError(f"Volume not found: {path}.")
     return open_series(path) if path.is_dir() else open_nifti(path)
 
 
 def open_series(folder: Path) -> Volume:
-    from .dicom import read_series  # needs pydicom
+    from .dicom import read_series  # pydicom is optional.
 
     values, affine = read_series(folder)
     low = min((float(np.nanmin(part)) for part in values.T if np.isfinite(part).any()), default=0.0)
@@ -153,21 +157,21 @@ def open_nifti(path: Path) -> Volume:
         proxy = image.dataobj
         if len(proxy.shape) == 3:
             stored = map_file(Path(image.file_map["image"].filename), proxy)
-    except Exception as error:  # nibabel raises many kinds for a broken file
+    except Exception as error:  # nibabel raises many error types for a broken file.
         raise ValueError(f"{path} cannot be read: {error}") from error
     if len(proxy.shape) != 3:
         raise ValueError(
-            f"{path} has {len(proxy.shape)} axes, but a volume has three: save one of its volumes alone, "
-            "nibabel.four_to_three does."
+            f"Expected a volume with three axes, {path} has {len(proxy.shape)}. Save its volumes separately, for "
+            "example with nibabel.four_to_three."
         )
     if stored.dtype.kind not in "buif":
-        raise ValueError(f"{path} has values of type {stored.dtype}: one number for each voxel is needed.")
+        raise ValueError(f"Expected one number per voxel, {path} has values of type {stored.dtype}.")
     if not has_spacing(image):
-        raise ValueError(f"{path} has no spacing: its header has neither an affine nor the size of a voxel (pixdim).")
+        raise ValueError(f"{path} has no spacing: the header has neither an affine nor a voxel size (pixdim).")
     if stored.dtype.kind == "f":
         wrong = sum(int((~np.isfinite(part)).sum()) for part in stored.T)
         if wrong:
-            raise ValueError(f"{path} has {wrong} values that are NaN or infinite: repair or remove it.")
+            raise ValueError(f"{path} has {wrong} values that are NaN or infinite. Repair or remove the file.")
     header = image.header
     if not isinstance(header, nibabel.Nifti1Header):
         header = nibabel.Nifti1Header.from_header(header)
@@ -175,7 +179,7 @@ def open_nifti(path: Path) -> Volume:
 
 
 def has_spacing(image: nibabel.spatialimages.SpatialImage) -> bool:
-    """Return whether a header has the size of a voxel; nibabel takes 1 for a size of 0."""
+    """Return whether a header has a voxel size, from the stored header, because nibabel replaces a size of 0 by 1."""
     if isinstance(image, nibabel.Nifti1Image):
         with ImageOpener(image.file_map["image"].filename) as file:
             stored = type(image.header).from_fileobj(file, check=False)
@@ -194,50 +198,55 @@ def map_file(path: Path, proxy: nibabel.arrayproxy.ArrayProxy) -> np.memmap:
 
 
 def check_same_place(volumes: Sequence[Volume]) -> None:
-    """Raise a `ValueError` that names a volume of another shape, place or orientation than the first."""
+    """Raise a `ValueError` if a volume differs in shape, position or orientation from the first."""
     first = volumes[0]
     for other in volumes[1:]:
         if other.canonical_shape != first.canonical_shape:
             raise ValueError(
-                f"{other.path} has shape {other.canonical_shape}, but {first.path} {first.canonical_shape}."
+                f"Expected volumes of the same shape, {other.path} has {other.canonical_shape} and {first.path} has "
+                f"{first.canonical_shape}."
             )
         if not np.allclose(other.canonical_affine, first.canonical_affine, atol=1e-2):
-            raise ValueError(f"{other.path} lies elsewhere than {first.path}: their affines differ.")
+            raise ValueError(
+                f"Expected volumes at the same position, the affines of {other.path} and {first.path} differ."
+            )
 
 
 def to_gray(values: np.ndarray, window: tuple[float, float], path: Path) -> np.ndarray:
-    """Return a slice as uint8: black below the window, white above."""
+    """Convert a slice to uint8: values below the window become black, values above become white."""
     low, high = window
     if not low < high:
-        raise ValueError(f"{path}: the window from {low} to {high} is empty.")
+        raise ValueError(f"{path}: the low value of the window must be below the high value, got {low} and {high}.")
     return (255 * np.clip((values - low) / (high - low), 0, 1)).round().astype(np.uint8)
 
 
 def check_cut(plane: str, window: Sequence[float] | None, percentiles: Sequence[float] | None) -> None:
-    """Raise a `ValueError` if plane, window or percentiles do not say how volumes become images."""
+    """Raise a `ValueError` if `plane`, `window` or `percentiles` are invalid."""
     if plane not in PLANES:
-        raise ValueError(f"plane={plane!r} is none of {sorted(PLANES)}.")
+        raise ValueError(f"`plane` must be one of {', '.join(sorted(PLANES))}, got {plane!r}.")
     if (window is None) == (percentiles is None):
-        raise ValueError("Volumes need either `window` or `percentiles`: which values become black and white.")
+        raise ValueError(
+            "Expected either `window` or `percentiles` for volumes, which set the values of black and white."
+        )
     name, pair = ("percentiles", percentiles) if window is None else ("window", window)
     are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in pair)
     if len(pair) != 2 or not are_numbers or not pair[0] < pair[1]:
-        raise ValueError(f"{name}={list(pair)}: volumes need two numbers, black first.")
+        raise ValueError(f"`{name}` must be two increasing numbers, for black and for white, got {list(pair)}.")
 
 
 class VolumeSlices:
-    """The slices of a volume, or of several that are the channels of one, as 8-bit images, and of its mask.
+    """Slices of a volume, or of three volumes as channels, as 8-bit images with optional masks.
 
     Args:
-        paths: one volume, or three.
+        paths: paths of one volume, or of three volumes.
         plane: `"axial"`, `"coronal"` or `"sagittal"`.
-        window: low and high value of the volumes' own units, which become black and white.
-        percentiles: instead, low and high in [0, 100] of each volume's values that are not 0.
-        mask: the volume of the mask, if there is one.
+        window: low and high value in the units of the volumes, mapped to black and white.
+        percentiles: low and high percentile in [0, 100] of the non-zero values of each volume, instead of `window`.
+        mask: path of the volume of the mask, or `None`.
 
     Raises:
-        ValueError: names the volume that cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), or is of
-            another shape or place than the first.
+        ValueError: if a volume cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), or differs in shape
+            or position from the first.
     """
 
     def __init__(
@@ -249,7 +258,7 @@ class VolumeSlices:
         mask: Path | None = None,
     ):
         if len(paths) not in (1, 3):
-            raise ValueError(f"{len(paths)} volumes cannot be the channels of an image: give one, or three.")
+            raise ValueError(f"Expected one volume, or three volumes as channels, got {len(paths)}.")
         self.plane = plane
         self.volumes = [open_volume(path) for path in paths]
         self.labels = None if mask is None else open_volume(mask)
@@ -274,5 +283,5 @@ class VolumeSlices:
         values = self.labels.cut(self.plane, index)
         labels = values.astype(np.uint8)
         if (labels != values).any():
-            raise ValueError(f"The mask {self.labels.path} has values that are no whole numbers from 0 to 255.")
+            raise ValueError(f"The mask {self.labels.path} must have integer values in [0, 255].")
         return labels

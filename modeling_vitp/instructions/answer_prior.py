@@ -1,9 +1,10 @@
-"""How far the answers of a source can be guessed from their own beginning, without looking at an image.
+"""Measurement of how well the answers of a source can be predicted from their own beginning, without an image.
 
-Under teacher forcing a model sees the true beginning of an answer, and the answers before it. What follows from those
-is learned without looking: the loss falls, and the ViT learns nothing. A small language model without images is trained
-on some conversations of a source and tested on others, with the answers visible, as in training, and with all answers
-hidden, which leaves the questions and the position in the answer. The difference is what is guessed.
+Under teacher forcing, a model sees the true beginning of an answer and all earlier answers. Tokens that follow from
+this text are learned without the image: the loss falls, but the ViT learns nothing. To measure this, a small language
+model without images is trained on some conversations of a source and tested on others. It is tested twice: with visible
+answers, as in training, and with hidden answers, so that only the questions and the position in the answer are known.
+The difference of the two losses is the guessed part.
 """
 
 import itertools
@@ -31,32 +32,32 @@ from .sources import Source, all_rows, read_source
 if TYPE_CHECKING:
     from .validation import SourceReport
 
-MAX_ROWS, MIN_ROWS = 2000, 50  # of a source
+MAX_ROWS, MIN_ROWS = 2000, 50  # Limits of the number of rows of a source.
 PAD, HIDDEN, QUESTION, ANSWER = range(NUM_MARKS := 4)
-VOCABULARY = 2000  # tokens of the BPE that is trained if no tokenizer is given
-MAX_TOKENS = 256  # of a conversation; the rest is not read
-MAX_POSITIONS = 64  # in a message that are distinguished
-MAX_HELD_OUT, HELD_OUT = 256, 0.2  # rows, and share of the rows
+VOCABULARY = 2000  # Size of the BPE vocabulary that is trained if no tokenizer is passed.
+MAX_TOKENS = 256  # Maximum length of a conversation in tokens; the rest is ignored.
+MAX_POSITIONS = 64  # Number of position embeddings within a message.
+MAX_HELD_OUT, HELD_OUT = 256, 0.2  # Maximum number and fraction of held-out rows.
 STEPS, BATCH, EVALUATIONS = 200, 16, 4
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 3e-3, 0.1, 0.1
-LITTLE = 0.1  # bits a token; an answer with fewer says next to nothing that its question does not
-MUCH = 0.1  # share of the bits from which on the report says that much is guessed
+LITTLE = 0.1  # Bits per token below which answers follow from their questions.
+MUCH = 0.1  # Guessed share of the bits from which the report warns.
 
-Text = tuple[bool, str]  # whether it is an answer, and the text
+Text = tuple[bool, str]  # Whether the text is an answer, and the text.
 Tokenize = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
 class AnswerPrior:
-    """What can be guessed of the answers of a source; bits are means over the tokens of held-out answers.
+    """Predictability of the answers of a source; bits are means over the tokens of held-out answers.
 
     Args:
-        rows, tokens: held-out rows, and the tokens of their answers.
-        hidden_bits, visible_bits: cross-entropy, given the question, with all answers hidden and with them visible.
-        hidden_accuracy, visible_accuracy: how often the likeliest token is the true one.
-        error: standard error of `guessed_bits`, over the held-out rows.
-        steps: of the training.
-        in_time: whether the time was enough for all steps.
+        rows, tokens: number of held-out rows and of the tokens in their answers.
+        hidden_bits, visible_bits: cross-entropy given the question, with hidden and with visible answers.
+        hidden_accuracy, visible_accuracy: top-1 accuracy of the tokens, with hidden and with visible answers.
+        error: standard error of `guessed_bits` over the held-out rows.
+        steps: number of training steps.
+        in_time: whether all steps were finished within the time limit.
     """
 
     rows: int
@@ -88,7 +89,7 @@ def check_answer_priors(
     seed: int,
     seconds: float,
 ) -> str:
-    """Put the answer prior of each readable source into its report, and return a text about all of them."""
+    """Measure the answer prior of each readable source, add it to its report, and return a summary of all sources."""
     priors = {}
     for source, report in zip(sources, reports):
         if report.error is None:
@@ -99,7 +100,7 @@ def check_answer_priors(
 def source_answer_prior(
     source: Source, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, seconds: float = math.inf
 ) -> AnswerPrior | None:
-    """Measure the answer prior of a source; `None` if it has fewer than `MIN_ROWS` rows with answers."""
+    """Return the answer prior of a source, or `None` if it has fewer than `MIN_ROWS` rows with answers."""
     texts = list(read_texts(source, seed))
     conversations = encode_texts(texts, make_tokenize(texts, tokenizer))
     if len(conversations) < MIN_ROWS:
@@ -108,7 +109,7 @@ def source_answer_prior(
 
 
 def read_texts(source: Source, seed: int) -> Iterator[list[Text]]:
-    """Yield the texts of at most `MAX_ROWS` rows without errors: random ones, or the first of a stream."""
+    """Yield the texts of valid rows, out of `MAX_ROWS` random rows or the first `MAX_ROWS` rows of a stream."""
     rows = read_source(source)
     if isinstance(rows, Dataset):
         generator = keyed_generator(seed, source.name, "leak")
@@ -121,7 +122,7 @@ def read_texts(source: Source, seed: int) -> Iterator[list[Text]]:
 
 
 class Conversation(NamedTuple):
-    """Token ids, whether an answer has them, and their positions in their messages; all of shape (length,)."""
+    """Token ids, whether each belongs to an answer, and the positions in the messages; all of shape (length,)."""
 
     tokens: torch.LongTensor
     answered: torch.BoolTensor
@@ -129,7 +130,7 @@ class Conversation(NamedTuple):
 
 
 def encode_texts(texts: Iterable[Sequence[Text]], tokenize: Tokenize) -> list[Conversation]:
-    """Encode texts, each message after a mark of its role; a conversation without an answer is left out."""
+    """Encode conversations; a role token precedes each message. Conversations without an answer are omitted."""
     encoded = []
     for conversation in texts:
         tokens, answered, positions = [], [], []
@@ -144,9 +145,10 @@ def encode_texts(texts: Iterable[Sequence[Text]], tokenize: Tokenize) -> list[Co
 
 
 def make_tokenize(texts: Sequence[Sequence[Text]], tokenizer: PreTrainedTokenizerBase | None) -> Tokenize:
-    """Return a function from a text to ids from `NUM_MARKS` on.
+    """Return a function from a text to token ids, which start at `NUM_MARKS`.
 
-    The ids stand for the tokens of a given tokenizer that occur in the texts, or for those of a BPE trained on them.
+    The vocabulary contains the tokens of the tokenizer that occur in the texts. Without a tokenizer, a BPE is trained
+    on the texts.
     """
     contents = [text for conversation in texts for _, text in conversation]
     if tokenizer is None:
@@ -164,7 +166,7 @@ def make_tokenize(texts: Sequence[Sequence[Text]], tokenizer: PreTrainedTokenize
 
 
 class GuessingModel(nn.Module):
-    """A small causal language model that is given each token's position in its message."""
+    """Small causal language model with embeddings of each token's position in its message."""
 
     def __init__(self, vocabulary_size: int):
         super().__init__()
@@ -182,10 +184,11 @@ class GuessingModel(nn.Module):
         nn.init.normal_(self.positions.weight, std=config.initializer_range)
 
     def forward(self, batch: Sequence[Conversation]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return, for the tokens of the answers, hidden and visible:
+        """Return the losses of the answer tokens, with hidden and with visible answers.
 
-        their bits and whether the likeliest token is the true one, both of shape (2, num_tokens), and the place of the
-        conversation of each in the batch, of shape (num_tokens,).
+        Returns:
+            Bits and whether the top-1 token is correct, both `(2, num_tokens)`, and the index of each token's
+            conversation in the batch, `(num_tokens,)`.
         """
         tokens, answered, positions = (pad_sequence(list(part), batch_first=True) for part in zip(*batch))
         inputs = torch.cat([tokens.masked_fill(answered, HIDDEN), tokens])[:, :-1]
@@ -199,7 +202,7 @@ class GuessingModel(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, conversations: Sequence[Conversation]) -> torch.Tensor:
-        """Return sums for each conversation, hidden and visible: bits, right guesses, tokens; of shape (2, 3, n)."""
+        """Return the sums of bits, correct tokens and tokens of each conversation, of shape `(2, 3, num)`."""
         sums = torch.zeros(2, 3, len(conversations), dtype=torch.float64)
         for start in range(0, len(conversations), BATCH):
             bits, is_right, owners = self(conversations[start : start + BATCH])
@@ -211,14 +214,14 @@ class GuessingModel(nn.Module):
 def measure_answer_prior(
     conversations: Sequence[Conversation], seed: int = 0, steps: int = STEPS, seconds: float = math.inf, name: str = ""
 ) -> AnswerPrior:
-    """Train a small model on a part of the conversations, drawn by the seed, and test it on the others.
+    """Train a small model on a random part of the conversations and test it on the others.
 
     Args:
-        steps, seconds: the training ends with what comes first; the learning rate falls to 0 in that time. With all
-            steps the result depends on the conversations and the seed alone.
+        steps, seconds: limits of the training, at the first of which it ends; the learning rate decays to 0. If all
+            steps are finished, the result depends on the conversations and the seed alone.
 
     Returns:
-        The best of a few evaluations on the way, hidden and visible.
+        The best of several evaluations during training, for hidden and for visible answers.
     """
     generator = keyed_generator(seed, "leak")
     order = [conversations[index] for index in torch.randperm(len(conversations), generator=generator).tolist()]
@@ -231,7 +234,6 @@ def measure_answer_prior(
     results, step, start = [], 0, time.monotonic()
     with tqdm(total=steps, desc=f"{name}: guessing", unit=" steps") as progress:
         while (done := max(step / steps, (time.monotonic() - start) / seconds)) < 1:
-            # a short linear rise, and a cosine to 0
             rate = min(done / WARMUP, 1.0) * (1 + math.cos(math.pi * done)) / 2 + 1e-3
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
             chosen = torch.randint(len(trained), (BATCH,), generator=generator).tolist()
@@ -255,17 +257,17 @@ def measure_answer_prior(
 
 
 def describe_priors(priors: Mapping[str, AnswerPrior | None]) -> str:
-    """Return a table of the sources, the one of which most is guessed first, and what can be done about it."""
+    """Return a table of the sources, in descending order of the guessed share, and advice."""
     ranked = sorted(priors, key=lambda name: -priors[name].guessed_share if priors[name] else 1)
-    header = ["source", "held-out rows", "bits a token, given the question", "guessed from the answer before it", ""]
-    header += ["right without it", "and with it"]
+    header = ["source", "held-out rows", "bits per token, given the question", "guessed from the answer before it", ""]
+    header += ["accuracy without it", "accuracy with it"]
     lines = []
     for name in ranked:
         prior = priors[name]
         if prior is None:
             lines.append([name, f"fewer than {MIN_ROWS} rows in all", *[""] * 5])
             continue
-        rows = prior.rows if prior.in_time else f"{prior.rows}, out of time at step {prior.steps}"
+        rows = prior.rows if prior.in_time else f"{prior.rows}, stopped at step {prior.steps} by the time limit"
         shares = (prior.guessed_share, prior.hidden_accuracy, prior.visible_accuracy)
         bits = [f"{prior.hidden_bits:.2f}", f"{prior.guessed_bits:.2f} ± {prior.error:.2f}"]
         lines.append([name, rows, *bits, *(f"{share:.0%}" for share in shares)])
@@ -274,15 +276,15 @@ def describe_priors(priors: Mapping[str, AnswerPrior | None]) -> str:
     if much:
         most = measured[much[0]]
         paragraphs.append(
-            f"In {much[0]}, of the {most.hidden_bits:.2f} bits that a token of an answer has given its question, "
+            f"In {much[0]}, an answer token has {most.hidden_bits:.2f} bits given its question, of which "
             f"{most.guessed_bits:.2f} ± {most.error:.2f} are guessed from the answer before it. "
-            f"At least a tenth is guessed in {', '.join(much)}: there the loss falls without looking at the images. "
-            "`answer_mask_ratio` of the training hides answers from the input of the language model; maps of collages "
-            "(make_instructions) have answers whose beginning tells nothing."
+            f"At least a tenth is guessed in {', '.join(much)}: there the loss falls without use of the images. "
+            "The training setting `answer_mask_ratio` hides answer tokens in the input of the language model. Maps of "
+            "collages (make_instructions) have answers that cannot be guessed from their beginning."
         )
     little = [name for name, prior in measured.items() if prior.hidden_bits < LITTLE]
     if little:
         paragraphs.append(
-            f"In {', '.join(little)} answers follow from their questions: nothing is learned from them by looking."
+            f"In {', '.join(little)}, answers follow from their questions: they teach nothing about the images."
         )
     return "\n\n".join(paragraphs)

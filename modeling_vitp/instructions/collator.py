@@ -1,4 +1,4 @@
-"""Rows of a data set to a training or evaluation batch: VRL, labels on the answers, padding."""
+"""Data collator that converts rows to training or evaluation batches: VRL, labels on the answers, padding."""
 
 import copy
 import logging
@@ -35,7 +35,7 @@ from .rows import (
 
 logger = logging.getLogger(__name__)
 NO_LABEL = -100
-# The key under which a row says which optimizer step it is trained in, counted from 0.
+# Field of a row with the optimizer step in which it is trained, counted from 0.
 STEP = "_step"
 MAX_REPLACEMENTS = 10
 MAX_WORKERS = 256
@@ -43,44 +43,43 @@ MAX_WORKERS = 256
 
 @dataclass
 class ViTPDataCollator:
-    """Makes a batch for [`ViTPForConditionalGeneration`] from rows with `messages` and `images` (or `image`).
+    """Data collator for [`ViTPForConditionalGeneration`], for rows with `messages` and `images` (or `image`).
 
-    A row may carry an `id`. Its VRL draw and its `sample_transform` depend on (seed, id, epoch) alone, never on the
-    worker, the rank, the batch or what ran before. A row without an `id` is known by the content of its messages.
+    A row may have an `id`. Its VRL draw and its `sample_transform` depend on (seed, id, epoch) alone, never on the
+    worker, the rank, the batch or earlier rows. For a row without an `id`, a hash of its messages is used.
 
     Args:
-        processor: encodes the rows.
-        max_length: longest sequence after the drop, in tokens. Answers beyond it are cut with a warning; a prompt or
-            an image that does not fit is an error. No limit if `None`.
-        vrl_drop_ratio: r in [0, 1); 0 for evaluation.
-        vrl_apply_prob: share of the samples that VRL is applied to.
-        vrl_warmup_steps: optimizer steps at the beginning in which nothing is dropped. [`ViTPTrainer`] gives each row
-            its step; without one, which only that trainer can give, a row is refused.
-        answer_mask_ratio: probability in [0, 1] that a token of an answer is hidden: the input has a mask token in its
-            place, the labels are as ever, and the end of the turn stays. Drawn like VRL; see [`mask_answer_tokens`].
-        seed: of all draws.
-        sample_transform: called with the row, its images decoded under `images`, and a generator; returns the row to
-            encode. The place for augmentation that has to keep answers true. One with a true attribute `makes_images`
-            brings its own, and is called without those of the row, which are not read; what an attribute `settings`
-            holds, as JSON may, is not to change in a run that goes on.
-        source_settings: [`SourceSettings`] for the rows whose `source` has that name.
-        on_error: "raise" stops at a row that cannot be used. "skip" logs and counts it and takes one of
-            `replacement_rows` in its place, by a draw that depends on (seed, id, epoch) alone, so that batches keep
-            their size and a run repeats exactly. After 10 in a row that cannot be used it stops all the same.
-        replacement_rows: rows that take the place of those that are skipped, by index: the training set, or for a
-            stream some rows of it.
+        processor: processor that encodes the rows.
+        max_length: maximum sequence length after the drop, in tokens. Longer answers are cut with a warning; a prompt
+            or an image that does not fit is an error. No limit if `None`.
+        vrl_drop_ratio: share r of the visual tokens that is dropped, in [0, 1); 0 for evaluation.
+        vrl_apply_prob: probability that VRL is applied to a sample.
+        vrl_warmup_steps: number of initial optimizer steps without VRL. It requires the step of each row, which
+            [`ViTPTrainer`] adds.
+        answer_mask_ratio: probability in [0, 1] that an answer token is replaced by a mask token in the input. Labels
+            and the ends of turns are unchanged. Drawn like VRL; see [`mask_answer_tokens`].
+        seed: seed of all draws.
+        sample_transform: function from a row, with decoded images under `images`, and a generator to the row to
+            encode. Use it for augmentation that must keep answers correct. If its attribute `makes_images` is true, the
+            images of the row are not read and the transform creates its own. Its attribute `settings`, if it has one,
+            is JSON-serializable and must not change when a run is resumed.
+        source_settings: [`SourceSettings`] by source name.
+        on_error: "raise" raises an error for an invalid row. "skip" logs and counts it and uses a random row of
+            `replacement_rows` instead. The draw depends on (seed, id, epoch) alone, so that batches keep their size and
+            runs are reproducible. After 10 consecutive invalid rows, the error is raised.
+        replacement_rows: rows that replace skipped ones, by index: the training set, or some rows of a stream.
         padding_side: "right" or "left".
-        pad_to_multiple_of: rounds the length of the batch up.
-        padding_free: instead of padding, samples lie end to end in one row, see [`flatten_batch`].
+        pad_to_multiple_of: multiple that the sequence length is rounded up to.
+        padding_free: whether samples are concatenated in one row instead of padded, see [`flatten_batch`].
 
-    Returns, when called with a list of rows (one that is `None` is passed over), `input_ids`, `attention_mask` and
-    `labels`, int64 `(batch_size, sequence_length)`, -100 outside the answers; `pixel_values`, float32
+    When called with a list of rows (`None` is ignored), it returns `input_ids`, `attention_mask` and `labels`, int64
+    `(batch_size, sequence_length)`, with labels -100 outside the answers; `pixel_values`, float32
     `(num_tiles, channels, height, width)`; and under VRL `position_ids` and `visual_token_indices` (see
     [`ViTPProcessor`]).
 
     Raises:
-        ValueError: names the sample and the remedy when a row cannot be used: wrong columns, an unreadable image, a
-            number of images that does not match the places, an unknown role, an empty answer, a prompt too long.
+        ValueError: If a row is invalid: wrong columns, an unreadable image, different numbers of images and image
+            parts, an unknown role, an empty answer, a prompt that is too long. The message names the sample.
     """
 
     processor: ViTPProcessor
@@ -103,19 +102,20 @@ class ViTPDataCollator:
         check_apply_prob(self.vrl_apply_prob)
         check_warmup_steps(self.vrl_warmup_steps)
         if not 0 <= self.answer_mask_ratio <= 1:
-            raise ValueError(f"answer_mask_ratio={self.answer_mask_ratio} must be in [0, 1].")
+            raise ValueError(f"answer_mask_ratio must be in [0, 1], got {self.answer_mask_ratio}.")
         self._mask_id = mask_token_id(self.processor) if self.answer_mask_ratio > 0 else None
-        # In shared memory, so that persistent workers, which keep the copy they were started with, see it change.
+        # Persistent workers keep the copy of the collator that they started with, so the epoch is in shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={self.on_error!r} is neither 'raise' nor 'skip'.")
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}.")
         if self.on_error == "skip" and not self.replacement_rows:
-            raise ValueError("on_error='skip' needs replacement_rows, which take the place of those that are skipped.")
+            raise ValueError("on_error='skip' needs replacement_rows for the rows that are skipped.")
         if self.padding_free and self.pad_to_multiple_of:
             raise ValueError(
-                f"pad_to_multiple_of={self.pad_to_multiple_of}: with padding_free nothing is padded; leave one out."
+                f"pad_to_multiple_of={self.pad_to_multiple_of} cannot be combined with padding_free. Remove one."
             )
-        # A row for each worker, so that no two write to the same count; the last column is for rows without a source.
+        # Each worker has its own row, so that no two write to the same count. The last column counts rows without a
+        # known source.
         self._skipped = torch.zeros(MAX_WORKERS + 1, len(self.source_settings) + 1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -126,7 +126,7 @@ class ViTPDataCollator:
         return self._epoch.item()
 
     def for_evaluation(self) -> "ViTPDataCollator":
-        """Return the same collator without VRL, hidden answers, transform, degradation and skipping, which pads."""
+        """Return a padding collator without VRL, masked answers, transform, JPEG degradation and skipping."""
         settings = {name: replace(settings, jpeg_degradation=False) for name, settings in self.source_settings.items()}
         return replace(
             self,
@@ -140,9 +140,9 @@ class ViTPDataCollator:
         )
 
     def with_raw_tiles(self) -> "ViTPDataCollator":
-        """Return the same collator, with uint8 `pixel_values` unless an image of the batch is not of 8 bits.
+        """Return a collator whose `pixel_values` are uint8, unless an image of the batch has more than 8 bits.
 
-        Epoch and counts are those of this collator, see [`RawTileProcessor`] for the tiles.
+        It shares epoch and counts with this collator; see [`RawTileProcessor`] for the tiles.
         """
         image_processor = RawTileProcessor.of(self.processor.image_processor)
         if image_processor is None:
@@ -153,21 +153,21 @@ class ViTPDataCollator:
         return raw
 
     def drop_ratio_at(self, step: int) -> float:
-        """Return r in an optimizer step, counted from 0."""
+        """Return the drop ratio in an optimizer step, counted from 0."""
         return 0.0 if step < self.vrl_warmup_steps else self.vrl_drop_ratio
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Return how many rows of each source were skipped, in all workers since the collator was made."""
+        """Number of skipped rows of each source, in all workers since the collator was created."""
         names = [*self.source_settings, "other rows"]
         return {name: count for name, count in zip(names, self._skipped.sum(0).tolist()) if count}
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         samples = [self._encode_or_replace(example) for example in examples if example is not None]
         pad_id = self.processor.tokenizer.pad_token_id
-        if not samples:  # of a process that has no row where the last batch of an epoch is shared
-            nothing = {"input_ids": pad_id, "attention_mask": 1, "labels": NO_LABEL}
-            samples = [{name: torch.full((2,), value) for name, value in nothing.items()}]
+        if not samples:  # A process may get no row of the last batch of an epoch, which the processes share.
+            empty = {"input_ids": pad_id, "attention_mask": 1, "labels": NO_LABEL}
+            samples = [{name: torch.full((2,), value) for name, value in empty.items()}]
         batch = {
             "input_ids": self._pad(samples, "input_ids", pad_id),
             "attention_mask": self._pad(samples, "attention_mask", 0),
@@ -212,7 +212,7 @@ class ViTPDataCollator:
         self._skipped[0 if worker is None else 1 + worker.id % MAX_WORKERS, column] += 1
 
     def encode(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Encode one row, not padded: the tensors of the batch, one-dimensional, and its `pixel_values`."""
+        """Return the one-dimensional tensors of a row, without padding, and its `pixel_values`."""
         sample_id = sample_id_of(example)
         try:
             return self._encode(example, sample_id)
@@ -223,7 +223,7 @@ class ViTPDataCollator:
         """Return the messages of a row with their images, whether each answer is given, and the settings of its source.
 
         Raises:
-            ValueError: see above; the sample is not named.
+            ValueError: If the row is invalid; the message does not name the sample.
         """
         if example.get("error"):
             raise ValueError(example["error"])
@@ -238,13 +238,13 @@ class ViTPDataCollator:
         if self.sample_transform is not None:
             try:
                 example = self.sample_transform(example, keyed_generator(*key, "transform"))
-            except Exception as error:  # whatever a user's function raises; the sample has to be named
+            except Exception as error:  # A user's function may raise any type; the message must name the sample.
                 raise ValueError(f"sample_transform failed with {type(error).__name__}: {error}") from error
         messages = example.get("messages")
         if not isinstance(messages, list):
             raise ValueError(
-                f"a row needs the column 'messages', a list of {{'role', 'content'}}; it has {sorted(example)}. Rename "
-                "or map the columns of the data set (prompt and completion: messages = prompt + completion)."
+                f"expected the column 'messages', a list of {{'role', 'content'}}, found {sorted(example)}. Rename or "
+                "map the columns of the data set (prompt and completion: messages = prompt + completion)."
             )
         check_messages(messages)
         check_image_parts(messages)
@@ -255,14 +255,14 @@ class ViTPDataCollator:
             return prepare_multimodal_messages(messages, images=example["images"]), given, settings
         except ValueError as error:
             raise ValueError(
-                f"{error} Mark the place of each image with {{'type': 'image'}}, or give the first user turn as a "
-                "string, which then follows all images."
+                f"{error} Mark the position of each image with {{'type': 'image'}}, or write the first user turn as a "
+                "string, to put all images before it."
             ) from error
 
     def _encode(self, example: dict[str, Any], sample_id: Any) -> dict[str, torch.Tensor]:
         messages, given, settings = self.conversation(example)
         if self.vrl_warmup_steps and STEP not in example:
-            raise ValueError("vrl_warmup_steps needs the optimizer step of each row, which ViTPTrainer gives.")
+            raise ValueError("vrl_warmup_steps needs the optimizer step of each row. Use ViTPTrainer, which adds it.")
         drop_ratio = self.drop_ratio_at(example[STEP]) if self.vrl_warmup_steps else self.vrl_drop_ratio
         key = (self.seed, sample_id, self.epoch)
         encoded = self.processor.encode_conversation(
@@ -271,8 +271,8 @@ class ViTPDataCollator:
         input_ids, answers = torch.from_numpy(encoded["input_ids"]), torch.from_numpy(encoded["answers"])
         if not answers.any():
             raise ValueError(
-                "no token is marked as an answer's, so that nothing would be learned: the chat template needs "
-                "{% generation %} … {% endgeneration %} around what the assistant says, up to the end of its turn."
+                "no answer tokens to train on. The chat template needs {% generation %} … {% endgeneration %} around "
+                "each answer, up to the end of its turn."
             )
         is_answer = (answers > 0) & ~torch.isin(answers, 1 + torch.tensor(given).nonzero())
         sample = {
@@ -295,16 +295,16 @@ class ViTPDataCollator:
         return sample
 
     def _cut(self, sample: dict[str, torch.Tensor], sample_id: Any) -> dict[str, torch.Tensor]:
-        """Cut answers to `max_length`; neither an image token nor the whole of the labels may go."""
+        """Cut answers to `max_length`; raise a `ValueError` if an image token or all labels would be cut."""
         length = len(sample["input_ids"])
         num_image_tokens = (sample["input_ids"] == self.processor.image_token_id).sum().item()
         cut = {name: values[: self.max_length] for name, values in sample.items()}
         whole_images = torch.isin(sample["input_ids"][self.max_length :], torch.tensor(self.processor.image_token_ids))
         if whole_images.any() or (cut["labels"] == NO_LABEL).all():
             raise ValueError(
-                f"its prompt does not fit: {length} tokens, {num_image_tokens} of them visual, with "
-                f"max_length={self.max_length}. Raise max_length, lower the image processor's max_patches, raise "
-                "vrl_drop_ratio or shorten the text."
+                f"its prompt does not fit in max_length={self.max_length}: {length} tokens, {num_image_tokens} of them "
+                "visual. Raise max_length, lower the image processor's max_patches, raise vrl_drop_ratio or shorten "
+                "the text."
             )
         logger.warning(
             "Sample %r: answers cut from %d to max_length=%d tokens after the drop.",
@@ -329,25 +329,25 @@ class ViTPDataCollator:
 
 
 def stack(tiles: list[torch.Tensor]) -> torch.Tensor:
-    """Stack tiles `(channels, height, width)`, in a worker into shared memory, with the axes in memory as they are."""
+    """Stack tiles `(channels, height, width)` and keep their memory format; a worker stacks into shared memory."""
     if tiles[0].stride(0) != 1:
         return default_collate(tiles)
     return default_collate([tile.movedim(0, -1) for tile in tiles]).movedim(-1, 1)
 
 
 def with_raw_tiles(collator: Any) -> Any:
-    """Return [`ViTPDataCollator.with_raw_tiles`] of a collator, or a collator of another class as it is."""
+    """Return [`ViTPDataCollator.with_raw_tiles`] of a collator; return a collator of another class unchanged."""
     return collator.with_raw_tiles() if type(collator) is ViTPDataCollator else collator
 
 
 def mask_token_id(processor: ViTPProcessor) -> int:
-    """Return the token that stands for a hidden one: the tokenizer's mask token, or else its pad or unknown token.
+    """Return the id of the token that replaces masked answer tokens.
 
-    Of these the first that the chat template does not write itself, as it may write the pad token at the end of a turn.
-    Qwen2.5's and InternVL2.5's is `<|endoftext|>`.
+    It is the first of the tokenizer's mask, pad and unknown token that the chat template does not use. Some templates
+    write the pad token at the end of a turn. For Qwen2.5 and InternVL2.5 it is `<|endoftext|>`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If the tokenizer has none of these tokens.
     """
     tokenizer, template = processor.tokenizer, processor.chat_template
     for name in ("mask_token", "pad_token", "unk_token"):
@@ -356,8 +356,8 @@ def mask_token_id(processor: ViTPProcessor) -> int:
         if token is not None and token not in template and not is_end:
             return tokenizer.convert_tokens_to_ids(token)
     raise ValueError(
-        "answer_mask_ratio needs a token that stands for hidden ones, and the tokenizer has neither mask, pad nor "
-        "unknown token that the chat template does not use: set tokenizer.mask_token."
+        "answer_mask_ratio needs a mask, pad or unknown token that the chat template does not use. Set "
+        "tokenizer.mask_token."
     )
 
 
@@ -368,15 +368,15 @@ def mask_answer_tokens(
     mask_id: int,
     generator: torch.Generator,
 ) -> torch.LongTensor:
-    """Return the tokens of a sample with each one of an answer replaced with probability `mask_ratio`.
+    """Replace each answer token with probability `mask_ratio` by the mask token.
 
-    The last token of an answer ends the turn and stays; nothing of the answer is predicted from it.
+    The last token of an answer ends the turn and is kept, because no answer token is predicted from it.
 
     Args:
         input_ids: int64 `(sequence_length,)`.
         is_answer: bool `(sequence_length,)`, true in the answers and at their ends.
-        mask_id: see [`mask_token_id`].
-        generator: draws one number for each token of the answers, in order, whatever is between them.
+        mask_id: id of the mask token, see [`mask_token_id`].
+        generator: generator that draws one number for each answer token, in order.
 
     Returns:
         int64 `(sequence_length,)`.
@@ -388,19 +388,18 @@ def mask_answer_tokens(
 
 
 def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | int]:
-    """Return the same batch in one row, without what its `attention_mask` hides.
+    """Concatenate the samples of a padded batch in one row, without padding.
 
-    Each sample keeps the positions that it has, also those with the gaps that VRL leaves, and its first token is no
-    label of what comes before. Where samples begin is in `cu_seq_lens_q` and `cu_seq_lens_k`, int32 of shape
-    `(num_samples + 1,)`, and the longest has `max_length_q` and `max_length_k` tokens, as kernels for several sequences
-    take them.
+    Samples keep their position ids, including the gaps of VRL. The label of the first token of each sample is -100.
+    Attention kernels for variable lengths take the starts of the samples from `cu_seq_lens_q` and `cu_seq_lens_k`,
+    int32 `(num_samples + 1,)`, and the longest length from `max_length_q` and `max_length_k`.
 
     Args:
-        batch: what [`ViTPDataCollator`] makes of samples that are padded, on either side.
+        batch: batch of [`ViTPDataCollator`], padded on either side.
 
     Returns:
-        `input_ids`, `labels` and `position_ids`, int64 of shape `(1, num_tokens)`, the places above, and what else the
-        batch has, as it is.
+        `input_ids`, `labels` and `position_ids`, int64 `(1, num_tokens)`, the lengths above, and the other fields of
+        the batch, except `attention_mask`.
     """
     is_token = batch["attention_mask"].bool()
     positions = {"position_ids": is_token.cumsum(1) - 1}
@@ -414,22 +413,24 @@ def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | in
 
 
 class RawTileProcessor(ViTPImageProcessor):
-    """Leaves the tiles of 8-bit images uint8 in [0, 255]; [`normalize_tiles`] makes of them what its parent would have.
+    """Image processor that returns the tiles of 8-bit images as uint8 in [0, 255], for [`normalize_tiles`].
 
-    A sample that has other images too comes normalized, as from the parent.
+    The tiles of a sample that has other images as well are normalized.
     """
 
     @classmethod
     def of(cls, image_processor: ViTPImageProcessor) -> "RawTileProcessor | None":
-        """Return one with the same settings; `None` where these, or the class, make something else than tiles of it."""
+        """Return a processor with the same settings, or `None` for another class or if it does not normalize."""
         settings = image_processor
         if type(settings) is not ViTPImageProcessor or not (settings.do_rescale and settings.do_normalize):
             return None
         return cls.from_dict(settings.to_dict())
 
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
-        """As the parent, faster for the 8-bit images of one sample: 8-bit RGB keeps the order in memory that it was
-        decoded in, which is resized faster."""
+        """Return the tiles of images. The 8-bit images of one sample take a faster path.
+
+        8-bit RGB images keep the memory format of the decoder, which is resized faster.
+        """
         is_usual = kwargs.get("crop_to_patches") and self.input_spec is kwargs.get("input_spec") is None
         if not is_usual or not all(map(is_eight_bit, images[0])):
             return super().preprocess(images, *args, **kwargs)
@@ -442,8 +443,11 @@ class RawTileProcessor(ViTPImageProcessor):
     def tiles(
         self, image: torch.Tensor, size: SizeDict, resample: "tv.InterpolationMode", min_patches: int, max_patches: int
     ) -> list[torch.Tensor]:
-        """As [`~transformers.GotOcr2ImageProcessor.crop_image_to_patches`] of one image, without a copy: views of the
-        resized image, row by row, and the thumbnail if there is more than one."""
+        """Return the tiles of one image, row by row, and its thumbnail if there are several tiles.
+
+        The tiles equal those of [`~transformers.GotOcr2ImageProcessor.crop_image_to_patches`], but they are views of
+        the resized image instead of copies.
+        """
         height, width = size.height, size.width
         columns, rows = get_optimal_tiled_canvas(image.shape[-2:], (height, width), min_patches, max_patches)
         canvas = self.resize(image, SizeDict(height=height * rows, width=width * columns), resample=resample)
@@ -456,14 +460,16 @@ def is_eight_bit(image: ImageInput) -> bool:
 
 
 def pixels_of(image: PIL.Image.Image) -> torch.Tensor:
-    """uint8 `(3, height, width)`, each pixel's bands side by side in memory."""
+    """Return an image as uint8 `(3, height, width)` in channels-last memory format."""
     is_rgb = image.mode == "RGB" and "transparency" not in image.info
     return tv.pil_to_tensor(image if is_rgb else to_rgb(image))
 
 
 def normalize_tiles(pixel_values: torch.Tensor, image_processor: ViTPImageProcessor) -> torch.Tensor:
-    """uint8 tiles `(num_tiles, 3, height, width)` rescaled and normalized to float32, on the device they are on; on one
-    device the same to the bit as the image processor's own. Others are normalized already, and come back as they are.
+    """Rescale and normalize uint8 tiles `(num_tiles, 3, height, width)` to float32 on their device.
+
+    On one device, the result equals that of the image processor exactly. Tiles of another dtype are already normalized
+    and are returned unchanged.
     """
     if pixel_values.dtype != torch.uint8:
         return pixel_values
@@ -475,13 +481,13 @@ def normalize_tiles(pixel_values: torch.Tensor, image_processor: ViTPImageProces
 
 @dataclass
 class SampleLength:
-    """The number of tokens that a row has after the drop, from the headers of its images: none is decoded.
+    """Counter of the tokens of a row after the drop. Images are not decoded; only their headers are read.
 
-    Of a row that the collator will refuse it is 0, and in VRL's warm-up what it will be afterwards. With
-    `vrl_apply_prob` below 1 the visual tokens count on average.
+    The length of an invalid row is 0. VRL's warm-up is ignored. With `vrl_apply_prob` below 1, the length is the
+    average.
 
     Args:
-        processor, max_length, vrl_drop_ratio, vrl_apply_prob, source_settings: as for [`ViTPDataCollator`].
+        processor, max_length, vrl_drop_ratio, vrl_apply_prob, source_settings: see [`ViTPDataCollator`].
     """
 
     processor: ViTPProcessor
@@ -492,7 +498,7 @@ class SampleLength:
 
     @classmethod
     def of(cls, collator: ViTPDataCollator) -> "SampleLength":
-        """Measure what this collator will make of a row."""
+        """Return a counter with the settings of a collator."""
         return cls(**{name: getattr(collator, name) for name in cls.__dataclass_fields__})
 
     def __call__(self, example: dict[str, Any]) -> int:
@@ -500,11 +506,11 @@ class SampleLength:
             settings = (self.source_settings or {}).get(example.get("source"), SourceSettings())
             num_tokens = self.num_tokens(example["messages"], images_of(example), settings)
         except (ValueError, TypeError, KeyError, OSError):
-            return 0  # the collator names the row and what is wrong with it
+            return 0  # The collator raises the error.
         return num_tokens if self.max_length is None else min(num_tokens, self.max_length)
 
     def num_tokens(self, messages: list[dict[str, Any]], images: list, settings: SourceSettings) -> int:
-        """Return the tokens of a sample that the language model sees, on average over the draws of `vrl_apply_prob`."""
+        """Return the number of tokens of a sample after the drop, averaged over the draws of `vrl_apply_prob`."""
         num_visual = self.processor.image_seq_length * sum(num_tiles(images, settings, self.processor.image_processor))
         num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
         num_kept = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
@@ -513,7 +519,7 @@ class SampleLength:
         messages = prepare_multimodal_messages(messages, images=images)
         tokenizer = self.processor.tokenizer
         text = tokenizer.apply_chat_template(messages, chat_template=self.processor.chat_template, tokenize=False)
-        # Each image has a start and an end token, and its place in the text is a token that goes.
+        # Each image adds a start and an end token, and replaces one placeholder token of the text.
         return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + len(images) + num_kept
 
 

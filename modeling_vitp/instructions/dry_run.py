@@ -1,7 +1,7 @@
-"""The dry run of a mixture: a table of its sources, expected tokens, what is missing, and the paper's four rules.
+"""Dry run of a mixture: a table of its sources, expected tokens, missing files, and the paper's four rules.
 
-Nothing is fetched. If a source can be read from disk, tiles and text are those of its first rows. Otherwise, or if none
-of these rows can be used, tiles are the most that the source allows and text is a fixed guess, marked with `<=`.
+Nothing is downloaded. If a source is on disk, its first rows are measured. Otherwise, or if none of these rows is
+valid, the table has the maximum number of tiles and a fixed number of text tokens, marked with `<=`.
 """
 
 import dataclasses
@@ -21,22 +21,23 @@ from .mixture import Mixture, effective_rows
 from .rows import load_images
 from .sources import Source, read_source
 
-TEXT_TOKENS = 200  # of a sample that cannot be read
+TEXT_TOKENS = 200  # Assumed for a sample that cannot be read.
 CHARACTERS_PER_TOKEN = 4
 ROWS_READ = 32
 
 
 @dataclasses.dataclass
 class SourceSummary:
-    """One line of the table.
+    """Summary of a source: one line of the table.
 
     Args:
-        rows, effective: rows of the source, `None` if unknown, and rows in an epoch.
-        share: of the rows of an epoch.
-        samples: tiles and text tokens of each of the first rows that can be used, or upper bounds unless `measured`.
-        most_tiles: of a sample of one image.
-        missing: what is not there, if anything.
-        unusable: how many of the first rows cannot be used, and why the first of them.
+        rows, effective: number of rows of the source, `None` if unknown, and number of its rows in an epoch.
+        samples: tiles and text tokens of each valid row of the first rows, or one upper bound unless `measured`.
+        most_tiles: maximum number of tiles of a sample of one image.
+        measured: whether `samples` are of rows that were read.
+        missing: message that names the missing path or setting, or `None`.
+        unusable: number of invalid rows among the first rows, and the first error, or `None`.
+        share: share of the rows of an epoch.
     """
 
     source: Source
@@ -59,34 +60,34 @@ class SourceSummary:
 
     @property
     def longest(self) -> tuple[int, int]:
-        """The most tiles and the most text tokens of a sample."""
+        """Maximum numbers of tiles and of text tokens of a sample."""
         tiles, tokens = map(max, zip(*self.samples))
         return max(tiles, self.most_tiles), math.ceil(tokens)
 
     def tokens(self, tokens_per_tile: int, drop_ratio: float, args: SFTConfig) -> float:
-        """Return the mean tokens of a sample after the drop; `args` have VRL's settings and the longest sequence."""
+        """Return the mean number of tokens of a sample after the drop, with the VRL settings of `args`."""
         visual = round(self.tiles * tokens_per_tile)
         kept = args.vrl_apply_prob * num_kept_tokens(visual, drop_ratio) + (1 - args.vrl_apply_prob) * visual
         return min(kept + self.text_tokens, args.max_length or math.inf)
 
 
 def summarize_sources(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[SourceSummary]:
-    """Summarize every source; read only what lies on this machine.
+    """Return a summary of each source, from local files only.
 
     Args:
-        image_processor: cuts images into tiles, at most its `max_patches` if a source sets nothing.
+        image_processor: image processor that tiles the images; its `max_patches` is the default of a source.
     """
     summaries = []
     for source in mixture.sources:
         missing, rows, samples, errors = source.missing(), source.rows, [], []
         if not source.is_on_hub and missing is None:
             if source.annotation is not None and Path(source.annotation).suffix == ".jsonl":
-                with open(source.annotation, "rb") as file:  # whatever the mixture says
+                with open(source.annotation, "rb") as file:  # The count overrides `rows` of the mixture.
                     rows = sum(1 for line in file if line.strip()) or rows
             rows = len(read_source(source)) if rows is None else rows
             samples, errors = measure(source, image_processor)
         elif missing is None and rows is None:
-            missing = "`rows` is not given, so its share is unknown"
+            missing = "`rows` is not set, so its share is unknown"
         most = most_tiles(source, image_processor)
         summaries.append(
             SourceSummary(
@@ -107,7 +108,7 @@ def summarize_sources(mixture: Mixture, image_processor: ViTPImageProcessor) -> 
 
 
 def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:
-    """Return the tiles of a sample of one image for which the source's budget is just enough."""
+    """Return the maximum number of tiles of a sample of one image."""
     if source.image_size is not None:
         return sum(image_processor.num_tiles([(source.image_size,) * 2], source.settings.images_kwargs))
     limit = image_processor.max_patches_of_image(1, source.settings.images_kwargs)
@@ -115,7 +116,7 @@ def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:
 
 
 def measure(source: Source, image_processor: ViTPImageProcessor) -> tuple[list[tuple[int, float]], list[str]]:
-    """Return tiles and text tokens of each of the first rows that can be used, and the errors of the others."""
+    """Return tiles and text tokens of each valid row of the first rows, and the errors of the invalid ones."""
     samples, errors = [], []
     for row in itertools.islice(read_source(dataclasses.replace(source, streaming=True)), ROWS_READ):
         try:
@@ -131,7 +132,7 @@ def measure(source: Source, image_processor: ViTPImageProcessor) -> tuple[list[t
 
 
 def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[bool, str]]:
-    """Return for each of the paper's four rules for a mixture whether it holds, and what was found."""
+    """Return whether each of the paper's four rules for mixtures holds, with a description of the findings."""
     present = [summary for summary in summaries if summary.effective > 0]
     domain = [summary for summary in present if not summary.source.general]
     tasks = {task for summary in domain for task in summary.source.tasks}
@@ -147,7 +148,7 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
     if absent:
         modalities = f"no source of {', '.join(absent)}"
     elif not mixture.modalities:
-        modalities = "the mixture does not say which the downstream tasks need (`modalities`)"
+        modalities = "the mixture does not set `modalities`, those of the downstream tasks"
 
     grounding = sum(summary.share for summary in domain if "grounding" in summary.source.tasks)
     general = sum(summary.share for summary in present if summary.source.general)
@@ -166,7 +167,7 @@ def print_mixture(
     tokens_per_tile: int,
     processes: int,
 ) -> list[SourceSummary]:
-    """Print the table, expected tokens a step with and without VRL, what is missing, and the rules."""
+    """Print the table, expected tokens per step with and without VRL, missing files, and the rules."""
     summaries = summarize_sources(mixture, image_processor)
     total = sum(summary.effective for summary in summaries)
     ratios = {"r = 0": 0.0, f"r = {training_args.vrl_drop_ratio:g}": training_args.vrl_drop_ratio}
@@ -190,7 +191,7 @@ def print_mixture(
         )
     lines.append(["all", "", "", f"{total:,}", "100.00" if total else "0.00", *[""] * (len(lines[0]) - 5)])
     widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:  # names to the left, numbers to the right
+    for line in lines:  # Names are left-aligned, numbers right-aligned.
         cells = [cell.ljust(w) if i in (0, 5, 6) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
         print("  ".join(cells).rstrip())
 
@@ -207,19 +208,19 @@ def print_mixture(
         print(f"Expected tokens a step, {name}: {bound}{tokens * samples:,.0f}")
     size = image_processor.size
     print(
-        f"({tokens_per_tile} tokens a tile of {size['height']} x {size['width']} pixels. Text: {CHARACTERS_PER_TOKEN} "
-        f"characters a token in those of the first {ROWS_READ} rows that can be used, where a source lies here; "
-        f"elsewhere {TEXT_TOKENS} tokens are assumed, and the most tiles.)"
+        f"({tokens_per_tile} tokens per tile of {size['height']} x {size['width']} pixels. Text of local sources: the "
+        f"valid rows of the first {ROWS_READ}, at {CHARACTERS_PER_TOKEN} characters per token. Other sources: "
+        f"{TEXT_TOKENS} text tokens and the maximum number of tiles.)"
     )
 
     missing = [f"  {summary.source.name}: {summary.missing}" for summary in summaries if summary.missing]
     print(f"\nMissing: {len(missing)} of {len(summaries)} sources", *missing, sep="\n")
     unusable = [f"  {summary.source.name}: {summary.unusable}" for summary in summaries if summary.unusable]
     if unusable:
-        print("Rows that cannot be used:", *unusable, sep="\n")
+        print("Invalid rows:", *unusable, sep="\n")
     remote = [summary.source.dataset for summary in summaries if summary.source.is_on_hub]
     if remote:
-        print(f"On the Hub, not looked up: {', '.join(remote)}")
+        print(f"On the Hub, not checked: {', '.join(remote)}")
     print("\nThe four rules of a mixture:")
     for holds, text in check_rules(mixture, summaries):
         print(f"  {'ok     ' if holds else 'WARNING'}  {text}")
@@ -227,15 +228,15 @@ def print_mixture(
 
 
 def print_commands(summaries: list[SourceSummary]) -> None:
-    """Print the commands that make the missing sources."""
+    """Print the commands that create the missing sources."""
     commands = [command for summary in summaries if summary.missing and (command := make_command(summary.source))]
     if commands:
-        print("\nTo make the missing sources (each command without its last argument says what it needs):")
+        print("\nCommands that create the missing sources (without its last argument, a command prints its inputs):")
         print("\n".join(f"  {command}" for command in commands))
 
 
 def make_command(source: Source) -> str | None:
-    """Return the command that makes the annotation of a source from its `image_root`, `None` if none is known."""
+    """Return the command that creates the annotation of a source from its `image_root`, or `None`."""
     path, root = Path(source.annotation or ""), source.image_root
     if source.make is None or path.suffix != ".jsonl" or root is None:
         return None

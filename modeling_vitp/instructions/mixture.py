@@ -1,8 +1,8 @@
-"""Mixtures: the file of sources with their rates, the rows of an epoch, and a check of the first rows.
+"""Mixtures: the mixture file with sources and their rates, the rows of an epoch, and a check of the first rows.
 
-A source with `n` rows and the rate `r` gives `n * r` rows an epoch, rounded half up, with r read as the decimal that
-was written: every row `floor(r)` times, and the rest as a random part without repetition. The part and the order are
-functions of (seed, epoch) alone; with `resample: once` the part is a function of the seed.
+A source with `n` rows and the rate `r` contributes `n * r` rows to an epoch, rounded half up: each row `floor(r)`
+times, and a random part without repetition for the rest. The rate is interpreted as an exact decimal. The part and the
+order depend on (seed, epoch) alone; with `resample: once`, the part depends on the seed alone.
 """
 
 import contextlib
@@ -45,12 +45,12 @@ from .sources import TABLES, Source, all_rows, holds_rows, read_source, schema_o
 logger = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.yaml)(?<!\.yml)(?<!\.json)")
 LARGEST = {"rate": 1_000_000, "max_patches": 100_000, "image_size": 100_000}
-EMPTY_PASSES = 100  # after so many over a part without a row, by a low rate, it is taken to have none
-LOOKED_AT = 16  # rows of a source, to tell how many images they have
-CHECKED = 200  # rows of each source
+EMPTY_PASSES = 100  # Number of passes without a row, possible at a low rate, after which an error is raised.
+LOOKED_AT = 16  # Number of rows of a source that are read to describe its images.
+CHECKED = 200  # Number of rows of each source that are checked.
 CHECK_SECONDS = 20.0
 MOST_PROCESSES = 16
-EMPTY = 2**20  # rows of a mixture that share their memory: what they hold is in the sources
+EMPTY = 2**20  # Number of empty rows that share memory; the rows of a mixture are stored in its sources.
 
 
 MIXTURE_KEYS = {"sources": list, "resample": str, "modalities": list, "shuffle_buffer": int} | {
@@ -73,7 +73,7 @@ def yaml_type(hint: Any) -> type | tuple[type, ...]:
 SOURCE_KEYS = {field.name: yaml_type(field.type) for field in dataclasses.fields(Source)} | {"modality": (str, list)}
 SOURCE_KEYS = {key: kind for key, kind in SOURCE_KEYS.items() if key not in ("jpeg_degradation", "first_rows")}
 
-# The keys of the released meta JSON, and what they are called here.
+# Keys of the released meta JSON, mapped to those of a mixture file.
 META_KEYS = {
     "root": "image_root",
     "annotation": "annotation",
@@ -87,14 +87,14 @@ META_KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """A mixture file.
+    """Content of a mixture file.
 
     Args:
-        sources: what is mixed.
-        resample: "epoch" draws the part of a source with a fractional rate afresh in every epoch, "once" keeps it.
-        modalities: the imaging modalities of the downstream tasks; each needs a source.
-        shuffle_buffer: rows that a stream is shuffled in.
-        split_streams: every worker of every process that trains reads its own part, see [`MixtureStream`].
+        sources: sources that are mixed.
+        resample: "epoch" draws a new random part of a source with a fractional rate in each epoch, "once" keeps it.
+        modalities: imaging modalities of the downstream tasks; each needs a source.
+        shuffle_buffer: size of the shuffle buffer of a stream, in rows.
+        split_streams: whether each worker of each training process reads its own part, see [`MixtureStream`].
     """
 
     sources: tuple[Source, ...]
@@ -105,36 +105,36 @@ class Mixture:
 
 
 def load_mixture(mixture: str | Path | dict) -> Mixture:
-    """Read a mixture file and checks every key of it, without touching any data.
+    """Read a mixture file and check all of its keys, without access to the data.
 
     Args:
-        mixture: a YAML file with `sources`, a recipe with such a mapping (or the path of such a file) under `mixture`,
-            a released meta JSON, or the mapping itself.
+        mixture: YAML file with `sources`, a recipe with such a mapping (or the path of such a file) under `mixture`, a
+            released meta JSON, or the mapping itself.
 
     Raises:
-        ValueError: names the file, the source and the key that is wrong.
+        ValueError: If a key is invalid. The message names the file, the source and the key.
     """
     origin = "mixture"
     if not isinstance(mixture, dict):
         origin, path = str(mixture), Path(mixture)
         if not path.is_file():
-            raise ValueError(f"There is no mixture file {path}.")
+            raise ValueError(f"Mixture file {path} not found.")
         if path.suffix == ".json":
             mixture = {"sources": [{"meta": origin}]}
         else:
             try:
                 mixture = expanded_home(read_yaml(path))
-            except Exception as error:  # of many kinds: no text, a date that is none, a key that is a list
-                raise ValueError(f"{path} is no YAML: {error}") from error
+            except Exception as error:  # The parser raises several types, for example for binary files or bad dates.
+                raise ValueError(f"{path} is not valid YAML: {error}") from error
             if isinstance(mixture, dict) and "mixture" in mixture:
                 mixture = mixture["mixture"]
                 if isinstance(mixture, str):
                     return load_nested(mixture, path)
     if not isinstance(mixture, dict) or not mixture.get("sources"):
-        raise ValueError(f"{origin}: a mixture has a list of `sources`.")
+        raise ValueError(f"{origin}: a mixture needs a list of `sources`.")
     check_types(mixture, MIXTURE_KEYS, origin)
     if mixture.get("resample", "epoch") not in ("epoch", "once"):
-        raise ValueError(f"{origin}: resample is {mixture['resample']!r}, not 'epoch' or 'once'.")
+        raise ValueError(f"{origin}: resample must be 'epoch' or 'once', got {mixture['resample']!r}.")
     released_compatible, root = mixture.get("released_compatible", False), Path(mixture.get("root", ""))
     defaults = mixture.get("defaults", {})
     check_types(defaults, SOURCE_KEYS, f"{origin}, defaults")
@@ -142,7 +142,7 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
     entries = []
     for index, entry in enumerate(mixture["sources"]):
         if not isinstance(entry, dict):
-            raise ValueError(f"{origin}: source {index} is {entry!r}, not a mapping with a name and a location.")
+            raise ValueError(f"{origin}: source {index} must be a mapping with a name and a location, got {entry!r}.")
         if "meta" in entry:
             entries += meta_entries(entry, root, f"{origin}, source {index}")
         else:
@@ -156,22 +156,25 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
     names = [source.name for source in sources]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"{origin}: the source names {repeated} are used more than once.")
+        raise ValueError(f"{origin}: source names must be unique, got {repeated} more than once.")
     options = {key: mixture[key] for key in ("resample", "shuffle_buffer", "split_streams") if key in mixture}
     check_texts(mixture, ("modalities",), origin)
     if options.get("shuffle_buffer", 1) < 1:
-        raise ValueError(f"{origin}: shuffle_buffer is {options['shuffle_buffer']}; it must be above 0.")
+        raise ValueError(f"{origin}: shuffle_buffer must be above 0, got {options['shuffle_buffer']}.")
     if options.get("split_streams"):
         first = [source.name for source in sources if source.streaming and source.first_rows and source.rate < 1]
         if first:
-            raise ValueError(f"{origin}: split_streams has no first rows of {first[0]!r}: leave one or the other out.")
+            raise ValueError(
+                f"{origin}: split_streams cannot be combined with released_compatible and a rate below 1, as in "
+                f"{first[0]!r}. Remove one of them."
+            )
     return Mixture(tuple(sources), modalities=tuple(mixture.get("modalities", ())), **options)
 
 
 def load_nested(mixture: str, path: Path) -> Mixture:
-    """Return the mixture that a file names in place of having one."""
+    """Load the mixture file that another file refers to."""
     if Path(mixture).exists() and Path(mixture).samefile(path):
-        raise ValueError(f"{path} names itself as its mixture.")
+        raise ValueError(f"`mixture` of {path} must be another file, got {path}.")
     try:
         return load_mixture(mixture)
     except (ValueError, RecursionError) as error:
@@ -179,27 +182,27 @@ def load_nested(mixture: str, path: Path) -> Mixture:
 
 
 def check_texts(fields: dict, keys: tuple[str, ...], origin: str) -> None:
-    """Raise a `ValueError` if one of these keys has a list or mapping of other things than texts."""
+    """Raise a `ValueError` if one of these keys has a list or mapping with values that are not texts."""
     for key in keys:
         values = fields.get(key) or ()
         texts = values.values() if isinstance(values, dict) else values
         if not all(isinstance(text, str) and text for text in texts):
-            raise ValueError(f"{origin}: {key} is {values!r}, but texts are needed.")
+            raise ValueError(f"{origin}: {key} must contain texts, got {values!r}.")
 
 
 def check_types(fields: dict, known: dict, origin: str) -> None:
     """Raise a `ValueError` that names an unknown key or a value of the wrong type."""
     for key, value in fields.items():
         if key not in known:
-            raise ValueError(f"{origin}: unknown key {key!r}; known are {', '.join(known)}.")
+            raise ValueError(f"{origin}: unknown key {key!r}. Known keys: {', '.join(known)}.")
         kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{origin}: {key} is {value!r}, but needs a value of type {wanted}.")
+            raise ValueError(f"{origin}: {key} must be of type {wanted}, got {value!r}.")
 
 
 def make_source(entry: dict, root: Path, released_compatible: bool, origin: str) -> Source:
-    """Check one entry of a mixture."""
+    """Return the source of an entry of a mixture; raise a `ValueError` that names an invalid key."""
     entry = dict(entry)
     data_augment = entry.pop("data_augment", False)
     check_types(entry, SOURCE_KEYS, origin)
@@ -208,32 +211,32 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
     locations = [key for key in ("dataset", "folder", "annotation") if entry.get(key)]
     if len(locations) != 1:
         raise ValueError(
-            f"{origin}: give exactly one of dataset (a Hub id), folder, annotation (InternVL JSON Lines) and meta "
-            f"(a released meta JSON); it has {locations or 'none'}."
+            f"{origin}: expected exactly one of dataset (a Hub id), folder, annotation (InternVL JSON Lines) and meta "
+            f"(a released meta JSON), found {locations or 'none'}."
         )
     allowed = {"config": {"dataset"}, "revision": {"dataset"}, "split": {"dataset", "folder"}}
     allowed |= {"columns": {"dataset", "folder"}, "prompt": {"dataset", "folder"}}
     for key, kinds in allowed.items():
         if key in entry and locations[0] not in kinds:
-            raise ValueError(f"{origin}: {key} has no meaning for a source with {locations[0]}.")
+            raise ValueError(f"{origin}: {key} is not supported for a source with {locations[0]}.")
     if entry.get("streaming") and "rows" not in entry:
-        raise ValueError(f"{origin}: a streaming source needs `rows`, about how many it has, to be mixed in its share.")
+        raise ValueError(f"{origin}: a streaming source needs `rows`, its approximate number of rows.")
     for key in ("rate", "rows", "max_patches", "image_size"):
         if key in entry and not 0 < entry[key] <= LARGEST.get(key, math.inf):
             most = f" and at most {LARGEST[key]:,}" if key in LARGEST else ""
-            raise ValueError(f"{origin}: {key} is {entry[key]!r}; it must be above 0{most}.")
+            raise ValueError(f"{origin}: {key} must be above 0{most}, got {entry[key]!r}.")
     known = ("id", "images", "system", *text_columns())
     unknown = sorted(map(str, set(entry.get("columns", {})) - set(known)))
     if unknown:
-        raise ValueError(f"{origin}: columns are mapped for {', '.join(known)}, not for {unknown}.")
+        raise ValueError(f"{origin}: unknown keys {unknown} in columns. Known keys: {', '.join(known)}.")
     check_texts(entry, ("columns", "tasks", "modality"), origin)
     if released_compatible and entry.get("rate", 1) > 1 and entry["rate"] != int(entry["rate"]):
-        raise ValueError(f"{origin}: rate is {entry['rate']}, but the released code repeats whole sources only.")
+        raise ValueError(f"{origin}: with released_compatible, a rate above 1 must be an integer, got {entry['rate']}.")
     for key in ("folder", "annotation", "image_root"):
         if entry.get(key):
             entry[key] = str(root / entry[key])
     if Path(entry.get("annotation") or "").suffix.lower() in TABLES:
-        raise ValueError(f"{origin}: the annotation {entry['annotation']} is no JSON: give it as `dataset`.")
+        raise ValueError(f"{origin}: annotation must be JSON or CSV, got {entry['annotation']}. Set it as `dataset`.")
     modality = entry.get("modality", ())
     entry["modality"] = (modality,) if isinstance(modality, str) else tuple(modality)
     entry["tasks"] = tuple(entry.get("tasks", ()))
@@ -248,9 +251,9 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
 
 
 def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
-    """Return the entries of a released meta JSON, in this module's keys, each with the other keys of `entry`."""
+    """Return the entries of a released meta JSON with the keys of a mixture file, and the other keys of `entry`."""
     if not isinstance(entry["meta"], str):
-        raise ValueError(f"{origin}: meta is {entry['meta']!r}, but the path of a file is needed.")
+        raise ValueError(f"{origin}: meta must be the path of a file, got {entry['meta']!r}.")
     path = root / entry["meta"]
     common = {key: value for key, value in entry.items() if key != "meta"}
     try:
@@ -258,16 +261,16 @@ def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{origin}: the meta JSON {path} cannot be read: {error}") from error
     if not isinstance(meta, dict):
-        raise ValueError(f"{origin}: {path} is no meta JSON: it must map names to sources.")
+        raise ValueError(f"{origin}: the meta JSON {path} must map names to sources, got {type(meta).__name__}.")
     entries = []
     for name, fields in meta.items():
         if not isinstance(fields, dict):
-            raise ValueError(f"{origin}: {name!r} in {path} is {str(fields)[:80]!r}, and no source.")
+            raise ValueError(f"{origin}: {name!r} in {path} must be a mapping, got {str(fields)[:80]!r}.")
         unknown = set(fields) - set(META_KEYS)
         missing = {"root", "annotation"} - set(fields)
         if unknown or missing:
             raise ValueError(
-                f"{origin}: {name!r} in {path} has unknown keys {sorted(unknown)} and lacks {sorted(missing)}."
+                f"{origin}: {name!r} in {path} has unknown keys {sorted(unknown)} and missing keys {sorted(missing)}."
             )
         renamed = {META_KEYS[key]: value for key, value in fields.items() if value is not None}
         entries.append({**common, "data_augment": False, **renamed, "name": name})
@@ -275,12 +278,12 @@ def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
 
 
 def warn_of_differences(entries: list[dict], released_compatible: bool) -> None:
-    """Log one warning for each thing that the released code does otherwise than the mixture reads."""
+    """Log a warning for each setting that the released code handles differently."""
     differences = {
         "a rate below 1 takes {} rows": ("random", "the first", lambda entry: entry.get("rate", 1) < 1),
         "image_size is {}": ("applied", "not read", lambda entry: entry.get("image_size")),
         "data_augment {}": (
-            "is not applied, because the file does not say how",
+            "is not applied, because the file does not specify it",
             "degrades images by JPEG compression of random quality",
             lambda entry: entry.get("data_augment"),
         ),
@@ -291,7 +294,7 @@ def warn_of_differences(entries: list[dict], released_compatible: bool) -> None:
             logger.warning("released_compatible: %s, not %s, in %s.", text.format(theirs), ours, ", ".join(names))
         elif names:
             logger.warning(
-                "The released code differs: here %s, there %s, in %s. released_compatible: true does as it does.",
+                "The released code differs: here %s, there %s, in %s. Set released_compatible: true to follow it.",
                 text.format(ours),
                 theirs,
                 ", ".join(names),
@@ -299,45 +302,45 @@ def warn_of_differences(entries: list[dict], released_compatible: bool) -> None:
 
 
 def load_sources(name: str) -> Mixture:
-    """Load what a name stands for: a mixture file, a recipe with a mixture or `dataset_name`, or a `dataset_name`.
+    """Load a mixture from a mixture file, a recipe with a mixture or `dataset_name`, or a `dataset_name`.
 
     Raises:
-        ValueError: if it is none of these; see [`~modeling_vitp.instructions.mixture.load_mixture`].
+        ValueError: If the name is not found, or the mixture is invalid, see [`load_mixture`].
     """
-    place, fields = Path(name), {}
-    if place.is_file() and place.suffix in (".yaml", ".yml"):
-        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # which `load_mixture` tells
-            fields = read_yaml(place)
+    path, fields = Path(name), {}
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # `load_mixture` raises an error for such files.
+            fields = read_yaml(path)
         fields = fields if isinstance(fields, dict) and "mixture" not in fields else {}
         name = fields.get("dataset_name")
-    elif place.is_file():
-        name = name if place.suffix != ".json" or holds_rows(place) else None
-    elif place.suffix in (".yaml", ".yml"):
+    elif path.is_file():
+        name = name if path.suffix != ".json" or holds_rows(path) else None
+    elif path.suffix in (".yaml", ".yml"):
         name = None
-    elif not place.is_dir() and (looks_like_path(name) or not HUB_ID.fullmatch(name)):
+    elif not path.is_dir() and (looks_like_path(name) or not HUB_ID.fullmatch(name)):
         raise ValueError(not_there(name))
     if not isinstance(name, str):
-        return load_mixture(place)
+        return load_mixture(path)
     split = fields.get("dataset_train_split", "train")
     return Mixture((source_of(name, split, fields.get("dataset_config"), fields.get("image_root")),))
 
 
 class MixtureDataset(Dataset):
-    """The rows of one epoch of a mixture of map-style sources, in random order; `set_epoch` chooses the epoch.
+    """Data set of the rows of one epoch of a mixture of map-style sources, in random order.
 
-    Its length is the same in every epoch. Rows are read from their sources when they are asked for.
+    Its length is the same in every epoch. `set_epoch` sets the epoch. Rows are read from their sources on access.
 
     Args:
-        mixture: what is mixed, and how.
-        parts: the rows of each source, in the order of the mixture.
-        seed: of the draws and the order.
+        mixture: sources and settings of the mixture.
+        parts: rows of each source, in the order of the mixture.
+        seed: seed of the draws and the order.
     """
 
     def __init__(self, mixture: Mixture, parts: list[Dataset], seed: int):
         self.mixture, self.parts, self.seed = mixture, parts, seed
         num_rows = sum(effective_rows(source, len(part)) for source, part in zip(mixture.sources, parts))
         super().__init__(InMemoryTable(no_content(num_rows)), info=DatasetInfo(features=FEATURES))
-        # In shared memory, so that persistent workers see it change.
+        # Persistent workers see changes of the epoch because it is in shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._order = None
         self._lengths = None
@@ -346,7 +349,7 @@ class MixtureDataset(Dataset):
         self._epoch.fill_(epoch)
 
     def order(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Source (int16), row (int64) and copy (int32) at each place of this epoch, of shape `(num_rows,)` each."""
+        """Return source (int16), row (int64) and copy (int32) of each row of this epoch, each `(num_rows,)`."""
         epoch = self._epoch.item()
         if self._order is None or self._order[0] != epoch:
             key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
@@ -354,26 +357,26 @@ class MixtureDataset(Dataset):
             sources = [torch.full_like(rows, index, dtype=torch.int16) for index, (rows, _) in enumerate(drawn)]
             sources, (rows, copies) = torch.cat(sources), (torch.cat(columns) for columns in zip(*drawn))
             del drawn
-            places = torch.randperm(len(rows), generator=keyed_generator(self.seed, epoch, "order"))
-            self._order = epoch, (sources[places], rows[places], copies[places])
+            order = torch.randperm(len(rows), generator=keyed_generator(self.seed, epoch, "order"))
+            self._order = epoch, (sources[order], rows[order], copies[order])
         return self._order[1]
 
     def lengths(self, measure: Callable[[Dataset], list[int]]) -> list[int]:
-        """Return the length of each row of this epoch; `measure` gives those of all rows of a source."""
+        """Return the length of each row of this epoch; `measure` returns the lengths of all rows of a source."""
         if self._lengths is None:
             self._lengths = [measure(part) for part in self.parts]
         sources, rows, _ = (values.tolist() for values in self.order())
         return [self._lengths[source][row] for source, row in zip(sources, rows)]
 
     def __getitem__(self, key):
-        """Return a row for a number; for a slice or several numbers a dictionary of columns, for a name a column."""
+        """Return the row of an index, the columns of a slice or several indices, or the column of a name."""
         if isinstance(key, str):
             return [row[key] for row in self]
         if not isinstance(key, int):
             rows = self.__getitems__(range(len(self))[key] if isinstance(key, slice) else key)
             return {name: [row[name] for row in rows] for name in self.column_names}
         if not -len(self) <= key < len(self):
-            raise IndexError(f"row {key} of a mixture of {len(self)} rows")
+            raise IndexError(f"row {key} is out of range for a mixture of {len(self)} rows")
         source, row, copy = (values[key].item() for values in self.order())
         return name_row(self.parts[source][row], copy)
 
@@ -385,7 +388,7 @@ class MixtureDataset(Dataset):
 
 
 def no_content(num_rows: int) -> pa.Table:
-    """Return a table of so many empty rows, which all lie in the same memory."""
+    """Return a table of `num_rows` empty rows, which share memory."""
     whole, rest = divmod(num_rows, EMPTY)
     columns = []
     for field in FEATURES.arrow_schema:
@@ -395,21 +398,21 @@ def no_content(num_rows: int) -> pa.Table:
 
 
 class MixtureStream(IterableDataset):
-    """The rows of a mixture of which some source is streamed; `set_epoch` chooses the epoch.
+    """Stream of the rows of a mixture with at least one streaming source; `set_epoch` sets the epoch.
 
-    Sources are drawn from at random, in proportion to the rows that each has still to give, and the result is shuffled
-    in a buffer. Every worker of a data loader reads the whole stream and keeps its share of it, so that what an epoch
-    has depends on neither their number nor the number of processes.
+    Rows are drawn from the sources at random, in proportion to the remaining rows of each source, and then shuffled in
+    a buffer. Each worker of a data loader reads the whole stream and keeps its share of it, so that the rows of an
+    epoch depend on neither the number of workers nor the number of processes.
 
-    With `split_streams` every worker of every process that trains has a part of each source, see
-    [`~modeling_vitp.instructions.sources.stored_rows`] for what it reads. Such a part has no end, since parts are not
-    equally long and no process may wait for another: after its last row it begins again, and draws afresh as in another
-    epoch. What a step trains on then depends on the number of processes and workers, too.
+    With `split_streams`, each worker of each training process reads its own part of each source, see
+    [`~modeling_vitp.instructions.sources.stored_rows`]. Parts differ in length and no process may wait for another.
+    Therefore a part is endless: after its last row it starts again, with new draws as in another epoch. The rows of a
+    training step then depend on the numbers of processes and workers.
 
     Args:
-        mixture: what is mixed, and how.
-        parts: the rows of each source, in the order of the mixture.
-        seed: of the draws and the order.
+        mixture: sources and settings of the mixture.
+        parts: rows of each source, in the order of the mixture.
+        seed: seed of the draws and the order.
     """
 
     _process: tuple[int, int] | None = None
@@ -420,11 +423,11 @@ class MixtureStream(IterableDataset):
 
     @property
     def is_split(self) -> bool:
-        """Return whether a process that trains takes [`of_process`], and not its share of all rows."""
+        """True if a training process uses [`of_process`] instead of its share of all rows."""
         return self.mixture.split_streams
 
     def of_process(self, num_processes: int, process_index: int) -> "MixtureStream":
-        """Return the part of a process, which its workers share."""
+        """Return the part of a process, which is shared by its workers."""
         stream = MixtureStream(self.mixture, self.parts, self.seed)
         stream._process = num_processes, process_index
         return stream
@@ -446,8 +449,8 @@ class MixtureStream(IterableDataset):
                 empty = 0
             if empty == EMPTY_PASSES:
                 raise ValueError(
-                    f"split_streams: there are no rows for one of {parts} workers. Start fewer processes or workers, "
-                    "or leave split_streams out."
+                    f"split_streams: one of {parts} workers has no rows. Use fewer processes or workers, or disable "
+                    "split_streams."
                 )
 
     def _shuffled(self, epoch: int, *part: int) -> Iterator[dict]:
@@ -455,7 +458,7 @@ class MixtureStream(IterableDataset):
         return shuffle_in_buffer(self._mixed(epoch, *part), self.mixture.shuffle_buffer, generator)
 
     def _mixed(self, epoch: int, parts: int = 1, part: int = 0, passes: int = 0) -> Iterator[dict]:
-        """Yield the rows of an epoch, or of one of its parts, after so many passes over it with the same ids."""
+        """Yield the rows of an epoch or of one of its parts; ids are numbered on from `passes` earlier passes."""
         split = (parts, part) if parts > 1 else ()
         key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
         generator = keyed_generator(self.seed, epoch, "order", *split)
@@ -486,19 +489,19 @@ class MixtureStream(IterableDataset):
 
 
 def effective_rows(source: Source, num_rows: int) -> int:
-    """Return rows that a source gives an epoch: rounded half up, or down where the released code is followed."""
+    """Return the number of rows of a source in an epoch, rounded half up, or down in compatibility mode."""
     half = 0 if source.first_rows else Fraction(1, 2)
     return math.floor(num_rows * Fraction(str(source.rate)) + half)
 
 
 def draw_rows(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """Return the rows of a source that an epoch has, and for each the number of its copy, from 0.
+    """Return the row numbers of a source in an epoch, and the copy number of each row, from 0.
 
     Args:
-        key: what a random part depends on, beside the name of the source.
+        key: seed of the random part, in addition to the name of the source.
 
     Returns:
-        Tensors of shape `(effective_rows,)`, in order of the copies: int64 and int32.
+        Row numbers, int64 `(effective_rows,)`, in order of the copies, and copy numbers, int32 of the same shape.
     """
     whole, part = divmod(effective_rows(source, num_rows), num_rows)
     if source.first_rows:
@@ -510,11 +513,11 @@ def draw_rows(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTe
 
 
 def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool = False) -> Iterator[tuple[dict, int]]:
-    """Return the same for a stream whose length is not known: yields rows, and for each the number of its copy.
+    """Yield the rows of a stream of unknown length with the copy number of each row, from 0.
 
-    With the fractional part of the rate `p / q` in lowest terms, p of every q rows are taken at random; no more than p
-    rows are held at a time. Of the last q or fewer so many that the number of all is rounded half up, or of one part of
-    a stream at random, so that all parts together have about as many as they should.
+    If the fractional part of the rate is `p / q` in lowest terms, p of every q rows are drawn at random; at most p rows
+    are kept in memory. For the last rows, fewer than q, the number is rounded half up. If `is_part`, it is rounded at
+    random, so that the total over all parts is correct on average.
     """
     if source.first_rows and source.rate < 1:
         yield from ((row, 0) for row in itertools.islice(rows, effective_rows(source, source.rows)))
@@ -527,50 +530,50 @@ def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool
         if not part:
             continue
         seen += 1
-        place = seen - 1 if seen <= part.numerator else torch.randint(seen, (), generator=generator).item()
-        if place < part.numerator:
-            held[place : place + 1] = [row]
+        index = seen - 1 if seen <= part.numerator else torch.randint(seen, (), generator=generator).item()
+        if index < part.numerator:
+            held[index : index + 1] = [row]
         if seen == part.denominator:
             yield from ((row, whole) for row in held)
             held, seen = [], 0
     half = torch.rand((), generator=generator).item() if is_part else Fraction(1, 2)
     num_last = math.floor(seen * part + half)
-    yield from ((held[place], whole) for place in torch.randperm(len(held), generator=generator)[:num_last].tolist())
+    yield from ((held[index], whole) for index in torch.randperm(len(held), generator=generator)[:num_last].tolist())
 
 
 def draw_and_shuffle(
     dataset: Dataset, source: Source, generator: torch.Generator, *key: object, parts: int = 1, part: int = 0
 ) -> Iterator[tuple[dict, int]]:
-    """Return what `draw` draws from a map-style source, or one of several parts of it, read in random order."""
+    """Yield the rows of [`draw_rows`] and their copy numbers, or one of several parts, in random order."""
     rows, copies = (values[part::parts] for values in draw_rows(source, len(dataset), *key))
-    for place in torch.randperm(len(rows), generator=generator).tolist():
-        yield dataset[rows[place].item()], copies[place].item()
+    for index in torch.randperm(len(rows), generator=generator).tolist():
+        yield dataset[rows[index].item()], copies[index].item()
 
 
 def name_row(row: dict, copy: int) -> dict:
-    """Return a row with an id that is unique in the mixture: each copy of a row has a VRL draw of its own."""
+    """Return a row with an id that is unique in the mixture, so that each copy of a row has its own VRL draw."""
     suffix = f"#{copy + 1}" if copy else ""
     return {**row, "id": f"{row['source']}/{row['id']}{suffix}"}
 
 
 def shuffle_in_buffer(rows: Iterable, size: int, generator: torch.Generator) -> Iterator:
-    """Yield rows in random order: each waits in a buffer of `size` rows until its place is drawn."""
+    """Yield rows in random order, shuffled in a buffer of `size` rows."""
     buffer = []
     for row in rows:
         if len(buffer) < size:
             buffer.append(row)
             continue
-        place = torch.randint(size, (), generator=generator).item()
-        yield buffer[place]
-        buffer[place] = row
-    yield from (buffer[place] for place in torch.randperm(len(buffer), generator=generator).tolist())
+        index = torch.randint(size, (), generator=generator).item()
+        yield buffer[index]
+        buffer[index] = row
+    yield from (buffer[index] for index in torch.randperm(len(buffer), generator=generator).tolist())
 
 
 def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
-    """Open every source of a mixture, and mixes them.
+    """Open all sources of a mixture and return the data set of their mixed rows.
 
     Raises:
-        ValueError: names the source that is not there, cannot be read, or is empty.
+        ValueError: If a source is not found, cannot be read, or is empty; the message names the source.
     """
     parts = []
     for source in tqdm(mixture.sources, desc="Opening sources", disable=None):
@@ -579,24 +582,24 @@ def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
             if len(part) == 0:
                 raise ValueError(f"Source {source.name!r}: {source.location} has no rows.")
             if source.rows not in (None, len(part)):
-                logger.warning("Source %r has %d rows; the mixture says %d.", source.name, len(part), source.rows)
+                logger.warning("Source %r has %d rows, but `rows` is %d.", source.name, len(part), source.rows)
         parts.append(part)
     is_streamed = any(isinstance(part, IterableDataset) for part in parts)
     if mixture.split_streams and not is_streamed:
-        logger.warning("split_streams changes nothing: no source is streamed.")
+        logger.warning("split_streams has no effect because no source is streaming.")
     return (MixtureStream if is_streamed else MixtureDataset)(mixture, parts, seed)
 
 
 def sources_of(dataset: Rows) -> list[Rows]:
-    """Return the sources of a mixture, or a data set that is none alone."""
+    """Return the sources of a mixture, or a list of the data set itself."""
     return dataset.parts if isinstance(dataset, MixtureDataset | MixtureStream) else [dataset]
 
 
 def describe_schemas(dataset: Rows) -> list[str]:
-    """Return a line of what the rows are, and of how many images they have; for a mixture one for each source.
+    """Return a line with the schema, the number of rows and of images per row; one for each source of a mixture.
 
     Raises:
-        ValueError: if the rows of a stream, which is not read before, make no conversations.
+        ValueError: If the rows of a stream, which are read here for the first time, match no schema.
     """
     if not isinstance(dataset, MixtureDataset | MixtureStream):
         return [f"reads: {describe_part(dataset, schema_name(dataset))}"]
@@ -607,14 +610,14 @@ def describe_schemas(dataset: Rows) -> list[str]:
 
 
 def schema_of_part(source: Source, part: Rows) -> str:
-    """Return what the rows of a source of a mixture are; of a stream it is opened for that."""
+    """Return the name of the schema of a source of a mixture; a stream is opened to find it."""
     is_made = isinstance(part, Dataset) and part.format["type"] == "custom"
     return schema_name(part) if is_made else schema_of(source)
 
 
 def describe_part(dataset: Rows, schema: str) -> str:
     is_stream = isinstance(dataset, IterableDataset)
-    first = itertools.islice(prepare_rows(dataset), LOOKED_AT)  # which leaves images encoded
+    first = itertools.islice(prepare_rows(dataset), LOOKED_AT)  # Images stay encoded.
     counts = [len(images_of(row)) for row in first if not row.get("error")]
     least, most = min(counts, default=0), max(counts, default=0)
     number = f"{least}" if least == most else f"{least} to {most}"
@@ -629,23 +632,25 @@ def check_rows(
     seconds: float = CHECK_SECONDS,
     in_processes: bool = False,
 ) -> str:
-    """Encode the first 200 rows of each source, or all if that takes no longer than `seconds`; says what was done.
+    """Encode the first 200 rows of each source, or all rows if that takes at most `seconds`, and return a summary.
 
-    Rows are encoded as for the first step, which under VRL's warm-up makes them longest. Nothing is drawn that training
-    draws later.
+    Rows are encoded for step 0, in which they are longest under VRL's warm-up. Random states are restored afterwards.
 
     Args:
-        most_rows: that are needed at all.
-        seconds: after which it ends in any case.
-        in_processes: whether other processes may encode, one for each core, at most 16; a stream is read by this one.
+        dataset: mixture or other data set.
+        collator: collator that encodes the rows.
+        most_rows: maximum number of rows; all by default.
+        seconds: time limit in seconds.
+        in_processes: whether worker processes encode the rows, one per core and at most 16. A stream is read by this
+            process.
 
     Raises:
-        ValueError: names the first row that cannot be used, unless the collator skips such rows.
+        ValueError: If a row is invalid, unless the collator skips invalid rows; the message names the first one.
     """
     length = number_of_rows(dataset)
     first, start = CHECKED * len(sources_of(dataset)), time.monotonic()
     done = skipped = 0
-    with drawing_nothing(), closing(errors(dataset, collator, most_rows, in_processes)) as found:
+    with preserve_random_states(), closing(errors(dataset, collator, most_rows, in_processes)) as found:
         for error in found:
             if error is not None and collator.on_error == "raise":
                 raise error
@@ -656,19 +661,19 @@ def check_rows(
             if passed > seconds or (done >= first and (length is None or whole > seconds)):
                 break
     rows = f"all {done:,} rows" if done == length else f"{done:,} of {length:,} rows" if length else f"{done:,} rows"
-    unfit = f"; {skipped:,} of them cannot be used and are replaced (on_error: skip)" if skipped else ""
+    unfit = f"; {skipped:,} of them are invalid and will be replaced (on_error: skip)" if skipped else ""
     return f"checked: {rows} encoded in {time.monotonic() - start:.1f} s{unfit}"
 
 
 def errors(
     dataset: Rows, collator: ViTPDataCollator, most_rows: int | None, in_processes: bool
 ) -> Iterator[ValueError | None]:
-    """Yield of each row in turn, why it cannot be used, or `None`."""
-    # A process that is not forked would import everything first, which takes longer than most checks.
+    """Yield the error of each row, or `None`."""
+    # A process that is not forked imports all modules first, which takes longer than most checks.
     if in_processes and number_of_rows(dataset) is not None and multiprocessing.get_start_method() == "fork":
         rows, num_workers = RowErrors(dataset, collator), min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
-        places = itertools.islice(rows.places(), most_rows)
-        yield from DataLoader(rows, batch_size=None, sampler=places, num_workers=num_workers)
+        keys = itertools.islice(rows.keys(), most_rows)
+        yield from DataLoader(rows, batch_size=None, sampler=keys, num_workers=num_workers)
     else:
         yield from map(partial(error_of, collator), itertools.islice(in_turn(dataset), most_rows))
 
@@ -682,32 +687,32 @@ def error_of(collator: ViTPDataCollator, row: dict) -> ValueError | None:
 
 
 class RowErrors(torch.utils.data.Dataset):
-    """By source and number, why a row cannot be used; for processes that each read some of the rows."""
+    """Data set of the errors of rows, or `None`, by source and row number; for worker processes."""
 
     def __init__(self, dataset: Dataset, collator: ViTPDataCollator):
         self.is_mixture = isinstance(dataset, MixtureDataset)
         self.parts = sources_of(dataset)
         self.collator = collator
 
-    def places(self) -> Iterator[tuple[int, int]]:
-        """In turn, see [`in_turn`]."""
+    def keys(self) -> Iterator[tuple[int, int]]:
+        """Yield source and row number of each row, in the order of [`in_turn`]."""
         for number in range(max(map(len, self.parts))):
             yield from ((source, number) for source, part in enumerate(self.parts) if number < len(part))
 
-    def __getitem__(self, place: tuple[int, int]) -> ValueError | None:
-        source, number = place
+    def __getitem__(self, key: tuple[int, int]) -> ValueError | None:
+        source, number = key
         row = self.parts[source][number]
         return error_of(self.collator, name_row(row, copy=0) if self.is_mixture else row)
 
 
 def number_of_rows(dataset: Rows) -> int | None:
-    """Return the number of rows of all sources, each counted once; `None` for a stream."""
+    """Return the number of rows of all sources, each counted once, or `None` for a stream."""
     parts = sources_of(dataset)
     return None if any(isinstance(part, IterableDataset) for part in parts) else sum(map(len, parts))
 
 
 def in_turn(dataset: Rows) -> Iterator[dict]:
-    """Yield the rows from the first on, those of a mixture from each source in turn."""
+    """Yield the rows of a data set, or of a mixture alternately from each source."""
     if not isinstance(dataset, MixtureDataset | MixtureStream):
         yield from dataset
         return
@@ -717,8 +722,8 @@ def in_turn(dataset: Rows) -> Iterator[dict]:
 
 
 @contextmanager
-def drawing_nothing() -> Iterator[None]:
-    """Leave the generators of torch, NumPy and Python as they were, which a user's transform may draw from."""
+def preserve_random_states() -> Iterator[None]:
+    """Restore the random states of torch, NumPy and Python, which a user's transform may change."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         yield
@@ -727,5 +732,5 @@ def drawing_nothing() -> Iterator[None]:
 
 
 def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:
-    """Return rows that may take the place of those that are skipped: any, or of a stream the first."""
+    """Return the rows that replace skipped ones: all rows, or the first `num_rows` of a stream."""
     return dataset if isinstance(dataset, Dataset) else list(itertools.islice(dataset, num_rows))

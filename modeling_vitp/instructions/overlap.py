@@ -1,8 +1,8 @@
-"""Search for images of a test set in the training data: the same, near-duplicates, and crops of one another.
+"""Search for test images in the training data: identical images, near-duplicates, and crops.
 
 Candidates come from two indices over the test images: a perceptual hash of the whole image in its eight flips and
-quarter turns, and local features (SIFT) in both mirrorings, matched to a place by a similarity transform. A candidate
-counts only if the pixels agree there: normalized cross-correlation of the two images, brought onto each other.
+90-degree rotations, and local features (SIFT) of the image and its mirror image, aligned by a similarity transform. A
+candidate is accepted if the normalized cross-correlation of the aligned images is high.
 """
 
 import hashlib
@@ -25,26 +25,26 @@ from .from_annotations.collages import split_collage
 from .rows import load_images
 from .sources import folder_cache
 
-HASH_SIDE = 8  # frequencies in each direction: 64 bits
-HASH_DISTANCE = 12  # bits, of 64, up to which two images are compared
+HASH_SIDE = 8  # Frequencies in each direction, which give 64 bits.
+HASH_DISTANCE = 12  # Maximum Hamming distance, in bits, of candidates.
 HASH_CHECK_SIDE = 64
-SIDE_LIMITS = (256, 1024)  # features are found with the long side brought into these limits
+SIDE_LIMITS = (256, 1024)  # Limits of the long side, in pixels, for feature detection.
 PIXELS_PER_FEATURE = 400
-DESCRIPTOR_DISTANCE = 0.45  # of RootSIFT, whose largest is sqrt(2)
+DESCRIPTOR_DISTANCE = 0.45  # Maximum distance of RootSIFT descriptors, which is at most sqrt(2).
 NEIGHBORS = 8
 MIN_MATCHES = 6
 MAX_CANDIDATES = 20
-TRANSFORM_ERROR = 4.0  # pixels
-MAX_SCALE = 16.0  # between the two images
+TRANSFORM_ERROR = 4.0  # Maximum reprojection error in pixels.
+MAX_SCALE = 16.0  # Maximum scale between the two images.
 MIN_CORRELATION = 0.8
-MIN_SHARED_SIDE = 24  # pixels: smaller shared parts are not trusted
-MIN_CONTRAST = 4.0  # standard deviation in gray levels; flat images have nothing to compare
-WHOLE = 0.8  # share of both images that they share: a near-duplicate; less is a crop
+MIN_SHARED_SIDE = 24  # Minimum side, in pixels, of a reliable shared part.
+MIN_CONTRAST = 4.0  # Minimum standard deviation in gray levels of an image that can be compared.
+WHOLE = 0.8  # Minimum shared fraction of both images of a near-duplicate; below it, the match is a crop.
 
 
 @dataclass(frozen=True)
 class Match:
-    """A test image that an image shares pixels with; `score` is their correlation there."""
+    """Test image that shares pixels with an image; `score` is the correlation of the shared part."""
 
     test_image: str
     kind: str  # "same", "near-duplicate" or "crop"
@@ -56,14 +56,14 @@ class Fingerprint:
     """Digest of the pixels of an image, its hash in eight orientations, and its features."""
 
     digest: bytes
-    hashes: np.ndarray  # uint64, shape (8,)
-    points: np.ndarray  # float32, shape (num_features, 2), in pixels of `shrunk`
-    descriptors: np.ndarray  # float32, shape (num_features, 128), RootSIFT
+    hashes: np.ndarray  # uint64 `(8,)`.
+    points: np.ndarray  # float32 `(num_features, 2)`, in pixels of the gray levels.
+    descriptors: np.ndarray  # RootSIFT, float32 `(num_features, 128)`.
     has_contrast: bool
 
 
 def gray_levels(image: Image.Image) -> np.ndarray:
-    """Return gray levels, uint8, with the long side brought into `SIDE_LIMITS`, other depths in 8 bits."""
+    """Return an image as uint8 gray levels, scaled to 8 bits and to a long side within `SIDE_LIMITS`."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
         low, high = values.min(), values.max()
@@ -95,23 +95,23 @@ def image_fingerprint(image: Image.Image, pixels: np.ndarray) -> Fingerprint:
 
 
 def as_picture(image: Image.Image | np.ndarray) -> Image.Image:
-    """Return an image as a picture: an array of shape `(bands, height, width)` as the mean of its bands."""
+    """Return a Pillow image; an array of shape `(bands, height, width)` becomes the mean of its bands."""
     return image if isinstance(image, Image.Image) else Image.fromarray(image.mean(axis=0).astype(np.float32))
 
 
 def pixel_digest(image: Image.Image | np.ndarray) -> bytes:
     if isinstance(image, np.ndarray):
         return hashlib.sha256(f"{image.dtype}{image.shape}".encode() + image.tobytes()).digest()[:16]
-    if image.mode in ("P", "PA"):  # numbers of colors
+    if image.mode in ("P", "PA"):  # The pixels are indices of a palette.
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).digest()[:16]
 
 
 def hash_orientations(pixels: np.ndarray) -> np.ndarray:
-    """Return the perceptual hashes of an image in its eight flips and quarter turns, uint64 of shape (8,).
+    """Return the perceptual hashes of an image in its eight flips and 90-degree rotations, uint64 of shape (8,).
 
-    A bit says whether a low frequency of the 32 x 32 image is above the median of all. A flip changes the sign of the
-    odd frequencies and a transposition swaps the axes, so one transform serves all.
+    A bit is set if a low frequency of the 32 x 32 image is above the median of all. A flip changes the sign of the odd
+    frequencies and a transposition swaps the axes, so one transform suffices for all orientations.
     """
     small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:HASH_SIDE, :HASH_SIDE]
@@ -125,7 +125,7 @@ def hash_orientations(pixels: np.ndarray) -> np.ndarray:
 
 
 def orientations(pixels: np.ndarray) -> list[np.ndarray]:
-    """Return the images that `hash_orientations` hashes, in its order."""
+    """Return an image in its eight orientations, in the order of `hash_orientations`."""
     return [
         np.ascontiguousarray(block[:: 1 - 2 * flip_rows, :: 1 - 2 * flip_columns])
         for block in (pixels, pixels.T)
@@ -136,7 +136,7 @@ def orientations(pixels: np.ndarray) -> list[np.ndarray]:
 
 @contextmanager
 def opencv_in_one_thread() -> Iterator[None]:
-    """Use one thread while processes are forked: they would wait for ever for the threads of OpenCV in their parent."""
+    """Limit OpenCV to one thread while processes are forked, which would otherwise deadlock."""
     number = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -146,18 +146,18 @@ def opencv_in_one_thread() -> Iterator[None]:
 
 
 class TestImages:
-    """Index of test images, to find those with which another image shares pixels.
+    """Index of test images, to find those that share pixels with another image.
 
     Args:
         images: rows of undecoded images, see `load_images`.
-        names: of the images.
-        num_workers: processes that take the fingerprints.
+        names: names of the images.
+        num_workers: number of processes that compute the fingerprints.
 
     Raises:
-        ValueError: names the image that cannot be read.
+        ValueError: If an image cannot be read; the message names it.
     """
 
-    __test__ = False  # no test case, whatever pytest takes the name for
+    __test__ = False  # Otherwise pytest collects the class because of its name.
 
     def __init__(self, images: Dataset, names: Sequence[str], num_workers: int = 0):
         self.images, self.names = images, names
@@ -170,23 +170,23 @@ class TestImages:
         self.points = np.concatenate([print_.points for print_ in prints])
         self.descriptors = np.concatenate([print_.descriptors for print_ in prints])
         self.owners = np.repeat(np.arange(len(prints)), [len(print_.points) for print_ in prints])
-        self._index = self._build_index()  # before processes are forked, which then share it
+        self._index = self._build_index()  # Built before processes are forked, so that they share it.
 
     def _build_index(self) -> "cv2.flann.Index | None":
         if len(self.descriptors) <= NEIGHBORS:
             return None
-        cv2.setRNGSeed(0)  # of the k-d trees
-        return cv2.flann.Index(self.descriptors, {"algorithm": 1, "trees": 4})  # 1: that kind
+        cv2.setRNGSeed(0)
+        return cv2.flann.Index(self.descriptors, {"algorithm": 1, "trees": 4})  # Algorithm 1 is k-d trees.
 
     def __getstate__(self):
-        return self.__dict__ | {"_index": None}  # OpenCV's index cannot be pickled
+        return self.__dict__ | {"_index": None}  # OpenCV's index cannot be pickled.
 
     def __setstate__(self, state):
         self.__dict__ = state
         self._index = self._build_index()
 
     def _fingerprints(self, indices: list[int]) -> list[Fingerprint]:
-        """Return the fingerprints of images and their mirror images, in turn."""
+        """Return the fingerprints of images, each followed by that of its mirror image."""
         images = [self._decode(index, mirrored) for index in indices for mirrored in (False, True)]
         return [image_fingerprint(image, gray_levels(image)) for image in images]
 
@@ -198,9 +198,9 @@ class TestImages:
         return gray_levels(self._decode(owner // 2, owner % 2 == 1))
 
     def find(self, image: Image.Image) -> list[Match]:
-        """Return the test images with which an image shares pixels, the best match of each, in order of their names.
+        """Return the best match of an image with each test image that shares pixels with it, in order of the index.
 
-        If the file of the image states that it is a collage, each of its crops is searched, too.
+        If the metadata of the image describes a collage, each crop of the collage is searched as well.
         """
         image, found = as_picture(image), {}
         for part in (image, *split_collage(image)):
@@ -227,7 +227,7 @@ class TestImages:
                 yield index, "near-duplicate", score
 
     def _shared_part(self, pixels: np.ndarray, own: Fingerprint):
-        """Match features, let them vote for a test image, and compare the pixels at the voted place."""
+        """Yield matches of image parts: features vote for test images, and the aligned pixels are compared."""
         if len(own.points) < MIN_MATCHES or self._index is None:
             return
         neighbors, distances = self._index.knnSearch(own.descriptors, NEIGHBORS, params={"checks": 32})
@@ -244,7 +244,7 @@ class TestImages:
                 yield match
 
     def _compare(self, pixels: np.ndarray, points: np.ndarray, test_points: np.ndarray, owner: int):
-        """Fit a similarity transform to the matched points and correlate the pixels that it brings onto each other."""
+        """Align two images by a similarity transform of the matched points and correlate the aligned pixels."""
         transform, inliers = cv2.estimateAffinePartial2D(
             points, test_points, method=cv2.RANSAC, ransacReprojThreshold=TRANSFORM_ERROR
         )
@@ -254,7 +254,7 @@ class TestImages:
         scale = float(np.hypot(*transform[:, 0]))
         if not 1 / MAX_SCALE <= scale <= MAX_SCALE:
             return None
-        if scale > 1:  # compare at the coarser resolution of the two
+        if scale > 1:  # The images are compared at the coarser of the two resolutions.
             test, pixels, transform = pixels, test, cv2.invertAffineTransform(transform)
         ratio = min(scale, 1 / scale)
         size = test.shape[::-1]
@@ -276,24 +276,29 @@ def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the normalized cross-correlation of two arrays of one shape; 0 if either is constant."""
+    """Return the normalized cross-correlation of two arrays of the same shape; 0 if either is constant."""
     first, second = (values.astype(np.float64) - values.mean() for values in (first, second))
     norm = np.sqrt((first**2).sum() * (second**2).sum())
     return float((first * second).sum() / norm) if norm > 0 else 0.0
 
 
 def load_test_images(where: str, split: str | None = None, num_workers: int = 0) -> TestImages:
-    """Index a folder of images, or a split (`test`) of a data set (a folder of Parquet files, or a Hub id).
+    """Return an index of a folder of images, or of a split of a data set (a folder of Parquet files, or a Hub id).
+
+    Args:
+        where: folder or Hub id.
+        split: split of a data set; `test` by default.
+        num_workers: number of processes that compute the fingerprints.
 
     Raises:
-        ValueError: if there are no images, or one of them cannot be read; a folder of images has no `split`.
+        ValueError: If no images are found, one of them cannot be read, or a split of a folder of images is requested.
     """
     folder = Path(where)
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
         if split is not None:
             raise ValueError(
-                f"{where} is a folder of images, of which all are test images, and has no split {split!r}: give the "
-                "folder of the split, and no --against_split."
+                f"{where} is a folder of images, which has no splits, got --against_split {split!r}. Use the folder of "
+                "the split, without --against_split."
             )
         files = image_files(folder)
         images = Dataset.from_dict({"image": list(map(str, files))})
@@ -302,26 +307,26 @@ def load_test_images(where: str, split: str | None = None, num_workers: int = 0)
         cache = folder_cache(folder) if folder.is_dir() else None
         splits, split = load_dataset(where, cache_dir=cache), split or "test"
         if split not in splits:
-            raise ValueError(f"{where} has no split {split!r}, only {sorted(splits)}.")
+            raise ValueError(f"Split {split!r} not found in {where}. Found: {sorted(splits)}.")
         images, names = image_rows(splits[split], where)
     if not names:
-        raise ValueError(f"There are no images in {where}.")
+        raise ValueError(f"No images found in {where}.")
     return TestImages(images.cast_column("image", ImageFeature(decode=False)), names, num_workers)
 
 
 def image_rows(dataset: Dataset, where: str) -> tuple[Dataset, list[str]]:
-    """Return the images of the rows of a data set, one a row, and their names."""
+    """Return a data set with one image per row, and the names of the images."""
     if "id" not in dataset.column_names:
         dataset = dataset.add_column("id", list(range(len(dataset))))
     if "image" in dataset.column_names:
         return dataset.select_columns("image"), list(map(str, dataset["id"]))
     if "images" not in dataset.column_names:
-        raise ValueError(f"{where} has neither a column image nor images, only {dataset.column_names}.")
+        raise ValueError(f"No column 'image' or 'images' in {where}. Found: {', '.join(dataset.column_names)}.")
 
     def flatten(rows):
-        pairs = [(row_id, place) for row_id, images in zip(rows["id"], rows["images"]) for place in range(len(images))]
+        pairs = [(row_id, index) for row_id, images in zip(rows["id"], rows["images"]) for index in range(len(images))]
         images = [image for images in rows["images"] for image in images]
-        return {"image": images, "name": [f"{row_id}[{place}]" for row_id, place in pairs]}
+        return {"image": images, "name": [f"{row_id}[{index}]" for row_id, index in pairs]}
 
     lists = dataset.select_columns(["id", "images"]).cast_column("images", List(ImageFeature(decode=False)))
     flat = lists.map(flatten, batched=True, remove_columns=["id", "images"])

@@ -59,14 +59,13 @@ def images_of(example: dict[str, Any]) -> list:
 
 
 def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
-    """Return the images of a row, see [`images_of`]: decoded unless they are images or arrays already.
+    """Return the decoded images of a row. Images and arrays are returned as they are.
 
-    What Pillow does not read in full, of more than 8 bits or of other bands than colors, becomes an array of shape
-    `(bands, height, width)`, for an [`InputSpec`]. One that is named by URL is fetched only if that is asked for, see
-    [`~modeling_vitp.images.reading`].
+    An image with more than 8 bits or with other bands than RGB becomes an array of shape `(bands, height, width)`, for
+    an [`InputSpec`]. An image URL is fetched only if fetching is enabled, see [`~modeling_vitp.images.reading`].
 
     Args:
-        spec: how they will be read, see [`~modeling_vitp.images.reading.read_picture`].
+        spec: input spec of the images, see [`~modeling_vitp.images.reading.read_picture`].
     """
     loaded = []
     for index, image in enumerate(images_of(example)):
@@ -75,23 +74,22 @@ def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
         if isinstance(image, dict):
             try:
                 image = bands_first(read_picture(content_of(image), spec))
-            except Exception as error:  # Pillow raises many kinds, SyntaxError among them, for a broken file
+            except Exception as error:  # Pillow raises many types for a broken file, SyntaxError among them.
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
-                said = str(error)
+                reason = str(error)
                 if isinstance(error, FileNotFoundError) and error.filename:
-                    place = os.path.abspath(error.filename)
-                    said = f"No such file as {place}; `image_root` gives the folder that paths of images start from"
+                    reason = f"file {os.path.abspath(error.filename)} not found; set `image_root` to the image folder"
                 raise ValueError(
-                    f"image {index}{origin} cannot be read: {said}. Mend the file or take the row out."
+                    f"image {index}{origin} cannot be read: {reason}. Repair the file or remove the row."
                 ) from error
         if isinstance(image, PIL.Image.Image) and 0 in image.size:
-            raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Take the row out.")
+            raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Remove the row.")
         loaded.append(image)
     return loaded
 
 
 def bands_first(picture: Picture) -> PIL.Image.Image | np.ndarray:
-    """Return an array in the layout that the image processor sees to be that of its shape, without being told."""
+    """Return an array as `(bands, height, width)`; raise a `ValueError` if the image processor would misread it."""
     if isinstance(picture, PIL.Image.Image):
         return picture
     array = picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
@@ -100,24 +98,24 @@ def bands_first(picture: Picture) -> PIL.Image.Image | np.ndarray:
             return array
     except ValueError:
         pass
-    raise ValueError(f"{array.shape[0]} bands of {array.shape[2]} x {array.shape[1]} pixels are too small an image")
+    raise ValueError(f"the image is too small: {array.shape[0]} bands of {array.shape[2]} x {array.shape[1]} pixels")
 
 
 def content_of(image: dict) -> bytes:
-    """Return the encoded image, out of the row, its file or, if that is asked for, its URL."""
+    """Return the encoded bytes of an image, from the row, its file or, if fetching is enabled, its URL."""
     content, path = image.get("bytes"), image.get("path")
     if content is not None:
         return content
     if not isinstance(path, str):
-        raise ValueError(f"it has neither bytes nor a path, but {str(path)[:80]!r}.")
-    if OF_THE_HUB.search(path):  # of a data set that is streamed, by the client of the Hub
+        raise ValueError(f"an image needs bytes or a path, got {str(path)[:80]!r}.")
+    if OF_THE_HUB.search(path):  # Streamed data sets refer to files on the Hub by such paths.
         with xopen(path, "rb") as file:
             return file.read()
     return fetch(path) if is_url(path) else Path(path).read_bytes()
 
 
 def image_size(image: Any) -> tuple[int, int]:
-    """Return height and width of an image of a row as it is seen, by its header and EXIF data if it is encoded."""
+    """Return height and width of an image after EXIF rotation. Of an encoded image, only the header is read."""
     if isinstance(image, str):
         image = {"path": image, "bytes": None}
     if isinstance(image, dict):
@@ -125,7 +123,7 @@ def image_size(image: Any) -> tuple[int, int]:
         try:
             with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
                 return picture_size(file)
-        except Exception as error:  # as in `load_images`
+        except Exception as error:  # Pillow raises many kinds, see `load_images`.
             raise ValueError(f"an image cannot be read: {error}") from error
     if isinstance(image, PIL.Image.Image):
         return image.size[::-1]
@@ -133,7 +131,7 @@ def image_size(image: Any) -> tuple[int, int]:
 
 
 def check_image_parts(messages: list[dict]) -> None:
-    """Raise a `ValueError` if a part of a message names an image itself, in place of the row's `images`."""
+    """Raise a `ValueError` if a message part contains an image, which belongs under the row's `images`."""
     for index, message in enumerate(messages):
         content = message.get("content")
         for part in content if isinstance(content, (list, tuple)) else ():
@@ -145,36 +143,36 @@ def check_image_part(part: dict, index: int) -> None:
     named += ["image"] if isinstance(part.get("image"), (str, bytes, dict)) else []
     if named or part.get("type") == "image_url":
         raise ValueError(
-            f"message {index} names an image in a part of its own ({(named or ['image_url'])[0]}). Put it under "
-            "`images`, as a file or its bytes, and mark its place with {'type': 'image'}."
+            f"message {index} has a part that contains an image ({(named or ['image_url'])[0]}). Put the image under "
+            "`images`, as a path or bytes, and mark its position with {'type': 'image'}."
         )
 
 
 def check_answers(messages: list[dict[str, Any]]) -> None:
-    """Raise a `ValueError` if there is nothing to learn from, or an answer is empty or comes before any question."""
+    """Raise a `ValueError` if no answer is trained on, an answer is empty, or an answer precedes all questions."""
     answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
     if all(is_given(message) for _, message in answers):
-        raise ValueError("there is no assistant message to learn from. Add one or take the row out.")
-    asked = next((index for index, message in enumerate(messages) if message["role"] == "user"), len(messages))
+        raise ValueError("no assistant message to train on. Add one or remove the row.")
+    first_question = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
     for index, message in answers:
-        if index < asked:
+        if index < first_question:
             raise ValueError(
-                f"the answer in message {index} comes before any question, and sees neither it nor an image. Bring the "
-                "messages into their order, or take the row out."
+                f"the answer in message {index} comes before the first question. Reorder the messages or remove the "
+                "row."
             )
         if not "".join(message_texts(message)).strip():
-            raise ValueError(f"the answer in message {index} is empty. Fill it in or take the row out.")
+            raise ValueError(f"the answer in message {index} is empty. Add its text or remove the row.")
 
 
 def is_given(message: dict[str, Any]) -> bool:
-    """Return whether a message is an answer that is not learned."""
+    """Return whether a message is an answer that is excluded from the loss."""
     content = message.get("content")
     parts = content if message["role"] == "assistant" and isinstance(content, list) else []
     return any(isinstance(part, dict) and part.get("type") == GIVEN for part in parts)
 
 
 def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replace each `<image>` in the text of a question by an image part, and mark given parts as text."""
+    """Replace each `<image>` in a question by an image part, and set the type of given parts to text."""
     placed = []
     for message in messages:
         content = message["content"]
@@ -187,14 +185,14 @@ def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def split_at_places(text: str) -> list[dict[str, Any]]:
-    """Split text into parts at `<image>`. The newline after a place goes: the chat template writes one."""
+    """Split text into parts at `<image>`, without the newline after it, which the chat template writes."""
     first, *rest = text.split(IMAGE_PLACE)
     parts = [{"type": "text", "text": first}] if first or not rest else []
-    for piece in rest:
+    for following in rest:
         parts.append({"type": "image", "text": None})
-        piece = piece.removeprefix("\n")
-        if piece:
-            parts.append({"type": "text", "text": piece})
+        following = following.removeprefix("\n")
+        if following:
+            parts.append({"type": "text", "text": following})
     return parts
 
 
@@ -202,21 +200,21 @@ SampleTransform = Callable[[dict[str, Any], torch.Generator], dict[str, Any]]
 
 
 def makes_images(transform: SampleTransform | None) -> bool:
-    """Return whether a transform says that it does without the images of a row, which then are not read."""
+    """Return whether a transform creates its own images, so that those of the row are not read."""
     return getattr(transform, "makes_images", False)
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceSettings:
-    """How the rows of one source of a mixture are encoded; `None` leaves it to the processor.
+    """Encoding settings for the rows of one source of a mixture; `None` uses the setting of the processor.
 
     Args:
-        max_patches: most tiles of a sample; its images share them.
-        image_size: side of the square, in pixels, that every image is resampled to before it is cut into tiles: the
-            tile size of the model gives one tile, twice as much four and a thumbnail.
-        system_prompt: for conversations that have no system message of their own.
-        input_spec: how images that are not 8-bit RGB are read, see [`InputSpec`].
-        jpeg_degradation: whether training images go through JPEG compression of a random quality from 75 to 100.
+        max_patches: maximum number of tiles of a sample, shared by its images.
+        image_size: side of the square, in pixels, that each image is resampled to before tiling. The tile size of the
+            model gives one tile; twice the tile size gives four tiles and a thumbnail.
+        system_prompt: system prompt of conversations without a system message.
+        input_spec: fields of the [`InputSpec`] for images that are not 8-bit RGB.
+        jpeg_degradation: whether training images are JPEG-compressed with a random quality from 75 to 100.
     """
 
     max_patches: int | None = None
@@ -227,7 +225,7 @@ class SourceSettings:
 
     @property
     def images_kwargs(self) -> dict[str, Any]:
-        """Return what the image processor is told of the source."""
+        """Keyword arguments for the image processor."""
         kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
         return {name: value for name, value in kwargs.items() if value is not None}
 
@@ -237,7 +235,7 @@ class SourceSettings:
         return InputSpec.from_dict(fields if names is None else {"band_names": names, **fields})
 
     def apply(self, images: list, generator: torch.Generator) -> list:
-        """Return the images of a sample as the source wants them seen."""
+        """Return the images of a sample after JPEG degradation and resampling, as far as they are set."""
         if self.jpeg_degradation:
             images = [degrade(image, generator) for image in images]
         if self.image_size is not None:
@@ -245,17 +243,17 @@ class SourceSettings:
         return images
 
     def with_system_prompt(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return messages with the system prompt of the source in front, unless they have one of their own."""
+        """Return messages with the system prompt of the source in front, unless they start with a system message."""
         if self.system_prompt is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]
 
 
 def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
-    """Return the image, where it is transparent on white, after JPEG compression of a quality from 75 to 100."""
+    """Return the image after JPEG compression with a random quality from 75 to 100; transparency becomes white."""
     if not isinstance(image, PIL.Image.Image) or image.mode not in PIL_8BIT_MODES:
         kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{len(image)} bands of {image.dtype}"
-        raise ValueError(f"jpeg_degradation needs 8-bit images, not one of {kind}: leave it out of the source.")
+        raise ValueError(f"jpeg_degradation needs 8-bit images, got {kind}. Remove the setting from the source.")
     quality = torch.randint(75, 101, (), generator=generator).item()
     compressed = io.BytesIO()
     to_rgb(image).save(compressed, format="JPEG", quality=quality)
@@ -263,25 +261,25 @@ def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Ima
 
 
 def to_square(image: PIL.Image.Image | np.ndarray, size: int) -> PIL.Image.Image | np.ndarray:
-    """Resample an image, or an array of shape `(bands, height, width)`, to `size` pixels a side."""
+    """Resample an image, or an array of shape `(bands, height, width)`, to `size` x `size` pixels."""
     if not isinstance(image, PIL.Image.Image):
         return np.stack([resample_band(band, size) for band in np.asarray(image)])
-    if image.mode in ("1", "P", "PA"):  # which Pillow resamples without interpolation
+    if image.mode in ("1", "P", "PA"):  # Pillow resamples these modes without interpolation.
         image = image.convert("RGBA")
     return image.resize((size, size), PIL.Image.Resampling.BICUBIC)
 
 
 def resample_band(band: np.ndarray, size: int) -> np.ndarray:
-    """Return an array of shape `(height, width)` resampled in its own type, without values beyond those that it has."""
+    """Resample an array of shape `(height, width)`; its dtype and its range of values are kept."""
     if not np.isfinite(band).all():
-        raise ValueError("image_size cannot resample an image with values that are not finite: fill them before.")
+        raise ValueError("image_size cannot resample an image with values that are not finite. Fill them first.")
     square = PIL.Image.fromarray(band.astype(np.float32)).resize((size, size), PIL.Image.Resampling.BICUBIC)
     values = np.clip(np.asarray(square, dtype=np.float64), band.min(), band.max())
     return (np.rint(values) if band.dtype.kind in "bui" else values).astype(band.dtype)
 
 
 def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Give every row an id, and leaves images encoded, so that the collator can name the sample that is broken."""
+    """Give every row an id and leave images encoded, so that the collator can name a broken sample."""
     encoded = {}
     for name, feature in (dataset.features or {}).items():
         if is_decoded(feature):
@@ -294,14 +292,14 @@ def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDatase
     if isinstance(dataset, Dataset):
         if not has_ids:
             dataset = dataset.add_column("id", list(range(len(dataset))))
-        # `cast_column` would write a copy of the whole data set for a list of images, though no byte of it changes.
+        # For a list of images, `cast_column` would write an unchanged copy of the whole data set.
         dataset = dataset.select_columns(dataset.column_names)
         dataset.info.features = Features({**dataset.features, **encoded})
         return dataset
     for name, feature in encoded.items():
         dataset = dataset.cast_column(name, feature)
     if not has_ids:
-        # Not the row number, which in a stream depends on the worker, the rank and the shuffle buffer.
+        # In a stream the row number depends on the worker, the rank and the shuffle buffer, so a hash is used.
         features = dataset.features and Features({"id": Value("string"), **dataset.features})
         dataset = dataset.map(lambda row: {"id": content_id(row), **row}, features=features)
     return dataset
@@ -325,7 +323,7 @@ def undecoded(features: Features) -> Features:
 
 
 def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
-    """Tell data sets apart: by the number of rows and a few of them, or for a stream by its name and columns."""
+    """Describe a data set by its number of rows and a hash of a few, or a stream by its name and columns."""
     if isinstance(dataset, IterableDataset):
         info = dataset.info
         return f"stream {info.dataset_name} {info.config_name} {dataset.split} {sorted(dataset.column_names or [])}"
@@ -339,7 +337,7 @@ def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
 def sample_texts(
     dataset: Dataset | IterableDataset, sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
 ) -> Iterator[str]:
-    """Return texts of the first rows' messages, after the transform, to train a tokenizer on."""
+    """Yield the texts of the first rows' messages, after the transform, to train a tokenizer."""
     for row in itertools.islice(prepare_rows(dataset), num_samples):
         if sample_transform is not None:
             row = {**row, "images": [] if makes_images(sample_transform) else load_images(row)}

@@ -1,7 +1,7 @@
-"""Schemas of instruction rows: how each is recognized by its columns, and read as a conversation.
+"""Schemas of instruction rows: how a schema is recognized by its columns and converted to a conversation.
 
-A schema is declared once, by [`schema`] before the function that reads its turns. Data sets, sources of mixtures, their
-validation and the trainer look it up here.
+A schema is declared once, by the decorator [`schema`] on the function that returns its turns. Data sets, sources of
+mixtures, their validation and the trainer look it up here.
 """
 
 import json
@@ -42,12 +42,12 @@ ROLE_OF = {
 
 @dataclass(frozen=True)
 class Schema:
-    """A schema of rows.
+    """Schema of instruction rows.
 
     Args:
-        name: as it is printed.
-        columns: that a data set needs for it. Of two that fit, one that needs all that the other needs is meant.
-        turns: returns the turns of the conversation, from a row that has these columns.
+        name: display name.
+        columns: required columns. If two schemas match and one requires all columns of the other, it takes precedence.
+        turns: function from a row with these columns to the turns of its conversation.
     """
 
     name: str
@@ -59,10 +59,10 @@ SCHEMAS: list[Schema] = []
 
 
 def schema(name: str, *columns: str) -> Callable:
-    """Register the decorated function as the reader of a schema, see [`Schema`]; one of the same name is replaced."""
+    """Register the decorated function as the `turns` of a [`Schema`]; a schema with the same name is replaced."""
 
     def register(turns: Callable) -> Callable:
-        SCHEMAS[:] = [one for one in SCHEMAS if one.name != name] + [Schema(name, columns, turns)]
+        SCHEMAS[:] = [other for other in SCHEMAS if other.name != name] + [Schema(name, columns, turns)]
         return turns
 
     return register
@@ -75,13 +75,13 @@ def listed_turns(row: dict) -> list[dict]:
 
 @schema("prompts and completions", "prompt", "completion")
 def completed_turns(row: dict) -> list[dict]:
-    """Read texts as a question and its answer. As for TRL, no answer in a prompt is learned."""
+    """Return a prompt and a completion as turns. Answers in the prompt are excluded from the loss, as in TRL."""
     parts = []
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         turns = row[name]
         turns = [{"role": role, "content": turns}] if isinstance(turns, str) else as_list(turns)
         if not isinstance(turns, list) or not turns:
-            raise ValueError(f"the {name} is {str(turns)[:80]!r}, neither a text nor a list of turns.")
+            raise ValueError(f"the {name} must be a text or a list of turns, got {str(turns)[:80]!r}.")
         parts.append(turns)
     prompt, completion = parts
     return [*({**turn, GIVEN: True} if isinstance(turn, dict) else turn for turn in prompt), *completion]
@@ -101,98 +101,98 @@ def question_turns(row: dict) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-OF_IMAGES = {"image", "width", "height"}  # columns of a schema that hold no text
-BESIDE = ("system", "video", "videos")  # what is read of a row beside its turns
-IMAGES = ("images", "image")  # of a row that has both columns, those of the one that is not empty
-RENAME = "Rename or leave out columns, or give the data as a source of a mixture, with `columns`."
+OF_IMAGES = {"image", "width", "height"}  # Columns of a schema that contain no text.
+BESIDE = ("system", "video", "videos")  # Columns that are read in addition to those of the schema.
+IMAGES = ("images", "image")  # If a row has both columns, the one that is not empty is used.
+RENAME = "Rename or remove columns, or use the data as a source of a mixture and set `columns`."
 
 
 def text_columns() -> list[str]:
-    """Return the columns that hold the texts of a row in any schema."""
+    """Return the text columns of all schemas."""
     return list(dict.fromkeys(name for schema in SCHEMAS for name in schema.columns if name not in OF_IMAGES))
 
 
 def recognize(
     names: Iterable[str], mapped: Mapping[str, str] | None = None, prompt: str | None = None, remedy: str = RENAME
 ) -> tuple[Schema, dict[str, str]]:
-    """Return the schema of rows with columns of these names, and which column is what in it.
+    """Return the schema that matches these column names, and a mapping from the schema's columns to the names.
 
     Args:
-        mapped: what a user says of columns with other names.
-        prompt: the question of rows that have an answer alone.
-        remedy: what to do if it cannot be told.
+        mapped: mapping of the user from the schema's columns to other names.
+        prompt: question of rows with an answer column only.
+        remedy: advice in the error message.
 
     Raises:
-        ValueError: lists the columns and what each schema needs, if none fits, or several do.
+        ValueError: If no schema or several match. The message lists the columns, and those that each schema needs.
     """
     names, mapped = list(names), mapped or {}
-    there = {*names, *mapped, *(["question"] if prompt is not None else [])}
-    said = set(text_columns()) & set(mapped)
-    fitting = [schema for schema in SCHEMAS if set(schema.columns) <= there and said <= set(schema.columns)]
-    fitting = [one for one in fitting if not any(set(one.columns) < set(other.columns) for other in fitting)]
-    if len(fitting) != 1:
-        kinds = " and ".join(schema.name for schema in fitting)
-        what = f"are those of {kinds} at once" if fitting else "make no conversation"
+    available = {*names, *mapped, *(["question"] if prompt is not None else [])}
+    requested = set(text_columns()) & set(mapped)
+    matching = [schema for schema in SCHEMAS if requested <= set(schema.columns) <= available]
+    matching = [one for one in matching if not any(set(one.columns) < set(other.columns) for other in matching)]
+    if len(matching) != 1:
+        kinds = " and ".join(schema.name for schema in matching)
+        found = f"match several schemas: {kinds}" if matching else "match no schema"
         needed = "; ".join(f"{schema.name} need {', '.join(schema.columns)}" for schema in SCHEMAS)
-        raise ValueError(f"the columns {names} {what}. {remedy} {needed}.")
-    roles = (*fitting[0].columns, *BESIDE)
+        raise ValueError(f"the columns {names} {found}. {remedy} {needed}.")
+    roles = (*matching[0].columns, *BESIDE)
     columns = {role: role for role in roles if role in names and role not in OF_IMAGES} | {
         role: column for role, column in mapped.items() if role in (*roles, "id", "images")
     }
     images = {} if "images" in columns else dict(zip(IMAGES, [name for name in IMAGES if name in names]))
-    return fitting[0], {**images, **columns}
+    return matching[0], {**images, **columns}
 
 
 def as_list(turns: Any) -> Any:
-    """Return turns as a list, where a sequence of structures is stored by column."""
+    """Return turns as a list of dictionaries, also if they are stored as a dictionary of lists."""
     return [dict(zip(turns, values)) for values in zip(*turns.values())] if isinstance(turns, dict) else turns
 
 
 class Written(str):
-    """A number that is no whole one as it was written, so that an answer in a column of its own keeps its zeros."""
+    """Text of a decimal number in JSON, which keeps trailing zeros of an answer."""
 
 
 def parse_json(line: bytes, where: str) -> Any:
-    """Parse a line of JSON, numbers with a point as [`Written`]; a `ValueError` names the place."""
+    """Parse JSON, with decimal numbers as [`Written`]; a `ValueError` names the location `where`."""
     try:
         return json.loads(line, parse_float=Written)
     except (ValueError, RecursionError) as error:
         hint = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise ValueError(f"{where} is no JSON: {error}{hint}") from None  # which all there is to say is in
+        raise ValueError(f"{where} is not valid JSON: {error}{hint}") from None
 
 
 def as_text(value: str | int, role: str) -> str:
-    """Return a question or an answer as text; raise a `ValueError` if its type does not keep its spelling."""
+    """Return a question or an answer as text; raise a `ValueError` if its type does not preserve the spelling."""
     if isinstance(value, (int, Written)):
         return str(value)
     if not isinstance(value, str):
         raise ValueError(
-            f"the {role} is {str(value)[:80]!r}, stored as a {type(value).__name__}, so that how it was written is "
-            "lost (3 may have become 3.0, a date have got a time). Store it as text."
+            f"the {role} must be a text, got {str(value)[:80]!r} of type {type(value).__name__}, which may differ from "
+            "what was written (3.0 instead of 3, a date with a time). Store it as text."
         )
     return value
 
 
 def check_text(text: Any, what: str) -> str:
-    """Return the text; raise a `ValueError` if a table of rows does not hold it as it is.
+    """Return the text; raise a `ValueError` if a table of rows would change it.
 
-    Rows share a column: beside a number, `datasets` makes numbers of other rows' texts, and of the number a text.
+    All rows share a column: if one row has a number, `datasets` may convert the texts of other rows to numbers.
     """
     if not isinstance(text, str) or isinstance(text, Written):
         kind = "float" if isinstance(text, Written) else type(text).__name__
-        raise ValueError(f"{what} is {str(text)[:80]!r}, of type {kind}; write it as text, in quotes.")
+        raise ValueError(f"{what} must be a text, got {str(text)[:80]!r} of type {kind}. Put it in quotes.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} has half of a surrogate pair in it, \\u{ord(text[error.start]):x}.") from error
+        raise ValueError(f"{what} contains an unpaired surrogate, \\u{ord(text[error.start]):x}.") from error
     return text
 
 
 def check_unmerged(features: Features | dict | None) -> None:
-    """Raise a `ValueError` that names a column of which the texts are no longer as they were written.
+    """Raise a `ValueError` that names a column whose texts may have been changed by the reader.
 
-    Where the values of a column differ in type from row to row, the JSON reader of `datasets` parses its texts: beside
-    a 3, "007" becomes 7.
+    If the values of a column differ in type between rows, the JSON reader of `datasets` parses the texts: if one row
+    has the number 3, "007" in another row becomes 7.
     """
 
     def holds_json(feature: Any) -> bool:
@@ -203,42 +203,44 @@ def check_unmerged(features: Features | dict | None) -> None:
     for name, feature in (features or {}).items():
         if holds_json(feature):
             raise ValueError(
-                f"the column {name!r} has texts in some rows, and numbers or other things in others, of which the "
-                "reader has changed the texts. Write every one as text, in quotes."
+                f"the column {name!r} has texts in some rows and other types in others, so that the reader may have "
+                "changed the texts. Put every value in quotes."
             )
 
 
 def after_system(system: Any, turns: list[dict]) -> list[dict]:
-    """Put what a row says as `system` before its turns; raise a `ValueError` if they begin with another system turn."""
+    """Prepend a system turn to the turns; raise a `ValueError` if they begin with a different system turn."""
     if not system or not isinstance(turns, list):
         return turns
     first = turns[0] if turns and isinstance(turns[0], dict) else {}
     if first.get("role", first.get("from")) != "system":
         return [{"role": "system", "content": system}, *turns]
-    said = first.get("content", first.get("value"))
-    if said not in (system, [{"type": "text", "text": system}]):
-        raise ValueError(f"its `system` is {str(system)[:80]!r}, but its first turn {str(said)[:80]!r}: leave one out.")
+    content = first.get("content", first.get("value"))
+    if content not in (system, [{"type": "text", "text": system}]):
+        raise ValueError(
+            f"its `system` is {str(system)[:80]!r}, but its first turn is {str(content)[:80]!r}. Remove one of them."
+        )
     return turns
 
 
 def messages_of(turns: list[dict], num_images: int) -> list[dict]:
-    """Convert turns of any of the usual shapes to messages of parts, `<image>` in a question to a place of an image.
+    """Convert turns to messages with lists of parts; each `<image>` in a question becomes an image part.
 
-    Images without a place go before the first question. Boxes and all other text stay as they are. The parts of an
-    answer that is `given`, and not to be learned, are of that type.
+    If no turn contains an image, the images are inserted before the first question. Boxes and all other text stay
+    unchanged. The parts of an answer that is excluded from the loss have the type `given`.
 
     Raises:
-        ValueError: if a role is unknown, or the number of places is not the number of images.
+        ValueError: If a role is unknown, or the number of image parts differs from the number of images.
     """
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f"the messages are {str(turns)[:80]!r}, not a list of turns.")
+        raise ValueError(f"the messages must be a list of turns, got {str(turns)[:80]!r}.")
     messages = []
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict):
-            raise ValueError(f"message {index} is {str(turn)[:80]!r}, but a role and a content are needed.")
+            raise ValueError(f"message {index} must have a role and a content, got {str(turn)[:80]!r}.")
         role = turn.get("role", turn.get("from"))
         if not isinstance(role, str) or role not in ROLE_OF:
-            raise ValueError(f"message {index} has the role {role!r}; known are {', '.join(ROLE_OF)}.")
+            raise ValueError(f"message {index} has the unknown role {role!r}. Known roles: {', '.join(ROLE_OF)}.")
         content = turn.get("content", turn.get("value"))
         if isinstance(content, list):
             parts = [message_part(part, index) for part in content]
@@ -253,7 +255,7 @@ def messages_of(turns: list[dict], num_images: int) -> list[dict]:
     if num_places == 0 and num_images:
         first = next((message for message in messages if message["role"] == "user"), None)
         if first is None:
-            raise ValueError("there is no question that its images could go before.")
+            raise ValueError("a row with images needs a question.")
         first["content"] = [{"type": "image", "text": None} for _ in range(num_images)] + first["content"]
     elif num_places != num_images:
         raise ValueError(f"it has {num_images} image(s), but {num_places} image place(s) in its messages.")
@@ -261,31 +263,30 @@ def messages_of(turns: list[dict], num_images: int) -> list[dict]:
 
 
 def message_part(part: Any, index: int) -> dict:
-    """Return a part of message `index`: a text, or the place of an image."""
+    """Return a part of message `index`: a text or an image part."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         return {"type": "text", "text": check_text(part.get("text"), f"a text in message {index}")}
     if kind not in ("image", "image_url"):
         raise ValueError(
-            f"message {index} has the part {str(part)[:80]!r}, but {{'type': 'text', 'text': …}} or "
-            "{'type': 'image'} is needed."
+            f"message {index}: expected a part {{'type': 'text', 'text': …}} or {{'type': 'image'}}, got "
+            f"{str(part)[:80]!r}."
         )
     check_image_part(part, index)
     return {"type": "image", "text": None}
 
 
 def encoded_image(image: Any, image_root: str | None) -> dict:
-    """Return an image of a row, which may be a path, bytes or both, undecoded; a path may not lead out of
-    `image_root`."""
+    """Return an undecoded image as a dictionary of path and bytes; a path may not lead out of `image_root`."""
     if isinstance(image, str):
         if is_url(image) and not OF_THE_WEB.match(image):
-            raise ValueError(f"an image is {image[:80]!r}, neither a path nor a URL of the web.")
+            raise ValueError(f"an image must be a path or an HTTP URL, got {image[:80]!r}.")
         image = {"path": image, "bytes": None}
     elif isinstance(image, bytes):
         image = {"path": None, "bytes": image}
     path, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (None, None)
     if not (path or content) or not isinstance(path or "", str) or not isinstance(content or b"", bytes):
-        raise ValueError(f"an image is {str(image)[:80]!r}, neither a path nor encoded bytes.")
+        raise ValueError(f"an image must be a path or encoded bytes, got {str(image)[:80]!r}.")
     check_text(path or "", "the path of an image")
     if image.get("bytes") is None and image_root is not None and not is_url(path):
         image = {**image, "path": str(below(image_root, path, "image_root"))}
@@ -293,23 +294,23 @@ def encoded_image(image: Any, image_root: str | None) -> dict:
 
 
 def row_of(source: str, row_id: str, images: list[dict], messages: list[dict], error: str | None = None) -> dict:
-    error = error and error.encode(errors="backslashreplace").decode()  # Arrow takes no half of a surrogate pair
+    error = error and error.encode(errors="backslashreplace").decode()  # Arrow rejects unpaired surrogates.
     return {"id": row_id, "images": images, "messages": messages, "source": source, "error": error}
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """Makes conversations of the stored rows of a data set.
+    """Converter from the stored rows of a data set to conversations.
 
     Args:
-        schema: of the rows.
-        columns: which column is what.
-        source: name of the source that the rows are of.
-        prompt: the question where there is no column of questions.
-        image_root: that paths of images are relative to, and do not leave.
-        label: names of the classes, where the answer is one.
+        schema: schema of the rows.
+        columns: mapping from the schema's columns to the stored ones.
+        source: name of the source.
+        prompt: question of every row, if the question column is missing.
+        image_root: folder that image paths are relative to. Paths must not lead out of it.
+        label: class names, if the answer is a class number.
         is_packed: whether the rows are samples of a WebDataset, each of which is read by its own fields.
-        mapped: see [`recognize`], for these fields.
+        mapped: mapping of the user, see [`recognize`], for the fields of WebDataset samples.
     """
 
     schema: Schema
@@ -329,17 +330,20 @@ class RowReader:
         remedy: str = RENAME,
         **options,
     ) -> "RowReader":
-        """Return a reader for rows with these columns, each with its feature or `None`; `options` are fields of the
-        class.
+        """Return a reader for rows with these columns.
+
+        Args:
+            stored: column names with their features, or with `None` if a feature is unknown.
+            options: fields of the class.
 
         Raises:
-            ValueError: see [`recognize`]; or if reading them has changed texts.
+            ValueError: If the schema is not recognized, see [`recognize`], or texts may have been changed on reading.
         """
         is_packed = KEY in stored
         names = unpacked_names(stored) if is_packed else list(stored)
         unknown = [column for column in (mapped or {}).values() if column not in names]
         if unknown:
-            raise ValueError(f"it has no column {unknown[0]!r}, only {names}.")
+            raise ValueError(f"column {unknown[0]!r} not found. Found: {names}.")
         schema, columns = recognize(names, mapped, options.get("prompt"), remedy)
         label = stored.get(columns.get("answer"))
         label = label if isinstance(label, ClassLabel) else None
@@ -352,15 +356,15 @@ class RowReader:
         return f"{self.schema.name} in a WebDataset" if self.is_packed else self.schema.name
 
     def stored_columns(self, names: Iterable[str]) -> list[str]:
-        """Return those that are read, of those that there are."""
+        """Return the columns in `names` that the reader uses."""
         return list(names if self.is_packed else dict.fromkeys(self.columns.values()))
 
     def __call__(self, stored: dict[str, Any], number: int | None = None, image_root: str | None = None) -> dict:
-        """Read one row; what is wrong with it goes into its `error`.
+        """Convert one row; if it is invalid, describe the problem in its `error`.
 
         Args:
-            number: its id if it has none. Without a number either, the id is a hash of the content.
-            image_root: of this row.
+            number: id of a row without an id. Without a number, the id is a hash of the content.
+            image_root: image folder of this row, if it differs from the reader's.
         """
         if self.is_packed:
             return self.unpacked(stored, number, image_root)
@@ -369,7 +373,7 @@ class RowReader:
         error = None
         try:
             if any(stored.get(self.columns.get(role)) for role in ("video", "videos")):
-                raise ValueError("it is a video; frames can be given as a list of images.")
+                raise ValueError("videos are not supported. Store frames as a list of images.")
             images = [encoded_image(image, image_root or self.image_root) for image in self.images_of(stored)]
             row = {role: stored[column] for role, column in self.columns.items() if column in stored}
             if "answer" in self.schema.columns:
@@ -383,7 +387,7 @@ class RowReader:
         return row_of(self.source, row_id, images, messages, error)
 
     def unpacked(self, sample: dict[str, Any], number: int | None, image_root: str | None) -> dict:
-        """As `__call__`, of a sample of a WebDataset."""
+        """Convert a sample of a WebDataset, see `__call__`."""
         options = {"source": self.source, "prompt": self.prompt, "image_root": self.image_root}
         try:
             row = unpack(sample)
@@ -394,16 +398,15 @@ class RowReader:
         return reader(row, number, image_root)
 
     def images_of(self, stored: dict[str, Any]) -> list:
-        """Return the images of a row, of whichever of its columns has them; a `ValueError` if two have different
-        ones."""
+        """Return the images of a row from `images` or `image`; raise a `ValueError` if the two columns differ."""
         stored = [stored.get(self.columns.get(role)) for role in IMAGES]
         images, others = ([] if one is None or one == "" else one if isinstance(one, list) else [one] for one in stored)
         if images and any(image not in images for image in others):
-            raise ValueError("it has images under `images` and another under `image`: put all of them under `images`.")
+            raise ValueError("`images` and `image` contain different images. Put all of them under `images`.")
         return images or others
 
     def batch(self, batch: dict[str, list]) -> dict[str, list]:
-        """Read a batch of stored columns, with the numbers of the rows in one of them; the transform of a `Dataset`."""
+        """Convert a batch of stored columns, one of which has the row numbers; used as transform of a `Dataset`."""
         rows = [
             self({name: values[index] for name, values in batch.items()}, number)
             for index, number in enumerate(batch[NUMBERS])
@@ -411,8 +414,8 @@ class RowReader:
         return {name: [row[name] for row in rows] for name in FEATURES}
 
 
-# WebDataset's archives. What a sample has beside its files is its key and its archive. The files are a list, or as
-# `datasets` reads them a column for each ending that the first samples have.
+# Columns of a WebDataset sample: key, archive, and its files. The files are a list (`members`) or, as `datasets` reads
+# them, one column for each file extension of the first samples.
 KEY, URL, MEMBERS = "__key__", "__url__", "members"
 JSON = "json"
 TEXTS, NUMBER_FILES = {"txt", "text", "transcript"}, {"cls", "cls2", "index", "inx", "id"}
@@ -424,7 +427,7 @@ def is_image(member: str) -> bool:
 
 
 def unpacked_names(stored: Mapping[str, Any]) -> list[str]:
-    """Return the names that [`unpack`] gives, of a sample or of the columns of all."""
+    """Return the field names that [`unpack`] returns for a sample, or for any sample with these columns."""
     if MEMBERS in stored:
         return list(unpack(stored))
     fields = list(stored[JSON]) if isinstance(stored.get(JSON), Mapping) else []
@@ -435,11 +438,13 @@ def unpacked_names(stored: Mapping[str, Any]) -> list[str]:
 
 
 def unpack(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sample of a WebDataset as a row: its key as `id`, the fields of its JSON, texts by their endings, and
-    all of its images as `images`, which are those that the JSON names.
+    """Return a sample of a WebDataset as a row.
+
+    The row has the key as `id`, the fields of the JSON file, texts by their file extension, and all images as `images`,
+    which replace the image names in the JSON.
 
     Raises:
-        ValueError: if a file of it cannot be read.
+        ValueError: If a file of the sample cannot be read.
     """
     if MEMBERS in stored:
         members = {member["name"]: decode_member(stored[KEY], **member) for member in as_list(stored[MEMBERS])}
@@ -447,7 +452,7 @@ def unpack(stored: Mapping[str, Any]) -> dict[str, Any]:
         members = {name: value for name, value in stored.items() if name not in (KEY, URL)}
     fields = members.pop(JSON, None) or {}
     if not isinstance(fields, dict):
-        raise ValueError(f"its JSON holds {str(fields)[:80]!r}, and no row.")
+        raise ValueError(f"its JSON must be a mapping, got {str(fields)[:80]!r}.")
     images = [members.pop(name) for name in list(members) if is_image(name)]
     videos = [name for name in members if ending(name) in VIDEOS and members[name] is not None]
     row = {"id": stored[KEY], **members, **fields}
@@ -462,7 +467,7 @@ def ending(member: str) -> str:
 
 
 def decode_member(key: str, name: str, content: bytes) -> Any:
-    """Decode a file of a sample: what a JSON holds, a text, a number, an image with its name, or else bytes."""
+    """Return the content of a file of a sample: parsed JSON, text, number, encoded image with its name, or bytes."""
     if name == JSON:
         return parse_json(content, f"{key}.{name}")
     if is_image(name):
@@ -473,11 +478,10 @@ def decode_member(key: str, name: str, content: bytes) -> Any:
 
 
 class Archives(WebDataset):
-    """Builder of WebDataset's samples as their key, their archive and their files, encoded, each with its ending for a
-    name.
+    """Builder for WebDataset archives. A sample has its key, its archive, and its encoded files by file extension.
 
-    The builder of `datasets` takes for columns what the first samples have, and drops what later ones have beside that:
-    images of another ending, a second image, fields of their JSON.
+    The builder of `datasets` takes the columns from the first samples and drops additional fields of later ones: images
+    with another extension, a second image, fields of their JSON.
     """
 
     DECODERS = {}
@@ -495,17 +499,17 @@ class Archives(WebDataset):
 
 
 def load_stored(
-    split: str | None = None, streaming: bool = False, **place
+    split: str | None = None, streaming: bool = False, **location
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
-    """Load as `load_dataset` does, but archives, which are read as [`Archives`]."""
-    found = load_dataset_builder(**place)
+    """Load a data set with `load_dataset`, or a WebDataset with [`Archives`]."""
+    found = load_dataset_builder(**location)
     if not isinstance(found, WebDataset):
-        return load_dataset(**place, split=split, streaming=streaming)
+        return load_dataset(**location, split=split, streaming=streaming)
     builder = Archives(
-        cache_dir=place.get("cache_dir"),
+        cache_dir=location.get("cache_dir"),
         dataset_name=found.dataset_name,
         config_name=found.config.name,
-        hash="1",  # of what is stored in the cache
+        hash="1",  # Version of the cached format.
         base_path=found.base_path,
         repo_id=found.repo_id,
         data_files=found.config.data_files,
@@ -517,7 +521,7 @@ def load_stored(
 
 
 def columns_of(dataset: Dataset | IterableDataset) -> Mapping[str, Any]:
-    """Return the columns with their features, or `None` where these are not known; of archives the first sample."""
+    """Return the columns with their features, or `None` for unknown ones; for a WebDataset, return its first sample."""
     columns = dataset.features or dict.fromkeys(dataset.column_names or next(iter(dataset), {}))
     if MEMBERS not in columns:
         return columns
@@ -529,10 +533,9 @@ NUMBERS = "row number"
 
 
 def with_reader(dataset: Dataset | IterableDataset, reader: RowReader) -> Dataset | IterableDataset:
-    """Return the same rows as `reader` makes them when they are read; what they are goes into the description.
+    """Return a data set whose rows `reader` converts on access; its description is the name of the schema.
 
-    Of a map-style data set by a column of row numbers and a transform, not by `map`, which would write a copy of every
-    image.
+    A map-style data set gets a column of row numbers and a transform, because `map` would write a copy of every image.
     """
     if isinstance(dataset, IterableDataset):
         names = dataset.column_names or list(next(iter(dataset), {}))
@@ -553,18 +556,18 @@ def with_reader(dataset: Dataset | IterableDataset, reader: RowReader) -> Datase
 def to_conversations(dataset: Dataset | IterableDataset, image_root: str | None = None) -> Dataset | IterableDataset:
     """Return rows in any of the schemas as conversations, with their `id` if they have one.
 
-    What has `messages` of roles and contents stays as it is, and so does what a user's own transform makes.
+    Rows with `messages` of roles and contents are returned unchanged, and so is a data set with a user's transform.
 
     Args:
-        image_root: that paths of images are relative to.
+        image_root: folder that image paths are relative to.
 
     Raises:
-        ValueError: lists the columns, and those that each schema needs, if none or several fit.
+        ValueError: If no schema or several match. The message lists the columns, and those that each schema needs.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise ValueError(
-            f"the rows are of type {type(dataset).__name__}, but a data set of `datasets` is needed: load_dataset(…), "
-            "or Dataset.from_list(rows, features=…) with a `datasets.Image` for each image."
+            f"expected a `datasets.Dataset`, got {type(dataset).__name__}. Use load_dataset(…), or "
+            "Dataset.from_list(rows, features=…) with a `datasets.Image` for each image."
         )
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset
@@ -577,12 +580,12 @@ def to_conversations(dataset: Dataset | IterableDataset, image_root: str | None 
 
 
 def has_other_turns(feature: Any) -> bool:
-    """Return whether messages are stored as turns with other fields than a role and a content."""
+    """Return whether messages are stored as turns without the field `role`."""
     turn = feature.feature if isinstance(feature, List) else None
     return isinstance(turn, Mapping) and "role" not in turn
 
 
 def schema_name(dataset: Dataset | IterableDataset) -> str:
-    """Return the name of the schema that the rows of a data set were stored in."""
+    """Return the name of the schema in which the rows of a data set are stored."""
     names = {name for schema in SCHEMAS for name in (schema.name, RowReader(schema, {}, is_packed=True).name)}
     return dataset.info.description if dataset.info.description in names else SCHEMAS[0].name

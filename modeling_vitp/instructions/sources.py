@@ -1,9 +1,9 @@
-"""Sources of instruction data: what says where one is, and its rows in one schema, whatever files hold them.
+"""Sources of instruction data: their locations and settings, and readers that return all rows in one schema.
 
 A row has an `id` that is unique in its source, `images` (paths or encoded bytes, never decoded), `messages` whose
 content is a list of `{"type": "text" | "image", "text"}` parts, the name of its `source`, and an `error`: `None`, or
-one line on what is wrong with the row. Whoever uses a row with an error decides whether to stop or to skip; reading
-goes on.
+one line that describes what is wrong with the row. Reading continues after a row with an error; the user of the rows
+decides whether to stop or to skip.
 """
 
 import csv
@@ -54,50 +54,50 @@ from .schemas import (
 )
 
 logger = logging.getLogger(__name__)
-BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}  # of single files
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
 METADATA = "metadata.jsonl"
-# Of `datasets` itself, beside rows that lie elsewhere.
+# Files that `datasets` writes beside the rows.
 NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 TABLES = {".parquet", ".tar", ".arrow"}
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LISTS = {".json", ".jsonl", *DELIMITERS}
-LOOKED_AT = 20  # rows of a file, to find its images
+LOOKED_AT = 20  # Number of rows that are read to find the image folder of a file.
 ENDLESS = 2**62
 REMEDY = (
-    "Say under `columns` which are the messages, the prompt and the completion, or the question and the answer (or "
-    "give a `prompt` and an answer column)."
+    "Set `columns` to the names of the messages, the prompt and the completion, or the question and the answer (or set "
+    "`prompt` and an answer column)."
 )
-csv.field_size_limit(2**31 - 1)  # an image in a table, as text, is longer than what Python allows by itself
+csv.field_size_limit(2**31 - 1)  # Images that are stored as text exceed Python's default limit.
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One source of a mixture. It lives in exactly one of `dataset`, `folder` and `annotation`.
+    """Description of one source of a mixture. Exactly one of `dataset`, `folder` and `annotation` is set.
 
     Args:
-        name: unique in the mixture; the ids of its rows start with it.
-        rate: passes over the source in one epoch: above 1 repeats, below 1 takes a part.
+        name: unique name in the mixture and prefix of the row ids.
+        rate: number of passes over the source in one epoch. Above 1 repeats rows, below 1 takes a part of them.
         dataset: Hub id, with `config`, `split` and `revision`.
-        folder: local folder of Parquet files, of WebDataset's tar archives, of JSON (Lines) beside images, or of images
-            with a `metadata.jsonl` or a folder per class.
-        annotation: InternVL's JSON Lines file (or a JSON list of the same rows), with its `image_root`.
-        image_root: folder that the paths of images are relative to, and do not leave: neither by `..`, nor as absolute
-            paths or over symbolic links. Without it they are taken as they are, but for JSON in a `folder`: there it is
-            that of the JSON, or of `images` beside it.
-        streaming: rows are read as they are needed; nothing is stored on disk.
-        columns: which columns of the data set are the `id`, `images`, and `messages`, `conversations` (with `system`),
-            `prompt` and `completion`, or `question` and `answer`.
-        prompt: the question of every row of a source that has an answer column alone.
-        rows: number of rows, where it is known before the source is read: the dry run goes by it (but counts those of
-            JSON Lines that are there), and so does the share of a streaming source, which needs it (an estimate is
-            enough).
-        obtain: page where the data can be had.
-        make: command that makes the annotation; the dry run prints it with the name of the annotation and `image_root`.
-        modality: what the images were taken with: optical, sar, ct …, one or several.
-        tasks: what is asked: caption, vqa, grounding …
-        general: whether it is general data, against forgetting.
+        folder: local folder of Parquet files, WebDataset tar archives, JSON or JSON Lines beside images, or images with
+            a `metadata.jsonl` or one subfolder per class.
+        annotation: InternVL JSON Lines file, or a JSON list of the same rows, with its `image_root`.
+        image_root: folder that image paths are relative to. Paths that lead out of it, by `..`, as absolute paths or
+            over symbolic links, are errors. If it is not set, paths are used as they are, except for JSON in a
+            `folder`: there the default is the folder of the JSON file or `images` beside it.
+        streaming: whether rows are read on demand, without a copy on disk.
+        columns: names of the columns for `id`, `images`, and `messages`, `conversations` (with `system`), `prompt` and
+            `completion`, or `question` and `answer`.
+        prompt: question of every row, for a source with an answer column only.
+        rows: number of rows, if it is known before the source is read. The dry run uses it, unless it can count a JSON
+            Lines file. A streaming source needs it to compute its share; an estimate is enough.
+        obtain: page where the data can be downloaded.
+        make: command that creates the annotation. The dry run prints it with the annotation's name and `image_root`.
+        modality: one or several image modalities, such as optical, sar or ct.
+        tasks: tasks of the questions, such as caption, vqa or grounding.
+        general: whether the source is general data, which prevents forgetting.
         max_patches, image_size, system_prompt, input_spec, jpeg_degradation: see [`SourceSettings`].
-        first_rows: a rate below 1 takes the first rows instead of random ones, as the released code does.
+        first_rows: whether a rate below 1 takes the first rows, as the code released with the paper does, instead of
+            random ones.
     """
 
     name: str
@@ -138,22 +138,22 @@ class Source:
         return self.dataset is not None and not Path(self.dataset).exists()
 
     def missing(self) -> str | None:
-        """Return what has to be there before the source can be read and is not, with the page where it can be had."""
+        """Return a message with the first path that does not exist and its download page, or `None`."""
         for path in (self.folder, self.annotation, self.image_root):
             if path is not None and not Path(path).exists():
-                return f"{path} is not there" + (f"; obtain it from {self.obtain}" if self.obtain else "")
+                return f"{path} not found" + (f"; obtain it from {self.obtain}" if self.obtain else "")
         return None
 
 
 def read_source(source: Source) -> Dataset | IterableDataset:
-    """Return the rows of a source: map-style, or an iterable if `streaming`. See the module's docstring for the schema.
+    """Return the rows of a source in the schema of this module: map-style, or an iterable if `streaming`.
 
-    JSON Lines are read once and kept in the cache of `datasets` until the file changes; images stay where they are.
-    Those of the Hub that `datasets` cannot read, for a line that is damaged, are downloaded and read line by line.
-    Transient HTTP errors and broken connections are tried again, with growing pauses.
+    JSON Lines are read once and cached by `datasets` until the file changes; images are not copied. If `datasets`
+    cannot read JSON Lines from the Hub because a line is damaged, they are downloaded and read line by line. Transient
+    HTTP errors and broken connections are retried with increasing delays.
 
     Raises:
-        ValueError: names the source if it is not there, cannot be read, or lacks the columns.
+        ValueError: If the source is not found, cannot be read, or lacks the columns; the message names the source.
     """
     missing = source.missing()
     if missing:
@@ -185,26 +185,26 @@ def read_source(source: Source) -> Dataset | IterableDataset:
         if files:
             kwargs = {"source": source, "files": files, "state": state}
             return Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
-    except Exception as error:  # of many readers; it is raised with the name of the source
+    except Exception as error:  # The readers raise many types; the user needs the name of the source.
         raise source_error(error, source) from error
     return with_reader(dataset, reader_of(source, columns_of(dataset)))
 
 
 def source_error(error: Exception, source: Source, row: int | None = None) -> ValueError:
-    """Return the error of a source on one line: its name, the row, and the error of the Hub or else the first cause."""
+    """Return an error on one line: name of the source, row, and the error of the Hub or else the first cause."""
     causes = [error]
     while causes[-1].__cause__ is not None and not isinstance(causes[-1], HfHubHTTPError):
         causes.append(causes[-1].__cause__)
-    place = "" if row is None else f", row {row}"
+    location = "" if row is None else f", row {row}"
     cause = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
     if cause.startswith(f"Source {source.name!r}"):
         return ValueError(cause)
-    cause = cause.removeprefix(f"{source.location} is no JSON: ")
-    return ValueError(f"Source {source.name!r}{place}: {source.location} cannot be read: {cause}")
+    cause = cause.removeprefix(f"{source.location} is not valid JSON: ")
+    return ValueError(f"Source {source.name!r}{location}: {source.location} cannot be read: {cause}")
 
 
 def load_columns(source: Source) -> Dataset | IterableDataset:
-    """Return the data set as it is stored."""
+    """Return the data set of a source with its columns as they are stored."""
     if source.dataset:
         return load_stored(
             **place_of(source.dataset, source.config),
@@ -220,29 +220,29 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
     if suffixes & IMAGE_SUFFIXES:
         return load_dataset("imagefolder", data_dir=str(folder), **options)
     found = ", ".join(sorted(suffixes)) or "nothing"
-    raise ValueError(f"{folder} holds no Parquet files, JSON, tar archives or images, only {found}")
+    raise ValueError(f"expected Parquet files, JSON, tar archives or images in {folder}, found {found}")
 
 
 def place_of(name: str, config: str | None) -> dict[str, object]:
-    """Return what `load_dataset` is told of a folder or Hub id, or of a file, whose rows are the split `train`.
+    """Return the arguments of `load_dataset` for a folder, a Hub id or a file. The rows of a file are split `train`.
 
     Raises:
-        ValueError: if the file is of no kind that is read.
+        ValueError: If the file type is not supported.
     """
     path = Path(name)
     if not path.is_file():
         return {"path": name, "name": config}
     if path.suffix.lower() in LISTS:
-        raise ValueError(f"{name} is no {', '.join(BUILDERS)}: give it as `annotation`, with `image_root`.")
+        raise ValueError(f"expected {', '.join(BUILDERS)}, got {name}. Set it as `annotation`, with `image_root`.")
     if path.suffix.lower() not in BUILDERS:
         raise ValueError(
-            f"{name} is no {', '.join(BUILDERS)}, .json, .jsonl, .csv or .tsv: give such a file, or a folder."
+            f"expected a folder or a file of type {', '.join(BUILDERS)}, .json, .jsonl, .csv or .tsv, got {name}."
         )
     return {"path": BUILDERS[path.suffix.lower()], "data_files": {"train": name}}
 
 
 def reader_of(source: Source, features: Features | dict) -> RowReader:
-    """Return the reader of the rows of a source with these columns; raise a `ValueError` that names the source."""
+    """Return the row reader of a source with these columns; a `ValueError` names the source."""
     options = {"source": source.name, "prompt": source.prompt, "image_root": source.image_root}
     try:
         return RowReader.of(features, source.columns, REMEDY, **options)
@@ -251,16 +251,16 @@ def reader_of(source: Source, features: Features | dict) -> RowReader:
 
 
 def annotation_rows(annotation: str, image_root: str | None, name: str, state: str | None = None) -> Iterator[dict]:
-    """Return rows of an InternVL JSON Lines file, whose ids are line numbers, or of a JSON list of such rows.
+    """Yield rows of an InternVL JSON Lines file, whose ids are line numbers, or of a JSON list of such rows.
 
-    `state` is there for the cache: it changes when the file does.
+    `state` is part of the cache key: it changes if the file changes.
     """
     for number, entry in numbered_rows(annotation):
         yield annotation_row(entry, image_root, name, str(number))
 
 
 def line_rows(source: Source, files: dict[Path, str | None], state: str | None = None) -> Iterator[dict]:
-    """Return rows of a source of JSON; see [`annotation_rows`] for `state`."""
+    """Yield the rows of a source of JSON files; see [`annotation_rows`] for `state`."""
     names = dict.fromkeys(name for _, entry in read_lines(files) if isinstance(entry, dict) for name in entry)
     reader = reader_of(source, names)
     for number, (path, entry) in enumerate(read_lines(files)):
@@ -271,12 +271,12 @@ def line_rows(source: Source, files: dict[Path, str | None], state: str | None =
 
 
 def annotation_row(entry: dict | ValueError, image_root: str | None, name: str, row_id: str) -> dict:
-    """Return a row by its own fields, whatever those of the others."""
+    """Return a row that is read by its own fields; other rows may have other fields."""
     try:
         if isinstance(entry, ValueError):
             raise entry
         if not isinstance(entry, dict):
-            raise ValueError(f"it is {str(entry)[:80]!r}, but a mapping with `conversations` is needed.")
+            raise ValueError(f"expected a mapping with `conversations`, got {str(entry)[:80]!r}.")
         fields = {field: value for field, value in entry.items() if value is not None}
         return reader_of_fields(tuple(fields), name, image_root)(fields, row_id)
     except ValueError as error:
@@ -289,9 +289,9 @@ def reader_of_fields(names: tuple[str, ...], source: str, image_root: str | None
 
 
 def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]:
-    """Return the rows of a streaming source, or of one of several parts of it.
+    """Yield the rows of a streaming source, or of one of several parts of it.
 
-    Broken off by a transient error, it goes on from the row where it was.
+    After a transient error, the stream continues from the same row.
     """
     try:
         if source.annotation:
@@ -303,7 +303,7 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
             return
     except (OSError, ValueError) as error:
         raise source_error(error, source) from error
-    number = tries = 0
+    number = retries = 0
     while True:
         limit_waits()
         try:
@@ -313,25 +313,25 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
                 rows = stored_rows(source, number, parts, part)
             for row in rows:
                 yield row
-                number, tries = number + 1, 0
+                number, retries = number + 1, 0
             return
-        except Exception as error:  # as in `read_source`, if another try does not help
-            wait = seconds_to_wait(error, tries)
+        except Exception as error:  # The readers raise many types; the user needs the name of the source.
+            wait = seconds_to_wait(error, retries)
             if wait is None and isinstance(error, (ValueError, DatasetGenerationError)) and not files and parts == 1:
                 files = retry(partial(download_line_files, source))
                 if files:
                     continue
-            if wait is None or tries == RETRIES:
+            if wait is None or retries == RETRIES:
                 raise source_error(error, source, number) from error
-            pause(source_error(error, source, number), wait, tries)
-            tries += 1
+            pause(source_error(error, source, number), wait, retries)
+            retries += 1
 
 
 def stored_rows(source: Source, start: int, parts: int, part: int) -> Iterator[dict]:
-    """Yield the rows of a part of a stream from one on. No two parts give a row the same number.
+    """Yield the rows of one part of a stream, from row `start`. Row numbers are unique over all parts.
 
-    A part has files of its own if their number is a multiple of that of parts, and else every so many-th row, for which
-    it reads all.
+    If the number of files is a multiple of `parts`, each part reads its own files. Otherwise, each part reads all files
+    and takes every `parts`-th row.
     """
     dataset, reader = columns_of_stream(source)
     if dataset.num_shards % parts == 0:
@@ -343,7 +343,7 @@ def stored_rows(source: Source, start: int, parts: int, part: int) -> Iterator[d
 
 
 def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:
-    """Return the columns of a streaming source that are read, undecoded, and what reads them."""
+    """Return a streaming source with the columns that are used, undecoded, and its row reader."""
     dataset = load_columns(source)
     if dataset.features is None:
         dataset = dataset._resolve_features()
@@ -352,7 +352,7 @@ def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:
 
 
 def schema_of(source: Source) -> str:
-    """Return the name of the schema of a source, by its columns or by its first row that is a conversation."""
+    """Return the name of the schema of a source, from its columns or its first row that is a conversation."""
     if source.annotation is None and not line_files(source):
         return columns_of_stream(source)[1].name
     rows = numbered_rows(source.annotation) if source.annotation else read_lines(line_files(source))
@@ -365,7 +365,7 @@ def schema_of(source: Source) -> str:
 
 
 def all_rows(stream: IterableDataset) -> Iterator[dict]:
-    """Yield all rows of a stream, also in a worker of a data loader, where plain iteration gives a share."""
+    """Yield all rows of a stream. In a data-loader worker, plain iteration would yield only the worker's share."""
     for batch in stream.iter(batch_size=8):
         yield from (dict(zip(batch, values)) for values in zip(*batch.values()))
 
@@ -376,7 +376,10 @@ def file_state(path: Path) -> str:
 
 
 def folder_cache(folder: Path) -> str:
-    """Return a cache for this state of a folder: `datasets` would go on using an older one if the folder has a card."""
+    """Return a cache folder for this state of a folder.
+
+    If the folder has a card, `datasets` alone would use an outdated cache after the files have changed.
+    """
     state = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         state.update(f"{path.relative_to(folder)}\0{file_state(path)}\0".encode())
@@ -384,9 +387,9 @@ def folder_cache(folder: Path) -> str:
 
 
 def line_files(source: Source) -> dict[Path, str | None]:
-    """Return the JSON files of a source, each with the folder that its images are below, if there is one.
+    """Return the JSON files of a source, each with its image folder or `None`.
 
-    They are the JSON Lines of a local data set, metadata of images, or JSON that lies beside images.
+    The files are JSON Lines of a local data set, image metadata, or JSON beside images.
     """
     folder = None if source.is_on_hub or source.annotation else Path(source.folder or source.dataset)
     if folder is None:
@@ -408,7 +411,7 @@ def line_files(source: Source) -> dict[Path, str | None]:
 
 
 def download_line_files(source: Source) -> dict[Path, str | None]:
-    """As [`line_files`], of a data set of the Hub that is made of JSON Lines, in the cache of the Hub."""
+    """Download the JSON Lines of a Hub data set and return their paths like [`line_files`]."""
     if not source.is_on_hub:
         return {}
     builder = load_dataset_builder(source.dataset, source.config, revision=source.revision)
@@ -419,7 +422,7 @@ def download_line_files(source: Source) -> dict[Path, str | None]:
 
 
 def root_of(path: Path, folder: Path, source: Source) -> str | None:
-    """Return what the user says, or where the images of the first rows that have some are."""
+    """Return the `image_root` of the source, or the folder where the images of the first rows are found."""
     if source.image_root is not None:
         return source.image_root
     columns = (source.columns["images"],) if "images" in source.columns else IMAGES
@@ -427,11 +430,11 @@ def root_of(path: Path, folder: Path, source: Source) -> str | None:
 
 
 def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] | ValueError]]:
-    """Yield the rows of the files, or what is wrong with one, with images under the names of `imagefolder`."""
+    """Yield the rows of the files, or the error of a row. Columns of `imagefolder` metadata are renamed."""
     for path in files:
         for number, entry in numbered_rows(path):
             if not isinstance(entry, (dict, ValueError)):
-                entry = ValueError(f"line {number} of {path} holds {str(entry)[:80]!r}, and no row.")
+                entry = ValueError(f"line {number} of {path}: expected a mapping, got {str(entry)[:80]!r}.")
             if path.name == METADATA and isinstance(entry, dict):
                 entry = {image_column(name): value for name, value in entry.items()}
             yield path, entry
@@ -445,15 +448,15 @@ def image_column(name: str) -> str:
 
 
 def first_bad_line(files: Iterable[Path]) -> str | None:
-    """Return what is wrong with the first line that cannot be parsed."""
+    """Return the error of the first line that cannot be parsed."""
     return next((str(entry) for _, entry in read_lines(files) if isinstance(entry, ValueError)), None)
 
 
 def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """As [`parsed_lines`], of a file with a row a line or of a JSON list or CSV, whose rows are counted from 0.
+    """Yield number and content of the rows of a file. Lines count from 1, rows of a JSON list or CSV from 0.
 
     Raises:
-        ValueError: names the file if it is to be a list and is none.
+        ValueError: If the file contains JSON that is not a list; the message names the file.
     """
     if Path(path).suffix.lower() in DELIMITERS:
         yield from csv_rows(path)
@@ -464,12 +467,12 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
             return
         rows = parse_json(file.read(), str(path))
     if not isinstance(rows, list):
-        raise ValueError(f"{path} is no JSON list of rows, but a {type(rows).__name__}")
+        raise ValueError(f"expected a JSON list of rows in {path}, got {type(rows).__name__}")
     yield from enumerate(rows)
 
 
 def parsed_lines(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:
-    """Yield number, from 1, and content of each line that is not empty, or the error in place of the content."""
+    """Yield the number, from 1, and the content of each line that is not empty; an error replaces the content."""
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
@@ -479,17 +482,17 @@ def parsed_lines(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
-    """As [`numbered_rows`], of a CSV, all values of which are texts."""
+    """Yield number and content of the rows of a CSV file; all values are texts."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, delimiter=DELIMITERS[Path(path).suffix.lower()])
         for number, row in enumerate(rows):
             if None in row or None in row.values():
-                row = ValueError(f"line {rows.line_num} of {path} has not as many fields as the first line.")
+                row = ValueError(f"line {rows.line_num} of {path}: expected as many fields as in the first line.")
             yield number, row
 
 
 def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of a folder, by their endings in small letters; hidden ones and checkpoints are left out."""
+    """Return the files of a folder by lowercase suffix, without hidden files and checkpoints."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(folder).parts):
@@ -500,12 +503,12 @@ def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
 def annotation_files(
     folder: Path, columns: Mapping[str, str] | None = None, prompt: str | None = None
 ) -> dict[str, list[Path]]:
-    """Return the CSV, or else JSON and JSON Lines, that have the rows of a folder, by split.
+    """Return the CSV files, or else the JSON and JSON Lines files, with the rows of a folder, by split.
 
-    There are none if tables, archives or metadata of images have the rows. A file that is not read is logged.
+    The result is empty if the rows are in Parquet files, archives or image metadata. A file that is not read is logged.
 
     Args:
-        columns: which column of a CSV is what, as [`Source`] has it, and so `prompt`.
+        columns, prompt: column names and question for CSV files, see [`Source`].
     """
     found = files_by_suffix(folder)
     files = [path for path in found.get(".json", []) + found.get(".jsonl", []) if path.name not in {*NO_ROWS, METADATA}]
@@ -526,7 +529,7 @@ def annotation_files(
 
 @cache
 def warn_unread(paths: tuple[Path, ...], why: str) -> None:
-    """Say once what is not read."""
+    """Log once which files are not read."""
     more = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
     logger.warning("%s%s not read: %s.", paths[0], more, why)
 
@@ -536,18 +539,18 @@ def has_images(folder: Path) -> bool:
 
 
 def split_in_path(path: Path) -> str:
-    """Return the split whose name, or another word for it, is a word of a path."""
+    """Return the split whose name or synonym is a word of a path, `train` by default."""
     words = set(re.split(r"[^a-z]+", str(path).lower()))
     return next((str(split) for split, names in SPLIT_KEYWORDS.items() if words & set(names)), "train")
 
 
 def holds_rows(path: Path) -> bool:
-    """Return whether a JSON is a list, or has a row a line."""
+    """Return whether a JSON file is a list or has one row per line."""
     return begins_with(path) == b"[" or is_in_lines(path)
 
 
 def has_header_of_rows(path: Path, columns: Mapping[str, str], prompt: str | None) -> bool:
-    """Return whether the columns of a CSV make conversations, with those of `columns` that it has."""
+    """Return whether the columns of a CSV file form a known schema, with the names in `columns` that it has."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             names = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
@@ -563,7 +566,7 @@ def begins_with(path: Path) -> bytes:
 
 
 def is_in_lines(path: Path) -> bool:
-    """Return whether a file has a row a line, by its ending or, if that says JSON, by its first lines."""
+    """Return whether a file has one row per line, by its suffix or, for `.json`, by its first lines."""
     if path.suffix.lower() != ".json":
         return True
     if begins_with(path) != b"{":
@@ -587,9 +590,10 @@ def is_object(line: bytes) -> bool:
 
 
 def image_root(file: Path, folder: Path, columns: Sequence[str] = IMAGES) -> str | None:
-    """Return the folder that image paths in a JSON are relative to: its own, the data set's, or `images` in either.
+    """Return the folder that image paths in a JSON file are relative to, or `None` if the paths are absolute.
 
-    It is told by the first rows with an image in one of the columns, and is `None` where the path is absolute.
+    Candidates are the folder of the file, the folder of the data set, and `images` in either. The first candidate is
+    returned that contains an image of the first rows.
     """
     rows = (row for _, row in numbered_rows(file) if isinstance(row, dict) and any(map(row.get, columns)))
     for row in itertools.islice(rows, LOOKED_AT):
@@ -601,20 +605,20 @@ def image_root(file: Path, folder: Path, columns: Sequence[str] = IMAGES) -> str
                 continue
             if Path(path).is_absolute():
                 return None
-            places = [place for root in (file.parent, folder) for place in (root, root / "images")]
-            found = next((str(place) for place in places if (place / path).is_file()), None)
+            roots = [root for parent in (file.parent, folder) for root in (parent, parent / "images")]
+            found = next((str(root) for root in roots if (root / path).is_file()), None)
             if found is not None:
                 return found
     return str(file.parent)
 
 
 def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict:
-    """All splits of the data set that a recipe names instead of a mixture, as they are stored.
+    """Return all splits of the data set `dataset_name`, with their columns as they are stored.
 
-    Transient HTTP errors and broken connections are tried again, with growing pauses.
+    Transient HTTP errors and broken connections are retried with increasing delays.
 
     Raises:
-        ValueError: if it lacks the split to train on.
+        ValueError: If the split to train on does not exist.
     """
     name = script_args.dataset_name
     load = partial(
@@ -634,14 +638,14 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
             files = retry(partial(download_line_files, Source(name, dataset=name, split=split)))
         try:
             line = first_bad_line(files)
-        except ValueError as whole:  # a list, which has no lines
-            raise ValueError(f"{name} cannot be read: {whole}. Mend the file.") from error
-        hint = "As a source of a mixture it is one row, which can be skipped."
+        except ValueError as list_error:  # The file is a JSON list, which is parsed as a whole.
+            raise ValueError(f"{name} cannot be read: {list_error}. Repair the file.") from error
+        hint = "In a source of a mixture, such a row can be skipped."
         cause = f"{line}. {hint}" if line else one_line(str(error.__cause__ or error))
         raise ValueError(f"{name} cannot be read: {cause}") from error
     train, test = (part.partition("[")[0] for part in (script_args.dataset_train_split, script_args.dataset_test_split))
     if train not in splits:
-        raise ValueError(f"{name} has no split {train!r}, only {sorted(splits)}: give dataset_train_split.")
+        raise ValueError(f"Split {train!r} not found in {name}. Found: {sorted(splits)}. Set dataset_train_split.")
     for split in (train, test):
         if split in splits:
             columns = {key: value for key, value in (splits[split].features or {}).items() if key in ("id", "messages")}
@@ -655,15 +659,15 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
 def open_splits(
     args: ScriptArguments, root: str | None = None
 ) -> tuple[dict[str, Dataset | IterableDataset], list[str]]:
-    """Open the splits to train and to evaluate on, as far as they exist, and return the names of all splits too.
+    """Open the training and the test split, as far as they exist, and return them with the names of all splits.
 
-    A name may be that of a part, as `train[:100]`.
+    The name of a split may select a part of it, such as `train[:100]`.
 
     Args:
-        root: folder that the paths of images are relative to.
+        root: folder that image paths are relative to.
 
     Raises:
-        ValueError: if there is no split to train on, or its rows are in no known schema, or in several.
+        ValueError: If the split to train on does not exist, or its rows match no schema or several.
     """
     name = args.dataset_name
     splits = json_sources(Path(name), root, args.dataset_streaming) or load_rows(args)
@@ -673,11 +677,11 @@ def open_splits(
             try:
                 opened[part] = take(open_split(splits[base_of(part)], root), part)
             except ValueError as error:
-                said = re.sub(r"^Source '.*?: (?=the columns )", "", str(error)).replace(REMEDY, RENAME)
-                raise ValueError(f"{name}, split {part!r}: {said}") from error
+                reason = re.sub(r"^Source '.*?: (?=the columns )", "", str(error)).replace(REMEDY, RENAME)
+                raise ValueError(f"{name}, split {part!r}: {reason}") from error
     if args.dataset_train_split not in opened:
         raise ValueError(
-            f"{name} has no split {args.dataset_train_split!r}, only {sorted(splits)}: give dataset_train_split."
+            f"Split {args.dataset_train_split!r} not found in {name}. Found: {sorted(splits)}. Set dataset_train_split."
         )
     return opened, sorted(splits)
 
@@ -691,9 +695,9 @@ def open_split(split: Source | Dataset | IterableDataset, root: str | None) -> D
 
 
 def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, Source]:
-    """Return the sources, by split, that a file or a folder of JSON is read by; none where `datasets` reads it.
+    """Return the sources, by split, of a JSON file or a folder of JSON and images; empty for other data sets.
 
-    `datasets` takes a folder for one of images where these are more, and leaves out the JSON beside them.
+    `datasets` reads a folder with more images than JSON files as an image folder, without the JSON.
     """
     if place.is_file() and place.suffix.lower() in LISTS:
         root = root or image_root(place, place.parent)
@@ -705,7 +709,7 @@ def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, So
 
 
 def source_of(name: str, split: str, config: str | None, root: str | None) -> Source:
-    """Return the source that reads what a `dataset_name` names; see [`json_sources`]."""
+    """Return the source for a `dataset_name`, see [`json_sources`]."""
     stored = Source(Path(name).name, dataset=name, config=config, split=split, image_root=root)
     return json_sources(Path(name), root, False).get(split, stored)
 
@@ -718,13 +722,13 @@ def take(rows: Dataset | IterableDataset, part: str) -> Dataset | IterableDatase
     """Return the rows of a part of a split, such as `train[:100]`, `train[10%:]`, or a sum of parts.
 
     Raises:
-        ValueError: if a part is none of a stream, or has no row.
+        ValueError: If a stream does not support the part, or the part has no rows.
     """
     if base_of(part) == part:
         return rows
     is_stream = isinstance(rows, IterableDataset)
     if is_stream and any(mark in part for mark in "%-+"):
-        raise ValueError("of a stream, whose length is not known, a part is given by two numbers from its start.")
+        raise ValueError(f"expected row numbers from the start of a stream, such as train[10:20], got {part}.")
     length = ENDLESS if is_stream else len(rows)
     wanted = ReadInstruction.from_spec(part).to_absolute({base_of(part): length})
     ranges = [range(each.from_ or 0, length if each.to is None else min(each.to, length)) for each in wanted]
@@ -732,5 +736,5 @@ def take(rows: Dataset | IterableDataset, part: str) -> Dataset | IterableDatase
         first, last = ranges[0].start, ranges[0].stop
         return rows.skip(first) if last == ENDLESS else rows.skip(first).take(last - first)
     if not any(ranges):
-        raise ValueError(f"{part} has no row, since {base_of(part)} has {length}.")
+        raise ValueError(f"{part} has no rows: {base_of(part)} has {length}.")
     return rows.select(ranges[0] if len(ranges) == 1 else list(itertools.chain(*ranges)))

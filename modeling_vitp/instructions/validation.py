@@ -1,4 +1,4 @@
-"""Validation of the rows of a mixture: every row of every source is read once and checked, also in shards."""
+"""Validation of a mixture, optionally in shards: each row of each source is read once and checked."""
 
 import copy
 import hashlib
@@ -35,10 +35,10 @@ from .sources import Source, read_source
 matplotlib.use("Agg")
 
 BATCH_SIZE = 16
-MAX_EXAMPLES = 20  # rows named in the report, of each problem of a source
+MAX_EXAMPLES = 20  # Rows in the report, for each problem of a source.
 TOKENS_PER_BIN = 128
 
-SHARD_SETTINGS = (  # that must be the same in all shards
+SHARD_SETTINGS = (  # Settings that must be the same in all shards.
     "mixture",
     "processor",
     "max_length",
@@ -50,32 +50,37 @@ SHARD_SETTINGS = (  # that must be the same in all shards
 )
 
 ERRORS = {
-    "malformed": "no conversation can be read from the row",
-    "image missing": "an image is not where the row says",
-    "image unreadable": "an image is there but cannot be decoded",
-    "image not taken": "an image can be decoded, but the image processor does not take it as it is, for its bands",
-    "image places": "images and the places for them differ in number",
-    "empty answer": "an answer is empty, or there is none",
-    "box": "a box is not of four integers from 0 to 1000, or has no area",
+    "malformed": "the row cannot be converted to a conversation",
+    "image missing": "an image file is not found",
+    "image unreadable": "an image file exists but cannot be decoded",
+    "image not taken": "an image can be decoded, but the image processor does not support its bands",
+    "image places": "the numbers of images and of image places differ",
+    "empty answer": "an answer is empty or missing",
+    "box": "a box does not have four integers from 0 to 1000, or has an empty area",
     "too long": "more tokens than max_length after the drop: training would cut the answer or stop",
     "overlap": "an image is in the test set, whole or in part",
 }
 
-PIXELS_IN = re.compile(r"\d{4,}")  # in a box that is not on the grid
-PIXELS = ", as if in pixels: boxes are in thousandths of the image's width and height"
+PIXELS_IN = re.compile(r"\d{4,}")
+PIXELS = ", probably in pixels: boxes must be in thousandths of the image's width and height"
 
 WARNINGS = {
     "duplicate": "the same images and messages as an earlier row of the mixture",
-    "loose box": "four numbers in brackets, no box on the grid, in a source that is not for grounding",
+    "loose box": "four numbers in brackets that are not a valid box, in a source without the task grounding",
 }
 
 
 @dataclass
 class RowReport:
-    """Problems of a row, its tiles, and its tokens (`None` if they cannot be counted).
+    """Report of a row.
 
-    `digest` identifies the images and messages, `None` if they cannot be read; `matches` has the place of an image in
-    the row with a test image that it matches.
+    Args:
+        id: id of the row.
+        problems: kind and description of each problem.
+        tiles: number of tiles.
+        tokens: number of tokens after the drop, or `None` if they cannot be counted.
+        digest: hash of images and messages, or `None` if they cannot be read.
+        matches: index of an image in the row, and a test image that it matches.
     """
 
     id: str
@@ -88,25 +93,25 @@ class RowReport:
 
 @dataclass
 class SourceReport:
-    """Counts and problems of a source; `error` is set if it could not be read to its end."""
+    """Report of a source; `error` is set if the source could not be read to its end."""
 
     name: str
     rows: int = 0
-    schema: str | None = None  # of the rows
+    schema: str | None = None
     error: str | None = None
-    counts: Counter = field(default_factory=Counter)  # problem -> rows that have it
+    counts: Counter = field(default_factory=Counter)  # Number of rows by problem.
     examples: dict[str, list[dict]] = field(default_factory=dict)
-    tiles: Counter = field(default_factory=Counter)  # number of tiles -> rows
-    tokens: Counter = field(default_factory=Counter)  # tokens after the drop -> rows
+    tiles: Counter = field(default_factory=Counter)  # Number of rows by number of tiles.
+    tokens: Counter = field(default_factory=Counter)  # Number of rows by number of tokens after the drop.
     overlap: list[dict] = field(default_factory=list)
-    answer_prior: AnswerPrior | None = None  # if it is measured
+    answer_prior: AnswerPrior | None = None
 
     @property
     def passed(self) -> bool:
         return self.error is None and not any(self.counts[kind] for kind in ERRORS)
 
     def add(self, row: RowReport, seen: set[bytes]) -> None:
-        """Count a row; `seen` are the digests of the mixture's rows before it, to which its own is added."""
+        """Add a row to the counts, and its digest to `seen`, the digests of the earlier rows of the mixture."""
         self.rows += 1
         problems = [*row.problems, *([("duplicate", WARNINGS["duplicate"])] if row.digest in seen else [])]
         seen.update({row.digest} - {None})
@@ -138,7 +143,7 @@ class SourceReport:
 
 
 def histogram(counts: Counter) -> dict | None:
-    """Return mean, median, 95th percentile, maximum and the counts of all values."""
+    """Return the mean, median, 95th percentile, maximum and the counts of all values, or `None` without values."""
     if not counts:
         return None
     values, numbers = np.array(sorted(counts.items())).T
@@ -154,14 +159,15 @@ def histogram(counts: Counter) -> dict | None:
 
 @dataclass
 class RowChecker:
-    """Checker of batches of rows of one source, which runs in the workers of a data loader.
+    """Checker for batches of rows of one source, which runs in the workers of a data loader.
 
     Args:
-        source: whose rows they are.
-        processor: counts tokens and gives the tile size; without it tiles are InternVL's and tokens not counted.
-        max_length, vrl_drop_ratio, max_patches, input_spec: as in training. The source's own `max_patches` and
-            `input_spec` go first; where neither is given they are the processor's.
-        test_images: images that must not be in the data.
+        source: source of the rows.
+        processor: processor that counts tokens and sets the tile size. Without it, InternVL's tile size is used and
+            tokens are not counted.
+        max_length, vrl_drop_ratio, max_patches, input_spec: settings of the training. `max_patches` and `input_spec` of
+            the source take precedence; the default is that of the processor.
+        test_images: test images that must not be in the data.
     """
 
     source: Source
@@ -182,7 +188,7 @@ class RowChecker:
             processor = copy.copy(processor)
             processor.image_processor = self.image_processor
             self.length = SampleLength(processor, vrl_drop_ratio=self.vrl_drop_ratio)
-        self._matches = {}  # digest of an image -> its matches: many rows share an image
+        self._matches = {}  # Matches by image digest, because many rows share an image.
 
     def __call__(self, rows: list[dict]) -> list[RowReport]:
         return [self.check(row) for row in rows]
@@ -227,9 +233,9 @@ class RowChecker:
             check_messages(messages)
         except ValueError as error:
             return [("malformed", str(error))]
-        places = sum(part["type"] == "image" for message in messages for part in message["content"])
-        if places != len(row["images"]):
-            problems.append(("image places", f"{len(row['images'])} image(s), {places} image place(s)"))
+        num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
+        if num_places != len(row["images"]):
+            problems.append(("image places", f"{len(row['images'])} image(s), {num_places} image place(s)"))
         try:
             check_answers(messages)
         except ValueError as error:
@@ -264,13 +270,17 @@ def validate(
     keep: Callable[[int, int, RowReport], None] | None = None,
     **options,
 ) -> list[SourceReport]:
-    """Read every row of every source once, in `num_workers` processes; `options` are those of `RowChecker`.
+    """Validate each row of each source once, and return a report of each source.
 
-    A stream is read by one process. A source that cannot be read is reported, and the others are read.
+    A stream is read by one process. If a source cannot be read, its report has the error, and the other sources are
+    still validated.
 
     Args:
-        shard: the part of the rows that is read, see [`part_of`]; all without one.
-        keep: is called with the number of the source, the number of the row in it, and the report of the row.
+        mixture: mixture whose sources are validated.
+        num_workers: number of processes.
+        processor, test_images, options: fields of [`RowChecker`].
+        shard: part of the rows to validate, see [`part_of`]; all rows by default.
+        keep: function that is called with the index of the source, the number of the row in it, and the row's report.
     """
     seen, reports = set(), []
     for place, source in enumerate(mixture.sources):
@@ -291,13 +301,13 @@ def validate(
                     progress.update()
                     if keep is not None:
                         keep(place, number, row)
-        except Exception as error:  # whatever a source does; the others are still to be read
+        except Exception as error:  # A reader may raise any type; the other sources must still be validated.
             report.error = " ".join(str(error).split())
     return reports
 
 
 def part_of(rows: Dataset | IterableDataset, shard: Shard) -> tuple[Dataset | IterableDataset, Iterator[int]]:
-    """Return the rows of a shard and their numbers: consecutive rows or, of a stream of unknown length, every n-th."""
+    """Return the rows of a shard and their numbers: consecutive rows, or every n-th row of a stream."""
     if isinstance(rows, Dataset):
         numbers = shard.part(len(rows))
         return rows.select(numbers), iter(numbers)
@@ -308,7 +318,7 @@ def part_of(rows: Dataset | IterableDataset, shard: Shard) -> tuple[Dataset | It
 
 
 def shard_files(folder: Path, shard: Shard) -> tuple[Path, Path]:
-    """Return the file with the report of each row, and that of the shard, which exists once the shard has ended."""
+    """Return the file with the reports of the rows, and that of the shard, which is written when the shard ends."""
     stem = f"{shard.number}-of-{shard.count}"
     return folder / f"{stem}.jsonl", folder / f"{stem}.json"
 
@@ -316,7 +326,7 @@ def shard_files(folder: Path, shard: Shard) -> tuple[Path, Path]:
 def validate_shard(
     mixture: Mixture, num_workers: int, shard: Shard, settings: Mapping[str, str], folder: Path, **options
 ) -> list[SourceReport]:
-    """Validate a shard, see [`validate`], and leave its reports in `folder`."""
+    """Validate a shard with [`validate`], and write its reports to `folder`."""
     rows, report = shard_files(folder, shard)
     folder.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
@@ -333,26 +343,26 @@ def validate_shard(
 
 
 def merge_shards(mixture: Mixture, count: int, settings: Mapping[str, str], folder: Path) -> list[SourceReport]:
-    """Return the reports of one run over all rows, from the files of `count` shards.
+    """Return the merged reports of `count` shards, equal to those of one run over all rows.
 
     Raises:
-        ValueError: if a shard is missing, or had other settings or sources.
+        ValueError: If a shard is missing, or has other settings or sources.
     """
     shards = {shard: shard_files(folder, shard) for shard in Shard.all_of(count)}
     missing = [str(shard) for shard, (_, report) in shards.items() if not report.is_file()]
     if missing:
-        raise ValueError(f"{len(missing)} of {count} shards are not in {folder}: give --shard {missing[0]} first.")
+        raise ValueError(f"{len(missing)} of {count} shards not found in {folder}. Run --shard {missing[0]} first.")
     reports = [SourceReport(source.name) for source in mixture.sources]
     for shard, (_, path) in shards.items():
         found = json.loads(path.read_text())
         changed = [name for name in SHARD_SETTINGS if found["settings"].get(name) != settings.get(name)]
         if changed or list(found["sources"]) != [report.name for report in reports]:
-            what = f"with another --{changed[0]}" if changed else "of other sources"
-            raise ValueError(f"Shard {shard} in {folder} was made {what}: give --shard {shard} again.")
+            difference = f"with another --{changed[0]}" if changed else "of other sources"
+            raise ValueError(f"Shard {shard} in {folder} was created {difference}. Run --shard {shard} again.")
         for report, of_shard in zip(reports, found["sources"].values()):
             report.schema, report.error = report.schema or of_shard["schema"], report.error or of_shard["error"]
     seen = set()
-    # Rows are sorted by source and number, which are unique, so that reports are never compared.
+    # The key is unique, so `merge` never compares the reports.
     for source, _, row in heapq.merge(*(read_shard(rows) for rows, _ in shards.values()), key=lambda row: row[:2]):
         reports[source].add(row, seen)
     return reports
@@ -368,7 +378,7 @@ def read_shard(path: Path) -> Iterator[tuple[int, int, RowReport]]:
 
 
 def load_processor(name: str) -> ViTPProcessor:
-    """Load the processor of a ViTP or a transformers InternVL checkpoint, without its weights."""
+    """Load the processor of a ViTP or transformers InternVL checkpoint, without its weights."""
     from ..convert.internvl import internvl_processor
 
     is_internvl = AutoConfig.from_pretrained(name).model_type == "internvl"
@@ -376,7 +386,7 @@ def load_processor(name: str) -> ViTPProcessor:
 
 
 def summary_table(reports: list[SourceReport]) -> str:
-    """Return a Markdown table of all sources, with a column for each problem that any of them has."""
+    """Return a Markdown table of all sources, with a column for each problem that was found."""
     kinds = [kind for kind in (*ERRORS, *WARNINGS) if any(report.counts[kind] for report in reports)]
     header = ["source", "rows", "tiles (mean)", "tokens (median, 95%, max)", *kinds, ""]
     lines = []
@@ -390,7 +400,7 @@ def summary_table(reports: list[SourceReport]) -> str:
 
 
 def save_reports(reports: list[SourceReport], settings: dict[str, str], path: Path) -> bool:
-    """Write the reports as JSON, and return whether all sources passed."""
+    """Write the reports to a JSON file, and return whether all sources passed."""
     passed = all(report.passed for report in reports)
     sources = {report.name: report.to_dict() for report in reports}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -411,7 +421,7 @@ def print_reports(reports: list[SourceReport]) -> None:
 
 
 def card_text(reports: list[SourceReport], against: str | None) -> str:
-    """Return the result for the card of the data."""
+    """Return the section of the data card with the results."""
     kinds = {kind for report in reports for kind in report.counts}
     found = [f"- {kind}: {text}" for kind, text in (ERRORS | WARNINGS).items() if kind in kinds]
     paragraphs = [summary_table(reports), "\n".join(found)]
@@ -422,7 +432,7 @@ def card_text(reports: list[SourceReport], against: str | None) -> str:
 
 
 def draw_histograms(reports: list[SourceReport], max_length: int | None, path: Path) -> None:
-    """Draw histograms of tokens and tiles, a line for each source."""
+    """Draw histograms of tokens and tiles, with one row of plots per source."""
     figure, axes = plt.subplots(
         len(reports), 2, figsize=(9, 1.2 + 1.3 * len(reports)), layout="constrained", squeeze=False, sharex="col"
     )

@@ -1,4 +1,4 @@
-"""Metrics that `evaluate` loads, and what they share."""
+"""Metrics for `evaluate.load`, and their base classes."""
 
 from .report import METRICS_FOLDER
 

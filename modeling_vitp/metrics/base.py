@@ -1,4 +1,4 @@
-"""Base class of the metrics: results over all processes."""
+"""Base class of the metrics, which computes results over all processes."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ import torch
 
 
 class DistributedMetric(evaluate.Metric):
-    """Metric that keeps what it needs of each batch in `kept`, and computes the result over all processes.
+    """Base class of metrics that keep statistics of each batch in `kept`, and compute the result over all processes.
 
     A subclass sets `kept` to an empty dictionary or list, adds to it in `add_batch`, and implements
-    `_compute_parts(parts)`, which gets the `kept` of each process.
+    `_compute_parts(parts)`, which receives the `kept` of each process.
 
     Args:
-        num_process, process_id: number of processes that have each added their own part of the data, and the index of
-            this one. `compute` then gathers the parts (through `torch.distributed`) and gives all processes the result.
-            Leave the default where every process has all data, as in `Trainer`, which gathers predictions first.
+        num_process, process_id: number of processes that each add a part of the data, and index of this process.
+            `compute` gathers the parts through `torch.distributed` and returns the result on all processes. Leave the
+            default if every process has all data, as in `Trainer`, which gathers predictions first.
 
     The other arguments are those of `evaluate.load`.
     """
@@ -26,13 +26,13 @@ class DistributedMetric(evaluate.Metric):
         return len(self.kept)
 
     def compute(self, *, predictions=None, references=None, **kwargs) -> dict[str, Any]:
-        """Return the result for everything added so far, and forget it.
+        """Return the result for all batches added so far, and reset the metric.
 
         Args:
-            predictions, references, kwargs: a last batch for `add_batch`, if any.
+            predictions, references, kwargs: last batch for `add_batch`, optional.
 
         Raises:
-            ValueError: if nothing was added, or if not exactly `num_process` processes run.
+            ValueError: if no batch was added, or if the number of running processes is not `num_process`.
         """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references, **kwargs)
@@ -48,10 +48,10 @@ def gather_parts(part: Any, num_process: int, name: str) -> list[Any]:
     Args:
         part: the part of this process.
         num_process: number of processes that have a part. If 1, the result is `[part]`.
-        name: of the metric, for the error.
+        name: name of the metric in errors.
 
     Raises:
-        ValueError: if not exactly `num_process` processes run.
+        ValueError: if the number of running processes is not `num_process`.
     """
     if num_process == 1:
         return [part]

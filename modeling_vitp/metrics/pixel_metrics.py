@@ -1,4 +1,4 @@
-"""Base class and functions of the metrics of label maps: areas are counted as predictions come, maps are not kept."""
+"""Base class and functions of the metrics of label maps. Pixels are counted per batch, and maps are not kept."""
 
 from collections.abc import Hashable, Sequence
 
@@ -15,21 +15,23 @@ LABEL_MAPS = Features(dict.fromkeys(("predictions", "references"), List(List(Val
 def count_areas(
     prediction: torch.Tensor, reference: torch.Tensor, num_labels: int, ignore_index: int | None = None
 ) -> np.ndarray:
-    """Pixels of each class, where the reference is not `ignore_index`.
+    """Return the number of pixels of each class, without the pixels whose reference is `ignore_index`.
 
     Args:
-        prediction, reference: class ids of one shape, integers (arrays, tensors or nested lists).
+        prediction, reference: class indices of the same shape, integers (arrays, tensors or nested lists).
         num_labels: number of classes.
-        ignore_index: value in the reference of pixels that do not count; `None` if all do.
+        ignore_index: reference value of ignored pixels, or `None` to count all pixels.
 
     Returns:
-        int64 of shape `(3, num_labels)`: in both, in the prediction, in the reference.
+        Pixel counts of the intersection, the prediction and the reference, int64 of shape `(3, num_labels)`.
 
     Raises:
-        ValueError: if the shapes differ, the values are not integers, or a value that counts is no class.
+        ValueError: if the shapes differ, the values are not integers, or a value is not a class index.
     """
     if tuple(np.shape(prediction)) != tuple(np.shape(reference)):
-        raise ValueError(f"the prediction has shape {np.shape(prediction)}, the reference {np.shape(reference)}.")
+        raise ValueError(
+            f"expected a prediction of the shape of the reference {np.shape(reference)}, got {np.shape(prediction)}."
+        )
     prediction, reference = as_labels(prediction, "prediction"), as_labels(reference, "reference")
     if ignore_index is not None:
         counts = reference != ignore_index
@@ -38,8 +40,8 @@ def count_areas(
         wrong = value[(value < 0) | (value >= num_labels)].unique().tolist()
         if wrong:
             raise ValueError(
-                f"the {name} has the value(s) {wrong[:10]}, but classes are 0 to {num_labels - 1} and "
-                f"ignore_index is {ignore_index}."
+                f"expected class indices of the {name} in [0, {num_labels}) or ignore_index={ignore_index}, got "
+                f"{wrong[:10]}."
             )
     confusion = torch.bincount(reference * num_labels + prediction, minlength=num_labels**2)
     confusion = confusion.view(num_labels, num_labels).cpu().numpy()
@@ -49,35 +51,35 @@ def count_areas(
 def as_labels(values, name: str) -> torch.Tensor:
     values = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values))
     if values.is_floating_point() or values.is_complex():
-        raise ValueError(f"the {name} is {values.dtype}: class ids (the argmax of logits) are needed.")
+        raise ValueError(f"expected the {name} as integer class indices (the argmax of logits), got {values.dtype}.")
     return values.flatten().long()
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN where the denominator is 0."""
+    """Divide two arrays, with NaN where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator != 0)
 
 
 def mean_of_counted(values: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """Mean without NaN; NaN if nothing else is there."""
+    """Return the mean of the values that are not NaN, or NaN if all are."""
     is_counted = ~np.isnan(values)
     return ratio(np.where(is_counted, values, 0).sum(axis), is_counted.sum(axis))
 
 
 class PixelMetric(DistributedMetric):
-    """Base class of metrics that are computed from the areas of [`count_areas`], by case or over the data set.
+    """Base class of metrics that are computed from the pixel counts of [`count_areas`], per case or over the data set.
 
-    A subclass implements `_compute(cases)`, where `cases` is int64 of shape `(cases, 3, num_labels)`. No
-    prediction is kept.
+    A subclass implements `_compute(cases)`, where `cases` is int64 of shape `(cases, 3, num_labels)`. Predictions are
+    not kept.
 
     Attributes:
-        main_score: key of the result that models are compared by.
-        surface_metric: metric of this folder that is also computed on volumes, after training.
-        is_by_case: whether areas are kept for each case; otherwise there is one sum over the data set.
+        main_score: key of the main score in the result, used to compare models.
+        surface_metric: metric of this folder that is also computed on volumes after training.
+        is_by_case: whether pixels are counted per case. If false, they are summed over the data set.
 
     Args:
         num_labels: number of classes.
-        ignore_index: value in references of pixels that do not count.
+        ignore_index: reference value of ignored pixels.
         num_process, process_id: see `DistributedMetric`.
 
     The other arguments are those of `evaluate.load`.
@@ -97,7 +99,7 @@ class PixelMetric(DistributedMetric):
         return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=LABEL_MAPS)
 
     def set_names(self, names: Sequence[str]) -> None:
-        """Take the names of the classes. A metric that depends on them overrides this method."""
+        """Set the names of the classes. Metrics that depend on class names override this method."""
 
     def add(self, *, prediction, reference):
         """Count one label map, `(height, width)`, and its reference; see `add_batch`."""
@@ -107,27 +109,26 @@ class PixelMetric(DistributedMetric):
         """Count a batch.
 
         Args:
-            predictions, references: label maps, `(batch, height, width)` as array, tensor (on any device) or list; maps
-                of different size are a list.
-            case_ids: case of each map; the maps of a case (slices of a volume) may come in any batch and process. If
-                not given, each map is a case. Only metrics by case use them.
+            predictions, references: label maps, `(batch, height, width)` as array, tensor (on any device) or list. Maps
+                of different sizes must be a list.
+            case_ids: case of each map. The maps of a case (slices of a volume) may be added in any batch and process.
+                Default: each map is a case. Only metrics per case use them.
 
         Raises:
-            ValueError: if the arguments differ in number or shape, or contain a value that is not a class; the map is
-                named by its index in the batch.
+            ValueError: if the arguments differ in number or shape, or have a value that is not a class index.
         """
         if case_ids is None:
-            case_ids = [(self.process_id, len(self) + place) for place in range(len(references))]
+            case_ids = [(self.process_id, len(self) + index) for index in range(len(references))]
         if not len(predictions) == len(case_ids) == len(references):
             raise ValueError(
                 f"{self.name}: expected as many predictions and case_ids as references, got {len(predictions)}, "
                 f"{len(case_ids)} and {len(references)}."
             )
-        for place, (prediction, reference, case) in enumerate(zip(predictions, references, case_ids)):
+        for index, (prediction, reference, case) in enumerate(zip(predictions, references, case_ids)):
             try:
                 areas = count_areas(prediction, reference, self.num_labels, self.ignore_index)
             except ValueError as error:
-                raise ValueError(f"{self.name}, map {place} of the batch: {error}") from error
+                raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
             case = case if self.is_by_case else None
             self.kept[case] = self.kept.get(case, 0) + areas
 

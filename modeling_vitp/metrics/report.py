@@ -1,4 +1,4 @@
-"""Metrics by name, and how they are written down: one value a class, JSON without NaN."""
+"""Paths of metrics by name, and the format of their results: one value per class, JSON without NaN."""
 
 import math
 from pathlib import Path
@@ -8,10 +8,10 @@ METRICS_FOLDER = Path(__file__).parent
 
 
 def metric_path(name: str) -> str:
-    """Return what `evaluate.load` takes for a metric: a folder of this package by its name, or a file or folder.
+    """Return the path of a metric for `evaluate.load`: a folder of this package by its name, or a file or folder.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if neither exists.
     """
     path = METRICS_FOLDER / name / f"{name}.py"
     if path.is_file():
@@ -25,7 +25,7 @@ def metric_path(name: str) -> str:
 
 
 def name_classes(metrics: dict, names: list[str]) -> dict[str, float]:
-    """Lists by class, `per_category_iou`, as one value for each: `iou/building`."""
+    """Return metrics with one value per class, such as `iou/building`, in place of lists such as `per_category_iou`."""
     named = {}
     for key, value in metrics.items():
         if isinstance(value, list):
@@ -36,7 +36,7 @@ def name_classes(metrics: dict, names: list[str]) -> dict[str, float]:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN: what could not be scored, a class that never occurs, is null."""
+    """Replace NaN, the score of a class that never occurs, by `None`, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

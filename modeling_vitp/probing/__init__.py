@@ -1,1 +1,1 @@
-"""Probes: how much of a task can be read from a backbone's features, with the backbone left as it is."""
+"""Probes: measurements of how well a task is solved from the features of a frozen backbone."""

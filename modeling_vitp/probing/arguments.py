@@ -10,7 +10,7 @@ POOLINGS = ("mean", "cls", "cls_mean")
 
 @dataclass
 class ProbeArguments(Arguments):
-    """What is probed, and on what."""
+    """Arguments of `probe`."""
 
     file_fields = ("data", "input_spec")
     limits = {
@@ -29,62 +29,82 @@ class ProbeArguments(Arguments):
 
     backbones: list[str] = field(
         default_factory=list,
-        metadata={"help": "Folders or Hub ids: exported backbones, or others that AutoModel opens; ID@REVISION too."},
+        metadata={
+            "help": "Folders or Hub ids (also ID@REVISION) of exported backbones, or of other models of AutoModel."
+        },
     )
     random_control: bool = field(
-        default=False, metadata={"help": "Probe each backbone with random weights too, to compare with."}
+        default=False, metadata={"help": "Whether to also probe each backbone with random weights."}
     )
     pixel_control: bool = field(
-        default=False, metadata={"help": "With `data`: probe the bare pixels of each backbone's patches too."}
+        default=False,
+        metadata={"help": "With `data`: whether to also probe the pixels of each backbone's patches."},
     )
     depths: int = field(
         default=1,
-        metadata={"help": "With `data`: tokens of how many depths are read, at equal distances; 1 is the output."},
+        metadata={"help": "With `data`: number of evenly spaced depths whose tokens are probed; 1 is the output only."},
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Images with a class each: Hub id, or folder with images as split/class/file."}
+        default=None,
+        metadata={"help": "Hub id of images with one class each, or folder with images at SPLIT/CLASS/NAME."},
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
-    image_column: str = field(default="image", metadata={"help": "Its column of images."})
-    label_column: str = field(default="label", metadata={"help": "Its column of classes."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    image_column: str = field(default="image", metadata={"help": "Image column of the data set."})
+    label_column: str = field(default="label", metadata={"help": "Class column of the data set."})
     test_share: float | None = field(
-        default=None, metadata={"help": "If it has no test split: share of each class that is held out of training."}
+        default=None,
+        metadata={"help": "Share of each class that is held out of the training split and used instead of test_split."},
     )
     input_spec: dict | str | None = field(
-        default=None, metadata={"help": "How its images that are not 8-bit RGB are read, for all backbones."}
+        default=None,
+        metadata={"help": "Input spec, for all backbones, of images of `dataset_name` that are not 8-bit RGB."},
     )
     data: dict | str | None = field(
         default=None,
-        metadata={"help": "Instead, masks or boxes: as in fine-tuning, or the file of such a configuration."},
+        metadata={
+            "help": "Images with masks or boxes, instead of `dataset_name`: a mapping as in fine-tuning, or a "
+            "fine-tuning configuration file."
+        },
     )
     annotations: str = field(
-        default="masks",
-        metadata={"help": "What `data` describes: 'masks', or 'boxes' as fine-tuning for detection takes them."},
+        default="masks", metadata={"help": "Annotations in `data`: 'masks', or 'boxes' as in detection fine-tuning."}
     )
-    data_root: str | None = field(default=None, metadata={"help": "Where they are, instead of data.root."})
-    train_split: str = field(default="train", metadata={"help": "What the probes learn from."})
-    test_split: str = field(default="test", metadata={"help": "What they are scored on."})
-    shots: list[int] = field(default_factory=list, metadata={"help": "Few labels: training images of each class."})
+    data_root: str | None = field(default=None, metadata={"help": "Folder of the data; overrides data.root."})
+    train_split: str = field(default="train", metadata={"help": "Training split of the probes."})
+    test_split: str = field(default="test", metadata={"help": "Test split of the probes."})
+    shots: list[int] = field(
+        default_factory=list, metadata={"help": "Numbers of training images per class, one probe for each."}
+    )
     shares: list[float] = field(
-        default_factory=list, metadata={"help": "Few labels: shares of the training images. 1 without these two."}
+        default_factory=list,
+        metadata={"help": "Shares of the training images, one probe for each. Default: 1 if shots is not set."},
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Of the draws of few labels."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the draws of training images."}
+    )
     pooling: str = field(default="mean", metadata={"help": f"Feature of an image: one of {', '.join(POOLINGS)}."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of the square that images become; else as the image processor says."}
+        default=None,
+        metadata={"help": "Side in pixels of the square that images are resized to. Default: as the image processor."},
     )
-    num_neighbours: int = field(default=20, metadata={"help": "Of the nearest-neighbour probe."})
-    temperature: float = field(default=0.07, metadata={"help": "Of its votes."})
-    l2: float = field(default=1e-2, metadata={"help": "Weight decay of the linear probe, on standardised features."})
-    output_dir: str = field(default="outputs/probe", metadata={"help": "For metrics.json and the features."})
+    num_neighbours: int = field(default=20, metadata={"help": "Number of neighbors of the nearest-neighbor probe."})
+    temperature: float = field(
+        default=0.07, metadata={"help": "Temperature of the votes of the nearest-neighbor probe."}
+    )
+    l2: float = field(default=1e-2, metadata={"help": "Weight decay of the linear probe, on standardized features."})
+    output_dir: str = field(default="outputs/probe", metadata={"help": "Folder for metrics.json and features."})
     shard: str | None = field(
         default=None,
-        metadata={"help": "I/N: extract the features of the I-th of N parts of the images, for a probe without this."},
+        metadata={
+            "help": "I/N: extract the features of part I of N of the images only. A later call without it uses them."
+        },
     )
-    batch_size: int = field(default=32, metadata={"help": "Images that a backbone sees at once."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read images."})
-    dtype: str = field(default="float32", metadata={"help": "Of the backbones: float32, bfloat16 or float16."})
-    device: str | None = field(default=None, metadata={"help": "The accelerator if there is one, and if not given."})
+    batch_size: int = field(default=32, metadata={"help": "Number of images per batch of a backbone."})
+    num_workers: int = field(default=0, metadata={"help": "Number of processes that read images. 0: the main process."})
+    dtype: str = field(default="float32", metadata={"help": "Dtype of the backbones: float32, bfloat16 or float16."})
+    device: str | None = field(
+        default=None, metadata={"help": "Device of the backbones. Default: the accelerator if available."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,14 +114,14 @@ class ProbeArguments(Arguments):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, read_yaml(find_config(getattr(self, name)))[name])
         if not self.backbones:
-            raise ValueError("Give `backbones`: what is probed.")
+            raise ValueError("Set `backbones` to the backbones to probe.")
         if (self.dataset_name is None) == (self.data is None):
-            raise ValueError("Give either `dataset_name`, images with a class each, or `data`, masks or boxes.")
+            raise ValueError("Set either `dataset_name` (images with one class each) or `data` (masks or boxes).")
         if self.dataset_name is not None and (self.pixel_control or self.depths > 1):
-            raise ValueError("pixel_control and depths are about patches: they need `data`, masks or boxes.")
+            raise ValueError("pixel_control and depths need `data` with masks or boxes.")
         if self.data is None and self.annotations == "boxes":
-            raise ValueError("annotations: boxes are described by `data`.")
+            raise ValueError("annotations='boxes' needs `data`.")
         if self.annotations == "masks" and self.data is not None and {"format", "box_format"} & self.data.keys():
-            raise ValueError("data: these are boxes, by their format; give --annotations boxes.")
+            raise ValueError("Expected masks, got `data` with a box format. Set --annotations boxes.")
         if self.data is not None and self.data_root is not None:
             self.data["root"] = self.data_root

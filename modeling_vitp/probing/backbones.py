@@ -1,4 +1,4 @@
-"""Backbones of any kind: an image as one tile, tokens as a map, and features of all images, kept in files."""
+"""Backbones of any type, their patch tokens as maps, and features of all images that are stored in files."""
 
 import hashlib
 import inspect
@@ -28,16 +28,17 @@ from ..instructions.sources import folder_cache
 
 @dataclass
 class Backbone:
-    """
+    """Backbone with its image processor.
+
     Args:
-        name: as it is shown.
-        model: the vision model, of a model with other parts too, in evaluation mode.
-        image_processor: its own.
-        input_spec: by which its image processor reads images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`];
-            taken out of the image processor, which is then given what
-            [`~modeling_vitp.images.pixels.to_pixels`] makes of them by this or another spec.
-        revision: the commit, of one from the Hub.
-        state: of its files and weights, so that stored features are of these.
+        name: display name.
+        model: vision model, or the vision part of a larger model, in evaluation mode.
+        image_processor: image processor of the model, without its input spec.
+        input_spec: input spec of the image processor for images that are not 8-bit RGB, see
+            [`~modeling_vitp.InputSpec`]. The caller applies it, or another one, with
+            [`~modeling_vitp.images.pixels.to_pixels`].
+        revision: commit of a model from the Hub.
+        state: text that changes if files or weights change, to identify stored features.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Backbone:
         """Return the input spec for reading images: `given`, or that of the backbone if `given` is empty.
 
         Raises:
-            ValueError: if it names other bands than the backbone takes.
+            ValueError: If its bands differ from those of the backbone.
         """
         own = InputSpec.from_dict(self.input_spec).band_names
         if not given:
@@ -61,16 +62,17 @@ class Backbone:
         return spec
 
     def tokens(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
+        """Return the tokens of images.
+
         Args:
-            pixels: float32 of shape `(batch, channels, height, width)`.
+            pixels: float32 `(batch, channels, height, width)`.
 
         Returns:
-            float32: what precedes the patch tokens, `(batch, tokens, width)`, such as the CLS token; and the patch
-            tokens as maps, `(batch, rows, columns, width)`.
+            Prefix tokens such as the CLS token, float32 `(batch, tokens, width)`, and patch tokens as maps, float32
+            `(batch, rows, columns, width)`.
 
         Raises:
-            ValueError: if the model's output has no place in the image.
+            ValueError: If the output of the model cannot be converted to maps.
         """
         return self._split(self._run(pixels).last_hidden_state, pixels)
 
@@ -78,26 +80,26 @@ class Backbone:
         """Return the patch tokens of several depths, concatenated.
 
         Args:
-            pixels: float32 of shape `(batch, channels, height, width)`.
-            depths: 1 for the output alone; more for the tokens after as many layers at equal distances, the last one
-                among them (layers 6, 12, 18 and 24 for 4 depths of a ViT-L).
+            pixels: float32 `(batch, channels, height, width)`.
+            depths: number of evenly spaced layers, including the last one (6, 12, 18 and 24 for 4 depths of a ViT-L);
+                1 for the output of the model.
 
         Returns:
-            float32 of shape `(batch, rows, columns, depths * width)`.
+            float32 `(batch, rows, columns, depths * width)`.
 
         Raises:
-            ValueError: if the model has fewer layers, or they give no maps of one size.
+            ValueError: If the model has fewer layers, or the maps of its layers differ in size.
         """
         if depths == 1:
             return self.tokens(pixels)[1]
         states = self._run(pixels, output_hidden_states=True).hidden_states
         num_layers = len(states) - 1
         if depths > num_layers:
-            raise ValueError(f"depths={depths}: {self.name} has {num_layers} layers.")
+            raise ValueError(f"depths must be at most {num_layers}, the number of layers of {self.name}, got {depths}.")
         chosen = [states[round((index + 1) * num_layers / depths)] for index in range(depths)]
         maps = [self._split(state, pixels)[1] for state in chosen]
         if len({item.shape for item in maps}) > 1:
-            raise ValueError(f"depths={depths}: the layers of {self.name} give maps of different size. Give depths=1.")
+            raise ValueError(f"The maps of the layers of {self.name} differ in size. Set depths=1, got {depths}.")
         return torch.cat(maps, dim=-1)
 
     @torch.no_grad()
@@ -112,7 +114,7 @@ class Backbone:
         if states.ndim == 4:
             patch, size = self._patch(), pixels.shape[-2:]
             grid = None if patch is None else tuple(side // own for side, own in zip(size, patch))
-            is_last = grid == states.shape[1:3] and grid != states.shape[2:]  # the width, as in SAM's layers
+            is_last = grid == states.shape[1:3] and grid != states.shape[2:]  # SAM's layers have the width last.
             maps = states if is_last else states.permute(0, 2, 3, 1)
             return states.new_zeros(len(states), 0, maps.shape[-1]), maps
         rows, columns = self._grid(states.shape[1], *pixels.shape[-2:])
@@ -122,17 +124,17 @@ class Backbone:
     def in_patches(self, side: int) -> int:
         """Return `side`, the side of a square image in pixels, if it is a multiple of the patch size.
 
-        FewLabels are taken by patch; pixels that the patch embedding leaves out at the border would shift them.
+        Otherwise, the patch embedding would ignore pixels at the border, and labels would not match the patches.
 
         Raises:
-            ValueError: if it is not.
+            ValueError: If `side` is not a multiple of the patch size.
         """
         patch = self._patch()
-        step = getattr(self.model.config, "patch_stride", None) or patch  # where patches overlap
+        step = getattr(self.model.config, "patch_stride", None) or patch  # Patches with a smaller stride overlap.
         if patch is not None and step == patch and any(side % own for own in patch):
             raise ValueError(
-                f"image_size={side}: {self.name} has patches of {patch[0]} x {patch[1]} pixels. Give a multiple, such "
-                f"as {math.ceil(side / math.lcm(*patch)) * math.lcm(*patch)}."
+                f"image_size must be a multiple of {patch[0]} x {patch[1]} pixels, the patch size of {self.name}, got "
+                f"{side}. Set it to {math.ceil(side / math.lcm(*patch)) * math.lcm(*patch)}, for example."
             )
         return side
 
@@ -146,33 +148,38 @@ class Backbone:
             rows, columns = height // patch[0], width // patch[1]
             if tokens >= rows * columns:
                 return rows, columns
-            merged = math.isqrt(rows * columns // tokens)  # where layers merge patches, as in Swin
+            merged = math.isqrt(rows * columns // tokens)  # Some models merge patches, such as Swin.
             if (rows // merged) * (columns // merged) == tokens:
                 return rows // merged, columns // merged
-        raise ValueError(f"{self.name} gives {tokens} tokens of an image of {width} x {height}: no map can be made.")
+        raise ValueError(
+            f"The {tokens} tokens of {self.name} for an image of {width} x {height} pixels do not form a map."
+        )
 
     def pool(self, pixels: torch.Tensor, pooling: str) -> torch.Tensor:
-        """Return a vector for each image, float32 of shape `(batch, width)`; `cls_mean` has twice the width."""
+        """Return a vector for each image, float32 `(batch, width)`; `cls_mean` has twice the width."""
         prefix, maps = self.tokens(pixels)
         mean = maps.mean((1, 2))
         if pooling == "mean":
             return mean
         if not prefix.shape[1]:
-            raise ValueError(f"{self.name} has no CLS token: pooling={pooling!r} cannot be had, 'mean' can.")
+            raise ValueError(f"pooling={pooling!r} needs a CLS token, which {self.name} does not have. Use 'mean'.")
         return prefix[:, 0] if pooling == "cls" else torch.cat([prefix[:, 0], mean], dim=-1)
 
 
 class PatchPixels(Backbone):
-    """Control without a model: the pixels of each patch, as the image processor of a backbone gives them."""
+    """Control without a model, whose features are the preprocessed pixels of each patch."""
 
     @classmethod
     def of(cls, backbone: Backbone) -> "PatchPixels":
         if getattr(backbone.model.config, "patch_size", None) is None:
-            raise ValueError(f"{backbone.name} has no patch size: the pixels of its patches cannot be probed.")
+            raise ValueError(f"The pixel control needs a `patch_size`, which {backbone.name} does not have.")
         return cls(**{**vars(backbone), "name": f"{backbone.name}, pixels of its patches"})
 
     def maps(self, pixels: torch.Tensor, depths: int = 1) -> torch.Tensor:
-        """float32 of shape `(batch, rows, columns, channels * patch height * patch width)`, whatever `depths` is."""
+        """Return patches, float32 `(batch, rows, columns, channels * patch height * patch width)`.
+
+        `depths` is ignored.
+        """
         patch = self.model.config.patch_size
         height, width = (patch, patch) if isinstance(patch, int) else patch
         rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
@@ -184,14 +191,17 @@ class PatchPixels(Backbone):
 def load_backbone(
     name: str, device: str | torch.device = "cpu", dtype: str = "float32", random_seed: int | None = None
 ) -> Backbone:
-    """
+    """Load a backbone with its image processor.
+
     Args:
-        name: folder or Hub id of an exported backbone or of another model that `AutoModel` opens, with its image
-            processor; `ID@REVISION` for a branch, tag or commit.
-        random_seed: gives it random weights instead of its own, to compare with.
+        name: folder or Hub id of an exported backbone or of another model of `AutoModel`; `ID@REVISION` for a branch,
+            tag or commit.
+        device: device of the model.
+        dtype: dtype of the model.
+        random_seed: seed of random weights, which replace those of the model.
 
     Raises:
-        ValueError: if there is no such model or image processor, or the model takes no images.
+        ValueError: If the model or its image processor is not found, or the model does not take images.
     """
     where, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
     commit = None if Path(where).exists() else commit_of(where, revision or "main")
@@ -209,7 +219,7 @@ def load_backbone(
         raise ValueError(f"The backbone {name} cannot be loaded: {str(error).splitlines()[0]}") from error
     encoder = model.get_encoder(modality="image")
     if encoder.main_input_name != "pixel_values":
-        raise ValueError(f"The backbone {name} is a {config.model_type!r} model, which takes no images.")
+        raise ValueError(f"Expected a model with image input, got backbone {name} of type {config.model_type!r}.")
     spec = getattr(image_processor, "input_spec", None)
     if spec is not None:
         names = image_processor.band_names
@@ -221,7 +231,7 @@ def load_backbone(
 def load_with_controls(
     name: str, device: str | torch.device, dtype: str, random_control: bool, pixel_control: bool
 ) -> Iterator[Backbone]:
-    """Yield a backbone and, on request, the same with random weights and the pixels of its patches."""
+    """Yield a backbone and, on request, the backbone with random weights and the pixels of its patches."""
     yield load_backbone(name, device, dtype)
     if random_control:
         yield load_backbone(name, device, dtype, random_seed=0)
@@ -230,7 +240,7 @@ def load_with_controls(
 
 
 def commit_of(repo_id: str, revision: str) -> str | None:
-    """Return the commit of a revision, from the Hub or offline from the cache; `None` if it is unknown."""
+    """Return the commit of a revision, from the Hub or offline from the cache, or `None` if it is unknown."""
     return getattr(resolve_revision(repo_id, revision), "resolved", None)
 
 
@@ -238,9 +248,9 @@ class Preprocessing:
     """Preprocessing of images by the image processor of a backbone.
 
     Args:
-        image_processor: of the backbone.
-        image_size: side of the square that an image is resized to (bicubic) in place of the image processor's own
-            resizing and cropping.
+        image_processor: image processor of the backbone.
+        image_size: side in pixels of the square that images are resized to (bicubic), instead of the resizing and
+            cropping of the image processor.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, image_size: int | None):
@@ -249,7 +259,7 @@ class Preprocessing:
         self.options = {name: False for name in off if getattr(image_processor, name, None) is not None}
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Return what the backbone takes, float32 of shape `(channels, height, width)`, as are the pixels."""
+        """Return the input of the backbone, float32 `(channels, height, width)`, from pixels of the same layout."""
         if self.image_size:
             size = [self.image_size, self.image_size]
             image = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
@@ -264,11 +274,11 @@ def square_size(image_processor: BaseImageProcessor) -> int:
         size = getattr(image_processor, name, None)
         if size is not None and (size.height or size.shortest_edge):
             return size.height or size.shortest_edge
-    raise ValueError(f"{type(image_processor).__name__} has no size: give image_size.")
+    raise ValueError(f"Image size of {type(image_processor).__name__} not found. Set image_size.")
 
 
 class Pixels(Dataset):
-    """Data set of preprocessed images, float32 of shape `(channels, height, width)`."""
+    """Data set of preprocessed images, float32 `(channels, height, width)`."""
 
     def __init__(self, images: Dataset, preprocessing: Preprocessing):
         self.images, self.preprocessing = images, preprocessing
@@ -297,7 +307,7 @@ def collate_pixels(pixels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     sizes = sorted({tuple(image.shape) for image in pixels})
     if len(sizes) > 1:
         raise ValueError(
-            f"The image processor gives images of different size, {sizes[0]} and {sizes[1]}: give image_size."
+            f"The image processor returns images of different sizes, {sizes[0]} and {sizes[1]}. Set image_size."
         )
     return default_collate([{"pixel_values": image} for image in pixels])
 
@@ -316,24 +326,29 @@ def extract(
 ) -> np.ndarray:
     """Return the features of all images, in order.
 
+    Features are extracted only if they are not yet in `folder`, in one file or in the files of all shards.
+
     Args:
-        images: of which an item is what [`~modeling_vitp.images.pixels.to_pixels`] gives.
-        encode: from a batch of pixels, float32 of shape `(batch, channels, height, width)`, to features, `(batch, …)`.
-        image_size: see [`~modeling_vitp.probing.backbones.Preprocessing`].
-        key: what the features depend on beside the backbone's weights. They are extracted only if they are not in
-            `folder` yet, in one file or in those of all shards.
-        folder: of the files.
-        shard: extracts and returns only those of its part of the batches.
+        backbone: backbone.
+        images: data set of images as from [`~modeling_vitp.images.pixels.to_pixels`].
+        encode: function from a batch of pixels, float32 `(batch, channels, height, width)`, to features, `(batch, …)`.
+        image_size: image size in pixels, see [`~modeling_vitp.probing.backbones.Preprocessing`].
+        key: text that identifies the images and settings on which the features depend.
+        folder: folder of the files.
+        batch_size: number of images per batch.
+        num_workers: number of processes that read images.
+        description: label of the progress bar.
+        shard: part of the batches to extract and return; all by default.
 
     Returns:
-        float32 of shape `(images, …)`, read from the file as it is used.
+        Memory-mapped features, float32 `(images, …)`.
 
     Raises:
-        ValueError: if an image cannot be read, has features that are not finite, or lacks them beside those of shards.
+        ValueError: If an image cannot be read, its features are not finite, or a shard is missing.
     """
     digest = hashlib.sha256(f"{backbone.name}\0{backbone.state}\0{backbone.model.dtype}\0{image_size}\0{key}".encode())
     path, rows = folder / f"{digest.hexdigest()[:20]}.npy", range(len(images))
-    if shard and not path.is_file():  # whole batches, by which features differ in their last bits
+    if shard and not path.is_file():  # Shards have whole batches, because features depend slightly on the batch.
         batches = shard.part(-(-len(images) // batch_size))
         rows = rows[batches.start * batch_size : batches.stop * batch_size]
         path = path.with_suffix(f".{rows.start}-{rows.stop}.npy")
@@ -352,12 +367,10 @@ def extract(
             features = encode(batch["pixel_values"]).cpu().numpy()
             if not np.isfinite(features).all():
                 first = rows[number * batch_size]
-                raise ValueError(
-                    f"{backbone.name} gives features that are not finite, of images {first} and following."
-                )
+                raise ValueError(f"Features of {backbone.name} are not finite for images from {first} on.")
             yield features
 
-    if not rows:  # of a shard, where there are more shards than batches
+    if not rows:  # If there are more shards than batches, some shards are empty.
         return np.empty(0, np.float32)
     save_features(encoded(), len(rows), path)
     return np.load(path, mmap_mode="r")
@@ -366,11 +379,12 @@ def extract(
 def extract_maps(
     backbone: Backbone, images: Dataset, depths: int, image_size: int | None, key: str, folder: Path, **loading
 ) -> np.ndarray:
-    """Return the patch tokens of all images, float32 of shape `(images, rows, columns, width)`; see [`extract`].
+    """Return the patch tokens of all images, float32 `(images, rows, columns, width)`; see [`extract`].
 
     Args:
-        depths: see [`Backbone.maps`].
-        image_size: if `None`, the side of the image processor's tile.
+        backbone, images, key, folder, loading: see [`extract`].
+        depths: number of depths, see [`Backbone.maps`].
+        image_size: image size in pixels; by default that of the image processor.
     """
     side = backbone.in_patches(image_size or square_size(backbone.image_processor))
     encode = partial(backbone.maps, depths=depths)
@@ -378,7 +392,7 @@ def extract_maps(
 
 
 def save_features(blocks: Iterable[np.ndarray], length: int, path: Path) -> None:
-    """Write `length` rows of float32 features, one block in memory at a time. The file appears when it is complete."""
+    """Write `length` rows of float32 features block by block. The file is renamed to `path` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     features, done = None, 0
@@ -393,20 +407,20 @@ def save_features(blocks: Iterable[np.ndarray], length: int, path: Path) -> None
 
 
 def find_parts(path: Path) -> list[tuple[int, int, Path]]:
-    """Return the parts that shards have written for a file: first image, end, and path."""
+    """Return the files of shards that belong to `path`: index of the first image, end, and path."""
     return sorted(
         (*map(int, part.suffixes[0][1:].split("-")), part) for part in path.parent.glob(f"{path.stem}.*-*.npy")
     )
 
 
 def joined(parts: Sequence[tuple[int, int, Path]], length: int) -> Iterator[np.ndarray]:
-    """Yield the parts in order. If a part is missing, raise a `ValueError` that names its first image."""
+    """Yield the features of shards in order; if a shard is missing, raise a `ValueError` with its first image."""
     done = 0
     for first, end, part in [*parts, (length, length, None)]:
         if first != done:
             raise ValueError(
-                f"{parts[0][2].parent} has features of shards, but none of image {done} and following, of {length}: "
-                "extract the shards that are missing, with the --batch_size of the others, or remove theirs."
+                f"Features of images from {done} on, of {length}, not found in {parts[0][2].parent}. Extract the "
+                "missing shards with the --batch_size of the others, or delete the files of the shards."
             )
         if part is not None:
             yield np.load(part, mmap_mode="r")

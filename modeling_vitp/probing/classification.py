@@ -1,4 +1,4 @@
-"""Probes of classes of images: nearest neighbors and a linear layer."""
+"""Probes of image classes: nearest neighbors and a linear layer."""
 
 import copy
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from .heads import fit_linear, nearest_neighbours
 
 @dataclass
 class ClassificationProbe:
-    """Classes of images, probed by nearest neighbors and a linear layer.
+    """Probing task of image classes, with nearest neighbors and a linear layer.
 
     Args:
-        samples: under `train` and `test`; see [`open_samples`].
-        names: of the classes.
-        input_spec: for all backbones; without it each reads images by its own.
-        pooling: the feature of an image: `mean` (of the patch tokens), `cls`, or both, `cls_mean`.
+        samples: images under `train` and `test`, see [`open_samples`].
+        names: names of the classes.
+        input_spec: input spec for all backbones; by default each backbone uses its own.
+        pooling: feature of an image: `mean` (of the patch tokens), `cls`, or both, `cls_mean`.
         num_neighbours, temperature: see [`~modeling_vitp.probing.heads.nearest_neighbours`].
-        l2: see [`~modeling_vitp.probing.heads.fit_linear`].
+        l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].
     """
 
     samples: dict[str, ClassifiedImages]
@@ -36,8 +36,8 @@ class ClassificationProbe:
     temperature: float
     l2: float
 
-    shown = "accuracy"  # of the scores
-    control_name = "largest class, whatever the image"
+    shown = "accuracy"
+    control_name = "most frequent class"
 
     def __post_init__(self):
         self.labels = {role: samples.labels.numpy() for role, samples in self.samples.items()}
@@ -47,11 +47,11 @@ class ClassificationProbe:
         return np.eye(len(self.names), dtype=bool)[self.labels["train"]]
 
     def control(self) -> dict[str, float]:
-        """Return the scores of always answering the most frequent class of the training images."""
+        """Return the scores of a constant prediction: the most frequent class of the training images."""
         return self.scores(np.full(len(self.labels["test"]), np.bincount(self.labels["train"]).argmax()))
 
     def scores(self, predicted: np.ndarray) -> dict[str, float]:
-        """`accuracy`, and `mean_class_accuracy` over the classes that the test has."""
+        """Return `accuracy`, and `mean_class_accuracy` over the classes of the test images."""
         right = predicted == self.labels["test"]
         classes = [right[self.labels["test"] == label].mean() for label in np.unique(self.labels["test"])]
         return {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(classes))}
@@ -79,7 +79,7 @@ class ClassificationProbe:
         return results
 
     def features(self, backbone: Backbone, split: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
-        """Return the features of a split, `train` or `test`: float32 of shape `(images, width)`."""
+        """Return the features of a split, `train` or `test`, float32 `(images, width)`."""
         samples, spec = copy.copy(self.samples[split]), backbone.reading(self.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
         return extract(
@@ -103,26 +103,28 @@ def open_samples(
     image_column: str = "image",
     label_column: str = "label",
 ) -> tuple[dict[str, ClassifiedImages], list[str]]:
-    """Return the images to train and to test on, with their labels, and the names of the classes.
+    """Return the labeled training and test images, under `train` and `test`, and the names of the classes.
 
     Args:
-        name: Hub id, or a folder with Parquet files or with images as `split/class/name.png`.
-        config: the data set's configuration, if it has several.
-        test_share: share of `train_split` that is held out of each class, instead of `test_split`.
+        name: Hub id, or folder with Parquet files or with images at `SPLIT/CLASS/NAME`.
+        config: configuration of the data set.
+        train_split, test_split: names of the splits.
+        test_share: share of each class of `train_split` that is held out and used instead of `test_split`.
+        image_column, label_column: columns of the data set.
 
     Raises:
-        ValueError: if the data set, a split or a column is not there, a row has no class, or a class of the test is
-            not in training.
+        ValueError: If the data set, a split or a column is not found, a row has no class, or a class of the test images
+            has no training images.
     """
     wanted = [train_split] if test_share is not None else [train_split, test_split]
     if len(set(wanted)) < len(wanted):
-        raise ValueError(f"Split {train_split!r} is trained and tested on: give another test_split, or test_share.")
+        raise ValueError(f"train_split and test_split must differ, got {train_split!r}. Change one or set test_share.")
     folders = [Path(name) / split for split in wanted]
     images = [(path, folder) for folder in folders if folder.is_dir() for path in image_files(folder)]
     if {folder for _, folder in images} == {*folders}:
         stray = next((path for path, folder in images if len(path.relative_to(folder).parts) != 2), None)
         if stray is not None:
-            raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {stray}. Move it.")
+            raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {stray}. Move the file.")
         source = {"root": name}
     else:
         columns = {"image": image_column, "label": label_column}
@@ -135,37 +137,36 @@ def open_samples(
         train, test = hold_out(opened[0].labels.numpy(), test_share)
         opened = [copy.copy(opened[0]).subset(kept).set_classes(names, False) for kept in (train, test)]
         if not len(test):
-            raise ValueError(f"{name}: test_share={test_share} is less than an image of any class, to test on.")
-    # Classes without an image to train on cannot be learned.
+            raise ValueError(f"{name}: test_share={test_share} holds out no test images. Increase it.")
     images = np.bincount(opened[0].labels, minlength=len(names))
     tested = np.bincount(opened[1].labels, minlength=len(names))
     unknown = [one for one, trained, number in zip(names, images, tested) if number and not trained]
     if unknown:
-        raise ValueError(f"{name}: the classes {unknown} of the test have no image to train on.")
-    places = torch.from_numpy(np.cumsum(images > 0) - 1)
+        raise ValueError(f"{name}: no training images found for the classes {unknown} of the test images.")
+    new_labels = torch.from_numpy(np.cumsum(images > 0) - 1)
     for part in opened:
-        part.labels = places[part.labels]
+        part.labels = new_labels[part.labels]
     names = [one for one, number in zip(names, images) if number]
     if len(names) < 2:
-        raise ValueError(f"{name}, split {train_split!r}, has images of one class alone, {names}.")
+        raise ValueError(f"{name}, split {train_split!r}: expected at least two classes, got {names}.")
     return dict(zip(("train", "test"), opened)), names
 
 
 def samples_state(samples: ClassifiedImages) -> str:
-    """Return a text that changes when the images change."""
+    """Return a text that changes if the images change."""
     if isinstance(samples, FileImages):
         return str([(path, path.stat().st_mtime_ns) for path in samples.files_or_rows()])
     return f"{samples.rows._fingerprint} {samples.column}"
 
 
 def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images to train and to test on, `share` of each class, by a draw that does not depend on the seed.
+    """Return indices of training and test images: a random `share` of each class, with a fixed seed, is for testing.
 
     Raises:
-        ValueError: if the share is not between 0 and 1.
+        ValueError: If the share is not in (0, 1).
     """
     if not 0 < share < 1:
-        raise ValueError(f"test_share={share} must be above 0 and below 1.")
+        raise ValueError(f"test_share must be in (0, 1), got {share}.")
     order = np.random.default_rng(0).permutation(len(labels))
     test = [order[labels[order] == label] for label in np.unique(labels)]
     test = np.sort(np.concatenate([images[: int(share * len(images) + 0.5)] for images in test]))

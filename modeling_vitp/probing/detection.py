@@ -1,4 +1,4 @@
-"""Probe of boxes: a linear layer on each patch that tells whether it has the center of an object of a class."""
+"""Probe of boxes: a linear layer that predicts whether a patch contains the center of an object of a class."""
 
 import logging
 from collections.abc import Mapping
@@ -19,39 +19,39 @@ logger = logging.getLogger(__name__)
 
 
 class DetectionProbe:
-    """Centers of objects, probed by a linear layer on each patch.
+    """Probing task of object centers, with a linear layer on each patch.
 
     Args:
-        data: see [`~modeling_vitp.detection.data.DetectionData`]. Its input spec is for all backbones; without one,
-            each reads images by its own.
-        splits: the names of what is trained and tested on, under `train` and `test`.
-        l2: see [`~modeling_vitp.probing.heads.fit_linear`].
-        depths: see [`~modeling_vitp.probing.backbones.Backbone.maps`].
+        data: images with boxes, see [`~modeling_vitp.detection.data.DetectionData`]. Its input spec is used for all
+            backbones; by default each backbone uses its own.
+        splits: names of the splits under `train` and `test`.
+        l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].
+        depths: number of depths, see [`~modeling_vitp.probing.backbones.Backbone.maps`].
 
     Raises:
-        ValueError: if a split is not there, shares an image with the other, or has images without annotation.
+        ValueError: If a split is not found, the splits share an image, or an image has no annotation.
     """
 
-    shown = "centre_auc"  # of the scores
-    control_name = "the same for every patch"
+    shown = "centre_auc"
+    control_name = "constant score"
 
     def __init__(self, data: DetectionData, splits: Mapping[str, str], l2: float, depths: int = 1):
         if splits["train"] == splits["test"]:
-            raise ValueError(f"Split {splits['train']!r} is trained and tested on: give another test_split.")
+            raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
         data.check_disjoint(list(splits.values()), "horizontal")
         self.data, self.l2, self.depths, self.names = data, l2, depths, data.names.names
         self.samples = {role: data.open([name], "horizontal") for role, name in splits.items()}
         for samples in self.samples.values():
             unknown = [place.id for place in samples.places if place.objects is None]
             if unknown:
-                raise ValueError(f"{unknown[0]} has no annotation, so it cannot be probed.")
+                raise ValueError(f"No annotation found for {unknown[0]}.")
         self.objects = {role: self._objects(role, name) for role, name in splits.items()}
         absent = [name for name, images in zip(self.names, self.presence.sum(0)) if not images]
         if absent:
-            logger.warning("The classes %s never occur in what is trained on.", absent)
+            logger.warning("No training images found for the classes %s.", absent)
 
     def _objects(self, role: str, split: str) -> list[ImageObjects]:
-        """Return the objects with their center in each sample, in its pixels. A window does not cut them."""
+        """Return the objects whose center is in each sample, in pixels of the sample, not clipped to a window."""
         places = self.samples[role].places
         whole = {place.image: place.objects for place in places}
         if any(place.window is not None for place in places):
@@ -62,8 +62,8 @@ class DetectionProbe:
         for place in places:
             left, top, right, bottom = place.window or (0, 0, *place.size[::-1])
             objects = whole[place.image].moved_to(left, top)
-            centres = objects.corners.mean(1)
-            found.append(objects.take(((centres >= 0) & (centres < [right - left, bottom - top])).all(1)))
+            centers = objects.corners.mean(1)
+            found.append(objects.take(((centers >= 0) & (centers < [right - left, bottom - top])).all(1)))
         return found
 
     @property
@@ -74,15 +74,15 @@ class DetectionProbe:
         return presence
 
     def centres(self, role: str, grid: tuple[int, int]) -> np.ndarray:
-        """Return how many objects of each class have their center in each patch.
+        """Return the number of object centers of each class in each patch.
 
         Args:
             role: `train` or `test`.
             grid: rows and columns of patches, which span each image.
 
         Returns:
-            float32 of shape `(images, rows, columns, classes + 1)`; of the last a 1 where there are none, but for
-            patches with the centre of a crowd, which do not count.
+            float32 `(images, rows, columns, classes + 1)`. The last class is 1 for patches without a center. All
+            classes are 0 for patches with the center of a crowd, which are ignored.
         """
         samples = self.samples[role]
         counts = np.zeros((len(samples), *grid, len(self.names) + 1), dtype=np.float32)
@@ -97,7 +97,7 @@ class DetectionProbe:
         return counts
 
     def control(self) -> dict[str, float]:
-        """Return the scores of one value for all patches."""
+        """Return the scores of a constant prediction."""
         return {"centre_auc": 0.5}
 
     def probe(
@@ -110,9 +110,10 @@ class DetectionProbe:
     ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
         """Return the scores of each draw of training images, by probe and labels.
 
-        `centre_auc` is the chance that a patch with the centre of an object of a class has higher odds of it than one
-        without; `centre_ap` is the average precision of the patches ranked by these odds, which falls with the share of
-        such patches and so is comparable on one grid alone. Both are means over the classes that the test has.
+        `centre_auc` is the probability that a patch with an object center of a class has higher odds of the class than
+        a patch without. `centre_ap` is the average precision of the patches ranked by these odds. It depends on the
+        share of patches with a center, and is therefore comparable on the same grid only. Both are means over the
+        classes of the test images.
         """
         train = self.features(backbone, "train", image_size, folder, **loading)
         test = self.features(backbone, "test", image_size, folder, **loading)
@@ -130,13 +131,13 @@ class DetectionProbe:
     def _score(self, logits: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
         areas, precisions = {}, {}
         for label, name in enumerate(self.names):
-            is_centre = wanted[:, label] > 0
-            if is_centre.any() and not is_centre.all():
+            is_center = wanted[:, label] > 0
+            if is_center.any() and not is_center.all():
                 odds = log_odds(logits, label)
-                areas[name] = area_under_curve(odds, is_centre)
-                precisions[name] = average_precision(odds, is_centre)
+                areas[name] = area_under_curve(odds, is_center)
+                precisions[name] = average_precision(odds, is_center)
         if not areas:
-            raise ValueError("Of no class are there patches with and without the centre of an object in the test.")
+            raise ValueError("The test images need patches with and without object centers of at least one class.")
         scores = {}
         for key, values in (("centre_auc", areas), ("centre_ap", precisions)):
             scores |= {key: float(np.mean(list(values.values())))}
@@ -144,7 +145,7 @@ class DetectionProbe:
         return scores
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
-        """Return the patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
+        """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
         samples = self.samples[role].subset(range(len(self.samples[role])))
         spec = backbone.reading(self.data.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
@@ -154,7 +155,7 @@ class DetectionProbe:
 
 
 def object_state(samples: ObjectImages) -> str:
-    """Return a text that changes when the images change."""
+    """Return a text that changes if the images change."""
     if samples.rows is not None:
         return (
             f"{samples.rows._fingerprint} {samples.column} {[(place.image, place.window) for place in samples.places]}"

@@ -1,4 +1,4 @@
-"""Few labels: parts of the training images, the same for every backbone."""
+"""Random subsets of the training images for few-label probes, the same for all backbones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from ..vrl import keyed_generator
 
 @dataclass(frozen=True)
 class FewLabels:
-    """Number of labels that are used.
+    """Number of training labels, as `shots` or as `share`.
 
     Args:
-        shots: images of each class; where an image has several classes, images until each class is in that many.
-        share: instead, share of the images in (0, 1]: of each class where an image has one class.
+        shots: number of images per class. If images have several classes, images are drawn until each class occurs in
+            this many.
+        share: share of the images in (0, 1], applied to each class if each image has one class.
 
     Raises:
-        ValueError: if not exactly one of them is given, or it is out of range.
+        ValueError: If not exactly one of them is set, or a value is out of range.
     """
 
     shots: int | None = None
@@ -26,11 +27,11 @@ class FewLabels:
 
     def __post_init__(self):
         if (self.shots is None) == (self.share is None):
-            raise ValueError("FewLabels: give either `shots` or `share`.")
+            raise ValueError("FewLabels: set either `shots` or `share`.")
         if self.shots is not None and self.shots < 1:
-            raise ValueError(f"shots={self.shots} must be at least 1.")
+            raise ValueError(f"shots must be at least 1, got {self.shots}.")
         if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(f"share={self.share} must be above 0 and at most 1.")
+            raise ValueError(f"share must be in (0, 1], got {self.share}.")
 
     def __str__(self) -> str:
         if self.shots is not None:
@@ -38,17 +39,19 @@ class FewLabels:
         return "all labels" if self.share == 1 else f"{100 * self.share:g}% of the labels"
 
     def draw(self, presence: np.ndarray, seed: int, names: list[str]) -> np.ndarray:
-        """
+        """Draw training images.
+
         Args:
-            presence: bool of shape `(images, classes)`: which classes an image has.
-            seed: with one seed, fewer labels are a part of more labels where an image has one class.
-            names: of the classes, for errors.
+            presence: classes of each image, bool `(images, classes)`.
+            seed: seed of the draw. With the same seed, a smaller draw is a subset of a larger one if each image has one
+                class.
+            names: names of the classes, for error messages.
 
         Returns:
-            The images, int64 in ascending order.
+            Indices of the images, int64 in ascending order.
 
         Raises:
-            ValueError: if a class has too few images, by name.
+            ValueError: If a class has too few images; the message names it.
         """
         images = presence.sum(axis=0)
         if self.share == 1:
@@ -56,7 +59,7 @@ class FewLabels:
         if self.share is not None:
             if (presence.sum(axis=1) > 1).any():
                 presence = np.ones((len(presence), 1), dtype=bool)
-            else:  # what has none of them is drawn like a class
+            else:  # Images without a class are drawn like a class.
                 presence = np.column_stack([presence, ~presence.any(axis=1)])
             images = presence.sum(axis=0)
             wanted = np.where(images > 0, np.maximum(np.floor(self.share * images + 0.5), 1), 0)
@@ -64,7 +67,7 @@ class FewLabels:
             wanted = np.full(len(images), self.shots)
             few = [f"{name!r} ({count})" for name, count in zip(names, images) if count < self.shots]
             if few:
-                raise ValueError(f"{self}: there are less training images than that of {', '.join(few)}.")
+                raise ValueError(f"Expected at least {self.shots} training images of each class, got {', '.join(few)}.")
         chosen, have = [], np.zeros(len(images), dtype=int)
         order = torch.randperm(len(presence), generator=keyed_generator(seed, "few labels")).numpy()
         for index in order:
@@ -77,9 +80,11 @@ class FewLabels:
 def draw_labels(
     shots: Sequence[int], shares: Sequence[float], seeds: Sequence[int], presence: np.ndarray, names: list[str]
 ) -> dict[FewLabels, list[np.ndarray]]:
-    """Return the training images of each draw: one for each seed, or a single one where all are used.
+    """Return the training images of each draw: one draw per seed, or a single one if all images are used.
 
     Args:
+        shots, shares: numbers of labels, see [`FewLabels`].
+        seeds: seeds of the draws.
         presence, names: see [`FewLabels.draw`].
     """
     few = [FewLabels(shots=number) for number in shots] + [FewLabels(share=share) for share in shares]

@@ -1,8 +1,8 @@
-"""Gains of a pretraining: probes of the frozen backbone beside its controls.
+"""Gains of a pretraining: probes of the frozen backbone compared with controls.
 
-Projector and language model learn many tasks from the pixels that a random ViT passes on, so a loss that falls and
-answers that are right do not say that the ViT has learned anything. What is kept is the ViT; it is held against itself
-at the start, the same ViT with random weights, and the bare pixels of a patch.
+The projector and the language model can learn many tasks from the output of a random ViT. A falling loss and correct
+answers therefore do not show that the ViT has learned anything. To measure this, probes of the pretrained ViT are
+compared with those of the ViT at the start, of the same ViT with random weights, and of the raw pixels of a patch.
 """
 
 import tempfile
@@ -30,11 +30,12 @@ ALL_LABELS = FewLabels(share=1.0)
 
 
 def load_backbones(backbone: Path, start: Path, seed: int, device: str | torch.device = "cpu") -> dict[str, Backbone]:
-    """Return the backbone and its controls, by `BACKBONE`, `START`, `RANDOM` and `PIXELS`.
+    """Return the backbone and its controls under `BACKBONE`, `START`, `RANDOM` and `PIXELS`.
 
     Args:
-        backbone, start: folders of what was exported at the end and at the start of the run.
-        seed: of the random weights, which are others than the start's.
+        backbone, start: folders of the backbones that were exported at the end and at the start of the run.
+        seed: seed of the random weights, which differ from those of the start.
+        device: device of the backbones.
     """
     trained = load_backbone(str(backbone), device)
     backbones = {
@@ -50,13 +51,15 @@ def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int
     """Return the result of [`measure_gains`] for a run with `backbone` and `backbone_at_start` in its folder.
 
     Args:
-        settings: `data` of a configuration of fine-tuning, see [`~modeling_vitp.dense.data.DenseData`].
-        splits: what the probes learn from, and what they are scored on.
-        output_dir: of the run; pictures go to `probe` in it.
+        settings: `data` of a fine-tuning configuration, see [`~modeling_vitp.dense.data.DenseData`].
+        splits: training split and test split of the probes.
+        output_dir: folder of the run; plots are saved to `probe` in it.
+        seed: seed of the random weights.
+        device: device of the backbones.
     """
     backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
     measured = measure_gains(DenseData.from_dict(settings), *splits, backbones=backbones, folder=output_dir / "probe")
-    print(f"\nWhat is read from frozen features on split {splits[1]!r}:\n\n{gains_table(measured[splits[1]])}\n")
+    print(f"\nProbes of frozen features on split {splits[1]!r}:\n\n{gains_table(measured[splits[1]])}\n")
     return measured[splits[1]]
 
 
@@ -72,15 +75,15 @@ def measure_gains(
 
     Args:
         data: images with masks.
-        train_split: what the probes learn from.
-        test_splits: what they are scored on, which nothing else has seen.
-        backbones: see [`load_backbones`].
-        folder: for the pictures, `SPLIT.png`.
-        depths: see [`~modeling_vitp.probing.backbones.Backbone.maps`]; at most as many as there are layers.
+        train_split: training split of the probes.
+        test_splits: test splits, which must not be used in pretraining.
+        backbones: backbone and controls, see [`load_backbones`].
+        folder: folder of the plots, `SPLIT.png`.
+        depths: number of depths, see [`~modeling_vitp.probing.backbones.Backbone.maps`], limited to that of layers.
 
     Returns:
-        By split, `control` (the largest class everywhere), `scores` by backbone and probe, `gains` by probe and
-        backbone (differences in `patch_auc`), and `token_similarity` by backbone, see [`token_similarity`].
+        Results by split: `control` (most frequent class everywhere), `scores` by backbone and probe, `gains` by probe
+        and backbone (differences in `patch_auc`), and `token_similarity` by backbone, see [`token_similarity`].
     """
     depths = min(depths, backbones[BACKBONE].model.config.num_hidden_layers)
     tasks = {
@@ -110,7 +113,7 @@ def measure_gains(
 
 
 def gains_of(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """Return how far the `patch_auc` of `BACKBONE` is above that of each other backbone, by probe."""
+    """Return the difference in `patch_auc` of `BACKBONE` to each other backbone, by probe."""
     return {
         probe: {
             name: scores[BACKBONE][probe]["patch_auc"] - scores[name][probe]["patch_auc"]
@@ -122,19 +125,19 @@ def gains_of(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
 
 
 def token_similarity(features: np.ndarray) -> float:
-    """Return the mean cosine similarity of two patch tokens of one image; 1 if all tokens are equal.
+    """Return the mean cosine similarity of two patch tokens of the same image; 1 if all tokens are equal.
 
     Args:
-        features: of shape `(images, rows, columns, width)`.
+        features: patch tokens, `(images, rows, columns, width)`.
     """
     tokens = torch.nn.functional.normalize(torch.tensor(features).flatten(1, 2), dim=-1)
     number = tokens.shape[1]
-    of_pairs = tokens.sum(1).square().sum(-1) - number  # a token with itself is no pair
+    of_pairs = tokens.sum(1).square().sum(-1) - number  # The similarity of each token with itself is subtracted.
     return (of_pairs / (number * (number - 1))).mean().item()
 
 
 def gains_table(measured: dict) -> str:
-    """Return a Markdown table with a row for each backbone and a column for each probe and score."""
+    """Return a Markdown table with a row for each backbone, and a column for each probe and score."""
     probes = list(measured["gains"])
     columns = [(probe, score) for probe in probes for score in ("patch_auc", "mean_iou")]
     rows = [
@@ -166,14 +169,14 @@ def add_panels(rows: dict[int, list], task: SegmentationProbe, name: str, featur
 
 
 def palette_of(task: SegmentationProbe) -> np.ndarray:
-    """Return the color of each class index, uint8 of shape `(256, 3)`; gray for indices without a class."""
+    """Return the color of each class index, uint8 `(256, 3)`; indices without a class are gray."""
     palette = np.full((256, 3), 127, dtype=np.uint8)
     palette[: len(task.names)] = task.data.encoding.palette
     return palette
 
 
 def draw_panels(rows: Iterable[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
-    """Draw panels with titles, uint8 RGB, to a file."""
+    """Save rows of uint8 RGB panels with titles to an image file."""
     rows = list(rows)
     shape = len(rows), len(rows[0])
     figure, axes = plt.subplots(*shape, figsize=(2.3 * shape[1], 2.5 * shape[0]), squeeze=False, layout="constrained")

@@ -1,4 +1,4 @@
-"""What reads a task from features: nearest neighbours, a linear layer, and a small nonlinear one."""
+"""Heads of the probes: nearest neighbors, a linear layer, and a small nonlinear network."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 ROWS_AT_ONCE = 65536
-KEPT_BYTES = 2**30  # features up to this are read and standardised once for all iterations of L-BFGS
+KEPT_BYTES = 2**30  # Features up to this size are read and standardized once for all iterations of L-BFGS.
 
 
 def nearest_neighbours(
@@ -20,43 +20,46 @@ def nearest_neighbours(
     temperature: float = 0.07,
     device: str | torch.device = "cpu",
 ) -> np.ndarray:
-    """Weighted votes of the nearest neighbours, as in DINO (arXiv 2104.14294).
+    """Predict classes by weighted votes of the nearest neighbors, as in DINO (arXiv 2104.14294).
 
-    Nearest is by cosine similarity s, and a neighbour's vote counts exp(s / temperature).
+    Neighbors have the highest cosine similarity s, and the weight of a vote is exp(s / temperature).
 
     Args:
-        features: of the training images, float32 of shape `(images, width)`.
-        labels: their classes, integers of shape `(images,)`.
+        features: features of the training images, float32 `(images, width)`.
+        labels: classes of the training images, integers `(images,)`.
         queries: features of the test images, `(queries, width)`.
-        num_neighbours: as many vote, or all training images if there are fewer.
+        num_classes: number of classes.
+        num_neighbours: number of neighbors, limited to the number of training images.
+        temperature: temperature of the votes.
+        device: device of the computation.
 
     Returns:
-        Predicted classes, int64 of shape `(queries,)`.
+        Predicted classes, int64 `(queries,)`.
     """
     known = F.normalize(torch.tensor(features, device=device), dim=-1)
     votes = F.one_hot(torch.tensor(labels, device=device), num_classes).float()
     predicted = []
     for part in torch.tensor(queries).split(1024):
         similarity = F.normalize(part.to(device), dim=-1) @ known.T
-        nearest, places = similarity.topk(min(num_neighbours, len(known)), dim=-1)
+        nearest, indices = similarity.topk(min(num_neighbours, len(known)), dim=-1)
         weights = torch.softmax(nearest / temperature, dim=-1)
-        predicted.append((weights[..., None] * votes[places]).sum(1).argmax(-1))
+        predicted.append((weights[..., None] * votes[indices]).sum(1).argmax(-1))
     return torch.cat(predicted).cpu().numpy()
 
 
 class LinearProbe:
-    """A linear layer on features that are standardised as those it was fitted to.
+    """Linear layer on features, which are standardized with the statistics of the training features.
 
     Args:
-        weight, bias: of shapes `(classes, width)` and `(classes,)`.
-        mean, std: of the training features, `(width,)`.
+        weight, bias: parameters, `(classes, width)` and `(classes,)`.
+        mean, std: statistics of the training features, `(width,)`.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, std: torch.Tensor):
         self.weight, self.bias, self.mean, self.std = weight, bias, mean, std
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 of shape `(…, classes)`, of features of shape `(…, width)`."""
+        """Return logits, float32 `(…, classes)`, of features `(…, width)`."""
         return F.linear((features.to(self.weight.device) - self.mean) / self.std, self.weight, self.bias)
 
 
@@ -68,30 +71,32 @@ def fit_linear(
     device: str | torch.device = "cpu",
     max_iterations: int = 500,
 ) -> LinearProbe:
-    """Multinomial logistic regression on standardised features, by L-BFGS until it has converged.
+    """Fit a multinomial logistic regression on standardized features with L-BFGS.
 
-    It minimises the mean cross-entropy plus l2 / 2 · |W|², the bias being free: with one label a row what
-    `LogisticRegression` of scikit-learn does with C = 1 / (rows · l2), of two classes with twice that. The problem is
-    convex, so there is one result.
+    The loss is the mean cross-entropy plus l2 / 2 · |W|²; the bias is not regularized. With one label per row, this
+    equals `LogisticRegression` of scikit-learn with C = 1 / (rows · l2), or twice this value for two classes. The
+    problem is convex, so the solution is unique.
 
     Args:
-        features: float32 of shape `(rows, …, width)`; may be a map of a file, of which parts are read at a time.
-        counts: how often each class is right, `(rows, …, classes)`: one 1 for an image's class, or for a patch the
-            number of its pixels of each class. Places without any do not count.
-        used: the rows to fit to, indices.
-        max_iterations: of L-BFGS.
+        features: float32 `(rows, …, width)`; may be a memory-mapped file, which is read in parts.
+        counts: number of labels of each class, `(rows, …, classes)`: a one-hot class of an image, or the number of
+            pixels of each class in a patch. Positions without labels are ignored.
+        used: indices of the rows to fit to.
+        l2: weight decay.
+        device: device of the computation.
+        max_iterations: maximum number of iterations of L-BFGS.
 
     Raises:
-        ValueError: if nothing is labelled.
+        ValueError: If there are no labels.
     """
     width, num_classes = features.shape[-1], counts.shape[-1]
-    batches = labelled_places(features, counts, used, device)
-    mean, std, total = standardisation(batches, width, device)
+    batches = labeled_positions(features, counts, used, device)
+    mean, std, total = standardization(batches, width, device)
 
-    def standardised() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def standardized() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return (((rows - mean) / std, targets) for rows, targets in batches())
 
-    kept = list(standardised()) if features[used[:1]].nbytes * len(used) <= KEPT_BYTES else None
+    kept = list(standardized()) if features[used[:1]].nbytes * len(used) <= KEPT_BYTES else None
     weight = torch.zeros(num_classes, width, device=device, requires_grad=True)
     bias = torch.zeros(num_classes, device=device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -109,7 +114,7 @@ def fit_linear(
         loss = l2 / 2 * weight.square().sum()
         loss.backward()
         loss = loss.detach()
-        for rows, targets in kept or standardised():
+        for rows, targets in kept or standardized():
             logits = F.linear(rows, weight, bias)
             part = -(targets * logits.log_softmax(-1)).sum() / total
             part.backward()
@@ -121,10 +126,12 @@ def fit_linear(
 
 
 class NonlinearProbe(nn.Module):
-    """A layer of `hidden_size` units and a linear layer, on features that are standardised as those it was fitted to.
+    """Network with one hidden layer on features, which are standardized with the statistics of the training features.
 
     Args:
-        mean, std: of the training features, `(width,)`.
+        mean, std: statistics of the training features, `(width,)`.
+        num_classes: number of classes.
+        hidden_size: number of hidden units.
     """
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor, num_classes: int, hidden_size: int = 64):
@@ -136,7 +143,7 @@ class NonlinearProbe(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 of shape `(…, classes)`, of features of shape `(…, width)`."""
+        """Return logits, float32 `(…, classes)`, of features `(…, width)`."""
         return self.layers((features.to(self.mean.device) - self.mean) / self.std)
 
 
@@ -149,26 +156,29 @@ def fit_nonlinear(
     steps: int = 500,
     batch_size: int = 512,
 ) -> NonlinearProbe:
-    """A [`NonlinearProbe`] after `steps` of AdamW (rate 1e-3 to 0 by a cosine, weight decay 0.05) on random places.
+    """Fit a [`NonlinearProbe`] on random positions with AdamW (cosine decay from 1e-3, weight decay 0.05).
 
-    Every backbone has the same budget, and nothing is chosen by a score. What the seed draws is drawn on the CPU, so
-    that devices agree.
+    All backbones have the same training budget, and no model selection takes place. Random numbers are drawn on the
+    CPU, so that results on different devices agree.
 
     Args:
-        features, counts, used: as for [`fit_linear`].
-        seed: of the weights, the batches and dropout.
+        features, counts, used: see [`fit_linear`].
+        seed: seed of the weights, the batches and dropout.
+        device: device of the computation.
+        steps: number of training steps.
+        batch_size: number of positions per step.
     """
     width, num_classes = features.shape[-1], counts.shape[-1]
-    mean, std, _ = standardisation(labelled_places(features, counts, used, device), width, device)
-    labelled = [(image, *place) for image in used for place in np.argwhere(counts[image].sum(-1) > 0)]
-    labelled = np.array(labelled).T  # of each place its index in `features`
+    mean, std, _ = standardization(labeled_positions(features, counts, used, device), width, device)
+    labeled = [(image, *place) for image in used for place in np.argwhere(counts[image].sum(-1) > 0)]
+    labeled = np.array(labeled).T  # Indices of each labeled position in `features`.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = NonlinearProbe(mean.cpu(), std.cpu(), num_classes).to(device)
         optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            chosen = tuple(labelled[:, torch.randint(labelled.shape[1], (batch_size,)).numpy()])
+            chosen = tuple(labeled[:, torch.randint(labeled.shape[1], (batch_size,)).numpy()])
             targets = torch.from_numpy(counts[chosen]).float().to(device)
             logits = probe(torch.from_numpy(features[chosen]).to(device))
             loss = -(targets * logits.log_softmax(-1)).sum() / targets.sum()
@@ -179,38 +189,38 @@ def fit_nonlinear(
     return probe.eval().requires_grad_(False)
 
 
-def labelled_places(
+def labeled_positions(
     features: np.ndarray, counts: np.ndarray, used: np.ndarray, device: str | torch.device
 ) -> Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
-    """What goes through the places with a label, as often as it is called: features and counts, parts of them.
+    """Return a function that iterates over the labeled positions, in parts.
 
     Returns:
-        A function that gives float32 of shapes `(places, width)` and `(places, classes)`.
+        Function that yields features, float32 `(positions, width)`, and counts, float32 `(positions, classes)`.
     """
     width, num_classes = features.shape[-1], counts.shape[-1]
-    places = int(np.prod(features.shape[1:-1], dtype=int))
-    parts = np.array_split(used, max(-(-len(used) * places // ROWS_AT_ONCE), 1))
+    positions = int(np.prod(features.shape[1:-1], dtype=int))
+    parts = np.array_split(used, max(-(-len(used) * positions // ROWS_AT_ONCE), 1))
 
     def load(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         rows = torch.from_numpy(np.asarray(features[part])).reshape(-1, width)
         targets = torch.from_numpy(counts[part]).float().reshape(-1, num_classes)
-        labelled = targets.sum(1) > 0
-        return rows[labelled].to(device), targets[labelled].to(device)
+        labeled = targets.sum(1) > 0
+        return rows[labeled].to(device), targets[labeled].to(device)
 
     return lambda: map(load, parts)
 
 
-def standardisation(
+def standardization(
     batches: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]], width: int, device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean and standard deviation of each feature (1 where it does not vary), and the sum of all counts."""
+    """Return mean and standard deviation of each feature, with 1 for constant features, and the sum of all counts."""
     number, total = 0, 0.0
     mean = torch.zeros(width, device=device)
     for rows, targets in batches():
         number, total = number + len(rows), total + targets.sum().item()
         mean += rows.sum(0)
     if not number:
-        raise ValueError("A linear probe has nothing to learn from: no place of the training images has a label.")
+        raise ValueError("No labels found in the training images.")
     mean /= number
     variance = torch.zeros(width, device=device)
     for rows, _ in batches():

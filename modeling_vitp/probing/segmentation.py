@@ -1,4 +1,4 @@
-"""Probes of masks: a linear layer and a small nonlinear one on each patch, also on corrupted images."""
+"""Probes of masks: a linear layer and a small nonlinear network on each patch, also on corrupted images."""
 
 import copy
 import dataclasses
@@ -24,29 +24,29 @@ from .few_labels import FewLabels
 from .heads import fit_linear, fit_nonlinear
 
 logger = logging.getLogger(__name__)
-Probe = Callable[[torch.Tensor], torch.Tensor]  # features to logits
+Probe = Callable[[torch.Tensor], torch.Tensor]  # From features to logits.
 
 
 class SegmentationProbe:
-    """Classes of pixels, probed by a linear layer and a small nonlinear one on each patch.
+    """Probing task of pixel classes, with a linear layer and a small nonlinear network on each patch.
 
     Args:
-        data: see [`~modeling_vitp.dense.data.DenseData`]. Its input spec is for all backbones; without one, each reads
-            images by its own (but volumes, which become 8-bit slices).
-        splits: the names of what is trained and tested on, under `train` and `test`.
-        l2: see [`~modeling_vitp.probing.heads.fit_linear`].
-        depths: see [`~modeling_vitp.probing.backbones.Backbone.maps`].
+        data: images with masks, see [`~modeling_vitp.dense.data.DenseData`]. Its input spec is used for all backbones;
+            by default each backbone uses its own, except for volumes, which are read as 8-bit slices.
+        splits: names of the splits under `train` and `test`.
+        l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].
+        depths: number of depths, see [`~modeling_vitp.probing.backbones.Backbone.maps`].
 
     Raises:
-        ValueError: if a split is not there, has no masks, or shares a file or a patient with the other.
+        ValueError: If a split is not found or has no masks, or the splits share a file or a patient.
     """
 
-    shown = "mean_iou"  # of the scores
-    control_name = "largest class, whatever the image"
+    shown = "mean_iou"
+    control_name = "most frequent class"
 
     def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1):
         if splits["train"] == splits["test"]:
-            raise ValueError(f"Split {splits['train']!r} is trained and tested on: give another test_split.")
+            raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
         self.data, self.splits, self.l2, self.depths = data, splits, l2, depths
         self.names = data.encoding.names
         self.samples = {role: data.open([name]) for role, name in splits.items()}
@@ -54,7 +54,7 @@ class SegmentationProbe:
         self.corruption: tuple[str, int, int] | None = None
 
     def under(self, corruption: str, severity: int, seed: int) -> "SegmentationProbe":
-        """Return the task with corrupted test images; see [`~modeling_vitp.images.corruptions.CorruptedImages`]."""
+        """Return the task with corrupted test images, see [`~modeling_vitp.images.corruptions.CorruptedImages`]."""
         task = copy.copy(self)
         task.corruption = corruption, severity, seed
         task.samples = {**self.samples, "test": CorruptedImages(self.samples["test"], *task.corruption)}
@@ -62,12 +62,12 @@ class SegmentationProbe:
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        """Pixels of each class in each training image, int64 of shape `(images, classes)`."""
+        """Number of pixels of each class in each training image, int64 `(images, classes)`."""
         counts = ClassPixels(self.samples["train"], len(self.names))
         pixels = np.stack([counts[index].numpy() for index in tqdm(range(len(counts)), desc="Reading masks")])
         absent = [name for name, count in zip(self.names, pixels.sum(0)) if not count]
         if absent:
-            logger.warning("The classes %s never occur in what is trained on.", absent)
+            logger.warning("No training images found for the classes %s.", absent)
         return pixels
 
     @property
@@ -75,15 +75,15 @@ class SegmentationProbe:
         return self.pixels > 0
 
     def masks(self, role: str) -> Iterator[np.ndarray]:
-        """Yield the masks of a split: class indices, uint8 of shape `(height, width)`."""
+        """Yield the masks of a split: class indices, uint8 `(height, width)`."""
         for index in range(len(self.samples[role])):
             mask = self.samples[role].mask(index)
             if mask is None:
-                raise ValueError(f"Split {self.splits[role]!r} has no masks: give `mask` in its settings.")
+                raise ValueError(f"Split {self.splits[role]!r} has no masks. Set `mask` in its settings.")
             yield mask.numpy()
 
     def control(self) -> dict[str, float]:
-        """Return the scores of the most frequent class of the training pixels, everywhere."""
+        """Return the scores of a constant prediction: the most frequent class of the training pixels."""
         metric, label = self._metric(), int(self.pixels.sum(0).argmax())
         for mask in self.masks("test"):
             metric.add(prediction=np.full(mask.shape, label), reference=mask)
@@ -116,8 +116,8 @@ class SegmentationProbe:
     ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
         """Return the scores of each draw of training images, by probe and labels.
 
-        `mean_iou` is over pixels, and `patch_auc` over patches: how well one of a class is told from the others, by the
-        class that most of its pixels have, the mean over classes. The latter depends on no threshold.
+        `mean_iou` is computed on pixels. `patch_auc` is computed on patches, with the most frequent class of a patch as
+        label: area under the ROC curve of each class against the others, averaged over classes.
         """
         return self.score(
             self.fit(backbone, draws, image_size, folder, **loading), backbone, image_size, folder, **loading
@@ -131,7 +131,7 @@ class SegmentationProbe:
         folder: Path,
         **loading,
     ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
-        """Return the scores of fitted probes; see [`fit`] and [`probe`]."""
+        """Return the scores of fitted probes, see [`fit`] and [`probe`]."""
         test = self.features(backbone, "test", image_size, folder, **loading)
         return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
 
@@ -151,7 +151,7 @@ class SegmentationProbe:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
-        """Return the patch tokens of a split, `train` or `test`: float32 of shape `(images, rows, columns, width)`."""
+        """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
         data = self.data
         if data.volumes is None:
             data = dataclasses.replace(data, input_spec=backbone.reading(data.input_spec))
@@ -170,25 +170,26 @@ def single_image(samples: MaskedImages, index: int) -> torch.Tensor:
     """Return the image of a sample without its mask."""
     sample = samples[index]
     if len(sample["images"]) > 1:
-        raise ValueError(f"{sample['id']} is a pair of images: probes read one.")
+        raise ValueError(f"Probes need samples of one image, got {sample['id']} with {len(sample['images'])} images.")
     return sample["images"][0]
 
 
 def pixels_by_patch(mask: np.ndarray, grid: tuple[int, int], num_classes: int) -> np.ndarray:
-    """Return how many pixels of each class have their center in each patch. Pixels without a class do not count.
+    """Return the number of pixels of each class in each patch, by their centers. Pixels without a class are ignored.
 
     Args:
-        mask: class indices of shape `(height, width)`.
+        mask: class indices `(height, width)`.
         grid: rows and columns of patches, which span the image.
+        num_classes: number of classes.
 
     Returns:
-        float32 of shape `(rows, columns, num_classes)`.
+        float32 `(rows, columns, num_classes)`.
     """
     (rows, columns), (height, width) = grid, mask.shape
     row = (2 * np.arange(height) + 1) * rows // (2 * height)
     column = (2 * np.arange(width) + 1) * columns // (2 * width)
-    places = (row[:, None] * columns + column) * num_classes + mask
-    counts = np.bincount(places[mask != IGNORE_INDEX], minlength=rows * columns * num_classes)
+    bins = (row[:, None] * columns + column) * num_classes + mask
+    counts = np.bincount(bins[mask != IGNORE_INDEX], minlength=rows * columns * num_classes)
     return counts.reshape(rows, columns, num_classes).astype(np.float32)
 
 
@@ -199,7 +200,7 @@ def interpolate(logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def state_of(samples: MaskedImages) -> str:
-    """Return a text that changes when the images change."""
+    """Return a text that changes if the images change."""
     if isinstance(samples, ImageFiles):
         files = [(path, box, path.stat().st_mtime_ns) for sample, box in samples.rows for path in sample.images]
         return str(files)
@@ -215,13 +216,15 @@ def probe_robustness(
     """Return the scores of probes of a frozen backbone, fitted once, on clean and on corrupted test images.
 
     Args:
-        severities: of each corruption, from 1 to 5.
-        seed: of what is drawn: noise, clouds, gaps, directions.
-        folder: for features, which are deleted again.
+        task: probing task.
+        backbone: frozen backbone.
+        severities: severities of each corruption, from 1 to 5.
+        seed: seed of the corruptions: noise, clouds, gaps, directions.
+        folder: folder for temporary feature files.
 
     Returns:
-        By probe and score (`patch_auc`, `mean_iou`): `clean`; `corruptions`, the mean over the severities of each;
-        `average`, the mean of these; and `relative`, which is the average divided by `clean`.
+        Scores by probe and score name (`patch_auc`, `mean_iou`): `clean`; `corruptions`, the mean over the severities
+        of each corruption; `average`, the mean over the corruptions; and `relative`, `average` divided by `clean`.
     """
     labels = FewLabels(share=1.0)
     draws = {labels: [np.arange(len(task.samples["train"]))]}

@@ -1,4 +1,4 @@
-"""Arguments of pretraining and fine-tuning, with checks of their values; importing them loads nothing heavy."""
+"""Arguments of pretraining and fine-tuning, with checks of their values. Importing them loads no heavy library."""
 
 import argparse
 import json
@@ -22,16 +22,16 @@ SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.tra
 class Arguments:
     """Base of argument classes.
 
-    What is a mapping in a configuration file is JSON on the command line. Numbers lie within their limits, and so does
-    each of a list; `None` is no value.
+    A mapping in a configuration file is given as JSON on the command line. Limits apply to numbers and to each number
+    of a list; `None` is not checked.
 
     Attributes:
-        file_fields: of the fields that are mappings, the ones that may name a file instead.
-        limits: intervals by name of the field, such as `"[0, 1)"`, see [`check_within`].
-        choices: values by name of the field.
+        file_fields: names of mapping fields that also accept the name of a file.
+        limits: interval of each numeric field, such as `"[0, 1)"`, see [`check_within`].
+        choices: allowed values of each field.
 
     Raises:
-        ValueError: names the field, its value and what it may be.
+        ValueError: if a value is not allowed; the message names the field, its value and the allowed values.
     """
 
     file_fields: ClassVar[tuple[str, ...]] = ()
@@ -46,45 +46,45 @@ class Arguments:
         for name, known in {k: v for cls in reversed(own) for k, v in vars(cls).get("choices", {}).items()}.items():
             value = getattr(self, name)
             if value is not None and value not in known:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(known)}.")
+                raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {value!r}.")
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
 
     def _read_mappings(self) -> None:
-        # Of libraries' classes that these are mixed into, a mapping may be a file.
+        # Mapping fields of library classes may name a file: only fields of this package are parsed here.
         own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments)]
         names = {name for cls in own for name in vars(cls).get("__annotations__", {})}
-        types = get_type_hints(type(self))  # those of the fields are changed by the parser
+        types = get_type_hints(type(self))  # the parser changes the types stored in the fields
         for name in names & {item.name for item in fields(self)}:
             value = getattr(self, name)
             if isinstance(value, str) and dict in get_args(types[name]):
                 if value.lstrip().startswith("{") or name not in self.file_fields:
                     setattr(self, name, read_mapping(name, value))
             check_type(name, getattr(self, name), types[name])
-        for name in {item.name for item in fields(self)} - names:  # of libraries' classes, which take a float of YAML
+        for name in {item.name for item in fields(self)} - names:  # library classes accept a YAML float for an integer
             value, kinds = getattr(self, name), {types[name], *get_args(types[name])}
             if isinstance(value, float) and int in kinds and float not in kinds:
                 if not value.is_integer():
-                    raise ValueError(f"{name}={value!r} is no whole number.")
+                    raise ValueError(f"{name} must be an integer, got {value!r}.")
                 setattr(self, name, int(value))
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
-    """Raise a `ValueError` unless a value, which may come from a YAML file, is of the type of its field.
+    """Raise a `ValueError` if a value, which may come from a YAML file, does not have the type of its field.
 
     Args:
-        kind: a class, a union, or a list, sequence or mapping of such.
+        kind: class, union, or list, sequence or mapping type.
     """
     if not is_of(value, kind):
         shown = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
         shown = shown.replace("collections.abc.", "")
-        hint = " YAML reads yes, no, on, off, numbers and dates as other types: put names in quotes."
+        hint = " YAML does not read yes, no, on, off, numbers and dates as text: put names in quotes."
         hint = hint if "str" in shown and not all(isinstance(item, str) for item in scalars(value)) else ""
-        raise ValueError(f"{name}={str(value)[:80]!r} is of the wrong type: {shown}.{hint}")
+        raise ValueError(f"Expected {name} to be of type {shown}, got {str(value)[:80]!r}.{hint}")
 
 
 def scalars(value: Any) -> list[Any]:
-    """Return the values in a value that are no list or mapping."""
+    """Return all scalar values in a nested list or mapping, including the keys of mappings."""
     if isinstance(value, Mapping):
         value = [*value, *value.values()]
     return [item for part in value for item in scalars(part)] if isinstance(value, (list, tuple)) else [value]
@@ -109,26 +109,26 @@ def is_of(value: Any, kind: Any) -> bool:
 
 def read_mapping(name: str, text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
-        raise ValueError(f"{name}={text!r} is no mapping: give JSON, such as '{{\"key\": 1}}'.")
+        raise ValueError(f"Expected {name} to be a mapping in JSON, such as '{{\"key\": 1}}', got {text!r}.")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: {text[:80]!r} is no JSON: {error}.") from error
+        raise ValueError(f"Expected {name} to be JSON, got {text[:80]!r}: {error}.") from error
 
 
 def check_within(name: str, value: float | Sequence[float] | None, interval: str) -> None:
-    """Raise a `ValueError` unless a number, or each of a list, is in an interval.
+    """Raise a `ValueError` if a number, or any number of a list, is outside an interval.
 
     Args:
-        interval: as in mathematics: `[` and `]` with their end, `(` and `)` without; `"(0, inf)"` is any finite number
-            above 0. NaN is in none.
+        interval: interval in mathematical notation. `[` and `]` include the end, `(` and `)` exclude it: `"(0, inf)"`
+            is any finite number above 0. No interval contains NaN.
     """
     opening, low, high, closing = re.fullmatch(r"([\[(])\s*(\S+),\s*(\S+?)\s*([\])])", interval).groups()
     for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
         above = number >= float(low) if opening == "[" else number > float(low)
         below = number <= float(high) if closing == "]" else number < float(high)
         if not (above and below) or math.isnan(number):
-            raise ValueError(f"{name}={value!r} is not in {interval}.")
+            raise ValueError(f"Expected {name} in {interval}, got {value!r}.")
 
 
 def within(interval: str, kind: type = int) -> Callable[[str], float]:
@@ -137,9 +137,9 @@ def within(interval: str, kind: type = int) -> Callable[[str], float]:
     def number(text: str) -> float:
         try:
             value = kind(text)
-            check_within("it", value, interval)
+            check_within("the number", value, interval)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} in {interval}") from None
+            raise argparse.ArgumentTypeError(f"expected {kind.__name__} in {interval}, got {text!r}") from None
         return value
 
     return number
@@ -159,48 +159,49 @@ def shard(text: str) -> Shard:
 
 @dataclass
 class RunArguments(Arguments):
-    """How a run stops and goes on, and what is seen of it meanwhile."""
+    """Arguments of all trainers: precision, batch size, signals, resuming and logged predictions."""
 
     limits = {"watch_samples": "[0, inf)", "global_batch_size": "[1, inf)"}
 
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "Compute in bfloat16. By default wherever the hardware computes it faster than float32."},
+        metadata={"help": "Compute in bfloat16. By default true on hardware with native bfloat16, else false."},
     )
     activation_checkpointing: bool | None = field(
         default=None,
-        metadata={"help": "Compute activations again in the backward pass, which takes less memory and more time."},
+        metadata={
+            "help": "Recompute activations in the backward pass, which saves memory and costs time. By default the "
+            "value of gradient_checkpointing, which is true for pretraining and false for fine-tuning."
+        },
     )
     activation_checkpointing_kwargs: dict | str | None = field(
         default=None,
-        metadata={"help": 'Options of activation checkpointing, such as {"every_n_layers": 2}.'},
+        metadata={"help": 'Options of activation checkpointing as JSON, such as {"every_n_layers": 2}.'},
     )
     global_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Samples of an optimizer step over all processes. gradient_accumulation_steps follows from it, the "
-            "number of processes and per_device_train_batch_size."
+            "help": "Samples per optimizer step over all processes. gradient_accumulation_steps is computed from it. "
+            "By default, gradient_accumulation_steps is used."
         },
     )
     save_on_signal: list[str] = field(
         default_factory=lambda: ["SIGTERM"],
         metadata={
-            "help": "Signals at which the run saves at the end of its step and stops with the command that goes on: "
-            "SIGTERM (a scheduler's notice) and SIGINT (Ctrl-C; a second one stops at once), or none."
+            "help": "Signals that save a checkpoint at the end of the step and stop the run: SIGTERM (sent by a "
+            "scheduler; the default), SIGINT (Ctrl-C; a second one stops at once), or none."
         },
     )
     allow_changed_data: bool = field(
         default=False,
-        metadata={
-            "help": "Goes on from a checkpoint though the data are not those that it was trained on, with a warning."
-        },
+        metadata={"help": "Resume with a warning if the training data have changed. By default, resuming then fails."},
     )
 
     watch_samples: int = field(
         default=4,
         metadata={
-            "help": "Predictions and features of so many samples are drawn before training and at each evaluation, "
-            "or at each checkpoint without any, to `watch` in output_dir and where report_to says; 0 for none."
+            "help": "Number of samples whose predictions and features are drawn before training and at each evaluation "
+            "(without evaluation, at each checkpoint), to `watch` in output_dir and to report_to. 0: none."
         },
     )
 
@@ -209,7 +210,7 @@ class RunArguments(Arguments):
             self.save_on_signal = self.save_on_signal.split()
         unknown = set(self.save_on_signal) - {"SIGTERM", "SIGINT", "none"}
         if unknown:
-            raise ValueError(f"save_on_signal takes SIGTERM and SIGINT, or none; not {', '.join(sorted(unknown))}.")
+            raise ValueError(f"Expected save_on_signal: SIGTERM, SIGINT or none, got {', '.join(sorted(unknown))}.")
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
 
@@ -220,7 +221,7 @@ class RunArguments(Arguments):
 
 @dataclass
 class PretrainArguments(Arguments, ScriptArguments):
-    """What is trained on, and what a model is made of."""
+    """Arguments of the training data, the start of the model, and its frozen parts."""
 
     file_fields = ("mixture", "probe_data")
     limits = {"unfreeze_vision_layers": "[0, inf)", "drop_path_rate": "[0, 1)", "max_patches": "[1, inf)"}
@@ -229,95 +230,107 @@ class PretrainArguments(Arguments, ScriptArguments):
     mixture: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Instead of dataset_name: a mixture of sources with their rates, or the file that holds one, see "
-            "recipes/configs/README.md. A released meta JSON can be given as it is."
+            "help": "Mixture of sources with their rates, or the name of its file, see recipes/configs/README.md. "
+            "Replaces dataset_name. The meta JSON of the authors' release is accepted unchanged."
         },
     )
     image_root: str | None = field(
         default=None,
         metadata={
-            "help": "Folder that the paths of images in the rows of dataset_name are relative to. Not needed for JSON "
-            "that has them beside it or in the folder `images`."
+            "help": "Folder that image paths in the rows of dataset_name are relative to. By default, the folder of "
+            "the JSON file or its subfolder `images`."
         },
     )
     dry_run: bool = field(
         default=False,
         metadata={
-            "help": "Prints what the mixture amounts to and what the run costs, and stops; needs neither data nor Hub "
-            "nor GPU."
+            "help": "Print a summary of the mixture and the estimated cost of the run, and stop. Neither data nor Hub "
+            "nor GPU is needed. Default: false."
         },
     )
     plan_device: str | None = field(
         default=None,
         metadata={
-            "help": "For dry_run, the GPU that time and memory are told for: a40, a100, a800, h100 …, or any other as "
-            "24GiB,71TFLOP/s; that of this machine, or the paper's a800."
+            "help": "GPU of the dry_run estimate: a40, a100, a800, h100 …, or memory and speed such as "
+            "24GiB,71TFLOP/s. By default the GPU of this machine, or the paper's a800 without a GPU."
         },
     )
-    plan_devices: int = field(default=1, metadata={"help": "For dry_run, how many of them."})
+    plan_devices: int = field(default=1, metadata={"help": "Number of GPUs of the dry_run estimate."})
     plan_utilization: float = field(
-        default=0.4, metadata={"help": "For dry_run, the share of its operations a second that is reached."}
+        default=0.4, metadata={"help": "Share of the GPU's peak speed that the dry_run estimate assumes, in (0, 1]."}
     )
     task: str | None = field(
         default=None,
         metadata={
-            "help": "Module under recipes/tasks that turns annotated rows into instructions while training and scores "
+            "help": "Module under recipes/tasks that converts annotated rows to instructions for training and scores "
             "the model at the end. Not needed for a data set of conversations."
         },
     )
     task_options: dict | str | None = field(
-        default=None, metadata={"help": "Settings of the task's instructions, see its `transform`."}
+        default=None, metadata={"help": "Options of the task's instructions as JSON, see its `transform`."}
     )
     from_scratch: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Instead of model_name_or_path: `vision_config`, `text_config`, `vocab_size` and, optionally, "
-            "`image_processor` of a model and tokenizer to build; '{}' for none."
+            "help": "Model and tokenizer with random weights, as JSON: `vision_config`, `text_config`, `vocab_size` "
+            "and optionally `image_processor`. Replaces model_name_or_path; '{}' for none."
         },
     )
     vision_model: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of model_name_or_path: a pretrained backbone, to be trained with language_model; or with "
-            "from_scratch, whose ViT then has its weights."
+            "help": "Folder or Hub id of a pretrained backbone, combined with language_model. With from_scratch, the "
+            "initial weights of its ViT. Replaces model_name_or_path."
         },
     )
     language_model: str | None = field(
         default=None,
-        metadata={"help": "The causal LM that vision_model is joined to, by a projector that starts fresh."},
+        metadata={
+            "help": "Folder or Hub id of the causal LM that vision_model is combined with; the projector is new."
+        },
     )
     probe_data: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Images with masks, on which the run ends with what can be read from its backbone beside what it "
-            "began with: `data` of a configuration of fine-tuning, or the name of one."
+            "help": "Images with masks for probes of the backbone at the end of the run, compared with the backbone at "
+            "its start: `data` of a fine-tuning configuration as JSON, or its name. By default no probes."
         },
     )
-    probe_root: str | None = field(default=None, metadata={"help": "Where they are, instead of probe_data.root."})
+    probe_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the probe data. By default probe_data.root."},
+    )
     probe_splits: list[str] = field(
         default_factory=lambda: ["train", "test"],
-        metadata={"help": "The splits of probe_data that probes learn from and are scored on."},
+        metadata={"help": "Two splits of probe_data: the training split and the scored split of the probes."},
     )
-    freeze_vision: bool = field(default=False, metadata={"help": "The ViT does not train."})
-    freeze_projector: bool = field(default=False, metadata={"help": "The projector does not train."})
+    freeze_vision: bool = field(default=False, metadata={"help": "Freeze the ViT. Default: false."})
+    freeze_projector: bool = field(default=False, metadata={"help": "Freeze the projector. Default: false."})
     freeze_language_model: bool = field(
-        default=False, metadata={"help": "The language model does not train. For LoRA on it, give use_peft instead."}
+        default=False,
+        metadata={"help": "Freeze the language model. For LoRA on it, set use_peft instead. Default: false."},
     )
     unfreeze_vision_layers: int = field(
-        default=0, metadata={"help": "How many of the last layers of a frozen ViT train all the same."}
+        default=0, metadata={"help": "Number of last layers of a frozen ViT that still train. 0: none."}
     )
     drop_path_rate: float | None = field(
         default=None,
-        metadata={"help": "Stochastic depth of the ViT, growing linearly over its layers. The paper uses 0.1."},
+        metadata={
+            "help": "Stochastic depth rate of the ViT's last layer. By default that of the model; the paper uses 0.1."
+        },
     )
     max_patches: int | None = field(
-        default=None, metadata={"help": "Most tiles of a sample; its images share them. The paper uses 12, or 6."}
+        default=None,
+        metadata={
+            "help": "Maximum number of tiles per sample, shared by its images. By default that of the image processor; "
+            "the paper uses 12 or 6."
+        },
     )
     input_spec: dict | str | None = field(
         default=None,
         metadata={
-            "help": "How images that are not 8-bit RGB are read: `bands`, `window`, `percentiles`, `gamma`; with "
-            "`band_names` the ViT's weights are spread over these bands."
+            "help": "Input spec of images that are not 8-bit RGB, as JSON: `bands`, `window`, `percentiles`, `gamma`. "
+            "With `band_names`, the ViT's RGB weights are spread over these bands."
         },
     )
 
@@ -325,16 +338,16 @@ class PretrainArguments(Arguments, ScriptArguments):
         super().__post_init__()
         self.from_scratch, self.dataset_name = self.from_scratch or None, self.dataset_name or None
         if (self.mixture is None) == (self.dataset_name is None):
-            raise ValueError("Give either dataset_name or mixture in the configuration: what is trained on.")
+            raise ValueError("Give either dataset_name or mixture in the configuration, the data to train on.")
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)
         if self.image_root is not None and (self.dataset_name is None or self.task is not None):
-            raise ValueError("image_root is of the rows of dataset_name; a mixture has one for each source.")
+            raise ValueError("image_root needs dataset_name without a task. In a mixture, set it for each source.")
         if self.image_root is not None and not Path(self.image_root).is_dir():
-            raise ValueError(f"image_root={self.image_root!r}: there is no such folder.")
+            raise ValueError(f"image_root={self.image_root!r}: folder not found.")
         if self.dry_run and self.mixture is None:
             raise ValueError(
-                "dry_run is about a mixture, and the configuration has none. That of the one data set is given by "
+                "dry_run needs a mixture, and the configuration has dataset_name. Give the data set as a mixture: "
                 f"--dataset_name '' --mixture {shlex.quote(json.dumps(self.as_mixture()))}."
             )
         if self.task is not None:
@@ -344,11 +357,11 @@ class PretrainArguments(Arguments, ScriptArguments):
         if self.probe_data is not None and self.probe_root is not None:
             self.probe_data["root"] = self.probe_root
         if len(self.probe_splits) != 2:
-            raise ValueError(f"probe_splits={self.probe_splits}: give two, to learn from and to be scored on.")
+            raise ValueError(f"probe_splits={self.probe_splits}: give two splits, for training and for scoring.")
         if self.task_options and self.task is None:
-            raise ValueError("task_options are the settings of a task: give task.")
+            raise ValueError("task_options needs a task: set task, or remove task_options.")
         if self.mixture is not None and self.task is not None:
-            raise ValueError("A task makes its own instructions from dataset_name; with a mixture there is none.")
+            raise ValueError("task and mixture exclude each other: a task reads dataset_name. Remove one of the two.")
 
     def as_mixture(self) -> dict:
         """Return `dataset_name` as the one source of a mixture, in the keys of its file."""
@@ -356,13 +369,13 @@ class PretrainArguments(Arguments, ScriptArguments):
 
         split = base_of(self.dataset_train_split)
         source = vars(source_of(self.dataset_name, split, self.dataset_config, self.image_root))
-        said = {key: value for key, value in source.items() if value != vars(Source("mine"))[key]}
-        return {"sources": [{**said, "name": "mine"}]}
+        changed = {key: value for key, value in source.items() if value != vars(Source("mine"))[key]}
+        return {"sources": [{**changed, "name": "mine"}]}
 
 
 @dataclass
 class VRLArguments(RunArguments):
-    """What [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
+    """Arguments that [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
 
     limits = {
         "vrl_drop_ratio": "[0, 1)",
@@ -379,62 +392,68 @@ class VRLArguments(RunArguments):
 
     vrl_drop_ratio: float = field(
         default=0.75,
-        metadata={"help": "VRL: share of each sample's visual tokens that is dropped in training, in [0, 1)."},
+        metadata={"help": "Share of each sample's visual tokens that VRL drops during training, in [0, 1)."},
     )
     vrl_apply_prob: float = field(
         default=1.0,
-        metadata={"help": "VRL: share of the samples it is applied to. The authors' release amounts to 1 - ratio."},
+        metadata={"help": "Share of samples that VRL is applied to. The authors' release is equivalent to 1 - ratio."},
     )
     vrl_warmup_steps: int | None = field(
         default=None,
         metadata={
-            "help": "VRL: optimizer steps at the beginning in which nothing is dropped. If not given, half of all for "
-            "a model from_scratch, also on a vision_model, and none for others."
+            "help": "Number of first optimizer steps in which VRL drops no tokens. By default half of all steps with "
+            "from_scratch, else 0."
         },
     )
     answer_mask_ratio: float = field(
         default=0.0,
         metadata={
-            "help": "Probability that a token of an answer is hidden from the input in training, so that it has to be "
-            "read off the image and not off the answer's beginning."
+            "help": "Probability that an answer token is masked in the input during training, so that the model has to "
+            "predict the next tokens from the image. 0: no masking."
         },
     )
     max_length: int | None = field(
         default=4096,
-        metadata={"help": "Longest sequence after the drop, in tokens. Only answers are cut to it, with a warning."},
+        metadata={
+            "help": "Maximum sequence length after VRL, in tokens. Answers beyond it are truncated with a warning."
+        },
     )
     vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the ViT; learning_rate if not given."}
+        default=None, metadata={"help": "Learning rate of the ViT. By default learning_rate."}
     )
     projector_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the projector; learning_rate if not given."}
+        default=None, metadata={"help": "Learning rate of the projector. By default learning_rate."}
     )
     language_model_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the language model; learning_rate if not given."}
+        default=None, metadata={"help": "Learning rate of the language model. By default learning_rate."}
     )
     projector_steps: int = field(
         default=0,
-        metadata={"help": "Optimizer steps at the beginning in which only the projector learns, for a fresh one."},
+        metadata={
+            "help": "Number of first optimizer steps that train only the projector, for a new projector. 0: none."
+        },
     )
     on_error: str = field(
         default="raise",
         metadata={
-            "help": "What training does with a row that cannot be used: 'raise' stops and names it, 'skip' logs and "
-            "counts it and takes another in its place. Evaluation always stops."
+            "help": "Behavior on an invalid training row: 'raise' (the default) stops and names the row, 'skip' logs "
+            "and counts it and uses another row instead. Evaluation always stops."
         },
     )
     remove_unused_columns: bool = field(
         default=False,
-        metadata={"help": "The collator picks the columns it needs, the sample id among them."},
+        metadata={
+            "help": "Whether unused columns are removed. Default: false, because the collator selects its columns."
+        },
     )
 
 
 @dataclass
 class StartArguments(Arguments):
-    """Where fine-tuning starts: a pretrained backbone, a fine-tuned model, or random weights."""
+    """Arguments of the start of fine-tuning: a pretrained backbone, a fine-tuned model, or random weights."""
 
     limits = {"drop_path_rate": "[0, 1)"}
-    neck = None  # what makes maps of the ViT's features, if anything does
+    neck = None  # classification uses the ViT's features without a neck
 
     model_name_or_path: str | None = field(
         default=None,
@@ -442,18 +461,23 @@ class StartArguments(Arguments):
             "help": "Folder or Hub id of an exported backbone, or of a model fine-tuned with this recipe; '' for none."
         },
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    model_revision: str = field(
+        default="main",
+        metadata={"help": "Branch, tag or commit of model_name_or_path on the Hub."},
+    )
     from_scratch: dict | str | None = field(
         default=None,
-        metadata={"help": "Instead: configuration of a ViT with random weights, to compare with; '{}' for none."},
+        metadata={
+            "help": "Configuration of a ViT with random weights, as JSON. Replaces model_name_or_path; '{}' for none."
+        },
     )
     backbone: dict | str | None = field(
-        default=None, metadata={"help": "More settings of the backbone's configuration, such as deformable_heads."}
+        default=None, metadata={"help": "Fields of the backbone's configuration as JSON, such as deformable_heads."}
     )
-    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the ViT."})
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth rate of the ViT's last layer."})
     head: dict | str | None = field(
         default=None,
-        metadata={"help": "More settings of the model's configuration, such as hidden_size (of UPerNet) or pooling."},
+        metadata={"help": "Fields of the model's configuration as JSON, such as hidden_size (of UPerNet) or pooling."},
     )
 
     def __post_init__(self):
@@ -464,44 +488,54 @@ class StartArguments(Arguments):
 
 @dataclass
 class BackboneArguments(StartArguments):
-    """Where fine-tuning for maps and boxes starts."""
+    """Arguments of the start of fine-tuning for segmentation, change detection and detection."""
 
     choices = {"neck": ("adapter", "pyramid")}
 
-    neck: str = field(default="adapter", metadata={"help": "'adapter' (ViT-Adapter) or 'pyramid' (faster)."})
+    neck: str = field(
+        default="adapter",
+        metadata={"help": "Neck of the ViT: 'adapter' (ViT-Adapter, the default) or 'pyramid' (faster)."},
+    )
 
 
 @dataclass
 class FineTuningSettings(RunArguments):
-    """Settings that all fine-tunings add to transformers' own; those of the layer-wise decay of the learning rate are
-    the arguments of [`~modeling_vitp.training.freezing.layer_decay_groups`].
+    """Settings that all fine-tuning tasks add to [`~transformers.TrainingArguments`].
+
+    The settings of layer-wise learning rate decay are the arguments of
+    [`~modeling_vitp.training.freezing.layer_decay_groups`].
     """
 
     limits = {"layer_decay": "(0, 1]", "horizontal_flip": "[0, 1]", "vertical_flip": "[0, 1]"}
 
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
-    do_train: bool = field(default=True, metadata={"help": "Whether to train, or only to score and to draw."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "There are none."})
+    do_train: bool = field(
+        default=True,
+        metadata={"help": "Whether to train. If false, the model is only scored and its predictions are drawn."},
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Without effect: no column is removed."})
     layer_decay: float = field(
         default=0.9,
-        metadata={"help": "The learning rate of a layer of the ViT is this times that of the next one. 1: no decay."},
+        metadata={
+            "help": "Factor between the learning rates of a ViT layer and of the next layer, in (0, 1]. 1: no decay."
+        },
     )
     level_embeddings_at_input: bool = field(
         default=False,
         metadata={
-            "help": "Whether the adapter's level embeddings learn at the rate of the patch and position embeddings, as "
-            "in the authors' release, and not at that of the adapter."
+            "help": "Whether the adapter's level embeddings have the learning rate of the patch and position "
+            "embeddings, as in the authors' release. By default they have that of the adapter."
         },
     )
     position_weight_decay: bool = field(
         default=False,
-        metadata={"help": "Whether position embeddings have weight decay, as in the authors' release."},
+        metadata={"help": "Whether position embeddings have weight decay, as in the authors' release. Default: false."},
     )
 
     def __post_init__(self):
         super().__post_init__()
-        self.remove_unused_columns = False  # a step that fails is named by the ids of its samples
+        self.remove_unused_columns = False  # the errors of a step name the ids of its samples
 
     def layer_decay_settings(self) -> dict[str, float | bool | None]:
         """Return the settings for the record of a run; `None` for an option that is off."""
@@ -511,25 +545,28 @@ class FineTuningSettings(RunArguments):
 
 @dataclass
 class SplitArguments(Arguments):
-    """What is trained on, and what is scored."""
+    """Arguments of the data set and its splits for training and scoring."""
 
     limits = {"num_pictures": "[0, inf)"}
 
     data: dict | str | None = field(
         default=None,
-        metadata={"help": "Classes, splits and files of the data set, see the page of the recipe."},
+        metadata={"help": "Classes, splits and files of the data set as JSON, see the page of the recipe."},
     )
-    data_root: str | None = field(default=None, metadata={"help": "Where the data set is, instead of data.root."})
-    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "What is trained on."})
+    data_root: str | None = field(default=None, metadata={"help": "Folder of the data set. By default data.root."})
+    train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits to train on."})
     eval_split: str | None = field(
         default=None,
         metadata={
-            "help": "What is scored while training, with eval_strategy, and at the end. The last checkpoint is the "
-            "result, unless load_best_model_at_end is set."
+            "help": "Split that is scored during training, according to eval_strategy, and at the end; '' for none. "
+            "The last checkpoint is the result unless load_best_model_at_end is set."
         },
     )
-    test_split: str | None = field(default=None, metadata={"help": "What is scored once, at the end; '' for nothing."})
-    num_pictures: int = field(default=4, metadata={"help": "Samples in the picture of predictions."})
+    test_split: str | None = field(
+        default=None,
+        metadata={"help": "Split that is scored once, at the end; '' for none."},
+    )
+    num_pictures: int = field(default=4, metadata={"help": "Number of samples in predictions.png. 0: none."})
     plugins: list[str] = field(
         default_factory=list,
         metadata={"help": "Python files that register decode heads or annotation formats, see tests/README.md."},
@@ -541,6 +578,6 @@ class SplitArguments(Arguments):
         if self.data_root is not None:
             self.data = {**(self.data or {}), "root": self.data_root}
         if self.data is None:
-            raise ValueError("Give `data` in the configuration: what is trained on.")
+            raise ValueError("Give `data` in the configuration, the data set to train on.")
         if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
-            raise ValueError(f"Split {self.test_split!r} is the test's; it may not be trained or selected on.")
+            raise ValueError(f"Split {self.test_split!r} is the test_split: it may not be trained or selected on.")

@@ -1,4 +1,4 @@
-"""Base of all trainers: complete checkpoints, exact resuming, pushes without secrets."""
+"""Base trainer: complete checkpoints, exact resuming, pushes without secrets."""
 
 import logging
 import os
@@ -34,91 +34,93 @@ from .callbacks import (
     RunState,
     SaveOnSignal,
     StopAtNotFinite,
-    outlive_signals,
+    ignore_signals_in_worker,
     take_names,
 )
 from .checkpointing import (
     FolderLock,
     attempt,
+    check_disk_space,
     check_files,
-    check_room,
-    going_on_from,
     last_checkpoint,
+    name_checkpoint_in_errors,
     optimizer_bytes,
     publish_checkpoint,
-    told_if_full,
-    warn_of_room,
+    stop_on_full_disk,
+    warn_about_disk_space,
     weight_bytes,
     weight_names,
 )
 from .fingerprint import fingerprint_data
-from .resume_config import check_going_on, check_loaded, start_fingerprint
+from .resume_config import check_loaded, check_resume, start_fingerprint
 
 logger = logging.getLogger(__name__)
-# What is being sent, out of the way of checkpoints that are deleted meanwhile.
+# Files of running pushes, linked here because their checkpoints may be deleted during the push.
 OUTBOX = "_pushing"
-# The record of a run in the folder of a finished one, until it is finished itself.
+# Record of a run in the output folder of an earlier finished run, until its own weights are saved.
 RUNNING = "_running"
 
 
 class BaseTrainer:
-    """Base of all trainers, before [`~transformers.Trainer`].
+    """Base of all trainers, a mixin that precedes [`~transformers.Trainer`] in the list of base classes.
 
-    - A step with a loss or weights that are not finite ends the run: it is named, with its samples, and not saved.
-    - A signal of `save_on_signal` saves at the end of the step and ends the run, unfinished.
-    - One run writes to a folder at a time; another one is refused. What is recorded of a finished run in it stays until
-      the weights are replaced.
-    - A checkpoint is whole or not there. A run that goes on from one ends as the run that never stopped; one of other
-      settings is an error, and so is a file in it that is not what was written.
-    - A push is one commit of the model's files and their card (see [`~modeling_vitp.hub.upload.push`]); one that would
-      send a secret is refused, and no token is written. `hub_strategy` "end" pushes at the end, "every_save" at each
-      checkpoint too, in the background; "checkpoint" and "all_checkpoints" add the checkpoint to it, with its
-      optimizer state, to go on from. A push in the background that fails is logged, and training goes on. With PEFT
-      nothing is pushed before the end.
-    - Predictions of a few samples are drawn in training, see
+    - If the loss or the weights are not finite after a step, the run stops with an error that names the step and its
+      samples, and the step is not saved.
+    - A signal of `save_on_signal` saves a checkpoint at the end of the step and stops the run.
+    - Only one run writes to an output folder at a time; a second run raises an error. The record of an earlier finished
+      run stays in the folder until its weights are replaced.
+    - A checkpoint is complete or does not exist. A resumed run ends with the same weights as an uninterrupted run.
+      Changed settings and damaged checkpoint files raise an error.
+    - A push is one commit of the model's files and their card (see [`~modeling_vitp.hub.upload.push`]). A push that
+      contains a secret is refused, and no token is written. `hub_strategy` "end" pushes at the end; "every_save" also
+      pushes at each checkpoint, in the background; "checkpoint" and "all_checkpoints" also push the checkpoint with
+      its optimizer state. If a background push fails, the error is logged and training continues. With PEFT, nothing
+      is pushed before the end.
+    - Predictions of a few samples are drawn during training, see
       [`~modeling_vitp.training.callbacks.LogPredictionsCallback`].
 
-    A subclass gives [`run_settings`], [`train_sampler`], [`watched_samples`] and [`draw_samples`].
+    A subclass implements [`run_settings`], [`train_sampler`], [`watched_samples`] and [`draw_samples`].
     """
 
-    _resumed_from: str | None = None  # until the first batch is asked for
+    _resumed_from: str | None = None  # the resumed checkpoint, until the first step begins
     _resumed_state: TrainerState | None = None
-    _sums: dict[str, Any] | None = None  # of the checkpoint that is being written
+    _sums: dict[str, Any] | None = None  # running sums of the checkpoint that is being written
     _unfinished: Path | None = None  # the checkpoint that is being written
     _lock: FolderLock | None = None
-    _loader: DataLoader | None = None  # of training
+    _loader: DataLoader | None = None  # the training loader
     _recorded: tuple | None = None
-    _weights_at_start: str | None = None  # in short, where they were named
+    _weights_at_start: str | None = None  # hash of the pretrained weights, if the run starts from a checkpoint
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        """Return the settings that must match (`fixed`) and may differ (`free`) when a run goes on, see
-        [`~modeling_vitp.training.resume_config.check_resume_settings`].
+        """Return the settings that must match (`fixed`) or may differ (`free`) on resume.
+
+        [`~modeling_vitp.training.resume_config.check_resume_settings`] compares them.
         """
         raise NotImplementedError
 
     def extra_settings(self) -> dict[str, Any]:
-        """Return settings that must match when a run goes on, where both the run and the checkpoint know them."""
+        """Return settings that must match on resume if both the run and the checkpoint have them."""
         return {"weights that it starts from": self._weights_at_start} if self._weights_at_start else {}
 
     def watched_samples(self, number: int) -> list:
-        """Return the samples, at most `number`, whose predictions are drawn in training: the same for the same seed."""
+        """Return at most `number` samples whose predictions are drawn during training, determined by the seed."""
         raise NotImplementedError
 
     def draw_samples(self, samples: list, path: Path) -> None:
         """Draw samples with their labels, the model's predictions, and the principal components of its backbone.
 
         Args:
-            samples: some of [`watched_samples`].
-            path: of the PNG, in whose folder the components of the first picture are kept.
+            samples: samples returned by [`watched_samples`].
+            path: PNG file. Its folder also stores the principal components of the first picture.
         """
         raise NotImplementedError
 
     def training_data(self) -> Any:
-        """Return what [`~modeling_vitp.training.fingerprint.fingerprint_data`] hashes, to detect changes on resume."""
+        """Return the data that [`~modeling_vitp.training.fingerprint.fingerprint_data`] hashes."""
         return self.train_dataset
 
     def _from_main_process(self, step: Callable[..., Any], *args: Any) -> Any:
-        """Return what a step gives in the main process, in all of them; raise its `ValueError` in all of them."""
+        """Run a step in the main process, and return its result or raise its error as `ValueError` in all processes."""
         result, error = None, None
         if self.is_world_process_zero():
             try:
@@ -132,6 +134,7 @@ class BaseTrainer:
 
     @property
     def data_seed(self) -> int:
+        """Seed of the data: `data_seed`, or `seed` if it is not set."""
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     # Training
@@ -142,7 +145,7 @@ class BaseTrainer:
         if self.is_world_process_zero():
             lock.acquire()
         try:
-            with told_if_full(self.args.output_dir):
+            with stop_on_full_disk(self.args.output_dir):
                 return self._train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
             is_outermost = True
@@ -156,54 +159,54 @@ class BaseTrainer:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+                raise ValueError(f"No complete checkpoint to resume from found in {self.args.output_dir}.")
         if self._recorded is None:
             self.record(None, [self.model.config._name_or_path], [{"samples": len_of(self.train_dataset)}], None)
         self._settings = self.run_settings() | {"given": self.extra_settings()}
         self._data = self._from_main_process(lambda: fingerprint_data(self.training_data()))
         if resume_from_checkpoint:
-            with going_on_from(resume_from_checkpoint):
+            with name_checkpoint_in_errors(resume_from_checkpoint):
                 self._from_main_process(check_files, resume_from_checkpoint)
                 self.check_checkpoint(resume_from_checkpoint)
         elif self.is_world_process_zero():
             self.check_rows()
-        self._check_room()
+        self._check_disk_space()
         self._write_record()
         logger.info(self._describe_run())
         self._finite = StopAtNotFinite(self)
         args, names = self.args, self.args.saving_signals
         if args.enable_jit_checkpoint:
-            # transformers' own returns as if the run were at its end.
+            # The callback of transformers returns as if the run were complete; SaveOnSignal replaces it.
             self.pop_callback(JITCheckpointCallback)
             names = sorted({"SIGTERM", *names})
         signals = SaveOnSignal(self, names)
         callbacks = [RunState(self), self._finite]
         if args.watch_samples and self.is_world_process_zero():
             callbacks.append(LogPredictionsCallback(self, args.watch_samples))
-        for callback in (*callbacks, signals):  # a signal ends the run once the others have seen its checkpoint
+        for callback in (*callbacks, signals):  # SaveOnSignal is last: it raises after the others
             self.pop_callback(type(callback))
             self.add_callback(callback)
-        handlers = self.callback_handler.callbacks  # others see checkpoints that are valid
+        handlers = self.callback_handler.callbacks  # RunState is first: it makes checkpoints valid
         handlers.sort(key=lambda callback: not isinstance(callback, RunState))
         signals.install()
         self._resumed_from, self._resumed_state = resume_from_checkpoint or None, None
         if resume_from_checkpoint:
-            with going_on_from(resume_from_checkpoint):
+            with name_checkpoint_in_errors(resume_from_checkpoint):
                 self._resumed_state = TrainerState.load_from_json(Path(resume_from_checkpoint, TRAINER_STATE_NAME))
-        # The Trainer would delete old checkpoints before the new one is whole, and push what may hold a secret.
+        # The Trainer would delete old checkpoints before the new one is complete, and push without a check for secrets.
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         self._push_checkpoints, args.push_to_hub = args.push_to_hub, False
         try:
             return super().train(resume_from_checkpoint, *args_, **kwargs)
         except Exception as error:
-            with going_on_from(self._resumed_from):
+            with name_checkpoint_in_errors(self._resumed_from):
                 raise error
         finally:
             args.save_total_limit, args.push_to_hub = self._save_total_limit, self._push_checkpoints
             signals.restore()
             if self._loader is not None:
-                # Its persistent workers end here. Left to the garbage collector, which takes their queues first, each
-                # would be waited for in vain.
+                # End persistent workers here. The garbage collector would delete their queues first, and then wait
+                # for each worker until a timeout.
                 self._loader._iterator = None
 
     def _describe_run(self) -> str:
@@ -216,39 +219,38 @@ class BaseTrainer:
         )
 
     def check_checkpoint(self, checkpoint: str) -> None:
-        """Raise a `ValueError` if the run may not go on from a checkpoint."""
-        check_going_on(checkpoint, self._settings, self._data, self.args.allow_changed_data)
+        """Raise a `ValueError` if the run cannot resume from a checkpoint."""
+        check_resume(checkpoint, self._settings, self._data, self.args.allow_changed_data)
         stored = weight_names(checkpoint)
         if stored and not is_peft_model(self.model):
             tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
             expected = set(self.model.state_dict())
             check_loaded(expected - stored - tied, stored - expected)
-            # The Trainer would warn of each tied weight, which is not stored.
+            # Tied weights are not stored. Without this, the Trainer would warn about each of them.
             self.model._keys_to_ignore_on_save = sorted(expected - stored) or None
 
     def train_or_resume(self) -> dict[str, Any]:
-        """Train from `resume_from_checkpoint` if it is given, or else from the last checkpoint in the output folder.
+        """Train from `resume_from_checkpoint`, or from the last checkpoint in the output folder if it is not set.
 
         Returns:
-            The metrics of training, with the mean loss over all steps of the run; the Trainer's is of those since it
-            was resumed.
+            Training metrics with the mean loss over all steps of the run, including steps before it was resumed.
         """
         checkpoint = self.args.resume_from_checkpoint or last_checkpoint(self.args.output_dir)
         if checkpoint is not None and not self.args.resume_from_checkpoint:
-            logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
+            logger.info("Resuming from %s. To start a new run, set another output_dir.", checkpoint)
         return self.train(resume_from_checkpoint=checkpoint).metrics | self.mean_loss()
 
     def check_rows(self) -> None:
-        """Check, in one process and before a run begins at its start, the data that it is trained on.
+        """Check the training data in one process before a new run begins.
 
         Raises:
-            ValueError: if some of it cannot be used.
+            ValueError: if a row is invalid.
         """
 
     # Batches
 
     def train_sampler(self) -> GlobalBatchSampler:
-        """Return the batches of this process in training, as keys of `train_dataset`."""
+        """Return a sampler of the training batches of this process, as keys of `train_dataset`."""
         args = self.args
         return EpochBatchSampler(
             len(self.train_dataset),
@@ -266,12 +268,12 @@ class BaseTrainer:
         return self.data_loader(self.train_dataset, self.data_collator, batch_sampler=self._sampler)
 
     def data_loader(self, dataset: Dataset, collator: Any, is_training: bool = True, **kwargs) -> DataLoader:
-        """Return a loader of the batches of this process, on its device.
+        """Return a loader of the batches of this process on its device.
 
         Args:
-            dataset: data set, map-style or a stream.
-            collator: makes a batch of its rows.
-            is_training: whether batches carry the names of their samples.
+            dataset: map-style data set or stream.
+            collator: function from rows to a batch.
+            is_training: whether batches carry the ids of their samples.
             kwargs: `batch_sampler` or `batch_size`.
         """
         loader = self._on_device(self._base_loader(dataset, collator, is_training, **kwargs))
@@ -291,33 +293,33 @@ class BaseTrainer:
             multiprocessing_context=args.dataloader_multiprocessing_context,
             prefetch_factor=args.dataloader_prefetch_factor,
             in_order=args.dataloader_in_order,
-            # The seeds of workers would be drawn from the global generator, at other times in a run that is resumed
-            # than in one that never stopped, and stochastic depth would differ from there on.
+            # Without a generator of its own, the loader draws worker seeds from the global generator. A resumed run
+            # would draw them at other times than an uninterrupted run, and stochastic depth would differ.
             generator=torch.Generator(),
-            worker_init_fn=partial(outlive_signals, args.saving_signals, seed),
+            worker_init_fn=partial(ignore_signals_in_worker, args.saving_signals, seed),
             **kwargs,
         )
 
     def _on_device(self, loader: DataLoader) -> DataLoader:
-        """Put the batches of a loader on the device. Each process has its own already: nothing is sharded."""
+        """Move the batches of a loader to the device without sharding, because each process has its own batches."""
         options = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
         options["non_blocking"] = bool(self.args.accelerator_config.non_blocking)
         return prepare_data_loader(loader, self.accelerator.device, **options)
 
     def begin_epoch(self) -> None:
-        """Tell the batches which epoch begins, from the number of steps that were trained."""
+        """Set the epoch of the sampler from the number of trained steps."""
         is_over = self.state.global_step >= self.state.max_steps  # resumed after the last step
         self._sampler.is_over = is_over
         self._sampler.set_epoch(self.state.global_step // max(self._sampler.num_global_batches, 1))
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
-        resumed_from, self._resumed_from = self._resumed_from, None  # an error of the data is not the checkpoint's
+        resumed_from, self._resumed_from = self._resumed_from, None  # errors of the data must not name the checkpoint
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._resumed_from = resumed_from
         self._finite.losses, self._finite.samples = [], take_names(batches)
         return batches, num_items
 
-    # What is summed up between two logs, which a checkpoint keeps
+    # Sums between two logs, which checkpoints store
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -326,7 +328,7 @@ class BaseTrainer:
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # of training; the Trainer's own forgets at a restart what it had summed up
+        if "loss" in logs:  # training loss; the Trainer loses its own sum when a run is resumed
             steps = self.state.global_step - self._last_logged
             logs["loss"] = self.accelerator.gather(self._loss_sum).mean().item() / steps
             self._loss_sum.zero_()
@@ -334,11 +336,11 @@ class BaseTrainer:
         super().log(logs, start_time)
 
     def running_sums(self) -> dict[str, Any]:
-        """Return the sums since the last log, of all processes, as JSON may hold them."""
+        """Return the sums of all processes since the last log, as JSON values."""
         return {"losses": self.accelerator.gather(self._loss_sum).view(-1).tolist(), "last_logged": self._last_logged}
 
     def restore_sums(self, sums: dict[str, Any] | None) -> None:
-        """Go on with the sums of a checkpoint; begin new ones without."""
+        """Restore the sums of a checkpoint, or set them to zero if there are none."""
         self._loss_sum = torch.tensor(0.0, device=self.args.device)
         self._last_logged = self.state.global_step
         if sums is not None:
@@ -348,8 +350,8 @@ class BaseTrainer:
             self._last_logged = sums["last_logged"]
 
     def mean_loss(self) -> dict[str, float]:
-        """Return the mean loss over all steps of a run that has ended; the Trainer's is of those since it resumed."""
-        total, last = self._loss_sum.item(), 0  # of the steps since the last log, and then of all
+        """Return the mean loss over all steps of a finished run, including the steps before it was resumed."""
+        total, last = self._loss_sum.item(), 0  # the sum since the last log; logged means are added below
         for logs in self.state.log_history:
             if "loss" in logs:
                 total += logs["loss"] * (logs["step"] - last)
@@ -360,21 +362,22 @@ class BaseTrainer:
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, processor and card, without a token; begin a checkpoint if the folder is one of this run.
+        """Save the model, its processor and its card without a token.
 
-        The record of the run is in the folder already if that is `output_dir`, and is copied to another one.
+        If the folder is a checkpoint of this run, only the model and processor are saved. The record of the run is
+        copied if the folder is not `output_dir`, which has it already.
         """
         args, folder = self.args, Path(output_dir or self.args.output_dir)
         is_checkpoint = self.is_in_train and folder == self._checkpoint()
         if is_checkpoint:
             self._sums, self._unfinished = self.running_sums(), folder
             if args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)  # what a run left that was killed while it saved
+                shutil.rmtree(folder, ignore_errors=True)  # remains of a run that was killed during saving
             self.accelerator.wait_for_everyone()
-            self._check_room("a checkpoint")
+            self._check_disk_space("a checkpoint")
         token, args.hub_token = args.hub_token, None
         try:
-            with told_if_full(args.output_dir):
+            with stop_on_full_disk(args.output_dir):
                 super().save_model(output_dir, _internal_call=True)
         finally:
             args.hub_token = token
@@ -394,12 +397,12 @@ class BaseTrainer:
         return Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def save_checkpoint(self) -> None:
-        """Save the step that was just trained, whenever."""
+        """Save a checkpoint of the last trained step."""
         self._save_checkpoint(self.model, None)
         self.publish()
 
     def publish(self) -> None:
-        """Make the checkpoint that was just written valid, delete older ones, and push it in the background."""
+        """Make the checkpoint that was just written valid, delete old checkpoints, and push it in the background."""
         checkpoint = self._checkpoint()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -413,22 +416,22 @@ class BaseTrainer:
             rotate_checkpoints(self.args.output_dir, self._save_total_limit, best, use_mtime=True)
 
     def _drop_unfinished_checkpoint(self) -> None:
-        """Delete the checkpoint that an error interrupted, which may be why the disk is full."""
+        """Delete an incomplete checkpoint after an error, because it may have filled the disk."""
         if self._unfinished is not None and self.args.should_save:
             shutil.rmtree(self._unfinished, ignore_errors=True)
 
-    def _check_room(self, what: str = "the model") -> None:
-        """Check, before the first step and each save, that the disk has room for weights and optimizer."""
+    def _check_disk_space(self, what: str = "the model") -> None:
+        """Raise [`RunStopped`] if the disk has no room for the weights and the optimizer state."""
         args, is_checkpoint = self.args, what == "a checkpoint"
         if not args.should_save:
             return
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         weights = weight_bytes(self.model, is_peft_model(self.model))
         state = 0 if args.save_only_model else optimizer_bytes(self.optimizer)
-        check_room(args.output_dir, weights + state, what)
+        check_disk_space(args.output_dir, weights + state, what)
         if not is_checkpoint and args.save_strategy != "no" and not args.save_only_model:
             trained = weight_bytes(self.model, is_adapter=True)
-            warn_of_room(args.output_dir, weights + 2 * trained)  # Adam's two moments
+            warn_about_disk_space(args.output_dir, weights + 2 * trained)  # Adam's two moments
 
     # The Hub
 
@@ -439,16 +442,16 @@ class BaseTrainer:
         data: list[dict[str, Any]],
         evaluated_on: dict[str, Any] | None,
     ) -> None:
-        """Record what the run is for its card, as soon as it trains; see
-        [`~modeling_vitp.cards.record.write_record`]. Until [`keep_record`], what is there of a finished run stays.
+        """Set the record of the run for its card, see [`~modeling_vitp.cards.record.write_record`].
 
-        Without it, [`train`] records the checkpoint that the model was loaded from and the number of samples.
+        The record is written when training begins. The record of an earlier finished run is kept until [`keep_record`].
+        If this method is not called, [`train`] records the checkpoint of the model and the number of samples.
         """
         self._lock = self._lock or FolderLock(self.args.output_dir)
         if self.is_world_process_zero():
             self._lock.acquire()
         self._recorded = command, sources, data, evaluated_on
-        if any(sources) and not is_peft_model(self.model):  # the adapter's settings know what it lies on
+        if any(sources) and not is_peft_model(self.model):  # for an adapter, the settings name its base model
             self._weights_at_start = start_fingerprint(self.model, self.is_world_process_zero())
 
     def _write_record(self) -> None:
@@ -465,7 +468,7 @@ class BaseTrainer:
         return running if running.is_dir() else Path(self.args.output_dir)
 
     def keep_record(self) -> None:
-        """Replace the record of the run before, now that the weights are of this one."""
+        """Replace the record of an earlier run, after the weights of this run are saved."""
         running = Path(self.args.output_dir) / RUNNING
         if self.is_world_process_zero() and running.is_dir():
             for path in running.iterdir():
@@ -473,7 +476,7 @@ class BaseTrainer:
             running.rmdir()
 
     def share(self) -> int:
-        """Writes the card, and pushes the output folder if `push_to_hub` is set, at the end; the exit status."""
+        """Write the card, or push the folder with its card if `push_to_hub` is set, and return the exit status."""
         try:
             return self._share()
         finally:
@@ -491,13 +494,13 @@ class BaseTrainer:
             cause = explain_failure(error, self.hub_model_id)
         except (ValueError, OSError) as error:
             cause = one_line(str(error)).rstrip(".")
-        except Exception as error:  # of the card or a library: nothing of the run is lost for it
+        except Exception as error:  # a failed push must not lose the run
             cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
         else:
             print(f"On the Hub: {done.commit_url}")
             return 0
         command = f"vitp push_to_hub {shlex.quote(str(output_dir))} {self.hub_model_id} --what model"
-        logger.error("The run is complete in %s, but not on the Hub: %s. Go on with: %s", output_dir, cause, command)
+        logger.error("The run is saved in %s, but the push failed: %s. Push again with: %s", output_dir, cause, command)
         return 1
 
     def push_to_hub(
@@ -524,7 +527,7 @@ class BaseTrainer:
         return push_folder(*arguments) if blocking else api.run_as_future(push_folder, *arguments)
 
     def finish_pushes(self) -> None:
-        """Wait for what is being pushed in the background."""
+        """Wait for background pushes to end."""
         if self.push_in_progress is not None:
             self.push_in_progress.wait_until_done()
         shutil.rmtree(Path(self.args.output_dir) / OUTBOX, ignore_errors=True)
@@ -544,7 +547,7 @@ class BaseTrainer:
         try:
             contents = self._contents_of(checkpoint)
         except ValueError as error:
-            logger.warning("Step %d is not pushed: %s Training goes on.", self.state.global_step, error)
+            logger.warning("Step %d is not pushed: %s Training continues.", self.state.global_step, error)
             return
         api, message = HfApi(token=self.args.hub_token), f"Training in progress, step {self.state.global_step}"
         private, revision = self.args.hub_private_repo, self.args.hub_revision
@@ -556,7 +559,7 @@ class BaseTrainer:
             self.push_in_progress = PushInProgress([job])
 
     def _contents_of(self, checkpoint: Path) -> Contents:
-        """What goes to the Hub of a checkpoint, held by second names of its files."""
+        """Return the files of a checkpoint to push, as hard links that survive the deletion of the checkpoint."""
         strategy, outbox = self.args.hub_strategy, Path(self.args.output_dir) / OUTBOX / checkpoint.name
         link_files(model_files(checkpoint), outbox / "model")
         contents = gather_contents("model", outbox / "model", self.hub_model_id, run=self._record_folder())
@@ -571,5 +574,5 @@ class BaseTrainer:
 
 
 def len_of(dataset: Any) -> int | None:
-    """Return the number of samples, `None` of a stream."""
+    """Return the number of samples of a data set, or `None` for a stream."""
     return len(dataset) if hasattr(dataset, "__len__") else None

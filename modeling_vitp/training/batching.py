@@ -1,7 +1,7 @@
-"""Which rows make a batch: shards of processes, the batches of an optimizer step, and samples of like length together.
+"""Batches of training and evaluation: shards of processes, global batches, and batches of samples of similar length.
 
-What is trained on in a step depends on the seed, the epoch and the size of the global batch, and on nothing else, but
-where the streams of a mixture are split.
+The rows of an optimizer step depend only on the seed, the epoch and the size of the global batch, unless the streams of
+a mixture are split.
 """
 
 import itertools
@@ -23,26 +23,28 @@ BY_LENGTH = ("group_by_length", "batch_rebalance")
 
 
 class GlobalBatchSampler(BatchRebalanceSampler):
-    """The batches of one process from a map-style data set.
+    """Sampler of the batches of one process from a map-style data set.
 
-    The order of an epoch is cut into global batches, one for each optimizer step, and each of these into the batches
-    of the processes. The last global batch of an epoch may be smaller: it is shared out evenly, so that no row is
-    seen twice or lost, every process has the same number of batches, and one may be empty.
+    The rows of an epoch are split into global batches, one for each optimizer step, and each global batch into batches
+    of the processes. The last global batch of an epoch may be smaller. It is split evenly: each row is used once, every
+    process has the same number of batches, and a batch may be empty.
 
     Args:
-        num_rows: of the data set.
-        batch_size: rows in a batch of one process; with "batch_rebalance" on average.
-        accumulation_steps: batches of a process in an optimizer step.
-        num_processes, process_index: of the processes, and which of them this is.
-        seed: of the order, together with the epoch.
-        strategy: "random"; "sequential"; "group_by_length", where the rows of an optimizer step are of like length;
-            or "batch_rebalance", where an optimizer step has the rows that it has under "random", but those of like
-            length share a batch, more short ones or fewer long ones, so that all batches cost about the same.
-        lengths: called at the start of an epoch for the length of every row; for the last two strategies.
-        drop_last: leaves the last global batch out if it is smaller.
+        num_rows: number of rows of the data set.
+        batch_size: rows per batch of one process; with "batch_rebalance" the mean.
+        accumulation_steps: batches of a process per optimizer step.
+        num_processes: number of processes.
+        process_index: index of this process.
+        seed: seed of the order, combined with the epoch.
+        strategy: "random"; "sequential"; "group_by_length", where the rows of an optimizer step have similar lengths;
+            or "batch_rebalance", where an optimizer step has the same rows as under "random", but rows of similar
+            length share a batch, and batches of short rows are larger, so that all batches cost about the same.
+        lengths: function that returns the length of every row, called at the start of each epoch for
+            "group_by_length" and "batch_rebalance".
+        drop_last: whether to drop the last global batch if it is smaller.
 
     Attributes:
-        is_over: whether no batch is wanted, for a run that is resumed after its last step.
+        is_over: whether to yield no batch, for a run that is resumed after its last step.
     """
 
     is_over = False
@@ -60,7 +62,7 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         drop_last: bool = False,
     ):
         super().__init__(
-            lengths=[],  # are measured when they are needed; a list of 10^8 takes gigabytes
+            lengths=[],  # measured when needed, because a list of 10^8 lengths takes gigabytes
             effective_batch_size=batch_size * accumulation_steps * num_processes,
             dp_size=num_processes,
             grad_accum=accumulation_steps,
@@ -79,11 +81,11 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         return self.num_full_batches * self.grad_accum + tail
 
     def check_not_empty(self) -> None:
-        """Raise a `ValueError` if there is no batch."""
+        """Raise a `ValueError` if the sampler has no batch."""
         if not len(self):
             raise ValueError(
-                f"{self.num_rows} sample(s) to train on are less than the {self.effective_batch_size} of one step: "
-                "make batches smaller."
+                f"Expected at least {self.effective_batch_size} training samples, one global batch, got "
+                f"{self.num_rows}. Reduce the batch size or set dataloader_drop_last: false."
             )
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -97,23 +99,23 @@ class GlobalBatchSampler(BatchRebalanceSampler):
             if len(rows) == self.effective_batch_size and self.strategy == "batch_rebalance":
                 yield from self._yield_global_batch(rows)
             elif len(rows) == self.effective_batch_size or not self.drop_last:
-                yield from self._deal(rows)
+                yield from self._split_global_batch(rows)
 
     def _order(self) -> torch.LongTensor:
-        """Return the rows of the epoch; not as a list, which would take five times the memory."""
+        """Return the rows of the epoch as a tensor, because a list takes five times the memory."""
         generator = keyed_generator(self.seed, self.epoch, "order")
         if self.strategy == "sequential":
             return torch.arange(self.num_rows)
         if self.strategy != "group_by_length":
             return torch.randperm(self.num_rows, generator=generator)
         grouped = get_length_grouped_indices(self.lengths, self.effective_batch_size, generator=generator)
-        # From here on a group is in one global batch; their order must not go from long to short.
+        # Each group is one global batch. The groups are shuffled, because they are sorted by length.
         starts = self.effective_batch_size * torch.randperm(self.num_full_batches, generator=generator)
         full = [row for start in starts.tolist() for row in grouped[start : start + self.effective_batch_size]]
         return torch.tensor(full + grouped[len(full) :])
 
-    def _deal(self, rows: list[int]) -> Iterator[list[int]]:
-        """Yield this process's batches of a global batch that needs no balancing, or is too small for it."""
+    def _split_global_batch(self, rows: list[int]) -> Iterator[list[int]]:
+        """Yield the batches of this process from a global batch that is not rebalanced."""
         if self.strategy in BY_LENGTH:
             rows = sorted(rows, key=lambda row: self.lengths[row], reverse=True)
         size = self.effective_batch_size // self.grad_accum
@@ -122,15 +124,16 @@ class GlobalBatchSampler(BatchRebalanceSampler):
 
 
 class EpochBatchSampler(GlobalBatchSampler):
-    """[`GlobalBatchSampler`] of indices that tell the epoch, for models that cannot do with an empty batch: where the
-    rows that are left of an epoch are fewer than the processes, the first of it are seen again.
+    """Sampler like [`GlobalBatchSampler`] of pairs of epoch and row, for models that need at least one row per batch.
+
+    If the last rows of an epoch are fewer than the processes, the first rows of the epoch are repeated.
     """
 
-    def _deal(self, rows: list[int]) -> Iterator[list[int]]:
+    def _split_global_batch(self, rows: list[int]) -> Iterator[list[int]]:
         left = len(rows) % (self.effective_batch_size // self.grad_accum)
         if 0 < left < self.dp_size:
             rows = rows + list(itertools.islice(itertools.cycle(self._order().tolist()), self.dp_size - left))
-        yield from super()._deal(rows)
+        yield from super()._split_global_batch(rows)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for rows in super().__iter__():
@@ -138,21 +141,26 @@ class EpochBatchSampler(GlobalBatchSampler):
 
 
 def share(rows: list, num_processes: int, process_index: int) -> list:
-    """Return this process's even part of `rows`."""
+    """Return the part of `rows` that belongs to this process; parts differ by at most one row."""
     return rows[len(rows) * process_index // num_processes : len(rows) * (process_index + 1) // num_processes]
 
 
 class RankStream(torch.utils.data.IterableDataset):
-    """The rows of one process from a stream, for a data loader that takes `batch_size` of them at a time.
+    """Stream of the rows of one process, for a data loader with the same `batch_size`.
 
-    Every process reads the stream, and takes its part of each global batch. With workers, the stream is what each of
-    them reads. At the end, places without a row hold `None`, which the collator passes over: no row is seen twice or
-    lost, and every process has the same number of batches, a whole number of optimizer steps.
+    Every process reads the whole stream and takes its part of each global batch. With several workers, each worker does
+    so with its shards of the stream. At the end, missing rows are `None`, which the collator ignores: each row is used
+    once, and every process has the same number of batches, a multiple of `accumulation_steps`.
 
     Args:
-        dataset: the stream; its `set_epoch`, if it has one, is called in the workers too.
-        batch_size, accumulation_steps, num_processes, process_index, drop_last: as for [`GlobalBatchSampler`].
-        length: the length of a row. If given, rows of like length within a global batch share a batch.
+        dataset: the stream. If it has a method `set_epoch`, the workers call it too.
+        batch_size: see [`GlobalBatchSampler`].
+        accumulation_steps: see [`GlobalBatchSampler`].
+        num_processes: see [`GlobalBatchSampler`].
+        process_index: see [`GlobalBatchSampler`].
+        length: function that returns the length of a row. If given, rows of similar length in a global batch share a
+            batch.
+        drop_last: see [`GlobalBatchSampler`].
     """
 
     def __init__(
@@ -168,12 +176,12 @@ class RankStream(torch.utils.data.IterableDataset):
         self.dataset, self.batch_size, self.accumulation_steps = dataset, batch_size, accumulation_steps
         self.num_processes, self.process_index = num_processes, process_index
         self.length, self.drop_last = length, drop_last
-        # In shared memory, so that persistent workers see them change.
+        # Shared memory, so that persistent workers see changes.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._skip_batches = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def skip(self, num_batches: int) -> None:
-        """Leave the first batches of the next epoch empty, so that they need not be encoded."""
+        """Yield empty batches first in the next epoch, so that skipped batches are not encoded."""
         self._skip_batches.fill_(num_batches)
 
     def set_epoch(self, epoch: int) -> None:
@@ -184,8 +192,8 @@ class RankStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
         self.set_epoch(self._epoch.item())
         worker = torch.utils.data.get_worker_info()
-        # Batches come from the workers in turn. A worker that is at its end drops out, so others may have given more
-        # of those to skip, but none that is not at its end fewer.
+        # The loader takes batches from its workers in turn and leaves out workers that are at their end. Each of the
+        # other workers has yielded at least this number of the batches to skip.
         num_skipped = self._skip_batches.item() // (1 if worker is None else worker.num_workers)
         for index, batch in enumerate(self._batches()):
             batch = batch if index >= num_skipped else []
@@ -201,25 +209,26 @@ class RankStream(torch.utils.data.IterableDataset):
             if self.length is not None:
                 group.sort(key=self.length, reverse=True)
             for start in range(0, size * self.accumulation_steps, size):
-                yield self._own(group[start : start + size])
+                yield self._split_rows(group[start : start + size])
 
-    def _own(self, rows: list) -> list:
+    def _split_rows(self, rows: list) -> list:
         return share(rows, self.num_processes, self.process_index)
 
 
 class EndlessBatches(torch.utils.data.IterableDataset):
-    """The batches of a stream, epoch after epoch: a data set of batches without an end.
+    """Endless data set of the batches of a stream, one epoch after another.
 
-    How many steps an epoch of a stream has is not known beforehand. To the Trainer all steps are one epoch, so that the
-    number of steps alone says where a run goes on.
+    The number of steps in an epoch of a stream is not known in advance. For the Trainer all steps are one epoch, so
+    that the number of trained steps determines the position of a resumed run.
 
     Args:
-        loader: makes the batches of one epoch of `stream`.
-        stream: passes over batches that are not needed.
-        begin: called with the number of an epoch and that of its first batch before the epoch begins.
-        settle: called with a batch and its number in the run, for the batch that is trained on.
-        epoch, first_batch: the epoch to go on in, and the number of its first batch in the run.
-        num_trained: batches that the run has trained on. The Trainer passes over as many.
+        loader: loader of the batches of one epoch of `stream`.
+        stream: the stream, which can skip batches.
+        begin: function called before each epoch with the epoch and the number of its first batch in the run.
+        finalize: function from a batch and its number in the run to the final batch.
+        epoch: epoch in which the run resumes.
+        first_batch: number of that epoch's first batch in the run.
+        num_trained: number of batches that the run has trained on, which the Trainer skips.
     """
 
     is_over = False
@@ -229,12 +238,12 @@ class EndlessBatches(torch.utils.data.IterableDataset):
         loader: torch.utils.data.DataLoader,
         stream: RankStream,
         begin: Callable[[int, int], None],
-        settle: Callable[[dict[str, Any], int], dict[str, Any]],
+        finalize: Callable[[dict[str, Any], int], dict[str, Any]],
         epoch: int = 0,
         first_batch: int = 0,
         num_trained: int = 0,
     ):
-        self.loader, self.stream, self.begin, self.settle = loader, stream, begin, settle
+        self.loader, self.stream, self.begin, self.finalize = loader, stream, begin, finalize
         self.num_trained = num_trained
         self.starts = [(epoch, first_batch)]
 
@@ -248,29 +257,30 @@ class EndlessBatches(torch.utils.data.IterableDataset):
             self.stream.skip(max(self.num_trained - first_batch, 0))
             last = first_batch
             for batch in self.loader:
-                yield self.settle(batch, last)
+                yield self.finalize(batch, last)
                 last += 1
             if last == first_batch:
-                return  # there is no row
+                return  # the stream is empty
             epoch, first_batch = epoch + 1, last
             self.starts.append((epoch, first_batch))
 
     def start_of(self, num_trained: int) -> tuple[int, int]:
-        """Return the epoch that a run is in after so many batches, and the number of its first batch."""
+        """Return the epoch of a run after `num_trained` batches, and the number of its first batch."""
         return max(start for start in self.starts if start[1] <= num_trained)
 
 
 class WholeBatchStream(RankStream):
-    """For evaluation: the batches are those of one process, and at the end a process may have an empty one."""
+    """Stream for evaluation with the same batches as on one process; the last batch of a process may be empty."""
 
-    def _own(self, rows: list) -> list:
+    def _split_rows(self, rows: list) -> list:
         return rows[self.process_index * self.batch_size : (self.process_index + 1) * self.batch_size]
 
 
 class WholeBatchSampler(BatchRebalanceSampler):
-    """For evaluation on several processes: the batches are those of one, in order, and each process has as many.
+    """Sampler for evaluation with the same batches as on one process, in order.
 
-    accelerate fills the last ones with rows from the beginning, which then count twice; here they may be empty.
+    Each process has the same number of batches. Accelerate would fill the last batches with rows from the beginning,
+    which would count twice; here they may be smaller or empty.
     """
 
     def __init__(self, num_rows: int, batch_size: int, num_processes: int, process_index: int, drop_last: bool = False):
@@ -287,32 +297,32 @@ class WholeBatchSampler(BatchRebalanceSampler):
 
 
 def gather_rows(values: Any, num_rows: int, most_rows: int) -> Any:
-    """Gather the rows of all processes, one process after the other, whose batches may be uneven or empty.
+    """Gather the rows of all processes in the order of the processes, for batches that may be uneven or empty.
 
     Args:
-        values: tensors, perhaps nested, of shape `(rows, …)`, of which the first `num_rows` count; of one without
-            dimensions all are gathered.
-        num_rows: of this process.
-        most_rows: of any.
+        values: tensor or nested tensors of shape `(rows, …)`, of which the first `num_rows` rows are gathered. A tensor
+            without dimensions is gathered from all processes.
+        num_rows: number of rows of this process.
+        most_rows: largest number of rows of any process.
 
     Returns:
-        The same with rows of all processes.
+        The same structure with the rows of all processes.
     """
     counts = gather_object([num_rows])
     is_row = torch.cat([torch.arange(most_rows) < count for count in counts])
 
-    def of_all(tensor: torch.Tensor) -> torch.Tensor:
+    def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.ndim == 0:
             return gather(tensor)
         tensor = tensor[:most_rows]
         padded = torch.cat([tensor, tensor.new_zeros(most_rows - len(tensor), *tensor.shape[1:])])
         return gather(padded)[is_row.to(tensor.device)]
 
-    return recursively_apply(of_all, values)
+    return recursively_apply(gather_tensor, values)
 
 
 class StepSampler(GlobalBatchSampler):
-    """The same batches, of pairs: a row, and the optimizer step that it is for, counted from the run's first as 0."""
+    """Sampler like [`GlobalBatchSampler`] of pairs of a row and its optimizer step, counted from 0 over the run."""
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_step = self.epoch * self.num_global_batches
@@ -321,7 +331,7 @@ class StepSampler(GlobalBatchSampler):
 
 
 class StepRows(torch.utils.data.Dataset):
-    """The rows of a map-style data set by the pairs of a [`StepSampler`], each with its step under `STEP`."""
+    """Map-style data set indexed by the pairs of a [`StepSampler`]; each row has its step under the key `STEP`."""
 
     def __init__(self, rows: Dataset):
         self.rows = rows
@@ -335,11 +345,11 @@ class StepRows(torch.utils.data.Dataset):
 
 
 class StepStream(RankStream):
-    """The same stream, each row with its step under `STEP`.
+    """Stream like [`RankStream`] in which each row has its optimizer step under the key `STEP`.
 
-    The batches come from the workers in turn, and a worker cannot know when another one is at its end and gives no more
-    of them. So the step is the latest that the batch may be for, with the earliest beside it; see [`RowKeeper`]. Of a
-    split mixture no worker has an end, and they are the same.
+    The loader takes batches from its workers in turn, and a worker does not know when another worker is at its end.
+    `STEP` is therefore the latest possible step of the batch, and `EARLIEST_STEP` the earliest, see [`RowKeeper`]. The
+    workers of a split mixture have no end, so that both are equal.
     """
 
     def __init__(self, *args, **kwargs):
@@ -348,7 +358,7 @@ class StepStream(RankStream):
         self._first_step = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def begin(self, first_step: int) -> None:
-        """Say, before an epoch, which step it begins with."""
+        """Set the first step of the next epoch."""
         self._first_step.fill_(first_step)
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
@@ -362,9 +372,10 @@ class StepStream(RankStream):
 
 
 class RowKeeper:
-    """A collator of the rows of a [`StepStream`] whose batches keep their rows, under `rows`, as long as they may turn
-    out to be for a step of the warm-up though they were encoded for a later one. The trainer, which knows the step,
-    then has them encoded again.
+    """Collator of the rows of a [`StepStream`] that keeps the rows of a batch whose step is uncertain.
+
+    A batch that is encoded for a step after the warm-up may turn out to belong to a step of the warm-up. Such a batch
+    has its rows under the key `rows`, and the trainer, which knows the step, encodes them again if necessary.
     """
 
     def __init__(self, collator: ViTPDataCollator):

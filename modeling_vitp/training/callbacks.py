@@ -1,4 +1,4 @@
-"""Callbacks of all trainers: steps that are not finite, signals that save, and pictures of predictions."""
+"""Callbacks of all trainers: running sums, steps that are not finite, signals, and pictures of predictions."""
 
 import importlib
 import logging
@@ -35,20 +35,20 @@ logger = logging.getLogger(__name__)
 FOLDER, COMPONENTS = "watch", "components.safetensors"
 TAG = "watch/predictions"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-# Libraries with one active run, a function `log` and a class `Image` of the path of a file.
+# Trackers with one active run, a function `log` and a class `Image` that takes the path of a file.
 LOGGED = {TrackioCallback: "trackio", WandbCallback: "wandb"}
 SAMPLES = "sample_ids"
-SMALLEST_SCALE = 1.0  # of a GradScaler: gradients that are not finite at it are so by themselves
+SMALLEST_SCALE = 1.0  # below this scale of a GradScaler, scaling does not cause gradients that are not finite
 
 
 class NamedBatches:
-    """A collator whose batches carry the ids of their rows, under `sample_ids`; [`take_names`] takes them out."""
+    """Collator that adds the ids of the rows to a batch, under `sample_ids`; [`take_names`] removes them."""
 
     def __init__(self, collator):
         self.collator = collator
 
     def __call__(self, examples: list[dict[str, Any] | None]) -> dict[str, Any]:
-        # Before the collator, which may change the rows.
+        # Read the ids first, because the collator may change the rows.
         names = [str(row["id"]) for row in examples if isinstance(row, dict) and row.get("id") is not None]
         batch = self.collator(examples)
         batch[SAMPLES] = names
@@ -60,9 +60,9 @@ def take_names(batches: list[dict[str, Any]]) -> list[str]:
 
 
 class RunState(TrainerCallback, ExportableState):
-    """What a run does at the beginnings, the checkpoints and the end that the Trainer tells of.
+    """Callback that restores running sums, begins epochs, publishes checkpoints and waits for pushes.
 
-    Its state in a checkpoint is what the run has summed up since the last log.
+    Its state in a checkpoint is the sums since the last log.
     """
 
     def __init__(self, trainer: Trainer):
@@ -78,7 +78,7 @@ class RunState(TrainerCallback, ExportableState):
             control.should_training_stop = True
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.trainer._resumed_from = None  # all of the checkpoint has been read
+        self.trainer._resumed_from = None  # later errors have other causes than the checkpoint
 
     def on_save(self, args, state, control, **kwargs):
         self.trainer.publish()
@@ -91,13 +91,13 @@ class RunState(TrainerCallback, ExportableState):
 
 
 class StopAtNotFinite(TrainerCallback):
-    """Raises [`RunStopped`] after the first step with a loss or weights that are NaN or infinite.
+    """Callback that raises [`RunStopped`] after the first step with a loss or weights that are NaN or infinite.
 
-    A gradient that is not finite makes the weights so; a step that a GradScaler skips does not.
+    A gradient that is not finite is detected by the weights. A step that a GradScaler skips does not change them.
 
     Attributes:
-        losses: of the batches of this step.
-        samples: the ids of the rows in them, of this process.
+        losses: losses of the batches of this step.
+        samples: ids of the rows of this step in this process.
     """
 
     def __init__(self, trainer: Trainer):
@@ -119,16 +119,18 @@ class StopAtNotFinite(TrainerCallback):
             what = f"the loss is {sum(loss.item() for loss in self.losses)}"
         names = ", ".join(map(repr, self.samples)) or "without ids"
         raise RunStopped(
-            f"Step {state.global_step} is not finite: {what}. Its samples here: {names}. Nothing of it is saved; go on "
-            "from the last checkpoint with a smaller learning_rate, more warmup_steps or without these samples."
+            f"Step {state.global_step} is not finite: {what}. Samples of the step: {names}. The step is not saved. "
+            "Resume from the last checkpoint with a smaller learning_rate, more warmup_steps or without these samples."
         )
 
 
 class SaveOnSignal(TrainerCallback):
-    """Saves at the end of the step in which the signal came, in all processes, and raises [`RunStopped`].
+    """Callback that saves at the end of the step in which a signal arrives, and raises [`RunStopped`].
+
+    All processes save and stop at the same step, even if only one of them receives the signal.
 
     Args:
-        names: of the signals. A second SIGINT stops at once.
+        names: names of the signals. A second SIGINT stops at once.
     """
 
     def __init__(self, trainer: Trainer, names: list[str]):
@@ -146,7 +148,7 @@ class SaveOnSignal(TrainerCallback):
 
     def restore(self) -> None:
         for number, before in self._before.items():
-            # That of transformers' own just-in-time checkpoint would ignore the signal from here on.
+            # The handler of transformers' just-in-time checkpoint would ignore later signals.
             is_jit = getattr(before, "__module__", None) == "transformers.trainer_jit_checkpoint"
             signal.signal(number, signal.SIG_DFL if is_jit or before is None else before)
         self._before = {}
@@ -156,7 +158,7 @@ class SaveOnSignal(TrainerCallback):
             raise KeyboardInterrupt
         if self.received is None:
             self.received = number
-            # Not by logging, of which a lock may be held.
+            # Logging is not safe in a signal handler: its lock may be held.
             os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step.\n".encode())
 
     def _is_asked(self) -> bool:
@@ -164,7 +166,7 @@ class SaveOnSignal(TrainerCallback):
             return False
         if self.trainer.args.world_size == 1:
             return self.received is not None
-        # The signal need not reach all processes, nor in the same step.
+        # The signal may reach only some processes, or reach them in different steps.
         flag = torch.tensor(self.received or 0, device=self.trainer.args.device)
         number = self.trainer.accelerator.gather(flag.view(1)).max().item()
         self.received = self.received or number or None
@@ -174,49 +176,52 @@ class SaveOnSignal(TrainerCallback):
         self._is_stopping = self._is_asked()
         if self._is_stopping:
             if control.should_evaluate:
-                # Before the evaluation, for which there may be no time; it is saved again after it, as it always is.
+                # Save before the evaluation too, because the scheduler may end the run during the evaluation.
                 self.trainer.save_checkpoint()
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
         if not self._is_stopping:
             return
-        saved = f"checkpoint-{state.global_step} of {state.max_steps} steps is in {args.output_dir}"
+        saved = f"checkpoint-{state.global_step} of {state.max_steps} steps is saved in {args.output_dir}"
         raise RunStopped(
-            f"stopped by {signal.Signals(self.received).name}: {saved}, and nothing is exported. {next_command(args)}",
+            f"stopped by {signal.Signals(self.received).name}: {saved}. Nothing is exported. {next_command(args)}",
             128 + self.received,
         )
 
 
-def outlive_signals(names: list[str], then: Callable[[int], None] | None, worker_id: int) -> None:
-    """In a worker of a loader: what is sent to the whole group of processes, as by Slurm, `timeout` or Ctrl-C, is for
-    the process that trains, which needs its workers to the end of the step. That process alone ends them.
+def ignore_signals_in_worker(names: list[str], then: Callable[[int], None] | None, worker_id: int) -> None:
+    """Make a worker of a loader ignore the signals that save, unless its parent process sends them.
+
+    Slurm, `timeout` and Ctrl-C send a signal to all processes of a group. The training process then needs its workers
+    until the end of the step, and ends them itself.
 
     Args:
-        names: of the signals that save.
-        then: what the loader would do in a worker otherwise.
+        names: names of the signals that save.
+        then: function to call afterwards, the loader's usual `worker_init_fn`.
+        worker_id: index of the worker.
     """
     if "SIGINT" in names:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "SIGTERM" in names and hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         parent = multiprocessing.parent_process().pid
-        threading.Thread(target=end_if_told_by, args=(parent,), daemon=True).start()
+        threading.Thread(target=exit_on_signal_of, args=(parent,), daemon=True).start()
     if then is not None:
         then(worker_id)
 
 
-def end_if_told_by(parent: int) -> None:
-    """Wait for the SIGTERM of this process."""
+def exit_on_signal_of(parent: int) -> None:
+    """Exit when the parent process sends SIGTERM; ignore SIGTERM of other processes."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
 def next_command(args) -> str:
-    """Return the command that goes on, without a token that was given in it."""
+    """Return the sentence with the command that resumes the run, without tokens."""
     if args.world_size > 1 or not sys.argv[0]:
-        return "Go on with the command that it was started with."
+        return "Resume with the command that started the run."
     program = sys.argv[0] if sys.argv[0].startswith("vitp ") else f"{shlex.quote(sys.executable)} {sys.argv[0]}"
     words, is_value = [], False
     for word in sys.argv[1:]:
@@ -225,19 +230,20 @@ def next_command(args) -> str:
             is_value = is_token and "=" not in word
         else:
             words.append(word)
-    return f"Go on with: {program} {shlex.join(words)}"
+    return f"Resume with: {program} {shlex.join(words)}"
 
 
 class LogPredictionsCallback(TrainerCallback):
-    """Draws a few samples before the first step and at each evaluation, or where there is none at each checkpoint.
+    """Callback that draws predictions of a few samples before the first step and at each evaluation.
 
-    The picture of a step is `watch/step-000200.png` in the output folder, and an image of that step in TensorBoard,
-    trackio and wandb, if the run reports to them. A step that has its picture gets no second one, so that a run that
-    goes on sends none twice. Training is as it would be without, to the bit; a picture that fails is a warning.
+    Without evaluation, predictions are drawn at each checkpoint. The picture of a step is `watch/step-000200.png` in
+    the output folder, and an image in TensorBoard, trackio and wandb if the run reports to them. A step that already
+    has a picture is not drawn again, so that a resumed run logs no image twice. Drawing does not change the training:
+    weights are identical to the bit. If a picture fails, a warning is logged.
 
     Args:
-        trainer: a [`~modeling_vitp.training.base_trainer.BaseTrainer`], which chooses the samples and draws them.
-        number: of samples.
+        trainer: [`~modeling_vitp.training.base_trainer.BaseTrainer`] that chooses and draws the samples.
+        number: number of samples.
     """
 
     def __init__(self, trainer: Trainer, number: int):
@@ -247,7 +253,7 @@ class LogPredictionsCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.trainer.accelerator.distributed_type in SHARDED:
-            logger.warning("watch_samples: no pictures, since no process has the whole of a model that is sharded.")
+            logger.warning("watch_samples: no pictures are drawn, because the model is sharded over processes.")
             self.number = 0
         elif state.global_step == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -267,20 +273,20 @@ class LogPredictionsCallback(TrainerCallback):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             drawn = path.with_name(f".{path.name}")
-            with undisturbed(self.trainer.model, self.trainer.args.device):
+            with evaluation_mode(self.trainer.model, self.trainer.args.device):
                 if self._samples is None:
                     self._samples = self.trainer.watched_samples(self.number)
                 self.trainer.draw_samples(self._samples, drawn)
             os.replace(drawn, path)
             send(self.trainer, path, step)
-        except Exception as error:  # whatever a library raises: no run is lost for a picture
+        except Exception as error:  # a failed picture must not stop the run
             cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
-            logger.warning("The picture of step %d failed: %s. Training goes on.", step, cause)
+            logger.warning("The picture of step %d failed: %s. Training continues.", step, cause)
 
 
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a model in evaluation without gradients; restore its modes and all random states after."""
+def evaluation_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Set a model to evaluation mode without gradients, and restore its modes and all random states at the end."""
     modes = {module: module.training for module in model.modules()}
     states = random.getstate(), np.random.get_state()
     try:
@@ -295,7 +301,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def send(trainer: Trainer, path: Path, step: int) -> None:
-    """Send an image to those of TensorBoard, trackio and wandb that the run reports to, beside its scalars."""
+    """Log an image to TensorBoard, trackio and wandb, if the run reports to them."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
             pixels = np.asarray(PIL.Image.open(path).convert("RGB"))
@@ -308,19 +314,23 @@ def send(trainer: Trainer, path: Path, step: int) -> None:
 
 
 def choose(samples: Dataset, number: int, seed: int) -> list:
-    """Return samples of a data set, the same for the same seed, in its order."""
-    places = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:number]
-    return [samples[place] for place in places.sort().values.tolist()]
+    """Return random samples of a data set in its order, determined by the seed."""
+    indices = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:number]
+    return [samples[index] for index in indices.sort().values.tolist()]
 
 
 def component_colors(features: Sequence[torch.Tensor], folder: Path) -> list[np.ndarray]:
-    """Principal components of features as colors, turned towards those of the first step, which the folder keeps.
+    """Return the first principal components of features as colors.
+
+    The components are rotated to match those of the first step, which are stored in the folder, so that colors are
+    comparable between steps.
 
     Args:
-        features: of each sample, of shape `(channels, rows, columns)`.
+        features: features of each sample, of shape `(channels, rows, columns)`.
+        folder: folder of the stored components.
 
     Returns:
-        uint8 of shape `(rows, columns, 3)` for each sample.
+        uint8 image of shape `(rows, columns, 3)` for each sample.
     """
     scores, path = [principal_scores(one.float().cpu()) for one in features], folder / COMPONENTS
     if path.is_file():

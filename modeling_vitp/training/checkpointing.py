@@ -1,4 +1,4 @@
-"""Output folders: checkpoints that are complete or do not exist, the lock of a folder, and full disks."""
+"""Output folders: atomic checkpoints, the lock of a folder, and checks of free disk space."""
 
 import errno
 import hashlib
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 RECORD_NAME = "checkpoint.json"
 LOCK, LOCK_TIMEOUT = ".run.lock", 10.0  # seconds
 FULL = ("No space left", "os error 28", "Disk quota exceeded", "os error 122")
-STATE_FILES = 1 << 20  # what a checkpoint has beside weights and optimizer, at least
-# What the record of a checkpoint holds.
+STATE_FILES = 1 << 20  # minimum bytes of a checkpoint beside weights and optimizer state
+# Fields of the record of a checkpoint and their types.
 RECORD = {
     "files": dict[str, int],
     "hashes": dict[str, str],
@@ -40,15 +40,15 @@ RECORD = {
 def publish_checkpoint(
     checkpoint: str | Path, settings: dict[str, Any], data: dict[str, str | None] | None = None
 ) -> None:
-    """Make a checkpoint valid that was written in its place, by a record that is written last.
+    """Make a checkpoint valid by writing its record last.
 
-    The record holds every file with its size, by which [`is_complete`] tells, and its SHA-256, by which [`check_files`]
-    does (1.4 GB a second on one core of an AMD EPYC); the settings of the run; and the fingerprint of its data.
-    Everything is flushed to the disk before the record is there.
+    The record contains the size of every file, which [`is_complete`] compares, and its SHA-256, which [`check_files`]
+    compares (1.4 GB a second on one core of an AMD EPYC), the settings of the run, and the fingerprint of its data. All
+    files are flushed to the disk before the record is written.
 
     Args:
         checkpoint: folder `checkpoint-<step>`.
-        settings: settings of the run, see [`check_settings`].
+        settings: settings of the run, see [`~modeling_vitp.training.resume_config.check_resume_settings`].
         data: fingerprint of the training data, see [`~modeling_vitp.training.fingerprint.fingerprint_data`].
     """
     checkpoint = Path(checkpoint)
@@ -65,7 +65,7 @@ def publish_checkpoint(
 
 
 def flush(path: Path) -> None:
-    """Write a file or a folder's entries through to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -79,18 +79,18 @@ def hash_of(path: Path) -> str:
 
 
 def read_checkpoint_record(checkpoint: str | Path) -> dict[str, Any]:
-    """Read the record of a checkpoint; empty without one. Raises a `ValueError` that names a damaged file."""
+    """Read the record of a checkpoint, empty if the file is missing; raise a `ValueError` if it is damaged."""
     path = Path(checkpoint) / RECORD_NAME
     record = read_json(path)
     if record and not (RECORD.keys() <= record.keys() and {"fixed", "free"} <= record["settings"].keys()):
-        raise ValueError(f"{path} is no record of a checkpoint. Expected {', '.join(RECORD)}, found {[*record]}.")
+        raise ValueError(f"{path} is not a valid checkpoint record. Expected {', '.join(RECORD)}, found {[*record]}.")
     for name, value in record.items():
         check_type(f"{path}: {name}", value, RECORD.get(name, Any))
     return record
 
 
 def is_complete(checkpoint: str | Path) -> bool:
-    """Return whether a checkpoint has its record and every file in it, in full size."""
+    """Return whether a checkpoint has its record and every recorded file in full size."""
     checkpoint = Path(checkpoint)
     try:
         sizes = read_checkpoint_record(checkpoint)["files"]
@@ -100,25 +100,25 @@ def is_complete(checkpoint: str | Path) -> bool:
 
 
 def check_files(checkpoint: str | Path) -> None:
-    """Read a checkpoint, and raises a `ValueError` that names the first file that is not what was written.
+    """Raise a `ValueError` that names the first missing or changed file of a checkpoint.
 
-    One without a record is only looked at for the state of a trainer.
+    In a checkpoint without a record, only the state of the trainer is required.
     """
     checkpoint = Path(checkpoint)
     if not (checkpoint / TRAINER_STATE_NAME).is_file():
-        raise ValueError(f"{checkpoint} is no checkpoint: it has no {TRAINER_STATE_NAME}.")
+        raise ValueError(f"{checkpoint} is not a checkpoint: {TRAINER_STATE_NAME} not found.")
     for name, expected in read_checkpoint_record(checkpoint).get("hashes", {}).items():
         path = checkpoint / name
         if not path.is_file() or hash_of(path) != expected:
-            what = "not what was written" if path.is_file() else "missing"
+            problem = "has changed since it was written" if path.is_file() else "is missing"
             raise ValueError(
-                f"{path} is {what}. Delete {checkpoint} to go on from an earlier checkpoint; or, if it was changed on "
-                f"purpose, its {RECORD_NAME}."
+                f"{path} {problem}. Delete {checkpoint} to resume from an earlier checkpoint. If the change is "
+                f"intended, delete its {RECORD_NAME}."
             )
 
 
 def weight_names(checkpoint: str | Path) -> set[str]:
-    """Return the names of the weights in a checkpoint that is not sharded over processes; empty for others."""
+    """Return the names of the weights in a checkpoint, empty if it is sharded over processes."""
     names: set[str] = set()
     for file in Path(checkpoint).glob("model*.safetensors"):
         with safe_open(file, "pt") as weights:
@@ -127,20 +127,20 @@ def weight_names(checkpoint: str | Path) -> set[str]:
 
 
 @contextmanager
-def going_on_from(checkpoint: str | Path | None) -> Iterator[None]:
-    """Name the checkpoint that is read in an error that does not."""
+def name_checkpoint_in_errors(checkpoint: str | Path | None) -> Iterator[None]:
+    """Add the name of the checkpoint to errors that do not contain it."""
     try:
         yield
-    except Exception as error:  # of many kinds, where a file holds other things than it should
+    except Exception as error:  # damaged files cause errors of many types
         if checkpoint is None or isinstance(error, ValueError) and str(checkpoint) in str(error):
             raise
         cause = " ".join(str(error).split())
         cause = cause if isinstance(error, ValueError) else f"{type(error).__name__}: {cause}"
-        raise ValueError(f"The run cannot go on from {checkpoint}: {cause}") from error
+        raise ValueError(f"The run cannot resume from {checkpoint}: {cause}") from error
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """Return the complete checkpoint of the highest step, or `None`; warn of those that are not complete."""
+    """Return the complete checkpoint of the highest step, or `None`; warn about later incomplete checkpoints."""
     checkpoints = {}
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
@@ -150,7 +150,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
         if is_complete(checkpoints[step]):
             return str(checkpoints[step])
         logger.warning(
-            "%s is not a complete checkpoint and is passed over. Name it as resume_from_checkpoint to see why, or "
+            "%s is not a complete checkpoint and is skipped. Set it as resume_from_checkpoint to see the reason, or "
             "delete it.",
             checkpoints[step],
         )
@@ -158,12 +158,12 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 class FolderLock:
-    """Lock of a folder that one process at a time writes to.
+    """Lock of an output folder, so that only one run writes to it at a time.
 
-    The system releases the lock of a process that ends or is killed, so that no lock is stale.
+    The operating system releases the lock when the process ends or is killed, so that no lock is stale.
 
     Args:
-        folder: created if it does not exist.
+        folder: folder to lock, created if it does not exist.
     """
 
     def __init__(self, folder: str | Path):
@@ -172,15 +172,15 @@ class FolderLock:
 
     @property
     def is_held(self) -> bool:
-        """Return whether this process holds the lock."""
+        """True if this process holds the lock."""
         return self._lock.is_locked
 
     def acquire(self, timeout: float | None = None) -> None:
-        """Take the lock, unless this process holds it.
+        """Acquire the lock unless this process holds it already.
 
         Args:
-            timeout: seconds to wait for another process; by default long enough for the loader's workers of a run that
-                was killed to end.
+            timeout: seconds to wait for another process. By default 10, because the loader workers of a killed run
+                hold the lock until they end.
 
         Raises:
             RunStopped: if another process holds the lock.
@@ -192,7 +192,7 @@ class FolderLock:
             self._lock.acquire(LOCK_TIMEOUT if timeout is None else timeout)
         except Timeout:
             raise RunStopped(
-                f"Another run writes to {self.folder}. Give another output_dir, or wait for that run or stop it."
+                f"Another run writes to {self.folder}. Set another output_dir, or wait for that run or stop it."
             ) from None
 
     def release(self) -> None:
@@ -213,34 +213,34 @@ def free_bytes(folder: str | Path) -> int:
 
 
 def weight_bytes(model: torch.nn.Module, is_adapter: bool = False) -> int:
-    """What a model's weights take on the disk; with PEFT what trains. Of a sharded model, what all processes have."""
+    """Return the bytes of a model's weights on disk, or of its trainable weights if `is_adapter` is true."""
     weights = [weight for weight in model.parameters() if weight.requires_grad or not is_adapter]
     return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer | None) -> int:
-    """Return the bytes of this process's optimizer state."""
+    """Return the bytes of the optimizer state in this process."""
     states = getattr(optimizer, "state", {}).values()
     tensors = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def check_room(folder: str | Path, needed: int, what: str) -> None:
-    """Raise [`RunStopped`] if a folder's disk has no room for what is about to be written."""
+def check_disk_space(folder: str | Path, needed: int, what: str) -> None:
+    """Raise [`RunStopped`] if the disk of a folder has less than `needed` free bytes."""
     free = free_bytes(folder)
     if free < needed + STATE_FILES:
         raise RunStopped(
-            f"The disk of {folder} is full: {what} takes {format_size(needed + STATE_FILES)}, and {format_size(free)} "
-            "are free. Make room (--save_total_limit 1 keeps one checkpoint) and start again: the run goes on from its "
-            "last one."
+            f"The disk of {folder} is full: {what} needs {format_size(needed + STATE_FILES)}, and {format_size(free)} "
+            "are free. Free some space (--save_total_limit 1 keeps one checkpoint) and start the run again: it resumes "
+            "from its last checkpoint."
         )
 
 
-def warn_of_room(folder: str | Path, needed: int) -> None:
+def warn_about_disk_space(folder: str | Path, needed: int) -> None:
     free = free_bytes(folder)
     if free < needed:
         logger.warning(
-            "The disk of %s has %s free, and a checkpoint takes about %s.",
+            "The disk of %s has %s free, and a checkpoint needs about %s.",
             folder,
             format_size(free),
             format_size(needed),
@@ -252,27 +252,27 @@ def format_size(number: int) -> str:
 
 
 @contextmanager
-def told_if_full(folder: str | Path) -> Iterator[None]:
-    """Make of an error that a full disk is the cause of [`RunStopped`] in one line."""
+def stop_on_full_disk(folder: str | Path) -> Iterator[None]:
+    """Convert errors that are caused by a full disk to [`RunStopped`] with a message in one line."""
     try:
         yield
     except Exception as error:
         if isinstance(error, RunStopped) or not is_full(error, folder):
             raise
         raise RunStopped(
-            f"The disk of {folder} is full: {one_line(str(error))[:200].rstrip('.')}. Make room and start again: the "
-            "run goes on from its last checkpoint."
+            f"The disk of {folder} is full: {one_line(str(error))[:200].rstrip('.')}. Free some space and start the "
+            "run again: it resumes from its last checkpoint."
         ) from error
 
 
 def is_full(error: BaseException | None, folder: str | Path) -> bool:
-    """Return whether an error, or what caused it, is that there was no room."""
+    """Return whether an error or one of its causes is a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if any(text in str(error) for text in FULL):
             return True
-        # torch says that writing failed, and not why.
+        # The error of torch does not contain the reason why writing failed.
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
             return free_bytes(folder) < STATE_FILES
         error = error.__cause__ or error.__context__
@@ -280,10 +280,10 @@ def is_full(error: BaseException | None, folder: str | Path) -> bool:
 
 
 def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *args) -> int:
-    """Carry out what a run is complete without, such as a card or a plot: 0, or 1 and one line if it fails."""
+    """Run an optional last step, such as a card or a plot; return 0, or log the error and return 1."""
     try:
         step(*args)
-    except Exception as error:  # whatever a library raises: the run is not lost for it
+    except Exception as error:  # a failed optional step must not lose the run
         cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
         logger.error("The run is complete in %s, but %s failed: %s.", output_dir, what, cause)
         return 1
@@ -291,7 +291,7 @@ def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *arg
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole or as it was."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_name(f".{path.name}.writing")
     written.write_text(text)

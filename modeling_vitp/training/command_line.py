@@ -1,4 +1,4 @@
-"""Arguments of the recipes: from a YAML file and the command line, with errors before anything heavy is imported."""
+"""Parsing of recipe arguments from a YAML file and the command line, with errors before heavy imports."""
 
 import argparse
 import ast
@@ -23,22 +23,22 @@ from ..command import errors
 from ..command.errors import WrongArguments, WrongPath, program
 from ..command.paths import check_paths, expand_home, find_config, read_yaml
 
-# Torch reads this when it is loaded. By default its threads spin for milliseconds while they wait for one another:
-# beside any other busy process, a step of the quickstart takes many times as long. Threads that sleep wait steadily,
-# but waking takes a fifth of a step where nothing else runs. So they spin for some microseconds, as GNU's OpenMP does
-# where threads outnumber the cores, and then sleep.
+# Torch reads these variables when it is loaded. By default its threads spin for milliseconds while they wait for each
+# other: if another process is busy, a step of the quickstart takes many times as long. Sleeping threads avoid this, but
+# waking them takes a fifth of a step on an idle machine. Therefore threads spin for some microseconds and then sleep,
+# as GNU OpenMP does if threads outnumber the cores.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-OWN_ARGUMENTS = {  # command -> the module of its arguments
+OWN_ARGUMENTS = {  # command: module of its arguments
     "vitp pretrain": "modeling_vitp.training.arguments",
     "vitp finetune_classification": "modeling_vitp.classification.arguments",
     "vitp finetune_segmentation": "modeling_vitp.dense.arguments",
     "vitp finetune_detection": "modeling_vitp.detection.arguments",
     "vitp probe": "modeling_vitp.probing.arguments",
 }
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of malloc.h
 NEVER, LARGEST = -1, 2**25
 
 
@@ -51,22 +51,23 @@ def parse(
 ) -> tuple[Any, ...]:
     """Parse the arguments of a recipe into one instance of each class.
 
-    `--help`, a mistake in the recipe's own arguments and a mistyped name need only `own`; all else is imported after.
+    `--help` and errors in the recipe's own arguments or in option names need only `own`; heavy modules are imported
+    afterwards.
 
     Args:
-        argv: words of the command line; those of the process if `None`.
-        description: the recipe's docstring.
-        own: argument classes of the recipe, which cost little to import.
-        whole: the classes to parse into, as `module.Class`, where those in `own` are only a part of them.
-        inherited: modules whose classes have the other fields. They are read and not imported.
+        argv: words of the command line, by default those of the process.
+        description: docstring of the recipe.
+        own: argument classes of the recipe, which are fast to import.
+        whole: classes to parse into, as `module.Class`, if `own` has only a part of their fields.
+        inherited: modules whose classes have the other fields. Their source is read without importing them.
 
     Raises:
-        WrongArguments: if an option is not known, or a class refuses its fields.
+        WrongArguments: if an option is unknown, or a class rejects its fields.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    epilog = "--config NAME gives all of these in a YAML file: one of yours, or of the package by its name."
+    epilog = "--config NAME reads these options from a YAML file: a path, or the name of a file of the package."
     if whole:
-        epilog += " --help_all shows those of the libraries, too: --output_dir, --max_steps, --learning_rate …"
+        epilog += " --help_all also shows the options of the libraries: --output_dir, --max_steps, --learning_rate …"
     texts = {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
     texts["prog"] = program()
     parser = TrlParser(own, allow_abbrev=False, **texts)
@@ -84,7 +85,7 @@ def parse(
             words, return_remaining_strings=True, separate_remaining_strings=True
         )
         if in_words and not in_words[0].startswith("--"):
-            raise ValueError(f"what is {in_words[0]!r}? Options begin with --, and their values follow.")
+            raise ValueError(f"unexpected word {in_words[0]!r}: expected --OPTION VALUE.")
         check_names([*in_file, *in_words], [item.name for dataclass in own for item in fields(dataclass)], inherited)
         expand_home(parsed)
         check_paths(parsed)
@@ -109,27 +110,24 @@ def parse(
 
 
 def check_output(parsed: Sequence[Any]) -> None:
-    """Raise a `ValueError` if a run that trains was given no folder, for which transformers has put in one of its own,
-    or one where a file is.
+    """Raise a `ValueError` if a training run has no `output_dir`, or if it is on the path of a file.
+
+    Transformers sets `output_dir` to "trainer_output" if it is missing.
     """
     folders = [getattr(settings, "output_dir", None) for settings in parsed]
     if "trainer_output" in folders and not getattr(parsed[0], "dry_run", False):
-        raise ValueError(
-            "output_dir is missing: give the folder that the run is written to, --output_dir outputs/NAME."
-        )
+        raise ValueError("output_dir is missing: set the output folder of the run, --output_dir outputs/NAME.")
     for folder in filter(None, folders):
         files = [path for path in (Path(folder), *Path(folder).parents) if path.is_file()]
         if files:
-            raise ValueError(
-                f"output_dir={folder!r}: {files[0]} is a file: give the folder that the run is written to."
-            )
+            raise ValueError(f"output_dir={folder!r}: {files[0]} is a file. Set the output folder of the run.")
 
 
 def find_checkpoint(parsed: Sequence[Any]) -> None:
-    """Put the last checkpoint of output_dir in place of `resume_from_checkpoint: true`.
+    """Replace `resume_from_checkpoint: true` by the last checkpoint of `output_dir`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the folder has no complete checkpoint.
     """
     for settings in parsed:
         wanted = str(getattr(settings, "resume_from_checkpoint", None)).lower()
@@ -139,17 +137,17 @@ def find_checkpoint(parsed: Sequence[Any]) -> None:
             last = last_checkpoint(settings.output_dir) if wanted == "true" else None
             if wanted == "true" and last is None:
                 raise ValueError(
-                    f"resume_from_checkpoint: there is no complete checkpoint in {settings.output_dir}. Leave the "
-                    "option out: a run goes on by itself where there is one."
+                    f"resume_from_checkpoint: no complete checkpoint found in {settings.output_dir}. Remove the "
+                    "option: a run resumes automatically if its folder has a checkpoint."
                 )
             settings.resume_from_checkpoint = last
 
 
 def load_plugins(paths: Sequence[str]) -> None:
-    """Run Python files that register decode heads. Each file runs once in a process.
+    """Run Python files that register decode heads, each of them once per process.
 
     Raises:
-        ValueError: if a file is not found, or fails.
+        ValueError: if a file is missing or raises an error.
     """
     for path in paths:
         file = Path(path).expanduser().resolve()
@@ -157,18 +155,18 @@ def load_plugins(paths: Sequence[str]) -> None:
         if name in sys.modules:
             continue
         if not file.is_file():
-            raise ValueError(f"plugins: {path} is not a file. Give Python files that register heads.")
+            raise ValueError(f"plugins: file {path} not found. Give Python files that register heads.")
         spec = importlib.util.spec_from_file_location(name, file)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(sys.modules[name])
-        except Exception as error:  # whatever the user's file raises
+        except Exception as error:  # the user's file may raise any error
             del sys.modules[name]
             raise ValueError(f"plugins: {path} failed: {type(error).__name__}: {error}") from error
 
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments of a recipe that takes words and no configuration."""
+    """Parse the arguments of a recipe without a configuration file."""
     parser.prog, parser.error = program(), errors.refuse
     args = parser.parse_args(argv)
     expand_home([args])
@@ -178,12 +176,12 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
 
 
 def register_models() -> None:
-    """Make the models known to transformers' Auto classes, which a command leaves until its arguments are right."""
+    """Register the models with transformers' Auto classes, which commands do after checking their arguments."""
     from .. import auto  # noqa: F401
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a recipe as a program, see [`~modeling_vitp.command.errors.run_program`]; its progress is logged."""
+    """Run a recipe as a program with logging, see [`~modeling_vitp.command.errors.run_program`]."""
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("training", "classification", "dense", "detection", "evaluation", "recipes"):
@@ -197,22 +195,22 @@ def load_class(name: str) -> type:
 
 
 def with_config(words: list[str]) -> list[str]:
-    """Return the words with the file of the configuration in place of its name."""
+    """Return the words with the name of the configuration replaced by its path."""
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" not in words:
         return words
     if words.count("--config") > 1:
         raise ValueError("give --config once.")
-    place = words.index("--config") + 1
-    if place == len(words):
+    index = words.index("--config") + 1
+    if index == len(words):
         raise ValueError("--config needs a name or a file.")
-    config = find_config(words[place])
-    read_yaml(config)  # the parser takes the last of two keys
-    return [*words[:place], str(config), *words[place + 1 :]]
+    config = find_config(words[index])
+    read_yaml(config)  # raises an error on duplicate keys, of which the parser would use the last
+    return [*words[:index], str(config), *words[index + 1 :]]
 
 
 def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:
-    """Raise a `ValueError` that names the nearest if an option is neither the recipe's nor inherited."""
+    """Raise a `ValueError` that suggests the closest name if an option is neither the recipe's nor inherited."""
     known = {name for module in inherited for name in field_names(module)}
     for word in remaining:
         name = word.removeprefix("--").split("=")[0].replace("-", "_")
@@ -223,26 +221,26 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
             hint = f": it belongs to {' and '.join(others)}." if others else hint
             longer = sorted(full for full in {*own, *known} if full.endswith(f"_{name}"))
             hint = f": did you mean {' or '.join(longer)}?" if 0 < len(longer) < 5 else hint
-            raise ValueError(f"there is no option {name!r}{hint}")
+            raise ValueError(f"unknown option {name!r}{hint}")
 
 
 @cache
 def field_names(module: str) -> set[str]:
-    """Return the fields of the classes of a module, from its source."""
+    """Return the field names of all classes of a module, read from its source."""
     source = importlib.util.find_spec(module).origin
     classes = [node for node in ast.parse(Path(source).read_text()).body if isinstance(node, ast.ClassDef)]
     return {node.target.id for item in classes for node in item.body if isinstance(node, ast.AnnAssign)}
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory in this process and those that it forks, unless the environment configures malloc.
+    """Keep freed memory in this process and its forks, unless the environment configures malloc.
 
-    By default the end of the heap goes back to the kernel whenever some tens of megabytes of it are free, so after
-    every step, and each page of it has to be found and cleared again in the next. Tensors of 32 MiB and more, the most
-    that glibc takes from the heap, still go back at once.
+    By default, glibc returns the end of the heap to the kernel when some tens of megabytes are free. This happens after
+    every step, and the kernel has to map and clear the pages again in the next step. Tensors of at least 32 MiB, the
+    maximum size in the heap of glibc, are still returned immediately.
     """
-    is_told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform != "linux" or is_told or any(name.startswith("MALLOC_") for name in os.environ):
+    is_configured = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or is_configured or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

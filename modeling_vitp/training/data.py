@@ -1,4 +1,4 @@
-"""What a pretraining trains on: a mixture, a data set, or rows that a task turns into instructions."""
+"""Data of pretraining: a mixture, a data set, or rows that a task converts to instructions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,13 @@ from .arguments import PretrainArguments
 
 @dataclass
 class PretrainData:
-    """Args:
-    train, eval: what is trained on, and scored on while training.
-    settings: how the rows of each source of a mixture are encoded.
-    splits: the data set as it is stored, for a task; `train` is what is trained on.
+    """Data sets of a pretraining.
+
+    Args:
+        train: training rows.
+        eval: rows for evaluation during training.
+        settings: encoding settings of each source of a mixture.
+        splits: stored splits of the data set, for a task. Its `train` has the rows selected by `dataset_train_split`.
     """
 
     train: Dataset | IterableDataset
@@ -31,42 +34,44 @@ class PretrainData:
 def open_data(
     args: PretrainArguments, mixture: Mixture | None, task: ModuleType | None, seed: int, evaluates: bool = False
 ) -> PretrainData:
-    """Open the data that the arguments name.
+    """Open the data sets of a pretraining.
 
     Args:
-        seed: of the order of a mixture.
-        evaluates: whether the run scores itself while it trains, and so needs the rows to do that on.
+        args: arguments that name the data.
+        mixture: mixture to train on, if any.
+        task: module of the task, if any.
+        seed: seed of the order of a mixture.
+        evaluates: whether the run evaluates during training.
 
     Raises:
-        ValueError: if the data set lacks the split to evaluate on, and the run needs it or somebody named it; if there
-            can be none, of a mixture or beside a task's own.
+        ValueError: if the evaluation split is missing, or if a mixture or a task does not allow one.
     """
     name = args.dataset_test_split
     if mixture is not None:
         if evaluates:
             raise ValueError(
-                "A mixture has no rows to evaluate on while it is trained on: leave that out (eval_strategy: no), or "
-                "train on a dataset_name with a dataset_test_split."
+                "A mixture has no rows to evaluate on during training. Set eval_strategy: no, or train on a "
+                "dataset_name with a dataset_test_split."
             )
         settings = {source.name: source.settings for source in mixture.sources}
-        return tell(PretrainData(open_mixture(mixture, seed), settings=settings))
+        return print_schemas(PretrainData(open_mixture(mixture, seed), settings=settings))
     if task is not None:
         if name != PretrainArguments.dataset_test_split:
-            raise ValueError(f"dataset_test_split={name!r}: a task is scored on splits of its own: leave it out.")
+            raise ValueError(f"dataset_test_split={name!r}: a task is scored on its own splits. Remove the option.")
         splits = load_rows(args)
         splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
         return PretrainData(*task.prepare(splits), splits=splits)
     opened, names = open_splits(args, args.image_root)
     if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
         raise ValueError(
-            f"{args.dataset_name} has no split {name!r}, only {', '.join(names)}: name the rows "
-            "to evaluate on as dataset_test_split, or leave evaluation out (eval_strategy: no)."
+            f"No split {name!r} in {args.dataset_name}. Found: {', '.join(names)}. Set dataset_test_split, or "
+            "eval_strategy: no."
         )
-    return tell(PretrainData(opened[args.dataset_train_split], opened.get(name)))
+    return print_schemas(PretrainData(opened[args.dataset_train_split], opened.get(name)))
 
 
-def tell(data: PretrainData) -> PretrainData:
-    """Print, in one process, what the rows to train on are."""
+def print_schemas(data: PretrainData) -> PretrainData:
+    """Print the format of the training rows in the main process, and return the data."""
     if PartialState().is_main_process:
         print(*describe_schemas(data.train), sep="\n")
     return data
@@ -75,7 +80,7 @@ def tell(data: PretrainData) -> PretrainData:
 def describe_data(
     args: PretrainArguments, mixture: Mixture | None, dataset: Dataset | IterableDataset
 ) -> list[dict[str, object]]:
-    """Describe what is trained on, for the record of the run; `dataset` is a Hub id."""
+    """Return a description of the training data for the record of the run; `dataset` is a Hub id or `None`."""
     if mixture is None:
         rows = len(dataset) if isinstance(dataset, Dataset) else None
         on_hub = {"dataset": None if Path(args.dataset_name).exists() else args.dataset_name}
@@ -94,7 +99,7 @@ def describe_data(
 
 
 def describe_evaluation(args: PretrainArguments) -> dict[str, str] | None:
-    """Describe what `metrics.json` will be about, for the record of the run."""
+    """Return a description of the evaluation data for the record of the run."""
     if args.dataset_name is None:
         return None
     on_hub = {} if Path(args.dataset_name).exists() else {"dataset": args.dataset_name}

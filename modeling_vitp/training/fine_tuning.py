@@ -1,4 +1,4 @@
-"""Base of the trainers of fine-tuning, and the model that fine-tuning starts from."""
+"""Base trainer of fine-tuning, and loading of the model that fine-tuning starts from."""
 
 import logging
 import math
@@ -37,15 +37,16 @@ logger = logging.getLogger(__name__)
 
 
 class AugmentedSamples(Dataset):
-    """Base of the training data sets of the tasks: samples that are augmented for a model.
+    """Base of the training data sets of the tasks, with augmented samples.
 
-    An index is a pair, epoch and place. An item is random by these and the seed alone. A subclass gives `__getitem__`.
+    An index is a pair of epoch and sample index. The augmentation depends only on the epoch, the sample's id and the
+    seed. A subclass implements `__getitem__`.
 
     Args:
         samples: data set of a task, whose items have an `id`.
-        augmentation: of the task.
-        image_processor: for mean and standard deviation.
-        seed: of the draws.
+        augmentation: augmentation of the task.
+        image_processor: image processor with the mean and standard deviation of the model.
+        seed: seed of the augmentation.
     """
 
     def __init__(self, samples: Dataset, augmentation: Callable, image_processor: BaseImageProcessor, seed: int):
@@ -57,20 +58,23 @@ class AugmentedSamples(Dataset):
 
     def sample(self, index: tuple[int, int]) -> tuple[dict[str, Any], torch.Generator]:
         """Return a sample and the generator of its augmentation."""
-        epoch, place = index
-        sample = self.samples[place]
+        epoch, sample_index = index
+        sample = self.samples[sample_index]
         return sample, keyed_generator(self.seed, sample["id"], epoch, "augmentation")
 
 
 class FineTuningTrainer(BaseTrainer):
-    """For a `Trainer` of a model with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`] in it; its
-    arguments have those of [`~modeling_vitp.training.arguments`].
+    """Base trainer of models with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`].
+
+    A subclass also inherits from [`~transformers.Trainer`], and its arguments from
+    [`~modeling_vitp.training.arguments.FineTuningSettings`].
 
     Attributes:
-        fixed, free: names of arguments of the trainer's own, see [`run_settings`].
-        counted: what scores are of, for the word on those that are of nothing.
-        scored_with: names of arguments that the scores depend on, which are recorded.
-        evaluates_one_by_one: whether a batch of the evaluation is one sample, or a list of them.
+        fixed: names of the task's arguments that must match on resume, see [`run_settings`].
+        free: names of the task's arguments that may differ on resume.
+        counted: name of the things that are scored, such as pixels, for the warning about scores that are NaN.
+        scored_with: names of arguments that the scores depend on, for the record of the run.
+        evaluates_one_by_one: whether an evaluation batch is one sample, or a list of samples.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ()
@@ -81,7 +85,7 @@ class FineTuningTrainer(BaseTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # The model's loss is a mean over its own batch: the Trainer has to divide it where gradients accumulate.
+        # The model's loss is the mean over its batch, so the Trainer has to divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
@@ -98,7 +102,7 @@ class FineTuningTrainer(BaseTrainer):
         return {f"split {number}": part.files_or_rows() for number, part in enumerate(parts, start=1)}
 
     def data_settings(self) -> dict[str, Any]:
-        """Return further settings that must match when a run goes on."""
+        """Return the settings of the data that must match on resume."""
         return {
             "global batch size": self.get_total_train_batch_size(self.args),
             "training samples": len(self.train_dataset),
@@ -113,9 +117,9 @@ class FineTuningTrainer(BaseTrainer):
 
         Args:
             samples: items of the data set.
-            path: of the PNG.
-            maps: [`component_maps`] of the samples, if they are to be shown.
-            is_test: whether the model predicts as on the test.
+            path: PNG file.
+            maps: [`component_maps`] of the samples, empty to omit them.
+            is_test: whether to predict with the settings of the test split.
         """
         raise NotImplementedError
 
@@ -124,7 +128,7 @@ class FineTuningTrainer(BaseTrainer):
         self.draw(samples, path, self.component_maps(images, path.parent))
 
     def draw_results(self, samples: list, path: Path) -> None:
-        """Draw what the model predicts where it is scored, as a PNG."""
+        """Draw predictions with the settings of the test split as a PNG."""
         self.draw(samples, path, is_test=True)
 
     def scoring_settings(self) -> dict[str, Any]:
@@ -144,7 +148,7 @@ class FineTuningTrainer(BaseTrainer):
         super().record(command, sources, data, evaluated_on)
 
     def load_metric(self, name: str, base: type = DistributedMetric, **settings: Any) -> evaluate.Metric:
-        """Load a metric for the classes and processes of the run, see [`~modeling_vitp.metrics.report.metric_path`].
+        """Load a metric with the classes and processes of the run, see [`~modeling_vitp.metrics.report.metric_path`].
 
         Raises:
             ValueError: if the metric is not a subclass of `base`.
@@ -156,32 +160,32 @@ class FineTuningTrainer(BaseTrainer):
         return metric
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """Return the samples that this process evaluates; their sizes differ."""
+        """Return a loader of the samples that this process evaluates."""
         dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args
         mine = Subset(dataset, share(range(len(dataset)), args.world_size, args.process_index))
         batches = (None, None) if self.evaluates_one_by_one else (args.per_device_eval_batch_size, list)
         return DataLoader(mine, batches[0], collate_fn=batches[1], num_workers=args.dataloader_num_workers)
 
     def component_maps(self, images: Sequence[Sequence[torch.Tensor]], folder: Path) -> list[np.ndarray]:
-        """Principal components of the ViT's features as colors, see
-        [`~modeling_vitp.training.callbacks.component_colors`].
+        """Return the principal components of the ViT's features as colors.
 
         Args:
-            images: of each sample one, or the two of a pair, which are then beside each other; see
-                [`~modeling_vitp.images.pixels.to_pixels`].
-            folder: keeps the components of the first picture.
+            images: one image, or the two images of a pair, of each sample, see
+                [`~modeling_vitp.images.pixels.to_pixels`]. The features of a pair are concatenated horizontally.
+            folder: folder that stores the components of the first picture, see
+                [`~modeling_vitp.training.callbacks.component_colors`].
         """
         maps = [torch.cat([self.patch_features(image) for image in images_of_one], 2) for images_of_one in images]
         return component_colors(maps, folder)
 
     def patch_features(self, image: torch.Tensor) -> torch.Tensor:
-        """What the ViT's last layer gives for an image whose longer side has as many pixels as its table of positions.
+        """Return the features of the ViT's last layer for an image that is resized to the model's image size.
 
         Args:
-            image: see [`~modeling_vitp.images.pixels.to_pixels`].
+            image: image, see [`~modeling_vitp.images.pixels.to_pixels`]. Its longer side is resized.
 
         Returns:
-            Of shape `(hidden_size, rows, columns)`.
+            Features of shape `(hidden_size, rows, columns)`.
         """
         modules = self.accelerator.unwrap_model(self.model).modules()
         backbone = next(module for module in modules if isinstance(module, ViTPMultiScaleBackbone))
@@ -191,16 +195,18 @@ class FineTuningTrainer(BaseTrainer):
         pixels = F.normalize(image, self.processing_class.image_mean, self.processing_class.image_std)
         with self.compute_loss_context_manager():
             states = backbone(pixels[None].to(self.args.device), output_hidden_states=True).hidden_states[-1][0]
-        rows, columns = (-(-side // 32) * 2 for side in size)  # patches of 16 in sides that are padded to 32
+        rows, columns = (
+            -(-side // 32) * 2 for side in size
+        )  # patches of 16 pixels; sides are padded to multiples of 32
         features = states[-rows * columns :].T.unflatten(1, (rows, columns))
         return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
 
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
-        """Score this process's part of the samples with those of others; NaN where there is nothing to count.
+        """Return the scores over the samples of all processes, NaN for scores without anything to count.
 
         Args:
-            batches: of [`get_eval_dataloader`].
-            is_test: whether it is the last evaluation, on the test.
+            batches: batches of this process from [`get_eval_dataloader`].
+            is_test: whether this is the final evaluation on the test split.
         """
         raise NotImplementedError
 
@@ -213,16 +219,16 @@ class FineTuningTrainer(BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self.callback_handler.eval_dataloader = dataloader
-        scores = self.score(self._told(dataloader), metric_key_prefix == "test")
+        scores = self.score(self._with_callbacks(dataloader), metric_key_prefix == "test")
         uncounted = [name for name, value in scores.items() if math.isnan(value)]
         if uncounted:
-            logger.warning("%s: not counted, for want of %s: %s.", description, self.counted, ", ".join(uncounted))
+            logger.warning("%s: scores without any %s are NaN: %s.", description, self.counted, ", ".join(uncounted))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         num_samples = len(dataloader.dataset.dataset)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
 
-    def _told(self, dataloader: DataLoader) -> Iterator:
-        """Yield the batches, and tell the callbacks of each when it has been seen."""
+    def _with_callbacks(self, dataloader: DataLoader) -> Iterator:
+        """Yield the batches, and call `on_prediction_step` of the callbacks after each batch."""
         for batch in dataloader:
             yield batch
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -247,21 +253,21 @@ class FineTuningTrainer(BaseTrainer):
 
 
 def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_train: bool = True) -> None:
-    """Look at what is said about the start, and opens nothing.
+    """Check the arguments of the start without opening any file.
 
     Raises:
-        ValueError: if not exactly one start is given, one with random weights is to be scored without training, or the
-            ViT, the neck or the model has no setting of a name.
+        ValueError: if not exactly one start is given, if random weights would be scored without training, or if a field
+            of the configurations is unknown.
     """
     if (args.model_name_or_path is None) == (args.from_scratch is None):
         raise ValueError(
-            "Give either model_name_or_path, a pretrained backbone or a fine-tuned model, or from_scratch. What the "
-            "configuration has is taken back by --model_name_or_path '' or --from_scratch '{}'."
+            "Give either model_name_or_path, a pretrained backbone or a fine-tuned model, or from_scratch. To remove "
+            "the one in the configuration, add --model_name_or_path '' or --from_scratch '{}'."
         )
     if args.from_scratch is not None and not do_train:
         raise ValueError(
-            "do_train is false, and a model from_scratch has random weights, whose scores say nothing: give "
-            "model_name_or_path, and take from_scratch back by --from_scratch '{}'."
+            "do_train is false, but from_scratch gives random weights, which are not scored. Set model_name_or_path, "
+            "and remove from_scratch with --from_scratch '{}'."
         )
     check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
     check_config("backbone", args.backbone, ViTPVisionConfig if args.neck is None else NECKS[args.neck].config_class)
@@ -276,17 +282,19 @@ def load_on_backbone(
     input_spec: dict | None = None,
     **settings: Any,
 ) -> PreTrainedModel:
-    """Load the model in float32, with a fresh head unless it is one that was fine-tuned.
+    """Load the model in float32, with a new head unless it is a fine-tuned model.
 
     Args:
-        names: of the classes.
-        build: makes a fresh model as its `from_backbone` does, which it is if not given.
-        input_spec: of the data. If it names bands, the weights of a backbone for red, green and blue are spread over
-            them, see [`~modeling_vitp.spread_bands`].
-        settings: of a fresh model, before those of `args.head`; see its `from_backbone`.
+        model_class: class of the model.
+        args: arguments of the start.
+        names: names of the classes.
+        build: function with the arguments of `model_class.from_backbone`, which is the default.
+        input_spec: input spec of the data. If it names bands, the RGB weights of a backbone are spread over them, see
+            [`~modeling_vitp.spread_bands`].
+        settings: further arguments of `from_backbone`. Fields of `args.head` take precedence.
 
     Raises:
-        ValueError: as [`check_start`], or if a fine-tuned model has other classes, or the start is for other bands.
+        ValueError: if [`check_start`] fails, a fine-tuned model has other classes, or the start has other bands.
     """
     check_start(model_class, args)
     band_names = InputSpec.from_dict(input_spec).band_names
@@ -301,7 +309,9 @@ def load_on_backbone(
         if model_type == model_class.config_class.model_type:
             model = model_class.from_pretrained(start, **revision)
             if model.config.id2label != id2label:
-                raise ValueError(f"{start} has the classes {list(model.config.id2label.values())}, not {names}.")
+                raise ValueError(
+                    f"Expected {start} to have classes {names}, found {list(model.config.id2label.values())}."
+                )
             check_same_bands(start, model.config.backbone_config.band_names, "data: input_spec", band_names)
             check_finite(model.state_dict(), start)
             return model
@@ -321,7 +331,7 @@ def load_on_backbone(
 def load_image_processor(
     image_processor_class: type[BaseImageProcessor], args: StartArguments, **settings: Any
 ) -> BaseImageProcessor:
-    """Return an image processor with the mean and standard deviation of the start."""
+    """Return an image processor with the mean and standard deviation of the model that training starts from."""
     if args.model_name_or_path is None:
         return image_processor_class(**settings)
     return image_processor_class.from_backbone(args.model_name_or_path, revision=args.model_revision, **settings)

@@ -1,4 +1,4 @@
-"""Data of fine-tuning: its settings, the files that patterns match, and checks that splits share no images."""
+"""Data of fine-tuning: settings, files that match patterns, and checks that splits share no images."""
 
 import glob
 import gzip
@@ -26,10 +26,10 @@ from ..instructions.rows import content_of
 from .arguments import check_type
 
 logger = logging.getLogger(__name__)
-CASES = ("patient", "case")  # fields by which files belong together
+CASES = ("patient", "case")  # fields whose files must be in one split
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
-PIECE = 1 << 16  # bytes at the beginning, in the middle and at the end, by which large files are told apart first
-# Settings of a split of files, and their types.
+PIECE = 1 << 16  # bytes compared at the beginning, middle and end of files before whole files are compared
+# Settings of a split of files and their types.
 SETTINGS = {
     "image": str | Sequence[str],
     **dict.fromkeys(("before", "after", "mask", "list"), str),
@@ -41,13 +41,13 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class FileSample:
-    """The files of a sample.
+    """Files of a sample.
 
     Args:
-        id: the values of the pattern's fields, joined by slashes.
-        fields: the values by name.
-        images: one file, the two of a pair (before, after), or one for each channel of a volume.
-        mask: `None` where there is none, as in a test split.
+        id: values of the pattern's fields, joined by slashes.
+        fields: values by field name.
+        images: one file, the two files of a pair (before, after), or one file per channel of a volume.
+        mask: file of the mask, or `None` in splits without masks.
     """
 
     id: str
@@ -57,7 +57,7 @@ class FileSample:
 
     @property
     def case(self) -> str:
-        """Return what may not be divided between splits: the patient or the case, if that is a field."""
+        """Patient or case of the sample, which must be in one split only; the id without such a field."""
         return next((self.fields[name] for name in CASES if name in self.fields), self.id)
 
 
@@ -66,32 +66,32 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
 
     Args:
         root: folder of the data set.
-        settings: `image` (or `before` and `after`), and `mask` unless there is none: patterns below `root`, like
-            `Train/{area}/images_png/{name}.png`. A field stands for a part of a name, or as `{patient:0[0-4].*}` for
-            one that a regular expression describes; `**/` for any folders. Files with the same fields belong together.
-            `image` may be a list of patterns, one for each channel. `list` is a file below `root` that names a sample
-            in each line, by its id, by a field or by a file's name; `part` a range in [0, 1) of the samples (of the
-            patients or cases if there is a field of that name), by a hash of their name.
-        name: of the split, for errors.
+        settings: `image` (or `before` and `after`) and optionally `mask` are patterns relative to `root`, like
+            `Train/{area}/images_png/{name}.png`. A field matches a part of a name; `{patient:0[0-4].*}` is a field with
+            a regular expression; `**/` matches any folders. Files with equal fields belong to the same sample. `image`
+            may be a list of patterns, one per channel. `list` is a file relative to `root` with a sample in each line,
+            given by its id, a field or a file name. `part` is a range in [0, 1) that selects samples (patients or
+            cases, if the pattern has such a field) by a hash of their name.
+        name: name of the split, for errors.
 
     Raises:
-        ValueError: if files are missing, by name.
+        ValueError: if files are missing; the message names them.
     """
     root = Path(root)
     patterns = image_patterns(settings, name)
     if "mask" in settings:
         patterns["mask"] = settings["mask"]
     if not root.is_dir():
-        raise ValueError(f"There is no folder {root}, where the data set is expected.")
+        raise ValueError(f"Folder {root} of the data set not found.")
     order = list(dict.fromkeys(fields_of(next(iter(patterns.values())))))
     for role, pattern in patterns.items():
         if not order or set(fields_of(pattern)) != set(order):
-            raise ValueError(f"Split {name!r}: the pattern {pattern!r} of {role} needs the fields {order or ['name']}.")
+            raise ValueError(f"Split {name!r}: pattern {pattern!r} of {role} needs the fields {order or ['name']}.")
     found = {role: match_files(root, pattern, order) for role, pattern in patterns.items()}
     for role, files in found.items():
         if not files:
             pattern = FIELD.sub(r"{\g<field>}", patterns[role])
-            raise ValueError(f"Split {name!r} has no {role}: no file is like {root / pattern}.")
+            raise ValueError(f"Split {name!r} has no {role}: no file matches {root / pattern}.")
     keys = sorted(set().union(*found.values()))
     if "list" in settings:
         keys = select_listed(keys, root / settings["list"], next(iter(found.values())))
@@ -100,7 +100,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             if key not in files:
                 other = next(files[key] for files in found.values() if key in files)
                 expected = fill(patterns[role], dict(zip(order, key)))
-                raise ValueError(f"{other} has no {role}: there is no {root / expected}.")
+                raise ValueError(f"{other} has no {role}: {root / expected} not found.")
     roles = [role for role in patterns if role != "mask"]
     samples = [
         FileSample(
@@ -119,12 +119,12 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
 
 
 def image_patterns(settings: Mapping, name: str) -> dict[str, str]:
-    """Return the patterns of a split's images by role, in the order of a sample's images."""
+    """Return the patterns of a split's images by role, in the order of the images of a sample."""
     if not isinstance(settings, Mapping):
-        raise ValueError(f"Split {name!r} is {str(settings)[:80]!r}: of files it is a mapping with `image` and `mask`.")
+        raise ValueError(f"Split {name!r}: expected a mapping with `image` and `mask`, got {str(settings)[:80]!r}.")
     unknown = sorted(map(str, set(settings) - SETTINGS.keys()))
     if unknown:
-        raise ValueError(f"Split {name!r} has unknown settings {unknown}; there are {sorted(SETTINGS)}.")
+        raise ValueError(f"Split {name!r} has unknown settings {unknown}. Expected: {sorted(SETTINGS)}.")
     for key, value in settings.items():
         check_type(f"Split {name!r}: {key}", value, SETTINGS[key])
     if "image" in settings and not {"before", "after"} & set(settings):
@@ -138,7 +138,7 @@ def image_patterns(settings: Mapping, name: str) -> dict[str, str]:
 
 
 def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, ...], Path]:
-    """Return the files that match a pattern, by the values of the pattern's fields in the order given."""
+    """Return the files that match a pattern, by the values of `fields`."""
     expression, seen, end = "", set(), 0
     for match in FIELD.finditer(pattern):
         name, form = match["field"], match["form"] or "[^/]+?"
@@ -151,10 +151,10 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
     files = {}
     for file in sorted(glob.glob(FIELD.sub("*", pattern), root_dir=root, recursive=True)):
         match = re.fullmatch(expression, Path(file).as_posix())
-        if match and not file.endswith(".aux.xml"):  # which GDAL writes beside an image
+        if match and not file.endswith(".aux.xml"):  # GDAL writes such files beside images
             key = tuple(match[field] for field in fields)
             if key in files:
-                raise ValueError(f"{files[key]} and {root / file} are both {pattern} with the same fields.")
+                raise ValueError(f"{files[key]} and {root / file} match {pattern} with the same fields.")
             files[key] = root / file
     return files
 
@@ -169,12 +169,12 @@ def fields_of(pattern: str) -> list[str]:
 
 
 def fill(pattern: str, fields: Mapping[str, str]) -> str:
-    """Return the file that a pattern names for these fields."""
+    """Return the file name of a pattern with the given field values."""
     return FIELD.sub(lambda match: fields[match["field"]], pattern)
 
 
 def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
-    """Return the samples that a file lists, by id, by the value of a field, or by the name of their first file."""
+    """Return the samples listed in a file, by id, by the value of a field, or by the name of their first file."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
@@ -190,19 +190,19 @@ def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) ->
         stem = Path(name).stem
         matches = by_name.get(name) or by_name.get(stem) or by_file.get(stem) or []
         if len(matches) != 1:
-            raise ValueError(f"{path}: {name!r} is the name of {len(matches)} samples, and not of one.")
+            raise ValueError(f"{path}: {name!r} must match 1 sample, but matches {len(matches)}.")
         chosen += matches
     return sorted(set(chosen))
 
 
 def in_part(case: str, first: float, last: float) -> bool:
-    """Return whether a case is in a range of [0, 1), where a hash of its name has given it a place."""
-    place = int.from_bytes(hashlib.sha256(case.encode()).digest()[:6], "big") / 2**48
-    return first <= place < last
+    """Return whether a hash of a case's name, scaled to [0, 1), is in a range."""
+    position = int.from_bytes(hashlib.sha256(case.encode()).digest()[:6], "big") / 2**48
+    return first <= position < last
 
 
 def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
-    """Raise a `ValueError` if a file, under whatever names, or a patient or case, is in two of the splits."""
+    """Raise a `ValueError` if two splits share a patient, a case, or a file, also under different names."""
     owners = {}
     for name, samples in splits.items():
         for sample in samples:
@@ -215,7 +215,7 @@ def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
 
 
 def check_patients(splits: Mapping[str, list[FileSample]]) -> None:
-    """Raise a `ValueError` that names the patient, by the tags of DICOM, of whom there are images in two splits."""
+    """Raise a `ValueError` if two splits have images of the same patient according to their DICOM tags."""
     owners = {}
     for name, samples in splits.items():
         for path in (path for sample in samples for path in sample.images):
@@ -224,15 +224,20 @@ def check_patients(splits: Mapping[str, list[FileSample]]) -> None:
             if patient is not None and owner != name:
                 raise ValueError(
                     f"{patient} is in both splits {owner!r}, as {first}, and {name!r}, as {path}: take the patient out "
-                    "of one of the two, or, where the tag does not tell patients apart, set allow_shared_images in "
-                    "`data`."
+                    "of one of them. If the tag does not identify patients, set allow_shared_images in `data`."
                 )
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An encoded image of a split: how it is called in errors, its size in bytes (or another number that the same
-    images share), and what opens it."""
+    """Encoded image of a split.
+
+    Args:
+        split: name of the split.
+        name: name of the image in errors.
+        size: size in bytes, or another number that is equal for equal images.
+        open: function that opens the image as a binary file.
+    """
 
     split: str
     name: str
@@ -241,7 +246,7 @@ class StoredImage:
 
 
 def images_of_files(splits: Mapping[str, Iterable[FileSample]]) -> Iterator[StoredImage]:
-    """Yield the files of splits, those of a series one by one; NIfTI in gzip is compared as it is unpacked."""
+    """Yield the files of splits, with each file of a series, and gzipped NIfTI as its unpacked content."""
     for split, samples in splits.items():
         for path in dict.fromkeys(path for sample in samples for path in sample.images):
             for file in files_of(path):
@@ -252,28 +257,28 @@ def images_of_files(splits: Mapping[str, Iterable[FileSample]]) -> Iterator[Stor
 
 
 def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Iterator[StoredImage]:
-    """Yield the images of tables, of which only the lengths are read.
+    """Yield the images of tables, reading only their sizes.
 
     Args:
-        splits: rows with images that are not decoded, and their columns of images.
+        splits: rows with encoded images, and the names of their image columns, by split.
     """
     for split, (rows, columns) in splits.items():
         for column in columns:
-            place = 0
+            index = 0
             for part in rows.select_columns([column]).with_format("arrow").iter(1000):
                 for size, path in sizes_and_paths(part.column(column)):
 
-                    def open_row(rows=rows, column=column, place=place):
-                        return io.BytesIO(content_of(rows[place][column]))
+                    def open_row(rows=rows, column=column, index=index):
+                        return io.BytesIO(content_of(rows[index][column]))
 
                     if size is not None or (path is not None and Path(path).is_file()):
                         size = Path(path).stat().st_size if size is None else size
-                        yield StoredImage(split, f"row {place} ({column})", size, open_row)
-                    place += 1
+                        yield StoredImage(split, f"row {index} ({column})", size, open_row)
+                    index += 1
 
 
 def sizes_and_paths(column: pa.ChunkedArray) -> Iterator[tuple[int | None, str | None]]:
-    """Yield size and path of encoded images in a column; nothing if images are stored otherwise."""
+    """Yield size and path of the encoded images in a column, nothing if it does not store encoded images."""
     for chunk in column.chunks:
         chunk = chunk.storage if isinstance(chunk.type, pa.BaseExtensionType) else chunk
         if not isinstance(chunk.type, pa.StructType) or {field.name for field in chunk.type} != {"bytes", "path"}:
@@ -283,10 +288,10 @@ def sizes_and_paths(column: pa.ChunkedArray) -> Iterator[tuple[int | None, str |
 
 
 def check_no_shared_images(images: Iterable[StoredImage]) -> None:
-    """Raise a `ValueError` that names both if an image of one split is, byte for byte, one of another.
+    """Raise a `ValueError` that names both images if two splits have images with identical bytes.
 
-    Images of one color are left out, as tiles without data are alike in any split. Sizes are compared first; of files
-    of one size three pieces are read, and only what agrees in these is read whole.
+    Images of one color are ignored, because empty tiles are equal in all splits. Sizes are compared first, then three
+    pieces of files of equal size, and then whole files whose pieces are equal.
     """
     groups = [list(images)]
     for key in (lambda image: image.size, digest_of_pieces, digest_of_all):
@@ -296,7 +301,7 @@ def check_no_shared_images(images: Iterable[StoredImage]) -> None:
         if not is_of_one_color(first):
             raise ValueError(
                 f"{other.name} in split {other.split!r} is the same image as {first.name} in {first.split!r}: take it "
-                "out of one of the two, or, where these are the published splits, set allow_shared_images in `data`."
+                "out of one of them. If these are the published splits, set allow_shared_images in `data`."
             )
 
 
@@ -330,33 +335,35 @@ def is_of_one_color(image: StoredImage) -> bool:
         content = file.read()
     try:
         pixels = np.asarray(read_picture(content))
-    except Exception:  # of many kinds: a volume, or a broken file, which is named where it is read
+    except Exception:  # a volume, or a broken file, which causes an error when it is read for training
         return False
     pixels = pixels.reshape(pixels.shape[0] * pixels.shape[1], -1)
     return bool((pixels == pixels[0]).all())
 
 
 def parts_of(samples: torch.utils.data.Dataset) -> list[torch.utils.data.Dataset]:
-    """Return the splits that samples consist of."""
+    """Return the data sets that samples are concatenated from."""
     return list(samples.datasets) if isinstance(samples, ConcatDataset) else [samples]
 
 
 @dataclass(kw_only=True)
 class DataSettings:
-    """Base of the `data` of a configuration of fine-tuning. A subclass gives `_open` and `check_disjoint`.
+    """Base of the setting `data` in fine-tuning configurations.
+
+    A subclass implements `_open` and `check_disjoint`.
 
     Args:
-        root: the folder of files.
-        dataset_name: instead of `root`, a data set of the Hub, or a folder, that `datasets.load_dataset` opens.
-        dataset_config: its configuration.
-        splits: by name.
+        root: folder of files.
+        dataset_name: Hub id or folder that `datasets.load_dataset` opens, instead of `root`.
+        dataset_config: name of its configuration.
+        splits: settings of each split by name.
         columns: names of the columns of rows.
-        input_spec: how images that are not 8-bit RGB are read, see [`~modeling_vitp.InputSpec`].
-        allow_shared_images: whether splits may hold the same image under different names, or, by the tags of DICOM, the
-            same patient, with a warning.
+        input_spec: input spec of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
+        allow_shared_images: whether shared images and shared DICOM patients of two splits are a warning instead of an
+            error.
 
     Attributes:
-        choices: values by name of the setting.
+        choices: allowed values of settings by name.
     """
 
     choices: ClassVar[dict[str, Collection[str]]] = {}
@@ -371,26 +378,26 @@ class DataSettings:
 
     def __post_init__(self):
         if (self.root is None) == (self.dataset_name is None):
-            raise ValueError("data: give either `root`, a folder of files, or `dataset_name`.")
+            raise ValueError("data: set either `root`, a folder of files, or `dataset_name`.")
         for name, known in self.choices.items():
             if getattr(self, name) not in (*known, None):
-                raise ValueError(f"data: {name}={getattr(self, name)!r} is none of {', '.join(known)}.")
+                raise ValueError(f"data: expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}.")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Make the settings from the `data` of a configuration.
+        """Create the settings from the `data` of a configuration.
 
         Raises:
             ValueError: if a setting is missing, unknown, or of the wrong type.
         """
         if not isinstance(settings, Mapping):
-            raise ValueError(f"data: {str(settings)[:80]!r} is no mapping of classes, splits and files.")
+            raise ValueError(f"data: expected a mapping of classes, splits and files, got {str(settings)[:80]!r}.")
         own = [item for item in fields(cls) if item.init]
         known, types = {item.name for item in own}, get_type_hints(cls)
         needed = {item.name for item in own if item.default is MISSING and item.default_factory is MISSING}
         missing, unknown = sorted(needed - set(settings)), sorted(map(str, set(settings) - known))
         if missing or unknown:
-            raise ValueError(f"data: missing {missing}, unknown {unknown}; there are {sorted(known)}.")
+            raise ValueError(f"data: missing {missing}, unknown {unknown}. Expected: {sorted(known)}.")
         for name, value in settings.items():
             check_type(f"data: {name}", value, types[name])
         return cls(**settings)
@@ -399,10 +406,10 @@ class DataSettings:
         """Return the samples of one or several splits.
 
         Raises:
-            ValueError: if none is named, there is no such split, or something in it is not as it should be.
+            ValueError: if `names` is empty, a split does not exist, or its data are invalid.
         """
         if not names:
-            raise ValueError(f"No split is named, of {sorted(self.splits)}.")
+            raise ValueError(f"Expected names of splits, got none. Found in the configuration: {sorted(self.splits)}.")
         parts = [self.open_split(name, *args) for name in names]
         return parts[0] if len(parts) == 1 else self._join(parts)
 
@@ -420,15 +427,15 @@ class DataSettings:
 
     def split_settings(self, name: str) -> Mapping | str:
         if name not in self.splits:
-            raise ValueError(f"There is no split {name!r} in the configuration, only {sorted(self.splits)}.")
+            raise ValueError(f"No split {name!r} in the configuration. Found: {sorted(self.splits)}.")
         return self.splits[name]
 
     def describe(
         self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
     ) -> tuple[list[dict[str, str]], dict[str, Any]]:
-        """Describe what is trained on, and what `metrics.json` will be about, for the record of the run.
+        """Return descriptions of the training data and of the scored data for the record of the run.
 
-        The second has under `data` what [`from_dict`] takes.
+        The field `data` of the second description can be passed to [`from_dict`].
         """
         name = public_name(self.dataset_name or self.root)
         is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
@@ -439,7 +446,7 @@ class DataSettings:
         return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
 
     def check_files(self, samples: Mapping[str, list[FileSample]]) -> None:
-        """Raise a `ValueError` if two splits share a file, a patient or case, or an image under other names."""
+        """Raise a `ValueError` if two splits share a file, a patient, a case or an image with identical bytes."""
         check_disjoint(samples)
         self.check_shared(check_patients, samples)
         self.check_shared(check_no_shared_images, images_of_files(samples))
@@ -449,7 +456,7 @@ class DataSettings:
         self.check_shared(check_no_shared_images, images_of_rows(rows))
 
     def check_shared(self, check: Callable[[Any], None], images: Any) -> None:
-        """Run a check of images that splits share; with `allow_shared_images` its error is a warning."""
+        """Run a check of shared images; with `allow_shared_images`, log its error as a warning."""
         try:
             check(images)
         except ValueError as error:
@@ -459,22 +466,22 @@ class DataSettings:
 
 
 def check_shared_cases(cases: Mapping[str, Iterable[str]]) -> None:
-    """Raise a `ValueError` that names a case of two splits, given those of each split."""
+    """Raise a `ValueError` if two splits share a case."""
     owners: dict[str, str] = {}
-    for name, of_split in cases.items():
-        for case in set(of_split):
+    for name, split_cases in cases.items():
+        for case in set(split_cases):
             if owners.setdefault(case, name) != name:
                 raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
 
 
 class BandJitter(v2.Transform):
-    """Multiplies by how much each band differs from black, or from its own mean; the factor is drawn for each band.
+    """Random change of brightness or contrast with an independent factor for each band.
 
-    Bands are in [0, 1], and stay there.
+    Values of bands are in [0, 1] before and after.
 
     Args:
-        factors: the lowest and the highest, between which they are drawn uniformly.
-        from_mean: whether contrast changes, and not brightness.
+        factors: lowest and highest factor of the uniform distribution.
+        from_mean: whether to change contrast around the mean of a band instead of brightness.
     """
 
     def __init__(self, factors: tuple[float, float], from_mean: bool):

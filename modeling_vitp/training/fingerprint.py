@@ -1,8 +1,8 @@
-"""What a run reads, as hashes: a run that goes on from a checkpoint finds out whether its data are still the same.
+"""Hashes of the training data, to detect changes on resume.
 
-Of rows all texts, numbers and encoded images are read, 1.3 GB a second on 2 cores of an AMD EPYC; above 4 GB, of
-images every second, third … beside the lengths of all. Of image files, and of the files of a stream, their sizes and
-times of change (of more than 100,000 in one source, evenly spread ones).
+For rows, all texts, numbers and encoded images are hashed, 1.3 GB a second on 2 cores of an AMD EPYC. For data sets
+above 4 GB, only every second, third … image is hashed, and the sizes of all images. For image files and the files of a
+stream, sizes and modification times are hashed, for at most 100,000 evenly spaced files per source.
 """
 
 import dataclasses
@@ -25,33 +25,32 @@ from ..instructions.sources import Source, line_files, load_columns
 MOST_FILES = 100_000
 MOST_BYTES = 4_000_000_000
 IMAGE = {"bytes", "path"}
-# What does not change a row, or is in the rows.
+# Fields of a source that do not change its rows, or that the hash of the rows covers.
 NOT_ROWS = {"dataset", "folder", "annotation", "image_root", "rows", "obtain", "make", "modality", "tasks", "general"}
 
 
 def fingerprint_data(data: Any) -> dict[str, str | None]:
-    """Return a hash for each part of what is trained on, by name; `None` where nothing is known of it.
+    """Return a hash for each part of the training data by name, `None` for data that cannot be hashed.
 
     Args:
-        data: rows (a data set, a stream, a mixture of either), the paths of files, a text that stands for what was
-            read of annotations, or a mapping of names to such.
+        data: data set, stream, mixture, list of file paths, text that represents annotations, or dictionary of these.
     """
     if isinstance(data, MixtureDataset | MixtureStream):
         mixture = dataclasses.asdict(data.mixture) | {"sources": None, "modalities": None}
-        if not getattr(data, "is_split", False):  # as in checkpoints that are older than the setting
+        if not getattr(data, "is_split", False):  # unsplit mixtures have the same hash as without this setting
             del mixture["split_streams"]
-        parts = {source.name: of_source(source, part) for source, part in zip(data.mixture.sources, data.parts)}
+        parts = {source.name: hash_source(source, part) for source, part in zip(data.mixture.sources, data.parts)}
         return {"how sources are mixed": digest([str(mixture), str(order_of(data.mixture))]), **parts}
     if isinstance(data, Dataset):
-        return {"rows": of_rows(data)}
+        return {"rows": hash_rows(data)}
     if isinstance(data, IterableDataset):
-        return {"stream": of_stream(data)}
+        return {"stream": hash_stream(data)}
     if isinstance(data, dict):
         return {
             f"{name}, {part}": value for name, item in data.items() for part, value in fingerprint_data(item).items()
         }
     if isinstance(data, list):
-        return {"files": digest(states(data))}
+        return {"files": digest(file_states(data))}
     if isinstance(data, str):
         return {"annotations": digest([data])}
     return {"rows": None}
@@ -61,21 +60,21 @@ def order_of(mixture: Mixture) -> list[str]:
     return [source.name for source in mixture.sources]
 
 
-def of_source(source: Source, part: Dataset | IterableDataset) -> str | None:
+def hash_source(source: Source, part: Dataset | IterableDataset) -> str | None:
     settings = {name: value for name, value in dataclasses.asdict(source).items() if name not in NOT_ROWS}
     if isinstance(part, Dataset):
-        rows = of_rows(part)
+        rows = hash_rows(part)
     elif source.annotation:
-        rows = digest(states([source.annotation]))
+        rows = digest(file_states([source.annotation]))
     elif source.folder:
-        rows = digest(states(path for path in sorted(Path(source.folder).rglob("*")) if path.is_file()))
+        rows = digest(file_states(path for path in sorted(Path(source.folder).rglob("*")) if path.is_file()))
     else:
-        rows = of_stream(retry(partial(load_columns, source)))
+        rows = hash_stream(retry(partial(load_columns, source)))
     return rows and digest([str(sorted(settings.items(), key=str)), rows])
 
 
-def of_rows(dataset: Dataset) -> str:
-    """Hash the content of rows, whatever the cache that they lie in."""
+def hash_rows(dataset: Dataset) -> str:
+    """Hash the content of rows independently of their cache files."""
     seen = hashlib.sha256()
     paths: list[str] = []
     table = dataset.data
@@ -85,37 +84,37 @@ def of_rows(dataset: Dataset) -> str:
         part = table.slice(start, 1000)
         for name in names:
             for chunk in part.column(name).chunks:
-                feed(seen, chunk, paths, step)
+                hash_array(seen, chunk, paths, step)
     indices = getattr(dataset, "_indices", None)
     if indices is not None:
         for chunk in indices.column(0).chunks:
-            feed(seen, chunk, paths)
-    return digest([str(names), str(table.num_rows), seen.hexdigest(), *states(paths)])
+            hash_array(seen, chunk, paths)
+    return digest([str(names), str(table.num_rows), seen.hexdigest(), *file_states(paths)])
 
 
-def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1) -> None:
-    """Hash the values of an array, of bytes every `step`-th; notes the paths of images that lie in files."""
+def hash_array(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1) -> None:
+    """Hash the values of an array, of binary values every `step`-th, and append the paths of image files to `paths`."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return feed(seen, array.storage, paths, step)
+        return hash_array(seen, array.storage, paths, step)
     if isinstance(kind, pa.StructType) and {field.name for field in kind} == IMAGE:
         in_files = array.filter(pc.is_null(pc.struct_field(array, "bytes")))
         paths += [path for path in pc.struct_field(in_files, "path").to_pylist() if path is not None]
-        return feed(seen, pc.struct_field(array, "bytes"), paths, step)
+        return hash_array(seen, pc.struct_field(array, "bytes"), paths, step)
     seen.update(array.is_valid().to_numpy(zero_copy_only=False).tobytes())
     if pa.types.is_dictionary(kind):
-        feed(seen, array.dictionary_decode(), paths, step)
+        hash_array(seen, array.dictionary_decode(), paths, step)
     elif pa.types.is_struct(kind):
         for child in array.flatten():
-            feed(seen, child, paths, step)
+            hash_array(seen, child, paths, step)
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        feed(seen, pc.list_value_length(array), paths, step)
-        feed(seen, array.flatten(), paths, step)
+        hash_array(seen, pc.list_value_length(array), paths, step)
+        hash_array(seen, array.flatten(), paths, step)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        feed(seen, pc.binary_length(array), paths, step)
+        hash_array(seen, pc.binary_length(array), paths, step)
         seen.update("".join(array.drop_null().to_pylist()).encode("utf-8", "surrogatepass"))
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        feed(seen, pc.binary_length(array), paths, step)
+        hash_array(seen, pc.binary_length(array), paths, step)
         for value in array.drop_null()[::step]:
             seen.update(value.as_buffer())
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
@@ -124,23 +123,23 @@ def feed(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1
         seen.update(repr(array.to_pylist()).encode())
 
 
-def of_stream(dataset: IterableDataset) -> str | None:
-    """Hash the files and rows that a stream reads, as far as it shows them; addresses on the Hub name a commit."""
+def hash_stream(dataset: IterableDataset) -> str | None:
+    """Hash the files and rows that a stream reads, if they are known; addresses on the Hub contain a commit."""
     rows, found = [], []
     for item in walk(vars(dataset).get("_ex_iterable"), set(), 12):
         if isinstance(item, Dataset):
-            rows.append(of_rows(item))
+            rows.append(hash_rows(item))
         elif isinstance(item, pa.Table):
-            rows.append(of_rows(Dataset(item)))
+            rows.append(hash_rows(Dataset(item)))
         elif item.startswith(("hf://", "http://", "https://")) or os.path.isfile(item):
             found.append(item)
     local = sorted({path for path in found if os.path.isfile(path)})
     remote = sorted({path for path in found if not os.path.isfile(path)})
-    return digest([*rows, *remote, *states(local)]) if rows or found else None
+    return digest([*rows, *remote, *file_states(local)]) if rows or found else None
 
 
 def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table | str]:
-    """Yield the tables and texts that an object of `datasets` holds, in its order."""
+    """Yield the tables and texts in an object of `datasets` in its order."""
     if isinstance(item, str):
         yield item
         return
@@ -149,7 +148,7 @@ def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table |
     seen.add(id(item))
     if isinstance(item, Dataset | pa.Table):
         yield item
-    elif isinstance(getattr(item, "table", None), pa.Table):  # of `datasets`
+    elif isinstance(getattr(item, "table", None), pa.Table):  # a table of `datasets`
         yield item.table
     elif isinstance(item, Source):
         yield from map(str, [item.annotation] if item.annotation else line_files(item))
@@ -165,8 +164,8 @@ def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table |
         yield from walk(vars(item) if hasattr(item, "__dict__") else {}, seen, depth - 1)
 
 
-def states(paths: Iterable[str | Path]) -> Iterator[str]:
-    """Yield name, size and time of change of files."""
+def file_states(paths: Iterable[str | Path]) -> Iterator[str]:
+    """Yield name, size and modification time of files."""
     paths = list(map(str, paths))
     yield str(len(paths))
     for path in paths[:: 1 + len(paths) // MOST_FILES]:

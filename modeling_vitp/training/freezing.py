@@ -1,4 +1,4 @@
-"""Which parts of a model train, in full, through LoRA or not at all, and at which learning rate."""
+"""Freezing of model parts, LoRA, and learning rates of parameter groups."""
 
 import re
 
@@ -25,10 +25,10 @@ def freeze(
     language_model: bool = False,
     unfreeze_vision_layers: int = 0,
 ) -> None:
-    """Take the gradients of whole parts away; of a frozen ViT, the last `unfreeze_vision_layers` layers train.
+    """Freeze parts of a model, except the last `unfreeze_vision_layers` layers of a frozen ViT.
 
     Raises:
-        ValueError: if nothing is left to train, or layers of a ViT that is not frozen are to be unfrozen.
+        ValueError: if all parameters are frozen, or if `unfreeze_vision_layers` is set without a frozen ViT.
     """
     layers = unfrozen_layers(model, vision, unfreeze_vision_layers)
     model.model.vision_tower.requires_grad_(not vision)
@@ -38,7 +38,7 @@ def freeze(
     for index in layers:
         model.model.vision_tower.encoder.layer[index].requires_grad_(True)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("ViT, projector and language model are all frozen: nothing is left to train.")
+        raise ValueError("ViT, projector and language model are all frozen. Leave at least one of them trainable.")
 
 
 def lora_config(
@@ -49,19 +49,19 @@ def lora_config(
     freeze_language_model: bool = False,
     unfreeze_vision_layers: int = 0,
 ) -> LoraConfig | None:
-    """LoRA on the language model; what else trains does so in full, as PEFT's `modules_to_save`.
+    """Return the configuration of LoRA on the language model, or `None` without `use_peft`.
 
-    `lora_target_modules` are names of modules within the language model, all its linear ones by default. They never
-    match the ViT, whose projections have the same names. `None` without `use_peft`.
+    Other trainable parts are PEFT's `modules_to_save`. `lora_target_modules` are names of modules in the language
+    model, by default all linear modules. They never match modules of the ViT, whose projections have the same names.
 
     Raises:
-        ValueError: if the language model is frozen, which is what LoRA would train.
+        ValueError: if `freeze_language_model` is set together with `use_peft`.
     """
     config = get_peft_config(model_args)
     if config is None:
         return None
     if freeze_language_model:
-        raise ValueError("use_peft puts LoRA on the language model, and freeze_language_model freezes it: give one.")
+        raise ValueError("use_peft and freeze_language_model exclude each other: LoRA trains the language model.")
     targets = model_args.lora_target_modules
     if targets is None or targets == "all-linear":
         modules = model.model.language_model.named_modules()
@@ -77,12 +77,12 @@ def lora_config(
 
 
 def unfrozen_layers(model: ViTPForConditionalGeneration, freeze_vision: bool, number: int) -> range:
-    """Return the last layers of a frozen ViT that train all the same."""
+    """Return the indices of the last layers of a frozen ViT that still train."""
     depth = model.config.vision_config.num_hidden_layers
     if number and not freeze_vision:
-        raise ValueError(f"unfreeze_vision_layers={number} has a meaning only with freeze_vision.")
+        raise ValueError(f"unfreeze_vision_layers={number} needs freeze_vision: set it, or remove the option.")
     if not 0 <= number <= depth:
-        raise ValueError(f"unfreeze_vision_layers={number}, but the ViT has {depth} layers.")
+        raise ValueError(f"Expected unfreeze_vision_layers in [0, {depth}], the layers of the ViT, got {number}.")
     return range(depth - number, depth)
 
 
@@ -95,21 +95,25 @@ def layer_decay_groups(
     level_embeddings_at_input: bool = False,
     position_weight_decay: bool = False,
 ) -> list[dict]:
-    """Return groups of parameters for an optimizer, as BEiT's fine-tuning has them (arXiv 2106.08254).
+    """Return parameter groups with layer-wise learning rate decay, as in BEiT's fine-tuning (arXiv 2106.08254).
 
-    Of a ViT with L layers, layer i (from 0) learns at `learning_rate * layer_decay ** (L - i)`, its patch and position
-    embeddings at `learning_rate * layer_decay ** (L + 1)`, and everything else (adapter, heads) at `learning_rate`.
-    Weights of one dimension (norms, biases, gates, LayerScale), position embeddings and the CLS token have no weight
-    decay.
+    In a ViT with L layers, layer i (from 0) has the learning rate `learning_rate * layer_decay ** (L - i)`. The patch
+    and position embeddings have `learning_rate * layer_decay ** (L + 1)`. All other parameters (adapter, heads) have
+    `learning_rate`. Parameters of one dimension (norms, biases, gates, LayerScale), position embeddings and the CLS
+    token have no weight decay.
 
     Args:
-        model: one with the ViT's `embeddings` and `encoder.layer` somewhere in it. What does not train is left out.
-        num_layers: L.
-        level_embeddings_at_input: whether the adapter's level embeddings learn at the rate of the patch embeddings, and
-        position_weight_decay: whether position embeddings have weight decay, both as in ViTP's release.
+        model: model that contains the ViT's `embeddings` and `encoder.layer`. Frozen parameters are ignored.
+        learning_rate: learning rate of the adapter and the heads.
+        weight_decay: weight decay of parameters with more than one dimension.
+        layer_decay: factor between the learning rates of neighboring layers.
+        num_layers: number of layers L.
+        level_embeddings_at_input: whether the adapter's level embeddings have the learning rate of the patch
+            embeddings, as in ViTP's release.
+        position_weight_decay: whether position embeddings have weight decay, as in ViTP's release.
 
     Returns:
-        One dictionary for each group that is not empty: `params`, `lr`, `weight_decay`, and for logs `name`.
+        Dictionaries with `params`, `lr`, `weight_decay` and, for logs, `name`.
     """
     groups = {}
     for name, parameter in model.named_parameters():
@@ -134,7 +138,7 @@ def layer_decay_groups(
 
 
 def vit_depth(name: str, num_layers: int) -> int:
-    """Return 0 for the embeddings of the ViT, 1 + i for its layer i, L + 1 for what is not part of it."""
+    """Return 0 for the embeddings of the ViT, 1 + i for its layer i, and L + 1 for all other parameters."""
     layer = re.search(r"(?:^|\.)encoder\.layer\.(\d+)\.", name)
     if layer:
         return 1 + int(layer[1])

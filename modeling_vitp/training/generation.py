@@ -1,4 +1,4 @@
-"""Answers of a model to conversations, in batches, and pictures of them."""
+"""Generated answers to conversations in batches, and pictures of them."""
 
 import itertools
 import textwrap
@@ -28,7 +28,7 @@ from .callbacks import choose, component_colors
 MAX_NEW_TOKENS = 64
 COLORS = ("red", "green", "blue")
 REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
-LONGEST = 360  # characters of a text in a picture
+LONGEST = 360  # maximum number of characters of a text in a picture
 
 
 def generate_answers(
@@ -39,16 +39,21 @@ def generate_answers(
     samples: int = 1,
     **generate_kwargs,
 ) -> list[str]:
-    """Generate one answer to each conversation, or `samples` of them one after the other; greedy by default.
+    """Generate answers to conversations in batches, greedily by default.
 
-    Every visual token is kept. The model stays in the mode and on the device that it is in.
+    All visual tokens are kept. The mode and the device of the model do not change.
 
     Args:
-        conversations: messages up to a question, with their images in them as the chat template takes them. They may
-            have different numbers of images.
-        images_kwargs: for the image processor, the same for all.
-        samples: answers to each conversation, which is read once for all of them.
-        generate_kwargs: for `generate`.
+        model: the model.
+        processor: processor of the model.
+        conversations: messages that end with a question, with images in the format of the chat template. The number of
+            images may differ.
+        images_kwargs: arguments of the image processor for all conversations.
+        samples: number of answers per conversation; its prompt is encoded once.
+        generate_kwargs: arguments of `generate`.
+
+    Returns:
+        `samples` answers to the first conversation, then to the second, and so on.
     """
     sides = {"padding": True, "padding_side": "left", "add_special_tokens": False}
     inputs = processor.apply_chat_template(
@@ -61,17 +66,17 @@ def generate_answers(
     ).to(model.device, model.dtype)
     options = {"do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id, **generate_kwargs}
     if samples > 1:
-        inputs = read_once(model, inputs, samples)
+        inputs = prefill_prompts(model, inputs, samples)
     generated = model.generate(**inputs, **options)
     return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def read_once(
+def prefill_prompts(
     model: ViTPForConditionalGeneration, inputs: Mapping[str, torch.Tensor], samples: int
 ) -> dict[str, torch.Tensor | Cache]:
-    """For `generate`, each prompt `samples` times one after the other, with a cache of all but its last token.
+    """Return inputs of `generate` with each prompt repeated `samples` times, and a cache of all but its last token.
 
-    `num_return_sequences` would have the language model read the prompt, its visual tokens too, for every sample anew.
+    With `num_return_sequences`, the language model would process each prompt and its visual tokens for every sample.
     """
     prompt = {name: inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}
     positions = (prompt["attention_mask"].cumsum(-1) - 1).clamp(min=0)
@@ -84,7 +89,7 @@ def read_once(
 
 
 def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: int) -> list[dict[str, Any]]:
-    """Return rows of a data set, of the first of several, or of the start of a stream; those with an image first."""
+    """Return rows of a data set, of the first data set of a dictionary, or of a stream; rows with images come first."""
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))
     is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
@@ -95,7 +100,7 @@ def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: i
 def draw_answered_rows(
     model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Sequence[dict[str, Any]], path: Path
 ) -> None:
-    """Draw what the model answers and what its ViT sees, as a PNG."""
+    """Draw the model's answers and the features of its ViT as a PNG."""
     answered = [answer_row(model, collator, row) for row in rows]
     features = [one.features for one in answered if one.features is not None]
     draw_answers(answered, component_colors(features, path.parent), path)
@@ -103,13 +108,17 @@ def draw_answered_rows(
 
 @dataclass
 class Answered:
-    """A question of a row with what the model says.
+    """Question of a row with the model's answer.
 
     Args:
-        blind: what it says with another image, if that was asked.
-        image: the first image as the ViT sees it in one tile, uint8 of shape `(height, width, 3)`; `None` without any.
-        size: height and width of the image itself, in pixels.
-        features: of the ViT for that tile, of shape `(channels, rows, columns)`.
+        name: id of the row.
+        question: question.
+        reference: answer of the row.
+        answer: answer of the model.
+        blind: answer of the model with another image, if it was generated.
+        image: first image as one tile, uint8 of shape `(height, width, 3)`, or `None` without images.
+        size: height and width of the original image in pixels.
+        features: features of the ViT for the tile, of shape `(channels, rows, columns)`.
     """
 
     name: str
@@ -123,7 +132,7 @@ class Answered:
 
 
 def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, row: dict[str, Any]) -> Answered:
-    """Answer a row greedily, with every visual token, in the mode and on the device that the model is in."""
+    """Answer a row greedily with all visual tokens; the mode and the device of the model do not change."""
     processor = collator.processor
     messages, _, settings = collator.conversation(row)
     turn = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
@@ -140,7 +149,7 @@ def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, 
 
 
 def first_image(messages: Sequence[dict[str, Any]]) -> Any:
-    """Return the first image in messages, `None` if there is none."""
+    """Return the first image in messages, or `None` without images."""
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
     return next((part["image"] for part in parts if part["type"] == "image"), None)
 
@@ -148,7 +157,7 @@ def first_image(messages: Sequence[dict[str, Any]]) -> Any:
 def add_features(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, options: dict, answered: Answered
 ) -> None:
-    """Add the size of an image, what the ViT sees of it in one tile, and its features."""
+    """Add the size of an image, its tile, and the features of the ViT to an answer."""
     answered.size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
     image_processor = processor.image_processor
     pixels = image_processor(image, return_tensors="pt", **options)["pixel_values"][:1]
@@ -162,11 +171,12 @@ def add_features(
 
 
 def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Path) -> None:
-    """A row each: the image with the boxes in answer and reference, the ViT's components, and what is said.
+    """Draw a figure with one row per answer: the image with boxes, the features of the ViT, and the texts.
 
     Args:
-        maps: uint8 of shape `(rows, columns, 3)`, of the rows with an image.
-        path: of the PNG.
+        rows: answers.
+        maps: feature maps of the rows with an image, uint8 of shape `(rows, columns, 3)`.
+        path: PNG file.
     """
     figure = Figure(figsize=(10, 2.8 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1, 1, 1.4))

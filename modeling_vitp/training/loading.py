@@ -1,4 +1,4 @@
-"""Load the start of a pretraining: a checkpoint, a ViT with a language model, or a model from scratch."""
+"""Loading of the model to pretrain: a checkpoint, a ViT with a language model, or random weights."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
@@ -29,33 +29,33 @@ from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration, ViTPVis
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 
-if TYPE_CHECKING:  # the Space builds a model without TRL
+if TYPE_CHECKING:  # the Space loads models without TRL
     from trl import ModelConfig
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
 SAMPLE = "The trees stand in rows."
-NEEDED = ("vision_config", "text_config", "vocab_size")  # of from_scratch
+NEEDED = ("vision_config", "text_config", "vocab_size")  # required keys of from_scratch
 
 
 def check_options(model_args: "ModelConfig", from_scratch: dict | None, model_init_kwargs: dict | None = None) -> None:
-    """Raise a `ValueError` if the options of the model have one that would change nothing."""
+    """Raise a `ValueError` if an option of the model would have no effect."""
     packed = [name for name in vars(model_args) if name.startswith(("load_in_", "bnb_", "use_bnb_"))]
     packed = [name for name in packed if getattr(model_args, name) != getattr(type(model_args)(), name)]
     if packed:
         raise ValueError(
-            f"{' and '.join(packed)}: weights are trained as they are, and not in 4 or 8 bits: leave that out. Less "
-            "memory is what use_peft, the options freeze_… and --dtype bfloat16 need."
+            f"{' and '.join(packed)}: training of quantized weights is not supported. Remove the option. To save "
+            "memory, use use_peft, the options freeze_… or --dtype bfloat16."
         )
     if from_scratch is not None and model_args.dtype not in (None, "auto", "float32"):
         raise ValueError(
-            f"dtype={model_args.dtype!r} is of a model that is loaded; one from_scratch begins in float32: leave it "
-            "out; --bf16 true computes in bfloat16."
+            f"dtype={model_args.dtype!r}: from_scratch creates float32 weights. Remove the option; use --bf16 true to "
+            "compute in bfloat16."
         )
     if model_init_kwargs:
         raise ValueError(
-            "model_init_kwargs are of a trainer that is given the name of a model in Python: give dtype, "
-            "attn_implementation and model_revision instead."
+            "model_init_kwargs are only supported by the trainer in Python. Set dtype, attn_implementation and "
+            "model_revision instead."
         )
 
 
@@ -67,27 +67,33 @@ def load_start(
     vision_model: str | None = None,
     language_model: str | None = None,
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """Load the model and processor that the arguments ask for; `texts` train the tokenizer of one from scratch.
+    """Load or build the model and processor that the arguments describe.
 
-    With `from_scratch`, a `vision_model` gives the ViT its weights and says how images are read, but for what
-    `from_scratch` says of it, and the rest begins at nothing.
+    Args:
+        model_args: arguments of the model.
+        from_scratch: configuration of a model with random weights, see [`check_from_scratch`].
+        texts: texts that the tokenizer of a model from scratch is trained on.
+        drop_path_rate: stochastic depth rate of the ViT, by default that of its configuration.
+        vision_model: folder or Hub id of a backbone. With `from_scratch`, it provides the initial weights of the ViT
+            and the settings of the image processor, unless `from_scratch` overrides them.
+        language_model: folder or Hub id of a causal LM, combined with `vision_model`.
 
     Raises:
-        ValueError: if not exactly one start is given, the checkpoint is of another kind, or its keys do not fit.
+        ValueError: if not exactly one start is given, the checkpoint has another model type, or its keys do not match.
     """
     name = model_args.model_name_or_path
     if (vision_model is None) != (language_model is None) and (from_scratch is None or vision_model is None):
-        raise ValueError("vision_model and language_model belong together: give both, or neither.")
+        raise ValueError("vision_model and language_model belong together: set both, or neither.")
     if sum(start is not None for start in (name, from_scratch, language_model)) != 1:
         raise ValueError(
-            "Give either model_name_or_path or from_scratch in the configuration, or vision_model with language_model: "
-            "where training starts. A from_scratch that the configuration has is taken back by --from_scratch '{}'."
+            "Give either model_name_or_path or from_scratch in the configuration, or vision_model with language_model, "
+            "the model to start from. To remove from_scratch of the configuration, add --from_scratch '{}'."
         )
     options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if from_scratch is not None:
         model, processor = start_from_scratch(from_scratch, texts, drop_path_rate)
         if vision_model is not None:
-            give_weights(model.model.vision_tower, vision_model)
+            load_vision_weights(model.model.vision_tower, vision_model)
             settings = from_scratch.get("image_processor") or {}
             size = model.config.vision_config.image_size
             processor.image_processor = image_processor_of(vision_model, size, **settings)
@@ -103,12 +109,13 @@ def load_start(
 def load_checkpoint(
     name: str, drop_path_rate: float | None = None, revision: str | None = None, **options
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """Load a ViTP or transformers' InternVL, from a folder or the Hub, and its processor.
+    """Load a ViTP or transformers' InternVL and its processor.
 
     Args:
-        drop_path_rate: stochastic depth of the ViT; as it is configured if not given.
+        name: folder or Hub id.
+        drop_path_rate: stochastic depth rate of the ViT, by default that of its configuration.
         revision: branch, tag or commit on the Hub.
-        options: for `from_pretrained` (`dtype`, `attn_implementation` …).
+        options: arguments of `from_pretrained` (`dtype`, `attn_implementation` …).
     """
     revision = {"revision": revision or "main"}
     classes = {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}
@@ -118,13 +125,13 @@ def load_checkpoint(
     model_type = fields.get("model_type")
     if model_type in [*VISION_MODELS]:
         raise ValueError(
-            f"{name} is a backbone, without a language model: give it as --vision_model, with language_model or "
+            f"{name} is a backbone without a language model. Set it as --vision_model, with language_model or "
             "from_scratch."
         )
     if model_type not in [*classes]:
         raise ValueError(
-            f"{name} is a {model_type!r} model; training starts from {' or '.join(classes)}. Checkpoints of InternVL's "
-            f"own code are converted first: vitp convert {name} FOLDER."
+            f"{name} is a {model_type!r} model. Expected {' or '.join(classes)}. Convert checkpoints of InternVL's own "
+            f"code first: vitp convert {name} FOLDER."
         )
     with naming(name, PreTrainedConfig):
         config = AutoConfig.from_pretrained(name, **revision)
@@ -141,19 +148,19 @@ def load_checkpoint(
 
 
 def check_from_scratch(settings: dict | None) -> None:
-    """Raise a `ValueError` if `from_scratch` lacks something, or has a key that the model or its processor has not."""
+    """Raise a `ValueError` if a key of `from_scratch` is missing or unknown."""
     if settings is None:
         return
     check_keys("from_scratch", settings, [*NEEDED, "image_processor"], "a model from scratch")
     missing = [name for name in NEEDED if settings.get(name) is None]
     if missing:
-        raise ValueError(f"from_scratch: there is no {' and no '.join(missing)}, and {', '.join(NEEDED)} are needed.")
+        raise ValueError(f"from_scratch: {' and '.join(missing)} missing. Required keys: {', '.join(NEEDED)}.")
     check_config("from_scratch.vision_config", settings["vision_config"], ViTPVisionConfig)
     text_config = settings["text_config"]
     check_config(
         "from_scratch.text_config", text_config, config_class_of("from_scratch.text_config", text_config, "qwen2")
     )
-    # The processor's size is the ViT's.
+    # The size of the image processor is the image size of the ViT.
     known = {*ViTPImageProcessor.valid_kwargs.__annotations__} - {"size"}
     check_keys("from_scratch.image_processor", settings.get("image_processor"), known, ViTPImageProcessor.__name__)
 
@@ -170,16 +177,16 @@ def start_from_scratch(
     return build_model(tokenizer, vision_config, settings["text_config"], settings.get("image_processor"))
 
 
-def give_weights(vision_tower: ViTPVisionModel, name: str) -> None:
-    """Load the weights of a backbone, a folder or Hub id, into a ViT of its shape.
+def load_vision_weights(vision_tower: ViTPVisionModel, name: str) -> None:
+    """Load the weights of a backbone, a folder or Hub id, into a ViT.
 
     Raises:
-        ValueError: if it has another shape.
+        ValueError: if the shapes of the weights differ.
     """
-    given = load_vision(name, None, {})
-    check_finite(given.state_dict(), name)
+    pretrained = load_vision(name, None, {})
+    check_finite(pretrained.state_dict(), name)
     try:
-        vision_tower.load_state_dict(given.state_dict())
+        vision_tower.load_state_dict(pretrained.state_dict())
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(
@@ -190,8 +197,10 @@ def give_weights(vision_tower: ViTPVisionModel, name: str) -> None:
 def tiling(
     name: str | None, from_scratch: dict | None, vision_model: str | None = None, max_patches: int | None = None
 ) -> tuple[ViTPImageProcessor, int]:
-    """The image processor of a start and the visual tokens of a tile, as far as that is known on this machine: from
-    the settings of a model from scratch or the folder of a model or backbone; else InternVL2.5's.
+    """Return the image processor of the model to start from, and the number of visual tokens per tile.
+
+    Both are read from `from_scratch`, or from the local folder of a model or backbone. For models on the Hub, those of
+    InternVL2.5 are returned.
     """
     backbone = vision_model if vision_model is not None and Path(vision_model).is_dir() else None
     if from_scratch is not None:
@@ -218,14 +227,19 @@ def tiling(
 def apply_input_spec(
     input_spec: dict, model: ViTPForConditionalGeneration, processor: ViTPProcessor, use_peft: bool = False
 ) -> None:
-    """Has images read by an input spec. If it names bands, weights for red, green and blue are spread over them, see
-    [`~modeling_vitp.spread_bands`], and so are mean and standard deviation.
+    """Set the input spec of the image processor, and spread RGB weights over its bands.
+
+    If the input spec names bands, the weights, mean and standard deviation for red, green and blue are spread over the
+    bands, see [`~modeling_vitp.spread_bands`].
 
     Args:
-        use_peft: whether an adapter is trained, which is of use with the model that it starts from alone.
+        input_spec: input spec of the images.
+        model: model to change.
+        processor: processor to change.
+        use_peft: whether an adapter is trained. An adapter can only be used with a base model that is saved.
 
     Raises:
-        ValueError: if the model is for other bands, or an adapter would be one of a model that is saved nowhere.
+        ValueError: if the model has other bands, or an adapter would have a base model that is not saved.
     """
     processor.image_processor = processor.image_processor.with_input_spec(input_spec)
     names = processor.image_processor.band_names
@@ -233,16 +247,16 @@ def apply_input_spec(
         return
     if use_peft and model.config.vision_config.band_names is None:
         raise ValueError(
-            "use_peft: an adapter needs its model as it was, and the weights of this one are spread over other bands. "
-            "Save it first, vitp convert MODEL FOLDER --to vitp --input_spec JSON, and start from FOLDER."
+            "use_peft: an adapter needs a saved base model, but the weights are spread over other bands. Save the "
+            "model first, vitp convert MODEL FOLDER --to vitp --input_spec JSON, and start from FOLDER."
         )
     spread_bands(model, names)
 
 
 def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcessor) -> None:
-    """Raise a `ValueError` if the processor's tiles or tokens are not what the model expects."""
+    """Raise a `ValueError` if the processor does not match the model."""
     if not isinstance(processor, ViTPProcessor):
-        raise ValueError(f"processing_class is a {type(processor).__name__}, but a ViTPProcessor is needed.")
+        raise ValueError(f"Expected processing_class to be a ViTPProcessor, got {type(processor).__name__}.")
     config = model.config
     size = processor.image_processor.size
     pairs = {
@@ -251,23 +265,23 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
         "image size": (list(config.vision_config.image_size), [size["height"], size["width"]]),
         "band_names": (config.vision_config.band_names, processor.image_processor.band_names),
     }
-    for name, (expected, given) in pairs.items():
-        if expected != given:
-            raise ValueError(f"Model and processor do not belong together: {name} is {expected} and {given}.")
+    for name, (expected, found) in pairs.items():
+        if expected != found:
+            raise ValueError(f"{name} of model and processor must match, got {expected} and {found}.")
     num_embeddings = model.get_input_embeddings().num_embeddings
     if len(processor.tokenizer) > num_embeddings:
         raise ValueError(
-            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model only {num_embeddings} embeddings: "
-            "call model.resize_token_embeddings(len(tokenizer))."
+            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model has only {num_embeddings} embeddings. "
+            "Call model.resize_token_embeddings(len(tokenizer))."
         )
     if processor.tokenizer.pad_token_id is None:
-        raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token.")
+        raise ValueError("The tokenizer has no pad token. Set tokenizer.pad_token.")
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on `texts`, with the special tokens of Qwen2.5 and InternVL2.5. Deterministic.
+    """Train a byte-level BPE tokenizer on `texts`, with the special tokens of Qwen2.5 and InternVL2.5.
 
-    All bytes are in it whatever `vocab_size` is; without texts there is nothing else.
+    The result is deterministic. The vocabulary contains all bytes even if `vocab_size` is smaller.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -287,7 +301,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def build_model(
     tokenizer: PreTrainedTokenizerFast, vision_config: dict, text_config: dict, image_processor: dict | None = None
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """Build a model with random weights and its processor, with vocabulary and token ids of the tokenizer."""
+    """Build a model with random weights and its processor for a tokenizer."""
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = ViTPConfig(
         vision_config=vision_config,
@@ -307,35 +321,35 @@ def build_model(
 def compose(
     vision_model: str, language_model: str, drop_path_rate: float | None = None, **options
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    """Join a pretrained ViT and a pretrained causal LM, and make their processor.
+    """Combine a pretrained ViT and a pretrained causal LM with a new projector, and create their processor.
 
-    The tokens that mark images, turns and boxes are added to the tokenizer where it lacks them, with embeddings drawn
-    around the mean of the others.
+    Missing special tokens of images, turns and boxes are added to the tokenizer. Their embeddings are drawn around the
+    mean of the other embeddings.
 
     Args:
         vision_model: folder or Hub id of a backbone (`internvl_vision` or `vitp_vision`).
         language_model: folder or Hub id of a causal LM of transformers.
-        drop_path_rate: stochastic depth of the ViT; as it is configured if not given.
-        options: for both `from_pretrained` (`dtype`, `attn_implementation` …).
+        drop_path_rate: stochastic depth rate of the ViT, by default that of its configuration.
+        options: arguments of both `from_pretrained` calls (`dtype`, `attn_implementation` …).
 
     Raises:
-        ValueError: if one is of another kind, its weights do not fit its configuration, or the composed model would
-            not compute the logits of the language model.
+        ValueError: if a model type is not supported, weights do not match their configuration, or the combined model
+            would not compute the logits of the language model.
     """
     vision, language = load_vision(vision_model, drop_path_rate, options), load_language(language_model, options)
     for name, part in ((vision_model, vision), (language_model, language)):
         check_finite(part.state_dict(), name)
     tokenizer = AutoTokenizer.from_pretrained(language_model)
-    add_marks(tokenizer, language)
+    extend_tokenizer(tokenizer, language)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     head = language.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise ValueError(f"{language_model} has no plain linear LM head (it has {head}), which ViTP needs.")
+        raise ValueError(f"Expected {language_model} to have a linear LM head without bias, found {head}.")
     if language.config.tie_word_embeddings and not hasattr(language.base_model, "embed_tokens"):
         raise ValueError(
-            f"{language_model}, a {language.config.model_type!r}, ties its LM head to embeddings of another name than "
-            "embed_tokens, which is the only one that transformers' InternVL ties."
+            f"{language_model}, a {language.config.model_type!r}, must tie its LM head to embeddings named "
+            "embed_tokens, the only name that transformers' InternVL supports."
         )
 
     config = ViTPConfig(
@@ -361,10 +375,12 @@ def compose(
 
 
 def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) -> ViTPImageProcessor:
-    """Return the image processor of a backbone, or a new one, for images of this height and width.
+    """Return the image processor of a backbone, or a new one if the backbone has none.
 
     Args:
-        settings: what it has instead of its own.
+        vision_model: folder or Hub id of the backbone.
+        size: height and width of a tile in pixels.
+        settings: settings that replace those of the backbone.
     """
     settings["size"] = dict(zip(("height", "width"), size))
     if cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False):
@@ -372,9 +388,10 @@ def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) 
     return ViTPImageProcessor(**settings)
 
 
-def add_marks(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
-    """Add the marks that a tokenizer lacks, and draws their embeddings: also those that have a row already, of the
-    many that a table is often padded with, which nothing was learned in.
+def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
+    """Add missing special tokens to a tokenizer, and draw their embeddings.
+
+    Embedding tables are often padded with untrained rows. New tokens that use such rows get new embeddings too.
     """
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in (TURN_END, *MARKS) if token not in vocabulary]
@@ -391,7 +408,7 @@ def load_vision(name: str, drop_path_rate: float | None, options: dict) -> ViTPV
     model_type = AutoConfig.from_pretrained(name).model_type
     if model_type not in ("internvl_vision", "vitp_vision"):
         raise ValueError(
-            f"vision_model {name} is a {model_type!r}, but a backbone is expected: take it out of a whole model with "
+            f"Expected vision_model {name} to be a backbone, found {model_type!r}. Export the backbone of a model with "
             "vitp convert MODEL FOLDER --to backbone."
         )
     if drop_path_rate is not None:
@@ -408,14 +425,14 @@ def load_language(name: str, options: dict) -> PreTrainedModel:
 
 
 def check_report(name: str, report: dict) -> None:
-    """Raise a `ValueError` if loading left weights out or made them up."""
+    """Raise a `ValueError` if loading reported missing, unexpected or mismatched weights."""
     wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
     if wrong:
-        raise ValueError(f"The weights of {name} do not fit its configuration: {wrong}")
+        raise ValueError(f"The weights of {name} do not match its configuration: {wrong}")
 
 
 def stop_tokens(language: PreTrainedModel, tokenizer) -> list[int]:
-    """Return the end of a turn, and what the language model stopped at before."""
+    """Return the token ids that end generation: the end of a turn, and the stop tokens of the language model."""
     before = language.generation_config.eos_token_id
     before = [before] if isinstance(before, int) else list(before or [])
     return list(dict.fromkeys([tokenizer.convert_tokens_to_ids(TURN_END), *before]))
@@ -423,25 +440,25 @@ def stop_tokens(language: PreTrainedModel, tokenizer) -> list[int]:
 
 @torch.no_grad()
 def check_logits(model, language: PreTrainedModel, input_ids: torch.LongTensor, name: str) -> None:
-    """Raise a `ValueError` if the LM scales or caps its logits in its own class, which the composed model would not."""
+    """Raise a `ValueError` if the combined model computes other logits than the LM, such as an LM that caps logits."""
     model.eval(), language.eval()
     mask = torch.ones_like(input_ids)
     wanted = language(input_ids=input_ids, attention_mask=mask).logits
     if not torch.equal(model(input_ids=input_ids, attention_mask=mask).logits, wanted):
-        raise ValueError(f"{name}, a {language.config.model_type!r}, computes its logits in a way that ViTP does not.")
+        raise ValueError(f"{name}, a {language.config.model_type!r}, computes its logits differently from ViTP.")
 
 
 def check_config(place: str, settings: Any, config_class: type[PreTrainedConfig], taken: Collection[str] = ()) -> None:
-    """Look whether a configuration has all of these settings, those of its parts too; their values are not looked at.
+    """Check that a configuration class and its sub-configurations have all keys; values are not checked.
 
     Args:
-        place: of the settings in the recipe's configuration, such as `from_scratch.vision_config`.
-        settings: a mapping, or `None` for none.
-        config_class: what is made of them.
-        taken: names of its fields that are not set here.
+        place: location of the settings in the recipe's configuration, such as `from_scratch.vision_config`.
+        settings: mapping of settings, or `None`.
+        config_class: configuration class.
+        taken: names of fields that must not be set.
 
     Raises:
-        ValueError: names the place, the key and the nearest that there is.
+        ValueError: if a key is unknown; the message has the location, the key and the closest known key.
     """
     check_keys(place, settings, known_keys(config_class) - {*taken}, config_class.__name__)
     for name, spec in config_class.sub_configs_defaults.items():
@@ -456,10 +473,10 @@ def check_config(place: str, settings: Any, config_class: type[PreTrainedConfig]
 
 
 def config_class_of(place: str, settings: Any, model_type: str) -> type[PreTrainedConfig]:
-    """Return the class of a part's configuration, by its `model_type` where it names one."""
+    """Return the class of a sub-configuration, by its `model_type` if it has one."""
     model_type = settings.get("model_type", model_type) if isinstance(settings, dict) else model_type
     if model_type not in CONFIG_MAPPING:
         nearest = difflib.get_close_matches(str(model_type), [*CONFIG_MAPPING], 1, 0.6)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else " in transformers."
-        raise ValueError(f"{place}: there is no model_type {model_type!r}{hint}")
+        raise ValueError(f"{place}: unknown model_type {model_type!r}{hint}")
     return CONFIG_MAPPING[model_type]

@@ -1,7 +1,7 @@
 """Changes of a model for training: attention without padding, and compiled layers.
 
-FlashAttention has kernels for sequences that lie end to end. PyTorch's attention has none, and a mask over all pairs of
-their tokens would cost more than padding does, so each sequence attends by itself.
+FlashAttention has kernels for concatenated sequences. PyTorch's SDPA has none, and a mask over all pairs of tokens
+would cost more than padding. Therefore attention is computed for each sequence separately.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ..modeling_vitp import ViTPModel
 
 SDPA = "sdpa"
 BY_SEQUENCE = "sdpa_by_sequence"
-WHOLE, SLIDING = "full_attention", "sliding_attention"  # kinds of layers
+WHOLE, SLIDING = "full_attention", "sliding_attention"  # types of layers
 
 
 def attend_by_sequence(
@@ -32,26 +32,32 @@ def attend_by_sequence(
     cu_seq_lens_q: torch.IntTensor | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' SDPA; with `cu_seq_lens_q`, int32 of shape `(num_sequences + 1,)`, of each sequence by itself.
+    """Compute SDPA as transformers does, separately for each sequence if `cu_seq_lens_q` is given.
 
     Args:
-        query, key, value: of shape `(batch_size, num_heads, num_tokens, head_size)`.
+        module: attention module.
+        query: queries of shape `(batch_size, num_heads, num_tokens, head_size)`.
+        key: keys of shape `(batch_size, num_key_value_heads, num_tokens, head_size)`.
+        value: values of the same shape as `key`.
+        attention_mask: mask, ignored if `cu_seq_lens_q` is given.
+        cu_seq_lens_q: boundaries of the sequences, int32 of shape `(num_sequences + 1,)`.
+        kwargs: further arguments of `sdpa_attention_forward`.
 
     Returns:
-        What was read, of shape `(batch_size, num_tokens, num_heads, head_size)`, and no weights.
+        Output of shape `(batch_size, num_tokens, num_heads, head_size)`, and `None` for the attention weights.
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     lengths = cu_seq_lens_q.diff().tolist()
     sequences = zip(*(states.split(lengths, dim=2) for states in (query, key, value)))
-    read = [sdpa_attention_forward(module, *sequence, None, **kwargs)[0] for sequence in sequences]
-    return torch.cat(read, dim=1), None
+    outputs = [sdpa_attention_forward(module, *sequence, None, **kwargs)[0] for sequence in sequences]
+    return torch.cat(outputs, dim=1), None
 
 
 def mask_unless_end_to_end(
     *args, attention_mask: torch.Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs
 ) -> torch.Tensor | None:
-    """transformers' mask for SDPA, but none for sequences that lie end to end, which it finds by their positions."""
+    """Return the mask of transformers for SDPA, or `None` for concatenated sequences, which it finds by positions."""
     if attention_mask is None and not allow_is_causal_skip:
         return None
     return sdpa_mask(*args, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
@@ -62,12 +68,12 @@ AttentionMaskInterface.register(BY_SEQUENCE, mask_unless_end_to_end)
 
 
 def language_model_of(model: nn.Module) -> PreTrainedModel:
-    """Return the language model of a [`ViTPForConditionalGeneration`], also of one with an adapter."""
+    """Return the language model of a [`ViTPForConditionalGeneration`] with or without an adapter."""
     return next(module for module in model.modules() if isinstance(module, ViTPModel)).language_model
 
 
 def check_attention(model: nn.Module) -> None:
-    """Raise a `ValueError` if a sample in the language model would see those before it in its row."""
+    """Raise a `ValueError` if a sample in the language model would attend to earlier samples of its row."""
     language_model = language_model_of(model)
     config = language_model.config
     used, is_windowed = config._attn_implementation, getattr(config, "use_sliding_window", True)
@@ -75,25 +81,25 @@ def check_attention(model: nn.Module) -> None:
     kinds = set(getattr(config, "layer_types", None) or [WHOLE if window is None else SLIDING])
     if language_model._is_stateful or not kinds <= {WHOLE, SLIDING}:
         raise ValueError(
-            f"padding_free=True: the language model, a {config.model_type!r}, has layers that are no attention over "
-            "tokens and would carry something from one sample to the next. Leave padding_free out."
+            f"padding_free=True: the language model, a {config.model_type!r}, has layers other than attention, which "
+            "would carry state from one sample to the next. Remove padding_free."
         )
     if used != SDPA and "flash" not in used:
         raise ValueError(
-            f"padding_free=True: the language model has attn_implementation={used!r}, which does not take several "
-            "sequences in one row. Leave padding_free out, or give 'sdpa' or 'flash_attention_2' if the model has it."
+            f"padding_free=True: the language model has attn_implementation={used!r}, which does not support several "
+            "sequences in one row. Remove padding_free, or set 'sdpa' or 'flash_attention_2' if the model supports it."
         )
     if used == SDPA and SLIDING in kinds:
         raise ValueError(
-            f"padding_free=True: the language model, a {config.model_type!r}, has layers that see a window of the "
-            "sequence, which sdpa here does not. Leave padding_free out, or give "
+            f"padding_free=True: the language model, a {config.model_type!r}, has layers with sliding-window "
+            "attention, which is not supported with sdpa. Remove padding_free, or set "
             "attn_implementation='flash_attention_2'."
         )
 
 
 @contextlib.contextmanager
 def attention_by_sequence(model: nn.Module) -> Iterator[None]:
-    """Let a language model under SDPA take batches without padding in this context, and others as before."""
+    """Enable batches without padding for a language model under SDPA inside this context."""
     language_model = language_model_of(model)
     is_sdpa = language_model.config._attn_implementation == SDPA
     if is_sdpa:
@@ -106,7 +112,7 @@ def attention_by_sequence(model: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_activations(model: PreTrainedModel, every_n_layers: int = 1) -> None:
-    """Compute the activations of every n-th layer again in the backward pass (of all before transformers 5.23)."""
+    """Enable activation checkpointing of every n-th layer (of all layers before transformers 5.23)."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(every_n_layers=every_n_layers)
     else:
@@ -114,15 +120,15 @@ def checkpoint_activations(model: PreTrainedModel, every_n_layers: int = 1) -> N
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Have accelerate compile each layer of a model by itself, and not the whole, in the Trainer that is made next.
+    """Configure accelerate to compile each layer of a model separately in the Trainer that is created next.
 
-    Layers share what was compiled for the first of them, shapes are dynamic, and random numbers are those of a run that
-    is not compiled. Evaluation and checkpoints are those of the model itself, under its own names.
+    Layers share the code compiled for the first layer, shapes are dynamic, and random numbers equal those of a run
+    without compilation. Evaluation and checkpoints use the model itself and its parameter names.
     """
     os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "true"
     torch._inductor.config.fallback_random = True
-    # Stochastic depth has another rate in each layer, which would be compiled anew for it. Compiled embeddings of one
-    # tile give gradients that share memory, so that what is accumulated is added to both.
+    # Stochastic depth has a different rate in each layer, so that each layer would be compiled again. Compiled
+    # embeddings of one tile return gradients that share memory, so that accumulated gradients would be added to both.
     for module in model.modules():
         if isinstance(module, Dinov3ViTDropPath | InternVLVisionEmbeddings):
             module.forward = torch.compiler.disable(module.forward)

@@ -1,4 +1,4 @@
-"""What a pretraining will cost, before anything is loaded: memory by part, operations, hours, and what would help."""
+"""Cost estimate of a pretraining without loading weights: memory by part, operations, hours, and alternatives."""
 
 import contextlib
 import copy
@@ -40,7 +40,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """Memory in GiB, and dense bfloat16 operations a second, as its maker gives them."""
+    """Memory of a GPU in GiB and its dense bfloat16 operations per second, according to its manufacturer."""
 
     memory: float
     operations: float
@@ -62,18 +62,18 @@ CHECKPOINTING = {
     2: "activation checkpointing of every 2nd layer",
     1: "activation checkpointing",
 }
-SPARE = 0.1  # of a device's memory: as exact is what is told of it
-OWN_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.IGNORECASE)
+SPARE = 0.1  # share of a device's memory that stays free, the error of the estimate
+CUSTOM_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.IGNORECASE)
 
 
-LEAST_SAMPLES = 4096  # that are drawn, as whole steps
+LEAST_SAMPLES = 4096  # minimum number of drawn samples, rounded up to whole steps
 PARTS = {
     "ViT": "model.vision_tower",
     "projector": "model.multi_modal_projector",
     "language model": "model.language_model",
 }
-ACTIVATIONS = 2  # of what `run` returns
-INTERNVL2_5_1B = {  # the shapes of InternViT-300M and Qwen2.5-0.5B
+ACTIVATIONS = 2  # index in the result of `measure_step`
+INTERNVL2_5_1B = {  # shapes of InternViT-300M and Qwen2.5-0.5B
     "vision_config": {
         "hidden_size": 1024,
         "num_hidden_layers": 24,
@@ -91,14 +91,21 @@ INTERNVL2_5_1B = {  # the shapes of InternViT-300M and Qwen2.5-0.5B
         "vocab_size": 151674,
     },
 }
-# Bytes of optimizer state for each trained weight in float32, by what the name of the optimizer begins or ends with.
+# Bytes of optimizer state per trainable float32 weight, by a part of the optimizer's name.
 ADAM_STATE, STATES = 8, {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4}
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A batch of equal samples: `tiles` of each, `text_tokens` beside the visual ones, r, how many of the text's tokens
-    are answers (all, if that is not known), and the places behind them that hold nothing.
+    """Shape of a batch of equal samples.
+
+    Args:
+        samples: number of samples.
+        tiles: tiles per sample.
+        text_tokens: text tokens per sample.
+        drop_ratio: VRL's drop ratio r.
+        answer_tokens: text tokens per sample that are answers, by default all.
+        padding: padding tokens per sample.
     """
 
     samples: int
@@ -115,11 +122,15 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Bytes by what holds them, and floating-point operations by part of the model.
+    """Bytes of memory and floating-point operations of a batch.
 
-    `activations` are what is kept for the backward pass, with checkpointing also those of one layer that are computed
-    again. `forward`, by part, and `backward` are operations of one batch; `backward` has what is computed again: with
-    checkpointing the layers.
+    Args:
+        weights: bytes of the weights.
+        gradients: bytes of the gradients.
+        optimizer: bytes of the optimizer state.
+        activations: bytes kept for the backward pass; with checkpointing, including one recomputed layer.
+        forward: operations of the forward pass by part of the model.
+        backward: operations of the backward pass, including recomputed layers.
     """
 
     weights: float
@@ -131,7 +142,7 @@ class StepCost:
 
     @property
     def memory(self) -> float:
-        """Bytes at the peak: the sum, though gradients come as activations go, since there are copies beside them."""
+        """Bytes at the peak, the sum of all parts: gradients replace activations, but copies take about the same."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
     @property
@@ -141,7 +152,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Setup:
-    """What decides the cost of a step, and what the plan varies."""
+    """Settings that determine the cost of a step and that the estimate varies."""
 
     drop_ratio: float
     checkpoint_every: int
@@ -151,8 +162,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Work:
-    """How much there is to do: micro-batches of one device over the run, of the mean and of the longest sample; and the
-    share of samples of which VRL drops nothing.
+    """Amount of work in a run.
+
+    Args:
+        steps: optimizer steps.
+        undropped: share of samples without dropped tokens.
+        accumulation: micro-batches per optimizer step.
+        devices: number of devices.
+        mean: micro-batch of samples with the mean number of tiles and tokens.
+        longest: micro-batch of samples with the largest number of tiles and tokens.
     """
 
     steps: int
@@ -164,7 +182,7 @@ class Work:
 
 
 def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: ModelConfig, mixture: Mixture) -> int:
-    """Print what a mixture amounts to, what the run costs, and the commands that make what is missing."""
+    """Print a summary of the mixture, the cost of the run, and the commands that create missing data."""
     image_processor, tokens_per_tile = tiling(
         model_args.model_name_or_path, args.from_scratch, args.vision_model, args.max_patches
     )
@@ -183,14 +201,14 @@ def print_plan(
     summaries: Sequence[SourceSummary],
     image_processor: ViTPImageProcessor,
 ) -> None:
-    """Print the run as it is configured, and each change alone: what a device of it needs, and how long it takes.
+    """Print memory per device and duration of the configured run and of variants with one changed setting.
 
     Raises:
-        ValueError: if the device is not known.
+        ValueError: if the device is unknown.
     """
     name, device = describe_device(args.plan_device)
     config, assumed = config_of_start(args, model_args)
-    if model_args.attn_implementation == "eager":  # others keep as little as sdpa, which it is told by
+    if model_args.attn_implementation == "eager":  # other implementations need as little memory as sdpa
         config._attn_implementation = "eager"
     devices = max(args.plan_devices, training_args.world_size)
     work = work_of(training_args, devices, summaries, args.from_scratch is not None)
@@ -203,27 +221,28 @@ def print_plan(
     )
     print(f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumed}")
     print(
-        f"Memory is that of a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} tiles, "
-        f"{work.longest.text_tokens} tokens of text) in bf16, all weights on each device; time is that of the mean."
+        f"Memory is estimated for a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} "
+        f"tiles, {work.longest.text_tokens} text tokens) in bf16 with all weights on each device, time for the mean "
+        "sample."
     )
     padding = {
         ratio: padding_of_samples(training_args, devices, summaries, config.image_seq_length, ratio)
         for ratio in {0.0, 0.75, configured.drop_ratio}
     }
     if padding[configured.drop_ratio] and not configured.padding_free:
-        print(f"To it comes padding, {padding[configured.drop_ratio]} places of each row.")
+        print(f"Each row also has {padding[configured.drop_ratio]} padding tokens on average.")
     if work.undropped:
-        print(f"Of {work.undropped:.0%} of the samples VRL drops nothing, by which memory is told.")
+        print(f"VRL drops no tokens of {work.undropped:.0%} of the samples; memory is estimated for these.")
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model
 
     def prepare(lora: bool) -> Callable[[ViTPForConditionalGeneration], LoraConfig | None]:
         with_lora = dataclasses.replace(model_args, use_peft=lora)
 
-        def freezing(model: ViTPForConditionalGeneration) -> LoraConfig | None:
+        def freeze_parts(model: ViTPForConditionalGeneration) -> LoraConfig | None:
             freeze(model, *frozen, args.unfreeze_vision_layers)
             return lora_config(model, with_lora, *frozen, args.unfreeze_vision_layers)
 
-        return freezing
+        return freeze_parts
 
     dtype = getattr(torch, str(model_args.dtype), torch.float32)
 
@@ -256,45 +275,52 @@ def print_plan(
         left = device.memory - peak.memory / GIB
         if dataclasses.replace(setup, checkpoint_every=configured.checkpoint_every) == configured:
             room[setup.checkpoint_every] = left
-        fits = f"{left:.1f} left" if left >= 0 else f"{-left:.1f} too much"
+        fits = f"{left:.1f} free" if left >= 0 else f"{-left:.1f} missing"
         cells = [*(f"{part / GIB:.2f}" for part in parts), fits, f"{operations / 1e12:.3g}", f"{hours:.3g}"]
         rows.append([change, *cells, f"{hours * work.devices:.3g}"])
     header = (
-        "GiB:, weights, gradients, optimizer, activations, in all, of the device, TFLOP a step, hours, device hours"
+        "GiB:, weights, gradients, optimizer, activations, total, of the device, TFLOP per step, hours, device hours"
     )
     print("\n" + table(header.split(", "), rows))
     fastest = fastest_checkpointing(room, SPARE * device.memory)
     if fastest not in (None, configured.checkpoint_every):
         kwargs = json.dumps({"every_n_layers": fastest})
         option = f"true --activation_checkpointing_kwargs '{kwargs}'" if fastest else "false"
-        print(f"\nThe fastest that leaves {SPARE:.0%} of the device: --activation_checkpointing {option}")
+        print(f"\nFastest setting with {SPARE:.0%} of the device free: --activation_checkpointing {option}")
     if work.devices > 1:
         trained = cost(work.mean, configured).gradients / dtype.itemsize
         moved = traffic(config, trained, work.devices, work.accumulation)
-        told = " and ".join(f"{size / 1e9:.3g} GB with {name}" for name, size in moved.items())
-        print(f"\nAs configured, each device receives {told} in a step, and sends as much.")
+        sizes = " and ".join(f"{size / 1e9:.3g} GB with {name}" for name, size in moved.items())
+        print(f"\nAs configured, each device receives {sizes} per step, and sends the same amount.")
 
 
 def fastest_checkpointing(room: Mapping[int, float], least: float) -> int | None:
-    """One layer of how many has to be checkpointed, 0 for none, that `least` is left; `None` if less is in any case.
+    """Return the fastest activation checkpointing that leaves enough free memory.
 
     Args:
-        room: by one layer of how many is checkpointed, what is left of the device.
+        room: free memory of the device by N, where every N-th layer is checkpointed, 0 for none.
+        least: required free memory.
+
+    Returns:
+        N, or `None` if no setting leaves enough memory.
     """
     fitting = [every for every, left in room.items() if left >= least]
     return min(fitting, key=lambda every: every and 1 / every, default=None)
 
 
 def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int, itemsize: int = 2) -> dict[str, float]:
-    """Bytes that each device receives in an optimizer step, and as many that it sends, by how weights are kept.
+    """Return the bytes that each device receives per optimizer step with DDP and FSDP2; it sends the same amount.
 
-    With DDP the gradients are summed in float32, in two passes of (n - 1) / n of them. With FSDP2 each micro-batch
-    gathers the weights for the forward pass, and those of the blocks and of embeddings that are not tied again for the
-    backward pass; gradients are scattered once a step.
+    With DDP, gradients are summed in float32, in two passes of (n - 1) / n of their size. With FSDP2, each micro-batch
+    gathers the weights for the forward pass, and the weights of blocks and untied embeddings again for the backward
+    pass; gradients are scattered once per step.
 
     Args:
-        trained: number of weights that train.
-        itemsize: bytes of a weight and of a gradient on their way with FSDP2; those of bfloat16.
+        config: configuration of the model.
+        trained: number of trainable weights.
+        devices: number of devices n.
+        accumulation: micro-batches per optimizer step.
+        itemsize: bytes of a transferred weight or gradient with FSDP2, by default those of bfloat16.
     """
     with torch.device("meta"):
         model = ViTPForConditionalGeneration(config)
@@ -306,7 +332,7 @@ def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int,
 
 
 def changes(configured: Setup, language_model_is_frozen: bool, is_padded: bool = False) -> dict[str, Setup]:
-    """Return the setups to compare, by name."""
+    """Return the configured setup and its variants by name."""
     setups = {"as configured": configured}
     for ratio in (0.0, 0.75):
         if ratio != configured.drop_ratio:
@@ -324,7 +350,7 @@ def changes(configured: Setup, language_model_is_frozen: bool, is_padded: bool =
 
 
 def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[ViTPConfig, str]:
-    """The configuration of what training starts from, as far as it is known on this machine, and what is assumed."""
+    """Return the configuration of the model to start from, and a note if it is assumed because it is not local."""
     if args.from_scratch is not None:
         text = {
             "model_type": "qwen2",
@@ -341,42 +367,45 @@ def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[V
         return ViTPConfig(vision_config=fields.vision_config.to_dict(), text_config=fields.text_config.to_dict()), ""
     return ViTPConfig(
         **INTERNVL2_5_1B
-    ), " What training starts from is not on this machine: the shape of InternVL2.5-1B is assumed."
+    ), " The model to start from is not on this machine: the shape of InternVL2.5-1B is assumed."
 
 
 def describe_device(name: str | None) -> tuple[str, Device]:
-    """The device of that name, or of its memory and speed; or the accelerator of this machine, with the speed of the
-    paper's, an A800, if its own is not known; without one the A800.
+    """Return the name and the properties of a device.
 
     Args:
-        name: one of [`DEVICES`], or as "24GiB,71TFLOP/s".
+        name: name in [`DEVICES`], or memory and speed such as "24GiB,71TFLOP/s". By default the GPU of this machine,
+            with the speed of an A800 if its own speed is unknown, or an A800 without a GPU.
 
     Raises:
-        ValueError: if there is no device of the name.
+        ValueError: if the name is unknown.
     """
-    own = OWN_DEVICE.fullmatch((name or "").strip())
-    if own and float(own[1]) * float(own[2]) > 0:
-        return "as given", Device(float(own[1]), float(own[2]) * 1e12)
+    custom = CUSTOM_DEVICE.fullmatch((name or "").strip())
+    if custom and float(custom[1]) * float(custom[2]) > 0:
+        return "custom", Device(float(custom[1]), float(custom[2]) * 1e12)
     if name is None and torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
         words = re.split(r"[^A-Z0-9]+", found.name.upper().replace("RTX ", "RTX"))
         known = next((key for key in DEVICES if key.split("-")[0].upper() in words), None)
-        name = found.name if known else f"{found.name} (of unknown speed, so as an A800: give --plan_device)"
+        name = found.name if known else f"{found.name} (unknown speed, an A800's is assumed: set --plan_device)"
         return name, Device(found.total_memory / GIB, DEVICES[known or "a800"].operations)
     name = (name or "a800").lower()
     if name not in DEVICES:
         raise ValueError(
-            f"plan_device={name!r}: known are {', '.join(DEVICES)}; of another one say memory and dense operations a "
-            "second, as 24GiB,71TFLOP/s."
+            f"Expected plan_device to be one of {', '.join(DEVICES)}, or memory and dense operations per second such "
+            f"as 24GiB,71TFLOP/s, got {name!r}."
         )
     return name, DEVICES[name]
 
 
 def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], from_scratch: bool) -> Work:
-    """The steps of a run over a mixture, its mean sample, and one that has the most tiles and the most text.
+    """Return the steps of a run over a mixture, its mean sample, and a sample with the most tiles and the most text.
 
     Args:
-        from_scratch: whether VRL warms up over half of the steps where nothing else is said.
+        args: training arguments.
+        devices: number of devices.
+        summaries: summaries of the sources.
+        from_scratch: whether VRL's warm-up is half of the steps by default.
     """
     samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
     rows = sum(summary.effective for summary in summaries)
@@ -397,14 +426,14 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
 def padding_of_samples(
     args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], tokens_per_tile: int, drop_ratio: float
 ) -> int:
-    """Places of a sample's row that hold nothing, on average, where samples are drawn by the shares of their sources.
+    """Return the mean number of padding tokens per sample, for samples drawn by the shares of their sources.
 
     Args:
-        args: of the training; batches are those of its `train_sampling_strategy`.
-        devices: on which a step's samples are shared out.
-        summaries: of the sources, with the samples that were seen.
-        tokens_per_tile: visual tokens of a tile.
-        drop_ratio: r, which may be another than that of the training.
+        args: training arguments; batches are formed according to `train_sampling_strategy`.
+        devices: number of devices that share the samples of a step.
+        summaries: summaries of the sources with measured samples.
+        tokens_per_tile: visual tokens per tile.
+        drop_ratio: VRL's drop ratio r, which may differ from that of the training.
     """
     shares = np.array([summary.share for summary in summaries])
     if args.per_device_train_batch_size == 1 or not shares.sum():
@@ -413,7 +442,7 @@ def padding_of_samples(
     step = args.per_device_train_batch_size * accumulation * devices
     number = step * math.ceil(LEAST_SAMPLES / step)
     generator = np.random.default_rng(args.seed)
-    samples = np.empty((number, 2))  # tiles and tokens of text
+    samples = np.empty((number, 2))  # tiles and text tokens
     drawn = generator.choice(len(summaries), number, p=shares / shares.sum())
     for index, summary in enumerate(summaries):
         own = drawn == index
@@ -423,7 +452,7 @@ def padding_of_samples(
         tokens = [num_kept_tokens(round(tiles) * tokens_per_tile, ratio) + round(text) for tiles, text in samples]
         return np.minimum(tokens, args.max_length or math.inf).astype(int).tolist()
 
-    of_samples, padding = lengths(drop_ratio), 0
+    sample_lengths, padding = lengths(drop_ratio), 0
     for process in range(devices):
         batches = GlobalBatchSampler(
             number,
@@ -436,8 +465,8 @@ def padding_of_samples(
             lengths=lambda: lengths(args.vrl_drop_ratio),
         )
         for batch in batches:
-            longest = max(of_samples[row] for row in batch)
-            padding += sum(longest - of_samples[row] for row in batch)
+            longest = max(sample_lengths[row] for row in batch)
+            padding += sum(longest - sample_lengths[row] for row in batch)
     return round(padding / number)
 
 
@@ -451,18 +480,18 @@ def step_cost(
     prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None = None,
     layers_are_alike: bool = True,
 ) -> StepCost:
-    """Return the cost of one step on one device that shares nothing with others.
+    """Return the cost of one step on one device without sharding.
 
     Args:
-        config: of the model.
-        batch: what a device is given at once.
-        checkpoint_every: one layer of so many, counted from the first of the ViT to the last of the language model,
-            computes its activations again in the backward pass; 0 for none.
-        bf16: autocast to bfloat16.
-        dtype: of the weights.
-        optimizer: its name, as in the arguments of the training.
-        prepare: freezes what does not train, and returns the LoRA of the rest if there is one.
-        layers_are_alike: `False` if some layers of the ViT train and others do not; it takes longer then.
+        config: configuration of the model.
+        batch: shape of a micro-batch.
+        checkpoint_every: N, where every N-th layer, counted over the ViT and the language model, is recomputed in the
+            backward pass; 0 for none.
+        bf16: whether to autocast to bfloat16.
+        dtype: dtype of the weights.
+        optimizer: name of the optimizer in the training arguments.
+        prepare: function that freezes parts of a model and returns the LoRA configuration or `None`.
+        layers_are_alike: whether all layers of the ViT train, or none. Otherwise the estimate takes longer.
     """
     depths = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
 
@@ -474,7 +503,7 @@ def step_cost(
         return measure_step(shallow, batch, every, bf16, dtype, prepare)
 
     def of_layers(every: int) -> np.ndarray:
-        """Measure the model with one layer of each kind, and what another of the ViT or language model adds."""
+        """Measure a model with one layer of each type, and the cost of a further ViT layer or language model layer."""
         one = measure(1, 1, every)
         return np.stack([one, measure(2, 1, every) - one, measure(1, 2, every) - one])
 
@@ -486,12 +515,12 @@ def step_cost(
     if checkpoint_every:
         plain_one, *plain = of_layers(0)
         if layers_are_alike and checkpoint_every > 1:
-            total += plain_one - sum(plain) - (one - sum(added))  # kept once, for all layers that are not checkpointed
+            total += plain_one - sum(plain) - (one - sum(added))  # count the shared activations once
             first = math.ceil(depths[0] / checkpoint_every)
             again = first, math.ceil(sum(depths) / checkpoint_every) - first
             for kept, depth, layers, computed in zip(plain, depths, again, added):
                 total += (depth - layers) * (kept - computed)
-        if (sum(depths) - 1) % checkpoint_every == 0:  # before it is computed again, no layer's activations have gone
+        if (sum(depths) - 1) % checkpoint_every == 0:  # the last layer is recomputed while all others are kept
             total[ACTIVATIONS] += max(layer[ACTIVATIONS] for layer in plain)
     weights, trained, activations, backward, *forward = total.tolist()
     state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
@@ -508,10 +537,9 @@ def measure_step(
     dtype: torch.dtype,
     prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None,
 ) -> np.ndarray:
-    """Return weights, those that train, bytes kept for backward, operations backward, and forward by part."""
-
+    """Return weights, trainable weights, bytes of activations, backward operations, and forward operations by part."""
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of names that PEFT uses
+        warnings.simplefilter("ignore", FutureWarning)  # names used by PEFT
         model = ViTPForConditionalGeneration(config).to(dtype).train()
         lora = prepare(model) if prepare is not None else None
         if lora is not None:
@@ -520,10 +548,10 @@ def measure_step(
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes(), tensor  # the tensor, so that the place is not given to another one
+        kept[storage._cdata] = storage.nbytes(), tensor  # keep the tensor, so that its storage address is not reused
         return tensor
 
-    # Tensors have no values here: nothing is checked, and which positions have a label does not matter.
+    # Fake tensors have no values: checks are disabled, and the first positions are used as labels.
     without_values = contextlib.ExitStack()
     without_values.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
     without_values.enter_context(patch("torch.compiler.is_compiling", lambda: True))
@@ -550,20 +578,20 @@ def measure_step(
     forward.append(whole - sum(forward))  # the head
     weights = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
     total, trained = sum(number for number, _ in weights), sum(number for number, trains in weights if trains)
-    activations = sum(size for place, (size, _) in kept.items() if place not in own)
+    activations = sum(size for address, (size, _) in kept.items() if address not in own)
     return np.array([total, trained, activations, counter.get_total_flops(), *forward], dtype=float)
 
 
 def count_operations() -> FlopCounterMode:
-    """Return PyTorch's counter, with attention on CPUs counted as on GPUs."""
+    """Return PyTorch's counter of operations, extended by attention on CPUs."""
 
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
-        """Count the products of scores and of what is read by them, also of those that a causal mask hides."""
+        """Count the products of scores and values, including masked ones."""
         batch, heads, places, width = query
         return 2 * batch * heads * places * key[2] * (width + value[3])
 
     def backward(gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
-        """Count the products of the scores, which are computed again, and four for the gradients."""
+        """Count the product of the recomputed scores, and the four products of the gradients."""
         batch, heads, places, width = query
         return 2 * batch * heads * places * key[2] * (3 * width + 2 * value[3])
 
@@ -576,7 +604,7 @@ def count_operations() -> FlopCounterMode:
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
-    """Return tensors of the shapes that [`ViTPDataCollator`] makes."""
+    """Return tensors with the shapes of batches of [`ViTPDataCollator`]."""
     visual = batch.tiles * config.image_seq_length
     kept = num_kept_tokens(visual, batch.drop_ratio)
     shape = batch.samples, kept + batch.text_tokens + batch.padding

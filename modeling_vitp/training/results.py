@@ -1,6 +1,6 @@
-"""What pretraining and fine-tuning do with a trainer: train, save, score, draw, share, and say what to do next.
+"""Steps of pretraining and fine-tuning runs: train, save, score, draw, push, and print the results.
 
-Results are on the disk before anything is tried that may fail: weights, then the backbone, then each score.
+Results are saved before the next step that may fail: weights, then the backbone, then each score.
 """
 
 import copy
@@ -10,26 +10,38 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import PIL.Image
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
 from matplotlib.figure import Figure
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging as transformers_logging
 
+from ..auto.registry import ModelEntry, find_model
+from ..cards.model_card import headlines
 from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
 from ..hub.upload import write_model_card
+from ..images.pixels import shown
 from ..metrics.report import without_nan
-from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from .base_trainer import BaseTrainer
-from .checkpointing import attempt, last_checkpoint, told_if_full, write_whole
+from .callbacks import component_colors
+from .checkpointing import attempt, last_checkpoint, stop_on_full_disk, write_whole
+from .generation import COLORS, first_image
 from .vitp_trainer import ViTPTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,38 +49,52 @@ START = "backbone_at_start"
 
 
 def check_eval_split(args: TrainingArguments, train_splits: Sequence[str], eval_split: str | None) -> None:
-    """Raise a `ValueError` if evaluation while training, or the choice of a checkpoint by it, has no split for it."""
+    """Raise a `ValueError` if evaluation during training or `load_best_model_at_end` has no suitable split."""
     if args.eval_strategy != "no" and eval_split is None:
         strategy = IntervalStrategy(args.eval_strategy).value
-        raise ValueError(f"eval_strategy: {strategy} scores while training: give an eval_split, or eval_strategy: no.")
+        raise ValueError(f"eval_strategy: {strategy} needs an eval_split: set it, or eval_strategy: no.")
     if args.load_best_model_at_end and eval_split in {*train_splits, None}:
-        raise ValueError("load_best_model_at_end needs an eval_split that is not trained on.")
+        raise ValueError("load_best_model_at_end needs an eval_split that is not in train_splits.")
+
+
+@contextmanager
+def no_library_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers and datasets, so that only one bar moves at a time."""
+    shown = [library for library in (transformers_logging, datasets) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def keep_start(trainer: ViTPTrainer) -> None:
-    """Export the backbone as it is before the first step to `backbone_at_start`, to compare the trained one with.
+    """Export the backbone before the first step to `backbone_at_start`, for comparison with the trained backbone.
 
-    A run that goes on keeps the one that it began with.
+    A resumed run keeps the existing export.
     """
     args = trainer.args
     folder = Path(args.output_dir) / START
-    goes_on = folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir))
-    if trainer.is_world_process_zero() and not goes_on:
+    is_resumed = folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir))
+    if trainer.is_world_process_zero() and not is_resumed:
         written = folder.with_suffix(".writing")
         shutil.rmtree(written, ignore_errors=True)
-        with told_if_full(args.output_dir):
+        with stop_on_full_disk(args.output_dir), no_library_bars():
             export_backbone(trainer.model, written, trainer.processing_class.image_processor)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(written, folder)
 
 
 def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
-    """Train, or go on with a run, and save the weights; of a pretraining also the backbone, and LoRA in `adapter`.
+    """Train or resume a run, and save the weights; for pretraining also the backbone, and LoRA in `adapter`.
 
-    Without a `train_dataset` nothing is trained or saved.
+    Without a `train_dataset`, nothing is trained or saved.
 
     Args:
-        counted: more about what is trained on, for the metrics.
+        trainer: trainer of the run.
+        counted: further entries of the metrics, such as numbers of training samples.
 
     Returns:
         The metrics, in all processes.
@@ -76,23 +102,25 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
     metrics: dict[str, Any] = {"seed": trainer.args.seed}
     if trainer.train_dataset is None:
         return metrics
-    metrics |= {"train": trainer.train_or_resume(), **counted}
+    with no_library_bars():
+        metrics |= {"train": trainer.train_or_resume(), **counted}
     skipped = count_skipped(trainer)
     if skipped:
         metrics["skipped_rows"] = skipped
-        logger.warning("Rows skipped since this run began or went on, by source: %s", json.dumps(skipped))
+        logger.warning("Rows skipped since the run was started or resumed, by source: %s", json.dumps(skipped))
     folder = Path(trainer.args.output_dir)
-    trainer.save_model(folder / "adapter" if is_peft_model(trainer.model) else folder, _internal_call=True)
+    with no_library_bars():
+        trainer.save_model(folder / "adapter" if is_peft_model(trainer.model) else folder, _internal_call=True)
     trainer.keep_record()
     save_metrics(trainer, metrics)
     if isinstance(trainer, ViTPTrainer) and trainer.is_world_process_zero():
-        with told_if_full(folder):
+        with stop_on_full_disk(folder), no_library_bars():
             save_parts(trainer)
     return metrics
 
 
 def count_skipped(trainer: BaseTrainer) -> dict[str, int]:
-    """Return how many rows of each source were skipped, over all processes."""
+    """Return the number of skipped rows of each source over all processes."""
     own = getattr(trainer.data_collator, "skipped", None)
     if own is None:
         return {}
@@ -103,8 +131,8 @@ def count_skipped(trainer: BaseTrainer) -> dict[str, int]:
 def save_parts(trainer: ViTPTrainer) -> None:
     """Save the merged model in the output folder and its backbone in `backbone`.
 
-    The weights are read back, because FSDP and ZeRO leave each process a part of the trainer's model. LoRA is merged in
-    a copy, so that what is evaluated next is what was trained.
+    The weights are read from the disk, because each process has only a part of the trainer's model under FSDP and ZeRO.
+    LoRA is merged in a copy, so that the trained model is evaluated next.
     """
     output_dir, processor = Path(trainer.args.output_dir), trainer.processing_class
     if is_peft_model(trainer.model):
@@ -118,7 +146,7 @@ def save_parts(trainer: ViTPTrainer) -> None:
 
 
 def evaluate(trainer: BaseTrainer, metrics: dict[str, Any], name: str, samples: Dataset | None) -> None:
-    """Add the scores on a split, if there is one, to the metrics, and save them."""
+    """Score a split, if it is given, add the scores to the metrics, and save them."""
     if samples is not None:
         metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
         save_metrics(trainer, metrics)
@@ -136,7 +164,13 @@ def fine_tune(
     """Train, score both splits, and finish the run, see [`train`], [`evaluate`], [`finish`] and [`report`].
 
     Args:
-        score_controls: further scores on the test split.
+        trainer: trainer of the run.
+        eval_dataset: samples of the evaluation split, if any.
+        test_dataset: samples of the test split, if any.
+        num_pictures: number of samples in `predictions.png`.
+        submit: function that writes the files for a benchmark's server.
+        score_controls: function that returns further scores on the test split.
+        counted: further entries of the metrics.
 
     Returns:
         The exit status.
@@ -150,11 +184,11 @@ def fine_tune(
         return 0
     status = finish(trainer, test_dataset or eval_dataset, num_pictures, submit)
     save_metrics(trainer, metrics)
-    return report(metrics, Path(trainer.args.output_dir)) or status
+    return report(metrics, Path(trainer.args.output_dir), trainer.model.config.model_type) or status
 
 
 def save_metrics(trainer: BaseTrainer, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json`, in one process."""
+    """Write `metrics.json` in the main process."""
     if trainer.is_world_process_zero():
         path = Path(trainer.args.output_dir) / "metrics.json"
         write_whole(path, json.dumps(without_nan(metrics), indent=2) + "\n")
@@ -166,7 +200,7 @@ def finish(
     num_pictures: int = 0,
     submit: Callable[[], None] | None = None,
 ) -> int:
-    """Draw pictures, write the files for a benchmark's server and the cards, and push.
+    """Draw pictures and a summary of a pretraining, write the files for a benchmark's server and the cards, and push.
 
     Args:
         samples: of which `num_pictures`, spread over them, are drawn with the model's predictions.
@@ -182,6 +216,9 @@ def finish(
     for part in ("backbone", "adapter"):
         if (output_dir / part).is_dir():
             status |= attempt(output_dir, f"the card of {part}", write_part_card, part, output_dir)
+    if isinstance(trainer, ViTPTrainer) and trainer.train_dataset is not None and trainer.args.watch_samples:
+        with no_library_bars():
+            status |= attempt(output_dir, "the summary picture", draw_summary, trainer)
     return status | (trainer.share() if trainer.train_dataset is not None else 0)
 
 
@@ -210,38 +247,113 @@ def draw_losses(log_history: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def draw_summary(trainer: ViTPTrainer, number: int = 3) -> None:
+    """Draw `summary.png`: features of the ViT before and after training, the loss, and predictions.
+
+    The features are principal components of the same images, with the colors of the trained ViT turned to those of
+    `backbone_at_start`; without that folder, the features before training are left out. The predictions are those of
+    the task, or the last ones that were watched.
+
+    Args:
+        number: of images, at most.
+    """
+    output_dir, image_processor = Path(trainer.args.output_dir), trainer.processing_class.image_processor
+    tiles = []
+    for row in trainer.watched_samples(number):
+        messages, _, settings = trainer.watched_collator.conversation(row)
+        image = first_image(messages)
+        if image is not None:
+            options = {**settings.images_kwargs, "max_patches": 1}
+            tiles.append(image_processor(image, return_tensors="pt", **options)["pixel_values"][:1])
+    columns: dict[str, list[np.ndarray]] = {}
+    if tiles:
+        scale, shift = (torch.tensor(getattr(image_processor, name)) for name in ("image_std", "image_mean"))
+        unit = [tile[0] * scale[:, None, None] + shift[:, None, None] for tile in tiles]
+        columns["image"] = [shown(one, image_processor.band_names or COLORS) for one in unit]
+    with tempfile.TemporaryDirectory() as folder:  # keeps the components of the first ViT
+        for title, name in (("ViT before training", START), ("ViT after training", "backbone")):
+            if tiles and (output_dir / name).is_dir():
+                columns[title] = component_colors(vit_features(output_dir / name, tiles), Path(folder))
+
+    watched = sorted((output_dir / "watch").glob("step-*.png"))[-1:]
+    predictions = [path for path in (output_dir / "predictions.png", *watched) if path.is_file()][:1]
+    pictures = {path.stem: np.asarray(PIL.Image.open(path)) for path in (*predictions, output_dir / "loss.png")}
+    loss, rows, width = pictures.pop("loss"), max(len(tiles), 2), 2.4 * (len(columns) + 2)
+    heights = [2.4] * rows + [width * picture.shape[0] / picture.shape[1] for picture in pictures.values()]
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), len(columns) + 2, height_ratios=heights)
+    panels = [("loss", loss, grid[:rows, len(columns) :])]
+    for column, (title, drawn) in enumerate(columns.items()):
+        panels += [(title if row == 0 else "", panel, grid[row, column]) for row, panel in enumerate(drawn)]
+    panels += [("predictions", picture, grid[rows, :]) for picture in pictures.values()]
+    for title, panel, place in panels:
+        axis = figure.add_subplot(place)
+        axis.imshow(panel)
+        axis.set_title(title)
+        axis.axis("off")
+    figure.savefig(output_dir / "summary.png", dpi=110)
+
+
+@torch.no_grad()
+def vit_features(folder: Path, tiles: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the last features of an exported backbone for each tile, of shape `(channels, rows, columns)`."""
+    vit, features = ViTPVisionModel.from_pretrained(folder), []
+    for pixels in tiles:
+        grid = [side // patch for side, patch in zip(pixels.shape[-2:], vit.config.patch_size)]
+        features.append(vit(pixels.to(vit.dtype)).last_hidden_state[0, 1:].T.unflatten(1, grid))
+    return features
+
+
 def write_part_card(part: str, output_dir: Path) -> None:
     copy_record(output_dir, output_dir / part)
     write_model_card(part, output_dir / part)
 
 
-def report(metrics: dict[str, Any], output_dir: Path) -> int:
-    """Print the metrics and what to do next.
+def report(metrics: dict[str, Any], output_dir: Path, model_type: str) -> int:
+    """Print the headline metrics, the gate of a pretraining's task, and the next commands.
+
+    Args:
+        model_type: key of `MODELS`, whose declaration names the headline metrics.
 
     Returns:
         The exit status: 1 if the score of a pretraining's task failed, or its gate was not passed.
     """
-    print(json.dumps(without_nan(metrics), indent=2))
-    backbone, folder = output_dir / "backbone", shlex.quote(str(output_dir))
-    if not backbone.is_dir():
-        print(f"\nModel, image processor, metrics.json and pictures: {output_dir}")
-        return 0
-    print(f"""
-Model, processor, metrics.json and pictures: {output_dir}
-The backbone, on its own:                    {backbone}
-
-    from transformers import AutoImageProcessor, AutoModel
-    backbone = AutoModel.from_pretrained("{backbone}")
-    image_processor = AutoImageProcessor.from_pretrained("{backbone}")
-
-Train on from here with your own data:
-    vitp pretrain --model_name_or_path {folder} --dataset_name YOUR_DATA --output_dir NEW_FOLDER
-
-Share the backbone on the Hub (--dry_run shows what would go):
-    vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run
-""")
-    task = metrics.get("task", {})
+    entry, backbone, task = find_model(model_type), output_dir / "backbone", metrics.get("task", {})
+    rows = [("train", "Loss", metrics["train"]["train_loss"])] if "train_loss" in metrics.get("train", {}) else []
+    rows += [(split, title, value) for split, _, title, value in headlines(entry, without_nan(metrics), {})]
+    print(f"\nMetrics (all of them: {output_dir / 'metrics.json'})")
+    for split, title, value in rows:
+        print(f"    {split:<14}{title:<44}{value:.4g}")
+    for check in task.get("checks", ()):
+        result = "passed" if check["passed"] else "failed"
+        print(f"{result}: {check['name']}: {check['reached']:.3f} (required: {check['required']})")
+    print(f"\nModel, processor and pictures: {output_dir}")
+    if (output_dir / "summary.png").is_file():
+        print(f"The run in one picture: {output_dir / 'summary.png'}")
+    if backbone.is_dir():
+        print(f'The backbone on its own: transformers.AutoModel.from_pretrained("{backbone}")')
+    if backbone.is_dir() or "train" in metrics:
+        print("\nNext:", *next_commands(entry, output_dir), sep="\n    ")
     if task.get("passed", True):
         return 1 if task.get("failed") else 0
     print(f"The task's gate was NOT passed: {task['gate']}", file=sys.stderr)
     return 1
+
+
+def next_commands(entry: ModelEntry, output_dir: Path) -> list[str]:
+    """Return three commands that go on from a run, with placeholders in capitals."""
+    folder, backbone = shlex.quote(str(output_dir)), shlex.quote(str(output_dir / "backbone"))
+    if (output_dir / "backbone").is_dir():
+        return [
+            f"vitp finetune_segmentation --config YOUR_MAPS.yaml --model_name_or_path {backbone}",
+            f"vitp pretrain --model_name_or_path {folder} --dataset_name YOUR_DATA --output_dir NEW_FOLDER",
+            f"vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run",
+        ]
+    images = " ".join(["IMAGE.tif"] * getattr(entry.model_class, "images_per_sample", 1))
+    predict = {"image-segmentation": "CLASSES.tif", "object-detection": "OBJECTS.geojson"}
+    commands = [f"vitp space {folder}"]
+    if entry.pipeline_tag in predict:
+        commands.append(f"vitp predict_large {folder} {images} --output {predict[entry.pipeline_tag]}")
+    else:
+        commands.append(f"vitp evaluate_robustness --models {folder}")
+    return [*commands, f"vitp push_to_hub {folder} NAMESPACE/NAME --what model --dry_run"]

@@ -1,4 +1,4 @@
-"""Settings of the pretraining, and those that all trainers share."""
+"""Training configuration of pretraining, and its base, which all trainers share."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,8 +13,9 @@ HAS_ACTIVATION_CHECKPOINTING = any(field.name == "activation_checkpointing" for 
 
 
 class BaseConfig(RunArguments):
-    """Base of the settings of all trainers, before [`~transformers.TrainingArguments`]: trains on the accelerator if
-    there is one, and in bf16 wherever the hardware has it.
+    """Base of the training configurations of all trainers, a mixin that precedes [`~transformers.TrainingArguments`].
+
+    By default, training runs on the accelerator if the machine has one, and in bf16 on hardware with native bfloat16.
     """
 
     limits = {
@@ -40,7 +41,7 @@ class BaseConfig(RunArguments):
         for name in self._VALID_DICT_FIELDS:
             text = getattr(self, name)
             if isinstance(text, str) and text.startswith("{"):
-                read_mapping(name, text)  # transformers reads it again, and would not say which option is no JSON
+                read_mapping(name, text)  # transformers parses it too, but its error does not name the option
         if not HAS_ACTIVATION_CHECKPOINTING:  # transformers before 5.23
             kwargs = self.activation_checkpointing_kwargs
             kwargs = read_mapping("activation_checkpointing_kwargs", kwargs) if isinstance(kwargs, str) else kwargs
@@ -57,17 +58,17 @@ class BaseConfig(RunArguments):
             steps = self.accumulation_on(self.world_size)
             if self.gradient_accumulation_steps not in (1, steps):
                 raise ValueError(
-                    f"global_batch_size={self.global_batch_size} makes {steps} accumulation steps here, and "
-                    f"gradient_accumulation_steps={self.gradient_accumulation_steps} is given: leave one of them out."
+                    f"global_batch_size={self.global_batch_size} needs {steps} accumulation steps here, but "
+                    f"gradient_accumulation_steps={self.gradient_accumulation_steps} is set. Remove one of them."
                 )
             self.gradient_accumulation_steps = steps
-        self.accelerator_config.non_blocking = self.dataloader_pin_memory  # the next batch comes while one is computed
+        self.accelerator_config.non_blocking = self.dataloader_pin_memory  # copy the next batch during computation
 
     def accumulation_on(self, num_processes: int) -> int:
-        """Return the batches of a process in an optimizer step, on so many processes.
+        """Return the gradient accumulation steps for a number of processes.
 
         Raises:
-            ValueError: if they cannot make up `global_batch_size`.
+            ValueError: if `global_batch_size` is not a multiple of the samples per forward pass of all processes.
         """
         if self.global_batch_size is None:
             return self.gradient_accumulation_steps
@@ -76,55 +77,55 @@ class BaseConfig(RunArguments):
         if rest or not steps:
             nearest = sorted({max(steps, 1) * at_once, (steps + 1) * at_once})
             raise ValueError(
-                f"global_batch_size={self.global_batch_size} is not a multiple of the {at_once} samples that "
-                f"{num_processes} process(es) take at once (per_device_train_batch_size="
-                f"{self.per_device_train_batch_size}). The nearest are {' and '.join(map(str, nearest))}."
+                f"Expected global_batch_size to be a multiple of {at_once}, the samples of {num_processes} process(es) "
+                f"with per_device_train_batch_size={self.per_device_train_batch_size}, got {self.global_batch_size}. "
+                f"The nearest values are {' and '.join(map(str, nearest))}."
             )
         return steps
 
     @property
     def checkpoint_every(self) -> int:
-        """Return N where every N-th layer computes its activations again in the backward pass; 0 for none."""
+        """Number N for activation checkpointing of every N-th layer, 0 without activation checkpointing."""
         kwargs = self.activation_checkpointing_kwargs or {}
         return kwargs.get("every_n_layers", 1) if self.activation_checkpointing else 0
 
 
 @dataclass
 class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
-    """[`~trl.SFTConfig`] with VRL, and defaults for ViTP: 4,096 tokens, and bf16 wherever the hardware has it."""
+    """[`~trl.SFTConfig`] with VRL and with defaults for ViTP: 4,096 tokens, and bf16 on hardware that supports it."""
 
     def __post_init__(self):
-        # Rows are encoded by the collator, which needs the images; TRL would tokenise a text-only set beforehand.
+        # The collator encodes rows with their images. TRL would tokenize a text-only data set in advance.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         if self.ignore_data_skip:
-            raise ValueError("ignore_data_skip would train on rows twice, and skipping reads no image: leave it out.")
+            raise ValueError("ignore_data_skip would train on rows twice. Remove it: skipping batches reads no images.")
         if self.completion_only_loss is False:
             raise ValueError(
-                "completion_only_loss=False: only answers are learned here, never questions: leave it out."
+                "completion_only_loss=False is not supported: the loss is computed on answers only. Remove it."
             )
         if self.eval_packing:
-            raise ValueError("eval_packing=True: rows with images are not packed: leave it out.")
+            raise ValueError("eval_packing=True is not supported for rows with images. Remove it.")
         if self.padding_free and self.neftune_noise_alpha:
             raise ValueError(
-                "padding_free=True: neftune_noise_alpha would be scaled by the length of all samples, not of each: "
-                "leave one out."
+                "padding_free=True: neftune_noise_alpha would be scaled by the total length of all samples. Remove one "
+                "of the two."
             )
         if self.use_liger_kernel:
-            raise ValueError("use_liger_kernel=True: the loss computes only logits of answers already: leave it out.")
+            raise ValueError("use_liger_kernel=True is not supported: only logits of answers are computed. Remove it.")
         if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classes of images: leave it out.")
-        self.loss_type = self.loss_type or "nll"  # TRL 1.14 would replace the model's forward pass
+            raise ValueError("label_smoothing_factor is only supported for image classification. Remove it.")
+        self.loss_type = self.loss_type or "nll"  # without it, TRL 1.14 replaces the model's forward pass
         super().__post_init__()
         if self.activation_offloading and self.use_cpu:
             raise ValueError(
-                "activation_offloading=True: there is no accelerator to take activations from: leave it out."
+                "activation_offloading=True needs an accelerator, but training runs on the CPU. Remove it."
             )
-        # One process would read batches and slice all their tensors alike, but tiles are not rows.
+        # Dispatching would slice all tensors of a batch by rows, but the first dimension of tiles is not rows.
         self.accelerator_config.dispatch_batches = False
 
 
 def has_fast_bf16() -> bool:
-    """Return whether the device that training will run on computes in bfloat16 natively."""
+    """Return whether the training device has native bfloat16 arithmetic."""
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` for ViTP: sample ids, epochs, an evaluation collator, exact resuming and exact shards."""
+"""Trainer for ViTP, based on TRL's `SFTTrainer`, with exact resuming and exact shards."""
 
 import contextlib
 import dataclasses
@@ -61,36 +61,36 @@ RATES = ("vision_learning_rate", "projector_learning_rate", "language_model_lear
 
 
 class ViTPTrainer(BaseTrainer, SFTTrainer):
-    """Trains [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
+    """Trainer of [`ViTPForConditionalGeneration`] with Visual Robustness Learning.
 
-    What differs from [`~trl.SFTTrainer`]:
+    Differences from [`~trl.SFTTrainer`]:
 
-    - every row has an id that reaches the collator; the epoch reaches it too, also in persistent workers;
-    - evaluation runs without VRL, hidden answers and augmentation; ratios are recorded in the model's config;
-    - with `vrl_warmup_steps` the drop ratio is 0 in the first optimizer steps, and "vrl_drop_ratio", the one of the
-      last step, is logged;
-    - what an optimizer step trains on does not depend on the number of processes, and no row is seen twice or lost
-      where an epoch does not divide, see [`GlobalBatchSampler`], [`RankStream`] and, if split, [`MixtureStream`];
-    - `padding_free` takes images: the samples of a batch lie end to end in one row;
-    - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows themselves, unless there is a
-      column `length_column_name`; "padding_share" is logged;
-    - a checkpoint is whole or not there. A run that goes on from one, streams and running averages included, ends as
-      the run that never stopped; a checkpoint of other settings, or with missing or unexpected keys, is an error;
-    - what is pushed to the Hub is the model's files alone, and no token is written, see [`BaseTrainer`].
+    - The collator receives the id of every row and the epoch, also in persistent workers.
+    - Evaluation runs without VRL, masked answers and augmentation. The model's config records the ratios.
+    - With `vrl_warmup_steps`, the drop ratio is 0 in the first optimizer steps, and the drop ratio of the last step is
+      logged as "vrl_drop_ratio".
+    - The rows of an optimizer step do not depend on the number of processes. At the end of an epoch, no row is repeated
+      or lost, see [`GlobalBatchSampler`], [`RankStream`] and, for split streams, [`MixtureStream`].
+    - `padding_free` supports images: the samples of a batch are concatenated in one row.
+    - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows, unless the data set has a
+      column `length_column_name`; "padding_share" is logged.
+    - A checkpoint is complete or does not exist. A resumed run, with its streams and running averages, ends with the
+      same weights as an uninterrupted run. Changed settings and missing or unexpected keys raise an error.
+    - Only the model's files are pushed to the Hub, and no token is written, see [`BaseTrainer`].
 
     Args:
-        model: the model to train, or the folder or Hub id of one (ours or transformers' `internvl`), which is loaded in
-            float32 unless `model_init_kwargs` of the arguments say otherwise, with its processor.
-        args: [`ViTPTrainingConfig`]; by default the output folder is the name of the model with `-SFT`.
-        train_dataset: rows with `messages` and `images` (or `image`), or in another schema that
-            [`~modeling_vitp.instructions.schemas`] knows, and optionally `id`; the row number is the id of a data set
-            without. With a `sample_transform` or `data_collator` rows reach it as they are stored.
-        eval_dataset: the same, or a dictionary of such data sets.
-        processing_class: [`ViTPProcessor`].
-        data_collator: replaces the [`ViTPDataCollator`] that is made from `args`.
-        sample_transform: augmentation in training, see [`ViTPDataCollator`].
-        source_settings: how the rows of each source are encoded, see [`ViTPDataCollator`].
-        kwargs: as for [`~trl.SFTTrainer`].
+        model: model to train, or the folder or Hub id of a ViTP or `internvl` model, which is loaded with its processor
+            in float32 unless `model_init_kwargs` of the arguments set another dtype.
+        args: [`ViTPTrainingConfig`]; the default output folder is the name of the model followed by `-SFT`.
+        train_dataset: rows with `messages` and `images` (or `image`), or in another schema of
+            [`~modeling_vitp.instructions.schemas`], and optionally `id`. Without `id`, the row number is the id. A
+            `sample_transform` or `data_collator` receives the rows as they are stored.
+        eval_dataset: data set like `train_dataset`, or a dictionary of data sets.
+        processing_class: [`ViTPProcessor`], by default that of the model.
+        data_collator: collator that replaces the [`ViTPDataCollator`] built from `args`.
+        sample_transform: augmentation of training rows, see [`ViTPDataCollator`].
+        source_settings: encoding settings of each source, see [`ViTPDataCollator`].
+        kwargs: arguments of [`~trl.SFTTrainer`].
     """
 
     _tag_names = ["trl", "sft", "vitp"]
@@ -108,9 +108,9 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         **kwargs,
     ):
         if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func is not supported: override `compute_loss`.")
+            raise ValueError("compute_loss_func is not supported. Override `compute_loss`.")
         if train_dataset is None:
-            raise ValueError("train_dataset is required: conversations, with their images.")
+            raise ValueError("train_dataset is required: a data set of conversations with images.")
         init_kwargs = None if args is None else args.model_init_kwargs
         if isinstance(model, str | Path):
             args = args or ViTPTrainingConfig(f"{Path(model).name}-SFT")
@@ -120,15 +120,15 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         if processing_class is None:
             processing_class = ViTPProcessor.from_pretrained(model.config._name_or_path)
         check_compatible(model, processing_class)
-        # What a transform or another collator makes rows of is not known here.
-        read = to_conversations if data_collator is None and sample_transform is None else lambda rows: rows
-        train_dataset = prepare_rows(read(train_dataset))
+        # A transform or another collator may read any format, so that its rows are not converted.
+        convert = to_conversations if data_collator is None and sample_transform is None else lambda rows: rows
+        train_dataset = prepare_rows(convert(train_dataset))
         if isinstance(train_dataset, torch.utils.data.IterableDataset):
             for name in ("save_strategy", "eval_strategy"):
                 if getattr(args, name) == "epoch":
                     raise ValueError(
-                        f"{name}='epoch': the number of rows of a stream is not known, so an epoch has no end to wait "
-                        "for. Use 'steps'."
+                        f"{name}='epoch' is not supported for a stream, because its number of rows is unknown. Use "
+                        "'steps'."
                     )
         if data_collator is None:
             data_collator = ViTPDataCollator(
@@ -147,26 +147,26 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 padding_free=args.padding_free,
             )
         if args.padding_free and not getattr(data_collator, "padding_free", False):
-            raise ValueError("padding_free=True: the data_collator that is given pads. Make it with padding_free=True.")
+            raise ValueError("padding_free=True: the data_collator pads. Create it with padding_free=True.")
         if getattr(data_collator, "padding_free", False):
             check_attention(model)
         for name in ("vrl_drop_ratio", "vrl_apply_prob", "vrl_warmup_steps", "answer_mask_ratio"):
             setattr(model.config, name, getattr(data_collator, name))
         if data_collator.answer_mask_ratio > 0:
-            # The token that stands for hidden ones may be the pad token, and its embedding is to be learned.
+            # The token that replaces masked tokens may be the pad token, whose embedding must then be trained.
             model.get_input_embeddings().padding_idx = None
         self.eval_data_collator = data_collator.for_evaluation()
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: prepare_rows(read(dataset)) for name, dataset in eval_dataset.items()}
+            eval_dataset = {name: prepare_rows(convert(dataset)) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = prepare_rows(read(eval_dataset))
+            eval_dataset = prepare_rows(convert(eval_dataset))
         self._stream: EndlessBatches | None = None
         self._eval_loaders: dict[str | None, tuple[DataLoader, Any]] = {}
-        self._measured = None  # the rows whose lengths are known, and these
-        self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # of the training batches since the last log
+        self._measured = None  # the measured data set and its lengths
+        self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # sums over training batches since the last log
         if args.torch_compile:
             compile_layers(model)
-        padding_free, args.padding_free = args.padding_free, False  # which TRL refuses for images
+        padding_free, args.padding_free = args.padding_free, False  # TRL rejects it for images
         super().__init__(
             model=model,
             args=args,
@@ -177,11 +177,11 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             **kwargs,
         )
         self.args.model_init_kwargs, self.args.padding_free = init_kwargs, padding_free
-        self._answer_sums: dict[str, torch.Tensor] = {}  # in training and evaluation since the last log
+        self._answer_sums: dict[str, torch.Tensor] = {}  # sums of training and evaluation since the last log
         self._num_trained_tokens = 0
 
     def check_rows(self) -> None:
-        """Encodes the first rows that it is given, no more than a short run needs, see [`check_rows`]."""
+        """Encode the first rows, at most those of the whole run, to find invalid rows early, see [`check_rows`]."""
         if not isinstance(self.data_collator, ViTPDataCollator):
             return
         needed = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args) or None
@@ -198,11 +198,11 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             return super()._train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As the parent, with a learning rate for each part of the model that has one of its own."""
+        """Create the optimizer with the learning rate of each part of the model."""
         args = self.args
         if args.projector_steps and self.is_deepspeed_enabled:
             raise ValueError(
-                "projector_steps does not work with DeepSpeed, which keeps gradients to itself: use FSDP2."
+                "projector_steps is not supported with DeepSpeed, which does not expose gradients. Use FSDP2."
             )
         rates = {name.removesuffix("_learning_rate"): getattr(args, name) for name in RATES}
         if self.optimizer is None and any(rate is not None for rate in rates.values()):
@@ -258,7 +258,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 stream.begin(first_batch // accumulation)
 
         loader = self._base_loader(stream, collator, is_training=True, batch_size=self.args.train_batch_size)
-        self._loader, self._stream = loader, EndlessBatches(loader, stream, begin, self._settle, **where)
+        self._loader, self._stream = loader, EndlessBatches(loader, stream, begin, self._finalize, **where)
         return self._on_device(DataLoader(self._stream, batch_size=None, collate_fn=lambda batch: batch))
 
     def begin_epoch(self) -> None:
@@ -290,7 +290,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         return stream(dataset, batch_size, length=length, **sharding)
 
     def _lengths(self, dataset: Dataset) -> list[int]:
-        """The lengths of all rows of this epoch. A mixture asks for those of its sources, and picks its rows' ones."""
+        """Return the lengths of all rows of this epoch. A mixture selects them from the lengths of its sources."""
         if hasattr(dataset, "lengths"):
             return dataset.lengths(self._measure)
         if self._measured is None or self._measured[0] is not dataset:
@@ -299,18 +299,18 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def _measure(self, dataset: Dataset) -> list[int]:
         column = self.args.length_column_name
-        # A source of a mixture makes its rows as they are read: its columns are not those that it stores.
-        is_made = dataset.format["type"] == "custom"
-        names = list(dataset[:1]) if is_made else dataset.column_names
+        # Rows of a mixture's source are created when they are read: its columns differ from the stored columns.
+        is_custom = dataset.format["type"] == "custom"
+        names = list(dataset[:1]) if is_custom else dataset.column_names
         if column not in names:
             if "messages" not in names:
                 raise ValueError(
-                    f"train_sampling_strategy={self.args.train_sampling_strategy!r} needs rows with 'messages', or the "
-                    f"length of each in a column {column!r}; there are {sorted(names)}."
+                    f"train_sampling_strategy={self.args.train_sampling_strategy!r} needs a column 'messages', or "
+                    f"{column!r} with the length of each row. Found: {sorted(names)}."
                 )
             length = SampleLength.of(self.data_collator)
             with PartialState().main_process_first():
-                rows = dataset if is_made else prepare_rows(dataset)
+                rows = dataset if is_custom else prepare_rows(dataset)
                 options = {"num_proc": self.args.dataset_num_proc, "desc": "Measuring samples"}
                 dataset = rows.map(lambda row: {column: length(row)}, remove_columns=dataset.column_names, **options)
         return list(dataset.with_format(None)[column])
@@ -318,15 +318,15 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     # Evaluation
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
-        """Return the batches of this process in order; no row counts twice where the last ones are uneven."""
+        """Return a loader of the batches of this process in order, in which no row is repeated."""
         args, name = self.args, eval_dataset if isinstance(eval_dataset, str) else None
-        given = self.eval_dataset[name] if name else self.eval_dataset if eval_dataset is None else eval_dataset
-        if given is None:
+        original = self.eval_dataset[name] if name else self.eval_dataset if eval_dataset is None else eval_dataset
+        if original is None:
             raise ValueError("Evaluation needs an eval_dataset.")
-        loader, of = self._eval_loaders.get(name, (None, None))
-        if of is given and args.dataloader_persistent_workers:
+        loader, loaded = self._eval_loaders.get(name, (None, None))
+        if loaded is original and args.dataloader_persistent_workers:
             return loader
-        dataset, processes = given, {"num_processes": args.world_size, "process_index": args.process_index}
+        dataset, processes = original, {"num_processes": args.world_size, "process_index": args.process_index}
         if not isinstance(dataset, torch.utils.data.IterableDataset):
             drop_last = args.dataloader_drop_last
             sampler = WholeBatchSampler(len(dataset), args.eval_batch_size, drop_last=drop_last, **processes)
@@ -336,7 +336,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 dataset = WholeBatchStream(dataset, args.eval_batch_size, **processes)
             batches = {"batch_size": args.eval_batch_size}
         loader = self.data_loader(dataset, with_raw_tiles(self.eval_data_collator), is_training=False, **batches)
-        self._eval_loaders[name] = loader, given
+        self._eval_loaders[name] = loader, original
         return loader
 
     def get_test_dataloader(self, test_dataset: Dataset | IterableDataset) -> DataLoader:
@@ -344,7 +344,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         if self.args.world_size > 1 and "pixel_values" not in inputs:
-            # Where the ViT's weights are sharded, each process has to run it as often as the others.
+            # If the ViT is sharded, all processes must run it the same number of times.
             vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
             pixel_values, indices = vitp._unseen_tile()
             inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
@@ -363,10 +363,10 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         self._eval_losses = []
         if self.args.world_size > 1:
-            batch_size = self.args.eval_batch_size  # the last ones are smaller, or empty
+            batch_size = self.args.eval_batch_size  # the last batches may be smaller or empty
             self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        # The last batches may be smaller or empty: the loss of a batch counts as often as it has rows.
+        # The last batches may be smaller or empty: losses are weighted by the number of rows.
         rounds = zip(*gather_object([self._eval_losses]))
         losses, num_rows = map(np.array, zip(*(batch for batches in rounds for batch in batches)))
         losses = np.repeat(losses.astype(np.float32), num_rows)
@@ -378,18 +378,18 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     # Metrics
 
-    def _settle(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
-        """Encode a batch again that keeps its rows, if its step turns out to be one of the warm-up."""
+    def _finalize(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
+        """Encode a batch with stored rows again if its step belongs to the warm-up, see [`RowKeeper`]."""
         rows, step = batch.pop(ROWS, None), number // self.args.gradient_accumulation_steps
         if rows is None or step >= self.data_collator.vrl_warmup_steps:
             return batch
         return NamedBatches(with_raw_tiles(self.data_collator))([{**row, STEP: step} for row in rows])
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        self.model.train()  # what accelerate compiles is a copy, which shares layers and not the flag of the model
+        self.model.train()  # accelerate compiles a copy, which shares layers but not the training flag of the model
         loss = super().training_step(*args, **kwargs)
         if self.state.global_step < self.args.projector_steps:
-            # Without a gradient a weight has no update, no decay and no moments: as if it were frozen.
+            # Weights without a gradient have no update, no decay and no moments, like frozen weights.
             for name, weight in self.model.named_parameters():
                 if part_of(name) != "projector":
                     weight.grad = None
@@ -402,10 +402,10 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the mean negative log-likelihood of the tokens of the answers, of which alone logits are computed.
+        """Return the mean negative log-likelihood of the answer tokens.
 
-        Tiles are normalized on the device, see [`with_raw_tiles`]. With `return_outputs` the logits of all tokens are
-        computed in a second forward pass.
+        Logits are computed for answer tokens only. Tiles are normalized on the device, see [`with_raw_tiles`]. With
+        `return_outputs`, the logits of all tokens are computed in a second forward pass.
         """
         inputs = {**inputs, "use_cache": False}
         labels = inputs.pop("labels")
@@ -422,7 +422,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         num_items = len(losses) if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / torch.as_tensor(num_items, device=losses.device).clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.args.world_size  # the items are those of all processes, whose gradients are averaged
+            loss = loss * self.args.world_size  # num_items counts all processes, whose gradients are averaged
         if not return_outputs:
             return loss
         with torch.no_grad():
@@ -458,14 +458,18 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     def watched_samples(self, number: int) -> list[dict[str, Any]]:
         return rows_to_show(self.eval_dataset or self.train_dataset, number, self.data_seed)
 
+    @property
+    def watched_collator(self) -> ViTPDataCollator:
+        """Collator that reads the rows of [`watched_samples`]."""
+        if self.eval_dataset is not None:
+            return self.eval_data_collator
+        return dataclasses.replace(self.eval_data_collator, sample_transform=self.data_collator.sample_transform)
+
     def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
-        collator = self.eval_data_collator
-        if self.eval_dataset is None:
-            collator = dataclasses.replace(collator, sample_transform=self.data_collator.sample_transform)
-        draw_answered_rows(self.accelerator.unwrap_model(self.model), collator, samples, path)
+        draw_answered_rows(self.accelerator.unwrap_model(self.model), self.watched_collator, samples, path)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Writes none: TRL's is for a text generator, and its example does not run with this model."""
+        """Do nothing, because TRL's card is for text generation; [`save_model`] writes a card instead."""
 
     # Checkpoints
 
@@ -504,7 +508,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     @cached_property
     def weights_under_adapter(self) -> str:
-        """What an adapter lies on, in short, before anything is sharded."""
+        """Hash of the base weights of an adapter, computed before sharding."""
         return base_fingerprint(self.model, self.is_world_process_zero())
 
     def running_sums(self) -> dict[str, Any]:
@@ -524,7 +528,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def restore_sums(self, sums: dict[str, Any] | None) -> None:
         super().restore_sums(sums)
-        # A run that is resumed at its end logs nothing of training any more.
+        # A run that is resumed at its end has no further training logs.
         if sums is not None and self.state.global_step < self.state.max_steps:
             if sums["answers"] and self.is_world_process_zero():
                 self._answer_sums["train"] = torch.tensor(sums["answers"], dtype=torch.float64, device=self.args.device)

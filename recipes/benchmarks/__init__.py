@@ -1,1 +1,1 @@
-"""Speed of the package: steps, data loading, scaling, and other libraries beside it."""
+"""Speed of the package: training steps, data loading, scaling, and comparisons with other libraries."""

@@ -1,10 +1,10 @@
-"""Time of the operators of detection and of training steps of detectors, beside torchvision's and transformers'.
+"""Measure detection operators and training steps of detectors, compared with torchvision and transformers.
 
     vitp benchmark_detection
     vitp benchmark_detection --shapes vit_s vit_l --steps 5
 
-The operators work on rotated boxes in one scene, torchvision's on upright ones of the same sides. A step is forward,
-backward and AdamW on one image of noise, with random weights. All of it runs in one process, one after another.
+The operators work on rotated boxes in one scene, those of torchvision on upright boxes with the same sides. A step is
+forward, backward and AdamW on one image of noise, with random weights. All measurements run in one process, in turn.
 """
 
 import argparse
@@ -19,14 +19,20 @@ from modeling_vitp.training.command_line import parse_words
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=not_negative, default=5, help="timed calls of each operator; 0 for none (5)")
-    parser.add_argument("--shapes", nargs="*", choices=("vit_s", "vit_l"), default=["vit_s"], help="of ViTs (vit_s)")
-    parser.add_argument("--image_size", type=positive, default=800, help="side of the image of a step (800)")
-    parser.add_argument("--steps", type=positive, default=5, help="timed steps of each detector, after another one (5)")
-    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch on the CPU (1)")
+    parser.add_argument("--runs", type=not_negative, default=5, help="Timed calls of each operator; 0 for none (5).")
+    parser.add_argument(
+        "--shapes", nargs="*", choices=("vit_s", "vit_l"), default=["vit_s"], help="Shapes of the ViT (vit_s)."
+    )
+    parser.add_argument(
+        "--image_size", type=positive, default=800, help="Side of the image in pixels, a multiple of 32 (800)."
+    )
+    parser.add_argument(
+        "--steps", type=positive, default=5, help="Timed steps of each detector, after one warm-up step (5)."
+    )
+    parser.add_argument("--threads", type=positive, default=1, help="Threads of PyTorch on the CPU (1).")
     args = parse_words(parser, argv)
     if args.image_size % 32:
-        parser.error(f"argument --image_size: {args.image_size} is no multiple of 32")
+        parser.error(f"argument --image_size: expected a multiple of 32, got {args.image_size}")
 
     import torch
 

@@ -1,14 +1,13 @@
-"""How time and memory grow with the pixels of an image, the rows of a stream and the rows of an epoch.
+"""Measure how time and memory grow with the size of an image, of a stream and of an epoch.
 
     vitp benchmark_growth
     vitp benchmark_growth --sides 1000 2000 --rows --epochs
 
-Each measurement has processes of its own, whose peak of resident memory is told, and is taken `--runs` times: times are
-median, least and most. The backbone is tiny, with random weights, so that what grows is the handling: features of an
-image that is brought to 224 pixels, as in `probe`, and windows of `predict_large`. Streams are read by one process and
-by two, as in training, and by two of which each reads its part (`split_streams`); a row that is lost or comes twice is
-an error. An epoch is that of the sampler of training, which skips batches to go on from a checkpoint, and that of a
-mixture, whose rows are read.
+Each measurement runs in separate processes, `--runs` times. Times are median, minimum and maximum; memory is the peak
+resident memory. The backbone is tiny, with random weights, so that image handling dominates: features of an image that
+is resized to 224 pixels, as in `probe`, and windows of `predict_large`. Streams are read by one process, by two
+processes, and by two processes with `split_streams`; a lost or repeated row is an error. Epochs are measured for the
+sampler of training, which skips batches on resume, and for a mixture, whose rows are read.
 """
 
 import argparse
@@ -23,10 +22,14 @@ from modeling_vitp.training.command_line import parse_words
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sides, rows, epochs = [1000, 2000, 5000, 10000, 20000], [10000, 20000, 40000], [10**6, 10**7, 10**8]
-    parser.add_argument("--sides", type=positive, nargs="*", default=sides, help="of images, in pixels; none for none")
-    parser.add_argument("--rows", type=positive, nargs="*", default=rows, help="of streams")
-    parser.add_argument("--epochs", type=positive, nargs="*", default=epochs, help="rows of epochs")
-    parser.add_argument("--runs", type=positive, default=5, help="of each measurement")
+    parser.add_argument(
+        "--sides", type=positive, nargs="*", default=sides, help="Sides of the images in pixels; empty for none."
+    )
+    parser.add_argument("--rows", type=positive, nargs="*", default=rows, help="Rows of the streams; empty for none.")
+    parser.add_argument(
+        "--epochs", type=positive, nargs="*", default=epochs, help="Rows of the epochs; empty for none."
+    )
+    parser.add_argument("--runs", type=positive, default=5, help="Runs of each measurement (5).")
     args = parse_words(parser, argv)
 
     from modeling_vitp.recipes.benchmarks import scaling

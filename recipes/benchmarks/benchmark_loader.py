@@ -1,13 +1,13 @@
-"""Images a second of the data loader, beside bare decode and resize of the same images, and beside TRL's collator.
+"""Measure images a second of the data loader, compared with bare decode and resize, and with TRL's collator.
 
     vitp benchmark_loader --workers 2
     vitp benchmark_loader --mixture my_mixture.yaml --processor outputs/my_run
 
-All go through the same kind of data loader with the same workers, in turn, `--rounds` times. The bare loader decodes
-an image and resizes it to the canvas that its tiles cover and to the thumbnail, so to the pixels that the model sees,
-and does nothing else. TRL's collator has transformers' InternVL processor with the same tiles; ours is as in training,
-where what is left, to normalize the tiles, is done on the device. Without a mixture the images are pictures of noise
-and gradients, as JPEG files of several sizes from 600 x 400 to 1024 x 768, or of one.
+The collators use the same data loader with the same workers, in turn, `--rounds` times. The bare collator decodes an
+image and resizes it to the canvas of its tiles and to the thumbnail, the pixels that the model sees. TRL's collator
+uses transformers' InternVL processor with the same tiles. Ours is that of training, where the device normalizes tiles.
+Without a mixture, the images are JPEG files of noise and gradients, with one size or several from 600 x 400 to
+1024 x 768.
 """
 
 import argparse
@@ -23,14 +23,16 @@ from modeling_vitp.training.command_line import parse_words
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--mixture", help="mixture file of local sources; synthetic images if not given")
-    data.add_argument("--side", type=positive, help="of synthetic images, in pixels; several sizes if not given")
-    parser.add_argument("--processor", help="folder or Hub id of a ViTPProcessor; 448 pixels, 12 tiles if not given")
-    parser.add_argument("--rows", type=positive, default=160, help="rows of a pass (160)")
-    parser.add_argument("--workers", type=not_negative, default=2, help="processes of the data loader (2)")
-    parser.add_argument("--batch_size", type=positive, default=4, help="rows of a batch (4)")
-    parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75)
-    parser.add_argument("--rounds", type=positive, default=3, help="passes of each kind (3)")
+    data.add_argument("--mixture", help="Mixture file of local sources. Default: synthetic images.")
+    data.add_argument("--side", type=positive, help="Side of the synthetic images in pixels. Default: several sizes.")
+    parser.add_argument("--processor", help="Folder or Hub id of a ViTPProcessor. Default: 448 pixels, 12 tiles.")
+    parser.add_argument("--rows", type=positive, default=160, help="Rows of a pass (160).")
+    parser.add_argument("--workers", type=not_negative, default=2, help="Worker processes of the data loader (2).")
+    parser.add_argument("--batch_size", type=positive, default=4, help="Rows of a batch (4).")
+    parser.add_argument(
+        "--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="Drop ratio of VRL (0.75)."
+    )
+    parser.add_argument("--rounds", type=positive, default=3, help="Passes of each collator (3).")
     args = parse_words(parser, argv)
 
     from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.processor:
             processor = ViTPProcessor.from_pretrained(args.processor)
         else:
-            tokenizer = build_tokenizer(["How many ships are in the harbour? There are 4 ships."], vocab_size=400)
+            tokenizer = build_tokenizer(["How many ships are in the harbor? There are 4 ships."], vocab_size=400)
             processor = ViTPProcessor(ViTPImageProcessor(), tokenizer)
         settings = {source.name: source.settings for source in mixture.sources}
         ours = ViTPDataCollator(processor, vrl_drop_ratio=args.vrl_drop_ratio, source_settings=settings)

@@ -1,11 +1,11 @@
-"""What other libraries do too, beside them: features, large images, a step of fine-tuning, conversion.
+"""Compare speed with other libraries: features, large images, a fine-tuning step, conversion.
 
     vitp benchmark_peers
     vitp benchmark_peers --compare features conversion --shape vit_l --dtype bfloat16
 
-Each comparison computes the same on all sides, with random weights, which is checked before it is timed; then the sides
-take turns, `--runs` times. A peer that is not installed has a row that says what to install. Seconds are by the clock,
-and beside them of this process's CPU, which other jobs on the machine disturb less.
+In each comparison, all libraries compute the same result with the same random weights, which is checked before they are
+timed; then they take turns, `--runs` times. The row of a library that is not installed names the package to install.
+Times are wall-clock time and CPU time of this process, which depends less on other jobs on the machine.
 """
 
 import argparse
@@ -23,11 +23,13 @@ NAMES = ("features", "windows", "step", "conversion")
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compare", nargs="+", choices=NAMES, default=NAMES, help="what is compared (all)")
-    parser.add_argument("--shape", choices=("vit_s", "vit_l"), default="vit_s", help="of the ViT (vit_s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(float32)")
-    parser.add_argument("--runs", type=positive, default=5, help="timed turns, after one that is not (5)")
-    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch on the CPU (1)")
+    parser.add_argument("--compare", nargs="+", choices=NAMES, default=NAMES, help="Comparisons to run (all).")
+    parser.add_argument("--shape", choices=("vit_s", "vit_l"), default="vit_s", help="Shape of the ViT (vit_s).")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="Dtype of the model (float32)."
+    )
+    parser.add_argument("--runs", type=positive, default=5, help="Timed turns, after one warm-up turn (5).")
+    parser.add_argument("--threads", type=positive, default=1, help="Threads of PyTorch on the CPU (1).")
     args = parse_words(parser, argv)
 
     import torch
@@ -52,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.compare:
         print(name, file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            places = {"folder": Path(folder)} if name in ("windows", "conversion") else {}
-            comparison = makers[name](args.shape, dtype, **places)
+            options = {"folder": Path(folder)} if name in ("windows", "conversion") else {}
+            comparison = makers[name](args.shape, dtype, **options)
             rows = rows_of(comparison, take_turns(comparison, args.runs))
         print(f"\n{comparison.what}\n\n{table(HEADER, rows)}", flush=True)
     return 0

@@ -1,6 +1,6 @@
-"""Comparisons with other libraries, in turn on the same input and weights.
+"""Speed comparisons with other libraries on the same input and weights.
 
-Features of a ViT, windows of a large image, a step of fine-tuning, and conversion.
+Features of a ViT, windows of a large image, a fine-tuning step, and conversion.
 """
 
 import copy
@@ -46,20 +46,20 @@ OF_TIMM = (  # original name -> timm's
 WINDOW_BATCH = 4
 PROFILE = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
 PROFILE |= {"compress": "deflate", "transform": from_origin(500000, 4000000, 1, 1)}
-NUM_LABELS, STEP_BATCH = 7, 2  # batch norm of pooled maps needs two images
+NUM_LABELS, STEP_BATCH = 7, 2  # Batch norm of pooled maps needs two images.
 OURS, SAME = "ViTP, UPerNet on ViT-Adapter", "transformers' UPerNet on the same ViT-Adapter"
 PYRAMID, DINOV2 = "ViTP, UPerNet on the feature pyramid", "transformers' UPerNet on DINOv2"
 
 
 @dataclass
 class Comparison:
-    """One piece of work, done by us and by others.
+    """Calls of several libraries that compute the same result.
 
     Args:
-        what: is done, on what input.
-        calls: that do it, by name; ours is the first.
-        check: is given the calls' results by name, and raises an `AssertionError` if they are not the same.
-        absent: names of peers that cannot be called here, and the packages that they need.
+        what: description of the computation and its input.
+        calls: functions by name; ours is the first.
+        check: function that takes the results by name and raises an `AssertionError` if they differ.
+        absent: names of libraries that are not installed, with the package to install.
     """
 
     what: str
@@ -69,9 +69,10 @@ class Comparison:
 
 
 def take_turns(comparison: Comparison, runs: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds by the clock and of this process's CPU, of each call `runs` times, one call after the other in each turn.
+    """Check the results, then time each call `runs` times in turn.
 
-    There is a turn before, which is not timed, of which the results are checked.
+    Returns:
+        Wall-clock and CPU seconds of each run, by name. The first turn, whose results are checked, is not timed.
     """
     comparison.check({name: call() for name, call in comparison.calls.items()})
     seconds = {name: [] for name in comparison.calls}
@@ -87,7 +88,7 @@ def take_turns(comparison: Comparison, runs: int) -> dict[str, list[tuple[float,
 
 
 def rows_of(comparison: Comparison, seconds: dict[str, list[tuple[float, float]]]) -> list[list[str]]:
-    """A row of [`HEADER`] for each call and for each peer that is not here."""
+    """Return a row of [`HEADER`] for each call and each library that is not installed."""
     rows, first = [], None
     for name, turns in seconds.items():
         clock, cpu = zip(*turns)
@@ -97,19 +98,19 @@ def rows_of(comparison: Comparison, seconds: dict[str, list[tuple[float, float]]
         numbers = [f"{value:.3g}" for value in (min(clock), medians[0], max(clock))]
         rows.append([name, len(turns), *numbers, ratios[0], f"{medians[1]:.3g}", ratios[1]])
     for name, package in comparison.absent.items():
-        rows.append([name, f"not here: pip install {package}", *[""] * (len(HEADER) - 2)])
+        rows.append([name, f"not installed: pip install {package}", *[""] * (len(HEADER) - 2)])
     return rows
 
 
 def build_vit(shape: str, image_size: int, dtype: torch.dtype) -> ViTPVisionModel:
-    """A ViT as InternViT, with random weights and layer scale, on the accelerator if there is one."""
+    """Build an InternViT with random weights and layer scale, on the accelerator if available."""
     torch.manual_seed(0)
     config = ViTPVisionConfig(**SHAPES[shape], image_size=[image_size] * 2, patch_size=[PATCH] * 2, attention_bias=True)
     return ViTPVisionModel(config).to(device_here(), dtype).eval()
 
 
 def original_weights(vit: ViTPVisionModel) -> dict[str, torch.Tensor]:
-    """The weights under the names of InternViT's own code, with queries, keys and values in one."""
+    """Return the weights under the names of InternViT's own code, with fused queries, keys and values."""
     found = {}
     for name, tensor in vit.state_dict().items():
         key, part, _ = locate_tensor(VISION_TOWER + name, "original_vision")
@@ -118,7 +119,7 @@ def original_weights(vit: ViTPVisionModel) -> dict[str, torch.Tensor]:
 
 
 def timm_vit(vit: ViTPVisionModel) -> nn.Module:
-    """timm's ViT of the same shape, with the same weights."""
+    """Build timm's ViT with the same shape and weights."""
     from timm.models.vision_transformer import VisionTransformer
 
     config = vit.config
@@ -144,11 +145,11 @@ def timm_vit(vit: ViTPVisionModel) -> nn.Module:
 
 
 def plain_features(pixels: torch.Tensor, weights: dict[str, torch.Tensor], num_heads: int, depth: int, eps: float):
-    """The ViT's last hidden states, in the arithmetic of InternViT's own code without FlashAttention.
+    """Compute the last hidden states of the ViT with the arithmetic of InternViT's own code, without FlashAttention.
 
     Args:
-        pixels: `(batch, channels, height, width)`, of the size of the table of positions.
-        weights: [`original_weights`].
+        pixels: `(batch, channels, height, width)`, at the image size of the position embeddings.
+        weights: result of [`original_weights`].
 
     Returns:
         `(batch, 1 + patches, hidden_size)`.
@@ -176,10 +177,10 @@ def plain_features(pixels: torch.Tensor, weights: dict[str, torch.Tensor], num_h
 
 
 def compare_features(shape: str, dtype: torch.dtype, image_size: int = 448) -> Comparison:
-    """Features of one image.
+    """Compare the computation of the features of one image.
 
     Args:
-        shape: one of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        shape: a key of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
         image_size: side in pixels, a multiple of 14.
     """
     vit = build_vit(shape, image_size, dtype)
@@ -201,16 +202,14 @@ def compare_features(shape: str, dtype: torch.dtype, image_size: int = 448) -> C
         ours, *others = results.values()
         for other in others:
             apart = (other - ours).float().abs().max() / ours.float().abs().max()
-            assert apart < (1e-5 if dtype == torch.float32 else 5e-2), (
-                f"features are apart by {apart:.1e} of the largest"
-            )
+            assert apart < (1e-5 if dtype == torch.float32 else 5e-2), f"features differ by {apart:.1e} of the largest"
 
     calls = {name: torch.inference_mode()(call) for name, call in calls.items()}
     return Comparison(f"features of an image of {image_size}²", calls, check, absent)
 
 
 def build_narrow_model(shape: str, window: int, dtype: torch.dtype) -> ViTPForSemanticSegmentation:
-    """A model with a narrow head, so that what is around the model counts."""
+    """Build a model with a narrow head, so that the time outside the model dominates."""
     vit = build_vit(shape, 448, torch.float32)
     narrow = {"hidden_size": 64, "use_auxiliary_head": False, "num_labels": 7}
     model = ViTPForSemanticSegmentation.from_backbone(
@@ -220,7 +219,7 @@ def build_narrow_model(shape: str, window: int, dtype: torch.dtype) -> ViTPForSe
 
 
 def write_waves(path: Path, height: int, width: int) -> None:
-    """A GeoTIFF of waves of several lengths and noise."""
+    """Write a GeoTIFF of waves of several lengths and noise."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:height, :width]
     waves = [np.sin(rows / length) + np.cos(columns / length) for length in (9, 23, 57)]
@@ -232,11 +231,11 @@ def write_waves(path: Path, height: int, width: int) -> None:
 def compare_windows(
     shape: str, dtype: torch.dtype, folder: Path, size: tuple[int, int] = (640, 832), window: int = 256
 ) -> Comparison:
-    """Windows that overlap by a quarter, whose logits are averaged with equal weights.
+    """Compare prediction in windows that overlap by a quarter, whose logits are averaged with equal weights.
 
     Args:
-        shape: of the ViT, one of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
-        folder: for the image and the maps.
+        shape: shape of the ViT, a key of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        folder: folder for the image and the maps.
         size: height and width of the image.
         window: side of a window, a multiple of 32.
     """
@@ -254,7 +253,7 @@ def compare_windows(
         return target
 
     def whole(infer: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Path]:
-        """With the image and its logits in memory."""
+        """Predict with the whole image and its logits in memory."""
 
         @torch.inference_mode()
         def call() -> Path:
@@ -270,18 +269,18 @@ def compare_windows(
         return call
 
     calls = {"ViTP, predict_large": ours}
-    peers = {
+    libraries = {
         "MONAI, sliding_window_inference": ("monai", lambda: monai_windows(forward, window, stride)),
         "TerraTorch, tiled_inference": ("terratorch", lambda: terratorch_windows(forward, window, stride)),
     }
-    absent = {name: package for name, (package, _) in peers.items() if not find_spec(package)}
-    calls |= {name: whole(infer()) for name, (_, infer) in peers.items() if name not in absent}
+    absent = {name: package for name, (package, _) in libraries.items() if not find_spec(package)}
+    calls |= {name: whole(infer()) for name, (_, infer) in libraries.items() if name not in absent}
 
     def check(results: dict[str, Path]) -> None:
         maps = [rasterio.open(path).read(1) for path in results.values()]
-        assert len(np.unique(maps[0])) > 1, "the map has one class alone, which any windows would give"
+        assert len(np.unique(maps[0])) > 1, "the map has a single class, so it does not test the windows"
         for other in maps[1:]:
-            # Sums of other order round otherwise, which turns a class where two are alike.
+            # The order of a sum changes its rounding, and with it the class of pixels with almost equal logits.
             assert (other != maps[0]).mean() < (1e-4 if dtype == torch.float32 else 1e-2), "the maps differ"
 
     return Comparison(f"classes of an image of {size[0]} x {size[1]}, windows of {window}²", calls, check, absent)
@@ -302,7 +301,7 @@ def terratorch_windows(forward: Callable, window: int, stride: int) -> Callable[
 
 
 def on_dinov2(shape: str, image_size: int, **head) -> UperNetForSemanticSegmentation:
-    """DINOv2 has one map, at the stride of its patches of 14 pixels, for each of four layers."""
+    """Build UPerNet on DINOv2, whose feature maps of four layers all have the stride of its patches, 14 pixels."""
     settings = dict(SHAPES[shape])
     settings["mlp_ratio"] = settings.pop("intermediate_size") // settings["hidden_size"]
     depth = settings["num_hidden_layers"]
@@ -312,7 +311,7 @@ def on_dinov2(shape: str, image_size: int, **head) -> UperNetForSemanticSegmenta
 
 
 def on_same(model: ViTPForSemanticSegmentation, **head) -> UperNetForSemanticSegmentation:
-    """transformers' model with the backbone, the heads and the weights of ours."""
+    """Build transformers' UPerNet with copies of our backbone and heads."""
     peer = UperNetForSemanticSegmentation(UperNetConfig(num_labels=NUM_LABELS, **head))
     peer.backbone = copy.deepcopy(model.backbone)
     peer.decode_head, peer.auxiliary_head = copy.deepcopy(model.decode_head), copy.deepcopy(model.auxiliary_head)
@@ -322,10 +321,10 @@ def on_same(model: ViTPForSemanticSegmentation, **head) -> UperNetForSemanticSeg
 def compare_training_step(
     shape: str, dtype: torch.dtype, image_size: int = 224, adapter: dict | None = None, **head
 ) -> Comparison:
-    """Forward, backward and AdamW on two images; in bfloat16 by autocast, as in training.
+    """Compare a step of forward, backward and AdamW on two images, with bfloat16 autocast as in training.
 
     Args:
-        shape: of the ViT, one of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        shape: shape of the ViT, a key of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
         image_size: side in pixels, a multiple of 224.
         adapter, head: settings of the ViT-Adapter and of UPerNet.
     """
@@ -360,7 +359,7 @@ def compare_training_step(
         return step
 
     def check(results: dict[str, torch.Tensor]) -> None:
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # ours are summed in float32
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # Our losses are summed in float32.
         assert abs(results[SAME] - results[OURS]) < tolerance * results[OURS], "the losses of the same model differ"
 
     calls = {name: step_of(model) for name, model in models.items()}
@@ -368,11 +367,11 @@ def compare_training_step(
 
 
 def compare_conversion(shape: str, dtype: torch.dtype, folder: Path) -> Comparison:
-    """A ViT of InternViT's own naming to ours: queries, keys and values, which are one tensor there, are three here.
+    """Compare the conversion of InternViT's own checkpoint, which splits the fused query, key and value tensors.
 
     Args:
-        shape: one of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
-        folder: for the checkpoints.
+        shape: a key of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        folder: folder for the checkpoints.
     """
     vit, ours, source = build_vit(shape, 448, dtype).cpu(), folder / "vit", folder / "original"
     vit.save_pretrained(ours)

@@ -1,4 +1,4 @@
-"""Time of the operators of detection, and of training steps of detectors, each beside its peer."""
+"""Timed calls for detection: operators and training steps, with those of torchvision and transformers."""
 
 import math
 import time
@@ -34,16 +34,16 @@ def device_here() -> torch.device:
 
 
 def operators(device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:
-    """The calls that are timed, by name: of 2000 boxes in a scene of 1024 x 1024, in float32.
+    """Return the timed calls by name, on 2000 boxes in a scene of 1024 x 1024, in float32.
 
-    The upright boxes have the centres and sides of the rotated ones. Features are 256 maps at stride 4.
+    The upright boxes have the centers and sides of the rotated ones. Features are 256 maps at stride 4.
     """
     draws = torch.Generator().manual_seed(0)
-    centres, sides = torch.rand(NUM_BOXES, 2, generator=draws) * SCENE, torch.rand(NUM_BOXES, 2, generator=draws)
+    centers, sides = torch.rand(NUM_BOXES, 2, generator=draws) * SCENE, torch.rand(NUM_BOXES, 2, generator=draws)
     sides, angles = 10 + 50 * sides, math.pi * (torch.rand(NUM_BOXES, 1, generator=draws) - 0.5)
     scores = torch.rand(NUM_BOXES, generator=draws).to(device)
-    rotated = torch.cat([centres, sides, angles], 1).to(device)
-    upright = torch.cat([centres - sides / 2, centres + sides / 2], 1).to(device)
+    rotated = torch.cat([centers, sides, angles], 1).to(device)
+    upright = torch.cat([centers - sides / 2, centers + sides / 2], 1).to(device)
     features = torch.randn(1, 256, SCENE // 4, SCENE // 4, generator=draws).to(device)
     trained = features.clone().requires_grad_()
     images = torch.zeros(NUM_POOLED, dtype=torch.long, device=device)
@@ -71,11 +71,11 @@ def operators(device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:
 
 
 def training_step(detector: str, shape: str, image_size: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    """A step of AdamW on one image of noise with 20 objects, by a detector with random weights on a ViT with adapter.
+    """Return a step of AdamW on one image of noise with 20 objects, for a random detector on a ViT with adapter.
 
     Args:
-        detector: one of [`DETECTORS`].
-        shape: one of [`SHAPES`].
+        detector: a key of [`DETECTORS`].
+        shape: a key of [`SHAPES`].
         image_size: side of the image in pixels, a multiple of 32.
     """
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def training_step(detector: str, shape: str, image_size: int, device: torch.devi
 
 
 def time_calls(call: Callable[[], torch.Tensor], runs: int) -> list[float]:
-    """Seconds of each of so many calls, after one that is not timed."""
+    """Return the seconds of each of `runs` calls, after one warm-up call."""
     times = []
     for _ in range(1 + runs):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Images a second of a data loader, beside one that does nothing but decode and resize, and beside TRL's."""
+"""Images a second of a data loader with our collator, with bare decode and resize, and with TRL's collator."""
 
 import json
 import tempfile
@@ -30,7 +30,7 @@ SIZES = ((512, 512), (800, 800), (1024, 768), (600, 400))  # of synthetic images
 
 
 def bare_collator(processor: ViTPProcessor) -> Callable[[list[dict]], torch.Tensor]:
-    """Decode and resize, with the resampling of the image processor."""
+    """Return a collator that only decodes and resizes, with the resampling of the image processor."""
     settings = processor.image_processor
     height, width = settings.size["height"], settings.size["width"]
 
@@ -54,7 +54,7 @@ def bare_collator(processor: ViTPProcessor) -> Callable[[list[dict]], torch.Tens
 
 
 def stock_collator(processor: ViTPProcessor) -> Callable[[list[dict]], dict]:
-    """TRL's collator with transformers' InternVL processor, of the same tokenizer and tiles as ours."""
+    """Return TRL's collator with transformers' InternVL processor, with our tokenizer and tiles."""
     with tempfile.TemporaryDirectory() as folder:
         processor.tokenizer.save_pretrained(folder)
         image_processor = GotOcr2ImageProcessor(**image_settings(processor.image_processor))
@@ -65,7 +65,7 @@ def stock_collator(processor: ViTPProcessor) -> Callable[[list[dict]], dict]:
 
 @contextmanager
 def timed(owner: object, name: str, seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Adds the time of each call of a function to that of a part."""
+    """Add the time of each call of a function to the seconds of a part."""
     function = getattr(owner, name)
 
     def timing(*args, **kwargs):
@@ -80,11 +80,12 @@ def timed(owner: object, name: str, seconds: dict[str, float], part: str) -> Ite
 
 
 def seconds_by_part(collator: ViTPDataCollator, rows: list[dict], batch_size: int) -> dict[str, float]:
-    """Seconds of one process for all rows, by what they are spent on; "normalize" is on the device of the training,
-    here the CPU, and no work of the loader.
+    """Return the seconds of one process for all rows, by part.
+
+    The part "normalize" runs on the device in training, here the CPU, and does not belong to the loader.
     """
     collator, parts = collator.with_raw_tiles(), ("read and decode", "to a tensor", "resize", "tokenize", "collate")
-    places = [
+    functions = [
         (collating, "load_images"),
         (tv, "pil_to_tensor"),
         (RawTileProcessor, "resize"),
@@ -95,8 +96,8 @@ def seconds_by_part(collator: ViTPDataCollator, rows: list[dict], batch_size: in
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     collator(batches[0])
     with ExitStack() as stack:
-        for part, place in zip(parts, places):
-            stack.enter_context(timed(*place, seconds, part))
+        for part, function in zip(parts, functions):
+            stack.enter_context(timed(*function, seconds, part))
         for batch in batches:
             start, before = time.perf_counter(), sum(seconds[part] for part in parts)
             tiles = collator(batch)["pixel_values"]
@@ -110,7 +111,7 @@ def seconds_by_part(collator: ViTPDataCollator, rows: list[dict], batch_size: in
 def images_per_second(
     dataset: Dataset, collator: Callable, batch_size: int, num_workers: int, num_images: int
 ) -> float:
-    """Over one pass, without the start of the workers: the clock starts with the first batch."""
+    """Measure one pass without the start of the workers: the clock starts with the first batch."""
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collator)
     batches = iter(loader)
     next(batches)
@@ -122,7 +123,7 @@ def images_per_second(
 
 
 def synthetic_mixture(folder: Path, num_rows: int, side: int | None = None) -> dict:
-    """JPEG files with two questions each, as InternVL JSON Lines; squares of `side` pixels, or of `SIZES`."""
+    """Write JPEG files with two questions each as InternVL JSON Lines; the image size is `side` or one of `SIZES`."""
     sizes = SIZES if side is None else ((side, side),)
     generator = np.random.default_rng(0)
     with open(folder / "rows.jsonl", "w") as file:
@@ -131,7 +132,7 @@ def synthetic_mixture(folder: Path, num_rows: int, side: int | None = None) -> d
             gradient = np.linspace(0, 200, width)[None, :, None] + generator.integers(0, 55, (height, width, 3))
             PIL.Image.fromarray(gradient.astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
             box = "<ref>ship</ref><box>[[102, 640, 231, 707]]</box>"
-            turns = [("human", "<image>\nHow many ships are in the harbour?"), ("gpt", "There are 4 ships.")]
+            turns = [("human", "<image>\nHow many ships are in the harbor?"), ("gpt", "There are 4 ships.")]
             turns += [("human", "Where is the largest one?"), ("gpt", box)]
             conversation = [{"from": role, "value": value} for role, value in turns]
             file.write(json.dumps({"image": f"{number}.jpg", "conversations": conversation}) + "\n")

@@ -1,4 +1,4 @@
-"""Memory that a process has had."""
+"""Peak memory of a process."""
 
 import re
 import resource
@@ -7,8 +7,9 @@ from pathlib import Path
 
 
 def most_resident() -> float:
-    """The most memory that this process has had at once, in GiB. On Linux not by `getrusage`, which begins with that of
-    the process that started this one.
+    """Return the peak resident memory of this process, in GiB.
+
+    On Linux, `getrusage` is not used because it starts with the peak of the parent process.
     """
     status = Path("/proc/self/status")
     if status.is_file():

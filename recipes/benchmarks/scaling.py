@@ -1,4 +1,4 @@
-"""How time and memory grow with the work: with the pixels of an image, the rows of a stream, the rows of an epoch."""
+"""Growth of time and memory with the size of an image, the rows of a stream and the rows of an epoch."""
 
 import io
 import itertools
@@ -49,11 +49,11 @@ FEATURES = Features(
 )
 
 
-# What is measured is made beforehand
+# Data for the measurements
 
 
 def write_scene(path: Path, side: int) -> None:
-    """A GeoTIFF of noise, three bands of 8 bits, `side` pixels on each side."""
+    """Write a GeoTIFF of noise with three bands of 8 bits and `side` pixels a side."""
     draws = np.random.default_rng(0)
     profile = {"driver": "GTiff", "width": side, "height": side, "count": 3, "dtype": "uint8", "tiled": True}
     with rasterio.open(path, "w", photometric="RGB", **profile) as file:
@@ -68,7 +68,7 @@ def write_tiny_backbone(folder: Path) -> None:
 
 
 def write_rows(folder: Path, kind: str, number: int) -> None:
-    """Conversations about a small image, in files of 5,000 rows: `parquet`, or `webdataset`."""
+    """Write conversations about a small image as `parquet` or `webdataset`, in files of 5,000 rows."""
     folder.mkdir()
     file = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
@@ -91,11 +91,11 @@ def write_rows(folder: Path, kind: str, number: int) -> None:
                     archive.addfile(member, io.BytesIO(content))
 
 
-# What a process does
+# Measured functions
 
 
 class PatchClasses(torch.nn.Module):
-    """A linear layer on the patches of a backbone, as a model for maps of two classes."""
+    """Segmentation model of two classes: a linear layer on the patches of a backbone."""
 
     images_per_sample, device, dtype = 1, torch.device("cpu"), torch.float32
     config = SimpleNamespace(num_labels=2, id2label={0: "ground", 1: "tree"})
@@ -116,7 +116,7 @@ def predict(folder: Path, side: int) -> None:
 
 
 class Scene(torch.utils.data.Dataset):
-    """One image, as the probes read it."""
+    """Data set of one image, read as by the probes."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -131,14 +131,12 @@ class Scene(torch.utils.data.Dataset):
 def extract_features(folder: Path, side: int) -> None:
     backbone = load_backbone(str(folder / "backbone"))
     image = Scene(folder / f"{side}.tif")
-    with tempfile.TemporaryDirectory(dir=folder) as output:  # nothing that an earlier measurement has left
+    with tempfile.TemporaryDirectory(dir=folder) as output:  # an empty folder, without files of earlier measurements
         extract(backbone, image, lambda pixels: backbone.maps(pixels, 1), 224, str(side), Path(output))
 
 
 def stream(folder: Path, number: int, processes: int, process: int, is_split: bool) -> list[int]:
-    """The numbers of the rows, which are their answers, that one of several processes trains on, or if streams are
-    split those of its first pass.
-    """
+    """Return the row numbers (the answers) that one process reads; of the first pass if streams are split."""
     source = {"name": folder.name, "folder": str(folder), "streaming": True, "rows": number}
     mixture = load_mixture({"root": str(folder), "sources": [source], "split_streams": bool(is_split)})
     if is_split:
@@ -150,7 +148,7 @@ def stream(folder: Path, number: int, processes: int, process: int, is_split: bo
 
 
 def sampler(number: int) -> list[float]:
-    """Seconds of CPU for the first batch of an epoch, 1,000 more, and the one in the middle, where a run goes on."""
+    """Return CPU seconds of the first batch of an epoch, of 1,000 more, and of resuming in the middle."""
     marks = [time.process_time()]
     batches = iter(GlobalBatchSampler(number, BATCH))
     next(batches)
@@ -162,14 +160,14 @@ def sampler(number: int) -> list[float]:
 
 
 def mixture(folder: Path, number: int) -> list[float]:
-    """The same for the rows of a mixture with one source, which has few rows many times."""
+    """Return the times of [`sampler`] for the rows of a mixture, whose one source repeats few rows many times."""
     source = {"name": folder.name, "folder": str(folder), "rate": number / SOURCE_ROWS}
     opened = load_mixture({"root": str(folder), "sources": [source]})
     marks = [time.process_time()]
     rows = open_mixture(opened, seed=0)
     rows[0]
     marks.append(time.process_time())
-    deque((rows[place] for place in range(min(BATCHES * BATCH, number))), maxlen=0)
+    deque((rows[index] for index in range(min(BATCHES * BATCH, number))), maxlen=0)
     marks.append(time.process_time())
     del rows
     rows = open_mixture(opened, seed=0)
@@ -179,7 +177,7 @@ def mixture(folder: Path, number: int) -> list[float]:
 
 
 def measure_call(case: str, *values: str) -> dict:
-    """Seconds of the clock and of CPU, and GiB that were resident at most, of a function above in this process."""
+    """Run a function above in this process and return wall-clock seconds, CPU seconds and peak memory in GiB."""
     calls = {
         "predict_large": predict,
         "features": extract_features,
@@ -194,11 +192,11 @@ def measure_call(case: str, *values: str) -> dict:
     return {**spent, "peak": most_resident(), "before": before, "result": result}
 
 
-# What is told
+# Tables of results
 
 
 def in_processes(*calls: list) -> list[dict]:
-    """What [`measure_call`] finds of each call, in a process of its own, all at once."""
+    """Run [`measure_call`] for each call in a separate process, all at once, and return the results."""
     code = f"import json, sys\nfrom {__name__} import measure_call\nprint(json.dumps(measure_call(*sys.argv[1:])))"
     commands = [[sys.executable, "-c", code, *map(str, call)] for call in calls]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
@@ -209,18 +207,18 @@ def in_processes(*calls: list) -> list[dict]:
 
 
 def median_and_range(values: Iterable[float], digits: str) -> str:
-    """The median, and least and most of several; the value of one."""
+    """Format median, minimum and maximum of several values, or a single value."""
     values = list(values)
-    told = [f"{value:{digits}}" for value in (statistics.median(values), min(values), max(values))]
-    return told[0] if len(values) == 1 else f"{told[0]} ({told[1]}, {told[2]})"
+    median, low, high = (f"{value:{digits}}" for value in (statistics.median(values), min(values), max(values)))
+    return median if len(values) == 1 else f"{median} ({low}, {high})"
 
 
 def over_pixels(folder: Path, sides: list[int], runs: int) -> Iterator[list]:
-    """Rows of a table: what is done, the side, seconds of CPU a megapixel, and GiB at most."""
+    """Yield table rows: case, image size, CPU seconds a megapixel, peak memory in GiB."""
     write_tiny_backbone(folder)
     for side in sides:
         write_scene(folder / f"{side}.tif", side)
-        # Pillow reads no larger image; the data of probes have `tile` for those.
+        # Pillow refuses larger images; probes read those with the option `tile`.
         cases = ("features", "predict_large") if side**2 <= 2 * PIL.Image.MAX_IMAGE_PIXELS else ("predict_large",)
         for case in cases:
             found = [in_processes([case, folder, side])[0] for _ in range(runs)]
@@ -230,11 +228,12 @@ def over_pixels(folder: Path, sides: list[int], runs: int) -> Iterator[list]:
 
 
 def over_rows(folder: Path, numbers: list[int], runs: int) -> Iterator[list]:
-    """Rows of a table: what is read, rows, processes, microseconds of CPU a row of one, rows a second of all by the
-    clock, and GiB at most of one.
+    """Yield table rows: stream, rows, processes, CPU microseconds a row, rows a second, peak memory in GiB.
+
+    CPU time and memory are those of one process; rows a second are by wall clock, over all processes.
 
     Raises:
-        RuntimeError: if a row is lost or comes twice.
+        RuntimeError: if a row is lost or repeated.
     """
     for number in numbers:
         for kind in ("parquet", "webdataset"):
@@ -244,7 +243,7 @@ def over_rows(folder: Path, numbers: list[int], runs: int) -> Iterator[list]:
                 calls = [["stream", data, number, processes, process, is_split] for process in range(processes)]
                 turns = [in_processes(*calls) for _ in range(runs)]
                 if any(sorted(row for one in turn for row in one["result"]) != list(range(number)) for turn in turns):
-                    raise RuntimeError(f"{kind}, {number} rows, {processes} processes: a row is lost or comes twice.")
+                    raise RuntimeError(f"{kind}, {number} rows, {processes} processes: a row is lost or repeated.")
                 worked = median_and_range((1e6 * max(one["cpu"] for one in turn) / number for turn in turns), ".0f")
                 speed = median_and_range((number / max(one["seconds"] for one in turn) for turn in turns), ".0f")
                 peak = max(one["peak"] for turn in turns for one in turn)
@@ -253,8 +252,7 @@ def over_rows(folder: Path, numbers: list[int], runs: int) -> Iterator[list]:
 
 
 def over_epochs(folder: Path, numbers: list[int], runs: int) -> Iterator[list]:
-    """Rows of a table: what gives the epoch, its rows, seconds to its first batch, for 1,000 more and to go on from the
-    middle, and GiB that this took."""
+    """Yield table rows: case, rows, seconds to the first batch, for 1,000 more and to resume, additional GiB."""
     source = folder / "source"
     write_rows(source, "parquet", SOURCE_ROWS)
     for number in numbers:

@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step: VRL beside plain transformers InternVL, on synthetic samples."""
+"""Time and peak memory of a training step with VRL and with InternVL of transformers, on synthetic samples."""
 
 import math
 import statistics
@@ -60,7 +60,7 @@ def build_vlm(shape: str, is_vitp: bool) -> torch.nn.Module:
 def make_batch(
     tokens_per_tile: int, image_size: list[int], tiles: int, batch_size: int, drop_ratio: float | None
 ) -> dict[str, torch.Tensor]:
-    """Samples of `tiles` tiles; with a drop ratio the sequence is as short as the processor would make it."""
+    """Return a batch of samples with `tiles` tiles. A drop ratio shortens the sequence as the processor does."""
     full, kept, rows = tiles * tokens_per_tile, [], []
     for sample in range(batch_size):
         chosen = torch.arange(full)
@@ -87,7 +87,7 @@ def make_batch(
 
 @contextmanager
 def beside_busy(number: int) -> Iterator[None]:
-    """With so many other processes, of the same priority, each of which keeps a core busy."""
+    """Keep `number` cores busy with other processes of the same priority."""
     with ExitStack() as stack:
         for _ in range(number):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
@@ -106,22 +106,25 @@ def time_steps(
     attn_implementation: str = "sdpa",
     adamw: str = "fused",
 ) -> dict:
-    """What steps take: `times` in seconds and of them `forward` and `backward`, the `first` step, which is none of them
-    and in which layers are compiled, `parts` with the seconds of each part of the model in the forward pass of another
-    step, `peak` memory in GiB, the `length` of the sequence that the LM sees, floating-point `operations` of a step,
-    without those that checkpointing does again, the `dtype` of its matrix products, and `gemm`, by each dtype that the
-    device is fast in the operations a second that it reaches in a matrix product of the model.
+    """Measure training steps of one case.
 
     Args:
-        case: one of [`CASES`].
-        shape: one of [`SHAPES`].
-        tiles: of a sample, thumbnail included.
+        case: a key of [`CASES`].
+        shape: a key of [`SHAPES`].
+        tiles: tiles of a sample, including the thumbnail.
         batch_size: samples of a step.
-        steps: that are timed, after one that is not.
+        steps: timed steps, after one warm-up step.
         checkpoint_every: as for [`step_cost`].
-        torch_compile: compiles layer by layer, as training does.
+        torch_compile: whether to compile each layer, as in training.
         attn_implementation: "sdpa" or "eager".
-        adamw: "fused", which is the trainer's default, "foreach" or "loop".
+        adamw: "fused" (the default of the trainer), "foreach" or "loop".
+
+    Returns:
+        A dictionary with `times` of the steps in seconds and their `forward` and `backward` times; the time of the
+        `first` step, which includes compilation; `parts`, the seconds of each part of the model in another forward
+        pass; `peak` memory in GiB; `length` of the sequence; floating-point `operations` of a step without
+        recomputation; `dtype` of the matrix products; and `gemm`, the operations a second of a matrix product in each
+        fast dtype.
     """
     drop_ratio = CASES[case]
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -129,7 +132,7 @@ def time_steps(
     if drop_ratio is None:
         from trl.trainer.utils import add_fused_lm_head  # since TRL 1.15
 
-        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # as TRL's trainer does
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # the same as in TRL's trainer
     if checkpoint_every:
         checkpoint_activations(model, checkpoint_every)
     model.set_attn_implementation(attn_implementation)
@@ -185,8 +188,7 @@ def time_steps(
 
 
 def seconds_of_parts(model: torch.nn.Module, forward: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Of one forward pass the seconds of the ViT, the projector, the language model, and what is left: the head with
-    the loss, and what puts visual tokens in their places."""
+    """Return the seconds of ViT, projector, language model, and the rest (head, loss, merging) of one forward pass."""
     seconds, handles = dict.fromkeys(PARTS, 0.0), []
     for part, name in PARTS.items():
 
@@ -207,14 +209,14 @@ def seconds_of_parts(model: torch.nn.Module, forward: Callable[[], object], devi
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a clock, when the device has done what it was given."""
+    """Return the time in seconds after the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def summary_row(runs: list[dict], batch_size: int) -> list[str]:
-    """A row of the table: what [`time_steps`] found in several processes."""
+    """Return the table row of a case from the results of [`time_steps`] in several processes."""
     every = {name: [value for run in runs for value in run[name]] for name in ("times", "forward", "backward")}
     median = statistics.median(every["times"])
     shares = [statistics.median(every[name]) / median for name in ("forward", "backward")]
@@ -230,12 +232,13 @@ def summary_row(runs: list[dict], batch_size: int) -> list[str]:
 
 
 def gemm_peak(config: ViTPConfig, rows: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
-    """Operations a second of the device in the largest matrix product of the ViT's and the language model's layers,
-    the better of both: what no step can exceed.
+    """Return the operations a second of the largest matrix products in ViT and language model, the faster of both.
+
+    This speed is an upper limit for a training step.
 
     Args:
-        rows: tokens that are multiplied at once.
-        seconds: about how long each is repeated.
+        rows: number of tokens in one product.
+        seconds: approximate duration of each measurement.
     """
     best = 0.0
     for part in (config.vision_config, config.text_config):

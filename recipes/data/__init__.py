@@ -1,1 +1,1 @@
-"""Sample data, and how it is made."""
+"""Sample data and the scripts that build it."""

@@ -1,8 +1,8 @@
-"""Builds `recipes/data/aerial_trees`: real aerial images with tree boxes, from the public wheel `deepforest`.
+"""Build `recipes/data/aerial_trees`: real aerial images with tree boxes, from the public wheel `deepforest`.
 
     python recipes/data/build_aerial_trees.py [--wheel deepforest-2.1.0-py3-none-any.whl] [--output_dir DIR]
 
-Without `--wheel` the wheel is fetched with pip (20 MB). The result is the same to the byte for one Pillow version.
+Without `--wheel`, the wheel is downloaded with pip (20 MB). The result is byte-identical for the same Pillow version.
 
 The split, in pixels of the big Yellowstone scene (2299 x 2472, about 0.1 m a pixel):
 
@@ -10,8 +10,8 @@ The split, in pixels of the big Yellowstone scene (2299 x 2472, about 0.1 m a pi
     x  1289 .. 1609   gap of 320, wider than any training crop
     x  1609 .. 2299   test: crops of 224, stride 112 (the right-hand 30%)
 
-The two small scenes (Florida, California) are training windows too. The second Yellowstone scene is a test ground of
-its own, `second_scene`, and nothing is ever trained on it.
+The two small scenes (Florida, California) are also training windows. The second Yellowstone scene is a separate test
+split, `second_scene`, and is never trained on.
 """
 
 import argparse
@@ -47,7 +47,7 @@ FEATURES = Features(
 
 
 def read_scene(wheel: zipfile.ZipFile, name: str) -> tuple[PILImage.Image, list[list[int]]]:
-    """The image of a scene and its tree boxes, `[left, top, right, bottom]` in pixels."""
+    """Return the image of a scene and its tree boxes, `[left, top, right, bottom]` in pixels."""
     image = PILImage.open(io.BytesIO(wheel.read(f"deepforest/data/{name}.png"))).convert("RGB")
     path = f"deepforest/data/{name}.xml"
     objects = voc_objects(ElementTree.fromstring(wheel.read(path)), path)
@@ -57,7 +57,7 @@ def read_scene(wheel: zipfile.ZipFile, name: str) -> tuple[PILImage.Image, list[
 def cut(
     image: PILImage.Image, boxes: list[list[int]], scene: str, area: tuple[int, int, int, int], size: int, stride: int
 ) -> list[dict]:
-    """Rows for the windows of an area. A window has the boxes whose centres lie in it, in its own pixels, uncut."""
+    """Return rows for the windows of an area, with the uncut boxes whose centers lie in the window, in its pixels."""
     rows = []
     left, top, right, bottom = area
     for y in (top + start for start in window_starts(bottom - top, size, stride)):
@@ -84,7 +84,7 @@ def cut(
 
 
 def build(wheel: zipfile.ZipFile) -> dict[str, list[dict]]:
-    """The rows of each split."""
+    """Return the rows of each split."""
     big_image, big_boxes = read_scene(wheel, BIG_SCENE)
     second_image, second_boxes = read_scene(wheel, SECOND_SCENE)
     width, height = big_image.size
@@ -103,7 +103,7 @@ def build(wheel: zipfile.ZipFile) -> dict[str, list[dict]]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheel", type=Path, help="the wheel deepforest 2.1.0; fetched with pip if not given")
+    parser.add_argument("--wheel", type=Path, help="Wheel of deepforest 2.1.0. Default: download with pip.")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "aerial_trees")
     args = parser.parse_args()
 

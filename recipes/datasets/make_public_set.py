@@ -1,13 +1,13 @@
-"""Rows for a mixture from a public data set as it is downloaded; the sets of the paper's mixtures are known.
+"""Convert a downloaded public data set to rows for a mixture. The data sets of the paper's mixtures are included.
 
-    vitp make_public_set                                      the sets, with rows, license and page
-    vitp make_public_set dior_rsvg                            what is read of one, and where it can be had
-    vitp make_public_set dior_rsvg data/remote_sensing/dior_rsvg
+    vitp make_public_set                                            list the sets with rows, license and page
+    vitp make_public_set dior_rsvg                                  show the expected files and the download page
+    vitp make_public_set dior_rsvg data/remote_sensing/dior_rsvg    convert
 
-The last writes `data/remote_sensing/dior_rsvg.jsonl`, which `--config remote_sensing_paper` reads from there, and
-`dior_rsvg.yaml`, a mixture of it alone. Images stay where they are.
+The last command writes `data/remote_sensing/dior_rsvg.jsonl`, which `--config remote_sensing_paper` reads, and
+`dior_rsvg.yaml`, a mixture of this set alone. Images are not copied.
 
-A set of your own is a file of Python: `vitp make_public_set my_set.py DATA_DIR`.
+A data set of your own is a Python file: `vitp make_public_set my_set.py DATA_DIR`.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from modeling_vitp.training.command_line import parse_words
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="of the set; without it all are listed")
-    parser.add_argument("data_dir", nargs="?", type=Path, help="the folder that it was downloaded to")
-    parser.add_argument("--output_dir", type=Path, help="for NAME.jsonl (the folder that DATA_DIR is in)")
-    parser.add_argument("--keep_shared", action="store_true", help="also use images that are in a test split, too")
+    parser.add_argument("name", nargs="?", help="Name of the set. Default: list all sets.")
+    parser.add_argument("data_dir", nargs="?", type=Path, help="Folder of the downloaded files.")
+    parser.add_argument("--output_dir", type=Path, help="Folder for NAME.jsonl. Default: the parent of DATA_DIR.")
+    parser.add_argument("--keep_shared", action="store_true", help="Keep rows on images that are also in a test split.")
     args = parse_words(parser, argv)
 
     from modeling_vitp.recipes.datasets.public_set import (
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         print_set(kind, args.name)
         return 0
     if not args.data_dir.is_dir():
-        parser.error(f"DATA_DIR {args.data_dir} is not a folder; {kind.title} can be had from {kind.obtain}.")
+        parser.error(f"DATA_DIR {args.data_dir} is not a folder. Download {kind.title} from {kind.obtain}.")
     print_result(kind, make_rows(kind(args.data_dir), args.output_dir or args.data_dir.parent, args.keep_shared))
     return 0
 

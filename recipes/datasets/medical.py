@@ -1,4 +1,4 @@
-"""Public medical data sets, as they are downloaded."""
+"""Public medical data sets, read from their downloaded files."""
 
 import base64
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ REPORT_QUESTIONS = (
 
 @register_public_set("gmai_mmbench")
 class GMAIMMBench(PublicSet):
-    """GMAI-MMBench: questions with choices about images of 38 modalities; its validation split is what has answers."""
+    """GMAI-MMBench, validation split (the one with answers): multiple-choice questions on images of 38 modalities."""
 
     title = "GMAI-MMBench, validation split (Chen et al. 2024)"
-    license = "Apache-2.0 on its page; the images have those of 284 data sets"
+    license = "Apache-2.0 on its page; the images have the licenses of 284 data sets"
     obtain = "https://huggingface.co/datasets/OpenGVLab/GMAI-MMBench"
     paper_rows, released_rows = 5_000, 4_550
-    caution = "A benchmark: after training on its validation split, that split measures nothing."
+    caution = "This is a benchmark. Do not evaluate on its validation split after training on it."
     splits = ("validation",)
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
     annotations = ("GMAI_mm_bench_VAL.tsv",)
@@ -40,16 +40,16 @@ class GMAIMMBench(PublicSet):
 
 @register_public_set("open_i")
 class OpenI(PublicSet):
-    """Open-i: chest X-rays of Indiana University, each with the report of its examination."""
+    """Open-i: chest X-rays of Indiana University, each with a report."""
 
     title = "Open-i, chest X-rays of Indiana University (Demner-Fushman et al. 2016)"
     license = "CC BY-NC-ND 4.0"
     obtain = "https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university"
     paper_rows, released_rows = 7_000, 7_466
-    caution = "It has no test split of its own: those that papers on reports use are among its rows."
+    caution = "It has no official test split. The rows include the test images of papers on report generation."
     modality, tasks = ("x-ray",), ("caption",)
     image_root = "images/images_normalized"
-    seen = "code that reads its files, with their columns and numbers of rows"
+    seen = "public loaders, with columns and numbers of rows"
     layout = """
         indiana_reports.csv        uid, MeSH, Problems, image, indication, comparison, findings, impression
         indiana_projections.csv    uid, filename, projection (Frontal or Lateral)
@@ -78,15 +78,15 @@ class OpenI(PublicSet):
 
 @register_public_set("huatuo_oa")
 class HuatuoOA(PublicSet):
-    """PubMedVision's alignment part, on which HuatuoGPT-Vision was aligned: descriptions of figures of PubMed."""
+    """PubMedVision, alignment part of HuatuoGPT-Vision: descriptions of figures in PubMed."""
 
     title = "PubMedVision, alignment (Chen et al. 2024, HuatuoGPT-Vision)"
-    license = "Apache-2.0 on its page; the figures have those of their articles"
+    license = "Apache-2.0 on its page; the figures have the licenses of their articles"
     obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
     paper_rows, released_rows = 647_000, 646_759
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)
     annotations = ("PubMedVision_Alignment_VQA.json",)
-    seen = "its page, and code that reads its files"
+    seen = "its page and public loaders"
     layout = """
         PubMedVision_Alignment_VQA.json    LLaVA conversations, `image` a list of 1 to 29 names like images/pmc_1_0.jpg
         images/pmc_1_0.jpg                 from images_0.zip to images_19.zip, `unzip -j images_0.zip -d images`
@@ -95,15 +95,15 @@ class HuatuoOA(PublicSet):
 
 @register_public_set("huatuo_vqa")
 class HuatuoVQA(PublicSet):
-    """PubMedVision's instruction tuning part, on which HuatuoGPT-Vision was tuned: questions about figures."""
+    """PubMedVision, instruction tuning part of HuatuoGPT-Vision: questions about figures."""
 
     title = "PubMedVision, instruction tuning (Chen et al. 2024, HuatuoGPT-Vision)"
-    license = "Apache-2.0 on its page; the figures have those of their articles"
+    license = "Apache-2.0 on its page; the figures have the licenses of their articles"
     obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
     paper_rows, released_rows = 647_000, 646_759
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
     annotations = ("PubMedVision_InstructionTuning_VQA.json",)
-    seen = "its page, and code that reads its files"
+    seen = "its page and public loaders"
     layout = """
         PubMedVision_InstructionTuning_VQA.json    LLaVA conversations, `image` a list of names like images/pmc_1_0.jpg
         images/pmc_1_0.jpg                         from images_0.zip to images_19.zip, `unzip -j images_0.zip -d images`
@@ -112,17 +112,17 @@ class HuatuoVQA(PublicSet):
 
 @register_public_set("pmc_oa")
 class PMCOA(PublicSet):
-    """PMC-OA: parts of figures of PubMed Central's open articles, each with its part of the caption."""
+    """PMC-OA: subfigures of open-access articles in PubMed Central, each with its part of the caption."""
 
     title = "PMC-OA (Lin et al. 2023, PMC-CLIP)"
-    license = "that of each article in PubMed Central's open access subset"
+    license = "the license of each article in PubMed Central's open access subset"
     obtain = "https://huggingface.co/datasets/axiong/pmc_oa"
     paper_rows, released_rows = 1_647_000, 1_646_527
-    caution = "The file with all rows has no splits: without test.jsonl and valid.jsonl nothing is left out."
+    caution = "The file with all rows has no splits. Without test.jsonl and valid.jsonl, no image is held out."
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)
     annotations = ("pmc_oa.jsonl",)
     image_root = "images/caption_T060_filtered_top4_sep_v0_subfigures"
-    seen = "its page with a row, and code that reads its files"
+    seen = "its page with an example row, and public loaders"
     layout = """
         pmc_oa.jsonl                image, caption, and how well they are aligned
         test.jsonl, valid.jsonl     of its first version (with whole captions); if there, their images are left out
@@ -141,17 +141,17 @@ class PMCOA(PublicSet):
 
 @register_public_set("pmc_vqa")
 class PMCVQA(PublicSet):
-    """PMC-VQA: questions with four choices about figures of PubMed Central; the training part of its first version."""
+    """PMC-VQA, training split of the first version: questions with four choices about figures of PubMed Central."""
 
     title = "PMC-VQA, first version (Zhang et al. 2023)"
-    license = "that of each article in PubMed Central's open access subset"
+    license = "the license of each article in PubMed Central's open access subset"
     obtain = "https://huggingface.co/datasets/xmcmic/PMC-VQA"
     paper_rows, released_rows = 227_000, 226_924
-    caution = "The paper's 227 thousand are about its training and its test rows together; test rows are left out here."
+    caution = "The paper's 227 thousand rows roughly equal the training and test rows. Test rows are not used here."
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
     annotations = ("train.csv",)
     image_root = "images"
-    seen = "its page with a row, and code that reads its files"
+    seen = "its page with an example row, and public loaders"
     layout = """
         train.csv                  Figure_path, Question, Answer, Choice A to Choice D (" A:…"), Answer_label
         test.csv                   read to leave out its images
@@ -172,20 +172,20 @@ class PMCVQA(PublicSet):
 
 @register_public_set("omnimedvqa")
 class OmniMedVQA(PublicSet):
-    """OmniMedVQA: questions with choices about images of 42 data sets, those of its images that are given."""
+    """OmniMedVQA, open-access images: multiple-choice questions about images of 42 data sets."""
 
     title = "OmniMedVQA, open access (Hu et al. 2024)"
-    license = "that of each data set it is made of, which its page lists"
+    license = "the license of each data set that it contains, listed on its page"
     obtain = "https://huggingface.co/datasets/foreverbeliever/OmniMedVQA"
     paper_rows, released_rows = 89_000, 88_996
     caution = (
-        "A benchmark: after training on it, it measures nothing. Images in folders `test` and `val` of its data sets "
-        "are left out; the paper has them (--keep_shared)."
+        "This is a benchmark. Do not evaluate on it after training on it. Images in folders `test` and `val` of its "
+        "data sets are held out; the paper includes them (--keep_shared)."
     )
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
     annotations = ("OmniMedVQA/QA_information/Open-access/*.json",)
     image_root = "OmniMedVQA"
-    seen = "its page, and code that reads its files, with names of images"
+    seen = "its page and public loaders, with image names"
     layout = """
         OmniMedVQA/QA_information/Open-access/ACRIMA.json
             question_id, question, gt_answer, image_path, option_A to option_D (not all) …
@@ -200,16 +200,16 @@ class OmniMedVQA(PublicSet):
 
 @register_public_set("quilt_1m")
 class Quilt1M(PublicSet):
-    """Quilt-1M: views of slides out of videos that teach pathology, with what is said; the part of Quilt-LLaVA."""
+    """Quilt-1M, pretraining part of Quilt-LLaVA: slide views from pathology videos, with transcribed speech."""
 
-    title = "Quilt-1M, the part that Quilt-LLaVA was pretrained on (Ikezogwo et al. 2023, Seyfioglu et al. 2024)"
+    title = "Quilt-1M, pretraining part of Quilt-LLaVA (Ikezogwo et al. 2023, Seyfioglu et al. 2024)"
     license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
     obtain = "https://huggingface.co/datasets/wisdomik/Quilt-LLaVA-Pretrain"
     paper_rows, released_rows = 723_000, 723_328
     modality, tasks = ("pathology",), ("caption",)
     annotations = ("quilt_pretrain.json",)
     image_root = "quilt_1m"
-    seen = "its page, and the instructions for training Quilt-LLaVA"
+    seen = "its page and the training instructions of Quilt-LLaVA"
     layout = """
         quilt_pretrain.json    LLaVA conversations, `image` a name in quilt_1m
         quilt_1m/NAME.jpg      from images_part_1.zip to images_part_10.zip of https://zenodo.org/record/8239942
@@ -218,13 +218,13 @@ class Quilt1M(PublicSet):
 
 @register_public_set("quilt_instruct")
 class QuiltInstruct(PublicSet):
-    """Quilt-Instruct: conversations about views of slides, made from what is said in videos that teach pathology."""
+    """Quilt-Instruct: conversations about slide views, generated from the speech in pathology teaching videos."""
 
     title = "Quilt-Instruct (Seyfioglu et al. 2024, Quilt-LLaVA)"
     license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
     obtain = "https://huggingface.co/datasets/wisdomik/QUILT-LLaVA-Instruct-107K"
     paper_rows, released_rows = 147_000, 147_131
-    caution = "As in the released mixture, two smaller files go beside that of 107 thousand, which may have rows of it."
+    caution = "As in the released mixture, two smaller files are added to the file of 107 thousand. Rows may repeat."
     modality, tasks = ("pathology",), ("vqa",)
     annotations = (
         "quilt_instruct_107k.json",
@@ -232,7 +232,7 @@ class QuiltInstruct(PublicSet):
         "quilt_instruct_complex_abductive.json",
     )
     image_root = "quilt_instruct"
-    seen = "its page with the names of its files, and the instructions for training Quilt-LLaVA"
+    seen = "its page with the file names, and the training instructions of Quilt-LLaVA"
     layout = """
         quilt_instruct_107k.json                 LLaVA conversations, `image` a name in quilt_instruct
         quilt_instruct_conv_desc.json            the same, 20 thousand

@@ -1,7 +1,7 @@
-"""Public data sets as they are downloaded, and their rows: checked one by one and written for a mixture.
+"""Conversion of downloaded public data sets to checked rows for a mixture.
 
-A set is a class that [`register_public_set`] names: in `remote_sensing.py`, `medical.py`, `general.py`, or in a file of
-the user's.
+A set is a class that is registered with [`register_public_set`], in `remote_sensing.py`, `medical.py`, `general.py` or
+a file of the user.
 """
 
 import hashlib
@@ -39,13 +39,13 @@ from modeling_vitp.processing_vitp import check_messages, message_texts
 LOCATE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate {phrase} in the image.")
 DESCRIBE = ("Describe the image.", "What does the image show?", "Write a caption for the image.")
 UNUSABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
-MAX_PRINTED = 20  # rows that cannot be used; all of them are in a file
+MAX_PRINTED = 20  # printed unusable rows; all of them are written to a file
 
 PUBLIC_SETS: dict[str, type["PublicSet"]] = {}
 
 
 def register_public_set(name: str) -> Callable[[type["PublicSet"]], type["PublicSet"]]:
-    """Return a decorator that makes a set known to `make_public_set` by a name."""
+    """Return a decorator that registers a set for `make_public_set` under a name."""
 
     def register(kind: type["PublicSet"]) -> type["PublicSet"]:
         kind.name, PUBLIC_SETS[name] = name, kind
@@ -62,83 +62,85 @@ def load_public_sets() -> dict[str, type["PublicSet"]]:
 
 
 def load_public_set(name: str) -> type["PublicSet"]:
-    """Return a set by its name in the package, or by the path of a file that registers one, `my_set.py`.
+    """Return a set by its name in the package, or by the path of a file that registers a set, such as `my_set.py`.
 
     Raises:
-        WrongArguments: if there is no such set or file, or the file does not register exactly one set.
+        WrongArguments: if the set or file is not found, or the file does not register exactly one set.
     """
     sets, path = load_public_sets(), Path(name)
     if name in sets:
         return sets[name]
     if path.suffix != ".py" or not path.is_file():
-        raise WrongArguments(f"there is no public set {name!r}, only {', '.join(sorted(sets))}, or a file of yours.")
+        raise WrongArguments(
+            f"unknown public set {name!r}. Expected a Python file or one of {', '.join(sorted(sets))}."
+        )
     before = dict(sets)
     spec = importlib.util.spec_from_file_location(f"public_set_{path.stem}", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     found = [kind for key, kind in sets.items() if before.get(key) is not kind]
-    sets.clear()  # of what the file has registered
+    sets.clear()  # The file's set is not kept in the registry.
     sets.update(before)
     if len(found) != 1:
-        raise WrongArguments(f"{path} has {len(found)} classes with @register_public_set, but one is needed.")
+        raise WrongArguments(f"expected one class with @register_public_set in {path}, found {len(found)}.")
     return found[0]
 
 
 class Stored(NamedTuple):
-    """An image in a table or archive, without a file of its own."""
+    """Encoded image of a table or archive."""
 
     name: str
-    """Of the file that it is written to."""
+    """Name of the file to which the image is written."""
     content: bytes
 
     @property
     def encoded(self) -> dict:
-        """As `datasets` stores an image."""
+        """Image in the format of `datasets`."""
         return {"path": self.name, "bytes": self.content}
 
 
 class Entry(NamedTuple):
-    """A part of a file from which rows are made."""
+    """Part of a file that is converted to rows."""
 
     place: str
-    """File and line, for errors."""
+    """File and line, for error messages."""
     content: Any
-    """A `ValueError` if it cannot be read."""
+    """Content, or a `ValueError` if the entry cannot be read."""
 
 
 class Row(NamedTuple):
-    """A conversation about images."""
+    """Conversation about images."""
 
     id: str
     images: tuple[str | Stored, ...]
-    """Files are named from the folder of the data set. The images of a set are all files, or all `Stored`."""
+    """File names relative to the folder of the data set, or `Stored` images. A set does not mix both kinds."""
     turns: tuple[tuple[str, str], ...]
-    """Questions with their answers; if none says `<image>`, the images go before the first."""
+    """Questions with their answers. Without `<image>` in a question, the images are placed before the first."""
 
 
 class HeldOut(ValueError):
-    """Raised for an entry of a split that is not trained on; it is left out."""
+    """Error for an entry of a split that is not used for training. The entry is skipped."""
 
 
 class PublicSet:
-    """A public data set. A set of LLaVA conversations only fills in the fields; others define `rows`.
+    """Public data set. A set of LLaVA conversations only defines the fields; other sets also define `rows`.
 
     Args:
-        folder: of the data set, as `layout` shows it.
+        folder: folder of the data set, with the files of `layout`.
 
     Fields:
-        title: the name of the data set.
-        license: of images and annotations, as its page states it.
-        obtain: the page where it can be had.
-        layout: the files below its folder that are read, once archives are unpacked.
-        seen: the source of the layout.
-        paper_rows: rows in the paper's table, which rounds them.
-        released_rows: rows in the released mixture, if known.
-        annotations: files with rows, as patterns from the folder.
-        image_root: the folder, from that of the data set, from which annotations name images.
-        splits: that are trained on. A file with the name of another split, in its own or a folder's, is never read.
-        drawn: whether no more than `paper_rows` are used, drawn from all.
+        title: name of the data set.
+        license: license of images and annotations, as stated on its page.
+        obtain: download page.
+        layout: files in the folder that are read, after archives are unpacked.
+        seen: source of the layout.
+        paper_rows: rounded number of rows in the paper's table.
+        released_rows: number of rows in the released mixture, if known.
+        annotations: patterns of the annotation files, relative to the folder.
+        image_root: folder of the image names in the annotations, relative to the folder of the data set.
+        splits: splits to train on. Files whose path contains the name of another split are never read.
+        drawn: whether to draw at most `paper_rows` rows.
         modality, tasks, general: as in a mixture.
-        caution: a warning that is printed before training on it.
+        caution: warning that is printed for the set.
     """
 
     name: str
@@ -163,47 +165,47 @@ class PublicSet:
         self.size = lru_cache(maxsize=1000)(self._size)
 
     def entries(self) -> Iterable[Entry]:
-        """Yield the entries of which rows are made; here the rows of the files of `annotations`."""
+        """Yield the entries to convert; by default the rows of the files in `annotations`."""
         for pattern in self.annotations:
             for path in self.files(pattern):
                 yield from self.table(path)
 
     def rows(self, entry: Any) -> Iterable[Row]:
-        """Yield the rows of the content of an entry; here one, of a LLaVA conversation.
+        """Yield the rows of an entry; by default one row of a LLaVA conversation.
 
         Raises:
-            ValueError, KeyError, TypeError, IndexError: if the entry cannot be used. It is named, and the others go on.
+            ValueError, KeyError, TypeError, IndexError: if the entry cannot be used. It is reported and skipped.
         """
         images = entry.get("image") or []
         turns = as_list(entry["conversations"])
         if [turn["from"] for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
-            raise ValueError("questions and answers do not take turns")
+            raise ValueError("questions and answers must alternate")
         texts = [self.text(turn["value"]) for turn in turns]
         yield self.row(entry.get("id"), images, zip(texts[::2], texts[1::2]))
 
     def text(self, text: str) -> str:
-        """Return the text for a text of a LLaVA conversation; here the same."""
+        """Convert a text of a LLaVA conversation; by default it is kept."""
         return text
 
     def held_out_images(self) -> Iterable[str]:
-        """Return the names of images, as annotations have them, that are also in a held-out split."""
+        """Return the annotations' names of images that are also in a held-out split."""
         return ()
 
     def row(self, row_id: Any, images: str | Stored | Sequence[str | Stored], turns: Iterable[tuple[str, str]]) -> Row:
-        """Return a row, from names of images as the annotations have them."""
+        """Return a row, given the annotations' names of its images."""
         images = images if isinstance(images, list) else [images]
         named = [image if isinstance(image, Stored) else str(PurePath(self.image_root, image)) for image in images]
         return Row("" if row_id is None else str(row_id), tuple(named), tuple(turns))
 
     def locate(self, image: str, box: Box, phrase: str) -> tuple[str, str]:
-        """Return a question where a phrase is in an image, and its answer; the box is in pixels.
+        """Return a question for the location of a phrase, and its answer; the box is in pixels.
 
         Raises:
-            ValueError: if the phrase is empty, or nothing of the box lies in the image.
+            ValueError: if the phrase is empty or the box lies outside of the image.
         """
         phrase = " ".join(phrase.split())
         if not phrase:
-            raise ValueError("there is no phrase to locate")
+            raise ValueError("the phrase to locate is empty")
         question = one_of(LOCATE, image + phrase).format(phrase=f"<ref>{phrase}</ref>")
         return question, self.box(image, box, phrase)
 
@@ -212,15 +214,15 @@ class PublicSet:
         return one_of(DESCRIBE, image + caption), caption
 
     def classify(self, image: str, label: str) -> tuple[str, str]:
-        """Return a question for the class of an image, and the class, a name of a folder or file, in plain words."""
+        """Return a question for the class of an image, and the class name in plain words."""
         ways = [way for way in PHRASINGS["scene"]["classification"] if "{" not in way]
         return one_of(ways, image), plain_words(label)
 
     def choose(self, question: str, choices: Iterable[str], right: str) -> tuple[str, str]:
-        """Return a question with lettered choices, and the letter and text of the right one.
+        """Return a question with lettered choices, and the letter and text of the right choice.
 
         Raises:
-            ValueError: if the right one is not among the choices.
+            ValueError: if the right answer is not among the choices.
         """
         choices, right = [choice.strip() for choice in choices], right.strip()
         if right not in choices:
@@ -229,10 +231,10 @@ class PublicSet:
         return "\n".join([question.strip(), *lines]), lines[choices.index(right)]
 
     def box(self, image: str, box: Box, phrase: str = "") -> str:
-        """Return a box in pixels of an image as it is written in an answer, cut to the image.
+        """Format a box in pixels for an answer, cut to the image.
 
         Raises:
-            ValueError: if nothing of the box lies in the image.
+            ValueError: if the box lies outside of the image.
         """
         height, width = self.size(image)
         inside = clip(box, (0, 0, width, height))
@@ -241,14 +243,14 @@ class PublicSet:
         return write_boxes([inside], (height, width), phrase)
 
     def _size(self, image: str) -> tuple[int, int]:
-        """Return height and width of an image that the annotations name, from its header."""
+        """Read height and width of an image, given its name in the annotations, from the file header."""
         return image_size(str(below(self.folder, PurePath(self.image_root, image))))
 
     def files(self, pattern: str) -> list[Path]:
-        """Return the files of a pattern, in order, without those of held-out splits.
+        """Return the sorted files of a pattern, without those of held-out splits.
 
         Raises:
-            ValueError: says what the folder should look like, if there are none.
+            ValueError: if no file is found.
         """
         found = [path for path in sorted(self.folder.glob(pattern)) if path.is_file() and not self.is_held_out(path)]
         if not found:
@@ -258,31 +260,31 @@ class PublicSet:
     def missing(self, name: str) -> ValueError:
         """Return the error for a missing file."""
         return ValueError(
-            f"{self.folder} has no {name}. `vitp make_public_set {self.name}` shows what is expected there, of "
-            f"{self.title}: {self.obtain}"
+            f"{name} not found in {self.folder}. `vitp make_public_set {self.name}` shows the expected files of "
+            f"{self.title}. Download: {self.obtain}"
         )
 
     def pictures(self, pattern: str) -> Iterator[Entry]:
-        """Yield the images of a pattern, by their names from the folder."""
+        """Yield the images of a pattern, with names relative to the folder."""
         for path in self.files(pattern):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 yield Entry(str(path), str(path.relative_to(self.folder)))
 
     def table(self, path: Path, held_out: bool = False) -> Iterator[Entry]:
-        """Yield the rows of a JSON list, JSON Lines, CSV or TSV; a file that cannot be read is an entry with its error.
+        """Yield the rows of a JSON list, JSON Lines, CSV or TSV. An unreadable file is an entry with its error.
 
         Args:
-            held_out: whether the file says what is left out. All of it has to be readable then.
+            held_out: whether the file lists held-out images. Such a file must be readable.
 
         Raises:
-            ValueError: if a file that says what is left out cannot be read.
+            ValueError: if a file of held-out images cannot be read.
         """
         if not held_out:
             self.check(path)
         try:
             for number, row in numbered_rows(path):
                 if held_out and not isinstance(row, dict):
-                    raise ValueError(f"row {number} of {path}, which says what is held out, is none: {str(row)[:80]}")
+                    raise ValueError(f"expected a mapping in row {number} of the held-out {path}, got {str(row)[:80]}")
                 yield Entry(f"{path}, row {number}", row)
         except (OSError, ValueError) as error:
             if held_out:
@@ -294,7 +296,7 @@ class PublicSet:
         return read_annotation(self._file(name))
 
     def lines(self, name: str, held_out: bool = False) -> list[str]:
-        """Return the stripped lines of a text that are not empty; see `table` for `held_out`."""
+        """Return the stripped, non-empty lines of a text file; `held_out` is that of `table`."""
         return [line.strip() for line in read_text(self._file(name, held_out)).splitlines() if line.strip()]
 
     def _file(self, name: str, held_out: bool = False) -> Path:
@@ -306,7 +308,7 @@ class PublicSet:
         return path
 
     def samples(self, pattern: str) -> Iterator[Entry]:
-        """Yield the samples of WebDataset archives: ending -> content, and under `key` the archive and the sample."""
+        """Yield the samples of WebDataset archives as content by suffix, with archive and sample name as `key`."""
         for path in self.files(pattern):
             try:
                 with tarfile.open(path) as archive:
@@ -319,27 +321,30 @@ class PublicSet:
                 yield Entry(str(path), ValueError(f"the archive is damaged: {error}"))
 
     def is_held_out(self, path: Path | str) -> bool:
-        """Return whether a word in the name of a file, or of its folders, is that of a split that is not trained on."""
+        """Return whether a path contains the name of a split that is not used for training."""
         words = set(re.split(r"[^a-z]+", str(Path(path).relative_to(self.folder)).lower()))
         return any(words & set(names) for split, names in SPLIT_KEYWORDS.items() if str(split) not in self.splits)
 
     def check(self, path: Path) -> None:
-        """Raise [`HeldOut`] for a file of a split that is not trained on."""
+        """Raise [`HeldOut`] for a file of a split that is not used for training."""
         if self.is_held_out(path):
-            raise HeldOut(f"{path} is not of {' or '.join(self.splits)}, and is not read.")
+            raise HeldOut(f"{path} does not belong to {' or '.join(self.splits)} and is not read.")
 
 
 def one_of(ways: Sequence[str], key: str) -> str:
-    """Return one of several ways of asking, by a text of the question's own: the same in every run."""
+    """Return one of several phrasings, chosen by the hash of a key, so that all runs choose the same."""
     return ways[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % len(ways)]
 
 
 @dataclass
 class Made:
-    """The result of making the rows of a public data set.
+    """Result of the conversion of a public data set.
 
     Args:
-        held_out: number of rows about an image of a held-out split.
+        annotation: path of the written rows.
+        image_root: folder of the images.
+        rows: number of written rows.
+        held_out: number of rows on images of a held-out split.
         unused: entries and rows that cannot be used, with the reason.
     """
 
@@ -351,21 +356,21 @@ class Made:
 
     @property
     def unused_file(self) -> Path:
-        """The file with all of `unused`, if there are any."""
+        """Path of the file that lists `unused`."""
         return self.annotation.with_suffix(".unused.txt")
 
 
 def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False) -> Made:
-    """Write `NAME.jsonl`, a row a line in the order of the data, and put it in its place when it is whole.
+    """Write the rows of a set to `NAME.jsonl`, in the order of the data; the file is replaced when it is complete.
 
-    A row is `{"id", "images", "messages"}`. Its images are files of the data set, which stay where they are; those out
-    of tables are written to the folder `NAME`. What cannot be used is counted, and is listed in `NAME.unused.txt`.
+    A row has the fields `id`, `images` and `messages`. Image files are not copied; images of tables are written to the
+    folder `NAME`. Unusable rows are counted and listed in `NAME.unused.txt`.
 
     Args:
-        keep_shared: whether rows stay of which the image is in a held-out split, too.
+        keep_shared: whether to keep rows on images that are also in a held-out split.
 
     Raises:
-        ValueError: if no row can be used, or files are missing.
+        ValueError: if no row can be used or files are missing.
     """
     name = public_set.name
     made = Made(output_dir / f"{name}.jsonl", public_set.folder)
@@ -410,22 +415,21 @@ def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False
 
 
 def read_parts(public_set: PublicSet, read: Callable[[], Iterable]) -> Iterator:
-    """Yield what a set reads of its files. Raise a `ValueError` if they are of another form than it expects."""
+    """Yield the results of a reader of the set. Raise a `ValueError` if the files have an unexpected form."""
     try:
         yield from read()
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"{public_set.folder}: the files of {public_set.title} are not as they were expected: "
-            f"{describe_error(error)}"
+            f"{public_set.folder}: the files of {public_set.title} have an unexpected form: {describe_error(error)}"
         ) from error
 
 
 def counted_rows(public_set: PublicSet, made: Made, shared: set[PurePath] | None) -> Iterator[tuple[str, Row]]:
-    """Yield the rows with their places; count in `made` what is held out or cannot be used.
+    """Yield the rows with file and line, and count held-out and unusable rows in `made`.
 
     Args:
-        shared: images that are left out, without their suffix, beside those in folders of held-out splits; `None`
-            leaves out none.
+        shared: images to skip, without suffix, in addition to those in folders of held-out splits; `None` skips no
+            image.
     """
 
     def is_held_out(row: Row) -> bool:
@@ -450,7 +454,7 @@ def counted_rows(public_set: PublicSet, made: Made, shared: set[PurePath] | None
 
 
 def draw_rows(rows: Iterator[tuple[str, Row]], most: int) -> list[tuple[str, Row]]:
-    """Draw at most so many rows, in their order; the draw depends on their content alone."""
+    """Draw at most `most` rows and keep their order. The draw depends only on the content of the rows."""
     keyed = ((hashlib.sha256(repr(row).encode()).digest(), n, place, row) for n, (place, row) in enumerate(rows))
     return [(place, row) for _, _, place, row in sorted(heapq.nsmallest(most, keyed), key=lambda item: item[1])]
 
@@ -459,10 +463,10 @@ def encode_row(row: Row, strict: bool) -> str:
     """Return a row as a line of JSON.
 
     Args:
-        strict: whether four numbers in brackets are taken for a box.
+        strict: whether four numbers in brackets count as a box.
 
     Raises:
-        ValueError: if training could not use the row.
+        ValueError: if the row cannot be used for training.
     """
     images = [image.name if isinstance(image, Stored) else image for image in row.images]
     turns = [
@@ -476,7 +480,7 @@ def encode_row(row: Row, strict: bool) -> str:
     for message in messages:
         wrong, loose = wrong_boxes("".join(message_texts(message)))
         if wrong or (strict and loose):
-            raise ValueError(f"{(wrong + loose)[0]} is not a box on the grid of 0 to 1000 with an area")
+            raise ValueError(f"{(wrong + loose)[0]} must be a non-empty box on the grid of 0 to 1000")
     return json.dumps({"id": row.id, "images": images, "messages": turns}, ensure_ascii=False)
 
 
@@ -494,7 +498,7 @@ def print_sets() -> None:
 
 
 def print_set(kind: type[PublicSet], name: str) -> None:
-    """Print what is read of a set, and where it can be had."""
+    """Print the files that are read of a set and its download page."""
     splits = " and ".join(kind.splits)
     print(f"{kind.title}\nlicense: {kind.license}\nobtain: {kind.obtain}\ntrained on: {splits}\nlayout ({kind.seen}):")
     print(textwrap.indent(textwrap.dedent(kind.layout).strip(), "  "))
@@ -504,29 +508,29 @@ def print_set(kind: type[PublicSet], name: str) -> None:
 
 
 def print_result(kind: type[PublicSet], made: Made) -> None:
-    """Print the number of rows beside the paper's, what is not used and why; write the mixture of the set."""
+    """Print the number of rows, compared with the paper, and the unused rows with reasons; write the set's mixture."""
     for line in made.unused[:MAX_PRINTED]:
         print(f"not used: {line}", file=sys.stderr)
     if made.unused:
         print(f"{len(made.unused):,} not used, all in {made.unused_file}", file=sys.stderr)
     if made.held_out:
-        print(f"{made.held_out:,} left out: of a split that is held out, or about an image that is also in one")
+        print(f"{made.held_out:,} held out: in a held-out split, or on an image of a held-out split")
     compared = [f"{made.rows:,} rows"]
     for expected, where in ((kind.paper_rows, "the paper's table"), (kind.released_rows, "the released mixture")):
         if expected is not None:
             compared.append(f"{where} has {expected:,}, a difference of {made.rows - expected:+,}")
     if kind.paper_rows is not None and not 0.9 < made.rows / kind.paper_rows < 1.1:
         compared.append(
-            f"with {kind.paper_rows / made.rows:.3g} times the paper's rate it has its share of that mixture"
+            f"multiply the paper's rate by {kind.paper_rows / made.rows:.3g} for the same share of the mixture"
         )
     print(f"{made.annotation}: {'; '.join(compared)}")
-    print(f"{write_mixture(kind, made)}: the same as a mixture, whose source can be copied into others")
+    print(f"{write_mixture(kind, made)}: a mixture of this set; its source can be copied to other mixtures")
     if kind.caution:
         print(f"Caution: {kind.caution}")
 
 
 def write_mixture(kind: type[PublicSet], made: Made) -> Path:
-    """Write `NAME.yaml`, a mixture of the set alone, with where it comes from."""
+    """Write `NAME.yaml`, a mixture of this set alone, with title and license."""
     source = {"name": made.annotation.stem, "annotation": str(made.annotation), "image_root": str(made.image_root)}
     source |= {"rows": made.rows, "tasks": list(kind.tasks), "obtain": kind.obtain}
     source |= {"general": True} if kind.general else {"modality": list(kind.modality)}

@@ -1,4 +1,4 @@
-"""Public data sets of remote sensing, as they are downloaded."""
+"""Public remote sensing data sets, read from their downloaded files."""
 
 import json
 import math
@@ -35,17 +35,17 @@ PERCENT_MARKED = re.compile(
 
 
 def from_percent(text: str, size: tuple[int, int]) -> str:
-    """Return a text on one line, without the name of its task, with phrases and boxes as InternVL writes them.
+    """Convert a text to one line without its task tag, with phrases and boxes in InternVL's format.
 
-    MiniGPT-v2, GeoChat and VRSBench write boxes in percent of the image, `{<x1><y1><x2><y2>}`, upright or turned. A
-    turned box is given by its sides before it is turned about its center, and an angle in degrees; it becomes the
-    upright one around it.
+    MiniGPT-v2, GeoChat and VRSBench write boxes in percent of the image, `{<x1><y1><x2><y2>}`, upright or rotated. A
+    rotated box is given by its sides before the rotation about its center, and an angle in degrees. It is replaced by
+    its bounding box.
 
     Args:
         size: height and width of the image, in pixels.
 
     Raises:
-        ValueError: if something is written like a box and is none.
+        ValueError: if a box is malformed.
     """
 
     def rewrite(match: re.Match) -> str:
@@ -58,7 +58,7 @@ def from_percent(text: str, size: tuple[int, int]) -> str:
 
 
 def upright_box(written: str, size: tuple[int, int]) -> Box:
-    """Return a box in pixels, upright around one that is turned, and cut to the image."""
+    """Return the upright bounding box of a written box, in pixels, cut to the image."""
     match, (height, width) = PERCENT_BOX.fullmatch(written), size
     left, top, right, bottom = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
     if not (left < right <= 100 and top < bottom <= 100):
@@ -66,15 +66,15 @@ def upright_box(written: str, size: tuple[int, int]) -> Box:
     angle = math.radians(int(match[5] or 0))
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
     x, y = (left + right) * width / 200, (top + bottom) * height / 200
-    along, down = (right - left) * width / 200, (bottom - top) * height / 200  # half of its sides
+    along, down = (right - left) * width / 200, (bottom - top) * height / 200  # half of the sides
     half_width, half_height = along * cosine + down * sine, along * sine + down * cosine
     return clip((x - half_width, y - half_height, x + half_width, y + half_height), (0, 0, width, height))
 
 
 class SceneFolders(PublicSet):
-    """Scenes in folders by class."""
+    """Scene classification set with a folder for each class."""
 
-    pattern: str  # of the images
+    pattern: str  # pattern of the image files
 
     def entries(self) -> Iterator[Entry]:
         return self.pictures(self.pattern)
@@ -83,12 +83,12 @@ class SceneFolders(PublicSet):
         yield self.row(entry, entry, [self.classify(entry, self.label(PurePath(entry)))])
 
     def label(self, path: PurePath) -> str:
-        """Return the class of an image: the innermost folder."""
+        """Return the class of an image, by default its innermost folder."""
         return path.parent.name
 
 
 class PercentBoxes(PublicSet):
-    """LLaVA conversations with boxes in percent, of which those that locate something are taken."""
+    """Set of LLaVA conversations with boxes in percent. Only conversations with a box are used."""
 
     def rows(self, entry: dict) -> Iterator[Row]:
         turns = entry["conversations"]
@@ -103,7 +103,7 @@ class PercentBoxes(PublicSet):
 
 @register_public_set("rsvqa")
 class RSVQA(PublicSet):
-    """RSVQA, high resolution: questions about aerial images, answered from OpenStreetMap."""
+    """RSVQA, high resolution: questions about aerial images, with answers from OpenStreetMap."""
 
     title = "RSVQA, high resolution (Lobry et al. 2020)"
     license = "CC BY 4.0; the answers come from OpenStreetMap, ODbL"
@@ -120,7 +120,7 @@ class RSVQA(PublicSet):
     """
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the active questions: those of other splits are in the files, too, without their texts."""
+        """Yield the active questions. The files also list inactive questions of other splits, without texts."""
         answers = {one["id"]: one for one in self.json(f"{self.files_of_split}_answers.json")["answers"]}
         name = f"{self.files_of_split}_questions.json"
         for question in self.json(name)["questions"]:
@@ -136,7 +136,7 @@ class RSVQA(PublicSet):
 
 @register_public_set("rsvqa_lr")
 class RSVQALowResolution(RSVQA):
-    """RSVQA, low resolution: the same over Sentinel-2 images. Not in the paper's table, but in the released mixture."""
+    """RSVQA, low resolution: questions about Sentinel-2 images, only in the released mixture."""
 
     title = "RSVQA, low resolution (Lobry et al. 2020)"
     paper_rows, released_rows = None, 57_223
@@ -152,7 +152,7 @@ class RSVQALowResolution(RSVQA):
 
 @register_public_set("fit_rs")
 class FitRS(PublicSet):
-    """FIT-RS: its questions and answers, of which as many are drawn as the paper has."""
+    """FIT-RS, task VQA: questions and answers, of which the paper's number is drawn."""
 
     title = "FIT-RS (Luo et al. 2024), its task VQA"
     license = "CC BY-NC 4.0"
@@ -171,7 +171,7 @@ class FitRS(PublicSet):
 
 @register_public_set("geochat")
 class GeoChat(PercentBoxes):
-    """GeoChat-Instruct: the conversations in which something is located."""
+    """GeoChat-Instruct: conversations with boxes."""
 
     title = "GeoChat-Instruct (Kuckreja et al. 2024), its conversations with boxes"
     license = "Apache-2.0"
@@ -190,7 +190,7 @@ class GeoChat(PercentBoxes):
 
 @register_public_set("vrsbench")
 class VRSBench(PercentBoxes):
-    """VRSBench: objects with expressions that refer to them, of its training split."""
+    """VRSBench, training split: objects with referring expressions."""
 
     title = "VRSBench (Li et al. 2024), its referring expressions"
     license = "CC BY 4.0; the images are DOTA's and DIOR's, for research"
@@ -212,7 +212,7 @@ class VRSBench(PercentBoxes):
 
 @register_public_set("refgeo")
 class RefGeo(PublicSet):
-    """refGeo: the four grounding sources of the paper's remote sensing mixture, with the rows that the release has."""
+    """refGeo: the four grounding sources of the paper's remote sensing mixture, with the rows of the release."""
 
     title = "refGeo (Zhou et al. 2024), its parts of RSVG, DIOR-RSVG, VRSBench and GeoChat"
     license = "not stated"
@@ -251,7 +251,7 @@ class RefGeo(PublicSet):
 
 @register_public_set("rsvg")
 class RSVG(RefGeo):
-    """RSVG, the first data set of grounding in remote sensing, as refGeo has it."""
+    """RSVG, the first grounding data set of remote sensing, in the version of refGeo."""
 
     title = "RSVG (Sun et al. 2022), as it is in refGeo"
     paper_rows, released_rows = 5_500, 5_505
@@ -265,7 +265,7 @@ class RSVG(RefGeo):
 
 @register_public_set("dior_rsvg")
 class DiorRSVG(PublicSet):
-    """DIOR-RSVG: objects of DIOR's images, each with an expression that only it fits."""
+    """DIOR-RSVG: objects in DIOR's images, each with a unique referring expression."""
 
     title = "DIOR-RSVG (Zhan et al. 2023)"
     license = "not stated; the images are DIOR's, for research"
@@ -282,7 +282,7 @@ class DiorRSVG(PublicSet):
     """
 
     def objects(self) -> Iterator[tuple[str, Entry]]:
-        """Yield all objects with their numbers. A broken XML stops, since the numbers of all later ones hang on it."""
+        """Yield all objects with their numbers. A broken XML file raises, because all later numbers depend on it."""
         number = 0
         for path in self.files("Annotations/*.xml"):
             root = parse_xml(path)
@@ -294,7 +294,7 @@ class DiorRSVG(PublicSet):
     def held_out_images(self) -> set[str]:
         numbers = set(self.lines("test.txt", held_out=True))
         if not all(map(str.isdecimal, numbers)):
-            raise ValueError(f"{self.folder / 'test.txt'} has other lines than numbers of objects")
+            raise ValueError(f"expected one object number a line in {self.folder / 'test.txt'}")
         return {entry.content[1] for number, entry in self.objects() if number in numbers}
 
     def entries(self) -> Iterator[Entry]:
@@ -308,7 +308,7 @@ class DiorRSVG(PublicSet):
 
 @register_public_set("isprs_sar")
 class IsprsSAR(SceneFolders):
-    """SAR scenes of ocean phenomena, in folders by class."""
+    """SAR scenes of ocean phenomena, with a folder for each class."""
 
     title = "ISPRS SAR classification"
     license = "not stated"
@@ -324,7 +324,7 @@ class IsprsSAR(SceneFolders):
 
 @register_public_set("sar_sentinel_1_2")
 class Sentinel12(SceneFolders):
-    """Sentinel-1 scenes of four terrains; the Sentinel-2 images of the same places are left aside."""
+    """Sentinel-1 scenes of four terrains. The Sentinel-2 images of the same places are not used."""
 
     title = "Sentinel-1&2 image pairs, segregated by terrain"
     license = "CC BY 4.0, as SEN1-2, of which it is a part"
@@ -343,7 +343,7 @@ class Sentinel12(SceneFolders):
 
 @register_public_set("vhm")
 class VHM(PublicSet):
-    """VHM: its instructions for remote sensing, without those that locate."""
+    """VHM: instructions for remote sensing, without grounding."""
 
     title = "VHM (Pang et al. 2025), its data for supervised fine-tuning"
     license = "not stated"
@@ -367,12 +367,12 @@ class VHM(PublicSet):
 
 @register_public_set("levir_cc")
 class LevirCC(PublicSet):
-    """LEVIR-CC: what has changed between two images, in five sentences a pair; one row for each."""
+    """LEVIR-CC: changes between two images, with five sentences a pair and a row for each sentence."""
 
     title = "LEVIR-CC (Liu et al. 2022)"
     license = "not stated"
     obtain = "https://huggingface.co/datasets/lcybuaa/LEVIR-CC"
-    paper_rows, released_rows = 50_000, 50_385  # of all splits
+    paper_rows, released_rows = 50_000, 50_385  # over all splits
     modality, tasks = ("optical",), ("change caption",)
     image_root = "images"
     seen = "its repository's page, and others' loaders; 6,815 of 10,077 pairs are of training"
@@ -400,7 +400,7 @@ class LevirCC(PublicSet):
 
 @register_public_set("gaia")
 class GAIA(PublicSet):
-    """GAIA: images from the web pages of space agencies, each with several captions, of which one is drawn."""
+    """GAIA: images from the web pages of space agencies. One of several captions of each image is drawn."""
 
     title = "GAIA (Zavras et al. 2025)"
     license = "MIT; the images have their own"
@@ -427,15 +427,15 @@ class GAIA(PublicSet):
 
 @register_public_set("million_aid")
 class MillionAID(SceneFolders):
-    """Million-AID: scenes in folders by class. Those of its test set have no labels, and are not used."""
+    """Million-AID: scenes with a folder for each class. The test set has no labels and is not used."""
 
-    title = "Million-AID (Long et al. 2021), its labelled scenes"
+    title = "Million-AID (Long et al. 2021), its labeled scenes"
     license = "CC BY-NC-ND 4.0"
     obtain = "https://captain-whu.github.io/DiRS/"
-    paper_rows, released_rows = 920_000, 920_057  # most of them of its test set, with captions that a model wrote
+    paper_rows, released_rows = 920_000, 920_057  # mostly the test set, with generated captions
     modality, tasks = ("optical",), ("caption", "classification")
     pattern = "train/**/*"
-    seen = "others' descriptions, which report 10,000 labelled scenes"
+    seen = "others' descriptions, which report 10,000 labeled scenes"
     layout = """
         train/agriculture_land/arable_land/dry_field/P0115678.jpg    the class is the innermost folder
     """

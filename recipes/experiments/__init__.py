@@ -1,1 +1,1 @@
-"""Planned experiments over seeds, and their recorded scores."""
+"""Planned experiments over several seeds, and their recorded scores."""

@@ -1,4 +1,4 @@
-"""Arguments of experiments on the command line."""
+"""Command-line arguments of experiments."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from modeling_vitp.training.arguments import Arguments
 
 @dataclass
 class FinetuningPlan(Arguments):
-    """How the backbones of an experiment are fine-tuned, and where the learning rate of each arm is chosen."""
+    """Plan for fine-tuning the backbones of an experiment and for choosing the learning rate of each arm."""
 
     limits = {
         "learning_rates": "(0, inf)",
@@ -21,45 +21,53 @@ class FinetuningPlan(Arguments):
     }
 
     config: str = field(metadata={"help": "Configuration of recipes/finetune_segmentation.py."})
-    learning_rates: list[float] = field(metadata={"help": "To choose from, for each arm and layer-wise decay."})
-    layer_decays: list[float] = field(metadata={"help": "Each is fine-tuned with, and scored."})
-    label_shares: list[float] = field(metadata={"help": "Of the windows whose masks are fine-tuned on."})
-    held_out_scene: str = field(metadata={"help": "Scene of the training ground that rates are chosen on."})
-    held_out_top: int = field(metadata={"help": "Training windows of that scene from here on, in pixels, are it."})
-    seed: int = field(default=0, metadata={"help": "Of the runs that rates are chosen by."})
+    learning_rates: list[float] = field(
+        metadata={"help": "Candidate learning rates, for each arm and layer-wise decay."}
+    )
+    layer_decays: list[float] = field(
+        metadata={"help": "Layer-wise decays of the learning rate; each is fine-tuned and scored."}
+    )
+    label_shares: list[float] = field(metadata={"help": "Shares of the training windows whose masks are used."})
+    held_out_scene: str = field(
+        metadata={"help": "Training scene with the held-out windows for choosing learning rates."}
+    )
+    held_out_top: int = field(metadata={"help": "First pixel row of the held-out windows in that scene."})
+    seed: int = field(default=0, metadata={"help": "Seed of the runs for choosing learning rates."})
 
 
 @dataclass
 class ExperimentArguments(Arguments):
-    """The plan of an experiment on pretraining, and where it goes.
+    """Plan of an experiment on pretraining, and its output folder.
 
     Attributes:
-        finetuning: [`FinetuningPlan`] once it has been read.
+        finetuning: mapping of the configuration, which is converted to [`FinetuningPlan`].
     """
 
     limits = {"probe_label_shares": "(0, 1]", "corruption_severities": "[1, 5]"}
 
-    output_dir: str = field(metadata={"help": "Where runs, metrics.json and the picture go."})
-    claim: str = field(metadata={"help": "What the experiment is about, in a sentence."})
-    against: str = field(metadata={"help": "What result would speak against the claim."})
-    arms: dict | str = field(metadata={"help": "By name, the settings of the pretraining that differ from `base`."})
-    control: str = field(metadata={"help": "The arm that the others are compared with."})
-    measures: dict | str = field(metadata={"help": "By title, a figure in a run's metrics.json: its keys, with dots."})
-    base: str = field(default="quickstart", metadata={"help": "Configuration of recipes/pretrain.py."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "Of each arm."})
+    output_dir: str = field(metadata={"help": "Output folder of runs, metrics.json and the picture."})
+    claim: str = field(metadata={"help": "Claim that the experiment tests, in one sentence."})
+    against: str = field(metadata={"help": "Result that would contradict the claim."})
+    arms: dict | str = field(metadata={"help": "Arms by name, with the pretraining settings that differ from `base`."})
+    control: str = field(metadata={"help": "Name of the control arm, with which the others are compared."})
+    measures: dict | str = field(metadata={"help": "Measures by title, as dotted keys of a run's metrics.json."})
+    base: str = field(default="quickstart", metadata={"help": "Pretraining configuration of all arms."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "Seeds of each arm."})
     runs_dir: str | None = field(
         default=None,
-        metadata={"help": "Where the runs lie, if not in output_dir: those of another experiment are not run again."},
+        metadata={"help": "Folder of the runs, to reuse those of another experiment. Default: output_dir."},
     )
     finetuning: dict | str | None = field(
         default=None,
-        metadata={"help": "Fine-tunes every backbone: see FinetuningPlan."},
+        metadata={"help": "Settings of FinetuningPlan, to fine-tune every backbone. Default: no fine-tuning."},
     )
     probe_label_shares: list[float] = field(
-        default_factory=list, metadata={"help": "Probes every backbone with the masks of these shares of the windows."}
+        default_factory=list,
+        metadata={"help": "Shares of labeled windows, for probes of every backbone. Default: no probes."},
     )
     corruption_severities: list[int] = field(
-        default_factory=list, metadata={"help": "Probes every backbone under the twelve corruptions, at these."}
+        default_factory=list,
+        metadata={"help": "Severities for probes under the twelve corruptions. Default: no corruptions."},
     )
 
     def __post_init__(self):
@@ -69,45 +77,45 @@ class ExperimentArguments(Arguments):
             self.finetuning = FinetuningPlan(**self.finetuning)
         self.base = str(find_config(self.base))
         if not self.seeds:
-            raise ValueError("seeds is empty: give the seeds of each arm.")
+            raise ValueError("seeds must not be empty.")
         if self.control not in self.arms:
-            raise ValueError(f"control: there is no arm {self.control!r}, only {', '.join(map(repr, self.arms))}.")
+            raise ValueError(f"control: unknown arm {self.control!r}. Found: {', '.join(map(repr, self.arms))}.")
         unknown = {(settings or {}).get("after", self.control) for settings in self.arms.values()} - set(self.arms)
         if unknown:
-            raise ValueError(f"arms: there is no arm {', '.join(sorted(map(repr, unknown)))} to start after.")
+            raise ValueError(f"arms: `after` names unknown arms: {', '.join(sorted(map(repr, unknown)))}.")
         check_arm_folders(self.arms)
-        told = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
-        if told:
-            raise ValueError(f"arms: {', '.join(sorted(told))} is told here, the same for all arms.")
+        shared = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
+        if shared:
+            raise ValueError(f"arms: {', '.join(sorted(shared))} must be set for the whole experiment, not in an arm.")
 
     @property
     def needs_task(self) -> bool:
-        """Whether a run is trained or scored by more than the pretraining itself."""
+        """True if runs need training or scores of the task beside the pretraining."""
         of_task = {"objective", "label_share"} & {name for settings in self.arms.values() for name in settings or {}}
         return bool(of_task or self.finetuning or self.probe_label_shares or self.corruption_severities)
 
 
 def slug(arm: str) -> str:
-    """The name of an arm's folder: its letters a to z, digits and dots, in lower case."""
+    """Return the folder name of an arm: its letters a to z, digits and dots, in lower case."""
     return re.sub(r"[^a-z0-9.]+", "_", arm.lower()).strip("_")
 
 
 def check_arm_folders(arms: Iterable[str]) -> None:
-    """Raises a `ValueError` that names the arms which have no folder of their own, see [`slug`]."""
+    """Raise a `ValueError` if arms do not have distinct, non-empty folder names of [`slug`]."""
     folders: dict[str, str] = {}
     for arm in arms:
         folder = slug(arm)
         if not folder.strip("."):
             raise ValueError(
-                f"arms: {arm!r} has no letter from a to z and no digit to name its folder after: rename it."
+                f"arms: the name {arm!r} needs a letter from a to z or a digit for its folder. Rename the arm."
             )
         other = folders.setdefault(folder, arm)
         if other != arm:
-            raise ValueError(f"arms: {other!r} and {arm!r} would both have the folder {folder!r}: rename one.")
+            raise ValueError(f"arms: {other!r} and {arm!r} would both use the folder {folder!r}. Rename one of them.")
 
 
 def check_keys(name: str, given: dict, arguments: type) -> None:
-    """Raises a `ValueError` that names the keys that are missing in a mapping, or that the class does not have."""
+    """Raise a `ValueError` that names missing keys of a mapping and keys that the class does not define."""
     known = {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(arguments)}
     missing, unknown = {key for key in known if known[key]} - set(given), set(given) - set(known)
     if missing or unknown:

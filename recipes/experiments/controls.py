@@ -1,9 +1,9 @@
-"""What else the ViT of a pretraining could be trained by, on the very views: what instructions are compared with.
+"""Train the ViT of a pretraining with another objective on the same views, as a control for instructions.
 
     python -m modeling_vitp.recipes.experiments.controls --config quickstart --objective masks
 
-Start, views, batches and rates are those of `vitp pretrain` with the same configuration. What is left has its form too:
-`backbone`, `backbone_at_start`, and in `metrics.json` what is read from them.
+Initialization, views, batches and learning rates are those of `vitp pretrain` with the same configuration. The output
+has the same form: `backbone`, `backbone_at_start`, and the probe results in `metrics.json`.
 """
 
 import json
@@ -50,21 +50,25 @@ WHOLE = (
 
 @dataclass
 class ControlArguments(Arguments):
-    """What the ViT is trained by."""
+    """Arguments for the objective of the ViT."""
 
     choices = {"objective": ("none", "mae", "masks")}
 
     objective: str = field(
-        metadata={"help": "mae: pixels of masked patches; masks: of each patch, whether it is tree; none: nothing."}
+        metadata={
+            "help": "mae: reconstruct masked patches; masks: classify each patch as tree or ground; none: do not train."
+        }
     )
 
 
 @dataclass
 class Encoding:
-    """From a row, the view of it that [`TreeInstructions`] draws, as a ViT takes it.
+    """Function that converts a row to the view that [`TreeInstructions`] draws, as inputs of a ViT.
 
     Args:
-        grid: patches along each side of the view, of which it is told whether they are tree; `None` to tell nothing.
+        transform: instructions that draw the view.
+        image_processor: image processor of the ViT.
+        grid: patches a side, to add a label for each patch (1 for tree); `None` for no labels.
     """
 
     transform: TreeInstructions
@@ -84,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     control, args, training_args, model_args = parse(argv, __doc__, own, WHOLE, SFT_MODULES)
     output_dir = Path(training_args.output_dir)
     check_free(output_dir)
-    # As in `vitp pretrain`, so that the ViT has the same weights; the language model, made after it, is not used.
+    # The same seed as in `vitp pretrain` gives the same ViT. The language model is built too, but not used.
     set_seed(training_args.seed)
     splits = load_rows(args)
     splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
@@ -96,11 +100,11 @@ def main(argv: list[str] | None = None) -> int:
 
     metrics = {"seed": training_args.seed, "objective": control.objective}
     if control.objective != "none":
-        is_labelled = control.objective == "masks"
-        grid = vit.config.image_size[0] // vit.config.patch_size[0] if is_labelled else None
+        is_labeled = control.objective == "masks"
+        grid = vit.config.image_size[0] // vit.config.patch_size[0] if is_labeled else None
         training_args.eval_strategy = "no"
         trainer = ViewTrainer(
-            PatchClassifier(vit, num_classes=2) if is_labelled else MaskedAutoencoder(vit),
+            PatchClassifier(vit, num_classes=2) if is_labeled else MaskedAutoencoder(vit),
             training_args,
             rows,
             Encoding(transform, image_processor, grid),
@@ -120,13 +124,14 @@ if __name__ == "__main__":
 
 
 class VisiblePatches(nn.Module):
-    """A ViT that sees a share of the patches of an image, a random draw for each image.
+    """ViT that sees a random share of the patches of each image.
 
-    Masked patches are left out after their embedding, so the layers run on the visible ones alone.
+    Masked patches are removed after the embedding, so the layers run on visible patches only.
 
     Args:
-        config: for `mask_ratio` and the normalization of the output, which the decoder reads and which is thrown away
-            with it: a ViT of InternVL's kind has none of its own.
+        vit: ViT to train.
+        config: configuration with `mask_ratio` and the width of the output norm. The norm belongs to the decoder and is
+            discarded with it, because InternVL's ViT has no final norm.
     """
 
     random_masking = ViTMAEEmbeddings.random_masking
@@ -145,17 +150,17 @@ class VisiblePatches(nn.Module):
 
 
 class MaskedAutoencoder(ViTMAEForPreTraining):
-    """A ViT of ViTP as the encoder of a masked autoencoder (He et al., arXiv 2111.06377).
+    """Masked autoencoder (He et al., arXiv 2111.06377) with a ViT of ViTP as its encoder.
 
-    Three patches of four are masked; a decoder of two layers, half as wide as the ViT, says what their pixels are,
-    normalized in each patch. The decoder and the loss are transformers'. Calling it with `pixel_values`, float32 of
-    shape `(batch, channels, height, width)`, gives a `loss`, the mean squared error over the masked patches.
+    75% of the patches are masked. A decoder of two layers, half as wide as the ViT, predicts their pixels, normalized
+    in each patch. Decoder and loss are those of transformers. The input `pixel_values` is float32 of shape
+    `(batch, channels, height, width)`; the `loss` is the mean squared error over the masked patches.
 
     Args:
-        vit: is trained in place.
+        vit: ViT, which is trained in place.
 
     Raises:
-        ValueError: if its image or its patches are not square.
+        ValueError: if the image or the patches of the ViT are not square.
     """
 
     def __init__(self, vit: ViTPVisionModel):
@@ -163,7 +168,7 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
         (height, width), (patch, patch_width) = of.image_size, of.patch_size
         if height != width or patch != patch_width:
             raise ValueError(
-                f"A masked autoencoder needs square images and patches; those of the ViT are {height} x {width} and "
+                f"A masked autoencoder needs square images and patches, got {height} x {width} and "
                 f"{patch} x {patch_width}."
             )
         config = ViTMAEConfig(
@@ -184,13 +189,13 @@ class MaskedAutoencoder(ViTMAEForPreTraining):
             attn_implementation=of._attn_implementation,
         )
         super().__init__(config)
-        # The library zeroes what it has set before, of a decoder without a checkpoint: it would not know places.
+        # The library resets the decoder's position embeddings to zero without a checkpoint.
         self.decoder.initialize_weights((height // patch) ** 2)
         self.vit = VisiblePatches(vit, config)
 
 
 class PatchClassifier(nn.Module):
-    """A ViT with a linear layer that says of each patch which class it is of; see [`MaskedAutoencoder`] for `vit`."""
+    """ViT with a linear layer that classifies each patch. The ViT is trained in place."""
 
     def __init__(self, vit: ViTPVisionModel, num_classes: int):
         super().__init__()
@@ -198,10 +203,11 @@ class PatchClassifier(nn.Module):
         self.head = nn.Linear(vit.config.hidden_size, num_classes)
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> TokenClassifierOutput:
-        """
+        """Classify the patches and compute the cross-entropy loss.
+
         Args:
             pixel_values: float32 of shape `(batch, channels, height, width)`.
-            labels: classes, int64 of shape `(batch, patches)`, row by row; -100 for a patch that has none.
+            labels: classes, int64 of shape `(batch, patches)`, row by row; -100 for a patch without a label.
         """
         logits = self.head(self.vit(pixel_values=pixel_values).last_hidden_state[:, 1:])
         return TokenClassifierOutput(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits=logits)
@@ -211,12 +217,15 @@ Encode = Callable[[dict[str, Any], torch.Generator], dict[str, torch.Tensor]]
 
 
 class Views(Dataset):
-    """Inputs for a model. An index is a pair, epoch and place: what it gives is random by these and the seed alone.
+    """Data set of model inputs with pairs of epoch and row as indices.
+
+    The random views depend only on seed, row id and epoch.
 
     Args:
-        rows: with an `id` each.
-        encode: from a row, its images left encoded, and the generator that a `sample_transform` is given for the same
-            seed, row and epoch by [`~modeling_vitp.instructions.collator.ViTPDataCollator`].
+        rows: rows with an `id`.
+        encode: function of a row with encoded images, and a generator. The generator is the one that
+            [`~modeling_vitp.instructions.collator.ViTPDataCollator`] passes to a `sample_transform`.
+        seed: seed of the views.
     """
 
     def __init__(self, rows: Dataset, encode: Encode, seed: int):
@@ -226,17 +235,19 @@ class Views(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        epoch, place = index
-        row = self.rows[place]
+        epoch, position = index
+        row = self.rows[position]
         inputs = self.encode(row, keyed_generator(self.seed, row["id"], epoch, "transform"))
         return {**inputs, "id": row["id"]}
 
 
 class ViewTrainer(BaseTrainer, Trainer):
-    """Trains a model whose output has a `loss`, with the settings, batches and views of [`~modeling_vitp.ViTPTrainer`].
+    """Trainer with the settings, batches and views of [`~modeling_vitp.ViTPTrainer`] for a model that returns a `loss`.
 
     Args:
-        rows, encode: see [`Views`].
+        model: model to train.
+        args: training arguments.
+        rows, encode: as for [`Views`].
     """
 
     def __init__(self, model: nn.Module, args: ViTPTrainingConfig, rows: Dataset, encode: Encode):

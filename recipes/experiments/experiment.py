@@ -1,10 +1,10 @@
-"""An experiment on pretraining: arms over seeds, each beside the control of the same seed.
+"""Run an experiment on pretraining: several arms over several seeds, compared with a control of the same seed.
 
     vitp experiment --config experiment_passenger
 
-A configuration is the plan: the claim, what would speak against it, the arms by the settings in which they differ from
-the pretraining `base`, and which figures of their runs are compared. Started again with the same output folder, the
-experiment goes on; more `seeds` add to it. Started twice, two processes share its runs.
+A configuration is the plan: the claim, the result that would contradict it, the arms with the settings that differ from
+the pretraining `base`, and the compared measures. A second start with the same output folder continues the experiment;
+more `seeds` extend it. Several processes may run the same experiment and share its runs.
 """
 
 import importlib
@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     check_same_settings(output_dir / "plan.json", plan_of(args))
     metrics = Experiment(args, pretrain.main, task).run()
     draw_arms(metrics["summary"], output_dir / "arms.png")
-    print(f"\n{args.claim}\nAgainst it would speak: {args.against}\n")
+    print(f"\n{args.claim}\nContradicted by: {args.against}\n")
     seeds = metrics["summary"][0]["seeds"]
-    print(f"Mean and its 95% interval over the seeds {seeds}; differences are paired by seed\n")
+    print(f"Mean and 95% interval over the seeds {seeds}; differences are paired by seed\n")
     print(paired_table(metrics["summary"], args.control))
     print(f"\nEvery run: {output_dir / 'metrics.json'}; picture: {output_dir / 'arms.png'}")
     return 0

@@ -1,4 +1,4 @@
-"""An experiment on pretraining: arms that differ in the settings they are named after, over seeds, beside a control."""
+"""Experiments on pretraining: arms that differ in some settings, over several seeds, compared with a control."""
 
 import copy
 import json
@@ -27,33 +27,33 @@ from modeling_vitp.training.checkpointing import FolderLock, write_whole
 
 logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"
-FINISHED = "scores.json"  # says of a run that its metrics.json is whole
-WAIT = 20  # seconds, for other processes
-# Of Student's t with 1, 2, … degrees of freedom: what 95% of the draws lie within, on both sides.
+FINISHED = "scores.json"  # marks a run whose metrics.json is complete
+WAIT = 20  # seconds to wait for other processes
+# 97.5% quantiles of Student's t with 1, 2, … degrees of freedom, for two-sided 95% intervals.
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 class Task(Protocol):
-    """What an experiment asks of the task of its pretraining, if its plan asks for more than pretrainings."""
+    """Interface of a pretraining task for experiments that need more than pretraining runs."""
 
     def control(self, argv: list[str]) -> int:
-        """As the entry point of the pretraining, with an `objective` in place of instructions in its configuration."""
+        """Train with the `objective` of the configuration instead of instructions; a drop-in for the entry point."""
 
-    def labelled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
-        """Makes a folder of the data set with a share of its training rows, as if only these were known."""
+    def write_labeled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
+        """Write a copy of the data set with a share of its training rows."""
 
     def score(self, experiment: "Experiment", arm: str, seed: int, folder: Path) -> dict[str, Any]:
-        """What is measured of the `backbone` in the folder of a run, beside its own `metrics.json`."""
+        """Return measures of the `backbone` in the folder of a run, in addition to the run's `metrics.json`."""
 
 
 class Busy(Exception):
-    """Another process is at it."""
+    """Error for a run that another process is working on."""
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keeps other processes of the experiment away from a part of it. Raises [`Busy`] if one has it."""
-    lock = FolderLock(folder / "_claim")  # the runs in the folder have locks of their own
+    """Lock a folder of the experiment. Raise [`Busy`] if another process holds the lock."""
+    lock = FolderLock(folder / "_claim")  # The run itself locks the folder too, under another name.
     try:
         lock.acquire(timeout=0)
     except RunStopped as error:
@@ -66,10 +66,12 @@ def claimed(folder: Path) -> Iterator[None]:
 
 @dataclass
 class Experiment:
-    """
+    """Experiment with its plan and entry points.
+
     Args:
-        pretrain: the entry point; its exit status is not looked at, since an arm may well fail a gate.
-        task: for arms with an `objective` or a `label_share`, and for scores beside those of the run itself.
+        args: plan of the experiment.
+        pretrain: entry point of the pretraining. Its exit status is ignored because an arm may fail a gate.
+        task: task for arms with an `objective` or `label_share`, and for additional scores.
     """
 
     args: ExperimentArguments
@@ -81,11 +83,11 @@ class Experiment:
         return Path(self.args.runs_dir or self.args.output_dir)
 
     def run(self) -> dict:
-        """Runs what is not there yet, seed after seed, and returns the scores of all of it.
+        """Run all missing arms, seed by seed, and return the metrics of the experiment.
 
-        An arm that was interrupted goes on from its last checkpoint, and the scores of one that is finished stay in
-        `metrics.json`, also without its folder. What another process is at comes last, and is waited for, so the same
-        command can be started once for each core.
+        An interrupted run is resumed from its last checkpoint. Scores of finished runs are kept in `metrics.json`, even
+        if the folder of the run is deleted. Runs of other processes are waited for at the end, so the same command can
+        be started once for each core.
         """
         left = [(seed, arm) for seed in self.args.seeds for arm in self.args.arms]
         metrics = self.save({})
@@ -102,11 +104,12 @@ class Experiment:
         return metrics
 
     def save(self, scores: dict[tuple[int, str], dict[str, float]], tuning: dict[str, dict] | None = None) -> dict:
-        """`metrics.json` with these scores, and what was chosen for arms, beside what is in it; the summary is of the
-        arms that were run with a seed of the control, over the seeds that all of these have.
+        """Add scores and chosen learning rates to `metrics.json`, and return its content.
+
+        The summary covers the arms that share a seed with the control, over the seeds that all these arms have.
 
         Raises:
-            ValueError: if the file that is there is no such file, or of another plan, or of a base with other settings.
+            ValueError: if the existing file has no scores of an experiment, or another plan or base.
         """
         args, path = self.args, Path(self.args.output_dir) / "metrics.json"
         plan, base = json.loads(json.dumps([plan_of(args), read_yaml(args.base)]))
@@ -115,10 +118,10 @@ class Experiment:
                 there = json.loads(path.read_text())
                 kept, tuned = scores_of(there), dict(there.get("tuning") or {})
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"{path} has no scores of an experiment: give another output_dir.") from error
+                raise ValueError(f"{path} has no scores of an experiment. Set another output_dir.") from error
             for name, value in (("plan", plan), ("base", base)):
                 if there.get(name) != value:
-                    raise ValueError(f"{path} is of another {name}: give another output_dir.")
+                    raise ValueError(f"{path} belongs to another {name}. Set another output_dir.")
             scores, tuning = kept | scores, tuned | (tuning or {})
         seeds = {arm: {seed for seed, of in scores if of == arm} for arm in args.arms}
         runs = [
@@ -136,12 +139,12 @@ class Experiment:
         return metrics
 
     def tuning(self, arm: str, tune: Callable[[], dict]) -> dict:
-        """What `tune` chose for an arm, which stays in `metrics.json`: with more seeds it is not chosen again."""
+        """Return the result of `tune` for an arm, which is stored in `metrics.json` and not computed again."""
         tuned = self.save({}).get("tuning", {})
         return tuned[arm] if arm in tuned else self.save({}, {arm: tune()})["tuning"][arm]
 
     def run_arm(self, arm: str, seed: int) -> dict[str, float]:
-        """The measures of one arm with one seed."""
+        """Run one arm with one seed and return its measures."""
         folder = self.run_folder(arm, seed)
         with claimed(folder):
             metrics = self.train(arm, seed, folder)
@@ -152,7 +155,7 @@ class Experiment:
         return scores
 
     def run_folder(self, arm: str, seed: int) -> Path:
-        """Where the run of an arm lies: under its name, or under that of another arm which has the same settings."""
+        """Return the folder of a run: that of the arm, or that of another arm with the same settings."""
         folder = self.folder / f"seed_{seed}" / slug(arm)
         if (folder / CONFIG).is_file():
             return folder
@@ -161,7 +164,7 @@ class Experiment:
         return next((other for other in others if recorded(other) == {**config, "output_dir": str(other)}), folder)
 
     def config(self, arm: str, seed: int, folder: Path, **changes: Any) -> dict[str, Any]:
-        """The configuration of a pretraining."""
+        """Return the configuration of a pretraining."""
         settings = dict(self.args.arms[arm] or {})
         share, before = settings.pop("label_share", None), settings.pop("after", None)
         config = merge_settings(read_yaml(self.args.base), settings)
@@ -169,17 +172,17 @@ class Experiment:
         if before is not None:
             config["vision_model"] = str(folder.with_name(slug(before)) / "backbone")
         if share is not None:
-            config["dataset_name"] = str(folder / "labelled")
+            config["dataset_name"] = str(folder / "labeled")
         return config
 
     def train(self, arm: str, seed: int, folder: Path, **changes: Any) -> dict[str, Any]:
-        """The metrics of the pretraining of an arm, which is run if it has not been yet, after the one it starts from.
+        """Pretrain an arm unless it is finished, after the arm that it starts from, and return its metrics.
 
         Args:
-            changes: of its configuration, beside those of the arm.
+            changes: changes of the configuration, in addition to those of the arm.
 
         Raises:
-            ValueError: if the run that is there has other settings.
+            ValueError: if the existing run has other settings.
         """
         settings, base = self.args.arms[arm] or {}, read_yaml(self.args.base)
         if before := settings.get("after"):
@@ -189,12 +192,14 @@ class Experiment:
         config = self.config(arm, seed, folder, **changes)
         path, finished = folder / CONFIG, folder / FINISHED
         if path.is_file() and recorded(folder) != config:
-            raise ValueError(f"{path} has other settings than arm {arm!r}: give another output_dir.")
+            raise ValueError(f"{path} has other settings than arm {arm!r}. Set another output_dir.")
         if not finished.is_file():
             began = time.monotonic()
             folder.mkdir(parents=True, exist_ok=True)
             if share := settings.get("label_share"):
-                self.task.labelled({**base, **settings, **changes}["dataset_name"], share, seed, folder / "labelled")
+                self.task.write_labeled(
+                    {**base, **settings, **changes}["dataset_name"], share, seed, folder / "labeled"
+                )
             write_whole(path, yaml.safe_dump(config, sort_keys=False))
             (self.task.control if "objective" in settings else self.pretrain)(["--config", str(path)])
             write_whole(finished, json.dumps({"seconds": time.monotonic() - began}) + "\n")
@@ -202,27 +207,27 @@ class Experiment:
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder, wherever that is."""
+    """Return the configuration of the run in a folder, with that folder as `output_dir`."""
     return read_yaml(folder / CONFIG) | {"output_dir": str(folder)}
 
 
 def scores_of(metrics: Mapping) -> dict[tuple[int, str], dict[str, float]]:
-    """By seed and arm, the measures in an experiment's `metrics.json`."""
+    """Return the measures in an experiment's `metrics.json`, by seed and arm."""
     runs = [dict(run) for run in metrics["runs"]]
     return {(run.pop("seed"), run.pop("arm")): run for run in runs}
 
 
 def plan_of(args: ExperimentArguments) -> dict[str, Any]:
-    """What was to be found out, as it was written down before."""
+    """Return the plan of an experiment for its `plan.json`."""
     names = "claim against base arms control measures finetuning probe_label_shares corruption_severities"
     plan = {name: getattr(args, name) for name in names.split()}
-    plan["base"] = Path(args.base).stem  # wherever it lies; that its settings are the same is asked of each run
+    plan["base"] = Path(args.base).stem  # The path may differ; the settings are compared for each run.
     plan = {name: vars(value) if is_dataclass(value) else value for name, value in plan.items()}
     return {name: value for name, value in plan.items() if value}
 
 
 def merge_settings(base: Mapping, changes: Mapping) -> dict:
-    """A configuration with changes; a mapping in it is changed where the changes say so, and kept elsewhere."""
+    """Return a configuration with changes, which are merged into nested mappings."""
     merged = copy.deepcopy(dict(base))
     for name, value in changes.items():
         is_nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
@@ -231,27 +236,27 @@ def merge_settings(base: Mapping, changes: Mapping) -> dict:
 
 
 def look_up(metrics: Mapping, path: str) -> float:
-    """A figure in nested metrics, by its keys with dots between them.
+    """Return a number of nested metrics by its dotted keys.
 
     Raises:
-        ValueError: names the part of the path that is not there, and what is; or what is there, if it is no number.
+        ValueError: if a key is not found or the value is not a number.
     """
     found, seen = metrics, []
     for name in path.split("."):
         if not isinstance(found, Mapping) or name not in found:
             there = sorted(found) if isinstance(found, Mapping) else found
             raise ValueError(
-                f"measures: {path!r} is not in metrics.json: after {'.'.join(seen) or 'nothing'}: {there}."
+                f"measures: {path!r} not found in metrics.json. Found at {'.'.join(seen) or 'the top'!r}: {there}."
             )
         found = found[name]
         seen.append(name)
     if not isinstance(found, (int, float)):
-        raise ValueError(f"measures: {path!r} is {found!r} in metrics.json, which is no number.")
+        raise ValueError(f"measures: {path!r} must be a number in metrics.json, got {found!r}.")
     return float(found)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half the width of its 95% interval by Student's t; `None` of a single value."""
+    """Return the mean and half the width of its 95% interval by Student's t, or `None` for a single value."""
     if len(values) < 2:
         return float(np.mean(values)), None
     quantile = QUANTILES[min(len(values) - 1, len(QUANTILES)) - 1]
@@ -259,8 +264,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def paired_summary(runs: Sequence[Mapping], control: str) -> list[dict]:
-    """For each arm and measure the mean with its interval, and the same of the difference to the control's run of the
-    same seed."""
+    """Return mean and interval of each arm and measure, and of the difference to the control with the same seed."""
     measures = [name for run in runs[:1] for name in run if name not in ("seed", "arm")]
     by_arm = {}
     for run in runs:
@@ -278,8 +282,10 @@ def paired_summary(runs: Sequence[Mapping], control: str) -> list[dict]:
 
 
 def paired_table(summary: Sequence[Mapping], control: str) -> str:
-    """The summary in Markdown, a row for each measure: of the control its mean, of the other arms also the difference,
-    in bold where 0 is not in its interval."""
+    """Return the summary as a Markdown table with a row for each measure.
+
+    The cells of other arms than the control include the difference, in bold if its interval excludes 0.
+    """
     arms = list(dict.fromkeys(row["arm"] for row in summary))
     arms = [control, *(arm for arm in arms if arm != control)]
     by_measure = {}
@@ -300,7 +306,7 @@ def paired_table(summary: Sequence[Mapping], control: str) -> str:
 
 
 def draw_arms(summary: Sequence[Mapping], path: Path) -> None:
-    """A panel for each measure: every seed as a point, the mean of each arm with its interval."""
+    """Draw a panel for each measure, with a point for every seed and the mean of each arm with its interval."""
     measures = list(dict.fromkeys(row["measure"] for row in summary))
     figure, axes = plt.subplots(1, len(measures), figsize=(4 * len(measures), 3.6), squeeze=False, layout="constrained")
     for axis, measure in zip(axes[0], measures):

@@ -1,1 +1,1 @@
-"""Tasks that turn annotated rows into instructions while training."""
+"""Tasks that convert annotated rows to instructions during training."""

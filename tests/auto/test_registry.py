@@ -1,4 +1,4 @@
-"""Registry of model types: one declaration makes a type known to all that look it up."""
+"""Registry of model types: one declaration makes a type known everywhere."""
 
 import json
 
@@ -46,7 +46,7 @@ ENTRY = ModelEntry(
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setitem(MODELS, "clouds", ENTRY)  # removed at the end
+    monkeypatch.setitem(MODELS, "clouds", ENTRY)  # removed after the test
     register_model(ENTRY)
     torch.manual_seed(0)
     model = CloudModel.from_backbone(tiny_backbone(), num_labels=2, backbone_kwargs=SETTINGS)
@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "clouds"
 
 
-def test_declared_type_is_known_everywhere(folder, tmp_path):
+def test_declared_type_is_registered_everywhere(folder, tmp_path):
     pipe = pipeline("image-segmentation", model=str(folder))
     assert type(pipe.model) is CloudModel
 
@@ -67,7 +67,7 @@ def test_declared_type_is_known_everywhere(folder, tmp_path):
     with pytest.raises(ValueError, match="has no record of the data it was scored on"):
         open_robustness_task(str(folder), RobustnessArguments(models=[str(folder)], output_dir=str(tmp_path / "out")))
 
-    with pytest.raises(ValueError, match="only segmentation, adapter"):
+    with pytest.raises(ValueError, match="segmentation, adapter"):
         convert_checkpoint(folder, tmp_path / "original", "original", license="mit")
     spread = convert_checkpoint(
         folder, tmp_path / "bands", license="mit", input_spec={"band_names": ["VV", "VH"], "window": [-25, 0]}
@@ -84,7 +84,7 @@ def test_public_configurations_are_registered():
     for model_type in types:
         entry = find_model(model_type)
         assert entry.model_class.config_class.model_type == entry.model_type == model_type
-        assert entry.push_as == "model" or model_type == "vitp_vision"  # which is exported
+        assert entry.push_as == "model" or model_type == "vitp_vision"  # exported instead
 
 
 @pytest.mark.parametrize("model_type", [None, "bert"])

@@ -1,4 +1,4 @@
-"""Cards of pushed models: valid metadata, nothing invented, the license carried on, examples that run as printed."""
+"""Cards of pushed models: valid metadata, only recorded values, inherited licenses, and examples that run."""
 
 import copy
 import json
@@ -31,6 +31,8 @@ from modeling_vitp import (
     export_backbone,
     spread_bands,
 )
+from modeling_vitp.auto.registry import find_model
+from modeling_vitp.cards.model_card import headlines
 from modeling_vitp.cards.record import copy_record, provenance, read_record, stated_licenses, write_record
 from modeling_vitp.cards.sections import portable_command, set_section
 from modeling_vitp.convert.checkpoint import convert_checkpoint
@@ -54,14 +56,21 @@ METRICS = {
     "seed": 3,
     "train": {"train_loss": 1.5, "train_runtime": 3600.0},
     "eval": {"eval_loss": 0.25, "eval_runtime": 12.0, "epoch": 1.0},
-    "test": {"test_mean_iou": 0.625, "test_iou/ship": None},
-    "task": {"second_scene": {"count": {"mean_error": 3.5}}, "gate": {"max_error_ratio": 0.8}, "passed": True},
+    "test": {"test_loss": 0.5, "test_mean_iou": 0.625, "test_iou/ship": None, "test_iou/tree": 0.25},
+    "task": {
+        "second_scene": {"count": {"mean_error": 3.5, "mean_error_constant": 4.5}},
+        "headline_metrics": {"count/mean_error": "Mean error"},
+        "summary": "The count beside its controls.",
+        "gate": {"max_error_ratio": 0.8},
+        "checks": [{"name": "error ratio", "required": "at most 0.8", "reached": 0.75, "passed": True}],
+        "passed": True,
+    },
 }
 
 
 @pytest.fixture
 def folder(model_and_processor, tmp_path):
-    """A model that was trained: with its record and metrics."""
+    """Folder of a trained model with its record and metrics."""
     model, processor = model_and_processor
     folder = tmp_path / "run"
     model.save_pretrained(folder)
@@ -80,7 +89,7 @@ def rows_of(card: ModelCard) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.text.splitlines() if line[:1] == "|"]
 
 
-def test_card_has_what_the_run_recorded(hub, logged_in, folder):
+def test_card_has_recorded_values(hub, logged_in, folder):
     assert push(folder, "tester/vitp", "--what", "model") == 0
     card = card_of(hub, "tester/vitp")
     card.validate()
@@ -96,14 +105,14 @@ def test_card_has_what_the_run_recorded(hub, logged_in, folder):
     }
     assert index[0]["name"] == "vitp"
     results = {
-        (one["dataset"]["split"], metric["type"]): metric["value"]
+        (one["dataset"]["split"], metric["name"]): metric["value"]
         for one in index[0]["results"]
         for metric in one["metrics"]
     }
     assert results == {
-        ("validation", "loss"): 0.25,
-        ("test", "mean_iou"): 0.625,
-        ("second_scene", "count/mean_error"): 3.5,
+        ("validation", "Loss"): 0.25,
+        ("test", "Loss"): 0.5,
+        ("second_scene", "Mean error"): 3.5,
     }
     assert {one["dataset"]["type"] for one in index[0]["results"]} == {"org/ships"}
 
@@ -111,14 +120,31 @@ def test_card_has_what_the_run_recorded(hub, logged_in, folder):
     assert ["learning_rate", "2e-05"] in rows and ["r, the share of visual tokens dropped (VRL)", "0.75"] in rows
     assert ["ships", "org/ships", "64000", "2", "grounding, vqa"] in rows and ["mine", "", "", "0.1", ""] in rows
     assert ["tile, in pixels", "56 × 56"] in rows and ["test", "mean_iou", "0.625"] in rows
+    assert ["class", "iou"] in rows and ["tree", "0.25"] in rows and ["error ratio", "at most 0.8", "0.75"] in rows
+    assert METRICS["task"]["summary"] in card.text and "mean_error_constant" not in card.text
     assert f"```bash\n{RECORD['command']}\n```" in card.text and "torch 2.13.0, transformers 5.24.0" in card.text
-    assert "input spec" not in card.text and "iou/ship" not in card.text and "None" not in card.text
+    assert "input spec" not in card.text and "ship |" not in card.text and "None" not in card.text
 
     assert push(folder, "tester/b", "--what", "backbone") == 0
     card = card_of(hub, "tester/b")
     card.validate()
     assert card.data.license == "cc-by-nc-4.0" and card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.eval_results is None and "Of the whole model that this is a part of" in card.text
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names", "expected"),
+    [
+        ("vitp_segmentation", ["mean_iou", "iou/a", "own"], ["Mean IoU"]),
+        ("vitp_segmentation", ["own", "own/a", "runtime"], ["own"]),
+        ("vitp_object_detection", ["mar_10", "map_50", "map", "swapped_map"], ["mAP@50", "mAP"]),
+        ("vitp_image_classification", ["auroc", "macro_f1", "f1/a"], ["AUROC", "Macro F1"]),
+        ("vitp_vision", [f"score_{number}" for number in range(20)], [f"score_{number}" for number in range(10)]),
+    ],
+)
+def test_headlines_are_declared_with_the_model_type(model_type, names, expected):
+    metrics = {"test": {f"test_{name}": 0.5 for name in names}}
+    assert [title for _, _, title, _ in headlines(find_model(model_type), metrics, {})] == expected
 
 
 def test_card_without_a_record_has_no_training(hub, logged_in, folder):
@@ -131,7 +157,7 @@ def test_card_without_a_record_has_no_training(hub, logged_in, folder):
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
 
 
-def test_text_of_a_user_stays(hub, logged_in, folder):
+def test_user_text_is_kept(hub, logged_in, folder):
     mine = "---\ntags: [ships]\nlanguage: de\n---\n\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n"
     (folder / "README.md").write_text(mine)
     for name in ("tester/one", "tester/two"):
@@ -143,7 +169,7 @@ def test_text_of_a_user_stays(hub, logged_in, folder):
     assert "tester/one" not in card.content and card.text.count("## How to load") == 1
 
 
-def test_conversion_keeps_the_license(hub, logged_in, folder, tmp_path):
+def test_conversion_keeps_license(hub, logged_in, folder, tmp_path):
     write_model_card("model", folder)
     convert_checkpoint(folder, tmp_path / "internvl", "internvl")
     assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "apache-2.0") == 1
@@ -156,7 +182,7 @@ def test_conversion_keeps_the_license(hub, logged_in, folder, tmp_path):
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
 
 
-def test_unread_license_is_asked_for_again(hub, logged_in, folder):
+def test_unread_license_is_read_again(hub, logged_in, folder):
     (folder / "run.json").write_text(json.dumps(RECORD | {"licenses": {"org/start": {}, "run": {}}}))
     hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
     assert push(folder, "tester/m", "--what", "model", "--license", "mit") == 1
@@ -186,7 +212,7 @@ def test_license_files_and_links(hub, logged_in, folder, tmp_path):
         "license_name": "vitp-terms",
         "license_link": f"{hub.url}/org/start/blob/main/LICENSE",
     }
-    noted = RECORD["licenses"]["org/start"]  # when the run began; now the repo says something else
+    noted = RECORD["licenses"]["org/start"]  # at the start of the run; the repo has another license now
     assert found["licenses"] == {"org/start": stated, "run": noted, "org/start (another)": noted}
     assert push(folder, "tester/m", "--what", "model") == 0
     assert hub.files("tester/m")["LICENSE"] == b"terms"
@@ -197,7 +223,7 @@ def test_license_files_and_links(hub, logged_in, folder, tmp_path):
 
 
 def test_license_files_of_two_sources_are_kept(tmp_path):
-    """A run on a ViT and a language model; a folder of licenses, as REUSE has it, is none."""
+    """A run has a ViT and a language model; a folder `LICENSES` (of REUSE) is not a license file."""
     for name in ("vit", "llm"):
         (tmp_path / name / "LICENSES").mkdir(parents=True)
         (tmp_path / name / "LICENSE.md").write_text(f"terms of the {name}")
@@ -212,8 +238,8 @@ def test_license_files_of_two_sources_are_kept(tmp_path):
     }
 
 
-def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):
-    """The whole way: start and data from the Hub, a push at each checkpoint, and the license in every card."""
+def test_training_from_hub_and_back(hub, logged_in, folder, data_folder, tmp_path, capsys):
+    """Model and data come from the Hub, each checkpoint is pushed, and every card has the license."""
     hub.create(
         "org/start", {path.name: path for path in folder.iterdir() if path.name not in ("run.json", "metrics.json")}
     )
@@ -243,7 +269,7 @@ def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp
     card.validate()
     assert card.data.base_model == ["org/start"] and card.data.datasets == ["org/rows"]
     metrics = json.loads(files["metrics.json"])
-    (loss,) = [one.metric_value for one in card.data.eval_results if one.metric_type == "loss"]
+    (loss,) = [one.metric_value for one in card.data.eval_results if one.metric_name == "Loss"]
     assert loss == metrics["eval"]["eval_loss"]
     assert 'from_pretrained("tester/trained"' in code_of(card)
     left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -253,7 +279,7 @@ def test_training_from_the_hub_and_back(hub, logged_in, folder, data_folder, tmp
     for part in ("", "backbone"):
         assert ModelCard.load(tmp_path / "out" / part / "README.md").data.license == "cc-by-nc-4.0"
 
-    # What is trained from it is under the same license.
+    # A model trained from it has the same license.
     again = {
         "output_dir": str(tmp_path / "next"),
         "model_name_or_path": str(tmp_path / "out"),
@@ -277,7 +303,7 @@ DETECTORS = {
 PROGRAM = """
 import json, sys
 
-sys.modules["modeling_vitp"] = None  # the code that was pushed has to do without it
+sys.modules["modeling_vitp"] = None  # the pushed code has to work without it
 
 shapes = {}
 for name, code in json.loads(sys.stdin.read()).items():
@@ -329,7 +355,7 @@ def everything(hub, logged_in, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_examples_run(hub, everything, tmp_path):
+def test_card_examples_run(hub, everything, tmp_path):
     cards = {name: card_of(hub, f"tester/{name}") for name in everything}
     for card in cards.values():
         card.validate()
@@ -373,7 +399,7 @@ def test_example_of_a_backbone_runs(hub, logged_in, folder):
     assert names["features"].shape == (1, 17, 32)
 
 
-def test_part_of_a_checkpoint_keeps_record_and_license(folder, tmp_path):
+def test_exported_part_keeps_record_and_license(folder, tmp_path):
     (folder / "LICENSE").write_text("terms")
     checkpoint = folder / "checkpoint-8"
     checkpoint.mkdir()
@@ -382,7 +408,7 @@ def test_part_of_a_checkpoint_keeps_record_and_license(folder, tmp_path):
     assert read_record(tmp_path / "backbone") == read_record(folder) != {}
     assert (tmp_path / "backbone" / "LICENSE").read_text() == "terms"
     assert stated_licenses(tmp_path / "backbone")["org/start"] == {"license": "cc-by-nc-4.0"}
-    assert not (tmp_path / "backbone" / "metrics.json").exists()  # of the whole run
+    assert not (tmp_path / "backbone" / "metrics.json").exists()  # metrics of the whole model
 
 
 def test_set_section_keeps_other_sections(tmp_path):
@@ -407,5 +433,5 @@ def test_set_section_keeps_other_sections(tmp_path):
         (["--dataset_name", "org/ships", "--dir", "a/b"], "--dataset_name org/ships --dir a/b"),
     ],
 )
-def test_recorded_command_has_no_token_and_no_path(words, expected):
+def test_recorded_command_has_no_token_or_path(words, expected):
     assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()

@@ -1,4 +1,4 @@
-"""Crops of the sample by density: counted by a loop, and nothing of the test's ground among what is trained on."""
+"""Tests of the crops with tree density classes: counts, class ranges and disjoint splits."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def sample():
     return load_dataset(str(AERIAL_TREES))
 
 
-def test_a_class_is_a_range_of_the_number_of_trees():
+def test_class_is_range_of_tree_count():
     named = {
         0: "0 to 1",
         1: "0 to 1",
@@ -46,7 +46,7 @@ def test_ranges_are_quarters_of_training_trees(sample):
             index += 1
 
 
-def test_no_crop_shows_ground_of_another_split(sample):
+def test_crops_of_splits_do_not_overlap(sample):
     parts = {"train": [], "val": [], "test": []}
     for name in ("train", "test"):
         for scene, place, _, _ in crops(sample[name]):

@@ -1,4 +1,4 @@
-"""What is wrong with classified images is said with its name and how to go on."""
+"""Tests of the classification data sets: labels, tables, files, rows and their errors."""
 
 import logging
 import shutil
@@ -34,7 +34,7 @@ def folders(tmp_path):
 
 
 def test_folders_are_splits_and_classes(folders):
-    """The same images and classes, the second in the order of the rows."""
+    """Check that a folder gives the same samples as files and as a `datasets` folder."""
     ours, theirs = opened({"root": str(folders)}), opened({"dataset_name": str(folders)})
     assert ours.labels.tolist() == theirs.labels.tolist() == [0, 0, 0, 1, 1, 1]
     for index in range(6):
@@ -45,7 +45,7 @@ def test_folders_are_splits_and_classes(folders):
 
 
 def test_named_labels_are_classes(tmp_path):
-    """Whatever their numbers, unless the classes have none of the names."""
+    """Check that labels are matched by name, and by index if the model has none of the names."""
     names = ["water", "field", "forest"]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})
     rows = {"image": [picture(8, 8, seed) for seed in range(4)], "label": [2, 0, 1, 1]}
@@ -57,55 +57,54 @@ def test_named_labels_are_classes(tmp_path):
     data = ClassificationData.from_dict(stored)
     assert data.find_classes([], ["forest", "water", "field"]) == ["forest", "water", "field"]
     assert data.open(["train"]).labels.tolist() == [0, 1, 2, 2]
-    with pytest.raises(ValueError, match="has the class 'forest', which is none of the 2 classes"):
+    with pytest.raises(ValueError, match="'forest'.* 2 .*classes"):
         opened({**stored, "classes": ["field", "water"]})
 
 
-def test_a_class_that_only_the_test_has_is_named(folders):
+def test_class_of_test_split_only_is_refused(folders):
     save(picture(20, 20), folders / "test" / "swamp" / "9.png")
-    said = r"test/swamp/9.png has the class 'swamp', which is none of the 2 classes .* field, forest. Take it out, put"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match="test/swamp/9.png .*'swamp'.*field, forest"):
         opened({"root": str(folders)}, "test")
 
 
-def test_class_without_training_image(caplog):
+def test_class_without_training_images_is_refused(caplog):
     trained, scored = {"field": 3, "swamp": 0}, {"field": 1, "swamp": 2}
-    with pytest.raises(ValueError, match="Split 'test' has images of the class.* swamp, and no image to train on"):
+    with pytest.raises(ValueError, match="Split 'test' .*swamp"):
         check_trained(trained, scored, "test", is_listed=False)
     check_trained(trained, scored, "test", is_listed=True)
     assert "swamp" in caplog.text
     check_trained(trained, {"field": 1, "swamp": 0}, "test", is_listed=False)
 
 
-def test_an_empty_folder_of_a_class_is_named(folders):
+def test_empty_class_folder_is_refused(folders):
     (folders / "train" / "swamp").mkdir()
-    with pytest.raises(ValueError, match="folder of the class 'swamp' has no image: .*train/swamp. Fill or remove it"):
+    with pytest.raises(ValueError, match="'swamp'.*train/swamp"):
         opened({"root": str(folders)})
 
 
-def test_bad_file_is_named_or_skipped(folders, caplog):
+def test_bad_file_is_refused_or_skipped(folders, caplog):
     (folders / "train" / "field" / "notes.txt").write_text("these are fields")
-    with pytest.raises(ValueError, match="field/notes.txt is no image that can be read: .* `bad_images: skip`"):
+    with pytest.raises(ValueError, match="field/notes.txt .*`bad_images: skip`"):
         opened({"root": str(folders)})
     with caplog.at_level(logging.WARNING):
         assert len(opened({"root": str(folders), "bad_images": "skip"})) == 6
-    assert "train: 1 file(s) are left out" in caplog.text and "notes.txt" in caplog.text
+    assert "train" in caplog.text and "notes.txt" in caplog.text
 
 
-def test_truncated_image_is_named_or_skipped(folders):
+def test_truncated_image_is_refused_or_skipped(folders):
     path = folders / "train" / "field" / "0.png"
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="train/field/0.png is no image that can be read: .*truncated"):
+    with pytest.raises(ValueError, match="train/field/0.png .*truncated"):
         opened({"root": str(folders)})
     assert len(opened({"root": str(folders), "bad_images": "skip"})) == 5
 
 
-def test_truncated_image_is_named_when_read(folders):
+def test_truncated_image_raises_error_on_reading(folders):
     path = folders / "train" / "field" / "0.bmp"
     PIL.Image.open(folders / "train" / "field" / "0.png").save(path)
     (folders / "train" / "field" / "0.png").unlink()
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(ValueError, match="train/field/0.bmp: the image cannot be read: "):
+    with pytest.raises(ValueError, match="train/field/0.bmp"):
         opened({"root": str(folders)})[0]
 
 
@@ -127,7 +126,7 @@ def rows(labels, feature, name: str = "label") -> Dataset:
 
 @pytest.fixture
 def stored(tmp_path):
-    """A function: a data set on the disk of splits, and what it is called."""
+    """Return a function that writes splits to disk and returns the name of the data set."""
 
     def store(**splits: Dataset) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -138,7 +137,7 @@ def stored(tmp_path):
     return store
 
 
-def test_rows_have_one_class_or_several(stored):
+def test_rows_are_single_label_or_multi_label(stored):
     named = ClassLabel(names=["field", "forest", "water"])
     name = stored(train=rows([0, 2, 1], named), test=rows([2], named))
     assert opened({"dataset_name": name}).labels.tolist() == [0, 2, 1]
@@ -150,36 +149,36 @@ def test_rows_have_one_class_or_several(stored):
     assert opened({"dataset_name": stored(train=texts), "multi_label": True}).labels.tolist() == [[1, 1, 0], [0, 0, 1]]
 
 
-def test_columns_of_zeros_and_ones_are_classes(stored):
+def test_binary_columns_are_classes(stored):
     features = Features({"image": Image(), "mass": Value("int64"), "edema": Value("int64")})
     data = {"image": [picture(20, 20, seed) for seed in range(3)], "mass": [1, 0, 1], "edema": [1, 0, 0]}
     settings = {"multi_label": True, "columns": {"label": ["mass", "edema"]}}
     name = stored(train=Dataset.from_dict(data, features=features))
     assert opened({"dataset_name": name, **settings}).labels.tolist() == [[1, 1], [0, 0], [1, 0]]
     name = stored(train=Dataset.from_dict(data | {"mass": [1, 2, 0]}, features=features))
-    with pytest.raises(ValueError, match="Row 1 of split 'train': mass is 2, and not 0 or 1"):
+    with pytest.raises(ValueError, match="Row 1 of split 'train': .*mass.* got 2"):
         opened({"dataset_name": name, **settings})
 
 
 @pytest.mark.parametrize(
     ("labels", "feature", "settings", "message"),
     [
-        ([0, 7], Value("int64"), {"classes": ["a", "b"]}, "Row 1 of split 'train'.* has the label 7, which is none of"),
-        ([0, -3], Value("int64"), {"classes": ["a", "b"]}, "has the label -3"),
-        ([0, -1], ClassLabel(names=["a", "b"]), {}, "Row 1 of split 'train'.* has no class: give one"),
-        ([[0, 1], [1]], List(Value("int64")), {}, "Row 0 .* has 2 classes, 0, 1: give one, or set `multi_label: true`"),
-        (["a", "a"], Value("string"), {}, r"images of too few classes, \['a'\]"),
-        ([0, 1], Value("int64"), {"columns": {"label": "kind"}}, "no column .*kind.*name it in `columns`"),
-        ([0, 1], Value("int64"), {"columns": {"image": "label"}}, "'label' is no column of images"),
+        ([0, 7], Value("int64"), {"classes": ["a", "b"]}, "Row 1 of split 'train'.* label 7"),
+        ([0, -3], Value("int64"), {"classes": ["a", "b"]}, "label -3"),
+        ([0, -1], ClassLabel(names=["a", "b"]), {}, "Row 1 of split 'train'.* no class"),
+        ([[0, 1], [1]], List(Value("int64")), {}, "Row 0 .* 2 classes, 0, 1.*multi_label"),
+        (["a", "a"], Value("string"), {}, r"classes.*\['a'\]"),
+        ([0, 1], Value("int64"), {"columns": {"label": "kind"}}, "no column .*kind"),
+        ([0, 1], Value("int64"), {"columns": {"image": "label"}}, "'label'"),
         ([0, 1], Value("int64"), {"splits": {"train": "rest"}}, "rest"),
     ],
 )
-def test_labels_that_are_none_are_named(stored, labels, feature, settings, message):
+def test_bad_labels_are_refused(stored, labels, feature, settings, message):
     with pytest.raises(ValueError, match=message):
         opened({"dataset_name": stored(train=rows(labels, feature)), **settings})
 
 
-def test_bands_in_separate_files(tmp_path):
+def test_bands_in_separate_files_are_stacked(tmp_path):
     MAKERS["bigearthnet_v2"](tmp_path)
     samples = opened(read_config("bigearthnet_v2")["data"] | {"root": str(tmp_path)})
     assert len(samples) == 10 and samples.labels.shape == (10, 19)
@@ -196,16 +195,16 @@ def test_bands_in_separate_files(tmp_path):
     assert image.shape == (12, 24, 24) and image.dtype == torch.float32
     stripe = image[[3, 2, 1], :, :6].mean((1, 2))
     np.testing.assert_allclose(stripe, np.array([200, 60, 40]) * 8 / 2000, atol=0.05)
-    # A band of 60 m is on the grid of 10 m, with the mean that it has.
+    # A band of 60 m is resampled to the grid of 10 m and keeps its mean.
     (path,) = tmp_path.rglob(f"{samples[place]['id'].split('/')[1]}_B09.tif")
     with rasterio.open(path) as file:
         assert image[9].mean().item() == pytest.approx((file.read(1) / 6000).clip(0, 1).mean(), abs=0.05)
     write_bands(path, np.zeros((1, 24, 7), np.uint16))
-    with pytest.raises(ValueError, match=r"the image cannot be read: its bands are of shapes .*\(24, 7\)"):
+    with pytest.raises(ValueError, match=r"bands .*\(24, 7\)"):
         samples[place]
 
 
-def test_findings_from_text_with_patient_splits(tmp_path):
+def test_findings_in_text_become_labels(tmp_path):
     MAKERS["chest_xray14"](tmp_path)
     settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}
     samples = opened(settings)
@@ -218,21 +217,21 @@ def test_findings_from_text_with_patient_splits(tmp_path):
     data.check_disjoint(["train", "test"])
     with open(tmp_path / "test_list.txt", "a") as file:
         file.write("00000001_000.png\n")
-    with pytest.raises(ValueError, match="patient 00000001 is in both splits"):
+    with pytest.raises(ValueError, match="patient 00000001"):
         ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file": "none.csv"}, "table: .*none.csv cannot be read"),
-        ({"file": "images"}, "table: .*images is none of .csv, .tsv, .parquet"),
-        ({"label": "Findings"}, "has no column 'Findings', only Image Index, Finding Labels"),
-        ({"separator": ";"}, r"has the class '.*\|.*', which is none of"),
-        ({"seperator": "|"}, r"table: unknown \['seperator'\]"),
+        ({"file": "none.csv"}, "none.csv cannot be read"),
+        ({"file": "images"}, ".csv, .tsv or .parquet, got .*images"),
+        ({"label": "Findings"}, "'Findings' .*Image Index, Finding Labels"),
+        ({"separator": ";"}, r"class '.*\|.*'"),
+        ({"seperator": "|"}, "seperator"),
     ],
 )
-def test_a_table_that_does_not_fit_is_said(tmp_path, change, message):
+def test_bad_table_settings_are_refused(tmp_path, change, message):
     MAKERS["chest_xray14"](tmp_path)
     settings = read_config("chest_xray14")["data"] | {"root": str(tmp_path)}
     with pytest.raises(ValueError, match=message):
@@ -260,19 +259,19 @@ def test_files_and_rows_must_match(tmp_path):
     save(picture_of([], np.random.default_rng(0)), tmp_path / "images" / "00000001_009.png")
     with open(tmp_path / "train_val_list.txt", "a") as file:
         file.write("00000001_009.png\n")
-    with pytest.raises(ValueError, match="00000001_009.png has no row in .*Data_Entry_2017.csv: add one, or take"):
+    with pytest.raises(ValueError, match="00000001_009.png has no row in .*Data_Entry_2017.csv"):
         opened(settings)
     MAKERS["bigearthnet_v2"](tmp_path / "bands")
     settings = read_config("bigearthnet_v2")["data"] | {"root": str(tmp_path / "bands")}
     shutil.rmtree(next((tmp_path / "bands" / "BigEarthNet-S2").glob("*/*_26_3")))
-    with pytest.raises(ValueError, match=r"row 3: no file of split 'train' is called '.*_26_3'"):
+    with pytest.raises(ValueError, match="row 3: no file of split 'train' .*_26_3'"):
         opened(settings)
 
 
-def test_a_copy_in_another_split_is_named(folders):
+def test_copied_image_in_two_splits_is_refused(folders):
     shutil.copyfile(folders / "train/field/1.png", folders / "test/field/renamed.png")
     for settings in ({"root": str(folders)}, {"dataset_name": str(folders)}):
-        with pytest.raises(ValueError, match=r"in split 'test' is the same image as .* in 'train'"):
+        with pytest.raises(ValueError, match="'test' .*'train'"):
             ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
     ClassificationData.from_dict({"root": str(folders), "allow_shared_images": True}).check_disjoint(["train", "test"])
 
@@ -290,7 +289,7 @@ def test_dicom_is_windowed_and_patients_are_checked(tmp_path):
     assert np.array_equal(image[0], np.round(255 * np.clip((values[0] + 160) / 400, 0, 1)))
     (path,) = write_series(tmp_path / "test" / "mr", values + 1, patient="ann")
     path.rename(path.with_name("other.dcm"))
-    with pytest.raises(ValueError, match="PatientID ann is in both splits 'train', as .*, and 'test', as .*other.dcm"):
+    with pytest.raises(ValueError, match="PatientID ann .*'train'.*'test'.*other.dcm"):
         ClassificationData.from_dict(settings).check_disjoint(["train", "test"])
 
 
@@ -303,8 +302,8 @@ def test_recorded_data_opens_without_training_split(folders):
     assert ClassificationData.from_dict(evaluated_on["data"]).open(["test"]).labels.tolist() == [0, 0, 1, 1]
 
 
-def test_names_of_files_may_have_dots(tmp_path):
-    """As DICOM has, and what GDAL writes beside an image is none."""
+def test_file_names_may_have_dots(tmp_path):
+    """Check names with dots, as in DICOM, and that the files which GDAL writes beside an image are ignored."""
     for name in "ab":
         (tmp_path / "train" / name).mkdir(parents=True)
         for file in ("1.2.840.0.png", "1.2.840.1.png", "S2A.tile0.2020.png", "S2A.tile0.2021.png"):
@@ -336,20 +335,20 @@ def table_data(folder, **where):
     return {samples.id(index): found.classes[label] for index, label in enumerate(samples.labels.tolist())}
 
 
-def test_a_row_is_of_all_images_of_a_patient(tmp_path):
+def test_row_labels_all_images_of_patient(tmp_path):
     make_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,2"])
     whole = {"p0/0": "ill", "p0/1": "ill", "p1/0": "well", "p1/1": "well", "p2/0": "ill", "p2/1": "ill"}
     assert table_data(tmp_path) == whole
     assert table_data(tmp_path, fold=1) == {name: label for name, label in whole.items() if not name.startswith("p2")}
 
 
-def test_integers_with_missing_values(tmp_path):
-    """As which pandas has them as floats."""
+def test_integers_with_missing_values_are_matched(tmp_path):
+    """Check integer columns with missing values, which pandas reads as floats."""
     make_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,"])
     assert set(table_data(tmp_path, fold=1)) == {"p0/0", "p0/1", "p1/0", "p1/1"}
 
 
-def test_row_of_namesakes_in_folders_is_refused(tmp_path):
+def test_ambiguous_name_in_folders_is_refused(tmp_path):
     for place in ("north/0", "north/1", "south/0"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
@@ -363,7 +362,7 @@ def test_row_of_namesakes_in_folders_is_refused(tmp_path):
         return [found.classes[label] for label in samples.labels.tolist()]
 
     for rows in (["0.png,forest", "1.png,water"], ["0,forest", "1,water"]):
-        with pytest.raises(ValueError, match=r"t.csv, row 0: '0.*' could be .*north.0.png or .*south.0.png: "):
+        with pytest.raises(ValueError, match="t.csv, row 0: '0.*' .*north.0.png .*south.0.png"):
             labels("{area}/{name}.png", rows)
     assert labels("{area}/{name}.png", ["north,forest", "south,water"]) == ["forest", "forest", "water"]
     paths = ["north/0.png,forest", "1.png,water", "south/0.png,water"]
@@ -371,7 +370,7 @@ def test_row_of_namesakes_in_folders_is_refused(tmp_path):
     assert labels("{plane}/{patient}.png", ["0,forest", "1,water"]) == ["forest", "water", "forest"]
 
 
-def test_row_of_namesakes_in_splits_is_refused(tmp_path):
+def test_ambiguous_name_in_splits_is_refused(tmp_path):
     for place in ("train/0", "train/1", "test/0"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
@@ -385,7 +384,7 @@ def test_row_of_namesakes_in_splits_is_refused(tmp_path):
         found.find_classes(["train"])
         return [[found.classes[label] for label in found.open([name]).labels.tolist()] for name in splits]
 
-    with pytest.raises(ValueError, match=r"t.csv, row 0: '0.png' could be .*train.0.png or .*test.0.png: "):
+    with pytest.raises(ValueError, match="t.csv, row 0: '0.png' .*train.0.png .*test.0.png"):
         labels(["0.png,forest,a", "1.png,water,a"])
     paths = ["train/0.png,forest,a", "train/1.png,water,a", "test/0.png,water,a"]
     assert labels(paths) == [["forest", "water"], ["water"]]
@@ -393,7 +392,7 @@ def test_row_of_namesakes_in_splits_is_refused(tmp_path):
     assert labels(named, train="a", test="b") == [["forest", "water"], ["water"]]
 
 
-def test_row_of_patient_and_file_namesake(tmp_path):
+def test_patient_field_precedes_file_name(tmp_path):
     for place in ("1/1", "1/2", "2/1"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         picture(8, 8, len(list(tmp_path.rglob("*.png")))).save(tmp_path / f"{place}.png")
@@ -407,13 +406,13 @@ def test_row_of_patient_and_file_namesake(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "where", "message"),
     [
-        (["p0,a,1", "p1,b,1", "p2,a,1"], {"fold": "tset"}, "no row of .*labels.csv has 'tset' in 'fold', but '1'"),
-        (["p0,a,1", "p1,b,1", "p2,a,1", "p9,a,1"], {"fold": 1}, "row 3: no file of split 'train' is called 'p9'"),
-        (["p0,0.5,1", "p1,1,1", "p2,2.25,1"], {}, "labels.csv, row 0: 0.5 is no class: give whole numbers, or names"),
+        (["p0,a,1", "p1,b,1", "p2,a,1"], {"fold": "tset"}, "labels.csv has 'tset' .*'fold'.*'1'"),
+        (["p0,a,1", "p1,b,1", "p2,a,1", "p9,a,1"], {"fold": 1}, "row 3: no file of split 'train' .*'p9'"),
+        (["p0,0.5,1", "p1,1,1", "p2,2.25,1"], {}, "labels.csv, row 0: .*0.5"),
         (["p0,a,1", "p1,b,1"], {}, "p2_0.png has no row in"),
     ],
 )
-def test_bad_tables(tmp_path, rows, where, message):
+def test_bad_tables_are_refused(tmp_path, rows, where, message):
     make_table(tmp_path, rows)
     with pytest.raises(ValueError, match=message):
         table_data(tmp_path, **where)
@@ -421,7 +420,7 @@ def test_bad_tables(tmp_path, rows, where, message):
 
 @pytest.mark.parametrize(("no_class", "is_taken"), [(None, True), ("none", False)])
 def test_empty_cell_is_not_no_class(tmp_path, no_class, is_taken):
-    """It may be one that nobody has looked at."""
+    """Check that an empty label is an error, because the image may not have been annotated."""
     picture(8, 8).save(tmp_path / "0.png")
     (tmp_path / "labels.csv").write_text("file_name,label\n0.png,\n")
     samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
@@ -429,11 +428,11 @@ def test_empty_cell_is_not_no_class(tmp_path, no_class, is_taken):
     if is_taken:
         assert table.labels_of(samples, tmp_path, None, "train", {})[1] == [[]]
     else:
-        with pytest.raises(ValueError, match="row 0: 'label' is empty: give 'none' if it has none of the classes"):
+        with pytest.raises(ValueError, match="row 0: 'label' is empty.* 'none'"):
             table.labels_of(samples, tmp_path, None, "train", {})
 
 
-def test_a_table_with_semicolons_is_told_as_such(tmp_path):
+def test_table_with_semicolons_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("file_name;label\n0.png;a\n")
-    with pytest.raises(ValueError, match="has no column 'file_name', only file_name;label. Save it with commas"):
+    with pytest.raises(ValueError, match="'file_name' .*file_name;label.* commas"):
         LabelTable("labels.csv").read(tmp_path)

@@ -1,7 +1,6 @@
-"""The recipe from the command line on, by the configurations of benchmarks on generated data in their layouts."""
+"""Tests of the classification recipe with the benchmark configurations on generated data."""
 
 import json
-import re
 import shutil
 
 import classification_data
@@ -29,19 +28,19 @@ def opened(name: str, root, split: str):
 
 
 def scores_of_pipeline(output_dir, samples, names: list[str]) -> np.ndarray:
-    """Of the saved model, by transformers' own pipeline."""
+    """Return the scores of the saved model from the transformers pipeline."""
     classify = pipeline("image-classification", model=str(output_dir), top_k=len(names))
     found = []
     for index in range(len(samples)):
         image = Image.fromarray(samples[index]["image"].permute(1, 2, 0).numpy())
-        scores = {one["label"]: one["score"] for one in classify(image)}
+        scores = {item["label"]: item["score"] for item in classify(image)}
         found.append([scores[name] for name in names])
     return np.array(found)
 
 
 @pytest.mark.parametrize("name", ["eurosat", pytest.param("resisc45", marks=pytest.mark.slow)])
-def test_benchmarks_with_one_class_an_image(tmp_path, name):
-    """Scores are those of scikit-learn for what the saved model says in a pipeline."""
+def test_single_label_benchmarks_match_scikit_learn(tmp_path, name):
+    """Check the scores against scikit-learn with the predictions of the saved model in a pipeline."""
     classification_data.MAKERS[name](tmp_path / "data")
     settings = {"watch_samples": 1} if name == "eurosat" else {}
     assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out", **settings)) == 0
@@ -62,8 +61,8 @@ def test_benchmarks_with_one_class_an_image(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_bigearthnet_bands_from_rgb_backbone(tmp_path):
-    """Scores are those of the saved model for what its image processor makes of the bands."""
+def test_bigearthnet_trains_from_rgb_backbone(tmp_path):
+    """Check the scores against the saved model with inputs of its image processor."""
     classification_data.MAKERS["bigearthnet_v2"](tmp_path / "data")
     vit = ViTPVisionModel(ViTPVisionConfig(**classification_data.SMALL["from_scratch"]))
     export_backbone(vit, tmp_path / "backbone")
@@ -90,14 +89,14 @@ def test_bigearthnet_bands_from_rgb_backbone(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["chest_xray14"])
-def test_benchmarks_with_several_classes_an_image(tmp_path, name):
+def test_multi_label_benchmarks_match_scikit_learn(tmp_path, name):
     classification_data.MAKERS[name](tmp_path / "data")
     assert main(benchmark_arguments(name, tmp_path / "data", tmp_path / "out")) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
     data, samples = opened(name, tmp_path / "data", "test")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification" and len(config["id2label"]) == len(data.classes)
-    # The image processor reads what is stored as the samples do.
+    # The image processor has the input spec of the samples.
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert processor.get("input_spec") == data.input_spec
     (tmp_path / "plain").mkdir()
@@ -123,15 +122,15 @@ def test_recipe_learns_and_writes_a_card(tmp_path):
     assert metrics["train_images"] == {"field": 6, "forest": 6, "water": 6}
     assert metrics["test"]["test_accuracy"] == 1 and metrics["test"]["test_macro_f1"] == 1
     card = (tmp_path / "out" / "README.md").read_text()
-    for said in (
+    for text in (
         "pipeline_tag: image-classification",
         'pipeline("image-classification"',
         "macro_f1",
         "An image classifier",
     ):
-        assert said in card
+        assert text in card
 
-    # Scored again elsewhere, without what it was trained on.
+    # The model is scored again without the training data.
     shutil.rmtree(tmp_path / "data" / "train")
     again = {"model_name_or_path": str(tmp_path / "out"), "from_scratch": None, "do_train": False}
     arguments = small_arguments({}, tmp_path / "data", tmp_path / "scored", **again, test_split="test")
@@ -140,7 +139,7 @@ def test_recipe_learns_and_writes_a_card(tmp_path):
     assert scored["test"]["test_auroc"] == metrics["test"]["test_auroc"]
 
 
-def test_stopped_run_ends_the_same(tmp_path):
+def test_resumed_run_equals_uninterrupted_run(tmp_path):
     write_folders(tmp_path / "data", SPLITS)
     settings = {"max_steps": 5, "save_steps": 4, "quarter_turns": 0.5, "vertical_flip": 0.5, "num_pictures": 0}
     settings["from_scratch"] = classification_data.SMALL["from_scratch"] | {"hidden_dropout_prob": 0.1}
@@ -151,29 +150,29 @@ def test_stopped_run_ends_the_same(tmp_path):
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
-    with pytest.raises(ValueError, match=re.escape("crop_area was [0.5, 1.0] and is [0.9, 1.0]")):
+    with pytest.raises(ValueError, match="crop_area"):
         main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **settings, crop_area=[0.9, 1.0]))
     next((tmp_path / "data/train/field").iterdir()).unlink()
-    with pytest.raises(ValueError, match="training samples|data"):
+    with pytest.raises(ValueError, match="data|samples"):
         main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **settings))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test_split": "train"}, "may not be trained or selected on"),
-        ({"from_scratch": None}, "either model_name_or_path"),
-        ({"image_size": 30}, "image_size=30 is no multiple of patch_size=8"),
-        ({"data": {"class": ["a", "b"]}}, r"data: missing \[\], unknown \['class'\]; there are"),
-        ({"data": {"classes": ["a", "a"]}}, "give two or more, each once"),
-        ({"crop_area": [1.0, 0.5]}, "give the smallest and the largest"),
-        ({"head": {"poling": "cls"}}, "there is no 'poling'; did you mean 'pooling'"),
-        ({"backbone": {"deformable_heads": 2}}, "backbone: there is no 'deformable_heads'"),
-        ({"label_smoothing_factor": 0.1, "data": {"multi_label": True}}, "label_smoothing_factor is for one label"),
-        ({"train_splits": ["trian"]}, "Split 'trian' has no image: no file is like"),
+        ({"test_split": "train"}, "train"),
+        ({"from_scratch": None}, "model_name_or_path"),
+        ({"image_size": 30}, "image_size.*patch_size"),
+        ({"data": {"class": ["a", "b"]}}, "'class'"),
+        ({"data": {"classes": ["a", "a"]}}, "classes"),
+        ({"crop_area": [1.0, 0.5]}, "crop_area"),
+        ({"head": {"poling": "cls"}}, "poling.*pooling"),
+        ({"backbone": {"deformable_heads": 2}}, "deformable_heads"),
+        ({"label_smoothing_factor": 0.1, "data": {"multi_label": True}}, "label_smoothing_factor"),
+        ({"train_splits": ["trian"]}, "trian"),
     ],
 )
-def test_bad_recipe_settings(tmp_path, changes, message):
+def test_bad_recipe_settings_are_refused(tmp_path, changes, message):
     write_folders(tmp_path / "data", {"train": 2, "test": 1})
     with pytest.raises(ValueError, match=message):
         main(small_arguments({}, tmp_path / "data", tmp_path / "out", **{"test_split": "test", **changes}))

@@ -1,4 +1,4 @@
-"""What the trainer makes of samples, in training and in evaluation."""
+"""Tests of the classification trainer: training samples, augmentation and prediction."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ MEAN, STD = (np.array(values)[:, None, None] for values in ((0.485, 0.456, 0.406
 
 @pytest.fixture
 def trained(tmp_path):
-    """A trainer of a tiny model on images of two classes that are read by an input spec, and a function of settings."""
+    """Return a function from settings to a trainer of a tiny model on two classes with an input spec."""
     write_folders(tmp_path / "data", {"train": 4})
     data = ClassificationData.from_dict({"root": str(tmp_path / "data"), "input_spec": SPEC})
     names = dict(enumerate(data.find_classes(["train"])))
@@ -41,7 +41,7 @@ def trained(tmp_path):
     return trainer
 
 
-def test_samples_are_functions_of_seed_and_epoch(trained):
+def test_samples_depend_on_seed_and_epoch(trained):
     def batches(epoch: int, **settings) -> list[torch.Tensor]:
         loader = trained(quarter_turns=0.5, **settings).get_train_dataloader()
         loader.set_epoch(epoch)
@@ -54,7 +54,7 @@ def test_samples_are_functions_of_seed_and_epoch(trained):
     assert not torch.equal(first[0], batches(0, seed=7)[0])
 
 
-def test_a_sample_is_normalised_after_augmentation(trained):
+def test_sample_is_normalized_after_augmentation(trained):
     samples = trained().train_dataset.samples
     item = TrainingSamples(samples, lambda image, seed: image, ViTPImageProcessor(), seed=0)[0, 1]
     expected = (samples[1]["image"].double().numpy() / 255 - MEAN) / STD
@@ -63,8 +63,8 @@ def test_a_sample_is_normalised_after_augmentation(trained):
 
 
 @torch.no_grad()
-def test_images_are_read_by_the_input_spec_once(trained):
-    """Predictions are those of the model for what is stored, windowed, resized and normalised by hand."""
+def test_input_spec_is_applied_once(trained):
+    """Check predictions against the model with manually resized and normalized images."""
     trainer = trained()
     samples = trainer.train_dataset.samples
     images = [samples[index]["image"] for index in (0, 5)]
@@ -75,13 +75,14 @@ def test_images_are_read_by_the_input_spec_once(trained):
     torch.testing.assert_close(trainer.predict(images), expected, atol=5e-4, rtol=0)
 
 
-def test_augmentation_turns_and_mirrors():
+def test_augmentation_rotates_flips_and_jitters():
     image = torch.arange(3 * 16 * 16, dtype=torch.uint8).view(3, 16, 16)
     plain = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 0.0, photometric=False)
     turned = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 1.0, photometric=False)
-    square = [seed for seed in range(40) if torch.equal(plain(image, seed), image)]  # whose crop is the whole image
-    wanted = [torch.rot90(image, number, (1, 2)) for number in (1, 2, 3)]
-    found = [[torch.equal(turned(image, seed), one) for one in wanted].index(True) for seed in square]
+    # Seeds whose crop is the whole image.
+    square = [seed for seed in range(40) if torch.equal(plain(image, seed), image)]
+    rotations = [torch.rot90(image, number, (1, 2)) for number in (1, 2, 3)]
+    found = [[torch.equal(turned(image, seed), rotated) for rotated in rotations].index(True) for seed in square]
     assert set(found) == {0, 1, 2}
     mirrored = Augmentation(16, (1.0, 1.0), (1.0, 1.0), 0.0, photometric=False)
     assert torch.equal(mirrored(image, square[0]), image.flip(1, 2))

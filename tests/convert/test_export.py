@@ -32,7 +32,7 @@ SPEC = {"bands": [2, 0, 1], "window": [100, 2000], "gamma": 0.5}
 SIZES = [(37, 91), (200, 33), (56, 56)]  # width, height
 TEXT_PROMPT = "<IMG_CONTEXT>\nHow many trees are there?"
 
-# Run without this package: what a user has who only installed transformers.
+# Run without this package, as by users who have only transformers installed.
 PROGRAM = """
 import contextlib, io, json, sys
 from pathlib import Path
@@ -93,7 +93,7 @@ with torch.no_grad():
     extract = pipeline("image-feature-extraction", model="backbone", pool=True, trust_remote_code=True)
     tensors["pipeline_pooled"] = extract(str(pictures[0]), return_tensors=True)
     facts["refused_folder"] = refusal(AutoBackbone.from_pretrained, "./backbone", trust_remote_code=True)
-    auto_factory.hf_api = lambda: SimpleNamespace(repo_exists=lambda name: True)  # which AutoBackbone asks first
+    auto_factory.hf_api = lambda: SimpleNamespace(repo_exists=lambda name: True)  # AutoBackbone checks this first
     facts["refused_backbone"] = refusal(AutoBackbone.from_pretrained, "backbone", trust_remote_code=False)
     options = {"out_indices": [1, 3], "attn_implementation": "eager", "drop_path_rate": 0.5}
     for name, options in (("last", {}), ("asked", options), ("again", options)):
@@ -126,7 +126,7 @@ Path("facts.json").write_text(json.dumps(facts))
 
 @pytest.fixture(scope="module")
 def exported(tokenizer, tmp_path_factory):
-    """A model and the folders made from it, and what a process without this package finds in them."""
+    """Model, the folders created from it, and the results of a process without this package."""
     folder = tmp_path_factory.mktemp("export")
     model, processor = vivid_model(tokenizer)
     model.save_pretrained(folder / "full")
@@ -184,7 +184,7 @@ def file_names(folder) -> set[str]:
 
 
 def warnings_of(load) -> str:
-    """What transformers logs during a call."""
+    """Return the messages that transformers logs during a call."""
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
@@ -203,7 +203,7 @@ def test_this_package_was_not_imported(exported):
 
 
 @torch.no_grad()
-def test_plain_transformers_gives_the_same_features(exported, tower):
+def test_plain_transformers_gives_same_features(exported, tower):
     assert exported.facts["plain"] == "transformers.models.internvl.modeling_internvl.InternVLVisionModel"
     assert exported.facts["plain_config"].endswith("configuration_internvl.InternVLVisionConfig")
     for name, pixels in (("plain", "pixel_values"), ("other_size", "other_pixel_values")):
@@ -227,7 +227,7 @@ def test_remote_code_gives_the_same_features(exported, tower):
 
 
 @torch.no_grad()
-def test_feature_extraction_gives_one_row_an_image(exported, tower):
+def test_feature_extraction_gives_one_row_per_image(exported, tower):
     assert exported.facts["processor"].split(".")[-1] == "GotOcr2ImageProcessor"
     for index, size in enumerate(SIZES):
         pixels = resize(pil_to_tensor(picture(*size, seed=index)), [56, 56], InterpolationMode.BICUBIC, antialias=True)
@@ -244,7 +244,7 @@ def test_pooled_features_are_the_mean(exported):
 
 
 @torch.no_grad()
-def test_auto_backbone_gives_the_asked_maps(exported):
+def test_auto_backbone_gives_requested_maps(exported):
     name, stages = "modeling_vitp_backbone.ViTPBackbone", ["stage1", "stage3"]
     for fact, wanted in (("last", ["sdpa", 0.2, ["stage3"]]), ("asked", ["eager", 0.5, stages])):
         loaded, *found = exported.facts[fact]
@@ -271,7 +271,7 @@ def test_auto_backbone_is_saved_as_ours(exported):
     assert model.out_features == ["stage1", "stage3"] and not any(loading.values())
 
 
-def test_folder_opens_as_our_model_without_a_warning(exported, tower):
+def test_folder_opens_without_warning(exported, tower):
     folder, found = exported.folder / "backbone", {}
     assert "You are using a model of type" in warnings_of(lambda: Qwen2Config.from_pretrained(folder))
     log = warnings_of(
@@ -318,7 +318,7 @@ def test_weights_are_safetensors_only(exported, folder):
     assert weights.keys() == model.state_dict().keys()
 
 
-def test_export_of_a_folder_is_that_of_the_model(exported, tmp_path):
+def test_export_of_folder_equals_export_of_model(exported, tmp_path):
     as_text = export_backbone(str(exported.folder / "full"), str(tmp_path / "text"))
     as_path = export_backbone(exported.folder / "full", tmp_path / "path")
     wanted = exported.folder / "backbone"
@@ -336,7 +336,7 @@ def test_export_of_the_vision_model_alone(exported, tower, tmp_path):
         assert (folder / "config.json").read_bytes() == (wanted / "config.json").read_bytes()
 
 
-def test_default_image_processor(exported, tmp_path):
+def test_default_image_processor_has_imagenet_statistics(exported, tmp_path):
     export_backbone(exported.model, tmp_path)
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert settings["image_mean"] == [0.485, 0.456, 0.406]
@@ -347,7 +347,7 @@ def test_default_image_processor(exported, tmp_path):
 
 def test_bands_need_their_image_processor(exported, tmp_path):
     radar = spread_bands(copy.deepcopy(exported.model.model.vision_tower), ["VV", "VH", "ratio"])
-    with pytest.raises(ValueError, match="takes .*VV, VH.*ratio.*: give image_processor=ViTPImageProcessor"):
+    with pytest.raises(ValueError, match="VV, VH.*ratio.*image_processor=ViTPImageProcessor"):
         export_backbone(radar, tmp_path / "radar")
     assert not (tmp_path / "radar").exists()
     spec = {"band_names": ["VV", "VH", "ratio"], "window": [-25, 0]}
@@ -390,7 +390,7 @@ def test_input_spec_is_applied_by_the_exported_code(exported):
 
 
 @torch.no_grad()
-def test_whole_model_as_remote_code_gives_the_same_logits(exported):
+def test_remote_code_of_whole_model_gives_same_logits(exported):
     assert "trust_remote_code=True" in exported.facts["refused_model"]
     for fact, name in (("full", "ViTPForConditionalGeneration"), ("full_processor", "ViTPProcessor")):
         assert exported.facts[fact].startswith("transformers_modules.")
@@ -438,7 +438,7 @@ def test_variants_keep_features_and_dtype(tokenizer, tmp_path, vision, dtype):
 
 
 def test_remote_code_model_is_exported_as_ours(tmp_path, model, processor):
-    """Its classes have the names of ours, and are others."""
+    """Remote code defines other classes under the same names."""
     model.save_pretrained(tmp_path / "run")
     processor.save_pretrained(tmp_path / "run")
     remote = get_class_from_dynamic_module("modeling_vitp.ViTPForConditionalGeneration", str(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""transformers' InternVL in our classes."""
+"""Conversion of transformers' InternVL to our classes."""
 
 import json
 
@@ -37,8 +37,8 @@ from modeling_vitp.convert.internvl import from_internvl, internvl_processor, ro
 from modeling_vitp.training.loading import load_checkpoint
 
 
-def test_image_seq_length_follows_from_the_images(tmp_path, model, processor):
-    """transformers' own configuration does not compute them: 256 stands there unless somebody set them."""
+def test_image_seq_length_is_computed(tmp_path, model, processor):
+    """The configuration of transformers does not compute `image_seq_length`, and has 256 unless it was set."""
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
     convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
@@ -51,8 +51,8 @@ def test_image_seq_length_follows_from_the_images(tmp_path, model, processor):
     assert all(torch.equal(value, converted.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_training_starts_from_a_conversion_to_internvl(tmp_path, model, processor, data_folder):
-    """transformers' processor needs a video token, which makes the tokenizer longer than the model's embeddings."""
+def test_training_starts_from_internvl_conversion(tmp_path, model, processor, data_folder):
+    """The processor of transformers needs a video token, for which the model has no embedding."""
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
     assert len(processor.tokenizer) == model.config.text_config.vocab_size
@@ -68,8 +68,8 @@ def test_training_starts_from_a_conversion_to_internvl(tmp_path, model, processo
 
 @pytest.mark.parametrize("given", ["alone", "with our configuration"])
 @pytest.mark.parametrize("model_class", [ViTPForConditionalGeneration, ViTPModel, ViTPVisionModel])
-def test_internvl_folder_is_refused_with_the_command(tmp_path, model, model_class, given):
-    """Opened under InternVL's names, 27 parameters of the language model, or all of the ViT's, would be random."""
+def test_internvl_folder_is_refused_with_command(tmp_path, model, model_class, given):
+    """Under InternVL's names, 27 parameters of the language model, or all of the ViT's, would be random."""
     build_native(model).save_pretrained(tmp_path / "native")
     options = {}
     if given == "with our configuration":
@@ -86,7 +86,7 @@ def test_internvl_folder_is_refused_with_the_command(tmp_path, model, model_clas
     assert {name: value.tolist() for name, value in opened.state_dict().items()} == {
         name: value.tolist() for name, value in wanted.state_dict().items()
     }
-    # What is saved has the names that a model has in memory, so that a run's trainer finds them again.
+    # Saved names are those in memory, so that a trainer can resume.
     opened.save_pretrained(tmp_path / "again")
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == wanted.state_dict().keys()
 
@@ -108,7 +108,7 @@ def test_vit_is_not_taken_for_a_whole_model(tmp_path, model):
         ViTPForConditionalGeneration.from_pretrained(tmp_path / "backbone")
 
 
-def test_foreign_chat_template_is_replaced_with_a_warning(tmp_path, model, processor, caplog):
+def test_foreign_chat_template_is_replaced_with_warning(tmp_path, model, processor, caplog):
     model.save_pretrained(tmp_path / "vitp")
     processor.save_pretrained(tmp_path / "vitp")
     native = convert_checkpoint(tmp_path / "vitp", tmp_path / "native", "internvl")
@@ -118,13 +118,13 @@ def test_foreign_chat_template_is_replaced_with_a_warning(tmp_path, model, proce
     template = native / "chat_template.jinja"
     template.write_text("{{ '<|im_start|>system\\nYou are a radiologist.<|im_end|>\\n' }}" + template.read_text())
     of_another = ViTPProcessor.from_pretrained(convert_checkpoint(native, tmp_path / "again"))
-    assert f"{native} has a chat template of its own, which does not come along" in caplog.text
+    assert f"The chat template of {native} is replaced" in caplog.text
     rendered = {one.apply_chat_template(question, add_generation_prompt=True) for one in (processor, plain, of_another)}
     assert rendered == {"<|im_start|>user\nHow many trees are there?<|im_end|>\n<|im_start|>assistant\n"}
 
 
 @torch.no_grad()
-def test_configurations_of_transformers_make_ours(model, processor):
+def test_transformers_configurations_are_converted(model, processor):
     native = build_native(model).eval()
     native.set_attn_implementation("eager")
     inputs = processor(text="How many trees are there?", return_tensors="pt")
@@ -144,7 +144,7 @@ def test_configurations_of_transformers_make_ours(model, processor):
     assert torch.equal(native(**inputs).logits, logits) and config.vision_config.model_type == "internvl_vision"
 
 
-def test_vit_configuration_of_transformers_makes_a_classifier():
+def test_transformers_vit_configuration_makes_classifier():
     config = InternVLVisionConfig(**VISION)
     classifier = ViTPForImageClassification(ViTPImageClassificationConfig(backbone_config=config, num_labels=2))
     assert type(classifier.config.backbone_config) is ViTPVisionConfig and config.model_type == "internvl_vision"
@@ -163,9 +163,9 @@ def test_tokenizer_config_is_for_version_4(model_and_processor, tmp_path, to):
     target = convert_checkpoint(source, tmp_path / "target", to)
     settings = json.loads((target / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and "backend" not in settings
-    assert settings["model_input_names"] == ["input_ids", "attention_mask"]  # by default token_type_ids, too
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]  # the default has token_type_ids
     assert {"<img>", "<IMG_CONTEXT>", "<box>"} < set(settings["additional_special_tokens"])
-    # There a dictionary, and nothing else, whose names become attributes of the tokenizer.
+    # In version 4 this is a dictionary whose keys become attributes of the tokenizer.
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     assert settings.get("extra_special_tokens") == (named | {"video_token": "<video>"} if to == "internvl" else None)
     assert settings.get("processor_class") == ("InternVLProcessor" if to == "internvl" else None)
@@ -214,7 +214,7 @@ def test_rope_is_written_for_both_versions(model_and_processor, tmp_path, rope):
 
 @pytest.mark.parametrize("to", ["internvl", "original"])
 def test_untied_head_survives_a_tied_language_model(model_and_processor, tmp_path, to):
-    """transformers 5 asks the whole model's configuration, version 4 and the servers that of the language model."""
+    """Version 5 reads the setting of the whole model, version 4 and the servers that of the language model."""
     model, processor = model_and_processor
     assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
     model.config.text_config.tie_word_embeddings = True

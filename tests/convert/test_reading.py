@@ -1,4 +1,4 @@
-"""Sources: what they are without a configuration, and what is wrong with them."""
+"""Sources of a conversion: recognition without a configuration, and errors."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from modeling_vitp.convert.__main__ import main
 
 
 @pytest.mark.parametrize("width", [1024, 3200])
-def test_a_published_ViT_needs_no_configuration_beside_it(tmp_path, width):
+def test_published_vit_needs_no_configuration(tmp_path, width):
     state = {key: torch.zeros(1) for key in names(ORIGINAL_VISION, 2)}
     shapes = {"attn.qkv": 3 * width, "mlp.fc1": 64}
     for key in state:
@@ -91,14 +91,14 @@ def edit_part(folder: Path, part: str, **changes) -> None:
 
 KEY = "vision_model.encoder.layers.1.attn.qkv.weight"
 MISTAKES = {
-    "cut short": (cut_short, r"model\.safetensors is no whole safetensors file .*cut short"),
-    "header cut": (cut_header, r"model\.safetensors is no whole safetensors file .*cut short"),
-    "pickle": (as_pickle, r"holds no safetensors, which are expected, but \['pytorch_model\.bin'\]: pickles"),
-    "empty": (lambda folder: (folder / "model.safetensors").unlink(), "holds no safetensors.*no weights at all"),
-    "other model": (as_another_model, r"holds a 'gpt2' with tensors such as 'transformer\.wte\.weight', but a ViTP"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "model_type in its config.json is None and not"),
-    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
-    "list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list, but a JSON object"),
+    "cut short": (cut_short, r"model\.safetensors .*cut short"),
+    "header cut": (cut_header, r"model\.safetensors .*cut short"),
+    "pickle": (as_pickle, r"no safetensors.*\['pytorch_model\.bin'\].*Pickles"),
+    "empty": (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors"),
+    "other model": (as_another_model, r"'gpt2' with tensors such as 'transformer\.wte\.weight'"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "model_type.*config.json.*None"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "JSON object.*config.json.*list"),
     "no number": (
         lambda f: edit_part(f, "vision_config", hidden_size="wide"),
         "config.json cannot be opened: .*hidden_size",
@@ -106,19 +106,19 @@ MISTAKES = {
     "heads": (lambda f: edit_part(f, "vision_config", num_attention_heads=5), "divisible by num_heads"),
     "no vision_config": (
         lambda f: edit_json(f / "config.json", vision_config=None),
-        "config.json has no vision_config",
+        "config.json.*vision_config",
     ),
-    "no llm_config": (lambda f: edit_json(f / "config.json", llm_config=None), "config.json has no llm_config"),
-    "other type": (lambda f: edit_json(f / "config.json", model_type="llava"), "'llava' and not 'internvl_chat'"),
+    "no llm_config": (lambda f: edit_json(f / "config.json", llm_config=None), "config.json.*llm_config"),
+    "other type": (lambda f: edit_json(f / "config.json", model_type="llava"), "'internvl_chat'.*'llava'"),
     "missing": (lambda f: edit_weights(f, lambda w: w.pop(KEY)), f"missing: {KEY}$"),
-    "unknown": (lambda f: edit_weights(f, lambda w: w.update(odd=w[KEY].clone())), "asks for. unknown: odd$"),
+    "unknown": (lambda f: edit_weights(f, lambda w: w.update(odd=w[KEY].clone())), "unknown: odd$"),
     "shape": (
         lambda f: edit_weights(f, lambda w: w.update({KEY: w[KEY][:-3]})),
-        rf"of a wrong shape: {KEY} is \[93, 32\] and not \[96, 32\]$",
+        rf"of a wrong shape: {KEY} is \[93, 32\], expected \[96, 32\]$",
     ),
     "transposed": (
         lambda f: edit_weights(f, lambda w: w.update({"mlp1.1.weight": w["mlp1.1.weight"].T})),
-        r"mlp1.1.weight is \[128, 48\] and not \[48, 128\]",
+        r"mlp1.1.weight is \[128, 48\], expected \[48, 128\]",
     ),
     "depth": (lambda f: edit_part(f, "llm_config", num_hidden_layers=1), "unknown: language_model.model.layers.1.inp"),
     "pixel shuffle": (lambda f: edit_json(f / "config.json", ps_version="v1"), "ps_version='v1', but only 'v2' can"),
@@ -129,15 +129,15 @@ MISTAKES = {
     "template": (lambda f: edit_json(f / "config.json", template="phi3-chat"), "template='phi3-chat', but only"),
     "image size": (lambda f: edit_json(f / "config.json", force_image_size=224), "force_image_size=224, but position"),
     "LoRA": (lambda f: edit_json(f / "config.json", use_llm_lora=16), "use_llm_lora=16, but only 0"),
-    "LM": (lambda f: edit_part(f, "llm_config", model_type="internlm2"), "language model is of type 'internlm2'"),
+    "LM": (lambda f: edit_part(f, "llm_config", model_type="internlm2"), "language model.*'internlm2'"),
     "activation": (lambda f: edit_part(f, "vision_config", hidden_act="relu"), "hidden_act='relu', but only 'gelu'"),
     "dropout": (lambda f: edit_part(f, "vision_config", dropout=0.1), r"dropout=0\.1, but only 0\.0"),
-    "norm": (lambda f: edit_part(f, "vision_config", norm_type="batch"), "norm_type='batch'"),
+    "norm": (lambda f: edit_part(f, "vision_config", norm_type="batch"), "norm_type.*'batch'"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_wrong_source_is_named_and_nothing_is_written(tmp_path, capsys, mistake):
+def test_wrong_source_is_named(tmp_path, capsys, mistake):
     spoil, message = MISTAKES[mistake]
     source = tmp_path / "source"
     source.mkdir()
@@ -155,19 +155,17 @@ def test_wrong_source_is_named_and_nothing_is_written(tmp_path, capsys, mistake)
 def test_missing_part_of_a_configuration_is_named(tmp_path):
     native_model().save_pretrained(tmp_path / "source")
     edit_json(tmp_path / "source" / "config.json", vision_config=None)
-    with pytest.raises(ValueError, match="of model_type 'internvl', has no vision_config, which is expected"):
+    with pytest.raises(ValueError, match="'internvl'.*vision_config"):
         convert_checkpoint(tmp_path / "source", tmp_path / "target")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_vit_of_unknown_width_needs_a_configuration(tmp_path):
     shutil.copy(FIXTURE / "vision_only.safetensors", tmp_path)
-    with pytest.raises(
-        ValueError, match="heads of a ViT of width 32 cannot be seen from its tensors: put a config.json"
-    ):
+    with pytest.raises(ValueError, match="heads.*width 32.*config.json"):
         convert_checkpoint(tmp_path / "vision_only.safetensors", tmp_path / "target")
     (tmp_path / "config.json").write_text('{"model_type": "mmdet"}')
-    with pytest.raises(ValueError, match="of model_type 'mmdet', has no vision_config"):
+    with pytest.raises(ValueError, match="'mmdet'.*vision_config"):
         convert_checkpoint(tmp_path / "vision_only.safetensors", tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
@@ -188,7 +186,7 @@ def test_hub_id_is_read_from_the_cache(tmp_path):
     done = run_convert("someone/else", tmp_path / "other", HF_HUB_CACHE=str(cache))
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: HF_HUB_OFFLINE is set, and not all that is needed is on this machine. Do: ")
+    assert last.startswith("error: HF_HUB_OFFLINE is set, and ") and " Do: " in last
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "other").exists()
 
@@ -205,5 +203,5 @@ def run_convert(*arguments, **environment) -> subprocess.CompletedProcess:
 def test_lora_adapter_is_refused(tmp_path):
     weights = {"base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 4)}
     save_file(weights, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="holds a LoRA adapter, which is converted within its model: give the folder"):
+    with pytest.raises(ValueError, match="LoRA adapter"):
         convert_checkpoint(tmp_path, tmp_path / "out", to="backbone")

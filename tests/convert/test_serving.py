@@ -1,4 +1,4 @@
-"""An export behind the servers of transformers, asked as a user does."""
+"""An export served by transformers answers requests of its clients."""
 
 import base64
 import contextlib
@@ -23,7 +23,7 @@ from modeling_vitp import convert_checkpoint
 COMMAND = [sys.executable, "-m", "transformers.cli.transformers"]
 QUESTION = {"type": "text", "text": "How many trees are there?"}
 MAX_NEW_TOKENS = 12
-SECONDS = 120  # until it listens: a model of this size is there in ten
+SECONDS = 120  # timeout of the start, which takes about ten
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def export(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(export):
-    """The root of a server of the export, which is given by a path relative to where it runs."""
+    """URL of a server of the export, whose path is relative to the server's folder."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         root = f"http://localhost:{probe.getsockname()[1]}"
@@ -68,7 +68,7 @@ def wait_until_it_listens(process, root, log):
 
 
 def generated(export, content) -> torch.Tensor:
-    """The tokens of the answer in this process."""
+    """Return the tokens of the answer generated in this process."""
     model, processor = AutoModelForImageTextToText.from_pretrained(export), AutoProcessor.from_pretrained(export)
     chat = [{"role": "user", "content": content}]
     inputs = processor.apply_chat_template(
@@ -79,7 +79,7 @@ def generated(export, content) -> torch.Tensor:
 
 
 def ask(root, model, image) -> dict:
-    """The reply to a request as OpenAI's clients send it, with the image in it."""
+    """Return the reply to a request of OpenAI's client with an image."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -97,7 +97,7 @@ def ask(root, model, image) -> dict:
 
 
 @pytest.mark.slow
-def test_transformers_serve_answers_about_an_image_with_the_tokens_of_generate(export, server):
+def test_transformers_serve_equals_generate(export, server):
     decode = AutoProcessor.from_pretrained(export).decode
     answers = []
     for image in (picture(130, 60), picture(60, 130, seed=1)):
@@ -110,7 +110,7 @@ def test_transformers_serve_answers_about_an_image_with_the_tokens_of_generate(e
 
 
 @pytest.mark.slow
-def test_transformers_chat_answers_with_the_tokens_of_generate(export, server):
+def test_transformers_chat_equals_generate(export, server):
     tokens = generated(export, [QUESTION])
     typed = [QUESTION["text"], *(["n"] if len(tokens) == MAX_NEW_TOKENS else []), "!save", "!exit"]
     options = [f"max_new_tokens={MAX_NEW_TOKENS}", "do_sample=False"]
@@ -121,11 +121,11 @@ def test_transformers_chat_answers_with_the_tokens_of_generate(export, server):
         capture_output=True,
         text=True,
         timeout=SECONDS,
-        env=environment(is_offline=False),  # in which its client would not ask this machine either
+        env=environment(is_offline=False),  # offline, its client would not contact this machine either
     )
     assert result.returncode == 0, result.stderr[-2000:]
     saved = json.loads(next((export.parent / "chat_history" / export.name).glob("*.json")).read_text())
     question, answer = saved["chat_history"]
     assert question == {"role": "user", "content": QUESTION["text"]}
     said = AutoProcessor.from_pretrained(export).decode(tokens, skip_special_tokens=True)
-    assert answer["content"] == re.sub(r"<(/*)(\w*)>", r"\<\1\2\>", said)  # as it is put into Markdown
+    assert answer["content"] == re.sub(r"<(/*)(\w*)>", r"\<\1\2\>", said)  # escaped for Markdown

@@ -9,7 +9,7 @@ from modeling_vitp.dense.augmentation import Augmentation, RandomScaledCrop, cla
 
 
 def sample(height: int, width: int, num_images: int = 1):
-    """Images whose red tells the row, green the column and blue the class."""
+    """Return images that encode the row in red, the column in green and the class in blue, with their mask."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     mask = (rows // 4 + columns // 4) % 3
     image = torch.stack([rows, columns, mask * 60]).to(torch.uint8)
@@ -34,7 +34,7 @@ def test_crops_of_images_and_mask_agree(height, width, size, scale, seed):
     assert torch.equal(outside, (before == torch.tensor([1, 2, 3]).view(3, 1, 1)).all(0) & outside)
     assert not outside.all()
     if scale == (1.0, 1.0):
-        # Each pixel is one of the original, with the class that it had there.
+        # Each pixel is a pixel of the original with its class.
         kept = ~outside
         rows, columns = before[0][kept].long(), before[1][kept].long()
         assert torch.equal(mask[rows, columns], cropped[kept])
@@ -42,7 +42,7 @@ def test_crops_of_images_and_mask_agree(height, width, size, scale, seed):
         assert len({*zip(rows.tolist(), columns.tolist())}) == kept.sum()
 
 
-def test_crop_at_twice_the_size():
+def test_crop_at_scale_two_is_enlarged():
     images, mask = sample(64, 64)
     (image,), cropped = Augmentation(32, (2.0, 2.0), photometric=False, flip=(0, 0))(images, mask, 3)
     assert image[0].max().int() - image[0].min().int() in (15, 16)
@@ -50,20 +50,20 @@ def test_crop_at_twice_the_size():
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.9, 1.3, 1.7, 2.0])
-def test_a_mask_is_scaled_to_where_its_image_is(factor):
-    """A vertical edge: where the image changes, to a part of a pixel, and where its mask does."""
+def test_scaled_mask_is_aligned_with_image(factor):
+    """Check the position of a vertical edge in image and mask, to a fraction of a pixel."""
     image = torch.zeros(1, 96, 96).where(torch.arange(96) < 48, 200.0).expand(3, -1, -1)
     mask = (torch.arange(96) >= 48).to(torch.uint8).expand(96, -1)
     crop, apart = RandomScaledCrop(40, (factor, factor), 0.75), []
     for seed in range(200):
         torch.manual_seed(seed)
         scaled, found = crop(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        labelled = found[0] != 255
-        apart.append(((found[0] == 0) & labelled).sum().item() - (1 - scaled[0, 0, labelled] / 200).sum().item())
+        labeled = found[0] != 255
+        apart.append(((found[0] == 0) & labeled).sum().item() - (1 - scaled[0, 0, labeled] / 200).sum().item())
     assert abs(np.mean(apart)) < 0.1 and np.abs(apart).max() <= 0.6
 
 
-def test_what_is_drawn_depends_on_the_seed_alone():
+def test_augmentation_depends_on_seed_alone():
     images, mask = sample(40, 40, 2)
     augment = Augmentation(32, flip=(0.5, 0.5), exchange=0.5)
     torch.manual_seed(0)
@@ -85,19 +85,19 @@ def test_crops_limit_the_share_of_a_class():
         torch.manual_seed(0)
         crops = [crop(tv_tensors.Image(torch.zeros(3, 64, 64)), tv_tensors.Mask(mask))[1] for _ in range(200)]
         shares[limit] = np.mean([class_share(crop) <= 0.75 for crop in crops])
-    # A crop starts at one of 49 columns; at 9 of them each class has a quarter or more. Up to ten are drawn.
+    # A crop starts at one of 49 columns. At 9 of them each class has at least a quarter. Up to ten crops are drawn.
     assert shares[1.0] == pytest.approx(9 / 49, abs=0.08)
     assert shares[0.75] == pytest.approx(1 - (40 / 49) ** 10, abs=0.08)
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 255]), min_size=1, max_size=30))
-def test_class_share_counts_labelled_pixels(values):
-    labelled = [value for value in values if value != 255]
-    expected = max(map(labelled.count, labelled)) / len(labelled) if labelled else 1.0
+def test_class_share_counts_labeled_pixels(values):
+    labeled = [value for value in values if value != 255]
+    expected = max(map(labeled.count, labeled)) / len(labeled) if labeled else 1.0
     assert class_share(torch.tensor(values, dtype=torch.uint8)) == pytest.approx(expected)
 
 
-def test_pairs_are_exchanged_and_recolored():
+def test_pairs_are_swapped_and_distorted():
     images = [tv_tensors.Image(torch.full((3, 8, 8), value, dtype=torch.uint8)) for value in (50, 200)]
     mask = tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8))
     exchange = Augmentation(8, (1.0, 1.0), photometric=False, exchange=0.5)
@@ -107,11 +107,11 @@ def test_pairs_are_exchanged_and_recolored():
     never = Augmentation(8, (1.0, 1.0), photometric=False)
     assert {never(images, mask, seed)[0][0].max().item() for seed in range(5)} == {50}
     same = [tv_tensors.Image(torch.full((3, 8, 8), 100, dtype=torch.uint8)) for _ in range(2)]
-    coloured = [Augmentation(8, (1.0, 1.0))(same, mask, seed)[0] for seed in range(5)]
-    assert any(not torch.equal(before, after) for before, after in coloured)
+    colored = [Augmentation(8, (1.0, 1.0))(same, mask, seed)[0] for seed in range(5)]
+    assert any(not torch.equal(before, after) for before, after in colored)
 
 
-def test_flips_happen_as_often_as_they_should():
+def test_flips_have_their_probabilities():
     images, mask = sample(16, 16)
     augment = Augmentation(16, (1.0, 1.0), flip=(0.5, 0.25), photometric=False)
     flipped = np.array(
@@ -134,7 +134,7 @@ def test_bands_are_jittered_one_by_one():
         (found,), _ = augment([tv_tensors.Image(image)], tv_tensors.Mask(torch.zeros(40, 40, dtype=torch.uint8)), seed)
         inside = ((found > 0.001) & (found < 0.999)).all(0)
         slopes, rests = [], []
-        for band, original in zip(found, image):  # a straight line for each band
+        for band, original in zip(found, image):  # Each band is a linear function of the original.
             design = torch.stack([original[inside], torch.ones_like(original[inside])], 1)
             slope, base = torch.linalg.lstsq(design, band[inside][:, None]).solution[:, 0].tolist()
             assert (design @ torch.tensor([slope, base]) - band[inside]).abs().max() < 1e-4

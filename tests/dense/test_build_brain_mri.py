@@ -66,7 +66,7 @@ def test_slabs_are_parts_of_the_volume(wheel, tmp_path, capsys):
     test = [*range(27, 35), *range(59, 67)]
     pairs = [(min((other for other in range(3, 59) if other not in test), key=lambda o: abs(o - h)), h) for h in test]
     shown = capsys.readouterr().out
-    assert list(dice) == ["grey matter", "white matter"]
+    assert list(dice) == ["gray matter", "white matter"]
     for label, (name, value) in enumerate(dice.items(), start=1):
         predicted, truth = (tissue[..., [pair[place] for pair in pairs]] == label for place in (0, 1))
         assert value == pytest.approx(2 * (predicted & truth).sum() / (predicted.sum() + truth.sum()))
@@ -93,5 +93,5 @@ def test_the_recipe_runs_on_it(wheel, tmp_path):
 def test_another_wheel_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
         archive.writestr("other/data", "")
-    with pytest.raises(SystemExit, match="other.whl has no .*t1.*nilearn 0.14.1 is needed"):
+    with pytest.raises(SystemExit, match="t1.*not found in .*other.whl"):
         build_brain_mri.main(["--wheel", str(tmp_path / "other.whl"), "--output_dir", str(tmp_path / "data")])

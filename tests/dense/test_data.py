@@ -1,4 +1,4 @@
-"""What a configuration describes, in the layouts of benchmarks."""
+"""Tests of the segmentation data sets: label encodings, files, rows, volumes and their errors."""
 
 import gzip
 
@@ -19,7 +19,7 @@ from modeling_vitp.dense.data import DenseData, LabelEncoding, balanced_weights,
 from modeling_vitp.training.fine_tuning_data import find_samples
 
 
-def test_loveda(tmp_path):
+def test_loveda_masks_are_encoded(tmp_path):
     dense_data.make_loveda(tmp_path, size=16)
     data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path)})
     samples = data.open(["train", "val"])
@@ -43,20 +43,20 @@ def test_loveda(tmp_path):
     assert "mask" not in data.open(["test"])[0]
 
 
-def test_uavid_by_colour(tmp_path):
+def test_uavid_colors_are_encoded_and_decoded(tmp_path):
     dense_data.make_uavid(tmp_path)
     data = DenseData.from_dict(dense_data.read_config("uavid")["data"] | {"root": str(tmp_path)})
     samples = data.open(["train"])
-    colours = np.array(Image.open(tmp_path / "uavid_train/seq2/Labels/000100.png"))
+    colors = np.array(Image.open(tmp_path / "uavid_train/seq2/Labels/000100.png"))
     sample = samples[3]
     assert sample["id"] == "seq2/000100"
     assert sample["mask"].shape == (54, 96)
     for (row, column), label in np.ndenumerate(sample["mask"].numpy()):
-        assert data.classes[label]["color"] == colours[row, column].tolist()
-    assert np.array_equal(data.encoding.decode(sample["mask"].numpy()), colours)
+        assert data.classes[label]["color"] == colors[row, column].tolist()
+    assert np.array_equal(data.encoding.decode(sample["mask"].numpy()), colors)
 
 
-def test_levir_cd(tmp_path):
+def test_levir_cd_pairs_are_read(tmp_path):
     dense_data.make_levir_cd(tmp_path, size=16)
     data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path)})
     sample = data.open(["train"])[1]
@@ -66,43 +66,43 @@ def test_levir_cd(tmp_path):
     assert np.array_equal(sample["mask"], label == 255)
 
 
-def test_values_outside_the_classes(tmp_path):
+def test_unknown_mask_values_are_refused(tmp_path):
     data = labelled_folder(tmp_path, {"a": small_mask(0, 1), "b": small_mask(0, 7, 7)})
-    with pytest.raises(ValueError, match=r"masks/b.png has 2 pixel\(s\) of 1 value\(s\) outside the classes: 7"):
+    with pytest.raises(ValueError, match="masks/b.png has 2 pixel.*: 7"):
         count_pixels(data.open(["train"]), data.encoding.names)
 
 
-def test_a_class_that_never_occurs(tmp_path, caplog):
+def test_class_without_pixels_is_logged(tmp_path, caplog):
     data = labelled_folder(tmp_path, {"a": small_mask(0, 0)})
     pixels = count_pixels(data.open(["train"]), data.encoding.names)
     assert pixels == {"ground": 48, "tree": 0}
-    assert "['tree'] never occur" in caplog.text
+    assert "tree" in caplog.text
     with pytest.raises(ValueError, match="'tree'"):
         balanced_weights(pixels)
 
 
-def test_masks_that_are_all_ignored(tmp_path):
+def test_masks_without_labels_are_refused(tmp_path):
     data = labelled_folder(tmp_path, {"a": small_mask(*[9] * 48)})
     data.encoding = LabelEncoding(TWO, ignore=[9])
-    with pytest.raises(ValueError, match="all are to be ignored"):
+    with pytest.raises(ValueError, match="ignore"):
         count_pixels(data.open(["train"]), data.encoding.names)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"splits": {"train": {"image": "a/{name}.png", "maks": "b"}}}, "unknown settings .*maks"),
-        ({"splits": {"train": {"image": "a.png"}}}, "needs the fields"),
-        ({"splits": {"train": {"before": "a/{name}.png"}}}, "needs either `image`, or `before` and `after`"),
-        ({"classes": [{"name": "a"}]}, "1 classes are given"),
-        ({"classes": [{"name": "a"}, {"name": "a"}]}, "Two classes are called 'a'"),
-        ({"classes": [{"name": "a", "value": 1}, {"name": "b", "value": [0, 2]}]}, "stands for two things"),
-        ({"mask_encoding": "color"}, "needs a name, a color"),
-        ({"root": None}, "either `root`"),
-        ({"tile": 3}, "unknown"),
+        ({"splits": {"train": {"image": "a/{name}.png", "maks": "b"}}}, "maks"),
+        ({"splits": {"train": {"image": "a.png"}}}, "fields"),
+        ({"splits": {"train": {"before": "a/{name}.png"}}}, "`after`"),
+        ({"classes": [{"name": "a"}]}, "classes.* 1"),
+        ({"classes": [{"name": "a"}, {"name": "a"}]}, "'a'"),
+        ({"classes": [{"name": "a", "value": 1}, {"name": "b", "value": [0, 2]}]}, "values 0 to 2"),
+        ({"mask_encoding": "color"}, "Class 0: .*`color`"),
+        ({"root": None}, "`root`"),
+        ({"tile": 3}, "tile"),
     ],
 )
-def test_configurations_that_are_wrong(tmp_path, changes, message):
+def test_bad_configurations_are_refused(tmp_path, changes, message):
     settings = {"classes": TWO, "splits": {"train": {"image": "a/{name}.png"}}, "root": str(tmp_path)}
     with pytest.raises(ValueError, match=message):
         DenseData.from_dict(settings | changes).open(["train"])
@@ -127,7 +127,7 @@ def test_configurations_describe_their_data(name):
 
 
 @given(st.lists(st.integers(0, 11), min_size=6, max_size=6))
-def test_values_are_mapped_as_a_loop_maps_them(values):
+def test_encoding_equals_loop(values):
     classes = [{"name": "a", "value": 4}, {"name": "b", "value": [6, 9]}, {"name": "c", "value": 2}]
     encoding = LabelEncoding(classes, ignore=[0])
     known = {4: 0, 6: 1, 7: 1, 8: 1, 9: 1, 2: 2, 0: 255}
@@ -142,7 +142,7 @@ def test_values_are_mapped_as_a_loop_maps_them(values):
         assert encoding.encode(stored, "mask.png").tolist() == [[known[value] for value in row] for row in stored]
 
 
-def test_a_palette_is_read_by_index_or_by_colour(tmp_path):
+def test_palette_is_read_by_index_or_color(tmp_path):
     image = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8))
     image.putpalette([10, 20, 30, 200, 100, 0])
     assert image.mode == "P"
@@ -152,20 +152,20 @@ def test_a_palette_is_read_by_index_or_by_colour(tmp_path):
     by_index = DenseData(classes=TWO, splits=splits, root=str(tmp_path))
     assert by_index.open(["train"])[0]["mask"].tolist() == [[0, 1], [1, 0]]
     classes = [{"name": "tree", "color": [200, 100, 0]}, {"name": "ground", "color": [10, 20, 30]}]
-    by_colour = DenseData(classes=classes, splits=splits, root=str(tmp_path), mask_encoding="color")
-    assert by_colour.open(["train"])[0]["mask"].tolist() == [[1, 0], [0, 1]]
+    by_color = DenseData(classes=classes, splits=splits, root=str(tmp_path), mask_encoding="color")
+    assert by_color.open(["train"])[0]["mask"].tolist() == [[1, 0], [0, 1]]
 
 
 def test_negative_values_may_be_ignored():
     encoding = LabelEncoding([{"name": "land"}, {"name": "water"}], ignore=[-1, 9])
     mask = np.array([[0, 1, -1, 9]], np.int32)
     assert encoding.encode(mask, "a.tif").tolist() == [[0, 1, 255, 255]]
-    with pytest.raises(ValueError, match=r"a.tif has 1 pixel.*outside the classes: -2"):
+    with pytest.raises(ValueError, match="a.tif has 1 pixel.*: -2"):
         encoding.encode(np.array([[-2, 0]]), "a.tif")
 
 
-def test_a_data_set_of_the_hub(tmp_path):
-    """With the columns that segmentation data sets of the Hub have, and pairs."""
+def test_rows_of_hub_data_set_are_read(tmp_path):
+    """Check the usual columns of segmentation data sets on the Hub, and image pairs."""
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)) for _ in range(3)]
     masks = [Image.fromarray(rng.integers(0, 2, (5, 7), dtype=np.uint8)) for _ in range(3)]
@@ -192,7 +192,7 @@ def test_a_data_set_of_the_hub(tmp_path):
     assert np.array_equal(after.permute(1, 2, 0), np.array(pictures[2]))
 
 
-def test_windows_cut_image_and_mask_alike(tmp_path):
+def test_windows_of_image_and_mask_match(tmp_path):
     rng = np.random.default_rng(0)
     scene, labels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), rng.integers(0, 2, (20, 30), dtype=np.uint8)
     dense_data.save(Image.fromarray(scene), tmp_path / "images" / "P1.png")
@@ -206,14 +206,14 @@ def test_windows_cut_image_and_mask_alike(tmp_path):
     assert samples[5]["case"] == "P1"
 
 
-def test_image_and_mask_of_different_size(tmp_path):
+def test_mask_of_different_size_is_refused(tmp_path):
     data = labelled_folder(tmp_path, {"a": small_mask(0, 1, shape=(6, 7))})
-    with pytest.raises(ValueError, match=r"masks/a.png is 7 x 6 pixels, but its image .*images/a.png 8 x 6"):
+    with pytest.raises(ValueError, match="masks/a.png is 7 x 6 pixels, .*images/a.png is 8 x 6"):
         data.open(["train"])
 
 
 @pytest.mark.parametrize("name", ["images/a.png", "masks/a.png"])
-def test_truncated_file_is_named_before_training(tmp_path, name):
+def test_truncated_file_is_refused_before_training(tmp_path, name):
     data = labelled_folder(tmp_path, {"a": small_mask(0, 1)})
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-24])
@@ -223,7 +223,7 @@ def test_truncated_file_is_named_before_training(tmp_path, name):
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "tif"])
 def test_rotated_orientation_is_refused(tmp_path, kind):
-    """Its mask may be that of the pixels as they are stored: a square one has the same size."""
+    """Check that a rotated image is refused, because its mask may have stored orientation."""
     data = labelled_folder(tmp_path, {"a": small_mask(0, 1, shape=(8, 8))})
     data.splits["train"]["image"] = f"images/{{name}}.{kind}"
     exif = Image.Exif()
@@ -231,33 +231,33 @@ def test_rotated_orientation_is_refused(tmp_path, kind):
     turned = {"tiffinfo": {274: 3}} if kind == "tif" else {"exif": exif}
     path = tmp_path / "images" / f"a.{kind}"
     Image.new("RGB", (8, 8)).save(path, **turned)
-    with pytest.raises(ValueError, match=f"images/a.{kind} is stored with orientation 3, so not as it is to be seen"):
+    with pytest.raises(ValueError, match=f"images/a.{kind} is stored with orientation 3"):
         data.open(["train"])
     Image.new("RGB", (8, 8)).save(path)
     assert len(data.open(["train"])) == 1
 
 
-def test_images_of_a_pair_of_different_size(tmp_path):
+def test_pair_of_different_sizes_is_refused(tmp_path):
     dense_data.make_levir_cd(tmp_path, size=16)
     dense_data.save(Image.new("RGB", (16, 15)), tmp_path / "train/B/train_1.png")
     data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path)})
-    with pytest.raises(ValueError, match="B/train_1.png is 16 x 15 pixels, but .*A/train_1.png 16 x 16"):
+    with pytest.raises(ValueError, match="B/train_1.png .*16 x 15 pixels, .*A/train_1.png .*16 x 16"):
         data.open(["train"])
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
-def test_volumes_are_cut_where_the_patient_lies(tmp_path, plane):
-    """Against direct indexing of an array whose axes are turned by hand."""
+def test_volume_slices_have_patient_orientation(tmp_path, plane):
+    """Check slices against direct indexing of a reoriented array."""
     rng = np.random.default_rng(0)
     values, labels = rng.integers(-300, 400, (5, 6, 7)).astype(np.int16), rng.integers(0, 3, (5, 6, 7)).astype(np.uint8)
-    affine = np.diag([-1.0, 1.0, 2.0, 1.0])  # the first axis goes to the left
+    affine = np.diag([-1.0, 1.0, 2.0, 1.0])  # The first axis points to the left.
     for kind, array in (("image", values), ("mask", labels)):
         nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{kind}_7.nii.gz")
     splits = {"train": {"image": "image_{patient}.nii.gz", "mask": "mask_{patient}.nii.gz"}}
     classes = [{"name": name} for name in ("background", "liver", "spleen")]
     volumes = {"plane": plane, "window": [-160, 240]}
     samples = DenseData(classes=classes, splits=splits, root=str(tmp_path), volumes=volumes).open(["train"])
-    values, labels = values[::-1], labels[::-1]  # now to the right
+    values, labels = values[::-1], labels[::-1]  # The first axis points to the right.
     axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
     assert len(samples) == values.shape[axis]
     for index in (0, 3):
@@ -272,7 +272,7 @@ def test_volumes_are_cut_where_the_patient_lies(tmp_path, plane):
             assert np.array_equal(turned, expected)
 
 
-def test_volume_channels_and_foreground(tmp_path):
+def test_volume_channels_and_foreground_are_used(tmp_path):
     labels = np.zeros((4, 4, 5), dtype=np.uint8)
     labels[1, 1, 2:4] = 4
     for index, name in enumerate(("t1ce", "t2", "flair")):
@@ -286,7 +286,7 @@ def test_volume_channels_and_foreground(tmp_path):
     samples = DenseData.from_dict(config | {"volumes": {"percentiles": [0, 100]}}).open(["train"])
     assert [samples[index]["id"] for index in range(len(samples))] == ["p1/axial_0002", "p1/axial_0003"]
     image = samples[0]["images"][0]
-    # Black and white are each channel's own least and largest value that is not 0.
+    # Black and white are the smallest and largest non-zero value of each channel.
     assert torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
     assert image[0].float().mean() == pytest.approx(
         255 * (np.linspace(1, 101, 64).reshape(4, 4, 4)[..., 1] - 1).mean() / 100, abs=1
@@ -295,7 +295,7 @@ def test_volume_channels_and_foreground(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["nan", "shape", "affine", "fraction", "value", "broken"])
-def test_volumes_that_are_wrong(tmp_path, what):
+def test_bad_volumes_are_refused(tmp_path, what):
     values, labels = np.ones((3, 4, 5), dtype=np.float32), np.zeros((3, 4, 5), dtype=np.float32)
     affine = np.eye(4)
     if what == "nan":
@@ -314,19 +314,19 @@ def test_volumes_that_are_wrong(tmp_path, what):
         (tmp_path / "mask_1.nii.gz").write_bytes(b"no volume")
     samples = find_samples(tmp_path, {"image": "image_{patient}.nii.gz", "mask": "mask_{patient}.nii.gz"}, "train")
     expected = {
-        "nan": r"image_1.nii.gz has 1 values that are NaN or infinite",
-        "shape": r"mask_1.nii.gz has shape \(3, 4, 4\)",
-        "affine": r"mask_1.nii.gz lies elsewhere than .*image_1.nii.gz",
-        "value": r"mask_1.nii.gz has 1 pixel\(s\) of 1 value\(s\) outside the classes: 7",
-        "fraction": r"mask_1.nii.gz has values that are no whole numbers",
-        "broken": r"mask_1.nii.gz cannot be read",
+        "nan": "image_1.nii.gz has 1 values",
+        "shape": r"mask_1.nii.gz has \(3, 4, 4\)",
+        "affine": "affines of .*mask_1.nii.gz .*image_1.nii.gz",
+        "value": "mask_1.nii.gz has 1 pixel.*: 7",
+        "fraction": "mask_1.nii.gz .*integer",
+        "broken": "mask_1.nii.gz cannot be read",
     }
     with pytest.raises(ValueError, match=expected[what]):
         slice_volumes(samples, LabelEncoding(TWO), window=[0, 2])
 
 
 def test_dicom_series_have_spacing(tmp_path):
-    """A mask in NIfTI, as dcm2niix turns it, belongs to a series that lies in the same place."""
+    """Check a DICOM series with a NIfTI mask in the orientation of dcm2niix."""
     values = np.random.default_rng(0).integers(-300, 400, (4, 6, 5))
     write_series(tmp_path / "ann" / "ct", values)
     labels = (values > 0).astype(np.uint8)
@@ -350,26 +350,24 @@ def check(root, pattern="{split}/{name}", **settings):
     data.check_disjoint(["train", "test"])
 
 
-def test_a_case_in_two_splits_is_named(tmp_path, caplog):
+def test_case_in_two_splits_is_refused(tmp_path, caplog):
     values = np.random.default_rng(0).integers(-300, 400, (3, 6, 5))
     write_series(tmp_path / "tags" / "train" / "a", values, patient="ann")
     write_series(tmp_path / "tags" / "test" / "b", values + 1, patient="ann")
-    with pytest.raises(
-        ValueError, match="PatientID ann is in both splits 'train', as .*a, and 'test', as .*b: take the"
-    ):
+    with pytest.raises(ValueError, match="PatientID ann .*'train'.*'test'"):
         check(tmp_path / "tags")
     check(tmp_path / "tags", allow_shared_images=True)
-    assert "PatientID ann is in both splits" in caplog.text
+    assert "PatientID ann" in caplog.text
 
     for split, name in (("train", "a"), ("test", "b")):
         (tmp_path / "packed" / split).mkdir(parents=True)
         content = nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)).to_bytes()
         packed = gzip.compress(content, 1 if name == "a" else 9, mtime=len(name))
         (tmp_path / "packed" / split / f"{name}.nii.gz").write_bytes(packed)
-    with pytest.raises(ValueError, match="b.nii.gz in split 'test' is the same image as .*a.nii.gz in 'train'"):
+    with pytest.raises(ValueError, match="b.nii.gz .*a.nii.gz"):
         check(tmp_path / "packed", "{split}/{name}.nii.gz")
 
     write_series(tmp_path / "names" / "train" / "p1", values, patient="p1")
     write_series(tmp_path / "names" / "test" / "p1", values + 1, patient="p2")
-    with pytest.raises(ValueError, match="patient p1 is in both splits 'train' and 'test'"):
+    with pytest.raises(ValueError, match="patient p1 .*'train' and 'test'"):
         check(tmp_path / "names", "{split}/{patient}")

@@ -1,4 +1,4 @@
-"""The recipes from the command line on, by the configurations of benchmarks on generated data in their layouts."""
+"""Tests of the segmentation recipes with the benchmark configurations on generated data."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ CHANGE = {"model_type": "vitp_change_detection"}
 
 
 def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndarray:
-    """Intersection and union of each class, by the saved model and a loop over windows: `(2, num_classes)`."""
+    """Return intersection and union of each class, `(2, num_classes)`, from the saved model and a loop over windows."""
     model = model_class.from_pretrained(output_dir).eval()
     processor = ViTPSegmentationImageProcessor.from_pretrained(output_dir)
     counts = np.zeros((2, model.config.num_labels))
@@ -56,8 +56,8 @@ def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndar
     return counts
 
 
-def test_loveda(tmp_path):
-    """Trained on two splits and written for the server; the saved model scores as the metrics say."""
+def test_loveda_trains_scores_and_submits(tmp_path):
+    """Check training on two splits, the submission, and the scores of the saved model."""
     dense_data.make_loveda(tmp_path / "data")
     settings = {"eval_split": "val", "train_splits": ["train"], "class_weights": "balanced", "watch_samples": 2}
     assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
@@ -89,21 +89,21 @@ def test_loveda(tmp_path):
         assert Image.open(tmp_path / "out" / name).size[0] > 300
 
 
-def test_uavid_is_written_in_colours(tmp_path):
-    """Oblong images, masks in colours, six scales and mirrored."""
+def test_uavid_submission_has_mask_colors(tmp_path):
+    """Check oblong images, color masks, six scales and mirrored images."""
     dense_data.make_uavid(tmp_path / "data")
     assert main(dense_data.smoke_arguments("uavid", tmp_path / "data", tmp_path / "out", num_pictures=0)) == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()).keys() == {"seed", "train", "train_pixels"}
-    colours = {tuple(item["color"]) for item in dense_data.read_config("uavid")["data"]["classes"]}
+    colors = {tuple(item["color"]) for item in dense_data.read_config("uavid")["data"]["classes"]}
     for name in ("000000", "000100"):
         mask = np.array(Image.open(tmp_path / f"out/submission/seq21/Labels/{name}.png"))
         assert mask.shape == (54, 96, 3)
-        assert {*map(tuple, mask.reshape(-1, 3).tolist())} <= colours
+        assert {*map(tuple, mask.reshape(-1, 3).tolist())} <= colors
 
 
 @pytest.mark.parametrize("change", [1, 0])
-def test_levir_cd(tmp_path, change):
-    """Also with the class of change as the first of those that are listed."""
+def test_levir_cd_trains_and_scores(tmp_path, change):
+    """Check the recipe also with change as the first class."""
     dense_data.make_levir_cd(tmp_path / "data", size=80)
     described = dense_data.read_config("levir_cd")["data"]
     described["classes"] = described["classes"][:: 1 if change else -1]
@@ -118,7 +118,7 @@ def test_levir_cd(tmp_path, change):
     assert all((tmp_path / "out" / name).is_file() for name in ("predictions.png", "watch/step-000002.png"))
 
 
-def test_amos(tmp_path):
+def test_amos_trains_and_scores(tmp_path):
     dense_data.make_amos(tmp_path / "data")
     settings = {"eval_split": None, "num_pictures": 1}
     assert main(dense_data.smoke_arguments("amos2022", tmp_path / "data", tmp_path / "out", **settings)) == 0
@@ -131,8 +131,8 @@ def test_amos(tmp_path):
     assert {samples[index]["case"] for index in range(len(samples))} == {"0101", "0102"}
 
 
-def test_volumes_of_a_patient_are_scored_apart(tmp_path):
-    """Two visits of one patient in the test split, whose slices have the same places."""
+def test_volumes_of_patient_are_separate_cases(tmp_path):
+    """Check two volumes of one patient, whose slices have the same indices."""
     dense_data.make_amos(tmp_path / "data")
     for kind, of_kind in (("images", "image"), ("labels", "mask")):
         for number, path in enumerate(sorted((tmp_path / "data").glob(f"{kind}*/*"))):
@@ -159,7 +159,7 @@ def test_volumes_of_a_patient_are_scored_apart(tmp_path):
     assert "test_mean_surface_dice" in metrics
 
 
-def test_stopped_run_ends_the_same(tmp_path):
+def test_resumed_run_equals_uninterrupted_run(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "max_steps": 5, "save_steps": 4, "eval_split": None}
     assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "whole", **settings)) == 0
@@ -170,11 +170,11 @@ def test_stopped_run_ends_the_same(tmp_path):
     whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
-    with pytest.raises(ValueError, match="crop_size was 64 and is 32"):
+    with pytest.raises(ValueError, match="crop_size.*64.*32"):
         main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "stopped", **settings, crop_size=32))
 
 
-def test_changed_run_is_not_resumed(tmp_path, caplog):
+def test_changed_settings_are_refused_on_resume(tmp_path, caplog):
     dense_data.make_loveda(tmp_path / "data")
     backbone = dense_data.tiny_backbone()
     for name in ("a", "moved", "b"):
@@ -189,35 +189,37 @@ def test_changed_run_is_not_resumed(tmp_path, caplog):
         return main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **changes))
 
     assert again("a", max_steps=2) == 0
-    with pytest.raises(ValueError, match="checkpoint-2 belongs .* weights that it starts from was '.*' and is "):
+    with pytest.raises(ValueError, match="checkpoint-2 .*weights"):
         again("b")
-    with pytest.raises(ValueError, match=r"input_spec was None and is \{'gamma': 0.5\}\. "):
+    with pytest.raises(ValueError, match="input_spec.*gamma"):
         again(data=data | {"input_spec": {"gamma": 0.5}})
     values = [item["value"] for item in data["classes"]]
     classes = [item | {"value": value} for item, value in zip(data["classes"], values[::-1])]
-    with pytest.raises(ValueError, match="value of each class in masks was "):
+    with pytest.raises(ValueError, match="value of each class in masks"):
         again(data=data | {"classes": classes})
     assert again(class_weights=[1, 2, 1, 1, 1, 1, 1]) == 0
-    assert "changed settings, so not as a run that never stopped: " in caplog.text
-    assert "class_weights was None and is [1.0, 2.0, 1.0" in caplog.text
+    assert "class_weights" in caplog.text and "[1.0, 2.0, 1.0" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test_split": "train"}, "may not be trained or selected on"),
-        ({"eval_split": "val", "test_split": "val"}, "may not be trained or selected on"),
-        ({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_split": "train"}, "not trained on"),
-        ({"eval_strategy": "steps", "eval_steps": 1, "eval_split": None}, "eval_strategy: steps .* give an eval_split"),
-        ({"from_scratch": None}, "either model_name_or_path"),
-        ({"per_device_train_batch_size": 7, "submission": None}, r"6 sample\(s\) to train on are less than the 7"),
-        ({"per_device_train_batch_size": 1, "submission": None}, "per_device_train_batch_size=1"),
+        ({"test_split": "train"}, "'train'|train_splits|test_split"),
+        ({"eval_split": "val", "test_split": "val"}, "'val'|eval_split|test_split"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_split": "train"},
+            "'train'|eval_split|trained",
+        ),
+        ({"eval_strategy": "steps", "eval_steps": 1, "eval_split": None}, "eval_strategy.*eval_split"),
+        ({"from_scratch": None}, "model_name_or_path"),
+        ({"per_device_train_batch_size": 7, "submission": None}, "6.*7|7.*6"),
+        ({"per_device_train_batch_size": 1, "submission": None}, "per_device_train_batch_size"),
         ({"train_splits": ["test"]}, "has no masks"),
-        ({"submission": {"split": "test"}}, "submission needs `split` and `file`"),
-        ({"submission": {"split": "a", "file": "b"}, "data": {"dataset_name": "x"}}, "data are of a `dataset_name`"),
+        ({"submission": {"split": "test"}}, "submission.*file"),
+        ({"submission": {"split": "a", "file": "b"}, "data": {"dataset_name": "x"}}, "dataset_name"),
     ],
 )
-def test_bad_recipe_settings(tmp_path, changes, message):
+def test_bad_recipe_settings_are_refused(tmp_path, changes, message):
     dense_data.make_loveda(tmp_path / "data", size=16)
     settings = {"train_splits": ["train"], "save_steps": 1} | changes
     with pytest.raises(ValueError, match=message):
@@ -230,8 +232,8 @@ def run(num_processes: int, output, arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(tmp_path):
-    """One trains in two processes; its model is then scored by one and by two."""
+def test_two_processes_score_like_one(tmp_path):
+    """Train in two processes, and score the model in one and in two processes."""
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
     arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "trained", **settings)
@@ -248,13 +250,13 @@ def test_two_processes_score_as_one(tmp_path):
         scores.append({key: value for key, value in metrics.items() if "iou" in key or "accuracy" in key})
     assert len(scores[0]) == 3 + 2 * 7
     assert scores[0] == scores[1]
-    # The statistics of batch norm differ between processes that train; what is scored is what is saved.
+    # Batch norm statistics differ between training processes. The saved statistics are scored.
     assert scores[0] == {key: value for key, value in trained["test"].items() if key in scores[0]}
 
 
 @pytest.mark.slow
-def test_the_recipe_learns(tmp_path):
-    """Classes that differ by colour alone."""
+def test_recipe_learns_colors(tmp_path):
+    """Check that the recipe learns classes that differ by color alone."""
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
     settings |= {"max_steps": 250, "warmup_steps": 10, "save_steps": 1000, "learning_rate": 1e-2}
@@ -265,8 +267,8 @@ def test_the_recipe_learns(tmp_path):
     assert metrics["test"]["test_overall_accuracy"] > 0.75
 
 
-def test_sentinel_2_bands_from_rgb_backbone(tmp_path):
-    """Trained, drawn, scored and saved; the model maps a scene of 12 bands as its parts do."""
+def test_sentinel_2_trains_from_rgb_backbone(tmp_path):
+    """Check training, figures, scores, and prediction of a scene with 12 bands."""
     dense_data.make_sen1floods11(tmp_path / "data")
     export_backbone(dense_data.tiny_backbone(), tmp_path / "backbone")
     start = {
@@ -292,22 +294,20 @@ def test_sentinel_2_bands_from_rgb_backbone(tmp_path):
     with rasterio.open(tmp_path / "classes.tif") as file:
         assert (file.read(1) == expected.numpy()).mean() > 0.999
     write_bands(tmp_path / "three.tif", scene[:3])
-    with pytest.raises(ValueError, match="three.tif has 3 band"):
+    with pytest.raises(ValueError, match="three.tif has 3"):
         predict_large(model, processor, tmp_path / "three.tif", tmp_path / "other.tif")
 
     other = [*arguments, "--output_dir", str(tmp_path / "other"), "--from_scratch", "{}", "--model_name_or_path"]
-    with pytest.raises(
-        ValueError, match=r"out takes 12 bands \(B01.*B12\), but data: input_spec has red, green and blue"
-    ):
+    with pytest.raises(ValueError, match=r"12 bands \(B01.*B12\).*input_spec"):
         main([*other, str(tmp_path / "out"), "--data", json.dumps(data | {"input_spec": {"bands": [3, 2, 1]}})])
-    with pytest.raises(ValueError, match=r"S1Hand.tif: the model takes 2 bands \(VV, VH\), but the image has 3"):
+    with pytest.raises(ValueError, match=r"S1Hand.tif: .*2 bands \(VV, VH\).* 3"):
         for path in (tmp_path / "data").rglob("*S1Hand.tif"):
             write_bands(path, np.zeros((3, 64, 64), np.float32))
         main(dense_data.smoke_arguments("sen1floods11_sar", tmp_path / "data", tmp_path / "sar"))
 
 
 @pytest.mark.slow
-def test_changes_are_learned_from_pairs_of_bands(tmp_path):
+def test_change_detection_trains_on_band_pairs(tmp_path):
     dense_data.make_sen1floods11(tmp_path / "data")
     data = dense_data.read_config("sen1floods11_sar")["data"]
     for split in data["splits"].values():

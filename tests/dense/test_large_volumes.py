@@ -1,4 +1,4 @@
-"""Volumes are predicted as fine-tuning predicts their slices, and the result lies where they lie."""
+"""Tests of `predict_volume` against slices of fine-tuning, and of the position of its output."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def model():
     labels = {"id2label": {0: "rest", 1: "liver", 2: "spleen"}, "label2id": {"rest": 0, "liver": 1, "spleen": 2}}
     config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD, **labels)
     model = ViTPForSemanticSegmentation(config).eval()
-    classifier = model.decode_head.classifier  # so that there is more than one class
+    classifier = model.decode_head.classifier  # Large weights, so that more than one class is predicted.
     classifier.weight.data *= 100
     classifier.bias.data.zero_()
     return model
@@ -57,7 +57,7 @@ def write_nifti(path, stored=None, kind=nibabel.Nifti1Image):
 
 @torch.no_grad()
 def as_in_training(model, path, plane="axial", window=(-500, 900), scores=False):
-    """From the rows that fine-tuning scores, window by window."""
+    """Predict the slices of a volume as in the evaluation of fine-tuning."""
     sample = FileSample("a", {"name": "a"}, (path,) if not isinstance(path, tuple) else path, None)
     encoding = LabelEncoding([{"name": "a"}, {"name": "b"}])
     rows = Rows(slice_volumes([sample], encoding, plane, window), encoding)
@@ -70,7 +70,7 @@ def as_in_training(model, path, plane="axial", window=(-500, 900), scores=False)
 
 
 def placed(slices, image, plane):
-    """Slices in the axes of a NIfTI, voxel by voxel of its canonical turn."""
+    """Return slices in the axes of a NIfTI file, through its canonical orientation."""
     axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
     canonical = np.moveaxis(np.stack([np.rot90(one, -1) for one in slices]), 0, axis)
     turned = nibabel.as_closest_canonical(
@@ -108,7 +108,7 @@ def test_nifti_equals_prediction_of_slices(model, tmp_path, plane):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["classes.nii.gz", "p.nii.gz", "v.nii.gz"]
 
 
-def test_a_series_becomes_a_nifti_in_its_place(model, tmp_path):
+def test_series_becomes_nifti_at_its_position(model, tmp_path):
     predict_volume(model, ViTPSegmentationImageProcessor(**SETTINGS), CT_SERIES, tmp_path / "c.nii", **WINDOWS)
     result = nibabel.load(tmp_path / "c.nii")
     assert result.shape == (16, 16, 5) and result.header.get_xyzt_units()[0] == "mm"
@@ -127,7 +127,7 @@ def test_a_series_becomes_a_nifti_in_its_place(model, tmp_path):
     check_geometry(nibabel.load(tmp_path / "o.nii").affine, tmp_path / "oblique")
 
 
-def test_channels_nifti_2_and_the_script(model, tmp_path, capsys):
+def test_script_predicts_channels_and_nifti_2(model, tmp_path, capsys):
     parts = [values(), values()[::-1], values() // 2]
     paths = tuple(write_nifti(tmp_path / f"{index}.nii", part, nibabel.Nifti2Image) for index, part in enumerate(parts))
     model.save_pretrained(tmp_path / "model")
@@ -140,7 +140,7 @@ def test_channels_nifti_2_and_the_script(model, tmp_path, capsys):
     np.testing.assert_array_equal(
         result.get_fdata(), placed(as_in_training(model, paths, "coronal"), result, "coronal")
     )
-    with pytest.raises(ValueError, match="--classes is no option for .*, which is asked about volumes"):
+    with pytest.raises(ValueError, match="--classes"):
         script.main([*words, "--classes", "x.yaml"])
 
 
@@ -149,10 +149,10 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("calls", [0, 2])
-def test_killed_run_resumes(model, tmp_path, monkeypatch, calls):
+def test_killed_run_resumes_to_same_file(model, tmp_path, monkeypatch, calls):
     path = write_nifti(tmp_path / "v.nii")
     processor = ViTPSegmentationImageProcessor(**SETTINGS)
-    options = {"probabilities": tmp_path / "p.nii.gz", **WINDOWS, "window": 48, "stride": 48}  # a call for each slice
+    options = {"probabilities": tmp_path / "p.nii.gz", **WINDOWS, "window": 48, "stride": 48}  # One call per slice.
 
     def run(name, **more):
         predict_volume(model, processor, path, tmp_path / f"{name}.nii.gz", **options | more)
@@ -177,7 +177,7 @@ def test_killed_run_resumes(model, tmp_path, monkeypatch, calls):
     assert part.stat().st_size == calls * 4 * 6 * 40 and not (tmp_path / "killed.nii.gz").exists()
     with part.open("r+b") as file:
         file.truncate(max(part.stat().st_size - 9, 0))
-    with pytest.raises(ValueError, match="killed.nii.gz.part was begun with other plane: go on with the same"):
+    with pytest.raises(ValueError, match="killed.nii.gz.part .*plane"):
         run("killed", plane="coronal")
     with monkeypatch.context() as patch:
         patch.setattr(model, "forward", dying_after(3 - max(calls - 1, 0)))
@@ -185,7 +185,7 @@ def test_killed_run_resumes(model, tmp_path, monkeypatch, calls):
     assert killed == whole
 
 
-def test_bad_prediction_arguments(model, tmp_path):
+def test_bad_prediction_arguments_are_refused(model, tmp_path):
     path = write_nifti(tmp_path / "v.nii")
     moved = nibabel.Nifti1Image(values(), np.diag([1, 1, 5, 1]))
     nibabel.save(moved, tmp_path / "moved.nii")
@@ -193,17 +193,17 @@ def test_bad_prediction_arguments(model, tmp_path):
     def run(volumes=path, output="c.nii.gz", spec=SETTINGS, **options):
         predict_volume(model, ViTPSegmentationImageProcessor(**spec), volumes, tmp_path / output, **options)
 
-    with pytest.raises(ValueError, match="c.tif: what is predicted for a volume is NIfTI, so name it .nii.gz"):
+    with pytest.raises(ValueError, match=".nii.gz.*c.tif"):
         run(output="c.tif")
-    with pytest.raises(ValueError, match="does not say which values of a volume are black and white: give intensities"):
+    with pytest.raises(ValueError, match="intensities"):
         run(spec={})
-    with pytest.raises(ValueError, match=r"window=\[5, 5\]: volumes need two numbers, black first"):
+    with pytest.raises(ValueError, match=r"window.*\[5, 5\]"):
         run(intensities=[5, 5])
-    with pytest.raises(ValueError, match="plane='top' is none of"):
+    with pytest.raises(ValueError, match="plane.*'top'"):
         run(plane="top")
-    with pytest.raises(ValueError, match="2 volumes cannot be the channels of an image"):
+    with pytest.raises(ValueError, match="three volumes.* 2"):
         run([path, path])
-    with pytest.raises(ValueError, match="moved.nii (lies elsewhere than|has shape).*v.nii"):
+    with pytest.raises(ValueError, match="moved.nii .*v.nii"):
         run([path, path, tmp_path / "moved.nii"])
     assert not list(tmp_path.glob("*.part"))
     (tmp_path / "c.nii.gz").touch()
@@ -213,8 +213,8 @@ def test_bad_prediction_arguments(model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_no_more_than_a_slice_is_in_memory(tmp_path, suffix):
-    """126 MB as it is stored, in 120 slices; the model is a convolution, so that memory is the function's own."""
+def test_one_slice_is_in_memory(tmp_path, suffix):
+    """Check the memory for a volume of 126 MB in 120 slices, with a convolution as model."""
     stored = np.zeros((512, 512, 120), dtype=np.float32)
     stored[100:400, 100:400] = np.random.default_rng(0).random((300, 300, 1))
     nibabel.save(nibabel.Nifti1Image(stored, np.eye(4)), tmp_path / f"v{suffix}")

@@ -46,21 +46,21 @@ def noise(*shape):
 
 
 def make_pointwise(channels=3, classes=4):
-    """A model without context: a 1 x 1 convolution."""
+    """Return the logits of a model without context, a 1 x 1 convolution."""
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(channels, classes, 1).double()
     return lambda *images: layer(torch.cat(images, dim=1).double()).detach()
 
 
 def with_context(*images):
-    """The logits of a place depend on all of its window, and on where in it the place is."""
+    """Return logits that depend on the whole window and on the position in the window."""
     (image,) = images
     places = torch.arange(image[0, 0].numel()).view(image.shape[-2:]) / 100
     return torch.cat([image * places, image.mean((2, 3), keepdim=True) - image**2], dim=1)
 
 
 def loop(predict, image, window, stride):
-    """One window after another, mmsegmentation's way: the grid is laid first, then each window is moved back."""
+    """Predict one window after another, as mmsegmentation does."""
     height, width = image.shape[-2:]
     rows = max(height - window[0] + stride[0] - 1, 0) // stride[0] + 1
     columns = max(width - window[1] + stride[1] - 1, 0) // stride[1] + 1
@@ -97,7 +97,7 @@ def test_logits_equal_a_loop_over_windows(height, width, window, shares, batch_s
 
 @settings(deadline=None, max_examples=60)
 @given(**SHAPES, start=st.integers(0, 39))
-def test_bands_are_the_same_from_any_start(height, width, window, shares, batch_size, start):
+def test_rows_are_equal_from_any_start(height, width, window, shares, batch_size, start):
     start = min(start, height - 1)
     image, stride = noise(1, 3, height, width), strides(window, shares)
 
@@ -114,7 +114,7 @@ def test_bands_are_the_same_from_any_start(height, width, window, shares, batch_
     assert torch.equal(torch.cat([logits for _, logits in bands(start)], dim=2), whole[:, :, start:])
 
 
-def test_pairs_go_through_the_model_together():
+def test_pair_windows_are_predicted_together():
     before, after = noise(2, 2, 3, 21, 34)
     predict = make_pointwise(channels=6)
     logits = sliding_window(predict, (before, after), window=8, stride=5)
@@ -122,7 +122,7 @@ def test_pairs_go_through_the_model_together():
 
 
 def test_bfloat16_logits_are_summed_in_float32():
-    value = torch.tensor(3.015625)  # exact in bfloat16; its double and triple are not
+    value = torch.tensor(3.015625)  # Exact in bfloat16, but two and three times the value are not.
     logits = sliding_window(lambda image: image.bfloat16(), torch.full((1, 1, 40, 40), value), window=20, stride=4)
     torch.testing.assert_close(logits, torch.full_like(logits, value), rtol=1e-6, atol=0)
 
@@ -130,15 +130,15 @@ def test_bfloat16_logits_are_summed_in_float32():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"window": 8, "stride": 9}, r"stride \(9, 9\) must be at least 1 and at most the window"),
-        ({"window": 8, "stride": (4, 0)}, r"stride \(4, 0\) must be at least 1"),
-        ({"window": 8, "stride": 4, "batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"window": 8, "stride": 4, "predict": lambda image: image[..., ::2]}, r"windows of 8 x 8 pixels"),
+        ({"window": 8, "stride": 9}, r"stride.*\(9, 9\)"),
+        ({"window": 8, "stride": (4, 0)}, r"stride.*\(4, 0\)"),
+        ({"window": 8, "stride": 4, "batch_size": 0}, "batch_size.*0"),
+        ({"window": 8, "stride": 4, "predict": lambda image: image[..., ::2]}, r"predict.*\(8, 8\)"),
         ({"window": 8, "stride": 4, "images": torch.zeros(3, 20, 20)}, r"\(batch, channels, height, width\)"),
-        ({"window": 8, "stride": 4, "images": [torch.zeros(1, 3, 9, 9), torch.zeros(1, 3, 9, 8)]}, "the same for all"),
+        ({"window": 8, "stride": 4, "images": [torch.zeros(1, 3, 9, 9), torch.zeros(1, 3, 9, 8)]}, "same"),
     ],
 )
-def test_what_cannot_be_covered_is_named(arguments, message):
+def test_bad_window_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         sliding_window(**{"predict": lambda image: image, "images": torch.zeros(1, 3, 20, 20), **arguments})
 
@@ -157,7 +157,7 @@ def test_augmentation_averages_probabilities():
     torch.testing.assert_close(actual.softmax(1), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_augmentation_of_a_pair_mirrors_both():
+def test_augmentation_flips_both_images_of_pair():
     before, after = noise(2, 1, 3, 16, 24)
     predict = make_pointwise(channels=6)
     expected = predict(before, after).float().log_softmax(1)
@@ -165,8 +165,8 @@ def test_augmentation_of_a_pair_mirrors_both():
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0)])
-def test_scales_have_to_be_positive(scales):
-    with pytest.raises(ValueError, match="one or more positive factors are needed"):
+def test_scales_must_be_positive(scales):
+    with pytest.raises(ValueError, match="scales"):
         augmented(with_context, scales)
 
 
@@ -190,7 +190,7 @@ def change_model():
 
 
 def scene(bands=3, dtype="uint8", seed=0, high=256):
-    """Smooth fields with noise, of which the model makes more than one class."""
+    """Return smooth random images for which the model predicts more than one class."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     waves = [np.sin(rows / random.uniform(5, 30)) + np.cos(columns / random.uniform(5, 30)) for _ in range(bands)]
@@ -213,7 +213,7 @@ def read(path):
 
 @torch.no_grad()
 def in_memory(model, processor, *images, **options):
-    """Logits of whole images, from the processor and the sliding window alone."""
+    """Return the logits of whole images from the image processor and the sliding window."""
     options = {"input_data_format": "channels_first", "return_tensors": "pt", **options}
     pixel_values = [processor(torch.from_numpy(image), **options).pixel_values for image in images]
     return sliding_window(lambda *windows: model(*windows).logits, pixel_values, **WINDOWS)[0]
@@ -244,7 +244,7 @@ def test_geotiff_equals_prediction_in_memory(model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["classes.tif", "probabilities.tif", "scene.tif"]
 
 
-def test_a_png_has_the_same_classes(model, tmp_path):
+def test_png_has_same_classes(model, tmp_path):
     image, processor = scene(), ViTPSegmentationImageProcessor()
     Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "scene.png")
     predict_large(model, processor, tmp_path / "scene.png", tmp_path / "classes.tif", **WINDOWS)
@@ -253,7 +253,7 @@ def test_a_png_has_the_same_classes(model, tmp_path):
 
 
 @pytest.mark.parametrize(("window", "stride"), [(48, 36), (30, 22), (1, 1), ((40, 64), (30, 48))])
-def test_windows_overlap_by_a_quarter(model, tmp_path, monkeypatch, window, stride):
+def test_default_stride_is_three_quarters(model, tmp_path, monkeypatch, window, stride):
     asked = []
     monkeypatch.setattr(large_images, "predict_bands", lambda *args, **kwargs: asked.append(args[3:5]) or [])
     image = write_tiff(tmp_path / "scene.tif", scene())
@@ -263,7 +263,7 @@ def test_windows_overlap_by_a_quarter(model, tmp_path, monkeypatch, window, stri
 
 
 def test_pair_equals_prediction_in_memory(change_model, tmp_path):
-    """And no class where the later image has no data."""
+    """Check a pair, in which pixels without data in the later image have no class."""
     before, after = scene(seed=0), scene(seed=1)
     after[:, :10] = 0
     paths = [write_tiff(tmp_path / "before.tif", before), write_tiff(tmp_path / "after.tif", after, nodata=0)]
@@ -275,8 +275,8 @@ def test_pair_equals_prediction_in_memory(change_model, tmp_path):
 
 
 @pytest.mark.parametrize("spec", [{"bands": [4, 2, 0], "percentiles": [2, 98]}, {"bands": [1], "window": [500, 9000]}])
-def test_16_bit_bands_look_the_same_in_every_window(model, tmp_path, spec):
-    """The image is smaller than the sample, so percentiles are those that the processor takes of the whole image."""
+def test_percentiles_are_equal_in_all_windows(model, tmp_path, spec):
+    """Check percentiles of an image that is smaller than the sample, so the processor computes the same."""
     image, processor = scene(bands=5, dtype="uint16", high=10000), ViTPSegmentationImageProcessor(input_spec=spec)
     write_tiff(tmp_path / "scene.tif", image)
     predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
@@ -300,7 +300,7 @@ def test_nodata_pixels_have_no_class(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["scene.tif", "scene.png", "scene.jpg", "no_suffix"])
 def test_image_with_orientation_is_refused(model, tmp_path, monkeypatch, name):
-    """In fine-tuning it is turned; GDAL gives it as it is stored. Also one larger than Pillow would decode."""
+    """Check that rotated images are refused, also images that are too large for Pillow."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 4)
     image, path = Image.fromarray(scene().transpose(1, 2, 0)), tmp_path / name
     kind = {"scene.png": "PNG", "scene.jpg": "JPEG"}.get(name, "TIFF")
@@ -319,7 +319,7 @@ def test_image_with_orientation_is_refused(model, tmp_path, monkeypatch, name):
     assert Image.MAX_IMAGE_PIXELS == HEIGHT * WIDTH // 4
 
 
-def test_a_format_of_gdal_alone_has_no_orientation(model, tmp_path):
+def test_gdal_format_has_no_orientation(model, tmp_path):
     write_tiff(tmp_path / "scene.tif", scene())
     with rasterio.open(tmp_path / "scene.tif") as file:
         rasterio.shutil.copy(file, tmp_path / "scene.img", driver="HFA")
@@ -330,7 +330,7 @@ def test_a_format_of_gdal_alone_has_no_orientation(model, tmp_path):
 
 @pytest.mark.parametrize("name", ["scene.png", "scene.tif"])
 def test_transparent_pixels_have_no_class(model, tmp_path, name):
-    """And those beside them have the class that they have in memory, where the transparent ones are white."""
+    """Check that other pixels have the class of a prediction in memory with transparent pixels in white."""
     image, alpha = scene(), np.full((1, HEIGHT, WIDTH), 255, dtype=np.uint8)
     image[:, :20], alpha[:, :20], alpha[:, 20:25] = 0, 0, 51
     pixels = np.concatenate([image, alpha])
@@ -346,8 +346,8 @@ def test_transparent_pixels_have_no_class(model, tmp_path, name):
     np.testing.assert_array_equal(read(tmp_path / "classes.tif")[0], expected)
 
 
-def test_requested_fourth_band_is_not_alpha(model, tmp_path):
-    """GDAL marks the near infrared of four bands of 8 bits as alpha; water has none of it."""
+def test_selected_fourth_band_is_not_alpha(model, tmp_path):
+    """Check 8-bit near infrared, which GDAL marks as alpha and which is 0 for water."""
     image, spec = scene(bands=4), {"bands": [3, 0, 1], "percentiles": [0, 100]}
     image[3, 30:90, 20:80] = 0
     write_tiff(tmp_path / "scene.tif", image)
@@ -360,7 +360,7 @@ def test_requested_fourth_band_is_not_alpha(model, tmp_path):
 
 
 def test_ground_control_points_are_kept(model, tmp_path):
-    """Where they are the georeference, as of many radar images."""
+    """Check an image with ground control points, as many radar images have."""
     points = [GroundControlPoint(row, column, 10.0 + column, 50.0 - row) for row, column in ((0, 0), (0, 99), (99, 0))]
     write_tiff(tmp_path / "scene.tif", scene(), transform=None, gcps=points)
     predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
@@ -370,7 +370,7 @@ def test_ground_control_points_are_kept(model, tmp_path):
     assert crs == rasterio.crs.CRS.from_string(GROUND["crs"])
 
 
-def test_each_window_may_be_augmented(model, tmp_path):
+def test_windows_are_augmented(model, tmp_path):
     image, processor = scene(), ViTPSegmentationImageProcessor()
     write_tiff(tmp_path / "scene.tif", image)
     options = {"scales": (1.0, 1.5), "flip": True}
@@ -387,7 +387,7 @@ class Killed(Exception):
 
 
 def killed_after(model, monkeypatch, calls):
-    """The model as it is, until it is called once more."""
+    """Return the forward method of a model, which raises an error after a number of calls."""
     forward, count = model.forward, iter(range(calls))
 
     def dying(*args, **kwargs):
@@ -399,8 +399,8 @@ def killed_after(model, monkeypatch, calls):
 
 
 @pytest.mark.parametrize("calls, finished, needed", [(0, 0, 8), (1, 0, 8), (4, 64, 6), (7, 85, 4)])
-def test_killed_run_resumes(model, tmp_path, monkeypatch, calls, finished, needed):
-    """Killed while it predicts and, by the row that is cut short, while it writes.
+def test_killed_run_resumes_to_same_file(model, tmp_path, monkeypatch, calls, finished, needed):
+    """Check a run that is killed while it predicts, and one with an incomplete row, killed while it writes.
 
     Rows of windows begin at 0, 32, 64 and 85, and each is two batches. Those that reach below the last whole row are
     predicted again, no others.
@@ -428,22 +428,22 @@ def test_killed_run_resumes(model, tmp_path, monkeypatch, calls, finished, neede
         assert run("killed") == whole
 
 
-def test_unfinished_run_with_other_arguments(model, tmp_path, monkeypatch):
+def test_unfinished_run_with_other_arguments_is_refused(model, tmp_path, monkeypatch):
     source = write_tiff(tmp_path / "scene.tif", scene())
     with monkeypatch.context() as patch, pytest.raises(Killed):
         killed_after(model, patch, 3)
         predict_large(model, ViTPSegmentationImageProcessor(), source, tmp_path / "classes.tif", **WINDOWS)
-    with pytest.raises(ValueError, match=r"classes.tif.part was begun with other image processor, stride: go on with"):
+    with pytest.raises(ValueError, match="classes.tif.part .*image processor, stride"):
         options = {**WINDOWS, "stride": 16}
         predict_large(
             model, ViTPSegmentationImageProcessor(image_mean=[0, 0, 0]), source, tmp_path / "classes.tif", **options
         )
     other = ViTPForSemanticSegmentation(model.config)
-    with pytest.raises(ValueError, match="was begun with other model: go on"):
+    with pytest.raises(ValueError, match="different model"):
         predict_large(other, ViTPSegmentationImageProcessor(), source, tmp_path / "classes.tif", **WINDOWS)
 
 
-def test_bad_prediction_arguments(model, change_model, tmp_path):
+def test_bad_prediction_arguments_are_refused(model, change_model, tmp_path):
     source = write_tiff(tmp_path / "scene.tif", scene())
     output = tmp_path / "classes.tif"
 
@@ -455,20 +455,20 @@ def test_bad_prediction_arguments(model, change_model, tmp_path):
     moved = write_tiff(tmp_path / "moved.tif", scene(), transform=from_origin(0, 0, 0.1, 0.1))
     empty = write_tiff(tmp_path / "empty.tif", np.zeros((3, 60, 60), "uint16"), nodata=0)
     Image.fromarray(scene()[0]).convert("P").save(tmp_path / "palette.png")
-    with pytest.raises(ValueError, match=r"ViTPForSemanticSegmentation takes 1 image\(s\), but 2 given"):
+    with pytest.raises(ValueError, match="1 .*ViTPForSemanticSegmentation.* 2"):
         run([source, source])
-    with pytest.raises(ValueError, match=r"ViTPForChangeDetection takes 2 image\(s\), but 1 given"):
+    with pytest.raises(ValueError, match="2 .*ViTPForChangeDetection.* 1"):
         run(source, model=change_model)
-    with pytest.raises(ValueError, match=r"many.tif has 5 bands: name the one or three to use"):
+    with pytest.raises(ValueError, match="many.tif has 5"):
         run(many)
-    with pytest.raises(ValueError, match=r"scene.tif has 3 band\(s\), but the input spec asks for \[7\]"):
+    with pytest.raises(ValueError, match=r"\[7\].*scene.tif has 3"):
         run(source, input_spec={"bands": [7]})
-    with pytest.raises(ValueError, match=r"empty.tif: a band of the image holds no finite value"):
+    with pytest.raises(ValueError, match="empty.tif: .*band"):
         run(empty, input_spec={"percentiles": [2, 98]})
     with pytest.raises(ValueError, match="palette.png has a palette"):
         run(tmp_path / "palette.png")
     white = write_tiff(tmp_path / "white.tif", scene(1), photometric="MINISWHITE")
-    with pytest.raises(ValueError, match="white.tif stores white as 0, and windows take its values as they are"):
+    with pytest.raises(ValueError, match="white.tif stores white as 0"):
         run(white)
     with pytest.raises(ValueError, match=r"scene.tif and .*small.tif differ in shape: \(133, 101\) and \(132, 101\)"):
         run([source, small], model=change_model)
@@ -476,16 +476,16 @@ def test_bad_prediction_arguments(model, change_model, tmp_path):
         run([source, moved], model=change_model)
     for name in ("classes.png", "classes"):
         for outputs in ([tmp_path / name], [output, tmp_path / name]):
-            with pytest.raises(ValueError, match=f"{name}: what is predicted for an image is GeoTIFF, so name it .tif"):
+            with pytest.raises(ValueError, match=f".tif.*{name}"):
                 predict_large(
                     model, ViTPSegmentationImageProcessor(), source, outputs[0], probabilities=outputs[-1], **WINDOWS
                 )
     output.touch()
-    with pytest.raises(FileExistsError, match=r"classes.tif exists: delete it, or give another name"):
+    with pytest.raises(FileExistsError, match="classes.tif exists"):
         run(source)
 
 
-def test_bands_are_chosen_on_the_command_line(model, tmp_path):
+def test_command_line_selects_bands(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     ViTPSegmentationImageProcessor().save_pretrained(tmp_path / "model")
     image, spec = scene(5, "uint16", high=3000), {"bands": [3, 2, 1], "window": [0, 3000]}
@@ -493,13 +493,13 @@ def test_bands_are_chosen_on_the_command_line(model, tmp_path):
     words += [str(tmp_path / "classes.tif")] + [
         part for key, size in WINDOWS.items() for part in (f"--{key}", str(size))
     ]
-    with pytest.raises(ValueError, match='5 bands: name the one or three to use, for example input_spec={"bands"'):
+    with pytest.raises(ValueError, match='has 5.*input_spec={"bands"'):
         script.main(words)
-    for wrong, said in (
-        ("{bands", "input_spec: '{bands' is no JSON"),
-        ("3", "input_spec='3' is no mapping: give JSON"),
+    for wrong, message in (
+        ("{bands", "input_spec.*'{bands'"),
+        ("3", "input_spec.*3"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             script.main([*words, "--input_spec", wrong])
     assert script.main([*words, "--input_spec", json.dumps(spec)]) == 0
     expected = in_memory(model, ViTPSegmentationImageProcessor(input_spec=spec), image).argmax(0).numpy()
@@ -507,7 +507,7 @@ def test_bands_are_chosen_on_the_command_line(model, tmp_path):
 
 
 @pytest.mark.parametrize("is_pair", [False, True])
-def test_the_script_takes_a_saved_model(model, change_model, tmp_path, is_pair):
+def test_script_predicts_with_saved_model(model, change_model, tmp_path, is_pair):
     model, images = (change_model, [scene(), scene(seed=1)]) if is_pair else (model, [scene()])
     processor = ViTPSegmentationImageProcessor(input_spec={"window": [0, 200]})
     model.save_pretrained(tmp_path / "model")
@@ -525,8 +525,8 @@ def test_the_script_takes_a_saved_model(model, change_model, tmp_path, is_pair):
 
 
 @pytest.mark.slow
-def test_large_image_memory(tmp_path):
-    """16-bit, three bands: 2.4 GB as it is stored. The model is a convolution, so that memory is the function's own."""
+def test_large_image_needs_little_memory(tmp_path):
+    """Check the memory for a 16-bit image of 2.4 GB with three bands, with a convolution as model."""
     size = 20000
     profile = {"driver": "GTiff", "count": 3, "height": size, "width": size, "dtype": "uint16", "tiled": True}
     random = np.random.default_rng(0)
@@ -552,7 +552,7 @@ processor = ViTPSegmentationImageProcessor(input_spec={"percentiles": [2, 98]})
 torch.manual_seed(0)
 start = time.time()
 predict_large(Model(3, 2, 1), processor, "scene.tif", "classes.tif", window=1024, stride=960)
-# Not ru_maxrss, which a new process takes over from the one that started it.
+# ru_maxrss is not used, because a new process inherits it from its parent.
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(time.time() - start, int(peak.split()[1]) * 1024)
 """

@@ -1,4 +1,4 @@
-"""A decode head and a metric from outside the package, one file each, which a configuration names."""
+"""Tests of a decode head and a metric from outside the package, named by a configuration."""
 
 import json
 
@@ -42,8 +42,8 @@ class ErrorRate(pixel_metrics.PixelMetric):
     main_score = "error_rate"
 
     def _compute(self, cases):
-        both, _, labelled = cases.sum(axis=(0, 2))
-        return {"error_rate": float(1 - both / labelled)}
+        both, _, labeled = cases.sum(axis=(0, 2))
+        return {"error_rate": float(1 - both / labeled)}
 """
 SETTINGS = {
     "decode_head": "sum_of_maps",
@@ -78,23 +78,23 @@ def error_rate(folder) -> float:
     assert type(model.decode_head).__name__ == "SumOfMaps" and model.decode_head.classifier.in_channels == 6
     processor = ViTPSegmentationImageProcessor.from_pretrained(folder / "out")
     samples = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(folder / "data")})
-    wrong, labelled = 0, 0
+    wrong, labeled = 0, 0
     for sample in samples.open(["val"]):
         with torch.no_grad():
             prediction = model(normalized(sample["images"][0], processor)[None]).logits.argmax(1)[0].numpy()
         mask = sample["mask"].numpy()
         wrong += ((prediction != mask) & (mask != 255)).sum()
-        labelled += (mask != 255).sum()
-    return wrong / labelled
+        labeled += (mask != 255).sum()
+    return wrong / labeled
 
 
-def test_head_and_metric_from_outside_train_and_score(files):
+def test_external_head_and_metric_train_and_score(files):
     assert main(arguments(files)) == 0
     metrics = json.loads((files / "out" / "metrics.json").read_text())
     assert metrics["eval"]["eval_error_rate"] == pytest.approx(error_rate(files), abs=0.01)
     assert np.isfinite(metrics["train"]["train_loss"])
 
-    # The saved model opens where its head is registered, and is scored by another command.
+    # The saved model loads if its head is registered, and another command scores it.
     names = ["--models", str(files / "out"), "--plugins", str(files / "my_head.py"), "--split", "val"]
     options = ["--corruptions", "haze", "--severities", "1", "--output_dir", str(files / "robustness")]
     assert evaluate_robustness([*names, *options]) == 0
@@ -107,7 +107,7 @@ def test_head_and_metric_from_outside_train_and_score(files):
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "message"),
     [
         ({"plugins": []}, "sum_of_maps"),
         ({"plugins": ["nowhere.py"]}, "nowhere.py"),
@@ -116,12 +116,12 @@ def test_head_and_metric_from_outside_train_and_score(files):
         ({"metric": "average_precision"}, "average_precision"),
     ],
 )
-def test_bad_settings_are_named(files, changes, named):
-    with pytest.raises(ValueError, match=named):
+def test_bad_plugin_settings_are_refused(files, changes, message):
+    with pytest.raises(ValueError, match=message):
         main(arguments(files, **changes))
 
 
-def test_two_heads_with_one_name():
+def test_duplicate_head_name_is_refused():
     class Other(nn.Module):
         pass
 

@@ -1,4 +1,4 @@
-"""What the trainer makes of samples."""
+"""Tests of the segmentation trainer: training samples."""
 
 import dense_data
 import numpy as np
@@ -9,7 +9,7 @@ from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import TrainingSamples, ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
 
 
-def test_samples_are_functions_of_seed_and_epoch(tmp_path):
+def test_samples_depend_on_seed_and_epoch(tmp_path):
     dense_data.make_loveda(tmp_path)
     data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path)})
     args = ViTPSegmentationTrainingConfig(output_dir=str(tmp_path / "out"), crop_size=32, per_device_train_batch_size=2)
@@ -33,7 +33,7 @@ def test_samples_are_functions_of_seed_and_epoch(tmp_path):
     assert not torch.equal(first[0], batches(0, seed=7, dataloader_num_workers=0)[0])
 
 
-def test_a_sample_is_normalised_after_augmentation(tmp_path):
+def test_sample_is_normalized_after_augmentation(tmp_path):
     dense_data.make_loveda(tmp_path)
     data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(tmp_path)})
 

@@ -1,4 +1,4 @@
-"""Images, boxes and masks move together."""
+"""Tests of the joint augmentation of images, boxes and masks."""
 
 import math
 
@@ -19,27 +19,27 @@ MOVES = {
     "resize_160_keep_ratio": lambda sample: resized(sample, 160),
     **{f"rotate_{angle}": lambda sample, angle=angle: turned(sample, angle) for angle in (37, -120, 90)},
 }
-# Theirs mirrors boxes to width - x - 1, one pixel off where coordinates are continuous.
+# mmrotate flips boxes to width - x - 1, which is one pixel off in continuous coordinates.
 ONE_OFF = {"flip_horizontal": (1, 0), "flip_vertical": (0, 1), "flip_diagonal": (1, 1)}
 
 
 @pytest.mark.parametrize("name", MOVES)
-def test_moves_are_those_of_mmrotate(name):
+def test_transforms_equal_mmrotate(name):
     fixture = load_file(FIXTURES / "rotated_transforms" / "expected.safetensors")
     image = fixture["image"].permute(2, 0, 1)
     sample = MOVES[name](Sample(image, corners(fixture["boxes"]), fixture["labels"]))
     assert torch.equal(sample.labels, fixture[f"{name}.labels"])
     expected = corners(fixture[f"{name}.boxes"]) + torch.tensor(ONE_OFF.get(name, (0, 0)))
     found = corners(smallest_rectangles(sample.corners))
-    # The same rectangle may start at another corner.
+    # Equal rectangles may start at different corners.
     apart = [(found.roll(start, 1) - expected).abs().amax((1, 2)) for start in range(4)]
     assert torch.stack(apart).amin(0).max() < 1e-4
     difference = (sample.image.float() - fixture[f"{name}.image"].permute(2, 0, 1).float()).abs().mean()
-    assert difference < 0.2  # grey levels: OpenCV interpolates by steps of 1/32
+    assert difference < 0.2  # Gray levels. OpenCV interpolates in steps of 1/32.
 
 
 def painted(points: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """A white quadrilateral on black, and the mask of it."""
+    """Return an image of a white quadrilateral on black, with its mask."""
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     mask = torch.ones(height, width, dtype=torch.bool)
     for (x1, y1), (x2, y2) in zip(points.tolist(), points.roll(-1, 0).tolist()):
@@ -86,7 +86,7 @@ def test_augmentation_depends_on_generator_alone():
     assert len({tuple(one.corners.flatten().tolist()) for one in results[0]}) > 8
 
 
-def test_flips_have_the_chances_that_are_asked_for():
+def test_flips_have_their_probabilities():
     sample = Sample(
         torch.zeros(3, 10, 10, dtype=torch.uint8), torch.tensor([[[1.0, 2], [4, 2], [4, 3], [1, 3]]]), torch.tensor([0])
     )
@@ -101,7 +101,7 @@ def test_flips_have_the_chances_that_are_asked_for():
         assert abs(counts[middle] / 2000 - share) < 4 * (share * (1 - share) / 2000) ** 0.5
 
 
-def test_some_classes_stay_at_right_angles():
+def test_some_classes_rotate_by_right_angles():
     boxes = torch.tensor([[40.0, 40, 30, 10, 0.0], [40, 40, 10, 10, 0]])
     sample = Sample(torch.zeros(3, 80, 80, dtype=torch.uint8), corners(boxes), torch.tensor([0, 5]))
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +116,7 @@ def test_some_classes_stay_at_right_angles():
     assert min(abs(side)) > 0.1
 
 
-def test_rotation_that_leaves_nothing_is_skipped():
+def test_rotation_that_removes_all_is_skipped():
     sample = Sample(
         torch.zeros(3, 80, 80, dtype=torch.uint8), corners(torch.tensor([[3.0, 3, 5.5, 5.5, 0]])), torch.tensor([0])
     )
@@ -127,7 +127,7 @@ def test_rotation_that_leaves_nothing_is_skipped():
     assert Augmentation(40, rotation=1.0)(nothing, generator).corners.shape == (0, 4, 2)
 
 
-def test_targets_are_normalised_to_the_image():
+def test_targets_are_normalized_by_image_size():
     sample = Sample(
         torch.zeros(3, 50, 100, dtype=torch.uint8),
         torch.tensor([[[10.0, 5], [30, 5], [30, 25], [10, 25]]]),
@@ -142,7 +142,7 @@ def test_targets_are_normalised_to_the_image():
     assert targets(nothing, False)["boxes"].shape == (0, 4) and targets(nothing, True)["corners"].shape == (0, 4, 2)
 
 
-def test_upright_targets_are_what_is_in_the_image():
+def test_upright_targets_are_clipped_to_image():
     corners = torch.tensor([[[-10.0, 5], [30, 5], [30, 25], [-10, 25]], [[90, 40], [120, 40], [120, 70], [90, 70]]])
     sample = Sample(torch.zeros(3, 50, 100, dtype=torch.uint8), corners, torch.tensor([0, 1]))
     expected = torch.tensor([[0.15, 0.3, 0.3, 0.4], [0.95, 0.9, 0.1, 0.2]])

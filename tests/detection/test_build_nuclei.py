@@ -1,4 +1,4 @@
-"""The nuclei of a wheel as rows with boxes at an angle and masks."""
+"""Tests of the nuclei data set: rows with oriented boxes and masks."""
 
 import io
 import zipfile
@@ -15,11 +15,11 @@ from modeling_vitp.recipes.data.build_nuclei import main
 
 @pytest.fixture
 def made(tmp_path):
-    """The folder, and the labels of twelve ellipses in an image of the size of the original."""
+    """Write twelve ellipses in an image of the original size, and return the folder and the labels."""
     random, labels = np.random.default_rng(0), np.zeros((512, 512), np.uint16)
     for label in range(1, 13):
-        centre = (128 * ((label - 1) % 4) + 64, 170 * ((label - 1) // 4) + 60)
-        cv2.ellipse(labels, centre, (random.integers(14, 22), 9), random.uniform(0, 180), 0, 360, label, -1)
+        center = (128 * ((label - 1) % 4) + 64, 170 * ((label - 1) // 4) + 60)
+        cv2.ellipse(labels, center, (random.integers(14, 22), 9), random.uniform(0, 180), 0, 360, label, -1)
     image = np.where(labels, 110, 20).astype(np.uint16)
     with zipfile.ZipFile(tmp_path / "stardist.whl", "w") as wheel:
         for name, values in (("img2d", image), ("mask2d", labels)):
@@ -32,7 +32,7 @@ def made(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_windows_have_the_nuclei_that_lie_in_them(made):
+def test_windows_have_their_nuclei(made):
     folder, labels = made
     described = {"dataset_name": str(folder), "classes": ["nucleus"], "splits": {"train": "train", "test": "test"}}
     data = DetectionData.from_dict(described)

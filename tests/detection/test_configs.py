@@ -1,4 +1,4 @@
-"""The configurations that come with the package."""
+"""Tests of the configurations of the package."""
 
 import pytest
 import yaml
@@ -27,7 +27,7 @@ WHOLE = [
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "nuclei_oriented", "aerial_trees_boxes"])
 def test_configuration_has_published_settings(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where the backbone is that it starts from
+    monkeypatch.chdir(tmp_path)  # The folder of the backbone.
     (tmp_path / "outputs/remote_sensing_paper/backbone").mkdir(parents=True)
     own = DetectionArguments, DetectionSettings, BackboneArguments
     words = ["--config", str(CONFIGS / f"{name}.yaml"), "--output_dir", str(tmp_path)]
@@ -43,7 +43,7 @@ def test_configuration_has_published_settings(name, tmp_path, monkeypatch):
         assert settings.level_embeddings_at_input and settings.position_weight_decay
 
 
-def test_class_order_is_published():
+def test_class_order_is_published_order():
     dior, dior_r = (
         yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["classes"] for name in ("dior", "dior_r")
     )

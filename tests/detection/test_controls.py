@@ -1,4 +1,4 @@
-"""Scores that see no image, for detectors whose answers are known."""
+"""Tests of the control scores with detectors whose detections are known."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ def corners_of(boxes):
 
 
 def sample(name, size, boxes, labels=None):
-    """An image with upright boxes, given as shares of it."""
+    """Return an item with upright boxes, given relative to the image size."""
     height, width = size
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * torch.tensor([width, height, width, height])
     masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
@@ -33,7 +33,7 @@ def sample(name, size, boxes, labels=None):
 
 
 def trainer_of(task, items, **options):
-    """One whose detections are exactly what is annotated in the image that it is shown."""
+    """Trainer whose detections are exactly the annotated objects."""
     name = "average_precision" if task == "oriented" else "coco_average_precision"
     metrics = {"": evaluate.load(str(METRICS_FOLDER / name), num_labels=2)}
     if task == "instances":
@@ -42,30 +42,32 @@ def trainer_of(task, items, **options):
 
     def detect(images):
         found = [reference(items[int(image[0, 0, 0])], task) for image in images]
-        found = [one | {"scores": torch.ones(len(one["labels"]))} for one in found]
-        # Oriented boxes come as centers, sides and angles too.
-        return [one | {"boxes": torch.zeros(len(one["labels"]), 5)} if task == "oriented" else one for one in found]
+        found = [item | {"scores": torch.ones(len(item["labels"]))} for item in found]
+        # Oriented detections also have boxes as centers, sides and angles.
+        if task != "oriented":
+            return found
+        return [item | {"boxes": torch.zeros(len(item["labels"]), 5)} for item in found]
 
     return SimpleNamespace(task=task, names=["ship", "plane"], metrics=metrics, detect=detect)
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_swapped_detections_leave_their_image(task):
+def test_detections_are_swapped_between_images(task):
     apart = [[0.1, 0.1, 0.3, 0.3]], [[0.4, 0.4, 0.6, 0.6]], [[0.7, 0.7, 0.9, 0.9]]
     items = [sample(f"b{index}", size, boxes) for index, (size, boxes) in enumerate(zip(SIZES, apart))]
     trainer = trainer_of(task, items)
     scores = blind_scores(trainer, items)
     assert {key for key in scores if key.endswith("map_50")} == {f"swapped_{begin}map_50" for begin in trainer.metrics}
     assert all(scores[f"swapped_{begin}map_50"] == 0 for begin in trainer.metrics)
-    # Images that have the same in the same place are as good with one another's, though of another size.
+    # Swapping is lossless for images with equal objects in relative coordinates.
     alike = [sample(f"b{index}", size, apart[0]) for index, size in enumerate(SIZES)]
     scores = blind_scores(trainer_of(task, alike), alike)
     assert all(scores[f"swapped_{begin}map_50"] == pytest.approx(1) for begin in trainer.metrics)
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_the_best_turn_counts(task):
-    """Of four images two are alike: with a turn by two they have one another's detections."""
+def test_best_shift_is_reported(task):
+    """Check four images in two equal pairs: a shift by two swaps equal detections."""
     boxes = [[0.1, 0.1, 0.4, 0.4]], [[0.6, 0.6, 0.9, 0.9]], [[0.1, 0.1, 0.4, 0.4]], [[0.1, 0.6, 0.4, 0.9]]
     items = [sample(f"b{index}", (40, 40), one) for index, one in enumerate(boxes)]
     trainer = trainer_of(task, items)
@@ -78,8 +80,8 @@ def test_the_best_turn_counts(task):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_constant_layout_is_found(task):
-    """One of the training samples has what all test images have, in other sizes."""
+def test_best_training_layout_is_reported(task):
+    """Check a training sample with the objects of all test images, in different sizes."""
     boxes = [[0.1, 0.2, 0.5, 0.6], [0.6, 0.1, 0.9, 0.4]]
     test = [sample(f"b{index}", size, boxes, [0, 1]) for index, size in enumerate(SIZES)]
     train = [sample("a3", (20, 20), [[0.5, 0.5, 0.9, 0.9]]), sample("a4", (80, 90), boxes, [0, 1])]
@@ -91,8 +93,8 @@ def test_constant_layout_is_found(task):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])
-def test_a_grid_of_boxes_is_tried(task):
-    """Objects in rows and columns, as no training sample has them; but of their size."""
+def test_best_grid_is_reported(task):
+    """Check objects in a grid, with the size of the training objects but with different positions."""
     cells = [(row, column) for row in range(3) for column in range(3)]
     boxes = [[column / 3 + 0.07, row / 3 + 0.07, column / 3 + 0.27, row / 3 + 0.27] for row, column in cells]
     test = [sample(f"b{index}", (60, 60), boxes) for index in range(2)]
@@ -103,7 +105,7 @@ def test_a_grid_of_boxes_is_tried(task):
     )
 
 
-def test_one_image_cannot_be_exchanged():
+def test_single_image_is_refused():
     items = [sample("b0", (40, 40), [[0.1, 0.1, 0.4, 0.4]])]
-    with pytest.raises(ValueError, match="one test image"):
+    with pytest.raises(ValueError, match="blind_controls"):
         blind_scores(trainer_of("horizontal", items), items)

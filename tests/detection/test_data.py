@@ -1,4 +1,4 @@
-"""Data sets in every format, as a configuration describes them."""
+"""Tests of the detection data sets: formats, rows, windows, splits and their errors."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def describe(root, kind, **more):
 
 
 @pytest.mark.parametrize("kind", SPLITS)
-def test_formats_give_written_objects(tmp_path, kind):
+def test_formats_read_written_objects(tmp_path, kind):
     written = WRITERS[kind](tmp_path)
     samples = describe(tmp_path, kind).open(["train"], "horizontal")
     assert [samples[index]["id"] for index in range(len(samples))] == sorted(IMAGES)
@@ -103,7 +103,7 @@ def test_format_from_outside(tmp_path):
         np.testing.assert_allclose(item["corners"].amin(1) if objects else np.zeros((0, 2)), low, atol=1e-4)
 
 
-def test_the_root_may_be_relative(tmp_path, monkeypatch):
+def test_root_may_be_relative(tmp_path, monkeypatch):
     write_dota(tmp_path / "data" / "ships", IMAGES)
     monkeypatch.chdir(tmp_path)
     samples = describe("data/ships", "dota").open(["train"], "oriented")
@@ -117,11 +117,11 @@ def test_outlines_become_masks(tmp_path):
         assert item["masks"].dtype == torch.uint8 and item["masks"].shape == (len(item["labels"]), HEIGHT, WIDTH)
         for mask, (_, corners) in zip(item["masks"].numpy(), written[item["id"]], strict=True):
             drawn = draw_mask(corners)
-            # OpenCV draws the border of a polygon too, COCO's own reader does not.
+            # OpenCV also draws the border of a polygon, the COCO reader does not.
             assert ((mask & drawn).sum() / (mask | drawn).sum()) > 0.75
 
 
-def test_tile_masks_are_cut_with_bounded_memory(tmp_path):
+def test_tile_masks_need_little_memory(tmp_path):
     write_coco(tmp_path, IMAGES)
     tile = {"size": 40, "overlap": 10, "min_image_share": 0.1, "min_object_share": 0.1}
     wholes = describe(tmp_path, "coco").open(["train"], "instances")
@@ -143,10 +143,10 @@ def test_tile_masks_are_cut_with_bounded_memory(tmp_path):
     masks = objects.masks((2048, 2048), (1000, 1000, 1100, 1100))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert masks.sum() > 0 and peak < 3 * 2048**2  # one mask of the image, and those of the tile
+    assert masks.sum() > 0 and peak < 3 * 2048**2  # One mask of the image, and the masks of the tile.
 
 
-def test_rows_with_columns_of_any_name(tmp_path):
+def test_rows_with_any_column_names_are_read(tmp_path):
     found = write_images(tmp_path / "images", IMAGES)
     contents = coco_contents(found)
     rows = []
@@ -189,18 +189,18 @@ def test_rows_with_columns_of_any_name(tmp_path):
         )
     several.check_disjoint(["first", "rest"], "horizontal")
     for other in ({"split": "train"}, "train[3:]"):
-        with pytest.raises(ValueError, match="Splits 'a' and 'b' share rows of 'train'"):
+        with pytest.raises(ValueError, match="'a' and 'b' .*'train'"):
             DetectionData.from_dict(described | {"splits": {"a": "train", "b": other}}).check_disjoint("ab", "")
 
     named = {"columns": {"boxes": "objects.bbox", "labels": "objects.category"}, "box_format": "xyxy"}
     wrong = DetectionData.from_dict(described | named)
     with pytest.raises(ValueError, match=r"row \d+ of split 'train', object \d+: the box .* has no area"):
         wrong.open(["train"], "horizontal")
-    with pytest.raises(ValueError, match="Split 'train' has no column 'objects.box', only"):
+    with pytest.raises(ValueError, match="Split 'train' has no column 'objects.box'"):
         DetectionData.from_dict(described | {"columns": {"boxes": "objects.box"}}).open(["train"], "horizontal")
 
 
-def test_areas_of_rows(tmp_path):
+def test_areas_of_rows_are_read(tmp_path):
     numbers = datasets.List(datasets.Value("float32"))
     lists = {"bbox": datasets.List(numbers), "category": datasets.List(datasets.Value("int64")), "area": numbers}
     areas = [None, [None], [5.0]]
@@ -216,8 +216,8 @@ def test_areas_of_rows(tmp_path):
     assert np.isnan(found[:2]).all() and found[2] == [5.0]
 
 
-def test_unlabelled_row_is_an_error(tmp_path):
-    """-1 is what `datasets` has for what is not labelled."""
+def test_unlabeled_row_is_refused(tmp_path):
+    """Check the label -1, which `datasets` uses for unlabeled rows."""
     write_images(tmp_path / "images", ["a_001"])
     objects = {"bbox": [[4.0, 4.0, 20.0, 20.0]], "category": [-1]}
     labels = datasets.List(datasets.ClassLabel(names=NAMES))
@@ -226,7 +226,7 @@ def test_unlabelled_row_is_an_error(tmp_path):
     rows = {"image": [str(tmp_path / "images" / "a_001.png")], "objects": [objects]}
     datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(tmp_path / "rows" / "train.parquet")
     described = {"dataset_name": str(tmp_path / "rows"), "classes": NAMES, "splits": {"train": "train"}}
-    with pytest.raises(ValueError, match="row 0 of split 'train': object 0 has the label -1, which is none of the 2"):
+    with pytest.raises(ValueError, match="row 0 of split 'train': object 0: .*-1"):
         DetectionData.from_dict(described).open(["train"], "horizontal")
 
 
@@ -249,10 +249,10 @@ def test_windows_have_their_objects(tmp_path):
             assert np.isclose(corners, one, atol=1e-4).all((1, 2)).sum() == 1
 
 
-def test_upright_boxes_end_where_their_window_does(tmp_path):
-    """So that a detection, which cannot reach further, can be right; oriented ones are whole."""
+def test_upright_boxes_are_clipped_to_window(tmp_path):
+    """Check that upright boxes are clipped to their window, and oriented boxes are not."""
     write_dota(tmp_path, IMAGES)
-    box = np.array([[40.0, 4], [52, 4], [52, 20], [40, 20]])  # of which two thirds are in the first window
+    box = np.array([[40.0, 4], [52, 4], [52, 20], [40, 20]])  # Two thirds of the box are in the first window.
     line = " ".join(f"{value:g}" for value in box.flatten())
     (tmp_path / "annfiles" / "a_001.txt").write_text(f"{line} {NAMES[0]} 0\n")
     tile = {"size": 48, "overlap": 16, "min_object_share": 0.5}
@@ -268,7 +268,7 @@ def test_upright_boxes_end_where_their_window_does(tmp_path):
     assert metric.compute()["map_75"] == 1
 
 
-def test_share_of_empty_images(tmp_path):
+def test_share_of_empty_images_is_limited(tmp_path):
     write_dota(tmp_path, [f"empty_{number:03}" for number in range(20)] + [f"full_{number:03}" for number in range(9)])
     samples = describe(tmp_path, "dota").open(["train"], "oriented")
     assert len(samples) == 29
@@ -281,7 +281,7 @@ def test_share_of_empty_images(tmp_path):
     assert first != second
 
 
-def test_class_aliases_and_left_out_names(tmp_path):
+def test_class_aliases_and_ignored_names_are_used(tmp_path):
     written = write_dota(tmp_path, IMAGES)
     described = describe(tmp_path, "dota", classes=[{"name": "vessel", "as": ["boat", "SHIP"]}], leave_out=["plane"])
     samples = described.open(["train"], "oriented")
@@ -304,7 +304,7 @@ def replace_line(number, line):
 
 
 DOTA_MISTAKES = {
-    "class": (replace_line(2, "10 10 30 10 30 20 10 20 submarine 0"), r"a_001.txt, line 3: 'submarine' is none of"),
+    "class": (replace_line(2, "10 10 30 10 30 20 10 20 submarine 0"), "a_001.txt, line 3: .*'submarine'"),
     "no area": (replace_line(2, "10 10 30 10 30 10 10 10 ship 0"), r"a_001.txt, line 3: the box .* has no area"),
     "no area but for rounding": (
         replace_line(2, "10.1 10.1 20.1 13.4 20.1 13.4 40.1 20 ship 0"),
@@ -312,22 +312,22 @@ DOTA_MISTAKES = {
     ),
     "outside": (
         replace_line(2, "110 10 130 10 130 20 110 20 ship 0"),
-        r"line 3: the box .* is outside the image of 96",
+        "line 3: the box .* outside the image of 96",
     ),
     "not to be held": (
         replace_line(2, "1e308 10 30 10 30 20 10 20 ship 0"),
-        r"line 3: the box .* not of finite numbers",
+        "line 3: the box .* finite",
     ),
-    "not finite": (replace_line(2, "nan 10 30 10 30 20 10 20 ship 0"), r"line 3: the box .* not of finite numbers"),
+    "not finite": (replace_line(2, "nan 10 30 10 30 20 10 20 ship 0"), "line 3: the box .* finite"),
     "five numbers": (
         replace_line(2, "10 10 30 10 30 ship 0"),
-        r"a_001.txt, line 3: '10 10 30 10 30 ship 0' is not 'x1",
+        "a_001.txt, line 3: .*'10 10 30 10 30 ship 0'",
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", DOTA_MISTAKES)
-def test_bad_line_is_named(tmp_path, mistake):
+def test_bad_line_is_refused(tmp_path, mistake):
     write_dota(tmp_path, IMAGES)
     change, message = DOTA_MISTAKES[mistake]
     rewrite(tmp_path / "annfiles" / "a_001.txt", change)
@@ -335,15 +335,15 @@ def test_bad_line_is_named(tmp_path, mistake):
         describe(tmp_path, "dota").open(["train"], "oriented")
 
 
-def test_objects_that_are_wrong_can_be_left_out(tmp_path, caplog):
+def test_bad_objects_can_be_skipped(tmp_path, caplog):
     written = write_dota(tmp_path, IMAGES)
     rewrite(tmp_path / "annfiles" / "a_001.txt", DOTA_MISTAKES["outside"][0])
     samples = describe(tmp_path, "dota", bad_objects="skip").open(["train"], "oriented")
     assert len(samples[0]["labels"]) == len(written["a_001"]) - 1
-    assert "train: 1 object(s) are left out" in caplog.text and "a_001.txt, line 3" in caplog.text
+    assert "train" in caplog.text and "a_001.txt, line 3" in caplog.text
 
 
-def test_small_objects_can_be_left_out(tmp_path):
+def test_small_objects_can_be_skipped(tmp_path):
     written = write_dota(tmp_path, IMAGES)
     sides = [np.linalg.norm(np.diff(corners, axis=0), axis=1).min() for _, corners in written["c_004"]]
     samples = describe(tmp_path, "dota", min_side=float(np.mean(sides))).open(["train"], "oriented")
@@ -360,7 +360,7 @@ def coco(change):
 
 
 def drop_corner(root):
-    """A polygon that is not closed."""
+    """Replace the outline of an object by a polygon with too few points."""
     path = root / SPLITS["voc oriented"]["annotations"] / "b_002.xml"
     path.write_text(re.sub("<x_left_bottom>.*?</x_left_bottom>", "", path.read_text()))
 
@@ -378,65 +378,65 @@ def folder_for_file(root):
 
 
 FILE_MISTAKES = [
-    ("dota", lambda root: (root / "annfiles" / "b_002.txt").unlink(), "b_002.jpg has no annotation in .*annfiles"),
-    ("dota", lambda root: (root / "images" / "b_002.jpg").unlink(), "annfiles has 'b_002', but there is no such image"),
-    ("dota", lambda root: write_dota(root / "images" / "more", ["b_002"]), r"b_002.jpg and .*b_002.png are two images"),
+    ("dota", lambda root: (root / "annfiles" / "b_002.txt").unlink(), "b_002.jpg .*annfiles"),
+    ("dota", lambda root: (root / "images" / "b_002.jpg").unlink(), "'b_002' .*annfiles"),
+    ("dota", lambda root: write_dota(root / "images" / "more", ["b_002"]), "b_002.jpg and .*b_002.png"),
     (
         "voc",
         lambda root: write_voc(root / "Annotations" / "Horizontal Bounding Boxes", ["a_001"], False),
-        "both annotate",
+        "a_001",
     ),
     (
         "coco",
         coco(lambda c: c["categories"].append({"id": 3, "name": "boat"})),
-        "two entries of `categories` have the id 3",
+        "categories.* 3",
     ),
-    ("coco", coco(lambda c: c["images"].append(c["images"][0])), "two entries of `images` have the id 10"),
+    ("coco", coco(lambda c: c["images"].append(c["images"][0])), "images.* 10"),
     (
         "coco",
         coco(lambda c: c["images"].append({**c["images"][0], "id": 99})),
-        "two entries of `images` have the file_name",
+        "images.*file_name",
     ),
-    ("coco", coco(lambda c: c["annotations"][0].update(image_id=99)), "annotation 0: there is no image with the id 99"),
-    ("coco", coco(lambda c: c["annotations"][0].update(category_id=9)), "annotation 0 has no box of four .* category"),
+    ("coco", coco(lambda c: c["annotations"][0].update(image_id=99)), "annotation 0.* 99"),
+    ("coco", coco(lambda c: c["annotations"][0].update(category_id=9)), "annotation 0.*category"),
     ("coco", coco(lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4])), "annotation 0: the box .* has no area"),
-    ("coco", coco(lambda c: c["images"][0].update(height=70)), "96 x 70 pixels is not the size of"),
-    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), "annotation 0: its polygon"),
-    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6])), r"is no list of polygons \["),
+    ("coco", coco(lambda c: c["images"][0].update(height=70)), "96 x 70"),
+    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), "annotation 0: .*polygon"),
+    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6])), r"list of polygons \["),
     (
         "coco",
         coco(lambda c: c["annotations"][0].update(segmentation=[[[1, 2], [3, 4], [5, 9]]])),
-        "no list of polygons",
+        "list of polygons",
     ),
     (
         "coco",
         coco(lambda c: c["annotations"][0].update(segmentation=["1,2 3,4 5,9"])),
-        "annotation 0: its outline .* is",
+        "annotation 0: .*outline",
     ),
-    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4, 5]])), "annotation 0: its polygon"),
-    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 1e9, 5, 6]])), "0: its polygon .* far"),
-    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(counts="1")), "1: its run lengths '1' are no"),
-    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(counts=[3])), "1: its run lengths .* are no"),
-    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(size=[9, 9])), r"its mask is of size \[9, 9\]"),
-    ("coco", coco(lambda c: c["annotations"][0].pop("segmentation")), "annotation 0: it has no outline"),
-    ("voc oriented", drop_corner, "b_002.xml, object 0 has no box of four numbers, or of four corners"),
-    ("coco", turn_an_image, "c_004.png is stored with orientation 3, so not as it is to be seen: turn its pixels"),
-    ("coco", lambda root: (root / "images" / "c_004.png").unlink(), "has 'c_004', but there is no such image"),
-    ("coco", lambda root: (root / "instances.json").unlink(), "^There is no file .*instances.json.$"),
-    ("coco", folder_for_file, "instances.json is a folder; format: coco takes a file"),
-    ("coco", lambda root: root.rename(root.with_name("moved")), "^data: root='.*': there is no such folder.$"),
+    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4, 5]])), "annotation 0: .*polygon"),
+    ("coco", coco(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 1e9, 5, 6]])), "0: the polygon .* far"),
+    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(counts="1")), "1: the run lengths '1'"),
+    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(counts=[3])), "1: the run lengths"),
+    ("coco", coco(lambda c: c["annotations"][1]["segmentation"].update(size=[9, 9])), r"run lengths .*\[9, 9\]"),
+    ("coco", coco(lambda c: c["annotations"][0].pop("segmentation")), "annotation 0: .*outline"),
+    ("voc oriented", drop_corner, "b_002.xml, object 0"),
+    ("coco", turn_an_image, "c_004.png is stored with orientation 3"),
+    ("coco", lambda root: (root / "images" / "c_004.png").unlink(), "'c_004'"),
+    ("coco", lambda root: (root / "instances.json").unlink(), "instances.json"),
+    ("coco", folder_for_file, "folder .*instances.json"),
+    ("coco", lambda root: root.rename(root.with_name("moved")), "data: `root`"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "mistake", "message"), FILE_MISTAKES)
-def test_bad_file_is_named(tmp_path, kind, mistake, message):
+def test_bad_file_is_refused(tmp_path, kind, mistake, message):
     WRITERS[kind](tmp_path)
     mistake(tmp_path)
     with pytest.raises(ValueError, match=message):
         describe(tmp_path, kind).open(["train"], "instances" if kind == "coco" else "horizontal")
 
 
-def test_list_of_a_split(tmp_path):
+def test_list_selects_images_of_split(tmp_path):
     write_voc(tmp_path, IMAGES, True)
     (tmp_path / "train.txt").write_text("c_004\na_001\n")
     settings = {"train": SPLITS["voc oriented"] | {"list": "train.txt"}}
@@ -447,16 +447,16 @@ def test_list_of_a_split(tmp_path):
     samples = describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
     assert [place.id for place in samples.places] == ["scene 001", "c_004"]
     (tmp_path / "train.txt").write_text("c_004\nd_005\n")
-    with pytest.raises(ValueError, match="train.txt has 'd_005', but there is no such image"):
+    with pytest.raises(ValueError, match="'d_005' .*train.txt"):
         describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
     (tmp_path / "train.txt").write_text("c_004\nc_004\n")
-    with pytest.raises(ValueError, match="train.txt names 'c_004' twice"):
+    with pytest.raises(ValueError, match="train.txt .*'c_004'"):
         describe(tmp_path, "voc oriented", splits=settings).open(["train"], "oriented")
 
 
 @pytest.mark.parametrize("places", [("north/a_001", "south/a_001", "b_002"), ("north/a_001", "south/b_002")])
-def test_coco_namesakes_in_folders(tmp_path, places):
-    """What is not in the file may too."""
+def test_coco_images_with_same_name_are_matched(tmp_path, places):
+    """Check images in folders with the same name, also images that are not in the COCO file."""
     written = {place: write_images(tmp_path / "images", [place])[place] for place in places if "/" not in place}
     for seed, place in enumerate(("north/a_001", "south/a_001", "north/b_002", "south/b_002")):
         folder, name = place.split("/")
@@ -481,26 +481,26 @@ def test_coco_namesakes_in_folders(tmp_path, places):
     chosen = [place.id for place in listed.open(["train"], "horizontal").places]
     assert [keys[place] for place in chosen] == [places[1], places[0]]
     (tmp_path / "images" / "north" / "a_001.png").unlink()
-    with pytest.raises(ValueError, match="a_001', but there is no such image|two images of one name"):
+    with pytest.raises(ValueError, match="a_001|b_002"):
         describe(tmp_path, "coco").open(["train"], "horizontal")
 
 
-def test_split_without_annotations(tmp_path):
+def test_split_without_annotations_is_read(tmp_path):
     write_images(tmp_path / "images", IMAGES)
     samples = describe(tmp_path, "dota", splits={"train": {"images": "images"}}).open(["train"], "oriented")
     assert set(samples[0]) == {"id", "image"}
-    with pytest.raises(ValueError, match="a_001 has no annotation, so it cannot be trained on"):
+    with pytest.raises(ValueError, match="a_001"):
         with_few_empty(samples, 0.0, seed=0)
 
 
-def test_image_in_two_splits_is_found(tmp_path):
+def test_image_in_two_splits_is_refused(tmp_path):
     write_dota(tmp_path, IMAGES)
     write_dota(tmp_path / "test", ["d_005"])
     (tmp_path / "test" / "images" / "e_006.png").symlink_to(tmp_path / "images" / "a_001.png")
     (tmp_path / "test" / "annfiles" / "e_006.txt").write_text("")
     splits = {"train": SPLITS["dota"], "test": {"images": "test/images", "annotations": "test/annfiles"}}
     described = describe(tmp_path, "dota", splits=splits)
-    with pytest.raises(ValueError, match=r"e_006.png is in both splits 'train' and 'test', as .*a_001.png in 'train'"):
+    with pytest.raises(ValueError, match="e_006.png .*'train' and 'test'.*a_001.png"):
         described.check_disjoint(["train", "test"], "oriented")
     (tmp_path / "test" / "images" / "e_006.png").unlink()
     (tmp_path / "test" / "annfiles" / "e_006.txt").unlink()
@@ -508,7 +508,7 @@ def test_image_in_two_splits_is_found(tmp_path):
     assert len(described.open(["train", "test"], "oriented")) == 5
 
 
-def test_a_patient_of_dicom_in_two_splits_is_named(tmp_path, monkeypatch):
+def test_dicom_patient_in_two_splits_is_refused(tmp_path, monkeypatch):
     write_dota(tmp_path, IMAGES)
     write_dota(tmp_path / "test", ["d_005"])
     monkeypatch.setattr("modeling_vitp.training.fine_tuning_data.patient_of", lambda path: f"PatientID {path.stem[:1]}")
@@ -516,14 +516,14 @@ def test_a_patient_of_dicom_in_two_splits_is_named(tmp_path, monkeypatch):
     described = describe(tmp_path, "dota", splits=splits)
     described.check_disjoint(["train", "test"], "oriented")
     monkeypatch.setattr("modeling_vitp.training.fine_tuning_data.patient_of", lambda path: "PatientID ann")
-    with pytest.raises(ValueError, match="PatientID ann is in both splits 'train', as .*, and 'test', as .*: take"):
+    with pytest.raises(ValueError, match="PatientID ann .*'train'.*'test'"):
         described.check_disjoint(["train", "test"], "oriented")
     allowed = describe(tmp_path, "dota", splits=splits, allow_shared_images=True)
     allowed.check_disjoint(["train", "test"], "oriented")
 
 
 @pytest.mark.parametrize("stored", ["files", "rows"])
-def test_shared_image_is_found_unless_allowed(tmp_path, caplog, stored):
+def test_shared_image_is_refused_unless_allowed(tmp_path, caplog, stored):
     write_dota(tmp_path, IMAGES)
     write_dota(tmp_path / "test", ["d_005"])
     first, other = tmp_path / "images" / "a_001.png", tmp_path / "test" / "images" / "d_005.png"
@@ -539,14 +539,14 @@ def test_shared_image_is_found_unless_allowed(tmp_path, caplog, stored):
             table.to_parquet(tmp_path / "rows" / f"{name}.parquet")
         splits = {"train": "train", "test": "test"}
         described = {"dataset_name": str(tmp_path / "rows"), "classes": NAMES, "splits": splits}
-    with pytest.raises(ValueError, match=r"in split 'test' is the same image as .* in 'train': take it out"):
+    with pytest.raises(ValueError, match="'test' .*'train'"):
         DetectionData.from_dict(described).check_disjoint(["train", "test"], "horizontal")
     allowed = DetectionData.from_dict(described | {"allow_shared_images": True})
     allowed.check_disjoint(["train", "test"], "horizontal")
-    assert "is the same image as" in caplog.text
+    assert "'test'" in caplog.text
 
 
-def test_rows_of_one_id_are_named_before_training(tmp_path):
+def test_rows_with_same_id_are_refused(tmp_path):
     row = {
         "image": [Image.new("RGB", (20, 20))] * 3,
         "image_id": [4, 7, 4],
@@ -557,7 +557,7 @@ def test_rows_of_one_id_are_named_before_training(tmp_path):
     rows = datasets.Dataset.from_dict(row, features=datasets.Features(features))
     rows.to_parquet(tmp_path / "train.parquet")
     described = {"dataset_name": str(tmp_path), "classes": ["ship"], "splits": {"train": "train"}}
-    with pytest.raises(ValueError, match="Split 'train': rows 0 and 2 have the same 'image_id', 4. Give each its own"):
+    with pytest.raises(ValueError, match="Split 'train': rows 0 and 2 .*'image_id', 4"):
         DetectionData.from_dict(described).open(["train"], "horizontal")
 
 
@@ -590,7 +590,7 @@ def test_crowd_and_ignore_equal_pycocotools(tmp_path, marks):
     assert ours["map"] == pytest.approx(scored.stats[0]) and 0 < ours["map"]
 
 
-def test_voc_size_is_checked_and_aux_xml_ignored(tmp_path):
+def test_voc_size_is_checked(tmp_path):
     (tmp_path / "d").mkdir()
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "d" / "a.png")
     (tmp_path / "d" / "a.png.aux.xml").write_text("<PAMDataset></PAMDataset>")
@@ -604,30 +604,28 @@ def test_voc_size_is_checked_and_aux_xml_ignored(tmp_path):
         if fits:
             assert described.open(["t"], "horizontal").places[0].objects.boxes().tolist() == [[2, 3, 30, 33]]
         else:
-            with pytest.raises(
-                ValueError, match=f"a.xml: {width} x {height} pixels is not the size of .*a.png, 60 x 4"
-            ):
+            with pytest.raises(ValueError, match=f"a.xml: .*{width} x {height} .*a.png"):
                 described.open(["t"], "horizontal")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "yolo"}, "format='yolo' is none of coco, voc, dota"),
-        ({"dataset_name": "x"}, "give either `root`"),
-        ({"bad_objects": "mend"}, "bad_objects='mend' is none of raise, skip"),
-        ({"classes": ["ship", "Ship"]}, "'Ship' stands for two classes"),
-        ({"classes": [{"names": "ship"}]}, "needs a `name`"),
-        ({"classes": []}, "There are no classes"),
-        ({"colour": 1}, r"unknown \['colour'\]"),
-        ({"splits": {"train": {"annotations": "x"}}}, "Split 'train' needs `images`"),
-        ({"splits": {"train": {"images": "x"}}}, "there is no folder .*x of images"),
-        ({"splits": {"train": {"images": "images", "tile": {"size": 9}}}}, "needs size and overlap"),
-        ({"splits": {"train": "images"}}, "Split 'train' needs `images`"),
-        ({"splits": {}}, "There is no split 'train' in the configuration"),
+        ({"format": "yolo"}, "format.*'yolo'"),
+        ({"dataset_name": "x"}, "`root`"),
+        ({"bad_objects": "mend"}, "bad_objects.*'mend'"),
+        ({"classes": ["ship", "Ship"]}, "'Ship'"),
+        ({"classes": [{"names": "ship"}]}, "`name`"),
+        ({"classes": []}, "classes"),
+        ({"colour": 1}, "colour"),
+        ({"splits": {"train": {"annotations": "x"}}}, "Split 'train': .*`images`"),
+        ({"splits": {"train": {"images": "x"}}}, "Split 'train': image folder .*x"),
+        ({"splits": {"train": {"images": "images", "tile": {"size": 9}}}}, "tile.*overlap"),
+        ({"splits": {"train": "images"}}, "Split 'train': .*`images`"),
+        ({"splits": {}}, "'train'"),
     ],
 )
-def test_bad_data_settings(tmp_path, settings, message):
+def test_bad_data_settings_are_refused(tmp_path, settings, message):
     write_dota(tmp_path, IMAGES)
     with pytest.raises(ValueError, match=message):
         describe(tmp_path, "dota", **settings).open(["train"], "oriented")

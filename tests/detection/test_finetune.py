@@ -1,4 +1,4 @@
-"""The recipe, on small data sets of painted rectangles."""
+"""Tests of the detection recipe on small data sets of rectangles."""
 
 import json
 import signal
@@ -39,7 +39,7 @@ MODELS = {
 
 
 def configure(folder: Path, task: str, **more) -> list[str]:
-    """A data set and a configuration for it; the words of the command line."""
+    """Write a data set and its configuration, and return the command-line arguments."""
     write, form, annotations = (
         (write_dota, "dota", "annfiles") if task == "oriented" else (write_coco, "coco", "instances.json")
     )
@@ -80,7 +80,7 @@ def configure(folder: Path, task: str, **more) -> list[str]:
 
 
 @pytest.mark.parametrize("task", MODELS)
-def test_run_leaves_model_scores_pictures(tmp_path, task):
+def test_run_saves_model_scores_and_figures(tmp_path, task):
     assert main(configure(tmp_path, task, blind_controls=True, watch_samples=1)) == 0
     out = tmp_path / "out"
     assert [path.name for path in sorted((out / "watch").glob("*.png"))] == [f"step-{n:06d}.png" for n in (0, 2, 4)]
@@ -88,7 +88,7 @@ def test_run_leaves_model_scores_pictures(tmp_path, task):
         path.name for path in out.iterdir()
     }
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["train_images"] == 4  # the one without objects is left out
+    assert metrics["train_images"] == 4  # The image without objects is left out.
     assert sum(metrics["train_objects"].values()) > 0 and set(metrics["train_objects"]) == set(NAMES)
     expected = {"horizontal": ["test_map_50", "test_map_small"], "oriented": ["test_map", "test_ap_50/ship"]}
     for name in expected.get(task, ["test_box_map", "test_mask_map_75"]):
@@ -100,11 +100,11 @@ def test_run_leaves_model_scores_pictures(tmp_path, task):
     assert model.config.id2label == dict(enumerate(NAMES))
     state = json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())
     rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
-    # Two steps of warm-up from a half; an epoch has two steps, after which the rate is a tenth.
+    # Two warmup steps from one half. An epoch has two steps, after which the rate is one tenth.
     assert rates == pytest.approx([0.5e-3, 0.75e-3, 1e-4, 1e-4])
 
 
-def test_resumed_run_ends_the_same(tmp_path):
+def test_resumed_run_equals_uninterrupted_run(tmp_path):
     rotation = {"rotation": 0.5, "vertical_flip": 0.25, "diagonal_flip": 0.25, "horizontal_flip": 0.25}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(configure(whole, "oriented", **rotation)) == 0
@@ -119,7 +119,7 @@ def test_resumed_run_ends_the_same(tmp_path):
     assert scores[0] == scores[1]
     labels = parts / "train" / "annfiles" / "a_002.txt"
     labels.write_text(labels.read_text().replace("ship", "plane"))
-    with pytest.raises(ValueError, match="'objects, annotations' changed since .*checkpoint-4 was written"):
+    with pytest.raises(ValueError, match="objects.*checkpoint-4"):
         main(words)
 
 
@@ -133,8 +133,8 @@ def results_of(folder: Path, task: str) -> tuple[dict[str, torch.Tensor], list[f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", SCORES)
-def test_repeatedly_killed_run_ends_the_same(tmp_path, task):
-    """Proposals are drawn at random, and blocks are left out."""
+def test_killed_run_equals_uninterrupted_run(tmp_path, task):
+    """Check a run with random proposals and dropped blocks."""
     more = {"head": HEAD | {"roi_samples": 8, "rpn_samples": 16}, "drop_path_rate": 0.2, "vertical_flip": 0.25}
     more |= {"max_steps": 5, "save_steps": 1, "empty_share": 0.2}
     assert run(configure(tmp_path / "whole", task, **more)) == 0
@@ -148,11 +148,13 @@ def test_repeatedly_killed_run_ends_the_same(tmp_path, task):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_score_as_one(tmp_path):
-    """Without draws, which each process makes for its own images. Five images are three steps of two."""
+def test_two_processes_equal_one(tmp_path):
+    """Check two processes without random draws. Five images give three steps of two."""
     more = {"head": HEAD | {"roi_samples": 500, "rpn_samples": 5000}, "per_device_train_batch_size": 1}
     more |= {"optim": "sgd", "learning_rate": 1e-2, "empty_share": 1.0, "save_steps": 2, "drop_path_rate": 0.0}
-    scored_with = {"metric_options": {"iou_thresholds": [0.05], "interpolation": "area"}}  # or nothing is found yet
+    scored_with = {
+        "metric_options": {"iou_thresholds": [0.05], "interpolation": "area"}
+    }  # With a higher threshold no detection matches.
     more |= scored_with
     two = configure(tmp_path / "two", "oriented", **more)
     process = launch(2, tmp_path / "output.txt", "detection_run.py", *two)
@@ -179,22 +181,22 @@ def test_two_processes_train_and_score_as_one(tmp_path):
 @pytest.mark.parametrize(
     ("task", "more", "message"),
     [
-        ("oriented", {"right_angle_classes": ["dam"]}, r"right_angle_classes: \['dam'\] are none of the classes"),
-        ("oriented", {"metric": "coco_average_precision"}, "scores upright boxes and masks, not oriented boxes"),
-        ("horizontal", {"submission": {"split": "test"}}, "DOTA's server takes oriented boxes"),
-        ("horizontal", {"train_splits": ["train", "test"]}, "it may not be trained or selected on"),
-        ("horizontal", {"image_size": 100}, "image_size=100 is no multiple of 16"),
-        ("horizontal", {"vertical_flip": 0.6}, "chances of which one happens"),
-        ("horizontal", {"lr_milestones": [8, 4]}, "do not rise"),
-        ("upright", {}, "'upright' is none of horizontal, oriented, instances"),
+        ("oriented", {"right_angle_classes": ["dam"]}, "right_angle_classes.*'dam'"),
+        ("oriented", {"metric": "coco_average_precision"}, "coco_average_precision"),
+        ("horizontal", {"submission": {"split": "test"}}, "submission"),
+        ("horizontal", {"train_splits": ["train", "test"]}, "'test'|test_split"),
+        ("horizontal", {"image_size": 100}, "image_size.* 16.* 100"),
+        ("horizontal", {"vertical_flip": 0.6}, "vertical_flip"),
+        ("horizontal", {"lr_milestones": [8, 4]}, "lr_milestones"),
+        ("upright", {}, "'upright'"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(tmp_path, task, more, message):
+def test_incompatible_settings_are_refused(tmp_path, task, more, message):
     with pytest.raises(ValueError, match=message):
         main(configure(tmp_path, task, **more))
 
 
-def test_windows_are_merged_for_dotas_server(tmp_path):
+def test_dota_submission_has_merged_windows(tmp_path):
     tiled = {"images": "test/images", "annotations": "test/annfiles", "tile": {"size": 64, "overlap": 16}}
     words = configure(tmp_path, "oriented", submission={"split": "server"}, max_steps=1, save_strategy="no")
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
@@ -206,7 +208,7 @@ def test_windows_are_merged_for_dotas_server(tmp_path):
 
 
 @pytest.mark.slow
-def test_objects_are_found_in_bands(tmp_path):
+def test_detector_trains_on_bands(tmp_path):
     words = configure(
         tmp_path, "oriented", watch_samples=1, model_name_or_path=str(tmp_path / "start"), from_scratch={}
     )
@@ -227,9 +229,7 @@ def test_objects_are_found_in_bands(tmp_path):
     scene = next((tmp_path / "test/images").glob("*.tif"))
     detect_large(model, processor, scene, tmp_path / "found.geojson", threshold=0.0)
     assert json.loads((tmp_path / "found.geojson").read_text())["type"] == "FeatureCollection"
-    with pytest.raises(
-        ValueError, match="image processor of 'rt_detr_v2' takes red, green and blue, but .*out has 4 bands"
-    ):
+    with pytest.raises(ValueError, match="'rt_detr_v2' .*out has 4 bands"):
         del data["input_spec"]
         more = ["--detector", "rt_detr_v2", "--keep_ratio", "false", "--task", "horizontal", "--head", "{}"]
         main([*words, "--data", json.dumps(data), *more, "--model_name_or_path", str(tmp_path / "out")])

@@ -1,4 +1,4 @@
-"""transformers' own detectors by the recipe's switch, on the small data sets of painted rectangles."""
+"""Tests of the detectors of transformers in the recipe, on small data sets of rectangles."""
 
 import json
 
@@ -54,7 +54,7 @@ def configure(folder, detector, **more) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_one_stage_detector_trains_and_opens(tmp_path, detector):
+def test_one_stage_detector_trains_and_loads(tmp_path, detector):
     assert main(configure(tmp_path, detector)) == 0
     out = tmp_path / "out"
     assert (out / "watch" / "step-000000.png").is_file()
@@ -70,14 +70,14 @@ def test_one_stage_detector_trains_and_opens(tmp_path, detector):
     path = tmp_path / "test" / "images" / "b_101.png"
     found = pipeline("object-detection", model=model, image_processor=image_processor)(str(path), threshold=0.0)
 
-    # What the pipeline finds is what the model gives for the image as training saw it: stretched, and normalised.
+    # The pipeline equals the model on the stretched and normalized image.
     pixels = np.array(Image.open(path).resize((64, 64), Image.Resampling.BILINEAR)) / 255
     pixels = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     with torch.no_grad():
         logits = model(torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]).logits
     assert found[0]["score"] == pytest.approx(logits.sigmoid().max().item(), abs=1e-3)
 
-    # A second run starts from the model that the first one left, and only scores it.
+    # A second run scores the model of the first run without training.
     again = {"output_dir": str(tmp_path / "again"), "from_scratch": None, "model_name_or_path": str(out)}
     assert main(configure(tmp_path, detector, **again, do_train=False)) == 0
     scores = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("out", "again")]
@@ -94,7 +94,7 @@ def tiny_model(detector):
 
 @pytest.mark.parametrize("detector", ["rt_detr_v2", "deformable_detr"])
 def test_large_image_equals_its_windows(tmp_path, detector):
-    """Windows of 48 pixels beside each other, which the model sees at 64."""
+    """Check adjacent windows of 48 pixels that are resized to 64 pixels."""
     torch.manual_seed(0)
     model = tiny_model(detector).eval()
     size = {"height": 64, "width": 64}
@@ -137,31 +137,31 @@ def test_only_vit_layers_have_decayed_rates(detector):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"task": "oriented"}, "detector='rt_detr_v2' is for task: horizontal; task: oriented needs 'vitp'"),
-        ({"task": "instances"}, "task: instances needs 'vitp'"),
-        ({"keep_ratio": True}, "give keep_ratio: false"),
-        ({"image_size": 48}, "image_size=48 is no multiple of 32"),
-        ({"detector": "yolo"}, "detector='yolo' is none of vitp, rt_detr_v2, d_fine, deformable_detr"),
+        ({"task": "oriented"}, "detector='rt_detr_v2' .*task='oriented'"),
+        ({"task": "instances"}, "task='instances'"),
+        ({"keep_ratio": True}, "keep_ratio: false"),
+        ({"image_size": 48}, "image_size.* 32 .*48"),
+        ({"detector": "yolo"}, "detector.*'yolo'"),
     ],
 )
-def test_bad_settings_of_one_stage_detectors(tmp_path, more, message):
+def test_bad_one_stage_settings_are_refused(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         main(configure(tmp_path, **{"detector": "rt_detr_v2", **more}))
 
 
-def test_the_model_of_another_detector_is_refused(tmp_path):
+def test_model_of_other_detector_is_refused(tmp_path):
     model_class, processor_class = DETECTORS["d_fine"]
     model_class.config_class().save_pretrained(tmp_path / "other")
     processor_class().save_pretrained(tmp_path / "other")
     start = {"from_scratch": None, "model_name_or_path": str(tmp_path / "other")}
-    with pytest.raises(ValueError, match="holds a 'd_fine', but an exported backbone is expected"):
+    with pytest.raises(ValueError, match="'d_fine'"):
         main(configure(tmp_path, "rt_detr_v2", **start))
 
 
-def test_an_input_spec_is_refused(tmp_path):
+def test_input_spec_is_refused(tmp_path):
     words = configure(tmp_path, "rt_detr_v2")
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
     settings["data"]["input_spec"] = {"bands": [1, 1, 1]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match="input_spec is for ViTP's own detectors"):
+    with pytest.raises(ValueError, match="input_spec"):
         main(words)

@@ -1,4 +1,4 @@
-"""Pictures of detections: what lies over the border of an image stays in its panel."""
+"""Tests of the figures of detections with boxes over the image border."""
 
 import warnings
 
@@ -13,7 +13,7 @@ SIDE = 64
 
 
 def drawn(path, monkeypatch, corners) -> Figure:
-    """The figure of two samples, as it was saved; a warning is an error."""
+    """Draw and save the figure of two samples, with warnings as errors."""
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(
@@ -29,7 +29,7 @@ def drawn(path, monkeypatch, corners) -> Figure:
     return figures[0]
 
 
-def test_boxes_over_the_border_keep_the_panels(tmp_path, monkeypatch):
+def test_boxes_over_border_keep_panels(tmp_path, monkeypatch):
     box = torch.tensor([[0.0, 0.0], [20.0, 5.0], [18.0, 12.0], [-2.0, 7.0]])
     far = torch.stack([box + torch.tensor([dx, dy]) for dx in (-90.0, 20.0, 900.0) for dy in (-600.0, 20.0, 500.0)])
     with monkeypatch.context() as patch:

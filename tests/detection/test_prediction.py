@@ -1,4 +1,4 @@
-"""Detection in large images: windows one by one, a greedy loop, and what GDAL and COCO's tools read."""
+"""Tests of detection in large images against a greedy loop, GDAL and the COCO tools."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def write_tiff(path, image, **profile):
 
 @torch.no_grad()
 def objects_alone(model, processor, window, threshold, **options):
-    """The model on one window: labels, scores, outlines as polygons of shapely, and masks."""
+    """Return labels, scores, outlines as shapely polygons, and masks of one window."""
     size = window.shape[-2:]
     inputs = processor(
         torch.from_numpy(window.copy()), input_data_format="channels_first", return_tensors="pt", **options
@@ -82,7 +82,7 @@ def starts(length, window, stride):
 
 
 def by_hand(model, image, threshold=0.1, window=96, stride=60):
-    """All windows one by one, then a greedy loop over their objects."""
+    """Detect in all windows one by one, and merge the objects in a greedy loop."""
     found = []
     for top in starts(image.shape[1], window, stride):
         for left in starts(image.shape[2], window, stride):
@@ -112,7 +112,7 @@ def by_hand(model, image, threshold=0.1, window=96, stride=60):
 
 
 def lies_in_another(one, others):
-    """Of the boxes of objects of one class, seven tenths of one in one that goes on where it is cut."""
+    """Return whether another box of the class covers 0.7 of a cut box and continues beyond the cut."""
     box, boxes = one["outline"], [other["outline"] for other in others if other["label"] == one["label"]]
     around = [other for other in boxes if other.intersection(box).area >= 0.7 * box.area]
     beyond = [(np.array(other.bounds) - box.bounds) * [-1, -1, 1, 1] > 1 for other in around]
@@ -120,13 +120,13 @@ def lies_in_another(one, others):
 
 
 def test_adjacent_ships_are_not_merged(tmp_path, monkeypatch):
-    """Their upright boxes overlap; by a detector that finds what 0.7 of is in its window, and finds it whole."""
+    """Check ships with overlapping upright boxes, with a detector that finds ships with 0.7 in the window."""
     generator, along, across = np.random.default_rng(0), np.array([0.6, -0.8]), np.array([0.8, 0.6])
     truth = []
     for quay in np.stack(np.meshgrid([50, 200, 330], [60, 200]), -1).reshape(-1, 2):
         for berth in range(10):
-            centre, half = quay + across * 11 * berth, along * generator.uniform(24, 30)
-            truth.append([centre - half, centre + half, centre + half + 8 * across, centre - half + 8 * across])
+            center, half = quay + across * 11 * berth, along * generator.uniform(24, 30)
+            truth.append([center - half, center + half, center + half + 8 * across, center - half + 8 * across])
     truth = np.array(truth)
     windows = []
 
@@ -163,7 +163,7 @@ def test_adjacent_ships_are_not_merged(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """For each detector the model, the folder with the scene, and what was found in it, written both ways."""
+    """Return for each detector the model, the folder of the scene, and the detections in both formats."""
     folder = tmp_path_factory.mktemp("large")
     source = write_tiff(folder / "scene.tif", scene())
     models = {name: original_detector(name) for name in DETECTORS}
@@ -175,8 +175,8 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.parametrize("key", ["box", "corners"])
-def test_object_in_overlap_is_found_once(tmp_path, monkeypatch, key):
-    """By a detector that finds every part of an object that has a pixel in its window, and is as sure as it sees it."""
+def test_object_in_overlap_is_detected_once(tmp_path, monkeypatch, key):
+    """Check a detector that finds all visible parts of objects, with the visible share as score."""
     generator = np.random.default_rng(0)
     places = [(x, y) for x in range(3, 380, 29) for y in range(3, 280, 29)]
     truth = [(x, y, *np.add((x, y), generator.integers(8, 26, 2)).tolist()) for x, y in places]
@@ -209,7 +209,7 @@ def test_object_in_overlap_is_found_once(tmp_path, monkeypatch, key):
 
 
 @every_detector
-def test_objects_equal_a_greedy_loop_over_windows(written, name):
+def test_objects_equal_greedy_loop(written, name):
     folder, models, expected = written
     file = COCO(str(folder / f"{name}.json"))
     found = sorted(file.loadAnns(file.getAnnIds()), key=lambda one: -one["score"])
@@ -246,7 +246,7 @@ def test_instance_outlines_are_mask_edges(written):
 
 
 def pixels_of(degrees):
-    """From longitude and latitude to the scene's pixels, by the formula of the Mercator projection on a sphere."""
+    """Return scene pixels of longitude and latitude, by the spherical Mercator formula."""
     radius = 6378137.0
     x = radius * np.radians(degrees[:, 0])
     y = radius * np.log(np.tan(np.pi / 4 + np.radians(degrees[:, 1]) / 2))
@@ -254,8 +254,8 @@ def pixels_of(degrees):
 
 
 @every_detector
-def test_gdal_reads_objects_in_place(written, name):
-    """As QGIS does: a layer in longitude and latitude, with the boxes of COCO's file in pixels."""
+def test_gdal_reads_object_positions(written, name):
+    """Check the GeoJSON layer in longitude and latitude against the boxes of the COCO file in pixels."""
     folder, _, expected = written
     path = folder / f"{name}.geojson"
     info = pyogrio.read_info(path)
@@ -299,15 +299,15 @@ def test_windows_without_overlap_are_independent(written, tmp_path):
     )
 
 
-def test_small_image_is_seen_at_window_scale(written, tmp_path):
-    """Windows of 48 are brought to the processor's 96, so an image of 30 x 40 pixels to 60 x 80."""
+def test_small_image_has_scale_of_windows(written, tmp_path):
+    """Check that windows of 48 are resized to 96, so an image of 30 x 40 pixels is resized to 60 x 80."""
     model = written[1]["cascade_rcnn"]
     image = scene(30, 40)
     Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "small.png")
     processor = ViTPDetectionImageProcessor(do_resize=True, size={"max_height": 96, "max_width": 96})
     detect_large(model, processor, tmp_path / "small.png", tmp_path / "small.geojson", window=48, threshold=0.1)
     found = json.loads((tmp_path / "small.geojson").read_text())
-    assert found["coordinate_system"] == "pixels of the image, x to the right and y down from its top left corner"
+    assert found["coordinate_system"] == "pixels of the image, x to the right and y down from the top left corner"
     alone = objects_alone(model, processor, image, 0.1, size={"height": 60, "width": 80})
     rings = [feature["geometry"]["coordinates"][0] for feature in found["features"]]
     boxes = [[*np.min(ring, 0), *np.max(ring, 0)] for ring in rings]
@@ -315,7 +315,7 @@ def test_small_image_is_seen_at_window_scale(written, tmp_path):
     np.testing.assert_allclose(sorted(boxes), sorted(alone["boxes"].tolist()), rtol=0, atol=2e-3)
 
 
-def test_image_without_objects(written, tmp_path):
+def test_image_without_objects_gives_empty_file(written, tmp_path):
     folder, models, _ = written
     for suffix in ("geojson", "json"):
         output = tmp_path / f"none.{suffix}"
@@ -332,7 +332,7 @@ class Killed(Exception):
 
 
 def killed_after(model, monkeypatch, calls):
-    """The model as it is, until it is called once more."""
+    """Return the forward method of a model, which raises an error after a number of calls."""
     forward, count = model.forward, iter(range(calls))
 
     def dying(*args, **kwargs):
@@ -344,8 +344,8 @@ def killed_after(model, monkeypatch, calls):
 
 
 @pytest.mark.parametrize("calls, rows, needed", [(2, 0, 6), (4, 1, 3)])
-def test_killed_run_resumes(written, tmp_path, monkeypatch, calls, rows, needed):
-    """Two rows of windows, at 0 and 54, of three windows each. Killed while it predicts, and while it writes a row."""
+def test_killed_run_resumes_to_same_file(written, tmp_path, monkeypatch, calls, rows, needed):
+    """Check two rows of three windows, killed while it predicts, and killed while it writes a row."""
     folder, models, _ = written
     model, output = models["mask_rcnn"], tmp_path / "objects.geojson"
 
@@ -360,7 +360,7 @@ def test_killed_run_resumes(written, tmp_path, monkeypatch, calls, rows, needed)
     assert len(part.read_bytes().splitlines()) == rows and not output.exists()
     with open(part, "ab") as file:
         file.write(b'[{"label": 1, "sco')
-    with pytest.raises(ValueError, match=r"objects.geojson.part was begun with other stride, threshold: go on with"):
+    with pytest.raises(ValueError, match="objects.geojson.part .*stride, threshold"):
         run(stride=50, threshold=0.2)
     with monkeypatch.context() as patch:
         killed_after(model, patch, needed)
@@ -369,36 +369,37 @@ def test_killed_run_resumes(written, tmp_path, monkeypatch, calls, rows, needed)
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_windows_without_data_are_passed_over(written, tmp_path, monkeypatch):
+def test_windows_without_data_are_skipped(written, tmp_path, monkeypatch):
     model, image = written[1]["cascade_rcnn"], scene()
     image[:, :, :100] = 0
     path = write_tiff(tmp_path / "scene.tif", image, nodata=0)
     with monkeypatch.context() as patch:
-        killed_after(model, patch, 2)  # batches; of three windows in each of the two rows, the first has none
+        # The model is called twice, because the first of three windows in each of the two rows has no data.
+        killed_after(model, patch, 2)
         options = {**WINDOWS, "batch_size": 2}
         detect_large(model, ViTPDetectionImageProcessor(), path, tmp_path / "objects.json", **options)
     assert json.loads((tmp_path / "objects.json").read_text())["annotations"]
 
 
-def test_bad_detection_arguments(written, tmp_path):
+def test_bad_detection_arguments_are_refused(written, tmp_path):
     folder, models, _ = written
     model, source = models["cascade_rcnn"], folder / "scene.tif"
     local = write_tiff(tmp_path / "local.tif", scene(40, 40), crs='LOCAL_CS["site",UNIT["metre",1]]')
     many = write_tiff(tmp_path / "many.tif", np.concatenate([scene(40, 40)] * 2))
     (tmp_path / "there.json").touch()
     for image, output, options, message in (
-        (source, "objects.tif", {}, "objects.tif: give it the suffix .geojson, or .json for COCO's format"),
-        (source, "objects", {}, "objects: give it the suffix"),
-        (source, "there.json", {}, "there.json exists: delete it, or give another name"),
-        (source, "o.json", {"window": 64, "stride": 65}, "stride=65 must be from 1 to the window, 64"),
-        (source, "o.json", {"stride": 0}, "stride=0 must be from 1"),
-        (source, "o.json", {"batch_size": 0}, "batch_size=0 at least 1"),
-        (source, "o.json", {"threshold": 1.5}, r"threshold=1.5 is outside \[0, 1\]"),
-        (source, "o.json", {"nms_threshold": -1}, r"nms_threshold=-1 is outside \[0, 1\]"),
-        (tmp_path, "o.json", {}, "is a folder; give the file of an image"),
-        (source, "none/o.json", {}, "there is no folder .*none"),
-        (many, "o.json", {}, "many.tif has 6 bands: name the one or three to use"),
-        (local, "o.geojson", {}, "local.tif: its coordinates cannot be brought to longitude and latitude"),
+        (source, "objects.tif", {}, ".geojson.*objects.tif"),
+        (source, "objects", {}, ".geojson.*objects"),
+        (source, "there.json", {}, "there.json exists"),
+        (source, "o.json", {"window": 64, "stride": 65}, "64.*stride=65"),
+        (source, "o.json", {"stride": 0}, "stride=0"),
+        (source, "o.json", {"batch_size": 0}, "batch_size=0"),
+        (source, "o.json", {"threshold": 1.5}, "`threshold` .*1.5"),
+        (source, "o.json", {"nms_threshold": -1}, "`nms_threshold` .*-1"),
+        (tmp_path, "o.json", {}, "folder"),
+        (source, "none/o.json", {}, "older .*none"),
+        (many, "o.json", {}, "many.tif has 6"),
+        (local, "o.geojson", {}, "local.tif: .*longitude"),
     ):
         with pytest.raises((ValueError, OSError), match=message) as caught:
             detect_large(model, ViTPDetectionImageProcessor(), image, tmp_path / output, **options)
@@ -406,29 +407,28 @@ def test_bad_detection_arguments(written, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["local.tif", "many.tif", "there.json"]
 
 
-def test_script_takes_a_saved_detector(written, tmp_path):
+def test_script_detects_with_saved_model(written, tmp_path):
     folder, models, _ = written
     models["oriented_rcnn"].save_pretrained(tmp_path / "model")
     ViTPDetectionImageProcessor().save_pretrained(tmp_path / "model")
     words = [str(tmp_path / "model"), str(folder / "scene.tif"), "--output", str(tmp_path / "objects.geojson")]
     options = [part for name, value in WINDOWS.items() for part in (f"--{name}", str(value))]
     for wrong, message in (
-        (["--flip"], "--flip is no option for .*model, which is a vitp_oriented_object_detection"),
-        (["--scales", "1", "2"], "--scales is no option"),
-        (["--threshold", "2"], r"'2' is no float in \[0, 1\]"),
+        (["--flip"], "--flip"),
+        (["--scales", "1", "2"], "--scales"),
+        (["--threshold", "2"], "'2'|threshold"),
     ):
         with pytest.raises(ValueError, match=message):
             script.main([*words, *wrong])
-    with pytest.raises(ValueError, match=r"takes 1 image\(s\), but 2 given"):
+    with pytest.raises(ValueError, match="1 .* 2"):
         script.main([words[0], words[1], *words[1:]])
     assert script.main([*words, *options, "--threshold", "0.1"]) == 0
     assert (tmp_path / "objects.geojson").read_bytes() == (folder / "oriented_rcnn.geojson").read_bytes()
 
 
 @pytest.mark.slow
-def test_large_image_memory(tmp_path):
-    """0.19 GB as it is stored, and 0.77 GB as a model sees it. The model finds 300 boxes in a window without looking,
-    so that memory is the function's own."""
+def test_large_image_needs_little_memory(tmp_path):
+    """Check the memory for an image of 0.19 GB, 0.77 GB as model input, with 300 fixed boxes per window as model."""
     size = 8000
     profile = {"driver": "GTiff", "count": 3, "height": size, "width": size, "dtype": "uint8", "tiled": True}
     random = np.random.default_rng(0)
@@ -457,7 +457,7 @@ class Model(torch.nn.Module):
 torch.manual_seed(0)
 start = time.time()
 detect_large(Model(), ViTPDetectionImageProcessor(), "scene.tif", "objects.geojson")
-# Not ru_maxrss, which a new process takes over from the one that started it.
+# ru_maxrss is not used, because a new process inherits it from its parent.
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(time.time() - start, int(peak.split()[1]) * 1024)
 """
@@ -474,7 +474,7 @@ BOX = {"label": 1, "score": 0.123456789, "box": [2.0, 3.0, 12.0, 7.5]}
 
 
 def image(path, **profile):
-    """An image of 20 x 30 pixels, open."""
+    """Return an open image of 20 x 30 pixels."""
     profile = {"driver": "GTiff", "count": 1, "height": 20, "width": 30, "dtype": "uint8", **profile}
     with rasterio.open(path, "w", **profile) as file:
         file.write(np.zeros((1, 20, 30), np.uint8))
@@ -489,7 +489,7 @@ def geojson(tmp_path, found, **profile):
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 def test_polygons_cover_the_mask(share):
-    """With holes, parts and parts that touch at a corner."""
+    """Check masks with holes, with several parts, and with parts that touch at a corner."""
     mask = np.random.default_rng(0).random((13, 17)) < share
     polygons = polygons_of(mask, left=100, top=50)
     assert any(len(rings) > 1 for rings in polygons) == (share > 0.1)
@@ -500,7 +500,7 @@ def test_polygons_cover_the_mask(share):
     assert polygons_of(np.zeros((4, 5), bool)) == []
 
 
-def test_holes_in_geojson_and_coco(tmp_path):
+def test_holes_are_kept_in_geojson_only(tmp_path):
     mask = np.ones((5, 5), bool)
     mask[2, 1:3] = False
     found = {**BOX, "polygons": polygons_of(mask, 4, 6)}
@@ -517,7 +517,7 @@ def test_holes_in_geojson_and_coco(tmp_path):
 
 def test_image_without_crs_keeps_its_coordinates(tmp_path):
     found = geojson(tmp_path, BOX, transform=from_origin(500, 900, 2, 2))
-    assert found["coordinate_system"] == "that of the image, which does not name it (it has no CRS)"
+    assert "no CRS" in found["coordinate_system"]
     assert found["features"] == [
         {
             "type": "Feature",
@@ -531,16 +531,16 @@ def test_image_without_crs_keeps_its_coordinates(tmp_path):
 
 
 @pytest.mark.parametrize("pixel", [5e-6, 0.25, 3.0])
-def test_small_pixels_without_crs_keep_precision(tmp_path, pixel):
-    """The world files of many images are in degrees."""
+def test_small_pixels_keep_precision(tmp_path, pixel):
+    """Check an image whose world file is in degrees."""
     found = geojson(tmp_path, BOX, transform=from_origin(12, 48, pixel, pixel))
     shape = shapely.from_geojson(json.dumps(found["features"][0]["geometry"]))
     expected = (12 + 2 * pixel, 48 - 7.5 * pixel, 12 + 12 * pixel, 48 - 3 * pixel)
     assert shape.bounds == pytest.approx(expected, rel=0, abs=1e-3 * pixel)
 
 
-def test_ground_control_points_place_the_objects(tmp_path):
-    """Of many radar images they are the georeference; here 0.1 degrees a pixel."""
+def test_ground_control_points_set_positions(tmp_path):
+    """Check ground control points, the georeference of many radar images, with 0.1 degrees per pixel."""
     places = [(row, column) for row in (0, 20) for column in (0, 30)]
     points = [GroundControlPoint(row, column, 10 + column / 10, 50 - row / 10) for row, column in places]
     found = geojson(tmp_path, BOX, gcps=points, crs="EPSG:4326")
@@ -549,8 +549,8 @@ def test_ground_control_points_place_the_objects(tmp_path):
     assert shape.bounds == pytest.approx((10.2, 49.25, 11.2, 49.7), abs=1e-6)
 
 
-def test_object_over_the_antimeridian(tmp_path):
-    """RFC 7946, 3.1.9. The image lies in Fiji's zone, where longitude 180 is near x = 817,700."""
+def test_object_over_antimeridian_is_split(tmp_path):
+    """Check RFC 7946, 3.1.9, with an image in the zone of Fiji, where longitude 180 is near x = 817,700."""
     ground = {"crs": "EPSG:32760", "transform": from_origin(817_700 - 3000, 8_007_000, 200, 200)}
     (feature,) = geojson(tmp_path, {**BOX, "box": [0, 0, 30, 20]}, **ground)["features"]
     shape = shapely.from_geojson(json.dumps(feature["geometry"]))
@@ -559,7 +559,7 @@ def test_object_over_the_antimeridian(tmp_path):
     assert all(part.exterior.is_ccw for part in shape.geoms)
 
 
-def test_an_outline_is_closed():
+def test_outline_is_closed():
     corners = [[0, 1], [2, 0], [3, 2], [1, 3]]
     assert outline({"corners": corners}) == [[[*corners, corners[0]]]]
     assert outline({"box": [1, 2, 3, 4]}) == [[[[1, 2], [3, 2], [3, 4], [1, 4], [1, 2]]]]
@@ -587,16 +587,16 @@ def test_submission_equals_mmrotate(tmp_path):
             assert packed.read(name).decode() == text == (tmp_path / "Task1" / name).read_text()
 
 
-def test_the_first_corner_is_that_of_mmrotate():
+def test_first_corner_equals_mmrotate():
     fixture = load_file(FIXTURES / "rotated_ops" / "expected.safetensors")
     ordered = first_at_top_left(corners(fixture["convert.boxes"].double()).numpy())
     expected = fixture["submission.corners"][:, :8].reshape(-1, 4, 2).double()
     torch.testing.assert_close(torch.from_numpy(ordered), expected, rtol=0, atol=1e-4)
 
 
-def test_missing_or_foreign_images_are_refused(tmp_path):
+def test_missing_or_unexpected_images_are_refused(tmp_path):
     nothing = {"corners": torch.zeros(0, 4, 2), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}
-    with pytest.raises(ValueError, match=r"without detections for \['P0002'\], and with some for \['P0003'\]"):
+    with pytest.raises(ValueError, match="'P0002'.*'P0003'"):
         write_task1({"P0001": nothing, "P0003": nothing}, ["ship"], tmp_path / "Task1", ["P0001", "P0002"])
     write_task1({"P0001": nothing}, ["ship", "plane"], tmp_path / "Task1", ["P0001"])
     assert {path.name: path.read_text() for path in (tmp_path / "Task1").iterdir()} == {

@@ -1,4 +1,4 @@
-"""Windows as DOTA's images are cut, and what is found in them brought together."""
+"""Tests of the windows of large images, as in DOTA, and of the merging of their detections."""
 
 import json
 
@@ -31,16 +31,16 @@ def test_windows_equal_mmrotate_splitter(name):
         places = np.flatnonzero(inside(corners, window, 1024))
         assert [found[place].label for place in places] == [line[8] for line in lines]
         expected = np.array([line[:8] for line in lines], float).reshape(-1, 4, 2)
-        np.testing.assert_allclose(corners[places] - window[:2], expected, rtol=0, atol=1e-4)  # theirs are float32
+        np.testing.assert_allclose(corners[places] - window[:2], expected, rtol=0, atol=1e-4)  # mmrotate uses float32.
 
 
 @settings(deadline=None, max_examples=200)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_the_share_inside_is_that_of_shapely(seed):
+def test_share_inside_equals_shapely(seed):
     random = np.random.default_rng(seed)
     size = int(random.integers(1, 30))
     start = tuple(random.integers(-5, 20, 2).tolist())
-    whole_numbers = random.random() < 0.3  # so that sides lie on those of the window
+    whole_numbers = random.random() < 0.3  # Integers, so that sides coincide with those of the window.
     polygons = []
     while len(polygons) < 5:
         points = random.integers(-5, 40, (4, 2)) if whole_numbers else random.uniform(-5, 40, (4, 2))
@@ -54,7 +54,7 @@ def test_the_share_inside_is_that_of_shapely(seed):
 
 def test_small_images_have_one_window():
     assert object_windows((500, 600), 1024, 200) == [(0, 0, 600, 500)]
-    # 1,200 pixels wide and 300 high: neither window has more than 60% image, so both stay.
+    # 1,200 pixels wide and 300 high: no window has more than 60% image, so both are kept.
     assert object_windows((300, 1200), 1024, 200) == [(0, 0, 1024, 300), (176, 0, 1200, 300)]
     assert object_windows((300, 1200), 1024, 200, min_image_share=0.2) == [(0, 0, 1024, 300), (176, 0, 1200, 300)]
     assert len(object_windows((3000, 3000), 1024, 200)) == 16
@@ -72,7 +72,7 @@ def test_window_detections_are_merged():
         offset = torch.tensor([left, top, left, top])
         parts.append({"boxes": boxes[mine] - offset, "scores": scores[mine], "labels": labels[mine]})
         starts.append((left, top))
-    assert sum(len(part["scores"]) for part in parts) > len(boxes)  # many are in several windows
+    assert sum(len(part["scores"]) for part in parts) > len(boxes)  # Many objects are in several windows.
     merged = merge(parts, starts, nms_threshold=0.3)
     kept = [
         torch.arange(60)[labels == label][nms(boxes[labels == label], scores[labels == label], 0.3)] for label in (0, 1)

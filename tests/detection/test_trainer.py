@@ -1,4 +1,4 @@
-"""What the trainer makes of samples, and of a model's outputs."""
+"""Tests of the detection trainer: training samples, batches and metrics."""
 
 import json
 from contextlib import nullcontext, redirect_stdout
@@ -45,23 +45,23 @@ def test_sample_is_normalized_with_relative_boxes(tmp_path):
     torch.testing.assert_close(item["labels"]["boxes"], boxes)
 
 
-def test_images_are_read_by_the_input_spec_once(tmp_path):
-    """What the model is given in evaluation is what the samples have, normalised."""
-    samples, given = open_samples(tmp_path, "horizontal"), []
+def test_input_spec_is_applied_once(tmp_path):
+    """Check that the model inputs in evaluation are the normalized samples."""
+    samples, received = open_samples(tmp_path, "horizontal"), []
     processor = ViTPDetectionImageProcessor(input_spec={"window": [0, 100], "gamma": 0.5})
-    model = SimpleNamespace(eval=lambda: lambda **inputs: given.append(inputs["pixel_values"]))
+    model = SimpleNamespace(eval=lambda: lambda **inputs: received.append(inputs["pixel_values"]))
     trainer = SimpleNamespace(processing_class=processor, model=None, task="horizontal")
     trainer.args = SimpleNamespace(device="cpu")
     trainer.accelerator = SimpleNamespace(unwrap_model=lambda _: model)
     trainer.compute_loss_context_manager = nullcontext
-    with pytest.raises(AttributeError):  # there are no outputs
+    with pytest.raises(AttributeError):  # The model returns no outputs.
         ViTPDetectionTrainer.detect(trainer, [samples[1]["image"]])
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = (samples[1]["image"].double().numpy() / 255 - mean[:, None, None]) / std[:, None, None]
-    np.testing.assert_allclose(given[0][0], expected, atol=1e-5)
+    np.testing.assert_allclose(received[0][0], expected, atol=1e-5)
 
 
-def test_samples_are_functions_of_seed_and_epoch(tmp_path):
+def test_samples_depend_on_seed_and_epoch(tmp_path):
     samples, processor = open_samples(tmp_path, "oriented"), ViTPDetectionImageProcessor()
     augmentation = Augmentation(64, flips=(0.25, 0.25, 0.25), rotation=0.7)
 
@@ -105,8 +105,8 @@ def test_annotations_reach_the_metrics(tmp_path, task):
 
 
 @pytest.mark.parametrize("task", ["horizontal", "instances"])
-def test_object_size_is_the_annotated_area(tmp_path, task):
-    """As pycocotools has it, by the area in the file, which is none of the box."""
+def test_annotated_area_determines_object_size(tmp_path, task):
+    """Check that the annotated area, not that of the box, determines the object size, as in pycocotools."""
     write_coco(tmp_path, IMAGES)
     contents = json.loads((tmp_path / "instances.json").read_text())
     annotations = contents["annotations"]
@@ -137,10 +137,10 @@ def test_object_size_is_the_annotated_area(tmp_path, task):
                 left, top, right, bottom = places["boxes"][number].tolist()
                 entry["bbox"] = [left, top, right - left, bottom - top]
             found.append(entry)
-    annotations[0]["area"] = 100  # of the box and of the mask, which are as small
+    annotations[0]["area"] = 100  # A small area, like that of the box and of the mask.
     assert without == 500 and annotations[0]["bbox"][2] * annotations[0]["bbox"][3] < 32**2
     for annotation in annotations:
-        annotation["id"] += 1  # pycocotools takes 0 for none
+        annotation["id"] += 1  # pycocotools treats the id 0 as no match.
     with redirect_stdout(StringIO()):
         truth = COCO()
         truth.dataset = contents

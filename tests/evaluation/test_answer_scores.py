@@ -1,4 +1,4 @@
-"""Scores of answers, against brute force and, where lmms-eval is installed, the VQA challenge's own rules."""
+"""Scores of answers, compared with brute force and, if lmms-eval is installed, with the rules of the VQA challenge."""
 
 import collections
 import itertools
@@ -44,12 +44,12 @@ BOX = "<ref>ship</ref><box>[[100, 200, 300, 400]]</box>"
         ("no", "yes", False),
     ],
 )
-def test_answers_are_compared_normalized(answer, reference, is_right):
+def test_answers_are_normalized(answer, reference, is_right):
     assert score_answers("vqa", [""], [answer], [["other", reference]])["accuracy"].tolist() == [float(is_right)]
 
 
 @pytest.mark.slow
-def test_normalization_agrees_with_the_vqa_challenge():
+def test_normalization_matches_vqa_challenge():
     metric = pytest.importorskip("lmms_eval.tasks._task_utils.vqa_eval_metric")
     process = metric.EvalAIAnswerProcessor()
     texts = ["Yes.", "yes", "no!", "Two", "2", "an urban area", "Urban area", "the 10", "ten", "top, left", "top left"]
@@ -132,7 +132,7 @@ def test_choice_by_letter_or_similarity(answer, chosen):
     assert scores["accuracy"].tolist() == [float(chosen == "B")] * 2
 
 
-def test_choices_that_begin_like_a_letter():
+def test_choices_may_begin_like_letter():
     organisms = ["C. albicans", "E. coli", "S. aureus", "B. cereus"]
     question = "\n".join(["Which?", *(f"{letter}. {text}" for letter, text in zip("ABCD", organisms))])
     choices = read_choices(question)
@@ -144,7 +144,7 @@ def test_choices_that_begin_like_a_letter():
         assert scores["accuracy"].tolist() == [1] * len(said)
 
 
-def test_choices_that_are_letters_or_name_others():
+def test_choices_may_contain_letters():
     groups = {"A": "O", "B": "A", "C": "B", "D": "AB"}
     assert [choose_option(one, groups) for one in ("A", "B. A", "O", "AB", "D")] == ["A", "B", "A", "D", "D"]
     modalities = {"A": "CT", "B": "MRI", "C": "PET", "D": "Both A and B"}
@@ -152,7 +152,7 @@ def test_choices_that_are_letters_or_name_others():
     assert [choose_option(one, modalities) for one in said] == ["D", "D", "D", None]
 
 
-def test_of_several_right_answers_the_best_one_counts():
+def test_best_reference_counts():
     other = "<box>[[500, 500, 600, 600]]</box>"
     answers = [BOX, other, "[0, 0, 9, 9]"]
     scores = score_answers("grounding", [""] * 3, answers, [["There is no ship.", BOX, other]] * 3)
@@ -163,11 +163,11 @@ def test_of_several_right_answers_the_best_one_counts():
     assert scores["accuracy"].tolist() == [0.75, 1]
 
 
-def test_lines_that_are_no_list_from_a_on_are_no_choices():
+def test_choices_start_at_a():
     assert read_choices("Is it A. or B.?") == read_choices("A. one") == read_choices("B. one\nC. two") == {}
 
 
-def test_boxes_are_scored_by_the_first_one_in_the_answer():
+def test_first_box_is_scored():
     answers = [
         BOX,
         "[200, 200, 400, 400]",
@@ -187,12 +187,12 @@ def test_boxes_are_scored_by_the_first_one_in_the_answer():
     assert scores["answers_with_box"].tolist() == [1, 1, 1, 0, 0]
 
 
-def test_a_map_is_scored_by_its_cells_in_order():
+def test_map_cells_are_scored_in_order():
     answers, references = ["a b c d e", "a b", "abXd", ""], [["a b x d"], ["a b c d"], ["abcd"], ["abcd"]]
     assert score_answers("map", [""] * 4, answers, references)["accuracy"].tolist() == [0.75, 0.5, 0.75, 0]
 
 
-# The example of aac-metrics 0.6, with the values that it gives there.
+# Example of aac-metrics 0.6 with its values.
 ANSWERS = ["a man is speaking", "rain falls"]
 REFERENCES = [
     ["a man speaks.", "someone speaks.", "a man is speaking while a bird is chirping in the background"],
@@ -200,7 +200,7 @@ REFERENCES = [
 ]
 
 
-def test_captions_score_as_in_aac_metrics():
+def test_caption_scores_match_aac_metrics():
     scores = score_captions(ANSWERS, REFERENCES)
     assert scores["bleu_1"] == pytest.approx(0.4278, abs=1e-4)
     assert scores["cider"] == pytest.approx([1.3641, 0.5587], abs=1e-4)
@@ -212,7 +212,7 @@ def grams(words: list[str], order: int) -> collections.Counter:
 
 
 def bleu(answers, references, most: int) -> float:
-    """Papineni et al. 2002, of the corpus, with the closest length of the references."""
+    """Return corpus BLEU (Papineni et al. 2002) with the closest reference length."""
     logs, length, wanted = [], sum(map(len, answers)), 0
     for answer, found in zip(answers, references):
         wanted += min((abs(len(one) - len(answer)), len(one)) for one in found)[1]
@@ -229,7 +229,7 @@ def bleu(answers, references, most: int) -> float:
 
 
 def cider(answers, references) -> list[float]:
-    """CIDEr-D, Vedantam et al. 2015, section 5."""
+    """Return CIDEr-D (Vedantam et al. 2015, section 5)."""
     scores = np.zeros(len(answers))
     for order in range(1, 5):
         seen = collections.Counter(
@@ -254,7 +254,7 @@ def cider(answers, references) -> list[float]:
 
 
 def rouge(answer, found) -> float:
-    """Lin 2004, with the weight of recall that COCO has."""
+    """Return ROUGE-L (Lin 2004) with COCO's weight of recall."""
 
     def common(one, other):
         if not one or not other:
@@ -269,7 +269,7 @@ def rouge(answer, found) -> float:
     return (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision) if precision else 0.0
 
 
-def test_scores_are_those_of_brute_force():
+def test_caption_scores_match_brute_force():
     rng = np.random.default_rng(0)
     words = ["a", "road", "house", "tree", "was", "built", "beside"]
     texts = [[" ".join(rng.choice(words, rng.integers(6, 9))) for _ in range(4)] for _ in range(12)]
@@ -282,12 +282,12 @@ def test_scores_are_those_of_brute_force():
     assert scores["cider"] == pytest.approx(cider(split, wanted))
 
 
-def test_empty_captions_and_a_single_image():
+def test_empty_captions_and_single_image_are_scored():
     scores = score_captions(["", ""], REFERENCES)
     assert scores["cider"].tolist() == scores["rouge_l"].tolist() == [0, 0] and scores["bleu_1"] < 1e-6
     alone = score_captions(["a man speaks"], REFERENCES[:1])
     assert alone["cider"].tolist() == [0] and alone["rouge_l"].tolist() == [1] and alone["bleu_1"] == pytest.approx(1)
 
 
-def test_words_have_no_case_and_no_punctuation():
+def test_caption_words_are_normalized():
     assert tokenize("Two-story houses, 0.5 km2; the tree's SHADE!") == "two-story houses 0.5 km2 the tree 's shade"

@@ -1,4 +1,4 @@
-"""The table of robustness with a task that predicts nothing: what is run, what is kept, and what becomes of scores."""
+"""Robustness evaluation with a dummy task: conditions that are run, finished conditions, and summaries of scores."""
 
 import fcntl
 import hashlib
@@ -21,7 +21,7 @@ from modeling_vitp.training.command_line import parse
 
 
 class Counted:
-    """A task of another kind: three images, a score by a hash of what it is asked, and a list of what it was asked."""
+    """Dummy task with three images, scores by a hash of the condition, and a list of the evaluated conditions."""
 
     asked: list[tuple] = []
     stops_after = math.inf
@@ -48,7 +48,7 @@ class Counted:
 
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
-    """A function: the metrics of an evaluation of models `a` and `b`, and what it asked of them."""
+    """Return a function that evaluates models `a` and `b`, and returns metrics and evaluated conditions."""
     monkeypatch.setitem(robustness.TASKS, "counted", Counted)
     monkeypatch.setitem(MODELS, "counted", ModelEntry("counted", "AutoModel", "other", "", robustness_task="counted"))
     for name in "ab":
@@ -92,7 +92,7 @@ def test_relative_scores_and_averages(ask, tmp_path):
 
 
 @pytest.mark.parametrize("stops_after", [0, 1, 7, 25, 49])
-def test_stopped_evaluation_goes_on(ask, tmp_path, stops_after):
+def test_stopped_evaluation_resumes(ask, tmp_path, stops_after):
     whole, asked = ask(output_dir=str(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         ask(stops_after)
@@ -103,7 +103,7 @@ def test_stopped_evaluation_goes_on(ask, tmp_path, stops_after):
     assert ask()[1] == []
 
 
-def test_more_conditions_add_to_the_finished(ask):
+def test_conditions_can_be_added(ask):
     few, asked = ask(names="a", corruptions=["haze"], severities=[3])
     assert asked == [("a", None, 0), ("a", "haze", 3)]
     assert set(few["models"][0]["corruptions"]) == {"haze"}
@@ -112,18 +112,18 @@ def test_more_conditions_add_to_the_finished(ask):
     assert asked == [("a", *how) for how in added] + [("b", None, 0), ("b", "haze", 3), *(("b", *how) for how in added)]
 
 
-def test_other_images_or_weights_are_refused(ask, monkeypatch):
+def test_changed_images_or_weights_raise_error(ask, monkeypatch):
     ask(corruptions=["haze"])
-    with pytest.raises(ValueError, match="settings.json is of a comparison with another seed: give another output_dir"):
+    with pytest.raises(ValueError, match="settings.json .*different seed"):
         ask(corruptions=["haze"], seed=1)
-    with pytest.raises(ValueError, match="another limit"):
+    with pytest.raises(ValueError, match="different limit"):
         ask(corruptions=["haze"], limit=2)
     monkeypatch.setattr(Counted, "settings", property(lambda self: {"weights": "others"}, lambda *_: None), False)
-    with pytest.raises(ValueError, match=r"a/settings.json is of a comparison with another weights"):
+    with pytest.raises(ValueError, match=r"a/settings.json .*different weights"):
         ask(corruptions=["haze"])
 
 
-def test_one_evaluation_writes_to_a_folder_at_a_time(ask, tmp_path, monkeypatch):
+def test_output_folder_is_locked(ask, tmp_path, monkeypatch):
     evaluate = Counted.evaluate
 
     def beside(self, *how):
@@ -134,21 +134,21 @@ def test_one_evaluation_writes_to_a_folder_at_a_time(ask, tmp_path, monkeypatch)
     monkeypatch.setattr(Counted, "evaluate", beside)
     monkeypatch.setattr("modeling_vitp.training.checkpointing.LOCK_TIMEOUT", 0)
     ask(corruptions=["haze"])
-    with locked_elsewhere(tmp_path / "out"), pytest.raises(RunStopped, match="Another run writes to .*out"):
+    with locked_elsewhere(tmp_path / "out"), pytest.raises(RunStopped, match="out"):
         ask(corruptions=["haze"])
 
 
-def test_a_score_can_be_any_value_of_the_metric(ask, tmp_path, monkeypatch):
+def test_score_can_be_any_metric_value(ask, tmp_path, monkeypatch):
     monkeypatch.setattr(Counted, "score", "ap75")
     metrics, _ = ask(corruptions=["haze"])
     assert metrics["models"][0]["clean"]["score"] == metrics["models"][0]["clean"]["metrics"]["ap75"]
-    monkeypatch.setattr(Counted, "score", "ap/ship")  # which never occurs
+    monkeypatch.setattr(Counted, "score", "ap/ship")  # The class does not occur, so that the score is NaN.
     metrics, asked = ask(corruptions=["haze"])
     assert asked == [] and math.isnan(metrics["models"][0]["average"]["score"])
     assert robustness_table(metrics).splitlines()[-1] == "| average | – | – | – | – |"
     draw_robustness(metrics, tmp_path / "plot.png")
     monkeypatch.setattr(Counted, "score", "iou")
-    with pytest.raises(ValueError, match="score='iou' is no value of the metric, which has ap50, ap75, ap/ship"):
+    with pytest.raises(ValueError, match="'iou'.* ap50, ap75, ap/ship"):
         ask(corruptions=["haze"])
 
 
@@ -157,7 +157,7 @@ def of_model(name: str, clean: float, scores: dict[tuple[str, int], float]) -> d
     return {"model": name, **robustness.summarize_conditions(found, "mean_iou")}
 
 
-def test_tables():
+def test_robustness_tables():
     conditions = [("haze", 1), ("haze", 5), ("data_gaps", 1), ("data_gaps", 5)]
     first = of_model("r = 0", 0.5, dict(zip(conditions, (0.4, 0.2, 0.5, 0.3))))
     second = of_model("r = 0.75", 0.0, dict(zip(conditions, (0.0, 0.1, 0.0, 0.0))))
@@ -177,7 +177,7 @@ def test_tables():
     ]
 
 
-def test_short_names():
+def test_short_names_are_unique():
     assert short_names(["runs/a", "org/b", "c/"]) == ["a", "b", "c"]
     assert short_names(["runs/1/model", "runs/2/model", "c"]) == ["runs/1/model", "runs/2/model", "c"]
 
@@ -185,31 +185,31 @@ def test_short_names():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--severities", "1"], "Give `models`"),
-        (["--models", "m", "--severities", "0"], r"severities=\[0\] is not in \[1, 5\]"),
-        (["--models", "m", "--severities", "5", "6"], r"severities=\[5, 6\] is not in \[1, 5\]"),
-        (["--models", "m", "--limit", "0"], r"limit=0 is not in \[1, inf\)"),
-        (["--models", "m", "m"], r"models=\['m', 'm'\]: one is given twice"),
-        (["--models", "m", "--severities", "1", "1"], "one is given twice"),
+        (["--severities", "1"], "`models`"),
+        (["--models", "m", "--severities", "0"], r"severities.*\[0\]"),
+        (["--models", "m", "--severities", "5", "6"], r"severities.*\[5, 6\]"),
+        (["--models", "m", "--limit", "0"], "limit.*0"),
+        (["--models", "m", "m"], r"models .*\['m', 'm'\]"),
+        (["--models", "m", "--severities", "1", "1"], "severities .*duplicates"),
         (["--models", "m", "--metric", "map"], "'map'"),
-        (["--models", "m", "--data", "lovda"], "there is no configuration 'lovda'.*loveda"),
-        (["--models", "m", "--data", "quickstart"], "data='quickstart' is no configuration of fine-tuning"),
-        (["--models", "m", "--data", "[1]"], "there is no configuration"),
+        (["--models", "m", "--data", "lovda"], "'lovda'.*loveda"),
+        (["--models", "m", "--data", "quickstart"], "data='quickstart'"),
+        (["--models", "m", "--data", "[1]"], "configuration"),
     ],
 )
-def test_wrong_words_are_one_line(words, says):
+def test_invalid_arguments_raise_one_line(words, says):
     with pytest.raises(WrongArguments, match=says) as caught:
         parse(words, "", (RobustnessArguments,))
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_model_or_corruption_that_is_none_is_named(ask, tmp_path):
-    with pytest.raises(ValueError, match="there is no corruption 'snow'; there are brightness_contrast, cloud"):
+def test_unknown_model_or_corruption_is_named(ask, tmp_path):
+    with pytest.raises(ValueError, match="'snow'"):
         ask(corruptions=["haze", "snow"])
     (tmp_path / "b" / "config.json").write_text('{"model_type": "vitp"}')
-    with pytest.raises(ValueError, match="b is a 'vitp' model; one fine-tuned is needed: .*counted"):
+    with pytest.raises(ValueError, match="counted.*b of type 'vitp'"):
         ask()
-    with pytest.raises(ValueError, match="no_such is no model") as caught:
+    with pytest.raises(ValueError, match="no_such") as caught:
         ask(names=["no_such"])
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()

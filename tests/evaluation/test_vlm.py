@@ -1,4 +1,4 @@
-"""Questions of rows, and the evaluation of vision-language models on them, beside other images."""
+"""Questions of rows, and the evaluation of vision-language models with own and other images."""
 
 import json
 
@@ -23,12 +23,12 @@ BOXES = ["<ref>tree</ref><box>[[100, 100, 500, 500]]</box>", "[[0, 0, 1000, 1000
 
 @pytest.fixture(scope="module")
 def place(tokenizer, tmp_path_factory):
-    """A folder with a model and with rows of every kind about three images."""
+    """Return a folder with a model, and with rows of each kind about three images."""
     folder = tmp_path_factory.mktemp("vlm")
     for part in vivid_model(tokenizer):
         part.save_pretrained(folder / "model")
     (folder / "rows").mkdir()
-    # No other is about two images, so that these cannot be swapped.
+    # Only one question is about two images, so that its images cannot be swapped.
     lines = [{"images": ["0.png", "1.png"], "question": "How many have the two?", "answer": "0"}]
     for place, box in enumerate(BOXES):
         picture(60, 56, place).save(folder / "rows" / f"{place}.png")
@@ -48,8 +48,8 @@ def arguments(place, **options):
     return VLMArguments(**settings | options)
 
 
-def test_looking_model_is_better_with_own_images(place, tmp_path, monkeypatch):
-    """It answers what the rows say of the image that it is shown."""
+def test_visual_model_gains_from_own_images(place, tmp_path, monkeypatch):
+    """Evaluate a model that answers correctly for the image in its input."""
     shown = {np.asarray(Image.open(place / "rows" / f"{number}.png")).tobytes(): number for number in range(3)}
     right = {"Where": BOXES, "How": ["0", "1", "2"], "Which": ["A", "B", "A."]}
     right["Describe"] = [f"There are {number} trees in the top-left quarter." for number in range(3)]
@@ -70,7 +70,7 @@ def test_looking_model_is_better_with_own_images(place, tmp_path, monkeypatch):
     for kind, name in (("vqa", "accuracy"), ("grounding", "accuracy_at_0.5"), ("choice", "accuracy")):
         assert model["scores"][kind][name]["own"] == 1, kind
     assert model["scores"]["vqa"]["accuracy"] == {"own": 1, "other_images": 0, "gain": [1, 1]}
-    # Each is shown the next one of three images.
+    # The other image is the next one of three.
     assert model["scores"]["choice"]["accuracy"]["other_images"] == pytest.approx(1 / 3)
     iou = model["scores"]["grounding"]["mean_iou"]
     assert iou["own"] == 1 and iou["other_images"] < 0.3 and 0.7 < iou["gain"][0] <= iou["gain"][1] <= 1
@@ -94,39 +94,39 @@ def test_command_writes_table_metrics_and_picture(place, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"split": "val"}, r"has no split 'val', only \['test'\]: give split\."),
-        ({"models": ["no_model"]}, "no_model is no model"),
-        ({"split": "test[:3]"}, "about the same image, so that none can be swapped"),
-        ({"split": "test[:0]"}, r"test\[:0\] has no row, since test has 13"),
+        ({"split": "val"}, r"'val' not found .*\['test'\]\. Set split\."),
+        ({"models": ["no_model"]}, "no_model"),
+        ({"split": "test[:3]"}, "about the same image"),
+        ({"split": "test[:0]"}, r"test\[:0\] has no rows: test has 13"),
     ],
 )
-def test_what_cannot_be_asked_is_told(place, options, said):
+def test_invalid_options_are_named(place, options, said):
     with pytest.raises(ValueError, match=said):
         vlm.evaluate_vlm(arguments(place, **options))
 
 
-def test_rows_without_images_ask_nothing(place, tmp_path):
+def test_rows_without_images_raise_error(place, tmp_path):
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": "How many?", "answer": "3"}) + "\n")
-    with pytest.raises(ValueError, match="has no questions about images that are scored, in 1 rows"):
+    with pytest.raises(ValueError, match="No questions .*1 rows"):
         vlm.evaluate_vlm(arguments(place, dataset_name=str(tmp_path)))
 
 
-def test_a_model_that_does_not_answer_is_told(place, tmp_path):
+def test_model_of_other_type_raises_error(place, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vitp_vision"}')
-    with pytest.raises(ValueError, match="is a 'vitp_vision' model; one that answers is needed"):
+    with pytest.raises(ValueError, match="of type 'vitp_vision'"):
         vlm.evaluate_vlm(arguments(place, models=[str(tmp_path)]))
-    for wrong, said in (({"models": []}, "Give `models`"), ({"dataset_name": None}, "Give `dataset_name`")):
+    for wrong, said in (({"models": []}, "`models`"), ({"dataset_name": None}, "`dataset_name`")):
         with pytest.raises(ValueError, match=said):
             arguments(place, **wrong)
 
 
-def test_bootstrap_interval():
+def test_bootstrap_interval_over_images():
     rng = np.random.default_rng(0)
     values, images = rng.normal(0.3, 1, 400), np.arange(400)
     low, high = vlm.bootstrap_interval(values, images, 0)
     assert low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.02)
     assert high == pytest.approx(values.mean() + 1.96 * values.std() / 20, abs=0.02)
-    # Questions of one image say the same: as many draws as there are images.
+    # Answers about the same image are equal, so that draws are over images.
     repeated = vlm.bootstrap_interval(np.repeat(values, 3), np.repeat(images, 3), 0)
     assert repeated == pytest.approx([low, high])
 
@@ -165,13 +165,13 @@ CHOICES = "Which organ?\nA. left lung\nB. heart"
         ("What has changed?", "two houses were built beside the road", "caption"),
     ],
 )
-def test_answer_kind(question, answer, kind):
+def test_answer_kind_is_recognized(question, answer, kind):
     assert answer_kind(question, answer) == kind
 
 
 @pytest.mark.parametrize("phrasing", MAP)
 @pytest.mark.parametrize("phrases", [["tree", "road"], ["dry land", "sea"]])
-def test_instruction_maps_are_maps(phrasing, phrases):
+def test_instruction_maps_are_recognized(phrasing, phrases):
     signs = signs_of(phrases)
     question = phrasing.format(side=7, key=f"Write {listing(explained(signs), 'or')}.")
     for answer in (list(signs.values()) * 3, [signs[None]] * 9):
@@ -191,7 +191,7 @@ def rows_of(*rows) -> Dataset:
     return prepare_rows(Dataset.from_list(stored, features=features))
 
 
-def test_questions_of_rows():
+def test_questions_are_read_from_rows():
     one, two = picture(56, 56, 0), picture(56, 56, 1)
     rows = rows_of(
         ([one], turns("Describe it.", "a road", "How many trees?", "2")),
@@ -207,20 +207,20 @@ def test_questions_of_rows():
         ("2", 2, 1, "Describe it.", ("a house",), "caption"),
     ]
     assert {one.kind for one in read_questions(rows, "vqa")[0]} == {"vqa"}
-    with pytest.raises(ValueError, match="Sample '0': its answer 'a road' has no box: give kind"):
+    with pytest.raises(ValueError, match="Sample '0': .*'a road'"):
         read_questions(rows, "grounding")
-    with pytest.raises(ValueError, match="Sample '0': its question lists no choices"):
+    with pytest.raises(ValueError, match="Sample '0': .*choices"):
         read_questions(rows, "choice")
 
 
-def test_other_images():
+def test_other_images_differ():
     images = [("a",), ("a",), ("b",), ("c", "d"), ("e",), ("d", "c"), ("f",)]
     partners = other_images(images)
     assert [images[place] for place in partners] == [("e",), ("e",), ("f",), ("d", "c"), ("a",), ("c", "d"), ("b",)]
     assert other_images([("a",), ("b",), ("c", "d"), ("c", "d")]) == [1, 0, None, None]
 
 
-def test_conversation_of_a_question(processor):
+def test_conversation_ends_at_question(processor):
     rows = rows_of(
         ([picture(56, 56, 0)], turns("How?", "so", "Why?", "since")), ([picture(60, 40, 1)], turns("How?", "no"))
     )

@@ -1,4 +1,4 @@
-"""Malformed annotations end in instructions, or in an error of ours that names a file."""
+"""Malformed annotations give instructions, or an error that names a file."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def write(kind, root):
 
 
 def instructions(kind, root, on_error="raise"):
-    """As the command makes them."""
+    """Return instructions like the command."""
     layout = layouts.LAYOUTS[kind](root, VALUES if kind == "masks" else None)
     chosen, _ = leave_out_copies(*choose_split(layout, "train"))
     images = annotate_all(layout, chosen, on_error)
@@ -56,7 +56,7 @@ def instructions(kind, root, on_error="raise"):
 
 
 @pytest.mark.parametrize("kind", SUFFIX)
-def test_a_malformed_annotation_is_named_or_left_out(tmp_path, kind):
+def test_malformed_annotation_is_named_or_skipped(tmp_path, kind):
     rng = random.Random(kind)
     root = tmp_path / "data"
     write(kind, root)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints and configurations of models are opened as what they hold, or an error names the file."""
+"""Damaged checkpoints and configurations of models are opened as they are, or an error names the file."""
 
 import json
 import random
@@ -42,7 +42,7 @@ PROCESSOR = ("chat_template.jinja", "processor_config.json", "tokenizer.json", "
 
 @pytest.fixture(scope="module")
 def sound(tokenizer, tmp_path_factory):
-    """A folder of each kind, without code and cards."""
+    """Return a folder of each model type, without code and cards."""
     folder = tmp_path_factory.mktemp("sound")
     model, processor = vivid_model(tokenizer)
     for name, size in (("vitp", "5GB"), ("sharded", "100KB")):
@@ -65,7 +65,7 @@ def sound(tokenizer, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """The reports of loading are looked at where they are returned."""
+    """Collect the loading reports."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -75,7 +75,7 @@ def quiet():
 
 
 def alter_tensors(rng, path):
-    """One tensor is missing, under another name, of another shape or type, not a number, or there is one more."""
+    """Change the tensors: one missing, renamed, of another shape or dtype, NaN, or one more."""
     tensors = load_file(path)
     name = rng.choice(sorted(tensors))
     way = rng.choice(["missing", "renamed", "shape", "dtype", "more", "nan"])
@@ -90,7 +90,7 @@ def alter_tensors(rng, path):
 
 
 def alter(rng, folder, names):
-    """Damages one file of a folder."""
+    """Damage one file of a folder."""
     path = rng.choice(sorted(path for path in folder.iterdir() if names is None or path.name in names))
     way = rng.random()
     if way < 0.08:
@@ -106,7 +106,7 @@ def alter(rng, folder, names):
 
 
 def opened(cls):
-    """Opens a folder, and holds what is opened against the file, and what is not in it against the report."""
+    """Open a folder, and compare the weights with the file and missing weights with the report."""
 
     def open_it(folder):
         model, report = cls.from_pretrained(folder, output_loading_info=True)
@@ -167,7 +167,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_damaged_checkpoint_is_named(way, sound, tmp_path):
+def test_damaged_checkpoint_is_named(way, sound, tmp_path):
     source, load, names = WAYS[way]
     load(shutil.copytree(sound / source, tmp_path / "as it was"))
     counts = {"error": 0, "right": 0}

@@ -1,4 +1,4 @@
-"""Malformed command lines and configurations end in arguments, or in one line that names the argument."""
+"""Malformed command lines and configurations are parsed, or raise a one-line error that names the argument."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def words_of(rng, names):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_malformed_words(kind, capsys):
+def test_malformed_arguments_are_named(kind, capsys):
     rng, own, refused = random.Random(0), CLASSES[kind], 0
     names = [item.name for cls in own for item in fields(cls)]
     with limits():
@@ -59,7 +59,7 @@ def test_malformed_words(kind, capsys):
             except WrongArguments as error:
                 refused += 1
                 assert len(str(error).splitlines()) == 1 and str(error).strip(), words
-            except SystemExit as end:  # argparse's own: a value of another type, an option without a value
+            except SystemExit as end:  # argparse exits for a value of the wrong type and an option without a value.
                 refused += 1
                 assert end.code in (0, 2) and (end.code == 0 or "error:" in capsys.readouterr().err), words
             else:
@@ -77,7 +77,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_malformed_configurations(kind, tmp_path):
+def test_malformed_configurations_are_named(kind, tmp_path):
     rng, own = random.Random(1), CLASSES[kind]
     config = yaml.safe_load((CONFIGS / f"{FILES[kind]}.yaml").read_text())
     known = {item.name for cls in own for item in fields(cls)}
@@ -105,12 +105,12 @@ def data_kind(config):
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_malformed_data_of_configurations(kind):
+def test_malformed_data_settings_are_named(kind):
     rng = random.Random(2)
     configs = [yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))]
     configs = [config for config in configs if isinstance(config, dict) and "data" in config]
     good = [config["data"] for config in configs if data_kind(config) == kind]
-    good = [data for data in good if "dataset_name" not in data]  # which would be looked for on the Hub
+    good = [data for data in good if "dataset_name" not in data]  # Such data would be searched on the Hub.
     assert good
     with limits():
         for _ in range(1500):

@@ -1,4 +1,4 @@
-"""Malformed annotations of objects end in samples, or in an error of ours that names file or row, and object."""
+"""Malformed annotations of objects give samples, or an error that names file or row, and object."""
 
 import json
 import random
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def samples(root, kind, bad_objects="raise"):
-    """All that is trained on."""
+    """Return all training samples."""
     _, annotations, task = KINDS[kind]
     split = {"images": "images", "annotations": annotations}
     settings = {"root": str(root), "format": kind.split()[0], "classes": NAMES, "splits": {"train": split}}
@@ -38,7 +38,7 @@ def samples(root, kind, bad_objects="raise"):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_malformed_objects_are_named_or_left_out(tmp_path, kind):
+def test_malformed_objects_are_named_or_skipped(tmp_path, kind):
     write, annotations, _ = KINDS[kind]
     write(tmp_path, IMAGES)
     sound = samples(tmp_path, kind)
@@ -67,7 +67,7 @@ def test_malformed_objects_are_named_or_left_out(tmp_path, kind):
         assert all(torch.equal(item[name], before[name]) for name in ("image", "labels", "corners"))
 
 
-def test_a_malformed_row_of_objects_is_named(tmp_path):
+def test_malformed_object_row_is_named(tmp_path):
     written = write_images(tmp_path / "images", IMAGES)
     good = []
     for name, objects in written.items():
@@ -94,7 +94,7 @@ def test_a_malformed_row_of_objects_is_named(tmp_path):
                     [row | {"objects": mutate(rng, row["objects"], rng.choice([1, 1, 2]))}]
                 )
             except (pa.ArrowException, TypeError, OverflowError, UnicodeError):
-                continue  # no column can hold it
+                continue  # A column cannot have this value.
             found = outcome(lambda: read(rows), "row 0 of split 'train'", "Split 'train'")  # noqa: B023 called at once
             counts["error" if isinstance(found, ValueError) else "right"] += 1
     assert min(counts.values()) > 40, counts

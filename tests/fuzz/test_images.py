@@ -1,4 +1,4 @@
-"""Damaged images and masks are read as they are, or end in an error of ours that names the file."""
+"""Damaged images and masks are read as they are, or raise an error that names the file."""
 
 import io
 import random
@@ -20,13 +20,13 @@ from modeling_vitp.instructions.rows import SourceSettings, image_size, load_ima
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # of Pillow and rasterio, about what is broken
+    pytest.mark.filterwarnings("ignore"),  # Pillow and rasterio warn about broken files.
 ]
 RNG = np.random.default_rng(0)
 
 
 def originals(folder: Path) -> list[Path]:
-    """One file of each kind."""
+    """Return one file of each type."""
     image = picture(40, 30)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
@@ -118,8 +118,8 @@ def test_damaged_mask_is_read_or_named(tmp_path):
     assert min(counts.values()) > 100, counts
 
 
-def test_damaged_row_does_not_end_others(tmp_path):
-    """Of encoded bytes, whatever their kind; an empty one, one of no size and one of text among them."""
+def test_damaged_encoded_image_is_named(tmp_path):
+    """Read encoded bytes of any type, including empty bytes, an image without pixels and text."""
     rng = random.Random(7)
     file = io.BytesIO()
     picture(40, 30).save(file, "PNG")

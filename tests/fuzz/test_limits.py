@@ -1,4 +1,4 @@
-"""What the fuzzer holds every input to."""
+"""Limits of the fuzzer on time, memory and errors."""
 
 import gc
 
@@ -9,19 +9,19 @@ import pytest
 from modeling_vitp.training.command_line import keep_freed_memory
 
 
-def test_an_input_that_hangs_fails(monkeypatch):
+def test_hanging_input_fails(monkeypatch):
     monkeypatch.setattr(fuzzing, "SECONDS", 1)
     with pytest.raises(AssertionError, match="an input took more than 1 s"), fuzzing.limits():
         fuzzing.outcome(lambda: all(number == 0 for number in iter(int, 1)), "")
 
 
-def test_inputs_that_take_too_much_memory_fail(monkeypatch):
+def test_excessive_memory_fails(monkeypatch):
     monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
     with pytest.raises(AssertionError, match="MiB were taken"), fuzzing.limits():
         fuzzing.outcome(lambda: np.ones(64 << 20, np.uint8).sum(), "")
 
 
-def test_freed_garbage_hides_nothing(monkeypatch):
+def test_freed_memory_does_not_hide_growth(monkeypatch):
     monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
     gc.disable()
     try:
@@ -34,16 +34,16 @@ def test_freed_garbage_hides_nothing(monkeypatch):
         gc.enable()
 
 
-def test_memory_that_malloc_has_kept_hides_nothing(monkeypatch):
+def test_malloc_cache_does_not_hide_growth(monkeypatch):
     monkeypatch.setattr(fuzzing, "BYTES", 32 << 20)
-    keep_freed_memory()  # of this process from here on, as after any test that calls a command of the package
+    keep_freed_memory()  # This setting stays for the process, as after any test that calls a command.
     kept = [np.ones(1 << 20, np.uint8) for _ in range(256)]
     del kept
     with pytest.raises(AssertionError, match="MiB were taken"), fuzzing.limits():
         fuzzing.outcome(lambda: np.ones(64 << 20, np.uint8).sum(), "")
 
 
-def test_error_of_other_kind_or_without_name_fails():
+def test_wrong_or_unnamed_error_fails():
     with fuzzing.limits():
         assert isinstance(fuzzing.outcome(lambda: int("x"), "'x'"), ValueError)
         with pytest.raises(AssertionError, match="names none of"):

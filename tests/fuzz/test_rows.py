@@ -1,4 +1,4 @@
-"""Malformed rows and mixtures end in the right rows, or in an error of ours that names the file and the row."""
+"""Malformed rows and mixtures give the valid rows, or an error that names the file and the row."""
 
 import json
 import random
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def written(rng, rows, folder, number):
-    """Rows, every other one of them mutated, as JSON Lines of which some lines are damaged; and which are sound."""
+    """Write JSON Lines in which every second row is mutated and some lines are damaged; return the valid rows."""
     lines, sound = [], []
     for row in rows:
         is_sound = rng.random() < 0.5
@@ -44,14 +44,14 @@ def written(rng, rows, folder, number):
 
 
 def expected_of(row, folder):
-    """The first question of a row and its images, read in another way."""
+    """Return the first question of a row and its images, by an independent reader."""
     images = row.get("image") or []
     images = images if isinstance(images, list) else [images]
     return [str(folder / "images" / name) for name in images], row["conversations"][-1]["value"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_sound_rows_of_malformed_annotations_are_kept(folder, processor, streaming):
+def test_valid_rows_of_malformed_annotations_are_kept(folder, processor, streaming):
     rng, collator = random.Random(1), ViTPDataCollator(processor)
     length = SampleLength.of(collator)
     with limits():
@@ -73,7 +73,7 @@ def test_sound_rows_of_malformed_annotations_are_kept(folder, processor, streami
                 assert json.dumps([images, row["messages"][-1]["content"][0]["text"]]) in texts
 
 
-def test_a_malformed_row_from_python_is_named(processor):
+def test_malformed_python_row_is_named(processor):
     rng, collator = random.Random(2), ViTPDataCollator(processor)
     png = encoded_image(picture(60, 56))
     rows = [{**row, "images": [{"bytes": png, "path": None} for _ in row["images"]]} for row in make_rows()]

@@ -1,4 +1,4 @@
-"""A run whose checkpoint is damaged ends as if it never stopped, from an earlier one, or names the file."""
+"""A run with a damaged checkpoint resumes exactly, resumes from an earlier checkpoint, or names the file."""
 
 import json
 import random
@@ -19,7 +19,7 @@ KINDS = {"map": {}, "stream": {"stream": True}, "lora": {"lora": True}}
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request, tmp_path_factory):
-    """The folder of a run that was stopped after two of three steps, its options, and how it ends."""
+    """Return the folder of a run that was stopped after two of three steps, its options, and its final state."""
     options = OPTIONS | KINDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     trainer = make_trainer(folder, **options, save_steps=1, save_total_limit=5)
@@ -31,12 +31,12 @@ def run(request, tmp_path_factory):
 
 
 def files_of(checkpoint):
-    """All but code."""
+    """Return the files of a folder, except code."""
     return sorted(path for path in checkpoint.iterdir() if path.suffix != ".py")
 
 
 def alter(rng, checkpoint):
-    """Damages one file of a checkpoint: missing, a folder, cut, emptied, garbled, changed, or in place of another."""
+    """Damage one file of a checkpoint: removed, a folder, truncated, empty, garbled, changed, or another file."""
     path = rng.choice(files_of(checkpoint))
     way = rng.random()
     if way < 0.1:

@@ -24,7 +24,7 @@ def noise(path, seed, size=(WIDTH, HEIGHT)):
 
 
 def random_objects(seed):
-    """Classes and corners (4, 2) of turned boxes; many of one class or few of several."""
+    """Return classes and corners (4, 2) of rotated boxes; many of one class or few of several."""
     rng = np.random.default_rng(seed)
     objects = []
     for label in rng.choice(LABELS, int(rng.integers(0, 4)), replace=False):
@@ -131,7 +131,7 @@ def turns_of(row):
 
 
 def boxes_in(text):
-    """Phrase and boxes; the text has to be written exactly in InternVL's way."""
+    """Return phrase and boxes of a text, which must be exactly in InternVL's format."""
     phrase, boxes = re.fullmatch(r"<ref>(.*)</ref><box>\[(\[.*\])\]</box>", text).groups()
     boxes = [[int(number) for number in re.findall(r"\d+", box)] for box in re.findall(r"\[(.*?)\]", boxes)]
     assert text == f"<ref>{phrase}</ref><box>[" + ", ".join(str(box) for box in boxes) + "]</box>"
@@ -139,7 +139,7 @@ def boxes_in(text):
 
 
 def same_place(grid, box, width=WIDTH, height=HEIGHT):
-    """A grid box is the box in pixels, to half a grid step; to one where it would have no area otherwise."""
+    """Return whether a grid box equals a box in pixels, to half a grid step, or to one step for an empty box."""
     exact = [side * 1000 / end for side, end in zip(box, [width, height] * 2)]
     x0, y0, x1, y1 = grid
     assert 0 <= x0 < x1 <= 1000 and 0 <= y0 < y1 <= 1000
@@ -166,7 +166,7 @@ PATTERNS = {
 
 
 def check(question, answer, objects, width=WIDTH, height=HEIGHT):
-    """Recomputes the answer from the raw annotation with plain loops; returns the kind of the question."""
+    """Recompute the answer from the raw annotation with plain loops and return the kind of the question."""
     kind, subject = kind_of(question)
     if kind == "presence":
         assert answer == ("yes" if any(label == subject for label, _, _ in objects) else "no")
@@ -204,7 +204,7 @@ def check(question, answer, objects, width=WIDTH, height=HEIGHT):
 
 
 def map_of(key, covered, size, side=7):
-    """The words of a map from the pixels that each class covers; `key` is what the question says of the words."""
+    """Return the words of a map from the pixels of each class; `key` is the question's description of the words."""
     signs = {}
     for word in re.split(", | or ", key):
         sign, _, label = word.partition(" for ")
@@ -221,7 +221,7 @@ def map_of(key, covered, size, side=7):
 
 
 def covered_by(boxes, width=WIDTH, height=HEIGHT):
-    """Label -> the pixels whose centres lie in one of its boxes, of (label, box) pairs."""
+    """Return a mask by label of the pixels whose centers lie in a box of the label, from (label, box) pairs."""
     y, x = np.mgrid[:height, :width] + 0.5
     covered = {label: np.zeros((height, width), bool) for label, _ in boxes}
     for label, (x0, y0, x1, y1) in boxes:
@@ -230,7 +230,7 @@ def covered_by(boxes, width=WIDTH, height=HEIGHT):
 
 
 def referents(phrase, objects, width, height):
-    """Boxes that a phrase may mean."""
+    """Return the boxes that a phrase may refer to."""
     words, place = re.fullmatch(r"the (.*?)(?: in the (top left|top right|bottom left|bottom right))?", phrase).groups()
     first, _, rest = words.partition(" ")
     position = {"leftmost": (0, 1), "topmost": (1, 1), "rightmost": (0, -1), "bottommost": (1, -1)}

@@ -1,4 +1,4 @@
-"""Miniatures of public benchmarks in the layouts that they are downloaded in."""
+"""Miniatures of public benchmarks in their download layouts."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def write_vrsbench(root: Path) -> None:
 
 
 def write_rsvqa(root: Path, prefix: str, images: str, first: int) -> None:
-    """As released: lists of all questions and answers, of which those of other splits are not active and empty."""
+    """Write lists of all questions and answers, of which those of other splits are inactive and empty."""
     questions, answers = [{"id": 0, "active": False}], [{"id": 0, "active": False}]
     said = ("yes", "no", "between 0 and 10", "rural", "no", "yes", "more than 1000", "urban")
     for number in range(1, 9):
@@ -75,7 +75,7 @@ def write_rsvqa(root: Path, prefix: str, images: str, first: int) -> None:
 
 
 def write_dior_rsvg(root: Path) -> None:
-    """Two objects a file; those of the test split are counted over all files."""
+    """Write two objects a file; the numbers of the test split are counted over all files."""
     (root / "Annotations").mkdir(parents=True)
     for number in (2, 1, 3):
         save(root / "JPEGImages" / f"0000{number}.jpg", 70 + number, 80, 40)
@@ -123,7 +123,7 @@ def write_pmc_vqa(root: Path) -> None:
 
 
 def write_omnimedvqa(root: Path) -> None:
-    """Sources with other numbers of options, and one that writes its modality under another name."""
+    """Write sources with different numbers of options, one with another name of the modality field."""
     for place, (source, modality, key) in enumerate(
         (("Chest CT Scan", "CT", "modality"), ("ISIC2018", "Dermoscopy", "modality_type"))
     ):

@@ -1,4 +1,4 @@
-"""Small data sets of classified images in the layouts of benchmarks, which a model can learn."""
+"""Small, learnable classification data sets in the layouts of benchmarks."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ COLORS = np.array([(200, 60, 40), (40, 170, 60), (60, 60, 200), (200, 190, 40)])
 
 
 def picture_of(classes: list[int], rng: np.random.Generator, size: tuple[int, int] = (24, 20)) -> Image.Image:
-    """Noise on grey, with a stripe in the color of each class."""
+    """Return a gray noise image with a stripe in the color of each class."""
     width, height = size
     pixels = np.full((height, width, 3), 120)
     for place in classes:
@@ -22,7 +22,7 @@ def picture_of(classes: list[int], rng: np.random.Generator, size: tuple[int, in
 
 
 def write_folders(root: Path, numbers: dict[str, int], names: tuple[str, ...] = ("field", "forest")) -> None:
-    """`SPLIT/CLASS/NUMBER.png`, so many of each class."""
+    """Write `SPLIT/CLASS/NUMBER.png`, with `numbers` images of each class."""
     rng = np.random.default_rng(0)
     for split, number in numbers.items():
         for place, name in enumerate(names):
@@ -50,7 +50,7 @@ def make_resisc45(root: Path) -> None:
 
 
 def make_bigearthnet_v2(root: Path) -> None:
-    """Bands in files of their own, 16 bits, of 10, 20 or 60 m a pixel; classes as lists in a table."""
+    """Write bands as separate 16-bit files of 10, 20 or 60 m a pixel, and classes as lists in a table."""
     rng = np.random.default_rng(3)
     names = ("Arable land", "Pastures", "Mixed forest", "Marine waters")
     sides = {24: "B02 B03 B04 B08", 12: "B05 B06 B07 B8A B11 B12", 4: "B01 B09"}
@@ -70,7 +70,7 @@ def make_bigearthnet_v2(root: Path) -> None:
 
 
 def make_chest_xray14(root: Path) -> None:
-    """Findings in a text, grey images, lists by patient."""
+    """Write findings as text, gray images, and lists by patient."""
     rng = np.random.default_rng(4)
     names = ("Atelectasis", "Edema", "Hernia", "Mass")
     rows, lists = [], {"train_val": [], "test": []}
@@ -114,7 +114,7 @@ SMALL = {
 
 
 def small_arguments(config: dict, root: Path, output_dir: Path, **settings) -> list[str]:
-    """Command line of the recipe that trains a tiny model by a configuration on generated data."""
+    """Return the command line of a recipe that trains a tiny model on generated data with a configuration."""
     config = {**config, **SMALL, "data_root": str(root), "output_dir": str(output_dir), **settings}
     path = output_dir.parent / f"{output_dir.name}.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -1,4 +1,4 @@
-"""Small data sets in the folder layouts of benchmarks, with shapes that a model can learn."""
+"""Small, learnable segmentation data sets in the layouts of benchmarks."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def read_config(name: str) -> dict:
 
 
 def blobs(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> np.ndarray:
-    """Rectangles of all classes in background 0, uint8 of shape `(height, width)`."""
+    """Return rectangles of all classes on background 0, uint8 of shape `(height, width)`."""
     width, height = size
     labels = np.zeros((height, width), dtype=np.uint8)
     for label in rng.permutation(np.arange(1, num_classes)):
@@ -47,7 +47,7 @@ def blobs(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> 
 
 
 def picture_of(labels: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Each class in a colour of its own, with noise; those of the first eight are far from one another."""
+    """Return an image with a color for each class, with noise; the first eight colors differ strongly."""
     colours = np.random.default_rng(4809).integers(30, 226, (256, 3))
     noise = rng.integers(-20, 21, (*labels.shape, 3))
     return Image.fromarray((colours[labels] + noise).clip(0, 255).astype(np.uint8))
@@ -59,7 +59,7 @@ def save(image, path: Path) -> None:
 
 
 def labelled_folder(root: Path, masks: dict[str, np.ndarray | None], size: tuple[int, int] = (8, 6)) -> DenseData:
-    """Images of one colour in `images/`, and the masks; no file where the mask is `None`."""
+    """Write images of one color to `images/`, and the masks that are not `None`."""
     for name, mask in masks.items():
         save(Image.new("RGB", size, (10, 20, 30)), root / "images" / f"{name}.png")
         if mask is not None:
@@ -70,14 +70,14 @@ def labelled_folder(root: Path, masks: dict[str, np.ndarray | None], size: tuple
 
 
 def small_mask(*values: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
-    """The values one after the other, then zeros."""
+    """Return a mask with the values in order, then zeros."""
     array = np.zeros(shape, dtype=np.uint8)
     array.flat[: len(values)] = values
     return array
 
 
 def make_loveda(root: Path, size: int = 64) -> None:
-    """Values 1 to 7, and 0 where there is no data."""
+    """Write values 1 to 7, and 0 for no data."""
     rng = np.random.default_rng(0)
     for split, areas in {"Train": (3, 3), "Val": (1, 2), "Test": (1, 1)}.items():
         for area, number in zip(("Rural", "Urban"), areas):
@@ -92,7 +92,7 @@ def make_loveda(root: Path, size: int = 64) -> None:
 
 
 def make_uavid(root: Path, size: tuple[int, int] = (96, 54)) -> None:
-    """Masks in colours; oblong images."""
+    """Write color masks and oblong images."""
     rng = np.random.default_rng(1)
     colours = np.array([item["color"] for item in read_config("uavid")["data"]["classes"]], dtype=np.uint8)
     for split, sequences in {"train": ("seq1", "seq2"), "val": ("seq16",), "test": ("seq21",)}.items():
@@ -106,7 +106,7 @@ def make_uavid(root: Path, size: tuple[int, int] = (96, 54)) -> None:
 
 
 def make_levir_cd(root: Path, size: int = 64) -> None:
-    """Pairs; 255 is change."""
+    """Write pairs; 255 is change."""
     rng = np.random.default_rng(2)
     for split, number in {"train": 4, "val": 2, "test": 2}.items():
         for index in range(number):
@@ -118,12 +118,12 @@ def make_levir_cd(root: Path, size: int = 64) -> None:
 
 
 def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
-    """CT volumes in Hounsfield units, stored with the first axis to the left; 0007 is in the part that validates."""
+    """Write CT volumes in Hounsfield units, with the first axis to the left; 0007 is in the validation split."""
     rng = np.random.default_rng(3)
     for split, patients in {
         "Tr": (1, 2, 7),
         "Va": (101, 102),
-    }.items():  # by its name, 0007 is in the part that validates
+    }.items():  # The hash of its name puts 0007 in the validation split.
         for patient in patients:
             labels = np.stack([blobs(rng, shape[1::-1], 16) for _ in range(shape[2])], axis=-1)
             values = (labels * 25 - 150 + rng.integers(-5, 6, shape)).astype(np.int16)
@@ -135,7 +135,7 @@ def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
 
 
 def make_sen1floods11(root: Path, size: int = 64) -> None:
-    """Two chips in training and one in each other split: dark water in both sensors, no data along one side."""
+    """Write two training chips and one of each other split, with dark water and no data along one side."""
     rng, folder = np.random.default_rng(5), root / "data/flood_events/HandLabeled"
     chips = {"train": ["Ghana_1", "India_2"], "valid": ["Ghana_3"], "test": ["Spain_4"]}
     for split, names in chips.items():
@@ -152,7 +152,7 @@ def make_sen1floods11(root: Path, size: int = 64) -> None:
 
 
 def smoke_arguments(name: str, root: Path, output_dir: Path, **settings) -> list[str]:
-    """Command line of a recipe that trains a tiny model on generated data by a benchmark's configuration."""
+    """Return the command line of a recipe that trains a tiny model on generated data with a configuration."""
     config = read_config(name)
     config |= {
         "model_name_or_path": "",

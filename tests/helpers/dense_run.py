@@ -1,4 +1,4 @@
-"""What each process of `torchrun dense_run.py CONFIG` does: the segmentation recipe, as from the command line."""
+"""Entry point of the processes of `torchrun dense_run.py CONFIG`, which run the segmentation recipe."""
 
 import sys
 

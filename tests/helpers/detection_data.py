@@ -1,4 +1,4 @@
-"""Small detection data sets in the formats of benchmarks: bright rectangles, at an angle, on a dark ground."""
+"""Small detection data sets in the formats of benchmarks: bright rotated rectangles on a dark ground."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 96, 80
 
 
 def draw_objects(seed: int, number: int | None = None) -> list[tuple[str, np.ndarray]]:
-    """Classes and corners (4, 2) of rectangles inside the image, with one decimal."""
+    """Return classes and corners (4, 2) of rectangles inside the image, with one decimal."""
     random = np.random.default_rng(seed)
     objects = []
     for _ in range(random.integers(1, 4) if number is None else number):
@@ -39,7 +39,7 @@ def draw_image(objects: Sequence[tuple[str, np.ndarray]], seed: int) -> Image.Im
 
 
 def write_images(folder: Path, names: Sequence[str], suffixes: Sequence[str] = (".png",)) -> dict[str, list]:
-    """Images of these names, whose objects are given back; the types of the files alternate."""
+    """Write images with alternating file types and return their objects by name."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for index, name in enumerate(names):
@@ -49,7 +49,7 @@ def write_images(folder: Path, names: Sequence[str], suffixes: Sequence[str] = (
 
 
 def write_dota(root: Path, names: Sequence[str], suffixes: Sequence[str] = (".png",)) -> dict[str, list]:
-    """As DOTA and RSAR are: a text file for each image."""
+    """Write a text file for each image, as in DOTA and RSAR."""
     found = write_images(root / "images", names, suffixes)
     (root / "annfiles").mkdir(exist_ok=True)
     for name, objects in found.items():
@@ -59,7 +59,7 @@ def write_dota(root: Path, names: Sequence[str], suffixes: Sequence[str] = (".pn
 
 
 def write_voc(root: Path, names: Sequence[str], is_oriented: bool) -> dict[str, list]:
-    """As DIOR and DIOR-R are: an XML file for each image, whose names have capitals in one of the two."""
+    """Write an XML file for each image, as in DIOR and DIOR-R, of which one has capitalized class names."""
     found = write_images(root / "images", names, [".jpg"])
     folder = root / "Annotations" / ("Oriented Bounding Boxes" if is_oriented else "Horizontal Bounding Boxes")
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def voc_object(label: str, corners: np.ndarray, is_oriented: bool) -> str:
 
 
 def coco_contents(found: dict[str, list], suffix: str = ".png") -> dict:
-    """COCO's JSON with polygons, and run lengths for every second object; the categories are not in our order."""
+    """Write COCO's JSON with polygons, and run lengths for every second object; categories have another order."""
     images, annotations = [], []
     for image_id, (name, objects) in enumerate(found.items(), start=10):
         images.append({"id": image_id, "file_name": f"{name}{suffix}", "height": HEIGHT, "width": WIDTH})

@@ -1,6 +1,6 @@
-"""The recipe of detection in processes of their own, that may be killed on the way.
+"""Detection recipe in separate processes, which can be killed during training.
 
-What each process of `torchrun detection_run.py WORD …` does is the recipe with these words.
+Each process of `torchrun detection_run.py WORD …` runs the recipe with these arguments.
 """
 
 import sys
@@ -9,8 +9,11 @@ from training_run import KillAtStep, kill_while_saving, processes
 
 
 def train(words: list[str], kill: tuple[str, int] | None = None) -> None:
-    """Args:
-    kill: "step" or a stage of saving, see [`~training_run.kill_while_saving`], and the step.
+    """Run the recipe and exit with its status.
+
+    Args:
+        words: arguments of the recipe.
+        kill: "step" or a stage of saving, see [`~training_run.kill_while_saving`], and the step.
     """
     from modeling_vitp.detection.trainer import ViTPDetectionTrainer
     from modeling_vitp.recipes.finetune_detection import main
@@ -30,7 +33,7 @@ def train(words: list[str], kill: tuple[str, int] | None = None) -> None:
 
 
 def run(words: list[str], kill: tuple[str, int] | None = None) -> int:
-    """Runs the recipe in a process of its own; its exit status, of which that of a killed one is negative."""
+    """Run the recipe in a separate process and return its exit status, which is negative if it was killed."""
     process = processes().Process(target=train, args=(words, kill))
     process.start()
     process.join()

@@ -1,4 +1,4 @@
-"""What each process of `torchrun distributed_run.py FOLDER` does, one or several; the results go to FOLDER."""
+"""Entry point of the processes of `torchrun distributed_run.py FOLDER`, which write their results to FOLDER."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from modeling_vitp.instructions.rows import prepare_rows
 
 
 class KeepGradients(TrainerCallback):
-    """The gradient of every step as the optimizer is about to see it, and the rows that this process saw."""
+    """Callback that records the gradient of every optimizer step, and the rows of this process."""
 
     def __init__(self):
         self.gradients = []
@@ -30,7 +30,7 @@ class KeepGradients(TrainerCallback):
 
 
 def keep_rows(trainer, known_by=lambda row: row["id"]):
-    """Notes by what the rows of each batch that the collator makes are known."""
+    """Wrap a collator to record the ids of the rows of each batch."""
     seen, collate = [], trainer.data_collator.__class__.__call__
 
     class Noting(trainer.data_collator.__class__):
@@ -43,7 +43,7 @@ def keep_rows(trainer, known_by=lambda row: row["id"]):
 
 
 def ddp(folder: Path, name: str, **options) -> None:
-    """Two epochs of ten rows through the trainer: 4, 4 and 2 rows a step, whatever the number of processes."""
+    """Train two epochs of ten rows: 4, 4 and 2 rows a step for any number of processes."""
     world = int(os.environ["WORLD_SIZE"])
     trainer = make_trainer(
         folder / name,
@@ -73,7 +73,7 @@ def ddp(folder: Path, name: str, **options) -> None:
 
 
 def split(folder: Path) -> None:
-    """Six steps of two rows on each process, of the stream that `FOLDER/rows` has in Parquet."""
+    """Train six steps of two rows a process on the Parquet stream in `FOLDER/rows`."""
     source = {"name": "rows", "folder": "rows", "rows": 20, "streaming": True}
     mixture = load_mixture({"root": str(folder), "sources": [source], "split_streams": True, "shuffle_buffer": 4})
     options = {"gradient_accumulation_steps": 1, "max_steps": 6, "eval_strategy": "no", "save_strategy": "no"}
@@ -87,7 +87,7 @@ def split(folder: Path) -> None:
 
 
 def fsdp2(folder: Path) -> None:
-    """One step under `fully_shard`; with two processes, the second one has the text-only rows."""
+    """Train one step with `fully_shard`; of two processes, the second one has the text-only rows."""
     rank, world = dist.get_rank(), dist.get_world_size()
     trainer = make_trainer(folder / "unused", drop_path_rate=0.0, save_strategy="no", eval_strategy="no")
     model = trainer.model.train()
@@ -116,7 +116,7 @@ def fsdp2(folder: Path) -> None:
 
 
 def evaluated(folder: Path) -> None:
-    """Losses and scores on five rows in batches of two, of a map-style data set and of a stream."""
+    """Evaluate losses and scores on five rows in batches of two, of a map-style data set and of a stream."""
     rows = make_rows(5)
     trainer = make_trainer(folder / "unused", drop_path_rate=0.0, per_device_eval_batch_size=2)
     found, scores = {}, {}
@@ -134,7 +134,7 @@ def evaluated(folder: Path) -> None:
 
 
 def tokens_of(output) -> dict[str, list]:
-    """Of each row the tokens of the answer, and what is predicted in their place."""
+    """Return the answer tokens of each row and the predicted tokens."""
     labels, predictions = output.label_ids[:, 1:], output.predictions[:, :-1]
     rows = [(row[row >= 0].tolist(), guess[row >= 0].tolist()) for row, guess in zip(labels, predictions)]
     return {"tokens": rows}

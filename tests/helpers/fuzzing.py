@@ -1,4 +1,4 @@
-"""Malformed inputs, drawn by a seed, and what they may end in."""
+"""Malformed inputs drawn with a seed, and checks of their outcome."""
 
 import copy
 import ctypes
@@ -12,8 +12,8 @@ from typing import Any
 
 from modeling_vitp.recipes.benchmarks.memory import most_resident
 
-SECONDS = 20  # of one input
-BYTES = 1 << 30  # that all inputs of a test may take beside what was taken before
+SECONDS = 20  # time limit of one input
+BYTES = 1 << 30  # limit of the additional memory of all inputs of a test
 ODD = [None, True, False, 0, 1, -1, 3, 2.5, -0.0, 1e308, float("nan"), float("inf"), -float("inf"), 10**30, "", " "]
 ODD += ["x", "nan", "0", "-1", "\0", "\ud800", "é" * 40, "<image>", "<image>" * 3, "../x", "/etc/passwd", "a" * 5000]
 ODD += ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "hf://datasets/a/b/c", "s3://b/a", "*", "[", "{", "%s", "{x}"]
@@ -21,7 +21,7 @@ ODD += [[], {}, [[]], [None], {"a": 1}, [1, 2, 3], [1, 2, 3, 4], ["x"], {"type":
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """Where there is something in a value of dictionaries and lists."""
+    """Yield the path of every item in nested dictionaries and lists."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
@@ -29,7 +29,7 @@ def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def mutate(rng: random.Random, value: Any, changes: int = 1) -> Any:
-    """A copy in which something is replaced, removed, added, repeated or renamed."""
+    """Return a copy with items replaced, removed, added, repeated or renamed."""
     value = copy.deepcopy(value)
     for _ in range(changes):
         *path, last = rng.choice([place for place in places(value) if place] or [("",)])
@@ -55,7 +55,7 @@ def mutate(rng: random.Random, value: Any, changes: int = 1) -> Any:
 
 
 def damage(rng: random.Random, content: bytes) -> bytes:
-    """A file as bad disks, broken transfers and editors leave it."""
+    """Return damaged file content, as after a disk error, a broken transfer or a wrong edit."""
     way = rng.choice(["cut", "flip", "zero", "insert", "empty", "swap", "head", "repeat"])
     place = rng.randrange(len(content) + 1)
     length = rng.choice([1, 2, 8, 100])
@@ -79,13 +79,12 @@ def damage(rng: random.Random, content: bytes) -> bytes:
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """Fails a test of which an input hangs, or of which all take more memory than they may."""
+    """Fail the test if an input hangs or all inputs together take too much memory."""
 
     def stop(*_):
         raise AssertionError(f"an input took more than {SECONDS} s")
 
-    # Or what earlier tests have left is freed meanwhile, what malloc has kept of it is taken again, and what was taken
-    # at once before is no less: each would hide as much.
+    # Free and return memory of earlier tests and reset the peak, because each of them would hide new allocations.
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
@@ -104,7 +103,7 @@ def limits() -> Iterator[None]:
 
 @contextmanager
 def one_input() -> Iterator[None]:
-    """Inside [`limits`], fails a test if what is done with an input takes too long."""
+    """Fail the test if the block takes too long; use inside [`limits`]."""
     signal.alarm(SECONDS)
     try:
         yield
@@ -113,15 +112,15 @@ def one_input() -> Iterator[None]:
 
 
 def outcome(action: Callable[[], Any], *named: str, kinds: tuple[type[Exception], ...] = (ValueError,)) -> Any:
-    """What an input gives, or the error of a kind that it ends in, in whose message one of the names has to be.
+    """Return the result of an action, or its error if the kind is expected and the message contains one of the names.
 
-    Whatever else it ends in is raised: that is what these tests look for.
+    All other errors are raised, because they are the bugs that these tests look for.
     """
     try:
         with one_input():
             return action()
     except kinds as error:
-        # Of the classes below ValueError, those of others (a UnicodeDecodeError …) name nothing.
+        # Subclasses of ValueError of other libraries, such as UnicodeDecodeError, do not name the input.
         assert type(error) in kinds, f"{type(error).__name__}: {error}"
         assert any(name in str(error) for name in named), f"names none of {named}: {error}"
         return error

@@ -1,4 +1,4 @@
-"""Checkpoints of InternVL in each naming, saved by transformers and by hand; the names are written down here."""
+"""Checkpoints of InternVL in each naming scheme, with independently listed names."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, InternVLConfig, InternVLForConditionalGeneration
 
 FIXTURE = original_checkpoint.FOLDER
-# The names in each kind of checkpoint, as they stand in such files: {} is the number of a layer.
+# The names in each kind of checkpoint; {} is the number of a layer.
 LANGUAGE_MODEL = """
 model.embed_tokens.weight
 model.norm.weight
@@ -85,7 +85,7 @@ def names(template: str, num_layers: int, prefix: str = "") -> set[str]:
 
 
 def expected_keys(kind: str, vision_layers: int = 3, text_layers: int = 2) -> set[str]:
-    """Of the fixture's architecture: QKV bias, LayerNorm, no QK norm, a Qwen2 with a head of its own."""
+    """Return the keys of the fixture's architecture: QKV bias, LayerNorm, no QK norm, Qwen2 with an untied head."""
     language_model = names(LANGUAGE_MODEL, text_layers)
     if kind == "backbone":
         return names(BACKBONE, vision_layers)
@@ -103,7 +103,7 @@ def expected_keys(kind: str, vision_layers: int = 3, text_layers: int = 2) -> se
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder, which must not repeat any."""
+    """Load all tensors of a folder and check that no name is repeated."""
     weights = {}
     for file in sorted(folder.glob("*.safetensors")):
         part = load_file(file)
@@ -124,7 +124,7 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
 
 
 def vivid(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights that show in the outputs, norms and layer scales included."""
+    """Set random weights, including norms and layer scales, that are large enough to change the outputs."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -140,7 +140,7 @@ def native_model(
     vocab_size: int = 320,
     image_token_id: int = 5,
 ) -> InternVLForConditionalGeneration:
-    """transformers' own model with random weights."""
+    """Build the model of transformers with random weights."""
     text_config = {**TEXT, "tie_word_embeddings": tied, "vocab_size": vocab_size, **(text or {})}
     text_config = AutoConfig.for_model(text_config.pop("model_type"), **text_config)
     config = InternVLConfig(
@@ -154,7 +154,7 @@ def native_model(
 
 
 def save_original(model: InternVLForConditionalGeneration, folder: Path, max_shard_size: str = "5GB") -> Path:
-    """A checkpoint as the original code writes it, with the configuration of the fixture adapted."""
+    """Save a checkpoint in the original format, with the adapted configuration of the fixture."""
     vision, text = model.config.vision_config, model.config.text_config
     state = dict(model.state_dict())
     if model.config.tie_word_embeddings:
@@ -197,6 +197,6 @@ def save_shards(state: dict[str, torch.Tensor], folder: Path, max_shard_size: st
 
 
 def edit_json(path: Path, **changes) -> None:
-    """Sets fields of a JSON file, and removes those given as `None`."""
+    """Set fields of a JSON file, and remove those that are `None`."""
     fields = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))

@@ -1,4 +1,4 @@
-"""transformers' own InternVL with the weights of a model of ours, and what VRL is in it."""
+"""InternVL of transformers with the weights of our model, and VRL as an attention mask."""
 
 import math
 
@@ -11,7 +11,7 @@ from modeling_vitp import ViTPForConditionalGeneration
 
 
 def shake(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights of order one, so that every part of the model shows in its outputs (at init, residuals hide most)."""
+    """Set weights of order one, so that every part of the model affects its outputs."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -26,7 +26,7 @@ def shake(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def build_native(model: ViTPForConditionalGeneration) -> InternVLForConditionalGeneration:
-    """transformers' own InternVL with the weights of `model`."""
+    """Build InternVL of transformers with the weights of `model`."""
     config = InternVLConfig(
         vision_config=VISION,
         text_config={**TEXT, "vocab_size": model.config.text_config.vocab_size},
@@ -41,7 +41,7 @@ def build_native(model: ViTPForConditionalGeneration) -> InternVLForConditionalG
 
 
 def blocked_mask(mask: torch.Tensor, survives: torch.Tensor) -> torch.Tensor:
-    """Additive 4-D mask: causal, and no query sees padding or a dropped key."""
+    """Return an additive 4-D causal mask that hides padding and dropped keys."""
     length = mask.shape[1]
     allowed = torch.ones(length, length, dtype=torch.bool).tril() & (mask.bool() & survives)[:, None, :]
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min).unsqueeze(1)

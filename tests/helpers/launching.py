@@ -1,4 +1,4 @@
-"""Processes that tests start: training on several, and models without this package."""
+"""Processes started by tests: distributed training, and models without this package."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from paths import HELPERS
 
 
 def launch(num_processes: int, output: Path, script: str, *arguments: str) -> subprocess.Popen:
-    """`torchrun` of a script of this folder."""
+    """Start `torchrun` with a script of this folder."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     paths = os.pathsep.join(path for path in [str(HELPERS), *sys.path] if path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
@@ -24,7 +24,7 @@ def launch(num_processes: int, output: Path, script: str, *arguments: str) -> su
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """Kills a launcher and what it started, at once, as the end of a job does."""
+    """Kill a launcher and its processes at once, as at the end of a job."""
     parents = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -40,7 +40,7 @@ def kill_all(process: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def locked_elsewhere(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder as another process would, whose file it has open."""
+    """Hold the lock of a folder with an open file, as another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".run.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -54,7 +54,7 @@ assert not any(name == "modeling_vitp" or name.startswith("modeling_vitp.") for 
 
 
 def run_without_package(script: str, folder: Path) -> None:
-    """Run a script in a folder, in a process that loads models with their own code and not with this package."""
+    """Run a script in a folder, in a process that loads models with their own code instead of this package."""
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": ""}
     command = [sys.executable, "-c", script + WITHOUT_PACKAGE]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -1,15 +1,16 @@
-"""A server on this machine that speaks the Hub's HTTP API, for tests.
+"""Local server with the Hub's HTTP API, for tests.
 
-The unmodified `huggingface_hub`, `transformers` and `datasets` clients drive it: [`LocalHub.environment`] gives a
-process what it needs, the fixture `hub` connects the clients of the test's own process.
+The unmodified clients `huggingface_hub`, `transformers` and `datasets` use it. [`LocalHub.environment`] returns the
+environment of a process, and the fixture `hub` connects the clients of the test's own process.
 
-It has what they need to share and to load: `whoami`; repos of models, data sets and Spaces; branches, pull requests,
-commits; `tree`, `paths-info`, `resolve` with ranges and ETags; `preupload`, LFS (basic transfer) and `commit`; the
-check of a card's metadata. Access follows tokens of read and write scope and private and gated repos. It fails when a
-test tells it to.
+The server implements the requests for sharing and loading: `whoami`; repos of models, data sets and Spaces; branches,
+pull requests, commits; `tree`, `paths-info`, `resolve` with ranges and ETags; `preupload`, LFS (basic transfer) and
+`commit`; the check of a card's metadata. Access depends on tokens of read and write scope and on private and gated
+repos. Tests can request failures.
 
-Differences to the Hub: repos are in memory; no Xet, so clients need `HF_HUB_DISABLE_XET=1`; the id of a commit is a
-hash of its content and history, so that the same pushes end in the same ids; a commit without a change makes none.
+Differences to the Hub: repos are in memory; Xet is not supported, so clients need `HF_HUB_DISABLE_XET=1`; the id of a
+commit is a hash of its content and history, so that the same pushes give the same ids; a commit without changes is not
+created.
 """
 
 import base64
@@ -39,7 +40,7 @@ REPO_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 
 
 class HubError(Exception):
-    """An answer other than success: status, message, and the code that the client makes an exception of."""
+    """Error answer with status, message, and the code that the client converts to an exception."""
 
     def __init__(self, status: int, message: str, code: str | None = None):
         super().__init__(message)
@@ -47,12 +48,12 @@ class HubError(Exception):
 
 
 class ConnectionCut(Exception):
-    """The connection is to be closed at once."""
+    """Exception that closes the connection at once."""
 
 
 @dataclass
 class Request:
-    """A request that was received."""
+    """Received request."""
 
     method: str
     path: str
@@ -69,17 +70,17 @@ class Request:
 
 @dataclass
 class Failure:
-    """A failure that a test asks for.
+    """Failure requested by a test.
 
     Args:
         method: HTTP method, or `*`.
         path: pattern of the path without the query, as in `fnmatch`.
-        status: of the answer that is given instead; nothing is done.
+        status: status of the answer; the request is not carried out.
         times: number of requests that fail; `None` for all.
         after: number of requests that pass before.
         code, message: `X-Error-Code` and `X-Error-Message` of the answer.
-        retry_after: seconds, in its `Retry-After`.
-        cut: number of bytes of the request's body, or of the answer's if there is none, before the connection closes.
+        retry_after: seconds in the header `Retry-After`.
+        cut: number of bytes of the body, of the request or else of the answer, before the connection closes.
         lost: whether the request is carried out and the connection closes before the answer.
         delay: seconds until the answer.
     """
@@ -100,7 +101,7 @@ class Failure:
 
 @dataclass
 class Repo:
-    """A repo: `refs` by full name, commits by id, contents by hash (git's of regular files, SHA-256 of LFS files)."""
+    """Repo with `refs` by full name, commits by id, contents by hash (git's for regular files, SHA-256 for LFS)."""
 
     kind: str
     id: str
@@ -162,14 +163,14 @@ def is_large(path: str, size: int, sample: bytes) -> bool:
 
 
 def front_matter(content: str) -> dict | None:
-    """Return the metadata of a card, or `None`; raise a `ValueError` if it is no mapping in YAML."""
+    """Return the metadata of a card, or `None`; raise a `ValueError` if it is not a YAML mapping."""
     found = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(\r?\n|$)", content, re.DOTALL)
     if found is None:
         return None
     try:
         metadata = yaml.safe_load(found[1])
     except yaml.YAMLError as error:
-        raise ValueError(f"the metadata is no YAML: {error}") from error
+        raise ValueError(f"the metadata must be YAML: {error}") from error
     if not isinstance(metadata, dict | None):
         raise ValueError("the metadata must be a mapping")
     return metadata
@@ -202,16 +203,16 @@ def card_errors(content: str, repo_type: str) -> list[str]:
 
 
 class LocalHub:
-    """A running Hub.
+    """Running local Hub.
 
     Attributes:
-        url: the endpoint.
-        storage_url: where LFS content is sent to and comes from, an origin of its own, which gets no token.
-        user: the name of the user that tokens are for, unless said otherwise.
+        url: endpoint of the Hub.
+        storage_url: endpoint of LFS content, a separate origin that receives no token.
+        user: default user of tokens.
         organizations: members of each organization.
         requests: requests that were received, in order.
-        failures: failures to come; a request takes the first that is for it.
-        errors: mistakes of this server, which it answers with 500.
+        failures: requested failures; a request takes the first one that matches.
+        errors: errors of this server, which are answered with 500.
     """
 
     def __init__(self, user: str = "tester"):
@@ -340,7 +341,7 @@ class LocalHub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; requests on it are answered one after the other."""
+    """Handler of a connection, which answers its requests in order."""
 
     hub: LocalHub
     protocol_version = "HTTP/1.1"
@@ -451,7 +452,7 @@ GROUPS = {
 
 
 def route(method: str, pattern: str) -> Callable:
-    """Register a function for a path; `{name}` is a segment of it, given as an argument. HEAD takes what GET has.
+    """Register a function for a path. `{name}` is a segment that is passed as an argument; GET also serves HEAD.
 
     The function returns the content (JSON, or bytes), or status, content and headers.
     """

@@ -1,4 +1,4 @@
-"""What each of two processes, `metrics_run.py FOLDER RANK`, does: scores its part of the maps; both have the result."""
+"""Entry point of two processes, `metrics_run.py FOLDER RANK`, which score parts of the maps and share the result."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ METRICS = ROOT / "modeling_vitp" / "metrics"
 
 
 def make_maps():
-    """Seven maps of five classes, of which one never occurs, with ignored pixels; they are of three cases."""
+    """Return seven maps of three cases and five classes, of which one never occurs, with ignored pixels."""
     random = np.random.default_rng(0)
     references = random.integers(0, 4, (7, 6, 5))
     references[random.random(references.shape) < 0.2] = 255
@@ -22,7 +22,7 @@ def make_maps():
 
 
 def score(parts, **processes) -> dict:
-    """Each metric over the maps of `parts`, one batch after the other."""
+    """Compute each metric over the maps of `parts`, batch by batch."""
     predictions, references, cases = make_maps()
     result = {}
     for name in ("mean_iou", "dice", "change_detection"):
@@ -35,7 +35,7 @@ def score(parts, **processes) -> dict:
 
 
 def score_boxes(parts, **processes) -> dict:
-    """The same of boxes: seven images of four classes, with scores of which many are equal."""
+    """Compute the metrics of boxes in seven images of four classes, with many equal scores."""
     random = np.random.default_rng(0)
     images = []
     for _ in range(7):

@@ -1,4 +1,4 @@
-"""The tiny ViT-Adapters of the original code, under our names: written for the tests, apart from the package's own."""
+"""Tiny ViT-Adapters of the original code under our names, converted independently of the package."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from paths import FIXTURES
 from safetensors.torch import load_file
 
 FOLDER = FIXTURES / "vit_adapter_tiny_original"
-MMCV_FOLDER = FIXTURES / "vit_adapter_mmcv_tiny_original"  # run with mmcv's deformable attention
+MMCV_FOLDER = FIXTURES / "vit_adapter_mmcv_tiny_original"  # computed with mmcv's deformable attention
 RENAMED = [
     (r"^embeddings\.patch_embedding\.", "embeddings.patch_embeddings.projection."),
     (r"^embeddings\.position_embedding$", "embeddings.position_embeddings"),
@@ -35,7 +35,7 @@ RENAMED = [
 
 
 def original_weights(folder: Path = FOLDER) -> dict[str, torch.Tensor]:
-    """The original checkpoint under our names."""
+    """Load the original checkpoint under our names."""
     weights = {}
     for name, tensor in load_file(folder / "adapter.safetensors").items():
         fused = re.fullmatch(r"layers\.(\d+)\.attn\.qkv\.(weight|bias)", name)

@@ -1,4 +1,4 @@
-"""The tiny checkpoint in InternVL's original naming, in ours: written for the tests, apart from the package's own."""
+"""Tiny checkpoint in InternVL's original naming under our names, converted independently of the package."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def renamed(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def as_original(state: dict[str, torch.Tensor], num_layers: int) -> dict[str, torch.Tensor]:
-    """A state dict of transformers' model under the names of the original code, layer by layer; `state` is emptied."""
+    """Convert a state dict of transformers to the names of the original code, layer by layer, and empty `state`."""
     tower, projector = "model.vision_tower.", "model.multi_modal_projector."
     moves = {
         f"{tower}embeddings.cls_token": "vision_model.embeddings.class_embedding",

@@ -1,4 +1,4 @@
-"""The tiny detectors of the original code, under our names: written for the tests, apart from the package's own."""
+"""Tiny detectors of the original code under our names, converted independently of the package."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def folder_of(name: str):
 
 
 def our_name(name: str) -> str:
-    """Of a tensor that is no fused `qkv`."""
+    """Return our name of a tensor that is not a fused `qkv`."""
     prefix, rest = ("backbone.", name[9:]) if name.startswith("backbone.") else ("", name)
     for pattern, replacement in RENAMED if prefix else HEADS:
         rest = re.sub(pattern, replacement, rest)
@@ -66,7 +66,7 @@ def original_weights(name: str) -> dict[str, torch.Tensor]:
 
 
 def original_detector(name: str, **settings):
-    """A detector with the settings and the weights of the original, in evaluation mode."""
+    """Build a detector with the settings and weights of the original, in evaluation mode."""
     original = json.loads((folder_of(name) / "settings.json").read_text())
     backbone, train, test = original["backbone"], original["train_cfg"], original["test_cfg"]
     heads, stages = original["roi_head"]["bbox_head"], train["rcnn"]
@@ -105,7 +105,7 @@ def original_detector(name: str, **settings):
         "nms_threshold": test["rcnn"]["nms"].get("iou_threshold", test["rcnn"]["nms"].get("iou_thr")),
         "max_detections": test["rcnn"]["max_per_img"],
     }
-    # The defaults are the published models'; where the tiny original says the same, they are left to say it.
+    # Settings that equal the defaults, which are those of the published models, are omitted to test the defaults.
     config_class = DETECTORS[name].config_class
     defaults = config_class()
     changed = {key: value for key, value in every.items() if not same(getattr(defaults, key), value)}
@@ -124,7 +124,7 @@ def same(one, other) -> bool:
     return json.dumps(one) == json.dumps(other) or one == other
 
 
-SIZES = torch.tensor([[96.0, 96.0], [80.0, 90.0]])  # height and width of the two images without their padding
+SIZES = torch.tensor([[96.0, 96.0], [80.0, 90.0]])  # height and width of the two images without padding
 
 
 def pixel_mask() -> torch.Tensor:
@@ -135,7 +135,7 @@ def pixel_mask() -> torch.Tensor:
 
 
 def original_labels(name: str) -> list[dict[str, torch.Tensor]]:
-    """The objects of both images as our models take them."""
+    """Return the objects of both images in the format of our models."""
     expected, labels = load_file(folder_of(name) / "expected.safetensors"), []
     for image, size in enumerate(SIZES):
         boxes, label = expected[f"gt.{image}.boxes"], {"class_labels": expected[f"gt.{image}.labels"]}

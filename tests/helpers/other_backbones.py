@@ -1,4 +1,4 @@
-"""Tiny backbones of several kinds."""
+"""Tiny backbones of several model types."""
 
 import dense_data
 import torch
@@ -26,7 +26,7 @@ SQUARE = {"size": {"height": 64, "width": 64}}
 
 
 def save_backbone(folder, kind: str, input_spec: dict | None = None):
-    """A tiny random one with its image processor, of 64 pixels; the patches are of 16."""
+    """Build a tiny random backbone of 64 pixels and patches of 16, with its image processor."""
     torch.manual_seed(0)
     tile = {"image_size": 64, "patch_size": 16}
     cropped = {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}

@@ -1,7 +1,7 @@
-"""The code blocks of the pages, and what is done with each: run, with paths and sizes adapted, or read by its parser.
+"""Tests of the code blocks of the pages: blocks are run with adapted paths and sizes, or their arguments are parsed.
 
-`run_block` is the way in. What it does not know is a `ValueError`, so that a new block, command or language needs a
-treatment here.
+The entry point is `run_block`. It raises a `ValueError` for an unknown block, command or language, so new ones must be
+added here.
 """
 
 import argparse
@@ -33,12 +33,13 @@ from modeling_vitp.training import command_line
 
 NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
 
-# Commands of which only the arguments are read, and why; each by how it begins.
+# Prefixes of commands of which only the arguments are parsed, with the reason.
 ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
     "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
-    "vitp benchmark --shape small --torch_compile": "minutes of the C++ compiler",
-    "vitp benchmark_peers --shape vit_l": "many minutes",
+    "vitp benchmark --shape small": "tests/recipes/benchmarks/test_speed_ratios.py runs it",
+    "vitp benchmark_growth": "minutes; tests/recipes/benchmarks/test_benchmarks.py takes each measurement",
+    "vitp benchmark_peers": "tests/recipes/benchmarks/test_comparison.py runs it",
     "vitp experiment": "hours",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
     "vitp space": "it serves until it is stopped",
@@ -50,24 +51,21 @@ ONLY_PARSED = {
     "vitp predict_large outputs/brain_mri": "tests/recipes/test_medical.py",
     "vitp finetune_classification --config aerial_trees_density": "what the command before makes",
 }
-# Commands that run where slow tests run; elsewhere their arguments are read.
+# Commands that run in slow tests only; otherwise their arguments are parsed.
 SLOW = (
     "vitp pretrain --vision_model",
-    "vitp benchmark --shape small",
     "vitp finetune_detection --detector",
     "vitp finetune_segmentation --config sen1floods11",
     "vitp finetune_classification --config eurosat",
     "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
     "vitp benchmark_detection",
-    "vitp benchmark_growth",
-    "vitp benchmark_peers",
 )
-# Modules of which a Python block is compiled and not run, and why.
+# Modules whose Python blocks are compiled but not run, with the reason.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
 ONLY_COMPILED |= {"my_clouds": "a model of the reader's, for the whole process; tests/auto/test_registry.py adds one"}
 ONLY_COMPILED |= {"gradio_client": "a Space that is running", "nibabel": "volumes that only parsed commands make"}
-# Commands that may end with status 1, which says what a model of two steps does not reach.
+# Commands that may exit with status 1, because a model of two steps does not pass their gate.
 MAY_FAIL = ("vitp pretrain --vision_model",)
 
 TRAINING = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False}
@@ -80,8 +78,8 @@ BOXES = TRAINING | {"image_size": 64, "num_pictures": 1, "warmup_steps": 1, "bac
 BOXES |= {
     "head": '{"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_train": 50, "rpn_candidates_eval": 50}'
 }
-OF_TRANSFORMERS = '{"num_queries": 10, "decoder_layers": 2}'  # the head of its detectors
-SMALL = {  # recipe -> options that make it small, after those of the page
+OF_TRANSFORMERS = '{"num_queries": 10, "decoder_layers": 2}'  # settings of the detectors of transformers
+SMALL = {  # options by recipe that reduce the work, appended to those of the page
     "pretrain": TRAINING | {"max_length": 1024, "gradient_checkpointing": False},
     "finetune_segmentation": MAPS,
     "finetune_change_detection": MAPS,
@@ -101,7 +99,7 @@ SMALL = {  # recipe -> options that make it small, after those of the page
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, and the page and line that it begins on."""
+    """Fenced block with its page, first line, language and text."""
 
     page: str
     line: int
@@ -111,13 +109,13 @@ class Block:
 
 @dataclass
 class Place:
-    """Where a page is run.
+    """Environment in which the blocks of a page are run.
 
     Args:
-        folder: the working directory, with what the page names.
-        names: what its Python blocks share.
-        paths: text of the page -> what stands for it here, of paths and sizes.
-        is_slow: whether what takes long is run too.
+        folder: working directory with the files that the page names.
+        names: variables shared by its Python blocks.
+        paths: replacements of paths and sizes in the page.
+        is_slow: whether to run slow commands.
     """
 
     folder: Path
@@ -127,7 +125,7 @@ class Place:
 
 
 def find_pages() -> list[str]:
-    """All Markdown files of the repository, from its root."""
+    """Return all Markdown files of the repository, relative to its root."""
     pages = []
     for folder, folders, files in os.walk(ROOT):
         hidden = {name for name in folders if name.startswith(".") or (Path(folder) / name / "pyvenv.cfg").exists()}
@@ -137,7 +135,7 @@ def find_pages() -> list[str]:
 
 
 def read_page(page: str) -> tuple[str, list[Block]]:
-    """The text around the blocks, and the blocks."""
+    """Return the text around the blocks, and the blocks."""
     text, blocks, opened = [], [], None
     for number, line in enumerate((ROOT / page).read_text().splitlines(), start=1):
         if line.lstrip().startswith("```"):
@@ -155,11 +153,11 @@ def read_page(page: str) -> tuple[str, list[Block]]:
 
 
 def run_block(block: Block, place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Does with a block what its language asks for; an error names its page and line."""
+    """Run or check a block according to its language. An error names its page and line."""
     runners = {"python": run_python, "bash": run_bash, "yaml": run_yaml, "bibtex": check_citation}
     try:
         if block.language not in runners:
-            raise ValueError(f"there is no treatment for the language {block.language!r}")
+            raise ValueError(f"unknown language {block.language!r}")
         runners[block.language](block.text, place, patch)
     except (Exception, SystemExit) as error:
         raise AssertionError(f"{block.page}, line {block.line}: {error!r}\n{block.text}") from error
@@ -175,7 +173,7 @@ def adapted(text: str, place: Place) -> str:
 
 
 def run_python(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
-    """In the names that the blocks of a page share."""
+    """Run a Python block with the variables shared by the blocks of a page."""
     if any(re.search(rf"^(from|import) {re.escape(name)}\b", text, re.MULTILINE) for name in ONLY_COMPILED):
         compile(text, "page", "exec")
     else:
@@ -186,7 +184,7 @@ def run_python(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
 
 
 def commands(text: str) -> Iterator[str]:
-    """The commands of a block, one after the other, without comments."""
+    """Return the commands of a block in order, without comments."""
     text = text.replace("\\\n", " ")
     for line in re.sub(r"&&\s*\n", "&& ", text).splitlines():
         for command in line.split(" && "):
@@ -200,7 +198,7 @@ def run_bash(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
 
 
 def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_parse: bool = False) -> None:
-    """Has the arguments of a command read by its parser, and runs it if it is not one of those that are only read."""
+    """Parse the arguments of a command, and run it unless it is only parsed."""
     words = shlex.split(adapted(command, place), comments=True)
     while re.match(r"[A-Z_]+=", words[0]):
         patch.setenv(*words.pop(0).split("=", 1))
@@ -234,11 +232,11 @@ def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_pars
     elif program in OTHER_PROGRAMS:
         OTHER_PROGRAMS[program](command, words, place, patch)
     else:
-        raise ValueError(f"there is no treatment for the command {command!r}")
+        raise ValueError(f"unknown command {command!r}")
 
 
 def with_config(words: list[str]) -> list[str]:
-    """`--config NAME` as the command `vitp` finds it: a file here, or one of `recipes/configs`."""
+    """Return the path of `--config NAME`: a file in the folder, or one of `recipes/configs`."""
     words = list(words)
     for index, word in enumerate(words[:-1]):
         if word == "--config" and not Path(words[index + 1]).exists():
@@ -258,15 +256,15 @@ def small(name: str, words: list[str]) -> list[str]:
 
 
 class Parsed(BaseException):
-    """The arguments have been read."""
+    """Exception that stops a recipe after its arguments are parsed."""
 
 
 def call(name: str, words: list[str], patch: pytest.MonkeyPatch) -> int | str | None:
-    """The exit status of `vitp NAME WORDS`, or of a module below `recipes` by its name with dots, in this process."""
+    """Run `vitp NAME WORDS`, or a module below `recipes` by its dotted name, in this process; return the status."""
     from modeling_vitp.__main__ import main
 
     with patch.context() as inner:
-        inner.setattr(sys, "argv", sys.argv)  # which the command sets
+        inner.setattr(sys, "argv", sys.argv)  # The command changes sys.argv.
         try:
             if "." in name:
                 return import_module(f"modeling_vitp.recipes.{name}").main(words)
@@ -277,9 +275,9 @@ def call(name: str, words: list[str], patch: pytest.MonkeyPatch) -> int | str | 
 
 
 def parse(name: str, words: list[str], patch: pytest.MonkeyPatch) -> None:
-    """Has the arguments read by the recipe's own parser, and stops there."""
+    """Parse the arguments with the recipe's own parser and stop."""
     with patch.context() as inner:
-        # What comes after the arguments: in a recipe the models, in the conversion its own handling of signals.
+        # The first step after the arguments: loading models in a recipe, signal handling in the conversion.
         inner.setattr(command_line, "register_models", stop)
         inner.setattr("modeling_vitp.command.paths.check_paths", lambda arguments: None)
         inner.setattr(command_line, "check_paths", lambda arguments: None)
@@ -298,10 +296,10 @@ def stop(*args):
 
 
 def read_launcher(program: str, words: list[str]) -> list[str]:
-    """Has a launcher's arguments read by its parser; returns the recipe and its arguments."""
+    """Parse the arguments of a launcher and return the recipe and its arguments."""
     if program == "accelerate":
         if words[0] != "launch":
-            raise ValueError(f"there is no treatment for accelerate {words[0]}")
+            raise ValueError(f"unknown command accelerate {words[0]}")
         args = launch_command_parser().parse_args(words[1:])
         load_config_from_file(args.config_file)
     else:
@@ -328,24 +326,24 @@ def read_pip(command: str, words: list[str], place: Place, patch: pytest.MonkeyP
     setup.read(ROOT / "setup.cfg")
     for extras in re.findall(r"(?:\.|modeling-vitp)\[([\w,]+)\]", command):
         missing = set(extras.split(",")) - {*setup["options.extras_require"]}
-        assert not missing, f"there is no extra {missing}"
+        assert not missing, f"extra {missing} not found"
 
 
 def read_pytest(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
     """Check the paths and the marks of a pytest command."""
     missing = [word for word in words if "/" in word and not (ROOT / word).exists()]
-    assert not missing, f"there is no {missing}"
+    assert not missing, f"{missing} not found"
     known = re.search(r"^markers = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     marks = [mark for option, mark in zip(words, words[1:]) if option == "-m"]
-    assert all(f'"{mark}: ' in known for mark in marks), f"there is no mark {marks}"
+    assert all(f'"{mark}: ' in known for mark in marks), f"mark {marks} not found"
 
 
 def ignore(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Leave a command to CI or to the test that is named below."""
+    """Skip a command that CI or the test named below runs."""
 
 
 def log_in(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """The client's own command, with the token that it would ask for."""
+    """Run the command of the client, with the token that it would ask for."""
     from huggingface_hub.cli.hf import main
 
     with patch.context() as inner:
@@ -358,13 +356,13 @@ def log_in(command: str, words: list[str], place: Place, patch: pytest.MonkeyPat
 
 
 def pack_model(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Pack a model into a folder of the page's, because its `space` is a link to the project's."""
+    """Pack a model into the folder of the page, because `space` there is a link to the project."""
     source, target = words
     run_process([sys.executable, ROOT / "space" / "pack.py", source, place.folder / "packed" / target], place.folder)
 
 
 def read_builder(module: str, first_step: str, command: str, words: list[str], place: Place, patch) -> None:
-    """Have the arguments read by a script of `recipes/data`, up to its first step."""
+    """Parse the arguments of a script of `recipes/data` and stop at its first step."""
     builder = import_module(f"modeling_vitp.recipes.data.{module}")
     with patch.context() as inner:
         inner.setattr(builder, first_step, stop)
@@ -373,7 +371,7 @@ def read_builder(module: str, first_step: str, command: str, words: list[str], p
 
 
 def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Its tasks and what includes them; `tests/recipes/benchmarks/test_lmms_eval.py` runs such a command."""
+    """Check the tasks of a command of lmms-eval, which `tests/recipes/benchmarks/test_lmms_eval.py` runs."""
     options = dict(zip(words[::2], words[1::2]))
     tasks = ROOT / "recipes" / "benchmarks" / "lmms_eval" / "tasks"
     missing = [name for name in options["--tasks"].split(",") if not (tasks / f"{name}.yaml").is_file()]
@@ -383,7 +381,7 @@ def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.M
 
 
 def run_tasks(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
-    """What Slurm's `sbatch` wraps, as each task of its array."""
+    """Run the command that Slurm's `sbatch` wraps, for each task of its array."""
     parser = argparse.ArgumentParser(exit_on_error=False)
     for name in ("--job-name", "--dependency", "--wrap"):
         parser.add_argument(name)
@@ -418,9 +416,7 @@ OTHER_PROGRAMS = {
 
 
 def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
-    """A mixture is loaded and read; other configurations go through the parser of their recipe, but for a task of
-    lmms-eval, of which what it includes has to be there.
-    """
+    """Read a mixture, check the includes of a task of lmms-eval, or parse another configuration by its recipe."""
     path = place.folder / (file_name(text) or "block.yaml")
     path.write_text(adapted(text, place))
     fields = yaml.safe_load(path.read_text())
@@ -449,17 +445,17 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
     elif "dataset_name" in fields:
         parse("pretrain", ["--config", str(path)], patch)
     else:
-        raise ValueError(f"there is no treatment for YAML with {', '.join(fields)}")
+        raise ValueError(f"unknown YAML with the fields {', '.join(fields)}")
 
 
 def file_name(text: str) -> str | None:
-    """The file that a block is, if its first line says so."""
+    """Return the file name in the first line of a block, if any."""
     found = re.match(r"# (\w+\.(?:yaml|py))\b", text)
     return found and found[1]
 
 
 def check_citation(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
-    """Says what `CITATION.cff` says of the paper."""
+    """Check that the citation equals that of `CITATION.cff`."""
     fields = {name: " ".join(value.split()) for name, value in re.findall(r"(\w+)\s*=\s*\{(.*?)\}", text, re.DOTALL)}
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
     authors = " and ".join(f"{one['family-names']}, {one['given-names']}" for one in paper["authors"])

@@ -1,4 +1,4 @@
-"""What the pages name: tiny models, images and data sets, at the paths that are written there."""
+"""Files that the pages name: tiny models, images and data sets, at the paths of the pages."""
 
 import json
 import shutil
@@ -51,12 +51,12 @@ FEATURES = Features(
         "messages": List({"role": Value("string"), "content": Value("string")}),
     }
 )
-LINKED = ("recipes", "modeling_vitp", "space")  # folders of the project, which commands of a page read
+LINKED = ("recipes", "modeling_vitp", "space")  # folders of the project that commands of a page read
 SCENES = ("OSBS_029", "SOAP_061", "2019_YELL_2_541000_4977000_image_crop")
 
 
 def make_folder(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """All that the pages name, but for what their own commands make."""
+    """Write all files that the pages name, except those that their own commands create."""
     for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
     for page in find_pages():
@@ -83,7 +83,7 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         export_backbone(model, folder / name, processor.image_processor)
     vision = ViTPVisionModel(ViTPVisionConfig(**tiny | {"num_hidden_layers": 24}))
     export_backbone(vision, folder / "my_backbone", processor.image_processor)
-    model.resize_token_embeddings(len(tokenizer) + 8)  # more than there are tokens, as in what is published
+    model.resize_token_embeddings(len(tokenizer) + 8)  # more rows than tokens, as in published models
     model.save_pretrained(folder / "padded")
     processor.save_pretrained(folder / "padded")
     convert_checkpoint(folder / "padded", folder / "OpenGVLab/InternVL3-1B-hf", "internvl")
@@ -101,7 +101,7 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def write_checkpoints(folder: Path) -> None:
-    """Fine-tuned models, and checkpoints in the naming of other code."""
+    """Write fine-tuned models, and checkpoints in the naming of other code."""
     settings = {"hidden_size": 16, "auxiliary_channels": 16, "num_labels": 2}
     small = {"deformable_heads": 4, "spatial_prior_channels": 8}
     for name, model_class in {
@@ -156,7 +156,7 @@ def write_images(folder: Path) -> None:
     classification_data.make_chest_xray14(folder / "datasets/xrays")
     classification_data.make_eurosat(folder / "datasets/EuroSAT_RGB")
     dense_data.make_loveda(folder / "datasets/LoveDA")
-    for name in ("EuroSAT_RGB", "LoveDA"):  # under the root of the configurations and under that of the pages
+    for name in ("EuroSAT_RGB", "LoveDA"):  # both roots are used: that of the configurations and that of the pages
         (folder / "data" / name).symlink_to(f"../datasets/{name}")
     dense_data.make_levir_cd(folder / "datasets/LEVIR-CD")
     for split, numbers in {"train": range(6), "test": range(6, 8)}.items():
@@ -196,7 +196,7 @@ def rows(number: int) -> list[dict]:
 
 
 def write_instructions(folder: Path) -> None:
-    """Data sets of conversations, and the sources of a mixture."""
+    """Write data sets of conversations, and the sources of a mixture."""
     data = Dataset.from_list(rows(8), features=FEATURES)
     for name in ("my-org/my-instructions", "some/large-set"):
         for split in ("train", "test"):
@@ -219,7 +219,7 @@ def write_instructions(folder: Path) -> None:
 
 
 def write_findings(folder: Path) -> None:
-    """The public set that its page adds."""
+    """Write the public set that a page adds."""
     names = ("file", "split", "report", "finding", "x1", "y1", "x2", "y2")
     rows = [(f"{n:04d}.png", split, "A nodule.", "the nodule", 2, 3, 9, 9) for n, split in enumerate(("train", "test"))]
     save_table(folder / "findings.csv", [dict(zip(names, row)) for row in rows])
@@ -228,7 +228,7 @@ def write_findings(folder: Path) -> None:
 
 
 def write_annotations(folder: Path) -> None:
-    """A wheel with annotated scenes, as `deepforest` is one."""
+    """Write a wheel with annotated scenes, like `deepforest`."""
     boxes = "".join(
         f"<object><name>Tree</name><bndbox><xmin>{40 * index + 5}</xmin><ymin>10</ymin><xmax>{40 * index + 30}</xmax>"
         f"<ymax>{40 + index}</ymax></bndbox></object>"
@@ -243,13 +243,13 @@ def write_annotations(folder: Path) -> None:
 
 
 def written_files() -> dict[str, int]:
-    """When each file of the linked folders was last written, in nanoseconds; no command of a page may write there."""
+    """Return the modification times of the linked folders, which commands of a page must not change."""
     paths = [path for name in LINKED for path in (ROOT / name).rglob("*") if "__pycache__" not in path.parts]
     return {str(path): path.stat().st_mtime_ns for path in paths if path.is_file()}
 
 
 def names_of(page: str, folder: Path) -> dict:
-    """What the Python blocks of a page take for given."""
+    """Return the variables that the Python blocks of a page expect."""
     if page == "recipes/pretrain.md":
         return {"image": picture(64, 48), "dataset": Dataset.from_list(rows(8), features=FEATURES)}
     if page == "modeling_vitp/README.md":
@@ -279,7 +279,7 @@ def names_of(page: str, folder: Path) -> dict:
 
 
 def without_gguf(patch) -> None:
-    """A folder of transformers in place of a GGUF file, which needs the package `gguf`; the file has to be named."""
+    """Load a folder of transformers in place of the named GGUF file, which would need the package `gguf`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for opened in (AutoModelForCausalLM, AutoTokenizer):

@@ -1,4 +1,4 @@
-"""Pictures that tests make."""
+"""Generated pictures for tests."""
 
 import warnings
 from pathlib import Path
@@ -10,12 +10,12 @@ from rasterio.errors import NotGeoreferencedWarning
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A random RGB image."""
+    """Return a random RGB image."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def write_bands(path: Path, bands: np.ndarray, **profile) -> Path:
-    """A file of bands, `(bands, height, width)`: GeoTIFF, or PNG by the name."""
+    """Write bands of shape `(bands, height, width)` as GeoTIFF, or as PNG by the file name."""
     count, height, width = bands.shape
     driver = "PNG" if path.suffix == ".png" else "GTiff"
     path.parent.mkdir(parents=True, exist_ok=True)

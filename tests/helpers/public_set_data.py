@@ -1,4 +1,4 @@
-"""Public data sets in miniature: each in the layout in which it is downloaded, with generated pictures."""
+"""Miniatures of public data sets in their download layouts, with generated pictures."""
 
 import base64
 import csv
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pictures import picture
 
-MINIATURES: dict[str, Callable[[Path], int]] = {}  # set -> what writes it, and returns the number of rows it becomes
+MINIATURES: dict[str, Callable[[Path], int]] = {}  # writers by name, which return the number of resulting rows
 
 
 def miniature(write: Callable[[Path], int]) -> Callable[[Path], int]:
@@ -43,7 +43,7 @@ VOC_OBJECT = """
 
 @miniature
 def dior_rsvg(folder: Path) -> int:
-    """Seven objects in four images; the second image has an object of the test split and one of training."""
+    """Write seven objects in four images; the second image has an object of the test split and one of training."""
     numbers = iter(range(100))
     for image, count in enumerate((2, 2, 1, 2), start=1):
         objects = [VOC_OBJECT.format(2, 3, 10, 9, f"The ship {next(numbers)} at the pier") for _ in range(count)]
@@ -59,7 +59,7 @@ def dior_rsvg(folder: Path) -> int:
 
 
 def asked(question: str, answer: str, *more: str) -> list[dict]:
-    """LLaVA's turns."""
+    """Return turns in the format of LLaVA."""
     texts = (f"<image>\n{question}", answer, *more)
     return [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
 
@@ -109,7 +109,7 @@ def refgeo_part(folder: Path, part: str, suffix: str = ".jpg") -> None:
         }
         for n in range(3)
     ]
-    for split, of_split in (("train", rows[:2]), ("test", rows[1:])):  # the second image is in both
+    for split, of_split in (("train", rows[:2]), ("test", rows[1:])):  # The second image is in both splits.
         save_text(folder / f"metainfo/{part}_{split}.jsonl", "\n".join(map(json.dumps, of_split)) + "\n")
     for n in range(3):
         save_picture(folder / f"images/{part}/{n:05d}{suffix}", seed=n)
@@ -130,7 +130,7 @@ def rsvg(folder: Path) -> int:
 
 
 def rsvqa_files(folder: Path, start: str, images: str) -> int:
-    """Each file has stubs of the other splits' questions and answers."""
+    """Write files with stubs of the other splits' questions and answers."""
     texts = [("Is there a road?", "yes"), ("How many buildings are there?", "12"), ("What is the area?", "36m2")]
     for split, chosen in (("train", (0, 2)), ("val", ()), ("test", (1,))):
         questions, answers = [], []
@@ -254,7 +254,7 @@ def sar_sentinel_1_2(folder: Path) -> int:
 
 
 def save_table(path: Path, rows: list[Mapping[str, object]], delimiter: str = ",") -> None:
-    """A table as pandas writes it."""
+    """Write a table with pandas."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, lineterminator="\n")
@@ -267,7 +267,7 @@ def save_lines(path: Path, rows: Iterable[object]) -> None:
 
 
 def llava(image: object, *texts: str, **fields: object) -> dict:
-    """A LLaVA conversation of questions and answers."""
+    """Return a LLaVA conversation of questions and answers."""
     turns = [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]
     return fields | ({} if image is None else {"image": image}) | {"conversations": turns}
 
@@ -280,7 +280,7 @@ def encoded(seed: int, form: str = "PNG") -> str:
 
 @miniature
 def gmai_mmbench(folder: Path) -> int:
-    """Four questions, of four choices but for one of two and one of five; the file of the test split has no answers."""
+    """Write four questions with two to five choices; the file of the test split has no answers."""
     names = ("index", "image", "question", "A", "B", "C", "D", "E", "answer", "category", "original task", "modality")
     rows = [
         (0, encoded(0), "Which finding does the image show?", "Cyst", "Polyp", "Ulcer", "Normal", "", "B", "Polyp"),
@@ -296,7 +296,7 @@ def gmai_mmbench(folder: Path) -> int:
 
 @miniature
 def open_i(folder: Path) -> int:
-    """Two examinations with five images; the second has no findings, and its report has two lines."""
+    """Write two examinations with five images; the second one has no findings and a report of two lines."""
     names = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression")
     first = (1, "normal", "normal", "Xray Chest PA and Lateral", "Positive TB test", "None.")
     second = (
@@ -322,7 +322,7 @@ def open_i(folder: Path) -> int:
 
 
 def save_pubmedvision(folder: Path, part: str) -> int:
-    """Three figures of six images, without places for them, in conversations of one and of two questions."""
+    """Write three figures of six images, without placeholders, in conversations of one and two questions."""
     groups = (["images/pmc_1_0.jpg"], [f"images/pmc_2_{n}.jpg" for n in range(4)], ["images/pmc_10_0.jpg"])
     texts = ("What is seen in the images?", "A lesion.", "Where is it?", "In the left lobe.")
     fields = {"modality": "Computed Tomography", "body_part": "Liver"}
@@ -345,7 +345,7 @@ def huatuo_vqa(folder: Path) -> int:
 
 @miniature
 def pmc_oa(folder: Path) -> int:
-    """Five figures, of which the first version has one in its test and one in its validation split."""
+    """Write five figures, of which one is in the test and one in the validation split of the first version."""
     rows = [
         {
             "image": f"PMC21231{n}_Fig3_4.jpg",
@@ -365,7 +365,7 @@ def pmc_oa(folder: Path) -> int:
 
 @miniature
 def pmc_vqa(folder: Path) -> int:
-    """Four questions to train on, one about an image that the test rows have too."""
+    """Write four training questions, one about an image that is also in the test rows."""
     choices = {f"Choice {letter}": f" {letter}:Pattern {letter}, seen" for letter in "ABCD"}
     train = [
         {
@@ -386,7 +386,7 @@ def pmc_vqa(folder: Path) -> int:
 
 @miniature
 def omnimedvqa(folder: Path) -> int:
-    """Three data sets; one names its modality otherwise, and has an image of its own test split."""
+    """Write three data sets, one with another modality field and an image of its test split."""
 
     def save(dataset: str, image: str, choices: tuple[str, ...], **fields: str) -> None:
         options = {f"option_{letter}": choice for letter, choice in zip("ABCD", choices)}
@@ -408,7 +408,7 @@ def omnimedvqa(folder: Path) -> int:
 
 @miniature
 def quilt_1m(folder: Path) -> int:
-    """Three views."""
+    """Write three views."""
     names = [f"_KJZm1orOvU_image_{n}.jpg" for n in range(3)]
     rows = [llava(name, "<image>\nDescribe it.", "Sheets of cells.", id=str(n)) for n, name in enumerate(names)]
     save_json(folder / "quilt_pretrain.json", rows)
@@ -419,7 +419,7 @@ def quilt_1m(folder: Path) -> int:
 
 @miniature
 def quilt_instruct(folder: Path) -> int:
-    """A view in each of the three files."""
+    """Write a view in each of the three files."""
     for n, name in enumerate(("107k", "conv_desc", "complex_abductive")):
         image, answer = f"_KJZm1orOvU_roi_{n}.jpg", "Because the nuclei are large."
         rows = [llava(image, "What is this?\n<image>", "A carcinoma.", "Why?", answer, id=f"{name}-{n}")]
@@ -430,7 +430,7 @@ def quilt_instruct(folder: Path) -> int:
 
 @miniature
 def mini_internvl_general(folder: Path) -> int:
-    """A row of each of the files, one more without an image, and one about an image of a test split."""
+    """Write a row of each of the files, one without an image, and one about an image of a test split."""
     names = {
         "ai2d_train_12k": ("abc_images/0.png", "ai2d"),
         "chartqa_train_18k": ("train/png/1.png", "chartqa"),

@@ -1,4 +1,4 @@
-"""Pushes, by the recipes as from the command line, and what is in the repo afterwards."""
+"""Pushes of the recipes, called as from the command line, and the resulting repo."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from modeling_vitp.recipes import pretrain, push_to_hub
 
 
 def train(folder: Path, **settings) -> int:
-    """`pretrain.main` on a configuration file."""
+    """Run `pretrain.main` with a configuration file."""
     config = {"output_dir": str(folder / "out"), "max_steps": 2, "per_device_train_batch_size": 2, "bf16": False}
     config |= {"gradient_checkpointing": False, "report_to": "none", "logging_steps": 1, "save_steps": 1}
     config |= {"watch_samples": 0, **settings}
@@ -22,12 +22,12 @@ def card_of(hub, repo_id: str) -> ModelCard:
 
 
 def push(*words) -> int:
-    """`push_to_hub.main`, as from the command line."""
+    """Run `push_to_hub.main` as from the command line."""
     return push_to_hub.main(list(map(str, words)))
 
 
 def in_repo(hub, *args, **kwargs) -> dict[str, bytes]:
-    """Paths and contents but for what the Hub itself adds."""
+    """Return paths and contents, except for files that the Hub adds."""
     files = hub.files(*args, **kwargs)
     del files[".gitattributes"]
     return files

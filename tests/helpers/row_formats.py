@@ -1,4 +1,4 @@
-"""The same conversations about the same images, written in each format that is read."""
+"""The same conversations about the same images in each supported format."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def turns(number: int) -> list[dict]:
 
 
 def save_images(folder: Path, pictures: Sequence[Picture]) -> list[str]:
-    """Names of the files in the folder."""
+    """Return the names of the files in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{number:03d}.png" for number in range(len(pictures))]
     for name, picture in zip(names, pictures):
@@ -139,7 +139,7 @@ def write_archives(folder: Path, pictures: Sequence[Picture], shard_rows: int = 
         write_archive(folder / f"train-{start // shard_rows:04d}.tar", files)
 
 
-# For each format, what writes it and what it is called when it is read.
+# Writer and name of each format.
 FORMATS = {
     "messages": (write_messages, "messages"),
     "messages in JSON Lines": (write_messages_in_lines, "messages"),

@@ -1,4 +1,4 @@
-"""Rows of instruction data, and annotations in InternVL's JSON Lines."""
+"""Sample rows of instruction data, and annotations in InternVL's JSON Lines."""
 
 import io
 import json
@@ -25,14 +25,14 @@ def encoded_image(image, image_format="PNG"):
 
 
 def sized_row(index, sizes, answer="There are 12 trees."):
-    """A row with images of these sizes."""
+    """Return a row with images of these sizes."""
     images = [picture(*size, index) for size in sizes]
     messages = [{"role": "user", "content": "How many trees?"}, {"role": "assistant", "content": answer}]
     return {"id": str(index), "images": images, "messages": messages}
 
 
 def make_rows():
-    """One turn, many turns, many images, and text only."""
+    """Return rows with one turn, several turns, several images, and text only."""
     long = {"role": "assistant", "content": [text("Trees: "), text("12 top left, "), text("3 right.")]}
     return [
         {"id": "one", "images": [picture(100, 60, 1)], "messages": [USER, ANSWER]},
@@ -89,7 +89,7 @@ ANNOTATIONS = [
 
 
 def write_annotations(folder: Path) -> Path:
-    """InternVL JSON Lines with images, the same rows as a JSON list, and two lines that are broken."""
+    """Write InternVL JSON Lines with images, the same rows as a JSON list, and two broken lines."""
     (folder / "images" / "sub").mkdir(parents=True)
     picture(60, 56, 0).save(folder / "images" / "0.png")
     picture(60, 56, 1).save(folder / "images" / "sub" / "1.png")

@@ -1,7 +1,7 @@
-"""What each process of `torchrun sharded_run.py FOLDER` does, one or two: steps of our trainer under FSDP2, and of
-transformers' InternVL in a plain loop; gradients, and the collectives of a step, go to FOLDER.
+"""Entry point of the one or two processes of `torchrun sharded_run.py FOLDER`.
 
-accelerate shards on accelerators alone; here its state is told to do so with gloo on CPUs.
+They train with our trainer under FSDP2 and with InternVL of transformers in a plain loop, and write gradients and the
+collectives of a step to FOLDER. accelerate shards on accelerators only, so its state is patched to use gloo on CPUs.
 """
 
 import json
@@ -28,7 +28,7 @@ COLLECTIVES = ("all_gather", "allgather", "reduce_scatter", "all_reduce", "allre
 
 
 class Collectives(TorchDispatchMode):
-    """Notes each collective, its name and the bytes of the tensors that it takes and fills."""
+    """Dispatch mode that records the name of each collective and the bytes of its tensors."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(kind is DTensor for kind in types):
-            return NotImplemented  # so that what it does comes here
+            return NotImplemented  # Its inner operations are then dispatched here.
         name = func.__name__.split(".")[0].strip("_")
         if func.namespace in ("c10d", "_c10d_functional") and name.startswith(COLLECTIVES):
             tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
@@ -45,7 +45,7 @@ class Collectives(TorchDispatchMode):
 
 
 class Watch(TrainerCallback):
-    """How many collectives there were at the end of each step; or the gradients of each step."""
+    """Callback that records the number of collectives, or the gradients, at the end of each step."""
 
     def __init__(self, collectives: Collectives | None = None):
         self.collectives, self.ends, self.gradients = collectives, [], []
@@ -62,7 +62,7 @@ class Watch(TrainerCallback):
 
 
 def trainer_of(folder: Path, accumulation: int = 1, **options):
-    """Our trainer; with two processes, sharded."""
+    """Build our trainer, which shards with two processes."""
     world = dist.get_world_size()
     options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation, "max_steps": STEPS}
     options |= {"eval_strategy": "no", "save_strategy": "no", "logging_steps": 100, "drop_path_rate": 0.0}
@@ -87,8 +87,11 @@ def gradients(folder: Path) -> None:
 
 
 def of_trainer(folder: Path, accumulation: int) -> list[list[tuple[str, int]]]:
-    """The collectives of each step but the first."""
-    trainer, collectives = trainer_of(folder, accumulation, num_rows=24), Collectives()  # no epoch ends in between
+    """Return the collectives of each step except the first."""
+    trainer, collectives = (
+        trainer_of(folder, accumulation, num_rows=24),
+        Collectives(),
+    )  # enough rows for all steps in one epoch
     trainer.model.config.save_pretrained(folder / "model")
     watch = Watch(collectives)
     trainer.add_callback(watch)
@@ -98,7 +101,7 @@ def of_trainer(folder: Path, accumulation: int) -> list[list[tuple[str, int]]]:
 
 
 def of_plain_loop(folder: Path) -> list[list[tuple[str, int]]]:
-    """The same of transformers' model of the same shape, each block, the embeddings and the head sharded alone."""
+    """Return the collectives of transformers' model, with blocks, embeddings and head sharded separately."""
     ours = make_trainer(folder / "unused", drop_path_rate=0.0)
     model = build_native(ours.model).train()
     for module in list(model.modules()):

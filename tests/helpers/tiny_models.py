@@ -1,4 +1,4 @@
-"""Settings of tiny models, and models whose weights are not those of the start."""
+"""Settings of tiny models, and models with weights that differ from the initialization."""
 
 import torch
 
@@ -35,7 +35,7 @@ def adapter_config() -> ViTPAdapterConfig:
 
 
 def vivid_model(tokenizer, **vision):
-    """A model with weights of order one and drop path, and its processor."""
+    """Build a model with weights of order one and drop path, and its processor."""
     torch.manual_seed(0)
     model, processor = build_model(tokenizer, {**VISION, "drop_path_rate": 0.2, **vision}, TEXT, {"max_patches": 6})
     generator = torch.Generator().manual_seed(1)

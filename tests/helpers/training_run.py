@@ -1,4 +1,4 @@
-"""A small training run for processes that tests start, stop and kill."""
+"""Small training run in processes that tests start, stop and kill."""
 
 import contextlib
 import hashlib
@@ -89,7 +89,7 @@ def make_trainer(
 
 
 def summary(trainer) -> dict:
-    """What has to be the same, bit for bit, in a run that was killed and in one that never stopped."""
+    """Return the state that must be bitwise equal in an interrupted and an uninterrupted run."""
     weights = hashlib.sha256()
     for parameter in trainer.model.parameters():
         weights.update(parameter.detach().numpy().tobytes())
@@ -115,7 +115,7 @@ class KillAtStep(TrainerCallback):
 
 
 class Send(TrainerCallback):
-    """Sends this process a signal in a step."""
+    """Callback that sends a signal to this process in a step."""
 
     def __init__(self, number: int, step: int, times: int = 1):
         self.number, self.step, self.times = number, step, times
@@ -127,7 +127,7 @@ class Send(TrainerCallback):
 
 
 def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
-    """Lets the process be killed in the middle of one stage of saving the checkpoint of `step`."""
+    """Make the process be killed during one stage of saving the checkpoint of `step`."""
 
     def at_step(function, act):
         def wrapped(*args, **kwargs):
@@ -173,10 +173,15 @@ def kill_while_saving(trainer: ViTPTrainer, stage: str, step: int) -> None:
 
 
 def train(folder: str, kill: tuple[str, int] | None = None, tell: tuple[int, int] | None = None, **options) -> None:
-    """Trains, from the last checkpoint if there is one, and writes the summary; may be killed on the way, or
-    one process (`tell`: which, and in which step) be told to stop.
+    """Train from the last checkpoint, if any, and write the summary.
+
+    Args:
+        folder: folder of the run.
+        kill: stage and step in which the process is killed.
+        tell: process index and step in which the process is told to stop.
+        options: settings of the trainer.
     """
-    # The workers of its data loaders are forks of this process, not of a further server.
+    # Data loader workers are forks of this process, not of a second fork server.
     multiprocessing.set_start_method("fork", force=True)
     trainer = make_trainer(folder, **options)
     if tell is not None and tell[0] == trainer.args.process_index:
@@ -191,7 +196,7 @@ def train(folder: str, kill: tuple[str, int] | None = None, tell: tuple[int, int
 
 
 def processes():
-    """Forks of a server that has imported everything but computed nothing, which costs a fraction of a new process."""
+    """Return a context of processes forked from a server with all imports, which is faster than new processes."""
     paths = [str(Path(__file__).parent), *sys.path]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_run"])
@@ -201,7 +206,7 @@ def processes():
 
 
 def run(folder, kill=None, **options) -> dict | None:
-    """Trains in a process of its own: its summary, or `None` if it was killed as it should."""
+    """Train in a separate process and return its summary, or `None` if it was killed as requested."""
     with contextlib.suppress(FileNotFoundError):
         (Path(folder) / "summary.json").unlink()
     process = processes().Process(target=train, args=(str(folder), kill), kwargs=options)

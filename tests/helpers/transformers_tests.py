@@ -1,7 +1,7 @@
-"""The tests that all models of transformers share, from its source distribution: wheels do not have them.
+"""Common tests of the models of transformers, from its source distribution; wheels do not include them.
 
-The distribution holds the files of `tests/` themselves and none of its folders. What these files import from there is
-replaced here: there is no generation mixin and no export mixin, and for the Hub's pictures there is one made here.
+The distribution contains the files of `tests/`, but not its subfolders. Their imports from subfolders are replaced
+here: the mixins for generation and export are empty, and a generated picture is used in place of the Hub's pictures.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ MISSING = {
 
 
 def unpack(cache: Path) -> Path:
-    """The folder `tests` of the installed version, downloaded once. Skips where the registry cannot be reached."""
+    """Return the folder `tests` of the installed version, downloaded once. Skip the test without the registry."""
     name = f"transformers-{transformers.__version__}"
     folder = cache / name / "tests"
     if folder.is_dir():
@@ -40,7 +40,9 @@ def unpack(cache: Path) -> Path:
     except subprocess.TimeoutExpired:
         pytest.skip("the source distribution of transformers did not arrive in five minutes")
     if done.returncode:
-        pytest.skip(f"the source distribution of transformers cannot be had: {done.stderr.strip().splitlines()[-1:]}")
+        pytest.skip(
+            f"the source distribution of transformers cannot be downloaded: {done.stderr.strip().splitlines()[-1:]}"
+        )
     with tarfile.open(cache / f"{name}.tar.gz") as archive:
         members = [member for member in archive if member.name.startswith(f"{name}/tests/")]
         archive.extractall(cache, members, filter="data")
@@ -48,8 +50,8 @@ def unpack(cache: Path) -> Path:
 
 
 def open_package(folder: Path) -> None:
-    """The folder as a package of its own name, with what the distribution lacks."""
-    (folder / "__init__.py").touch()  # which the tests of configurations import
+    """Register the folder as a package, with replacements of the missing modules."""
+    (folder / "__init__.py").touch()  # The configuration tests import the package.
     image = folder / "image.png"
     picture(60, 40).save(image)
     hub = {"fetch_hub_objects_for_ci": {"url_to_local_path": lambda url, *args, **kwargs: str(image)}}
@@ -65,18 +67,18 @@ def open_package(folder: Path) -> None:
 
 
 def run(name: str, mixins: list[type], contents: dict, left_out: dict[str, str]) -> dict[str, str]:
-    """Runs what the mixins test on the classes that `contents` names.
+    """Run the tests of the mixins on the classes in `contents`.
 
     Args:
-        left_out: tests that are not run, and why.
+        left_out: tests that are not run, with the reason.
 
     Returns:
-        The tests that failed, with the end of their tracebacks. What was skipped is printed with its reason.
+        The failed tests with the end of their tracebacks. Skipped tests are printed with their reason.
     """
     case = type(name, (*mixins, unittest.TestCase), contents)
     found = unittest.defaultTestLoader.getTestCaseNames(case)
     unknown = {test for test in left_out if test not in found}
-    assert not unknown, f"left out, but there are none of that name: {unknown}"
+    assert not unknown, f"excluded tests not found: {unknown}"
     suite = unittest.TestSuite(case(test) for test in found if test not in left_out)
     result = unittest.TestResult()
     suite.run(result)

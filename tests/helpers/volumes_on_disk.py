@@ -1,4 +1,4 @@
-"""Volumes on disk: DICOM series that are made, and those that come with pydicom."""
+"""Volumes on disk: generated DICOM series, and those of pydicom."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-# Of a patient in pydicom's wheel: five slices of CT, 16 x 16 pixels, 2.5 mm apart.
+# A patient in pydicom's wheel: five slices of CT with 16 x 16 pixels, 2.5 mm apart.
 CT_SERIES = Path(get_testdata_file("DICOMDIR")).parent / "98892001" / "CT5N"
 OBLIQUE = [0.8, 0.6, 0.0, 0.0, 0.0, -1.0]  # direction cosines of a row and of a column
 
@@ -22,12 +22,12 @@ def write_series(
     patient: str = "patient",
     **tags,
 ) -> list[Path]:
-    """A file for each slice of CT, in an order of their names that is not that in space.
+    """Write a file for each slice of CT; the order of the file names differs from that in space.
 
     Args:
         values: int16 of shape `(slices, rows, columns)`, in Hounsfield units.
-        spacing: from slice to slice, from row to row, from column to column.
-        tags: of all files; `None` takes one away.
+        spacing: distances between slices, rows and columns.
+        tags: tags of all files; `None` removes a tag.
     """
     folder.mkdir(parents=True, exist_ok=True)
     normal = np.cross(orientation[:3], orientation[3:])
@@ -60,7 +60,7 @@ def write_series(
 
 
 def check_geometry(affine: np.ndarray, folder: Path) -> None:
-    """That an affine of `(column, row, slice)` is that of a series, pixel by pixel (DICOM PS3.3, C.7.6.2.1.1)."""
+    """Check an affine of `(column, row, slice)` against the headers of a series (DICOM PS3.3, C.7.6.2.1.1)."""
     headers = [pydicom.dcmread(path) for path in folder.iterdir()]
     along_row, along_column = np.array(headers[0].ImageOrientationPatient, dtype=float).reshape(2, 3)
     headers.sort(key=lambda one: np.cross(along_row, along_column) @ np.array(one.ImagePositionPatient, dtype=float))

@@ -8,7 +8,7 @@ from modeling_vitp.training.loading import build_model
 
 @pytest.fixture(scope="session")
 def trained(tokenizer, tmp_path_factory):
-    """A run's output folder, which is never changed."""
+    """Output folder of a run, which is never changed."""
     torch.manual_seed(0)
     model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 6})
     folder = tmp_path_factory.mktemp("outputs") / "run"
@@ -19,7 +19,7 @@ def trained(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def folder(trained, tmp_path):
-    """A copy of it with everything else that a run, or its user, leaves there."""
+    """Copy of the run's folder with other files of a run or its user."""
     folder = tmp_path / "run"
     for path in trained.iterdir():
         folder.mkdir(exist_ok=True)
@@ -33,5 +33,5 @@ def folder(trained, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_progress_bars():
-    """What is read from stderr is the program's; the Trainer of other tests shows the bars again."""
+    """Keep stderr to the program's own lines; the Trainer of other tests enables the bars again."""
     disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Failures of the Hub, on a server that fails when it is told to."""
+"""Failures of the Hub, on a server that fails on demand."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ STEPS = {
 
 @pytest.fixture
 def uninterrupted(hub, logged_in, folder):
-    """The id of the commit of a push that nothing happened to, in a repo that is gone."""
+    """Commit id of a push without failures, whose repo is deleted again."""
     assert push(folder, "tester/m", "--what", "model") == 0
     oid = hub.repo("tester/m").history("main")[0][0]
     del hub.repos["models", "tester/m"]
@@ -38,7 +38,7 @@ def uninterrupted(hub, logged_in, folder):
 @pytest.mark.parametrize(
     "failure", [{"status": 503}, {"status": 429, "retry_after": 7}, {"lost": True}, {"delay": 0.3}], ids=str
 )
-def test_transient_failure_is_tried_again(hub, uninterrupted, folder, pauses, step, failure):
+def test_transient_failure_is_retried(hub, uninterrupted, folder, pauses, step, failure):
     failed = hub.fail(*STEPS[step], times=2, **failure)
     assert push(folder, "tester/m", "--what", "model") == 0
     assert hub.repo("tester/m").history("main")[0][0] == uninterrupted and failed.count >= 1
@@ -50,7 +50,7 @@ def test_transient_failure_is_tried_again(hub, uninterrupted, folder, pauses, st
         assert len(hub.received("PUT", "/lfs/*")) == 1
 
 
-def test_concurrent_commit_is_tried_again(hub, uninterrupted, folder, pauses):
+def test_concurrent_commit_is_retried(hub, uninterrupted, folder, pauses):
     for status in (409, 412):
         hub.fail("POST", "*/commit/*", status)
     assert push(folder, "tester/m", "--what", "model") == 0
@@ -61,19 +61,17 @@ def test_concurrent_commit_is_tried_again(hub, uninterrupted, folder, pauses):
     ("status", "code", "says"),
     [
         (401, None, "hf auth login"),
-        (403, None, "may not write to tester/m"),
-        (404, "RepoNotFound", "tester/m is not there"),
-        (404, "RevisionNotFound", "no such revision"),
-        (409, None, "somebody else is changing tester/m"),
-        (429, None, "fewer requests"),
-        (500, None, "out of order"),
+        (403, None, "no write access to tester/m"),
+        (404, "RepoNotFound", "tester/m not found"),
+        (404, "RevisionNotFound", "revision of tester/m not found"),
+        (409, None, "changing tester/m"),
+        (429, None, "too many requests"),
+        (500, None, "not available"),
         (None, None, "connection to the Hub failed"),
     ],
 )
 @pytest.mark.parametrize("step", ["preupload", "commit"])
-def test_lasting_failure_is_one_line_with_the_command(
-    hub, uninterrupted, folder, pauses, capsys, step, status, code, says
-):
+def test_lasting_failure_is_explained_in_one_line(hub, uninterrupted, folder, pauses, capsys, step, status, code, says):
     failure = {"status": status, "code": code} if status else {"cut": 10}
     hub.fail(*STEPS[step], times=None, **failure)
     words = [str(folder), "tester/m", "--what", "model"]
@@ -89,8 +87,11 @@ def test_lasting_failure_is_one_line_with_the_command(
     assert len(hub.received("PUT", "/lfs/*")) == 1 and sent == (1 if step == "commit" else 0)
 
 
-def test_no_write_access_wrong_token_and_offline(hub, folder, monkeypatch, capsys):
-    for token, says in ((hub.token("read"), "may not write to tester/m"), ("hf_wrong", "does not accept the token")):
+def test_missing_access_is_explained(hub, folder, monkeypatch, capsys):
+    for token, says in (
+        (hub.token("read"), "no write access to tester/m"),
+        ("hf_wrong", "token is missing or invalid"),
+    ):
         monkeypatch.setenv("HF_TOKEN", token)
         assert push(folder, "tester/m", "--what", "model") == 1
         error = capsys.readouterr().err
@@ -124,7 +125,7 @@ def test_lost_answer_opens_no_second_pull_request(hub, logged_in, folder, pauses
 
 
 @pytest.mark.slow
-def test_killed_push_goes_on(hub, uninterrupted, logged_in, folder, tmp_path):
+def test_killed_push_is_resumed(hub, uninterrupted, logged_in, folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     second = folder / "model-00002-of-00002.safetensors"
     second.write_bytes((64).to_bytes(8, "little") + b"{}".ljust(64))

@@ -1,4 +1,4 @@
-"""Search for secrets, also inside of archives and Parquet: what has one, or cannot be searched, is not sent."""
+"""Search for secrets, in archives and Parquet too: files with a secret, or that cannot be searched, are not sent."""
 
 import bz2
 import gzip
@@ -36,13 +36,13 @@ TEXT = b"x" * 100_000 + TOKEN.encode() + b"y" * 1000
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--dry_run"]], ids=["push", "dry_run"])
-def test_secret_stops_a_push_and_is_named_by_file(hub, logged_in, folder, capsys, caplog, name, content, options):
+def test_secret_stops_push_and_names_file(hub, logged_in, folder, capsys, caplog, name, content, options):
     caplog.set_level(logging.DEBUG)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
     assert push(folder, "tester/m", "--what", "model", *options) == 1
     printed = capsys.readouterr()
-    assert f"{name} (" in printed.err and printed.err.startswith("error: nothing was sent")
+    assert f"{name} (" in printed.err and printed.err.startswith("error: Nothing was sent")
     assert printed.err.count("\n") == 1 and printed.out == ""
     for text in (printed.err, caplog.text):
         assert TOKEN not in text and "1234" not in text and "older-kind" not in text
@@ -56,7 +56,7 @@ def test_false_safetensors_file_is_searched(tmp_path):
         assert find_secret(path) == kind
 
 
-def test_lookalikes_are_no_secrets(folder, tmp_path):
+def test_similar_strings_are_not_secrets(folder, tmp_path):
     for number, content in enumerate(
         (b'{"hub_token": "<HUB_TOKEN>"}', b'{"hub_token": null}', b"hf_hub_download", b"")
     ):
@@ -123,7 +123,7 @@ def test_token_in_parquet_is_found(tmp_path, column, compression):
         pq.write_table(table, tmp_path / "a.parquet", compression=compression, write_statistics=False)
         found = find_secret(tmp_path / "a.parquet")
         assert found.startswith("a Hugging Face token") if secret else found is None
-    if compression == "gzip":  # of which nothing is as it was
+    if compression == "gzip":  # the content is not readable without decompression
         assert TOKEN.encode() not in (tmp_path / "a.parquet").read_bytes()
         assert found == "a Hugging Face token inside"
 

@@ -1,4 +1,4 @@
-"""The Hub of the tests refuses what the Hub refuses, so that the tests on it can fail."""
+"""The local Hub of the tests refuses the same requests as the Hub."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Pushes of models, backbones, data sets and the demo: what goes, what does not, and what is shown."""
+"""Pushes of models, backbones, data sets and the demo: pushed files, omitted files, and messages."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def writes(hub) -> list[str]:
     return [one.path for one in hub.requests if one.method not in ("GET", "HEAD")]
 
 
-def test_model_goes_without_files_of_the_run(hub, logged_in, folder):
+def test_model_is_pushed_without_run_files(hub, logged_in, folder):
     assert push(folder, "tester/m", "--what", "model") == 0
     files = in_repo(hub, "tester/m")
     wanted = "README.md chat_template.jinja config.json configuration_vitp.py generation_config.json metrics.json "
@@ -42,7 +42,7 @@ def test_model_goes_without_files_of_the_run(hub, logged_in, folder):
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
-def test_backbone_is_taken_out_or_sent_as_it_is(hub, logged_in, folder, tmp_path):
+def test_backbone_is_exported_before_push(hub, logged_in, folder, tmp_path):
     assert push(folder, "tester/b", "--what", "backbone") == 0
     exported = export_backbone(folder, tmp_path / "backbone")
     assert push(exported, "tester/again", "--what", "backbone") == 0
@@ -52,7 +52,7 @@ def test_backbone_is_taken_out_or_sent_as_it_is(hub, logged_in, folder, tmp_path
     pulled = AutoModel.from_pretrained("tester/b").state_dict()
     tower = ViTPForConditionalGeneration.from_pretrained(folder).model.vision_tower.state_dict()
     assert all(torch.equal(pulled[name], tower[name]) for name in tower)
-    # A model on the Hub is as good a start as a folder.
+    # A model on the Hub is a valid source, like a folder.
     assert push(folder, "tester/m", "--what", "model") == 0
     assert push("tester/m", "tester/third", "--what", "backbone") == 0
     assert in_repo(hub, "tester/third")["model.safetensors"] == one["model.safetensors"]
@@ -84,7 +84,7 @@ def test_models_and_processors_push_themselves(hub, logged_in, folder):
     assert not any(logged_in.encode() in content for content in files.values())
 
 
-def test_data_set_goes_without_hidden_files(hub, logged_in, tmp_path, capsys):
+def test_data_set_is_pushed_without_hidden_files(hub, logged_in, tmp_path, capsys):
     rows = tmp_path / "rows"
     (rows / "images").mkdir(parents=True)
     Dataset.from_dict({"text": ["one", "two"]}).to_parquet(rows / "train.parquet")
@@ -108,14 +108,14 @@ def test_data_set_goes_without_hidden_files(hub, logged_in, tmp_path, capsys):
     assert "images/.env (a file of secrets)" in capsys.readouterr().err
 
 
-def test_demo_names_its_model(hub, logged_in, tmp_path, monkeypatch, capsys):
+def test_demo_card_names_model(hub, logged_in, tmp_path, monkeypatch, capsys):
     space = tmp_path / "space"
     monkeypatch.setattr("modeling_vitp.hub.upload.SPACE", space)
     (space / "__pycache__").mkdir(parents=True)
     (space / "__pycache__" / "app.pyc").touch()
     (space / "app.py").write_text("import gradio")
     assert push("tester/model", "tester/demo", "--what", "space") == 1
-    assert "space/ has no README.md, requirements.txt" in capsys.readouterr().err
+    assert "space/ lacks README.md, requirements.txt" in capsys.readouterr().err
     (space / "requirements.txt").write_text("gradio")
     (space / "README.md").write_text("---\nsdk: gradio\nlicense: apache-2.0\nmodels: [x/y]\n---\n# Demo\n")
     for _ in range(2):
@@ -130,7 +130,7 @@ def test_demo_names_its_model(hub, logged_in, tmp_path, monkeypatch, capsys):
     assert state["variables"] == {"VITP_MODEL": "tester/model"} and state["sdk"] == "gradio"
 
 
-def test_dry_run_shows_what_goes_and_sends_nothing(hub, logged_in, folder, capsys):
+def test_dry_run_lists_files_and_sends_nothing(hub, logged_in, folder, capsys):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     options = [folder, "tester/m", "--what", "model", "--license", "mit", "--private"]
     assert push(*options, "--dry_run") == 0
@@ -164,7 +164,7 @@ def test_branch_message_and_pull_request(hub, logged_in, folder, capsys):
         push(folder, "tester/m", "--what", "model", "--create_pr", "--revision", "v2")
 
 
-def test_public_repo_is_not_taken_for_a_private_one(hub, logged_in, folder, capsys):
+def test_public_repo_is_not_treated_as_private(hub, logged_in, folder, capsys):
     hub.create("tester/m")
     assert push(folder, "tester/m", "--what", "model", "--private") == 1
     assert "tester/m is there and is public" in capsys.readouterr().err and in_repo(hub, "tester/m") == {}
@@ -178,13 +178,13 @@ def test_stale_files_of_an_earlier_push_are_deleted(hub, logged_in, folder, caps
     files = set(hub.files("tester/m"))
     assert {"notes.txt", "deep/x.safetensors", "model.safetensors", "processor_config.json"} < files
     assert "model-00001-of-00002.safetensors" not in files
-    # transformers opens `processor_config.json` where there is one, also beside that of a backbone.
+    # transformers prefers `processor_config.json`, also to the file of a backbone.
     assert push(folder, "tester/m", "--what", "backbone") == 0
     files = set(hub.files("tester/m"))
     assert "processor_config.json" not in files and "preprocessor_config.json" in files
 
 
-def test_absolute_paths_do_not_go(hub, logged_in, folder, capsys):
+def test_absolute_paths_are_refused(hub, logged_in, folder, capsys):
     config = json.loads((folder / "config.json").read_text())
     text_config = {**config["text_config"], "_name_or_path": "/a/b"}
     changed = {**config, "_name_or_path": "/home/me/model", "text_config": text_config}
@@ -239,7 +239,7 @@ def test_licenses_of_several_sources(hub, logged_in, folder, capsys, sources, gi
         assert hub.api().model_info("tester/m").card_data.license == result
 
 
-def test_card_of_a_user_does_not_change_the_license(hub, logged_in, folder):
+def test_user_card_does_not_change_license(hub, logged_in, folder):
     (folder / "run.json").write_text(json.dumps({"licenses": {"org/start": {"license": "cc-by-nc-4.0"}}}))
     (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n# A model\n")
     assert push(folder, "tester/m", "--what", "model") == 1 and hub.repo("tester/m") is None
@@ -253,7 +253,7 @@ def test_example_of_an_adapter_loads_its_base():
 
 
 @pytest.mark.slow
-def test_token_stays_nowhere(hub, logged_in, folder, tmp_path):
+def test_token_is_not_stored(hub, logged_in, folder, tmp_path):
     environment = {**os.environ, **hub.environment(tmp_path / "home", logged_in), "HF_DEBUG": "0"}
     command = [sys.executable, "recipes/push_to_hub.py", folder, "tester/m", "--what", "backbone"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -263,13 +263,13 @@ def test_token_stays_nowhere(hub, logged_in, folder, tmp_path):
     assert len(left) > 20 and not any(logged_in.encode() in path.read_bytes() for path in left)
 
 
-def test_missing_folder_is_named_before_anything_is_written(hub, logged_in, folder):
+def test_missing_folder_is_named_before_writing(hub, logged_in, folder):
     with pytest.raises(WrongArguments, match=f"checkpoint='{folder}/none'"):
         push(f"{folder}/none", "tester/m", "--what", "model")
     assert writes(hub) == []
 
 
-def test_model_neither_here_nor_in_the_cache_is_named(capsys):
+def test_model_missing_locally_and_in_cache_is_named(capsys):
     """The session's tests have no Hub."""
     assert push("my_model", "tester/m", "--what", "model") == 1
     assert capsys.readouterr().err.startswith("error: my_model ")
@@ -280,11 +280,11 @@ def test_model_neither_here_nor_in_the_cache_is_named(capsys):
     [
         (["{folder}", "a/b/c", "--what", "model"], "a/b/c"),
         (["tester/none", "tester/m", "--what", "model"], "tester/none cannot be downloaded"),
-        (["{folder}/checkpoint-2", "tester/m", "--what", "model"], "has no config.json"),
+        (["{folder}/checkpoint-2", "tester/m", "--what", "model"], "config.json is missing"),
         (["{backbone}", "tester/m", "--what", "model"], "Push it with --what backbone"),
         (["{folder}", "tester/m", "--what", "adapter"], "has no adapter"),
         (["{folder}", "tester/m", "--what", "space"], "loads its model from the Hub"),
-        (["{folder}/checkpoint-2", "tester/m", "--what", "dataset"], "has no data in it"),
+        (["{folder}/checkpoint-2", "tester/m", "--what", "dataset"], "data files"),
     ],
 )
 def test_mistakes_are_named_in_one_line(hub, logged_in, folder, capsys, words, says):

@@ -1,4 +1,4 @@
-"""Images with masks under corruptions."""
+"""Tests of corrupted images with masks."""
 
 import dense_data
 import pytest
@@ -16,7 +16,7 @@ def loveda(tmp_path_factory):
 
 
 class Painted(torch.utils.data.Dataset):
-    """Pairs whose colours, one for each class, tell the mask."""
+    """Data set of image pairs with one color per class, and their mask."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -33,8 +33,8 @@ class Painted(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("corruption", SEVERITIES)
-def test_mask_moves_with_a_corrupted_pair(loveda, corruption):
-    """After a motion nearest colours tell the mask, but for what is mixed; without one the mask stays."""
+def test_mask_moves_with_corrupted_pair(loveda, corruption):
+    """Check that the mask matches the nearest colors after a motion, except for mixed colors, and else is unchanged."""
     data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(loveda)})
     painted = Painted(data.open(["val"]))
     for severity in range(1, 6):

@@ -1,4 +1,4 @@
-"""The twelve corruptions, against Pillow, OpenCV and numpy, and the undoing of their motion."""
+"""Tests of the twelve corruptions against Pillow, OpenCV and numpy, and of undoing their motion."""
 
 import io
 import math
@@ -22,11 +22,11 @@ def noise_image(height=120, width=150, low=0, high=256, seed=0):
     return np.random.default_rng(seed).integers(low, high, (height, width, 3), dtype=np.uint8)
 
 
-def grey(value, height=400, width=500):
+def gray(value, height=400, width=500):
     return np.full((height, width, 3), value, dtype=np.uint8)
 
 
-def test_twelve_corruptions_have_five_severities():
+def test_corruptions_have_five_severities():
     assert len(SEVERITIES) == 12
     assert all(len(values) == 5 for fields in SEVERITIES.values() for values in fields.values())
     assert parameters("data_gaps", 3) == {"stripes": 4, "width": 5}
@@ -40,7 +40,7 @@ def test_twelve_corruptions_have_five_severities():
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=10, deadline=None)
-def test_corruptions_keep_size_type_and_repeat(name, height, width, severity, seed):
+def test_corruptions_keep_type_and_are_deterministic(name, height, width, severity, seed):
     image = noise_image(height, width, seed=seed)
     original = image.copy()
     corrupted = corrupt(image, name, severity, seed)
@@ -58,7 +58,7 @@ def test_seed_changes_only_random_corruptions(name):
     assert (len(images) > 1) == (name in RANDOM)
 
 
-def test_global_random_state_is_left_alone():
+def test_global_random_state_is_unchanged():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -68,7 +68,7 @@ def test_global_random_state_is_left_alone():
 
 
 @pytest.mark.parametrize("severity", LEVELS)
-def test_values_that_a_formula_gives(severity):
+def test_values_equal_formula(severity):
     image = noise_image(17, 23)
     unit = image / 255.0
     brightness, contrast = [0, 0.1, 0.2, 0.3, 0.4][severity - 1], [1, 0.8, 0.6, 0.4, 0.2][severity - 1]
@@ -79,7 +79,7 @@ def test_values_that_a_formula_gives(severity):
 
 
 @pytest.mark.parametrize("severity", LEVELS)
-def test_jpeg_is_pillow_s(severity):
+def test_jpeg_equals_pillow(severity):
     image = noise_image()
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=[30, 25, 20, 15, 10][severity - 1])
@@ -87,7 +87,7 @@ def test_jpeg_is_pillow_s(severity):
 
 
 @pytest.mark.parametrize("severity", LEVELS)
-def test_blur_is_opencv_s(severity):
+def test_blur_equals_opencv(severity):
     image = noise_image()
     size = 2 * severity + 1
     sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8
@@ -97,7 +97,7 @@ def test_blur_is_opencv_s(severity):
     assert np.abs(corrupt(image, "motion_blur", severity) - expected).max() <= 0.5 + 1e-3
 
 
-def test_blur_wider_than_the_image():
+def test_blur_may_be_wider_than_image():
     image = noise_image(1, 3)
     period = [0, 1, 2, 1]
     expected = [np.mean([image[0, period[(x + tap) % 4]] for tap in range(-5, 5)], axis=0) for x in range(3)]
@@ -105,18 +105,18 @@ def test_blur_wider_than_the_image():
 
 
 @pytest.mark.parametrize("severity", LEVELS)
-def test_noise_has_its_standard_deviation(severity):
-    difference = corrupt(grey(128), "gaussian_noise", severity, seed=severity).astype(float) - 128
+def test_noise_has_standard_deviation(severity):
+    difference = corrupt(gray(128), "gaussian_noise", severity, seed=severity).astype(float) - 128
     sigma = 255 * [0.04, 0.05, 0.06, 0.07, 0.08][severity - 1]
     assert abs(difference.mean()) < 5 * sigma / math.sqrt(difference.size)
-    # Rounding adds the variance of a uniform value; five standard errors.
+    # Rounding adds the variance of a uniform value. The tolerance is five standard errors.
     assert difference.std() == pytest.approx(math.sqrt(sigma**2 + 1 / 12), rel=5 / math.sqrt(2 * difference.size))
     assert abs(np.corrcoef(difference[..., 0].ravel(), difference[..., 1].ravel())[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize("severity", LEVELS)
-def test_salt_and_pepper_have_their_share(severity):
-    corrupted = corrupt(grey(128), "salt_and_pepper", severity, seed=severity)
+def test_salt_and_pepper_have_amount(severity):
+    corrupted = corrupt(gray(128), "salt_and_pepper", severity, seed=severity)
     assert set(np.unique(corrupted)) == {0, 128, 255}
     share, count = [0.005, 0.01, 0.02, 0.03, 0.05][severity - 1], corrupted.size
     for value in (0, 255):
@@ -126,11 +126,11 @@ def test_salt_and_pepper_have_their_share(severity):
 
 
 @pytest.mark.parametrize("severity", LEVELS)
-def test_gaps_are_straight_stripes_of_their_width(severity):
+def test_gaps_are_straight_stripes(severity):
     stripes, width = [2, 3, 4, 5, 6][severity - 1], [3, 4, 5, 6, 7][severity - 1]
     spacing = math.hypot(400, 500) / stripes
     for seed in range(3):
-        corrupted = corrupt(grey(200), "data_gaps", severity, seed)
+        corrupted = corrupt(gray(200), "data_gaps", severity, seed)
         assert set(np.unique(corrupted)) == {0, 200}
         gap = (corrupted == 0).all(-1)
         assert gap.mean() == pytest.approx(width / spacing, rel=0.35)
@@ -140,17 +140,17 @@ def test_gaps_are_straight_stripes_of_their_width(severity):
         assert full, "stripes go through the image"
         angles = [(angle if size[0] > size[1] else angle + 90) % 180 for _, size, angle in full]
         directions = [np.array([math.cos(math.radians(angle)), math.sin(math.radians(angle))]) for angle in angles]
-        for (centre, size, _), direction in zip(full, directions):
+        for (center, size, _), direction in zip(full, directions):
             assert abs(direction @ directions[0]) > math.cos(math.radians(2)), "parallel"
             assert min(size) + 1 == pytest.approx(width, abs=1.5)
-            distance = abs(np.cross([*directions[0], 0], [*np.subtract(centre, full[0][0]), 0])[2])
+            distance = abs(np.cross([*directions[0], 0], [*np.subtract(center, full[0][0]), 0])[2])
             assert distance / spacing == pytest.approx(round(distance / spacing), abs=0.05)
 
 
-def test_clouds_spread_with_severity_and_have_soft_edges():
+def test_clouds_grow_with_severity():
     previous = np.zeros((400, 500))
     for severity in LEVELS:
-        corrupted = corrupt(grey(0), "cloud", severity, seed=1)
+        corrupted = corrupt(gray(0), "cloud", severity, seed=1)
         assert (corrupted[..., :1] == corrupted).all()
         opacity = corrupted[..., 0] / 255
         assert opacity.min() == 0 and opacity.max() == pytest.approx(0.9, abs=0.002)
@@ -161,27 +161,27 @@ def test_clouds_spread_with_severity_and_have_soft_edges():
 
 
 def test_clouds_are_coarse():
-    """Thresholded noise with a lattice of 200 pixels: neighbours 4 pixels apart are nearly always alike."""
-    opaque = corrupt(grey(0), "cloud", 5, seed=4)[..., 0] > 115
+    """Check that pixels at a distance of 4 are nearly always equal in noise with a lattice of 200 pixels."""
+    opaque = corrupt(gray(0), "cloud", 5, seed=4)[..., 0] > 115
     agreement = (opaque[:, 4:] == opaque[:, :-4]).mean()
     assert agreement > 0.9 and 0.02 < opaque.mean() < 0.98
 
 
-def test_rotation_by_90_degrees_is_rot90():
+def test_rotation_by_90_degrees_equals_rot90():
     for side in (1, 2, 63, 64):
         image = noise_image(side, side)
         np.testing.assert_array_equal(corrupt(image, "rotation", 5), np.rot90(image))
 
 
 @pytest.mark.parametrize("severity", LEVELS)
-def test_rotation_and_scale_are_opencv_s(severity):
-    """On a smooth image, since OpenCV rounds places to 1/32 of a pixel."""
+def test_rotation_and_scale_equal_opencv(severity):
+    """Check a smooth image, because OpenCV rounds positions to 1/32 of a pixel."""
     image = cv2.GaussianBlur(noise_image(101, 141), (31, 31), 6)
-    centre = (70.0, 50.0)
-    matrix = cv2.getRotationMatrix2D(centre, [30, 45, 60, 75, 90][severity - 1], 1.0)
+    center = (70.0, 50.0)
+    matrix = cv2.getRotationMatrix2D(center, [30, 45, 60, 75, 90][severity - 1], 1.0)
     expected = cv2.warpAffine(image, matrix, (141, 101), borderMode=cv2.BORDER_REFLECT)
     assert np.abs(corrupt(image, "rotation", severity).astype(int) - expected).max() <= 1
-    matrix = cv2.getRotationMatrix2D(centre, 0, [0.9, 0.8, 0.7, 0.6, 0.5][severity - 1])
+    matrix = cv2.getRotationMatrix2D(center, 0, [0.9, 0.8, 0.7, 0.6, 0.5][severity - 1])
     expected = cv2.warpAffine(image, matrix, (141, 101), borderMode=cv2.BORDER_CONSTANT)
     inside = cv2.erode(cv2.warpAffine(np.ones((101, 141), np.uint8), matrix, (141, 101)), np.ones((3, 3))) == 1
     outside = cv2.dilate(cv2.warpAffine(np.ones((101, 141), np.uint8), matrix, (141, 101)), np.ones((3, 3))) == 0
@@ -192,7 +192,7 @@ def test_rotation_and_scale_are_opencv_s(severity):
 
 @pytest.mark.parametrize("severity", LEVELS)
 @pytest.mark.parametrize("shape", [(120, 150), (40, 50), (7, 150)])
-def test_translation_is_an_exact_shift_with_reflected_borders(severity, shape):
+def test_translation_is_exact_shift_with_reflection(severity, shape):
     shift = [15, 20, 25, 30, 35][severity - 1]
     image = noise_image(*shape)
     padded = np.pad(image, ((shift, shift), (shift, shift), (0, 0)), mode="symmetric")
@@ -210,16 +210,16 @@ def test_translation_is_an_exact_shift_with_reflected_borders(severity, shape):
 @pytest.mark.parametrize("name", GEOMETRIC)
 @pytest.mark.parametrize("severity", LEVELS)
 @pytest.mark.parametrize("shape", [(96, 96), (64, 144)])
-def test_motion_says_where_a_mark_goes(name, severity, shape):
+def test_motion_matrix_moves_marker(name, severity, shape):
     height, width = shape
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[26:34, 44:52] = 255
-    centre = np.array([48 / width * 2 - 1, 30 / height * 2 - 1, 1])
-    x, y = motion(name, severity, height, width, seed=2).numpy() @ centre
+    center = np.array([48 / width * 2 - 1, 30 / height * 2 - 1, 1])
+    x, y = motion(name, severity, height, width, seed=2).numpy() @ center
     corrupted = corrupt(image, name, severity, seed=2)[..., 0].astype(float)
     rows, columns = np.indices(shape)
     at = lambda places, size: ((places + 0.5) * corrupted).sum() / corrupted.sum() / size * 2 - 1  # noqa: E731
-    mirrored = name != "scale" and (corrupted > 127).sum() > 80  # a reflection of the mark is in the picture
+    mirrored = name != "scale" and (corrupted > 127).sum() > 80  # The image contains a reflection of the marker.
     if not mirrored:
         assert at(columns, width) == pytest.approx(x, abs=0.02)
         assert at(rows, height) == pytest.approx(y, abs=0.02)
@@ -233,8 +233,8 @@ def test_motion_says_where_a_mark_goes(name, severity, shape):
     seed=st.integers(0, 100),
 )
 @settings(max_examples=25, deadline=None)
-def test_undoing_the_motion_of_a_coordinate_ramp(name, rows, columns, severity, seed):
-    """A map that holds, at each place of the corrupted image, where the place was, becomes the identity."""
+def test_undo_motion_of_coordinates_is_identity(name, rows, columns, severity, seed):
+    """Check that a map of clean positions at the corrupted positions becomes the identity."""
     matrix = motion(name, severity, 224, 280, seed)
     y = (np.arange(rows) + 0.5) / rows * 2 - 1
     x = (np.arange(columns) + 0.5) / columns * 2 - 1
@@ -248,8 +248,8 @@ def test_undoing_the_motion_of_a_coordinate_ramp(name, rows, columns, severity, 
     np.testing.assert_allclose(undone.numpy()[:, expected], places[:2][:, expected], atol=1e-6)
 
 
-def test_undoing_the_motion_of_the_image_itself():
-    """Twice through bilinear sampling a smooth image comes back, but for its edge; the mask hides what came in."""
+def test_undo_motion_restores_image():
+    """Check that a smooth image is restored except at its edge, which the mask marks as invalid."""
     image = cv2.GaussianBlur(noise_image(96, 128), (41, 41), 8)
     for name in GEOMETRIC:
         corrupted = torch.from_numpy(corrupt(image, name, 3, seed=1)).movedim(-1, 0).float()
@@ -264,7 +264,7 @@ COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 
 
 
 def block_labels(height, width, block=17, seed=0):
-    """Class indices in squares of `block` pixels."""
+    """Return class indices in squares of `block` pixels."""
     blocks = np.random.default_rng(seed).integers(0, len(COLORS), (height // block + 1, width // block + 1))
     return blocks.repeat(block, 0).repeat(block, 1)[:height, :width].astype(np.uint8)
 
@@ -277,8 +277,8 @@ def moved(labels, name, severity, seed):
 @pytest.mark.parametrize("name", GEOMETRIC)
 @pytest.mark.parametrize("severity", LEVELS)
 @pytest.mark.parametrize("shape", [(96, 96), (83, 140)])
-def test_labels_move_with_picture(name, severity, shape):
-    """Read back from the corrupted picture they are the moved ones, but where colours of two classes are mixed."""
+def test_labels_move_with_image(name, severity, shape):
+    """Check moved labels against the colors of the corrupted image, except where colors are mixed."""
     labels = block_labels(*shape)
     picture = corrupt(COLORS[labels], name, severity, seed=3).astype(int)
     painted = np.abs(picture[:, :, None] - COLORS.astype(int)).sum(-1).argmin(-1)
@@ -286,7 +286,7 @@ def test_labels_move_with_picture(name, severity, shape):
     assert found.dtype == np.uint8
     kernel = np.ones((3, 3), np.uint8)
     is_pure = cv2.dilate(found, kernel) == cv2.erode(found, kernel)
-    if name == "translation":  # by whole pixels: nothing is mixed
+    if name == "translation":  # A shift by whole pixels does not mix colors.
         is_pure[:] = True
     is_pure &= found != OUTSIDE
     assert is_pure.mean() > 0.12
@@ -306,7 +306,7 @@ def test_moved_labels_equal_loop(name, height, width, severity, seed):
     for row in range(height):
         for column in range(width):
             x, y = column + 0.5 - width / 2, row + 0.5 - height / 2
-            if name == "rotation":  # back, clockwise, with y down
+            if name == "rotation":  # The inverse, clockwise rotation, with y down.
                 x, y = x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
             elif name == "scale":
                 x, y = x / factor, y / factor
@@ -314,23 +314,23 @@ def test_moved_labels_equal_loop(name, height, width, severity, seed):
                 x, y = x - math.copysign(shift, matrix[0, 2]), y - math.copysign(shift, matrix[1, 2])
             x, y = x + width / 2, y + height / 2
             if min(abs(x - round(x)), abs(y - round(y))) < 1e-6:
-                continue  # between two pixels: either is right
+                continue  # Between two pixels, both are correct.
             inside = 0 <= x < width and 0 <= y < height
             assert found[row, column] == (labels[int(y), int(x)] if inside else OUTSIDE)
 
 
-def test_labels_of_a_quarter_turn_are_rot90():
+def test_rotated_labels_equal_rot90():
     for side in (1, 2, 63, 64):
         labels = block_labels(side, side, block=4)
         np.testing.assert_array_equal(moved(labels, "rotation", 5, 0), np.rot90(labels))
 
 
-def test_what_cannot_be_done_is_said():
+def test_bad_arguments_are_refused():
     image = noise_image(8, 8)
-    with pytest.raises(ValueError, match="there is no corruption 'snow'; there are brightness_contrast, cloud"):
+    with pytest.raises(ValueError, match="'snow'.*brightness_contrast, cloud"):
         corrupt(image, "snow", 1)
-    with pytest.raises(ValueError, match="severity=6, but 1 to 5"):
+    with pytest.raises(ValueError, match="severity.*6"):
         corrupt(image, "haze", 6)
     for wrong in (image.astype(np.float32), image[..., 0], image[:, :0], torch.from_numpy(image)):
-        with pytest.raises(ValueError, match=r"but a uint8 array \(height, width, 3\)"):
+        with pytest.raises(ValueError, match=r"uint8 array \(height, width, 3\)"):
             corrupt(wrong, "haze", 1)

@@ -1,4 +1,4 @@
-"""DICOM among the images that all readers take, against pydicom's values. More of its kinds: tests/space."""
+"""Tests of the DICOM reader against the values of pydicom. tests/space has more kinds of files."""
 
 import io
 from pathlib import Path
@@ -30,14 +30,14 @@ def windowed(low, high):
     return np.round(255 * np.clip((hounsfield() - low) / (high - low), 0, 1))
 
 
-def test_ct_without_window_is_shown_by_percentiles():
+def test_ct_without_window_uses_percentiles():
     shown = read_picture(CT.read_bytes())
     assert (shown.mode, shown.size) == ("L", (128, 128))
     np.testing.assert_allclose(np.asarray(shown), windowed(*np.percentile(hounsfield(), (2, 98))), atol=1)
 
 
 @pytest.mark.parametrize("is_inverted", [False, True])
-def test_the_window_of_the_tags_and_monochrome1(is_inverted):
+def test_window_tags_and_monochrome1_are_applied(is_inverted):
     dataset = pydicom.dcmread(CT)
     dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = 40, 400, "LINEAR_EXACT"
     dataset.PhotometricInterpretation = f"MONOCHROME{1 if is_inverted else 2}"
@@ -60,8 +60,8 @@ def test_the_window_of_the_tags_and_monochrome1(is_inverted):
     ],
     ids=str,
 )
-def test_an_empty_tag_is_none(tags):
-    """As anonymisation leaves many."""
+def test_empty_tag_is_ignored(tags):
+    """Check empty tags, as anonymization leaves them."""
     dataset = pydicom.dcmread(CT)
     for name, value in tags.items():
         setattr(dataset, name, value)
@@ -94,12 +94,12 @@ def test_dicom_is_read_in_8_bits_or_by_spec():
     "name, message",
     [
         ("MR_small_jpeg_ls_lossless.dcm", "compressed as JPEG-LS Lossless Image Compression"),
-        ("rtplan.dcm", r"DICOM without an image \(modality RTPLAN\)"),
+        ("rtplan.dcm", "modality RTPLAN"),
         ("MR_truncated.dcm", "cannot be read"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_dicom_that_cannot_be_read_is_named(name, message):
+def test_bad_dicom_is_refused_in_one_line(name, message):
     path = get_testdata_file(name)
     with pytest.raises(ValueError, match=message) as caught:
         load_images({"image": path})
@@ -107,11 +107,11 @@ def test_dicom_that_cannot_be_read_is_named(name, message):
 
 
 @pytest.mark.parametrize("spec", [{"window": [-160, 240]}, {"percentiles": [2, 98]}], ids=str)
-def test_monochrome1_shows_the_same_picture(spec):
+def test_monochrome1_gives_same_image(spec):
     pictures = []
     for is_inverted in (False, True):
         dataset = pydicom.dcmread(CT)
-        if is_inverted:  # the same brightness at both ends of the window
+        if is_inverted:  # MONOCHROME1 swaps black and white.
             turned = (80 if "window" in spec else 0) - hounsfield() - float(dataset.RescaleIntercept)
             dataset.PixelData = turned.astype(np.int16).tobytes()
             dataset.PhotometricInterpretation = "MONOCHROME1"
@@ -126,14 +126,14 @@ def test_monochrome1_shows_the_same_picture(spec):
 @pytest.mark.parametrize(
     ("windows", "is_read"), [(((0, 400), (100, 300)), True), (((0, 400), (0, 200)), False)], ids=["middle", "middles"]
 )
-def test_monochrome1_windows_need_one_middle(windows, is_read):
+def test_monochrome1_windows_need_same_center(windows, is_read):
     dataset = pydicom.dcmread(CT)
     dataset.PhotometricInterpretation = "MONOCHROME1"
     file = io.BytesIO()
     dataset.save_as(file)
     spec = InputSpec(bands=(0, 0, 0), window=(*windows, windows[0]))
     if not is_read:
-        with pytest.raises(ValueError, match="MONOCHROME1.*have several: give one window"):
+        with pytest.raises(ValueError, match="MONOCHROME1"):
             read_picture(file.getvalue(), spec)
         return
     found = spec(torch.from_numpy(read_picture(file.getvalue(), spec))[None])
@@ -143,8 +143,8 @@ def test_monochrome1_windows_need_one_middle(windows, is_read):
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
-def test_frame_has_tags_of_functional_groups(is_shared):
-    """Of enhanced CT and MR: truth 0, 400 and 1000 in the middle one of three frames."""
+def test_functional_group_tags_are_applied(is_shared):
+    """Check enhanced CT and MR with the values 0, 400 and 1000 in the middle of three frames."""
     dataset = pydicom.dcmread(CT)
     for name in ("RescaleSlope", "RescaleIntercept"):
         delattr(dataset, name)

@@ -1,4 +1,4 @@
-"""A file that is read in rows, for `predict_large`, shows a model what the whole image does in training."""
+"""Tests that images read row by row for `predict_large` equal the images of training."""
 
 import struct
 import zlib
@@ -25,14 +25,14 @@ COLORS = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 ALPHA = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
 ALPHA[:8] = RNG.integers(0, 256, (8, WIDTH))
 ALPHA[:, :9] = 0
-COLORS[ALPHA == 0] = 0  # as mosaics have it
+COLORS[ALPHA == 0] = 0  # Mosaics have 0 in transparent pixels.
 SPEC = {"percentiles": [2, 98]}
 ENCODING = LabelEncoding([{"name": "a"}, {"name": "b"}])
 RGBA, LA = np.dstack([COLORS, ALPHA]), np.dstack([COLORS[..., 0], ALPHA])
 
 
 def write_png(path, pixels, bits, color, chunks=()):
-    """Of depths and chunks that Pillow does not write: `(height, width, samples)` of a color type of PNG."""
+    """Write a PNG of shape `(height, width, samples)` with bit depths and chunks that Pillow does not support."""
 
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -77,14 +77,14 @@ TRANSPARENT = {
 }
 
 
-# Of WebP and JPEG 2000 training takes the percentiles of all pixels.
+# Training computes percentiles of WebP and JPEG 2000 from all pixels.
 WITHOUT_PERCENTILES = [(name, spec) for name in TRANSPARENT for spec in (None, {"window": [20, 180]}, {"bands": [0]})]
 WITH_PERCENTILES = [(name, {"percentiles": [10, 90]}) for name in TRANSPARENT if name.endswith(("tif", "png"))]
 
 
 @pytest.mark.parametrize(("name", "spec"), WITHOUT_PERCENTILES + WITH_PERCENTILES)
-def test_transparency_is_on_white_as_in_training(tmp_path, name, spec):
-    """And bands that a spec asks for are as they are stored, but for files in which transparency is no band."""
+def test_transparent_pixels_are_white(tmp_path, name, spec):
+    """Check transparency on white, and bands of a spec, which are read as stored except in PNG and WebP."""
     TRANSPARENT[name](tmp_path / name)
     seen, no_data, is_masked = in_rows(tmp_path / name, spec)
     np.testing.assert_allclose(seen, in_training(tmp_path / name, spec), atol=0.51)
@@ -95,7 +95,7 @@ def test_transparency_is_on_white_as_in_training(tmp_path, name, spec):
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_a_color_that_is_transparent_is_white(tmp_path, samples):
+def test_transparent_color_is_white(tmp_path, samples):
     key = struct.pack(f">{samples}H", *[0] * samples)
     write_png(tmp_path / "a.png", COLORS[..., :samples], 8, {1: 0, 3: 2}[samples], [(b"tRNS", key)])
     seen, no_data, _ = in_rows(tmp_path / "a.png", None)
@@ -105,26 +105,26 @@ def test_a_color_that_is_transparent_is_white(tmp_path, samples):
 
 @pytest.mark.parametrize("spec", [None, {"window": [20, 180]}, {"percentiles": [10, 90]}, {"bands": [0]}], ids=str)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_gray_of_any_depth_spans_black_to_white(tmp_path, bits, spec):
-    grey = RNG.integers(0, 2**bits, (HEIGHT, WIDTH, 1))
-    write_png(tmp_path / "a.png", grey, bits, 0)
+def test_gray_spans_black_to_white(tmp_path, bits, spec):
+    gray = RNG.integers(0, 2**bits, (HEIGHT, WIDTH, 1))
+    write_png(tmp_path / "a.png", gray, bits, 0)
     seen, _, is_masked = in_rows(tmp_path / "a.png", spec)
     np.testing.assert_allclose(seen, in_training(tmp_path / "a.png", spec), atol=0.51)
     assert not is_masked
     if spec is None:
-        np.testing.assert_allclose(seen, np.broadcast_to(255 / (2**bits - 1) * grey[..., 0], seen.shape), atol=1e-3)
+        np.testing.assert_allclose(seen, np.broadcast_to(255 / (2**bits - 1) * gray[..., 0], seen.shape), atol=1e-3)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_a_palette_of_any_depth_is_refused(tmp_path, bits):
+def test_palette_is_refused(tmp_path, bits):
     palette = b"PLTE", RNG.integers(0, 256, 3 * 2**bits, dtype=np.uint8).tobytes()
     write_png(tmp_path / "a.png", RNG.integers(0, 2**bits, (HEIGHT, WIDTH, 1)), bits, 3, [palette, (b"tRNS", b"\0")])
-    with pytest.raises(ValueError, match="a.png has a palette: expand it with gdal_translate -expand rgb"):
+    with pytest.raises(ValueError, match="a.png has a palette"):
         in_rows(tmp_path / "a.png", None)
 
 
-def test_colors_of_16_bits_are_as_stored(tmp_path):
-    """Training does not take them with a transparency, so that they have no white that it would see."""
+def test_16_bit_colors_are_read_as_stored(tmp_path):
+    """Check that 16-bit colors are read as stored, because training refuses them with transparency."""
     write_tiff(tmp_path / "a.tif", 257 * RGBA.astype(np.uint16), photometric="RGB", alpha="YES")
     seen, no_data, _ = in_rows(tmp_path / "a.tif", None)
     np.testing.assert_allclose(seen, COLORS.transpose(2, 0, 1), atol=1e-3)
@@ -132,14 +132,14 @@ def test_colors_of_16_bits_are_as_stored(tmp_path):
 
 
 def predicted(path):
-    """Grey as `predict_large` shows the file to a model."""
+    """Return the gray values that `predict_large` reads from a file."""
     processor = ViTPSegmentationImageProcessor(input_spec=SPEC, do_normalize=False)
     with open_images([path], processor) as (image,):
         return 255 * image.inputs(image.read(0, image.dataset.height))["pixel_values"][0, 0]
 
 
 def water_and_land():
-    """Of 64 x 128 pixels; each half for itself has values that differ little."""
+    """Write an image of 64 x 128 pixels whose halves each have a small range of values."""
     return np.concatenate([RNG.normal(300, 20, (64, 64)), RNG.normal(3000, 20, (64, 64))], axis=1).astype(np.uint16)
 
 
@@ -149,7 +149,7 @@ def windowed(pixels, valid=None):
 
 
 @pytest.mark.parametrize("suffix", ["tif", "png"])
-def test_a_tile_has_the_percentiles_of_its_image(tmp_path, suffix):
+def test_tile_uses_percentiles_of_image(tmp_path, suffix):
     pixels = water_and_land()
     path = tmp_path / f"a.{suffix}"
     write_tiff(path, pixels) if suffix == "tif" else Image.fromarray(pixels).save(path)
@@ -180,7 +180,7 @@ def test_nodata_is_ignored_in_training_and_prediction(tmp_path, dtype, nodata):
         np.testing.assert_allclose(found, predicted(path), atol=0.51)
 
 
-def test_cut_lines_and_rows_are_removed(tmp_path):
+def test_incomplete_lines_and_rows_are_removed(tmp_path):
     with LineFile(tmp_path / "lines", {"of": 1}) as lines:
         lines.append([{"a": 1}, "ü"])
         lines.append([])
@@ -203,12 +203,12 @@ def test_cut_lines_and_rows_are_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_part_file_of_other_settings_is_refused(tmp_path):
+def test_part_file_with_other_settings_is_refused(tmp_path):
     with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}):
         pass
     with LineFile(tmp_path / "lines", {"of": [1, 2], "by": [3]}):
         pass
-    with pytest.raises(ValueError, match="lines was begun with other by: go on with the same, or delete it"):
+    with pytest.raises(ValueError, match="lines .*different by"):
         LineFile(tmp_path / "lines", {"of": [1, 2], "by": [4]}).__enter__()
 
 
@@ -222,13 +222,13 @@ def test_failed_file_does_not_appear(tmp_path):
         unfinished.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileExistsError, match="result exists: delete it, or give another name"):
+    with pytest.raises(FileExistsError, match="result exists"):
         part_path([tmp_path / "other", path])
-    with pytest.raises(FileNotFoundError, match="none/a.tif: there is no folder .*none"):
+    with pytest.raises(FileNotFoundError, match="older .*none"):
         part_path([tmp_path / "none" / "a.tif"])
 
 
-def test_equal_weights_have_equal_digest():
+def test_weights_digest_depends_on_weights():
     torch.manual_seed(0)
     one, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     assert weights_digest(one) != weights_digest(other)

@@ -10,7 +10,7 @@ from modeling_vitp.images.pixels import normalized, shown, to_pixels
 from modeling_vitp.input_spec import InputSpec
 
 
-def test_colors_are_pixels_of_8_bits_as_ever():
+def test_rgb_images_become_8_bit_pixels():
     array = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     for picture in (array, Image.fromarray(array)):
         pixels = to_pixels(picture, None)
@@ -20,14 +20,14 @@ def test_colors_are_pixels_of_8_bits_as_ever():
     assert windowed[:, 0].tolist() == [[0, 128, 255, 255]] * 3
 
 
-def test_bands_keep_their_depth():
+def test_bands_keep_bit_depth():
     array = np.random.default_rng(0).integers(0, 10000, (20, 30, 2), dtype=np.uint16)
     pixels = to_pixels(array, InputSpec(window=(0, 10000), band_names=("VV", "VH")))
     np.testing.assert_allclose(pixels.numpy(), array.transpose(2, 0, 1) / 10000, atol=1e-6)
     assert pixels.dtype == torch.float32
 
 
-def test_bands_are_shown_in_colors():
+def test_bands_are_displayed_as_rgb():
     pixels = torch.tensor([0.0, 0.2, 0.4, 0.6])[:, None, None].expand(4, 2, 3)
     for names, values in {
         ("nir", "blue", "green", "red"): [153, 102, 51],
@@ -38,8 +38,8 @@ def test_bands_are_shown_in_colors():
         assert colors.shape == (2, 3, 3) and colors.dtype == np.uint8 and colors[0, 0].tolist() == values
 
 
-def test_pixels_of_an_image_processor_of_transformers():
-    """As detectors of one stage have it."""
+def test_transformers_processor_normalizes_pixels():
+    """Check an image processor of transformers, as used by one-stage detectors."""
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     processor = RTDetrImageProcessor(do_resize=False, do_normalize=True, image_mean=[0.4] * 3, image_std=[0.3] * 3)
     wanted = processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
@@ -65,6 +65,6 @@ def test_normalized_equals_image_processor(settings):
     image = np.random.default_rng(0).integers(0, 256, (24, 32, number), dtype=np.uint8)
     found = normalized(to_pixels(image, spec), processor)
     wanted = processor(image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
-    step = wanted.float().diff().abs().max() / 255  # of 8 bits, to which colors are rounded
+    step = wanted.float().diff().abs().max() / 255  # One step of 8 bits, to which colors are rounded.
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted.float(), atol=float(step), rtol=0)

@@ -1,4 +1,4 @@
-"""Answer priors: measured on answers drawn with known entropies, and reported for a mixture."""
+"""Answer priors of answers with known entropies, and their report for a mixture."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def independent(rng):
 
 
 def chain(rng, states=4, length=20, stay=0.85):
-    """Each word is the one before with the probability `stay`, or else any other."""
+    """Draw words, each of which equals the previous one with probability `stay`."""
     word, words = rng.choice(WORDS[:states]), []
     for _ in range(length):
         words.append(word)
@@ -80,8 +80,8 @@ def measure(make, seed=0, **options):
         (repeated, 3, 3 / 8, 0.2),
     ],
 )
-def test_known_entropies_are_found(make, hidden, visible, tolerance):
-    """Over five seeds they were off by at most .013, .084, .005, .161 and .108 after so few steps."""
+def test_answer_prior_matches_known_entropies(make, hidden, visible, tolerance):
+    """Compare with known entropies; over five seeds, the errors were at most .013, .084, .005, .161 and .108."""
     prior = measure(make)
     assert prior.hidden_bits == pytest.approx(hidden, abs=tolerance)
     assert prior.visible_bits == pytest.approx(visible, abs=tolerance)
@@ -89,7 +89,7 @@ def test_known_entropies_are_found(make, hidden, visible, tolerance):
     assert prior.rows == 80 and prior.in_time and prior.steps == STEPS
 
 
-def test_seed_alone_decides_and_torch_state_is_kept():
+def test_answer_prior_depends_on_seed_only():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -98,14 +98,14 @@ def test_seed_alone_decides_and_torch_state_is_kept():
     assert (torch.rand(3) == expected).all()
 
 
-def test_training_ends_in_time():
+def test_training_respects_time_limit():
     prior = measure(repeated, steps=10**6, seconds=1.0)
     assert not prior.in_time and 0 < prior.steps < 10**4
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.lists(st.tuples(st.booleans(), st.text(max_size=300)), max_size=4), min_size=1, max_size=4))
-def test_exactly_answer_tokens_are_guessed(texts):
+def test_only_answer_tokens_are_scored(texts):
     def tokenize(text):
         return [4 + byte for byte in text.encode(errors="replace")]
 
@@ -163,7 +163,7 @@ def test_guessed_sources_are_named_first(mixture, tmp_path, monkeypatch, capsys)
     words = [str(mixture), "--num_workers", "0", "--output_dir", str(tmp_path / "out"), "--card", str(card)]
     assert (
         validate_data.main([*words, "--answer_prior", "--answer_prior_seconds", "10000"]) == 1
-    )  # one source is not there
+    )  # One source is missing.
     sources = json.loads((tmp_path / "out" / "report.json").read_text())["sources"]
     assert sources["few"]["answer_prior"] is None and sources["absent"]["answer_prior"] is None
     assert sources["collages"]["answer_prior"]["guessed_share"] < 0.1
@@ -178,20 +178,22 @@ def test_guessed_sources_are_named_first(mixture, tmp_path, monkeypatch, capsys)
     assert said.partition("At least a tenth")[0].splitlines()[-1] in card.read_text()
 
 
-def test_nothing_is_measured_without_option(mixture, tmp_path, capsys):
+def test_answer_prior_is_optional(mixture, tmp_path, capsys):
     validate_data.main([str(mixture), "--num_workers", "0", "--output_dir", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "report.json").read_text())["sources"]["stripes"]["answer_prior"] is None
     assert "guessed" not in capsys.readouterr().out
 
 
-def test_report_of_sources():
+def test_report_lists_sources():
     prior = AnswerPrior(100, 4900, 2.31, 0.91, 0.35, 0.72, 0.02, 200, True)
     assert prior.guessed_bits == pytest.approx(1.40)
     text = answer_prior.describe_priors(
         {"even": AnswerPrior(9, 90, 1.0, 1.0, 0.5, 0.5, 0.0, 200, True), "maps": prior, "few": None}
     )
-    assert "In maps, of the 2.31 bits that a token of an answer has given its question, 1.40 ± 0.02 are guessed" in text
+    assert "In maps, an answer token has 2.31 bits given its question, of which 1.40 ± 0.02 are guessed" in text
     assert text.index("| maps |") < text.index("| even |") < text.index("| few |")
     assert "even" not in text.partition("At least a tenth")[2]
     empty = answer_prior.describe_priors({"fixed": AnswerPrior(9, 90, 0.01, 0.0, 1.0, 1.0, 0.0, 60, False)})
-    assert "9, out of time at step 60" in empty and "In fixed answers follow from their questions" in empty
+    assert (
+        "9, stopped at step 60 by the time limit" in empty and "In fixed answers follow from their questions" in empty
+    )

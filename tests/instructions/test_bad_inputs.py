@@ -1,4 +1,4 @@
-"""Inputs that cannot be used: each is an error that names the offending thing."""
+"""Invalid inputs: the error names the invalid item."""
 
 import json
 
@@ -29,11 +29,11 @@ def answered(content):
     return {"role": "assistant", "content": content}
 
 
-# What a row has in place of a question with an image and its answer, and what the error names.
+# Changes of a valid row, and the text that the error must match.
 ROWS = {
     "unreadable bytes": ({"images": [picture(56, 56), {"bytes": b"no image", "path": None}]}, "image 1 "),
     "truncated png": ({"images": [{"bytes": PNG[:-50], "path": "scene.png"}]}, r"image 0 \(scene.png\).*truncated"),
-    "missing file": ({"images": ["missing.png"]}, r"image 0 \(missing.png\).*missing.png; `image_root`"),
+    "missing file": ({"images": ["missing.png"]}, r"image 0 \(missing.png\).*missing.png .*`image_root`"),
     "missing file in a dict": ({"images": [{"bytes": None, "path": "missing.png"}]}, r"image 0 \(missing.png\)"),
     "neither bytes nor path": ({"images": [picture(56, 56), {"bytes": None, "path": None}]}, "image 1 "),
     "zero-size image": ({"images": [Image.new("RGB", (0, 9))]}, "0 x 9 pixels"),
@@ -61,19 +61,19 @@ ROWS = {
     "question without content": ({"messages": [{"role": "user"}, ANSWER]}, "message 0 .*content"),
     "answer a number": ({"messages": [USER, answered(12)]}, "message 1 "),
     "wrong columns": ({"messages": None, "prompt": [USER]}, r"'messages'.*\['id', 'images', 'messages', 'prompt'\]"),
-    "an error of its own": ({"error": "line 9 of a.jsonl is no JSON: oh"}, "line 9 of a.jsonl is no JSON: oh"),
+    "an error of its own": ({"error": "line 9 of a.jsonl is broken"}, "line 9 of a.jsonl is broken"),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_row_that_cannot_be_used_is_named(processor, name):
+def test_invalid_row_is_named(processor, name):
     changes, named = ROWS[name]
     row = {"id": "bad-7", "images": [picture(100, 60)], "messages": [USER, ANSWER], **changes}
     with pytest.raises(ValueError, match=f"(?s)^Sample 'bad-7': .*{named}"):
         ViTPDataCollator(processor, vrl_drop_ratio=0.75)([make_rows()[0], row])
 
 
-def test_row_without_id_is_named_by_its_content(processor):
+def test_row_without_id_is_named_by_hash(processor):
     messages = []
     for _ in range(2):
         with pytest.raises(ValueError, match=r"^Sample 'content:[0-9a-f]{16}': ") as error:
@@ -89,13 +89,13 @@ def test_row_without_id_is_named_by_its_content(processor):
         ({"vrl_drop_ratio": 1}, "vrl_drop_ratio"),
         ({"vrl_apply_prob": 2}, "vrl_apply_prob"),
         ({"vrl_warmup_steps": -1}, "vrl_warmup_steps"),
-        ({"answer_mask_ratio": 1.5}, "answer_mask_ratio=1.5"),
+        ({"answer_mask_ratio": 1.5}, "answer_mask_ratio .*1.5"),
         ({"on_error": "skip"}, "replacement_rows"),
         ({"on_error": "ignore"}, "'ignore'"),
         ({"padding_free": True, "pad_to_multiple_of": 8}, "pad_to_multiple_of=8"),
     ],
 )
-def test_option_of_the_collator_is_named(processor, options, named):
+def test_invalid_collator_option_is_named(processor, options, named):
     with pytest.raises(ValueError, match=named):
         ViTPDataCollator(processor, **options)
 
@@ -103,22 +103,22 @@ def test_option_of_the_collator_is_named(processor, options, named):
 @pytest.mark.parametrize(
     ("names", "named"),
     [
-        (["text", "label"], r"\['text', 'label'\] make no conversation"),
-        (["question", "image"], "make no conversation"),
-        ([], r"\[\] make no conversation"),
-        (["messages", "prompt", "completion"], "messages and prompts and completions at once"),
-        (["messages", "conversations", "image"], "messages and LLaVA conversations at once"),
+        (["text", "label"], r"\['text', 'label'\] match no schema"),
+        (["question", "image"], "match no schema"),
+        ([], r"\[\] match no schema"),
+        (["messages", "prompt", "completion"], "messages and prompts and completions"),
+        (["messages", "conversations", "image"], "messages and LLaVA conversations"),
     ],
 )
-def test_columns_of_no_schema_or_two_are_listed(names, named):
+def test_ambiguous_columns_are_listed(names, named):
     with pytest.raises(ValueError, match=f"{named}.*LLaVA conversations need conversations, image"):
         recognize(names)
 
 
-def test_rows_that_no_reader_takes_are_named():
+def test_unreadable_columns_and_types_are_named():
     with pytest.raises(ValueError, match="'caption'"):
         RowReader.of({"messages": None}, {"answer": "caption"})
-    with pytest.raises(ValueError, match="type list"):
+    with pytest.raises(ValueError, match="list"):
         to_conversations([{"messages": [USER]}])
 
 
@@ -128,10 +128,10 @@ MIXTURES = [
     ({"annotation": "a.jsonl"}, "source 0: .*name"),
     ({"name": "s"}, "exactly one of dataset .* none"),
     (SOURCE | {"folder": "b"}, r"exactly one of .* \['folder', 'annotation'\]"),
-    (SOURCE | {"rate": 0}, "rate is 0"),
-    (SOURCE | {"rate": "2x"}, "rate is '2x'.* int or float"),
-    (SOURCE | {"rate": 2.5, "released_compatible": True}, "rate is 2.5"),
-    (SOURCE | {"max_patches": True}, "max_patches is True.* int"),
+    (SOURCE | {"rate": 0}, "rate .* 0"),
+    (SOURCE | {"rate": "2x"}, "rate .* int or float, got '2x'"),
+    (SOURCE | {"rate": 2.5, "released_compatible": True}, "rate .* 2.5"),
+    (SOURCE | {"max_patches": True}, "max_patches .* int, got True"),
     (SOURCE | {"columns": {"images": "x"}}, "columns .* annotation"),
     ({"name": "s", "folder": "b", "columns": {"picture": "x"}}, r"\['picture'\]"),
     ({"name": "s", "folder": "b", "revision": "main"}, "revision .* folder"),
@@ -139,12 +139,12 @@ MIXTURES = [
     ({"name": "s", "folder": "b", "input_spec": {"band": 1}}, r"input_spec: .*\['band'\]"),
     ({"name": "s", "annotation": "a.parquet"}, "source 's': .*a.parquet"),
     ({"meta": "meta.json"}, "meta.json"),
-    ("s", "source 0 is 's'"),
+    ("s", "source 0 .*'s'"),
 ]
 
 
 @pytest.mark.parametrize(("entry", "named"), MIXTURES)
-def test_source_of_a_mixture_is_named(entry, named, tmp_path, monkeypatch):
+def test_invalid_mixture_source_is_named(entry, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     entry = dict(entry) if isinstance(entry, dict) else entry
     options = {"released_compatible": True} if "released_compatible" in entry else {}
@@ -158,15 +158,15 @@ def test_source_of_a_mixture_is_named(entry, named, tmp_path, monkeypatch):
     ("content", "named"),
     [
         ("sources: [{name: s, folder: b}, {name: s, folder: b}]", r"mixture.yaml: .*\['s'\]"),
-        ("sources: [{name: s, folder: b}]\nresample: never", "resample is 'never'"),
-        ("sources: [{name: s, folder: b}]\nshuffle_buffer: 0", "shuffle_buffer is 0"),
+        ("sources: [{name: s, folder: b}]\nresample: never", "resample .*'never'"),
+        ("sources: [{name: s, folder: b}]\nshuffle_buffer: 0", "shuffle_buffer .* 0"),
         ("sources: [{name: s, folder: b}]\nsource: 1", "mixture.yaml: unknown key 'source'"),
         ("sources: []", "mixture.yaml: .*`sources`"),
         ("sources: [", "mixture.yaml"),
         (None, "mixture.yaml"),
     ],
 )
-def test_mixture_file_is_named(tmp_path, content, named):
+def test_invalid_mixture_file_is_named(tmp_path, content, named):
     path = tmp_path / "mixture.yaml"
     if content is not None:
         path.write_text(content)
@@ -174,18 +174,18 @@ def test_mixture_file_is_named(tmp_path, content, named):
         load_mixture(path)
 
 
-def test_mixture_file_that_names_another_is_named(tmp_path):
+def test_invalid_nested_mixture_file_is_named(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"mixture: {tmp_path / 'none.yaml'}")
     with pytest.raises(ValueError, match="recipe.yaml: .*none.yaml"):
         load_mixture(path)
     path.write_text(f"mixture: {path}")
-    with pytest.raises(ValueError, match="names itself"):
+    with pytest.raises(ValueError, match="`mixture` of .*recipe.yaml"):
         load_mixture(path)
 
 
 @pytest.mark.parametrize("name", ["none.yaml", "none/at/all", "no name"])
-def test_name_of_what_is_not_there_is_named(name, tmp_path, monkeypatch):
+def test_missing_mixture_is_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=name):
         load_sources(name)
@@ -193,7 +193,7 @@ def test_name_of_what_is_not_there_is_named(name, tmp_path, monkeypatch):
 
 @pytest.fixture
 def broken(tmp_path):
-    """Files and folders that cannot be read, each as its name says."""
+    """Write unreadable files and folders, which are named after their defects."""
     FORMATS["messages"][0](tmp_path / "parquet", [picture(20, 20)] * 3)
     FORMATS["messages"][0](tmp_path / "cut", [picture(20, 20)] * 3)
     file = tmp_path / "cut" / "train.parquet"
@@ -213,7 +213,7 @@ SOURCES = [
     ({"annotation": "list.json"}, "list.json .*Expecting value"),
     ({"folder": "parquet", "columns": {"answer": "caption"}}, "'caption'"),
     ({"folder": "parquet", "columns": {"answer": "images"}}, "`columns`"),
-    ({"folder": "empty"}, "empty .*nothing"),
+    ({"folder": "empty"}, "empty, found nothing"),
     ({"folder": "cut"}, "cut .*"),
     ({"folder": "comma"}, "rows.json .*Expecting value"),
     ({"folder": "latin"}, "rows.json .*UTF-8"),
@@ -223,7 +223,7 @@ SOURCES = [
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("fields", "named"), SOURCES, ids=lambda value: str(value)[:40])
-def test_source_that_cannot_be_read_is_named(broken, fields, named, streaming):
+def test_unreadable_source_is_named(broken, fields, named, streaming):
     places = {key: str(broken / fields[key]) for key in ("annotation", "folder", "dataset") if key in fields}
     with pytest.raises(ValueError, match=f"Source 'harbours'.*{named}"):
         list(read_source(Source("harbours", **{**fields, **places}, streaming=streaming, rows=3)))
@@ -244,7 +244,7 @@ def open_train(place, split="train", **options):
     ],
     ids=["cut list", "cut line", "columns of json", "columns", "columns of two"],
 )
-def test_data_set_that_cannot_be_read_is_named(tmp_path, write, named):
+def test_unreadable_data_set_is_named(tmp_path, write, named):
     if isinstance(write, list):
         Dataset.from_list(write).to_parquet(tmp_path / "train.parquet")
     else:
@@ -260,25 +260,25 @@ def test_data_set_that_cannot_be_read_is_named(tmp_path, write, named):
         ("train[4:]", False, r"train\[4:\]"),
         ("train[:1]+train[3:]", True, "of a stream"),
         ("train[50%:]", True, "of a stream"),
-        ("all", False, r"'all', only \['train'\]"),
+        ("all", False, r"'all' not found .*\['train'\]"),
     ],
 )
 @pytest.mark.parametrize("name", ["LLaVA", "messages"])
-def test_part_of_a_split_is_named(tmp_path, name, split, streaming, named):
+def test_invalid_part_of_split_is_named(tmp_path, name, split, streaming, named):
     FORMATS[name][0](tmp_path / "data", [picture(20, 20)] * 4)
     with pytest.raises(ValueError, match=named):
         open_train(tmp_path / "data", split, dataset_streaming=streaming)
 
 
-def test_file_of_an_unknown_kind_is_named(tmp_path):
+def test_unsupported_file_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match="notes.txt"):
         open_train(tmp_path / "notes.txt")
 
 
-def test_missing_image_is_named_with_where_it_was_looked_for(tmp_path, monkeypatch):
+def test_missing_image_is_named_with_full_path(tmp_path, monkeypatch):
     (tmp_path / "llava.json").write_text(json.dumps([{"image": "0.png", "conversations": turns(0)}]))
     monkeypatch.chdir(tmp_path)
     (row,) = open_train(tmp_path / "llava.json")
-    with pytest.raises(ValueError, match=f"{tmp_path}/0.png; `image_root`"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/0.png not found; set `image_root`"):
         load_images(row)

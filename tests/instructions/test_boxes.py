@@ -1,4 +1,4 @@
-"""Boxes as they stand in texts."""
+"""Boxes in texts."""
 
 import pytest
 from annotated_images import same_place
@@ -25,7 +25,7 @@ def test_grid_boxes_have_an_area(x, y, w, h, width, height):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(-50, 1050), min_size=4, max_size=4))
-def test_box_is_on_the_grid_with_an_area(corners):
+def test_box_needs_grid_and_area(corners):
     left, top, right, bottom = corners
     expected = all(corner in range(1001) for corner in corners) and right - left > 0 and bottom - top > 0
     assert is_box(tuple(map(str, corners))) == expected
@@ -67,7 +67,7 @@ def test_wrong_box_is_named(wrong):
 
 @st.composite
 def images_with_boxes(draw):
-    """Height and width of an image, and boxes in it of any size, the smallest a thousandth of a pixel."""
+    """Draw height and width of an image, and boxes of any size from a thousandth of a pixel."""
     height, width = draw(st.integers(1, 6000)), draw(st.integers(1, 6000))
 
     def side(length):
@@ -99,19 +99,19 @@ def test_written_boxes_are_read_within_a_cell(image, phrase):
 
 
 @given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
-def test_box_of_image_as_large_as_grid_is_kept(corners):
+def test_box_on_grid_sized_image_is_kept(corners):
     if is_box(list(map(str, corners))):
         assert grid_box(corners, (1000, 1000)) == corners
         assert write_boxes([corners], (1000, 1000), "ship") == f"<ref>ship</ref><box>[{corners}]</box>"
         assert write_boxes([corners], (1000, 1000)) == f"<box>[{corners}]</box>"
 
 
-def test_huge_number_is_no_box():
-    """Python refuses to make an integer of more than 4300 digits."""
+def test_huge_number_is_not_a_box():
+    """Read a number of more than 4300 digits, which Python does not convert to an integer."""
     text = f"[1, 2, {'9' * 5000}, 4]"
     assert read_boxes(text) == ([], []) and wrong_boxes(text) == ([], [text])
     assert wrong_boxes(f"<box>[{text}]</box>") == ([text], [])
 
 
-def test_empty_boxes_share_nothing():
+def test_empty_boxes_have_zero_iou():
     assert iou((1, 2, 1, 5), (1, 2, 1, 5)) == 0.0 and iou((5, 5, 1, 1), (0, 0, 9, 9)) == 0.0

@@ -1,4 +1,4 @@
-"""Batches against a brute-force assembly from single samples; hidden answers, batches without padding, lengths."""
+"""Batches compared with a brute-force assembly from single samples; masked answers, padding-free batches, lengths."""
 
 import copy
 import logging
@@ -31,7 +31,7 @@ def processor(tokenizer):
 
 
 def filled(row):
-    """The messages with the images in their places: at the start of the first user turn unless marked."""
+    """Return the messages with their images, which are at the start of the first user turn unless marked."""
     images = iter(row["images"])
     messages = []
     for message in row["messages"]:
@@ -45,7 +45,7 @@ def filled(row):
 
 
 def encode_alone(processor, row, ratio, seed=0, epoch=0, prob=1.0):
-    """Lists for one row, from one call of the processor and a walk over the turns of its sequence."""
+    """Return the lists of one row, from one call of the processor and a loop over the turns."""
     output = processor.apply_chat_template(
         [filled(row)],
         tokenize=True,
@@ -78,7 +78,7 @@ def encode_alone(processor, row, ratio, seed=0, epoch=0, prob=1.0):
 
 
 def assemble(samples, pad_id, padding_side, multiple, with_positions):
-    """The batch that is expected for samples from `encode_alone`, by loops."""
+    """Return the expected batch of samples from `encode_alone`, by loops."""
     length = max(len(sample["input_ids"]) for sample in samples)
     while length % multiple:
         length += 1
@@ -106,7 +106,7 @@ def assemble(samples, pad_id, padding_side, multiple, with_positions):
 @pytest.mark.parametrize("multiple", [None, 64])
 @pytest.mark.parametrize("ratio", [0, 0.75])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2], [3], [2, 3, 0]])
-def test_batch_is_assembled_from_its_samples(processor, order, ratio, multiple, padding_side):
+def test_batch_equals_assembled_samples(processor, order, ratio, multiple, padding_side):
     rows = [make_rows()[i] for i in order]
     collator = ViTPDataCollator(
         processor, vrl_drop_ratio=ratio, padding_side=padding_side, pad_to_multiple_of=multiple, seed=5
@@ -117,8 +117,8 @@ def test_batch_is_assembled_from_its_samples(processor, order, ratio, multiple, 
     assert_same(collator(rows), expected)
 
 
-def test_image_place_in_text_is_a_part(processor):
-    """As in LLaVA's rows; against the same conversation in parts."""
+def test_image_placeholder_becomes_part(processor):
+    """Compare `<image>` in text, as in LLaVA, with the same conversation in parts."""
     collator = ViTPDataCollator(processor)
     images = [picture(56, 56, 1), picture(56, 56, 2)]
     written = {"role": "user", "content": "Before: <image>\nafter: <image> What changed?"}
@@ -203,13 +203,13 @@ def test_row_without_id_is_drawn_by_its_messages(processor):
 
 
 def draw_brightness(row, generator):
-    """Replaces the images by one colour, drawn from the generator."""
+    """Replace the images by one color, drawn from the generator."""
     shade = torch.randint(0, 256, (1,), generator=generator).item()
     return {**row, "images": [Image.new("RGB", image.size, (shade,) * 3) for image in row["images"]]}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_workers_give_the_draws_of_the_main_process(processor, num_workers):
+def test_workers_match_draws_of_main_process(processor, num_workers):
     rows = make_rows()[:3] * 2
     rows = [{**row, "id": i} for i, row in enumerate(rows)]
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, sample_transform=draw_brightness)
@@ -270,7 +270,7 @@ def test_transform_gets_decoded_images(processor):
 
 
 class Drawing:
-    """A transform that has its own images."""
+    """Transform that creates its own images."""
 
     makes_images = True
 
@@ -356,7 +356,7 @@ def test_row_without_images_is_text_only(processor, empty):
     assert batch["position_ids"].tolist() == [list(range(batch["input_ids"].shape[1]))]
 
 
-def test_16_bit_files_do_not_saturate(processor):
+def test_16_bit_images_do_not_saturate(processor):
     array = np.random.default_rng(0).integers(0, 65536, (56, 56), dtype=np.uint16)
     row = {"id": 1, "messages": [USER, ANSWER]}
     row["image"] = {"bytes": encoded_image(Image.fromarray(array)), "path": None}
@@ -385,13 +385,13 @@ CUT = {
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_prompt_or_image_that_does_not_fit_is_named(processor, name):
+def test_too_long_prompt_or_image_is_named(processor, name):
     images, messages = CUT[name]
     row = {"id": "bad-7", "images": images, "messages": messages}
     length = len(ViTPDataCollator(processor).encode(row)["input_ids"])
     num_visual = 4 if name == "end of an image" else 28 if images else 0
     max_length = {"end of an image": 10, "image in a later turn": length - 30}.get(name, 20)
-    message = rf"^Sample 'bad-7': .*{length} tokens, {num_visual} of them visual.*max_length={max_length}\. Raise"
+    message = rf"^Sample 'bad-7': .*max_length={max_length}: {length} tokens, {num_visual} of them visual"
     with pytest.raises(ValueError, match=message):
         ViTPDataCollator(processor, max_length=max_length)([row])
 
@@ -415,7 +415,7 @@ def test_answers_are_cut_with_a_warning(processor, ratio, caplog):
 
 
 @pytest.mark.parametrize("ratio", [0, 0.75])
-def test_sequence_of_the_limit_is_not_cut(processor, ratio, caplog):
+def test_sequence_of_max_length_is_not_cut(processor, ratio, caplog):
     row = make_rows()[0]
     whole = encode_alone(processor, row, ratio)
     collator = ViTPDataCollator(processor, max_length=len(whole["input_ids"]), vrl_drop_ratio=ratio)
@@ -423,7 +423,7 @@ def test_sequence_of_the_limit_is_not_cut(processor, ratio, caplog):
     assert not caplog.records
 
 
-def test_the_limit_holds_after_the_drop(processor):
+def test_max_length_applies_after_drop(processor):
     row = make_rows()[0]
     limit = len(encode_alone(processor, row, 0.75)["input_ids"])
     ViTPDataCollator(processor, max_length=limit, vrl_drop_ratio=0.75)([row])
@@ -431,7 +431,7 @@ def test_the_limit_holds_after_the_drop(processor):
         ViTPDataCollator(processor, max_length=limit - 10)([row])
 
 
-def test_parts_from_arrow_keep_their_places(processor):
+def test_parts_from_arrow_keep_their_order(processor):
     row = make_rows()[2]
     messages = [
         {**message, "content": [part if part != PLACE else {"type": "image", "text": None} for part in filled_content]}
@@ -444,12 +444,12 @@ def test_parts_from_arrow_keep_their_places(processor):
     assert_same(ViTPDataCollator(processor, vrl_drop_ratio=0.75)([dataset[0]]), expected)
 
 
-def test_template_without_generation_marks_is_named(processor):
+def test_template_without_generation_marks_raises_error(processor):
     template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     plain = ViTPProcessor(
         processor.image_processor, processor.tokenizer, processor.image_seq_length, chat_template=template
     )
-    with pytest.raises(ValueError, match=r"Sample 'a': no token is marked as an answer's.*\{% generation %\}"):
+    with pytest.raises(ValueError, match=r"Sample 'a': .*\{% generation %\}"):
         ViTPDataCollator(plain)([{"id": "a", "images": [], "messages": [USER, ANSWER]}])
 
 
@@ -460,7 +460,7 @@ def collate(processor, rows, mask_ratio, drop_ratio=0.0, epoch=0, **options):
 
 
 def hidden_by_hand(ids, labels, mask_ratio, mask_id, end_id, *key):
-    """Token by token: each labelled one draws a number, and is hidden by it unless it ends the turn."""
+    """Return masked ids token by token: each labeled token draws a number, except that turn ends are kept."""
     generator = keyed_generator(*key, "answers")
     hidden = []
     for token, label in zip(ids, labels):
@@ -473,8 +473,8 @@ def hidden_by_hand(ids, labels, mask_ratio, mask_id, end_id, *key):
 @pytest.mark.parametrize("mask_ratio", [0.5, 1.0])
 @pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-def test_answer_tokens_are_hidden_and_the_rest_stays(processor, padding_side, drop_ratio, mask_ratio):
-    """One turn and many, many images and none."""
+def test_only_answer_tokens_are_masked(processor, padding_side, drop_ratio, mask_ratio):
+    """Mask samples with one and several turns, and with several images and none."""
     rows, options = make_rows(), {"drop_ratio": drop_ratio, "epoch": 2, "padding_side": padding_side}
     whole, batch = collate(processor, rows, 0.0, **options), collate(processor, rows, mask_ratio, **options)
     mask_id, end_id = processor.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
@@ -484,11 +484,11 @@ def test_answer_tokens_are_hidden_and_the_rest_stays(processor, padding_side, dr
     ]
     assert_same(batch, {**whole, "input_ids": torch.tensor(expected)})
     shown = batch["input_ids"][(batch["labels"] != -100) & (batch["input_ids"] != mask_id)]
-    assert (shown == end_id).sum() == 6  # the answers of the four rows
+    assert (shown == end_id).sum() == 6  # The four rows have six answers.
     assert (shown != end_id).any() == (mask_ratio < 1)
 
 
-def test_share_of_hidden_tokens_is_the_ratio(processor):
+def test_masked_share_equals_ratio(processor):
     rows = [{**make_rows()[3], "id": index} for index in range(400)]
     batch = collate(processor, rows, 0.3)
     is_answer = (batch["labels"] != -100) & (batch["labels"] != processor.tokenizer.eos_token_id)
@@ -496,7 +496,7 @@ def test_share_of_hidden_tokens_is_the_ratio(processor):
     assert share == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / is_answer.sum().item()) ** 0.5)
 
 
-def test_hidden_tokens_depend_on_seed_id_and_epoch(processor):
+def test_masked_tokens_depend_on_seed_id_and_epoch(processor):
     rows = make_rows()
     alone = [collate(processor, [row], 0.5)["input_ids"][0].tolist() for row in rows]
     loader = DataLoader(
@@ -507,7 +507,7 @@ def test_hidden_tokens_depend_on_seed_id_and_epoch(processor):
     assert len(epochs) > 1 and tuple(alone[2]) in epochs
 
 
-def test_cut_answer_hides_as_the_whole(processor):
+def test_cut_answer_is_masked_like_whole(processor):
     row = make_rows()[2:3]
     whole = collate(processor, row, 0.5)
     length = whole["input_ids"].shape[1] - 4
@@ -517,7 +517,7 @@ def test_cut_answer_hides_as_the_whole(processor):
         assert torch.equal(cut[name], whole[name][:, :length])
 
 
-def test_nothing_is_hidden_in_evaluation(processor):
+def test_evaluation_masks_no_tokens(processor):
     rows = make_rows()
     collator = ViTPDataCollator(processor, answer_mask_ratio=0.9)
     assert_same(collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
@@ -528,7 +528,7 @@ def test_nothing_is_hidden_in_evaluation(processor):
     [
         ({}, "<|endoftext|>"),
         ({"mask_token": "<mask>"}, "<mask>"),
-        ({"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}, "<|endoftext|>"),  # as SmolLM2's
+        ({"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}, "<|endoftext|>"),  # SmolLM2 has these tokens.
         ({"pad_token": "<|im_end|>"}, None),
     ],
     ids=str,
@@ -538,7 +538,7 @@ def test_mask_token_does_not_end_a_turn(tokens, expected):
     _, processor = build_model(tokenizer, VISION, TEXT)
     tokenizer.add_special_tokens(tokens)
     if expected is None:
-        with pytest.raises(ValueError, match="set tokenizer.mask_token"):
+        with pytest.raises(ValueError, match="tokenizer.mask_token"):
             ViTPDataCollator(processor, answer_mask_ratio=0.5)
         return
     assert tokenizer.convert_ids_to_tokens(mask_token_id(processor)) == expected
@@ -550,13 +550,13 @@ def test_mask_token_is_not_the_eos_of_a_template():
     processor.chat_template = "{{ eos_token }}"
     assert mask_token_id(processor) == tokenizer.pad_token_id
     tokenizer.eos_token = tokenizer.pad_token
-    with pytest.raises(ValueError, match="set tokenizer.mask_token"):
+    with pytest.raises(ValueError, match="tokenizer.mask_token"):
         mask_token_id(processor)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("ratio", [0.0, 0.75])
-def test_flat_batch_has_its_samples_end_to_end(processor, ratio, side):
+def test_flat_batch_concatenates_samples(processor, ratio, side):
     options = {"vrl_drop_ratio": ratio, "padding_side": side}
     rows = [*make_rows(), None]
     alone = [ViTPDataCollator(processor, **options)([row]) for row in rows[:-1]]
@@ -583,11 +583,11 @@ def test_flat_batch_has_its_samples_end_to_end(processor, ratio, side):
     for name in set(padded) & {"pixel_values", "visual_token_indices"}:
         assert torch.equal(batch[name], padded[name])
     if ratio:
-        assert (batch["position_ids"].diff() > 1).any()  # the gaps are there
+        assert (batch["position_ids"].diff() > 1).any()  # VRL leaves gaps.
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
-def test_flat_labels_omit_first_tokens_alone(lengths, left):
+def test_flat_labels_omit_only_first_tokens(lengths, left):
     longest = max(lengths)
     mask = torch.zeros(len(lengths), longest, dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -618,13 +618,13 @@ def collator(tokenizer):
 
 @pytest.mark.parametrize("sizes", [[], [(56, 56)], [(300, 100)], [(100, 300), (56, 56), (224, 60)]], ids=str)
 @pytest.mark.parametrize("options", [{}, {"vrl_drop_ratio": 0.0}, {"max_length": 20, "vrl_drop_ratio": 0.9}], ids=str)
-def test_length_is_that_of_the_encoded_row(collator, sizes, options):
+def test_length_equals_encoded_row(collator, sizes, options):
     collator = ViTPDataCollator(collator.processor, **{"vrl_drop_ratio": 0.75, **options})
     rows = prepare_rows(Dataset.from_list([sized_row(1, sizes)], features=FEATURES))
     try:
         expected = len(collator.encode(rows[0])["input_ids"])
     except ValueError:
-        assert "max_length" in options  # the prompt does not fit
+        assert "max_length" in options  # The prompt does not fit.
         return
     assert SampleLength.of(collator)(rows[0]) == expected
 

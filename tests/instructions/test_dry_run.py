@@ -16,7 +16,7 @@ from modeling_vitp.instructions.sources import Source
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training import plan
 
-# Effective rows and shares in % as they were published: table 2 and 8 of the paper, and the released meta files.
+# Published effective rows and shares in %: tables 2 and 8 of the paper, and the released meta files.
 PUBLISHED = {
     "remote_sensing_paper": (13, None, {"dior_rsvg": 216_000, "vrsbench": 190_000, "levir_cc": 25_000}),
     "medical_paper": (10, None, {"gmai_mmbench": 100_000, "huatuo_vqa": 323_500, "quilt_1m": 72_300}),
@@ -28,7 +28,7 @@ PUBLISHED = {
 
 @pytest.fixture(autouse=True)
 def no_plan(monkeypatch):
-    """What the run costs takes seconds, and has tests of its own."""
+    """Skip the cost plan, which takes seconds and has its own tests."""
     monkeypatch.setattr(plan, "print_plan", lambda *args: None)
 
 
@@ -38,7 +38,7 @@ def dry_run(capsys, *arguments):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_mixtures_run_dry_without_data(name, capsys, monkeypatch, tmp_path):
+def test_published_mixtures_dry_run_without_data(name, capsys, monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise AssertionError("the dry run asks the network")
 
@@ -62,7 +62,7 @@ def test_published_mixtures_run_dry_without_data(name, capsys, monkeypatch, tmp_
 
 
 def test_tokens_follow_from_tiles_rates_and_drop(capsys, tmp_path):
-    """One source of which the tiles are known, and one of which only the limit is."""
+    """Run with a source whose tiles are known, and one with only a limit."""
     with open(tmp_path / "near.jsonl", "w") as file:
         for number, size in enumerate([(448, 448), (896, 448), (448, 1344)]):
             picture(*size).save(tmp_path / f"{number}.png")
@@ -100,11 +100,11 @@ def test_tokens_follow_from_tiles_rates_and_drop(capsys, tmp_path):
         tokens = float(line.split("at most ")[1].replace(",", ""))
         assert tokens == pytest.approx(6 * (30 * first + 10 * second) / 40, abs=6)
     assert "An epoch: 7 steps. 10 steps: 1.5 epochs." in output
-    assert "On the Hub, not looked up: org/far" in output
+    assert "On the Hub, not checked: org/far" in output
     assert "Missing: 0 of 2 sources" in output
     assert "WARNING  modalities: no source of sar" in output
     assert "WARNING  general data: no source" in output
-    assert "WARNING  scale and diversity" in output  # three quarters come from one source
+    assert "WARNING  scale and diversity" in output  # Three quarters of the rows are from one source.
     assert "ok       grounding: 25.0%" in output
 
 
@@ -119,7 +119,7 @@ def test_tokens_follow_from_tiles_rates_and_drop(capsys, tmp_path):
         ({"a": {"general": True}}, [True, False, False, True]),
     ],
 )
-def test_the_four_rules(changes, holds):
+def test_four_rules_of_mixtures(changes, holds):
     entries = {
         "a": {"modality": "optical", "tasks": ["grounding", "caption"]},
         "b": {"modality": ["sar", "optical"], "tasks": ["caption", "vqa"]},
@@ -136,7 +136,7 @@ def test_the_four_rules(changes, holds):
     ] == holds
 
 
-def test_data_set_in_a_folder_is_counted(tmp_path):
+def test_rows_of_folder_are_counted(tmp_path):
     messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
     Dataset.from_list([{"messages": messages}] * 7).to_parquet(tmp_path / "mine" / "train.parquet")
     mixture = tmp_path / "mixture.yaml"
@@ -146,15 +146,15 @@ def test_data_set_in_a_folder_is_counted(tmp_path):
 
 
 def test_dry_run_needs_a_mixture(tmp_path):
-    with pytest.raises(ValueError, match="dry_run is about a mixture"):
+    with pytest.raises(ValueError, match="dry_run.*mixture"):
         pretrain.main(["--dataset_name", "x", "--output_dir", str(tmp_path), "--dry_run"])
-    with pytest.raises(ValueError, match="Give either dataset_name or mixture"):
+    with pytest.raises(ValueError, match="dataset_name.*mixture"):
         pretrain.main(["--dataset_name", "x", "--mixture", "y", "--output_dir", str(tmp_path)])
     assert not torch.cuda.is_initialized()
 
 
 def suggested(place, tmp_path, *options):
-    """The mixture that the dry run asks for in place of a `dataset_name`."""
+    """Return the mixture that the dry run suggests instead of a `dataset_name`."""
     with pytest.raises(ValueError) as refused:
         pretrain.main(["--dataset_name", str(place), "--output_dir", str(tmp_path / "out"), "--dry_run", *options])
     said = shlex.split(str(refused.value).removesuffix("."))
@@ -163,8 +163,8 @@ def suggested(place, tmp_path, *options):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_suggested_mixture_is_the_data_set(name, tmp_path):
-    """By the folder of it, and by the file that has its rows; of 30 x 20 pixels each image is one tile of 2."""
+def test_suggested_mixture_equals_data_set(name, tmp_path):
+    """Suggest a mixture for the folder and for the file of a data set, whose images have one tile of 2 tokens."""
     FORMATS[name][0](tmp_path / "data", [picture(30, 20, seed) for seed in range(4)])
     files = [path for path in (tmp_path / "data").rglob("*") if path.suffix != ".png" and path.is_file()]
     processor = ViTPImageProcessor(max_patches=12)
@@ -187,7 +187,7 @@ def test_suggested_mixture_has_split_and_root(tmp_path):
 
 
 @pytest.mark.parametrize("found", [0, 1])
-def test_unusable_rows_are_counted(found, capsys, tmp_path):
+def test_invalid_rows_are_counted(found, capsys, tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Trees."}]
     lines = [json.dumps({"image": f"{number}.png", "conversations": turns}) for number in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
@@ -196,13 +196,13 @@ def test_unusable_rows_are_counted(found, capsys, tmp_path):
     mixture = {"sources": [{"name": "a", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}]}
     output = dry_run(capsys, "--mixture", json.dumps(mixture), "--output_dir", str(tmp_path / "out"))
     first = f"row {1 + found}: image 0 ({tmp_path / f'{found}.png'}) cannot be read: No such file"
-    assert f"Rows that cannot be used:\n  a: {3 - found} of the first 3: {first}" in output
+    assert f"Invalid rows:\n  a: {3 - found} of the first 3: {first}" in output
     assert ("<= " in output) == (": at most " in output) == (not found)
 
 
 @pytest.mark.parametrize("start", ["from scratch", "folder"])
-def test_tiles_and_tokens_are_of_the_start(start, capsys, tmp_path, model_and_processor):
-    """An image of 100 x 60 pixels is 3 x 2 tiles of 56 pixels and a thumbnail; of InternVL's 448 it would be others."""
+def test_tiles_and_tokens_match_start_model(start, capsys, tmp_path, model_and_processor):
+    """Count 3 x 2 tiles of 56 pixels and a thumbnail for an image of 100 x 60 pixels."""
     model, processor = model_and_processor
     picture(100, 60).save(tmp_path / "0.png")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Trees."}]
@@ -223,10 +223,10 @@ def test_tiles_and_tokens_are_of_the_start(start, capsys, tmp_path, model_and_pr
     (line,) = [line for line in output.splitlines() if line.startswith("a ")]
     text = len("What?") + len("Trees.")
     assert [float(cell) for cell in line.split()[-3:]] == [tiles, round(28 + text / 4), round(14 + text / 4)]
-    assert "(4 tokens a tile of 56 x 56 pixels." in output
+    assert "(4 tokens per tile of 56 x 56 pixels." in output
 
 
-def test_dry_run_ends_with_commands_for_missing_sets(capsys, tmp_path, monkeypatch):
+def test_dry_run_prints_commands_for_missing_sets(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = ("--config", str(CONFIGS / "remote_sensing_paper.yaml"))
     output = dry_run(capsys, *config)
@@ -239,7 +239,9 @@ def test_dry_run_ends_with_commands_for_missing_sets(capsys, tmp_path, monkeypat
     (folder / "rsvg").mkdir(parents=True)
     (folder / "rsvg.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n' * 3)
     lines = {line.split()[0]: line.split() for line in dry_run(capsys, *config).splitlines() if line.strip()}
-    assert lines["rsvg"][1:4] == ["3", "10", "30"] and lines["dior_rsvg"][1] == "27,000"  # what is there is counted
+    assert (
+        lines["rsvg"][1:4] == ["3", "10", "30"] and lines["dior_rsvg"][1] == "27,000"
+    )  # Rows of existing files are counted.
     elsewhere = Source("a", annotation="rows/rsvg.jsonl", image_root="images of rsvg", make="vitp make_public_set")
     assert make_command(elsewhere) == "vitp make_public_set rsvg 'images of rsvg' --output_dir rows"
     assert make_command(Source("a", annotation="rows/mine.jsonl", image_root="images")) is None

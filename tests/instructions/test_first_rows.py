@@ -1,4 +1,4 @@
-"""What is trained on is told, and its first rows are encoded, before a training begins."""
+"""Description of the training data, and the check of its first rows before training."""
 
 import logging
 import multiprocessing
@@ -24,7 +24,7 @@ from modeling_vitp.training import vitp_trainer
 
 @pytest.fixture
 def mixture(tmp_path):
-    """A source of JSON whose third row is broken, one of archives, and one of Parquet that may be streamed."""
+    """Write a JSON source whose third row is broken, a source of archives, and a Parquet source."""
     questions = ["Hi", "Hi", "<image>Hi", "Hi"]
     write_lines(
         tmp_path / "a.jsonl", [{"conversations": [turn("human", text), turn("gpt", "Ho")]} for text in questions]
@@ -63,12 +63,12 @@ def check_of(processor, dataset, **options):
 
 @pytest.mark.parametrize("in_processes", [False, True])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_unusable_row_is_named_or_counted(mixture, processor, streaming, in_processes):
+def test_invalid_row_is_named_or_counted(mixture, processor, streaming, in_processes):
     with pytest.raises(ValueError, match="Sample 'text/3': it has 0 image"):
         check_of(processor, mixture(streaming), in_processes=in_processes)
     of = "8 rows" if streaming else "all 8 rows"
     line = check_of(processor, mixture(streaming), on_error="skip", in_processes=in_processes)
-    assert line.startswith(f"checked: {of} encoded in ") and "; 1 of them cannot be used and are replaced" in line
+    assert line.startswith(f"checked: {of} encoded in ") and "; 1 of them are invalid" in line
 
 
 IN_TURN = ["text/1", "tars/0", "asked/0", "text/2", "tars/1", "asked/1", "text/3", "text/4"]
@@ -79,7 +79,7 @@ def test_sources_are_checked_in_turn(mixture):
 
 
 class Unusable:
-    """A collator to which every row is unusable, for the process that it says."""
+    """Collator that rejects all rows with an error that names the process."""
 
     on_error = "skip"
 
@@ -100,7 +100,7 @@ def test_processes_check_the_same_rows(mixture, monkeypatch):
 
 
 class Slow:
-    """A collator that takes a second of the clock for each row."""
+    """Collator that advances the clock by one second for each row."""
 
     on_error = "raise"
 
@@ -116,10 +116,10 @@ class Slow:
 @pytest.mark.parametrize(
     ("seconds", "num_rows", "streaming", "expected"),
     [
-        (0.01, 300, False, 300),  # all take 3 s
-        (0.05, 1000, False, 200),  # all would take 50 s
-        (0.05, 1000, True, 200),  # how many there are is not known
-        (1.0, 1000, False, 21),  # 200 would take 200 s
+        (0.01, 300, False, 300),  # All rows take 3 s.
+        (0.05, 1000, False, 200),  # All rows would take 50 s.
+        (0.05, 1000, True, 200),  # The number of rows is unknown.
+        (1.0, 1000, False, 21),  # 200 rows would take 200 s.
         (1.0, 7, False, 7),
     ],
 )
@@ -132,7 +132,7 @@ def test_number_of_checked_rows(monkeypatch, seconds, num_rows, streaming, expec
     assert (told if expected == num_rows or streaming else f"{expected} of {num_rows:,} rows") in line
 
 
-def test_no_draw_of_the_training_is_made(processor):
+def test_check_keeps_random_states(processor):
     def transform(row, generator):
         torch.rand(1), np.random.rand(), random.random()
         return row
@@ -144,21 +144,21 @@ def test_no_draw_of_the_training_is_made(processor):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_run_checks_in_processes_of_its_loader(tmp_path, monkeypatch, num_workers):
+def test_check_uses_loader_processes(tmp_path, monkeypatch, num_workers):
     asked = []
     monkeypatch.setattr(vitp_trainer, "check_rows", lambda *rows, **options: asked.append(options["in_processes"]))
     make_trainer(tmp_path, dataloader_num_workers=num_workers).check_rows()
     assert asked == [num_workers > 0] * 2
 
 
-def test_check_starts_16_processes_at_most(monkeypatch):
+def test_check_uses_at_most_16_processes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
     monkeypatch.setattr(mixtures, "DataLoader", lambda rows, num_workers, **rest: [num_workers])
     rows = Dataset.from_dict({"id": [0], "messages": [[]]})
     assert list(mixtures.errors(rows, Unusable(), None, True)) == [16]
 
 
-def test_run_checks_before_it_writes(tmp_path, caplog):
+def test_check_runs_before_output_is_written(tmp_path, caplog):
     trainer = make_trainer(tmp_path / "run", max_steps=1, save_steps=1, eval_strategy="no")
     with caplog.at_level(logging.INFO):
         trainer.train()
@@ -170,6 +170,6 @@ def test_run_checks_before_it_writes(tmp_path, caplog):
     trainer = make_trainer(tmp_path / "bad", eval_strategy="no")
     broken = make_rows().map(lambda row: {"messages": row["messages"][: 1 if row["id"] == "row-7" else 2]})
     trainer.train_dataset = prepare_rows(broken)
-    with pytest.raises(ValueError, match="Sample 'row-7': there is no assistant message"):
+    with pytest.raises(ValueError, match="Sample 'row-7': no assistant message"):
         trainer.train()
     assert {path.name for path in tmp_path.glob("bad/*")} <= {".run.lock"}

@@ -26,9 +26,9 @@ from modeling_vitp.instructions.sources import open_splits
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "golden_batches" / "batches.json"
 SIZES = [(100, 60), (60, 56), (40, 120), (56, 56)]
-GOOD = [*ANNOTATIONS[:4], ANNOTATIONS[6]]  # boxes, two images, text alone, an image without a place, an empty one
+GOOD = [*ANNOTATIONS[:4], ANNOTATIONS[6]]  # Boxes, two images, text only, an image without a place, an empty one.
 
-# Of a mixture: settings of each source.
+# Settings of the sources of a mixture.
 SETTINGS = {
     "max_patches": {"max_patches": 2},
     "image_size": {"image_size": 112},
@@ -37,7 +37,7 @@ SETTINGS = {
     "rate above 1": {"rate": 2.5},
     "input_spec": {"input_spec": {"window": [0, 4000]}},
 }
-# Of a collator.
+# Settings of a collator.
 OPTIONS = {
     "no VRL": {"vrl_drop_ratio": 0.0},
     "VRL of some": {"vrl_apply_prob": 0.5},
@@ -54,7 +54,7 @@ def pictures():
 
 
 def write_annotations(folder: Path, **settings) -> dict:
-    """InternVL's JSON Lines with images of several shapes, and the source that reads them."""
+    """Write InternVL JSON Lines with images of several shapes, and return their source."""
     (folder / "images" / "sub").mkdir(parents=True)
     for name, image in zip(("0.png", "sub/1.png"), pictures()):
         image.save(folder / "images" / name)
@@ -64,7 +64,7 @@ def write_annotations(folder: Path, **settings) -> dict:
 
 
 def write_deep(folder: Path, **settings) -> dict:
-    """16-bit images with messages, and the source that reads them."""
+    """Write 16-bit images with messages, and return their source."""
     rows = []
     for number in range(3):
         bands = np.random.default_rng(number).integers(0, 5000, (3, 60, 80 + number), dtype=np.uint16)
@@ -76,7 +76,7 @@ def write_deep(folder: Path, **settings) -> dict:
 
 
 def write_released(folder: Path) -> dict:
-    """A meta JSON as it is released, with images that are degraded."""
+    """Write a released meta JSON with JPEG degradation."""
     write_annotations(folder)
     fields = {"root": str(folder / "images"), "annotation": str(folder / "rows.jsonl"), "repeat_time": 0.6}
     meta = {"degraded": {**fields, "data_augment": True, "max_dynamic_patch": 3}}
@@ -90,7 +90,7 @@ def rows_of_split(name, root=None, streaming=False):
 
 
 def write_kinds(folder: Path) -> str:
-    """A gray image, one with a palette, a transparent one and a photo that lies on its side."""
+    """Return a gray image, a palette image, a transparent image and a photo with an EXIF rotation."""
     kinds = {"L.png": "L", "P.png": "P", "RGBA.png": "RGBA"}
     for name, mode in kinds.items():
         pictures()[0].convert(mode).save(folder / name)
@@ -103,7 +103,7 @@ def write_kinds(folder: Path) -> str:
 
 
 def batches(folder, processor):
-    """Name, rows, options of the collator and epoch of each batch."""
+    """Yield name, rows, collator options and epoch of each batch."""
 
     def mixed(name, mixture, epoch=0):
         mixture = load_mixture(mixture)
@@ -138,7 +138,7 @@ def tensors(batch):
 
 
 def record(batch) -> dict:
-    """Of integers a digest, of pixels some statistics."""
+    """Return a digest of integers, or statistics of pixels."""
     recorded = {}
     for name, values in batch.items():
         found = {"shape": list(values.shape), "dtype": str(values.dtype)}
@@ -151,7 +151,7 @@ def record(batch) -> dict:
     return recorded
 
 
-def test_batches_are_the_recorded_ones(tokenizer, tmp_path):
+def test_batches_equal_recorded_ones(tokenizer, tmp_path):
     image_processor = ViTPImageProcessor(size={"height": 56, "width": 56}, max_patches=6)
     processor = ViTPProcessor(image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
     found = {}

@@ -1,4 +1,4 @@
-"""Mixtures: the rows of an epoch against decimals and counts, settings of sources, rows that are skipped."""
+"""Mixtures: rows of an epoch compared with decimals and counts, settings of sources, skipped rows."""
 
 import io
 import json
@@ -48,7 +48,7 @@ RATES = {"a": 0.05, "b": 0.3, "c": 1, "d": 10, "e": 2.5}
 
 
 def rounded(rows: int, rate: float) -> int:
-    """Half up, in decimals."""
+    """Return the number of rows, rounded half up in decimals."""
     return int((rows * Decimal(str(rate))).to_integral_value(ROUND_HALF_UP))
 
 
@@ -56,7 +56,7 @@ COUNTS = {name: rounded(SIZES[name], RATES[name]) for name in SIZES}
 
 
 def write_source(folder, name, num_rows):
-    """A source of text alone; the answers count the rows from 1, as the ids do."""
+    """Write a text-only source, whose answers and ids number the rows from 1."""
     with open(folder / f"{name}.jsonl", "w") as file:
         for row in range(1, num_rows + 1):
             turns = [{"from": "human", "value": "How many trees?"}, {"from": "gpt", "value": str(row)}]
@@ -105,12 +105,12 @@ def test_epoch_has_exact_counts_by_seed(folder, streaming):
             rate = Decimal(str(RATES[name]))
             for row in range(1, size + 1):
                 assert math.floor(rate) <= by_row[f"{name}/{row}"] <= math.ceil(rate)
-    # Not source by source: the first quarter has something of every large source.
+    # Sources are mixed: the first quarter has rows of each large source.
     assert {name.partition("/")[0] for name in drawn[: len(drawn) // 4]} >= {"b", "c", "d", "e"}
 
 
 @pytest.mark.parametrize("streaming", [(), tuple(SIZES)])
-def test_part_is_drawn_afresh_or_once(folder, streaming):
+def test_part_is_redrawn_or_kept(folder, streaming):
     afresh = opened(folder, streaming=streaming)
     once = opened(folder, streaming=streaming, resample="once")
     assert sorted(ids(afresh, 0)) != sorted(ids(afresh, 1))
@@ -153,7 +153,7 @@ def test_rows_are_equally_likely(rate):
         assert np.abs(counts - rate * num_seeds).max() < 4.5 * deviation
 
 
-def test_released_way_takes_first_rows(folder):
+def test_released_compatible_takes_first_rows(folder):
     for streaming in ((), tuple(SIZES)):
         fields = {"released_compatible": True}
         sources = [
@@ -170,13 +170,13 @@ def test_released_way_takes_first_rows(folder):
         )
 
 
-def test_copies_of_a_row_have_own_ids(folder):
+def test_row_copies_have_unique_ids(folder):
     rows = [row for row in opened(folder) if row["id"].partition("#")[0] == "d/3"]
     assert sorted(row["id"] for row in rows) == sorted(["d/3", *(f"d/3#{copy}" for copy in range(2, 11))])
     assert {row["messages"][1]["content"][0]["text"] for row in rows} == {"3"}
 
 
-def test_mixture_is_read_by_number_slice_and_column(folder):
+def test_mixture_supports_index_slice_and_column(folder):
     dataset = opened(folder)
     whole = list(dataset)
     assert dataset[-1] == whole[-1] and dataset[3:5]["id"] == [whole[3]["id"], whole[4]["id"]]
@@ -187,7 +187,7 @@ def test_mixture_is_read_by_number_slice_and_column(folder):
 
 
 @pytest.mark.parametrize("number", [0, 3, 4, 11])
-def test_empty_rows_share_their_memory(monkeypatch, number):
+def test_empty_rows_share_memory(monkeypatch, number):
     monkeypatch.setattr("modeling_vitp.instructions.mixture.EMPTY", 4)
     table = no_content(number)
     assert table.equals(pa.table([pa.nulls(number, field.type) for field in table.schema], table.schema))
@@ -213,7 +213,7 @@ def test_persistent_workers_see_the_epoch(folder):
         assert [row["id"] for batch in loader for row in batch] == ids(dataset, epoch)
 
 
-def test_stream_holds_few_rows():
+def test_stream_keeps_few_rows_in_memory():
     alive = []
 
     class Row(dict):
@@ -232,13 +232,13 @@ def test_stream_holds_few_rows():
     assert most <= 4
 
 
-def test_lengths_follow_the_rows_of_the_epoch(folder):
+def test_lengths_match_rows_of_epoch(folder):
     dataset = opened(folder)
     measured = []
 
     def measure(part):
         measured.append(len(part))
-        return [f"{row['source']}/{row['id']}" for row in part]  # not numbers, so that no two rows are alike
+        return [f"{row['source']}/{row['id']}" for row in part]  # Texts are unique for each row.
 
     for epoch in range(3):
         dataset.set_epoch(epoch)
@@ -260,7 +260,7 @@ def trainer_of(model, processor, tmp_path):
 
 
 class Forget(TrainerCallback):
-    """Forgets the rows that are checked before training."""
+    """Collator that ignores the rows that are checked before training."""
 
     def __init__(self, seen: list):
         self.seen = seen
@@ -289,7 +289,7 @@ def test_trainer_sees_each_epoch_of_a_mixture(folder, trainer_of, streaming):
 
 @pytest.fixture
 def image_rows(tmp_path):
-    """A row for each of four images, the second of them cut short."""
+    """Return rows with one image each, the second of which is truncated."""
     rows = []
     for number in range(4):
         path = tmp_path / f"{number}.png"
@@ -305,7 +305,7 @@ def image_rows(tmp_path):
     return rows
 
 
-def test_settings_of_a_source_reach_the_encoding(processor, image_rows):
+def test_source_settings_apply_to_encoding(processor, image_rows):
     row = image_rows[0]
     wide = {**row, "images": [picture(224, 56, seed=5)]}
 
@@ -337,7 +337,7 @@ def test_settings_of_a_source_reach_the_encoding(processor, image_rows):
     assert (bright > 2).all() and (dark < -1).all()
 
 
-def test_jpeg_degradation_is_drawn_for_each_epoch(processor, image_rows):
+def test_jpeg_degradation_depends_on_epoch(processor, image_rows):
     collator = ViTPDataCollator(processor, source_settings={"s": SourceSettings(jpeg_degradation=True)})
     plain = ViTPDataCollator(processor)([image_rows[0]])["pixel_values"]
     compressed = []
@@ -357,7 +357,7 @@ def test_jpeg_degradation_is_drawn_for_each_epoch(processor, image_rows):
 
 
 def test_jpeg_degradation_of_transparent_image_is_white(processor):
-    """As the processor does it."""
+    """Compare with the transparency handling of the processor."""
     image = Image.new("RGBA", (56, 56), (0, 0, 0, 0))
     image.paste((40, 90, 40, 255), (0, 0, 56, 28))
     plain = processor.image_processor([image], return_tensors="pt")["pixel_values"]
@@ -365,7 +365,7 @@ def test_jpeg_degradation_of_transparent_image_is_white(processor):
     assert (found - plain).abs().mean() < 0.05 and plain.std() > 1
 
 
-def test_images_share_the_tiles_of_their_source(processor):
+def test_images_share_max_patches_of_source(processor):
     pair = {
         "id": "p/0",
         "images": [picture(224, 56, seed=1), picture(224, 56, seed=2)],
@@ -374,11 +374,11 @@ def test_images_share_the_tiles_of_their_source(processor):
     }
     collator = ViTPDataCollator(processor, source_settings={"p": SourceSettings(max_patches=4)})
     encoded = collator.encode(pair)
-    assert len(encoded["pixel_values"]) == 2 * (2 + 1)  # each has half of the budget, and a thumbnail
+    assert len(encoded["pixel_values"]) == 2 * (2 + 1)  # Each image has half of the budget and a thumbnail.
     assert (encoded["input_ids"] == processor.image_token_id).sum() == 6 * TOKENS_PER_TILE
 
 
-def test_broken_row_stops_and_is_named(processor, image_rows):
+def test_broken_row_raises_named_error(processor, image_rows):
     with pytest.raises(ValueError, match=r"Sample 's/1': image 0 \(.*1\.png\) cannot be read"):
         ViTPDataCollator(processor)(image_rows)
 
@@ -390,7 +390,7 @@ def test_skipped_row_is_counted_and_replaced(processor, image_rows, caplog):
         )
 
     skipping = collator()
-    batch = skipping([image_rows[1]])  # a batch of which every row is skipped
+    batch = skipping([image_rows[1]])  # All rows of the batch are skipped.
     assert skipping.skipped["s"] >= 1
     assert "Skipped a row of s. Sample 's/1': image 0" in caplog.text
     good = [ViTPDataCollator(processor)([row]) for row in (image_rows[0], image_rows[2], image_rows[3])]
@@ -417,7 +417,7 @@ def test_skips_are_counted_across_workers(processor, image_rows):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_trainer_skips_or_stops(tmp_path, trainer_of, streaming):
+def test_trainer_skips_or_raises(tmp_path, trainer_of, streaming):
     write_source(tmp_path, "good", 6)
     lines = (tmp_path / "good.jsonl").read_text().splitlines()
     lines[2] = lines[2][:-9]
@@ -428,11 +428,11 @@ def test_the_trainer_skips_or_stops(tmp_path, trainer_of, streaming):
     trainer = trainer_of(open_mixture(mixture, 0), on_error="skip", max_steps=3, source_settings=settings)
     trainer.train()
     assert trainer.data_collator.skipped["bad"] >= 1
-    with pytest.raises(ValueError, match=r"Sample 'bad/3': line 3 of .*bad\.jsonl is no JSON"):
+    with pytest.raises(ValueError, match=r"Sample 'bad/3': line 3 of .*bad\.jsonl is not valid JSON"):
         trainer_of(open_mixture(mixture, 0), max_steps=3).train()
 
 
-def test_stream_has_the_columns_of_the_schema(folder):
+def test_stream_has_schema_columns(folder):
     stream = opened(folder, streaming=tuple(SIZES))
     assert isinstance(stream, IterableDataset)
     assert set(next(iter(stream))) == set(stream.column_names) == {"id", "images", "messages", "source", "error"}
@@ -456,7 +456,7 @@ print(json.dumps(resident))
 
 
 @pytest.mark.slow
-def test_long_stream_needs_no_more_memory(tmp_path):
+def test_long_stream_has_constant_memory(tmp_path):
     features = Features({"image": ImageFeature(), "question": Value("string"), "answer": Value("string")})
     schema = features.arrow_schema
     noise = np.random.default_rng(0)
@@ -468,12 +468,12 @@ def test_long_stream_needs_no_more_memory(tmp_path):
     del images, table
     if not Path("/proc/self/statm").exists():
         pytest.skip("the memory of a process is read from /proc")
-    # In a process of its own: what earlier tests have left to the allocator is no growth.
+    # A separate process is used because memory that earlier tests have freed would hide the growth.
     done = subprocess.run([sys.executable, "-c", READ_STREAM, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     resident = {int(number): size for number, size in json.loads(done.stdout.splitlines()[-1]).items()}
     assert list(resident) == [10_000, 20_000, 30_000, 40_000, 50_000]
-    assert resident[50_000] - resident[10_000] < 20 * 2**20  # the rows hold 400 MB
+    assert resident[50_000] - resident[10_000] < 20 * 2**20  # The rows have 400 MB.
 
 
 @pytest.fixture
@@ -495,7 +495,7 @@ def meta(tmp_path):
     return folder
 
 
-def test_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
+def test_released_meta_json_is_loaded(meta, monkeypatch, caplog):
     monkeypatch.chdir(meta)
     with caplog.at_level(logging.WARNING):
         first, second = load_mixture("meta.json").sources
@@ -519,7 +519,7 @@ def test_released_meta_json_is_a_mixture(meta, monkeypatch, caplog):
     assert all("released_compatible: " in record.getMessage() for record in caplog.records)
 
 
-def test_the_mixture_of_the_page_is_one(meta, monkeypatch):
+def test_mixture_of_page_is_loaded(meta, monkeypatch):
     page = (CONFIGS / "README.md").read_text()
     block = page.split("```yaml\nmixture:")[1].split("```")[0]
     (meta / "data").mkdir()

@@ -74,15 +74,15 @@ def test_parts_are_crops(index, images, name):
         assert match.test_image == letter and match.kind == "crop" and match.score >= 0.8
 
 
-def test_scene_with_test_images_matches_all(index, images):
-    """Two test images as parts of a larger picture."""
+def test_scene_matches_all_contained_test_images(index, images):
+    """Search an image that contains two test images."""
     scene = Image.new("RGB", (520, 300), (90, 110, 70))
     scene.paste(images[1], (10, 20))
     scene.paste(images[4], (270, 40))
     assert [(match.test_image, match.kind) for match in index.find(scene)] == [("b", "crop"), ("e", "crop")]
 
 
-def test_same_pixels_are_the_same(index, images):
+def test_identical_pixels_match_as_same(index, images):
     buffer = io.BytesIO()
     images[2].save(buffer, format="PNG")
     (match,) = index.find(Image.open(buffer))
@@ -103,8 +103,8 @@ def test_palette_colors_are_compared():
 
 
 @pytest.mark.parametrize("as_jpeg", [False, True])
-def test_crop_of_a_collage_is_found(index, images, aerial_trees, as_jpeg):
-    """The whole of a collage matches nothing: where a piece lies on its test image, the others do not."""
+def test_collage_crops_are_searched(index, images, aerial_trees, as_jpeg):
+    """Search a collage; as a whole it matches nothing, because the other crops differ from the test image."""
     test = images[2].convert("RGB").crop((40, 70, 152, 182)).transpose(Image.Transpose.ROTATE_90)
     pieces = [image.convert("RGB").crop((50, 50, 162, 162)) for image in aerial_trees["train"][:3]["image"]]
     collage = Image.new("RGB", (224, 224))
@@ -123,14 +123,14 @@ def test_other_images_match_nothing(index, aerial_trees):
     assert index.find(Image.fromarray(noise)) == []
 
 
-def test_pickled_index_answers_the_same(index, images):
+def test_pickled_index_finds_the_same(index, images):
     copy = pickle.loads(pickle.dumps(index))
     crop = PARTS["half"](images[0])
     assert copy.find(crop) == index.find(crop) != []
 
 
-def test_hashes_equal_those_of_turned_images(images):
-    """One transform with signs changed and axes swapped, against transforms of really turned pixels."""
+def test_hashes_equal_those_of_rotated_images(images):
+    """Compare hashes by sign changes and swapped axes with the hashes of rotated and flipped pixels."""
     pixels = overlap.gray_levels(images[0].resize((256, 256)))
     turned = overlap.orientations(pixels)
     expected = []
@@ -140,23 +140,21 @@ def test_hashes_equal_those_of_turned_images(images):
     hashes = overlap.hash_orientations(pixels)
     for bits, value in zip(expected, hashes):
         unpacked = np.unpackbits(np.array([value]).view(np.uint8))[1:].astype(bool)
-        assert (unpacked != bits).sum() <= 1  # a frequency on the median may fall on either side
+        assert (unpacked != bits).sum() <= 1  # A frequency at the median may differ.
     assert len({image.tobytes() for image in turned}) == 8
 
 
-def test_correlation_equals_numpys():
+def test_correlation_equals_numpy():
     first, second = np.random.default_rng(0).random((2, 9, 7))
     assert overlap.correlation(first, second) == pytest.approx(np.corrcoef(first.flat, second.flat)[0, 1])
     assert overlap.correlation(first, np.ones_like(first)) == 0
 
 
-def test_test_images_from_folders_and_data_sets(tmp_path, images):
+def test_index_opens_folders_and_data_sets(tmp_path, images):
     (tmp_path / "files" / "deep").mkdir(parents=True)
     images[0].save(tmp_path / "files" / "deep" / "one.png")
     assert overlap.load_test_images(str(tmp_path / "files")).names == ["deep/one.png"]
-    with pytest.raises(
-        ValueError, match="files is a folder of images, of .* no split 'val': give the folder of the split"
-    ):
+    with pytest.raises(ValueError, match="files is a folder of images.* --against_split 'val'"):
         overlap.load_test_images(str(tmp_path / "files"), "val")
 
     (tmp_path / "rows").mkdir()
@@ -165,11 +163,11 @@ def test_test_images_from_folders_and_data_sets(tmp_path, images):
     index = overlap.load_test_images(str(tmp_path / "rows"))
     assert index.names == ["x[0]", "x[1]", "y[0]"]
     assert [match.test_image for match in index.find(images[1])] == ["x[1]"]
-    with pytest.raises(ValueError, match=r"no split 'val', only \['test'\]"):
+    with pytest.raises(ValueError, match=r"'val' not found .*\['test'\]"):
         overlap.load_test_images(str(tmp_path / "rows"), "val")
     (tmp_path / "files" / "two.png").write_text("no image")
     with pytest.raises(ValueError, match="cannot be read"):
         overlap.load_test_images(str(tmp_path / "files"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no images in"):
+    with pytest.raises(ValueError, match="No images found"):
         overlap.load_test_images(str(tmp_path / "empty"))

@@ -1,4 +1,4 @@
-"""Tiles that are normalised on the device, against those of the image processor, to the bit."""
+"""Tiles that are normalized on the device equal those of the image processor exactly."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def processor(tokenizer):
     seed=st.integers(0, 100),
 )
 @settings(max_examples=40, deadline=None)
-def test_raw_tiles_are_exact_once_normalized(width, height, mode, max_patches, seed):
+def test_normalized_raw_tiles_are_exact(width, height, mode, max_patches, seed):
     plain = ViTPImageProcessor(size=SIZE, max_patches=max_patches)
     image = picture(width, height, seed).convert(mode)
     expected = plain([[image]], crop_to_patches=True, return_tensors="pt")
@@ -49,7 +49,7 @@ def test_raw_tiles_are_exact_once_normalized(width, height, mode, max_patches, s
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_raw_batch_is_exact_once_normalized(processor, num_workers):
+def test_normalized_raw_batch_is_exact(processor, num_workers):
     rows = make_rows(8)
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.5)
     raw = DataLoader(rows, batch_size=4, num_workers=num_workers, collate_fn=collator.with_raw_tiles())
@@ -58,7 +58,7 @@ def test_raw_batch_is_exact_once_normalized(processor, num_workers):
         assert_equal(normalized(batch, processor), collator([rows[index] for index in range(start, start + 4)]))
 
 
-def test_batch_with_16_bits_is_normalized(processor):
+def test_16_bit_batch_is_normalized(processor):
     rows = [dict(make_rows(8)[index]) for index in range(3)]
     rows[1]["images"] = [torch.randint(0, 60000, (3, 40, 60), dtype=torch.int32).to(torch.uint16).numpy()] * len(
         rows[1]["images"]
@@ -78,7 +78,7 @@ def test_raw_collator_shares_epoch_and_counts(processor):
 
 
 @pytest.mark.parametrize("changes", [{"do_normalize": False}, {"do_rescale": False}])
-def test_settings_without_normalization_are_kept(tokenizer, changes):
+def test_processor_without_normalization_is_kept(tokenizer, changes):
     processor = ViTPProcessor(ViTPImageProcessor(size=SIZE, **changes), tokenizer, image_seq_length=TOKENS_PER_TILE)
     collator = ViTPDataCollator(processor)
     assert collator.with_raw_tiles() is collator

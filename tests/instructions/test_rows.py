@@ -1,4 +1,4 @@
-"""Rows as they are stored and prepared: ids, images that stay encoded, sizes, image places."""
+"""Stored and prepared rows: ids, encoded images, image sizes, image places."""
 
 import copy
 import io
@@ -32,7 +32,7 @@ MESSAGES = List({"role": Value("string"), "content": Value("string")})
 
 
 def make_dataset(column="images", ids=None, feature=None, broken=False):
-    """Two rows with images (PNG of 30 x 20), and one without."""
+    """Return two rows with images (PNG of 30 x 20 pixels), and one without."""
     feature = feature or ImageFeature()
     rows = [[USER, {**ANSWER, "content": f"{row} trees"}] for row in range(3)]
     images = [{"bytes": encoded_image(picture(30, 20, seed)), "path": None} for seed in range(2)]
@@ -81,7 +81,7 @@ def test_broken_image_of_prepared_rows_is_named(processor, ids, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
-def test_preparing_leaves_the_original_alone(ids, streaming):
+def test_prepare_rows_keeps_original(ids, streaming):
     dataset = make_dataset(ids=ids)
     before = copy.deepcopy(dataset.features)
     original = dataset.to_iterable_dataset() if streaming else dataset
@@ -91,7 +91,7 @@ def test_preparing_leaves_the_original_alone(ids, streaming):
 
 
 @pytest.mark.parametrize("ids", [None, ["x", "y", "z"]])
-def test_preparing_rewrites_no_data(ids, tmp_path):
+def test_prepare_rows_copies_no_data(ids, tmp_path):
     make_dataset(ids=ids).save_to_disk(tmp_path / "rows")
     dataset = load_from_disk(tmp_path / "rows")
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -107,7 +107,7 @@ def test_preparing_rewrites_no_data(ids, tmp_path):
     assert addresses(prepared) == addresses(dataset)
 
 
-def test_prepared_rows_survive_selection_shuffling_and_workers(processor):
+def test_prepared_rows_support_shuffling_and_workers(processor):
     prepared = prepare_rows(make_dataset())
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75)
     assert [row["id"] for row in prepared.select([2, 0])] == [2, 0]
@@ -176,7 +176,7 @@ def test_image_size_is_read_without_decoding(monkeypatch, tmp_path):
         st.text("ab<>\n []", max_size=6).filter(lambda piece: "<image>" not in piece), min_size=1, max_size=4
     )
 )
-def test_image_places_are_found_anywhere(pieces):
+def test_image_placeholders_are_found_anywhere(pieces):
     messages = messages_of([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
     rebuilt = "".join("<image>" if part["type"] == "image" else part["text"] for part in messages[0]["content"])
     assert rebuilt == "<image>".join([pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])])

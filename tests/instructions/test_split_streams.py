@@ -1,4 +1,4 @@
-"""Mixtures of which every worker of every process reads a part of its own (`split_streams`)."""
+"""Mixtures with `split_streams`, in which each worker of each process reads its own part."""
 
 import dataclasses
 import itertools
@@ -19,10 +19,17 @@ from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.training.batching import EARLIEST_STEP, StepStream
 from modeling_vitp.training.fingerprint import digest, fingerprint_data, order_of
 
-FILES, ROWS = 6, 10  # of the source in Parquet, and of each of its files
+FILES, ROWS = 6, 10  # Number of files of the Parquet source, and of rows per file.
 OTHERS = {"lines": 23, "stored": 9}
 RATES = {"parquet": 1, "lines": 1, "stored": 2}
-READERS = [(1, 1), (2, 1), (1, 2), (3, 2), (4, 1), (4, 2)]  # processes and workers; files cannot be dealt to the last
+READERS = [
+    (1, 1),
+    (2, 1),
+    (1, 2),
+    (3, 2),
+    (4, 1),
+    (4, 2),
+]  # Processes and workers; the files cannot be divided among the last.
 
 
 def conversation(number: int) -> dict:
@@ -53,18 +60,18 @@ def opened(folder, seed=0, only=tuple(RATES), **fields):
 
 
 def content_of(row: dict) -> tuple[str, str]:
-    """Its source and its answer, which no other row of the source has."""
+    """Return the source and the answer of a row, which are unique."""
     return row["source"], row["messages"][-1]["content"][0]["text"]
 
 
 def pass_of(row: dict) -> int:
-    """Which pass over the source an id is of, from 0: each has `rate` copies of a row."""
+    """Return the pass over the source, from 0, of a row by its id; each pass has `rate` copies of a row."""
     copy = int(row["id"].partition("#")[2] or 1) - 1
     return copy // RATES[row["source"]]
 
 
 def rows_of(stream, processes, process, workers, worker, monkeypatch):
-    """The rows of a part, without end."""
+    """Return the endless rows of a part."""
     with monkeypatch.context() as patch:
         info = SimpleNamespace(id=worker, num_workers=workers)
         patch.setattr(torch.utils.data, "get_worker_info", lambda: info)
@@ -72,7 +79,7 @@ def rows_of(stream, processes, process, workers, worker, monkeypatch):
 
 
 def passes(rows, number: int) -> list[list[dict]]:
-    """The first passes over a part."""
+    """Return the rows of the first passes over a part."""
     return [list(group) for _, group in itertools.islice(itertools.groupby(rows, pass_of), number)]
 
 
@@ -85,7 +92,7 @@ def all_parts(folder, processes, workers, monkeypatch, number=2, **options):
 
 
 @pytest.mark.parametrize(("processes", "workers"), READERS)
-def test_pass_over_the_parts_has_every_copy_once(folder, processes, workers, monkeypatch):
+def test_parts_yield_every_copy_once(folder, processes, workers, monkeypatch):
     parts = all_parts(folder, processes, workers, monkeypatch)
     expected = Counter(map(content_of, opened(folder, split_streams=False)))
     assert sum(expected.values()) == FILES * ROWS + OTHERS["lines"] + 2 * OTHERS["stored"]
@@ -109,12 +116,12 @@ def test_part_reads_its_own_files(folder, processes, workers, monkeypatch):
         by_part.append(len(read))
     assert len(seen) == FILES * ROWS
     parts = processes * workers
-    # The beginning of the next pass is read to see that this one has ended: its buffer of rows.
+    # To see the end of a pass, the shuffle buffer of the next pass is read.
     expected = FILES // parts * ROWS if FILES % parts == 0 else FILES * ROWS
     assert all(expected <= number <= 2 * expected for number in by_part)
 
 
-def test_parts_are_those_of_loader_workers(folder, monkeypatch):
+def test_parts_match_loader_workers(folder, monkeypatch):
     one, again, other = (all_parts(folder, 2, 2, monkeypatch, 1, seed=seed) for seed in (0, 0, 1))
     assert one == again != other
     for process in range(2):
@@ -134,13 +141,13 @@ def test_parts_of_one_stream_differ(folder):
 
 
 def of_rate(folder, rate, seed=0, **fields):
-    """The source in Parquet alone."""
+    """Return a mixture of the Parquet source only."""
     entry = {"name": "parquet", "folder": "parquet", "rate": rate, "rows": FILES * ROWS, "streaming": True}
     return open_mixture(load_mixture({"root": str(folder), "sources": [entry], "split_streams": True, **fields}), seed)
 
 
 @pytest.mark.parametrize("resample", ["epoch", "once"])
-def test_fractional_rate_of_a_part(folder, monkeypatch, resample):
+def test_part_draws_fractional_rate(folder, monkeypatch, resample):
     for process in range(3):
         stream = of_rate(folder, 0.5, resample=resample)
         first, second = passes(rows_of(stream, 3, process, 1, 0, monkeypatch), 2)
@@ -150,8 +157,8 @@ def test_fractional_rate_of_a_part(folder, monkeypatch, resample):
 
 
 @pytest.mark.slow
-def test_tiny_rate_gives_parts_enough_rows(folder):
-    seeds, parts, rate = 40, FILES, 0.03  # 0.3 rows of a part in a pass, 1.8 of all
+def test_parts_round_tiny_rates_at_random(folder):
+    seeds, parts, rate = 40, FILES, 0.03  # A pass has 0.3 rows of a part, and 1.8 rows of all parts.
     found = [
         sum(1 for row in of_rate(folder, rate, seed)._shuffled(0, parts, part, 0))
         for seed in range(seeds)
@@ -159,13 +166,13 @@ def test_tiny_rate_gives_parts_enough_rows(folder):
     ]
     expected, spread = rate * ROWS, (rate * ROWS * (1 - rate * ROWS) / len(found)) ** 0.5
     assert np.mean(found) == pytest.approx(expected, abs=4 * spread)
-    # A pass without a row is not the end.
+    # A pass without rows does not end the stream.
     rows = of_rate(folder, rate).of_process(parts, 0)
     assert len({row["id"] for row in itertools.islice(rows, 5)}) == 5
 
 
 @pytest.mark.parametrize("parts", [2, 4], ids=["files of its own", "every n-th row"])
-def test_part_goes_on_after_a_broken_connection(folder, monkeypatch, parts):
+def test_part_continues_after_broken_connection(folder, monkeypatch, parts):
     source = of_rate(folder, 1).mixture.sources[0]
     whole = list(sources.stream_rows(source, parts, 1))
     read, left = sources.all_rows, iter([3, 17])
@@ -188,33 +195,33 @@ def test_damaged_part_names_the_source(folder, monkeypatch):
     source = of_rate(folder, 1).mixture.sources[0]
 
     def damaged(*_):
-        raise ValueError("line 3 is no JSON")
+        raise ValueError("line 3 is not valid JSON")
         yield
 
     monkeypatch.setattr(sources, "stored_rows", damaged)
     monkeypatch.setattr(sources, "download_line_files", lambda _: pytest.fail("the rows of others would be read, too"))
-    with pytest.raises(ValueError, match="Source 'parquet', row 0: .*line 3 is no JSON"):
+    with pytest.raises(ValueError, match="Source 'parquet', row 0: .*line 3 is not valid JSON"):
         list(sources.stream_rows(source, 2, 1))
 
 
-def test_what_cannot_be_split_is_told(folder, caplog):
+def test_unsplittable_mixture_is_reported(folder, caplog):
     entry = {"name": "lines", "annotation": "lines.jsonl", "rows": 23}
     mixture = {"root": str(folder), "split_streams": True}
     open_mixture(load_mixture({**mixture, "sources": [entry]}), 0)
-    assert "split_streams changes nothing: no source is streamed" in caplog.text
+    assert "split_streams has no effect" in caplog.text
     first = {**entry, "rate": 0.5, "streaming": True}
-    with pytest.raises(ValueError, match="split_streams has no first rows of 'lines'"):
+    with pytest.raises(ValueError, match="split_streams .*'lines'"):
         load_mixture({**mixture, "sources": [first], "released_compatible": True})
 
 
-def test_part_without_rows_is_an_error(tmp_path, folder, monkeypatch):
+def test_part_without_rows_raises_error(tmp_path, folder, monkeypatch):
     lines = (folder / "lines.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "lines.jsonl").write_text("".join(lines[:2]))
-    with pytest.raises(ValueError, match="split_streams: there are no rows for one of 3 workers"):
+    with pytest.raises(ValueError, match="split_streams: one of 3 workers"):
         next(rows_of(opened(tmp_path, only=["lines"]), 3, 2, 1, 0, monkeypatch))
 
 
-def test_resumed_run_gets_the_rows_of_the_whole(folder, tmp_path, model, processor):
+def test_resumed_run_reads_the_remaining_rows(folder, tmp_path, model, processor):
     def train(output, resume=None, **options):
         fields = {"max_steps": 40, "per_device_train_batch_size": 4, "save_steps": 24, "report_to": "none"}
         workers = {"dataloader_num_workers": 2, "bf16": False, "gradient_checkpointing": False, "watch_samples": 0}
@@ -240,7 +247,7 @@ def test_fingerprint_of_unsplit_mixture_is_stable(folder):
     assert found[0] == digest([str(before), str(order_of(whole.mixture))]) != found[1]
 
 
-def test_the_trainer_gives_each_process_its_part(folder, tmp_path, model, processor, monkeypatch):
+def test_trainer_assigns_parts_to_processes(folder, tmp_path, model, processor, monkeypatch):
     config = ViTPTrainingConfig(str(tmp_path), max_steps=1, bf16=False, report_to="none")
     trainer = ViTPTrainer(model, config, train_dataset=opened(folder), processing_class=processor)
     sharding = {"accumulation_steps": 2, "num_processes": 2, "process_index": 1, "drop_last": False}
@@ -250,8 +257,8 @@ def test_the_trainer_gives_each_process_its_part(folder, tmp_path, model, proces
     assert [row["id"] for row in itertools.islice(rows, 60)] == [row["id"] for row in expected]
 
 
-def test_warmup_row_knows_its_step(folder, monkeypatch):
-    """Workers of a split mixture have no end, so batches come from them in turn: the second of two has every other."""
+def test_warmup_row_has_its_step(folder, monkeypatch):
+    """Check steps of rows; batches come from endless workers in turn, so that each of two has every second batch."""
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(id=1, num_workers=2))
     stream = StepStream(opened(folder).of_process(1, 0), batch_size=2)
     stream.begin(10)

@@ -39,7 +39,7 @@ def line(answer, image="0.png", question="<image>\nWhat is there?"):
     return json.dumps({"image": image, "conversations": turns})
 
 
-BROKEN = {  # a line of JSON Lines -> what is wrong with it
+BROKEN = {  # Line of JSON Lines -> problem.
     line("a tree"): None,
     line("a bush", image="nowhere.png"): "image missing",
     line("a bush", image="broken.png"): "image unreadable",
@@ -98,7 +98,7 @@ def run(files, sources, *options, workers=0):
     return status, json.loads((output / "report.json").read_text())
 
 
-def test_every_problem_is_found_where_it_is(files, checkpoint, capsys):
+def test_problems_are_found_in_their_rows(files, checkpoint, capsys):
     status, report = run(files, [GOOD, BAD], "--processor", checkpoint, "--max_length", 120, "--max_patches", 1)
     assert status == 1 and report["passed"] is False
     good, bad = report["sources"]["good"], report["sources"]["bad"]
@@ -113,7 +113,7 @@ def test_every_problem_is_found_where_it_is(files, checkpoint, capsys):
         assert [int(example["id"]) for example in examples] == numbers.get(kind, [10 if kind == "loose box" else 18])
     assert "nowhere.png" in bad["examples"]["image missing"][0]["problem"]
     assert "image 0: the image has 4 bands. Name the one or three" in bad["examples"]["image not taken"][0]["problem"]
-    hints = [", as if in pixels: boxes are in thousandths" in box["problem"] for box in bad["examples"]["box"]]
+    hints = [", probably in pixels: boxes must be in thousandths" in box["problem"] for box in bad["examples"]["box"]]
     assert hints == [True, False, False, False]
     assert sum(bad["tokens"]["counts"].values()) < bad["rows"]
     assert (files / "output" / "histograms.png").stat().st_size > 5000
@@ -121,7 +121,7 @@ def test_every_problem_is_found_where_it_is(files, checkpoint, capsys):
     assert re.search(r"\| good \| 40 \| 1\.0 \|.*\| passed \|", table) and "bad, row 2: image missing" in table
 
 
-def test_named_bands_are_taken(files):
+def test_named_bands_are_accepted(files):
     (files / "bands.jsonl").write_text(line("a tree", image="bands.tif") + "\n")
     source = {"name": "bands", "annotation": "bands.jsonl", "image_root": "images"}
     for spec, status in (({"bands": [2, 1, 0]}, 0), ({"bands": [4, 1, 0]}, 1), (None, 1)):
@@ -131,7 +131,7 @@ def test_named_bands_are_taken(files):
     assert (found, report["sources"]["bands"]["problems"]["image not taken"]) == (0, 0)
 
 
-def test_clean_data_pass_and_fill_the_card(files):
+def test_clean_data_pass_and_fill_card(files):
     card = files / "good" / "README.md"
     card.write_text("# Mine\n")
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_clean_data_pass_and_fill_the_card(files):
     assert text.startswith("# Mine\n\n## Validation\n\n| source | rows |") and text.count("## Validation") == 1
 
 
-def test_broken_sources_are_named_and_others_read(files):
+def test_broken_sources_are_reported_and_others_read(files):
     (files / "cut").mkdir()
     contents = (files / "good" / "train.parquet").read_bytes()
     (files / "cut" / "train.parquet").write_bytes(contents[: len(contents) // 2])
@@ -154,12 +154,12 @@ def test_broken_sources_are_named_and_others_read(files):
     status, report = run(files, sources, workers=2)
     assert status == 1
     absent, cut, good = (report["sources"][name] for name in ("absent", "cut", "good"))
-    assert "nowhere is not there" in absent["error"] and "https://example.org/data" in absent["error"]
+    assert "nowhere not found" in absent["error"] and "https://example.org/data" in absent["error"]
     assert "'cut'" in cut["error"] and not cut["passed"]
     assert good["passed"] and good["rows"] == 40
 
 
-def test_tokens_and_tiles_equal_training(processor):
+def test_tokens_and_tiles_match_training(processor):
     settings = SourceSettings(max_patches=4, system_prompt="There are trees.")
     settings_of = {"plain": SourceSettings(), "own": settings, "square": SourceSettings(image_size=112)}
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, source_settings=settings_of)
@@ -216,7 +216,7 @@ def test_histogram_summarizes_all_values(values):
 
 
 def sharded_row(index: int) -> dict:
-    """Numbers 7, 17, … are the same; every third has a box without area, more than a report names."""
+    """Return rows: 7, 17, … are equal, and every third has an empty box, more than a report names."""
     index = 7 if index % 10 == 7 else index
     box = f"[[0, {index}, {0 if index % 3 == 0 else 9}, 1000]]"
     messages = [{"role": "user", "content": "Where is the tree?"}]
@@ -266,19 +266,19 @@ def test_merged_shards_equal_one_run(sharded_mixture, checkpoint, tmp_path):
     assert validate_data.main([*words, "--merge", "2"]) == 1
     assert json.loads(report.read_text()) == whole and picture_file.read_bytes() == drawn
 
-    with pytest.raises(ValueError, match="3 of 3 shards are not in .*: give --shard 1/3 first"):
+    with pytest.raises(ValueError, match="3 of 3 shards .*--shard 1/3"):
         validate_data.main([*words, "--merge", "3"])
-    with pytest.raises(ValueError, match="Shard 1/2 in .* was made with another --max_length: give --shard 1/2 again"):
+    with pytest.raises(ValueError, match="Shard 1/2 in .*another --max_length"):
         validate_data.main([*words, "--merge", "2", "--max_length", "99"])
 
 
 @pytest.mark.parametrize("text", ["3/2", "0/2", "a/b", "1", "1/0", "-1/2", "1/2/3", "½/2"])
-def test_impossible_shard_is_named(text, tmp_path):
+def test_invalid_shard_is_named(text, tmp_path):
     with pytest.raises(WrongArguments, match=f"--shard: {re.escape(repr(text))}"):
         validate_data.main([str(tmp_path), f"--shard={text}"])
 
 
-def test_parts_of_shards_are_all_rows_in_order():
+def test_shards_cover_all_rows_in_order():
     for count in range(1, 9):
         for length in (0, 1, 5, 97):
             parts = [shard.part(length) for shard in Shard.all_of(count)]
@@ -298,8 +298,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_forked_processes_do_not_wait_for_opencv_threads(files):
-    """A process that is forked beside OpenCV's threads and tells it to use one thread waits for them for ever."""
+def test_forked_workers_do_not_deadlock_with_opencv(files):
+    """Run workers after OpenCV has started threads, which would deadlock a forked process."""
     source = {"name": "lines", "annotation": "broken.jsonl", "image_root": "images"}
     (files / "mixture.yaml").write_text(yaml.safe_dump({"root": str(files), "sources": [source]}))
     words = [str(files / "mixture.yaml"), "--num_workers", "1", "--output_dir", str(files / "out")]

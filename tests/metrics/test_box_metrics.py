@@ -1,4 +1,4 @@
-"""Average precision, of Pascal VOC and of COCO."""
+"""Tests of the average precision of Pascal VOC and COCO."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def metrics():
 @pytest.mark.parametrize("places", ["boxes", "corners"])
 @pytest.mark.parametrize("interpolation", ["11_points", "area"])
 @pytest.mark.parametrize("iou", [0.5, 0.75])
-def test_rotated_boxes_score_as_in_mmrotate(iou, interpolation, places):
+def test_rotated_boxes_score_like_mmrotate(iou, interpolation, places):
     given = load_file(FOLDER / "detections.safetensors")
     expected = json.loads((FOLDER / "expected.json").read_text())["map"]
     expected = expected[f"iou {iou}, {interpolation.replace('_', ' ')}"]
@@ -50,7 +50,7 @@ def test_rotated_boxes_score_as_in_mmrotate(iou, interpolation, places):
         metric.add(prediction=side(image, "scores"), reference=side(f"{image}.gt"))
     result = metric.compute()
     assert result["map"] == pytest.approx(expected["map"], abs=1e-6)
-    # mmrotate calls a class without objects 0, and leaves it out of the mean.
+    # mmrotate scores a class without objects 0 and leaves it out of the mean.
     values = [nan if not number else value for value, number in zip(expected["per_class"], expected["num_gts"])]
     np.testing.assert_allclose(result[f"per_category_ap_{100 * iou:g}"], values, rtol=0, atol=1e-6)
 
@@ -60,7 +60,7 @@ nan = float("nan")
 
 @st.composite
 def images(draw):
-    """Images with upright boxes on a coarse grid, so that overlaps and scores are often equal."""
+    """Draw images with upright boxes on a coarse grid, so that overlaps and scores are often equal."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     classes = draw(st.integers(1, 3))
     found = []
@@ -82,7 +82,7 @@ def overlap(one, other):
 
 
 def voc_by_a_loop(images, label, kind, difficult_counts):
-    """The average precision of a class as the development kit of Pascal VOC words it."""
+    """Return the average precision of a class as in the development kit of Pascal VOC."""
     detections, number, taken = [], 0, set()
     for image, (prediction, reference) in enumerate(images):
         hard = reference["crowd"] if difficult_counts else reference["difficult"] | reference["crowd"]
@@ -111,7 +111,7 @@ def voc_by_a_loop(images, label, kind, difficult_counts):
 
 @settings(deadline=None, max_examples=100)
 @given(images=images())
-def test_average_precision_equals_a_loop(metrics, images):
+def test_average_precision_equals_loop(metrics, images):
     for name, metric in metrics.items():
         kind, counts = ("area", True) if name == "difficult_counts" else (name, False)
         result = metric.compute(predictions=[one for one, _ in images], references=[one for _, one in images])
@@ -119,7 +119,7 @@ def test_average_precision_equals_a_loop(metrics, images):
         np.testing.assert_allclose(result["per_category_ap_50"], expected, rtol=0, atol=1e-12)
 
 
-def test_upright_boxes_score_as_rotated_ones():
+def test_upright_boxes_score_like_rotated_boxes():
     random = np.random.default_rng(0)
     upright, rotated = load("average_precision"), load("average_precision")
     for _ in range(5):
@@ -139,7 +139,7 @@ def test_upright_boxes_score_as_rotated_ones():
 
 
 def boxes_and_masks(random, number):
-    """Boxes in pixels, masks that fill them but for a quarter."""
+    """Return boxes in pixels, with masks that fill three quarters of them."""
     low = random.uniform(0, 150, (number, 2))
     boxes = np.concatenate([low, low + random.uniform(4, 120, (number, 2))], 1).round()
     masks = np.zeros((number, 256, 256), bool)
@@ -150,7 +150,7 @@ def boxes_and_masks(random, number):
 
 
 def a_data_set():
-    """Detections near the objects and elsewhere, some of a class that no object is of; a crowd; images with nothing."""
+    """Return images with correct and wrong detections, a class without objects, a crowd, and empty images."""
     random = np.random.default_rng(0)
     predictions, references = [], []
     for image in range(10):
@@ -202,7 +202,7 @@ def scores_of_pycocotools(predictions, references, masks):
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_coco_numbers_equal_pycocotools(masks):
+def test_coco_scores_equal_pycocotools(masks):
     predictions, references = a_data_set()
     metric = load("coco_average_precision", masks=masks)
     for prediction, reference in zip(predictions, references):
@@ -212,7 +212,7 @@ def test_coco_numbers_equal_pycocotools(masks):
     assert list(result)[:12] == (
         "map map_50 map_75 map_small map_medium map_large mar_1 mar_10 mar_100 mar_small mar_medium mar_large".split()
     )
-    expected[expected == -1] = nan  # no object is so large
+    expected[expected == -1] = nan  # pycocotools returns -1 without objects of a size.
     np.testing.assert_allclose(list(result.values())[:12], expected, rtol=0, atol=1e-12)
     by_class = [values[values > -1].mean() if (values > -1).any() else nan for values in precision.transpose(2, 0, 1)]
     np.testing.assert_allclose(result["per_category_ap"], by_class, rtol=0, atol=1e-12)
@@ -229,10 +229,10 @@ def test_masks_may_be_run_lengths():
 
 
 @pytest.mark.parametrize("name", ["average_precision", "coco_average_precision"])
-def test_order_of_images_with_ids_does_not_matter(name):
+def test_order_of_images_does_not_matter(name):
     predictions, references = a_data_set()
     for prediction in predictions:
-        prediction["scores"] = np.round(prediction["scores"], 1)  # many are equal
+        prediction["scores"] = np.round(prediction["scores"], 1)  # Many scores are equal.
     results = []
     for order in (range(10), reversed(range(10))):
         metric = load(name)
@@ -243,7 +243,7 @@ def test_order_of_images_with_ids_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", ["average_precision", "coco_average_precision"])
-def test_nothing_found_is_0_and_no_object_is_nan(name):
+def test_no_detections_score_0_and_no_objects_nan(name):
     nothing = {"boxes": [], "labels": [], "scores": []}
     something = {"boxes": torch.tensor([[1.0, 2, 30, 40]], dtype=torch.bfloat16), "labels": torch.tensor([1])}
     something["scores"] = torch.tensor([0.5])
@@ -274,39 +274,39 @@ BOX = {"boxes": [[0, 0, 2, 2]], "labels": [0], "scores": [0.5]}
 @pytest.mark.parametrize(
     ("name", "prediction", "reference", "message"),
     [
-        ("average_precision", {**BOX, "labels": [4]}, BOX, r"the prediction has the label\(s\) \[4\], but classes are"),
-        ("average_precision", BOX, {**BOX, "labels": [0.5]}, "labels of the reference are no list of class indices"),
-        ("average_precision", {**BOX, "scores": [nan]}, BOX, "scores of the prediction are not all finite"),
-        ("average_precision", {**BOX, "scores": [1, 2]}, BOX, r"scores of the prediction are of shape \[2\], for 1"),
-        ("average_precision", BOX, {**BOX, "boxes": [[0, 0, 1]]}, r"boxes of the reference are of shape \[1, 3\]"),
-        ("average_precision", {**BOX, "boxes": [[1, 1, 2, 2, 0]]}, BOX, "rotated boxes, but not both"),
-        ("average_precision", {"boxes": [], "labels": []}, BOX, "the prediction has no 'scores'"),
-        ("coco_average_precision", BOX, {**BOX, "boxes": [[1, 1, 2, 2, 0]]}, r"of shape \[1, 5\]"),
-        ("coco_average_precision", BOX, {**BOX, "area": [1, 2]}, r"area of the reference are of shape \[2\]"),
+        ("average_precision", {**BOX, "labels": [4]}, BOX, r"labels.* of the prediction .*\[4\]"),
+        ("average_precision", BOX, {**BOX, "labels": [0.5]}, "labels.* of the reference"),
+        ("average_precision", {**BOX, "scores": [nan]}, BOX, "scores.* of the prediction .*finite"),
+        ("average_precision", {**BOX, "scores": [1, 2]}, BOX, r"scores.* of the prediction .*\[2\]"),
+        ("average_precision", BOX, {**BOX, "boxes": [[0, 0, 1]]}, r"boxes.* of the reference .*\[1, 3\]"),
+        ("average_precision", {**BOX, "boxes": [[1, 1, 2, 2, 0]]}, BOX, "rotated boxes"),
+        ("average_precision", {"boxes": [], "labels": []}, BOX, "'scores' in the prediction"),
+        ("coco_average_precision", BOX, {**BOX, "boxes": [[1, 1, 2, 2, 0]]}, r"boxes.* got \[1, 5\]"),
+        ("coco_average_precision", BOX, {**BOX, "area": [1, 2]}, r"area.* of the reference .*\[2\]"),
     ],
 )
-def test_bad_images_are_named(name, prediction, reference, message):
+def test_bad_images_are_refused(name, prediction, reference, message):
     with pytest.raises(ValueError, match="image 'P7': .*" + message):
         load(name).add_batch(predictions=[BOX, prediction], references=[BOX, reference], image_ids=["P0", "P7"])
 
 
 def test_bad_masks_are_refused():
     metric = load("coco_average_precision", masks=True)
-    with pytest.raises(ValueError, match=r"masks are of different sizes: \[\(4, 4\), \(4, 5\)\]"):
+    with pytest.raises(ValueError, match=r"masks .*\[\(4, 4\), \(4, 5\)\]"):
         metric.add(prediction={**BOX, "masks": np.ones((1, 4, 4))}, reference={**BOX, "masks": np.ones((1, 4, 5))})
-    with pytest.raises(ValueError, match=r"the reference has 0 mask\(s\) for 1 label"):
+    with pytest.raises(ValueError, match="masks in the reference"):
         metric.add(prediction={**BOX, "masks": np.ones((1, 4, 4))}, reference=BOX)
 
 
-def test_image_counts_once():
+def test_image_added_twice_is_refused():
     metric = load("average_precision")
     metric.add(prediction=BOX, reference=BOX, image_id="P0")
-    with pytest.raises(ValueError, match="image 'P0': it was added before"):
+    with pytest.raises(ValueError, match="image 'P0'"):
         metric.add(prediction=BOX, reference=BOX, image_id="P0")
-    with pytest.raises(ValueError, match="there are 1 predictions, 2 references and 2 image_ids"):
+    with pytest.raises(ValueError, match="1, 2 and 2"):
         metric.add_batch(predictions=[BOX], references=[BOX, BOX])
 
 
 def test_unknown_interpolation_is_refused():
-    with pytest.raises(ValueError, match="interpolation='101' is none of 11_points, area"):
+    with pytest.raises(ValueError, match="interpolation.*'101'"):
         load("average_precision", interpolation="101")

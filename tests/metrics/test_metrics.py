@@ -28,7 +28,7 @@ def metrics():
 
 @st.composite
 def label_maps(draw):
-    """Maps of four classes of different sizes, of which few may occur, with ignored pixels."""
+    """Draw label maps of different sizes with up to four classes and with ignored pixels."""
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     occurring = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
     ignored = draw(st.sampled_from([0.0, 0.3, 1.0]))
@@ -42,15 +42,15 @@ def label_maps(draw):
 
 
 def loop_areas(predictions, references, label):
-    """Pixels of a class in both, in the prediction and in the reference."""
-    both = predicted = labelled = 0
+    """Count the pixels of a class in both maps, in the prediction and in the reference."""
+    both = predicted = labeled = 0
     for prediction, reference in zip(predictions, references):
         for left, right in zip(prediction.flatten(), reference.flatten()):
             if right != 255:
                 both += left == right == label
                 predicted += left == label
-                labelled += right == label
-    return int(both), int(predicted), int(labelled)
+                labeled += right == label
+    return int(both), int(predicted), int(labeled)
 
 
 def divide(numerator, denominator):
@@ -72,12 +72,12 @@ def check(actual, expected):
 @given(maps=label_maps())
 def test_mean_iou_equals_a_loop(metrics, maps):
     areas = [loop_areas(*maps, label) for label in range(4)]
-    iou = [divide(both, predicted + labelled - both) for both, predicted, labelled in areas]
-    accuracy = [divide(both, labelled) for both, _, labelled in areas]
+    iou = [divide(both, predicted + labeled - both) for both, predicted, labeled in areas]
+    accuracy = [divide(both, labeled) for both, _, labeled in areas]
     expected = {
         "mean_iou": mean(iou),
         "mean_accuracy": mean(accuracy),
-        "overall_accuracy": divide(sum(both for both, *_ in areas), sum(labelled for *_, labelled in areas)),
+        "overall_accuracy": divide(sum(both for both, *_ in areas), sum(labeled for *_, labeled in areas)),
         "per_category_iou": iou,
         "per_category_accuracy": accuracy,
     }
@@ -90,8 +90,8 @@ def test_dice_equals_a_loop(metrics, maps, cases, given_cases):
     cases = cases[: len(maps[0])] if given_cases else list(range(len(maps[0])))
 
     def dice(places, label):
-        both, predicted, labelled = loop_areas(*([one[place] for place in places] for one in maps), label)
-        return divide(2 * both, predicted + labelled)
+        both, predicted, labeled = loop_areas(*([one[place] for place in places] for one in maps), label)
+        return divide(2 * both, predicted + labeled)
 
     of_data_set = [dice(range(len(cases)), label) for label in range(4)]
     of_cases = []
@@ -107,7 +107,7 @@ def test_dice_equals_a_loop(metrics, maps, cases, given_cases):
         "per_category_dice_by_case": of_cases,
     }
     metric = metrics["dice"]
-    for place, case in enumerate(cases):  # one batch each: a case is in several batches
+    for place, case in enumerate(cases):  # One map per batch, so a case is in several batches.
         ids = {"case_ids": [case]} if given_cases else {}
         metric.add_batch(predictions=[maps[0][place]], references=[maps[1][place]], **ids)
     check(metric.compute(), expected)
@@ -116,12 +116,12 @@ def test_dice_equals_a_loop(metrics, maps, cases, given_cases):
 @settings(deadline=None, max_examples=50)
 @given(maps=label_maps())
 def test_change_detection_equals_a_loop(metrics, maps):
-    both, predicted, labelled = loop_areas(*maps, 1)
+    both, predicted, labeled = loop_areas(*maps, 1)
     expected = {
-        "f1": divide(2 * both, predicted + labelled),
+        "f1": divide(2 * both, predicted + labeled),
         "precision": divide(both, predicted),
-        "recall": divide(both, labelled),
-        "iou": divide(both, predicted + labelled - both),
+        "recall": divide(both, labeled),
+        "iou": divide(both, predicted + labeled - both),
     }
     check(metrics["change_detection"].compute(predictions=maps[0], references=maps[1]), expected)
 
@@ -136,7 +136,7 @@ def test_change_class_is_found_by_name(names, label):
     assert metric.change_label == label
 
 
-def test_change_class_without_a_name():
+def test_missing_change_class_is_refused():
     with pytest.raises(ValueError, match="razed"):
         load("change_detection", num_labels=3).set_names(["unchanged", "built", "razed"])
 
@@ -161,7 +161,7 @@ def test_scores_equal_scikit_learn():
     assert change["iou"] == pytest.approx(sklearn.metrics.jaccard_score(*flat), abs=1e-12)
 
 
-def test_metric_forgets_and_keeps_no_map():
+def test_metric_resets_and_keeps_no_maps():
     metric = load("mean_iou", num_labels=2)
     for _ in range(3):
         metric.add_batch(predictions=torch.zeros(2, 500, 500).long(), references=torch.zeros(2, 500, 500).byte())
@@ -185,12 +185,12 @@ def test_metrics_can_be_combined():
 @pytest.mark.parametrize(
     "options, prediction, reference, message",
     [
-        ({}, [[0, 1]], [[0, 7]], r"map 1 of the batch: the reference has the value\(s\) \[7\], but classes are 0 to 1"),
-        ({}, [[0, 2]], [[0, 1]], r"the prediction has the value\(s\) \[2\]"),
-        ({}, [[0, 1]], [[0, 255]], r"\[255\], but classes are 0 to 1 and ignore_index is None"),
-        ({"ignore_index": 255}, [[0, -1]], [[0, 1]], r"\[-1\], but classes are 0 to 1 and ignore_index is 255"),
-        ({}, [[0, 1]], [[0, 1, 1]], r"the prediction has shape \(1, 2\), the reference \(1, 3\)"),
-        ({}, [[0.5, 0.5]], [[0, 1]], r"the prediction is torch.float64: class ids \(the argmax of logits\)"),
+        ({}, [[0, 1]], [[0, 7]], r"map 1 of the batch: .*reference in \[0, 2\).*\[7\]"),
+        ({}, [[0, 2]], [[0, 1]], r"prediction in \[0, 2\).*\[2\]"),
+        ({}, [[0, 1]], [[0, 255]], r"ignore_index=None.*\[255\]"),
+        ({"ignore_index": 255}, [[0, -1]], [[0, 1]], r"ignore_index=255.*\[-1\]"),
+        ({}, [[0, 1]], [[0, 1, 1]], r"\(1, 3\), got \(1, 2\)"),
+        ({}, [[0.5, 0.5]], [[0, 1]], "prediction .*torch.float64"),
     ],
 )
 def test_bad_maps_are_refused(options, prediction, reference, message):
@@ -207,7 +207,7 @@ def test_unequal_numbers_are_refused():
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_scores_of_one(tmp_path):
+def test_two_processes_score_like_one(tmp_path):
     script = HELPERS / "metrics_run.py"
     commands = [[sys.executable, str(script), str(tmp_path), str(rank)] for rank in range(2)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -222,7 +222,7 @@ def test_two_processes_have_the_scores_of_one(tmp_path):
             check(result[name], scores)
 
 
-def test_missing_processes_are_an_error():
+def test_missing_processes_are_refused():
     metric = load("mean_iou", num_labels=2, num_process=2, process_id=0)
     metric.add_batch(predictions=[[[0]]], references=[[[0]]])
     with pytest.raises(ValueError, match="num_process=2"):

@@ -1,4 +1,4 @@
-"""Against all distances between all voxels of two surfaces, by loops in numpy."""
+"""Tests of the surface distances against loops over all pairs of voxels in numpy."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ def load(**options):
 
 
 def surface(mask):
-    """Indices of the voxels of which a neighbor is outside of the mask or of the array."""
+    """Return the indices of voxels with a neighbor outside the mask or the array."""
     found = []
     for place in np.argwhere(mask):
         for axis, step in itertools.product(range(mask.ndim), (-1, 1)):
@@ -32,7 +32,7 @@ def surface(mask):
 
 
 def brute_force(prediction, reference, spacing, tolerance):
-    """Surface Dice and Hausdorff distance of two masks that are not empty."""
+    """Return surface Dice and Hausdorff distance of two masks that are not empty."""
     if len(prediction) == 1:
         prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
     ours, theirs = surface(prediction) * spacing, surface(reference) * spacing
@@ -43,7 +43,7 @@ def brute_force(prediction, reference, spacing, tolerance):
 
 
 def blobs(rng, shape, labels=3):
-    """A map of boxes of classes, with some noise."""
+    """Return a label map of random boxes with noise."""
     found = np.zeros(shape, dtype=np.uint8)
     for label in range(1, labels):
         low = [rng.integers(0, max(length - 1, 1)) for length in shape]
@@ -56,7 +56,7 @@ def blobs(rng, shape, labels=3):
 
 @pytest.mark.parametrize("shape", [(6, 9, 8), (1, 9, 8), (5, 1, 7)])
 @pytest.mark.parametrize("tolerance", [1.0, 3.0])
-def test_random_cases_equal_all_pairs_of_voxels(shape, tolerance):
+def test_random_cases_equal_loop_over_pairs(shape, tolerance):
     rng = np.random.default_rng(sum(shape))
     metric = load(num_labels=3, tolerance=tolerance)
     scores = {1: [], 2: []}
@@ -77,7 +77,7 @@ def test_random_cases_equal_all_pairs_of_voxels(shape, tolerance):
     assert result["mean_hausdorff_95"] == pytest.approx(expected[:, 1].mean(), rel=1e-5)
 
 
-def test_class_in_one_map_or_in_neither():
+def test_class_in_one_map_or_neither():
     empty, cube = np.zeros((2, 4, 6), dtype=int), np.zeros((2, 4, 6), dtype=int)
     cube[:, 1:3, 1:4] = 1
     diagonal = math.sqrt((2 * 3) ** 2 + (4 * 0.7) ** 2 + (6 * 0.9) ** 2)
@@ -96,7 +96,7 @@ def test_class_in_one_map_or_in_neither():
         assert result["per_category_missed_cases"] == [0, missed, 0], name
 
 
-def test_order_of_slices_and_ignored_voxels():
+def test_slice_order_and_ignored_voxels_are_handled():
     rng = np.random.default_rng(0)
     prediction, reference = blobs(rng, (5, 7, 6)), blobs(rng, (5, 7, 6))
     ignored = rng.random(reference.shape) < 0.1
@@ -118,7 +118,7 @@ def test_order_of_slices_and_ignored_voxels():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_processes_share_cases_and_slices(monkeypatch):
-    """Two threads, each with every other slice, and a `gather` among them."""
+    """Check two threads, each with every other slice, that exchange their parts."""
     rng = np.random.default_rng(1)
     volumes = {case: (blobs(rng, (4, 6, 5)), blobs(rng, (4, 6, 5))) for case in "abc"}
     barrier, parts = threading.Barrier(2), {}
@@ -156,11 +156,11 @@ def test_processes_share_cases_and_slices(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spacings": [(1, 0, 1)]}, r"map 0 of the batch: of shape \(2, 3, 3\), with spacing \(1, 0, 1\)"),
-        ({"spacings": []}, "spacings, case_ids and places are needed for 1 maps"),
-        ({"references": np.full((1, 2, 3, 3), 7)}, r"map 0 of the batch: the reference has the value\(s\) \[7\]"),
-        ({"case_ids": ["a"]}, "spacings, case_ids and places are needed for 1 maps"),
-        ({"case_ids": ["a"], "places": [1]}, "case 'a' lacks slice 0: surfaces need whole volumes"),
+        ({"spacings": [(1, 0, 1)]}, r"map 0 of the batch: .*\(2, 3, 3\) and \(1, 0, 1\)"),
+        ({"spacings": []}, "1 predictions, spacings, case_ids and places"),
+        ({"references": np.full((1, 2, 3, 3), 7)}, r"map 0 of the batch: .*reference.*\[7\]"),
+        ({"case_ids": ["a"]}, "1 predictions, spacings, case_ids and places"),
+        ({"case_ids": ["a"], "places": [1]}, "slice 0 of case 'a'"),
     ],
 )
 def test_bad_volumes_are_refused(change, message):

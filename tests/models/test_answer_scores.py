@@ -1,4 +1,4 @@
-"""The loss of the tokens of answers alone, beside logits of all tokens."""
+"""Scores of answer tokens alone equal those computed from the logits of all tokens."""
 
 import pytest
 import torch
@@ -16,20 +16,20 @@ def untrained():
     return ViTPForConditionalGeneration(ViTPConfig(vision_config=FROM_SCRATCH["vision_config"], text_config=text))
 
 
-def make_batch(labelled: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def make_batch(labeled: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(10, 290, (3, 17), generator=generator)
-    labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) >= labelled, -100)
+    labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) >= labeled, -100)
     mask = torch.ones_like(ids)
     mask[1, 12:] = 0
     return {"input_ids": ids, "attention_mask": mask}, labels.masked_fill(mask == 0, -100)
 
 
 @pytest.mark.parametrize("at_once", [4, 512])
-@pytest.mark.parametrize("labelled", [0.0, 0.3, 1.0])
-def test_answer_scores_equal_full_logits(untrained, labelled, at_once, monkeypatch):
+@pytest.mark.parametrize("labeled", [0.0, 0.3, 1.0])
+def test_answer_scores_equal_full_logits(untrained, labeled, at_once, monkeypatch):
     monkeypatch.setattr("modeling_vitp.modeling_vitp.SCORED_AT_ONCE", at_once)
-    batch, labels = make_batch(labelled)
+    batch, labels = make_batch(labeled)
     logits = untrained(**batch).logits[:, :-1]
     is_answer = labels[:, 1:] != -100
     targets, of_answers = labels[:, 1:][is_answer], logits[is_answer]
@@ -49,7 +49,7 @@ def test_answer_scores_equal_full_logits(untrained, labelled, at_once, monkeypat
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_trainer_computes_logits_of_answers_alone(tmp_path, lora):
+def test_trainer_computes_only_answer_logits(tmp_path, lora):
     trainer = make_trainer(tmp_path, lora=lora, max_steps=1, eval_strategy="no")
     rows, answers = [], []
     inner = trainer.model.get_base_model() if lora else trainer.model

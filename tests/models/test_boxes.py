@@ -1,4 +1,4 @@
-"""Against the operators of mmcv and mmrotate (fixture `rotated_ops`), shapely, torchvision, and plain loops."""
+"""Box operations equal those of mmcv and mmrotate (fixture `rotated_ops`), shapely, torchvision, and plain loops."""
 
 import math
 
@@ -55,7 +55,7 @@ boxes_of_any_kind = st.lists(
 )
 
 
-def test_corners_are_those_of_the_original_code(expected):
+def test_corners_equal_original_code(expected):
     boxes = expected["convert.boxes"]
     assert torch.equal(corners(boxes).flatten(1), expected["convert.corners"])
     assert torch.equal(enclosing_boxes(corners(boxes)), expected["convert.enclosing"])
@@ -63,7 +63,7 @@ def test_corners_are_those_of_the_original_code(expected):
     torch.testing.assert_close(found, expected["convert.from_corners"], rtol=0, atol=5e-6)
 
 
-def test_standard_form_has_angles_of_original_code(expected):
+def test_standard_form_angles_equal_original_code(expected):
     angles = expected["angles.in"]
     boxes = torch.tensor([0.0, 0.0, 2.0, 1.0, 0.0]).repeat(len(angles), 1)
     boxes[:, 4] = angles
@@ -72,7 +72,7 @@ def test_standard_form_has_angles_of_original_code(expected):
 
 @given(boxes_of_any_kind)
 @settings(max_examples=100, deadline=None)
-def test_standard_form_survives_corners(drawn):
+def test_standard_form_is_recovered_from_corners(drawn):
     boxes = torch.tensor(drawn, dtype=torch.float64)
     normal = standard_form(boxes)
     assert (normal[:, 2] >= normal[:, 3]).all() and (normal[:, 4] >= -math.pi / 2).all()
@@ -82,8 +82,8 @@ def test_standard_form_survives_corners(drawn):
         assert distances.max() < 1e-9
 
 
-def test_smallest_rectangles_equal_those_of_opencv(expected):
-    """`fit.valid` is false where the original leaves a box out because a side is below two pixels."""
+def test_smallest_rectangles_equal_opencv(expected):
+    """`fit.valid` is false for boxes with a side below two pixels, which the original code omits."""
     quads, valid = expected["fit.quads"].view(-1, 4, 2), expected["fit.valid"]
     boxes = smallest_rectangles(quads)
     areas, theirs = boxes[valid, 2:4].prod(-1), expected["fit.boxes"][valid, 2:4].prod(-1)
@@ -100,7 +100,7 @@ def test_coinciding_points_have_rectangle_without_area(points):
     torch.testing.assert_close(box[:2], torch.tensor(points).mean(0))
 
 
-def test_overlaps_equal_those_of_the_original_code(expected):
+def test_overlaps_equal_original_code(expected):
     boxes1, boxes2 = expected["iou.boxes1"], expected["iou.boxes2"]
     torch.testing.assert_close(rotated_iou(boxes1, boxes2), expected["iou.iou"], rtol=0, atol=1e-6)
     pairs = boxes1.repeat_interleave(len(boxes2), 0), boxes2.repeat(len(boxes1), 1)
@@ -110,9 +110,11 @@ def test_overlaps_equal_those_of_the_original_code(expected):
 
 @given(boxes_of_any_kind)
 @settings(max_examples=200, deadline=None)
-def test_overlaps_equal_those_of_shapely(drawn):
-    """But for pairs where shapely contradicts itself: long boxes in the same direction, one within the other, have
-    an intersection of 0 there, and the inner one no difference either."""
+def test_overlaps_equal_shapely(drawn):
+    """Pairs with contradicting results of shapely are skipped.
+
+    For long parallel boxes, one within the other, shapely computes an empty intersection and an empty difference.
+    """
     boxes = torch.tensor(drawn, dtype=torch.float64)
     polygons = [shapely.Polygon(box) for box in corners(boxes).tolist()]
     found = rotated_iou(boxes, boxes)
@@ -153,7 +155,7 @@ def test_overlaps_of_empty_boxes_are_zero():
     assert rotated_iou(boxes[:0], boxes).shape == (0, 3) and rotated_iou(boxes, boxes[:0]).shape == (3, 0)
 
 
-def test_gradients_of_overlaps_and_corners_equal_finite_differences():
+def test_gradients_of_overlaps_equal_finite_differences():
     boxes1 = random_boxes(6, seed=0, extent=30.0).requires_grad_()
     boxes2 = random_boxes(5, seed=1, extent=30.0).requires_grad_()
     assert (rotated_iou(boxes1, boxes2) > 0).sum() > 10
@@ -169,7 +171,7 @@ def greedy_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> l
     return kept
 
 
-def test_suppression_keeps_what_the_original_code_keeps(expected):
+def test_nms_equals_original_code(expected):
     for threshold in (0.1, 0.5):
         kept = rotated_nms(expected["nms.boxes"], expected["nms.scores"], threshold)
         assert torch.equal(kept, expected[f"nms.keep_{threshold}"])
@@ -182,7 +184,7 @@ def test_suppression_keeps_what_the_original_code_keeps(expected):
 
 
 @pytest.mark.parametrize("extent, threshold", [(40.0, 0.1), (40.0, 0.5), (200.0, 0.1), (5.0, 0.7)])
-def test_suppression_keeps_what_a_greedy_loop_keeps(extent, threshold):
+def test_nms_equals_greedy_loop(extent, threshold):
     for seed in range(3):
         boxes = random_boxes(60, seed, extent)
         scores = torch.rand(60, generator=torch.Generator().manual_seed(seed)).mul(20).round()  # ties among them
@@ -210,7 +212,7 @@ def test_pooling_and_gradient_equal_original_code(expected):
     torch.testing.assert_close(features.grad, expected["roi_align.grad_features"], rtol=0, atol=1e-5)
 
 
-def test_pooling_at_angle_zero_equals_that_of_torchvision():
+def test_pooling_at_angle_zero_equals_torchvision():
     features = torch.randn(3, 4, 17, 1 + 22, generator=torch.Generator().manual_seed(0))
     boxes = random_boxes(50, seed=4, dtype=torch.float32)
     boxes[:, 4] = 0
@@ -236,7 +238,7 @@ def test_gradients_of_pooling_equal_finite_differences():
     assert gradcheck(lambda maps: roi_align_rotated(maps, boxes, torch.tensor([0, 1, 0]), 3), features)
 
 
-def test_overlaps_in_parts_are_overlaps_at_once(monkeypatch):
+def test_overlaps_in_parts_equal_overlaps_at_once(monkeypatch):
     boxes = random_boxes(40, seed=7)
     whole, kept = rotated_iou(boxes, boxes), rotated_nms(boxes, boxes[:, 0], 0.3)
     monkeypatch.setattr("modeling_vitp.rotated_boxes.PAIRS_AT_ONCE", 7)
@@ -249,22 +251,22 @@ CODERS = {
     "rotated_delta": (RotatedBoxCoder(), "proposals"),
     "midpoint": (MidpointCoder(), "anchors"),
 }
-SIZE = torch.tensor([128.0, 150.0])  # of the image that the fixture's boxes are held in
+SIZE = torch.tensor([128.0, 150.0])  # size of the fixture's image, to which boxes are clipped
 
 
 @pytest.mark.parametrize("name", CODERS)
-def test_deltas_equal_those_of_original_code(name):
+def test_deltas_equal_original_code(name):
     expected = load_file(FIXTURES / "rotated_ops" / "expected.safetensors")
     coder, kind = CODERS[name]
     boxes = expected[f"{name}.{kind}"]
-    encoded = coder.encode(boxes, expected[f"{name}.gt"])  # to two units in the last place, which differ by the CPU
+    encoded = coder.encode(boxes, expected[f"{name}.gt"])  # CPUs differ in the last two units
     torch.testing.assert_close(encoded, expected[f"{name}.encoded"], rtol=2.4e-7, atol=0)
     decoded = coder.decode(boxes, expected[f"{name}.deltas"], SIZE)
     torch.testing.assert_close(decoded, expected[f"{name}.decoded"], rtol=1e-5, atol=1e-5)
 
 
 def boxes_within_image(number: int, seed: int) -> torch.Tensor:
-    """Rotated boxes whose sides differ by a pixel at least and whose middles are in an image of 200 pixels."""
+    """Return rotated boxes with sides that differ by at least a pixel and centers in an image of 200 pixels."""
     draws = torch.rand(number, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     boxes = draws * torch.tensor([160.0, 160.0, 30.0, 20.0, math.pi - 1e-3]) + torch.tensor([20.0, 20, 22, 1, 0])
     boxes[:, 4] -= math.pi / 2
@@ -300,7 +302,7 @@ def test_anchors_equal_loop():
 def test_anchors_outside_image_are_not_trained():
     anchors = torch.tensor([[0.0, 0, 10, 10], [-0.1, 0, 9, 9], [80, 0, 90, 10], [80, 0, 89, 10], [90, 70, 106, 96]])
     assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), False).tolist() == [0, 3]
-    assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), True).tolist() == [0, 1, 2, 3]  # to 96 x 96
+    assert trained_anchors(anchors, torch.tensor([80.0, 90.0]), True).tolist() == [0, 1, 2, 3]  # padded to 96 x 96
     assert trained_anchors(anchors, torch.tensor([80.0, 97.0]), True).tolist() == [0, 1, 2, 3, 4]
 
 
@@ -322,7 +324,7 @@ overlap = st.sampled_from([0.0, 0.1, 0.3, 0.4, 0.5, 0.7, 0.9])  # ties among the
 
 @given(st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(overlap, min_size=n, max_size=n), min_size=1, max_size=5)))
 @settings(max_examples=200, deadline=None)
-def test_boxes_are_matched_as_by_a_loop(overlaps):
+def test_matching_equals_loop(overlaps):
     for low in (None, 0.3):
         found = match(torch.tensor(overlaps, dtype=torch.float64), 0.7, 0.3, low)
         assert found.tolist() == looped_match(overlaps, 0.7, 0.3, low)
@@ -335,7 +337,7 @@ def test_matching_without_objects_or_boxes():
 
 @given(st.lists(st.sampled_from([0, 1, BACKGROUND, IGNORED]), max_size=40), st.integers(0, 20), st.floats(0, 1))
 @settings(max_examples=200, deadline=None)
-def test_samples_are_of_the_right_kind_and_number(matched, number, share):
+def test_samples_have_requested_kinds_and_number(matched, number, share):
     matched = torch.tensor(matched, dtype=torch.long)
     positives, negatives = sample(matched, number, share)
     assert (matched[positives] >= 0).all() and (matched[negatives] == BACKGROUND).all()
@@ -344,7 +346,7 @@ def test_samples_are_of_the_right_kind_and_number(matched, number, share):
     assert len(positives.unique()) == len(positives) and len(negatives.unique()) == len(negatives)
 
 
-def test_every_box_is_drawn_as_often_as_another():
+def test_every_box_is_sampled_equally_often():
     torch.manual_seed(0)
     matched = torch.tensor([0] * 10 + [BACKGROUND] * 10)
     counts = torch.zeros(20)
@@ -355,7 +357,7 @@ def test_every_box_is_drawn_as_often_as_another():
 
 
 def test_nms_keeps_labels_apart_for_far_boxes():
-    """Without the shift of each label's boxes that costs float32 its precision."""
+    """Boxes of each label are not shifted, which would reduce the precision of float32."""
     boxes = torch.tensor(
         [[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [30000, 0, 30010, 10], [30001, 0, 30011, 10]]
     )
@@ -364,7 +366,7 @@ def test_nms_keeps_labels_apart_for_far_boxes():
     assert nms_by_label(boxes[:0], scores[:0], 0.5, labels[:0]).tolist() == []
 
 
-def test_values_are_those_of_class():
+def test_values_of_each_class_are_selected():
     values = torch.arange(12.0).view(3, 2, 2)
     assert torch.equal(of_class(values, torch.tensor([1, 0, 1])), values[[0, 1, 2], [1, 0, 1]])
     assert torch.equal(of_class(values[:, :1], torch.tensor([7, 0, 3])), values[:, 0])

@@ -27,7 +27,7 @@ from modeling_vitp import (
 
 SENTINEL_2 = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 SAR = ["VV", "VH"]
-# Written out: of each band the color whose weights it has, M for the mean of the three.
+# Color whose weights each band takes, M for the mean of the three.
 COLORS = {
     "Sentinel-2": (SENTINEL_2, "RBGRGBRGBRGB"),
     "SAR": (SAR, "MM"),
@@ -57,7 +57,7 @@ def test_band_weights_are_those_of_its_color(name):
     spread = spread_bands(model, names)
     assert spread is model and model.config.band_names == names and model.config.num_channels == len(names)
     torch.testing.assert_close(model.embeddings.patch_embeddings.projection(image), expected, atol=1e-5, rtol=0)
-    model(image)  # which checks the number of channels
+    model(image)  # checks the number of channels
 
 
 @pytest.mark.parametrize("names", [names for names, _ in COLORS.values()], ids=len)
@@ -71,7 +71,7 @@ def test_equal_bands_give_tokens_of_rgb_model(names):
 
 
 def test_gray_images_give_tokens_of_rgb_model():
-    """For a number of bands that three divides, mean and deviation are spread as the weights are."""
+    """If three divides the number of bands, mean and standard deviation are spread as the weights are."""
     image = np.random.default_rng(0).integers(0, 256, (56, 56), dtype=np.uint8)
     spec = {"band_names": SENTINEL_2}
     of_three, of_twelve = tiny_vit(), spread_bands(tiny_vit(), SENTINEL_2)
@@ -146,7 +146,7 @@ def test_spread_model_is_not_spread_again():
 
 
 def brute_force(bands, windows, mean, std):
-    """Band by band in float64: what is clipped to its window, from 0 to 1, is normalised; NaN is black."""
+    """Window and normalize each band in float64; NaN is black."""
     out = []
     for band, (low, high), center, width in zip(bands.astype(np.float64), windows, mean, std, strict=True):
         unit = np.clip((np.nan_to_num(band, nan=low) - low) / (high - low), 0, 1)
@@ -158,7 +158,7 @@ def brute_force(bands, windows, mean, std):
     "processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor, ViTPDetectionImageProcessor]
 )
 @pytest.mark.parametrize("kind", ["uint16", "reflectance", "SAR", "channels last", "file", "picked"])
-def test_bands_are_windowed_and_normalised_one_by_one(kind, processor_class, tmp_path):
+def test_each_band_is_windowed_and_normalized(kind, processor_class, tmp_path):
     rng, picked = np.random.default_rng(0), list(range(12))
     names, mean, std = SENTINEL_2, rng.uniform(0.1, 0.6, 12).tolist(), rng.uniform(0.1, 0.4, 12).tolist()
     windows = [[float(100 * band), 3000.0 + 500 * band] for band in range(12)]
@@ -240,8 +240,8 @@ def test_wrong_number_of_bands_is_named_with_file(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_fourth_band_of_file_is_no_transparency(tmp_path):
-    """GDAL marks it as such where four bands of 8 bits are written."""
+def test_fourth_band_of_file_is_not_alpha(tmp_path):
+    """GDAL marks the fourth of four 8-bit bands as alpha."""
     array = np.random.default_rng(0).integers(0, 255, (4, 20, 30), dtype=np.uint8)
     path = write_bands(tmp_path / "four.tif", array)
     with warnings.catch_warnings(), rasterio.open(path) as file:
@@ -265,7 +265,7 @@ def backbone():
 
 
 def bicubic(values: list[float], size: int) -> list[float]:
-    """One line resampled by Keys' cubic with a = -0.75, pixel centres aligned, borders repeated: written as a loop."""
+    """Resample a line by Keys' cubic (a = -0.75) in a loop, with aligned pixel centers and repeated borders."""
     a = -0.75
 
     def weight(x: float) -> float:
@@ -276,15 +276,15 @@ def bicubic(values: list[float], size: int) -> list[float]:
 
     result = []
     for index in range(size):
-        centre = (index + 0.5) * len(values) / size - 0.5
-        left = int(centre // 1)
+        center = (index + 0.5) * len(values) / size - 0.5
+        left = int(center // 1)
         taps = range(left - 1, left + 3)
-        result.append(sum(weight(centre - tap) * values[min(max(tap, 0), len(values) - 1)] for tap in taps))
+        result.append(sum(weight(center - tap) * values[min(max(tap, 0), len(values) - 1)] for tap in taps))
     return result
 
 
 def resampled(square: torch.Tensor, size: int) -> torch.Tensor:
-    """A square of numbers, its rows and then its columns resampled."""
+    """Resample the rows and then the columns of a square."""
     rows = torch.tensor([bicubic(row, size) for row in square.double().tolist()], dtype=torch.float64)
     return torch.tensor([bicubic(column, size) for column in rows.T.tolist()], dtype=torch.float64).T
 
@@ -309,7 +309,7 @@ def test_kernel_and_grid_are_resampled_bicubically(backbone, patch_size, image_s
         assert torch.equal(before[key], after[key]), key
 
 
-def test_resize_to_patch_16_keeps_grid(backbone):
+def test_resizing_to_patch_16_keeps_grid(backbone):
     resized = resize_backbone(backbone, patch_size=16, image_size=128)
     assert torch.equal(resized.embeddings.position_embeddings, backbone.embeddings.position_embeddings)
 
@@ -324,7 +324,7 @@ def test_resized_grid_equals_run_time_interpolation(backbone):
 
 
 @torch.no_grad()
-def test_other_aspect_ratios_are_interpolated_at_run_time(backbone):
+def test_other_aspect_ratios_are_interpolated(backbone):
     resized = resize_backbone(backbone, 16, 128).eval()
     pixels = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(1))
     grid = resized.embeddings.position_embeddings[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2)
@@ -349,7 +349,7 @@ def test_half_precision_is_resampled_in_float32(backbone, dtype):
     assert torch.equal(resized.state_dict()[KERNEL], wanted.to(dtype))
 
 
-def test_class_configuration_and_the_model_itself_are_kept(backbone):
+def test_resizing_keeps_class_and_original_model(backbone):
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     resized = resize_backbone(backbone, 16, 128)
     assert type(resized) is ViTPVisionModel and type(resized.config) is ViTPVisionConfig
@@ -373,6 +373,6 @@ def test_resized_backbone_is_exported_and_opened(backbone, tmp_path):
     assert type(resize_backbone(native, 8, 64)) is InternVLVisionModel
 
 
-def test_a_ViT_without_position_embeddings(backbone):
+def test_vit_without_position_embeddings_is_resized(backbone):
     model = InternVLVisionModel(InternVLVisionConfig(**VISION, use_absolute_position_embeddings=False))
     assert resize_backbone(model, 16, 128).embeddings.position_embeddings is None

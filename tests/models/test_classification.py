@@ -30,9 +30,9 @@ def vision():
 
 
 def head_of(model: ViTPForImageClassification, features: torch.Tensor) -> torch.Tensor:
-    """LayerNorm and linear layer, written out."""
-    centred = features - features.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    """Compute LayerNorm and the linear layer step by step."""
+    centered = features - features.mean(-1, keepdim=True)
+    normed = centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     return normed @ model.classifier.weight.T + model.classifier.bias
 
 
@@ -93,7 +93,7 @@ def test_classifier_starts_from_exported_backbone(vision, tmp_path):
 
 @pytest.fixture
 def saved(vision, tmp_path):
-    """A folder with a model for one class an image, `one`, and for several, `several`, an image, and what they give."""
+    """Folder with a single-label model `one`, a multi-label model `several` and an image; and expected outputs."""
     expected = {"images": torch.randn(1, 3, 56, 56)}
     image = picture(50, 40)
     image.save(tmp_path / "image.png")
@@ -102,7 +102,7 @@ def saved(vision, tmp_path):
         model.save_pretrained(tmp_path / name)
         processor = ViTPImageProcessor(size={"height": 56, "width": 56}, input_spec={"gamma": 0.5})
         processor.save_pretrained(tmp_path / name)
-        # By hand: brightened by the spec, resampled, normalised.
+        # Computed by hand: brightened by the spec, resampled, normalized.
         pixels = 255 * (torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255).sqrt()
         pixels = F.interpolate(pixels[None], (56, 56), mode="bicubic", antialias=True).clamp(0, 255) / 255
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -115,7 +115,7 @@ def saved(vision, tmp_path):
 
 
 @torch.no_grad()
-def test_saved_models_open_by_auto_classes_and_pipelines(saved):
+def test_auto_classes_and_pipelines_open_saved_models(saved):
     folder, expected = saved
     for name, kind in KINDS.items():
         again = AutoModelForImageClassification.from_pretrained(folder / name).eval()
@@ -136,10 +136,10 @@ def test_pipeline_asks_for_no_remote_code(saved, monkeypatch):
     assert not asked
 
 
-def test_head_of_other_size_needs_to_be_asked_for(vision, tmp_path):
+def test_other_head_size_needs_option(vision, tmp_path):
     model = ViTPForImageClassification.from_backbone(vision, id2label=NAMES)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="tensors have other shapes than config.json asks for"):
+    with pytest.raises(ValueError, match="shapes differ.*config.json"):
         AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=5)
     fresh = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
     assert fresh.classifier.weight.shape == (5, vision.config.hidden_size)

@@ -1,4 +1,4 @@
-"""Conversations by `apply_chat_template`, and by `encode_conversation` with the same result."""
+"""Conversations encoded by `apply_chat_template` and by `encode_conversation` are equal."""
 
 import copy
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def processor(tokenizer):
 
 @st.composite
 def conversations(draw):
-    """One to four turns with up to three images anywhere in the questions, which are texts or parts."""
+    """Draw one to four turns with up to three images anywhere in the questions, which are texts or parts."""
     sizes = draw(st.lists(st.tuples(st.integers(1, 120), st.integers(1, 120)), max_size=3))
     questions = [[{"type": "text", "text": draw(TEXTS)}] for _ in range(draw(st.integers(1, 4)))]
     for seed, size in enumerate(sizes):
@@ -47,7 +47,7 @@ def conversations(draw):
 
 
 def check(processor, messages, ratio=0.5, prob=1.0, images_kwargs=None):
-    """Of errors only that there is one both ways: one names the conversation of a batch."""
+    """Compare both encodings. If one raises an error, the other has to raise one too, with any message."""
     key, images_kwargs = (3, "a row", 1), images_kwargs or {}
     options = {"vrl_drop_ratio": ratio, "vrl_apply_prob": prob, "vrl_keys": [key], "add_special_tokens": False}
     try:
@@ -81,7 +81,7 @@ def check(processor, messages, ratio=0.5, prob=1.0, images_kwargs=None):
     images_kwargs=st.sampled_from([{}, {"max_patches": 2}, {"input_spec": {"window": [0, 100]}}]),
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_conversation_is_the_one_of_the_chat_template(processor, messages, ratio, images_kwargs):
+def test_conversation_equals_chat_template(processor, messages, ratio, images_kwargs):
     found = check(processor, messages, ratio, 0.8, images_kwargs)
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     for number, content in enumerate(answers, start=1):
@@ -99,7 +99,7 @@ def test_conversation_is_the_one_of_the_chat_template(processor, messages, ratio
         [QUESTION | {"content": "</img>"}, ANSWER],
     ],
 )
-def test_conversation_that_cannot_be_encoded_is_an_error(processor, messages):
+def test_unencodable_conversation_is_an_error(processor, messages):
     assert check(processor, messages) is None
 
 
@@ -113,7 +113,7 @@ def test_conversation_that_cannot_be_encoded_is_an_error(processor, messages):
         CHAT_TEMPLATE + "<IMG_CONTEXT>",
     ],
 )
-def test_other_chat_templates(processor, template):
+def test_other_chat_templates_are_encoded(processor, template):
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.bos_token = "<|im_start|>"
     other = ViTPProcessor(processor.image_processor, tokenizer, TOKENS_PER_TILE, chat_template=template)
@@ -121,19 +121,19 @@ def test_other_chat_templates(processor, template):
         check(other, [{"role": "user", "content": content}, ANSWER])
 
 
-def test_tokens_that_the_tokenizer_adds_are_left_out(processor):
+def test_added_special_tokens_are_left_out(processor):
     tokenizer = copy.deepcopy(processor.tokenizer)
     end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{end[0]} $A {end[0]}", None, [end])
     adds = ViTPProcessor(processor.image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
     messages = [{"role": "user", "content": [PICTURE]}, ANSWER]
     check(adds, messages)
-    # Somebody else's call has set the tokenizer to cut and to pad.
+    # An earlier call may have switched on truncation and padding.
     adds.tokenizer("a", truncation=True, max_length=3, padding="max_length")
     check(adds, messages)
 
 
-def test_truncation_of_the_tokenizer_is_left_out(processor):
+def test_truncation_of_tokenizer_is_ignored(processor):
     cuts = copy.deepcopy(processor)
     cuts.tokenizer.init_kwargs |= {"truncation": True, "max_length": 12}
     row = {"id": 1, "images": [PICTURE["image"]], "messages": [QUESTION, ANSWER]}
@@ -150,15 +150,15 @@ IMAGE_TOKENS = ["<IMG_CONTEXT>", "<img>", "</img>"]
 def test_literal_image_token_is_named(processor, token, tokenize, as_part):
     text = f"what is {token}?"
     bad = {"role": "user", "content": [{"type": "text", "text": text}] if as_part else text}
-    with pytest.raises(ValueError, match=rf"Conversation 1: message 2 .*{token}.*literally.*'type': 'image'"):
+    with pytest.raises(ValueError, match=rf"Conversation 1: message 2 .*{token}.*'type': 'image'"):
         processor.apply_chat_template([[QUESTION], [QUESTION, ANSWER, bad]], tokenize=tokenize)
 
 
 @pytest.mark.parametrize(
     "conversation, message",
     [
-        ([], r"no messages"),
-        ([[QUESTION], []], r"Conversation 1: .*no messages"),
+        ([], r"messages"),
+        ([[QUESTION], []], r"Conversation 1: .*messages"),
         ([QUESTION, {"role": "function", "content": "x"}], r"message 1 .*'function'.*system, user, assistant"),
         ([{"content": "x"}], r"message 0 .*role.*system, user, assistant"),
         ([{"from": "human", "value": "x"}], r"message 0 .*role.*system, user, assistant"),
@@ -171,7 +171,7 @@ def test_literal_image_token_is_named(processor, token, tokenize, as_part):
     ],
 )
 @pytest.mark.parametrize("tokenize", [False, True])
-def test_conversation_that_cannot_be_rendered_is_named(processor, conversation, message, tokenize):
+def test_unrenderable_conversation_is_named(processor, conversation, message, tokenize):
     with pytest.raises(ValueError, match=message):
         processor.apply_chat_template(conversation, tokenize=tokenize)
 
@@ -191,7 +191,7 @@ class Part:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_messages_may_be_objects(processor, batched):
-    """As other libraries give them; `content` must not be taken for a batch."""
+    """A list as `content` must not be mistaken for a batch."""
     objects = [Message("user", [Part("image"), {"type": "text", "text": "How many?"}]), Message("assistant", "12")]
     parts = [{"type": "image"}, {"type": "text", "text": "How many?"}]
     rows = [{"role": "user", "content": parts}, {"role": "assistant", "content": "12"}]
@@ -202,7 +202,7 @@ def test_messages_may_be_objects(processor, batched):
         processor.apply_chat_template([Message("robot", "x")])
 
 
-def test_answers_of_tools_have_a_role(processor):
+def test_tool_answers_have_a_role(processor):
     rendered = processor.apply_chat_template([QUESTION, {"role": "tool", "content": "12"}], add_generation_prompt=True)
     assert rendered.endswith("<|im_start|>tool\n12<|im_end|>\n<|im_start|>assistant\n")
     call = "{% for call in m.tool_calls or [] %}:{{ call.function.name }}{% endfor %}"

@@ -45,8 +45,8 @@ def vision():
 
 
 @torch.no_grad()
-def test_backbone_maps_are_the_vision_models_features(vision, tmp_path):
-    """At the training size, from an exported folder, for any choice of layers."""
+def test_backbone_maps_equal_vision_model_features(vision, tmp_path):
+    """Check the training size, an exported folder and any choice of layers."""
     export_backbone(vision, tmp_path)
     images = torch.randn(2, 3, 56, 56)
     outputs = vision(images, output_hidden_states=True)
@@ -90,8 +90,8 @@ NECKS = {
 @pytest.mark.parametrize("asked", ["in the call", "in the configuration"])
 @pytest.mark.parametrize("neck", NECKS)
 @torch.no_grad()
-def test_hidden_states_and_attentions_are_those_of_vit(vision, neck, asked):
-    """Against transformers' own layers one by one; the adapter's gates are closed, and it has no CLS token."""
+def test_hidden_states_and_attentions_equal_vit(vision, neck, asked):
+    """Compare with transformers' own layers one by one. The adapter's gates are closed, and it has no CLS token."""
     backbone_class, settings = NECKS[neck]
     settings = {**settings, "injector_init_value": 0.0} if neck == "adapter" else settings
     options = {"output_hidden_states": True, "output_attentions": True}
@@ -153,7 +153,7 @@ def test_dense_model_starts_from_resampled_backbone(vision, tmp_path, neck, mode
     assert (model.backbone.config.patch_size, model.backbone.config.image_size) == ([16, 16], [64, 64])
     loaded, wanted = model.backbone.state_dict(), resize_backbone(vision.float(), 16, 64).state_dict()
     for name, tensor in wanted.items():
-        # The patches are resampled in float32, here from weights that were stored in bfloat16.
+        # The patch embeddings are interpolated in float32, here from weights stored in bfloat16.
         torch.testing.assert_close(loaded[name], tensor, msg=name)
     torch.manual_seed(5)
     again = model_class.from_backbone(vision, neck, **arguments)
@@ -167,7 +167,7 @@ def test_dense_model_starts_from_resampled_backbone(vision, tmp_path, neck, mode
 
 
 class Gradients(TrainerCallback):
-    """Keeps those of the first step."""
+    """Callback that keeps the gradients of the first step."""
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
         self.found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
@@ -185,7 +185,7 @@ def test_transformers_trainer_accumulates_gradients(vision, tmp_path, model_clas
         torch.manual_seed(0)
         model = model_class.from_backbone(vision, "pyramid", backbone_kwargs={"pyramid_channels": 8}, **HEAD)
         for module in model.modules():
-            if hasattr(module, "batch_norm"):  # whose statistics are those of a step
+            if hasattr(module, "batch_norm"):  # its statistics depend on the batch size
                 module.batch_norm = torch.nn.Identity()
         arguments = TrainingArguments(
             str(tmp_path),
@@ -209,7 +209,7 @@ def test_transformers_trainer_accumulates_gradients(vision, tmp_path, model_clas
 
 
 @pytest.mark.parametrize("is_pair", [False, True])
-def test_loss_equals_a_loop_over_the_labelled_pixels(is_pair):
+def test_loss_equals_loop_over_labeled_pixels(is_pair):
     torch.manual_seed(0)
     if is_pair:
         config = ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD, class_weights=[0.5, 2.0, 1.0])
@@ -237,14 +237,14 @@ def test_loss_equals_a_loop_over_the_labelled_pixels(is_pair):
 
 
 def test_head_has_given_classes(vision):
-    """Whichever way its classes are named; what its configuration does not have is no setting."""
+    """Check all ways to name the classes."""
     named = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
     for classes in ({"id2label": ["ground", "tree"]}, {"label2id": named["label2id"]}, {"id2label": named["id2label"]}):
         config = ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **classes).config
         assert {name: getattr(config, name) for name in named} == named
 
 
-def test_the_auxiliary_head_is_trained_too():
+def test_auxiliary_head_is_trained():
     torch.manual_seed(0)
     model = ViTPForSemanticSegmentation(ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD))
     model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 3, (2, 64, 64))).loss.backward()
@@ -253,8 +253,8 @@ def test_the_auxiliary_head_is_trained_too():
 
 
 @torch.no_grad()
-def test_a_pair_is_two_images_through_one_backbone():
-    """Joined by hand: before's channels first."""
+def test_images_of_pair_share_one_backbone():
+    """Concatenate the maps by hand, the channels of the image before first."""
     torch.manual_seed(0)
     model = ViTPForChangeDetection(ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD)).eval()
     before, after = torch.randn(2, 1, 3, 64, 64)
@@ -266,7 +266,7 @@ def test_a_pair_is_two_images_through_one_backbone():
 
 
 class Places(torch.nn.Module):
-    """A head that says of each cell at stride 4 where its centre is, in pixels: y and x."""
+    """Head that returns y and x of the center of each cell at stride 4, in pixels."""
 
     def forward(self, maps):
         rows, columns = (4 * (torch.arange(side) + 0.5) for side in maps[0].shape[-2:])
@@ -284,7 +284,7 @@ def test_maps_are_aligned_with_pixels(size):
         assert torch.equal(model(image).logits, whole[..., : size[0], : size[1]])
         model.decode_head = Places()
         rows, columns = model(image).logits[0]
-    # Interpolation is exact but beyond the centres of the outermost cells.
+    # Interpolation is exact except beyond the centers of the outermost cells.
     inner = tuple(slice(2, min(side, side + -side % 32 - 2)) for side in size)
     places = torch.meshgrid(*(torch.arange(side) + 0.5 for side in size), indexing="ij")
     for found, expected in zip((rows, columns), places):
@@ -341,7 +341,7 @@ assert {part["mask"].size for part in parts} == {(50, 40)}
 
 
 @torch.no_grad()
-def test_models_are_saved_and_opened_again(tmp_path):
+def test_models_survive_saving(tmp_path):
     torch.manual_seed(0)
     labels = {"id2label": {0: "ground", 1: "tree"}, "label2id": {"ground": 0, "tree": 1}}
     config = ViTPSegmentationConfig(backbone_config=adapter_config(), hidden_size=16, auxiliary_channels=16, **labels)
@@ -368,7 +368,7 @@ MADE_OF_A_BACKBONE = {
 
 @pytest.mark.parametrize("kind", MADE_OF_A_BACKBONE)
 def test_models_on_backbone_keep_its_attention(vision, tmp_path, kind):
-    """`"eager"` is the one that gives its probabilities."""
+    """Only `"eager"` attention returns probabilities."""
     vision.save_pretrained(tmp_path)
     make = MADE_OF_A_BACKBONE[kind]
     assert "sdpa" in {module.config._attn_implementation for module in attentions(make(vision))}
@@ -377,7 +377,7 @@ def test_models_on_backbone_keep_its_attention(vision, tmp_path, kind):
     assert len(found) == 3 and all(torch.allclose(given.sum(-1), torch.ones(())) for given in found)
 
 
-def test_attention_of_folder_is_that_of_backbone(vision, tmp_path):
+def test_folder_keeps_attention_of_backbone(vision, tmp_path):
     vision.save_pretrained(tmp_path)
     adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
     for model in (

@@ -1,4 +1,4 @@
-"""The three detectors against OpenMMLab's code on ViTP's neck and adapter, and what every detector must hold."""
+"""The three detectors equal OpenMMLab's code on ViTP's neck and adapter, and meet the requirements of any detector."""
 
 import dataclasses
 
@@ -77,18 +77,18 @@ def test_neck_and_proposals_equal_original_code(name):
 
 
 def boxes_in_pixels(outputs, image: int) -> torch.Tensor:
-    """Corners of oriented boxes, x1, y1, x2, y2 of others."""
+    """Return corners of oriented boxes, and x1, y1, x2, y2 of others."""
     size = SIZES[image].flip(0)
     if outputs.pred_corners is not None:
         return outputs.pred_corners[image] * size
-    centres, sides = (outputs.pred_boxes[image] * size.repeat(2)).split(2, -1)
-    return torch.cat([centres - sides / 2, centres + sides / 2], -1)
+    centers, sides = (outputs.pred_boxes[image] * size.repeat(2)).split(2, -1)
+    return torch.cat([centers - sides / 2, centers + sides / 2], -1)
 
 
 @every_detector
 @torch.no_grad()
 def test_detections_equal_original_code(name):
-    """Which sorts upright ones by class first."""
+    """Compare in the original order, which sorts upright boxes by class first."""
     expected = expected_of(name)
     outputs = original_detector(name)(expected["pixel_values"], pixel_mask())
     for image in (0, 1):
@@ -110,7 +110,7 @@ def test_detections_equal_original_code(name):
 @every_detector
 @torch.no_grad()
 def test_matching_equals_original_code(name):
-    """There -2 is not trained on, -1 ignored, 0 background, n + 1 object n."""
+    """In the original code -2 is not sampled, -1 ignored, 0 background, and n + 1 object n."""
     model, expected = original_detector(name), expected_of(name)
     config = model.config
     view = model.view(model.run_backbone(expected["pixel_values"]).feature_maps)
@@ -130,11 +130,11 @@ def test_matching_equals_original_code(name):
 
 
 @torch.no_grad()
-def test_boxes_of_oriented_detections_enclose_their_corners():
+def test_oriented_boxes_enclose_their_corners():
     outputs = original_detector("oriented_rcnn")(expected_of("oriented_rcnn")["pixel_values"], pixel_mask())
-    centres, sides = outputs.pred_boxes.split(2, -1)
-    close(centres - sides / 2, outputs.pred_corners.amin(-2), 1e-6)
-    close(centres + sides / 2, outputs.pred_corners.amax(-2), 1e-6)
+    centers, sides = outputs.pred_boxes.split(2, -1)
+    close(centers - sides / 2, outputs.pred_corners.amin(-2), 1e-6)
+    close(centers + sides / 2, outputs.pred_corners.amax(-2), 1e-6)
 
 
 @every_detector
@@ -160,10 +160,11 @@ def test_losses_equal_original_code(name):
 
 @every_detector
 def test_gradients_equal_original_code(name, monkeypatch):
-    """From the maps on, in double precision, since rounding is not the same on every CPU.
+    """Compare in double precision from the maps on, because rounding depends on the CPU.
 
-    One unit of Mask R-CNN's mask head is -1e-5 by exact arithmetic, of values up to 19, and the original's float32 made
-    it positive: so much below zero the ReLU lets pass here. Held back, it changes one gradient by 4e-5.
+    One unit of Mask R-CNN's mask head is exactly -1e-5, with values up to 19, and the original's float32 made it
+    positive. The ReLU is patched to pass values this far below zero, because one gradient would otherwise differ by
+    4e-5.
     """
     monkeypatch.setattr(F, "relu", lambda values: torch.where(values > -1.5e-5, values, 0))
     model, expected = original_detector(name).train().double(), expected_of(name)
@@ -184,7 +185,7 @@ def test_flip_test_equals_original_code():
     expected = expected_of("mask_rcnn")
     model = original_detector("mask_rcnn", flip_test=True)
     image = expected["pixel_values"][:1]
-    mirrored = BackboneOutput(feature_maps=tuple(expected[f"flip.maps.{level}"] for level in range(4)))  # made up
+    mirrored = BackboneOutput(feature_maps=tuple(expected[f"flip.maps.{level}"] for level in range(4)))  # arbitrary
     seen = [model.run_backbone(image), mirrored]
     (proposals,) = model.propose_by_all([model.view(outputs.feature_maps) for outputs in seen], SIZES[:1])
     close(proposals, expected["flip.proposals"][:, :4], 1e-3)
@@ -197,8 +198,8 @@ def test_flip_test_equals_original_code():
 
 
 @torch.no_grad()
-def test_a_padded_image_is_mirrored_within_itself():
-    """Its detections are those of the mirrored image, mirrored."""
+def test_padded_image_is_mirrored_within_itself():
+    """Mirrored detections of the mirrored image are equal."""
     model = original_detector("cascade_rcnn", flip_test=True)
     image = expected_of("cascade_rcnn")["pixel_values"][1:]
     mask = pixel_mask()[1:]
@@ -211,7 +212,7 @@ def test_a_padded_image_is_mirrored_within_itself():
 
 
 @every_detector
-def test_a_batch_is_its_images_one_by_one(name):
+def test_batch_equals_single_images(name):
     model, expected, labels = original_detector(name), expected_of(name), original_labels(name)
     images, mask = expected["pixel_values"], pixel_mask()
     together = model(images, mask, labels)
@@ -227,7 +228,7 @@ def test_a_batch_is_its_images_one_by_one(name):
 @every_detector
 @torch.no_grad()
 def test_image_is_padded_to_whole_strides(name):
-    """The second image without its padding, which is brought to 96 pixels again and known not to be of the image."""
+    """Pass the second image without its padding, so that the model pads it to 96 pixels again and masks the padding."""
     model, images = original_detector(name), expected_of(name)["pixel_values"]
     padded = images[1:].clone()
     padded[..., 80:, :], padded[..., 90:] = 0, 0
@@ -237,7 +238,7 @@ def test_image_is_padded_to_whole_strides(name):
 
 
 @every_detector
-def test_detections_in_evaluation_come_with_the_loss(name):
+def test_evaluation_gives_loss_and_detections(name):
     model, expected, labels = original_detector(name), expected_of(name), original_labels(name)
     both = model(expected["pixel_values"], pixel_mask(), labels)
     with torch.no_grad():
@@ -259,7 +260,7 @@ def without_objects(name: str, labels: list[dict[str, torch.Tensor]]) -> list[di
 
 @every_detector
 def test_images_without_objects_train_all_parameters(name):
-    """A process of several whose images have none would hang otherwise."""
+    """A distributed process would hang otherwise if its images have no objects."""
     model, expected = original_detector(name).train(), expected_of(name)
     labels = original_labels(name)
     outputs = model(expected["pixel_values"], pixel_mask(), without_objects(name, labels))
@@ -309,7 +310,7 @@ def tiny_detector(name: str, **settings):
 
 
 def labels_over_the_border(name: str) -> list[dict[str, torch.Tensor]]:
-    """Of an image of 64 x 64 pixels: an object at the border, one over it, one around the whole image."""
+    """Return labels of an image of 64 x 64 pixels: an object at the border, one over it, one around the whole image."""
     boxes = torch.tensor([[0.1, 0.5, 0.2, 0.4], [0.95, 0.9, 0.4, 0.5], [0.5, 0.5, 1.2, 1.2]])
     label = {"class_labels": torch.zeros(3, dtype=torch.long), "boxes": boxes}
     if name == "oriented_rcnn":
@@ -337,7 +338,7 @@ def test_objects_over_border_train_one_class(name):
 
 
 @every_detector
-def test_drawing_samples_depends_on_the_seed_alone(name):
+def test_sampling_depends_on_seed_alone(name):
     model, expected, labels = original_detector(name, rpn_samples=8, roi_samples=6), expected_of(name), []
     labels, images = original_labels(name), expected["pixel_values"]
     losses = []
@@ -349,7 +350,7 @@ def test_drawing_samples_depends_on_the_seed_alone(name):
 
 @every_detector
 @pytest.mark.parametrize("way", ["autocast", "weights"])
-def test_in_bfloat16_coordinates_and_losses_stay_float32(name, way):
+def test_coordinates_and_losses_stay_float32_in_bfloat16(name, way):
     model, expected, labels = original_detector(name), expected_of(name), original_labels(name)
     images = expected["pixel_values"]
     if way == "weights":
@@ -368,7 +369,7 @@ def test_in_bfloat16_coordinates_and_losses_stay_float32(name, way):
 
 @every_detector
 @torch.no_grad()
-def test_detectors_are_saved_and_opened_again(name, tmp_path):
+def test_detectors_survive_saving(name, tmp_path):
     names = {0: "ship", 1: "plane"}
     model = tiny_detector(name, id2label=names, label2id={"ship": 0, "plane": 1}, num_labels=2).eval()
     model.save_pretrained(tmp_path)
@@ -382,7 +383,7 @@ def test_detectors_are_saved_and_opened_again(name, tmp_path):
 @pytest.mark.parametrize(
     "model_class", [ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInstanceSegmentation]
 )
-def test_a_detector_starts_from_an_exported_backbone(model_class, neck, tmp_path):
+def test_detector_starts_from_exported_backbone(model_class, neck, tmp_path):
     torch.manual_seed(0)
     vision = ViTPVisionModel(ViTPVisionConfig(**VISION))
     export_backbone(vision, tmp_path)
@@ -399,8 +400,8 @@ def test_a_detector_starts_from_an_exported_backbone(model_class, neck, tmp_path
         assert model.eval()(torch.randn(1, 3, 96, 96)).scores.shape[0] == 1
 
 
-def test_a_fresh_detector_starts_as_the_original_does():
-    """Predictions near nothing, layers by Xavier, and by He in the mask head."""
+def test_detector_initialization_equals_original_code():
+    """Predictions are near zero, other layers Xavier-initialized, and the mask head He-initialized."""
     model = tiny_detector("mask_rcnn", neck_channels=64, head_hidden_size=64)
     spread = {
         model.rpn.objectness: 0.01,
@@ -420,7 +421,7 @@ def test_a_fresh_detector_starts_as_the_original_does():
 
 
 @every_detector
-def test_gradient_checkpointing_changes_no_gradient(name):
+def test_gradient_checkpointing_keeps_gradients(name):
     gradients = []
     for checkpointing in (False, True):
         model = tiny_detector(name).train()

@@ -1,5 +1,6 @@
-"""Generation in every way that transformers tests on its own models, whose mixin for it is not distributed: what comes
-out is what comes out of transformers' own InternVL with the same weights, to the bit; with VRL, it is greedy search's.
+"""Each generation mode that transformers tests on its models, without their mixin, which is not distributed.
+
+The results equal those of transformers' InternVL with the same weights to the bit; with VRL, those of greedy search.
 """
 
 import copy
@@ -42,7 +43,7 @@ def static(model, inputs):
     return {"past_key_values": StaticCache(model.config.get_text_config(), max_cache_len=length)}
 
 
-# Of each way: which inputs, and the options, or what makes them from the model and the inputs.
+# Inputs and options of each mode; options may be a function of the model and the inputs.
 WAYS = {
     "greedy": ("a padded batch", {}),
     "without a cache": ("a padded batch", {"use_cache": False}),
@@ -95,7 +96,7 @@ SAME_AS_GREEDY = [
 
 
 class Words:
-    """A tokenizer that writes numbers."""
+    """Tokenizer that writes numbers."""
 
     def decode(self, ids, **kwargs):
         return "".join(f"{token} " for token in ids)
@@ -104,7 +105,7 @@ class Words:
 @pytest.fixture
 def model(model):
     model = shake(model).eval()
-    model.set_attn_implementation("eager")  # which gives attentions
+    model.set_attn_implementation("eager")  # returns attentions
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = model.config.pad_token_id
     return model
@@ -135,7 +136,7 @@ def generate(model, inputs, options, **more):
 
 
 def leaves(value):
-    """The tensors in an output, in order; of a cache its keys and values."""
+    """Return the tensors in an output, in order; for a cache its keys and values."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, Cache):
@@ -145,12 +146,12 @@ def leaves(value):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_of_generating_equals_internvl(model, native, processor, way, capsys):
+def test_every_generation_mode_equals_internvl(model, native, processor, way, capsys):
     name, options = WAYS[way]
     inputs = encode(processor, name)
     ours, theirs = (generate(each, inputs, options, **EVERYTHING) for each in (model, native))
     assert list(ours) == list(theirs)
-    # transformers' model drafts without seeing the images, so that less of what it drafts is taken at once.
+    # transformers' assistant model does not receive the images, so that fewer of its tokens are accepted.
     for key in ["sequences"] if way == "candidates from a model" else ours:
         first, second = leaves(ours[key]), leaves(theirs[key])
         assert len(first) == len(second) and (first or ours[key] is None), key
@@ -162,7 +163,7 @@ def test_every_way_of_generating_equals_internvl(model, native, processor, way, 
 @pytest.mark.slow
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 @pytest.mark.parametrize("way", SAME_AS_GREEDY)
-def test_deterministic_ways_equal_greedy_search(model, processor, way, drop_ratio):
+def test_deterministic_modes_equal_greedy_search(model, processor, way, drop_ratio):
     name, options = WAYS[way]
     inputs = encode(processor, name, drop_ratio)
     wanted = generate(model, inputs, {})[:, inputs["input_ids"].shape[1] :]
@@ -172,7 +173,7 @@ def test_deterministic_ways_equal_greedy_search(model, processor, way, drop_rati
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 def test_draft_model_sees_images(model, processor, drop_ratio):
-    """What it drafts with the same weights is what is written, so that one pass takes it all."""
+    """A draft of the same weights is accepted completely, so that one pass is enough."""
     inputs, passes = encode(processor, "one row", drop_ratio), []
     draft = copy.deepcopy(model)
     draft.generation_config.update(num_assistant_tokens=NEW_TOKENS, assistant_confidence_threshold=0.0)
@@ -182,15 +183,15 @@ def test_draft_model_sees_images(model, processor, drop_ratio):
     assert torch.equal(found, generate(model, inputs, {}))
 
 
-def test_embeddings_alone_are_a_prompt(model, processor):
+def test_embeddings_work_as_prompt(model, processor):
     inputs = encode(processor, "a text")
     wanted = generate(model, inputs, {})[:, inputs["input_ids"].shape[1] :]
     assert torch.equal(generate(model, inputs, WAYS["embeddings alone"][1]), wanted)
 
 
 @pytest.mark.parametrize("to", ["vitp", "internvl"])
-def test_pipeline_answers_batch_as_one_by_one(model, processor, tmp_path, to):
-    """It pads by the tokenizer's side, whatever the processor's is."""
+def test_pipeline_batch_equals_single_answers(model, processor, tmp_path, to):
+    """The pipeline pads by the tokenizer's side, not by the processor's."""
     for part in (model, processor):
         part.save_pretrained(tmp_path / "vitp")
     if to == "internvl":
@@ -214,15 +215,15 @@ def test_pipeline_answers_batch_as_one_by_one(model, processor, tmp_path, to):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [StaticCache, DynamicCache])
-def test_emptied_cache_equals_new_one(model, processor, kind):
+def test_emptied_cache_equals_new_cache(model, processor, kind):
     shortened, inputs = encode(processor, "one row", DROP_RATIO), encode(processor, "one row")
     size = {"max_cache_len": 64} if kind is StaticCache else {}
     cache = kind(config=model.config.get_text_config(), **size)
     model(**shortened, cache=cache)
-    with pytest.raises(ValueError, match="Give position_ids"):
+    with pytest.raises(ValueError, match="position_ids"):
         model(inputs["input_ids"][:, -1:], cache=cache)
     cache.reset() if kind is StaticCache else cache.crop(-cache.get_seq_length())
     found = model(**inputs, cache=cache).logits
     assert torch.equal(found, model(**inputs, cache=kind(config=model.config.get_text_config(), **size)).logits)
-    following = inputs["input_ids"][:, -1:]  # which may follow, since nothing was dropped
+    following = inputs["input_ids"][:, -1:]  # can follow without position_ids, because nothing was dropped
     model(following, cache=cache)

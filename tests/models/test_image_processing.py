@@ -1,4 +1,4 @@
-"""Images of any depth, mode and layout, against plain transformers, Pillow and numpy."""
+"""Images of any depth, mode and layout, compared with plain transformers, Pillow and numpy."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def random_array(shape, dtype, seed=0):
 
 
 def unit(image, size=None, **kwargs):
-    """The image in [0, 1] as `(3, height, width)`, neither normalised nor, unless `size` says so, resized."""
+    """Process an image to [0, 1] as `(3, height, width)`, without normalization; resize it only if `size` is set."""
     if size is None:
         size = (image.height, image.width) if isinstance(image, Image.Image) else (HEIGHT, WIDTH)
     processor = ViTPImageProcessor(
@@ -38,7 +38,7 @@ def unit(image, size=None, **kwargs):
 
 
 def oracle(bands, low=None, high=None, gamma=1.0):
-    """The same in numpy; `low` and `high` are numbers, or one for each band."""
+    """Compute the same in numpy; `low` and `high` are numbers, or one for each band."""
     bands = np.asarray(bands)
     if low is None:
         low, high = 0, np.iinfo(bands.dtype).max if bands.dtype.kind in "iu" else 1
@@ -54,7 +54,7 @@ def assert_close(actual, expected, tolerance=1e-6):
 
 
 def brute_force_grid(width, height, tile, min_patches, max_patches):
-    """(columns, rows) nearest in aspect ratio; of equally near ones the largest below twice the image's area."""
+    """Return (columns, rows) nearest in aspect ratio; of equal ones the largest below twice the image's area."""
     grids = [
         (columns, rows)
         for columns in range(1, max_patches + 1)
@@ -80,7 +80,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("crop_to_patches", [False, True])
 @pytest.mark.parametrize("size", [(100, 60), (56, 56), (37, 191), (300, 20)])
-def test_8_bit_rgb_gives_what_transformers_gives(form, crop_to_patches, size):
+def test_8_bit_rgb_equals_transformers(form, crop_to_patches, size):
     settings = {"size": {"height": 56, "width": 56}, "crop_to_patches": crop_to_patches, "max_patches": 6}
     image = picture(*size)
     expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
@@ -90,7 +90,7 @@ def test_8_bit_rgb_gives_what_transformers_gives(form, crop_to_patches, size):
 
 
 @pytest.mark.parametrize("as_array", [False, True])
-def test_8_bit_greyscale_gives_what_transformers_gives(as_array):
+def test_8_bit_grayscale_equals_transformers(as_array):
     settings = {"size": {"height": 56, "width": 56}, "crop_to_patches": True}
     image = picture(100, 60).convert("L")
     expected = GotOcr2ImageProcessor(image_mean=MEAN, image_std=STD, **settings)(image, return_tensors="pt")
@@ -107,13 +107,13 @@ def test_mixed_batches_keep_order(nested):
     expected = [oracle(image, return_tensors="pt") for image in images]
     mixed = [images[0], np.asarray(images[1]), images[2], np.asarray(images[3]).transpose(2, 0, 1)]
     if nested:
-        mixed = [[image] for image in mixed]  # of one sample each, which share no budget
+        mixed = [[image] for image in mixed]  # one sample each, so that no budget is shared
     actual = ViTPImageProcessor(**settings)(mixed, return_tensors="pt")
     assert torch.equal(actual["pixel_values"], torch.cat([one["pixel_values"] for one in expected]))
     assert actual["num_patches"].tolist() == [one["num_patches"].item() for one in expected]
 
 
-def test_a_4d_array_is_a_batch():
+def test_4d_array_is_batch():
     batch = random_array((3, 12, 9, 3), np.uint8)
     processor = ViTPImageProcessor(size={"height": 12, "width": 9}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
     pixel_values = processor(batch, return_tensors="pt")["pixel_values"]
@@ -132,7 +132,7 @@ def test_defaults_are_those_of_internvl():
     [(28, 28), (56, 56), (400, 400), (57, 28), (100, 40), (35, 28), (40, 100), (500, 28), (28, 500), (1, 90), (90, 1)],
 )
 @pytest.mark.parametrize("min_patches, max_patches", [(1, 1), (1, 6), (1, 12), (3, 6)])
-def test_number_of_tiles_is_nearest_grid_and_thumbnail(size, min_patches, max_patches):
+def test_tiles_are_nearest_grid_and_thumbnail(size, min_patches, max_patches):
     processor = ViTPImageProcessor(size={"height": 28, "width": 28}, crop_to_patches=True)
     output = processor(picture(*size), min_patches=min_patches, max_patches=max_patches, return_tensors="pt")
     columns, rows = brute_force_grid(*size, 28, min_patches, max_patches)
@@ -142,22 +142,22 @@ def test_number_of_tiles_is_nearest_grid_and_thumbnail(size, min_patches, max_pa
 
 
 def test_tiles_are_row_by_row_thumbnail_last():
-    colours = random_array((2, 3, 3), np.uint8)
-    image = Image.fromarray(colours.repeat(28, axis=0).repeat(28, axis=1))
+    colors = random_array((2, 3, 3), np.uint8)
+    image = Image.fromarray(colors.repeat(28, axis=0).repeat(28, axis=1))
     processor = ViTPImageProcessor(
         size={"height": 28, "width": 28}, crop_to_patches=True, max_patches=6, image_mean=[0.0] * 3, image_std=[1.0] * 3
     )
     tiles = processor(image, return_tensors="pt")["pixel_values"].numpy()
     assert len(tiles) == 7
-    for tile, colour in zip(tiles, colours.reshape(-1, 3)):
-        assert_close(tile, np.broadcast_to(colour.reshape(3, 1, 1) / 255, tile.shape))
+    for tile, color in zip(tiles, colors.reshape(-1, 3)):
+        assert_close(tile, np.broadcast_to(color.reshape(3, 1, 1) / 255, tile.shape))
     thumbnail = GotOcr2ImageProcessor(size={"height": 28, "width": 28}, do_normalize=False)(image, return_tensors="pt")
     assert_close(tiles[-1], thumbnail["pixel_values"][0].numpy())
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.uint32, np.float16, np.float32, np.float64, bool])
 @pytest.mark.parametrize("bands", [1, 3])
-def test_without_a_spec_the_type_says_the_range(dtype, bands):
+def test_range_without_spec_is_that_of_type(dtype, bands):
     array = random_array((bands, HEIGHT, WIDTH), dtype)
     image = array[0] if bands == 1 else array
     assert_close(unit(image), oracle(array.astype(array.dtype.newbyteorder("="))))
@@ -210,7 +210,7 @@ def test_one_window_for_each_picked_band():
 @pytest.mark.parametrize("percentiles", [(0, 100), (2, 98), (0.5, 33.3)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.int16, np.float32])
 @pytest.mark.parametrize("bands", [1, 3])
-def test_percentiles_agree_with_numpy_band_by_band(percentiles, dtype, bands):
+def test_percentiles_agree_with_numpy(percentiles, dtype, bands):
     array = random_array((bands, HEIGHT, WIDTH), dtype)
     low, high = np.percentile(array.astype(np.float64), percentiles, axis=(1, 2))
     image = array[0] if bands == 1 else array
@@ -235,7 +235,7 @@ def test_percentiles_of_constant_band_give_black(dtype):
     assert_close(unit(array, input_spec={"percentiles": [2, 98]}), np.zeros((3, HEIGHT, WIDTH)))
 
 
-def test_percentiles_of_band_above_limit_of_quantile():
+def test_percentiles_of_large_band_agree_with_numpy():
     band = torch.arange(2**24 + 2, dtype=torch.int32)
     assert band_percentiles(band, (2.5, 75)) == [0.025 * (2**24 + 1), 0.75 * (2**24 + 1)]
 
@@ -246,26 +246,26 @@ def on_white(rgb, alpha):
 
 
 def pil_of_mode(mode):
-    """An image of the mode and what it looks like in 8-bit RGB on white, `(height, width, 3)`."""
+    """Return an image of a mode, and its 8-bit RGB version on white, `(height, width, 3)`."""
     rgb = random_array((HEIGHT, WIDTH, 3), np.uint8)
-    grey, alpha = rgb[..., 0], random_array((HEIGHT, WIDTH), np.uint8, seed=1)
+    gray, alpha = rgb[..., 0], random_array((HEIGHT, WIDTH), np.uint8, seed=1)
     if mode == "RGB":
         return Image.fromarray(rgb), rgb
     if mode == "L":
-        return Image.fromarray(grey), grey[..., None].repeat(3, axis=-1)
+        return Image.fromarray(gray), gray[..., None].repeat(3, axis=-1)
     if mode == "1":
-        bits = grey > 127
+        bits = gray > 127
         return Image.fromarray(bits), 255.0 * bits[..., None].repeat(3, axis=-1)
     if mode == "RGBA":
         return Image.fromarray(np.dstack([rgb, alpha])), on_white(rgb, alpha)
     if mode == "LA":
-        image = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
-        return image, on_white(grey[..., None].repeat(3, axis=-1), alpha)
+        image = Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)])
+        return image, on_white(gray[..., None].repeat(3, axis=-1), alpha)
     if mode == "CMYK":
         image = Image.fromarray(np.dstack([rgb, alpha]), mode="CMYK")
         return image, np.asarray(image.convert("RGB"))
     palette = random_array((16, 3), np.uint8, seed=2)
-    indices = grey % 16
+    indices = gray % 16
     image = Image.fromarray(indices, mode="P")
     image.putpalette(palette.flatten().tolist())
     if mode == "P":
@@ -305,7 +305,7 @@ def test_layout_of_pil_image_is_known(mode, size, spec):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("bands", [2, 5, 13])
-def test_the_axis_of_many_bands_is_found(bands, channels_last):
+def test_axis_of_many_bands_is_found(bands, channels_last):
     array = random_array((bands, 20, 30), np.uint16)
     image = array.transpose(1, 2, 0) if channels_last else array
     assert_close(unit(image, size=(20, 30), input_spec={"bands": [1]}), oracle(array[[1]]))
@@ -325,7 +325,7 @@ AMBIGUOUS = [(5, 9, 5), (3, 9, 3), (3, 9, 4), (4, 9, 1), (1, 9, 1)]
 
 @pytest.mark.parametrize("shape", [*AMBIGUOUS, (5, 20, 30), (20, 30, 5)])
 @pytest.mark.parametrize("input_data_format", ["channels_first", "channels_last"])
-def test_input_data_format_is_honoured(shape, input_data_format):
+def test_input_data_format_is_respected(shape, input_data_format):
     array = random_array(shape, np.uint16)
     bands = array if input_data_format == "channels_first" else array.transpose(2, 0, 1)
     actual = unit(array, size=bands.shape[1:], input_spec={"bands": [0]}, input_data_format=input_data_format)
@@ -392,7 +392,7 @@ def test_spec_of_call_replaces_that_of_processor():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 56), (56, 1), (1, 400), (400, 1), (3, 900), (900, 3)])
 @pytest.mark.parametrize("spec", [None, {"percentiles": [1, 99]}])
-def test_thin_and_elongated_images_are_tiled_like_others(size, spec):
+def test_elongated_images_are_tiled(size, spec):
     settings = {"size": {"height": 28, "width": 28}, "crop_to_patches": True}
     image = Image.fromarray(random_array(size[::-1], np.uint8)).convert("RGB")
     output = ViTPImageProcessor(**settings)(image, input_spec=spec, return_tensors="pt")
@@ -403,7 +403,7 @@ def test_thin_and_elongated_images_are_tiled_like_others(size, spec):
 
 FILES = {
     "rgb.png": lambda: picture(WIDTH, HEIGHT),
-    "grey.png": lambda: picture(WIDTH, HEIGHT).convert("L"),
+    "gray.png": lambda: picture(WIDTH, HEIGHT).convert("L"),
     "16 bit.png": lambda: Image.fromarray(random_array((HEIGHT, WIDTH), np.uint16)),
     "rgba.png": lambda: pil_of_mode("RGBA")[0],
     "palette.png": lambda: pil_of_mode("P with transparency")[0],
@@ -416,7 +416,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_path_gives_what_the_opened_image_gives(name, tmp_path):
+def test_path_equals_opened_image(name, tmp_path):
     path = tmp_path / name
     FILES[name]().save(path)
     with Image.open(path) as image:
@@ -426,7 +426,7 @@ def test_a_path_gives_what_the_opened_image_gives(name, tmp_path):
         assert_close(unit(str(path), size=expected.shape[1:], input_spec=spec), expected)
 
 
-def test_the_orientation_of_a_file_is_applied(tmp_path):
+def test_orientation_of_file_is_applied(tmp_path):
     image = picture(WIDTH, HEIGHT)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -439,7 +439,7 @@ def test_the_orientation_of_a_file_is_applied(tmp_path):
 
 @st.composite
 def images_and_specs(draw):
-    """An image, its bands `(bands, height, width)`, its layout, and a spec that can be applied to it."""
+    """Draw an image, its bands `(bands, height, width)`, its layout, and a spec for it."""
     num_bands = draw(st.integers(1, 6))
     shape = (num_bands, draw(st.integers(1, 12)), draw(st.integers(1, 12)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -467,7 +467,7 @@ def images_and_specs(draw):
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(images_and_specs())
-def test_any_spec_on_any_type_agrees_with_numpy(case):
+def test_any_spec_agrees_with_numpy(case):
     image, bands, input_data_format, spec = case
     used = bands[list(spec["bands"])] if "bands" in spec else bands
     used = used.astype(used.dtype.newbyteorder("="))
@@ -511,7 +511,7 @@ def test_resizing_more_than_8_bits_is_clamped_bicubic(dtype, size):
 )
 @pytest.mark.parametrize("processor_class", [ViTPImageProcessor, ViTPSegmentationImageProcessor])
 def test_floats_without_rescaling_are_normalized(processor_class, kind):
-    """What `torchvision.transforms.ToTensor` gives; everything else that is not 8-bit RGB goes through [0, 1] too."""
+    """Floats in [0, 1] are the output of `torchvision.transforms.ToTensor`, and an intermediate form of others."""
     generator = np.random.default_rng(0)
     images = [generator.random((3, 28, 28)).astype(np.float32)]
     if kind == "float tensors of two sizes" and processor_class is ViTPSegmentationImageProcessor:
@@ -534,7 +534,7 @@ def test_floats_without_rescaling_are_normalized(processor_class, kind):
 
 
 def test_floats_without_rescaling_equal_transformers():
-    # A smooth image, so that no value leaves [0, 1] when it is resized, where only ours clips.
+    # A smooth image, whose resized values stay in [0, 1]; only our processor would clip others.
     rows, columns = np.meshgrid(np.linspace(0.2, 0.8, 90), np.linspace(0.3, 0.7, 130), indexing="ij")
     image = torch.tensor(np.stack([rows, columns, rows * columns]), dtype=torch.float32)
     options = {"size": {"height": 28, "width": 28}, "crop_to_patches": True, "do_rescale": False}

@@ -26,7 +26,7 @@ SIZES = [(30, 40), (25, 50), (30, 20)]  # height, width
 
 
 def by_hand(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`(height, width, 3)` in [0, 255], normalised and padded to `(3, height, width)`."""
+    """Normalize `(height, width, 3)` in [0, 255] and pad it to `(3, height, width)`."""
     result = np.zeros((3, height, width))
     result[:, : image.shape[0], : image.shape[1]] = ((image / 255 - MEAN) / STD).transpose(2, 0, 1)
     return result
@@ -50,12 +50,12 @@ def test_images_and_masks_are_padded_to_the_largest():
         assert np.array_equal(labels, expected)
 
 
-@pytest.mark.parametrize("kind", ["palette", "greyscale", "16 bits", "int64", "file"])
+@pytest.mark.parametrize("kind", ["palette", "grayscale", "16 bits", "int64", "file"])
 def test_masks_of_any_kind_are_class_indices(kind, tmp_path):
     mask = some_mask(8, 9)
     given = {
         "palette": Image.fromarray(mask).convert("P"),
-        "greyscale": Image.fromarray(mask),
+        "grayscale": Image.fromarray(mask),
         "16 bits": Image.fromarray(mask.astype(np.uint16)),
         "int64": torch.from_numpy(mask).long(),
         "file": str(tmp_path / "mask.png"),
@@ -74,7 +74,7 @@ def test_reduced_labels_ignore_zero():
     assert labels.tolist() == [[[255, 0], [2, 255]]]
 
 
-def test_images_and_masks_are_resized_if_asked():
+def test_do_resize_resizes_images_and_masks():
     processor = ViTPSegmentationImageProcessor(do_resize=True, size={"height": 16, "width": 32})
     batch = processor([picture(64, 48), picture(32, 16)], [some_mask(48, 64), some_mask(16, 32)], return_tensors="pt")
     assert (batch["pixel_values"].shape, batch["labels"].shape) == ((2, 3, 16, 32), (2, 16, 32))
@@ -83,11 +83,11 @@ def test_images_and_masks_are_resized_if_asked():
     np.testing.assert_allclose(batch["pixel_values"][1], by_hand(np.array(picture(32, 16)), 16, 32), atol=1e-6)
 
 
-def test_other_images_go_through_the_input_spec(tmp_path):
+def test_non_rgb_images_use_input_spec(tmp_path):
     ct = np.random.default_rng(0).integers(-1000, 1000, (20, 30), dtype=np.int16)
     processor = ViTPSegmentationImageProcessor(input_spec={"window": [-160, 240]})
-    grey = 255 * np.clip((ct.astype(float) + 160) / 400, 0, 1)
-    expected = by_hand(np.repeat(grey[..., None], 3, axis=2), 20, 30)
+    gray = 255 * np.clip((ct.astype(float) + 160) / 400, 0, 1)
+    expected = by_hand(np.repeat(gray[..., None], 3, axis=2), 20, 30)
     np.testing.assert_allclose(processor(ct, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
 
     processor.save_pretrained(tmp_path)
@@ -96,7 +96,7 @@ def test_other_images_go_through_the_input_spec(tmp_path):
     np.testing.assert_allclose(again(ct, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
 
 
-def test_pairs_have_their_own_names():
+def test_pairs_give_before_and_after():
     before = [picture(width, height, seed) for seed, (height, width) in enumerate(SIZES)]
     after = [picture(width, height, 9 + seed) for seed, (height, width) in enumerate(SIZES)]
     masks = [some_mask(*size) for size in SIZES]
@@ -109,7 +109,7 @@ def test_pairs_have_their_own_names():
     assert torch.equal(batch["labels"], alone["labels"])
 
 
-def test_predictions_have_the_size_of_the_images():
+def test_predictions_have_size_of_images():
     logits = torch.randn(2, 4, 12, 10)
     outputs = SemanticSegmenterOutput(logits=logits)
     processor = ViTPSegmentationImageProcessor()
@@ -124,20 +124,20 @@ def test_predictions_have_the_size_of_the_images():
     (found, _) = resizing.post_process_semantic_segmentation(outputs, [(24, 30), (5, 5)])
     assert torch.equal(found, F.interpolate(logits[:1], (24, 30), mode="bilinear")[0].argmax(0))
 
-    with pytest.raises(ValueError, match="target size 13 x 10 is larger than the logits, 12 x 10"):
+    with pytest.raises(ValueError, match="13 x 10.*12 x 10"):
         processor.post_process_semantic_segmentation(outputs, [(13, 10), (5, 5)])
-    with pytest.raises(ValueError, match="1 target_sizes for 2 images"):
+    with pytest.raises(ValueError, match="2 target_sizes.*got 1"):
         processor.post_process_semantic_segmentation(outputs, [(12, 10)])
 
 
-def test_what_a_call_has_resized_is_not_cropped():
-    """Against transformers' own, which always interpolates."""
+def test_resized_masks_are_not_cropped():
+    """Compare with transformers' own method, which always interpolates."""
     torch.manual_seed(0)
     processor = ViTPSegmentationImageProcessor()
     size = {"height": 80, "width": 80}
     pixel_values = processor(picture(40, 40), do_resize=True, size=size, return_tensors="pt")["pixel_values"]
     outputs = SemanticSegmenterOutput(logits=torch.randn(1, 3, *pixel_values.shape[-2:]))
-    with pytest.raises(ValueError, match="the logits are 80 x 80, and the largest of target_sizes 40 x 40: give do_re"):
+    with pytest.raises(ValueError, match="80 x 80.*target_sizes.*40 x 40.*do_resize"):
         processor.post_process_semantic_segmentation(outputs, [(40, 40)])
     (found,) = processor.post_process_semantic_segmentation(outputs, [(40, 40)], do_resize=True)
     (expected,) = SegformerImageProcessor().post_process_semantic_segmentation(outputs, [(40, 40)])
@@ -166,7 +166,7 @@ def test_processor_of_backbone_has_its_normalization(backbone):
 def test_processor_of_backbone_warns_of_unused_settings(backbone, caplog):
     processor = ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec=None)
     assert processor.input_spec is None
-    assert "backbone was trained on images that it reads by input_spec={'gamma': 0.5}, and these are" in caplog.text
+    assert "input_spec={'gamma': 0.5}" in caplog.text
     caplog.clear()
     ViTPSegmentationImageProcessor.from_backbone(backbone, input_spec={"gamma": 2.0})
     ViTPSegmentationImageProcessor.from_backbone(backbone)

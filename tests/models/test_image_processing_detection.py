@@ -43,7 +43,7 @@ def test_boxes_are_shares_of_unpadded_image():
     assert nothing["corners"].shape == (0, 4, 2) and "corners" not in ship
 
 
-def test_corners_stand_beside_boxes_and_survive_stretching():
+def test_corners_follow_boxes_when_stretched():
     turned = corners(torch.tensor([[20.0, 15.0, 16.0, 8.0, 0.5]]))[0]
     given = annotated({"category_id": 0, "corners": turned.flatten().tolist()}, {"category_id": 2, "corners": SQUARE})
     processor = ViTPDetectionImageProcessor(do_resize=True, size={"height": 90, "width": 80})
@@ -90,7 +90,7 @@ def test_boxes_are_clipped_or_left_out():
 
 
 def test_box_without_width_is_left_out():
-    """1500.3 and 1500.3 + 1e-5 are one number there, as in the boxes."""
+    """1500.3 and 1500.3 + 1e-5 are equal in float32, the dtype of the boxes."""
     image = np.zeros((30, 2000, 3), np.uint8)
     masks = [np.full((30, 2000), value, np.uint8) for value in (0, 1)]
     boxes = [[1500.3, 6.0, 1e-5, 10.0], [4.0, 6.0, 20.0, 10.0]]
@@ -117,7 +117,7 @@ def test_processor_of_backbone_has_its_mean_and_spec(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("name", DETECTORS)
 def test_postprocessed_detections_equal_original_code(name):
-    """Image 1 is a picture of 160 x 180 pixels that was halved."""
+    """Image 1 is an image of 160 x 180 pixels that was resized to half its size."""
     expected = load_file(folder_of(name) / "expected.safetensors")
     outputs = original_detector(name)(expected["pixel_values"], pixel_mask())
     processor, sizes = ViTPDetectionImageProcessor(), [(96, 96), (160, 180)]
@@ -174,7 +174,7 @@ def test_masks_of_flip_test_equal_original_code():
 
 
 def test_mask_is_pasted_into_box():
-    """All ones within a box of whole pixels: the mask is the box, over the border too."""
+    """Pasting ones into a box of whole pixels gives the box, also across the border."""
     boxes = torch.tensor(
         [[10.0, 4.0, 20.0, 9.0], [-5.0, -5.0, 7.0, 7.0], [35.0, 25.0, 50.0, 50.0], [5.0, 5.0, 5.0, 9.0]]
     )
@@ -191,13 +191,13 @@ def test_mask_is_pasted_into_box():
         wanted = torch.zeros(30, 40, dtype=torch.bool)
         wanted[max(y1, 0) : y2, max(x1, 0) : x2] = True
         assert torch.equal(mask, wanted)
-    with pytest.raises(ValueError, match="2 target_sizes for 1 images"):
+    with pytest.raises(ValueError, match="1 target_sizes.*got 2"):
         ViTPDetectionImageProcessor().post_process_object_detection(outputs, target_sizes=[(30, 40)] * 2)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", DETECTORS)
-def test_the_pipeline_finds_what_the_model_finds(name, tmp_path):
+def test_pipeline_equals_model(name, tmp_path):
     names = {index: f"kind {index}" for index in range(4)}
     model = original_detector(name)
     model.config.id2label = names if name != "mask_rcnn" else {index: names[index] for index in range(3)}

@@ -26,7 +26,7 @@ from modeling_vitp.training.vitp_config import HAS_ACTIVATION_CHECKPOINTING
 ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 DROP_RATIO = 0.75
 
-# The pictures of each row of a batch as (width, height), and how many tiles each becomes (thumbnail included).
+# The images of each row of a batch as (width, height), and their numbers of tiles (thumbnail included).
 BATCHES = {
     "one_tile": [[(56, 56)]],
     "seven_tiles": [[(168, 112)]],
@@ -74,7 +74,7 @@ def encode(processor, batch: str, drop_ratio: float = 0.0, padding_side: str = "
 
 
 def answer_labels(inputs, processor) -> torch.Tensor:
-    """Every text token that does not follow an image token or padding: these have the same predecessor at any r."""
+    """Return labels of the text tokens whose predecessor is the same for any r: no image token and no padding."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     first = mask & (mask.cumsum(-1) == 1)
     ignored = ~mask | first | torch.isin(ids, torch.tensor(processor.image_token_ids))
@@ -86,7 +86,7 @@ def positions_of(mask: torch.Tensor) -> torch.Tensor:
 
 
 def full_length(processor, batch: str, drop_ratio: float, padding_side: str) -> SimpleNamespace:
-    """The batch shortened by VRL, the batch at full length, and which columns of the latter each row keeps."""
+    """Return the batch shortened by VRL, the full-length batch, and the columns of the latter that each row keeps."""
     short = encode(processor, batch, drop_ratio, padding_side)
     full = encode(processor, batch, 0.0, padding_side)
     mask = full["attention_mask"].bool()
@@ -109,10 +109,10 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def assert_same_gradients(actual: dict, wanted: dict, tolerance: float = 1e-5) -> None:
-    """Norm of the difference over the norm, for each parameter."""
+    """Compare the norm of the difference with the norm, for each parameter."""
     assert actual.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        # A bias of the ViT's keys shifts all scores of a query alike: its gradient is rounding around zero.
+        # The bias of the ViT's keys shifts all scores of a query equally, so its gradient is zero up to rounding.
         is_zero = "attention.k_proj.bias" in name and "vision_tower" in name
         scale = wanted[name.replace("k_proj", "q_proj")].norm() if is_zero else gradient.norm()
         assert scale > 1e-4, name
@@ -120,7 +120,7 @@ def assert_same_gradients(actual: dict, wanted: dict, tolerance: float = 1e-5) -
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# r = 0: transformers' InternVL to the bit
+# r = 0: equal to transformers' InternVL to the bit
 
 
 @ATTENTION
@@ -160,7 +160,7 @@ def test_text_batch_gives_vit_zero_gradients(vivid, native, processor):
         loss.backward()
     actual, wanted = gradients(vivid), gradients(native)
     assert wanted and all(torch.equal(actual.pop(name), wanted[name]) for name in wanted)
-    # Of a frozen or unused parameter the gradient would be `None`.
+    # The gradient of a frozen or unused parameter would be `None`.
     assert actual.keys() == {
         name for name, _ in vivid.named_parameters() if "vision_tower" in name or "multi_modal_projector" in name
     }
@@ -168,14 +168,14 @@ def test_text_batch_gives_vit_zero_gradients(vivid, native, processor):
 
 
 @pytest.mark.parametrize("layer", [-2, 1])
-def test_vision_feature_layer_is_internvls(vivid, native, processor, layer):
+def test_vision_feature_layer_equals_internvl(vivid, native, processor, layer):
     inputs = encode(processor, "different_tiles")
     wanted = native(**inputs, vision_feature_layer=layer).logits
     assert torch.equal(vivid(**inputs, vision_feature_layer=layer).logits, wanted)
     assert not torch.equal(vivid(**inputs).logits, wanted)
 
 
-def test_keeping_every_visual_token_by_index_changes_nothing(vivid, processor):
+def test_keeping_all_visual_tokens_changes_nothing(vivid, processor):
     inputs = encode(processor, "several_images")
     everything = torch.arange(sum(TILES["several_images"]) * TOKENS_PER_TILE)
     actual = vivid(**inputs, visual_token_indices=everything).logits
@@ -183,7 +183,7 @@ def test_keeping_every_visual_token_by_index_changes_nothing(vivid, processor):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# VRL: the short forward is InternVL's full-length forward in which nobody sees what was dropped
+# VRL: the short forward pass equals InternVL's full-length one with dropped tokens masked in attention
 
 
 VRL_BATCHES = [
@@ -245,8 +245,8 @@ def test_vrl_equals_full_sequence_with_blocked_tokens(
     assert_same_gradients(gradients(vivid), gradients(native))
 
 
-def test_oracle_notices_what_it_must(vivid, native, processor):
-    """The positions, the choice of tokens and the mask each move the logits by far more than the tolerance."""
+def test_oracle_detects_each_change(vivid, native, processor):
+    """Changed positions, kept tokens or mask each move the logits by far more than the tolerance."""
     pair = full_length(processor, "seven_tiles", DROP_RATIO, "right")
     right = vivid(**pair.short).logits
     indices = pair.short["visual_token_indices"]
@@ -279,7 +279,7 @@ def test_gaps_block_nothing_without_mask(vivid, native, processor, attention, tr
 
 
 def test_base_model_gives_hidden_states_of_logits(vivid, processor):
-    """TRL's trainer calls the base model and its own head."""
+    """TRL's trainer calls the base model and the head separately."""
     inputs = encode(processor, "text_only_row", DROP_RATIO)
     hidden = vivid.model(**inputs, use_cache=False).last_hidden_state
     assert hidden.shape[:2] == inputs["input_ids"].shape
@@ -316,7 +316,7 @@ def test_language_model_and_projector_see_quarter(vivid, processor):
     seen = {}
 
     def count_vision(module, args, kwargs):
-        seen["tiles"] = len(kwargs["pixel_values"])
+        seen["tiles"] = len(args[0])
 
     def count_projector(module, args):
         seen["projected"] = args[0].numel() // args[0].shape[-1]
@@ -339,7 +339,7 @@ def test_language_model_and_projector_see_quarter(vivid, processor):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What the original code computed
+# Equality with the original code
 
 
 @pytest.fixture(scope="module")
@@ -401,7 +401,7 @@ NEW_TOKENS = 8
 
 
 def row_of(processor, batch: str, row: int, drop_ratio: float) -> dict:
-    """One row of a batch as a batch of its own, without padding, from the batch's encoding."""
+    """Return one row of a batch as a batch of its own without padding, from the batch's encoding."""
     inputs = encode(processor, batch, drop_ratio, "left")
     real = inputs["attention_mask"][row].bool()
     single = {name: inputs[name][row, real][None] for name in ("input_ids", "attention_mask")}
@@ -420,7 +420,7 @@ def row_of(processor, batch: str, row: int, drop_ratio: float) -> dict:
 
 @torch.no_grad()
 def greedy_without_cache(model, inputs: dict, steps: int) -> tuple[list[int], torch.Tensor]:
-    """A whole forward pass for each new token of one row; `position_ids` go on from the last one."""
+    """Generate tokens of one row with a whole forward pass each; `position_ids` continue from the last one."""
     tokens, logits = [], []
     for _ in range(steps):
         logits.append(model(**inputs, use_cache=False).logits[0, -1])
@@ -430,7 +430,7 @@ def greedy_without_cache(model, inputs: dict, steps: int) -> tuple[list[int], to
 
 
 def continued(prompt: dict, tokens: torch.Tensor) -> dict:
-    """The whole sequence of a prompt without padding and the tokens that follow it."""
+    """Return the sequence of a prompt without padding and the tokens that follow it."""
     ids = torch.cat([prompt["input_ids"], tokens], dim=1)
     positions = prompt.get("position_ids", positions_of(prompt["attention_mask"]))
     following = positions[:, -1:] + 1 + torch.arange(tokens.shape[1])
@@ -470,7 +470,7 @@ def test_greedy_generation_equals_whole_forwards(generator_model, processor, bat
 )
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 @pytest.mark.parametrize("batch", ["text_only_row", "different_tiles", "first_row_text_only"])
-def test_expanded_generation_equals_that_of_rows(generator_model, processor, batch, drop_ratio, options):
+def test_expanded_generation_equals_single_rows(generator_model, processor, batch, drop_ratio, options):
     inputs = encode(processor, batch, drop_ratio, "left")
     length, returned = inputs["input_ids"].shape[1], options.get("num_return_sequences", 1)
     together = generator_model.generate(**inputs, max_new_tokens=NEW_TOKENS, **options)[:, length:]
@@ -485,8 +485,8 @@ def test_expanded_generation_equals_that_of_rows(generator_model, processor, bat
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_padded_chats_are_answered_as_alone(generator_model, processor, drop_ratio):
-    """As a user calls it: no padding side is given."""
+def test_padded_chats_equal_single_ones(generator_model, processor, drop_ratio):
+    """Pass no padding side, as users do."""
     questions = [("top?", [(56, 56)]), (TEXTS[2], []), (TEXTS[0], [(200, 60), (56, 56)])]
     chats = []
     for row, (question, sizes) in enumerate(questions):
@@ -510,7 +510,7 @@ def test_padded_chats_are_answered_as_alone(generator_model, processor, drop_rat
 
 
 def beam_search_of_width(model, inputs: dict, width: int, steps: int) -> list[list[int]]:
-    """Beam search of one row by whole forward passes, best first."""
+    """Search one row by beams with whole forward passes; return the best first."""
     beams = [(0.0, [])]
     for _ in range(steps):
         candidates = []
@@ -535,7 +535,7 @@ def test_beam_search_equals_whole_forwards(generator_model, processor, drop_rati
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beams"])
-def test_generation_without_drop_is_internvls(generator_model, native, processor, options):
+def test_generation_without_drop_equals_internvl(generator_model, native, processor, options):
     native.generation_config = copy.deepcopy(generator_model.generation_config)
     inputs = encode(processor, "text_only_row", padding_side="left")
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, **options}
@@ -545,7 +545,7 @@ def test_generation_without_drop_is_internvls(generator_model, native, processor
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
 @torch.no_grad()
-def test_given_cache_is_used_under_both_names(vivid, native, processor, name, drop_ratio):
+def test_cache_is_used_under_both_names(vivid, native, processor, name, drop_ratio):
     """`past_key_values` is the older name, which transformers' InternVL still accepts."""
     prompt = encode(processor, "seven_tiles", drop_ratio)
     whole = continued(prompt, torch.tensor([[11]]))
@@ -562,17 +562,17 @@ def test_given_cache_is_used_under_both_names(vivid, native, processor, name, dr
 
 @torch.no_grad()
 def test_continuing_vrl_prompt_needs_positions(vivid, processor):
-    """Without them it was placed right after the tokens that are left: logits off by 2 here."""
+    """Without positions, the token was placed right after the kept tokens, and logits differed by 2 here."""
     prompt, following = encode(processor, "seven_tiles", DROP_RATIO), torch.tensor([[11]])
     cache = cache_in(vivid(**prompt, use_cache=True))
     for model in (vivid, vivid.model):
-        with pytest.raises(ValueError, match="Give position_ids"):
+        with pytest.raises(ValueError, match="position_ids"):
             model(following, cache=copy.deepcopy(cache))
     whole = continued(prompt, following)
     found = vivid(following, cache=cache, position_ids=whole["position_ids"][:, -1:]).logits[:, -1]
     torch.testing.assert_close(found, vivid(**whole, use_cache=False).logits[:, -1], atol=1e-5, rtol=0)
 
-    # A prompt without gaps is continued as in transformers, whoever gave its positions.
+    # A prompt without gaps is continued as in transformers, with or without given positions.
     prompt = encode(processor, "seven_tiles")
     alone = vivid(following, cache=cache_in(vivid(**prompt))).logits
     positions = positions_of(prompt["attention_mask"])
@@ -580,7 +580,7 @@ def test_continuing_vrl_prompt_needs_positions(vivid, processor):
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_continued_conversation_equals_whole_one(generator_model, processor, drop_ratio):
+def test_continued_conversation_equals_whole_conversation(generator_model, processor, drop_ratio):
     prompt = encode(processor, "seven_tiles", drop_ratio)
     options = {"max_new_tokens": 4, "do_sample": False}
     first = generator_model.generate(**prompt, **options, return_dict_in_generate=True)
@@ -590,7 +590,7 @@ def test_continued_conversation_equals_whole_one(generator_model, processor, dro
     following = {name: whole[name] for name in ("input_ids", "attention_mask")}
     following["past_key_values"] = first.past_key_values
     if drop_ratio:
-        with pytest.raises(ValueError, match="Give position_ids"):
+        with pytest.raises(ValueError, match="position_ids"):
             generator_model.generate(**following, **options)
         following["position_ids"] = whole["position_ids"]
     found = generator_model.generate(**following, **options)
@@ -598,16 +598,16 @@ def test_continued_conversation_equals_whole_one(generator_model, processor, dro
     assert found.shape[1] == length + 3 + 4
 
 
-def test_gaps_and_new_starts_need_mask(vivid, processor):
-    """These may be padding or packed sequences, which nothing tells apart."""
+def test_gaps_and_restarts_need_mask(vivid, processor):
+    """Gaps and restarts may be padding or packed sequences, which cannot be distinguished."""
     inputs = encode(processor, "different_tiles", DROP_RATIO)
     del inputs["attention_mask"]
-    with pytest.raises(ValueError, match="give the attention_mask"):
+    with pytest.raises(ValueError, match="attention_mask"):
         vivid(**inputs, use_cache=False)
 
 
 @torch.no_grad()
-def test_packed_sequences_without_gaps_are_those_of_transformers(vivid, native):
+def test_packed_sequences_without_gaps_equal_transformers(vivid, native):
     ids, positions = torch.tensor([[9, 10, 11, 9, 10]]), torch.tensor([[0, 1, 2, 0, 1]])
     found = vivid(ids, position_ids=positions, use_cache=False).logits
     assert torch.equal(found, native(ids, position_ids=positions, use_cache=False).logits)
@@ -619,10 +619,10 @@ def test_packed_sequences_without_gaps_are_those_of_transformers(vivid, native):
 def test_image_tokens_without_images_are_an_error(vivid, processor, mode, part):
     inputs = encode(processor, "one_tile")
     model = (vivid if part == "whole" else vivid.model).train(mode == "train")
-    with pytest.raises(ValueError, match="4 image tokens, but there are no pixel_values"):
+    with pytest.raises(ValueError, match="4 image tokens.*pixel_values"):
         model(inputs["input_ids"], attention_mask=inputs["attention_mask"])
     if part == "whole" and mode == "eval":
-        with pytest.raises(ValueError, match="no pixel_values"):
+        with pytest.raises(ValueError, match="pixel_values"):
             model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=2)
 
 
@@ -660,7 +660,7 @@ def test_drop_path_grows_linearly_with_depth(depth, rate, wanted):
     assert [layer.drop_path.drop_prob for layer in model.encoder.layer] == pytest.approx(wanted)
 
 
-def test_vision_tower_of_the_whole_model_drops_paths(tokenizer, model):
+def test_vision_tower_of_whole_model_drops_paths(tokenizer, model):
     config = copy.deepcopy(model.config)
     config.vision_config.drop_path_rate = 0.2
     layers = ViTPForConditionalGeneration(config).model.vision_tower.encoder.layer
@@ -717,7 +717,7 @@ def test_drop_path_skips_or_scales_branches():
 
 @pytest.fixture
 def vision_pair():
-    """Our vision model and transformers', with the same weights."""
+    """Vision models of ours and of transformers with the same weights."""
     ours = vision_model().eval()
     theirs = InternVLVisionModel(InternVLVisionConfig(**VISION)).eval()
     theirs.load_state_dict(ours.state_dict())
@@ -726,7 +726,7 @@ def vision_pair():
 
 @pytest.mark.parametrize("size", [(56, 56), (84, 56), (28, 112)])
 @torch.no_grad()
-def test_vision_states_equal_internvl_and_pooling_is_mean(vision_pair, size):
+def test_vision_states_equal_internvl(vision_pair, size):
     ours, theirs = vision_pair
     pixels = tiles(3, size=size)
     outputs, states = ours(pixels), theirs(pixels).last_hidden_state
@@ -738,7 +738,7 @@ def test_vision_states_equal_internvl_and_pooling_is_mean(vision_pair, size):
 
 
 @torch.no_grad()
-def test_masked_patches_are_replaced_as_internvl_replaces_them():
+def test_masked_patches_equal_internvl():
     ours = vision_model(use_mask_token=True).eval()
     theirs = InternVLVisionModel(InternVLVisionConfig(**VISION, use_mask_token=True)).eval()
     theirs.load_state_dict(ours.state_dict())
@@ -749,7 +749,7 @@ def test_masked_patches_are_replaced_as_internvl_replaces_them():
 
 
 @torch.no_grad()
-def test_hidden_states_are_the_embeddings_and_every_layer(vision_pair):
+def test_hidden_states_are_embeddings_and_layers(vision_pair):
     ours, theirs = vision_pair
     actual = ours(tiles(2), output_hidden_states=True).hidden_states
     wanted = theirs(tiles(2), output_hidden_states=True).hidden_states
@@ -759,7 +759,7 @@ def test_hidden_states_are_the_embeddings_and_every_layer(vision_pair):
 
 
 @torch.no_grad()
-def test_eager_attention_maps_are_distributions_over_all_tokens(vision_pair):
+def test_eager_attention_maps_are_distributions(vision_pair):
     ours, theirs = vision_pair
     for model in vision_pair:
         model.set_attn_implementation("eager")
@@ -809,7 +809,7 @@ def train_step(model, inputs, labels) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
-def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(vivid, processor, drop_path_rate, every):
+def test_gradient_checkpointing_gives_same_gradients(vivid, processor, drop_path_rate, every):
     config = copy.deepcopy(vivid.config)
     config.vision_config.drop_path_rate = drop_path_rate
     model = ViTPForConditionalGeneration(config)
@@ -832,7 +832,7 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(vivid, p
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
-def test_bfloat16_forward_and_backward_are_close_to_float32(vivid, processor, drop_ratio):
+def test_bfloat16_is_close_to_float32(vivid, processor, drop_ratio):
     inputs = encode(processor, "text_only_row", drop_ratio)
     labels = answer_labels(inputs, processor)
     half = copy.deepcopy(vivid).to(torch.bfloat16)
@@ -881,7 +881,7 @@ def test_compiled_vrl_step_is_one_graph(vivid, processor, backend):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Configuration, initialisation, saving
+# Configuration, initialization, saving
 
 
 def config_of(**settings) -> ViTPConfig:
@@ -922,7 +922,7 @@ def test_auto_class_opens_saved_vision_model(tmp_path):
     assert_same_weights(again, model)
 
 
-def test_configuration_comes_back(tmp_path):
+def test_configuration_survives_saving(tmp_path):
     config = config_of(
         vrl_drop_ratio=0.75,
         vrl_apply_prob=0.25,
@@ -951,18 +951,18 @@ def test_configuration_comes_back(tmp_path):
         ({"image_size": [112, 112]}, 0.25, 4),
     ],
 )
-def test_image_seq_length_follows_from_sizes(vision_config, downsample_ratio, wanted):
+def test_image_seq_length_is_computed_from_sizes(vision_config, downsample_ratio, wanted):
     config = config_of(vision_config=vision_config, downsample_ratio=downsample_ratio, image_seq_length=999)
     assert config.image_seq_length == wanted
 
 
-def test_a_vit_alone_may_have_an_odd_grid():
+def test_vit_alone_may_have_odd_grid():
     assert vision_model(image_size=[70, 70])(tiles(1, size=(70, 70))).last_hidden_state.shape[1] == 1 + 25
 
 
 @pytest.mark.parametrize("size", [(112, 28), (28, 112), (56, 84), (56, 56)])
 @torch.no_grad()
-def test_visual_tokens_join_neighboring_patches(vivid, size):
+def test_visual_tokens_merge_neighboring_patches(vivid, size):
     pixels = tiles(2, size=size)
     states = vivid.model.vision_tower(pixels).last_hidden_state[:, 1:]
     height, width = (side // 14 for side in size)
@@ -978,7 +978,7 @@ def test_visual_tokens_join_neighboring_patches(vivid, size):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_head_is_tied_as_the_language_model_says(tied, tmp_path):
+def test_head_tying_follows_language_model(tied, tmp_path):
     config = config_of(text_config={"tie_word_embeddings": tied})
     assert config.tie_word_embeddings is tied
     model = shake(ViTPForConditionalGeneration(config))
@@ -992,14 +992,14 @@ def test_head_is_tied_as_the_language_model_says(tied, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_given_tying_wins_over_language_model(tied):
+def test_explicit_tying_overrides_language_model(tied):
     config = config_of(text_config={"tie_word_embeddings": not tied}, tie_word_embeddings=tied)
     model = ViTPForConditionalGeneration(config)
     shared = model.lm_head.weight.data_ptr() == model.model.language_model.embed_tokens.weight.data_ptr()
     assert shared is tied
 
 
-def test_positions_and_cls_token_are_drawn_at_initialisation():
+def test_positions_and_cls_token_are_initialized_randomly():
     torch.manual_seed(0)
     vision = {**VISION, "hidden_size": 128, "image_size": [112, 112], "num_hidden_layers": 1}
     whole = ViTPForConditionalGeneration(config_of(vision_config=vision)).model.vision_tower

@@ -1,4 +1,4 @@
-"""Maps at four strides: the ViT-Adapter and the feature pyramid."""
+"""Feature maps at four strides: ViT-Adapter and feature pyramid."""
 
 import json
 
@@ -18,7 +18,7 @@ from modeling_vitp import (
     ViTPVisionModel,
     export_backbone,
 )
-from modeling_vitp.modeling_vitp_adapter import DeformableAttention, cell_centres, to_maps, to_tokens
+from modeling_vitp.modeling_vitp_adapter import DeformableAttention, cell_centers, to_maps, to_tokens
 
 TINY = {
     "hidden_size": 32,
@@ -41,7 +41,7 @@ def make_model(kind):
     if kind == "adapter":
         return ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER)).eval()
     model = ViTPFeaturePyramid(ViTPFeaturePyramidConfig(**TINY, pyramid_channels=24)).eval()
-    with torch.no_grad():  # norms included
+    with torch.no_grad():  # including the norms
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
@@ -60,7 +60,7 @@ def test_images_of_any_size_are_padded_and_maps_cropped(kind, size):
 
 
 @BOTH
-def test_gradients_reach_every_parameter_with_and_without_checkpointing(kind):
+def test_gradients_reach_every_parameter(kind):
     model, images = make_model(kind).train(), torch.randn(2, 3, 64, 64)
     weights = [torch.randn_like(features) for features in model(images).feature_maps]
 
@@ -69,7 +69,7 @@ def test_gradients_reach_every_parameter_with_and_without_checkpointing(kind):
         sum((features * weight).sum() for features, weight in zip(model(images).feature_maps, weights)).backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
-    with torch.no_grad():  # zeros of the offsets would hide their inputs
+    with torch.no_grad():  # zero weights of the offsets would give zero gradients
         for name, parameter in model.named_parameters():
             if "sampling_offsets" in name or "attention_weights" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -92,12 +92,12 @@ def test_bfloat16_is_close_to_float32(kind):
         assert (low - high).abs().mean() < 0.03 * high.abs().mean()
 
 
-# The adapter
+# Adapter
 
 
 @pytest.mark.parametrize(("folder", "more"), [(FOLDER, {}), (MMCV_FOLDER, MMCV)], ids=["native", "mmcv"])
 @torch.no_grad()
-def test_adapter_maps_equal_those_of_original_code(folder, more):
+def test_adapter_maps_equal_original_code(folder, more):
     adapter = ViTPAdapter(ViTPAdapterConfig(**TINY, **ADAPTER, **more)).eval()
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["interaction_indexes"] == adapter.config.interaction_layers
@@ -126,7 +126,7 @@ def test_deformable_dropout_drops_share_in_training():
 
 
 def bilinear(grid: torch.Tensor, x: float, y: float) -> torch.Tensor:
-    """The value of a map (channels, height, width) at a place in cells, 0 outside, by a loop over the four corners."""
+    """Return a map's value (channels, height, width) at a point in cells, 0 outside, by a loop over four corners."""
     total = grid.new_zeros(grid.shape[0])
     for row in (int(y // 1), int(y // 1) + 1):
         for column in (int(x // 1), int(x // 1) + 1):
@@ -135,7 +135,7 @@ def bilinear(grid: torch.Tensor, x: float, y: float) -> torch.Tensor:
     return total
 
 
-def randomised(attention: DeformableAttention) -> DeformableAttention:
+def randomized(attention: DeformableAttention) -> DeformableAttention:
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return attention
@@ -143,10 +143,10 @@ def randomised(attention: DeformableAttention) -> DeformableAttention:
 
 @torch.no_grad()
 def test_deformable_attention_equals_loop():
-    """Deformable DETR: sum over heads m of W_m sum over levels l and points k of A_mlk W'_m x_l(p + offset_mlk)."""
+    """Compare with the sum over heads m of W_m sum over levels l and points k of A_mlk W'_m x_l(p + offset_mlk)."""
     torch.manual_seed(0)
     config = ViTPAdapterConfig(**TINY, **ADAPTER)
-    attention = randomised(DeformableAttention(config, num_levels=3)).double()
+    attention = randomized(DeformableAttention(config, num_levels=3)).double()
     shapes = [(6, 4), (3, 2), (2, 1)]
     queries = torch.randn(2, 5, 32, dtype=torch.float64)
     features = torch.randn(2, sum(h * w for h, w in shapes), 32, dtype=torch.float64)
@@ -175,7 +175,7 @@ def test_deformable_attention_equals_loop():
 def test_gradients_of_deformable_attention():
     torch.manual_seed(0)
     config = ViTPAdapterConfig(**{**TINY, "hidden_size": 8, "num_attention_heads": 2}, deformable_heads=2)
-    attention = randomised(DeformableAttention(config, num_levels=2)).double()
+    attention = randomized(DeformableAttention(config, num_levels=2)).double()
     shapes = [(3, 2), (2, 2)]
     queries = torch.randn(1, 2, 8, dtype=torch.float64, requires_grad=True)
     features = torch.randn(1, 10, 8, dtype=torch.float64, requires_grad=True)
@@ -184,7 +184,7 @@ def test_gradients_of_deformable_attention():
 
 
 def test_cell_centers_are_row_by_row():
-    points = cell_centres([(2, 3), (1, 1)], torch.device("cpu"))
+    points = cell_centers([(2, 3), (1, 1)], torch.device("cpu"))
     expected = [[(column + 0.5) / 3, (row + 0.5) / 2] for row in range(2) for column in range(3)] + [[0.5, 0.5]]
     torch.testing.assert_close(points, torch.tensor(expected))
 
@@ -240,7 +240,7 @@ def test_unused_maps_update_no_statistics(stages):
     assert seen == [int(stage in stages) for stage in model.stage_names]
 
 
-# The feature pyramid
+# Feature pyramid
 
 
 def vision_of(pyramid: ViTPFeaturePyramid) -> ViTPVisionModel:
@@ -250,8 +250,8 @@ def vision_of(pyramid: ViTPFeaturePyramid) -> ViTPVisionModel:
 
 
 def channel_norm(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    centred = maps - maps.mean(1, keepdim=True)
-    scaled = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    centered = maps - maps.mean(1, keepdim=True)
+    scaled = centered / (centered.square().mean(1, keepdim=True) + 1e-6).sqrt()
     return scaled * weight[:, None, None] + bias[:, None, None]
 
 

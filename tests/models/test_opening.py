@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said in one line that names the file; `tests/fuzz` has thousands of ways."""
+"""Errors of damaged checkpoints name the file in one line; `tests/fuzz` has thousands of cases."""
 
 import configparser
 import json
@@ -40,7 +40,7 @@ MISTAKES = {
     "no number": (lambda folder: edit_json(folder / "config.json", vrl_drop_ratio="x"), r"config\.json cannot be open"),
     "many layers": (
         lambda folder: edit_json(folder / "config.json", num_hidden_layers=10**30),
-        "no model has more than 1000",
+        "num_hidden_layers.*1000",
     ),
     "a folder": (
         lambda folder: [(folder / "model.safetensors").unlink(), (folder / "model.safetensors").mkdir()],
@@ -51,13 +51,13 @@ MISTAKES = {
             (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
             and (folder / "model.safetensors").unlink()
         ),
-        r"index\.json cannot be read.* names b\.safetensors, which is missing",
+        r"index\.json cannot be read.*b\.safetensors",
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_damaged_model_is_named(model, tmp_path, mistake):
+def test_damaged_model_is_named(model, tmp_path, mistake):
     model.save_pretrained(tmp_path)
     damage, says = MISTAKES[mistake]
     damage(tmp_path)
@@ -67,7 +67,7 @@ def test_a_damaged_model_is_named(model, tmp_path, mistake):
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_a_damaged_processor_is_named(processor, tmp_path, name):
+def test_damaged_processor_is_named(processor, tmp_path, name):
     processor.save_pretrained(tmp_path)
     (tmp_path / name).write_text((tmp_path / name).read_text()[:-9])
     with pytest.raises(ValueError, match=rf"{tmp_path}/{name} cannot be read: it is damaged or cut short"):
@@ -75,11 +75,11 @@ def test_a_damaged_processor_is_named(processor, tmp_path, name):
 
 
 def test_folder_without_processor_is_named(tmp_path):
-    with pytest.raises(ValueError, match=rf"{tmp_path} has no processor: none of processor_config\.json, "):
+    with pytest.raises(ValueError, match=rf"{tmp_path} has no processor.*processor_config\.json, "):
         ViTPProcessor.from_pretrained(tmp_path)
 
 
-def test_errors_of_no_file_stay_as_they_are(model, tmp_path):
+def test_errors_without_file_are_unchanged(model, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ImportError, match="flash|Flash"):
         ViTPForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
@@ -98,24 +98,24 @@ HEADS = (
     ViTPForImageClassification,
 )
 CLASSES = (*VITS, ViTPAdapter, ViTPFeaturePyramid, *HEADS, ViTPModel, ViTPForConditionalGeneration)
-# Which classes open what, and of what the error about the others speaks.
+# Classes that load each kind of folder, and the advice in the errors of all others.
 KINDS = {
-    "exported": (VITS, "which from_backbone"),
-    "vit": (VITS, "which from_backbone"),
-    "backbone": (VITS, "which from_backbone"),
-    "adapter": ((ViTPVisionModel, ViTPAdapter), "Its ViT is ViTPVisionModel.from_pretrained"),
-    "pyramid": ((ViTPVisionModel, ViTPFeaturePyramid), "Its ViT is ViTPVisionModel.from_pretrained"),
+    "exported": (VITS, "from_backbone"),
+    "vit": (VITS, "from_backbone"),
+    "backbone": (VITS, "from_backbone"),
+    "adapter": ((ViTPVisionModel, ViTPAdapter), "its ViT with ViTPVisionModel.from_pretrained"),
+    "pyramid": ((ViTPVisionModel, ViTPFeaturePyramid), "its ViT with ViTPVisionModel.from_pretrained"),
     "segmentation": ((ViTPForSemanticSegmentation,), "ViTPForSemanticSegmentation.from_pretrained"),
     "change": ((ViTPForChangeDetection,), "ViTPForChangeDetection.from_pretrained"),
     "detector": ((ViTPForObjectDetection,), "ViTPForObjectDetection.from_pretrained"),
-    "classifier": ((ViTPForImageClassification,), "Its ViT is ViTPForImageClassification.from_pretrained"),
+    "classifier": ((ViTPForImageClassification,), "its ViT with ViTPForImageClassification.from_pretrained"),
     "whole": ((ViTPModel, ViTPForConditionalGeneration), "vitp export_backbone"),
 }
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder of each kind, and one backbone that all of them have but the last."""
+    """Folders of each kind, all with the same ViT except the last one."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("kinds")
     vit = ViTPVisionModel(ViTPVisionConfig(**VISION_16))
@@ -135,19 +135,19 @@ def folders(tmp_path_factory):
 
 
 def check_vit(model, weights):
-    """A model has these weights of a ViT, whatever it has besides them."""
+    """Check that a model contains these weights of a ViT."""
     found = getattr(model, "backbone", model).state_dict()
     assert {name for name, weight in weights.items() if not torch.equal(weight, found[name])} == set()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_folder_opens_as_what_it_holds(folders, tokenizer, model, kind):
+def test_folder_opens_by_its_model_type(folders, tokenizer, model, kind):
     root, weights = folders
     classes, says = KINDS[kind]
     if kind == "whole":
         model.save_pretrained(root / kind)
     for model_class in CLASSES:
-        # A neck may start afresh on a ViT alone, if its settings are given.
+        # A neck class may initialize a new neck on a ViT alone.
         if issubclass(model_class, (ViTPAdapter, ViTPFeaturePyramid)) and classes == VITS:
             continue
         if model_class in classes:
@@ -165,8 +165,8 @@ def test_folder_opens_as_what_it_holds(folders, tokenizer, model, kind):
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "change", "detector"])
-def test_errors_tell_backbone_of_fine_tuned_model(folders, tmp_path, kind):
-    """Saved with its neck, it is what `from_backbone` opens, and its ViT is a backbone for anything else."""
+def test_errors_explain_backbone_of_fine_tuned_model(folders, tmp_path, kind):
+    """The saved backbone is loaded with its neck by `from_backbone`, and its ViT as a backbone of other models."""
     root, weights = folders
     (model_class,), _ = KINDS[kind]
     tuned = model_class.from_pretrained(root / kind)
@@ -181,11 +181,11 @@ def test_errors_tell_backbone_of_fine_tuned_model(folders, tmp_path, kind):
     check_vit(ViTPFeaturePyramid.from_backbone(vit, pyramid_channels=8), weights)
 
 
-def test_errors_tell_backbone_of_classifier(folders, tmp_path):
+def test_errors_explain_backbone_of_classifier(folders, tmp_path):
     root, weights = folders
-    with pytest.raises(ValueError, match=r"Its ViT is ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone"):
+    with pytest.raises(ValueError, match=r"its ViT with ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone"):
         ViTPForImageClassification.from_backbone(root / "classifier")
-    with pytest.raises(ValueError, match=r"Its ViT is ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone"):
+    with pytest.raises(ValueError, match=r"its ViT with ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone"):
         export_backbone(root / "classifier", tmp_path / "vit")
     vit = ViTPForImageClassification.from_pretrained(root / "classifier").backbone
     check_vit(ViTPVisionModel.from_pretrained(export_backbone(vit, tmp_path / "vit")), weights)
@@ -196,12 +196,12 @@ def test_errors_tell_backbone_of_classifier(folders, tmp_path):
 def test_model_on_vit_is_not_exported(folders, tmp_path, kind):
     root, _ = folders
     model_class = KINDS[kind][0][-1]
-    with pytest.raises(ValueError, match=f"a {model_class.__name__} is neither a vision-language model nor a ViT"):
+    with pytest.raises(ValueError, match=model_class.__name__):
         export_backbone(model_class.from_pretrained(root / kind), tmp_path / "vit")
     assert not (tmp_path / "vit").exists()
 
 
-def test_backbone_of_layers_is_start(folders):
+def test_layer_backbone_starts_models(folders):
     root, weights = folders
     for start in (root / "backbone", ViTPBackbone.from_pretrained(root / "backbone")):
         adapter = ViTPAdapter.from_backbone(start, **ADAPTER)

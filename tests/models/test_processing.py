@@ -1,4 +1,4 @@
-"""The processor's sequences against a brute-force drop from the full encoding, and its tiles against transformers."""
+"""The processor's sequences equal a brute-force drop from the full encoding, and its tiles those of transformers."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def processor(tokenizer):
 
 
 def make_batch(layout):
-    """Images, nested by sample, and texts of very different length for a list of lists of image sizes."""
+    """Return images, nested by sample, and texts of very different length, for a list of lists of image sizes."""
     images = [[picture(*size, seed=10 * row + i) for i, size in enumerate(sizes)] for row, sizes in enumerate(layout)]
     texts = [f"{row} trees" * (3 * row + 1) + " <IMG_CONTEXT> or top?" * len(row_) for row, row_ in enumerate(layout)]
     return images, texts
@@ -54,7 +54,7 @@ def make_keys(layout):
 
 
 def tile_with_transformers(images, budget=BUDGET):
-    """The tiles of one sample's images, `(num_tiles, 3, 56, 56)`, and their number for each image."""
+    """Return the tiles of one sample's images, `(num_tiles, 3, 56, 56)`, and their number for each image."""
     tiler = GotOcr2ImageProcessor(
         size={"height": 56, "width": 56},
         image_mean=[0.485, 0.456, 0.406],
@@ -80,7 +80,7 @@ def unpad(output, row):
 
 
 def check_against_full_encoding(processor, layout, ratio, padding_side):
-    """Every part of the short encoding, recomputed by loops from the full one and transformers' tiles."""
+    """Recompute every part of the short encoding by loops from the full one and transformers' tiles."""
     images, texts = make_batch(layout)
     kwargs = {"padding": True, "padding_side": padding_side, "return_tensors": "pt", "vrl_keys": make_keys(layout)}
     if not any(images):
@@ -152,21 +152,21 @@ SIZES = st.sampled_from([(56, 56), (112, 56), (56, 170), (60, 61), (200, 10)])
     ratio=st.integers(1, 99).map(lambda percent: percent / 100),
     padding_side=st.sampled_from(["left", "right"]),
 )
-def test_the_short_encoding_of_any_layout(processor, layout, ratio, padding_side):
+def test_short_encoding_of_any_layout(processor, layout, ratio, padding_side):
     check_against_full_encoding(processor, layout, ratio, padding_side)
 
 
 @pytest.mark.parametrize("call", ["texts", "chats"])
 @pytest.mark.parametrize("saved", ["by nobody", "right"])
 def test_batches_are_padded_left_by_default(processor, tmp_path, call, saved):
-    """As transformers' InternVL does, whatever side a tokenizer was saved with: "right" is that of no decision."""
+    """Padding is left as in transformers' InternVL, even if a tokenizer was saved with the default "right"."""
     if saved == "right":
         processor.save_pretrained(tmp_path)
         file = tmp_path / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "right"}))
         assert AutoTokenizer.from_pretrained(tmp_path).padding_side == "right"
         processor = ViTPProcessor.from_pretrained(tmp_path)
-    assert processor.tokenizer.padding_side == "left"  # which pipelines look at
+    assert processor.tokenizer.padding_side == "left"  # read by pipelines
     texts, pad = ["top", "How many trees are there?"], processor.tokenizer.pad_token_id
     chats = [[{"role": "user", "content": text}] for text in texts]
 
@@ -215,7 +215,7 @@ def test_draw_depends_on_key_alone(processor, order):
 
 
 @pytest.mark.parametrize("other", [(1, "sample-0", 0), (0, "sample-1", 0), (0, "sample-0", 1), "a plain key"])
-def test_other_key_gives_other_draw(processor, other):
+def test_draw_differs_between_keys(processor, other):
     images, texts = make_batch([SEVERAL])
     state = torch.get_rng_state()
     first = encode_row(processor, images[0], texts[0], (0, "sample-0", 0))
@@ -224,7 +224,7 @@ def test_other_key_gives_other_draw(processor, other):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_without_keys_the_global_generator_draws(processor):
+def test_draw_without_keys_uses_global_generator(processor):
     images, texts = make_batch([SEVERAL])
     draws = []
     for seed in (0, 0, 1):
@@ -259,7 +259,7 @@ def test_no_positions_or_indices_without_drop(processor, name):
 
 
 def test_image_processor_shares_budget_by_sample(processor):
-    """By which TRL's GRPO counts the tiles of each sample."""
+    """TRL's GRPO counts the tiles of each sample by this."""
     samples = [[picture(120, 60), picture(60, 120)], [picture(200, 60)], [], [picture(60, 60)] * 3]
     alone = [
         processor(images=sample, text="<IMG_CONTEXT>" * len(sample))["pixel_values"] for sample in samples if sample
@@ -297,7 +297,7 @@ def test_share_is_at_least_min_patches(processor):
         lambda pictures: torch.stack([torch.from_numpy(np.array(picture)).movedim(-1, 0) for picture in pictures]),
     ],
 )
-def test_flat_nested_and_stacked_images_are_alike(processor, images):
+def test_flat_nested_and_stacked_images_are_equal(processor, images):
     pictures = [picture(60, 60, seed) for seed in range(3)]
     texts = ["<IMG_CONTEXT>", "none", "<IMG_CONTEXT> and <IMG_CONTEXT>"]
     output = processor(images=images(pictures), text=texts)
@@ -364,7 +364,7 @@ RENDERED = "<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\nHow many?<|i
         ),
     ],
 )
-def test_the_chat_template_renders_chatml(processor, messages, add_generation_prompt, expected):
+def test_chat_template_renders_chatml(processor, messages, add_generation_prompt, expected):
     assert processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt) == expected
 
 
@@ -412,7 +412,7 @@ def test_single_conversation_has_mask_of_batch(processor):
     assert processor.tokenizer.decode(answers) == answers_of(CONVERSATIONS["many images"])
 
 
-@pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="TRL 1.15 masks what is no answer")
+@pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="TRL 1.15 masks tokens outside of answers")
 def test_trl_collator_trains_on_answers_and_ends(processor):
     pair = [picture(170, 50), picture(56, 56)]
     examples = [
@@ -475,7 +475,7 @@ def test_truncation_may_cut_text_but_no_image_token(processor, ratio, num_visual
 
 
 @pytest.mark.parametrize("chat_template", [None, CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>")])
-def test_everything_survives_saving_and_loading_with_auto_processor(chat_template, tmp_path):
+def test_processor_survives_saving(chat_template, tmp_path):
     tokenizer = build_tokenizer(["How many trees are there?"], vocab_size=300)
     processor = ViTPProcessor(
         ViTPImageProcessor(size={"height": 28, "width": 28}, max_patches=4, input_spec={"bands": [2, 0, 1]}),
@@ -531,7 +531,7 @@ def test_serving_engines_get_tiles_and_tokens(processor, sizes, max_patches):
 
 
 @pytest.mark.parametrize("ratio", [0, 0.5])
-def test_the_attention_mask_is_left_out_if_asked(processor, ratio):
+def test_attention_mask_is_optional(processor, ratio):
     images, texts = make_batch(BATCHES["mixed"])
     kwargs = {"images": images, "text": texts, "padding": True, "vrl_drop_ratio": ratio, "vrl_keys": make_keys(texts)}
     whole, without = processor(**kwargs), processor(**kwargs, return_attention_mask=False)
@@ -557,7 +557,7 @@ def test_images_may_be_paths_as_objects(processor, tmp_path, way):
     )
 
 
-def test_an_empty_text_has_no_tokens(processor):
+def test_empty_text_has_no_tokens(processor):
     output = processor(text=["", "a"], return_offsets_mapping=True, vrl_drop_ratio=0.5)
     alone = processor.tokenizer(["", "a"], return_offsets_mapping=True)
     assert output["input_ids"][0] == [] and output["input_ids"] == alone["input_ids"]
@@ -568,7 +568,7 @@ def test_an_empty_text_has_no_tokens(processor):
 @pytest.mark.parametrize("padding", [False, True])
 @pytest.mark.parametrize("ratio", [0, 0.75, 0.99])
 def test_tokens_match_replaced_text_and_offsets(processor, ratio, padding, added):
-    """Whether the tokens of an image are tokenized as one, or as many as they are: padded, or with their places."""
+    """Image tokens are tokenized once and repeated, or all of them if rows are padded or offsets are requested."""
     tokenizer = copy.deepcopy(processor.tokenizer)
     end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{end[0]} $A {end[0]}", None, [end])

@@ -1,4 +1,4 @@
-"""What transformers tests on all its models and processors, on ours: its files are downloaded, and cached by pytest."""
+"""transformers' common tests on our models and processors; the test files are downloaded and cached by pytest."""
 
 import importlib
 import unittest
@@ -87,7 +87,7 @@ DETECTIONS = {
     "test_can_load_ignoring_mismatched_shapes": "it makes numbers of all settings with _std in their names",
     "test_retain_grad_hidden_states_attentions": "without labels there are detections, which have no gradient",
 }
-# Tests that are not run, by what they are of, and why. Others skip themselves, for reasons that the output states.
+# Tests that are left out, with the reason. Others skip themselves and state the reason in the output.
 LEFT_OUT: dict[str, dict[str, str]] = {
     "language": {
         "test_generation_tester_mixin_inheritance": "its mixin is not distributed; test_modeling.py tests generation",
@@ -121,7 +121,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
 
 @pytest.fixture(scope="session")
 def common(request):
-    """The files of transformers' tests, as modules by name."""
+    """Modules of transformers' tests by name."""
     transformers_tests.open_package(transformers_tests.unpack(request.config.cache.mkdir("transformers_tests")))
     names = ("configuration", "modeling", "backbone", "processing", "image_processing")
     return SimpleNamespace(
@@ -130,7 +130,7 @@ def common(request):
 
 
 class Inputs:
-    """A configuration and inputs for it; the attributes are those that the mixins read."""
+    """Configuration with inputs for it, with the attributes that transformers' mixins read."""
 
     batch_size, is_training, num_channels, image_size, patch_size = 3, True, 3, 64, 16
     hidden_size, num_attention_heads, num_masks, mask_length = 32, 4, 5, 16
@@ -175,7 +175,7 @@ CLASSES = {"backbone_config": {**VISION, "model_type": "vitp_vision"}, "num_labe
 DENSE = {"backbone_config": adapter_config(), **HEAD}
 BOXES = {"backbone_config": adapter_config(), "neck_channels": 16, "head_hidden_size": 32, "num_labels": 3}
 BOXES |= {"rpn_candidates_train": 50, "rpn_proposals_train": 30, "rpn_candidates_eval": 30, "rpn_proposals_eval": 20}
-BOXES |= {"rpn_samples": 4096, "roi_samples": 4096}  # more than there are: which of them a loss has is drawn otherwise
+BOXES |= {"rpn_samples": 4096, "roi_samples": 4096}  # more than exist, so that none is sampled at random
 MODELS = {
     "language": (
         InputsWithText(language_config(ViTPConfig), seq_length=7 + IMAGE_TOKENS),
@@ -198,7 +198,7 @@ DETECTORS = [ViTPForObjectDetection, ViTPForOrientedObjectDetection, ViTPForInst
 
 
 def objects_of(tester: Inputs) -> list[dict[str, torch.Tensor]]:
-    """Labels of a batch, with boxes, corners and masks."""
+    """Return labels of a batch, with boxes, corners and masks."""
     corners = torch.tensor([[[0.2, 0.3], [0.6, 0.3], [0.6, 0.8], [0.2, 0.8]]])
     masks = torch.ones(1, tester.image_size, tester.image_size)
     one = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.4, 0.55, 0.4, 0.5]])}
@@ -207,7 +207,7 @@ def objects_of(tester: Inputs) -> list[dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def listed(monkeypatch):
-    """Our classes where transformers looks its own up: with a loss of their own, or without."""
+    """Register our classes in transformers' tables of models with and without a loss."""
     for mapping, classes in (
         (MODEL_MAPPING_NAMES, [ViTPModel, ViTPVisionModel]),
         (MODEL_FOR_BACKBONE_MAPPING_NAMES, [ViTPBackbone, ViTPAdapter, ViTPFeaturePyramid]),
@@ -235,7 +235,7 @@ def test_models_pass_common_tests(common, listed, name):
     def set_up(self) -> None:
         self.model_tester = tester
         if name == "language":
-            # Of these inputs, the tests of attention take the ids alone, and image tokens without images are an error.
+            # The tests of attention pass only the ids, and image tokens without images are an error.
             tester.with_images = "eager_matches_sdpa" not in self._testMethodName
 
     contents = {
@@ -273,7 +273,7 @@ def test_backbones_pass_common_tests(common, name):
 
 
 def test_processor_passes_common_tests(common, tokenizer, monkeypatch):
-    # Saving writes our code beside what is saved, and notes that on the object too, which the tests compare.
+    # Saving also writes our code and records that in the object, which would fail the comparison.
     for processor_class in (ViTPProcessor, ViTPImageProcessor):
         monkeypatch.setattr(processor_class, "_auto_class", None)
     contents = {

@@ -20,12 +20,12 @@ CASES = settings(deadline=None, derandomize=True, database=None, max_examples=20
 
 
 def kept_of(num_tokens: int, percent: int) -> int:
-    """ceil((100 - percent) / 100 * num_tokens) in integers."""
+    """Return ceil((100 - percent) / 100 * num_tokens), computed in integers."""
     return -((-(100 - percent) * num_tokens) // 100)
 
 
 def chi_square_bounds(freedom: int, z: float = 3.3) -> tuple[float, float]:
-    """Wilson-Hilferty approximation of the quantiles at -z and +z: 99.9% lies between them."""
+    """Return Wilson-Hilferty approximations of the quantiles at -z and +z, which enclose 99.9%."""
     spread = 2 / (9 * freedom)
     return tuple(freedom * (1 - spread + sign * z * math.sqrt(spread)) ** 3 for sign in (-1, 1))
 
@@ -104,7 +104,7 @@ def test_every_subset_is_drawn_equally_often(num_tokens, drop_ratio, num_kept):
 
 
 @pytest.mark.parametrize("other", [(0, 0, 1), (0, 1, 0), (1, 0, 0)], ids=["epoch", "sample", "seed"])
-def test_draws_of_neighbouring_keys_overlap_by_chance_only(other):
+def test_draws_of_neighboring_keys_are_independent(other):
     num_tokens, num_kept, draws = 32, 8, 1500
     total = 0
     for base in range(0, 10 * draws, 10):
@@ -129,7 +129,7 @@ def test_draw_depends_on_the_key_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_draw_is_the_same_in_another_process():
+def test_draw_is_equal_in_another_process():
     program = (
         "import importlib.util, json, sys\n"
         "spec = importlib.util.spec_from_file_location('vrl', sys.argv[1])\n"
@@ -149,7 +149,7 @@ def test_draw_is_the_same_in_another_process():
     assert json.loads(there.stdout) == here
 
 
-def test_every_key_has_a_draw_of_its_own():
+def test_keys_have_different_draws():
     keys = [*itertools.product(range(5), range(20), range(5)), (0, 12, 3, 4), ("01", 23, 4), (0, "a b"), (0, "a", "b")]
     draws = {tuple(draw_visual_tokens(128, 0.5, generator=keyed_generator(*key)).tolist()) for key in keys}
     assert len(draws) == len(keys)
@@ -160,7 +160,7 @@ def test_sample_id_may_be_number_or_string():
     assert torch.equal(number, string)
 
 
-def test_without_a_key_the_global_generator_draws():
+def test_draw_without_key_uses_global_generator():
     runs = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -180,7 +180,7 @@ def test_share_of_shortened_samples_is_apply_prob(apply_prob):
 
 
 @pytest.mark.parametrize(("apply_prob", "kept"), [(0.0, 16), (1.0, 4)])
-def test_apply_prob_zero_keeps_all_one_always_drops(apply_prob, kept):
+def test_apply_prob_is_exact_at_zero_and_one(apply_prob, kept):
     lengths = {len(draw_visual_tokens(16, 0.75, apply_prob, keyed_generator(sample))) for sample in range(500)}
     assert lengths == {kept}
 
@@ -199,6 +199,6 @@ def test_apply_prob_does_not_bias_draw():
 
 
 @pytest.mark.parametrize("drop_ratio", [0, 0.0, 0.75, 0.999])
-def test_valid_drop_ratio_is_returned_as_a_float(drop_ratio):
+def test_valid_drop_ratio_is_returned_as_float(drop_ratio):
     assert isinstance(check_drop_ratio(drop_ratio), float)
     assert check_drop_ratio(drop_ratio) == drop_ratio

@@ -1,4 +1,4 @@
-"""Centres of objects in patches, against scikit-learn and where the answer is known."""
+"""Probes of object centers, compared with scikit-learn and with known answers."""
 
 import json
 
@@ -22,8 +22,10 @@ SPLITS = {split: {"images": f"{split}/images", "annotations": f"{split}/objects.
 
 
 def write_marks(root, split: str, number: int, is_marked: bool = True) -> np.ndarray:
-    """Images of 4 x 4 patches, in some of which is an object, and if they are marked a colour; the class of each patch,
-    2 for none, `(images, 4, 4)`."""
+    """Write images of 4 x 4 patches, some with an object, whose color is visible if `marked`.
+
+    Returns the class of each patch, 2 for none, `(images, 4, 4)`.
+    """
     rng = np.random.default_rng(number)
     folder = root / split / "images"
     folder.mkdir(parents=True)
@@ -55,13 +57,13 @@ def read_scores(folder) -> dict[str, dict]:
     return {entry["backbone"]: {name: one["mean"] for name, one in entry["scores"].items()} for entry in results}
 
 
-def test_scores_of_boxes_equal_scikit_learn(tmp_path, capsys):
+def test_box_scores_match_scikit_learn(tmp_path, capsys):
     truth = {split: write_marks(tmp_path, split, number) for split, number in (("train", 24), ("test", 12))}
     folder = str(save_backbone(tmp_path / "vit", "vit"))
     words = ["--data", json.dumps(described(tmp_path)), "--annotations", "boxes", "--l2", str(L2), "--device", "cpu"]
     words += ["--output_dir", str(tmp_path / "out"), "--pixel_control", "true", "--backbones", folder]
     assert main(words) == 0
-    assert "the same for every patch" in capsys.readouterr().out
+    assert "constant score" in capsys.readouterr().out
     scores = read_scores(tmp_path / "out")
     assert scores[f"{folder}, pixels of its patches"]["centre_auc"] == 1.0
     assert scores[f"{folder}, pixels of its patches"]["centre_ap"] == pytest.approx(1.0)
@@ -85,7 +87,7 @@ def test_scores_of_boxes_equal_scikit_learn(tmp_path, capsys):
         assert scores[folder][f"centre_ap/{name}"] == pytest.approx(precision, abs=2e-2)
 
 
-def test_what_is_not_in_the_image_is_not_found(tmp_path):
+def test_invisible_objects_are_not_found(tmp_path):
     for split, number in (("train", 40), ("test", 41)):
         write_marks(tmp_path, split, number, is_marked=False)
     folder = str(save_backbone(tmp_path / "vit", "vit"))
@@ -94,7 +96,7 @@ def test_what_is_not_in_the_image_is_not_found(tmp_path):
     assert abs(read_scores(tmp_path / "out")[folder]["centre_auc"] - 0.5) < 0.15
 
 
-def test_centres_by_patch(tmp_path):
+def test_centers_are_counted_by_patch(tmp_path):
     truth = write_marks(tmp_path, "train", 5)
     write_marks(tmp_path, "test", 3)
     path = tmp_path / "train" / "objects.json"
@@ -110,8 +112,8 @@ def test_centres_by_patch(tmp_path):
     assert np.array_equal(counts.argmax(-1), truth) and (counts.sum(-1) == 1).all()
 
 
-def test_crowds_have_no_class(tmp_path):
-    """Wherever the centre of the crowd is: few labels are drawn by the classes that images have."""
+def test_crowds_are_ignored(tmp_path):
+    """Check that crowds do not count as classes of images, by which few labels are drawn."""
     truth = write_marks(tmp_path, "train", 5)
     write_marks(tmp_path, "test", 3)
     path = tmp_path / "train" / "objects.json"
@@ -127,22 +129,22 @@ def test_crowds_have_no_class(tmp_path):
     assert halves.shape == (3, 1, 2, 3) and halves[..., :2].sum() == 9
 
 
-def test_what_is_wrong_with_boxes_is_named(tmp_path):
+def test_invalid_box_data_are_named(tmp_path):
     write_marks(tmp_path, "train", 3)
     data = described(tmp_path) | {"splits": {"train": SPLITS["train"], "test": {"images": "train/images"}}}
     words = ["--annotations", "boxes", "--backbones", "none", "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="is in both splits 'train' and 'test'"):
+    with pytest.raises(ValueError, match="'train' and 'test'"):
         main([*words, "--data", json.dumps(data)])
-    with pytest.raises(ValueError, match="is trained and tested on: give another test_split"):
+    with pytest.raises(ValueError, match="train_split and test_split must differ, got 'train'"):
         main([*words, "--data", json.dumps(data), "--test_split", "train"])
-    with pytest.raises(ValueError, match="these are boxes, by their format; give --annotations boxes"):
+    with pytest.raises(ValueError, match="--annotations boxes"):
         main([*words[2:], "--data", json.dumps(data)])
-    with pytest.raises(ValueError, match="boxes are described by `data`"):
+    with pytest.raises(ValueError, match="`data`"):
         main([*words, "--dataset_name", "somewhere"])
 
 
-def test_centres_in_windows_are_of_whole_objects(tmp_path):
-    """Also of one of which little is in the window: detection takes those with 0.7 of their area, and cuts them."""
+def test_window_centers_are_of_whole_objects(tmp_path):
+    """Count objects that are mostly outside of a window, which detection would exclude or clip."""
     rng, size, tile = np.random.default_rng(0), (150, 200), {"size": 64, "overlap": 16}
     for split in SPLITS:
         (tmp_path / split / "images").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A few of the labels."""
+"""Random subsets of labels."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from modeling_vitp.probing.few_labels import FewLabels
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 3), st.integers(0, 5))
 @settings(deadline=None)
-def test_shots_are_of_each_class_and_shares_too(labels, shots, seed):
+def test_shots_and_shares_cover_each_class(labels, shots, seed):
     labels = np.array(labels)
     names = [f"class {label}" for label in range(4)]
     presence = np.eye(4, dtype=bool)[labels]
@@ -30,22 +30,22 @@ def test_shots_are_of_each_class_and_shares_too(labels, shots, seed):
     assert FewLabels(share=1.0).draw(presence, seed, names).tolist() == list(range(len(labels)))
 
 
-def test_shots_where_images_have_several_classes():
+def test_shots_of_multi_label_images():
     rng = np.random.default_rng(0)
     presence = rng.random((40, 3)) < [0.9, 0.5, 0.2]
     chosen = FewLabels(shots=3).draw(presence, 0, list("abc"))
     assert (presence[chosen].sum(0) >= 3).all() and len(chosen) <= 9
-    # Nothing is taken in vain: without its last image in the drawn order a class would lack one.
+    # No image is superfluous: without its last image in the drawn order, a class has too few.
     assert presence[chosen].sum(0).min() == 3
     assert len(FewLabels(share=0.25).draw(presence, 0, list("abc"))) == 10
     draws = {tuple(FewLabels(shots=3).draw(presence, seed, list("abc"))) for seed in range(5)}
     assert len(draws) > 1
-    with pytest.raises(ValueError, match="at most 1"):
+    with pytest.raises(ValueError, match="share .*1.5"):
         FewLabels(share=1.5)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.99])
-def test_images_of_no_class_are_drawn_as_often_as_others(share):
+def test_images_without_class_are_drawn_equally(share):
     labels = np.repeat([0, 1, 2], [20, 10, 40])
     presence = np.eye(3, dtype=bool)[labels][:, :2]
     chosen = FewLabels(share=share).draw(presence, 0, ["a", "b"])

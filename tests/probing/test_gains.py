@@ -1,4 +1,4 @@
-"""What a backbone is held against, by scikit-learn, and what is said of it."""
+"""Gains over controls, compared with scikit-learn, and their table."""
 
 import dense_data
 import numpy as np
@@ -28,7 +28,7 @@ PATCH, SIDE = 16, 64
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A patch is of class 1 where its left half is brighter than its right one; the patch's mean says nothing."""
+    """Write images whose patches have class 1 if the left half is brighter; the mean is uninformative."""
     root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for split, number in (("train", 12), ("test", 6)):
         for index in range(number):
@@ -49,7 +49,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What a run leaves, were its pretraining no more than another draw of weights."""
+    """Write the folder of a run whose pretraining is another random draw of weights."""
     folder = tmp_path_factory.mktemp("run")
     for name, seed in (("backbone", 1), ("backbone_at_start", 2)):
         torch.manual_seed(seed)
@@ -66,7 +66,7 @@ def measured(data, run, tmp_path_factory):
 
 
 def patches_of(data, split: str, features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features of each patch, its label, and how many pixels have one."""
+    """Return features of each patch, its label, and its number of labeled pixels."""
     inputs, labels, weights = [], [], []
     for sample in data.open([split]):
         maps = features(sample["images"][0])
@@ -106,8 +106,8 @@ def states_of(folder):
 
 
 @pytest.mark.parametrize("arm", [BACKBONE, START, PIXELS])
-def test_area_of_the_linear_probe_equals_scikit_learn(arm, data, run, measured):
-    """On the tokens of all four layers beside each other, or on the patch's pixels."""
+def test_linear_probe_auc_matches_scikit_learn(arm, data, run, measured):
+    """Use the concatenated tokens of all four layers, or the pixels of patches."""
     folders = {BACKBONE: "backbone", START: "backbone_at_start"}
     features = bare if arm == PIXELS else states_of(run / folders[arm])
     inputs, labels, weights = patches_of(data, "train", features)
@@ -119,7 +119,7 @@ def test_area_of_the_linear_probe_equals_scikit_learn(arm, data, run, measured):
     assert measured[0]["scores"][arm]["linear"]["patch_auc"] == pytest.approx(expected, abs=0.01)
 
 
-def test_gains_are_differences_to_each_control(measured):
+def test_gains_are_differences_to_controls(measured):
     scores, gains = measured[0]["scores"], measured[0]["gains"]
     assert list(scores) == [BACKBONE, START, RANDOM, PIXELS]
     for probe in ("linear", "nonlinear"):
@@ -146,16 +146,16 @@ def test_random_weights_depend_on_the_seed(run):
     assert not torch.equal(first[name], other[name]) and not torch.equal(first[name], start[name])
 
 
-def test_the_table_and_the_picture(measured):
+def test_gains_table_and_plot(measured):
     scores, folder = measured
     lines = gains_table(scores).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [BACKBONE, START, RANDOM, PIXELS]
     assert f"{scores['scores'][PIXELS]['nonlinear']['patch_auc']:.3f}" in lines[-1]
     assert Image.open(folder / "test.png").size[0] > 1000
-    assert [path.name for path in folder.iterdir()] == ["test.png"]  # and no features
+    assert [path.name for path in folder.iterdir()] == ["test.png"]  # Feature files are deleted.
 
 
-def test_the_similarity_of_tokens_is_the_mean_over_pairs(measured):
+def test_token_similarity_is_mean_over_pairs(measured):
     features = np.random.default_rng(0).normal(size=(3, 2, 3, 4)).astype(np.float32)
     tokens = features.reshape(3, 6, 4)
     expected = [

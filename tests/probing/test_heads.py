@@ -1,4 +1,4 @@
-"""What reads the features, against scikit-learn."""
+"""Heads of the probes, compared with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from modeling_vitp.probing.heads import fit_linear, fit_nonlinear, nearest_neigh
 
 
 @pytest.mark.parametrize(("number", "neighbours"), [(60, 7), (5, 20)])
-def test_nearest_neighbours_are_those_of_scikit_learn(number, neighbours):
+def test_nearest_neighbors_match_scikit_learn(number, neighbours):
     rng = np.random.default_rng(0)
     features, queries = rng.normal(size=(number, 8)).astype(np.float32), rng.normal(size=(50, 8)).astype(np.float32)
     labels = rng.integers(0, 4, number)
@@ -30,10 +30,10 @@ def test_nearest_neighbours_are_those_of_scikit_learn(number, neighbours):
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1e-1])
-def test_linear_probe_equals_scikit_learn(l2):
+def test_linear_probe_matches_scikit_learn(l2):
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(90, 6)) * rng.uniform(0.1, 50, 6) + 100).astype(np.float32)
-    features[:, 4] = 3.0  # does not vary
+    features[:, 4] = 3.0  # The feature is constant.
     labels = (features[:, 0] > np.median(features[:, 0])) * 1 + (features[:, 1] > np.quantile(features[:, 1], 0.8))
     used = np.arange(10, 90)
     regression = LogisticRegression(C=1 / (len(used) * l2), tol=1e-10, max_iter=10000)
@@ -45,7 +45,7 @@ def test_linear_probe_equals_scikit_learn(l2):
 
 
 def test_linear_probe_of_patches_equals_that_of_pixels(monkeypatch):
-    """Weights are pixels; places without a label do not count, nor does it matter how many are read at once."""
+    """Use pixel counts as weights; unlabeled positions and the number of rows per part have no effect."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(5, 3, 2, 4)).astype(np.float32)
     counts = rng.integers(0, 4, (5, 3, 2, 3)).astype(np.float32)
@@ -64,12 +64,12 @@ def test_linear_probe_of_patches_equals_that_of_pixels(monkeypatch):
         monkeypatch.setattr("modeling_vitp.probing.heads.ROWS_AT_ONCE", rows_at_once)
         probe = fit_linear(features, counts, used, l2=0.01)
         np.testing.assert_allclose(probe(torch.tensor(features)).softmax(-1), expected, atol=1e-3)
-    with pytest.raises(ValueError, match="no place of the training images has a label"):
+    with pytest.raises(ValueError, match="No labels"):
         fit_linear(features, np.zeros_like(counts), used)
 
 
-def test_nonlinear_probe_learns_exclusive_or():
-    """An exclusive or, at places with a label; the same again with the same seed, whatever was drawn before."""
+def test_nonlinear_probe_learns_xor():
+    """Learn XOR at labeled positions, with equal results for equal seeds."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(40, 5, 4, 3)).astype(np.float32) * [1, 10, 0.1] + [0, 5, 0]
     features = features.astype(np.float32)
@@ -91,7 +91,7 @@ def test_nonlinear_probe_learns_exclusive_or():
     assert not torch.equal(fit_nonlinear(features, counts, used, seed=1)(held_out), probe(held_out))
 
 
-def test_nonlinear_probe_uses_only_labelled_places():
+def test_nonlinear_probe_uses_only_labeled_positions():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 4, 4, 3)).astype(np.float32)
     counts = rng.integers(0, 3, (6, 4, 4, 2)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What people get wrong, each in one line that names the thing, with the right status, soon, and nothing written."""
+"""Mistakes of users: one line that names the mistake, the right exit status, and no written files."""
 
 import json
 import re
@@ -22,14 +22,14 @@ DETECT = "finetune_detection --config dior_r --output_dir out --model_name_or_pa
 SEGMENT, CLASSIFY = "finetune_segmentation --config loveda", "finetune_classification --output_dir out"
 START = f"{PRETRAIN} {scratch()}"
 WITHOUT_VOCABULARY = "--from_scratch " + shlex.quote(json.dumps({"vision_config": VISION, "text_config": TEXT}))
-MISTAKES = [  # words, and what the line names
+MISTAKES = [  # words, and a pattern of the error line
     # recipes and configurations
-    ("pretran", "'pretran': did you mean 'pretrain'"),
+    ("pretran", "'pretran'.*'pretrain'"),
     ("train_model", "'train_model'"),
     ("pretrain --config quickstrt", "'quickstrt'.*quickstart"),
-    ("pretrain --config quickstrat", r"did you mean 'quickstart'\? \("),
-    ("pretrain --config zzzz.yaml", r"recipes/configs\. \("),
-    ("pretrain --config brokn", "did you mean 'broken.yaml'"),
+    ("pretrain --config quickstrat", "'quickstrat'.*'quickstart'"),
+    ("pretrain --config zzzz.yaml", "zzzz.yaml"),
+    ("pretrain --config brokn", "'broken.yaml'"),
     ("pretrain --config broken.yaml", "expected|mapping|scanning"),
     ("pretrain --config key.yaml --config key.yaml", "give --config once"),
     ("pretrain --config", "--config needs a name"),
@@ -38,14 +38,14 @@ MISTAKES = [  # words, and what the line names
     # options and their values
     (f"{SEGMENT} --batch_size 4", "'batch_size'.*per_device_eval_batch_size or per_device_train_batch_size"),
     (f"{SEGMENT} --detector d_fine", "'detector'.*vitp finetune_detection.*vitp finetune_segmentation --help_all"),
-    (f"{SEGMENT} --crop 3", "'crop': did you mean 'crop_"),
-    (f"{PRETRAIN} --learning_rat 1", "'learning_rat': did you mean 'learning_rate'"),
-    ("pretrain --config key.yaml", "'max_step': did you mean 'max_st"),
+    (f"{SEGMENT} --crop 3", "'crop'.*'crop_"),
+    (f"{PRETRAIN} --learning_rat 1", "'learning_rat'.*'learning_rate'"),
+    ("pretrain --config key.yaml", "'max_step'.*'max_st"),
     ("pretrain --config quickstart word", "'word'"),
     (f"{PRETRAIN} --max_patches many", "max_patches.*invalid int"),
-    (f"{PRETRAIN} --max_patches -2", "max_patches=-2"),
-    (f"{PRETRAIN} --vrl_drop_ratio 75", "vrl_drop_ratio=75.0"),
-    ("evaluate_robustness --models m --severities 6", r"severities=\[6\]"),
+    (f"{PRETRAIN} --max_patches -2", "max_patches.*-2"),
+    (f"{PRETRAIN} --vrl_drop_ratio 75", "vrl_drop_ratio.*75.0"),
+    ("evaluate_robustness --models m --severities 6", r"severities.*\[6\]"),
     (f"{CLASSIFY} --crop_size 3 --data_root empty", "'crop_size'.*vitp finetune_segmentation"),
     ("export_backbone model", "required: output_dir"),
     ("probe --dataset_name data", "backbones"),
@@ -58,21 +58,18 @@ MISTAKES = [  # words, and what the line names
     (PRETRAIN, "either model_name_or_path or from_scratch"),
     (f"{START} --model_name_or_path model", "either model_name_or_path or from_scratch.*--from_scratch '{}'"),
     (f"{PRETRAIN} --from_scratch '{{}}' --model_name_or_path bert", "bert is a 'bert'"),
-    (f"{PRETRAIN} --from_scratch '{{]'", "from_scratch: '{]' is no JSON"),
+    (f"{PRETRAIN} --from_scratch '{{]'", "from_scratch .*'{]'"),
     (f"{PRETRAIN} {WITHOUT_VOCABULARY}", "vocab_size"),
-    (f"{PRETRAIN} {scratch(vocab=3)}", "'vocab'; did you mean 'vocab_size'"),
-    (
-        f"{PRETRAIN} {scratch(vision_config={'num_hiden_layers': 2})}",
-        "vision_config: .*'num_hiden_layers'; .*'num_hidden_l",
-    ),
+    (f"{PRETRAIN} {scratch(vocab=3)}", "'vocab'.*'vocab_size'"),
+    (f"{PRETRAIN} {scratch(vision_config={'num_hiden_layers': 2})}", "'num_hiden_layers'.*'num_hidden_layers'"),
     (f"{PRETRAIN} --model_name_or_path model --vision_model model", "belong together|Give eit"),
     (f"{PRETRAIN} --vision_model model", "vision_model and language_model belong together"),
-    (f"{PRETRAIN} --model_name_or_path ./modle", "did you mean 'model'"),
+    (f"{PRETRAIN} --model_name_or_path ./modle", "modle.*'model'"),
     (f"{PRETRAIN} --model_name_or_path /no/model", "'/no/model'"),
     (f"{PRETRAIN} --model_name_or_path vit", "vit is a backbone.*--vision_model"),
     (f"{PRETRAIN} --model_name_or_path empty", "empty"),
     (f"{PRETRAIN} --model_name_or_path bert", "bert is a 'bert' model"),
-    (f"{DETECT} --head '{{\"neck_chanels\": 32}}'", "head: .*'neck_chanels'; did you mean 'neck_channels'"),
+    (f"{DETECT} --head '{{\"neck_chanels\": 32}}'", "'neck_chanels'.*'neck_channels'"),
     (
         "finetune_segmentation --config aerial_trees --from_scratch '{\"hidden_size\": 8}' --do_train false "
         "--output_dir out",
@@ -80,16 +77,16 @@ MISTAKES = [  # words, and what the line names
     ),
     # data
     ("pretrain --output_dir out", "either dataset_name or mixture"),
-    ("pretrain --output_dir out --config tasked.yaml", "with a mixture there is none"),
+    ("pretrain --output_dir out --config tasked.yaml", "task.*mixture"),
     (f"{PRETRAIN} --task tree", "'tree'"),
-    ("pretrain --output_dir out --dataset_name ./dta", "did you mean 'data'"),
+    ("pretrain --output_dir out --dataset_name ./dta", "dta.*'data'"),
     ("pretrain --output_dir out --dataset_name empty", "empty"),
     (
         "pretrain --output_dir out --dataset_name texts --model_name_or_path bert",
-        r"texts, .*'train'.*\['text', 'label'\]",
+        "texts.*'train'.*'text', 'label'",
     ),
     (f"{PRETRAIN} --dataset_train_split trian", "'trian'.*'?train"),
-    (f"{PRETRAIN} --dataset_test_split tset", "'tset', only test, train"),
+    (f"{PRETRAIN} --dataset_test_split tset", "'tset'.*test, train"),
     ("pretrain --output_dir out --mixture mix.yml", "mix.yml"),
     ("validate_data empty.yaml", "empty.yaml|sources"),
     ("validate_data mixtures.yaml", "mixtures.yaml"),
@@ -100,25 +97,25 @@ MISTAKES = [  # words, and what the line names
     (f"{CLASSIFY} --model_name_or_path vit --data_root imags", "imags"),
     (f"{CLASSIFY} --model_name_or_path vit --data_root empty", "'train'.*empty/train/{class}/{name}"),
     # conversion, export, prediction, push
-    ("convert ./modle out", "did you mean 'model'"),
-    ("convert empty out", "holds no safetensors"),
-    ("convert bert data", "data exists already"),
-    ("export_backbone empty out", "empty has no processor"),
-    ("export_backbone vit out", "vit is a backbone already"),
-    ("export_backbone boxes out", "boxes is a 'vitp_object_detection'"),
-    ("export_backbone model data", "data exists already"),
-    ("export_onnx empty a.onnx", "empty has no config.json"),
-    ("export_onnx bert a.onnx", "bert is a 'bert'"),
-    ("export_onnx bert data", "data: is a folder"),
-    ("export_onnx bert no/a.onnx", "no: there is no such folder"),
-    ("predict_large bert a.tif --output o.tif", "bert is a bert"),
-    ("push_to_hub ./modle org/name --what model", "did you mean 'model'"),
+    ("convert ./modle out", "modle.*'model'"),
+    ("convert empty out", "empty.*safetensors"),
+    ("convert bert data", "data .*exist"),
+    ("export_backbone empty out", "empty.*processor"),
+    ("export_backbone vit out", "vit.*backbone"),
+    ("export_backbone boxes out", "boxes.*'vitp_object_detection'"),
+    ("export_backbone model data", "data .*exist"),
+    ("export_onnx empty a.onnx", "empty.*config.json"),
+    ("export_onnx bert a.onnx", "bert.*'bert'"),
+    ("export_onnx bert data", "data.*folder"),
+    ("export_onnx bert no/a.onnx", "no.*folder"),
+    ("predict_large bert a.tif --output o.tif", "bert.*'bert'"),
+    ("push_to_hub ./modle org/name --what model", "modle.*'model'"),
 ]
 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, data_folder):
-    """A folder with data, an empty folder, a model's configuration and some files that are wrong."""
+    """Change to a folder with data, an empty folder, configurations of models, and invalid files."""
     for name in ("model", "empty", "texts"):
         (tmp_path / name).mkdir()
     for name, model_type in {"bert": "bert", "vit": "internvl_vision", "boxes": "vitp_object_detection"}.items():
@@ -154,7 +151,7 @@ def test_mistake_is_one_line_and_leaves_nothing(words, named, status, desk, caps
     assert sorted(desk.rglob("*")) == before and seconds < 10
 
 
-def test_traceback_is_printed_if_asked(desk, capsys):
+def test_debug_option_prints_traceback(desk, capsys):
     with pytest.raises(SystemExit):
         main(["pretran"])
     assert "Traceback" not in capsys.readouterr().err

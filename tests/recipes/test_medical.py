@@ -1,4 +1,4 @@
-"""From volumes to instructions, a pretraining, a fine-tuning, a prediction and its scores, in their own geometry."""
+"""Volumes from instructions to pretraining, fine-tuning, prediction and scores, with their geometry."""
 
 import importlib.util
 import json
@@ -27,13 +27,13 @@ TRAINING |= {"report_to": "none", "bf16": False, "watch_samples": 0, "save_strat
 
 
 def write_brain(root: Path) -> tuple[list[float], str]:
-    """Of nilearn's template, three slabs of every fourth voxel; what is black and white, and the suffix of volumes."""
+    """Write three slabs of nilearn's template; return the intensities of black and white, and the file suffix."""
     nilearn = importlib.util.find_spec("nilearn")
     if nilearn is None:
         pytest.skip("nilearn is not installed")
     template = Path(nilearn.origin).parents[1] / FOLDER
-    t1, grey, white = (nibabel.load(template / NAME.format(kind)) for kind in ("t1", "gm", "wm"))
-    tissue = tissue_of(*(np.asarray(image.dataobj) for image in (grey, white)))
+    t1, gray, white = (nibabel.load(template / NAME.format(kind)) for kind in ("t1", "gm", "wm"))
+    tissue = tissue_of(*(np.asarray(image.dataobj) for image in (gray, white)))
     for start, place in ((70, "train/{}/a"), (80, "test/{}/b"), (90, "train/{}/c")):
         part = (slice(None, None, 4), slice(None, None, 4), slice(start, start + 6))
         image = t1.slicer[part]
@@ -45,7 +45,7 @@ def write_brain(root: Path) -> tuple[list[float], str]:
 
 
 def write_ct(root: Path) -> tuple[list[float], str]:
-    """Two series of pydicom's, of two patients, with masks of what is dense, turned as dcm2niix turns them."""
+    """Write two series of pydicom with masks of dense voxels; return the intensities shown as black and white."""
     other = CT_SERIES.parents[1] / "77654033" / "CT2"
     shutil.copytree(CT_SERIES, root / "test" / "images" / "b")
     (root / "train" / "images" / "a").mkdir(parents=True)
@@ -62,7 +62,7 @@ def write_ct(root: Path) -> tuple[list[float], str]:
 
 
 @pytest.mark.parametrize("write", [write_brain, write_ct])
-def test_a_volume_goes_the_whole_way(tmp_path, write):
+def test_volume_passes_through_all_recipes(tmp_path, write):
     pytest.importorskip("monai")
     root = tmp_path / "volumes"
     window, suffix = write(root)

@@ -1,4 +1,4 @@
-"""The notebooks, as a user runs them, and as they are kept."""
+"""Notebooks: stored without outputs, and executed."""
 
 import importlib.util
 import os
@@ -31,7 +31,7 @@ def test_notebook_has_no_outputs_and_installs_first(path):
     [("", (), ""), ("", ("modeling_vitp", "trl"), '"modeling-vitp[recipes]"'), ("clone", ("trl",), '-e "{}[recipes]"')],
     ids=["installed", "released", "clone"],
 )
-def test_the_first_cell_installs_what_is_missing(path, place, missing, installed, tmp_path, monkeypatch):
+def test_first_cell_installs_missing_packages(path, place, missing, installed, tmp_path, monkeypatch):
     (tmp_path / "clone" / "modeling_vitp").mkdir(parents=True)
     (tmp_path / "clone" / "recipes" / "notebooks").mkdir(parents=True)
     (tmp_path / "clone" / "setup.cfg").touch()
@@ -60,8 +60,8 @@ def test_failed_command_ends_notebook(path, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_as_it_is(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", os.defpath)  # the environment of the kernel need not be active
+def test_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", os.defpath)  # the kernel's environment may be inactive
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]

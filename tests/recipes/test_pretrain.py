@@ -1,4 +1,4 @@
-"""The recipe `pretrain`: what a run leaves, its probe of the backbone, and data in every format."""
+"""Recipe `pretrain`: files of a run, probes of the backbone, and data formats."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from modeling_vitp.recipes.pretrain import main
 
 
 def run(folder, **settings):
-    """`pretrain.main` on a configuration file, as a user would call it."""
+    """Run `pretrain.main` with a configuration file."""
     config = {
         "output_dir": str(folder / "run"),
         "from_scratch": FROM_SCRATCH,
@@ -54,7 +54,7 @@ def test_run_leaves_results_and_is_start_for_next(data_folder, tmp_path, caplog)
 
     with caplog.at_level(logging.INFO, logger="pretrain"):
         assert run(tmp_path, **settings, max_steps=3) == 0
-    assert "Going on from" in caplog.text and "checkpoint-2" in caplog.text
+    assert "Resuming from" in caplog.text and "checkpoint-2" in caplog.text
     state = json.loads((output / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
     losses = [logs["loss"] for logs in state["log_history"] if "loss" in logs]
@@ -86,11 +86,9 @@ def test_run_on_mixture_counts_skipped_rows(data_folder, tmp_path, caplog):
     )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["skipped_rows"]["text"] >= 3 and set(metrics["skipped_rows"]) == {"text"}
-    assert (
-        f"Rows skipped since this run began or went on, by source: {json.dumps(metrics['skipped_rows'])}" in caplog.text
-    )
+    assert f"by source: {json.dumps(metrics['skipped_rows'])}" in caplog.text
     assert json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())["epoch"] == 1.0
-    with pytest.raises(ValueError, match="Sample 'text/"):
+    with pytest.raises(ValueError, match="'text/"):
         run(tmp_path, mixture=mixture, output_dir=str(tmp_path / "stops"), num_train_epochs=1, max_steps=-1)
 
 
@@ -106,7 +104,7 @@ def test_run_that_misses_gate_fails(tmp_path, capsys):
     assert set(task["test"]["grounding_by_map"]) == set(task["test"]["grounding"])
     assert (tmp_path / "run" / "predictions.png").stat().st_size > 10_000
     output = capsys.readouterr()
-    assert "NOT passed" in output.err
+    assert "gate" in output.err
     assert 'AutoModel.from_pretrained("' in output.out
 
 
@@ -139,18 +137,18 @@ def test_radar_rows_train_model_of_two_bands(tmp_path):
     assert inputs.pixel_values.mean().item() == pytest.approx(expected, abs=0.1)
     assert backbone(**inputs).last_hidden_state.isfinite().all()
 
-    with pytest.raises(ValueError, match="use_peft: .* vitp convert MODEL FOLDER --to vitp --input_spec"):
+    with pytest.raises(ValueError, match="use_peft.*vitp convert"):
         run(tmp_path, **settings, output_dir=str(tmp_path / "lora"), use_peft=True)
 
-    # A model of these bands is a start, and one of others is not.
+    # A run can start from a model with the same bands, but not from a model with other bands.
     start = {"output_dir": str(tmp_path / "next"), "from_scratch": None, "model_name_or_path": str(output)}
     assert run(tmp_path, **settings | {"input_spec": None}, **start, max_steps=1) == 0
-    with pytest.raises(ValueError, match=r"takes 2 bands \(VV, VH\), but the input spec has 1 band \(HH\)"):
+    with pytest.raises(ValueError, match="VV, VH.*HH"):
         run(
             tmp_path, **settings | {"input_spec": {"band_names": ["HH"]}}, **start | {"output_dir": str(tmp_path / "x")}
         )
     write_bands(path, array[[0, 1, 1]])
-    with pytest.raises(ValueError, match=r"the model takes 2 bands \(VV, VH\), but the image has 3"):
+    with pytest.raises(ValueError, match="VV, VH.*3"):
         run(tmp_path, **settings, **start | {"output_dir": str(tmp_path / "y")})
 
 
@@ -203,12 +201,12 @@ def test_resumed_run_keeps_its_start(arguments, tmp_path):
     assert (tmp_path / "out/backbone_at_start/model.safetensors").read_bytes() == began
 
 
-OTHERS = ["messages in JSON Lines", "questions and answers", "imagefolder", "WebDataset"]  # each of another reader
+OTHERS = ["messages in JSON Lines", "questions and answers", "imagefolder", "WebDataset"]  # one per reader
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    """Aerial images of tree crowns."""
+    """Return aerial images of tree crowns."""
     return [row["image"] for row in Dataset.from_parquet(str(AERIAL_TREES / "test.parquet")).select(range(60))]
 
 
@@ -233,14 +231,14 @@ def train(folder, scenes, name, line):
 @pytest.mark.parametrize("name", ["LLaVA", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_folder_in_format_is_trained_on(tmp_path, scenes, name, capsys):
     train(tmp_path, scenes, name, f"dataset_name: {tmp_path / 'data'}\n")
-    assert f"reads: {FORMATS[name][1]}, 60 rows, 1 image a row\n" in capsys.readouterr().out
+    assert f"{FORMATS[name][1]}, 60 rows" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["LLaVA", *OTHERS])
 def test_stream_in_format_is_trained_on(tmp_path, scenes, name, capsys):
     train(tmp_path, scenes, name, f"dataset_name: {tmp_path / 'data'}\ndataset_streaming: true\n")
-    assert f"reads: {FORMATS[name][1]}, a stream, 1 image a row\n" in capsys.readouterr().out
+    assert f"{FORMATS[name][1]}, a stream" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -250,5 +248,5 @@ def test_mixture_of_all_formats_is_trained_on(tmp_path, scenes, capsys):
     sources = ", ".join(f"{{name: {name}, folder: {name}}}" for name in FORMATS)
     train(tmp_path, scenes[:6], "LLaVA", f"mixture: {{root: {tmp_path}, sources: [{sources}]}}\n")
     output = capsys.readouterr().out
-    for name, (_, told) in FORMATS.items():
-        assert f"reads {name}: {told}, 6 rows, 1 image a row\n" in output
+    for name, (_, description) in FORMATS.items():
+        assert f"{name}: {description}, 6 rows" in output

@@ -31,13 +31,14 @@ def test_quickstart_learns_to_see(tmp_path):
     assert (tmp_path / "quickstart" / "backbone" / "model.safetensors").is_file()
     for config in CONFIGS.glob("experiment_*.yaml"):
         for path in yaml.safe_load(config.read_text())["measures"].values():
-            if path.startswith("task."):  # others are of what an experiment does with a run's backbone
+            if path.startswith("task."):  # other measures need an experiment
                 look_up(metrics, path)
 
 
 @pytest.mark.slow
 def test_quickstart_fails_with_frozen_random_vit(tmp_path):
-    done, metrics = run(tmp_path / "passenger", "--freeze_vision", "true")
+    # The features of a frozen ViT are the same after any number of steps.
+    done, metrics = run(tmp_path / "passenger", "--freeze_vision", "true", "--max_steps", "40")
     assert done.returncode == 1
     assert not metrics["task"]["passed"]
     assert metrics["task"]["gate"]["least_gains"]["linear"] <= 0

@@ -1,4 +1,4 @@
-"""Images as a visitor wants them read: slices, windows and bands; and volumes and JPEG 2000 at all."""
+"""Reading of images with a visitor's slice, window and bands; volumes and JPEG 2000."""
 
 import gzip
 import os
@@ -23,7 +23,7 @@ from uploading import open_pixels, open_upload
 
 @pytest.fixture
 def volume(tmp_path):
-    """Values i + 10 * j + 100 * k, with axes to the right, to the front and up; and its file."""
+    """Return the values i + 10 * j + 100 * k, with axes to the right, to the front and up, and their file."""
     values = np.add.outer(np.add.outer(np.arange(6), 10 * np.arange(8)), 100 * np.arange(4)).astype(np.int16)
     path = tmp_path / "brain.nii.gz"
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
@@ -31,7 +31,7 @@ def volume(tmp_path):
 
 
 @pytest.mark.parametrize(("position", "index"), [(0, 0), (49, 1), (50, 2), (100, 3)])
-def test_a_slice_of_a_volume_is_seen_from_the_feet(volume, position, index):
+def test_volume_slice_is_seen_from_the_feet(volume, position, index):
     values, path = volume
     reading = open_upload(str(path), adjustment=Adjustment(position=position))
     np.testing.assert_array_equal(reading.image[0], values[:, ::-1, index].T)
@@ -40,12 +40,12 @@ def test_a_slice_of_a_volume_is_seen_from_the_feet(volume, position, index):
     assert rgb.shape == (4, 3, 3) and note.startswith("brain.nii.gz: ")
 
 
-def test_volumes_that_would_fill_the_disk_or_are_none_are_refused(volume, tmp_path, monkeypatch):
+def test_large_and_invalid_volumes_are_rejected(volume, tmp_path, monkeypatch):
     _, path = volume
     check_header(path)
     (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(5_000_000)))
     monkeypatch.setattr(limits, "VOLUME_BYTES", 2_000_000)
-    with pytest.raises(UnreadableImage, match="bomb.nii.gz would be 2 MB unpacked|bomb.nii.gz would be"):
+    with pytest.raises(UnreadableImage, match="bomb.nii.gz has . MB when unpacked"):
         check_header(tmp_path / "bomb.nii.gz")
     (tmp_path / "text.nii").write_text("no volume")
     with pytest.raises(Exception, match="text.nii cannot be read") as caught:
@@ -54,7 +54,7 @@ def test_volumes_that_would_fill_the_disk_or_are_none_are_refused(volume, tmp_pa
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_windows_of_ct_are_in_hounsfield_units(preset):
+def test_ct_windows_use_hounsfield_units(preset):
     path = get_testdata_file("CT_small.dcm", download=False)
     dataset = pydicom.dcmread(path)
     units = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
@@ -65,7 +65,7 @@ def test_windows_of_ct_are_in_hounsfield_units(preset):
     assert f"window {low:g} to {high:g}" in note
 
 
-def test_bands_and_percentiles_are_those_that_are_asked_for(tmp_path):
+def test_bands_and_percentiles_follow_the_controls(tmp_path):
     data = np.random.default_rng(0).integers(0, 4000, (5, 20, 30)).astype(np.uint16)
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", height=20, width=30, count=5, dtype="uint16") as target:
         target.write(data)
@@ -78,7 +78,7 @@ def test_bands_and_percentiles_are_those_that_are_asked_for(tmp_path):
         assert np.abs(rgb[..., channel] - expected).max() <= 1
     assert "bands 5, 1, 2 of 5" in note and "percentiles 10 to 90" in note
     for bands in ("1, 2", "0", "red", "1;2;3;4"):
-        with pytest.raises(ValueError, match="Bands are one number or three"):
+        with pytest.raises(ValueError, match="band numbers"):
             adjustment_of(50, "as the file says", bands, 2, 98)
 
 
@@ -93,7 +93,7 @@ def test_jpeg_2000_is_read(tmp_path):
 
 
 def scene_of(path, values, **options):
-    """A tiled GeoTIFF of one band."""
+    """Write a tiled GeoTIFF of one band."""
     height, width = values.shape
     options |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     with rasterio.open(
@@ -104,20 +104,20 @@ def scene_of(path, values, **options):
 
 
 @pytest.mark.parametrize("suffix", ["tif", "png"])
-def test_a_window_of_a_scene_is_read_at_its_own_size_and_kept_inside(tmp_path, suffix):
+def test_scene_window_is_read_at_full_resolution(tmp_path, suffix):
     values = np.random.default_rng(0).integers(0, 255, (400, 600)).astype(np.uint8)
     path = str(tmp_path / f"scene.{suffix}")
     scene_of(path, values) if suffix == "tif" else Image.fromarray(values).save(path)
     rgb, note = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center=(50, 25)))
     np.testing.assert_array_equal(rgb[..., 0], values[80:120, 270:330])
-    assert "60 × 40 pixels" in note and "from 270, 80 on" in note
+    assert "60 × 40 pixels" in note and "window from 270, 80" in note
     corner, _ = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center=(100, 0)))
     np.testing.assert_array_equal(corner[..., 0], values[:40, 540:])
     assert open_pixels(path, max_side=60)[0].shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("frame", [1, 2, 5])
-def test_the_frame_of_a_dicom_file_is_chosen_as_the_slice_of_a_volume(tmp_path, frame):
+def test_position_selects_dicom_frame(tmp_path, frame):
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
     first = dataset.pixel_array
     frames = np.stack([first + 10 * index for index in range(5)])
@@ -148,8 +148,8 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.slow
-def test_a_scene_of_a_hundred_million_pixels_takes_little_memory(tmp_path):
-    """Its overview and a window of it; decoded it is 100 MB for each of three bands."""
+def test_large_scene_is_read_with_little_memory(tmp_path):
+    """The overview and a window are read; the decoded scene has 100 MB in each of three bands."""
     row = np.linspace(0, 255, 10_000).round().astype(np.uint8)
     options = {"width": 10_000, "height": 10_000, "count": 3, "dtype": "uint8", "photometric": "rgb"}
     options |= {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}

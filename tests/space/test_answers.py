@@ -1,4 +1,4 @@
-"""Answers and their probabilities, against transformers' own InternVL; operations counted, against a sum by hand."""
+"""Answers and their probabilities, compared with InternVL of transformers; operations, compared with a manual sum."""
 
 import threading
 import time
@@ -42,7 +42,7 @@ def image():
 
 
 def native_log_probs(native, processor, image, answer, drop_ratio, seed):
-    """Token by token with the full sequence, in which nothing sees a dropped token."""
+    """Compute the answer token by token on the full sequence, with dropped tokens masked."""
     full = encode(processor, [image], MESSAGES)
     short = encode(processor, [image], MESSAGES, drop_ratio, seed)
     kept = short["position_ids"][0] if drop_ratio else torch.arange(full["input_ids"].shape[1])
@@ -60,19 +60,19 @@ def native_log_probs(native, processor, image, answer, drop_ratio, seed):
 
 @pytest.mark.parametrize(("drop_ratio", "seed"), [(0.0, 0), (0.5, 0), (0.75, 4)])
 @torch.no_grad()
-def test_probability_of_an_answer_is_that_of_internvl(vivid, native, processor, image, drop_ratio, seed):
+def test_answer_probability_equals_internvl(vivid, native, processor, image, drop_ratio, seed):
     inputs = encode(processor, [image], MESSAGES, drop_ratio, seed)
     features = visual_features(vivid, inputs["pixel_values"])
     answer = torch.tensor(processor.tokenizer("There are 12 trees").input_ids + [processor.tokenizer.eos_token_id])
     log_probs, _ = answer_log_probs(vivid, inputs, features, answer)
     wanted = native_log_probs(native, processor, image, answer, drop_ratio, seed)
     assert (log_probs - wanted).abs().max() < 1e-4
-    assert wanted.min() < -2  # so that a difference would show
+    assert wanted.min() < -2  # low enough for a difference to be visible
 
 
 @pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
 @torch.no_grad()
-def test_greedy_answer_is_that_of_the_whole_model_and_likeliest_at_each_step(vivid, processor, image, drop_ratio):
+def test_greedy_answer_matches_full_model_at_each_step(vivid, processor, image, drop_ratio):
     inputs = encode(processor, [image], MESSAGES, drop_ratio, seed=1)
     features = visual_features(vivid, inputs["pixel_values"])
     answer = greedy_answer(vivid, inputs, features, max_new_tokens=6)
@@ -81,7 +81,7 @@ def test_greedy_answer_is_that_of_the_whole_model_and_likeliest_at_each_step(viv
     assert answer_log_probs(vivid, inputs, features, answer)[1].tolist() == answer.tolist()
 
 
-def test_answers_by_drop_ratio_are_each_ones_own(vivid, processor, image):
+def test_answers_by_drop_ratio_match_separate_answers(vivid, processor, image):
     ratios, seeds = (0.5, 0.0, 0.95), (0, 3)
     answers = list(answers_by_drop_ratio(vivid, processor, image, QUESTION, ratios, seeds, max_new_tokens=5))
     assert [(answer.drop_ratio, answer.seed) for answer in answers] == [
@@ -108,7 +108,7 @@ def test_answers_by_drop_ratio_are_each_ones_own(vivid, processor, image):
     assert len({answer.text for answer in answers}) > 1
 
 
-def test_stream_grows_to_the_greedy_answer_of_a_conversation_about_two_images(vivid, processor, image):
+def test_stream_ends_with_greedy_answer_for_two_images(vivid, processor, image):
     messages = [*MESSAGES, {"role": "assistant", "content": "<ref>tree</ref><box>[[1, 2, 3, 4]]</box>"}, *MESSAGES]
     images = [image, picture(56, 112, 1)]
     inputs = encode(processor, images, messages)
@@ -117,10 +117,10 @@ def test_stream_grows_to_the_greedy_answer_of_a_conversation_about_two_images(vi
     assert parts[-1].strip() == decode(processor, ids)
     assert all(later.startswith(earlier) for earlier, later in zip(parts, parts[1:]))
     box = processor.tokenizer.convert_tokens_to_ids("<box>")
-    assert (inputs["input_ids"] == box).sum() == 1  # boxes of earlier answers are marked as in training
+    assert (inputs["input_ids"] == box).sum() == 1  # Boxes of earlier answers are encoded as in training.
 
 
-def test_answers_keep_their_marks_and_lose_other_special_tokens(processor):
+def test_answers_keep_only_box_marks(processor):
     ids = processor.tokenizer("<ref>tree</ref><box>[[1, 2, 3, 4]]</box></img><|im_end|><|endoftext|>").input_ids
     assert decode(processor, ids) == "<ref>tree</ref><box>[[1, 2, 3, 4]]</box>"
 
@@ -135,7 +135,7 @@ def test_closing_the_stream_ends_the_generation(vivid, processor, image):
     assert threading.active_count() == threads and time.perf_counter() - start < 10
 
 
-def test_error_in_the_generation_is_raised_where_the_stream_is_read(vivid, processor, image, monkeypatch):
+def test_generation_error_is_raised_by_the_stream(vivid, processor, image, monkeypatch):
     def fail(**arguments):
         raise RuntimeError("out of memory")
 
@@ -144,19 +144,19 @@ def test_error_in_the_generation_is_raised_where_the_stream_is_read(vivid, proce
         list(stream_answer(vivid, processor, encode(processor, [image], MESSAGES)))
 
 
-def test_image_token_in_a_question_is_an_error(processor, image):
+def test_image_token_in_question_raises(processor, image):
     with pytest.raises(ValueError, match="<IMG_CONTEXT>"):
         encode(processor, [image], [{"role": "user", "content": "a <IMG_CONTEXT> b"}])
 
 
-def test_input_spec_of_the_processor_is_not_applied_a_second_time(processor, image):
+def test_processor_input_spec_is_applied_once(processor, image):
     wanted = encode(processor, [image], MESSAGES)["pixel_values"]
     processor.image_processor.input_spec = {"window": [0, 100]}
     assert encode(processor, [image], MESSAGES)["pixel_values"].equal(wanted)
 
 
 @pytest.mark.parametrize("length", [1, 7, 50])
-def test_operations_of_the_language_model_are_the_sum_by_hand(model, length):
+def test_language_model_operations_equal_manual_sum(model, length):
     width, inner, heads, groups = (
         TEXT[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     )
@@ -168,7 +168,7 @@ def test_operations_of_the_language_model_are_the_sum_by_hand(model, length):
     assert language_model_flops(model.config.text_config, length) == wanted
 
 
-def test_costs_are_those_of_the_lengths_and_are_measured(model, processor, image):
+def test_costs_depend_on_sequence_length(model, processor, image):
     whole, short = costs(model.eval(), processor, image, QUESTION, drop_ratio=0.75)
     assert (whole.drop_ratio, whole.num_visual_tokens) == (0.0, NUM_TOKENS)
     assert (short.drop_ratio, short.num_visual_tokens) == (0.75, NUM_TOKENS // 4)
@@ -178,16 +178,16 @@ def test_costs_are_those_of_the_lengths_and_are_measured(model, processor, image
         assert 0 < cost.language_seconds < 10 and 0 < cost.vision_seconds < 10
 
 
-def test_too_long_a_conversation_is_an_error(model, processor, image):
+def test_long_conversation_raises(model, processor, image):
     inputs = encode(processor, [image], MESSAGES)
     model.config.text_config.max_position_embeddings = inputs["input_ids"].shape[1] + 10
     check_length(model, inputs, 10)
-    with pytest.raises(ValueError, match="start a new conversation"):
+    with pytest.raises(ValueError, match="limit of"):
         check_length(model, inputs, 11)
 
 
 def test_image_tokens_are_never_answered(vivid, processor, image):
-    """They would be taken for images when the conversation goes on, or its probability is asked for."""
+    """An image token in an answer would be read as an image in the next turn."""
     inputs = encode(processor, [image], MESSAGES)
     features = visual_features(vivid, inputs["pixel_values"])
     image_token = vivid.config.image_token_id

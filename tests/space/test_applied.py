@@ -1,4 +1,4 @@
-"""What fine-tuned models find is drawn as it is found; the tab Apply is called through gradio's client."""
+"""Results of fine-tuned models and their drawings; the tab Apply."""
 
 import re
 
@@ -47,17 +47,17 @@ def has_color(pixels, label):
     return (np.asarray(pixels) == ImageColor.getrgb(COLORS[label])).all(-1)
 
 
-def test_boxes_are_drawn_from_a_score_on_in_the_colors_of_their_classes():
+def test_boxes_above_threshold_have_class_colors():
     both, best, none = (np.asarray(objects().draw(threshold)) for threshold in (0.3, 0.4, 0.9))
     np.testing.assert_array_equal(none, GREY)
     for x, y in ((10, 60), (50, 60), (30, 79), (30, 40)):
         assert has_color(both, 1)[y, x] and has_color(best, 1)[y, x]
-    for x, y in ((90, 50), (90, 70), (70, 70), (70, 50)):  # midpoints of the turned square's sides
+    for x, y in ((90, 50), (90, 70), (70, 70), (70, 50)):  # midpoints of the sides of the rotated square
         assert has_color(both, 0)[y - 1 : y + 2, x - 1 : x + 2].any() and not has_color(best, 0).any()
     assert (both[55:65, 20:40] == 100).all()  # nothing inside
 
 
-def test_programs_are_told_of_which_picture_the_corners_of_objects_are():
+def test_object_corners_refer_to_returned_picture():
     facts = facts_of(objects(), 0.5)
     assert (facts["width"], facts["height"]) == (120, 90)
     assert facts["objects"] == [
@@ -65,7 +65,7 @@ def test_programs_are_told_of_which_picture_the_corners_of_objects_are():
     ]
 
 
-def test_masks_are_laid_over_the_pixels_that_they_have():
+def test_masks_cover_their_pixels():
     mask = np.zeros((90, 120), bool)
     mask[50:60, 20:30] = True
     columns = mask.ravel(order="F").astype(int)
@@ -78,14 +78,14 @@ def test_masks_are_laid_over_the_pixels_that_they_have():
     assert (drawn[65:75, 15:45] == 100).all()
 
 
-def test_the_legend_counts_what_is_drawn_and_shows_names_as_text():
+def test_legend_counts_objects_and_escapes_names():
     assert "Objects with a score above 0.3: 2" in objects().legend(0.3)
     legend = objects().legend(0.5)
     assert "Objects with a score above 0.5: 1" in legend and "ship" not in legend
     assert "&lt;b&gt;plane&lt;/b&gt;" in legend and "<b>" not in legend
 
 
-def test_classes_are_laid_over_the_image_and_the_legend_has_their_shares():
+def test_class_overlay_and_legend_show_shares():
     labels = np.zeros((90, 120), int)
     labels[:45, :60] = 1
     labels[0, 0] = 2
@@ -103,7 +103,7 @@ def test_classes_are_laid_over_the_image_and_the_legend_has_their_shares():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With a fine-tuned model of each kind."""
+    """Return the app's models, with a fine-tuned model of each kind."""
     folder = tmp_path_factory.mktemp("models")
     for name in DETECTORS:
         original_detector(name).save_pretrained(folder / name)
@@ -133,7 +133,7 @@ def scenes(tmp_path_factory):
 
 @torch.no_grad()
 def outputs_of(models, name, *scenes):
-    """By the model alone."""
+    """Return the detections of the model alone."""
     one = models.fine_tuned(name)
     images = [np.asarray(Image.open(scene).convert("RGB")) for scene in scenes]
     pixels = [torch.from_numpy(image.copy()).movedim(-1, 0)[None].float() / 255 for image in images]
@@ -142,7 +142,7 @@ def outputs_of(models, name, *scenes):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_what_a_detector_finds_is_drawn_and_drawn_anew_without_the_model(models, scenes, name):
+def test_detections_are_redrawn_without_the_model(models, scenes, name):
     outputs = outputs_of(models, name, scenes[0])
     found, note = found_by(models, str(scenes[0]), None, name)
     picture, legend = drawn(found, 0.5, 0.5)
@@ -157,7 +157,7 @@ def test_what_a_detector_finds_is_drawn_and_drawn_anew_without_the_model(models,
     np.testing.assert_array_equal(np.asarray(plain), np.asarray(Image.open(scenes[0]).convert("RGB")))
 
 
-def test_a_map_has_the_colors_of_the_classes_that_the_model_gives(models, scenes):
+def test_class_map_shows_predicted_classes(models, scenes):
     labels = outputs_of(models, "segmentation", scenes[0]).logits[0].argmax(0).numpy()
     found, _ = found_by(models, str(scenes[0]), None, "segmentation")
     picture, legend = drawn(found, 0.5, 1.0)
@@ -167,22 +167,22 @@ def test_a_map_has_the_colors_of_the_classes_that_the_model_gives(models, scenes
         assert f"{class_name}</th><td>{100 * (labels == label).mean():.1f}%" in legend
 
 
-def test_changes_need_two_images_of_one_shape_and_are_drawn_on_the_second(models, scenes, tmp_path):
+def test_changes_are_drawn_on_the_second_image(models, scenes, tmp_path):
     labels = outputs_of(models, "changes", *scenes).logits[0].argmax(0).numpy()
     found, _ = found_by(models, *map(str, scenes), "changes")
     shown, _ = drawn(found, 0.5, 1.0)
     palette = np.array([ImageColor.getrgb(color) for color in COLORS])
     later = np.asarray(Image.open(scenes[1]).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(shown), np.where(labels[..., None] == 0, later, palette[labels]))
-    with pytest.raises(gr.Error, match="finds changes: it needs a second image of the same ground"):
+    with pytest.raises(gr.Error, match="second image"):
         found_by(models, str(scenes[0]), None, "changes")
     picture(96, 40).save(tmp_path / "low.png")
-    with pytest.raises(gr.Error, match="different proportions, 96 × 80 and 96 × 40"):
+    with pytest.raises(gr.Error, match="96 × 80 and 96 × 40"):
         found_by(models, str(scenes[0]), str(tmp_path / "low.png"), "changes")
 
 
 @pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
-def test_the_classes_of_an_image_have_the_probabilities_that_the_model_gives(tmp_path, problem_type):
+def test_image_classes_have_model_probabilities(tmp_path, problem_type):
     torch.manual_seed(0)
     names = {"id2label": {0: "field", 1: "<b>water</b>", 2: "road"}, "problem_type": problem_type}
     model = ViTPForImageClassification(ViTPImageClassificationConfig(backbone_config=VISION_16, **names))
@@ -205,7 +205,7 @@ def test_the_classes_of_an_image_have_the_probabilities_that_the_model_gives(tmp
 
 
 @pytest.mark.parametrize("detector", ["rt_detr_v2", "deformable_detr"])
-def test_a_detector_of_transformers_is_applied_as_its_pipeline_does(tmp_path, scenes, detector):
+def test_transformers_detector_matches_its_pipeline(tmp_path, scenes, detector):
     torch.manual_seed(0)
     model_class, processor_class = ONE_STAGE[detector]
     backbone = ViTPAdapterConfig(**VISION_16, **ADAPTER, out_features=["stride8", "stride16", "stride32"])
@@ -232,17 +232,17 @@ def test_a_detector_of_transformers_is_applied_as_its_pipeline_does(tmp_path, sc
     assert models.backbone("one_stage").depth == 4
 
 
-def test_what_cannot_be_applied_is_a_message(models, folder, scenes):
+def test_invalid_model_or_image_shows_message(models, folder, scenes):
     scene = str(scenes[0])
     for name, image, message in (
-        (None, scene, "There is no model yet"),
-        ("cascade_rcnn", None, "There is no image yet"),
-        (TINY, scene, "is a full model, which was not fine-tuned"),
-        (str(folder), scene, "is no Hub id|is a folder"),  # not one of those that the app was started with
+        (None, scene, "No model is selected"),
+        ("cascade_rcnn", None, "No image is selected"),
+        (TINY, scene, "is a full model"),
+        (str(folder), scene, "Hub id|is a folder"),  # The app was not started with this folder.
     ):
         with pytest.raises(gr.Error, match=message):
             found_by(models, image, None, name)
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UnavailableModel, match="is a 'bert' model, which is no kind that can be opened"):
+    with pytest.raises(UnavailableModel, match="'bert'"):
         Models(TINY, fine_tuned=[str(folder / "bert")])

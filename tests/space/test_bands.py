@@ -1,4 +1,4 @@
-"""Red, green and blue of satellite images, without a choice."""
+"""Automatic choice of the red, green and blue bands of satellite images."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ SENTINEL_2 = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B0
 
 
 def write(path, descriptions, count=None):
-    """Of band i every pixel is 100 * (i + 1) or, on the left, nothing."""
+    """Write a GeoTIFF in which all pixels of band i are 100 * (i + 1), with nodata on the left."""
     count = count or len(descriptions)
     data = np.zeros((count, 16, 20), np.uint16)
     data[:, :, 10:] = 100 * (np.arange(count)[:, None, None] + 1)
@@ -37,11 +37,11 @@ def write(path, descriptions, count=None):
         ("rgb", ["B04", "B03", "B02"], None),
     ],
 )
-def test_bands_are_known_by_their_names(tmp_path, name, descriptions, wanted):
+def test_bands_are_found_by_name(tmp_path, name, descriptions, wanted):
     assert rgb_bands(write(tmp_path / f"{name}.tif", descriptions)) == wanted
 
 
-def test_an_upload_has_the_right_colors_without_a_choice(tmp_path):
+def test_upload_uses_named_rgb_bands(tmp_path):
     path = write(tmp_path / "scene.tif", SENTINEL_2)
     reading = open_upload(str(path))
     np.testing.assert_array_equal(np.asarray(reading.image)[:, 0, -1], [400, 300, 200])

@@ -1,4 +1,4 @@
-"""Similarity of features under corruption, against numpy and against features that move as the image does."""
+"""Similarity of features under corruption, compared with NumPy and with features that move with the image."""
 
 import math
 
@@ -36,13 +36,13 @@ def encoder(backbone, layer=-1):
 
 
 def cosine(a, b):
-    """Of two arrays of shape (channels, rows, columns)."""
+    """Return the cosine similarity of two arrays of shape (channels, rows, columns)."""
     a, b = np.float64(a), np.float64(b)
     return (a * b).sum(0) / np.sqrt((a**2).sum(0)) / np.sqrt((b**2).sum(0))
 
 
 def bilinear(features, x, y):
-    """At a place in [-1, 1] from edge to edge; None if it does not lie between patch centres."""
+    """Interpolate at a position in [-1, 1] from edge to edge; `None` if it is not between patch centers."""
     _, rows, columns = features.shape
     column, row = (x + 1) / 2 * columns - 0.5, (y + 1) / 2 * rows - 0.5
     if not (-1e-6 <= column <= columns - 1 + 1e-6 and -1e-6 <= row <= rows - 1 + 1e-6):
@@ -56,7 +56,7 @@ def bilinear(features, x, y):
 
 
 def expected(image, encode, name, severity, seed):
-    """The mean similarity and the share of places compared, place by place."""
+    """Compute the mean similarity and the share of compared patches with a loop."""
     clean = encode(image).numpy().astype(np.float64)
     corrupted = encode(corrupt(image, name, severity, seed)).numpy().astype(np.float64)
     matrix = motion(name, severity, *image.shape[:2], seed=seed)
@@ -73,7 +73,7 @@ def expected(image, encode, name, severity, seed):
     return np.mean(values), len(values) / (rows * columns)
 
 
-def test_every_corruption_for_two_backbones_against_numpy(backbone):
+def test_corruption_similarity_equals_numpy(backbone):
     image = np.asarray(picture(6 * 14, 5 * 14))
     backbones = {"last layer": encoder(backbone), "first layer": encoder(backbone, 1)}
     results = list(compare(image, backbones, severities=(1, 4), seed=3))
@@ -92,7 +92,7 @@ def test_every_corruption_for_two_backbones_against_numpy(backbone):
     assert min(r.similarity for r in results) < 0.99
 
 
-def test_the_share_is_of_the_room_above_what_other_images_have(backbone):
+def test_share_is_relative_to_floor(backbone):
     image, others = np.asarray(picture(6 * 14, 5 * 14)), [np.asarray(picture(6 * 14, 5 * 14, seed)) for seed in (1, 2)]
     encode = encoder(backbone)
     floor = np.mean([cosine(encode(image).numpy(), encode(other).numpy()).mean() for other in others])
@@ -100,15 +100,15 @@ def test_the_share_is_of_the_room_above_what_other_images_have(backbone):
     assert result.floor == pytest.approx(floor, abs=1e-6) and 0.01 < floor < 1
     assert result.share == pytest.approx((result.similarity - floor) / (1 - floor), abs=1e-6)
 
-    def blind(image):  # to which all images are alike
+    def blind(image):  # maps all images to the same features
         return torch.ones(4, 5, 6) + 1e-3 * encode(image)[:4]
 
     (alike,) = compare(image, {"blind": blind}, ("haze",), (5,), others=others)
     assert alike.similarity > 0.99 and alike.share < 0.9
 
 
-def test_features_that_move_with_the_image_are_found_again():
-    """Smooth features of the pixel's own: with the motion undone they agree, without it they do not."""
+def test_moved_features_are_aligned():
+    """Smooth pixel features agree only if the motion is undone."""
     y, x = np.mgrid[:112, :140]
     image = np.stack([127 + 120 * np.sin(x / 40), 127 + 120 * np.cos(y / 35), 127 + 120 * np.sin((x + y) / 50)], -1)
     image = image.round().astype(np.uint8)
@@ -122,17 +122,17 @@ def test_features_that_move_with_the_image_are_found_again():
         corrupted = encode(corrupt(image, result.corruption, result.severity))
         assert similarity_map(encode(image), corrupted).mean() < 0.995
     for result in compare(image, {"pooled": encode}, ("scale",), range(1, 6)):
-        assert result.similarity > 0.96 and result.compared == 1  # the black frame is mixed in along the edge
+        assert result.similarity > 0.96 and result.compared == 1  # The black border is interpolated along the edge.
 
 
-def test_places_that_left_the_image_are_blank():
+def test_patches_outside_the_image_are_nan():
     features = torch.rand(4, 6, 6)
     shifted = motion("translation", 3, 50, 50, seed=0)
     result = similarity_map(features, features, shifted)
     assert result.isnan().any() and result.isfinite().any()
     left, up = shifted[:, 2] < 0
     assert result[:, 0 if left else -1].isnan().all() and result[0 if up else -1].isnan().all()
-    # Half an image is the shift that nothing survives of.
+    # A shift by the whole image leaves no patch to compare.
     nothing = similarity_map(features, features, torch.tensor([[1.0, 0, 2], [0, 1, 2]], dtype=torch.float64))
     assert nothing.isnan().all()
 
@@ -143,9 +143,9 @@ def test_half_precision_features():
     assert similarity_map(features, features, motion("scale", 1, 30, 30)).isfinite().all()
 
 
-def test_a_wrong_name_is_found_before_anything_is_computed():
+def test_unknown_corruption_raises_before_computing():
     def encode(image):
         raise AssertionError
 
-    with pytest.raises(ValueError, match="there is no corruption 'snow'"):
+    with pytest.raises(ValueError, match="'snow'"):
         compare(np.zeros((SIDE, SIDE, 3), np.uint8), {"one": encode}, ["haze", "snow"])

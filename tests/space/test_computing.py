@@ -1,4 +1,4 @@
-"""Answers: one after another, told their place, in time or not at all, and ended when nobody waits for them."""
+"""Execution of answers: in turn, with position and time limit, and ended when the visitor leaves."""
 
 import asyncio
 import importlib.util
@@ -23,7 +23,7 @@ def steps_of(handler, *arguments):
 
 
 class Endless(torch.nn.Module):
-    """A model whose forward pass does not end; it counts its layers."""
+    """Model with an endless forward pass, which counts its layers."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ def is_still(model) -> bool:
     return model.count == before
 
 
-def test_functions_and_generators_answer_with_what_they_give():
+def test_functions_and_generators_return_their_values():
     assert steps_of(answering(lambda a, b: a + b), 1, 2) == [3]
     assert steps_of(answering(lambda: (one for one in range(3)))) == [0, 1, 2]
 
@@ -71,7 +71,7 @@ def test_functions_and_generators_answer_with_what_they_give():
         steps_of(wrong)
 
 
-def test_what_takes_too_long_is_stopped_in_the_middle_of_the_model_and_told(run, model, monkeypatch):
+def test_slow_answer_is_stopped_with_message(run, model, monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(gr.Error, match="takes more than 0.5 seconds"):
@@ -79,7 +79,7 @@ def test_what_takes_too_long_is_stopped_in_the_middle_of_the_model_and_told(run,
     assert time.monotonic() - start < 5 and is_still(model) and not LINE._tasks
 
 
-def test_what_cannot_be_stopped_keeps_nobody_waiting(monkeypatch):
+def test_uninterruptible_answer_times_out(monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.3)
     released = threading.Event()
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_stopped_keeps_nobody_waiting(monkeypatch):
     released.set()
 
 
-def test_a_cancelled_answer_ends_and_leaves_its_place(run, model):
+def test_canceled_answer_leaves_the_line(run, model):
     async def leave():
         stream = run()
         assert await anext(stream) == "begun"
@@ -110,12 +110,12 @@ def test_a_cancelled_answer_ends_and_leaves_its_place(run, model):
     assert model.count > 1 and is_still(model) and not LINE._tasks
 
 
-def test_answers_are_computed_in_turn_and_who_waits_is_told_the_place(monkeypatch):
-    told, order, first_is_in = [], [], threading.Event()
+def test_answers_take_turns_and_report_position(monkeypatch):
+    reported, order, first_is_in = [], [], threading.Event()
 
     @answering
     def answer(name):
-        with turn(lambda _, desc: told.append((name, desc))):
+        with turn(lambda _, desc: reported.append((name, desc))):
             order.append(name)
             first_is_in.set()
             time.sleep(0.4)
@@ -133,11 +133,11 @@ def test_answers_are_computed_in_turn_and_who_waits_is_told_the_place(monkeypatc
 
     asyncio.run(three())
     assert "".join(order) == "aabbcc"
-    assert ("b", "Waiting: 1 before you") in told and ("c", "Waiting: 2 before you") in told
+    assert ("b", "Waiting: 1 before you") in reported and ("c", "Waiting: 2 before you") in reported
 
 
-def test_where_spaces_is_installed_its_decorator_has_every_answer_and_models_go_to_its_gpu(monkeypatch):
-    """A stand-in for the package of ZeroGPU, which imports, decorates functions and generators, and says how."""
+def test_handlers_use_zerogpu_if_available(monkeypatch):
+    """A fake of the package `spaces` records the functions and generators that it decorates."""
     decorated, computed = [], []
 
     def GPU(handler):
@@ -169,11 +169,11 @@ def test_where_spaces_is_installed_its_decorator_has_every_answer_and_models_go_
     assert computing.device() == (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
 
 
-def test_a_full_line_is_a_line_of_text(run, monkeypatch):
+def test_full_line_shows_message(run, monkeypatch):
     monkeypatch.setattr(limits, "WAITING", 0)
     LINE.enter(task := computing.Task())
     try:
-        with pytest.raises(gr.Error, match="1 visitors are waiting, and there is no place left"):
+        with pytest.raises(gr.Error, match="1 visitors are waiting"):
             steps_of(run)
     finally:
         LINE.leave(task)

@@ -1,4 +1,4 @@
-"""Models that a visitor may name and that mean no good: each gets one line, soon, and none of their code runs."""
+"""Hostile models of visitors: each is rejected quickly with one line, and none of its code runs."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ NAME = "tester/evil"
 
 @pytest.fixture(scope="module")
 def saved(tokenizer, tmp_path_factory):
-    """A model that means well."""
+    """Return the folder of a valid model."""
     torch.manual_seed(0)
     model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": 6})
     folder = tmp_path_factory.mktemp("saved")
@@ -44,7 +44,7 @@ def evil(saved, tmp_path):
 
 @pytest.fixture
 def named(hub, evil):
-    """A function: what becomes of the model when a visitor names it on the Hub, where it was pushed to."""
+    """Return a function that pushes the model to the Hub and opens it as a visitor does."""
 
     def name():
         hub.api().create_repo(NAME)
@@ -76,78 +76,78 @@ def refused(open_model) -> str:
 @pytest.mark.parametrize(
     ("keys", "value", "complaint"),
     [
-        (("text_config", "max_position_embeddings"), 10**9, "max_position_embeddings = 1e+09"),
-        (("vision_config", "num_hidden_layers"), 10**9, "num_hidden_layers = 1e+09; from -128 to 128"),
+        (("text_config", "max_position_embeddings"), 10**9, "max_position_embeddings"),
+        (("vision_config", "num_hidden_layers"), 10**9, "num_hidden_layers"),
         (("text_config", "num_hidden_layers"), 10**9, "num_hidden_layers"),
-        (("vision_config", "patch_size"), [1, 1], "patch_size = 1; from 4 to 64"),
-        (("vision_config", "patch_size"), [192, 192], "patch_size = 192"),
+        (("vision_config", "patch_size"), [1, 1], "patch_size"),
+        (("vision_config", "patch_size"), [192, 192], "patch_size"),
         (("vision_config", "image_size"), [2044, 2044], "146 patches a side"),
         (("vision_config", "hidden_size"), 10**6, "hidden_size"),
         (("text_config", "vocab_size"), 10**8, "vocab_size"),
         (("text_config", "surprise"), 10**12, "surprise"),
-        (("quantization_config",), {"quant_method": "awq"}, "quantised"),
+        (("quantization_config",), {"quant_method": "awq"}, "quantized"),
         (("text_config", "model_type"), "mamba", "'mamba'"),
-        (("model_type",), "evil", "'evil' model"),
+        (("model_type",), "evil", "'evil'"),
     ],
 )
-def test_a_configuration_is_read_before_anything_is_built(evil, named, keys, value, complaint):
+def test_invalid_configuration_is_rejected_before_building(evil, named, keys, value, complaint):
     change(evil / "config.json", value, *keys)
     assert complaint in refused(named)
 
 
-def test_a_budget_of_tiles_is_limited(evil, named):
+def test_tile_budget_is_limited(evil, named):
     change(evil / "processor_config.json", 100_000, "image_processor", "max_patches")
-    assert "max_patches = 100000; from 1 to 40" in refused(named)
+    assert "max_patches" in refused(named)
 
 
-def test_visual_tokens_of_a_tile_are_those_of_the_model(evil, named):
+def test_visual_tokens_of_processor_must_match_model(evil, named):
     change(evil / "processor_config.json", 100_000, "image_seq_length")
-    assert "image_seq_length = 100000; from 1 to 4,096" in refused(named)
+    assert "image_seq_length" in refused(named)
     change(evil / "processor_config.json", 4000, "image_seq_length")
-    assert "its processor has 4000 visual tokens a tile, its model 4" in refused(lambda: open_full(NAME, evil, False))
+    assert "4000 visual tokens a tile" in refused(lambda: open_full(NAME, evil, False))
 
 
-def test_a_tokenizer_does_not_make_text_longer(evil, named):
-    """A few steps of ten letters for one make of a letter more than there is memory."""
+def test_tokenizer_that_lengthens_text_is_rejected(evil, named):
+    """Seven steps that replace a letter by ten would exceed the memory."""
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
     change(evil / "tokenizer.json", {"type": "Sequence", "normalizers": [step] * 7}, "normalizer")
-    assert "its tokenizer makes text longer" in refused(named)
+    assert "its tokenizer replaces text" in refused(named)
 
 
-def test_a_model_takes_its_share_of_memory_at_most(saved, monkeypatch):
+def test_model_memory_is_limited(saved, monkeypatch):
     monkeypatch.setattr(limits, "memory", lambda: 200_000)
     assert "GB of memory" in refused(lambda: Models(str(saved)).full())
 
 
-def test_weights_are_measured_before_they_are_downloaded(saved, monkeypatch):
+def test_weight_size_is_checked_before_download(saved, monkeypatch):
     files = [
         SimpleNamespace(rfilename="config.json", size=100),
         SimpleNamespace(rfilename="a.safetensors", size=10**10),
     ]
     listing = SimpleNamespace(siblings=files, sha="0")
     monkeypatch.setattr(fetching, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: listing))
-    monkeypatch.setattr(fetching, "hf_hub_download", None)  # is not called
-    assert "10.0 GB of safetensors; up to 4 GB" in refused(lambda: Models(TINY).full(NAME))
+    monkeypatch.setattr(fetching, "hf_hub_download", None)  # must not be called
+    assert "10.0 GB of safetensors" in refused(lambda: Models(TINY).full(NAME))
 
 
 @pytest.mark.parametrize(("file", "size"), [("config.json", 15_000_000), ("tokenizer_config.json", 5 * 10**10)])
-def test_files_are_measured_before_they_are_downloaded(monkeypatch, file, size):
+def test_file_size_is_checked_before_download(monkeypatch, file, size):
     sizes = {"config.json": 100, "a.safetensors": 10**6} | {file: size}
     listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in sizes.items()], sha="0")
     monkeypatch.setattr(fetching, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: listing))
-    monkeypatch.setattr(fetching, "hf_hub_download", None)  # is not called
-    assert f"{file} has more than" in refused(lambda: Models(TINY).kind(NAME))
+    monkeypatch.setattr(fetching, "hf_hub_download", None)  # must not be called
+    assert f"{file} is larger than" in refused(lambda: Models(TINY).kind(NAME))
 
 
-def test_models_that_are_loaded_at_once_leave_the_process_as_it_was(tmp_path):
-    """While transformers builds one, the default dtype and the tying of weights are others for all."""
-    places = []
+def test_concurrent_loading_keeps_global_state(tmp_path):
+    """The default dtype and the tying of weights change while a model is built."""
+    paths = []
     for depth in (2, 6, 10):
         config = Dinov2Config(hidden_size=32, num_hidden_layers=depth, num_attention_heads=2, image_size=56)
         Dinov2Model(config).bfloat16().save_pretrained(tmp_path / str(depth))
         BitImageProcessor().save_pretrained(tmp_path / str(depth))
-        places.append(str(tmp_path / str(depth)))
-    models, seen = Models(TINY, places), set()
+        paths.append(str(tmp_path / str(depth)))
+    models, seen = Models(TINY, paths), set()
     before = PreTrainedModel.tie_weights, torch.linspace
     threads = [threading.Thread(target=models.backbone, args=(name,)) for name in models.names[1:] for _ in range(2)]
     for thread in threads:
@@ -158,13 +158,13 @@ def test_models_that_are_loaded_at_once_leave_the_process_as_it_was(tmp_path):
     assert torch.get_default_dtype() == torch.float32 and models.backbone(models.names[1]).model.dtype == torch.float32
 
 
-def test_models_of_this_package_are_of_their_kind_also_where_code_is_trusted(saved):
-    """They have code beside them, by which those who do not have the package open them."""
+def test_trusted_package_model_keeps_its_kind(saved):
+    """Models of this package include code for users without the package."""
     assert "auto_map" in json.loads((saved / "config.json").read_text())
     assert Models(str(saved), trust_remote_code=True).full_names == [saved.name]
 
 
-def test_the_page_begins_with_a_model_of_the_hub_of_any_kind(hub, tmp_path):
+def test_default_model_may_be_any_hub_model(hub, tmp_path):
     config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56)
     Dinov2Model(config).save_pretrained(tmp_path / "dino")
     BitImageProcessor().save_pretrained(tmp_path / "dino")
@@ -175,13 +175,13 @@ def test_the_page_begins_with_a_model_of_the_hub_of_any_kind(hub, tmp_path):
     assert Models("tester/nothing").full_names == ["tester/nothing"]
 
 
-def test_weights_of_another_shape_are_none(evil, named):
+def test_weights_of_wrong_shape_are_rejected(evil, named):
     change(evil / "config.json", 96, "vision_config", "intermediate_size")
     said = refused(named)
     assert NAME in said and "of another shape, such as" in said and "mlp.fc" in said and "/tmp" not in said
 
 
-def test_weights_that_are_not_there_are_not_replaced_by_random_ones(evil, named):
+def test_missing_weights_are_rejected(evil, named):
     tensors = load_file(evil / "model.safetensors")
     removed = next(name for name in tensors if "mlp.fc1.weight" in name)
     del tensors[removed]
@@ -189,7 +189,7 @@ def test_weights_that_are_not_there_are_not_replaced_by_random_ones(evil, named)
     assert f"1 are missing or of another shape, such as {removed}" in refused(named)
 
 
-def test_weights_that_are_no_numbers_are_told(evil, named):
+def test_non_finite_weights_are_rejected(evil, named):
     tensors = load_file(evil / "model.safetensors")
     wrong = next(name for name in tensors if "mlp.fc1.weight" in name)
     tensors[wrong][0, 0] = np.nan
@@ -197,7 +197,7 @@ def test_weights_that_are_no_numbers_are_told(evil, named):
     assert f"NaN or infinite, such as {wrong}" in refused(named)
 
 
-def test_a_template_and_code_of_a_visitors_model_do_not_run(evil, named, saved, tmp_path):
+def test_visitor_template_and_code_do_not_run(evil, named, saved, tmp_path):
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}evil"
     (evil / "chat_template.jinja").write_text(loop)
     change(evil / "tokenizer_config.json", loop, "chat_template")
@@ -211,20 +211,20 @@ def test_a_template_and_code_of_a_visitors_model_do_not_run(evil, named, saved, 
     assert ids.equal(own) and time.monotonic() - start < 10 and not marker.exists()
 
 
-def test_a_regular_expression_of_a_visitors_tokenizer_does_not_run(evil, named):
+def test_unknown_tokenizer_regex_is_rejected(evil, named):
     slow = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     change(evil / "tokenizer.json", slow, "pre_tokenizer")
-    assert "regular expression that is not known" in refused(named)
+    assert "unknown regular expression" in refused(named)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_a_link_out_of_the_folder_is_not_followed(evil, tmp_path, name):
+def test_link_out_of_folder_is_rejected(evil, tmp_path, name):
     shutil.move(evil / name, tmp_path / "elsewhere")
     (evil / name).symlink_to(tmp_path / "elsewhere")
-    assert f"{name} is a link to a place outside" in refused(lambda: Models(str(evil)).full())
+    assert f"{name} is a link" in refused(lambda: Models(str(evil)).full())
 
 
-def test_links_of_a_snapshot_lead_to_its_blobs_and_nowhere_else(saved, tmp_path):
+def test_snapshot_links_must_point_to_blobs(saved, tmp_path):
     repo = tmp_path / "models--tester--evil"
     snapshot, blobs = repo / "snapshots" / "0", repo / "blobs"
     snapshot.mkdir(parents=True)
@@ -235,17 +235,17 @@ def test_links_of_a_snapshot_lead_to_its_blobs_and_nowhere_else(saved, tmp_path)
     shutil.move(blobs / "model.safetensors", repo / "model.safetensors")
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to(repo / "model.safetensors")
-    assert "model.safetensors is a link to a place outside" in refused(lambda: check_files(NAME, snapshot))
+    assert "model.safetensors is a link" in refused(lambda: check_files(NAME, snapshot))
 
 
-def test_shards_that_lie_elsewhere_are_not_opened(evil):
+def test_shards_outside_the_folder_are_rejected(evil):
     shutil.move(evil / "model.safetensors", evil.parent / "model.safetensors")
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "../model.safetensors"}}
     (evil / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "no file of weights beside it" in refused(lambda: Models(str(evil)).full())
+    assert "model.safetensors.index.json" in refused(lambda: Models(str(evil)).full())
 
 
-def test_models_of_visitors_are_forgotten_when_they_take_too_much_together(hub, saved, monkeypatch):
+def test_visitor_models_are_dropped_above_memory_limit(hub, saved, monkeypatch):
     for index in range(3):
         hub.api().create_repo(f"tester/{index}")
         hub.api().upload_folder(repo_id=f"tester/{index}", folder_path=saved)
@@ -253,15 +253,15 @@ def test_models_of_visitors_are_forgotten_when_they_take_too_much_together(hub, 
     own, first, second = models.full(), models.full("tester/0"), models.full("tester/1")
     assert models.full("tester/0") is first and models.full("tester/1") is second
     size = sum(parameter.nbytes for parameter in first.model.parameters())
-    monkeypatch.setattr(limits, "memory", lambda: 10 * size)  # a quarter keeps two
+    monkeypatch.setattr(limits, "memory", lambda: 10 * size)  # A quarter of the memory holds two models.
     models.full("tester/0")
     third = models.full("tester/2")
     assert models.full("tester/0") is first and models.full("tester/2") is third and models.full() is own
     assert models.full("tester/1") is not second
 
 
-def test_one_models_loading_keeps_nobody_from_another(saved, monkeypatch):
-    """Neither from those that are there nor from opening others; only so many of visitors are loaded at once."""
+def test_loading_does_not_block_other_models(saved, monkeypatch):
+    """Loaded and other models can be used meanwhile; the number of loading visitors' models is limited."""
     import threading
 
     going_on = threading.Event()
@@ -278,8 +278,8 @@ def test_one_models_loading_keeps_nobody_from_another(saved, monkeypatch):
     monkeypatch.setattr(models, "_read_kind", slow)
     monkeypatch.setattr("loading.seconds_left", lambda: 0.2)
     for index in range(limits.LOADING):
-        assert "still being loaded: ask again in a minute" in refused(lambda: models.full(f"slow/{index}"))  # noqa: B023
-    assert "models are being loaded: try slow/more again" in refused(lambda: models.full("slow/more"))
+        assert "still being loaded" in refused(lambda: models.full(f"slow/{index}"))  # noqa: B023
+    assert "slow/more" in refused(lambda: models.full("slow/more"))
     assert models.full() is models.full(TINY)
     monkeypatch.setattr("loading.seconds_left", lambda: 20)
     assert models.full(saved.name).name == saved.name

@@ -1,4 +1,4 @@
-"""The Space's maps, against NumPy on what `AutoModel` gives for an exported backbone."""
+"""Maps of the Space, compared with NumPy on the outputs of `AutoModel` for an exported backbone."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def backbone(folder):
 
 @pytest.fixture(scope="module")
 def plain(folder):
-    """Outputs of transformers' own class for an image whose sides are whole patches, so that nothing is resized."""
+    """Return the outputs of transformers' class for an image of whole patches, which needs no resizing."""
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
 
     @torch.no_grad()
@@ -81,14 +81,14 @@ def test_features_and_similarity(backbone, plain, image, layer):
 
 def test_principal_components(backbone, plain, image):
     states = plain(image).last_hidden_state[0, 1:].double().numpy()
-    centred = states - states.mean(0)
-    left, singular, right = np.linalg.svd(centred, full_matrices=False)
+    centered = states - states.mean(0)
+    left, singular, right = np.linalg.svd(centered, full_matrices=False)
     expected = np.sqrt(len(states)) * left[:, :3]
     expected *= np.sign([right[k, np.abs(right[k]).argmax()] for k in range(3)])
     scores = principal_scores(patch_features(backbone, image, 6))
     np.testing.assert_allclose(scores.flatten(1).T, expected, atol=1e-4)
-    colours = np.round(255 * np.clip(expected / 4 + 0.5, 0, 1)).reshape(4, 6, 3)
-    assert np.abs(colors_of(scores) - colours).max() <= 1
+    colors = np.round(255 * np.clip(expected / 4 + 0.5, 0, 1)).reshape(4, 6, 3)
+    assert np.abs(colors_of(scores) - colors).max() <= 1
 
 
 @pytest.mark.parametrize("query", [None, (0, 0), (3, 1)])
@@ -108,19 +108,19 @@ def test_attention(backbone, plain, image, query):
     assert flow[token].sum() == pytest.approx(1)
 
 
-def test_every_head_and_its_picture(backbone, plain, image):
+def test_attention_of_every_head(backbone, plain, image):
     weights = plain(image).attentions[1][0, :, 0, 1:].reshape(4, 4, 6).numpy()
     heads = attention_heads(backbone, image, 6, 2)
     np.testing.assert_allclose(heads, weights, atol=1e-6)
     sheet = np.asarray(draw_heads(heads, image, 1.0)).astype(int).sum(-1)
-    assert sheet.shape == (512, 768)  # two by two, in the image's proportions
+    assert sheet.shape == (512, 768)  # two by two, in the aspect ratio of the image
     for index, one in enumerate(weights):
         small = sheet[index // 2 * 256 :, index % 2 * 384 :][:256, :384]
         cells = np.median(small.reshape(4, 64, 6, 64), axis=(1, 3))
         assert np.unravel_index(cells.argmax(), cells.shape) == np.unravel_index(one.argmax(), one.shape)
 
 
-def test_the_foreground_is_what_differs_from_the_border_and_has_components_of_its_own():
+def test_foreground_differs_from_border():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 8, 9)) * 0.05
     features[0] += 1
@@ -140,7 +140,7 @@ def test_the_foreground_is_what_differs_from_the_border_and_has_components_of_it
     assert not colored[~inside].any() and colored[inside].mean() > 0.9
 
 
-def test_what_is_like_a_patch_in_another_image(backbone):
+def test_similarity_to_patch_in_another_image(backbone):
     first, second = (patch_features(backbone, np.asarray(picture(84, 56, seed)), 6) for seed in (0, 1))
     found = similarity_elsewhere(first, 1, 2, second)
     for row, column in ((0, 0), (3, 5)):
@@ -149,7 +149,7 @@ def test_what_is_like_a_patch_in_another_image(backbone):
         )
 
 
-def test_no_hook_is_left_behind(backbone, image):
+def test_hooks_are_removed(backbone, image):
     def hooks():
         return sum(len(module._forward_hooks) for module in backbone.model.modules())
 
@@ -158,15 +158,15 @@ def test_no_hook_is_left_behind(backbone, image):
     assert hooks() == before
 
 
-def test_attention_that_was_not_computed_is_an_error(folder, image):
+def test_missing_attention_weights_raise(folder, image):
     backbone = Models(folder).backbone()
     backbone.model.set_attn_implementation("sdpa")
-    with pytest.raises(RuntimeError, match="was not loaded with eager attention"):
+    with pytest.raises(RuntimeError, match="eager attention"):
         attention_map(backbone, image, 6, 1)
 
 
 @pytest.mark.parametrize("height, width", GRIDS.values(), ids=GRIDS)
-def test_a_marked_patch_lights_up_where_it_is(backbone, height, width):
+def test_marked_patch_is_brightest(backbone, height, width):
     resolution = 12
     rows, columns = grid_of(height, width, resolution)
     assert max(rows, columns) == resolution
@@ -193,8 +193,8 @@ def test_a_marked_patch_lights_up_where_it_is(backbone, height, width):
     np.testing.assert_allclose(where.max(0), [(row + 1) * patch[0] - 1, (column + 1) * patch[1] - 1], atol=1)
 
 
-def test_colours_of_two_backbones_are_comparable():
-    """The same map in turned and mirrored coordinates of a wider space gets the same colours."""
+def test_pca_colors_of_backbones_are_aligned():
+    """A map in rotated and mirrored coordinates of a wider space gets the same colors."""
     rng = np.random.default_rng(0)
     features = torch.from_numpy(rng.normal(size=(8, 7, 9)) * (2.0 ** -np.arange(8))[:, None, None])
     turned = torch.from_numpy(np.linalg.qr(rng.normal(size=(12, 8)))[0]) @ features.flatten(1)
@@ -205,7 +205,7 @@ def test_colours_of_two_backbones_are_comparable():
     np.testing.assert_allclose(align_scores(mixed.view_as(reference), reference), reference, atol=1e-9)
 
 
-def test_maps_without_structure_are_grey():
+def test_constant_maps_are_gray():
     constant = colors_of(principal_scores(torch.ones(5, 4, 3)))
     assert constant.shape == (4, 3, 3) and (constant == 128).all()
     assert (colors_of(principal_scores(torch.randn(5, 1, 1))) == 128).all()
@@ -214,11 +214,11 @@ def test_maps_without_structure_are_grey():
     assert np.unique(heat_of(torch.full((2, 2), 0.3)).reshape(-1, 3), axis=0).shape == (1, 3)
 
 
-def test_a_point_is_ringed_and_the_image_shows_through():
-    colours, image = np.zeros((4, 6, 3), np.uint8), np.full((40, 60, 3), 200, np.uint8)
-    plain, ringed = draw_map(colours, image), draw_map(colours, image, point=(0.5, 0.25))
+def test_map_shows_ring_and_image():
+    colors, image = np.zeros((4, 6, 3), np.uint8), np.full((40, 60, 3), 200, np.uint8)
+    plain, ringed = draw_map(colors, image), draw_map(colors, image, point=(0.5, 0.25))
     assert plain.size == ringed.size == (768, 512)
     where = np.argwhere(np.asarray(ringed).any(-1))
     np.testing.assert_allclose(where.mean(0), [128, 384], atol=1)
-    assert np.asarray(draw_map(colours, image, opacity=0.5)).mean() == pytest.approx(100, abs=1)
-    assert isinstance(draw_map(colours, image, (0.0, 1.0)), Image.Image)
+    assert np.asarray(draw_map(colors, image, opacity=0.5)).mean() == pytest.approx(100, abs=1)
+    assert isinstance(draw_map(colors, image, (0.0, 1.0)), Image.Image)

@@ -1,4 +1,4 @@
-"""Models of other bands than red, green and blue, seen on an image of these bands."""
+"""Models with other bands than RGB, applied to an image with these bands."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ VIEW = View(PCA, (None, None), 0, False, (0.5, 0.5), 6)
 
 @pytest.fixture
 def scene(tmp_path):
-    """Values of five bands, and the file."""
+    """Return the values of five bands and the file."""
     values = np.random.default_rng(0).integers(0, 5000, (5, 4 * 14, 6 * 14)).astype(np.uint16)
     options = {"driver": "GTiff", "height": 56, "width": 84, "count": 5, "dtype": "uint16"}
     with rasterio.open(tmp_path / "scene.tif", "w", **options) as target:
@@ -46,7 +46,7 @@ def folder(tmp_path):
     return tmp_path / "bands"
 
 
-def test_features_are_those_of_plain_transformers_and_colors_those_of_the_names(folder, scene):
+def test_multiband_features_equal_transformers(folder, scene):
     values, path = scene
     models = Models(str(folder))
     (first,), (_, twin) = look(models, path, ["bands", "bands" + RANDOM], VIEW)
@@ -63,23 +63,23 @@ def test_features_are_those_of_plain_transformers_and_colors_those_of_the_names(
     assert np.abs(rgb - colors).max() <= 1
 
 
-def test_an_image_of_other_bands_is_refused_in_a_line(folder, scene, tmp_path):
+def test_image_with_wrong_bands_is_rejected(folder, scene, tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "photo.png")
     models = Models(str(folder))
     with pytest.raises(ValueError, match=r"takes 5 bands \(B2, B3, B4, B8, B11\), but the image has 3") as caught:
         list(look(models, str(tmp_path / "photo.png"), ["bands"], VIEW))
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="bands takes 5 bands .* what is compared here is of red, green and blue"):
+    with pytest.raises(ValueError, match="bands takes 5 bands"):
         opened(models, ["bands"], None)
 
 
-def test_beside_a_backbone_for_colors_each_sees_its_own(folder, scene):
+def test_backbones_read_their_own_bands(folder, scene):
     _, path = scene
     *_, seen = look(Models(str(folder), [TINY]), path, ["bands", TINY], VIEW)
     assert [one.features.shape[1:] for one in seen] == [grid_of(56, 84, 6)] * 2
 
 
-def test_a_segmentation_of_these_bands_is_applied(scene, tmp_path):
+def test_multiband_segmentation_is_applied(scene, tmp_path):
     from apply_tab import found_by
 
     torch.manual_seed(0)

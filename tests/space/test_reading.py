@@ -1,4 +1,4 @@
-"""Uploaded files, made with Pillow, rasterio and pydicom or shipped by pydicom, against their values in numpy."""
+"""Reading of uploaded files, written with Pillow, rasterio and pydicom or part of pydicom, compared with NumPy."""
 
 import io
 import struct
@@ -29,7 +29,7 @@ def values(bands=1, dtype="uint16", low=100, high=4000, seed=0):
     return rng.integers(low, high, shape).astype(dtype)
 
 
-def geotiff(path, array, descriptions=None, colours=None, **profile):
+def geotiff(path, array, descriptions=None, colors=None, **profile):
     profile = {"driver": "GTiff", "crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 4e5, 0, -10, 5e6), **profile}
     with rasterio.open(
         path, "w", width=array.shape[2], height=array.shape[1], count=len(array), dtype=array.dtype, **profile
@@ -37,8 +37,8 @@ def geotiff(path, array, descriptions=None, colours=None, **profile):
         file.write(array)
         if descriptions:
             file.descriptions = descriptions
-        if colours:
-            file.colorinterp = colours
+        if colors:
+            file.colorinterp = colors
     return path
 
 
@@ -65,14 +65,14 @@ def dicom(path, pixels, photometric="MONOCHROME2", **tags):
 
 
 def windowed(array, low, high):
-    """In [0, 255]; `low` and `high` are numbers, or one for each band."""
+    """Scale values to [0, 255]; `low` and `high` are numbers, or one for each band."""
     low, high = (np.asarray(value, dtype=np.float64).reshape(-1, 1, 1) for value in (low, high))
     scaled = np.clip((array.astype(np.float64) - low) / (high - low), 0, 1)
     return 255 * np.where(np.isnan(scaled), 0, scaled)
 
 
 def assert_shows(reading, expected, tolerance=0.51):
-    """The picture, and what the image processor makes of the reading before it normalises."""
+    """Compare the displayed picture and the pixels of the image processor before normalization."""
     expected = np.broadcast_to(expected, (3, *expected.shape[1:]))
     rgb = np.asarray(reading.to_rgb()).transpose(2, 0, 1).astype(np.float64)
     assert rgb.shape == expected.shape
@@ -98,7 +98,7 @@ def test_photographs(tmp_path, suffix):
     assert_shows(reading, np.asarray(Image.open(path)).transpose(2, 0, 1))
 
 
-def test_the_content_counts_and_not_the_name(tmp_path):
+def test_format_is_detected_from_content(tmp_path):
     path = tmp_path / "photo.dcm"
     picture(WIDTH, HEIGHT).save(path, "PNG")
     assert read_image(path).note.startswith("PNG")
@@ -121,12 +121,12 @@ def test_modes_of_png(tmp_path, mode):
 def test_exif_orientation(tmp_path):
     image = picture(WIDTH, HEIGHT)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # rotated clockwise
     image.save(tmp_path / "turned.png", exif=exif)
     assert_shows(read_image(tmp_path / "turned.png"), np.rot90(np.asarray(image), -1).transpose(2, 0, 1))
 
 
-def test_a_large_jpeg_is_reduced_while_it_is_decoded(tmp_path, monkeypatch):
+def test_large_jpeg_is_reduced_during_decoding(tmp_path, monkeypatch):
     path = tmp_path / "large.jpg"
     picture(500, 375).resize((4000, 3000), Image.Resampling.BICUBIC).save(path, quality=90)
     drafts = []
@@ -146,15 +146,15 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded(tmp_path, monkeypatch):
 
 def test_sixteen_bit_png(tmp_path):
     array = values()
-    Image.fromarray(array[0]).save(tmp_path / "grey.png")
-    reading = read_image(tmp_path / "grey.png")
+    Image.fromarray(array[0]).save(tmp_path / "gray.png")
+    reading = read_image(tmp_path / "gray.png")
     assert reading.note == "PNG, uint16, 44 × 30 pixels, percentiles 2 to 98"
     assert_shows(reading, windowed(array, *np.percentile(array, (2, 98))))
-    colours = values(3)
+    colors = values(3)
     with rasterio.open(tmp_path / "rgb.png", "w", driver="PNG", width=44, height=30, count=3, dtype="uint16") as file:
-        file.write(colours)
-    low, high = np.percentile(colours, (2, 98), axis=(1, 2))
-    assert_shows(read_image(tmp_path / "rgb.png"), windowed(colours, low, high))
+        file.write(colors)
+    low, high = np.percentile(colors, (2, 98), axis=(1, 2))
+    assert_shows(read_image(tmp_path / "rgb.png"), windowed(colors, low, high))
 
 
 # TIFF
@@ -177,17 +177,17 @@ def test_deep_tiff(tmp_path, dtype):
     assert_shows(reading, windowed(array, *np.percentile(array, (2, 98))))
 
 
-def test_bands_are_found_by_colour_or_name_or_come_first(tmp_path):
+def test_bands_are_found_by_color_name_or_order(tmp_path):
     array = values(6)
     shown = {
         "first": (None, None, [0, 1, 2], "bands 1, 2, 3 of 6"),
         "sentinel": (("B1", "B2", "B3", "B4", "B5", "B8"), None, [3, 2, 1], "bands 4, 3, 2 of 6"),
         "names": (("nir", "Blue", "Green", "Red", "swir", None), None, [3, 2, 1], "bands 4, 3, 2 of 6"),
-        "colours": (None, ("undefined", "blue", "green", "undefined", "red", "undefined"), [4, 2, 1], "bands 5, 3, 2"),
+        "colors": (None, ("undefined", "blue", "green", "undefined", "red", "undefined"), [4, 2, 1], "bands 5, 3, 2"),
     }
-    for name, (descriptions, colours, bands, note) in shown.items():
-        colours = colours and tuple(rasterio.enums.ColorInterp[colour] for colour in colours)
-        path = geotiff(tmp_path / f"{name}.tif", array, descriptions, colours, photometric="minisblack")
+    for name, (descriptions, colors, bands, note) in shown.items():
+        colors = colors and tuple(rasterio.enums.ColorInterp[color] for color in colors)
+        path = geotiff(tmp_path / f"{name}.tif", array, descriptions, colors, photometric="minisblack")
         reading = read_image(path)
         assert note in reading.note
         low, high = np.percentile(array[bands], (2, 98), axis=(1, 2))
@@ -198,7 +198,7 @@ def test_bands_are_found_by_colour_or_name_or_come_first(tmp_path):
     assert_shows(reading, windowed(two[:1], *np.percentile(two[0], (2, 98))))
 
 
-def test_an_input_spec_takes_the_place_of_what_is_chosen(tmp_path):
+def test_input_spec_overrides_defaults(tmp_path):
     array = values(5)
     path = geotiff(tmp_path / "five.tif", array, photometric="minisblack")
     reading = read_image(path, input_spec={"bands": [4, 0, 2], "window": [0, 3000], "gamma": 0.5})
@@ -213,20 +213,20 @@ def test_an_input_spec_takes_the_place_of_what_is_chosen(tmp_path):
     assert_shows(reading, np.asarray(picture(WIDTH, HEIGHT))[None, ..., 0])
 
 
-def test_a_wrong_input_spec_is_not_the_file_s_fault(tmp_path):
+def test_invalid_input_spec_raises_value_error(tmp_path):
     path = geotiff(tmp_path / "deep.tif", values())
     with pytest.raises(ValueError, match=r"^input_spec: window \(5, 5\) is empty"):
         read_image(path, input_spec={"window": [5, 5]})
 
 
-def test_nodata_is_left_out_of_the_window_and_black(tmp_path):
+def test_nodata_is_ignored_and_black(tmp_path):
     array = values(dtype="uint16", low=1000, high=2000)
     array[0, :10] = 65535
     reading = read_image(geotiff(tmp_path / "nodata.tif", array, nodata=65535))
     valid = np.where(array == 65535, np.nan, array.astype(float))
     assert_shows(reading, windowed(valid, *np.nanpercentile(valid, (2, 98))))
     array[:] = 65535
-    with pytest.raises(UnreadableImage, match="nothing.tif holds no valid value"):
+    with pytest.raises(UnreadableImage, match="nothing.tif has no valid value"):
         read_image(geotiff(tmp_path / "nothing.tif", array, nodata=65535))
 
 
@@ -237,7 +237,7 @@ def test_complex_values_are_shown_by_magnitude(tmp_path):
     assert_shows(reading, windowed(np.abs(array), *np.percentile(np.abs(array), (2, 98))))
 
 
-def test_a_large_tiff_is_reduced_by_averaging(tmp_path):
+def test_large_tiff_is_reduced_by_averaging(tmp_path):
     array = np.random.default_rng(0).integers(0, 5000, (4, 600, 1000)).astype("uint16")
     path = geotiff(tmp_path / "large.tif", array, photometric="minisblack", tiled=True, compress="deflate")
     reading = read_image(path, max_side=250)
@@ -256,7 +256,7 @@ def test_extreme_shapes(tmp_path, shape):
     assert (height, width) == (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
 
 
-def test_a_file_cannot_name_others_to_be_read(tmp_path):
+def test_file_cannot_reference_other_files(tmp_path):
     secret = geotiff(tmp_path / "secret.tif", values(1, "uint8", 0, 255))
     virtual = tmp_path / "innocent.tif"
     virtual.write_text(
@@ -264,9 +264,9 @@ def test_a_file_cannot_name_others_to_be_read(tmp_path):
         f"<SimpleSource><SourceFilename>{secret}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
         "</VRTRasterBand></VRTDataset>"
     )
-    with pytest.raises(UnreadableImage, match="innocent.tif is no image"):
+    with pytest.raises(UnreadableImage, match="innocent.tif cannot be opened"):
         read_image(virtual)
-    with pytest.raises(UnreadableImage, match="no such file"):
+    with pytest.raises(UnreadableImage, match="not found"):
         read_image(f"/vsizip/{secret}")
 
 
@@ -287,10 +287,10 @@ def test_ct_in_hounsfield_units():
     assert_shows(reading, windowed(units, -160, 240))
 
 
-def test_mr_by_the_window_of_its_tags():
+def test_mr_uses_window_of_its_tags():
     path = get_testdata_file("MR_small.dcm")
     stored = pydicom.dcmread(path).pixel_array[None]
-    reading = read_image(path)  # centre 600, width 1600: from 600 - 0.5 - 799.5 to 600 - 0.5 + 799.5
+    reading = read_image(path)  # center 600, width 1600: from 600 - 0.5 - 799.5 to 600 - 0.5 + 799.5
     assert reading.note == "DICOM, MR, 64 × 64 pixels, window -200 to 1399"
     assert_shows(reading, windowed(stored, -200, 1399))
 
@@ -320,7 +320,7 @@ def test_monochrome1_is_inverted(tmp_path):
     assert_shows(reading, 255 - windowed(pixels[None], *np.percentile(pixels, (1, 90))))
 
 
-def test_padding_is_left_out(tmp_path):
+def test_padding_is_ignored(tmp_path):
     pixels = values(dtype="int16")[0]
     pixels[:5] = -2000
     path = dicom(tmp_path / "padded.dcm", pixels, PixelPaddingValue=-2000, RescaleSlope=2, RescaleIntercept=10)
@@ -328,7 +328,7 @@ def test_padding_is_left_out(tmp_path):
     assert_shows(read_image(path), windowed(valid, *np.nanpercentile(valid, (2, 98))))
 
 
-def test_the_middle_frame(tmp_path):
+def test_middle_frame_is_read(tmp_path):
     frames = np.stack([np.full((HEIGHT, WIDTH), 100 * frame, np.uint16) for frame in range(5)])
     reading = read_image(dicom(tmp_path / "cine.dcm", frames), input_spec={"window": [0, 400]})
     assert "frame 3 of 5" in reading.note
@@ -336,7 +336,7 @@ def test_the_middle_frame(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["examples_rgb_color.dcm", "SC_rgb_dcmtk_+eb+cy+np.dcm", "SC_rgb_rle_16bit.dcm"])
-def test_colour_dicom(name):
+def test_color_dicom(name):
     path = get_testdata_file(name)
     stored = pydicom.pixels.pixel_array(path).transpose(2, 0, 1)
     assert_shows(read_image(path), 255.0 * stored / np.iinfo(stored.dtype).max)
@@ -345,13 +345,13 @@ def test_colour_dicom(name):
 def test_palette_dicom():
     path = get_testdata_file("examples_palette.dcm")
     dataset = pydicom.dcmread(path)
-    colours = pydicom.pixels.apply_color_lut(dataset.pixel_array, dataset).transpose(2, 0, 1)
+    colors = pydicom.pixels.apply_color_lut(dataset.pixel_array, dataset).transpose(2, 0, 1)
     reading = read_image(path)
-    assert "colours of its palette" in reading.note
-    assert_shows(reading, 255.0 * colours / np.iinfo(colours.dtype).max)
+    assert "palette colors" in reading.note
+    assert_shows(reading, 255.0 * colors / np.iinfo(colors.dtype).max)
 
 
-def test_a_large_dicom_is_reduced_by_averaging(tmp_path):
+def test_large_dicom_is_reduced_by_averaging(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 4000, (200, 400)).astype(np.uint16)
     reading = read_image(dicom(tmp_path / "x.dcm", pixels), max_side=100)
     means = pixels.reshape(50, 4, 100, 4).mean((1, 3))
@@ -359,7 +359,7 @@ def test_a_large_dicom_is_reduced_by_averaging(tmp_path):
     assert "400 × 200 pixels, reduced to 100 × 50" in reading.note
 
 
-# What cannot be opened
+# Files that cannot be opened
 
 
 def png_header(width, height):
@@ -384,16 +384,16 @@ def jpeg(keep):
 
 
 BAD_FILES = {
-    "text.jpg": (b"this is no image at all\n" * 20, "text.jpg is no image that can be opened: its content is none of"),
-    "page.png": (b"<html><script>alert(1)</script></html>", "page.png is no image"),
+    "text.jpg": (b"this is not an image\n" * 20, "text.jpg cannot be opened"),
+    "page.png": (b"<html><script>alert(1)</script></html>", "page.png cannot be opened"),
     "empty.png": (b"", r"empty.png is empty \(0 bytes\)"),
     "truncated.png": (png(keep=0.5), "truncated.png is damaged, incomplete"),
-    "start.png": (png(keep=0.0005) + b"\x89PNG\r\n\x1a\n"[1:], "start.png is (no image|damaged)"),
+    "start.png": (png(keep=0.0005) + b"\x89PNG\r\n\x1a\n"[1:], "start.png (cannot be opened|is damaged)"),
     "truncated.jpg": (jpeg(0.4), "truncated.jpg is damaged, incomplete"),
     "bomb.png": (png_header(60_000, 60_000), "bomb.png is too large to be opened"),
     "large.png": (png_header(12_000, 11_000), "large.png has 12,000 × 11,000 pixels. At most 20,000 on a side and 128"),
     "wide.png": (png_header(30_000, 20), "wide.png has 30,000 × 20 pixels. At most 20,000 on a side"),
-    "zero.png": (png_header(0, 20), "zero.png is no image"),
+    "zero.png": (png_header(0, 20), "zero.png cannot be opened"),
     "damaged.tif": (b"II*\0" + bytes(range(200)), "damaged.tif is damaged"),
     "damaged.dcm": (bytes(128) + b"DICM" + bytes(range(200)), "damaged.dcm is (damaged|DICOM without an image)"),
 }
@@ -401,7 +401,7 @@ BAD_FILES = {
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files_get_a_line(tmp_path, name):
+def test_bad_files_raise_one_line(tmp_path, name):
     content, message = BAD_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
@@ -437,7 +437,7 @@ def test_dicom_that_cannot_be_shown(tmp_path):
         read_image(path)
 
 
-def test_a_folder_and_a_missing_file(tmp_path):
+def test_folder_and_missing_file_raise(tmp_path):
     for path in (tmp_path, tmp_path / "missing.png"):
-        with pytest.raises(UnreadableImage, match="no such file"):
+        with pytest.raises(UnreadableImage, match="not found"):
             read_image(path)

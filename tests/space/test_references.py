@@ -1,4 +1,4 @@
-"""Backbones of other kinds to compare with, by their own processors: as plain transformers sees with them."""
+"""Backbones of other libraries with their own processors, compared with plain transformers."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reference_is_seen_as_transformers_sees_with_it(models, kind):
+def test_reference_features_equal_transformers(models, kind):
     folder, models = models
     backbone = models.backbone(kind)
     image = np.asarray(picture(96, 64))
@@ -60,7 +60,7 @@ def test_a_reference_is_seen_as_transformers_sees_with_it(models, kind):
             attention_map(backbone, image, 6, 2)
 
 
-def test_references_are_beside_each_other_on_one_grid_and_beside_random_weights(models):
+def test_references_share_a_grid(models):
     _, models = models
     image = np.asarray(picture(96, 64))
     maps = [principal_scores(patch_features(models.backbone(kind), image, 12)) for kind in KINDS]

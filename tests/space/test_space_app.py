@@ -1,4 +1,4 @@
-"""The Space as it is served, called as `gradio_client` and as plain HTTP do: what comes back, and what is refused."""
+"""The running Space, called by `gradio_client` and by plain HTTP: results and rejected requests."""
 
 import configparser
 import io
@@ -81,7 +81,7 @@ def client(url, tmp_path_factory):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves an image and gives it as an upload."""
+    """Return a function that saves an image and returns it as an upload."""
 
     def save(image, name="image.png"):
         image.save(tmp_path / name)
@@ -94,8 +94,8 @@ def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-def test_every_function_that_is_offered_is_called_and_answers_with_plain_values(client, saved):
-    """In short, on the whole page; what each gives is tested here and with the tabs."""
+def test_api_functions_return_plain_values(client, saved):
+    """Each function is called once; their results are tested below and with the tabs."""
     image, later = saved(picture(64, 48)), saved(picture(64, 48, seed=1), "later.png")
     calls = {
         "/about": {},
@@ -114,7 +114,7 @@ def test_every_function_that_is_offered_is_called_and_answers_with_plain_values(
         assert answer and "__type__" not in str(answer), name
 
 
-def test_maps_and_features_are_those_of_plain_transformers(client, folder, saved):
+def test_maps_and_features_equal_transformers(client, folder, saved):
     image = picture(6 * 14, 4 * 14)
     upload = saved(image)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
@@ -126,7 +126,7 @@ def test_maps_and_features_are_those_of_plain_transformers(client, folder, saved
     flow = np.eye(25)
     for weights in attentions:
         flow = (weights.mean(0) + np.eye(25)) / 2 @ flow
-    place = 1 + 6 * 2 + 3  # of row 2, column 3
+    place = 1 + 6 * 2 + 3  # row 2, column 3
     expected = {
         (SIMILARITY, FROM_CLS): np.array([[cosine(states[r, c], states[2, 3]) for c in range(6)] for r in range(4)]),
         (ATTENTION, FROM_CLS): attentions[1][3][0, 1:].reshape(4, 6),
@@ -147,7 +147,7 @@ def test_maps_and_features_are_those_of_plain_transformers(client, folder, saved
         assert (facts["rows"], facts["columns"]) == (4, 6) and facts["maps"][0]["depth"] == 3
 
 
-def test_a_backbone_is_seen_beside_the_same_with_random_weights(client, saved):
+def test_backbone_is_compared_with_random_weights(client, saved):
     a, b, npz, facts = client.predict(
         saved(picture(40, 90)), second_backbone=TWIN, resolution=9, kind=PCA, api_name="/maps"
     )
@@ -160,8 +160,8 @@ def test_a_backbone_is_seen_beside_the_same_with_random_weights(client, saved):
 
 
 @pytest.mark.parametrize("size", [(61, 83), (30, 400), (500, 100), (1, 500), (1, 1)])
-def test_a_marked_patch_lights_up_in_the_picture(client, saved, size):
-    """An image of any shape: its map has the same proportions, and is brightest in the marked patch."""
+def test_marked_patch_is_brightest_in_picture(client, saved, size):
+    """The map has the aspect ratio of the image and is brightest in the marked patch."""
     width, height = size
     resolution = 12
     rows, columns = (max(1, round(resolution * side / max(size))) for side in (height, width))
@@ -193,7 +193,7 @@ def test_a_marked_patch_lights_up_in_the_picture(client, saved, size):
     assert np.unravel_index(patches.argmax(), patches.shape) == (row, column) or 1 in size
 
 
-def test_corruptions_are_told_beside_the_similarity_of_different_images(client, saved):
+def test_corruptions_are_compared_with_floor(client, saved):
     table, note = client.predict(saved(picture(64, 48)), seed=1, resolution=6, api_name="/corruptions")
     rows = [dict(zip(table["headers"], row)) for row in table["data"]]
     assert len(rows) == 12 * 5 * 2 and "image.png" in note and "60 of 60" in note
@@ -216,9 +216,9 @@ def test_two_images(client, saved):
     )
     assert len(changed) == 2 and all(one["mean"] < 0.999 for one in changed)
     assert Image.open(a).size == Image.open(b).size == (768, 576)
-    with pytest.raises(AppError, match="There is no image yet"):
+    with pytest.raises(AppError, match="No image was passed"):
         client.predict(saved(before), None, api_name="/two_images")
-    with pytest.raises(AppError, match="different proportions, 64 × 48 and 64 × 64"):
+    with pytest.raises(AppError, match="64 × 48 and 64 × 64"):
         client.predict(saved(before), saved(picture(64, 64), "b.png"), api_name="/two_images")
 
 
@@ -229,7 +229,7 @@ def test_about(client, folder):
 
 
 def png_of(width, height):
-    """A PNG that says it is of this size, with far less in it."""
+    """Return a PNG whose header has this size, with less data."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -248,16 +248,16 @@ def truncated_png():
 @pytest.mark.parametrize(
     "name, content, complaint",
     [
-        ("text.jpg", b"This is no image.\n", "no image that can be opened"),
+        ("text.jpg", b"This is not an image.\n", "cannot be opened"),
         ("cut.png", truncated_png(), "damaged"),
         ("bomb.png", png_of(60_000, 60_000), "too large"),
         ("bomb.png", png_of(13_300, 13_300), "13,300 × 13,300"),
         ("wide.png", png_of(30_000, 10), "30,000 × 10"),
         ("empty.tif", b"", "empty"),
-        ("<img src=x onerror=alert(1)>.jpg", b"<script>alert(1)</script>", "no image that can be opened"),
+        ("<img src=x onerror=alert(1)>.jpg", b"<script>alert(1)</script>", "cannot be opened"),
     ],
 )
-def test_bad_uploads_get_a_message_and_the_app_goes_on(client, saved, tmp_path, name, content, complaint):
+def test_bad_uploads_show_message(client, saved, tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
     upload = handle_file(str(tmp_path / name))
     for endpoint in ("/maps", "/corruptions"):
@@ -270,7 +270,7 @@ def test_bad_uploads_get_a_message_and_the_app_goes_on(client, saved, tmp_path, 
 
 
 def fetch(url, body=None):
-    """Status and text of what a server answers to GET, or to POST if there is a body."""
+    """Return status and text of the answer to a GET request, or to a POST request with a body."""
     request = urllib.request.Request(url, body and body.encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
@@ -280,7 +280,7 @@ def fetch(url, body=None):
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", __file__, "../../etc/passwd", "~/.bashrc"])
-def test_no_file_but_an_upload_is_read(url, path):
+def test_only_uploads_are_readable(url, path):
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
     event = {"data": [file, TINY, "none", PCA, 1, 0, 0, FROM_CLS, 5, 5, 8]}
     started = json.loads(fetch(f"{url}gradio_api/call/maps", json.dumps(event))[1])
@@ -290,7 +290,7 @@ def test_no_file_but_an_upload_is_read(url, path):
         assert fetch(url + address)[0] in (403, 404)
 
 
-def test_what_is_no_model_gets_a_message(client, saved, tmp_path):
+def test_unknown_model_shows_message(client, saved, tmp_path):
     for name in ("no/such-model", "/etc", "..", "not a name", str(tmp_path), "tests", "<script>alert(1)</script>"):
         with pytest.raises(AppError) as caught:
             client.predict(saved(picture(20, 20)), backbone=name, api_name="/maps")
@@ -300,12 +300,12 @@ def test_what_is_no_model_gets_a_message(client, saved, tmp_path):
 
 
 def memory(kind: str) -> int:
-    """Of this process, in kB."""
+    """Return a memory field of this process, in kB."""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith(kind))
 
 
-def test_twenty_requests_at_once_are_queued_and_none_is_lost(client, saved):
+def test_twenty_concurrent_requests_are_answered(client, saved):
     uploads = [saved(picture(64, 32 + index, seed=index), f"{index}.png") for index in range(20)]
 
     def answers():
@@ -315,20 +315,20 @@ def test_twenty_requests_at_once_are_queued_and_none_is_lost(client, saved):
     for index, (_, _, npz, _) in enumerate(answers()):
         with np.load(npz) as arrays:
             assert arrays["image"] == f"{index}.png"
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted afresh
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = memory("VmRSS")
     answers()
     assert 0 < memory("VmHWM") < before + 200_000
 
 
 class TestModels:
-    def test_the_app_starts_with_the_quickstart_of_the_user_or_else_the_packed_one(self, tmp_path, monkeypatch):
+    def test_app_starts_with_user_or_packed_quickstart(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert Models().place(Models().default) == str(PACKED) and Models().default == "quickstart"
+        assert Models().source(Models().default) == str(PACKED) and Models().default == "quickstart"
         shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
-        assert Models().place(Models().default) == "outputs/quickstart"
+        assert Models().source(Models().default) == "outputs/quickstart"
 
-    def test_folders_are_called_by_their_last_parts_and_never_by_where_they_lie(self, folder, tmp_path):
+    def test_folder_names_do_not_expose_paths(self, folder, tmp_path):
         for name in ("one", "two"):
             shutil.copytree(folder, tmp_path / name / "backbone")
         models = Models(TINY, [str(tmp_path / "one" / "backbone"), str(tmp_path / "two" / "backbone")])
@@ -338,7 +338,7 @@ class TestModels:
             models.backbone("one/backbone")
         assert str(tmp_path) not in str(caught.value) and "one/backbone" in str(caught.value)
 
-    def test_the_environment_names_the_models(self, monkeypatch):
+    def test_environment_variables_name_models(self, monkeypatch):
         monkeypatch.setenv("VITP_MODEL", "someone/model")
         monkeypatch.setenv("VITP_BACKBONES", " someone/a , b,")
         models = Models.from_environment()
@@ -347,7 +347,7 @@ class TestModels:
         monkeypatch.setenv("VITP_TRUST_REMOTE_CODE", "1")
         assert Models.from_environment().trust_remote_code
 
-    def test_a_full_model_and_its_vit_share_weights(self, tmp_path, model, processor):
+    def test_full_model_and_vit_share_weights(self, tmp_path, model, processor):
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
         models = Models(str(tmp_path))
@@ -369,7 +369,7 @@ class TestModels:
         given = full.processor(images=image, text=full.processor.image_token, return_tensors="pt")
         torch.testing.assert_close(given["pixel_values"], expected["pixel_values"])
 
-    def test_no_code_of_a_model_is_run_unless_the_deployer_says_so(self, folder, tmp_path):
+    def test_remote_code_requires_trust(self, folder, tmp_path):
         evil = tmp_path / "evil"
         shutil.copytree(folder, evil)
         marker = tmp_path / "ran"
@@ -378,16 +378,14 @@ class TestModels:
         config["model_type"] = "evil"
         config["auto_map"] = {"AutoConfig": "code.ViTPVisionConfig", "AutoModel": "code.ViTPVisionModel"}
         (evil / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UnavailableModel, match="is a 'evil' model"):
+        with pytest.raises(UnavailableModel, match="'evil'"):
             Models(TINY, backbones=[str(evil)])
         config["model_type"] = "internvl_vision"
         (evil / "config.json").write_text(json.dumps(config))
         assert type(Models(backbones=[str(evil)]).backbone("evil").model).__name__ == "InternVLVisionModel"
         assert not marker.exists()
 
-    def test_visitors_download_from_the_hub_without_the_deployers_token_and_within_the_limit(
-        self, hub, folder, monkeypatch
-    ):
+    def test_visitor_downloads_use_no_token_and_are_limited(self, hub, folder, monkeypatch):
         for name, private in (("tester/backbone", False), ("tester/private", True)):
             hub.api().create_repo(name, private=private)
             hub.api().upload_folder(repo_id=name, folder_path=folder)
@@ -399,14 +397,14 @@ class TestModels:
             Models(max_gb=1e-9).backbone("tester/backbone")
         monkeypatch.setenv("HF_TOKEN", hub.token("read"))
         for name in ("no/such", "tester/private"):
-            with pytest.raises(UnavailableModel, match=f"no public model '{name}'"):
+            with pytest.raises(UnavailableModel, match=f"'{name}'"):
                 Models().backbone(name)
         assert Models(backbones=["tester/private"]).backbone("tester/private").model is not None
 
 
 @pytest.mark.slow
-def test_the_app_runs_from_the_repo_that_is_pushed(tmp_path):
-    """With nothing of this package but what lies in the Space."""
+def test_app_runs_from_pushed_repository(tmp_path):
+    """The Space has only its own copy of this package."""
     package = gather_space("someone/model")
     for name, content in package.files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -422,8 +420,8 @@ def test_the_app_runs_from_the_repo_that_is_pushed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_app_runs_from_a_wheel_without_a_clone(tmp_path):
-    """With the packed model, of which it shows a finding."""
+def test_app_runs_from_wheel(tmp_path):
+    """The app opens the packed model and shows its finding."""
     shutil.copytree(ROOT, tmp_path / "clone", ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "build"))
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
     subprocess.run(build, cwd=tmp_path / "clone", check=True, capture_output=True)
@@ -433,7 +431,7 @@ def test_the_app_runs_from_a_wheel_without_a_clone(tmp_path):
     code = (
         "import sys; from modeling_vitp.command.paths import SPACE; sys.path.insert(0, str(SPACE)); import app; "
         "from loading import Models; models = Models(); app.build_app(models); app.launch_options(); "
-        "print(models.default, models.place(models.default), SPACE)"
+        "print(models.default, models.source(models.default), SPACE)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -445,7 +443,7 @@ def test_the_app_runs_from_a_wheel_without_a_clone(tmp_path):
     assert run.returncode == 0 and "usage: vitp space" in run.stdout
 
 
-def test_requirements_are_pinned_within_what_the_package_asks_for():
+def test_requirements_are_pinned_within_package_bounds():
     lines = (ROOT / "space" / "requirements.txt").read_text().splitlines()
     pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
     assert all(len(specifier) == 1 and str(specifier).startswith("==") for specifier in pins.values())
@@ -460,12 +458,12 @@ def test_requirements_are_pinned_within_what_the_package_asks_for():
     assert card.app_file == "app.py" and card.license == "apache-2.0" and "remote-sensing" in card.tags
 
 
-def test_gradio_reports_nothing_home():
+def test_gradio_analytics_are_disabled():
     assert not build_app(Models(TINY)).analytics_enabled and gradio.__version__ >= "6"
 
 
-def test_the_app_needs_none_of_what_only_recipes_need():
-    """All of the extra `recipes` that `space/requirements.txt` does not bring along."""
+def test_app_does_not_need_recipe_dependencies():
+    """Packages of the extra `recipes` that are not in `space/requirements.txt` are not imported."""
     absent = ["trl", "datasets", "peft", "evaluate", "accelerate", "cv2"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.path[:0] = {[str(ROOT), str(ROOT / 'space')]}; "

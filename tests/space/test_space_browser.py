@@ -1,4 +1,4 @@
-"""The Space in headless Chromium: a visit from the first page to a downloaded map, on a desk and on a phone.
+"""The Space in headless Chromium, on desktop and phone, from the first page to a downloaded map.
 
 Screenshots are kept in `outputs/screenshots`.
 """
@@ -51,7 +51,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.images.corruptions import corrupt
 
-WAIT = 120_000  # milliseconds, on a machine that others work on too
+WAIT = 120_000  # milliseconds, on a busy machine
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 CROWNS = ROOT / "space" / "examples" / "tree_crowns.jpg"
 IMAGE = ROOT / "space" / "examples" / "trees_florida.jpg"
@@ -66,13 +66,13 @@ FLAGS = (
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium not found: apt-get install chromium"),
 ]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Models of all kinds, by the names of their folders, which lie where the app is started."""
+    """Return models of all kinds by the names of their folders, in the working directory of the app."""
     torch.manual_seed(0)
     maps = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)
     pairs = ViTPChangeDetectionConfig(backbone_config=adapter_config(), **HEAD)
@@ -92,14 +92,14 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def silent_hub():
-    """An address that takes connections and never answers."""
+    """Return an address that accepts connections but never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
 def url(models, silent_hub):
-    """The address of the app, started as a user does, with the packed model."""
+    """Start the app with the packed model from the command line and return its address."""
     folder, fine_tuned = models
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -143,7 +143,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def desk(browser):
-    """A window on a desk, whose pages share what the browser has fetched."""
+    """Return a desktop browser context, whose pages share the cache."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     yield context
     context.close()
@@ -160,7 +160,7 @@ def phone(browser):
 
 @pytest.fixture
 def page(desk, url):
-    """A page on a desk, at the app, of which every script ran without an error."""
+    """Return a desktop page of the app and check that no script raised an error."""
     page = desk.new_page()
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -171,7 +171,7 @@ def page(desk, url):
 
 
 def open_page(page, url):
-    """Until its first image is seen; its messages, which fade, are remembered."""
+    """Wait until the first image is visible, and record messages, which fade out."""
     page.set_default_timeout(WAIT)
     page.add_init_script(
         """window.messages = new Set();
@@ -193,14 +193,14 @@ def wait_for_message(page, text):
 
 
 def choose(page, label, name, index=0):
-    """In a dropdown that can be seen."""
+    """Choose a value in a visible dropdown."""
     box = page.get_by_label(label).locator("visible=true").nth(index)
     box.fill(name)
     box.press("Enter")
 
 
 def enter(page, field, text):
-    """Until it stands: in the moment after an accordion has opened, its fields are set to what they were before."""
+    """Enter a text until it is kept; a field of an accordion is reset shortly after opening."""
     deadline = time.monotonic() + 30
     field.fill(text)
     page.wait_for_timeout(100)
@@ -225,13 +225,13 @@ def query_of(page):
 
 
 def map_image(page, place="#map_a"):
-    """The map that is shown."""
+    """Return the pixels of the visible map."""
     source = page.locator(f"{place} img").get_attribute("src")
     return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
 
 
 def wait_for_map(page, is_right, place="#map_a"):
-    """Until the map that is shown is as it should be."""
+    """Wait until the visible map passes a check."""
     deadline = time.monotonic() + WAIT / 1000
     while not is_right(map_image(page, place)):
         assert time.monotonic() < deadline, "the map is another"
@@ -239,14 +239,14 @@ def wait_for_map(page, is_right, place="#map_a"):
 
 
 def plain_states(folder, pixels):
-    """Hidden states and attentions by transformers alone, of uint8 pixels whose sides are whole patches."""
+    """Return hidden states and attentions of transformers for uint8 pixels of whole patches."""
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     values = torch.from_numpy((pixels / 255 - MEAN) / STD).movedim(-1, 0)[None].float()
     with torch.no_grad():
         return model(values, output_hidden_states=True, output_attentions=True)
 
 
-def test_the_first_page_shows_a_finding_without_a_click(browser, url, models):
+def test_first_page_shows_finding(browser, url, models):
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     start = time.monotonic()
     open_page(page, url)
@@ -268,7 +268,7 @@ def test_the_first_page_shows_a_finding_without_a_click(browser, url, models):
         marked |= ((middle > y0) & (middle < y1))[:, None] & ((middle > x0) & (middle < x1))
     areas = [roc_auc_score(marked.ravel(), left[:, index]) for index in range(3)]
     best = max(max(area, 1 - area) for area in areas)
-    expect(page.locator("#finding")).to_contain_text("quickstart alone tells patches of the marked tree crowns")
+    expect(page.locator("#finding")).to_contain_text("component of quickstart separates patches of tree crowns")
     expect(page.locator("#finding")).to_contain_text(f"with an AUC of {best:.2f}")
     found = re.findall(r"0\.\d\d", page.locator("#finding").inner_text())
     assert float(found[0]) > float(found[1]) + 0.05
@@ -276,7 +276,7 @@ def test_the_first_page_shows_a_finding_without_a_click(browser, url, models):
     page.close()
 
 
-def test_a_click_is_one_request_and_a_file_is_made_when_it_is_asked_for(page, models, tmp_path):
+def test_click_is_one_request_and_download_on_demand(page, models, tmp_path):
     asked = []
     page.on("request", lambda request: asked.append(request.url) if "queue/join" in request.url else None)
     shown = page.locator("#map_a img")
@@ -306,8 +306,8 @@ def test_a_click_is_one_request_and_a_file_is_made_when_it_is_asked_for(page, mo
     shoot(page, "similarity_light")
 
 
-def test_layers_reach_as_deep_as_each_backbone_and_each_map_has_its_own_scale(page, models):
-    """Attention of a deeper backbone beside a shallower one, of an image five times as wide as high."""
+def test_layer_sliders_and_scales_follow_each_backbone(page, models):
+    """Attention of a deep and a shallow backbone is compared on an image five times as wide as high."""
     picture(5 * 56, 56).save(models[0] / "wide.png")
     upload(page, models[0] / "wide.png")
     expect(page.locator("#backbone_note")).to_contain_text("wide.png")
@@ -329,7 +329,7 @@ def test_layers_reach_as_deep_as_each_backbone_and_each_map_has_its_own_scale(pa
     expect(shown).to_have_attribute("alt", re.compile(f"from dark, {re.escape(low)}, to bright, {re.escape(high)}"))
     maps = [map_image(page, place) for place in ("#map_a", "#map_b")]
     for one in maps:
-        assert one.shape[:2] == (154, 768) and one.max() > 200  # neither squashed nor black
+        assert one.shape[:2] == (154, 768) and one.max() > 200  # The aspect ratio is kept and the image is not black.
     patch = np.argwhere(maps[0].sum(-1, dtype=int) > maps[0].sum(-1, dtype=int).max() - 90).mean(0) / (
         154 / 4,
         768 / 20,
@@ -339,12 +339,12 @@ def test_layers_reach_as_deep_as_each_backbone_and_each_map_has_its_own_scale(pa
     shoot(page, "attention_two_backbones_light")
 
 
-def test_what_every_viewer_has(page, models):
-    """Opacity, a colour bar, all heads at once, the foreground, the other image of a pair, and arrow keys."""
+def test_map_controls(page, models):
+    """Opacity, color bar, all heads, foreground, second image and arrow keys change the maps."""
     pixels = np.asarray(Image.open(CROWNS).convert("RGB"))
     shown = page.locator("#map_a img")
     move(page, "#map_opacity", 0)
-    wait_for_map(page, lambda drawn: np.ptp(drawn.astype(int), axis=-1).max() <= 3)  # the image in grey
+    wait_for_map(page, lambda drawn: np.ptp(drawn.astype(int), axis=-1).max() <= 3)  # the image in gray
     move(page, "#map_opacity", 1)
     wait_for_map(page, lambda drawn: np.ptp(drawn.astype(int), axis=-1).max() > 60)
     page.get_by_role("radio", name="PCA of the foreground").check()
@@ -361,7 +361,7 @@ def test_what_every_viewer_has(page, models):
     page.get_by_role("radio", name="Similarity to the point").check()
     upload(page, IMAGE, "#backbone_second_image")
     there = page.locator("#map_c img")
-    expect(there).to_have_attribute("alt", re.compile("What is like the point, in Trees, Florida, by quickstart"))
+    expect(there).to_have_attribute("alt", re.compile("Similarity to the point, in Trees, Florida, by quickstart"))
     x, y = (float(page.locator(f"{one} input[type=number]").input_value()) for one in ("#point_x", "#point_y"))
     vit = ViTPForConditionalGeneration.from_pretrained(PACKED, dtype=torch.float32).model.vision_tower.eval()
 
@@ -386,8 +386,8 @@ def test_what_every_viewer_has(page, models):
     assert page.evaluate(thumbnail).startswith('url("data:image/jpeg')
 
 
-def test_domain_images_are_read_as_they_are_and_as_one_wants(page, tmp_path):
-    """A Sentinel-2 stack by its bands' names, a CT by a window, a volume by its slices."""
+def test_domain_images_follow_reading_controls(page, tmp_path):
+    """Sentinel-2 bands are found by name, CT uses a window, and a volume has slices."""
     data = np.random.default_rng(0).integers(0, 4000, (4, 56, 56)).astype(np.uint16)
     options = {"driver": "GTiff", "height": 56, "width": 56, "count": 4, "dtype": "uint16"}
     with rasterio.open(tmp_path / "sentinel.tif", "w", **options) as target:
@@ -413,7 +413,7 @@ def test_domain_images_are_read_as_they_are_and_as_one_wants(page, tmp_path):
     upload(page, tmp_path / "sentinel.tif")
     expect(note).to_contain_text("bands 3, 2, 1 of 4")
     wait_for_map(page, is_like(np.stack([stretched(band) for band in (2, 1, 0)], -1)), shown)
-    page.get_by_text("How the image is read").click()
+    page.get_by_text("Reading of the image").click()
     enter(page, page.locator("#bands input, #bands textarea"), "4, 3, 2")
     expect(note).to_contain_text("bands 4, 3, 2 of 4")
     wait_for_map(page, is_like(np.stack([stretched(band) for band in (3, 2, 1)], -1)), shown)
@@ -434,8 +434,8 @@ def test_domain_images_are_read_as_they_are_and_as_one_wants(page, tmp_path):
     shoot(page, "volume_light")
 
 
-def test_a_window_of_a_large_scene_moves_to_a_click_on_its_overview(page, tmp_path):
-    """What is seen is that part of the file, read apart; the outline on the overview is where it is."""
+def test_overview_click_moves_scene_window(page, tmp_path):
+    """The map shows the window of the file, and the overview shows its outline."""
     ramps = np.broadcast_to(np.arange(3000, dtype=np.uint16) // 12, (3000, 3000))
     data = np.stack([ramps, ramps.T, np.zeros_like(ramps)]).astype(np.uint8)
     options = {"driver": "GTiff", "height": 3000, "width": 3000, "count": 3, "dtype": "uint8", "tiled": True}
@@ -451,7 +451,7 @@ def test_a_window_of_a_large_scene_moves_to_a_click_on_its_overview(page, tmp_pa
     overview.click(position={"x": 0.8 * box["width"], "y": 0.25 * box["height"]})
 
     def is_there(drawn):
-        """The middle of the picture is the place of the click: a part of 20% around it."""
+        """Return whether the picture is the window of 20% around the click."""
         red, green, _ = drawn.reshape(-1, 3).mean(0)
         return abs(red - 0.8 * 250) < 4 and abs(green - 0.25 * 250) < 4
 
@@ -467,7 +467,7 @@ def test_a_window_of_a_large_scene_moves_to_a_click_on_its_overview(page, tmp_pa
     page.wait_for_function("Math.abs(new URLSearchParams(location.search).get('wx') - 80) < 0.5")
 
 
-def test_on_a_phone_the_result_comes_first(browser, url):
+def test_phone_shows_result_first(browser, url):
     page = browser.new_page(viewport={"width": 390, "height": 844})
     open_page(page, url)
     assert page.locator("#map_a img").bounding_box()["y"] < page.locator("#backbone_image").bounding_box()["y"]
@@ -499,16 +499,16 @@ def test_every_kind_of_model_opens(page, models):
     choose(page, "Model (any Hub id)", "deep")
     page.get_by_role("tab", name="Ask").click()
     upload(page, IMAGE, "#ask-image")
-    wait_for_message(page, "deep is a backbone, which answers nothing")
+    wait_for_message(page, "deep is a backbone and cannot answer")
 
 
-def test_the_drop_ratio_is_moved(page):
+def test_drop_ratio_slider_updates_tokens(page):
     page.get_by_role("tab", name="VRL").click()
     upload(page, IMAGE, "#vrl-image")
     summary = page.locator("#vrl-summary textarea, #vrl-summary input")
     expect(summary).to_have_value(re.compile(r"16 of 64|\d+ of \d+ visual tokens are kept"))
     kept, total = map(int, re.findall(r"\d+", summary.input_value().replace(",", ""))[:2])
-    assert kept == -(-total // 4)  # a drop ratio of 0.75 to begin with
+    assert kept == -(-total // 4)  # initial drop ratio of 0.75
     before = page.locator("#vrl-tiles img").get_attribute("src")
     number = page.locator("#vrl-drop-ratio input[type=number]")
     number.fill("0.5")
@@ -524,14 +524,14 @@ def test_the_drop_ratio_is_moved(page):
     page.locator("#vrl-ask").click()
     expect(page.locator("#vrl-answer textarea, #vrl-answer input")).not_to_have_value("", timeout=60_000)
     dots = page.locator("#vrl-curve circle")
-    expect(dots).to_have_count(6 * 4)  # of each drop ratio three draws and their mean
-    vrl_curve_is_that_of_the_model(dots)
+    expect(dots).to_have_count(6 * 4)  # three draws and their mean for each drop ratio
+    check_vrl_curve(dots)
     shoot(page, "vrl_light")
 
 
 @torch.no_grad()
-def vrl_curve_is_that_of_the_model(dots):
-    """How probable the answer to all visual tokens is with those that are kept, by teacher forcing; at its height."""
+def check_vrl_curve(dots):
+    """Compare the curve with the probability of the full answer for the kept tokens, computed by teacher forcing."""
     full = ViTPForConditionalGeneration.from_pretrained(PACKED, dtype=torch.float32).eval()
     processor = ViTPProcessor.from_pretrained(PACKED)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many trees are there?"}]}]
@@ -566,7 +566,7 @@ def vrl_curve_is_that_of_the_model(dots):
         assert places["mean", ratio][0] == pytest.approx(np.mean(draws), rel=1e-4)
 
 
-def test_an_answer_with_and_without_beside_each_other(page, tmp_path):
+def test_answers_with_and_without_dropping(page, tmp_path):
     page.get_by_role("tab", name="VRL").click()
     upload(page, CROWNS, "#vrl-image")
     expect(page.locator("#vrl-tiles img")).to_be_visible()
@@ -588,7 +588,7 @@ def test_an_answer_with_and_without_beside_each_other(page, tmp_path):
     shoot(page, "vrl_explained_light")
 
 
-def test_a_question_is_asked(page):
+def test_question_is_answered(page):
     page.get_by_role("tab", name="Ask").click()
     upload(page, IMAGE, "#ask-image")
     expect(page.locator("#ask-picture img")).to_be_visible()
@@ -605,7 +605,7 @@ def test_a_question_is_asked(page):
     wait_for_message(page, "The question is empty")
 
 
-def test_the_url_opens_the_page_as_it_was_left(page, browser):
+def test_url_restores_the_page(page, browser):
     page.get_by_label("Trees, Yellowstone").first.check()
     page.get_by_role("radio", name="Attention rollout").check()
     page.get_by_label("Resolution").first.focus()
@@ -625,7 +625,7 @@ def test_the_url_opens_the_page_as_it_was_left(page, browser):
     again.close()
 
 
-def test_corruptions_are_lines_above_the_floor_beside_random_weights(page, models, tmp_path):
+def test_corruption_chart_shows_shares_of_backbones(page, models, tmp_path):
     page.get_by_role("tab", name="Compare").click()
     picture(84, 70).save(tmp_path / "scene.png")
     upload(page, tmp_path / "scene.png", "#compare_image")
@@ -668,13 +668,13 @@ def test_corruptions_are_lines_above_the_floor_beside_random_weights(page, model
 
 
 def examples():
-    """What the other examples are, as 8-bit RGB."""
+    """Return the other examples as 8-bit RGB."""
     paths = [CROWNS, IMAGE.with_name("trees_yellowstone.jpg"), IMAGE]
     yield from (Image.open(path).convert("RGB") for path in paths)
     yield read_image(get_testdata_file("CT_small.dcm", download=False), 800).to_rgb()
 
 
-def test_a_result_is_gone_when_its_input_changes(page, tmp_path):
+def test_result_is_cleared_when_input_changes(page, tmp_path):
     page.get_by_role("tab", name="Compare").click()
     note, chart = page.locator("#compare_note"), page.locator("#corruption_chart")
     upload(page, IMAGE, "#compare_image")
@@ -686,7 +686,7 @@ def test_a_result_is_gone_when_its_input_changes(page, tmp_path):
     upload(page, tmp_path / "next.png", "#compare_image")
     expect(chart.locator("figure")).to_have_count(0)
     expect(note).to_have_text("Choose an image or an example, then compare.")
-    page.wait_for_timeout(4000)  # what was on its way does not come after all
+    page.wait_for_timeout(4000)  # a canceled result must not appear later
     expect(chart.locator("figure")).to_have_count(0)
 
     page.get_by_role("tab", name="VRL").click()
@@ -704,8 +704,8 @@ def test_a_result_is_gone_when_its_input_changes(page, tmp_path):
     expect(page.locator("#vrl-note textarea, #vrl-note input")).to_have_value(re.compile("^next.png: PNG"))
 
 
-def test_a_slow_model_keeps_nobody_waiting_and_who_waits_sees_the_place(browser, page, url):
-    """One visitor names a model on a Hub that does not answer, one computes for long, one looks on."""
+def test_slow_model_does_not_block_other_visitors(browser, page, url):
+    """One visitor names a model on a Hub that does not answer, one computes for long, one waits."""
     choose(page, "Backbone (any Hub id)", "slow/model")
     others = [browser.new_page(), browser.new_page()]
     start = time.monotonic()
@@ -731,8 +731,8 @@ def test_a_slow_model_keeps_nobody_waiting_and_who_waits_sees_the_place(browser,
 
 
 @pytest.mark.parametrize("tab", ["Backbone", "VRL", "Ask", "Compare", "Apply"])
-def test_no_tab_has_a_serious_violation_of_accessibility(page, tab):
-    """By axe-core, from the package axe-playwright-python."""
+def test_tabs_have_no_serious_accessibility_violation(page, tab):
+    """axe-core is used through the package axe-playwright-python."""
     page.get_by_role("tab", name=tab).click()
     page.wait_for_timeout(1000)
     found = Axe().run(page).response["violations"]
@@ -742,8 +742,10 @@ def test_no_tab_has_a_serious_violation_of_accessibility(page, tab):
 
 @pytest.fixture
 def apply(page, models, tmp_path):
-    """A function: applies a model in its tab to pictures of 96 x 80 pixels, and gives these and what the model gives
-    here, apart from the app."""
+    """Return a function that applies a model in its tab to pictures of 96 x 80 pixels.
+
+    The function returns the pictures and the result of the model outside of the app.
+    """
     page.get_by_role("tab", name="Apply").click()
 
     @torch.no_grad()
@@ -766,19 +768,19 @@ def apply(page, models, tmp_path):
 
 
 def enlarged(pixels):
-    """An image of 96 x 80 pixels as the tab Apply shows it: eight times as large."""
+    """Enlarge an image of 96 x 80 pixels eight times, as the tab Apply does."""
     return np.kron(pixels, np.ones((8, 8, 1), np.uint8)).astype(np.uint8)
 
 
 def wait_for_picture(page, wanted):
-    """Until the picture of the tab Apply is as it should be."""
+    """Wait until the picture of the tab Apply passes a check."""
     deadline = time.monotonic() + 30
     while not np.array_equal(map_image(page, "#apply_picture"), wanted):
         assert time.monotonic() < deadline, "the picture is another"
         page.wait_for_timeout(200)
 
 
-def test_what_a_detector_finds_is_drawn_from_a_score_on(page, apply):
+def test_detections_above_threshold_are_drawn(page, apply):
     (image,), outputs = apply("ships")
     scores = outputs.scores[0]
     legend = page.locator("#apply_legend")
@@ -787,7 +789,7 @@ def test_what_a_detector_finds_is_drawn_from_a_score_on(page, apply):
     move(page, "#threshold", 0.95)
     expect(legend).to_contain_text(f"Objects with a score above 0.95: {int((scores > 0.95).sum())}")
     assert 0 < (scores > 0.95).sum() < (scores > 0.3).sum()
-    color = ImageColor.getrgb(COLORS[outputs.labels[0, 0]])  # of the best one, which is on top
+    color = ImageColor.getrgb(COLORS[outputs.labels[0, 0]])  # the color of the best object, which is on top
     corners = outputs.pred_corners[0, 0].numpy() * [96, 80]
     middles = (corners + np.roll(corners, -1, 0)) / 2
     drawn = map_image(page, "#apply_picture")
@@ -800,7 +802,7 @@ def test_what_a_detector_finds_is_drawn_from_a_score_on(page, apply):
     wait_for_picture(page, enlarged(image))
 
 
-def test_classes_are_laid_over_the_image(page, apply):
+def test_classes_are_drawn_on_the_image(page, apply):
     _, outputs = apply("land")
     labels = outputs.logits[0].argmax(0).numpy()
     for label in np.unique(labels):
@@ -810,7 +812,7 @@ def test_classes_are_laid_over_the_image(page, apply):
     wait_for_picture(page, enlarged(PALETTE[labels]))
 
 
-def test_changes_are_laid_over_the_second_image(page, apply):
+def test_changes_are_drawn_on_the_second_image(page, apply):
     move(page, "#opacity", 1)
     images, outputs = apply("changes", pairs=True)
     labels = outputs.logits[0].argmax(0).numpy()
@@ -821,7 +823,7 @@ def test_changes_are_laid_over_the_second_image(page, apply):
 
 
 @pytest.mark.parametrize("tab", ["Backbone", "VRL", "Ask", "Compare", "Apply"])
-def test_dark_and_on_a_phone(phone, url, tab):
+def test_tabs_work_in_dark_mode_on_phone(phone, url, tab):
     page = phone.new_page()
     examples = "image=Trees%2C+Florida&cimage=CT+slice&vrl_image=Trees%2C+Florida&ask_image=CT+slice"
     page.goto(f"{url}?__theme=dark&{examples}&b=the+same+with+random+weights&tab={tab.lower()}")
@@ -844,8 +846,8 @@ def test_dark_and_on_a_phone(phone, url, tab):
     page.close()
 
 
-def test_everything_has_a_name(page):
-    """What can be seen, in every tab, has a label or an alternative text."""
+def test_controls_have_labels(page):
+    """All visible controls and images of every tab have a label or an alternative text."""
     upload(page, IMAGE)
     expect(page.locator("#map_a img")).to_be_visible()
     for tab in page.get_by_role("tab").all():
@@ -862,30 +864,30 @@ def test_everything_has_a_name(page):
         assert nameless == []
 
 
-def test_what_is_no_image_gets_a_message_and_the_app_goes_on(page, tmp_path):
-    (tmp_path / "text.jpg").write_text("This is no image.")
+def test_invalid_image_shows_message(page, tmp_path):
+    (tmp_path / "text.jpg").write_text("This is not an image.")
     upload(page, tmp_path / "text.jpg")
-    wait_for_message(page, "text.jpg is no image that can be opened")
+    wait_for_message(page, "text.jpg cannot be opened")
     shoot(page, "message_light")
     page.get_by_label("Trees, Florida").first.check()
     expect(page.locator("#map_a img")).to_be_visible()
 
 
-def test_an_image_is_pasted(page):
+def test_pasted_image_is_uploaded(page):
     paste = """(data) => {
         const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
         const transfer = new DataTransfer();
         transfer.items.add(new File([bytes], "pasted.png", {type: "image/png"}));
         document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true}));
     }"""
-    for width in (120, 60):  # the second takes the place of the first
+    for width in (120, 60):  # The second image replaces the first.
         buffer = io.BytesIO()
         picture(width, 40).save(buffer, "PNG")
         page.evaluate(paste, base64.b64encode(buffer.getvalue()).decode())
         expect(page.locator("#backbone_note")).to_contain_text(f"{width} × 40 pixels")
 
 
-def test_first_page_and_a_large_photograph_are_fast(browser, url, tmp_path):
+def test_first_page_and_large_photo_are_fast(browser, url, tmp_path):
     page = browser.new_page()
     start = time.monotonic()
     page.goto(url)

@@ -1,9 +1,8 @@
-"""Fifty visitors at once, one of whom loads models and one of whom names hostile ones.
+"""Load test with fifty concurrent visitors, one of whom loads models and one of whom names hostile models.
 
     VITP_LOAD_SECONDS=120 pytest -n 0 -s -m slow tests/space/test_space_load.py
 
-`VITP_LOAD_SECONDS` is how long they stay, 20 if not given. What is measured is printed, with how much of the machine
-others had meanwhile.
+`VITP_LOAD_SECONDS` is the duration, 20 by default. The measurements are printed, with the load of other processes.
 """
 
 import io
@@ -29,7 +28,7 @@ from tiny_models import VISION
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 
-VISITORS, PAUSE = 50, 10.0  # seconds that a visitor looks at an answer
+VISITORS, PAUSE = 50, 10.0  # PAUSE: seconds between an answer and the next question
 SECONDS = float(os.environ.get("VITP_LOAD_SECONDS") or 20)
 HOSTILE = {"layers": ("num_hidden_layers", 10**9), "patches": ("patch_size", [1, 1]), "wide": ("hidden_size", 10**6)}
 
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def hub(tmp_path):
-    """With models that mean well and others."""
+    """Return a Hub with valid and hostile models."""
     hub = LocalHub()
     torch.manual_seed(0)
     export_backbone(ViTPVisionModel(ViTPVisionConfig(**VISION, initializer_range=0.3)), tmp_path / "good")
@@ -56,7 +55,7 @@ def hub(tmp_path):
 
 @pytest.fixture
 def app(hub, tmp_path):
-    """The address of the app and its process."""
+    """Start the app and return its address and process."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
@@ -81,28 +80,28 @@ def app(hub, tmp_path):
 
 
 def memory(process) -> float:
-    """Of a process, in MB."""
+    """Return the memory of a process, in MB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1e3
 
 
 def cpu_seconds(process) -> float:
-    """That a process has computed."""
+    """Return the CPU seconds of a process."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def busy_seconds() -> float:
-    """That all cores of the machine have computed."""
+    """Return the CPU seconds of all cores."""
     user, nice, system = Path("/proc/stat").read_text().split()[1:4]
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 class Visitor(threading.Thread):
-    """Opens the page, asks for the map of an image of its own, looks at it, and asks again.
+    """Visitor that opens the page and repeatedly asks for the map of its own image.
 
     Args:
-        names: the backbones that it names, in turn; those of `HOSTILE` are to be refused in a line.
+        names: backbones to ask for, in turn. Those of `HOSTILE` must be rejected with one line.
     """
 
     def __init__(self, url: str, index: int, folder: Path, names: list[str], ends: float):
@@ -127,12 +126,12 @@ class Visitor(threading.Thread):
                     self.seconds.append(time.monotonic() - start)
                     if is_told != (name.partition("/")[2] not in HOSTILE):
                         self.mistakes.append(f"{name}: no answer for one that is good, or one for another")
-                except Exception as error:  # nobody would hear of it in this thread
+                except Exception as error:  # reported by the main thread
                     self.mistakes.append(f"{name}: {error!r}")
                 time.sleep(PAUSE)
 
     def ask(self, http: httpx.Client, name: str) -> bool:
-        """Whether there was an answer, which is looked into, and not one line that says why there is none."""
+        """Ask for a map, check the answer, and return whether it is a map and not an error of one line."""
         with self.image.open("rb") as file:
             path = http.post("/gradio_api/upload", files={"files": file}).json()[0]
         image = {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -149,7 +148,7 @@ class Visitor(threading.Thread):
         return True
 
 
-def test_fifty_visitors_get_their_own_answers_and_nothing_grows(app, tmp_path):
+def test_fifty_visitors_get_answers_without_memory_growth(app, tmp_path):
     url, process = app
     own = ["quickstart"]
     first = Visitor(url, 0, tmp_path, own, time.monotonic())
@@ -181,6 +180,6 @@ def test_fifty_visitors_get_their_own_answers_and_nothing_grows(app, tmp_path):
         f"memory in MB, twenty times: {', '.join(f'{value:.0f}' for value in grown)}"
     )
     assert mistakes == [] and process.poll() is None and all(visitor.seconds for visitor in visitors)
-    assert app_own / len(seconds) * VISITORS / (PAUSE + 3) < os.cpu_count() / 2  # cores, at three seconds an answer
+    assert app_own / len(seconds) * VISITORS / (PAUSE + 3) < os.cpu_count() / 2  # cores, with three seconds an answer
     assert statistics.median(seconds) < 3
     assert grown[-1] < grown[len(grown) // 2] * 1.1 + 50

@@ -1,4 +1,4 @@
-"""The tabs on VRL and for questions, called as programs do and as the page does, on the tiny model."""
+"""The tabs VRL and Ask, called by programs and by the page, on the tiny model."""
 
 import asyncio
 import html
@@ -28,7 +28,7 @@ from modeling_vitp.instructions.boxes import GridBox
 
 QUESTION = "How many trees are there?"
 MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script> **how many**?"
-TOKENS_PER_TILE = 16  # of the tiny model: (112 / 14 / 2) ** 2
+TOKENS_PER_TILE = 16  # tiny model: (112 / 14 / 2) ** 2
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def client(models):
 
 @pytest.fixture(scope="module")
 def ask_page(models):
-    """The tab's own function, which keeps the conversation: from its arguments to what it shows, step by step."""
+    """Return the handler of the tab, which yields the updates of the page step by step."""
     with gr.Blocks(analytics_enabled=False) as app:
         ask_tab.build_tab(models, gr.Dropdown([TINY], value=TINY, label="Model"))
     (handler,) = {one.fn for one in app.fns.values() if getattr(one.fn, "__name__", "") == "ask_model"}
@@ -85,7 +85,7 @@ def ask(client, question, first, second=None, longest=8):
 
 
 def conversation_of(step) -> list[tuple[str, str]]:
-    """Who said what, as HTML shows it."""
+    """Return role and displayed text of each message."""
     return [(turn["role"], html.unescape(turn["content"])) for turn in step[1]]
 
 
@@ -103,7 +103,7 @@ def test_tokens_are_shown_over_tiles_and_thumbnail(client, models, scene):
     for index in range(6 * TOKENS_PER_TILE):
         tile, token = divmod(index, TOKENS_PER_TILE)
         top, left = tile // 3 * 112 + token // 4 * 28, tile % 3 * 112 + token % 4 * 28
-        inner = np.s_[top + 4 : top + 24, left + 4 : left + 24]  # beside the borders of tiles
+        inner = np.s_[top + 4 : top + 24, left + 4 : left + 24]  # without tile borders
         factor = 1 if index in inputs["visual_token_indices"] else DIMMED
         assert np.abs(shown[inner] - factor * pixels[inner]).max() <= 0.5
     brightness = np.array(Image.open(thumbnail)).reshape(4, 112, 4, 112, 3).mean((1, 3, 4)).flatten()
@@ -111,7 +111,7 @@ def test_tokens_are_shown_over_tiles_and_thumbnail(client, models, scene):
     assert (brightness > 60).nonzero()[0].tolist() == [token for token in kept if token >= 0]
 
 
-def test_image_of_one_tile_has_no_thumbnail(client, tmp_path):
+def test_single_tile_has_no_thumbnail(client, tmp_path):
     picture(100, 100).save(tmp_path / "small.jpg")
     _, thumbnail, summary, _ = client.predict(
         handle_file(str(tmp_path / "small.jpg")), TINY, 0, 0, api_name="/visual_tokens"
@@ -119,7 +119,7 @@ def test_image_of_one_tile_has_no_thumbnail(client, tmp_path):
     assert summary == "16 of 16 visual tokens are kept, over one tile." and thumbnail is None
 
 
-def test_curve_and_table_have_the_answers_and_probabilities_of_the_model(client, models, scene):
+def test_curve_and_table_show_model_answers(client, models, scene):
     job = client.submit(handle_file(str(scene)), TINY, QUESTION, 0, 2, api_name="/drop_ratios")
     job.result()
     steps = job.outputs()
@@ -139,7 +139,7 @@ def test_curve_and_table_have_the_answers_and_probabilities_of_the_model(client,
         assert float(row[5]) == pytest.approx(one.full_probability, rel=0.01)
 
 
-def test_curve_has_every_draw_and_the_mean_of_complete_ratios():
+def test_curve_has_draws_and_mean():
     answers = [
         Answer(ratio, seed, 1, 1, "", 0.0, probability)
         for ratio, seed, probability in [(0.0, 3, 0.8), (0.5, 3, 0.6), (0.5, 4, 0.2), (0.9, 3, 0.1)]
@@ -157,7 +157,7 @@ def test_curve_has_every_draw_and_the_mean_of_complete_ratios():
     }
 
 
-def test_an_answers_attention_is_that_of_the_language_model_to_the_kept_tokens(models):
+def test_answer_attention_equals_language_model_attention(models):
     full, image = models.full(), picture(336, 224)
     found = explain(full, image, QUESTION, 0.75, 5, max_new_tokens=6)
     inputs = encode(full.processor, [image], [{"role": "user", "content": QUESTION}], 0.75, seed=5)
@@ -190,7 +190,7 @@ def test_an_answers_attention_is_that_of_the_language_model_to_the_kept_tokens(m
     assert (cells[: found.positions[-1]] == (51, 65, 85)).all(1).sum() == 112 - 28
 
 
-def test_costs_are_told_for_the_whole_and_the_shortened_sequence(client, models, scene):
+def test_costs_cover_full_and_short_sequence(client, models, scene):
     table, summary = client.predict(handle_file(str(scene)), TINY, QUESTION, 0.75, 0, api_name="/saved")
     whole, short = table["data"]
     assert [whole[1], short[1]] == ["112", "28"] or [whole[1], short[1]] == [112, 28]
@@ -200,7 +200,7 @@ def test_costs_are_told_for_the_whole_and_the_shortened_sequence(client, models,
     assert f"{1 - flops[1] / flops[0]:.0%} fewer operations" in summary
 
 
-def test_stream_ends_with_the_greedy_answer_and_earlier_turns_count(client, ask_page, models, scene):
+def test_stream_ends_with_greedy_answer_of_conversation(client, ask_page, models, scene):
     job = ask(client, QUESTION, scene)
     full = models.full()
 
@@ -211,7 +211,7 @@ def test_stream_ends_with_the_greedy_answer_and_earlier_turns_count(client, ask_
 
     messages = [{"role": "user", "content": QUESTION}]
     answer = answer_to(messages)
-    assert job.result()[0] == answer and len(job.outputs()) > 3  # it grew
+    assert job.result()[0] == answer and len(job.outputs()) > 3  # The answer grew step by step.
     steps = ask_page(QUESTION, [], scene)
     assert conversation_of(steps[-1]) == [("user", QUESTION), ("assistant", answer)] and len(steps) > 3
     follow_up = ask_page("And now?", steps[-1][0], scene)[-1]
@@ -219,20 +219,20 @@ def test_stream_ends_with_the_greedy_answer_and_earlier_turns_count(client, ask_
     assert conversation_of(follow_up)[2:] == [("user", "And now?"), ("assistant", answer_to(messages))]
 
 
-def test_boxes_of_an_answer_are_drawn_on_the_image_and_counted(client, ask_page, scene, monkeypatch):
+def test_answer_boxes_are_drawn_and_counted(client, ask_page, scene, monkeypatch):
     answer = "<ref>ship</ref><box>[[250, 250, 750, 750]]</box> and [0, 0, 1001, 5]"
     monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter([answer[:9], answer]))
     step = ask_page(QUESTION, [], scene)[-1]
     assert conversation_of(step)[-1] == ("assistant", answer)
     drawn = np.array(Image.open(value_of(step[3])))
-    assert drawn.shape == (448, 672, 3)  # enlarged, for the labels
+    assert drawn.shape == (448, 672, 3)  # enlarged so that labels are readable
     assert (drawn[112:336, 168] == ImageColor.getrgb(COLORS[0])).all()
-    assert step[5] == "1 × ship; not on the grid from 0 to 1000, or without area: [0, 0, 1001, 5]"
+    assert step[5] == "1 × ship; invalid (outside the grid from 0 to 1000, or empty): [0, 0, 1001, 5]"
     said, boxes, words = ask(client, QUESTION, scene).result()
     assert (said, words) == (answer, step[5]) and boxes == [{"phrase": "ship", "box": [250, 250, 750, 750]}]
 
 
-def test_a_pair_is_shown_with_a_swipe_slider_and_never_squashed(ask_page, models, scene, tmp_path, monkeypatch):
+def test_pair_keeps_aspect_ratio_in_slider(ask_page, models, scene, tmp_path, monkeypatch):
     seen = SimpleNamespace()
     picture(100, 200, seed=1).save(tmp_path / "tall.png")
 
@@ -250,10 +250,10 @@ def test_a_pair_is_shown_with_a_swipe_slider_and_never_squashed(ask_page, models
     assert before.shape == after.shape == (448, 672, 3)
     assert (before[30:, 336] == ImageColor.getrgb(COLORS[0])).all()
     inside = np.flatnonzero(after.any((0, 2)))
-    assert inside[-1] - inside[0] + 1 == 224  # as wide as half its height
+    assert inside[-1] - inside[0] + 1 == 224  # half as wide as high
 
 
-def test_markup_in_questions_and_answers_is_text(ask_page, scene, monkeypatch):
+def test_markup_in_conversation_is_escaped(ask_page, scene, monkeypatch):
     monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter([MARKUP]))
     step = ask_page(MARKUP, [], scene)[-1]
     assert conversation_of(step) == [("user", MARKUP), ("assistant", MARKUP)]
@@ -269,7 +269,7 @@ def test_markup_in_questions_and_answers_is_text(ask_page, scene, monkeypatch):
         ("a <IMG_CONTEXT>", "image token"),
     ],
 )
-def test_what_is_no_question_is_told_in_a_message(client, scene, question, wanted):
+def test_invalid_question_shows_message(client, scene, question, wanted):
     with pytest.raises(AppError, match=wanted):
         ask(client, question, scene).result()
     with pytest.raises(AppError, match=wanted):
@@ -278,14 +278,14 @@ def test_what_is_no_question_is_told_in_a_message(client, scene, question, wante
         client.predict(handle_file(str(scene)), TINY, question, 0.5, 0, api_name="/saved")
 
 
-def test_too_long_a_conversation_is_told_in_a_message(ask_page, scene):
+def test_long_conversation_shows_message(ask_page, scene):
     said = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "x" * 9000}]
-    with pytest.raises(gr.Error, match="start a new conversation"):
+    with pytest.raises(gr.Error, match="limit of"):
         ask_page(QUESTION, said, scene)
     assert len(conversation_of(ask_page(QUESTION, [], scene)[-1])) == 2
 
 
-def test_no_image_or_none_that_can_be_opened_is_told_in_a_message(client, tmp_path):
+def test_missing_or_invalid_image_shows_message(client, tmp_path):
     calls = {
         "/drop_ratios": (TINY, QUESTION, 0, 1),
         "/saved": (TINY, QUESTION, 0.5, 0),
@@ -293,18 +293,18 @@ def test_no_image_or_none_that_can_be_opened_is_told_in_a_message(client, tmp_pa
         "/visual_tokens": (TINY, 0.5, 0),
     }
     for name, arguments in calls.items():
-        with pytest.raises(AppError, match="no image yet"):
+        with pytest.raises(AppError, match="No image"):
             client.predict(None, *arguments, api_name=name)
     (tmp_path / "text.jpg").write_text("not an image")
-    with pytest.raises(AppError, match="no image that can be opened"):
+    with pytest.raises(AppError, match="text.jpg cannot be opened"):
         client.predict(handle_file(str(tmp_path / "text.jpg")), TINY, 0.5, 0, api_name="/visual_tokens")
     with pytest.raises(AppError):
         path = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
         client.predict(path, TINY, 0.5, 0, api_name="/visual_tokens")
 
 
-def test_an_answer_that_is_cancelled_ends_the_generation(client, scene, monkeypatch):
-    """Waits for the generator's end, which is when the model stops (see `test_answers`)."""
+def test_canceled_answer_ends_generation(client, scene, monkeypatch):
+    """The model stops when the generator ends, see `test_answers`."""
     ended = []
 
     def endless(*arguments):

@@ -1,4 +1,4 @@
-"""Where a handler's image comes from."""
+"""Source of a handler's image: upload or example."""
 
 import asyncio
 
@@ -17,11 +17,11 @@ def path_and_more(path: str | None, event: gr.EventData, model: str, progress: g
 
 
 @pytest.mark.parametrize("example, name", [("CT slice", "CT_small.dcm"), (None, "own.png"), ("?", "own.png")])
-def test_an_example_that_is_chosen_comes_before_the_upload(example, name):
-    """And what Gradio adds to the inputs stays where the handler has it."""
+def test_selected_example_precedes_upload(example, name):
+    """Inputs that Gradio adds keep their position in the handler."""
     with gr.Blocks():
         image, model = image_input("image"), gr.Textbox()
-        handler, inputs = image.given(path_and_more, [model])
+        handler, inputs = image.with_path(path_and_more, [model])
     assert inputs == [image.upload, image.example, model]
     given = ["own.png", example, "quickstart", 1, 2]
     given, *_ = special_args(handler, given, event_data=gr.EventData(None, {}))

@@ -1,4 +1,4 @@
-"""Maps of the visual tokens that VRL keeps, against a loop over tiles and what the model's pixel shuffle does."""
+"""Maps of kept visual tokens, compared with a loop over tiles and with the pixel shuffle of the model."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ QUESTION = [{"role": "user", "content": "How many trees are there?"}]
     [((168, 112), (2, 3)), ((56, 168), (3, 1)), ((300, 56), (1, 5)), ((56, 56), (1, 1)), ((1, 90), (6, 1))],
 )
 @pytest.mark.parametrize("drop_ratio", [0.0, 0.5, 0.75])
-def test_maps_show_the_tokens_that_the_processor_drew(processor, size, grid, drop_ratio):
+def test_maps_show_kept_tokens_of_processor(processor, size, grid, drop_ratio):
     image = picture(*size)
     inputs = encode(processor, [image], QUESTION, drop_ratio, seed=3)
     kept, num_tiles = inputs.get("visual_token_indices"), len(inputs["pixel_values"])
@@ -43,8 +43,8 @@ def test_maps_show_the_tokens_that_the_processor_drew(processor, size, grid, dro
     assert maps.tiles.sum() + thumbnail.sum() * (num_tiles > 1) == np.ceil(total * (1 - drop_ratio))
 
 
-def test_tokens_are_row_by_row_in_the_model(model):
-    """A mark in one patch comes out of the pixel shuffle in the token that covers it."""
+def test_model_orders_tokens_by_row(model):
+    """A marked patch is in the token that covers it after the pixel shuffle."""
     for row in range(4):
         for column in range(4):
             patches = torch.zeros(1, 4, 4, 8)
@@ -53,8 +53,8 @@ def test_tokens_are_row_by_row_in_the_model(model):
             assert tokens.any(-1).nonzero().flatten().tolist() == [row // 2 * SIDE + column // 2]
 
 
-def test_tiles_are_row_by_row_in_the_processor(processor):
-    """The one bright sixth of an image is the tile that the map has in its place."""
+def test_processor_orders_tiles_by_row(processor):
+    """The bright sixth of an image is the tile at that position of the map."""
     for row in range(2):
         for column in range(3):
             pixels = np.zeros((112, 168, 3), dtype=np.uint8)
@@ -75,13 +75,13 @@ def test_draw_depends_on_the_seed_alone(processor):
     assert draws[0].equal(draws[1]) and not draws[0].equal(draws[2])
 
 
-def test_wrong_number_of_tiles_is_an_error(processor):
-    with pytest.raises(ValueError, match="2 × 3 tiles, which are not 5"):
+def test_wrong_number_of_tiles_raises(processor):
+    with pytest.raises(ValueError, match="2 × 3 tiles, got 5"):
         token_maps(processor, (168, 112), 5)
 
 
 @pytest.mark.parametrize("size", [(30, 20), (31, 17), (7, 3), (600, 400)])
-def test_dropped_tokens_are_dark_and_kept_ones_as_they_were(size):
+def test_only_dropped_tokens_are_darkened(size):
     width, height = size
     image = picture(width, height)
     kept = np.random.default_rng(0).random((4, 6)) < 0.5

@@ -1,4 +1,4 @@
-"""What values an argument may have."""
+"""Allowed values of arguments."""
 
 import math
 import sys
@@ -31,14 +31,14 @@ ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <
     st.sampled_from([1, 2.5, math.inf]),
     st.sampled_from("])"),
 )
-def test_interval_is_read_as_in_mathematics(number, opening, low, high, closing):
+def test_interval_ends_are_inclusive_or_exclusive(number, opening, low, high, closing):
     inside = not math.isnan(number) and ENDS[opening](number, low) and ENDS[closing](number, high)
     interval = f"{opening}{low}, {high}{closing}"
     if inside:
         check_within("x", number, interval)
         check_within("x", [low, number][-1:], interval)
     else:
-        with pytest.raises(ValueError, match=r"x=.* is not in [\[(]"):
+        with pytest.raises(ValueError, match=r"x in [\[(]"):
             check_within("x", [number], interval)
 
 
@@ -67,15 +67,15 @@ def test_limits_and_choices_are_inherited():
 def test_whole_float_is_an_integer(tmp_path):
     args = ViTPTrainingConfig(str(tmp_path / "out"), max_steps=20.0, bf16=False)
     assert args.max_steps == 20 and isinstance(args.max_steps, int)
-    with pytest.raises(ValueError, match="max_steps=2.5 is no whole number"):
+    with pytest.raises(ValueError, match="max_steps.*2.5"):
         ViTPTrainingConfig(str(tmp_path / "out"), max_steps=2.5, bf16=False)
 
 
 def test_unquoted_yaml_names_are_refused():
     for value in ([True, False], [1, 1], {"name": False}):
-        with pytest.raises(ValueError, match="is of the wrong type: .*put names in quotes"):
+        with pytest.raises(ValueError, match="classes.*put names in quotes"):
             check_type("classes", value, list[str])
-    with pytest.raises(ValueError, match=r"is of the wrong type: int\.$"):
+    with pytest.raises(ValueError, match=r"size.* int,"):
         check_type("size", [64, 64], int)
 
 
@@ -87,7 +87,7 @@ def test_mapping_of_transformers_may_be_a_file(tmp_path):
 
 @pytest.mark.parametrize("pins", [True, False])
 def test_pinned_batches_are_copied_without_blocking(tmp_path, monkeypatch, pins):
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)  # for a CPU nothing is pinned
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)  # nothing is pinned on a CPU
     args = ViTPTrainingConfig(str(tmp_path / "out"), dataloader_pin_memory=pins, bf16=False)
     assert args.accelerator_config.non_blocking is pins
 
@@ -161,7 +161,7 @@ def test_bad_value_is_refused(arguments, others, settings, tmp_path):
     more = {"output_dir": str(tmp_path)} if issubclass(arguments, TrainingArguments) else {}
     arguments(**others, **more)
     (name,) = settings
-    with pytest.raises(ValueError, match="no task 'bushes'.*trees" if settings == {"task": "bushes"} else name):
+    with pytest.raises(ValueError, match="'bushes'.*trees" if settings == {"task": "bushes"} else name):
         arguments(**{**others, **more, **settings})
 
 
@@ -188,7 +188,7 @@ def test_bad_value_is_refused(arguments, others, settings, tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__.split(".")[-1],
 )
-def test_bad_word_is_refused(recipe, words, monkeypatch):
+def test_bad_command_line_value_is_refused(recipe, words, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["vitp"])
     option = [word for word in words.split() if word.startswith("--")][-1]
     with pytest.raises(WrongArguments, match=option):

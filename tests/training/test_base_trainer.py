@@ -1,4 +1,4 @@
-"""The trainers override public members of transformers' and TRL's trainers only."""
+"""Trainers override only public members of the trainers of transformers and TRL."""
 
 import pytest
 from transformers import Trainer

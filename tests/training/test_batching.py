@@ -38,7 +38,7 @@ from modeling_vitp.training.resume_config import default_warmup
 
 @pytest.fixture(scope="module")
 def mixed_rows():
-    """Samples of 0 to 13 tiles, a tenth of them text only; lengths differ tenfold."""
+    """Return samples of 0 to 13 tiles, a tenth of them without images; lengths differ by a factor of ten."""
     generator = np.random.default_rng(0)
     rows = []
     for index in range(192):
@@ -56,7 +56,7 @@ def collator(tokenizer):
 
 
 def padding(collator, rows, strategy, batch_size=8, accumulation=8, encoded_by=None):
-    """The share of padding in batches by the lengths of one collator, of rows that it or another one encodes."""
+    """Return the share of padding in batches formed by the lengths of one collator and encoded by `encoded_by`."""
     lengths = [SampleLength.of(collator)(example) for example in rows]
     sampler = GlobalBatchSampler(
         len(rows), batch_size, accumulation, seed=0, strategy=strategy, lengths=lambda: lengths
@@ -69,19 +69,19 @@ def padding(collator, rows, strategy, batch_size=8, accumulation=8, encoded_by=N
     return 1 - sum(lengths) / places
 
 
-def test_no_batch_is_refused():
-    with pytest.raises(ValueError, match=r"7 sample\(s\) to train on are less than the 8 of one step"):
+def test_empty_sampler_is_refused():
+    with pytest.raises(ValueError, match="8 training samples.*got 7"):
         GlobalBatchSampler(7, 4, 2, drop_last=True).check_not_empty()
     GlobalBatchSampler(7, 4, 2).check_not_empty()
 
 
 def test_run_without_batches_is_refused(tmp_path):
     trainer = make_trainer(tmp_path, num_rows=3, dataloader_drop_last=True, max_steps=2)
-    with pytest.raises(ValueError, match=r"3 sample\(s\) to train on are less than the 4 of one step"):
+    with pytest.raises(ValueError, match="4 training samples.*got 3"):
         trainer.train()
 
 
-def test_batches_by_length_hold_little_padding(collator, mixed_rows):
+def test_batches_by_length_have_little_padding(collator, mixed_rows):
     rows = list(mixed_rows)
     lengths = [SampleLength.of(collator)(example) for example in rows]
     shares = {name: padding(collator, rows, name) for name in ("random", "group_by_length", "batch_rebalance")}
@@ -91,8 +91,8 @@ def test_batches_by_length_hold_little_padding(collator, mixed_rows):
     assert shares["batch_rebalance"] < 0.15
 
 
-def test_lengths_after_the_drop_save_padding_too(collator, mixed_rows):
-    """As in VRL's warm-up."""
+def test_lengths_with_drop_reduce_padding_without_drop(collator, mixed_rows):
+    """Batches are encoded without the drop during VRL's warm-up."""
     rows, without = list(mixed_rows), ViTPDataCollator(collator.processor)
     strategies = ("random", "group_by_length", "batch_rebalance")
     shares = {name: padding(collator, rows, name, encoded_by=without) for name in strategies}
@@ -131,11 +131,11 @@ def test_trainer_batches_by_length_and_logs_padding(mixed_rows, tmp_path):
     assert shares["batch_rebalance"] < 0.15 < shares["random"]
 
 
-def test_rows_without_messages_need_a_column_of_lengths(mixed_rows, tmp_path):
+def test_rows_without_messages_need_length_column(mixed_rows, tmp_path):
     options = {"train_sampling_strategy": "group_by_length", "eval_strategy": "no"}
     trainer = make_trainer(tmp_path, **options)
     bare = mixed_rows.remove_columns("messages")
-    with pytest.raises(ValueError, match="needs rows with 'messages', or the length of each in a column 'length'"):
+    with pytest.raises(ValueError, match="train_sampling_strategy.*'messages'.*'length'"):
         trainer._lengths(bare)
     assert trainer._lengths(bare.add_column("length", list(range(192)))) == list(range(192))
 
@@ -151,7 +151,7 @@ def test_mixtures_of_folders_are_batched_by_length(data_folder, tmp_path, collat
     assert min(measured) > 4
 
 
-def test_rows_are_measured_once_and_not_in_each_epoch(tmp_path, monkeypatch):
+def test_row_lengths_are_measured_once(tmp_path, monkeypatch):
     trainer, measured = make_trainer(tmp_path, train_sampling_strategy="group_by_length", eval_strategy="no"), []
     measure = SampleLength.__call__
     monkeypatch.setattr(SampleLength, "__call__", lambda self, row: measured.append(row["id"]) or measure(self, row))
@@ -159,7 +159,7 @@ def test_rows_are_measured_once_and_not_in_each_epoch(tmp_path, monkeypatch):
     assert trainer.state.epoch > 2 and sorted(measured) == sorted(row["id"] for row in trainer.train_dataset)
 
 
-def test_evaluation_does_not_ask_for_lengths(tmp_path):
+def test_evaluation_does_not_measure_lengths(tmp_path):
     trainers = [
         make_trainer(tmp_path / strategy, train_sampling_strategy=strategy)
         for strategy in ("random", "group_by_length")
@@ -169,8 +169,8 @@ def test_evaluation_does_not_ask_for_lengths(tmp_path):
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 7, 8, 9])
-def test_every_image_is_seen_and_no_batch_empty(num_rows):
-    """Three processes, of two batches of one row a step."""
+def test_epoch_sampler_uses_all_rows_without_empty_batches(num_rows):
+    """Three processes have two batches of one row per step."""
     batches = []
     for rank in range(3):
         sampler = EpochBatchSampler(num_rows, 1, accumulation_steps=2, num_processes=3, process_index=rank, seed=4)
@@ -182,7 +182,7 @@ def test_every_image_is_seen_and_no_batch_empty(num_rows):
     assert set(seen) == set(range(num_rows)) and len(seen) == -(-num_rows // 3) * 3
 
 
-RATIO = 0.75  # of `training_run`
+RATIO = 0.75  # drop ratio of `training_run`
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
 ONCE = {"logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
 
@@ -208,7 +208,7 @@ def test_map_rows_have_their_step(num_rows, batch_size, accumulation, processes,
             batches, pairs = list(plain), list(sampler)
             assert [[row for row, _ in batch] for batch in pairs] == batches
             while pairs:
-                assert {told for batch in pairs[:accumulation] for _, told in batch} <= {step}
+                assert {number for batch in pairs[:accumulation] for _, number in batch} <= {step}
                 del pairs[:accumulation]
                 step += 1
 
@@ -223,7 +223,7 @@ def test_rows_are_read_with_their_steps():
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("num_rows", [4, 9, 21, 22])
 def test_stream_rows_bound_their_step(num_rows, workers):
-    """Of three shards, one of two workers has two: they end at different times."""
+    """One of two workers has two of three shards, so that the workers end at different times."""
     stream = StepStream(make_rows(num_rows).to_iterable_dataset(num_shards=3), 2, accumulation_steps=2)
     stream.begin(5)
     loader = DataLoader(stream, batch_size=2, num_workers=workers, collate_fn=list)
@@ -259,14 +259,14 @@ def test_warmup_batches_have_no_drop(processor, warmup_collator):
         assert_same(warmup_collator([{**row, STEP: step} for row in rows]), expected)
         assert warmup_collator.drop_ratio_at(step) == ratio
     assert ("position_ids" in expected) and warmup_collator([None])["labels"].eq(-100).all()
-    with pytest.raises(ValueError, match="Sample 'row-0': vrl_warmup_steps needs the optimizer step"):
+    with pytest.raises(ValueError, match="'row-0'.*vrl_warmup_steps"):
         warmup_collator(rows)
     assert_same(warmup_collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
 
 
 @pytest.mark.parametrize("warmup", [-1, 0.5])
 def test_bad_warmup_is_refused(processor, warmup):
-    with pytest.raises(ValueError, match="vrl_warmup_steps=.* is no number of steps"):
+    with pytest.raises(ValueError, match="vrl_warmup_steps"):
         ViTPDataCollator(processor, vrl_warmup_steps=warmup)
 
 
@@ -291,15 +291,13 @@ def test_rows_are_kept_while_their_step_is_unknown(warmup_collator):
 
 
 def batches_of(folder, **options):
-    """The batches of each optimizer step of a run, with the ids of their rows; the ratios of the log; and how many
-    batches were encoded twice.
-    """
+    """Return the batches of each optimizer step of a run, the logged ratios, and the number of repeated encodings."""
     trainer = make_trainer(folder, **{**ONCE, **options})
     found = SimpleNamespace(steps=[[] for _ in range(trainer.args.max_steps)], log=[], num_again=0)
-    settle = trainer._settle
+    finalize = trainer._finalize
 
     def count(batch, number):
-        settled = settle(batch, number)
+        settled = finalize(batch, number)
         found.num_again += settled is not batch
         return settled
 
@@ -307,7 +305,7 @@ def batches_of(folder, **options):
         found.steps[trainer.state.global_step] += map(dict, batches)
         return take_names(batches)
 
-    trainer._settle = count
+    trainer._finalize = count
     with patch.object(base_trainer, "take_names", keep):
         trainer.train()
     found.log = [entry.get("vrl_drop_ratio") for entry in trainer.state.log_history if "loss" in entry]
@@ -322,7 +320,7 @@ LOADING = {
     "map, balanced": {"train_sampling_strategy": "batch_rebalance"},
     "stream": {"stream": True},
     "stream, by length": {"stream": True, "train_sampling_strategy": "group_by_length"},
-    # One worker has two of three shards, and so ends a step after the other.
+    # One worker has two of three shards and ends one step after the other.
     "stream, uneven workers": {"stream": True, "num_shards": 3, **PERSISTENT},
 }
 FAST = {("map", 5), ("stream", 2), ("stream, uneven workers", 3)}
@@ -335,7 +333,7 @@ CASES = [
 
 @pytest.mark.parametrize(("loading", "warmup"), CASES)
 def test_each_step_equals_a_collator_without_warmup(tmp_path, loading, warmup):
-    """Three steps make an epoch. The warm-up ends in the first epoch, at its end, or in the second one."""
+    """An epoch has three steps. The warm-up ends in the first epoch, at its end, or in the second epoch."""
     rows = {row["id"]: row for row in make_rows()}
     found = batches_of(tmp_path / "warmup", vrl_warmup_steps=warmup, **LOADING[loading])
     assert len(found.steps) == 8
@@ -372,7 +370,7 @@ def test_run_killed_around_warmup_end_is_exact(tmp_path, stream):
 
 
 def settings_of(folder, **config):
-    """Of a run of the recipe: what its model, its record and its checkpoint say."""
+    """Run the recipe, and return `vrl_warmup_steps` of its model, its record and its checkpoint."""
     config = {
         "output_dir": str(folder / "run"),
         "max_steps": 3,
@@ -399,7 +397,7 @@ def settings_of(folder, **config):
 def test_default_warmup_is_half_from_scratch(data_folder, tmp_path):
     scratch = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
     assert settings_of(tmp_path, **scratch) == (1, 1, 1)
-    assert settings_of(tmp_path, **scratch, max_steps=6) == (1, 1, 1)  # it goes on
+    assert settings_of(tmp_path, **scratch, max_steps=6) == (1, 1, 1)  # the run is resumed
     with pytest.raises(ValueError, match="vrl_warmup_steps was 1 and is 2"):
         settings_of(tmp_path, **scratch, max_steps=6, vrl_warmup_steps=2)
     with pytest.raises(ValueError, match="vrl_warmup_steps was 1 and is None"):
@@ -417,11 +415,11 @@ def test_default_warmup_counts_epochs(tmp_path):
     settings = {"resume_from_checkpoint": None, "output_dir": tmp_path, "max_steps": -1, "num_train_epochs": 2.5}
     settings |= {"train_batch_size": 2, "gradient_accumulation_steps": 2, "world_size": 1}
     settings["dataloader_drop_last"] = False
-    rows = make_rows()  # three steps an epoch, the trainer's own count: 8 of 2.5 epochs
+    rows = make_rows()  # three steps per epoch; the Trainer counts 8 in 2.5 epochs
     assert default_warmup(SimpleNamespace(**settings), rows) == 4
     assert make_trainer(tmp_path, max_steps=-1, num_train_epochs=2.5, **ONCE).train().global_step == 8
     assert default_warmup(SimpleNamespace(**{**settings, "max_steps": 9}), rows.to_iterable_dataset()) == 4
-    dropped = {**settings, "dataloader_drop_last": True}  # two steps an epoch, 5 in all
+    dropped = {**settings, "dataloader_drop_last": True}  # two steps per epoch, 5 in total
     assert default_warmup(SimpleNamespace(**dropped), rows) == 2
     for step, recorded in ((1, {"vrl_warmup_steps": 7}), (2, {})):
         (tmp_path / f"checkpoint-{step}").mkdir()

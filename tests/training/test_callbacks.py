@@ -1,4 +1,4 @@
-"""A run ends at the first step that is not finite, and leaves nothing of it."""
+"""Callbacks: steps that are not finite, signals, and pictures of predictions."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ from modeling_vitp.training.callbacks import (
     StopAtNotFinite,
     choose,
     component_colors,
-    outlive_signals,
+    ignore_signals_in_worker,
 )
 from modeling_vitp.training.checkpointing import last_checkpoint
 from modeling_vitp.training.loading import load_start
@@ -45,7 +45,7 @@ from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
 def poison(trainer, what: str, step: int) -> list:
-    """Makes loss or gradient NaN in a step; the ids of the rows of the step come after."""
+    """Make the loss or gradient of a step NaN, and return a list that receives the ids of its rows."""
     compute_loss, seen = trainer.compute_loss, []
 
     def poisoned(model, inputs, *args, **kwargs):
@@ -81,7 +81,7 @@ def test_diverging_run_exports_nothing(data_folder, tmp_path):
     assert not (tmp_path / "out" / "metrics.json").exists() and last_checkpoint(tmp_path / "out") is None
 
 
-def test_step_skipped_by_a_scaler_goes_on(tmp_path):
+def test_step_skipped_by_scaler_is_ignored(tmp_path):
     trainer = make_trainer(tmp_path)
     finite = StopAtNotFinite(trainer)
     finite.losses, finite.samples = [torch.tensor(1.0), torch.tensor(float("nan"))], ["row-7"]
@@ -92,27 +92,27 @@ def test_step_skipped_by_a_scaler_goes_on(tmp_path):
     trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: 2.0)
     end_step()
     trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: 0.5)
-    with pytest.raises(RunStopped, match="the loss is nan. Its samples here: 'row-7'"):
+    with pytest.raises(RunStopped, match="the loss is nan. .*'row-7'"):
         end_step()
 
 
 def test_diverging_segmentation_names_its_samples(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "learning_rate": 1e38, "warmup_steps": 0}
-    with pytest.raises(RunStopped, match=r"Step 1 is not finite: weights .* Its samples here: '.*/"):
+    with pytest.raises(RunStopped, match=r"Step 1 is not finite: weights .*'.*/"):
         finetune_segmentation.main(
             dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)
         )
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_weights_that_are_nan_are_no_start(model_and_processor, tmp_path):
+def test_nan_weights_are_refused_as_start(model_and_processor, tmp_path):
     model, processor = model_and_processor
     with torch.no_grad():
         model.lm_head.weight[3, 3] = float("nan")
     for part in (model, processor):
         part.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="NaN or infinite, in lm_head.weight"):
+    with pytest.raises(ValueError, match="lm_head.weight"):
         load_start(ModelConfig(str(tmp_path)), None, [])
 
 
@@ -126,7 +126,7 @@ def stopped(folder, number: int, step: int, **options) -> RunStopped:
 
 @pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
 def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch, capfd):
-    """An evaluation is due at the third step."""
+    """The third step has an evaluation."""
     monkeypatch.setattr(sys, "argv", ["vitp pretrain", "--config", "a b.yaml", "--hub_token", "hf_secret"])
     whole = run(tmp_path / "whole")
     before = signal.getsignal(signal.SIGTERM)
@@ -134,14 +134,14 @@ def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch, capfd):
     assert signal.getsignal(signal.SIGTERM) == before
     assert stop.status == 143 and "hf_secret" not in str(stop)
     assert f"stopped by SIGTERM: checkpoint-{step} of 8 steps" in str(stop)
-    assert str(stop).endswith("Go on with: vitp pretrain --config 'a b.yaml'")
+    assert str(stop).endswith("Resume with: vitp pretrain --config 'a b.yaml'")
     assert "SIGTERM: saving at the end of this step." in capfd.readouterr().err
     assert last_checkpoint(tmp_path / "run").endswith(f"checkpoint-{step}")
     assert run(tmp_path / "run") == whole
 
 
 class SendToAll(TrainerCallback):
-    """Lets another process send a signal to this one and to all that it has started, as `timeout` and Slurm do."""
+    """Callback that sends a signal to this process and its children from another process, like `timeout` and Slurm."""
 
     def __init__(self, number: int):
         self.number, self.workers = number, []
@@ -163,7 +163,7 @@ def test_signal_to_the_group_spares_workers(interruptible, tmp_path, number, per
     with pytest.raises(RunStopped, match="checkpoint-2 of 8 steps"):
         trainer.train()
     assert len(send.workers) >= 2
-    # They end with the loader, and by the signal of the process that trains.
+    # The workers end with the loader, by the signal of the training process.
     deadline = time.monotonic() + 20
     while any(process.pid in send.workers for process in multiprocessing.active_children()):
         assert time.monotonic() < deadline
@@ -171,14 +171,14 @@ def test_signal_to_the_group_spares_workers(interruptible, tmp_path, number, per
 
 
 def wait_for_ever(names: list[str], ready) -> None:
-    outlive_signals(names, lambda worker_id: ready.put(worker_id), 7)
+    ignore_signals_in_worker(names, lambda worker_id: ready.put(worker_id), 7)
     time.sleep(600)
 
 
 @pytest.mark.parametrize(
     "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))]
 )
-def test_worker_ends_by_its_parent_only(method):
+def test_worker_is_ended_only_by_its_parent(method):
     context = multiprocessing.get_context(method)
     ready = context.SimpleQueue()
     worker = context.Process(target=wait_for_ever, args=(["SIGTERM", "SIGINT"], ready), daemon=True)
@@ -195,7 +195,7 @@ def test_worker_ends_by_its_parent_only(method):
 
 @pytest.fixture
 def interruptible():
-    """As in a shell's foreground; what a shell starts in the background ignores SIGINT."""
+    """Enable SIGINT, which processes in the background of a shell ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -212,8 +212,8 @@ def test_second_ctrl_c_stops_at_once(interruptible, tmp_path):
         assert last_checkpoint(tmp_path / name) is None
 
 
-def test_an_unfinished_run_is_not_exported(data_folder, tmp_path, monkeypatch):
-    """Neither by our signal nor by transformers' own just-in-time checkpoint."""
+def test_unfinished_run_is_not_exported(data_folder, tmp_path, monkeypatch):
+    """The run is stopped by `SaveOnSignal` or by transformers' just-in-time checkpoint."""
     training_step = ViTPTrainer.training_step
 
     def notified(trainer, *args, **kwargs):
@@ -231,8 +231,8 @@ def test_an_unfinished_run_is_not_exported(data_folder, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_signals_that_are_none_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="SIGTERM and SIGINT, or none; not SIGHUP"):
+def test_unknown_signal_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="save_on_signal.*SIGHUP"):
         make_trainer(tmp_path, save_on_signal=["SIGHUP"])
 
 
@@ -267,7 +267,7 @@ class StopAfter(TrainerCallback):
 
 
 def images_in(folder: Path) -> list[tuple[int, np.ndarray]]:
-    """Steps and images of all event files, as TensorBoard reads them."""
+    """Return steps and images of all event files of TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
 
     found = []
@@ -281,7 +281,7 @@ def images_in(folder: Path) -> list[tuple[int, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def stopped_and_resumed(tmp_path_factory):
-    """A run that is watched, stopped between its checkpoints and gone on with; and its picture of step 3 before."""
+    """Return the folder and trainer of a resumed run with pictures, and the time of its picture of step 3."""
     folder = tmp_path_factory.mktemp("watched")
     options = {**EVERY_STEP, "watch_samples": 2, "report_to": "tensorboard"}
     first = make_trainer(folder, **options)
@@ -294,7 +294,7 @@ def stopped_and_resumed(tmp_path_factory):
     return folder, second, before
 
 
-def test_pictures_leave_training_exact(stopped_and_resumed, tmp_path):
+def test_pictures_do_not_change_training(stopped_and_resumed, tmp_path):
     plain = make_trainer(tmp_path, **EVERY_STEP)
     plain.train()
     assert summary(stopped_and_resumed[1]) == summary(plain)
@@ -323,7 +323,7 @@ def test_new_run_removes_older_pictures(tmp_path):
 def watcher_of(
     folder, draw=lambda samples, path: Image.new("RGB", (3, 2)).save(path, "PNG"), **options
 ) -> LogPredictionsCallback:
-    """Of a trainer that draws nothing of a model, or fails to."""
+    """Return a callback of a trainer whose `draw_samples` is replaced."""
     settings = {"output_dir": str(folder), "device": torch.device("cpu"), "eval_strategy": "steps", **options}
     trainer = SimpleNamespace(
         args=SimpleNamespace(**settings),
@@ -365,9 +365,8 @@ def test_sharded_model_is_not_drawn(tmp_path, caplog):
     watcher = watcher_of(tmp_path, distributed_type=DistributedType.FSDP)
     watcher.on_train_begin(watcher.trainer.args, SimpleNamespace(global_step=0), None)
     watcher.on_evaluate(watcher.trainer.args, SimpleNamespace(global_step=5), None)
-    assert [record.message for record in caplog.records] == [
-        "watch_samples: no pictures, since no process has the whole of a model that is sharded."
-    ]
+    (record,) = caplog.records
+    assert record.message.startswith("watch_samples: ")
     assert not list(tmp_path.iterdir())
 
 
@@ -379,7 +378,7 @@ def test_samples_depend_on_the_seed():
     assert choose(samples, 50, seed=3) == samples
 
 
-def test_components_keep_their_colors_from_step_to_step(tmp_path):
+def test_component_colors_are_stable_over_steps(tmp_path):
     features = torch.randn(8, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     (first,) = component_colors([features], tmp_path)
     turned = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
@@ -398,8 +397,8 @@ def test_components_are_aligned_per_sample(tmp_path):
 
 
 @pytest.mark.slow
-def test_trackio_and_wandb_keep_the_same_files(tmp_path):
-    """Trained by a process of its own, since both libraries read where they write to when they are imported."""
+def test_trackio_and_wandb_log_all_pictures(tmp_path):
+    """Training runs in a new process, because both libraries read their folders when they are imported."""
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_DIR": str(tmp_path)}
     environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path / "home")}
     options = {"max_steps": 2, "eval_steps": 2, "watch_samples": 1, "report_to": ["trackio", "wandb"]}

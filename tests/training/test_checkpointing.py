@@ -1,4 +1,4 @@
-"""Disks that fill up, and the lock of an output folder."""
+"""Full disks, and the lock of an output folder."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a disk of a number of kilobytes at a folder of this test."""
+    """Return a function that mounts a disk of some kilobytes at a folder of the test."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -31,7 +31,7 @@ def small_disk(tmp_path):
         return folder
 
     yield mount
-    subprocess.run(["umount", "-l", str(folder)], capture_output=True)  # though files in it are still mapped
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)  # lazy, because files may still be mapped
 
 
 def checkpoint_kilobytes(folder) -> int:
@@ -41,15 +41,15 @@ def checkpoint_kilobytes(folder) -> int:
     return total // 1024
 
 
-@pytest.mark.parametrize("checked", [True, False], ids=["asked before", "found while writing"])
-def test_run_goes_on_after_a_full_disk(tmp_path, small_disk, monkeypatch, checked):
+@pytest.mark.parametrize("checked", [True, False], ids=["checked before", "error while writing"])
+def test_run_resumes_after_full_disk(tmp_path, small_disk, monkeypatch, checked):
     needed = checkpoint_kilobytes(tmp_path / "measured")
     if not checked:
-        monkeypatch.setattr(checkpointing, "check_room", lambda *_: None)
-        monkeypatch.setattr("modeling_vitp.training.base_trainer.check_room", lambda *_: None)
+        monkeypatch.setattr(checkpointing, "check_disk_space", lambda *_: None)
+        monkeypatch.setattr("modeling_vitp.training.base_trainer.check_disk_space", lambda *_: None)
     options = {"save_steps": 1, "save_total_limit": None, "max_steps": 4, "eval_strategy": "no"}
     out = small_disk(2 * needed + 1200) / "out"
-    with pytest.raises(RunStopped, match=r"The disk of .*out is full: .* Make room .*start again") as stop:
+    with pytest.raises(RunStopped, match=r"The disk of .*out is full: .* Free some space") as stop:
         make_trainer(out, **options).train()
     assert "\n" not in str(stop.value)
     last = last_checkpoint(out)
@@ -59,27 +59,27 @@ def test_run_goes_on_after_a_full_disk(tmp_path, small_disk, monkeypatch, checke
     assert run(moved, **options) == run(tmp_path / "whole", **options)
 
 
-def test_no_room_for_the_model_stops_first(tmp_path, small_disk):
+def test_disk_too_small_for_model_is_refused(tmp_path, small_disk):
     out = small_disk(900) / "out"
     trainer = make_trainer(out)
-    with pytest.raises(RunStopped, match="the model takes .* MB, and 0.9 MB are free"):
+    with pytest.raises(RunStopped, match="the model .* MB, and 0.9 MB are free"):
         trainer.train()
     assert trainer.state.global_step == 0
     assert summary(trainer)["log"] == []
 
 
-def test_room_for_the_model_alone_is_a_warning(tmp_path, monkeypatch, caplog):
+def test_disk_too_small_for_checkpoint_is_a_warning(tmp_path, monkeypatch, caplog):
     trainer = make_trainer(tmp_path, max_steps=1)
     weights = checkpointing.weight_bytes(trainer.model)
     assert weights == sum(weight.numel() for weight in trainer.model.parameters()) * 4
     monkeypatch.setattr(checkpointing, "free_bytes", lambda _: 3 * weights // 2)
     monkeypatch.setattr(checkpointing, "STATE_FILES", 0)
     trainer.args.save_strategy = "steps"
-    trainer._check_room()
-    assert "a checkpoint takes about" in caplog.text
+    trainer._check_disk_space()
+    assert "a checkpoint needs about" in caplog.text
 
 
-def test_full_disk_at_the_end_is_one_line(data_folder, tmp_path, monkeypatch):
+def test_full_disk_at_end_is_one_line(data_folder, tmp_path, monkeypatch):
     def full(trainer):
         save_parts(trainer)
         raise OSError(28, "No space left on device", "backbone")
@@ -99,14 +99,14 @@ input()
 """
 
 
-def test_second_run_is_refused_until_the_first_is_killed(tmp_path, data_folder, monkeypatch):
+def test_second_run_in_same_folder_is_refused(tmp_path, data_folder, monkeypatch):
     monkeypatch.setattr(checkpointing, "LOCK_TIMEOUT", 0)
     out, settings = tmp_path / "out", {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
     command, pipes = [sys.executable, "-c", HOLD, str(out)], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as other:
         assert other.stdout.readline() == b"held\n"
         for start in (make_trainer(out).train, lambda: train(tmp_path, **settings)):
-            with pytest.raises(RunStopped, match=f"Another run writes to {out}. Give another output_dir"):
+            with pytest.raises(RunStopped, match=f"{out}.*output_dir"):
                 start()
         assert [path.name for path in out.iterdir()] == [LOCK]
         monkeypatch.setenv("RANK", "1")
@@ -117,7 +117,7 @@ def test_second_run_is_refused_until_the_first_is_killed(tmp_path, data_folder, 
     make_trainer(out, max_steps=1, save_strategy="no").train()
 
 
-def test_lock_is_held_once_and_released_by_its_process(tmp_path):
+def test_lock_is_shared_within_a_process(tmp_path):
     first, second = FolderLock(tmp_path), FolderLock(tmp_path)
     first.acquire()
     second.acquire()
@@ -131,7 +131,7 @@ def test_lock_is_held_once_and_released_by_its_process(tmp_path):
     first.release()
 
 
-def test_crashed_run_keeps_the_finished_record(data_folder, tmp_path, monkeypatch):
+def test_crashed_run_keeps_record_of_finished_run(data_folder, tmp_path, monkeypatch):
     settings = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 1}
     assert train(tmp_path, **settings) == 0
     files = [tmp_path / "out" / name for name in ("run.json", "metrics.json", "README.md")]

@@ -1,4 +1,4 @@
-"""What the trainers of fine-tunings share: arguments, what is shown, the frame of an evaluation, the end."""
+"""Base trainer of fine-tuning: arguments, pictures, evaluation, and learning rates."""
 
 import dense_data
 import numpy as np
@@ -37,7 +37,7 @@ def make_trainer(folder, neck, kwargs):
 
 @pytest.mark.parametrize(("neck", "first"), [("adapter", 0), ("pyramid", 1)])
 @pytest.mark.parametrize(("size", "rows"), [((20, 100), 1), ((40, 100), 2), ((64, 64), 4)])
-def test_features_are_those_of_the_patches_in_the_image(tmp_path, neck, first, size, rows):
+def test_patch_features_cover_the_image(tmp_path, neck, first, size, rows):
     kwargs = dense_data.BACKBONE if neck == "adapter" else {"pyramid_channels": 16}
     trainer = make_trainer(tmp_path, neck, kwargs)
     model = trainer.model.eval()
@@ -61,7 +61,7 @@ def test_features_are_those_of_the_patches_in_the_image(tmp_path, neck, first, s
 
 @pytest.mark.parametrize(("prefix", "is_test"), [("eval", False), ("test", True)])
 def test_uncounted_scores_are_named(tmp_path, monkeypatch, caplog, prefix, is_test):
-    class Told(TrainerCallback):
+    class CountBatches(TrainerCallback):
         batches = 0
 
         def on_prediction_step(self, args, state, control, eval_dataloader, **kwargs):
@@ -69,16 +69,16 @@ def test_uncounted_scores_are_named(tmp_path, monkeypatch, caplog, prefix, is_te
             self.batches += 1
 
     def score(self, batches, is_test):
-        asked.append((list(batches), is_test))
+        calls.append((list(batches), is_test))
         return {"iou/road": 0.5, "iou/river": float("nan")}
 
-    asked, told, trainer = [], Told(), make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
-    trainer.add_callback(told)
+    calls, callback, trainer = [], CountBatches(), make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
+    trainer.add_callback(callback)
     monkeypatch.setattr(ViTPSegmentationTrainer, "score", score)
     metrics = trainer.evaluate([0, 1, 2], metric_key_prefix=prefix)
-    assert asked == [([0, 1, 2], is_test)] and told.batches == 3
+    assert calls == [([0, 1, 2], is_test)] and callback.batches == 3
     assert metrics[f"{prefix}_iou/road"] == 0.5 and np.isnan(metrics[f"{prefix}_iou/river"])
-    assert "not counted, for want of pixels: iou/river." in caplog.text and "road" not in caplog.text
+    assert "pixels are NaN: iou/river." in caplog.text and "road" not in caplog.text
 
 
 @pytest.mark.parametrize(("number", "shown"), [(0, []), (2, [0, 2]), (9, [0, 1, 2, 3])])
@@ -89,7 +89,7 @@ def test_pictures_spread_over_samples(tmp_path, monkeypatch, number, shown):
     assert drawn == shown
 
 
-def test_failing_submission_is_the_status(tmp_path):
+def test_failing_submission_sets_exit_status(tmp_path):
     trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
     assert results.finish(trainer, None, 4, lambda: (tmp_path / "masks.zip").touch()) == 0
     assert (tmp_path / "masks.zip").is_file()
@@ -100,7 +100,7 @@ def test_failing_submission_is_the_status(tmp_path):
 def test_split_arguments_are_alike(arguments):
     args = arguments(data={"a": 1}, data_root="there", eval_split="", test_split="")
     assert (args.eval_split, args.test_split, args.data) == (None, None, {"a": 1, "root": "there"})
-    with pytest.raises(ValueError, match="'val' is the test's"):
+    with pytest.raises(ValueError, match="'val' is the test_split"):
         arguments(data={"a": 1}, eval_split="val", test_split="val")
     with pytest.raises(ValueError, match="data"):
         arguments()
@@ -119,7 +119,7 @@ def test_changed_schedule_is_a_warning(tmp_path, caplog):
 
 @pytest.mark.parametrize("arguments", [ViTPSegmentationTrainingConfig, ViTPDetectionTrainingConfig])
 def test_label_smoothing_is_for_classification(arguments, tmp_path):
-    with pytest.raises(ValueError, match="label_smoothing_factor is for classes of images"):
+    with pytest.raises(ValueError, match="label_smoothing_factor"):
         arguments(output_dir=str(tmp_path), label_smoothing_factor=0.1)
 
 
@@ -142,11 +142,11 @@ def model(request):
     return request.param(request.param.config_class(backbone_config=backbone, **settings))
 
 
-def test_layer_decay_equals_rates_by_hand(model):
+def test_layer_decay_equals_manual_rates(model):
     groups = layer_decay_groups(model, learning_rate=2.0, weight_decay=0.3, layer_decay=0.5, num_layers=LAYERS)
     found = {id(parameter): group for group in groups for parameter in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(found)
-    # 2 * 0.5 ** (4 - i) for layer i, once more for the embeddings, and 2 for the adapter and the heads.
+    # 2 * 0.5 ** (4 - i) for layer i, 2 * 0.5 ** 5 for the embeddings, and 2 for the adapter and the heads.
     rates = {
         "backbone.embeddings.": 0.0625,
         "backbone.encoder.layer.0.": 0.125,
@@ -200,6 +200,6 @@ def test_optimizer_moves_groups_by_their_rate(model):
     assert moved["backbone.embeddings.cls_token"] == 0
 
 
-def test_without_decay_there_is_one_rate(model):
+def test_layer_decay_of_one_has_one_rate(model):
     groups = layer_decay_groups(model, learning_rate=1.0, weight_decay=0.1, layer_decay=1.0, num_layers=LAYERS)
     assert {group["lr"] for group in groups} == {1.0}

@@ -1,4 +1,4 @@
-"""Samples are found by patterns of paths."""
+"""Samples found by path patterns, and images shared by splits."""
 
 import shutil
 
@@ -16,7 +16,7 @@ from modeling_vitp.training import fine_tuning_data as shared_images
 from modeling_vitp.training.fine_tuning_data import PIECE, fill, find_samples
 
 
-def test_patterns_with_forms_and_folders(tmp_path):
+def test_patterns_match_regular_expressions_and_folders(tmp_path):
     for name in ("a/x/P0001.png", "P0002.png", "a/P12.png", "a/P0001_mask.png", "b/P0002_mask.png"):
         dense_data.save(Image.new("L", (2, 2)), tmp_path / name)
     samples = find_samples(tmp_path, {"image": "**/{name:P\\d+}.png"}, "train")
@@ -27,7 +27,7 @@ def test_patterns_with_forms_and_folders(tmp_path):
     assert fill("{a:x.*}/{b}.png", {"a": "1", "b": "2"}) == "1/2.png"
 
 
-def test_parts_are_by_patient_and_do_not_overlap(tmp_path):
+def test_parts_split_patients_without_overlap(tmp_path):
     for patient in range(30):
         for image in range(2):
             dense_data.save(Image.new("L", (2, 2)), tmp_path / f"p{patient}_{image}.png")
@@ -44,50 +44,49 @@ def test_parts_are_by_patient_and_do_not_overlap(tmp_path):
         data.check_disjoint(list(parts))
 
 
-def test_a_list_chooses_samples(tmp_path):
+def test_list_selects_samples(tmp_path):
     data = labelled_folder(tmp_path, {name: small_mask(0, 1) for name in "abcd"})
     (tmp_path / "train.txt").write_bytes("\ufeffb\nd.png\n".encode())
     data.splits["train"]["list"] = "train.txt"
     samples = data.open(["train"])
     assert [samples[index]["id"] for index in range(2)] == ["b", "d"]
     (tmp_path / "train.txt").write_text("x\n")
-    with pytest.raises(ValueError, match="train.txt: 'x' is the name of 0 samples"):
+    with pytest.raises(ValueError, match="train.txt: 'x' .*0"):
         data.open(["train"])
 
 
-def test_an_empty_mask_folder(tmp_path):
+def test_empty_mask_folder_is_refused(tmp_path):
     data = labelled_folder(tmp_path, {"a": None})
-    with pytest.raises(ValueError, match="Split 'train' has no mask: no file is like .*masks/{name}.png"):
+    with pytest.raises(ValueError, match="'train' has no mask: .*masks/{name}.png"):
         data.open(["train"])
 
 
 @pytest.mark.parametrize("place", ["A", "B", "label"])
-def test_a_pair_with_one_image_missing(tmp_path, place):
+def test_pair_with_missing_image_is_refused(tmp_path, place):
     dense_data.make_levir_cd(tmp_path, size=16)
     (tmp_path / f"train/{place}/train_2.png").unlink()
     data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path)})
     role = {"A": "before", "B": "after", "label": "mask"}[place]
-    with pytest.raises(ValueError, match=rf"train_2.png has no {role}: there is no .*train/{place}/train_2.png"):
+    with pytest.raises(ValueError, match=rf"train_2.png has no {role}: .*train/{place}/train_2.png"):
         data.open(["train"])
 
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
-def test_linked_test_image_is_the_same(tmp_path, link):
+def test_linked_test_image_is_refused(tmp_path, link):
     for split in ("train", "test"):
         for number in range(3):
             dense_data.save(Image.new("RGB", (2, 2), (number, 0, 9)), tmp_path / split / f"{number}.png")
     splits = {split: {"image": f"{split}/{{name}}.png"} for split in ("train", "test")}
     data = DenseData(classes=TWO, splits=splits, root=str(tmp_path))
-    data.check_disjoint(["train", "test"])  # of the same names, but not the same
+    data.check_disjoint(["train", "test"])  # equal names, but different files
     (tmp_path / "test/1.png").unlink()
     getattr(tmp_path / "test/1.png", link)(tmp_path / "train/2.png")
-    said = "test/1.png is in both splits 'train' and 'test', as .*train/2.png in 'train'"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match="test/1.png .*'train' and 'test'.*train/2.png"):
         data.check_disjoint(["train", "test"])
 
 
 @pytest.mark.parametrize("field", ["patient", "case"])
-def test_a_case_is_in_one_split_only(tmp_path, field):
+def test_shared_case_of_files_is_refused(tmp_path, field):
     for name in ("train/7_1", "train/8_1", "test/9_1"):
         dense_data.save(Image.new("RGB", (2, 2)), tmp_path / f"{name}.png")
     splits = {split: {"image": f"{split}/{{{field}}}_{{n}}.png"} for split in ("train", "test")}
@@ -99,7 +98,7 @@ def test_a_case_is_in_one_split_only(tmp_path, field):
 
 
 @pytest.mark.parametrize("field", ["patient", "case"])
-def test_a_case_of_rows_is_in_one_split_only(tmp_path, field):
+def test_shared_case_of_rows_is_refused(tmp_path, field):
     def save(split, cases):
         columns = {"image": [Image.new("RGB", (2, 2))] * len(cases), field: cases}
         features = Features({"image": ImageFeature(), field: Value("string")})
@@ -123,7 +122,7 @@ def noise(seed: int, size=(8, 6)) -> Image.Image:
 
 @pytest.fixture
 def data(tmp_path):
-    """Three splits of four different images each."""
+    """Return three splits of four different images each."""
     for place, split in enumerate(SPLITS):
         for index in range(4):
             dense_data.save(noise(10 * place + index), tmp_path / split / f"{index}.png")
@@ -133,8 +132,7 @@ def data(tmp_path):
 def test_copied_image_is_named_with_its_source(data, tmp_path, caplog):
     data.check_disjoint(list(SPLITS))
     shutil.copyfile(tmp_path / "train/2.png", tmp_path / "test/renamed.png")
-    said = "test/renamed.png in split 'test' is the same image as .*train/2.png in 'train': take it out of one"
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match="test/renamed.png .*train/2.png .*allow_shared_images") as caught:
         data.check_disjoint(list(SPLITS))
     assert len(str(caught.value).splitlines()) == 1
     data.check_disjoint(["train", "val"])
@@ -148,7 +146,7 @@ def test_copies_within_a_split_are_allowed(data, tmp_path):
     shutil.copyfile(tmp_path / "train/2.png", tmp_path / "train/again.png")
     for split in SPLITS:
         dense_data.save(Image.new("RGB", (8, 6), (10, 20, 30)), tmp_path / split / "blank.png")
-        dense_data.save(Image.new("L", (8, 6), 7), tmp_path / split / "grey.png")
+        dense_data.save(Image.new("L", (8, 6), 7), tmp_path / split / "gray.png")
     data.check_disjoint(list(SPLITS))
     Image.new("RGB", (8, 6), (10, 20, 30)).save(tmp_path / "train/odd.png", compress_level=0)
     almost = Image.new("RGB", (8, 6), (10, 20, 30))
@@ -159,7 +157,7 @@ def test_copies_within_a_split_are_allowed(data, tmp_path):
         data.check_disjoint(list(SPLITS))
 
 
-def test_one_image_of_a_pair_is_enough(tmp_path):
+def test_shared_image_of_pair_is_refused(tmp_path):
     dense_data.make_levir_cd(tmp_path, size=16)
     data = DenseData.from_dict(dense_data.read_config("levir_cd")["data"] | {"root": str(tmp_path)})
     data.check_disjoint(["train", "val", "test"])
@@ -170,7 +168,7 @@ def test_one_image_of_a_pair_is_enough(tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The files that are opened, and what of them is read whole."""
+    """Return the names of the images that are read in pieces and in full."""
     read = {"pieces": [], "whole": []}
     for name, kind in {"digest_of_pieces": "pieces", "digest_of_all": "whole"}.items():
         original = getattr(shared_images, name)
@@ -211,7 +209,7 @@ def test_only_equal_sizes_are_read(data, tmp_path, opened):
 
 
 @pytest.mark.parametrize("is_embedded", [True, False])
-def test_rows_are_compared_by_lengths_first(data, tmp_path, opened, is_embedded):
+def test_rows_are_compared_by_size_first(data, tmp_path, opened, is_embedded):
     shutil.copyfile(tmp_path / "train/2.png", tmp_path / "test/renamed.png")
     features = Features({"image": ImageFeature(), "id": Value("string")})
     for split in ("train", "test"):
@@ -228,7 +226,7 @@ def test_rows_are_compared_by_lengths_first(data, tmp_path, opened, is_embedded)
     rows.check_disjoint(["train", "test"])
 
 
-def test_blank_means_one_color_in_every_mode():
+def test_blank_image_has_one_color_in_every_mode():
     blank = [Image.new("RGBA", (5, 4), (1, 2, 3, 4)), Image.new("I;16", (5, 4), 700), Image.new("1", (5, 4))]
     for image in [*blank, noise(0), Image.linear_gradient("L")]:
         buffer = shared_images.io.BytesIO()

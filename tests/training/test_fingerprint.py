@@ -1,4 +1,4 @@
-"""A run does not go on, without a word, on data that are not those that it was trained on."""
+"""Changed data are detected on resume."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def changed(rows: Dataset, index: int, answer: str) -> Dataset:
     return Dataset.from_list(rows, features=FEATURES)
 
 
-def test_every_changed_answer_of_rows_is_seen(tmp_path):
+def test_changed_answer_changes_fingerprint(tmp_path):
     rows = make_rows(30)
     known = fingerprint_data(rows)
     assert fingerprint_data(make_rows(30)) == known
@@ -45,8 +45,8 @@ def test_every_changed_answer_of_rows_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize(("format", "options"), [("PNG", {"compress_level": 0}), ("JPEG", {}), ("WEBP", {})])
-def test_other_pixels_in_as_many_bytes_are_seen(format, options):
-    """Without compression, every PNG of a size has as many bytes; of the others, those that have are looked for."""
+def test_changed_pixels_of_equal_size_change_fingerprint(format, options):
+    """Uncompressed PNG files have equal sizes; for other formats, files of equal size are searched."""
     length, kept = None, []
     for seed in range(400):
         pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -70,20 +70,20 @@ def test_changed_rows_are_refused(tmp_path, stream, caplog):
 
     def resume(**options):
         trainer = make_trainer(tmp_path, stream=stream, max_steps=3, eval_strategy="no", save_steps=100, **options)
-        # Not one of the eight rows that settings tell data sets apart by.
+        # This row is not one of the eight rows in the settings of the run.
         rows = prepare_rows(changed(make_rows(), 4, "other"))
         trainer.train_dataset = rows.to_iterable_dataset(num_shards=2).shuffle(3, buffer_size=3) if stream else rows
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
-    with pytest.raises(ValueError, match="is not what it was: .*checkpoint-2 was written.*--allow_changed_data"):
+    with pytest.raises(ValueError, match="checkpoint-2 was written.*--allow_changed_data"):
         resume()
     resume(allow_changed_data=True)
-    assert "Going on with other data" in caplog.text
+    assert "Resuming with changed data" in caplog.text
 
 
 @pytest.fixture
 def mixture(tmp_path, data_folder):
-    """The path of a mixture of a folder, and of annotations of images in files; streamed and not."""
+    """Return a function that writes a mixture of a folder and an annotation file, and returns its fingerprint."""
     picture(30, 40, 0).save(tmp_path / "a.png")
     lines = [{"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It"}]}]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines * 3) + "\n")
@@ -99,7 +99,7 @@ def mixture(tmp_path, data_folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_source_that_changed_is_named(mixture, tmp_path, streaming):
+def test_changed_source_is_named(mixture, tmp_path, streaming):
     known = mixture(streaming)
     assert mixture(streaming) == known and set(known) == {"how sources are mixed", "trees", "annotated"}
 
@@ -125,7 +125,7 @@ def test_a_source_that_changed_is_named(mixture, tmp_path, streaming):
     assert differ() == ["trees"]
 
 
-def test_a_stream_of_files_changes_with_them(data_folder):
+def test_stream_fingerprint_changes_with_files(data_folder):
     def stream():
         return fingerprint_data(load_dataset(str(data_folder), streaming=True, split="train"))
 
@@ -135,7 +135,7 @@ def test_a_stream_of_files_changes_with_them(data_folder):
     assert stream() != known
 
 
-def test_masks_that_changed_are_refused(tmp_path):
+def test_changed_masks_are_refused(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "save_steps": 1, "eval_split": None, "train_splits": ["train"]}
     arguments = [dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)]
@@ -146,7 +146,7 @@ def test_masks_that_changed_are_refused(tmp_path):
         finetune_segmentation.main(*arguments)
 
 
-def test_rows_of_a_task_are_looked_at(data_folder, tmp_path, monkeypatch):
+def test_unchanged_rows_are_accepted_on_resume(data_folder, tmp_path, monkeypatch):
     settings = {"output_dir": str(tmp_path / "out"), "dataset_name": str(data_folder), "from_scratch": FROM_SCRATCH}
     settings |= {"max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 2, "bf16": False, "report_to": "none"}
     settings["watch_samples"] = 0
@@ -156,7 +156,7 @@ def test_rows_of_a_task_are_looked_at(data_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_json_beside_images_changes_with_its_file(tmp_path, streaming):
+def test_json_fingerprint_changes_with_its_file(tmp_path, streaming):
     FORMATS["LLaVA"][0](tmp_path, [picture(20, 20, seed) for seed in range(3)])
     args = ScriptArguments(dataset_name=str(tmp_path), dataset_streaming=streaming)
     known = fingerprint_data(open_splits(args)[0]["train"])

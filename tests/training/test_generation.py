@@ -1,4 +1,4 @@
-"""Answers to conversations, several at a time."""
+"""Generated answers to conversations in batches, and their pictures."""
 
 import numpy as np
 import pytest
@@ -43,8 +43,8 @@ def test_batch_answers_equal_single_answers(vivid):
 @pytest.mark.parametrize(
     "questions", [("How many?", "How many?"), ("Which?", "How many trees are there in the image?")]
 )
-def test_samples_equal_prompts_read_for_each(vivid, questions):
-    """By the same seed; the shorter question of two is padded."""
+def test_samples_equal_num_return_sequences(vivid, questions):
+    """Answers are equal for the same seed. The shorter question is padded."""
     asked = [conversation(question, picture(56, 56, seed)) for seed, question in enumerate(questions)]
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": 4}
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def test_rows_with_an_image_come_first():
     assert [row["id"] for row in rows_to_show(dataset, 8, seed=0)] == ["1", "3", "5", "7", "0", "2", "4", "6"]
 
 
-def test_picture_takes_boxes_and_any_text(vivid_collator, tmp_path):
+def test_picture_shows_boxes_and_any_text(vivid_collator, tmp_path):
     model, collator = vivid_collator
     boxed = row(PILImage.new("RGB", (56, 56), "gray"), "<box>[[100, 100, 500, 500]]</box>", "Where is $x_{$ or 木?")
     draw_answered_rows(model, collator, [boxed, row(None)], tmp_path / "both.png")

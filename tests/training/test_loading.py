@@ -1,4 +1,4 @@
-"""The model that a training starts from."""
+"""Loading of the model to pretrain."""
 
 import json
 import re
@@ -58,7 +58,7 @@ from modeling_vitp.training.loading import (
 )
 
 
-def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):
+def test_internvl_checkpoint_is_loaded(tmp_path):
     tokenizer = build_tokenizer(["How many trees?"], 320)
     config = InternVLConfig(
         vision_config=VISION,
@@ -83,19 +83,19 @@ def test_a_transformers_internvl_checkpoint_is_a_start(tmp_path):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_model_from_scratch_has_the_attention_asked_for(implementation):
+def test_model_from_scratch_has_requested_attention(implementation):
     model, _ = load_start(ModelConfig(attn_implementation=implementation), FROM_SCRATCH, ["How many? 3 trees"])
     parts = (model.config, model.config.vision_config, model.config.text_config)
     assert {part._attn_implementation for part in parts} == {implementation}
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path):
+def test_other_model_type_is_refused(tmp_path):
     Qwen2Config(**TEXT).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'qwen2' model"):
         load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [])
 
 
-def test_weights_that_do_not_fit_the_configuration_are_refused(model_and_processor, tmp_path):
+def test_checkpoint_with_missing_weights_is_refused(model_and_processor, tmp_path):
     model, processor = model_and_processor
     del model.model.vision_tower.encoder.layer[0].lambda_1
     model.save_pretrained(tmp_path)
@@ -107,12 +107,12 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(model_and_process
 @pytest.mark.parametrize(
     ("options", "from_scratch", "kwargs", "message"),
     [
-        ({"load_in_4bit": True}, None, None, "load_in_4bit: weights are trained as they are.*leave that out"),
-        ({"load_in_8bit": True, "use_peft": True}, None, None, "load_in_8bit: weights"),
-        ({"bnb_4bit_quant_type": "fp4"}, None, None, "bnb_4bit_quant_type: weights"),
-        ({"use_bnb_nested_quant": True}, None, None, "use_bnb_nested_quant: weights"),
-        ({"dtype": "bfloat16"}, FROM_SCRATCH, None, "dtype='bfloat16' is of a model that is loaded; one from_scratch"),
-        ({}, None, {"attn_implementation": "eager"}, "model_init_kwargs .*give dtype, attn_implementation and"),
+        ({"load_in_4bit": True}, None, None, "load_in_4bit: .*use_peft"),
+        ({"load_in_8bit": True, "use_peft": True}, None, None, "load_in_8bit"),
+        ({"bnb_4bit_quant_type": "fp4"}, None, None, "bnb_4bit_quant_type"),
+        ({"use_bnb_nested_quant": True}, None, None, "use_bnb_nested_quant"),
+        ({"dtype": "bfloat16"}, FROM_SCRATCH, None, "dtype='bfloat16'.*from_scratch"),
+        ({}, None, {"attn_implementation": "eager"}, "model_init_kwargs .*dtype, attn_implementation and"),
     ],
     ids=str,
 )
@@ -129,7 +129,7 @@ ADDED = ["<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<ref
 
 @pytest.fixture
 def vision_folder(tmp_path):
-    """A backbone of transformers' own class, with an image processor of its own statistics."""
+    """Return the folder of a backbone of transformers' class, with an image processor with other statistics."""
     torch.manual_seed(0)
     InternVLVisionModel(InternVLVisionConfig(**VISION)).save_pretrained(tmp_path / "vit")
     size = {"height": 56, "width": 56}
@@ -138,7 +138,7 @@ def vision_folder(tmp_path):
 
 
 def plain_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes alone, as of a base model that knows neither turns nor images."""
+    """Return a byte-level tokenizer without special tokens of turns and images."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*alphabet, "</s>"])}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -169,7 +169,7 @@ def composed(vision_folder, language_folder, **kwargs):
     [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False), ("mistral", True), ("gpt_neox", False)],
 )
 @torch.no_grad()
-def test_ViT_and_language_model_keep_their_weights_and_outputs(vision_folder, tmp_path, model_type, tied):
+def test_composed_parts_keep_weights_and_outputs(vision_folder, tmp_path, model_type, tied):
     language = save_language_model(tmp_path / "lm", model_type, tie_word_embeddings=tied)
     model, processor = composed(vision_folder, tmp_path / "lm", drop_path_rate=0.1)
     vision = InternVLVisionModel.from_pretrained(vision_folder)
@@ -223,15 +223,15 @@ def test_known_tokens_keep_the_vocabulary(vision_folder, tmp_path):
     tokenizer = build_tokenizer(["How many trees?"], 320)
     language = save_language_model(tmp_path / "lm", "qwen2", tokenizer, vocab_size=330)
     model, processor = composed(vision_folder, tmp_path / "lm")
-    assert model.config.text_config.vocab_size == 330  # padded, as published models are
+    assert model.config.text_config.vocab_size == 330  # padded like published models
     assert torch.equal(model.get_input_embeddings().weight, language.get_input_embeddings().weight)
     assert len(processor.tokenizer) == len(tokenizer)
     assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_marks_are_drawn_in_spare_rows(vision_folder, tmp_path, tied):
-    """Tables are often padded, with rows that are all alike."""
+def test_new_tokens_use_spare_embedding_rows(vision_folder, tmp_path, tied):
+    """Embedding tables are often padded with equal rows."""
     old = len(plain_tokenizer())
     language = save_language_model(tmp_path / "lm", vocab_size=old + 40, tie_word_embeddings=tied)
     with torch.no_grad():
@@ -252,7 +252,7 @@ def test_marks_are_drawn_in_spare_rows(vision_folder, tmp_path, tied):
 
 
 @torch.no_grad()
-def test_what_is_composed_is_saved_and_opened_again(vision_folder, tmp_path):
+def test_composed_model_is_saved_and_reloaded(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     model, processor = composed(vision_folder, tmp_path / "lm")
     model.save_pretrained(tmp_path / "whole")
@@ -272,7 +272,7 @@ def test_what_is_composed_is_saved_and_opened_again(vision_folder, tmp_path):
     assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-def test_the_projector_starts_alike_with_the_same_seed(vision_folder, tmp_path):
+def test_projector_depends_on_seed(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     weights = []
     for seed in (5, 5, 6):
@@ -281,7 +281,7 @@ def test_the_projector_starts_alike_with_the_same_seed(vision_folder, tmp_path):
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_a_short_run_on_a_composed_model(vision_folder, tmp_path):
+def test_composed_model_trains(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3 trees"}]
     part = List({"role": Value("string"), "content": Value("string")})
@@ -311,7 +311,7 @@ def test_a_short_run_on_a_composed_model(vision_folder, tmp_path):
     assert all(not torch.equal(trained[key], start[key]) for key in start)
 
 
-def test_a_model_from_scratch_may_have_the_weights_of_a_backbone(vision_folder):
+def test_from_scratch_loads_weights_of_backbone(vision_folder):
     model, _ = load_start(ModelConfig(), FROM_SCRATCH, [], vision_model=str(vision_folder))
     given = load_file(vision_folder / "model.safetensors")
     found = model.model.vision_tower.state_dict()
@@ -322,7 +322,7 @@ def test_a_model_from_scratch_may_have_the_weights_of_a_backbone(vision_folder):
 
 
 def test_from_scratch_reads_images_as_its_backbone(vision_folder, tmp_path):
-    """But for what is said otherwise, and so they are in the plan of the run."""
+    """Settings of `from_scratch` override those of the backbone, also in the dry run."""
     own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3, "max_patches": 3}
     own["input_spec"] = {"window": [-160, 240]}
     ViTPImageProcessor(**own).save_pretrained(vision_folder)
@@ -336,7 +336,7 @@ def test_from_scratch_reads_images_as_its_backbone(vision_folder, tmp_path):
         assert processor.image_processor.size == planned.size and tokens == processor.image_seq_length
 
 
-def test_tiles_of_a_composed_model_are_planned_as_they_will_be(vision_folder, tmp_path):
+def test_tiling_equals_composed_image_processor(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     _, processor = compose(str(vision_folder), str(tmp_path / "lm"))
     planned, tokens = tiling(None, None, str(vision_folder))
@@ -344,46 +344,46 @@ def test_tiles_of_a_composed_model_are_planned_as_they_will_be(vision_folder, tm
     assert planned.size != ViTPImageProcessor().size
 
 
-def test_starts_that_do_not_belong_together_are_refused(vision_folder, tmp_path):
+def test_incompatible_starts_are_refused(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     both = {"vision_model": str(vision_folder), "language_model": str(tmp_path / "lm")}
     for part in both:
-        with pytest.raises(ValueError, match="belong together: give both, or neither"):
+        with pytest.raises(ValueError, match="vision_model and language_model"):
             load_start(ModelConfig(), None, [], **{part: both[part]})
     with pytest.raises(ValueError, match="Give either model_name_or_path or from_scratch"):
         load_start(ModelConfig(model_name_or_path="x"), None, [], **both)
-    with pytest.raises(ValueError, match="is a 'llama', but a backbone is expected: take it out"):
+    with pytest.raises(ValueError, match="vision_model .*'llama'"):
         composed(tmp_path / "lm", tmp_path / "lm")
 
 
 def test_scaled_logits_are_refused(vision_folder, tmp_path):
-    """Gemma 2 caps its logits, in its own class: composed without, the LM would not be the one that was trained."""
+    """The class of Gemma 2 caps its logits, which the combined model would not do."""
     tokenizer = plain_tokenizer()
     settings = {"head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 1e-3}
     config = Gemma2Config(**SMALL_TEXT, **settings, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
-    with pytest.raises(ValueError, match="a 'gemma2', computes its logits in a way that ViTP does not"):
+    with pytest.raises(ValueError, match="'gemma2', computes its logits"):
         composed(vision_folder, tmp_path / "lm")
 
 
-def test_a_head_with_a_bias_is_refused(vision_folder, tmp_path):
+def test_head_with_bias_is_refused(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm", "phi")
-    with pytest.raises(ValueError, match="has no plain linear LM head"):
+    with pytest.raises(ValueError, match="linear LM head"):
         composed(vision_folder, tmp_path / "lm")
 
 
 def test_head_tied_to_other_names_is_refused(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm", "gpt_neox", tie_word_embeddings=True)
-    with pytest.raises(ValueError, match="a 'gpt_neox', ties its LM head to embeddings of another name"):
+    with pytest.raises(ValueError, match="'gpt_neox'.*embed_tokens"):
         composed(vision_folder, tmp_path / "lm")
 
 
-def test_weights_that_do_not_fit_are_refused(vision_folder, tmp_path):
+def test_language_model_with_missing_weights_is_refused(vision_folder, tmp_path):
     language = save_language_model(tmp_path / "lm")
     del language.model.layers[1].mlp.up_proj
     language.save_pretrained(tmp_path / "lm")
-    with pytest.raises(ValueError, match="do not fit its configuration: .*missing_keys.*up_proj"):
+    with pytest.raises(ValueError, match="missing_keys.*up_proj"):
         composed(vision_folder, tmp_path / "lm")
 
 
@@ -391,7 +391,7 @@ CLASSES = [ViTPVisionConfig, ViTPSegmentationConfig, ViTPObjectDetectionConfig, 
 
 
 @pytest.mark.parametrize("config_class", CLASSES, ids=lambda cls: cls.__name__)
-def test_what_a_configuration_saves_are_keys_of_it(config_class, tmp_path):
+def test_saved_configuration_has_known_keys(config_class, tmp_path):
     config_class().save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     saved = {name: value for name, value in saved.items() if name != "backbone_config"}
@@ -400,90 +400,81 @@ def test_what_a_configuration_saves_are_keys_of_it(config_class, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["id2label", "num_labels", "torch_dtype", "hidden_size", "out_features", "model_type"])
-def test_inherited_derived_and_other_names_of_fields_pass(key):
+def test_inherited_and_derived_field_names_are_accepted(key):
     check_config("backbone", {key: None}, ViTPAdapterConfig)
     if key != "out_features":
         check_config("head", {key: None}, DFineConfig)
 
 
-def test_a_part_of_a_part_is_looked_at():
+def test_nested_configuration_is_checked():
     part = {"text_config": {"model_type": "qwen2", "num_hiden_layers": 2}}
-    with pytest.raises(ValueError, match=r"^text\.text_config: there is no 'num_hiden_layers'; did you mean 'num_"):
+    with pytest.raises(ValueError, match=r"'num_hiden_layers'.*'num_hidden_layers'"):
         check_config("text", part, LlavaConfig)
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("changed", "named"),
     [
-        (
-            {"vision_config": VISION | {"num_hiden_layers": 2}},
-            r"\.vision_config: .*'num_hiden_.*'num_hidden_layers'\?",
-        ),
-        ({"text_config": TEXT | {"num_hiden_layers": 2}}, r"\.text_config: .*'num_hiden_.*'num_hidden_layers'\?"),
-        (
-            {"text_config": {"model_type": "qwn2"}},
-            r"\.text_config: there is no model_type 'qwn2'; .*'qwen2'",
-        ),
-        ({"text_config": TEXT | {"zzz": 2}}, r"\.text_config: there is no 'zzz'; its keys are those of Qwen2Config\."),
-        ({"image_processor": {"max_patch": 1}}, r"\.image_processor: .*'max_patch'; did you mean 'max_patches'\?"),
-        ({"image_processor": {"size": 1}}, r"\.image_processor: there is no 'size'"),
-        ({"vision_config": 24}, r"\.vision_config='24' is no mapping"),
-        ({"vision_config": None}, ": there is no vision_config, and"),
+        ({"vision_config": VISION | {"num_hiden_layers": 2}}, "'num_hiden_layers'.*'num_hidden_layers'"),
+        ({"text_config": TEXT | {"num_hiden_layers": 2}}, "'num_hiden_layers'.*'num_hidden_layers'"),
+        ({"text_config": {"model_type": "qwn2"}}, "'qwn2'.*'qwen2'"),
+        ({"text_config": TEXT | {"zzz": 2}}, "'zzz'.*Qwen2Config"),
+        ({"image_processor": {"max_patch": 1}}, "'max_patch'.*'max_patches'"),
+        ({"image_processor": {"size": 1}}, "'size'"),
+        ({"vision_config": 24}, "vision_config.*24"),
+        ({"vision_config": None}, "vision_config"),
     ],
 )
-def test_a_mistyped_key_from_scratch_is_an_error(changed, says):
+def test_mistyped_key_from_scratch_is_refused(changed, named):
     check_from_scratch(FROM_SCRATCH)
     check_from_scratch(FROM_SCRATCH | {"text_config": {"rope_parameters": {"rope_theta": 100.0}, "rope_theta": 1.0}})
-    with pytest.raises(ValueError, match=f"^from_scratch{says}"):
+    with pytest.raises(ValueError, match=f"from_scratch.*{named}|{named}.*from_scratch"):
         check_from_scratch(FROM_SCRATCH | changed)
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "named"),
     [
-        ({"from_scratch": {"num_hiden_layers": 4}}, "from_scratch: .*'num_hiden_.*'; did you mean 'num_hidden_layers'"),
-        ({"backbone": {"deformable_head": 4}}, "backbone: .*'deformable_head'; did you mean 'deformable_heads'"),
-        (
-            {"backbone": {"deformable_heads": 4}, "neck": "pyramid"},
-            "backbone: .*'deformable_heads'; its keys are those of ViTPFeaturePyramidConfig",
-        ),
-        ({"head": {"neck_chanels": 32}}, "head: there is no 'neck_chanels'; did you mean 'neck_channels'"),
-        ({"head": {"id2label": {0: "tree"}}}, "head: there is no 'id2label'"),
+        ({"from_scratch": {"num_hiden_layers": 4}}, "'num_hiden_layers'.*'num_hidden_layers'"),
+        ({"backbone": {"deformable_head": 4}}, "'deformable_head'.*'deformable_heads'"),
+        ({"backbone": {"deformable_heads": 4}, "neck": "pyramid"}, "'deformable_heads'.*ViTPFeaturePyramidConfig"),
+        ({"head": {"neck_chanels": 32}}, "'neck_chanels'.*'neck_channels'"),
+        ({"head": {"id2label": {0: "tree"}}}, "'id2label'"),
     ],
 )
-def test_a_mistyped_key_of_fine_tuning_is_an_error(settings, says):
+def test_mistyped_key_of_fine_tuning_is_refused(settings, named):
     args = {"from_scratch": VISION_16, "backbone": {"deformable_heads": 4}, "head": {"neck_channels": 16}}
     check_start(ViTPForObjectDetection, BackboneArguments(**args))
-    with pytest.raises(ValueError, match=f"^{says}"):
+    with pytest.raises(ValueError, match=named):
         check_start(ViTPForObjectDetection, BackboneArguments(**args | {"backbone": None} | settings))
 
 
 def test_random_weights_are_not_scored():
     args = BackboneArguments(from_scratch=VISION_16)
-    with pytest.raises(ValueError, match="do_train is false.*give model_name_or_path"):
+    with pytest.raises(ValueError, match="do_train.*model_name_or_path"):
         check_start(ViTPForSemanticSegmentation, args, do_train=False)
     trained = BackboneArguments(model_name_or_path="trained", from_scratch={})
     check_start(ViTPForSemanticSegmentation, trained, do_train=False)
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "named"),
     [
-        ({"deformable_heads": 5}, r"deformable_heads=5 .* width of 8 .*backbone: \{deformable_heads: 4\}"),
-        ({"deformable_heads": 0}, r"deformable_heads=0 .* width of 8 .*backbone: \{deformable_heads: 1\}"),
-        ({"spatial_prior_norm": "none"}, "spatial_prior_norm='none' is neither"),
+        ({"deformable_heads": 5}, r"deformable_heads.*5.*deformable_heads: 4"),
+        ({"deformable_heads": 0}, r"deformable_heads.*0.*deformable_heads: 1"),
+        ({"spatial_prior_norm": "none"}, "spatial_prior_norm.*'none'"),
         ({"hidden_size": "wide"}, "'hidden_size' expected int, got str"),
     ],
 )
-def test_value_refused_by_a_configuration_is_a_mistake(settings, says):
+def test_invalid_configuration_value_is_a_mistake(settings, named):
     with pytest.raises(StrictDataclassError) as caught:
         ViTPAdapterConfig(**VISION_16 | {"deformable_heads": 4} | settings)
     what, remedy, status = explain_error(caught.value)
     assert status == MISTAKE and remedy is None
-    assert re.search(says, what), what
+    assert re.search(named, what), what
 
 
-def test_the_configurations_of_the_package_have_no_other_keys():
+def test_package_configurations_have_known_keys():
     checked = 0
     for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
         settings = yaml.safe_load(path.read_text())

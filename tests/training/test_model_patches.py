@@ -1,4 +1,4 @@
-"""Training on samples that lie end to end in one row, beside each of them alone and beside the padded batch."""
+"""Training without padding, compiled layers, and sharded training."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ def batch_of(processor, rows, **options):
     st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)]),
     st.integers(0, 2**32 - 1),
 )
-def test_attention_is_that_of_loops_over_pairs_of_tokens(lengths, heads, seed):
+def test_attention_by_sequence_equals_loops(lengths, heads, seed):
     generator = torch.Generator().manual_seed(seed)
     total, size = sum(lengths), 8
     query, key, value = (
@@ -72,7 +72,7 @@ def test_attention_is_that_of_loops_over_pairs_of_tokens(lengths, heads, seed):
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.75])
-def test_logits_are_those_of_each_sample_alone(model_and_processor, ratio):
+def test_padding_free_logits_equal_single_samples(model_and_processor, ratio):
     model, processor = model_and_processor
     rows = make_rows()
     batch = batch_of(processor, rows, vrl_drop_ratio=ratio, padding_free=True)
@@ -91,7 +91,7 @@ def test_logits_are_those_of_each_sample_alone(model_and_processor, ratio):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_loss_and_gradients_are_those_of_the_padded_batch(model_and_processor, checkpointing):
+def test_padding_free_gradients_equal_padded_batch(model_and_processor, checkpointing):
     model, processor = model_and_processor
     model.train()
     for layer in model.model.vision_tower.encoder.layer:
@@ -116,7 +116,7 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(model_and_processor, c
 
 
 def test_padded_batches_and_generation_are_unchanged(model_and_processor):
-    """As in an evaluation during training."""
+    """Evaluation during training uses padded batches."""
     model, processor = model_and_processor
     for side in ("left", "right"):
         batch = batch_of(processor, make_rows(), padding_side=side)
@@ -128,17 +128,17 @@ def test_padded_batches_and_generation_are_unchanged(model_and_processor):
         assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
 
 
-def test_flash_attention_is_told_where_each_sample_begins(model_and_processor, monkeypatch):
-    """Its kernels are not at hand: loops stand for them. What the ViT and the language model ask of them is seen."""
+def test_flash_attention_gets_sequence_boundaries(model_and_processor, monkeypatch):
+    """Loops replace the kernels, and record their arguments."""
     model, processor = model_and_processor
     batch = batch_of(processor, make_rows(), vrl_drop_ratio=0.75, padding_free=True)
     del batch["labels"]
     with torch.no_grad(), attention_by_sequence(model):
         wanted = model(**batch, use_cache=False).logits
-    asked = []
+    calls = []
 
     def attend(q, k, v, causal, softmax_scale=None):
-        asked.append((causal, q.shape[1]))
+        calls.append((causal, q.shape[1]))
         groups = q.shape[2] // k.shape[2]
         q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
         read = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale)
@@ -161,9 +161,9 @@ def test_flash_attention_is_told_where_each_sample_begins(model_and_processor, m
         found = model(**batch, use_cache=False).logits
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
     lengths = batch["cu_seq_lens_q"].diff().tolist()
-    of_vision = [length for causal, length in asked if not causal]
-    assert of_vision == [17] * 3  # of all tiles at once, in each layer
-    assert [length for causal, length in asked if causal] == lengths * 2
+    vision_lengths = [length for causal, length in calls if not causal]
+    assert vision_lengths == [17] * 3  # one call for all tiles in each layer
+    assert [length for causal, length in calls if causal] == lengths * 2
 
 
 def losses(trainer):
@@ -171,7 +171,7 @@ def losses(trainer):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_run_without_padding_is_the_padded_one(tmp_path, stream):
+def test_padding_free_run_equals_padded_run(tmp_path, stream):
     options = {"stream": stream, "logging_steps": 1, "per_device_train_batch_size": 3, "max_steps": 3, "eval_steps": 3}
     options |= {"save_strategy": "no", "vrl_warmup_steps": 1, "drop_path_rate": 0.0}
     padded = make_trainer(tmp_path / "padded", **options)
@@ -192,26 +192,26 @@ def test_a_run_without_padding_is_the_padded_one(tmp_path, stream):
 
 
 @pytest.mark.slow
-def test_killed_run_without_padding_is_exact(tmp_path):
+def test_killed_padding_free_run_is_exact(tmp_path):
     whole = run(tmp_path / "whole", padding_free=True)
     run(tmp_path / "killed", ("step", 3), padding_free=True)
     assert run(tmp_path / "killed", padding_free=True) == whole
 
 
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])
-def test_attention_over_all_tokens_of_a_row_is_refused(model_and_processor, attention):
+def test_unsupported_attention_is_refused(model_and_processor, attention):
     model, processor = model_and_processor
     model.config.text_config._attn_implementation_internal = attention
-    with pytest.raises(ValueError, match=f"attn_implementation='{attention}', which does not take several"):
+    with pytest.raises(ValueError, match=f"attn_implementation='{attention}'"):
         check_attention(model)
     batch = batch_of(processor, make_rows(), padding_free=True)
-    with pytest.raises(ValueError, match=f"{attention}.*tells them by their positions"):
+    with pytest.raises(ValueError, match=attention):
         model(**batch)
 
 
-def test_the_models_own_attention_outside_of_training_is_refused(model_and_processor):
+def test_padding_free_batch_outside_training_is_refused(model_and_processor):
     model, processor = model_and_processor
-    with pytest.raises(ValueError, match="'sdpa', tells them by their positions"):
+    with pytest.raises(ValueError, match="'sdpa'"):
         model(**batch_of(processor, make_rows(), padding_free=True))
 
 
@@ -219,7 +219,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "v
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama", "mistral"])
-def test_models_with_full_attention_are_taken(name):
+def test_models_with_full_attention_are_accepted(name):
     window = {"sliding_window": None} if name == "mistral" else {}
     check_attention(model_with(name, **window))
 
@@ -228,7 +228,7 @@ def model_with(name: str, attention: str = "sdpa", **options) -> ViTPForConditio
     text = {"model_type": name, "intermediate_size": 64, "num_key_value_heads": 2, **SIZES, **options}
     with torch.device("meta"):
         model = ViTPForConditionalGeneration(ViTPConfig(vision_config=VISION, text_config=text))
-    if attention == "flash_attention_2":  # which is not at hand, and is not asked anything
+    if attention == "flash_attention_2":  # not installed, and not called
         model.config.text_config._attn_implementation_internal = attention
     return model
 
@@ -241,9 +241,9 @@ def model_with(name: str, attention: str = "sdpa", **options) -> ViTPForConditio
         ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
     ],
 )
-def test_a_window_of_the_sequence_is_for_flash_attention(name, options):
-    """Their attention has it where the mask has it, and SDPA is given none here."""
-    with pytest.raises(ValueError, match=f"{name}.*see a window of the sequence"):
+def test_sliding_window_needs_flash_attention(name, options):
+    """SDPA applies the window by the mask, which is not used here."""
+    with pytest.raises(ValueError, match=f"{name}.*sliding-window"):
         check_attention(model_with(name, **options))
     check_attention(model_with(name, "flash_attention_2", **options))
 
@@ -252,13 +252,13 @@ def test_a_window_of_the_sequence_is_for_flash_attention(name, options):
 @pytest.mark.parametrize(
     ("name", "options"), [("lfm2", {"layer_types": ["conv", "full_attention"]}), ("bamba", {"mamba_n_heads": 4})]
 )
-def test_layers_that_carry_something_on_are_refused(attention, name, options):
-    with pytest.raises(ValueError, match=f"{name}.*no attention over tokens"):
+def test_recurrent_layers_are_refused(attention, name, options):
+    with pytest.raises(ValueError, match=f"{name}.*layers other than attention"):
         check_attention(model_with(name, attention, **options))
 
 
-def test_neftune_is_refused_without_padding(tmp_path):
-    with pytest.raises(ValueError, match="neftune_noise_alpha would be scaled"):
+def test_padding_free_neftune_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="neftune_noise_alpha"):
         make_trainer(tmp_path, padding_free=True, neftune_noise_alpha=5.0)
 
 
@@ -271,13 +271,13 @@ def test_padding_collator_is_refused(tmp_path):
         args = ViTPTrainingConfig(str(tmp_path / "given"), report_to="none", bf16=False, **settings)
         return ViTPTrainer(plain.model, args, data_collator=collator, **options)
 
-    with pytest.raises(ValueError, match="the data_collator that is given pads"):
+    with pytest.raises(ValueError, match="data_collator"):
         trainer(pads, padding_free=True)
     assert trainer(free).run_settings()["free"]["padding_free"] is True
     assert trainer(pads).run_settings()["free"]["padding_free"] is None
 
 
-def test_the_trainer_refuses_before_anything_is_read(tmp_path, monkeypatch):
+def test_trainer_checks_attention_first(tmp_path, monkeypatch):
     def refuse(model):
         raise ValueError("no")
 
@@ -291,7 +291,7 @@ FILE = "checkpoint-40/model.safetensors"
 
 
 class CountGraphs(TrainerCallback):
-    """How often something had been compiled, after each step."""
+    """Callback that records the number of compilations after each step."""
 
     def __init__(self):
         self.frames, self.before = [], counters["frames"]["total"]
@@ -304,10 +304,11 @@ class CountGraphs(TrainerCallback):
 @pytest.mark.parametrize(
     ("backend", "checkpointing", "rounding"), [("inductor", False, 1e-2), ("aot_eager", True, 1e-6)]
 )
-def test_a_compiled_run_is_the_eager_one_to_rounding(tmp_path, backend, checkpointing, rounding):
-    """Lengths and numbers of tiles change throughout; nothing is compiled once each kind of batch has been seen: padded
-    or not, of no image, of one tile, of several. What rounding does to small gradients Adam makes large; a backend that
-    leaves operations as they are has none.
+def test_compiled_run_equals_eager_run(tmp_path, backend, checkpointing, rounding):
+    """Lengths and numbers of tiles change, but nothing is compiled again after each type of batch has occurred.
+
+    The types are batches with and without padding, and without images, with one tile and with several tiles. Adam
+    amplifies rounding of small gradients; the backend `aot_eager` does not change the operations.
     """
     torch._dynamo.reset()
     options = {"max_steps": 40, "save_steps": 40, "logging_steps": 1, "vrl_drop_ratio": 0.5}
@@ -320,7 +321,7 @@ def test_a_compiled_run_is_the_eager_one_to_rounding(tmp_path, backend, checkpoi
     compiled.train()
     assert count.frames[0] > 4
     assert count.frames[19] == count.frames[-1]
-    assert counters["frames"]["ok"] == counters["frames"]["total"]  # none is given up as compiled too often
+    assert counters["frames"]["ok"] == counters["frames"]["total"]  # no function reaches the limit of recompilations
     logs = [[e for e in trainer.state.log_history if "loss" in e or "eval_loss" in e] for trainer in (eager, compiled)]
     for wanted, actual in zip(*logs, strict=True):
         assert set(actual) == set(wanted)
@@ -359,9 +360,10 @@ def test_sharded_gradients_equal_one_process(results):
 
 
 @pytest.mark.slow
-def test_step_has_the_collectives_of_a_loop(results):
-    """A block's parameters are gathered for the forward pass and again for the backward pass, and its gradient is
-    scattered once; what is left, embeddings and head, is gathered once or twice.
+def test_sharded_step_equals_collectives_of_loop(results):
+    """Parameters of a block are gathered twice, and its gradients are scattered once.
+
+    The embeddings and the head are gathered once or twice.
     """
     seen = json.loads((results[2] / "collectives.json").read_text())
     for ours, plain in zip(seen["1"], seen["plain"], strict=True):
@@ -375,15 +377,15 @@ def test_step_has_the_collectives_of_a_loop(results):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_plan_tells_the_bytes_that_are_moved(results, accumulation):
-    """Of a gather and a scatter between two, half of the whole is received; a collective has whole and half.
+def test_plan_traffic_equals_transferred_bytes(results, accumulation):
+    """In a gather and a scatter between two processes, each receives half; the recorded size is one and a half.
 
-    Parameters of which the first side is odd are padded, the whole of these tiny ones by 1%.
+    Parameters with an odd first dimension are padded, which adds 1% for this tiny model.
     """
     steps = json.loads((results[2] / "collectives.json").read_text())[str(accumulation)]
     config = ViTPConfig.from_pretrained(results[2] / "model")
     trained = ViTPForConditionalGeneration(config).num_parameters()
-    told = traffic(config, trained, 2, accumulation, itemsize=4)["FSDP2"]
+    expected = traffic(config, trained, 2, accumulation, itemsize=4)["FSDP2"]
     for step in steps:
         received = sum(size / 1.5 * 0.5 for name, size in step if name in ("allgather_base", "reduce_scatter_base"))
-        assert received == pytest.approx(told, rel=0.015)
+        assert received == pytest.approx(expected, rel=0.015)

@@ -1,5 +1,4 @@
-"""The memory that a dry run plans, against what the tensors of a real training take, as the allocator of a GPU would
-count it: by storages that are alive, whatever the device."""
+"""Estimated memory of a dry run, compared with the live tensor storages of a real training."""
 
 import weakref
 
@@ -16,7 +15,7 @@ from modeling_vitp.recipes.benchmarks.step_time import SHAPES
 from modeling_vitp.training.loading import build_model, build_tokenizer
 from modeling_vitp.training.plan import BatchShape, step_cost
 
-# The benchmark's small shape at half its width, since products in bf16 take ten times as long on some CPUs.
+# The small shape of the benchmark at half its width, because bf16 is ten times slower on some CPUs.
 VISION = SHAPES["small"]["vision"] | {
     "hidden_size": 192,
     "num_attention_heads": 3,
@@ -35,7 +34,7 @@ COLUMNS, ROWS = 2, 2
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of the storages that operations have given and that are alive."""
+    """Dispatch mode that counts the bytes of live storages."""
 
     def __init__(self):
         super().__init__()
@@ -50,8 +49,8 @@ class Alive(TorchDispatchMode):
             self.most = max(self.most, self.bytes)
             weakref.finalize(storage, self.remove, storage._cdata)
 
-    def remove(self, place: int) -> None:
-        self.bytes -= self.sizes.pop(place)
+    def remove(self, address: int) -> None:
+        self.bytes -= self.sizes.pop(address)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         outputs = function(*args, **(kwargs or {}))
@@ -66,8 +65,8 @@ class Alive(TorchDispatchMode):
     ("ratio", "every", "batches"),
     [(0.75, 0, 2), (0.0, 0, 2), (0.75, 1, 2), (0.0, 1, 2), (0.0, 2, 2), (0.0, 0, 1), (0.0, 1, 1)],
 )
-def test_a_training_in_bf16_takes_what_is_planned(tmp_path, ratio, every, batches):
-    """To a tenth; of a step of one batch up to a sixth less, since its gradients come as its activations go."""
+def test_bf16_training_memory_equals_estimate(tmp_path, ratio, every, batches):
+    """The error is at most a tenth, or a sixth with one batch, whose gradients replace its activations."""
     tokenizer = build_tokenizer(["How many trees? There are 12 trees."], 400)
     model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": COLUMNS * ROWS})
     rows = [sized_row(index, [(COLUMNS * SIDE, ROWS * SIDE)]) for index in range(4)]

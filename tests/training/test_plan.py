@@ -1,4 +1,4 @@
-"""The plan of a run, against its parts computed apart."""
+"""Cost estimate of a run, compared with costs that are computed independently."""
 
 import contextlib
 import copy
@@ -56,20 +56,20 @@ def test_memory_and_hours_follow_the_samples(rows):
     text, table = rows
     assert "8 device(s), a40, 48 GiB, at 50% of 150 TFLOP/s; 8,000 steps" in text
     assert "in each of 8 process(es)" in text
-    assert "InternVL2.5-1B is assumed" in text and "(13 tiles, 200 tokens of text)" in text
-    assert "each device receives 6.57 GB with DDP and 50.2 GB with FSDP2 in a step" in text
+    assert "InternVL2.5-1B is assumed" in text and "(13 tiles, 200 text tokens)" in text
+    assert "each device receives 6.57 GB with DDP and 50.2 GB with FSDP2 per step" in text
     config = ViTPConfig(**INTERNVL2_5_1B)
     peak = step_cost(config, BatchShape(1, 13, 200, 0.75), 1)
     weights, gradients, optimizer, activations, total, room, tera, hours, device_hours = table["as configured"]
     parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
     assert [weights, gradients, optimizer, activations, total] == [f"{part / 2**30:.2f}" for part in parts]
-    assert room == f"{48 - peak.memory / 2**30:.1f} left"
+    assert room == f"{48 - peak.memory / 2**30:.1f} free"
     assert float(hours) == pytest.approx(8000 * float(tera) / (0.5 * 149.7) / 3600, rel=0.01)
     assert float(device_hours) == pytest.approx(8 * float(hours), rel=0.01)
 
 
 @pytest.mark.slow
-def test_each_change_is_told_alone(rows):
+def test_plan_compares_single_changes(rows):
     table = {name: [float(re.match(r"[\d.e+]+", cell).group()) for cell in cells] for name, cells in rows[1].items()}
     assert list(table) == [
         "as configured",
@@ -79,15 +79,15 @@ def test_each_change_is_told_alone(rows):
         "activation checkpointing of every 2nd layer",
         "LoRA on the language model",
     ]
-    asked, full, kept, fourth, half, lora = table.values()
-    assert kept[3] > fourth[3] > half[3] > asked[3] and kept[6] < fourth[6] < half[6] < asked[6]
-    assert full[3] > asked[3] and full[6] > asked[6] and full[:3] == asked[:3]
-    assert kept[3] > 3 * asked[3] and kept[6] < asked[6]
-    assert lora[1] < asked[1] / 2 and lora[2] < asked[2] / 2
+    configured, full, kept, fourth, half, lora = table.values()
+    assert kept[3] > fourth[3] > half[3] > configured[3] and kept[6] < fourth[6] < half[6] < configured[6]
+    assert full[3] > configured[3] and full[6] > configured[6] and full[:3] == configured[:3]
+    assert kept[3] > 3 * configured[3] and kept[6] < configured[6]
+    assert lora[1] < configured[1] / 2 and lora[2] < configured[2] / 2
 
 
 @pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
-def test_each_setting_is_compared_reversed():
+def test_plan_inverts_each_setting():
     assert list(changes(Setup(0.9, 0, True), False)) == [
         "as configured",
         "r = 0",
@@ -106,9 +106,9 @@ def test_each_setting_is_compared_reversed():
 
 
 def test_unknown_device_is_named():
-    with pytest.raises(ValueError, match="plan_device='tpu': known are a40, .*h100"):
+    with pytest.raises(ValueError, match="plan_device .*a40, .*h100.*'tpu'"):
         describe_device("tpu")
-    with pytest.raises(ValueError, match="as 24GiB,71TFLOP/s"):
+    with pytest.raises(ValueError, match="'24gib,0tflop/s'"):
         describe_device("24GiB,0TFLOP/s")
     assert describe_device("H100")[1] == DEVICES["h100"]
 
@@ -125,13 +125,13 @@ def test_unknown_device_is_named():
         ("Tesla V100-SXM2-32GB", 32, None),
     ],
 )
-def test_the_device_of_this_machine_has_its_own_memory(monkeypatch, name, memory, known):
+def test_default_device_has_memory_of_this_machine(monkeypatch, name, memory, known):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     properties = SimpleNamespace(name=name, total_memory=memory * 2**30)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
-    told, device = describe_device(None)
+    description, device = describe_device(None)
     assert device == Device(memory, DEVICES[known or "a800"].operations)
-    assert told == (name if known else f"{name} (of unknown speed, so as an A800: give --plan_device)")
+    assert description.startswith(name) and ("--plan_device" in description) == (known is None)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_the_device_of_this_machine_has_its_own_memory(monkeypatch, name, memory
     ids=str,
 )
 def test_work_counts_longest_and_undropped_rows(tmp_path, processor, settings, from_scratch, undropped):
-    """Of rows with four images, whose tiles are more than those of one, and of one with a long text."""
+    """Rows have four images, which have more tiles than one image; one row has a long text."""
     pictures = [str(tmp_path / f"{index}.png") for index in range(4)]
     for index, path in enumerate(pictures):
         picture(56, 56, index).save(path)
@@ -172,21 +172,23 @@ def test_work_counts_longest_and_undropped_rows(tmp_path, processor, settings, f
 
 
 @pytest.mark.parametrize(("drop_last", "steps"), [(False, 9), (True, 6)])
-def test_steps_are_those_of_whole_epochs(tmp_path, drop_last, steps):
-    """As Trainer counts them: of 10 rows in batches of 4 each epoch has three, or two."""
+def test_steps_equal_whole_epochs(tmp_path, drop_last, steps):
+    """The Trainer counts the same: an epoch of 10 rows in batches of 4 has three steps, or two with drop_last."""
     summary = SimpleNamespace(effective=10, share=1, tiles=1, text_tokens=5, longest=(1, 5))
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "dataloader_drop_last": drop_last}
     assert work_of(ViTPTrainingConfig(str(tmp_path), **settings), 1, [summary], False).steps == steps
 
 
 def sampled(share: float, *samples: tuple[int, float]) -> SimpleNamespace:
-    """What is asked of the summary of a source with these samples of tiles and tokens of text."""
+    """Return a summary of a source with the given samples of tiles and text tokens."""
     return SimpleNamespace(share=share, samples=list(samples))
 
 
-def test_padding_is_that_of_batches_drawn_from_the_sources(tmp_path):
-    """Two of three samples are short, of 4 + 20 tokens, one long, of 8 + 96 at r = 0: of the pairs of a batch 4/9 have
-    one of each, and then 80 places of two rows are empty."""
+def test_padding_equals_expectation_over_sources(tmp_path):
+    """Two thirds of the samples have 4 + 20 tokens, one third has 8 + 96 tokens at r = 0.
+
+    Therefore 4/9 of the batches have one sample of each length, and 80 padding tokens in two rows.
+    """
     summaries = [sampled(2 / 3, (1, 20.0)), sampled(1 / 3, (2, 96.0))]
 
     def padding(ratio: float, devices: int = 1, **options) -> int:
@@ -202,34 +204,34 @@ def test_padding_is_that_of_batches_drawn_from_the_sources(tmp_path):
     for strategy in ("batch_rebalance", "group_by_length"):
         assert padding(0.0, train_sampling_strategy=strategy, **accumulation) <= 2
     summaries = [sampled(0.0, (1, 20.0))]
-    assert padding(0.0) == 0  # what is in it is not known
+    assert padding(0.0) == 0  # a source without known samples
 
 
-def test_padding_is_places_without_labels():
+def test_padding_has_no_labels():
     config = ViTPConfig(**INTERNVL2_5_1B)
     batch = empty_batch(config, BatchShape(2, 1, 30, 0.75, answer_tokens=10, padding=8))
     assert batch["input_ids"].shape == (2, 64 + 30 + 8) and batch["answer_labels"].shape == (2, 64 + 30 + 8)
 
 
-@pytest.mark.parametrize("given", ["24GiB,71.5TFLOP/s", " 24.0 gib, 71.5 tflop/s"])
-def test_another_device_is_told_by_its_memory_and_speed(given):
-    assert describe_device(given) == ("as given", Device(24.0, 71.5e12))
+@pytest.mark.parametrize("name", ["24GiB,71.5TFLOP/s", " 24.0 gib, 71.5 tflop/s"])
+def test_custom_device_has_memory_and_speed(name):
+    assert describe_device(name) == ("custom", Device(24.0, 71.5e12))
 
 
 @pytest.mark.slow
-def test_it_is_told_by_how_much_a_run_does_not_fit(capsys):
+def test_missing_memory_is_printed(capsys):
     device = ["--plan_device", "8GiB,10TFLOP/s", "--plan_devices", "1"]
     arguments = [*ARGUMENTS[:3], *device, "--activation_checkpointing", "false"]
     assert pretrain.main(arguments) == 0
     cells = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| as configured")).split("|")
     peak = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 13, 200, 0.75))
-    assert cells[7].strip() == f"{peak.memory / 2**30 - 8:.1f} too much"
+    assert cells[7].strip() == f"{peak.memory / 2**30 - 8:.1f} missing"
 
 
-# As configured it takes 15.9 GiB, with every second layer 22.9, every fourth 26.6, and without checkpointing 30.4.
+# The configured run needs 15.9 GiB; checkpointing of every second layer 22.9, every fourth 26.6, and none 30.4.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("memory", "told"),
+    ("memory", "options"),
     [
         (48, "--activation_checkpointing false"),
         (31, "--activation_checkpointing true --activation_checkpointing_kwargs '{\"every_n_layers\": 4}'"),
@@ -237,13 +239,13 @@ def test_it_is_told_by_how_much_a_run_does_not_fit(capsys):
         (24, None),
     ],
 )
-def test_the_fastest_checkpointing_that_fits_is_named(capsys, memory, told):
+def test_fastest_checkpointing_that_fits_is_printed(capsys, memory, options):
     assert pretrain.main([*ARGUMENTS[:3], "--plan_device", f"{memory}GiB,10TFLOP/s"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The fastest")]
-    assert lines == ([] if told is None else [f"The fastest that leaves 10% of the device: {told}"])
-    if told is not None:  # it is taken as it stands, and then no faster one is told
-        assert pretrain.main([*ARGUMENTS[:3], "--plan_device", f"{memory}GiB,10TFLOP/s", *shlex.split(told)]) == 0
-        assert "The fastest" not in capsys.readouterr().out
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Fastest setting")]
+    assert lines == ([] if options is None else [f"Fastest setting with 10% of the device free: {options}"])
+    if options is not None:  # the printed options are valid, and then no faster setting is printed
+        assert pretrain.main([*ARGUMENTS[:3], "--plan_device", f"{memory}GiB,10TFLOP/s", *shlex.split(options)]) == 0
+        assert "Fastest setting" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_the_fastest_checkpointing_that_fits_is_named(capsys, memory, told):
         ({1: 2.9, 2: 2.0, 0: -1.0}, None),
     ],
 )
-def test_the_fastest_computes_again_what_it_must(room, fastest):
+def test_fastest_checkpointing_fits_the_device(room, fastest):
     assert fastest_checkpointing(room, 3.0) == fastest
 
 
@@ -271,8 +273,7 @@ def config():
 
 
 def real_step(config, dtype=torch.float32):
-    """The bytes that autograd keeps and the operations of the linear layers, forward, of a real model as it is
-    trained."""
+    """Return a trained model, the bytes that autograd keeps, and the forward operations of its linear layers."""
     model = ViTPForConditionalGeneration(config).to(dtype).train()
     operations = 0
 
@@ -299,7 +300,7 @@ def real_step(config, dtype=torch.float32):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(**batch).log_probs.sum().backward()
     own = {weight.untyped_storage()._cdata for weight in model.parameters()}
-    return model, sum(size for place, (size, _) in kept.items() if place not in own), operations
+    return model, sum(size for address, (size, _) in kept.items() if address not in own), operations
 
 
 def test_step_cost_equals_a_real_step(config):
@@ -308,7 +309,7 @@ def test_step_cost_equals_a_real_step(config):
     number = sum(weight.numel() for weight in model.parameters())
     assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
     assert cost.activations == pytest.approx(kept, rel=0.05)
-    # Beside linear layers there are the patch embedding and two products of attention, of each place with each.
+    # Further operations are those of the patch embedding and of two products of attention over all pairs of tokens.
     vision, text = config.vision_config, config.text_config
     patches = vision.image_size[0] // vision.patch_size[0] * vision.image_size[1] // vision.patch_size[1]
     embedding = 2 * 2 * 3 * patches * vision.num_channels * vision.patch_size[0] ** 2 * vision.hidden_size
@@ -316,7 +317,7 @@ def test_step_cost_equals_a_real_step(config):
     in_vit = vision.num_hidden_layers * 2 * 3 * 4 * (patches + 1) ** 2 * vision.hidden_size
     in_text = text.num_hidden_layers * 2 * 4 * places**2 * text.hidden_size
     assert sum(cost.forward.values()) == operations + embedding + in_vit + in_text
-    # Attention's scores are computed again; pixels need no gradient.
+    # Scores of attention are recomputed; pixels need no gradient.
     again = (in_vit + in_text) / 2
     assert cost.backward == 2 * sum(cost.forward.values()) + again - embedding
     assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
@@ -348,9 +349,9 @@ def with_depth(config, vision_layers, text_layers):
 
 @pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
 @pytest.mark.parametrize("every", [0, 1, 4, 8, *(pytest.param(every, marks=pytest.mark.slow) for every in (2, 3, 7))])
-def test_a_model_of_any_depth_costs_what_two_depths_tell(config, every):
+def test_step_cost_extrapolates_over_depth(config, every):
     whole = measure_step(config, SHAPE, every, True, torch.float32, None)
-    if every in (1, 2, 3):  # the last of seven layers is computed again, while nothing has gone
+    if every in (1, 2, 3):  # the last of seven layers is recomputed while all others are kept
         depths = [(4, 3), (3, 3), (4, 2)]
         plain = [measure_step(with_depth(config, *depth), SHAPE, 0, True, torch.float32, None)[2] for depth in depths]
         whole[2] += max(plain[0] - plain[1], plain[0] - plain[2])
@@ -388,13 +389,13 @@ def test_frozen_parts_and_lora_cost_less(config):
 @pytest.mark.parametrize(
     ("optimizer", "share"), [("adamw_torch_fused", 2), ("adamw_bnb_8bit", 0.5), ("adafactor", 0), ("lion_32bit", 1)]
 )
-def test_the_state_is_that_of_the_optimizer(config, optimizer, share):
+def test_optimizer_state_depends_on_optimizer(config, optimizer, share):
     cost = step_cost(config, SHAPE, optimizer=optimizer)
     assert cost.optimizer == share * cost.weights
 
 
-def test_the_shape_of_internvl_has_the_weights_of_its_card():
-    """0.94 billion: 0.30 of InternViT, 0.49 of Qwen2.5-0.5B, 0.14 of a head that is not tied, and the projector."""
+def test_internvl_shape_has_published_weights():
+    """The 0.94 billion weights are 0.30 of InternViT, 0.49 of Qwen2.5-0.5B, 0.14 of the head, and the projector."""
     cost = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 1, 8))
     assert cost.weights / 4 == pytest.approx(0.938e9, rel=0.01)
 
@@ -414,7 +415,7 @@ print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {every})
 @pytest.mark.parametrize(
     ("ratio", "tiles", "every"), [("0.75", 7, 0), ("0", 7, 0), ("0", 12, 0), ("0.75", 12, 1), ("0", 12, 2)]
 )
-def test_the_peak_of_memory_is_found_to_a_tenth(ratio, tiles, every):
+def test_peak_memory_equals_measurement(ratio, tiles, every):
     from modeling_vitp.recipes.benchmarks.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
 
     script = MEASURE.format(ratio=ratio, tiles=tiles, every=every)

@@ -1,4 +1,4 @@
-"""The same training on one process and on two, which `torchrun` starts."""
+"""Training on one process compared with training on two processes, started by `torchrun`."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
 from modeling_vitp.training.checkpointing import last_checkpoint
 
 ACCELERATE = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
-FILES, ROWS = 4, 5  # of the stream that is split, and of each of its files
+FILES, ROWS = 4, 5  # files of the split stream, and rows per file
 TRAINED = ["accumulated", "rebalanced", "checkpointed", "padding_free", "stream", "warmup", "stream_warmup"]
 
 
@@ -44,9 +44,10 @@ def results(tmp_path_factory):
 
 
 def check_gradients(one: dict, two: dict) -> None:
-    """The gradient of every parameter is the same to 1e-5 of its norm, and the ViT has one.
+    """Check that gradients are equal to 1e-5 of their norm, and that the gradients of the ViT are not zero.
 
-    That of a bias of keys is nought (attention does not change if all keys are shifted): what there is, is rounding.
+    The gradient of a bias of keys is zero except for rounding, because attention does not change if all keys are
+    shifted.
     """
     assert one.keys() == two.keys()
     rounding = 1e-7 * sum(gradient.norm() ** 2 for gradient in one.values()) ** 0.5
@@ -74,7 +75,7 @@ def test_two_processes_killed_while_saving_are_exact(tmp_path, stream):
 @pytest.mark.slow
 @pytest.mark.parametrize("worlds", [(1, 2), (2, 1)], ids=["more", "fewer"])
 def test_first_log_equals_one_process(tmp_path, worlds):
-    """The step before the stop is in the mean that is logged after it."""
+    """The mean that is logged after the stop includes the step before it."""
     options = {"drop_path_rate": 0.0, "eval_strategy": "no", "lr_scheduler_type": "constant", "logging_steps": 3}
 
     def losses(folder, world, max_steps):
@@ -112,15 +113,15 @@ def test_uneven_epoch_is_shared_without_loss(results, name):
     for folder in results.values():
         ids = json.loads((folder / f"{name}.json").read_text())["ids"]
         assert len({len(batches) for batches in ids}) == 1
-        num_batches = len(ids[0]) // 2  # of a stream one batch more is read ahead
+        num_batches = len(ids[0]) // 2  # for a stream, one more batch is read in advance
         for epoch in (slice(0, num_batches), slice(num_batches, 2 * num_batches)):
             seen = [row for batches in ids for batch in batches[epoch] for row in batch]
             assert sorted(seen) == everything
 
 
 @pytest.mark.slow
-def test_two_processes_split_a_stream_and_train_one_model_on_it(results):
-    """Each on its own files: the first ten rows of each are the stream once, and then each begins again."""
+def test_two_processes_train_on_split_stream(results):
+    """Each process reads its own files. Its first ten rows are one pass, and then it starts again."""
     one, two = json.loads((results[2] / "split.json").read_text())
     assert one["weights"] == two["weights"]
     rows = [[row for batch in process["rows"] for row in batch] for process in (one, two)]
@@ -163,9 +164,7 @@ def test_fsdp2_step_equals_one_process(results):
     strategy=st.sampled_from(["random", "sequential", "group_by_length", "batch_rebalance"]),
     epoch=st.integers(0, 3),
 )
-def test_every_row_of_an_epoch_is_in_one_batch_of_one_process(
-    num_rows, batch_size, accumulation, processes, strategy, epoch
-):
+def test_epoch_rows_are_in_one_batch_each(num_rows, batch_size, accumulation, processes, strategy, epoch):
     def batches(rank, number=processes, steps=accumulation):
         lengths = [1 + 37 * row % 50 for row in range(num_rows)]
         sampler = GlobalBatchSampler(
@@ -179,7 +178,7 @@ def test_every_row_of_an_epoch_is_in_one_batch_of_one_process(
     by_rank = [batches(rank) for rank in range(processes)]
     assert len({len(own) for own in by_rank}) == 1
     assert sorted(row for own in by_rank for batch in own for row in batch) == list(range(num_rows))
-    # The rows of each optimizer step are those that one process sees that accumulates more.
+    # Each optimizer step has the rows of a single process with more accumulation steps.
     alone = batches(0, 1, accumulation * processes)
     for step in range(-(-num_rows // (batch_size * accumulation * processes))):
         part = slice(step * accumulation, (step + 1) * accumulation)
@@ -190,7 +189,7 @@ def test_every_row_of_an_epoch_is_in_one_batch_of_one_process(
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("num_rows", [1, 7, 12, 13])
-def test_a_stream_is_shared_out_without_overlap_or_loss(num_rows, workers):
+def test_stream_is_shared_without_overlap_or_loss(num_rows, workers):
     stream = make_rows(num_rows).to_iterable_dataset(num_shards=min(num_rows, 3))
     by_rank = []
     for rank in range(3):
@@ -204,7 +203,7 @@ def test_a_stream_is_shared_out_without_overlap_or_loss(num_rows, workers):
 
 
 @pytest.mark.parametrize("file", ACCELERATE, ids=lambda path: path.stem)
-def test_the_launcher_reads_the_configurations(file):
+def test_accelerate_reads_configurations(file):
     config = load_config_from_file(str(file))
     assert config.num_processes == 8
     assert config.to_dict().items() >= yaml.safe_load(file.read_text()).items()

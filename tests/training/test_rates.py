@@ -1,4 +1,4 @@
-"""Learning rates of the parts of a model, the first stage of the projector, and batches of one size everywhere."""
+"""Learning rates of model parts, projector steps, and the global batch size."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def weights_of(model) -> dict[str, torch.Tensor]:
 
 
 def test_rate_of_each_part_scales_its_update(tmp_path):
-    """Against a run with one rate: an update of SGD is proportional to the rate."""
+    """Updates of SGD are proportional to the learning rate."""
     options = {
         **QUIET,
         "max_steps": 1,
@@ -38,9 +38,9 @@ def test_rate_of_each_part_scales_its_update(tmp_path):
     assert seen == set(PARTS)
 
 
-def test_projector_steps_equal_a_run_with_the_rest_frozen(tmp_path):
-    # By SGD: other attention kernels run where nothing before the projector needs a gradient, and Adam, which divides
-    # by the size of a gradient, would turn their rounding into steps.
+def test_projector_steps_equal_frozen_run(tmp_path):
+    # If nothing before the projector needs a gradient, other attention kernels run. Adam would amplify their rounding,
+    # because it divides by the size of a gradient; SGD does not.
     options = {**QUIET, "max_steps": 2, "max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 1.0}
     first = make_trainer(tmp_path / "first", projector_steps=2, **options)
     frozen = make_trainer(tmp_path / "frozen", **options)
@@ -54,7 +54,7 @@ def test_projector_steps_equal_a_run_with_the_rest_frozen(tmp_path):
         assert torch.equal(weight, start[name]) == (part_of(name) != "projector"), name
 
 
-def test_all_parts_learn_after_the_projector_steps(tmp_path):
+def test_all_parts_train_after_projector_steps(tmp_path):
     trainer = make_trainer(tmp_path, projector_steps=1, **QUIET, max_steps=2)
     start = weights_of(trainer.model)
     trainer.train()
@@ -64,7 +64,7 @@ def test_all_parts_learn_after_the_projector_steps(tmp_path):
     assert moved == set(PARTS)
 
 
-def test_global_batch_size_sets_the_accumulation(tmp_path):
+def test_global_batch_size_sets_accumulation(tmp_path):
     options = {"bf16": False, "per_device_train_batch_size": 4}
     assert ViTPTrainingConfig(tmp_path, global_batch_size=128, **options).gradient_accumulation_steps == 32
     assert ViTPTrainingConfig(tmp_path, global_batch_size=4, **options).gradient_accumulation_steps == 1
@@ -74,6 +74,6 @@ def test_global_batch_size_sets_the_accumulation(tmp_path):
     ("size", "options", "named"),
     [(130, {}, "128 and 132"), (2, {}, "are 4"), (128, {"gradient_accumulation_steps": 16}, "gradient_accumulation")],
 )
-def test_global_batch_size_that_does_not_divide_is_refused(tmp_path, size, options, named):
+def test_indivisible_global_batch_size_is_refused(tmp_path, size, options, named):
     with pytest.raises(ValueError, match=named):
         ViTPTrainingConfig(tmp_path, bf16=False, per_device_train_batch_size=4, global_batch_size=size, **options)

@@ -1,17 +1,20 @@
-"""What a run has is on the disk before anything is tried that may fail."""
+"""Results are saved before the next step that may fail."""
 
 import json
+import math
 import shlex
 import warnings
 from dataclasses import dataclass
 
+import datasets
 import pytest
 import torch
+import transformers
 from PIL import Image
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
 from training_run import make_trainer
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from modeling_vitp.training import results
@@ -27,13 +30,13 @@ def fail(*_, **__):
     raise TypeError("a bad\nday")
 
 
-def test_run_by_length_ends_with_its_backbone(data_folder, tmp_path, from_scratch):
+def test_run_by_length_exports_backbone(data_folder, tmp_path, from_scratch):
     assert train(tmp_path, **from_scratch, train_sampling_strategy="group_by_length") == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["eval"]["eval_loss"] > 0
     assert (tmp_path / "out" / "backbone" / "model.safetensors").is_file()
 
 
-def test_lora_on_a_model_from_scratch_ends_with_its_cards(data_folder, tmp_path, from_scratch):
+def test_lora_run_from_scratch_writes_cards(data_folder, tmp_path, from_scratch):
     assert train(tmp_path, **from_scratch, use_peft=True, lora_r=2) == 0
     out = tmp_path / "out"
     for part in ("adapter", "backbone", ""):
@@ -42,8 +45,8 @@ def test_lora_on_a_model_from_scratch_ends_with_its_cards(data_folder, tmp_path,
     assert "eval" in json.loads((out / "metrics.json").read_text())
 
 
-def test_the_start_that_is_kept_is_that_of_the_run(tmp_path):
-    """Of one without a checkpoint to go on from, whatever an earlier one left; one that goes on keeps it."""
+def test_kept_start_belongs_to_the_run(tmp_path):
+    """A new run replaces the export of an earlier run; a resumed run keeps it."""
 
     def start(seed, **options):
         trainer = make_trainer(tmp_path, seed=seed, eval_strategy="no", max_steps=1, **options)
@@ -91,7 +94,7 @@ def test_failing_model_card_is_status_1(data_folder, tmp_path, from_scratch, mon
     assert "the card failed: TypeError: a bad day." in caplog.text
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path):
+def test_file_is_written_atomically(tmp_path):
     write_whole(tmp_path / "a" / "metrics.json", "old")
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "a" / "metrics.json", "\ud800")
@@ -100,11 +103,12 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 
 
 class Losses(torch.nn.Module):
-    """Has the losses that it is given, one after another."""
+    """Model that returns the given losses one after another."""
 
     def __init__(self, losses):
         super().__init__()
         self.weight, self.losses = torch.nn.Parameter(torch.zeros(())), iter(losses)
+        self.config = PreTrainedConfig()
 
     def forward(self, x):
         return {"loss": 0 * self.weight + next(self.losses)}
@@ -152,7 +156,7 @@ class Stop(TrainerCallback):
         raise KeyboardInterrupt
 
 
-def test_train_loss_of_a_resumed_run_has_all_steps(tmp_path, monkeypatch):
+def test_train_loss_of_resumed_run_has_all_steps(tmp_path, monkeypatch):
     losses, training_step = [], ViTPTrainer.training_step
 
     def kept(*args, **kwargs):
@@ -177,13 +181,64 @@ def from_scratch(data_folder):
     return {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder), "max_steps": 1}
 
 
-def test_what_is_told_at_the_end_can_be_pasted(tmp_path, capsys):
+def reported_commands(output: str) -> list[list[str]]:
+    assert len(output.splitlines()) <= 30
+    return [shlex.split(line) for line in output.splitlines() if line.startswith("    vitp ")]
+
+
+def test_report_of_a_pretraining(tmp_path, capsys):
     folder = tmp_path / "mein Ordner"
     (folder / "backbone").mkdir(parents=True)
-    assert results.report({}, folder) == 0
-    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("    vitp ")]
-    assert [command[1] for command in commands] == ["pretrain", "push_to_hub"]
-    assert all(str(folder) in command for command in commands)
+    check = {"name": "gain", "reached": 0.0312, "required": "more than 0.02", "passed": True}
+    task = {"test": {"auc": 0.75, "control": {"auc": 0.5}}, "headline_metrics": {"auc": "AUROC"}}
+    task |= {"gate": {"min_gain": 0.02}, "checks": [check], "passed": True}
+    metrics = {"train": {"train_loss": 1.5}, "eval": {"eval_loss": 0.25, "eval_runtime": 3.0}, "task": task}
+    assert results.report(metrics, folder, "vitp") == 0
+    output = capsys.readouterr().out
+    rows = [line.split() for line in output.splitlines()]
+    assert [["train", "Loss", "1.5"], ["eval", "Loss", "0.25"], ["test", "AUROC", "0.75"]] == rows[2:5]
+    assert "passed: gain: 0.031 (required: more than 0.02)" in output and str(folder / "metrics.json") in output
+    commands = reported_commands(output)
+    assert [command[1] for command in commands] == ["finetune_segmentation", "pretrain", "push_to_hub"]
+    assert all({str(folder), str(folder / "backbone")} & set(command) for command in commands)
+
+    task |= {"checks": [check | {"passed": False}], "passed": False}
+    assert results.report(metrics, folder, "vitp") == 1
+    output = capsys.readouterr()
+    assert "failed: gain" in output.out and "min_gain" in output.err
+
+
+@pytest.mark.parametrize(
+    ("model_type", "recipe"),
+    [("vitp_image_classification", "evaluate_robustness"), ("vitp_change_detection", "predict_large")],
+)
+def test_report_of_a_fine_tuning(tmp_path, capsys, model_type, recipe):
+    metrics = {"train": {"train_loss": 1.5}, "test": {"test_f1": 0.5, "test_accuracy": math.nan, "test_f1/a": 1.0}}
+    assert results.report(metrics, tmp_path, model_type) == 0
+    output = capsys.readouterr().out
+    assert "0.5" in output and "f1/a" not in output and "nan" not in output
+    assert [command[1] for command in reported_commands(output)] == ["space", recipe, "push_to_hub"]
+
+
+def test_library_bars_are_hidden_for_a_step_only():
+    libraries = transformers.utils.logging, datasets
+    before = [library.is_progress_bar_enabled() for library in libraries]
+    with results.no_library_bars():
+        assert not any(library.is_progress_bar_enabled() for library in libraries)
+    assert [library.is_progress_bar_enabled() for library in libraries] == before
+
+
+def test_summary_shows_features_before_and_after(tmp_path, monkeypatch):
+    trainer, widths = make_trainer(tmp_path, eval_strategy="no", max_steps=1, watch_samples=1), []
+    results.train(trainer)
+    for start_is_kept in (False, True):
+        if start_is_kept:
+            results.keep_start(trainer)
+        assert results.finish(trainer) == 0
+        widths.append(Image.open(tmp_path / "summary.png").width)
+    assert widths[0] < widths[1]
+    monkeypatch.setattr(results, "draw_summary", fail)
+    assert results.finish(trainer) == 1
 
 
 @pytest.mark.parametrize("log_history", [[], [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "eval_loss": 1.5}]])

@@ -1,4 +1,4 @@
-"""Runs that are killed, and go on."""
+"""Killed runs that are resumed."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ WORKERS = {"0": {}, "2": {"dataloader_num_workers": 2}, "2 persistent": PERSISTE
 
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory):
-    """A function: the summary of a run that never stopped."""
+    """Return a function that returns the summary of an uninterrupted run."""
 
     @functools.cache
     def whole(stream: bool, workers: str) -> dict:
@@ -76,8 +76,8 @@ def test_options_for_speed_resume_exactly(tmp_path, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("stream", [False, True], ids=["map", "stream"])
-def test_resume_at_the_end_of_an_epoch_is_exact(tmp_path, stream, workers):
-    """Three steps make an epoch; a stream has epochs too, though the trainer cannot know their length."""
+def test_resume_at_end_of_epoch_is_exact(tmp_path, stream, workers):
+    """An epoch has three steps. A stream has epochs too, but the trainer does not know their length."""
     options = {"stream": stream, "save_steps": 1, "save_total_limit": 20, **WORKERS[workers]}
     whole = run(tmp_path, **options)
     for step in (1, 3, 4, 6, 8):
@@ -163,7 +163,7 @@ def test_checkpoint_is_complete_with_all_files(tmp_path):
     check_files(tmp_path / "checkpoint-5")
     (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"weighty")
     assert is_complete(tmp_path / "checkpoint-5")
-    with pytest.raises(ValueError, match="checkpoint-5/model.safetensors is not what was written. Delete"):
+    with pytest.raises(ValueError, match="checkpoint-5/model.safetensors .*Delete"):
         check_files(tmp_path / "checkpoint-5")
 
 
@@ -199,27 +199,27 @@ def test_allowed_changed_data_is_a_warning(stopped, tmp_path, caplog):
     trainer = make_trainer(tmp_path / "run", num_rows=12, allow_changed_data=True, max_steps=2)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 2
-    assert "Going on with other data, so not as a run that never stopped: 'rows' changed" in caplog.text
+    assert "Resuming with changed data" in caplog.text and "'rows' changed" in caplog.text
 
 
 def test_changed_tokenizer_is_refused(stopped):
-    """The tokenizer of a model from scratch is trained on the texts, which may have changed."""
+    """The tokenizer of a model from scratch is trained on texts that may change."""
     trainer = make_trainer(stopped)
     size = len(trainer.processing_class.tokenizer)
-    trainer.processing_class.tokenizer = build_tokenizer(["Where do all the ships lie? In the harbour."], size)
-    with pytest.raises(ValueError, match=r"The tokenizer of .*checkpoint-1 has \d+ tokens, and the run's"):
+    trainer.processing_class.tokenizer = build_tokenizer(["Where do all the ships lie? In the harbor."], size)
+    with pytest.raises(ValueError, match=r"The tokenizer of .*checkpoint-1 \(\d+ tokens\)"):
         trainer.train(resume_from_checkpoint=True)
 
 
 def test_checkpoint_of_weights_alone_is_refused(tmp_path):
     options = {"save_only_model": True, "save_steps": 1}
     make_trainer(tmp_path, max_steps=1, **options).train()
-    with pytest.raises(ValueError, match="checkpoint-1 has weights alone, as save_only_model leaves them"):
+    with pytest.raises(ValueError, match="checkpoint-1 .*save_only_model"):
         make_trainer(tmp_path, max_steps=2, **options).train_or_resume()
 
 
-def test_rows_are_not_trained_on_twice():
-    with pytest.raises(ValueError, match="ignore_data_skip would train on rows twice"):
+def test_ignore_data_skip_is_refused():
+    with pytest.raises(ValueError, match="ignore_data_skip"):
         make_trainer("unused", ignore_data_skip=True)
 
 
@@ -241,7 +241,7 @@ def test_summed_loss_is_the_mean_of_processes(tmp_path):
     state, record = (json.loads((checkpoint / name).read_text()) for name in ("trainer_state.json", "checkpoint.json"))
     sums = state["stateful_callbacks"]["RunState"]["attributes"]
     (loss,) = sums["losses"]
-    sums["losses"] = [loss + 1, loss - 1]  # of two processes
+    sums["losses"] = [loss + 1, loss - 1]  # as for two processes
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     (checkpoint / "checkpoint.json").write_text(json.dumps(record | {"files": {}, "hashes": {}}))
     going_on = make_trainer(tmp_path, max_steps=2, **options)
@@ -251,23 +251,23 @@ def test_summed_loss_is_the_mean_of_processes(tmp_path):
 
 def test_no_complete_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(ValueError, match="no complete checkpoint"):
+    with pytest.raises(ValueError, match="No complete checkpoint"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("optimizer.pt", b"?", "checkpoint-1/optimizer.pt is not what was written"),
-        ("trainer_state.json", None, "checkpoint-1 is no checkpoint: it has no trainer_state.json"),
-        ("rng_state.pth", None, "checkpoint-1/rng_state.pth is missing"),
-        ("checkpoint.json", b"{", "checkpoint-1/checkpoint.json is no JSON"),
+        ("optimizer.pt", b"?", "checkpoint-1/optimizer.pt "),
+        ("trainer_state.json", None, "checkpoint-1 .*trainer_state.json"),
+        ("rng_state.pth", None, "checkpoint-1/rng_state.pth "),
+        ("checkpoint.json", b"{", "checkpoint-1/checkpoint.json"),
         (
             "checkpoint.json",
             b'{"files": [], "hashes": {}, "data": {}, "settings": {"fixed": {}, "free": {}}}',
-            "checkpoint-1/checkpoint.json: files=.* of the wrong type",
+            "checkpoint-1/checkpoint.json: files ",
         ),
-        ("checkpoint.json", b'{"files": {}, "settings": {}}', "checkpoint-1/checkpoint.json is no record"),
+        ("checkpoint.json", b'{"files": {}, "settings": {}}', "checkpoint-1/checkpoint.json .*hashes"),
     ],
 )
 def test_damaged_checkpoint_file_is_named(stopped, tmp_path, name, content, message):

@@ -1,1 +1,1 @@
-"""Instructions made from annotated images."""
+"""Instructions from annotated images."""

@@ -1,4 +1,4 @@
-"""What is annotated in an image: regions with boxes, or a mask with the class of every pixel."""
+"""Annotations of images: regions with boxes, or masks with the class of each pixel."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,16 +12,20 @@ from PIL import Image
 from ...images.reading import VALUES, Window, read_image, whole_numbers
 from ..boxes import Box
 
-MIN_REGION_SHARE = 1e-4  # of the image; a smaller connected part of a mask is a speck
+MIN_REGION_SHARE = 1e-4  # Minimum share of the image of a clear region of a mask.
 
 
 @dataclass(frozen=True)
 class Region:
-    """An object, or a connected part of a mask.
+    """Object, or connected component of a mask.
 
-    `box` lies inside the image. `area` is that of the outline where one is annotated and of the box otherwise. A
-    region that is not `is_clear` (a crowd, marked as difficult, a speck) is there, but its class is neither counted
-    nor pointed at.
+    Args:
+        label: class of the region.
+        box: box in pixels, inside the image.
+        area: area of the outline if it is annotated, or else of the box, in pixels.
+        caption: description of the region.
+        is_clear: `False` for a crowd, a difficult object or a tiny component. If a class has such a region, no question
+            is asked about the number or the positions of its regions.
     """
 
     label: str
@@ -37,20 +41,27 @@ class Region:
 
 
 class LabelMap(NamedTuple):
-    """The class of every pixel."""
+    """Class of each pixel: `numbers`, integers `(height, width)`, are 0 for no class, or index `phrases` from 1."""
 
     numbers: np.ndarray
-    """Integers of shape (height, width): 0 for no class, otherwise the place in `phrases`, from 1."""
     phrases: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image, or a pair before and after, with its annotation: regions, one class of the whole, or captions.
+    """Image, or pair of images before and after a change, with its annotation.
 
-    `window` is the part of the file that the image shows; `size`, height and width, and boxes are in pixels of that
-    part. `slivers` are the visible parts of regions that lie mostly outside of the window. `mask` reads the class of
-    each pixel, if annotated. `picture` renders the image if no file holds it, as for a slice of a volume.
+    Args:
+        id: id of the image.
+        paths: file of the image, or the two files of a pair.
+        size: height and width in pixels, of the window if there is one.
+        regions: regions with boxes.
+        label: class of the whole image.
+        captions: captions of the image or the change.
+        window: part of the file that is shown. `size` and boxes are in pixels of the window.
+        slivers: visible parts of regions that are mostly outside of the window.
+        mask: function that reads the class of each pixel, if it is annotated.
+        picture: function that renders the image if it has no file of its own, such as a slice of a volume.
     """
 
     id: str
@@ -70,7 +81,7 @@ class AnnotatedImage:
 
     @property
     def cut(self) -> set[str]:
-        """The classes of the slivers: their regions are not all that is visible of them."""
+        """Classes of the slivers, whose `regions` are incomplete."""
         return {region.label for region in self.slivers}
 
     @property
@@ -79,45 +90,51 @@ class AnnotatedImage:
 
 
 def read_labels(path: Path, size: tuple[int, int], names: Mapping[str, str | None]) -> LabelMap:
-    """Read the classes in the mask of an image of that height and width; `phrases` are those of `names`, in order.
+    """Read the label map of an image from its mask.
+
+    Args:
+        path: file of the mask.
+        size: height and width of the image.
+        names: phrases by mask value; `None` is the background.
 
     Raises:
-        ValueError: names the mask if it cannot be read, or holds a value that is missing in `names`.
+        ValueError: If the mask cannot be read, or has a value that is missing in `names`; the message names the mask.
     """
     return number_classes(*read_mask_values(path, size), names, path)
 
 
 def read_mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
-    """Return the values of a mask, int64 of shape (height, width), and whether they are colors, as 0xRRGGBB."""
+    """Return the values of a mask, int64 `(height, width)`, and whether they are colors 0xRRGGBB."""
     picture = read_image(path, None, as_stored=True)
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture if picture.mode in VALUES else picture.convert("RGB"))
     is_color = picture.ndim == 3
     if is_color and (picture.shape[2] != 3 or picture.dtype != np.uint8):
         raise ValueError(
-            f"The mask {path} has {picture.shape[2]} bands of {picture.dtype}, not one, or three of 8 bits."
+            f"Expected a mask with one band, or three 8-bit bands, got {picture.shape[2]} bands of {picture.dtype} in "
+            f"{path}."
         )
     values = whole_numbers(picture, path)
     if values.shape[:2] != size:
-        raise ValueError(f"The mask {path} is of height and width {values.shape[:2]}, its image of {size}.")
+        raise ValueError(f"Expected height and width {size}, as of the image, got {values.shape[:2]} in mask {path}.")
     return (values @ [1 << 16, 1 << 8, 1] if is_color else values), is_color
 
 
 def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str | None], path: Path) -> LabelMap:
-    """Return the classes of the values of a mask, see [`read_mask_values`]; `path` is for errors."""
+    """Convert the values of a mask, see [`read_mask_values`], to a label map; `path` is for error messages."""
     phrases = tuple(dict.fromkeys(phrase for phrase in names.values() if phrase is not None))
     numbers = np.zeros(values.shape, dtype=np.int32)
     for value in np.unique(values).tolist():
         key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
         if key not in names:
-            raise ValueError(f"{path} holds the value {key}, which --names does not name.")
+            raise ValueError(f"{path} has the value {key}, which is missing in --names.")
         if names[key] is not None:
             numbers[values == value] = phrases.index(names[key]) + 1
     return LabelMap(numbers, phrases)
 
 
 def regions_of(labels: LabelMap) -> tuple[Region, ...]:
-    """Return the connected parts of each class."""
+    """Return the connected components of each class."""
     return tuple(
         region
         for number in np.unique(labels.numbers).tolist()
@@ -127,7 +144,7 @@ def regions_of(labels: LabelMap) -> tuple[Region, ...]:
 
 
 def connected_regions(mask: np.ndarray, label: str) -> list[Region]:
-    """Return the connected parts (by eight neighbors) of a boolean mask of shape (height, width)."""
+    """Return the 8-connected components of a boolean mask of shape `(height, width)`."""
     _, _, parts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return [
         Region(label, (x, y, x + width, y + height), float(area), is_clear=area >= MIN_REGION_SHARE * mask.size)

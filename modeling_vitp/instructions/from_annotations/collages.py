@@ -1,7 +1,7 @@
-"""Collages of square crops from anywhere in a data set's images: no part of one tells anything of another.
+"""Collages of square crops from random positions in the images of a data set, so that crops are independent.
 
-In an image neighbors are alike, so that an answer about many places is guessed from its own beginning. The file of a
-collage states its crops, so that they are known wherever the image goes.
+Neighboring parts of an image are similar, so that an answer about many parts can be guessed from its own beginning. The
+metadata of a collage file lists its crops.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from ..boxes import Box
 from .annotations import AnnotatedImage, LabelMap, Region, regions_of
 from .windows import JPEG_QUALITY, scene_of, window_of
 
-CHUNK = 512  # collages that are in memory at a time, so that a scene is opened once for all of them
-KEY = "collage"  # of the text in a PNG; a JPEG has the text as its comment
+CHUNK = 512  # Collages in memory at a time. A scene is opened once for all of them.
+KEY = "collage"  # Key of the text in a PNG; a JPEG has the text as its comment.
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of an image, and its turn: whether it is transposed, and after that flipped in x and in y."""
+    """Square of an image and its orientation: whether it is transposed, and then flipped in x and in y."""
 
     image: AnnotatedImage
     window: Window
@@ -41,21 +41,21 @@ class Crop:
         return self.window[2] - self.window[0]
 
     def turn_picture(self, scene: Image.Image) -> Image.Image:
-        """Return the crop from the picture of the whole image."""
+        """Return the crop of a Pillow image of the whole scene."""
         crop = scene.crop(self.window).convert("RGB")
-        ways = (Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
-        for is_wanted, way in zip(self.turn, ways):
-            crop = crop.transpose(way) if is_wanted else crop
+        steps = (Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
+        for is_applied, step in zip(self.turn, steps):
+            crop = crop.transpose(step) if is_applied else crop
         return crop
 
     def turn_numbers(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the crop from an array of shape (height, width) over the whole image."""
+        """Return the crop of an array of shape `(height, width)` of the whole image."""
         left, top, right, bottom = self.window
         crop, (is_transposed, flips_x, flips_y) = numbers[top:bottom, left:right], self.turn
         return (crop.T if is_transposed else crop)[:: 1 - 2 * flips_y, :: 1 - 2 * flips_x]
 
     def turn_box(self, box: Box) -> Box:
-        """Return where a box, in pixels of the window, lies in the turned crop."""
+        """Return a box in the oriented crop, from a box in pixels of the window."""
         is_transposed, *flips = self.turn
         left, top, right, bottom = box
         spans = [(top, bottom), (left, right)] if is_transposed else [(left, right), (top, bottom)]
@@ -68,7 +68,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Collage(AnnotatedImage):
-    """An image of N x N crops, in reading order."""
+    """Image of N x N crops, in reading order."""
 
     crops: tuple[Crop, ...] = ()
 
@@ -76,14 +76,21 @@ class Collage(AnnotatedImage):
 def draw_collages(
     images: Sequence[AnnotatedImage], number: int, size: int, grids: Sequence[int], seed: int
 ) -> list[Collage]:
-    """Draw collages of about `size` pixels a side, each of N x N crops with an N drawn of `grids`.
+    """Draw collages of N x N crops.
 
-    Every square of every image is equally likely, and each of its eight turns. An object belongs to a crop as to a
-    window, see [`~modeling_vitp.instructions.from_annotations.windows.windows_of`]. The crops of the n-th collage
-    depend on seed, n and the images.
+    All squares of all images are equally likely, and so are their eight orientations. Objects are assigned to crops as
+    to windows, see [`~modeling_vitp.instructions.from_annotations.windows.windows_of`]. The crops of the n-th collage
+    depend on the seed, n and the images.
+
+    Args:
+        images: annotated images.
+        number: number of collages.
+        size: approximate side of a collage in pixels.
+        grids: values of N, one of which is drawn for each collage.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: if all images are smaller than a crop.
+        ValueError: If all images are smaller than a crop.
     """
     if number == 0:
         return []
@@ -92,7 +99,7 @@ def draw_collages(
         fits = [max(image.size[0] - size // grid + 1, 0) * max(image.size[1] - size // grid + 1, 0) for image in images]
         weights[grid] = torch.tensor(fits, dtype=torch.float64)
         if size < grid or not weights[grid].any():
-            raise ValueError(f"No image is as large as a piece of {size // grid} pixels: give a smaller collage_size.")
+            raise ValueError(f"All images are smaller than a crop of {size // grid} pixels. Reduce collage_size.")
 
     def draw_crop(image: AnnotatedImage, side: int, generator: torch.Generator) -> Crop:
         top, left = (torch.randint(length - side + 1, (), generator=generator).item() for length in image.size)
@@ -104,25 +111,28 @@ def draw_collages(
         generator = keyed_generator(seed, "collage", index)
         grid = grids[torch.randint(len(grids), (), generator=generator).item()]
         chosen = torch.multinomial(weights[grid], grid * grid, replacement=True, generator=generator).tolist()
-        drawn.append([draw_crop(images[place], size // grid, generator) for place in chosen])
+        drawn.append([draw_crop(images[choice], size // grid, generator) for choice in chosen])
     labels = compose_labels(drawn) if images[0].mask is not None else [None] * number
     boxes = {image.id: np.array([region.box for region in image.regions]).reshape(-1, 4) for image in images}
     return [make_collage(f"collages/{index:06}", *parts, boxes) for index, parts in enumerate(zip(drawn, labels))]
 
 
 def corners_of(crops: Sequence[Crop]) -> list[tuple[int, int]]:
-    """Return left and top of each crop in the collage."""
+    """Return the left and the top of each crop in the collage."""
     columns, side = round(len(crops) ** 0.5), crops[0].side
-    return [(side * (place % columns), side * (place // columns)) for place in range(len(crops))]
+    return [(side * (index % columns), side * (index // columns)) for index in range(len(crops))]
 
 
 def make_collage(
     collage_id: str, crops: list[Crop], labels: LabelMap | None, boxes: Mapping[str, np.ndarray]
 ) -> Collage:
-    """Return a collage with the regions of its `labels` if it has masks, otherwise the parts of regions in its crops.
+    """Return a collage with the regions of its crops.
 
     Args:
-        boxes: of the regions of each image, by its id, float64 of shape (num_regions, 4).
+        collage_id: id of the collage.
+        crops: crops in reading order.
+        labels: label map of the collage, if the images have masks.
+        boxes: boxes of the regions of each image, by its id, float64 `(num_regions, 4)`.
     """
     corners = corners_of(crops)
     size = (corners[-1][1] + crops[0].side, corners[-1][0] + crops[0].side)
@@ -140,13 +150,13 @@ def make_collage(
 
 
 def move_region(region: Region, crop: Crop, corner: tuple[int, int]) -> Region:
-    """Return a region of a crop's window in the collage, without its caption: that may speak of what is beside it."""
+    """Return a region of a crop's window in the collage, without its caption, which may mention other regions."""
     (left, top, right, bottom), (x, y) = crop.turn_box(region.box), corner
     return dataclasses.replace(region, box=(left + x, top + y, right + x, bottom + y), caption=None)
 
 
 def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[LabelMap]:
-    """Return the class of each pixel of each collage; every mask is read once."""
+    """Return the label map of each collage; each mask is read once."""
     sides = [round(len(crops) ** 0.5) * crops[0].side for crops in drawn]
     canvases, phrases = [np.zeros((side, side), dtype=np.uint16) for side in sides], ()
     for image, uses in by_image(drawn):
@@ -157,7 +167,7 @@ def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[LabelMap]:
 
 
 def by_image(drawn: Sequence[Sequence[Crop]]) -> Iterable[tuple[AnnotatedImage, list]]:
-    """Return each image with the crops from it: number of the collage, crop, and left and top in the collage."""
+    """Return each image with its crops: index of the collage, crop, and position (left, top) in the collage."""
     uses = defaultdict(list)
     for index, crops in enumerate(drawn):
         for crop, corner in zip(crops, corners_of(crops)):
@@ -166,10 +176,10 @@ def by_image(drawn: Sequence[Sequence[Crop]]) -> Iterable[tuple[AnnotatedImage, 
 
 
 def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
-    """Yield the file of each collage as `datasets` stores it: JPEG if all of its crops come from JPEGs, else PNG.
+    """Yield the encoded file of each collage for `datasets`: JPEG if all of its crops are from JPEGs, else PNG.
 
     Raises:
-        ValueError: names the image that is not of 8 bits.
+        ValueError: If an image does not have 8 bits; the message names it.
     """
     collages = iter(collages)
     while chunk := list(islice(collages, CHUNK)):
@@ -178,7 +188,7 @@ def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
         for image, uses in by_image([collage.crops for collage in chunk]):
             scene, is_jpeg = scene_of(image, image.paths[0])
             if scene.mode not in PIL_8BIT_MODES:
-                raise ValueError(f"{image.paths[0]}: an image of mode {scene.mode} cannot be a part of a collage.")
+                raise ValueError(f"{image.paths[0]}: collages need 8-bit images, got mode {scene.mode}.")
             for index, crop, corner in uses:
                 canvases[index].paste(crop.turn_picture(scene), corner)
                 are_jpegs[index] &= is_jpeg
@@ -192,7 +202,7 @@ def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
 
 
 def encode_collage(picture: Image.Image, crops: list[dict], as_jpeg: bool) -> bytes:
-    """Return a collage as a file that states its crops, in reading order, each with `image`, `window` and `turn`."""
+    """Encode a collage; its metadata lists the crops in reading order, each with `image`, `window` and `turn`."""
     text, buffer = json.dumps({KEY: crops}), io.BytesIO()
     if as_jpeg:
         picture.save(buffer, format="JPEG", quality=JPEG_QUALITY, comment=text)
@@ -204,7 +214,7 @@ def encode_collage(picture: Image.Image, crops: list[dict], as_jpeg: bool) -> by
 
 
 def stated_crops(image: Image.Image) -> list[dict]:
-    """Return the crops that the file of an opened image states, in reading order; none if it is not a collage."""
+    """Return the crops in the metadata of a collage, in reading order; empty for other images."""
     text = image.info.get(KEY) or image.info.get("comment") or ""
     try:
         crops = json.loads(text)[KEY]
@@ -214,7 +224,7 @@ def stated_crops(image: Image.Image) -> list[dict]:
 
 
 def split_collage(image: Image.Image) -> list[Image.Image]:
-    """Return the crops of a collage as they lie in it, in reading order; none of any other image."""
+    """Split a collage into its crops, in reading order; return an empty list for other images."""
     columns = round(len(stated_crops(image)) ** 0.5)
     if columns == 0 or min(image.size) < columns:
         return []

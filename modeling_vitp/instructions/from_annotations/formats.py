@@ -13,9 +13,9 @@ from ...images.reading import below
 from ..boxes import Box
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
-CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # in the `robndbox` of DIOR-R
-STATISTICS = ".aux.xml"  # GDAL writes such a file beside an image whose statistics it computed.
-CLASS_FLAG = re.compile(r"\s+-1$|\s{2,}[01]$")  # in the lists of a class of Pascal VOC; `scene 1` is a name
+CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # Fields of `robndbox` in DIOR-R.
+STATISTICS = ".aux.xml"  # GDAL writes such a file beside an image whose statistics it has computed.
+CLASS_FLAG = re.compile(r"\s+-1$|\s{2,}[01]$")  # Flags in the class lists of Pascal VOC; `scene 1` is a name.
 COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
 
 Point = tuple[float, float]
@@ -23,10 +23,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class AnnotatedObject:
-    """An object as its file describes it, in pixels and with the class name of the file.
+    """Object as annotated in its file, in pixels and with the class name of the file.
 
-    `corners`, in order around the object, is set if the annotation is an oriented box; `box` then encloses them.
-    `segmentation` is that of COCO: polygons or run lengths. `where` names the file and the object in errors.
+    If the annotation is an oriented box, `corners` has its corners in order around the object, and `box` encloses them.
+    `segmentation` has COCO's polygons or run lengths. `where` names the file and the object in error messages.
     """
 
     where: str
@@ -45,7 +45,7 @@ def read_annotation(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise ValueError(f"There is no file {path}.") from error
+        raise ValueError(f"File {path} not found.") from error
     except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
@@ -59,7 +59,7 @@ def read_text(path: Path) -> str:
 
 
 def read_list(path: Path) -> list[str]:
-    """Return the lines that are not empty, without the flags after a name in the class lists of Pascal VOC."""
+    """Return the nonempty lines of a file, without the flags after the names in class lists of Pascal VOC."""
     return [CLASS_FLAG.sub("", line.strip()) for line in read_text(path).splitlines() if line.strip()]
 
 
@@ -74,13 +74,16 @@ def parse_xml(path: Path) -> ElementTree.Element:
 def files_by_key(
     folder: Path, suffix: str, key: Callable[[Path], str] = lambda path: path.stem, within: str = ""
 ) -> dict[str, Path]:
-    """Return key -> file for the annotations in a folder and those below.
+    """Return the annotation files in a folder and its subfolders, by key.
 
     Args:
-        within: if some folders have this text in their name, only those are searched.
+        folder: folder to search.
+        suffix: suffix of the files.
+        key: function from a path to its key.
+        within: text in the names of subfolders; if some have it, only those are searched.
 
     Raises:
-        ValueError: if two files have one key, or no file is found.
+        ValueError: If two files have the same key, or no file is found.
     """
     paths = sorted(path for path in folder.rglob(f"*{suffix}") if not path.name.lower().endswith(STATISTICS))
     paths = [path for path in paths if within in path.relative_to(folder).parent.as_posix().lower()] or paths
@@ -88,14 +91,14 @@ def files_by_key(
     for path in paths:
         other = files.setdefault(key(path), path)
         if other != path:
-            raise ValueError(f"{other} and {path} both annotate {key(path)}: set `annotations` to the right folder.")
+            raise ValueError(f"{other} and {path} both annotate {key(path)}. Set `annotations` to the right folder.")
     if not files:
-        raise ValueError(f"There is no {suffix} file in {folder}.")
+        raise ValueError(f"No {suffix} file found in {folder}.")
     return files
 
 
 def is_below(root: Path, path: Path) -> bool:
-    """Return whether a path lies below a folder, with its links resolved."""
+    """Return whether a path is below a folder after symbolic links are resolved."""
     try:
         return bool(below(root, path))
     except ValueError:
@@ -103,7 +106,7 @@ def is_below(root: Path, path: Path) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a finite number of a size that a coordinate can have."""
+    """Return whether a value is a finite number in the range of coordinates."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
 
 
@@ -114,22 +117,22 @@ def check_size(stated: tuple[int, int], size: tuple[int, int], path: Path, image
 
 
 def read_voc(path: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-    """Return the objects of a Pascal VOC file of an image of that height and width."""
+    """Return the objects of a Pascal VOC file; `size` is the height and width of its image."""
     root = parse_xml(path)
     try:
         height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
     except (ValueError, OverflowError):
         height = width = 0
-    if height > 0 and width > 0:  # some files state 0
+    if height > 0 and width > 0:  # Some files state 0.
         check_size((height, width), size, path, image)
     return voc_objects(root, path)
 
 
 def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedObject]:
-    """Return the objects of a Pascal VOC document: upright (`bndbox`) or oriented (`robndbox`, as in DIOR-R).
+    """Return the objects of a Pascal VOC document, with axis-aligned (`bndbox`) or oriented (`robndbox`) boxes.
 
     Raises:
-        ValueError: names the first object without a box.
+        ValueError: If an object has no box; the message names it.
     """
     objects = []
     for index, node in enumerate(root.iterfind("object")):
@@ -144,12 +147,12 @@ def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedOb
                 corners = [tuple(float(node.findtext(f"robndbox/{axis}_{name}")) for axis in "xy") for name in CORNERS]
                 objects.append(oriented_object(where, label, corners, is_difficult))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} has no box of four numbers, or of four corners.") from error
+            raise ValueError(f"{where}: expected a box of four numbers or four corners.") from error
     return objects
 
 
 def read_dota(path: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-    """Return the objects of a DOTA file of an image of that height and width, neither of which it states."""
+    """Return the objects of a DOTA file; `image` and `size` are not used, as the file does not state them."""
     return dota_objects(read_text(path), path)
 
 
@@ -157,7 +160,7 @@ def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:
     """Return the objects of a DOTA file: lines with four corners, a class and, optionally, a difficulty.
 
     Raises:
-        ValueError: names the first line of another form.
+        ValueError: If a line is invalid; the message names it.
     """
     objects = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -170,7 +173,7 @@ def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:
             corners = list(zip(values[::2], values[1::2], strict=True))
             objects.append(oriented_object(where, fields[8], corners, len(fields) > 9 and fields[9] != "0"))
         except (ValueError, IndexError) as error:
-            raise ValueError(f"{where}: {line!r} is not 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'.") from error
+            raise ValueError(f"{where}: expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult', got {line!r}.") from error
     return objects
 
 
@@ -180,10 +183,11 @@ def oriented_object(where: str, label: str, corners: list[Point], is_difficult: 
 
 
 class CocoFile:
-    """The images of a COCO JSON file and the objects in each.
+    """Content of a COCO JSON file: its images and the objects in them.
 
     Raises:
-        ValueError: names the entry that is incomplete, repeats an id or a file name, or refers to no image.
+        ValueError: If an entry is incomplete, repeats an id or a file name, or refers to an unknown image. The message
+            names it.
     """
 
     def __init__(self, path: Path, contents: dict):
@@ -195,16 +199,16 @@ class CocoFile:
             self._annotations[annotation["image_id"]].append(annotation)
 
     def objects(self, entry: dict, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-        """Return the objects of an entry of `images`, of which the file `image` has that height and width."""
+        """Return the objects of an entry of `images`; `size` is the height and width of the file `image`."""
         check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, self.path, image)
         return [coco_object(annotation, self.categories, self.path) for annotation in self._annotations[entry["id"]]]
 
 
 def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str) -> AnnotatedObject:
-    """Return the object of an annotation of a COCO file. `names` maps the ids of the categories to their names.
+    """Return the object of an annotation of a COCO file; `names` maps category ids to names.
 
     Raises:
-        ValueError: if the annotation has no box, or an unknown category.
+        ValueError: If the annotation has no box, or an unknown category.
     """
     where = f"{path}, annotation {annotation.get('id')}"
     try:
@@ -212,7 +216,7 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
         label = names[annotation["category_id"]]
         box = (left, top, left + width, top + height)
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{where} has no box of four numbers, or no known category: {error!r}.") from error
+        raise ValueError(f"{where}: expected a box of four numbers and a known category: {error!r}.") from error
     caption = annotation.get("caption")
     return AnnotatedObject(
         where,
@@ -226,7 +230,7 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
 
 
 def check_coco(contents: dict, path: Path) -> None:
-    """Raise a `ValueError` that names the first entry that cannot be used."""
+    """Raise a `ValueError` that names the first invalid entry."""
     for kind, keys in COCO_KEYS.items():
         entries = contents.get(kind, [])
         if not isinstance(entries, list):
@@ -241,11 +245,11 @@ def check_coco(contents: dict, path: Path) -> None:
         seen = set()
         for entry in contents.get(kind, []):
             if entry[key] in seen:
-                raise ValueError(f"{path}: two entries of `{kind}` have the {key} {entry[key]!r}: join them.")
+                raise ValueError(f"{path}: two entries of `{kind}` have the {key} {entry[key]!r}. Merge them.")
             seen.add(entry[key])
     ids = {entry["id"] for entry in contents.get("images", [])}
     for annotation in contents.get("annotations", []):
         if annotation["image_id"] not in ids:
             raise ValueError(
-                f"{path}, annotation {annotation.get('id')}: there is no image with the id {annotation['image_id']!r}."
+                f"{path}, annotation {annotation.get('id')}: unknown `image_id` {annotation['image_id']!r}."
             )

@@ -1,5 +1,6 @@
-"""Layouts of annotated data sets on disk, one class each. Every layout is complete by assumption: what is not annotated
-in an image is not there.
+"""Layouts of annotated data sets on disk, one class each.
+
+Annotations are assumed to be complete: an object that is not annotated does not occur in the image.
 """
 
 import logging
@@ -42,9 +43,9 @@ from .formats import (
 
 UNSPLIT = "all"
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
-NNUNET_SPLITS = {"tr": "train", "va": "val", "ts": "test"}  # the endings of the folders imagesTr, labelsTr …
+NNUNET_SPLITS = {"tr": "train", "va": "val", "ts": "test"}  # Suffixes of the folders imagesTr, labelsTr, ….
 NNUNET_FOLDERS = {f"{kind}{end}": split for kind in ("images", "labels") for end, split in NNUNET_SPLITS.items()}
-FIRST_CHANNEL, FURTHER_CHANNEL = "_0000", re.compile(r"_(?!0000)\d{4}$")  # in the file names of nnU-Net
+FIRST_CHANNEL, FURTHER_CHANNEL = "_0000", re.compile(r"_(?!0000)\d{4}$")  # Suffixes of nnU-Net's file names.
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ LAYOUTS: dict[str, type["Layout"]] = {}
 
 
 def register_layout(name: str) -> Callable[[type["Layout"]], type["Layout"]]:
-    """Return a decorator that makes a layout known to `make_instructions` by a name."""
+    """Return a decorator that registers a layout for `make_instructions` under a name."""
 
     def register(layout: type["Layout"]) -> type["Layout"]:
         LAYOUTS[name] = layout
@@ -62,20 +63,20 @@ def register_layout(name: str) -> Callable[[type["Layout"]], type["Layout"]]:
 
 
 class Layout:
-    """A kind of annotated data set under a folder.
+    """Base class of the layouts of annotated data sets.
 
     Args:
-        root: the folder of the data set.
-        names: class as annotated -> phrase for questions and answers; `None` leaves a class out. A class without an
-            entry is called by its own name in plain words.
-        annotations: file or folder of the annotations, if the right one is not found under `root`.
+        root: folder of the data set.
+        names: mapping from annotated classes to phrases for questions and answers; `None` excludes a class. The phrase
+            of a class without an entry is its name in plain words.
+        annotations: file or folder of the annotations, if it is not found under `root`.
     """
 
-    subject: str  # of the questions, a key of `questions.PHRASINGS`
+    subject: str  # Subject of the questions, a key of `questions.PHRASINGS`.
 
     def __init__(self, root: Path, names: dict[str, str | None] | None = None, annotations: Path | None = None):
         if not root.is_dir():
-            raise ValueError(f"{root} is not a folder.")
+            raise ValueError(f"Folder {root} not found.")
         names = {} if names is None else names
         if not isinstance(names, dict) or not all(
             phrase is None or (isinstance(phrase, str) and phrase.strip()) for phrase in names.values()
@@ -84,29 +85,29 @@ class Layout:
         self.root, self.names, self.annotations = root, names, annotations
 
     def splits(self) -> dict[str, dict[str, tuple[Path, ...]]]:
-        """Return split -> id of an image -> its file, or its two files. Without splits, all images are `UNSPLIT`."""
+        """Return the file, or the two files, of each image by split and image id; `UNSPLIT` if there are no splits."""
         raise NotImplementedError
 
     def annotate(self, image_id: str, paths: tuple[Path, ...]) -> list[AnnotatedImage]:
-        """Read the annotation of an image; of a volume, those of its slices.
+        """Read the annotation of an image, or those of the slices of a volume.
 
         Raises:
-            ValueError: names the file that cannot be used.
+            ValueError: If a file is invalid; the message names it.
         """
         raise NotImplementedError
 
     def case(self, path: Path) -> str | None:
-        """Return what may be in one split only, if known: the patient in the tags of DICOM."""
+        """Return the case, which must be in one split only, or `None`: the patient in the tags of DICOM."""
         return patient_of(path)
 
     def phrase(self, label: str) -> str | None:
         phrase = self.names[label] if label in self.names else plain_words(label)
         if phrase == "":
-            raise ValueError(f"The name of the class {label!r} has no words. Give it a phrase with --names.")
+            raise ValueError(f"The class {label!r} has no words in its name. Set its phrase with --names.")
         return phrase
 
     def regions(self, objects: list[AnnotatedObject], size: tuple[int, int]) -> tuple[Region, ...]:
-        """Return the objects whose class is not left out, with their boxes cut to the image."""
+        """Return the regions of all objects whose class is not excluded, with boxes clipped to the image."""
         return tuple(region for found in objects if (region := self._region(found, size)) is not None)
 
     def _region(self, found: AnnotatedObject, size: tuple[int, int]) -> Region | None:
@@ -132,10 +133,10 @@ class Layout:
 
 @register_layout("coco")
 class Coco(Layout):
-    """COCO JSON, one file a split: `annotations/instances_train2017.json`, `train/_annotations.coco.json`, ….
+    """COCO JSON, one file per split: `annotations/instances_train2017.json`, `train/_annotations.coco.json`, ….
 
-    The split is in the file's name or its folder's. Images: where `file_name` leads from the root, from `images/`,
-    `JPEGImages/`, the folder of the JSON, from the folder of the split under any of these, or `images/` in that.
+    The split is read from the name of the file or its folder. `file_name` is relative to the root, `images/`,
+    `JPEGImages/`, the folder of the JSON file, the folder of the split in any of these, or `images/` in it.
     """
 
     subject = "objects"
@@ -148,7 +149,7 @@ class Coco(Layout):
 
     @cached_property
     def _files(self) -> dict[str, tuple[CocoFile, list[Path]]]:
-        """Split -> its file and the folders in which its images are searched."""
+        """Annotation file of each split, and the folders in which its images are searched."""
         where = self.annotations or self.root
         candidates = [where] if where.is_file() else sorted(where.rglob("*.json"))
         candidates = [path for path in candidates if path.name.startswith("instances")] or candidates
@@ -160,19 +161,17 @@ class Coco(Layout):
             file = CocoFile(path, contents)
             split = split_in(path.stem) or split_in(path.parent.name) or UNSPLIT
             if split in files:
-                raise ValueError(
-                    f"{files[split][0].path} and {path} both annotate split {split!r}: give --annotations."
-                )
+                raise ValueError(f"{files[split][0].path} and {path} both annotate split {split!r}. Set --annotations.")
             folders = [self.root, self.root / "images", self.root / "JPEGImages", path.parent]
             folders += [found for folder in folders for found in sorted(folder.glob(f"{split}*")) if found.is_dir()]
             files[split] = (file, folders + [folder / "images" for folder in folders[1:]])
         if not files:
-            raise ValueError(f"There is no COCO JSON under {where}.")
+            raise ValueError(f"No COCO JSON found under {where}.")
         return files
 
     @cached_property
     def _entries(self) -> dict[Path, tuple[CocoFile, dict]]:
-        """Image -> the file that annotates it, and its entry there."""
+        """Annotation file of each image, and the image's entry in it."""
         files = self._files.values()
         return {
             find_file(folders, entry["file_name"]): (file, entry) for file, folders in files for entry in file.images
@@ -181,16 +180,16 @@ class Coco(Layout):
     def annotate(self, image_id, paths):
         file, entry = self._entries[paths[0]]
         if not file.has_annotations:
-            raise ValueError(f"{file.path} has no `annotations`, so that nothing can be said of {paths[0]}.")
+            raise ValueError(f"{file.path} needs `annotations` for {paths[0]}.")
         size = upright_size(paths[0])
         return [AnnotatedImage(image_id, paths, size, self.regions(file.objects(entry, paths[0], size), size))]
 
 
 @register_layout("voc")
 class PascalVOC(Layout):
-    """Pascal VOC: an XML file an image, `ImageSets/Main/SPLIT.txt` with the names of each split (if there are any).
+    """Pascal VOC: one XML file per image, and optionally `ImageSets/Main/SPLIT.txt` with the names of a split.
 
-    Coordinates are taken as they are written. Images: the file of the XML's `filename`, anywhere under the root.
+    Coordinates are not shifted. The image is the file `filename` of the XML, anywhere under the root.
     """
 
     subject = "objects"
@@ -218,23 +217,23 @@ class PascalVOC(Layout):
             file_name = parse_xml(self._files[name]).findtext("filename")
             found = [path for path in found if path.name == file_name] or found
         if len(found) > 1:
-            raise ValueError(f"{found[0]} and {found[1]} could both be the image {name}.")
+            raise ValueError(f"The image {name} is ambiguous: {found[0]} or {found[1]}.")
         return found[0] if found else self.root / "JPEGImages" / f"{name}.jpg"
 
     def annotate(self, image_id, paths):
         if image_id not in self._files:
-            raise ValueError(f"{paths[0]} has no {image_id}.xml under {self.annotations or self.root}.")
+            raise ValueError(f"No {image_id}.xml for {paths[0]} found under {self.annotations or self.root}.")
         size = upright_size(paths[0])
         objects = read_voc(self._files[image_id], paths[0], size)
         return [AnnotatedImage(image_id, paths, size, self.regions(objects, size))]
 
 
 class Pairs(Layout):
-    """Images with an annotation in a file of the same name each."""
+    """Base class of layouts whose images have annotation files of the same name."""
 
-    annotation: str  # the name of such a file, for errors
+    annotation: str  # Name of an annotation file in error messages.
     image_folders: tuple[str, ...]
-    _files: dict[str, Path]  # id of an image -> annotation
+    _files: dict[str, Path]  # Annotation files by image id.
 
     def splits(self):
         return images_in(self.root, self.image_folders)
@@ -245,7 +244,7 @@ class Pairs(Layout):
 
     @cached_property
     def _named(self) -> dict[str, list[Path]]:
-        """Name -> the annotations of that name whose folders are not those of an image."""
+        """Annotation files by name, without those that are found by an image id."""
         named = defaultdict(list)
         for image_id, path in self._files.items():
             if image_id not in self._ids:
@@ -254,23 +253,23 @@ class Pairs(Layout):
 
     @cached_property
     def _num_images(self) -> Counter[str]:
-        """Name -> number of images of that name."""
+        """Number of images of each name."""
         return Counter(image_id.rpartition("/")[2] for image_id in self._ids)
 
     def _file(self, image_id: str, path: Path) -> Path:
-        """Return the annotation of an image by its id, otherwise by its name if no other image has it."""
+        """Return the annotation file of an image, by its id or else by its name if the name is unique."""
         if image_id in self._files:
             return self._files[image_id]
         found = self._named.get(path.stem, [])
         if len(found) > 1:
-            raise ValueError(f"{found[0]} and {found[1]} could both be the {self.annotation} of {path}.")
+            raise ValueError(f"The {self.annotation} of {path} is ambiguous: {found[0]} or {found[1]}.")
         if not found:
             where = self.annotations or self.root
-            raise ValueError(f"{path} has no {self.annotation} of the same name under {where}.")
+            raise ValueError(f"No {self.annotation} of the same name as {path} found under {where}.")
         if self._num_images[path.stem] > 1:
             raise ValueError(
-                f"{found[0]} is of one of several images called {path.stem}, as {path}: put it in folders like those "
-                "of its image."
+                f"{found[0]} is ambiguous, because several images are named {path.stem}, such as {path}. Put it in the "
+                "same subfolders as its image."
             )
         return found[0]
 
@@ -280,7 +279,7 @@ class Dota(Pairs):
     """DOTA text: `SPLIT/images/NAME.png` with `SPLIT/labelTxt/NAME.txt` (or `images/SPLIT`, `labelTxt/SPLIT`).
 
     A line has the four corners of an oriented box, a class and, optionally, whether the object is difficult. Answers
-    give the upright box around the corners, cut to the image; sizes are compared by the oriented area as well.
+    contain the axis-aligned box around the corners, clipped to the image. Sizes are also compared by the oriented area.
     """
 
     subject, annotation = "objects", "label"
@@ -308,7 +307,7 @@ class Dota(Pairs):
 
 @register_layout("folders")
 class ClassFolders(Layout):
-    """A folder per class: `SPLIT/CLASS/NAME.jpg`, or `CLASS/NAME.jpg` without splits."""
+    """Image folders, one per class: `SPLIT/CLASS/NAME.jpg`, or `CLASS/NAME.jpg` without splits."""
 
     subject = "scene"
 
@@ -327,11 +326,9 @@ class ClassFolders(Layout):
         }
 
     def annotate(self, image_id, paths):
-        place = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
-        if len(paths[0].relative_to(self.root).parts) != len(place):
-            raise ValueError(
-                f"{paths[0]} is not at {'/'.join(place)} in {self.root}, so its class is not known: move it."
-            )
+        expected = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
+        if len(paths[0].relative_to(self.root).parts) != len(expected):
+            raise ValueError(f"Expected images at {'/'.join(expected)} in {self.root}, got {paths[0]}. Move the file.")
         return [AnnotatedImage(image_id, paths, upright_size(paths[0]), label=self.phrase(paths[0].parent.name))]
 
 
@@ -339,8 +336,8 @@ class ClassFolders(Layout):
 class Masks(Pairs):
     """Image and mask pairs of the same name: `SPLIT/images` with `SPLIT/masks`, or `images/SPLIT` with `masks/SPLIT`.
 
-    A mask has one channel of class numbers, or three of colors. `names` has every value as text (`"3"` or
-    `"255,0,0"`); `null` for what is no class. A region is a connected part (by eight neighbors) of a class.
+    A mask has one channel of class numbers, or three color channels. `names` has each value as text (`"3"` or
+    `"255,0,0"`), with `null` for the background. A region is an 8-connected component of a class.
     """
 
     subject, annotation = "regions", "mask"
@@ -366,10 +363,10 @@ class Masks(Pairs):
 
 @register_layout("changes")
 class ChangePairs(Layout):
-    """Pairs before and after: `SPLIT/A`, `SPLIT/B` with masks in `SPLIT/label`, captions in `*captions*.json`, or both.
+    """Image pairs `SPLIT/A` and `SPLIT/B` with masks in `SPLIT/label`, captions in `*captions*.json`, or both.
 
-    What is not zero in a mask has changed. The captions' JSON has `images`, each with `filename` and `sentences` (each
-    with `raw`), as that of LEVIR-CC. `names` may hold a phrase for `"changed region"`.
+    Nonzero pixels of a mask have changed. The JSON of the captions has the format of LEVIR-CC: `images`, each with
+    `filename` and `sentences` (each with `raw`). `names` may contain a phrase for `"changed region"`.
     """
 
     subject = "change"
@@ -382,7 +379,9 @@ class ChangePairs(Layout):
         for split, files in before.items():
             missing = sorted(files.keys() - after.get(split, {}).keys())
             if missing:
-                raise ValueError(f"{files[missing[0]][0]} has no image after of the same name.")
+                raise ValueError(
+                    f"No image of the same name as {files[missing[0]][0]} found in {', '.join(self.after_folders)}."
+                )
             pairs[split] = {name: (*paths, *after[split][name]) for name, paths in files.items()}
         return pairs
 
@@ -392,7 +391,7 @@ class ChangePairs(Layout):
 
     @cached_property
     def _captions(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """File name -> split, `UNSPLIT` if it is not stated -> sentences."""
+        """Captions by file name and split; the split is `UNSPLIT` if the file does not state it."""
         where = self.annotations or self.root
         files = [where] if where.is_file() else sorted(where.rglob("*captions*.json"))
         captions = defaultdict(dict)
@@ -402,13 +401,13 @@ class ChangePairs(Layout):
                     sentences = tuple(filter(None, (sentence["raw"].strip() for sentence in image["sentences"])))
                     split = split_in(str(image.get("split") or image.get("filepath") or "")) or UNSPLIT
                     if captions[image["filename"]].setdefault(split, sentences) != sentences:
-                        raise ValueError(f"{path} has two images {image['filename']!r}, with other captions each.")
+                        raise ValueError(f"{path} has different captions for two images {image['filename']!r}.")
             except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path} has no captions like those of LEVIR-CC: {error!r}.") from error
+                raise ValueError(f"Expected captions in the format of LEVIR-CC in {path}: {error!r}.") from error
         return captions
 
     def _captions_of(self, path: Path) -> tuple[str, ...]:
-        """Return the captions of an image in its split; if its folders do not tell the split, the only ones."""
+        """Return the captions of an image in its split, or its only captions if its path has no split."""
         found, split = self._captions.get(path.name, {}), split_of_path(path.relative_to(self.root))
         if split == UNSPLIT and len(found) == 1:
             return next(iter(found.values()))
@@ -417,29 +416,31 @@ class ChangePairs(Layout):
     def annotate(self, image_id, paths):
         size = upright_size(paths[0])
         if upright_size(paths[1]) != size:
-            raise ValueError(f"{paths[0]} and {paths[1]} are not of one size.")
+            raise ValueError(f"{paths[0]} and {paths[1]} differ in size.")
         mask, captions = self._masks.get(image_id), self._captions_of(paths[0])
         if mask is None and not captions:
-            raise ValueError(f"{paths[0]} has neither a mask nor captions.")
+            raise ValueError(f"No mask or captions found for {paths[0]}.")
         label = self.names.get("changed region") or "changed region"
         if mask is not None:
             regions = connected_regions(read_mask_values(mask, size)[0] != 0, label)
-        else:  # where, and whether at all, is not annotated
+        else:  # Without a mask, the position of a change is unknown, and so is whether anything has changed.
             regions = [Region(label, (0, 0, *size[::-1]), size[0] * size[1], is_clear=False)]
         return [AnnotatedImage(image_id, paths, size, tuple(regions), captions=captions)]
 
 
 @register_layout("volumes")
 class Volumes(Layout):
-    """Volumes and masks of the same name: `SPLIT/images/CASE.nii.gz` with `SPLIT/masks/CASE.nii.gz`, or `imagesTr`,
-    `imagesTs` with `labelsTr`, `labelsTs`, as nnU-Net has them, of whose channels the first is shown. A volume may be a
-    folder `CASE` with a DICOM series. Each slice is an image.
+    """Volumes and masks of the same name: `SPLIT/images/CASE.nii.gz` with `SPLIT/masks/CASE.nii.gz`.
 
-    `names` has every value of the masks as text; `null` for what is no class.
+    The folders of nnU-Net are read as well: `imagesTr`, `imagesTs` with `labelsTr`, `labelsTs`, of whose channels only
+    the first is used. A volume may be a folder `CASE` with a DICOM series. Each slice is an image.
+
+    `names` has each value of the masks as text, with `null` for the background.
 
     Args:
-        plane, intensities, percentiles: which slices are cut, and what becomes black and white, see
-            [`~modeling_vitp.images.volumes.VolumeSlices`].
+        root, names, annotations: see [`Layout`].
+        plane: plane of the slices, see [`~modeling_vitp.images.volumes.VolumeSlices`].
+        intensities, percentiles: intensities or percentiles that are shown as black and white, see the same class.
     """
 
     subject = "regions"
@@ -475,7 +476,7 @@ class Volumes(Layout):
         (path,) = paths
         mask_path = self._masks.get(split_of_path(path.relative_to(self.root)), {}).get(image_id)
         if mask_path is None:
-            raise ValueError(f"{path} has no mask of the same name.")
+            raise ValueError(f"No mask of the same name as {path} found.")
         slices, images = open_slices(path, mask_path, *self.cut), []
         for index in range(len(slices)):
             mask = partial(self._labels, path, mask_path, index)
@@ -493,23 +494,26 @@ class Volumes(Layout):
 
 @lru_cache(maxsize=1)
 def open_slices(path: Path, mask: Path, plane: str, intensities: tuple, percentiles: tuple) -> VolumeSlices:
-    """Open a volume with its mask, and keep it for the next slice."""
+    """Open a volume with its mask, which is cached for the next slice."""
     return VolumeSlices([path], plane, intensities, percentiles, mask)
 
 
 def check_values(names: dict[str, str | None]) -> None:
     if not names:
-        raise ValueError('Masks hold numbers: give --names, a JSON file such as {"0": null, "1": "building"}.')
+        raise ValueError('Masks need --names, a JSON file such as {"0": null, "1": "building"}.')
 
 
 def plain_words(label: str) -> str:
-    """Return a class as a phrase: `AnnualCrop`, `annual_crop` and `Annual-Crop` -> `annual crop`; acronyms stay."""
+    """Convert a class to a phrase: `AnnualCrop`, `annual_crop` and `Annual-Crop` become `annual crop`.
+
+    Acronyms keep their case.
+    """
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label).replace("_", " ").replace("-", " ").split()
     return " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
 
 
 def split_in(name: str) -> str | None:
-    """Return the split in the name of a file or folder, if any: `instances_train2017` -> `train`."""
+    """Return the split in the name of a file or folder, such as `train` for `instances_train2017`, or `None`."""
     words = [word for word in name.split("_") if SPLIT_NAME.fullmatch(word)]
     if not words:
         return None
@@ -529,45 +533,45 @@ def upright_size(path: Path) -> tuple[int, int]:
         size, orientation = stored_size(path), stored_orientation(path)
     except ValueError:
         raise
-    except Exception as error:  # Pillow raises many kinds for a broken file
+    except Exception as error:  # Pillow raises many types for a broken file.
         raise ValueError(f"{path} cannot be read: {error}") from error
     if orientation != 1:
-        raise ValueError(f"{path} is turned by its EXIF data, so boxes and pixels may disagree: save it upright.")
+        raise ValueError(f"{path} is rotated by its EXIF data, so that boxes may not match. Save it upright.")
     return size
 
 
 def find_file(folders: list[Path], name: str) -> Path:
-    """Return the file of a name in the first folder that has it, or its path in the first folder if none has."""
+    """Return the path of a file in the first folder that contains it, or in the first folder if none does."""
     found = (path for folder in folders if is_below(folders[0], path := folder / name) and path.is_file())
     return next(found, folders[0] / name)
 
 
 def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[Path, ...]]]:
-    """Return split -> id -> file for the images in all folders of one of these names.
+    """Return the images in all folders with one of these names, by split and id.
 
-    The split is read from the path. The id is the path without the folder's name and the suffix, so that the files of a
-    pair have the same one.
+    The split is read from the path. The id is the path without the folder's name and the suffix, so that both files of
+    a pair have the same id.
     """
     names, splits = {name.lower() for name in names}, defaultdict(dict)
     for path in image_files(root):
         folders = path.relative_to(root).parent.parts
-        place = next((index for index, folder in enumerate(folders) if folder.lower() in names), None)
-        if place is not None:
+        level = next((index for index, folder in enumerate(folders) if folder.lower() in names), None)
+        if level is not None:
             split = next(filter(None, map(split_in, folders)), UNSPLIT)
-            image_id = "/".join((*folders[:place], *folders[place + 1 :], path.stem))
+            image_id = "/".join((*folders[:level], *folders[level + 1 :], path.stem))
             if image_id in splits[split]:
-                raise ValueError(f"{splits[split][image_id][0]} and {path} have one name.")
+                raise ValueError(f"{splits[split][image_id][0]} and {path} have the same name.")
             splits[split][image_id] = (path,)
     return dict(splits)
 
 
 def masks_in(root: Path, names: tuple[str, ...]) -> dict[str, Path]:
-    """Return id -> file for the masks in all folders of one of these names."""
+    """Return the masks in all folders with one of these names, by id."""
     return {name: paths[0] for files in images_in(root, names).values() for name, paths in files.items()}
 
 
 def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]:
-    """Return split -> case -> file or folder for the volumes in all folders of one of these names."""
+    """Return the files or folders of volumes in all folders with one of these names, by split and case."""
     splits = defaultdict(dict)
     names = {*names, *(name for name in NNUNET_FOLDERS if name.startswith(names))}
     for folder in sorted(path for path in root.rglob("*") if path.is_dir() and path.name.lower() in names):
@@ -579,21 +583,21 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
             if is_nifti or (path.is_dir() and any(file.is_file() and is_dicom_file(file) for file in path.iterdir())):
                 other = splits[split_of_path(path.relative_to(root))].setdefault(case_of(path), path)
                 if other != path:
-                    raise ValueError(f"{other} and {path} have one name.")
+                    raise ValueError(f"{other} and {path} have the same name.")
     return dict(splits)
 
 
 def first_channels(paths: Sequence[Path]) -> list[Path]:
-    """Return the paths without the further channels of volumes, `CASE_0001` and on; warn of those."""
+    """Return the paths without the additional channels of volumes, `CASE_0001` etc.; log these channels."""
     cases = {name.removesuffix(FIRST_CHANNEL) for name in map(bare_name, paths) if name.endswith(FIRST_CHANNEL)}
     further = [path for path in paths if FURTHER_CHANNEL.sub("", name := bare_name(path)) in cases - {name}]
     if further:
-        logger.warning("%s and %d more are further channels: the first is shown.", further[0], len(further) - 1)
+        logger.warning("%s and %d more channels are ignored: only the first is used.", further[0], len(further) - 1)
     return sorted(set(paths) - set(further))
 
 
 def case_of(path: Path) -> str:
-    """Return the name of a volume without the endings of its format and of nnU-Net."""
+    """Return the name of a volume without the suffixes of its format and of nnU-Net."""
     return bare_name(path).removesuffix(FIRST_CHANNEL)
 
 

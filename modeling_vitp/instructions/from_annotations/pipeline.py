@@ -1,4 +1,4 @@
-"""From the options of `make_instructions` to the images of a data set with the questions about each."""
+"""Pipeline of `make_instructions`: from its options to annotated images with questions."""
 
 import argparse
 import sys
@@ -25,10 +25,10 @@ class Instructions:
     """Images with questions about them.
 
     Args:
-        images: all images, windows and collages, also those about which nothing is asked.
-        conversations: the questions about each.
-        vocabulary: class -> number of images that have it.
-        copies: files that are left out, with the held-out file that is the same.
+        images: all images, windows and collages, including those without questions.
+        conversations: questions about each image.
+        vocabulary: number of images of each class.
+        copies: excluded files, each with the identical held-out file.
     """
 
     images: list[AnnotatedImage]
@@ -38,31 +38,31 @@ class Instructions:
 
     @property
     def rows(self) -> list[tuple[AnnotatedImage, list[Exchange]]]:
-        """The images about which something is asked, with the questions."""
+        """Images that have questions, with their questions."""
         return [(image, asked) for image, asked in zip(self.images, self.conversations) if asked]
 
 
 def option_error(args: argparse.Namespace) -> str | None:
-    """Return what is wrong with the options of `make_instructions`, if anything is."""
+    """Return an error message if the options of `make_instructions` are invalid, or `None`."""
     subject = LAYOUTS[args.layout].subject
     unknown = set(args.kinds or ()) - PHRASINGS[subject].keys()
     for_volumes = [name for name in VOLUME_OPTIONS if getattr(args, name) is not None and args.layout != "volumes"]
     if unknown:
-        return f"{args.layout} cannot answer {', '.join(sorted(unknown))}, only {', '.join(PHRASINGS[subject])}."
+        return f"Unknown kinds for {args.layout}: {', '.join(sorted(unknown))}. Known: {', '.join(PHRASINGS[subject])}."
     if args.window is not None and subject != "objects":
         return "--window needs annotated boxes: coco, voc or dota."
     if args.collages and subject not in ("objects", "regions"):
         return "--collages needs annotated boxes or masks: coco, voc, dota, masks or volumes."
     if args.window is not None and args.overlap >= args.window:
-        return f"--overlap {args.overlap} is not below --window {args.window}."
-    return f"--{for_volumes[0]} is for volumes." if for_volumes else None
+        return f"--overlap must be below --window {args.window}, got {args.overlap}."
+    return f"--{for_volumes[0]} needs the layout volumes." if for_volumes else None
 
 
 def build_instructions(args: argparse.Namespace) -> Instructions:
-    """Read the annotations of a split and ask about its images. The pixels of the images are not read.
+    """Read the annotations of a split and generate questions. The pixels of the images are not read.
 
     Raises:
-        ValueError: if there are no images, their annotation cannot be used, or nothing can be asked.
+        ValueError: If no images are found, an annotation is invalid, or the annotations answer no question.
     """
     names = read_annotation(args.names) if args.names else None
     options = {name: getattr(args, name) for name in VOLUME_OPTIONS if getattr(args, name) is not None}
@@ -71,7 +71,7 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
     check_case_splits(layout, chosen, held_out)
     chosen, copies = leave_out_copies(chosen, held_out)
     for path, other in copies:
-        print(f"{path} is left out: the same file as the held-out {other}.", file=sys.stderr)
+        print(f"{path} is excluded: it is identical to the held-out {other}.", file=sys.stderr)
 
     scenes = images = annotate_all(layout, chosen, args.on_error)
     if args.window is not None:
@@ -89,14 +89,19 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
 def choose_split(
     layout: Layout, split: str, listed: list[str] | None = None
 ) -> tuple[dict[str, tuple[Path, ...]], set[Path]]:
-    """Return the images of a split, id -> files, and the files of those that are held out from it.
+    """Return the files of the images of a split, by id, and the files of the held-out images.
 
-    Held out are the test split of the layout and, unless `split` contains it, the validation split; an image that is in
-    `split` too is held out all the same. With `listed` (ids, file names, or file names without suffix) only those
-    images are chosen, and all others of the layout are held out.
+    The test split of the layout is held out, and so is the validation split unless `split` contains it. Images that are
+    also in `split` are held out as well. With `listed`, only the listed images are chosen, and all others of the layout
+    are held out.
+
+    Args:
+        layout: layout of the data set.
+        split: name of the split.
+        listed: ids, file names, or file names without suffix.
 
     Raises:
-        ValueError: if the layout has no such split, or no image of a listed name, or several.
+        ValueError: If the layout does not have the split, or a listed name matches no image or several.
     """
     splits = layout.splits()
     if listed is not None:
@@ -109,8 +114,8 @@ def choose_split(
         others = [paths for name in names for paths in splits.get(name, {}).values()]
     else:
         raise ValueError(
-            f"{layout.root} shows no split {split!r}, only {sorted(splits)}. Give one of them, or name the images that "
-            "may be used in a file: --split_list."
+            f"Split {split!r} not found in {layout.root}. Found: {sorted(splits)}. Set --split to one of them, or list "
+            "the images in a file and set --split_list."
         )
     return chosen, {path for paths in others for path in paths}
 
@@ -118,7 +123,7 @@ def choose_split(
 def choose_listed(
     layout: Layout, splits: list[dict[str, tuple[Path, ...]]], listed: list[str]
 ) -> dict[str, tuple[Path, ...]]:
-    """Return the images of a list, by their ids, otherwise by their file names with or without suffix."""
+    """Return the listed images, found by their ids or else by their file names with or without suffix."""
     by_id, by_name = defaultdict(list), defaultdict(list)
     for images in splits:
         for key, paths in images.items():
@@ -128,33 +133,33 @@ def choose_listed(
     found = {name: by_id.get(name) or by_name.get(name, []) for name in listed}
     missing = [name for name, images in found.items() if not images]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(listed)} listed images are not in {layout.root}: {missing[0]}, …")
+        raise ValueError(f"{len(missing)} of {len(listed)} listed images not found in {layout.root}: {missing[0]}, …")
     for name, images in found.items():
         if len(images) > 1:
             raise ValueError(
-                f"{name} of the list could be {images[0][1][0]} or {images[1][1][0]}: list ids, here "
-                f"{images[0][0]!r} and {images[1][0]!r}, or give the --split."
+                f"The listed name {name} is ambiguous: {images[0][1][0]} or {images[1][1][0]}. List the id "
+                f"({images[0][0]!r} or {images[1][0]!r}), or set --split."
             )
     return dict(image for (image,) in found.values())
 
 
 def check_case_splits(layout: Layout, chosen: dict[str, tuple[Path, ...]], held_out: set[Path]) -> None:
-    """Raise a `ValueError` that names a case of which images are chosen and others held out."""
+    """Raise a `ValueError` that names a case with both chosen and held-out images."""
     known = {layout.case(path): path for path in sorted(held_out) if path.exists()}
     known.pop(None, None)
     for path in (path for paths in chosen.values() for path in paths if known and path not in held_out):
         case = layout.case(path) if path.exists() else None
         if case in known:
             raise ValueError(
-                f"{case} is in two splits: {path} is to be used, and {known[case]} is held out. A case may be in one "
-                "only; choose by --split_list, or give a name of its own to what is another case."
+                f"{case} is in two splits: {path} is used, and {known[case]} is held out. A case must be in one split "
+                "only. Select the images with --split_list, or rename them if they are different cases."
             )
 
 
 def leave_out_copies(
     chosen: dict[str, tuple[Path, ...]], held_out: set[Path]
 ) -> tuple[dict[str, tuple[Path, ...]], list[tuple[Path, Path]]]:
-    """Return the chosen images without those of which a file equals a held-out one, and the pairs of equal files."""
+    """Return the chosen images without copies of held-out files, and the pairs of identical files."""
     known = {file_digest(path): path for path in tqdm(sorted(held_out), desc="held-out images")}
     known.pop(None, None)
     kept, copies = {}, []
@@ -167,7 +172,7 @@ def leave_out_copies(
 
 
 def file_digest(path: Path) -> bytes | None:
-    """Return the digest of a file, `None` if it cannot be read: that is reported where its annotation is read."""
+    """Return the digest of a file, or `None` if it cannot be read, which is reported with its annotation."""
     try:
         return content_digest(path) if path.exists() else None
     except (OSError, EOFError, zlib.error):
@@ -178,11 +183,12 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
     """Read the annotations of all images.
 
     Args:
-        on_error: "raise" stops at the first that cannot be used; "skip" leaves the image out and says so.
+        layout: layout of the data set.
+        chosen: files of the images, by id. Images outside of the layout's root are invalid, also through links.
+        on_error: "raise" raises an error for an invalid annotation; "skip" reports it and excludes the image.
 
     Raises:
-        ValueError: names the image or the file of its annotation; also if none is left. An image that is not below the
-            layout's root, wherever its name or a link leads, is not read.
+        ValueError: If an annotation is invalid, or no image is left; the message names the image or the annotation.
     """
     images = []
     for image_id, paths in tqdm(chosen.items(), desc="annotations"):
@@ -190,13 +196,13 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
             for path in paths:
                 below(layout.root, path)
             images += layout.annotate(image_id, paths)
-        except Exception as error:  # of many kinds, where a file holds other things than it should
+        except Exception as error:  # Files with unexpected content raise many types.
             message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             if str(layout.root) not in message and str(layout.annotations) not in message:
                 message = f"{paths[0]}: its annotation cannot be read: {message}"
             if on_error == "raise":
                 raise ValueError(message) from error
-            print(f"{image_id} is left out: {message}", file=sys.stderr)
+            print(f"{image_id} is excluded: {message}", file=sys.stderr)
     if not images:
-        raise ValueError(f"No image of {layout.root} has an annotation that can be read.")
+        raise ValueError(f"No valid annotations found in {layout.root}.")
     return images

@@ -1,7 +1,7 @@
-"""Questions about an annotated image, with answers that follow from its annotation alone.
+"""Questions about annotated images, with answers that follow from the annotation alone.
 
-Each kind of question is a function from an image to exchanges; there are none if the annotation leaves the answer
-open. The question and its words depend on the seed and the image's id alone.
+Each kind of question is a function from an image to exchanges, or to none if the annotation does not determine the
+answer. The question and its wording depend on the seed and the id of the image alone.
 """
 
 import math
@@ -18,13 +18,13 @@ from ...vrl import keyed_generator
 from ..boxes import Box, box_area, clip, iou, write_boxes
 from .annotations import AnnotatedImage, Region
 
-MARGIN = 1.25  # The largest region is so many times as large as the next; the smallest accordingly.
-POSITION_MARGIN = 0.05  # share of the image's side by which the leftmost lies further left than the next
-SAME_PLACE = 0.5  # intersection over union above which a box does not tell which object is meant
-NEGATIVE_SHARE = 0.2  # of the counting and grounding questions, about classes that are absent
+MARGIN = 1.25  # Minimum ratio of the areas of the largest region and the next, and likewise for the smallest.
+POSITION_MARGIN = 0.05  # Minimum distance of the leftmost region from the next, as a share of the image's side.
+SAME_PLACE = 0.5  # IoU above which a box is ambiguous between two objects.
+NEGATIVE_SHARE = 0.2  # Share of counting and grounding questions that ask about absent classes.
 NUM_OPTIONS = 4
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
-BACKGROUND, NO_CLASS = "background", "none"  # the word in a map for what no class covers, without and with letters
+BACKGROUND, NO_CLASS = "background", "none"  # Words for the background of a map, without and with letters.
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ CAPTION_REGION = (
     "What does the box {box} show?",
 )
 
-PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotation -> kind -> ways of asking
+PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # Templates by subject of the annotation and kind of question.
     "objects": {
         "presence": ("Is there {a_label} in the image?", "Can you see {a_label}?", "Does the image show {a_label}?"),
         "counting": (
@@ -112,7 +112,7 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # subject of the annotatio
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer; `about` is the class to which a yes or no refers."""
+    """Question and answer; `about` is the class of a yes-or-no question."""
 
     kind: str
     question: str
@@ -125,15 +125,14 @@ class Exchange:
 
 
 class Asker:
-    """Asks questions about the images of one data set.
+    """Generator of questions about the images of one data set.
 
     Args:
-        subject: what is annotated, a key of `PHRASINGS`.
-        vocabulary: class -> number of images that have it; classes that are asked for but absent come from here, the
-            frequent ones more often.
-        max_boxes: of one answer; where there are more, boxes are not asked for.
-        map_side: cells on each side of the grid of a map.
-        seed: of all draws.
+        subject: subject of the annotation, a key of `PHRASINGS`.
+        vocabulary: number of images of each class. Absent classes for negative questions are drawn with this weight.
+        max_boxes: maximum number of boxes in an answer; classes with more regions are not asked for.
+        map_side: number of cells per side of a map.
+        seed: seed of all draws.
     """
 
     def __init__(self, subject: str, vocabulary: dict[str, int], max_boxes: int = 20, map_side: int = 7, seed: int = 0):
@@ -142,7 +141,7 @@ class Asker:
         self.map_side, self.signs = map_side, signs_of(self.vocabulary)
 
     def ask(self, kind: str, image: AnnotatedImage) -> list[Exchange]:
-        """Return at most one exchange of a kind; of `presence` at most one with yes and one with no."""
+        """Return at most one exchange of a kind, or for `presence` at most one with yes and one with no."""
         generator = keyed_generator(self.seed, image.id, kind)
         return [
             Exchange(kind, pick(self.phrasings[kind], generator).format(**words), answer, about)
@@ -150,21 +149,21 @@ class Asker:
         ]
 
     def absent(self, image: AnnotatedImage, generator: torch.Generator) -> str | None:
-        """Return a class that is absent from the image."""
-        there = image.classes | image.cut
-        candidates = {label: count for label, count in self.vocabulary.items() if label not in there}
+        """Return a random class that is absent from the image, or `None`."""
+        visible = image.classes | image.cut
+        candidates = {label: count for label, count in self.vocabulary.items() if label not in visible}
         if not candidates:
             return None
         chosen = torch.multinomial(torch.tensor(list(candidates.values()), dtype=torch.float), 1, generator=generator)
         return list(candidates)[chosen.item()]
 
 
-Answers = Iterable[tuple[dict[str, str], str, str | None]]  # words of the question, answer, class of a yes or no
+Answers = Iterable[tuple[dict[str, str], str, str | None]]  # Words of the question, answer, class of a yes or no.
 KINDS: dict[str, Callable[[Asker, AnnotatedImage, torch.Generator], Answers]] = {}
 
 
 def register_kind(name: str) -> Callable:
-    """Return a decorator that makes a function the source of all questions of a kind, a key of `PHRASINGS`."""
+    """Return a decorator that registers a function for a kind of question, a key of `PHRASINGS`."""
 
     def register(answers: Callable) -> Callable:
         KINDS[name] = answers
@@ -179,9 +178,9 @@ def presence(asker: Asker, image: AnnotatedImage, generator: torch.Generator) ->
         if any(region.is_clear for region in image.regions) or not image.regions:
             yield {}, "yes" if image.regions else "no", "change"
         return
-    there = sorted({region.label for region in image.regions if region.is_clear} | ({image.label} - {None}))
-    if there:
-        label = pick(there, generator)
+    present = sorted({region.label for region in image.regions if region.is_clear} | ({image.label} - {None}))
+    if present:
+        label = pick(present, generator)
         yield words_for(label), "yes", label
     label = asker.absent(image, generator)
     if label is not None:
@@ -244,7 +243,7 @@ def grounding_all(asker: Asker, image: AnnotatedImage, generator: torch.Generato
 
 @register_kind("referring")
 def referring(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """Ask for one of several objects of a class by its size or its place."""
+    """Ask for one of several objects of a class by its size or position."""
     references = [
         (reference, region)
         for label, regions in clear_classes(image).items()
@@ -258,7 +257,7 @@ def referring(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -
 
 @register_kind("region_caption")
 def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """Ask what a box shows: its caption or its class, and whether it is the largest or smallest of several."""
+    """Ask for the content of a box: its caption, or its class and whether it is the largest or smallest of several."""
     by_class = clear_classes(image)
     clear = [region for regions in by_class.values() for region in regions]
     alone = [
@@ -283,7 +282,7 @@ def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
 
 @register_kind("map")
 def map_of_cells(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """Ask what covers most of each cell of a grid, one word each."""
+    """Ask for the class that covers most of each cell of a grid, with one word per cell."""
     covers, signs = cell_covers(image, asker.map_side), asker.signs
     if covers is not None and set(covers) <= signs.keys():
         words = {"side": asker.map_side, "key": f"Write {listing(explained(signs), 'or')}."}
@@ -292,7 +291,7 @@ def map_of_cells(asker: Asker, image: AnnotatedImage, generator: torch.Generator
 
 @register_kind("change_caption")
 def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """Ask for the change: one of the captions, or number, area and place of the changed regions."""
+    """Ask for the change: one of the captions, or number, area and position of the changed regions."""
     if image.captions:
         yield {}, pick(image.captions, generator), None
         return
@@ -315,21 +314,21 @@ def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
 def make_conversations(
     images: Sequence[AnnotatedImage], asker: Asker, kinds: Sequence[str], turns: int
 ) -> list[list[Exchange]]:
-    """Return the exchanges about each image: at most `turns`, of kinds drawn at random, in random order.
+    """Return the exchanges about each image: at most `turns`, of random kinds, in random order.
 
-    Of each class that is asked for by yes or no, both are the answer equally often: the surplus is taken out.
+    For each class, yes and no are equally frequent answers; surplus exchanges are removed.
     """
     conversations = []
     for image in images:
         exchanges = [exchange for kind in kinds for exchange in asker.ask(kind, image)]
         conversations.append(shuffled(exchanges, keyed_generator(asker.seed, image.id, "turns"))[:turns])
-    places = defaultdict(lambda: {"yes": [], "no": []})
+    by_class = defaultdict(lambda: {"yes": [], "no": []})
     for index, conversation in enumerate(conversations):
         for exchange in conversation:
             if exchange.kind == "presence":
-                places[exchange.about][exchange.answer].append((index, exchange))
+                by_class[exchange.about][exchange.answer].append((index, exchange))
     surplus = set()
-    for label, answers in places.items():
+    for label, answers in by_class.items():
         kept = min(map(len, answers.values()))
         for answer, found in answers.items():
             surplus.update(shuffled(found, keyed_generator(asker.seed, label, answer))[kept:])
@@ -342,7 +341,7 @@ def make_conversations(
 def class_or_absent(
     asker: Asker, image: AnnotatedImage, generator: torch.Generator, most: int | None = None
 ) -> tuple[str | None, list[Region]]:
-    """Return a class of the image with its regions, at most `most`, or, in a part of the cases, an absent class."""
+    """Return a random class of the image with its regions, at most `most`, or sometimes an absent class."""
     classes = {
         label: regions for label, regions in clear_classes(image).items() if most is None or len(regions) <= most
     }
@@ -356,7 +355,7 @@ def class_or_absent(
 
 
 def clear_classes(image: AnnotatedImage) -> dict[str, list[Region]]:
-    """Return class -> regions in reading order for the classes of which all regions are clear."""
+    """Return the regions, in reading order, of each class whose regions are all clear."""
     by_label = defaultdict(list)
     for region in sorted(image.regions, key=lambda region: (region.box[1], region.box[0], region.label)):
         by_label[region.label].append(region)
@@ -364,7 +363,7 @@ def clear_classes(image: AnnotatedImage) -> dict[str, list[Region]]:
 
 
 def references_to(regions: list[Region], size: tuple[int, int]) -> list[tuple[str, Region]]:
-    """Return phrases that are true of exactly one of several regions of a class, by a margin, and that region."""
+    """Return phrases that apply to exactly one of several regions of a class, by a margin, with that region."""
     if len(regions) < 2:
         return []
     label, (step_y, step_x) = regions[0].label, (POSITION_MARGIN * side for side in size)
@@ -399,7 +398,7 @@ def quarters(size: tuple[int, int]) -> dict[str, Box]:
 
 
 def quarter_of(region: Region, size: tuple[int, int]) -> str:
-    """Return the quarter in which the center of the region's box lies."""
+    """Return the quarter of the image that contains the center of the region's box."""
     is_right, is_bottom = (center >= side / 2 for center, side in zip(region.center, size[::-1]))
     return QUARTERS[2 * is_bottom + is_right]
 
@@ -418,10 +417,10 @@ def shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
 
 
 def signs_of(phrases: Iterable[str]) -> dict[str | None, str]:
-    """Return class, and `None` for the background -> its word in a map, each about one token.
+    """Return the word of each class, and of the background under `None`, in a map; a word is about one token.
 
-    The word is the class itself if all classes are single words, otherwise a letter; if letters do not suffice, the
-    result is empty.
+    The words are the classes if all classes are single words, or else letters. If there are more classes than letters,
+    the result is empty.
     """
     phrases = list(phrases)
     if BACKGROUND not in phrases and not any(len(phrase.split()) > 1 for phrase in phrases):
@@ -430,18 +429,19 @@ def signs_of(phrases: Iterable[str]) -> dict[str | None, str]:
 
 
 def explained(signs: dict[str | None, str]) -> list[str]:
-    """Return the explanation of each word in a question; the word for the background explains itself."""
+    """Return the explanation of each word of a map; the word for the background needs none."""
     return [sign if phrase in (sign, None) else f"{sign} for {phrase}" for phrase, sign in signs.items()]
 
 
 def cell_covers(image: AnnotatedImage, side: int) -> list[str | None] | None:
-    """Return the class that covers most of each cell of a `side` x `side` grid, in reading order; `None`: background.
+    """Return the class that covers most of each cell of a `side` x `side` grid, in reading order.
 
-    A pixel belongs to the cell and to the boxes in which its center lies. A pixel in boxes of several classes counts
-    for each. Of equal counts the background wins, then the first class in the alphabet.
+    A pixel belongs to the cell and to the boxes that contain its center. A pixel in boxes of several classes counts for
+    each class. With equal counts, the background wins, then the first class in alphabetical order.
 
     Returns:
-        `None` if the annotation leaves the answer open: a box is not clear, or a cell has no pixel.
+        Classes, with `None` for the background; or `None` if a region is not clear or a cell has no pixel, so that the
+        annotation does not determine the answer.
     """
     if min(image.size) < side or (image.mask is None and not all(region.is_clear for region in image.visible)):
         return None
@@ -457,11 +457,11 @@ def cell_covers(image: AnnotatedImage, side: int) -> list[str | None] | None:
         phrases.append(phrase)
         counts.append(per_cell(covered))
     most = np.stack([per_cell(ground), *counts]).argmax(axis=0)
-    return [phrases[place] for place in most.tolist()]
+    return [phrases[index] for index in most.tolist()]
 
 
 def covered_by_class(image: AnnotatedImage) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each visible class and the pixels that it covers, bool of shape (height, width)."""
+    """Yield each visible class and the pixels that it covers, bool `(height, width)`."""
     if image.mask is not None:
         numbers, phrases = image.mask()
         yield from ((phrases[number - 1], numbers == number) for number in np.unique(numbers).tolist() if number)

@@ -1,4 +1,4 @@
-"""Instruction rows in files of Parquet, in a folder that `load_dataset` opens, with a card."""
+"""Storage of instruction rows as Parquet files with a data card, in a folder for `load_dataset`."""
 
 import argparse
 import re
@@ -30,29 +30,26 @@ FEATURES = Features(
 )
 FILE_BYTES = 400 * 2**20
 INTRODUCTION = """
-Conversations about images, made from the annotation of {root} by `recipes/make_instructions.py`. Every answer
-follows from the annotation, which is taken to be complete: what is not annotated in an image is not there. Boxes are
-integers on a grid of 0 to 1000 over the width and height of the image, `[x1, y1, x2, y2]`; the largest, smallest,
-leftmost … of several is asked for only where it is so by a margin. To each class, yes and no are the answer equally
-often. Columns: `id`, `images`, `messages`.
+Conversations about images, created from the annotation of {root} by `recipes/make_instructions.py`. All answers
+follow from the annotation, which is assumed to be complete: objects without an annotation do not occur in the image.
+Boxes are integers on a grid of 0 to 1000 over the width and height of the image, `[x1, y1, x2, y2]`. Questions about
+the largest, smallest, leftmost … of several objects require a margin. For each class, yes and no are equally frequent.
+Columns: `id`, `images`, `messages`.
 """
 
 
 def stored_split(split: str) -> str:
-    """Return the name of a split in the Parquet files; a data set without splits is all for training."""
+    """Return the name of a split in the Parquet files; the split of a data set without splits is `train`."""
     return "train" if split == UNSPLIT else split
 
 
 def shard_stem(split: str, shard: Shard | None) -> str:
-    """Return the start of the file names of a split, or of a shard of it; the files sort as their rows do."""
+    """Return the prefix of the file names of a split or a shard; the order of the names is that of the rows."""
     return split if shard is None else f"{split}-{shard.number:05d}-of-{shard.count:05d}"
 
 
 def encode_rows(asked: Sequence[tuple[AnnotatedImage, list[Exchange]]]) -> Iterator[dict]:
-    """Yield the rows of images and the conversations about them, the images encoded.
-
-    Collages that follow one another are encoded together.
-    """
+    """Yield the rows of conversations, with encoded images. Consecutive collages are encoded together."""
 
     def encode() -> Iterator[list[dict]]:
         for are_collages, images in groupby((image for image, _ in asked), lambda image: isinstance(image, Collage)):
@@ -67,10 +64,14 @@ def encode_rows(asked: Sequence[tuple[AnnotatedImage, list[Exchange]]]) -> Itera
 def save_rows(
     rows: Iterable[dict], folder: Path, split: str, shard: Shard | None = None, file_bytes: int = FILE_BYTES
 ) -> list[Path]:
-    """Write `SPLIT-00000.parquet`, …, in place of the files of this split, with one file in memory at a time.
+    """Write rows to `SPLIT-00000.parquet`, …, which replace the files of this split. One file is in memory at a time.
 
-    The images of a row are `{"bytes", "path"}`. A file ends with the row that takes its images to `file_bytes`. With a
-    `shard`, whose `rows` they are, the files of the other shards of the same division stay.
+    Args:
+        rows: rows of the split or the shard, whose images are `{"bytes", "path"}`.
+        folder: output folder.
+        split: name of the split.
+        shard: shard of the rows. The files of other shards of the same division are kept.
+        file_bytes: size of the images, in bytes, at which a new file is started.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = (
@@ -97,16 +98,18 @@ def save_rows(
 
 
 def check_shards(folder: Path, split: str, count: int, num_rows: int) -> None:
-    """Raise a `ValueError` that names the first shard of which the folder has not all rows, or more."""
+    """Raise a `ValueError` that names the first shard whose number of rows in the folder is wrong."""
     for shard in Shard.all_of(count):
         files = folder.glob(f"{shard_stem(split, shard)}-*.parquet")
         found, wanted = sum(pyarrow.parquet.read_metadata(path).num_rows for path in files), len(shard.part(num_rows))
         if found != wanted:
-            raise ValueError(f"{folder} has {found} of the {wanted} rows of shard {shard}: give --shard {shard} again.")
+            raise ValueError(
+                f"Expected {wanted} rows of shard {shard} in {folder}, found {found}. Run --shard {shard} again."
+            )
 
 
 def write_card(args: argparse.Namespace, made: Instructions) -> None:
-    """Write the README.md of the folder: metadata for all splits that it has, and the section of the new split."""
+    """Write the README.md of the folder: metadata of all splits in it, and a section about the new split."""
     card = args.output_dir / "README.md"
     files = args.output_dir.glob("*-[0-9]*.parquet")
     splits = sorted({re.sub(r"(-\d+-of-\d+)?-\d+$", "", path.stem) for path in files})
@@ -131,15 +134,15 @@ def describe_split(args: argparse.Namespace, made: Instructions) -> str:
     yes = sum(exchange.answer == "yes" for exchange in exchanges if exchange.kind == "presence")
     num_collages = sum(isinstance(image, Collage) for image in images)
     made_of = f"{len(images) - num_collages} {'windows' if args.window else 'images'}"
-    made_of += f" and {num_collages} collages of pieces of them" if num_collages else ""
+    made_of += f" and {num_collages} collages of crops" if num_collages else ""
 
-    def shown(text: str) -> str:  # as code, so that its tags are visible
+    def shown(text: str) -> str:  # Code formatting keeps tags visible in Markdown.
         return f"`{text if len(text) <= 100 else text[:100] + ' …'}`"
 
     lines = [
-        f"{num_rows} rows with {len(exchanges)} questions. Of {made_of}, "
+        f"{num_rows} rows with {len(exchanges)} questions, from {made_of}, of which "
         f"{len(images) - num_rows} have no question. Presence: {yes} times yes, {by_kind['presence'] - yes} times no.",
-        f"{len(made.copies)} files were left out because held-out images are the same to the byte.",
+        f"{len(made.copies)} files were excluded because they are identical to held-out images.",
         table(
             ["kind", "questions", "for example", "answer"],
             [
@@ -156,7 +159,7 @@ def describe_split(args: argparse.Namespace, made: Instructions) -> str:
 
 
 def command(args: argparse.Namespace) -> str:
-    """Return the command that makes the split again."""
+    """Return the command that creates the split."""
     words = [args.layout, str(args.root)]
     for name, value in vars(args).items():
         if name not in ("layout", "root", "push_to_hub", "merge") and value is not None:

@@ -1,4 +1,4 @@
-"""Windows of large scenes with their part of the annotation, and the files of images in rows."""
+"""Windows of large scenes with their part of the annotation, and encoded images for rows."""
 
 import dataclasses
 import io
@@ -15,18 +15,19 @@ from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
 
-PNG_TYPES = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # bands and type of TIFFs of which windows become PNG
-MIN_VISIBLE = 0.5  # share of a box that has to lie in a window for its object to be counted there
+PNG_TYPES = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # Bands and dtype of TIFFs that PNG can store.
+MIN_VISIBLE = 0.5  # Minimum share of a box in a window for its object to belong to the window.
 JPEG_QUALITY = 95
 
 
 def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[AnnotatedImage]:
-    """Return an image as windows of at most `size` x `size`; whole if it is not larger.
+    """Split an image into windows of at most `size` x `size` pixels; a smaller image is returned whole.
 
-    Boxes are cut to the window; a region belongs to it if at least half of its box does. Smaller parts are `slivers`.
+    Boxes are clipped to the window. A region belongs to a window if at least half of its box is inside. Smaller parts
+    are `slivers`.
     """
-    places = windows(image.size, size, overlap)
-    return [image] if places == [None] else [window_of(image, place) for place in places]
+    found = windows(image.size, size, overlap)
+    return [image] if found == [None] else [window_of(image, window) for window in found]
 
 
 def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
@@ -51,10 +52,10 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
 
 
 def image_bytes(image: AnnotatedImage) -> list[dict]:
-    """Return the files of an image as `datasets` stores them; a window is encoded again.
+    """Return the encoded files of an image for `datasets`; a window is encoded again.
 
-    A window of a JPEG is JPEG, that of a TIFF with bands or a depth that PNG cannot store is TIFF, any other is PNG. Of
-    DICOM and volumes only the pixels are stored, as PNG, and nothing that the file says about the patient.
+    The window of a JPEG is a JPEG. The window of a TIFF is a TIFF if PNG cannot store its bands or depth. Other windows
+    are PNGs. Slices of DICOM files and volumes are stored as PNG, without the metadata about the patient.
     """
     encoded = []
     for path in image.paths:
@@ -74,7 +75,7 @@ def image_bytes(image: AnnotatedImage) -> list[dict]:
 
 
 def tiff_window(path: Path, window: Window) -> bytes | None:
-    """Return a window of a TIFF as TIFF if PNG cannot store it or Pillow cannot decode the file, otherwise `None`."""
+    """Return a window of a TIFF as TIFF, or `None` if PNG can store the window and Pillow can decode the file."""
     left, top, right, bottom = window
     with open_raster(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
         if (scene.count, scene.dtypes[0]) in PNG_TYPES and opens(path):
@@ -90,7 +91,7 @@ def tiff_window(path: Path, window: Window) -> bytes | None:
 
 
 def opens(path: Path) -> bool:
-    """Return whether Pillow decodes a TIFF: its kind is known and the image is not too large."""
+    """Return whether Pillow can decode a TIFF: its type is supported and the image is not too large."""
     try:
         with Image.open(path):
             return True
@@ -99,13 +100,13 @@ def opens(path: Path) -> bool:
 
 
 def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:
-    """Return the whole picture of an image, and whether it is a JPEG."""
+    """Return the Pillow image of the whole scene, and whether it is a JPEG."""
     return open_scene(path) if image.picture is None else (image.picture(), False)
 
 
 @lru_cache(maxsize=1)
 def open_scene(path: Path) -> tuple[Image.Image, bool]:
-    """Decode a scene, and keep it for its next window; return it and whether it is a JPEG."""
+    """Decode a scene, which is cached for the next window, and return it with whether it is a JPEG."""
     if is_dicom_file(path):
         return read_picture(path.read_bytes()), False
     try:
@@ -113,4 +114,4 @@ def open_scene(path: Path) -> tuple[Image.Image, bool]:
             scene.load()
             return scene, scene.format == "JPEG"
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read whole: {said(error)}") from error
+        raise ValueError(f"{path} cannot be read: {said(error)}") from error

@@ -6,16 +6,16 @@ from modeling_vitp.metrics import pixel_metrics
 class ChangeDetection(pixel_metrics.PixelMetric):
     """F1, precision, recall and IoU of the change class, over all pixels of the data set.
 
-    With TP, FP and FN summed over the data set, as LEVIR-CD, WHU-CD, SVCD and S2Looking are scored: precision =
-    TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN). What would divide
-    by 0 is NaN: precision if no change is predicted, recall if there is none, F1 and IoU if both.
+    TP, FP and FN are summed over the data set, as in LEVIR-CD, WHU-CD, SVCD and S2Looking: precision = TP / (TP + FP),
+    recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN). A score with a denominator of 0 is
+    NaN.
 
-    `evaluate.load(str(METRICS_FOLDER / "change_detection"))`. Masks are class ids: 255 for change, as most data sets
-    store it, has to become 1 first.
+    `evaluate.load(str(METRICS_FOLDER / "change_detection"))` loads the metric. Masks must hold class indices. Many data
+    sets store change as 255, which must be converted to 1.
 
     Args:
-        change_label: the class of change.
-        num_labels: number of classes, 2 by default.
+        change_label: index of the change class.
+        num_labels: number of classes.
 
     The other arguments are those of `PixelMetric`.
 
@@ -30,10 +30,10 @@ class ChangeDetection(pixel_metrics.PixelMetric):
         self.change_label = change_label
 
     def set_names(self, names):
-        """Score the class named `change` or `changed`, or else the second of two.
+        """Score the class named `change` or `changed`, or else the second of two classes.
 
         Raises:
-            ValueError: if there are more than two classes, and none has such a name.
+            ValueError: if there are more than two classes, and no class has such a name.
         """
         found = [label for label, name in enumerate(names) if name.casefold() in ("change", "changed")]
         if not found and len(names) != 2:
@@ -44,10 +44,10 @@ class ChangeDetection(pixel_metrics.PixelMetric):
         self.change_label = found[0] if found else 1
 
     def _compute(self, cases):
-        both, predicted, labelled = cases.sum(axis=0)[:, self.change_label]
+        both, predicted, labeled = cases.sum(axis=0)[:, self.change_label]
         return {
-            "f1": float(pixel_metrics.ratio(2 * both, predicted + labelled)),
+            "f1": float(pixel_metrics.ratio(2 * both, predicted + labeled)),
             "precision": float(pixel_metrics.ratio(both, predicted)),
-            "recall": float(pixel_metrics.ratio(both, labelled)),
-            "iou": float(pixel_metrics.ratio(both, predicted + labelled - both)),
+            "recall": float(pixel_metrics.ratio(both, labeled)),
+            "iou": float(pixel_metrics.ratio(both, predicted + labeled - both)),
         }

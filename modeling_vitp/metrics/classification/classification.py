@@ -1,4 +1,4 @@
-"""Accuracy, F1 and area under the curve of the classes of images, with one label an image or several."""
+"""Accuracy, F1 and area under the ROC curve of image classification, single-label or multi-label."""
 
 from collections.abc import Sequence
 
@@ -11,28 +11,27 @@ from modeling_vitp.metrics import base, pixel_metrics, ranking
 
 
 class Classification(base.DistributedMetric):
-    """Scores of classes over a data set, as scikit-learn defines them.
+    """Classification scores over a data set, as defined by scikit-learn.
 
-    With one label an image, the class with the highest score is predicted; with several, each class whose score is
-    above `threshold`. F1 of a class is 2 TP / (2 TP + FP + FN), its area that under the ROC curve of its scores against
-    those of all other images. `macro_f1` and `auroc` are means over classes without those of which they cannot be told,
-    which are NaN: F1 of a class that is neither in the references nor predicted, an area without a positive or without
-    a negative.
+    The predicted class is the one with the highest score; in multi-label classification all classes with a score above
+    `threshold`. F1 of a class is 2 TP / (2 TP + FP + FN). The area under the ROC curve compares the scores of images
+    with the class and without it. F1 is NaN for a class that is neither predicted nor in the references. The area is
+    NaN for a class without positives or without negatives. `macro_f1` and `auroc` are means over the other classes.
 
-    `evaluate.load(str(METRICS_FOLDER / "classification"), num_labels=10)`.
+    `evaluate.load(str(METRICS_FOLDER / "classification"), num_labels=10)` loads the metric.
 
     Args:
         num_labels: number of classes.
         multi_label: whether an image may have any number of classes.
-        threshold: for several labels.
+        threshold: score above which a class is predicted in multi-label classification.
         num_process, process_id: see `DistributedMetric`.
 
     The other arguments are those of `evaluate.load`.
 
     Returns:
-        `accuracy` (share of images that are right in all their labels), `macro_f1`, `auroc`, and lists by class,
-        `per_category_f1` and `per_category_auroc`. With several labels also `label_accuracy` (share of all labels of
-        all images that are right) and `mean_average_precision`, the mean over the classes that occur.
+        `accuracy` (share of images with all labels correct), `macro_f1`, `auroc`, and the lists per class
+        `per_category_f1` and `per_category_auroc`. With `multi_label` also `label_accuracy` (share of correct labels
+        over all images and classes) and `mean_average_precision`, the mean over the classes that occur.
     """
 
     def __init__(self, *args, num_labels: int, multi_label: bool = False, threshold: float = 0.5, **kwargs):
@@ -49,34 +48,33 @@ class Classification(base.DistributedMetric):
         return sum(len(references) for _, references in self.kept)
 
     def add(self, *, prediction, reference):
-        """The scores and the label or labels of one image; see `add_batch`."""
+        """Add the scores and the label or labels of one image, see `add_batch`."""
         self.add_batch(predictions=[prediction], references=[reference])
 
     def add_batch(self, *, predictions: Sequence, references: Sequence):
-        """Adds images.
+        """Add a batch of images.
 
         Args:
-            predictions: scores of the classes, `(n, num_labels)`, as array, tensor or list; probabilities, where
-                there are several labels.
-            references: classes, integers `(n,)`; for several labels 1 for each class that an image has and else 0,
-                `(n, num_labels)`.
+            predictions: class scores, `(n, num_labels)`, as array, tensor or list. With `multi_label`, probabilities.
+            references: class indices, integers `(n,)`. With `multi_label`, 1 for the classes of an image and 0 for the
+                others, `(n, num_labels)`.
 
         Raises:
-            ValueError: if these are of other shapes, a score is NaN, or a label is no class.
+            ValueError: if a shape is wrong, a score is NaN, or a label is not a class index.
         """
         scores, labels = (as_array(values) for values in (predictions, references))
         shape = (len(labels), self.num_labels)
         if scores.shape != shape or labels.shape != (shape if self.multi_label else shape[:1]):
             raise ValueError(
-                f"{self.name}: scores are of shape {scores.shape} and labels of shape {labels.shape} for "
-                f"{self.num_labels} classes{' with several labels' if self.multi_label else ''}."
+                f"{self.name}: expected scores of shape {shape} and labels of shape "
+                f"{shape if self.multi_label else shape[:1]}, got {scores.shape} and {labels.shape}."
             )
         if np.isnan(scores).any():
-            raise ValueError(f"{self.name}: image {np.argwhere(np.isnan(scores))[0, 0]} of the batch has NaN as score.")
+            raise ValueError(f"{self.name}: image {np.argwhere(np.isnan(scores))[0, 0]} of the batch has a NaN score.")
         last = 1 if self.multi_label else self.num_labels - 1
         wrong = np.unique(labels[(labels < 0) | (labels > last) | (labels != np.rint(labels))]).tolist()
         if wrong:
-            raise ValueError(f"{self.name}: labels are 0 to {last}, and not {wrong[:10]}.")
+            raise ValueError(f"{self.name}: expected integer labels in [0, {last}], got {wrong[:10]}.")
         self.kept.append((scores.astype(np.float64), labels.astype(np.int64)))
 
     def _compute_parts(self, parts: list[list[tuple[np.ndarray, np.ndarray]]]) -> dict:
@@ -87,7 +85,7 @@ class Classification(base.DistributedMetric):
             classes = np.arange(self.num_labels)
             truth, predicted = labels[:, None] == classes, scores.argmax(1)[:, None] == classes
         f1 = pixel_metrics.ratio(2 * (truth & predicted).sum(0), truth.sum(0) + predicted.sum(0))
-        areas = np.array([ranking.area_under_curve(one, is_there) for one, is_there in zip(scores.T, truth.T)])
+        areas = np.array([ranking.area_under_curve(*columns) for columns in zip(scores.T, truth.T)])
         result = {
             "accuracy": float((truth == predicted).all(1).mean()),
             "macro_f1": float(pixel_metrics.mean_of_counted(f1)),
@@ -96,8 +94,8 @@ class Classification(base.DistributedMetric):
             "per_category_auroc": areas.tolist(),
         }
         if self.multi_label:
-            occurring = [place for place in range(self.num_labels) if truth[:, place].any()]
-            precisions = [ranking.average_precision(scores[:, place], truth[:, place]) for place in occurring]
+            occurring = [label for label in range(self.num_labels) if truth[:, label].any()]
+            precisions = [ranking.average_precision(scores[:, label], truth[:, label]) for label in occurring]
             result["label_accuracy"] = float((truth == predicted).mean())
             result["mean_average_precision"] = float(np.mean(precisions)) if precisions else float("nan")
         return result

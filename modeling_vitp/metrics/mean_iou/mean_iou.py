@@ -4,30 +4,30 @@ from modeling_vitp.metrics import pixel_metrics
 
 
 class MeanIou(pixel_metrics.PixelMetric):
-    """Mean intersection over union, and accuracy, over all pixels of the data set.
+    """Mean intersection over union and accuracy over all pixels of the data set.
 
-    For each class, IoU = intersection / union and accuracy = intersection / reference, with areas summed over the data
-    set before dividing, as iSAID, LoveDA and UAVid (and Pascal VOC) do. A class with an empty union is not counted in
-    `mean_iou`, one that no reference has is not counted in `mean_accuracy`; their own values are NaN.
+    For each class, IoU = intersection / union and accuracy = intersection / reference. The pixels are summed over the
+    data set before dividing, as in iSAID, LoveDA, UAVid and Pascal VOC. A class with an empty union has the IoU NaN and
+    is not part of `mean_iou`. A class without reference pixels has the accuracy NaN and is not part of `mean_accuracy`.
 
-    `evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=7, ignore_index=255)`; see `PixelMetric` for the
-    arguments.
+    `evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=7, ignore_index=255)` loads the metric. The arguments
+    are those of `PixelMetric`.
 
     Returns:
-        `mean_iou`, `mean_accuracy`, `overall_accuracy` (share of pixels that are right), and lists by class,
+        `mean_iou`, `mean_accuracy`, `overall_accuracy` (share of correct pixels), and the lists per class
         `per_category_iou` and `per_category_accuracy`.
     """
 
     main_score = "mean_iou"
 
     def _compute(self, cases):
-        both, predicted, labelled = cases.sum(axis=0)
-        iou = pixel_metrics.ratio(both, predicted + labelled - both)
-        accuracy = pixel_metrics.ratio(both, labelled)
+        both, predicted, labeled = cases.sum(axis=0)
+        iou = pixel_metrics.ratio(both, predicted + labeled - both)
+        accuracy = pixel_metrics.ratio(both, labeled)
         return {
             "mean_iou": float(pixel_metrics.mean_of_counted(iou)),
             "mean_accuracy": float(pixel_metrics.mean_of_counted(accuracy)),
-            "overall_accuracy": float(pixel_metrics.ratio(both.sum(), labelled.sum())),
+            "overall_accuracy": float(pixel_metrics.ratio(both.sum(), labeled.sum())),
             "per_category_iou": iou.tolist(),
             "per_category_accuracy": accuracy.tolist(),
         }

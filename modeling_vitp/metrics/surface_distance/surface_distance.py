@@ -1,4 +1,4 @@
-"""Surface Dice and Hausdorff distance of medical segmentation, in millimeters, by case."""
+"""Surface Dice and Hausdorff distance of medical segmentation, in millimeters, per case."""
 
 import warnings
 import zlib
@@ -15,7 +15,7 @@ PERCENTILE = 95
 
 
 class Packed(NamedTuple):
-    """A label map and its reference, compressed, and how far its voxels are apart."""
+    """Compressed label map and reference, with their shape and voxel spacing."""
 
     shape: tuple[int, int, int]
     prediction: bytes
@@ -24,31 +24,32 @@ class Packed(NamedTuple):
 
 
 class SurfaceDistance(base.DistributedMetric):
-    """Surface Dice at a tolerance, and the 95th percentile of the Hausdorff distance, of each class of each case.
+    """Surface Dice at a tolerance, and 95th percentile of the Hausdorff distance, per class and case.
 
-    The surface of a class is its voxels that have a neighbor outside of it, of six, or that lie at the volume's border;
-    each has a distance to the nearest one of the other surface, in millimeters. *Surface Dice* (Nikolov et al., arXiv
-    1809.04430, with voxels for areas, as MONAI counts) is the share of both surfaces' voxels whose distance is at most
-    the tolerance. The *Hausdorff distance* is the larger one of the 95th percentiles of both directions. Both are
-    MONAI's, `compute_surface_dice` and `compute_hausdorff_distance`.
+    The surface of a class is the set of its voxels that have one of their six neighbors outside the class, or lie at
+    the border of the volume. Each surface voxel has a distance in millimeters to the nearest voxel of the other
+    surface. *Surface Dice* (Nikolov et al., arXiv 1809.04430, with voxel counts for areas) is the share of voxels of
+    both surfaces whose distance is at most the tolerance. The *Hausdorff distance* is the larger of the 95th
+    percentiles of both directions. MONAI computes both (`compute_surface_dice`, `compute_hausdorff_distance`).
 
-    Where a class of a case is in neither prediction nor reference, it is not counted. Where it is in one of the two
-    only, there is no distance: surface Dice is 0, and the Hausdorff distance the diagonal of the volume, as in BraTS
-    (373.13 mm there). The surface of a case of one slice is measured in its plane. What is ignored is background in
-    both. The values of a class are averaged over the cases, and then the classes but the background.
+    If a class is in neither the prediction nor the reference of a case, it is not counted. If it is in only one of the
+    two, surface Dice is 0, and the Hausdorff distance is the diagonal of the volume, as in BraTS (373.13 mm). A case of
+    one slice is measured in its plane. Ignored voxels are background in both maps. The values are averaged over the
+    cases, and then over the classes without the background.
 
-    `evaluate.load(str(METRICS_FOLDER / "surface_distance"), num_labels=14)`.
+    `evaluate.load(str(METRICS_FOLDER / "surface_distance"), num_labels=14)` loads the metric.
 
     Args:
         num_labels: number of classes, at most 256.
-        ignore_index: value in references of voxels that do not count.
-        background: the class that is not measured.
-        tolerance: of surface Dice, in millimeters.
+        ignore_index: reference value of ignored voxels.
+        background: class index that is not measured.
+        tolerance: tolerance of surface Dice in millimeters.
         num_process, process_id: see `DistributedMetric`.
 
     Returns:
-        `mean_surface_dice`, `mean_hausdorff_95` (in millimeters), and lists by class, `per_category_surface_dice`,
-        `per_category_hausdorff_95` and `per_category_missed_cases`, in which the class is in one of the two only.
+        `mean_surface_dice`, `mean_hausdorff_95` (in millimeters), and the lists per class `per_category_surface_dice`,
+        `per_category_hausdorff_95` and `per_category_missed_cases` (number of cases with the class in only one of
+        prediction and reference).
     """
 
     def __init__(
@@ -77,41 +78,41 @@ class SurfaceDistance(base.DistributedMetric):
         case_ids: Sequence[Hashable] | None = None,
         places: Sequence[int] | None = None,
     ):
-        """Keeps a batch, compressed.
+        """Add a batch of label maps, which are kept compressed.
 
         Args:
-            predictions, references: label maps, integers: of shape `(slices, height, width)`, or single slices of
+            predictions, references: label maps, integers of shape `(slices, height, width)`, or single slices of
                 shape `(height, width)`.
-            spacings: of each map: millimeters from slice to slice, from row to row and from column to column.
-            case_ids: one for each map, where they are slices; those of a case may come in any batch and process. If
-                not given, each map is a case of its own.
-            places: with `case_ids`: the number of each slice in its case, from 0.
+            spacings: spacing of each map in millimeters, between slices, rows and columns.
+            case_ids: case of each map, if the maps are single slices. The slices of a case may be added in any batch
+                and process. Default: each map is a case.
+            places: index of each slice in its case, from 0. Required with `case_ids`.
 
         Raises:
-            ValueError: if the arguments differ in number, a map in shape from its reference, a value is no class, or a
-                spacing not of three positive numbers; the map is named by its place in the batch.
+            ValueError: if the arguments differ in number, a map differs in shape from its reference, a value is not a
+                class index, or a spacing is not three positive numbers.
         """
         count = len(references)
         if case_ids is None:
-            case_ids, places = [(self.process_id, len(self) + place) for place in range(count)], [0] * count
+            case_ids, places = [(self.process_id, len(self) + index) for index in range(count)], [0] * count
         if not len(predictions) == len(spacings) == len(case_ids) == len(places or ()) == count:
-            raise ValueError(f"{self.name}: predictions, spacings, case_ids and places are needed for {count} maps.")
+            raise ValueError(f"{self.name}: expected {count} predictions, spacings, case_ids and places.")
         for index, (case, place) in enumerate(zip(case_ids, places)):
             try:
                 packed = self._pack(predictions[index], references[index], spacings[index])
             except ValueError as error:
                 raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
             if place in self.kept.setdefault(case, {}):
-                raise ValueError(f"{self.name}: slice {place} of case {case!r} has been added before.")
+                raise ValueError(f"{self.name}: slice {place} of case {case!r} was added before.")
             self.kept[case][int(place)] = packed
 
     def _pack(self, prediction, reference, spacing: Sequence[float]) -> Packed:
         shape = tuple(np.shape(reference))
-        # Counted for its checks alone.
+        # Only the checks of this function are needed.
         pixel_metrics.count_areas(prediction, reference, self.num_labels, self.ignore_index)
         if len(shape) not in (2, 3) or len(spacing) != 3 or not all(0 < value < np.inf for value in spacing):
             raise ValueError(
-                f"of shape {shape}, with spacing {spacing}: (slices, height, width) and three millimeters."
+                f"expected shape (slices, height, width) and three spacings in millimeters, got {shape} and {spacing}."
             )
         maps = [pixel_metrics.as_labels(values, "map").cpu().numpy() for values in (prediction, reference)]
         if self.ignore_index is not None:
@@ -126,9 +127,9 @@ class SurfaceDistance(base.DistributedMetric):
             for case, slices in part.items():
                 cases.setdefault(case, {}).update(slices)
         numbered = list(enumerate(cases.items()))
-        mine = {number: self._measure(*case) for number, case in numbered[self.process_id :: self.num_process]}
+        own_scores = {number: self._measure(*case) for number, case in numbered[self.process_id :: self.num_process]}
         measured = {}
-        for part in base.gather_parts(mine, self.num_process, self.name):
+        for part in base.gather_parts(own_scores, self.num_process, self.name):
             measured |= part
         scores = np.stack([measured[number] for number, _ in numbered])
         surface_dice, hausdorff, missed = scores.swapaxes(0, 1)
@@ -142,16 +143,18 @@ class SurfaceDistance(base.DistributedMetric):
         }
 
     def _measure(self, case: Hashable, slices: dict[int, Packed]) -> np.ndarray:
-        """Surface Dice, Hausdorff distance and whether it is missed, of each class: of shape `(3, num_labels)`."""
+        """Return surface Dice, Hausdorff distance and whether the case is missed, of shape `(3, num_labels)`."""
         if sorted(slices) != list(range(len(slices))):
-            lacking = min(set(range(len(slices))) - set(slices))
-            raise ValueError(f"{self.name}: case {case!r} lacks slice {lacking}: surfaces need whole volumes.")
+            missing = min(set(range(len(slices))) - set(slices))
+            raise ValueError(
+                f"{self.name}: slice {missing} of case {case!r} is missing. Surface distances need whole volumes."
+            )
         ordered = [slices[place] for place in range(len(slices))]
         if len({(packed.shape[1:], packed.spacing) for packed in ordered}) > 1:
             raise ValueError(f"{self.name}: the slices of case {case!r} differ in size or spacing.")
         prediction, reference = (
             np.concatenate(
-                [np.frombuffer(zlib.decompress(getattr(one, kind)), np.uint8).reshape(one.shape) for one in ordered]
+                [np.frombuffer(zlib.decompress(getattr(part, kind)), np.uint8).reshape(part.shape) for part in ordered]
             )
             for kind in ("prediction", "reference")
         )
@@ -171,11 +174,12 @@ def surface_scores(
     spacing: Sequence[float],
     tolerance: float,
 ) -> tuple[float, float, int]:
-    """Surface Dice, Hausdorff distance, and whether it is in one of the two only.
+    """Return surface Dice, Hausdorff distance, and 1 if the class is in only one of prediction and reference.
 
     Args:
         prediction, reference: bool of shape `(slices, height, width)`.
-        spacing: of the three axes.
+        spacing: spacing of the three axes in millimeters.
+        tolerance: tolerance of surface Dice in millimeters.
     """
     if not (prediction.any() and reference.any()):
         if not (prediction.any() or reference.any()):
@@ -191,7 +195,7 @@ def surface_scores(
     maps = [torch.from_numpy(np.ascontiguousarray(values))[None, None] for values in (prediction, reference)]
     options = {"include_background": True, "spacing": list(spacing)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of MONAI, about itself
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about its own code.
         surface_dice = compute_surface_dice(*maps, [tolerance], **options)
         hausdorff = compute_hausdorff_distance(*maps, percentile=PERCENTILE, **options)
     return surface_dice.item(), hausdorff.item(), 0

@@ -1,4 +1,4 @@
-"""Prints the folder of the tasks, for `lmms-eval --include_path`."""
+"""Print the folder of the tasks, for `lmms-eval --include_path`."""
 
 from pathlib import Path
 

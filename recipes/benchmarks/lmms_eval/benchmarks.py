@@ -1,7 +1,7 @@
-"""Benchmarks as they are downloaded, as documents: `id`, `images`, `question`, right `answers`, `type` of question.
+"""Readers of downloaded benchmarks, which return documents with `id`, `images`, `question`, `answers` and `type`.
 
-Boxes in answers are on the grid from 0 to 1000. The layouts are as their publications and public readers of them
-describe them; `tests/helpers/benchmark_folders.py` writes a miniature of each.
+Boxes in answers are on the grid from 0 to 1000. The folder layouts follow the publications and public loaders of the
+benchmarks; `tests/helpers/benchmark_folders.py` writes a miniature of each.
 """
 
 import csv
@@ -33,9 +33,9 @@ def read_json(path: Path) -> Any:
 
 
 def vrsbench(root: Path, annotations: str) -> list[dict]:
-    """VRSBench (Li et al. 2024): `Images_val/` and a list of entries with `image_id`, `question` and `ground_truth`.
+    """Read VRSBench (Li et al. 2024): `Images_val/` and a list with `image_id`, `question` and `ground_truth`.
 
-    A box is `{<x1><y1><x2><y2>}` there, in hundredths of the image.
+    Its boxes are written `{<x1><y1><x2><y2>}`, in percent of the image.
     """
     documents = []
     for entry in read_json(root / annotations):
@@ -49,8 +49,9 @@ def vrsbench(root: Path, annotations: str) -> list[dict]:
 
 
 def rsvqa(root: Path, prefix: str, images: str) -> list[dict]:
-    """RSVQA (Lobry et al. 2020): `PREFIX_questions.json` and `PREFIX_answers.json`, of which the active ones are of the
-    split, and images by their number.
+    """Read RSVQA (Lobry et al. 2020): `PREFIX_questions.json`, `PREFIX_answers.json` and images by number.
+
+    Active questions and answers belong to the split.
     """
     listed = {name: read_json(root / f"{prefix}_{name}.json")[name] for name in ("questions", "answers")}
     answers = {one["id"]: one["answer"] for one in listed["answers"] if one["active"]}
@@ -63,8 +64,9 @@ def rsvqa(root: Path, prefix: str, images: str) -> list[dict]:
 
 
 def dior_rsvg(root: Path, indices: str = "test.txt") -> list[dict]:
-    """DIOR-RSVG (Zhan et al. 2023): VOC's XML with a `description` of each object, and the numbers of the objects that
-    are of the split, counted over the files in the order of their names.
+    """Read DIOR-RSVG (Zhan et al. 2023): VOC's XML with a `description` of each object, and the split's object numbers.
+
+    Objects are numbered over the files in the order of their names.
     """
     wanted = set(map(int, (root / indices).read_text().split()))
     documents, number = [], -1
@@ -81,7 +83,7 @@ def dior_rsvg(root: Path, indices: str = "test.txt") -> list[dict]:
 
 
 def levir_cc(root: Path, split: str = "test") -> list[dict]:
-    """LEVIR-CC (Liu et al. 2022): `LevirCCcaptions.json`, five sentences for a pair of `images/SPLIT/A` and `…/B`."""
+    """Read LEVIR-CC (Liu et al. 2022): `LevirCCcaptions.json`, five sentences a pair in `images/SPLIT/A` and `…/B`."""
     return [
         document(
             entry["filename"],
@@ -95,8 +97,9 @@ def levir_cc(root: Path, split: str = "test") -> list[dict]:
 
 
 def pmc_vqa(root: Path, annotations: str = "test_clean.csv", images: str = "images") -> list[dict]:
-    """PMC-VQA (Zhang et al. 2023): a table with `Figure_path`, `Question`, `Choice A` to `D` and the right letter, in
-    `Answer_label` or, in the second version, in `Answer`.
+    """Read PMC-VQA (Zhang et al. 2023): a table with `Figure_path`, `Question`, `Choice A` to `D` and the right letter.
+
+    The letter is in `Answer_label`, or in `Answer` in the second version.
     """
     documents = []
     with (root / annotations).open(newline="", encoding="utf-8-sig") as file:
@@ -109,7 +112,7 @@ def pmc_vqa(root: Path, annotations: str = "test_clean.csv", images: str = "imag
 
 
 def omnimedvqa(root: Path, annotations: str = "QA_information/Open-access") -> list[dict]:
-    """OmniMedVQA (Hu et al. 2024): a JSON list for each of its sources; the type of a question is its modality."""
+    """Read OmniMedVQA (Hu et al. 2024): a JSON list for each of its sources; the type of a question is its modality."""
     documents = []
     for path in sorted((root / annotations).glob("*.json")):
         for entry in read_json(path):
@@ -122,5 +125,5 @@ def omnimedvqa(root: Path, annotations: str = "QA_information/Open-access") -> l
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:
-    """A question with its choices, one a line."""
+    """Return a question with its choices, one a line."""
     return "\n".join([question, *(f"{letter}. {' '.join(choice.split())}" for letter, choice in zip(LETTERS, choices))])

@@ -1,4 +1,4 @@
-"""Tasks of lmms-eval whose data are folders as they are downloaded, and how their answers are scored."""
+"""Tasks of lmms-eval on downloaded folders, and the scores of their answers."""
 
 import os
 from collections.abc import Sequence
@@ -14,28 +14,28 @@ from modeling_vitp.evaluation.answer_scores import score_answers, score_captions
 from modeling_vitp.instructions.rows import load_images
 from modeling_vitp.recipes.benchmarks.lmms_eval import benchmarks
 
-FOLDERS = "VITP_BENCHMARKS"  # the variable of the environment with the folder that `dataset_path` is in
+FOLDERS = "VITP_BENCHMARKS"  # environment variable with the parent folder of `dataset_path`
 SPLIT = "test"
-NUMBERS = ("count", "area")  # types of RSVQA that comparisons of vision-language models leave out
+NUMBERS = ("count", "area")  # question types of RSVQA that comparisons of vision-language models exclude
 CAPTION_SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 
 
 class BenchmarkTask(ConfigurableMessagesTask):
-    """A benchmark that is read from a folder.
+    """Benchmark that is read from a folder.
 
-    In its YAML file, `dataset_path` is the folder, in the one that `VITP_BENCHMARKS` names or else in this one;
-    `dataset_name` a function of [`benchmarks`](benchmarks.py), and `dataset_kwargs` what that is told.
+    In its YAML file, `dataset_path` is the folder, relative to `VITP_BENCHMARKS` or else to the working directory,
+    `dataset_name` is a function of [`benchmarks`](benchmarks.py), and `dataset_kwargs` are its arguments.
     """
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
-        """Reads the documents: nothing is downloaded."""
+        """Read the documents from the folder; nothing is downloaded."""
         root = Path(os.environ.get(FOLDERS, "."), self.config.dataset_path)
         documents = getattr(benchmarks, self.config.dataset_name)(root, **(dataset_kwargs or {}))
         if not documents:
-            raise ValueError(f"{root} has no documents of {self.config.task}.")
+            raise ValueError(f"No documents of {self.config.task} found in {root}.")
         self.dataset = self.dataset_no_image = DatasetDict({SPLIT: Dataset.from_list(documents)})
 
 
@@ -75,7 +75,7 @@ def by_type(document: dict[str, Any], value: float) -> dict[str, Any]:
 
 
 def average_over_types(typed: Sequence[tuple[str, float]]) -> float:
-    """The mean over the types of questions of the mean of each."""
+    """Return the mean over question types of the mean of each type."""
     values: dict[str, list[float]] = {}
     for kind, value in typed:
         values.setdefault(kind, []).append(value)
@@ -83,13 +83,13 @@ def average_over_types(typed: Sequence[tuple[str, float]]) -> float:
 
 
 def average_without_numbers(typed: Sequence[tuple[str, float]]) -> float:
-    """The mean over questions that do not ask for a number; NaN if all do."""
+    """Return the mean over questions that do not ask for a number, or NaN without such questions."""
     values = [value for kind, value in typed if kind not in NUMBERS]
     return float(np.mean(values)) if values else float("nan")
 
 
 def keep_caption(document: dict[str, Any], results: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
-    """The caption with its references under each score: all captions are scored together."""
+    """Return the caption with its references for each score, because all captions are scored together."""
     return dict.fromkeys(CAPTION_SCORES, (results[0], document["answers"]))
 
 

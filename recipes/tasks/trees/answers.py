@@ -1,4 +1,4 @@
-"""Asking the model about every image of a split, and scoring counts and boxes beside answers that do not look."""
+"""Answers of the model on every image of a split, and scores of counts and boxes, compared with blind controls."""
 
 import re
 
@@ -26,7 +26,7 @@ NUMBER = re.compile(r"\d+")
 def ask_all(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, dataset: Dataset, split: str
 ) -> dict[str, list[str]]:
-    """The answers to `COUNT` and `LOCATE`."""
+    """Return the answers to `COUNT` and `LOCATE`."""
     sampling = {"do_sample": True, "top_k": 0, "samples": NUM_SAMPLES, "max_new_tokens": 4}
     sampled = ask_about(model, processor, dataset, COUNT, description=f"{split}: {COUNT}", **sampling)
     return {
@@ -38,7 +38,7 @@ def ask_all(
 def locate_by_map(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, dataset: Dataset, split: str
 ) -> list[Box | None]:
-    """The largest tree's box in each image, from `NUM_MAPS` maps drawn from the model; see [`central_box`]."""
+    """Return the largest tree's box in each image, as the [`central_box`] of `NUM_MAPS` sampled maps."""
     sampling = {"do_sample": True, "top_k": 0, "samples": NUM_MAPS, "max_new_tokens": CELLS**2}
     maps = ask_about(model, processor, dataset, MAP, description=f"{split}: {MAP}", **sampling)
     images = (image for image in dataset["image"] for _ in range(NUM_MAPS))
@@ -55,7 +55,7 @@ def ask_about(
     description: str | None = None,
     **generate_kwargs,
 ) -> list[str]:
-    """The model's answers to one question about each image, greedy by default, every visual token kept."""
+    """Return the answers to one question about each image, greedy by default, with all visual tokens."""
     model.eval()
     answers = []
     for start in tqdm(range(0, len(dataset), BATCH_SIZE), desc=description):
@@ -68,7 +68,7 @@ def ask_about(
 
 
 def median_answer(answers: list[str]) -> str:
-    """The answer with the median of the numbers in `answers`; the first if there is no number."""
+    """Return the answer with the median number; the first answer if none has a number."""
     numbered = sorted((answer for answer in answers if NUMBER.search(answer)), key=read_number)
     return numbered[(len(numbered) - 1) // 2] if numbered else answers[0]
 
@@ -79,7 +79,7 @@ def read_number(answer: str) -> int | None:
 
 
 def score_counts(answers: list[str], dataset: Dataset, constant: float) -> dict:
-    """Mean absolute errors; an answer without a number counts as the constant."""
+    """Return mean absolute errors. An answer without a number counts as the constant."""
     true = np.array([len(boxes) for boxes in dataset["boxes"]])
     numbers = [read_number(answer) for answer in answers]
     predicted = np.array([constant if number is None else number for number in numbers])
@@ -96,7 +96,7 @@ def score_counts(answers: list[str], dataset: Dataset, constant: float) -> dict:
 
 
 def score_largest(predicted: list[Box | None], dataset: Dataset, constant: np.ndarray) -> dict:
-    """Mean IoU with the largest tree, over the images with a tree; an answer without a box scores 0."""
+    """Return the mean IoU with the largest tree over images with a tree. An answer without a box scores 0."""
     scores, swapped, blind, missing = [], [], [], 0
     others = predicted[len(predicted) // 2 :] + predicted[: len(predicted) // 2]
     for box, other, row in zip(predicted, others, dataset):
@@ -120,13 +120,13 @@ def overlap(predicted: Box | None, target: Box) -> float:
 
 
 def first_box(answer: str, size: int) -> Box | None:
-    """The first box of an answer, in pixels."""
+    """Return the first box of an answer, in pixels."""
     boxes, _ = read_boxes(answer)
     return boxes[0].in_pixels((size, size)) if boxes else None
 
 
 def map_box(answer: str, size: int) -> Box | None:
-    """The bounds, in pixels, of the largest connected part of what a map says is tree."""
+    """Return the bounding box, in pixels, of the largest connected tree area of a map."""
     parts, num_parts = ndimage.label(read_map(answer))
     if num_parts == 0:
         return None
@@ -136,13 +136,13 @@ def map_box(answer: str, size: int) -> Box | None:
 
 
 def central_box(boxes: list[Box | None]) -> Box | None:
-    """The box with the greatest mean IoU with all of them: of a sample, what a median is for numbers."""
+    """Return the box with the greatest mean IoU with all boxes, the counterpart of a median."""
     found = [box for box in boxes if box is not None]
     return max(found, key=lambda box: sum(iou(box, other) for other in found), default=None)
 
 
 def best_constant_box(boxes: np.ndarray, candidates: int = 200) -> np.ndarray:
-    """The training box with the best mean IoU with all of them: the strongest answer that does not look."""
+    """Return the training box with the best mean IoU with all training boxes, the best blind answer."""
     chosen = boxes[np.linspace(0, len(boxes) - 1, min(candidates, len(boxes))).astype(int)]
     return max(chosen, key=lambda candidate: np.mean([iou(candidate, box) for box in boxes]))
 
@@ -154,7 +154,7 @@ def trees_in(row: dict) -> tuple[np.ndarray, int]:
 
 
 def training_views(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts, and the largest trees' boxes in shares of the view, over random views of the training windows."""
+    """Return tree counts, and the largest trees' boxes relative to the view, of random training views."""
     counts, boxes = [], []
     for row in dataset:
         ground, rng = TreeScene.of(row["image"], row["boxes"]), np.random.default_rng(seed)
@@ -169,15 +169,15 @@ def training_views(dataset: Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]
 def losses_with_own_and_other_images(
     model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Dataset, batch_size: int = 32
 ) -> dict[str, float]:
-    """Mean loss of an answer token under teacher forcing, every visual token kept.
+    """Return the mean loss of an answer token under teacher forcing, with own and with swapped images.
 
-    An answer can be guessed from its own beginning, so that its loss falls without the model looking: neighbours in a
-    map are alike, and sentences are usual. What is gained by looking is what the loss rises by where each row is given
-    the images of another one, half the rows away.
+    The loss can fall without using the image, because an answer can be guessed from its beginning: neighboring cells of
+    a map are similar, and sentences repeat. The increase with swapped images shows how much the image is used. Each row
+    gets the image of the row that is half the rows away.
 
     Args:
-        collator: as for evaluation, see [`~modeling_vitp.instructions.collator.ViTPDataCollator.for_evaluation`].
-        rows: with `messages` and `image`.
+        collator: collator of [`~modeling_vitp.instructions.collator.ViTPDataCollator.for_evaluation`].
+        rows: rows with `messages` and `image`.
 
     Returns:
         `loss` and `loss_swapped_images`, in nats.
@@ -192,7 +192,7 @@ def losses_with_own_and_other_images(
 def mean_answer_loss(
     model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Dataset, batch_size: int, description: str
 ) -> float:
-    """Over all answer tokens of the rows."""
+    """Return the mean loss over all answer tokens of the rows."""
     was_training = model.training
     model.eval()
     total = number = 0

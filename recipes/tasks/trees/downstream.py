@@ -1,4 +1,4 @@
-"""What an experiment asks of the trees beside pretrainings: other objectives, fewer labels, the worth of a backbone."""
+"""Tree task of experiments: control objectives, subsets of labels, fine-tuning and probes of a backbone."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
 from modeling_vitp.probing.segmentation import SegmentationProbe, probe_robustness
 from modeling_vitp.recipes import finetune_segmentation
-from modeling_vitp.recipes.data.build_tree_masks import places, write_test, write_train
+from modeling_vitp.recipes.data.build_tree_masks import row_boxes, write_test, write_train
 from modeling_vitp.recipes.experiments import controls
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan, slug
 from modeling_vitp.recipes.experiments.variants import Experiment, claimed
@@ -30,11 +30,11 @@ from .evaluation import PROBE_VIEWS, SCORED, write_probe_data
 
 logger = logging.getLogger(__name__)
 SCORE = "test_iou/tree"
-TREES_TOLERANCE = 0.2  # a part of the windows has its share of the trees, give or take this much of it
+TREES_TOLERANCE = 0.2  # relative tolerance of the share of trees in a subset of windows
 
 
 class Downstream:
-    """See [`~modeling_vitp.recipes.experiments.variants.Task`]."""
+    """Implementation of [`~modeling_vitp.recipes.experiments.variants.Task`] for trees."""
 
     def __init__(self, args: ExperimentArguments):
         self.args = args
@@ -46,9 +46,9 @@ class Downstream:
     def control(self, argv: list[str]) -> int:
         return controls.main(argv)
 
-    def labelled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
+    def write_labeled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
         splits = load_dataset(find_data(dataset_name))
-        write_splits({**splits, "train": labelled_rows(splits["train"], share, seed)}, folder)
+        write_splits({**splits, "train": labeled_rows(splits["train"], share, seed)}, folder)
 
     def score(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         args, found = self.args, {}
@@ -63,7 +63,7 @@ class Downstream:
         return found
 
     def few_labels(self, folder: Path, seed: int) -> dict[str, dict[str, dict[str, float]]]:
-        """By split, share of the windows and probe, the AUC of a patch, learned from the views of these windows."""
+        """Return the patch AUC by split, share of labeled windows and probe."""
         trees = [len(boxes) for boxes in self.splits["train"]["boxes"]]
         draws, found = {}, {}
         for share in self.args.probe_label_shares:
@@ -79,12 +79,12 @@ class Downstream:
         return found
 
     def corruptions(self, folder: Path, seed: int) -> dict[str, dict[str, dict]]:
-        """See [`~modeling_vitp.probing.segmentation.probe_robustness`]; of the test."""
+        """Return the result of [`~modeling_vitp.probing.segmentation.probe_robustness`] on the test split."""
         tasks, backbone = self.frozen(folder, seed)
         return probe_robustness(tasks["test"], backbone, self.args.corruption_severities, seed, folder)
 
     def frozen(self, folder: Path, seed: int) -> tuple[dict[str, SegmentationProbe], Backbone]:
-        """What is read from the backbone of a run, for each split; and the backbone."""
+        """Return the probe of each split and the frozen backbone of a run."""
         set_seed(seed)
         data = write_probe_data(self.splits, folder / "probe" / "data", seed)
         backbone = load_backbone(str(folder / "backbone"))
@@ -94,7 +94,7 @@ class Downstream:
 
 
 def measured(folder: Path, measure: Callable[[], dict]) -> dict:
-    """What was measured, which is kept in the folder and not measured again."""
+    """Return the result of a measurement, which is stored in the folder and not repeated."""
 
     def run() -> None:
         found = measure()
@@ -105,42 +105,45 @@ def measured(folder: Path, measure: Callable[[], dict]) -> dict:
 
 
 def split_held_out(train: Dataset, scene: str, top: int) -> tuple[Dataset, Dataset]:
-    """The rows that show nothing of a scene's ground below `top`, and those that show nothing else of it."""
-    where = places(train)
+    """Return the rows above `top` (and those of other scenes), and the held-out rows of the scene below `top`."""
+    where = row_boxes(train)
     rows = [index for index, (name, box) in enumerate(where) if name != scene or box[3] <= top]
     held_out = [index for index, (name, box) in enumerate(where) if name == scene and box[1] >= top]
     if not rows or not held_out:
-        raise ValueError(f"held_out_top={top} of {scene!r} leaves {len(rows)} windows and holds {len(held_out)} out.")
+        raise ValueError(
+            f"held_out_top={top} of {scene!r} gives {len(rows)} training and {len(held_out)} held-out windows. Both "
+            "must be positive."
+        )
     return train.select(rows), train.select(held_out)
 
 
 def label_subset(trees: Sequence[int], share: float, seed: int) -> list[int]:
-    """Indices of a random share of the windows that has about the same share of the trees.
+    """Draw a share of the windows that has about the same share of the trees and return their indices.
 
-    Windows differ in trees from none to dozens: without the second condition a tenth of the labels may have no tree.
+    The number of trees in a window varies from zero to dozens, so a random tenth of the windows may have no tree.
 
     Args:
         trees: number of trees in each window.
-        share: in (0, 1].
-        seed: of the draw.
+        share: share of the windows, in (0, 1].
+        seed: seed of the draw.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"label_shares: {share} is not above 0 and at most 1.")
+        raise ValueError(f"label_shares: expected a share in (0, 1], got {share}.")
     generator = np.random.default_rng(seed)
     for _ in range(10_000):
         chosen = np.sort(generator.permutation(len(trees))[: max(round(share * len(trees)), 1)]).tolist()
         if abs(sum(trees[index] for index in chosen) / sum(trees) - share) <= TREES_TOLERANCE * share:
             return chosen
-    raise ValueError(f"label_shares: no {share:.0%} of the windows have about that share of the trees.")
+    raise ValueError(f"label_shares: found no {share:.0%} of the windows with about that share of the trees.")
 
 
-def labelled_rows(rows: Dataset, share: float, seed: int) -> Dataset:
-    """See [`label_subset`]."""
+def labeled_rows(rows: Dataset, share: float, seed: int) -> Dataset:
+    """Return the rows of [`label_subset`]."""
     return rows.select(label_subset([len(boxes) for boxes in rows["boxes"]], share, seed))
 
 
 def write_splits(splits: dict[str, Dataset], folder: Path) -> str:
-    """A data set, images included, that `load_dataset` opens: the folder, which is whole if it is there."""
+    """Write splits with their images for `load_dataset` and return the folder. An existing folder is complete."""
     if not folder.is_dir():
         written = folder.with_name(f"{folder.name}_writing")
         shutil.rmtree(written, ignore_errors=True)
@@ -153,24 +156,24 @@ def write_splits(splits: dict[str, Dataset], folder: Path) -> str:
 
 @dataclass
 class Finetuning:
-    """The fine-tunings of an experiment.
+    """Fine-tuning runs of an experiment.
 
-    For each layer-wise decay, an arm has the rate that is best on a part of the training ground that neither its
-    pretraining nor its fine-tuning saw: backbones are pretrained for that on the rest. With it, and the masks of each
-    share of the windows, the backbone of each seed is fine-tuned. The last checkpoint is scored, once, on the test.
+    For each arm and layer-wise decay, the learning rate is chosen on held-out training ground that neither the
+    pretraining nor the fine-tuning of the choice has used. With this rate, the backbone of each seed is fine-tuned on
+    the masks of each share of the windows. The last checkpoint is scored once on the test split.
     """
 
     plan: FinetuningPlan
     splits: DatasetDict
 
     def scores(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict:
-        """By layer-wise decay and share of the labels, both in percent, the IoU of the trees; and the `rates`."""
+        """Return the IoU of trees by layer-wise decay and share of labels, both in percent, and the `rates`."""
         rates = experiment.tuning(arm, lambda: self.tune(experiment, arm))["chosen"]
         found = {"rates": rates}
         for decay in self.plan.layer_decays:
             of_decay = found[key("layer_decay", decay)] = {}
             for share in self.plan.label_shares:
-                rows = labelled_rows(self.splits["train"], share, seed)
+                rows = labeled_rows(self.splits["train"], share, seed)
                 rate = rates[key("layer_decay", decay)]
                 name = f"{key('labels', share)}_rate_{rate:g}_{key('layer_decay', decay)}"
                 output = folder / "finetuning" / name
@@ -179,7 +182,7 @@ class Finetuning:
         return found
 
     def tune(self, experiment: Experiment, arm: str) -> dict[str, Any]:
-        """The learning rate of an arm that is `chosen` for each layer-wise decay, and all that were `tried`."""
+        """Choose the learning rate of an arm for each layer-wise decay; return `chosen` and all results as `tried`."""
         plan = self.plan
         rows, held_out = split_held_out(self.splits["train"], plan.held_out_scene, plan.held_out_top)
         tuning = experiment.folder / "tuning"
@@ -201,7 +204,7 @@ class Finetuning:
     def finetune(
         self, backbone: Path, rows: Dataset, scored: Dataset, seed: int, rate: float, decay: float, output: Path
     ) -> float:
-        """The IoU of trees on the rows that are scored, of a model that is trained on the masks of `rows`."""
+        """Fine-tune a backbone on the masks of `rows` and return the IoU of trees on the `scored` rows."""
 
         def run() -> None:
             data = output / "data"
@@ -220,5 +223,5 @@ class Finetuning:
 
 
 def key(name: str, share: float) -> str:
-    """As `labels_10` for a tenth of them, so that a measure can name it."""
+    """Return a key with the share in percent, such as `labels_10`."""
     return f"{name}_{round(100 * share)}"

@@ -1,12 +1,12 @@
-"""Instructions about trees, made from boxes while training.
+"""Instructions about trees, generated from boxes during training.
 
-A row has an `image`, the `boxes` of its trees (`[left, top, right, bottom]`, pixels) and an `id`; see
-`recipes/data/aerial_trees`. Training cuts, turns and asks afresh, so that every answer is true of the pixels that the
-model sees.
+A row has an `image`, the `boxes` of its trees (`[left, top, right, bottom]` in pixels) and an `id`, as in
+`recipes/data/aerial_trees`. Each epoch draws new crops, rotations and questions. The answers are computed from the
+view, so they are correct for the pixels that the model sees.
 
-What teaches the ViT to see is the map: one token for each visual token, in their order, so that a small language model
-finds the place at once, and on collages, where no answer can be guessed from its own beginning. The other tasks need
-what a map of neighbouring pixels does not: single crowns, how large they are, and how many.
+The map task trains the ViT most: it has one answer token for each visual token, in the same order, so that a small
+language model learns the correspondence quickly. On collages, an answer cannot be guessed from its beginning. The other
+tasks need single crowns, their size and their number, which a map does not.
 """
 
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 COUNT = "How many trees are there?"
 LOCATE = "Where is the largest tree?"
 MAP = "Map the trees."
-CELLS = 7  # along each side of a map
+CELLS = 7  # cells a side of a map
 MAP_WORDS = (
-    "abcdefghijklmnop"  # of a cell, by which of its four quarters are tree; in capitals if a tree is centred there
+    "abcdefghijklmnop"  # encode which quarters of a cell are tree; in capitals if a tree is centered in the cell
 )
-BOX_STEP = 20  # of corners, on the grid of 1000: a tree is 40 to 200 wide
+BOX_STEP = 20  # step of box corners on the grid of 1000; a tree is 40 to 200 wide
 
 TURNS = 5
 
 
 def prepare(datasets: DatasetDict, repeats: int = 64) -> tuple[Dataset, Dataset]:
-    """Training rows, each window `repeats` times an epoch under an id of its own, and test rows with questions.
+    """Return training rows, with each window `repeats` times an epoch under distinct ids, and test rows with questions.
 
     Raises:
-        ValueError: if a training row shows ground of a row to test on, by where it lies and not by its name.
+        ValueError: if the ground of a training row overlaps that of a test row.
     """
     for split in ("test", "second_scene"):
         check_apart(datasets["train"], datasets[split])
@@ -47,27 +47,28 @@ def prepare(datasets: DatasetDict, repeats: int = 64) -> tuple[Dataset, Dataset]
 
 
 def repeat(rows: Dataset, repeats: int = 64) -> Dataset:
-    """Each row `repeats` times, under an id of its own."""
+    """Repeat each row `repeats` times under distinct ids."""
     names = rows["id"]
     ids = [f"{name}#{copy}" for copy in range(repeats) for name in names]
     return concatenate_datasets([rows.remove_columns("id")] * repeats).add_column("id", ids)
 
 
 def window_id(row_id: str) -> str:
-    """The window that a row repeats."""
+    """Return the id of the window that a row repeats."""
     return row_id.partition("#")[0]
 
 
 class TreeInstructions:
-    """Turns a row into a view of the ground and a conversation about it, drawn by the generator alone.
+    """Transform that converts a row to a random view of the ground and a conversation about it.
 
     Args:
-        rows: the training rows, from all of which collages take their pieces. Their images are decoded once, here.
-        collage_share: of the views; what is asked of them is the map.
-        map_share: of the views, beside those; the others are asked about in words.
-        mosaic_share: of the views that are no collage.
-        kinds: how often questions in words are asked beside the number of trees, by the names of [`KINDS`]; those that
-            are not named are asked as often as by default, beside each other.
+        rows: training rows, from which collages are assembled. Their images are decoded once.
+        collage_share: share of the views that are collages, with a map as the answer.
+        map_share: share of the views that are not collages and have a map as the answer. All other views have a
+            conversation in words.
+        mosaic_share: share of mosaics among the views that are not collages.
+        kinds: relative frequencies of the questions in words, by the names of [`KINDS`], in addition to the question
+            for the number of trees. Default: [`SHARES`].
     """
 
     makes_images = True
@@ -82,11 +83,11 @@ class TreeInstructions:
     ):
         unknown = sorted(set(kinds or {}) - set(KINDS))
         if unknown:
-            raise ValueError(f"task_options: there are no kinds of questions {unknown}, only {sorted(KINDS)}.")
+            raise ValueError(f"task_options: unknown kinds of questions {unknown}. Expected some of {sorted(KINDS)}.")
         shares = {"collage_share": collage_share, "map_share": map_share, "mosaic_share": mosaic_share}
         wrong = {name: share for name, share in shares.items() if not 0 <= share <= 1}
         if wrong or collage_share + map_share > 1:
-            raise ValueError(f"task_options: {wrong or shares} are no shares of one whole.")
+            raise ValueError(f"task_options: shares must be in [0, 1] with a sum of at most 1, got {wrong or shares}.")
         self.collage_share, self.map_share, self.mosaic_share = shares.values()
         self.grounds = {row["id"]: TreeScene.of(row["image"], row["boxes"]) for row in rows}
         self.kinds = {name: (kinds or {}).get(name, share) for name, share in SHARES.items()}
@@ -97,7 +98,7 @@ class TreeInstructions:
         return {"images": [view.image], "messages": messages}
 
     def draw(self, example: dict, generator: torch.Generator) -> tuple[TreeScene, list[dict]]:
-        """The view with all that is known about its pixels, and the conversation about it."""
+        """Draw a view with its annotation, and a conversation about it."""
         rng = np.random.default_rng(torch.randint(2**62, (), generator=generator).item())
         kind = rng.random()
         if kind < self.collage_share:
@@ -111,19 +112,20 @@ class TreeInstructions:
 
 
 def write_map(view: TreeScene) -> str:
-    """A word for each cell, row by row: which of its quarters are tree, and whether the centre of a tree lies in it."""
+    """Write a word for each cell, row by row, that encodes its tree quarters and whether a tree is centered in it."""
     quarters = cell_means(view.crowns, 2 * CELLS) > 0.5
     quarters = quarters.reshape(CELLS, 2, CELLS, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
     words = [MAP_WORDS[index] for index in quarters @ [1, 2, 4, 8]]
-    centres = (view.boxes[:, :2] + view.boxes[:, 2:]) / 2
-    for column, row in (centres * CELLS // view.size).astype(int).clip(0, CELLS - 1):
+    centers = (view.boxes[:, :2] + view.boxes[:, 2:]) / 2
+    for column, row in (centers * CELLS // view.size).astype(int).clip(0, CELLS - 1):
         words[row * CELLS + column] = words[row * CELLS + column].upper()
     return " ".join(words)
 
 
 def read_map(answer: str) -> np.ndarray:
-    """Which quarters of its cells a map says are tree, bool of shape `(2 * CELLS, 2 * CELLS)`; none of those of a cell
-    without a word, or with one that [`write_map`] does not write.
+    """Return the tree quarters of a map, bool of shape `(2 * CELLS, 2 * CELLS)`.
+
+    Cells with a missing or unknown word have no tree quarters.
     """
     cells = np.zeros(CELLS**2, dtype=np.int64)
     words = answer.lower().split()[: len(cells)]
@@ -133,16 +135,16 @@ def read_map(answer: str) -> np.ndarray:
 
 
 def cell_means(values: np.ndarray, cells: int) -> np.ndarray:
-    """The mean in each of `cells` × `cells` parts of a square; a pixel is in the part of its centre."""
-    place = (2 * np.arange(len(values)) + 1) * cells // (2 * len(values))
-    starts = np.searchsorted(place, np.arange(cells))
+    """Return the mean of each of `cells` × `cells` parts of a square. A pixel belongs to the part of its center."""
+    part = (2 * np.arange(len(values)) + 1) * cells // (2 * len(values))
+    starts = np.searchsorted(part, np.arange(cells))
     sums = np.add.reduceat(np.add.reduceat(values, starts, axis=0, dtype=np.int64), starts, axis=1)
-    counts = np.bincount(place, minlength=cells)
+    counts = np.bincount(part, minlength=cells)
     return sums / (counts[:, None] * counts)
 
 
 def converse(view: TreeScene, shares: dict[str, float], rng: np.random.Generator) -> list[dict]:
-    """Questions in turns of one conversation: the number of trees, at a random place, and others."""
+    """Draw a conversation with the question for the number of trees, at a random turn, and other questions."""
     probabilities = np.array(list(shares.values())) / sum(shares.values())
     asked = [KINDS[name] for name in rng.choice(list(shares), TURNS - 1, p=probabilities)]
     asked.insert(rng.integers(TURNS), ask_count)
@@ -154,7 +156,7 @@ def question_turn(question: str, answer: str) -> list[dict]:
 
 
 def quarter_counts(view: TreeScene) -> list[int]:
-    """Trees in each of `QUARTERS`, by the centres of their boxes."""
+    """Return the number of trees in each of `QUARTERS`, by the centers of their boxes."""
     is_right, is_bottom = ((view.boxes[:, :2] + view.boxes[:, 2:]) / 2 >= view.size / 2).T
     return np.bincount(2 * is_bottom + is_right, minlength=4).tolist()
 
@@ -174,13 +176,13 @@ def ask_every_quarter_count(view, rng):
 
 
 def ask_comparison(view, rng):
-    """With a number close to the true one, on either side of it equally often."""
+    """Ask for a comparison with a number close to the true one, equally often above and below it."""
     number = max(len(view.boxes) + rng.integers(-3, 3), 0)
     return f"Are there more than {number} trees?", "yes" if len(view.boxes) > number else "no"
 
 
 def ask_presence(view, rng):
-    """Yes and no equally often wherever the view allows both."""
+    """Ask for a tree in a quarter, with yes and no equally often if the view allows both."""
     counts = np.array(quarter_counts(view))
     wanted = rng.random() < 0.5
     candidates = np.flatnonzero((counts > 0) == wanted)
@@ -217,24 +219,24 @@ KINDS = {
     "location": ask_location,
     "description": ask_description,
 }
-SHARES = dict(zip(KINDS, (0.1, 0.2, 0.2, 0.1, 0.07, 0.3, 0.03)))  # how often each is asked
+SHARES = dict(zip(KINDS, (0.1, 0.2, 0.2, 0.1, 0.07, 0.3, 0.03)))  # relative frequencies
 
 
 def density(view: TreeScene) -> str:
-    """By trees in the area of a test crop: under 4 open, under 12 sparse, otherwise dense."""
+    """Return the density by trees in the area of a test crop: under 4 open, under 12 sparse, otherwise dense."""
     count = len(view.boxes)
     per_crop = count * (CROP / view.size) ** 2
     return "no" if count == 0 else "open" if per_crop < 4 else "sparse" if per_crop < 12 else "dense"
 
 
 def largest(boxes: np.ndarray, size: int) -> np.ndarray:
-    """The box with the largest visible area, cut at the border."""
+    """Return the box with the largest visible area, cut at the border."""
     visible = boxes.clip(0, size)
     return visible[np.argmax((visible[:, 2] - visible[:, 0]) * (visible[:, 3] - visible[:, 1]))]
 
 
 def format_box(box: Sequence[float], size: int) -> str:
-    """As InternVL writes it, with corners rounded to `BOX_STEP`, each of which is one token then."""
+    """Format a box as InternVL does, with corners rounded to `BOX_STEP` so that each corner is a single token."""
     corners = [round(corner / BOX_STEP) * BOX_STEP for corner in grid_box(tuple(box), (size, size))]
     lows = [min(corner, GRID - BOX_STEP) for corner in corners[:2]]
     highs = [max(high, low + BOX_STEP) for low, high in zip(lows, corners[2:])]

@@ -1,6 +1,7 @@
-"""Views of the training ground: crops, mosaics and collages, each with what is known about its pixels.
+"""Views of the training ground: crops, mosaics and collages, each with its annotation.
 
-A tree belongs to a view if the centre of its box lies in it; its crown is the whole box, whatever part of it is seen.
+A tree belongs to a view if the center of its box lies in the view. Its crown is the whole box, even if part of the box
+lies outside of the view.
 """
 
 from collections.abc import Sequence
@@ -11,20 +12,20 @@ from PIL import Image
 
 CROP = 224  # pixels of a test crop; training views are CROP * scale
 SCALES = (0.85, 1.15)
-COLLAGE_PARTS = 7  # along each side: a piece is what one visual token shows
-JITTER = 0.2  # of brightness and contrast
+COLLAGE_PARTS = 7  # pieces a side; a piece has the size of a visual token
+JITTER = 0.2  # range of the random change of brightness and contrast
 
 
 @dataclass
 class TreeScene:
-    """A piece of ground to cut views from, or a view.
+    """Ground to cut views from, or a view.
 
     Args:
         pixels: uint8 of shape `(height, width, 3)`.
         crowns: bool of shape `(height, width)`, true in the boxes of trees.
         boxes: int64 of shape `(num_trees, 4)`, `[left, top, right, bottom]` in pixels, uncut.
-        seen: what of the boxes is in the piece, or in a view in that of its pieces which they are on; without it, they
-            are cut at the border.
+        seen: visible part of each box, which a view of several pieces cuts at the borders of its pieces. Default: the
+            boxes cut at the border of the image.
     """
 
     pixels: np.ndarray
@@ -48,11 +49,11 @@ class TreeScene:
 
     @property
     def size(self) -> int:
-        """The shorter side, in pixels."""
+        """Shorter side in pixels."""
         return min(self.crowns.shape)
 
     def cut(self, size: int, rng: np.random.Generator) -> "TreeScene":
-        """A square of `size` pixels anywhere, in one of its eight orientations."""
+        """Cut a random square of `size` pixels, in one of its eight orientations."""
         top, left = (int(rng.integers(side - size + 1)) for side in self.crowns.shape)
         window = np.s_[top : top + size, left : left + size]
         boxes = self.boxes - [left, top, left, top]
@@ -69,13 +70,13 @@ class TreeScene:
         return TreeScene(self.pixels[:, ::-1], self.crowns[:, ::-1], boxes)
 
     def turned(self) -> "TreeScene":
-        """By a quarter, which takes `(x, y)` to `(y, width - x)`."""
+        """Rotate by 90 degrees, which maps `(x, y)` to `(y, width - x)`."""
         boxes = self.boxes[:, [1, 2, 3, 0]]
         boxes[:, 1::2] = self.crowns.shape[1] - boxes[:, 1::2]
         return TreeScene(self.pixels.swapaxes(0, 1)[::-1], self.crowns.swapaxes(0, 1)[::-1], boxes)
 
     def jittered(self, rng: np.random.Generator) -> "TreeScene":
-        """With another brightness and contrast."""
+        """Change brightness and contrast at random."""
         brightness, contrast = 1 + rng.uniform(-JITTER, JITTER, 2)
         levels = (np.arange(256) * brightness - 127.5) * contrast + 127.5
         return replace(self, pixels=levels.round().clip(0, 255).astype(np.uint8).take(self.pixels))
@@ -86,7 +87,7 @@ class TreeScene:
 
 
 def assemble(parts: Sequence[TreeScene], columns: int) -> TreeScene:
-    """Squares of one size, row by row, as one."""
+    """Join squares of the same size, row by row."""
     size = parts[0].size
     rows = [parts[start : start + columns] for start in range(0, len(parts), columns)]
 
@@ -102,22 +103,22 @@ def assemble(parts: Sequence[TreeScene], columns: int) -> TreeScene:
 
 
 def view_of(ground: TreeScene, parts: int, rng: np.random.Generator) -> TreeScene:
-    """A square view of one piece of ground: a crop, or for `parts` > 1 a mosaic of `parts` × `parts` smaller ones.
+    """Draw a square view of one ground: a crop, or for `parts` > 1 a mosaic of `parts` × `parts` smaller crops.
 
-    A scene has few different crops but many mosaics, and only a model that counts locally is right about all of them.
+    A scene has few different crops but many mosaics, so a model must count locally to answer correctly.
     """
     size = min(round(CROP * rng.uniform(*SCALES)), ground.size) // parts
     return assemble([ground.cut(size, rng) for _ in range(parts**2)], parts)
 
 
 def collage(grounds: Sequence[TreeScene], rng: np.random.Generator) -> TreeScene:
-    """`COLLAGE_PARTS`² independent pieces of any of the grounds: nothing about one can be told from the others."""
+    """Draw `COLLAGE_PARTS`² independent pieces of all grounds, so that no piece can be guessed from the others."""
     size = round(CROP * rng.uniform(*SCALES)) // COLLAGE_PARTS
     chosen = rng.integers(len(grounds), size=COLLAGE_PARTS**2)
     return assemble([grounds[index].cut(size, rng) for index in chosen], COLLAGE_PARTS)
 
 
 def is_inside(boxes: np.ndarray, size: int) -> np.ndarray:
-    """Which boxes have their centres in a square of `size` pixels at the origin."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return ((centres >= 0) & (centres < size)).all(axis=1)
+    """Return a mask of the boxes whose centers lie in a square of `size` pixels at the origin."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return ((centers >= 0) & (centers < size)).all(axis=1)

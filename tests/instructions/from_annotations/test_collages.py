@@ -1,4 +1,4 @@
-"""Collages, held against images whose colors say where each pixel comes from."""
+"""Collages of images whose colors encode the origin of each pixel."""
 
 import io
 import json
@@ -18,12 +18,12 @@ from modeling_vitp.instructions.from_annotations.collages import (
     stated_crops,
 )
 
-SIZES = [(60, 90), (50, 40), (128, 70)]  # height, width
+SIZES = [(60, 90), (50, 40), (128, 70)]  # Height and width.
 LABELS = ("tree", "road")
 
 
 def painted(folder, suffix="png"):
-    """Images of which a pixel's color is its column, its row, and the number of the image with its class."""
+    """Write images whose colors encode column, row, and the number of the image with the class."""
     rng, images = np.random.default_rng(0), []
     for number, (height, width) in enumerate(SIZES):
         pixels = np.zeros((height, width, 3), dtype=np.uint8)
@@ -65,7 +65,7 @@ def images(folder):
     return painted(folder)
 
 
-def test_pixels_and_boxes_come_from_the_stated_crops(images):
+def test_pixels_and_boxes_match_listed_crops(images):
     by_id, turns, grids, places = {image.id: image for image in images}, set(), set(), set()
     collages = draw_collages(images, 40, 84, (2, 3, 7), seed=1)
     for collage, pixels, (stored,) in zip(collages, opened(collages), encode_collages(collages)):
@@ -102,15 +102,15 @@ def test_pixels_and_boxes_come_from_the_stated_crops(images):
     assert len(places) > 300
 
 
-def test_masks_move_with_the_pixels(folder, images):
+def test_masks_match_collage_pixels(folder, images):
     collages = draw_collages(list(with_masks(images, folder)), 10, 84, (3, 7), seed=2)
     for collage, pixels in zip(collages, opened(collages)):
         assert (collage.mask().numbers == pixels[..., 2] % 10).all()
         assert sum(region.area for region in collage.regions) == (pixels[..., 2] % 10 > 0).sum()
 
 
-def test_all_ground_is_as_likely(images):
-    """The number of pieces of an image is in proportion to the number of places of one in it."""
+def test_all_positions_are_equally_likely(images):
+    """Compare the number of crops of an image with the number of possible positions in it."""
     pieces = [crop for collage in draw_collages(images, 60, 70, (7,), seed=3) for crop in collage.crops]
     places = [(height - 9) * (width - 9) for height, width in SIZES]
     for image, number in zip(images, places):
@@ -120,19 +120,19 @@ def test_all_ground_is_as_likely(images):
     assert (abs(turned - 0.5) < 4 * 0.5 / len(pieces) ** 0.5).all()
 
 
-def test_seed_alone_decides_and_more_begin_alike(images):
+def test_collages_depend_on_seed_only(images):
     first, second = (opened(draw_collages(images, number, 84, (2, 7), seed=4)) for number in (3, 5))
     assert all((one == other).all() for one, other in zip(first, second))
     others = opened(draw_collages(images, 3, 84, (2, 7), seed=5))
     assert not any(one.shape == other.shape and (one == other).all() for one, other in zip(first, others))
 
 
-def test_small_images_are_left_out(images):
+def test_small_images_are_excluded(images):
     collages = draw_collages(images, 20, 100, (2,), seed=0)
     assert {piece.image.id for collage in collages for piece in collage.crops} == {"train/0", "train/2"}
 
 
-def test_jpegs_stay_jpegs_and_state_their_crops(tmp_path):
+def test_jpeg_collages_list_their_crops(tmp_path):
     (stored,) = next(encode_collages(draw_collages(painted(tmp_path, "jpg"), 1, 84, (7,), seed=0)))
     image = Image.open(io.BytesIO(stored["bytes"]))
     assert image.format == "JPEG" and len(stated_crops(image)) == 49 and len(split_collage(image)) == 49
@@ -143,13 +143,13 @@ def test_jpegs_stay_jpegs_and_state_their_crops(tmp_path):
 @given(
     st.one_of(st.binary(), st.text(), st.integers(), st.lists(st.integers()).map(lambda a: json.dumps({"collage": a})))
 )
-def test_any_text_in_a_file_is_no_error(said):
+def test_any_metadata_text_is_accepted(said):
     image = Image.new("RGB", (8, 8))
     image.info["comment"] = said
     assert len(split_collage(image)) in (0, *(n * n for n in range(1, 9)))
 
 
-def test_questions_are_asked_about_collages_of_training_images(tmp_path):
+def test_collages_of_training_images_have_questions(tmp_path):
     root = tmp_path / "data"
     write_coco(root, "train", NAMES["train"][:20])
     write_coco(root, "test", NAMES["test"])
@@ -163,6 +163,6 @@ def test_questions_are_asked_about_collages_of_training_images(tmp_path):
     maps = [answer for row in collages for question, answer in turns_of(row) if " cell" in question]
     assert len(maps) == 30 and {len(answer.split()) for answer in maps} == {49}
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Of 20 images and 30 collages of pieces of them" in card and "--collage_grid 2 7" in card
+    assert "from 20 images and 30 collages of crops" in card and "--collage_grid 2 7" in card
     again = make("coco", root, tmp_path / "again", *options)["train"]
     assert again["messages"] == rows["messages"]

@@ -1,4 +1,4 @@
-"""Annotated objects as their files have them."""
+"""Objects of annotation files."""
 
 from xml.etree import ElementTree
 
@@ -9,18 +9,18 @@ from modeling_vitp.instructions.from_annotations.formats import check_coco, coco
 CORNERS = [(10.0, 20.0), (30.0, 22.0), (29.0, 32.0), (9.0, 30.0)]
 
 
-def test_an_oriented_box_of_dior_r_has_its_corners_and_the_box_around_them():
+def test_dior_r_box_has_corners():
     names = ("left_top", "right_top", "right_bottom", "left_bottom")
     sides = "".join(f"<x_{name}>{x}</x_{name}><y_{name}>{y}</y_{name}>" for name, (x, y) in zip(names, CORNERS))
     document = f"<annotation><object><name>Dam</name><robndbox>{sides}</robndbox></object></annotation>"
     (found,) = voc_objects(ElementTree.fromstring(document), "00001.xml")
     assert found.corners == tuple(CORNERS) and found.box == (9, 20, 30, 32) and found.label == "Dam"
     broken = document.replace("<y_right_top>22.0</y_right_top>", "")
-    with pytest.raises(ValueError, match="00001.xml, object 0 has no box of four numbers, or of four corners"):
+    with pytest.raises(ValueError, match="00001.xml, object 0: "):
         voc_objects(ElementTree.fromstring(broken), "00001.xml")
 
 
-def test_dotas_lines_are_read_after_its_header():
+def test_dota_header_is_skipped():
     numbers = " ".join(str(value) for point in CORNERS for value in point)
     text = f"imagesource:GoogleEarth\ngsd:0.3\n{numbers} ship 1\n\n{numbers} plane\n"
     first, second = dota_objects(text, "P0001.txt")
@@ -28,19 +28,19 @@ def test_dotas_lines_are_read_after_its_header():
     assert (second.label, second.is_difficult, second.corners) == ("plane", False, tuple(CORNERS))
 
 
-def test_an_annotation_of_coco_keeps_its_outline():
+def test_coco_annotation_keeps_segmentation():
     annotation = {"id": 4, "category_id": 7, "bbox": [1, 2, 3, 4], "iscrowd": 1, "segmentation": [[1, 2, 4, 2, 4, 6]]}
     found = coco_object(annotation, {7: "ship"}, "instances.json")
     assert (found.box, found.label, found.is_crowd) == ((1, 2, 4, 6), "ship", True)
     assert found.segmentation == [[1, 2, 4, 2, 4, 6]] and found.where == "instances.json, annotation 4"
 
 
-def test_an_id_stands_for_one_category():
+def test_duplicate_category_id_raises_error():
     with pytest.raises(ValueError, match="two entries of `categories` have the id 1"):
         check_coco({"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "instances.json")
 
 
 @pytest.mark.parametrize(("caption", "expected"), [("a red car", "a red car"), ("", None), (" ", None), (None, None)])
-def test_a_caption_without_words_is_none(caption, expected):
+def test_empty_caption_becomes_none(caption, expected):
     annotation = {"id": 1, "bbox": [1, 2, 3, 4], "category_id": 1, "caption": caption}
     assert coco_object(annotation, {1: "car"}, "a.json").caption == expected

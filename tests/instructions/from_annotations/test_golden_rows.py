@@ -1,4 +1,4 @@
-"""Questions, answers and their order, pinned to the character for each layout."""
+"""Exact questions, answers and their order for each layout."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ OPTIONS = {
     "changes": [],
     "volumes": ["--intensities", "-160", "240", *COLLAGES, "8"],
 }
-DIGESTS = {  # number of rows, and the digest of their ids and messages
+DIGESTS = {  # Number of rows, and digest of their ids and messages.
     "coco": (12, "b329f22a486a4ee0"),
     "voc": (72, "96ed9d0827222d7b"),
     "dota": (12, "b808d27e0a653cb1"),

@@ -1,4 +1,4 @@
-"""Layouts of annotations: what is read from them, and what is refused."""
+"""Layouts of annotations: regions that are read, and errors."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from modeling_vitp.instructions.from_annotations.annotations import AnnotatedIma
 from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split
 
 
-def test_classes_of_folders(tmp_path):
+def test_class_folders_are_read(tmp_path):
     for split in ("train", "test"):
         for index, label in enumerate(("AnnualCrop", "River", "Sea_Lake", "Forest", "Highway")):
             for number in range(8):
@@ -65,12 +65,12 @@ def test_classes_of_folders(tmp_path):
     assert sum(yes_and_no.values()) >= 20 and with_options >= 5
 
 
-def test_layout_from_outside_is_used_by_its_name(tmp_path, monkeypatch):
+def test_registered_layout_is_used(tmp_path, monkeypatch):
     monkeypatch.setitem(layouts.LAYOUTS, "prefixes", None)
 
     @layouts.register_layout("prefixes")
     class Prefixes(layouts.ClassFolders):
-        """The class stands before the number in the name of a file."""
+        """Layout with the class in the file name, before a number."""
 
         def annotate(self, image_id, paths):
             label = self.phrase(paths[0].stem.rstrip("0123456789"))
@@ -83,7 +83,7 @@ def test_layout_from_outside_is_used_by_its_name(tmp_path, monkeypatch):
 
 
 def flood(mask):
-    """Connected parts of a boolean array by a search in the eight neighbors: lists of (y, x)."""
+    """Return the 8-connected components of a boolean array by a search, as lists of (y, x)."""
     left, parts = {tuple(place) for place in np.argwhere(mask)}, []
     while left:
         part, border = [], [left.pop()]
@@ -98,7 +98,7 @@ def flood(mask):
 
 
 def parts_of(mask):
-    """(box, area) of the parts of a boolean mask in reading order."""
+    """Return (box, area) of the components of a boolean mask in reading order."""
     found = [([p[:, 1].min(), p[:, 0].min(), p[:, 1].max() + 1, p[:, 0].max() + 1], len(p)) for p in flood(mask)]
     return sorted(found, key=lambda entry: (entry[0][1], entry[0][0]))
 
@@ -113,7 +113,7 @@ def random_mask(seed, size=64, values=(0, 1, 2, 3)):
 
 
 @pytest.mark.parametrize("is_color", [False, True])
-def test_masks(tmp_path, is_color):
+def test_masks_are_read(tmp_path, is_color):
     colors = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255], [9, 9, 9]], dtype=np.uint8)
     named = {1: "water", 2: "grass", 3: "road"}
     for number in range(50):
@@ -158,7 +158,7 @@ def test_masks(tmp_path, is_color):
     assert seen["yes"] == seen["no"]
 
 
-def test_changes(tmp_path):
+def test_change_pairs_are_read(tmp_path):
     for number in range(40):
         for folder in "AB":
             noise(tmp_path / "data" / "train" / folder / f"{number}.png", 2 * number + (folder == "B"), (64, 64))
@@ -207,7 +207,7 @@ def test_changes(tmp_path):
         ((50, 0, 100, 50), "top right"),
     ],
 )
-def test_change_is_in_a_quarter_if_most_of_it_is(tmp_path, box, place):
+def test_change_position_is_main_quarter(tmp_path, box, place):
     for folder in "AB":
         noise(tmp_path / "data" / "train" / folder / "0.png", folder == "B", (100, 100))
     mask = np.zeros((100, 100), np.uint8)
@@ -220,8 +220,8 @@ def test_change_is_in_a_quarter_if_most_of_it_is(tmp_path, box, place):
     assert found[1] == place
 
 
-def test_captions_are_of_the_split(tmp_path):
-    """Of files of one name, as LEVIR-CC's would be without the split in their names."""
+def test_captions_match_split(tmp_path):
+    """Read captions of files with equal names in two splits."""
     images = []
     for split in ("train", "test"):
         for folder in "AB":
@@ -233,11 +233,11 @@ def test_captions_are_of_the_split(tmp_path):
         assert [answer for _, answer in turns_of(row)] == [f"of {split}"]
     images[1]["split"] = "train"
     (tmp_path / "data" / "captions.json").write_text(json.dumps({"images": images}))
-    with pytest.raises(ValueError, match="captions.json has two images '0001.png', with other captions each"):
+    with pytest.raises(ValueError, match="captions.json .*'0001.png'"):
         make("changes", tmp_path / "data", tmp_path / "other")
 
 
-def test_mask_is_of_the_split(tmp_path):
+def test_mask_matches_split(tmp_path):
     root = tmp_path / "data"
     for place, split in enumerate(("train", "val")):
         noise(root / "images" / split / "0001.png", place, (32, 32))
@@ -251,12 +251,12 @@ def test_mask_is_of_the_split(tmp_path):
     (root / "annotated" / "val").rename(root / "annotated" / "other")
     (root / "annotated" / "train").rename(root / "annotated" / "one")
     layout = layouts.Masks(root, names, root / "annotated")
-    with pytest.raises(ValueError, match=r"0001.png and .*0001.png could both be the mask of .*train/0001.png"):
+    with pytest.raises(ValueError, match=r"The mask of .*train/0001.png is ambiguous: .*0001.png or .*0001.png"):
         annotate_all(layout, choose_split(layout, "train")[0])
 
 
 @pytest.mark.parametrize(("kind", "folder", "what"), [("masks", "masks", "mask"), ("dota", "labelTxt", "label")])
-def test_annotation_is_not_of_a_namesake(tmp_path, kind, folder, what):
+def test_annotation_of_other_image_is_not_used(tmp_path, kind, folder, what):
     root = tmp_path / "data"
     for seed, area in enumerate(("north", "south")):
         noise(root / "train" / area / "images" / "0.png", seed, (32, 32))
@@ -279,16 +279,16 @@ def test_annotation_is_not_of_a_namesake(tmp_path, kind, folder, what):
         return [image.regions[0].label for image in annotate_all(layout, choose_split(layout, "train")[0])]
 
     annotate((f"train/north/{folder}/0", "plane"), (f"{folder}/1", "ship"))
-    with pytest.raises(ValueError, match=rf"south.images.0.png has no {what} of the same name under "):
+    with pytest.raises(ValueError, match=rf"No {what} .*south.images.0.png"):
         annotated()
     annotate((f"{folder}/0", "Bus"))
-    with pytest.raises(ValueError, match=r"0\.\w+ is of one of several images called 0, as .*south.images.0.png: "):
+    with pytest.raises(ValueError, match=r"0\.\w+ is ambiguous, .*south.images.0.png"):
         annotated()
     annotate((f"train/south/{folder}/0", "Bus"))
     assert annotated() == ["plane", "Bus", "ship"]
 
 
-def test_captions_without_masks_tell_no_places(tmp_path):
+def test_captions_without_masks_have_no_boxes(tmp_path):
     images = []
     for number in range(6):
         for folder in "AB":
@@ -303,7 +303,7 @@ def test_captions_without_masks_tell_no_places(tmp_path):
         assert [answer for _, answer in turns_of(row)] in ([f"a road {number} appears ."], [f"road {number}"])
 
 
-def test_gifs_are_images_and_masks(tmp_path):
+def test_gif_images_and_masks_are_read(tmp_path):
     noise(tmp_path / "data" / "train" / "images" / "21.gif", 0, (30, 20))
     mask = np.zeros((20, 30), dtype=np.uint8)
     mask[5:10, 10:25] = 1

@@ -1,4 +1,4 @@
-"""Which images are taken."""
+"""Choice of images by split and list."""
 
 import pytest
 from annotated_images import NAMES, make, noise, write_voc
@@ -8,32 +8,32 @@ from modeling_vitp.instructions.from_annotations.formats import read_annotation,
 from modeling_vitp.instructions.from_annotations.pipeline import choose_split, leave_out_copies
 
 
-def test_no_test_image_enters(tmp_path, capsys):
+def test_test_images_are_held_out(tmp_path, capsys):
     root = tmp_path / "data"
     for split, names in NAMES.items():
         write_voc(root, split, names)
     (root / "JPEGImages" / "004.png").write_bytes((root / "JPEGImages" / "061.png").read_bytes())
     rows = make("voc", root, tmp_path / "out")["train"]
     assert not set(rows["id"]) & {"004", *NAMES["test"]}
-    assert "004.png is left out" in capsys.readouterr().err
-    assert "1 files were left out" in (tmp_path / "out" / "README.md").read_text()
+    assert "004.png is excluded" in capsys.readouterr().err
+    assert "1 files were excluded" in (tmp_path / "out" / "README.md").read_text()
 
     (tmp_path / "list.txt").write_text("001\n002.png\n003\n004\n")
     rows = make("voc", root, tmp_path / "listed", "--split_list", tmp_path / "list.txt", "--kinds", "counting")["train"]
     assert set(rows["id"]) <= {"001", "002", "003"}
     (tmp_path / "list.txt").write_text("001\nnothing\n")
-    with pytest.raises(ValueError, match=r"1 of 2 listed images are not in .*: nothing"):
+    with pytest.raises(ValueError, match=r"1 of 2 listed images .*: nothing"):
         make("voc", root, tmp_path / "listed", "--split_list", tmp_path / "list.txt")
-    with pytest.raises(ValueError, match=r"shows no split 'val', only \['test', 'train'\]"):
+    with pytest.raises(ValueError, match=r"'val' not found .*\['test', 'train'\]"):
         make("voc", root, tmp_path / "listed", "--split", "val")
 
 
-def test_listed_name_means_one_image(tmp_path):
-    """By its id, or by a name that no other has; all others are held out, whatever they are called."""
+def test_listed_name_must_be_unique(tmp_path):
+    """List an image by its id or its unique name; all other images are held out."""
     for place, name in enumerate(("forest/1.png", "water/1.png", "water/2.png")):
         noise(tmp_path / "classes" / name, place, (16, 16))
     layout = layouts.ClassFolders(tmp_path / "classes")
-    with pytest.raises(ValueError, match=r"1.png of the list could be .*'forest/1.png' and 'water/1.png'"):
+    with pytest.raises(ValueError, match=r"name 1.png .*'forest/1.png' or 'water/1.png'"):
         choose_split(layout, "train", ["1.png"])
     chosen, held_out = choose_split(layout, "train", ["forest/1.png", "2"])
     assert [*chosen] == ["forest/1.png", "water/2.png"] and held_out == {tmp_path / "classes" / "water" / "1.png"}
@@ -46,7 +46,7 @@ def test_listed_name_means_one_image(tmp_path):
     assert held_out == {tmp_path / "pairs" / "test" / "images" / "1.png"}
 
 
-def test_lists_have_spaces_flags_and_encoding_marks(tmp_path):
+def test_lists_may_have_spaces_flags_and_bom(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeffscene 1\r\n süd/scene 2.png \r\n\r\n0003".encode())
     assert read_list(path) == ["scene 1", "süd/scene 2.png", "0003"]
@@ -56,7 +56,7 @@ def test_lists_have_spaces_flags_and_encoding_marks(tmp_path):
     assert read_annotation(path) == {"a": 1}
 
 
-def test_copies_of_test_images_are_left_out(tmp_path):
+def test_copies_of_test_images_are_excluded(tmp_path):
     for split in ("train", "test"):
         write_voc(tmp_path, split, NAMES[split][:3])
     lists = tmp_path / "ImageSets" / "Main"

@@ -39,7 +39,7 @@ from modeling_vitp.instructions.from_annotations.questions import (
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def annotated(request, tmp_path_factory):
-    """Layout, its folder, and a reader of the test's own: name -> [(label, box, area), …]."""
+    """Return layout, its folder, and an independent reader: name -> [(label, box, area), …]."""
     root = tmp_path_factory.mktemp(request.param)
     write, read = LAYOUTS[request.param]
     for split, names in NAMES.items():
@@ -78,7 +78,7 @@ def test_answers_follow_from_raw_annotation(annotated, tmp_path):
     assert 0.05 < zeros / kinds["counting"] < 0.6
 
 
-def test_object_counts_in_window_if_half_visible(annotated, tmp_path):
+def test_half_visible_object_belongs_to_window(annotated, tmp_path):
     layout, root, objects = annotated
     rows = make(layout, root, tmp_path, "--turns", 10, "--window", 200, "--overlap", 40)["train"]
     assert window_starts(320, 128, 100) == [0, 100, 192]
@@ -112,14 +112,14 @@ def test_object_counts_in_window_if_half_visible(annotated, tmp_path):
     assert len(seen) == 8
 
 
-def test_rows_go_into_training(annotated, tmp_path, processor):
+def test_rows_can_be_collated(annotated, tmp_path, processor):
     layout, root, _ = annotated
     rows = make(layout, root, tmp_path)["train"]
     batch = ViTPDataCollator(processor, vrl_drop_ratio=0.75)([rows[0], rows[1]])
     assert (batch["labels"] != -100).any(dim=1).all()
 
 
-def test_unclear_objects_are_not_asked_about(tmp_path):
+def test_unclear_objects_have_no_questions(tmp_path):
     names = NAMES["train"][:30]
     write_coco(tmp_path / "data", "train", names)
     path = tmp_path / "data" / "annotations" / "instances_train2017.json"
@@ -148,7 +148,7 @@ def boxes(draw, size):
 
 @st.composite
 def images(draw):
-    """Height and width, regions, slivers and the side of the grid."""
+    """Draw height and width, regions, slivers and the side of the grid."""
     size = draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
     regions = st.lists(st.tuples(st.sampled_from(PHRASES), boxes(size)), max_size=6)
     return size, draw(regions), draw(regions), draw(st.integers(1, 8))
@@ -165,7 +165,7 @@ def by_a_loop(size, side, labels_at):
 
 @settings(deadline=None)
 @given(images())
-def test_cell_is_majority_of_its_pixels(drawn):
+def test_map_cell_is_majority_class(drawn):
     size, regions, slivers, side = drawn
     image = AnnotatedImage("x", (), size, regions_from(regions), slivers=regions_from(slivers))
 
@@ -182,7 +182,7 @@ def regions_from(pairs):
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(7, 30), st.integers(7, 30), st.integers(1, 7))
-def test_cells_of_a_mask(seed, height, width, side):
+def test_map_cells_match_mask(seed, height, width, side):
     numbers = np.random.default_rng(seed).integers(0, 4, (height, width), dtype=np.int32)
     labels = LabelMap(numbers, PHRASES)
     image = AnnotatedImage("x", (), (height, width), regions_of(labels), mask=lambda: labels)
@@ -202,7 +202,7 @@ def test_map_of_transposed_image_is_transposed(drawn):
     assert swapped == plain.reshape(side, side).T.flatten().tolist()
 
 
-def test_unclear_boxes_leave_a_map_open():
+def test_unclear_boxes_prevent_map():
     crowd = (Region("tree", (0, 0, 9, 9), 81.0, is_clear=False),)
     labels = LabelMap(np.zeros((9, 9), dtype=np.int32), PHRASES)
     assert cell_covers(AnnotatedImage("x", (), (9, 9), crowd), 3) is None
@@ -210,7 +210,7 @@ def test_unclear_boxes_leave_a_map_open():
     assert cell_covers(AnnotatedImage("x", (), (9, 9), crowd, mask=lambda: labels), 3) == [None] * 9
 
 
-def test_class_is_a_word_or_an_explained_letter():
+def test_map_words_are_classes_or_letters():
     assert signs_of(["road", "tree"]) == {"road": "road", "tree": "tree", None: BACKGROUND}
     assert explained(signs_of(["road", "tree"])) == ["road", "tree", BACKGROUND]
     assert signs_of(["road", "storage tank"]) == {"road": "A", "storage tank": "B", None: "none"}

@@ -1,4 +1,4 @@
-"""Slices of volumes are asked about as images of the same pixels are; a case is in one split only."""
+"""Questions about slices of volumes equal those about images with the same pixels; a case is in one split only."""
 
 import gzip
 import io
@@ -16,12 +16,12 @@ from volumes_on_disk import write_series
 from modeling_vitp.recipes import make_instructions
 
 SHAPE = (24, 20, 5)
-AFFINE = np.diag([-1.0, 1.0, 2.0, 1.0])  # the first axis goes to the left
+AFFINE = np.diag([-1.0, 1.0, 2.0, 1.0])  # The first axis points to the left.
 WINDOW = ["--intensities", "-160", "240"]
 
 
 def volume(seed):
-    """Hounsfield units, and a mask of boxes of two classes."""
+    """Return Hounsfield units, and a mask with boxes of two classes."""
     rng = np.random.default_rng(seed)
     values, mask = rng.integers(-300, 400, SHAPE).astype(np.int16), np.zeros(SHAPE, dtype=np.uint8)
     for label in (1, 2, 1):
@@ -47,7 +47,7 @@ def make(layout, root, output_dir, *words):
     return datasets.load_dataset("parquet", data_dir=str(output_dir), split="train", cache_dir=f"{output_dir}_cache")
 
 
-def test_slices_equal_images_of_the_same_pixels(tmp_path, names):
+def test_slices_equal_images_with_same_pixels(tmp_path, names):
     for seed, case in enumerate(("a", "b")):
         write_case(tmp_path / "ct", "train", case, seed, (".nii", ".nii.gz")[seed])
         for kind, array in zip(("images", "masks"), volume(seed)):
@@ -66,7 +66,7 @@ def test_slices_equal_images_of_the_same_pixels(tmp_path, names):
         assert np.array_equal(np.asarray(row["images"][0]), np.asarray(image["images"][0]))
 
 
-def test_series_and_folders_of_nnunet(tmp_path, names):
+def test_dicom_series_and_nnunet_folders_are_read(tmp_path, names):
     values, mask = volume(0)
     write_series(tmp_path / "ct" / "imagesTr" / "a", values.transpose(2, 1, 0), patient="ann")
     write_series(tmp_path / "ct" / "imagesTs" / "b", values.transpose(2, 1, 0) + 1, patient="bob")
@@ -77,7 +77,7 @@ def test_series_and_folders_of_nnunet(tmp_path, names):
     nibabel.save(nibabel.Nifti1Image(mask, affine), tmp_path / "ct" / "labelsTr" / "a.nii.gz")
     rows = make("volumes", tmp_path / "ct", tmp_path / "out", *names, *WINDOW, "--plane", "coronal")
     assert {row["id"].split("/")[0] for row in rows} == {"a"} and rows[0]["images"][0].size == (24, 5)
-    # Nothing of the patient is stored.
+    # Metadata of the patient are not stored.
     stored = datasets.load_dataset(
         "parquet", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "c")
     )
@@ -85,7 +85,7 @@ def test_series_and_folders_of_nnunet(tmp_path, names):
     assert all(b"ann" not in row["images"][0]["bytes"] for row in stored)
 
 
-def test_first_channel_of_nnunet_is_shown(tmp_path, names, caplog):
+def test_first_nnunet_channel_is_used(tmp_path, names, caplog):
     for case in ("a", "b_0001"):
         values, mask = volume(0)
         for folder, name, array in (
@@ -97,7 +97,7 @@ def test_first_channel_of_nnunet_is_shown(tmp_path, names, caplog):
             nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "ct" / folder / f"{name}.nii.gz")
     rows = make("volumes", tmp_path / "ct", tmp_path / "out", *names, *WINDOW)
     assert {row["id"].split("/")[0] for row in rows} == {"a", "b_0001"}
-    assert "a_0001.nii.gz and 1 more are further channels: the first is shown." in caplog.text
+    assert "a_0001.nii.gz and 1 more channels" in caplog.text
     (tmp_path / "alone" / "imagesTr").mkdir(parents=True)
     shutil.copytree(tmp_path / "ct" / "labelsTr", tmp_path / "alone" / "labelsTr")
     for case in ("a", "b_0001"):
@@ -112,19 +112,17 @@ def test_case_in_two_splits_is_named(tmp_path, names):
     write_case(root, "train", "a", 0)
     write_case(root, "val", "a", 1)
     arguments = ["volumes", str(root), *names, *WINDOW, "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(
-        ValueError, match=r"The case a is in two splits: .*train.*a.nii.gz is to be used, .*val.*held out"
-    ):
+    with pytest.raises(ValueError, match=r"The case a is in two splits: .*train.*a.nii.gz .*val"):
         make_instructions.main(arguments)
     shutil.rmtree(root)
     values = volume(0)[0].transpose(2, 1, 0)
     write_series(root / "train" / "images" / "a", values, patient="ann")
     write_series(root / "test" / "images" / "b", values + 1, patient="ann")
-    with pytest.raises(ValueError, match=r"PatientID ann is in two splits: .*train.images.a is to be used"):
+    with pytest.raises(ValueError, match=r"PatientID ann is in two splits: .*train.images.a"):
         make_instructions.main(arguments)
 
 
-def test_repacked_volume_is_a_copy(tmp_path, names, capsys):
+def test_recompressed_volume_is_excluded_as_copy(tmp_path, names, capsys):
     root = tmp_path / "ct"
     write_case(root, "train", "a", 0)
     write_case(root, "train", "b", 1)
@@ -133,10 +131,10 @@ def test_repacked_volume_is_a_copy(tmp_path, names, capsys):
     held_out.write_bytes(gzip.compress(gzip.decompress(held_out.read_bytes()), 1, mtime=5))
     rows = make("volumes", root, tmp_path / "out", *names, *WINDOW)
     assert {row["id"].split("/")[0] for row in rows} == {"a"}
-    assert "b.nii.gz is left out: the same file as the held-out" in capsys.readouterr().err
+    assert "b.nii.gz is excluded: it is identical to the held-out" in capsys.readouterr().err
 
 
-def test_dicom_is_stored_as_pixels(tmp_path):
+def test_dicom_is_stored_without_metadata(tmp_path):
     for label, name in (("ct", "CT_small.dcm"), ("mr", "MR_small.dcm")):
         (tmp_path / "scans" / label).mkdir(parents=True)
         shutil.copy(get_testdata_file(name), tmp_path / "scans" / label)

@@ -13,7 +13,7 @@ from modeling_vitp.instructions.from_annotations.windows import image_bytes, win
 
 
 @pytest.mark.parametrize(("bands", "dtype"), [(12, "uint16"), (2, "float32"), (4, "uint8"), (3, "uint8")])
-def test_windows_of_a_scene_have_its_bands_and_depth(tmp_path, bands, dtype):
+def test_windows_keep_bands_and_depth(tmp_path, bands, dtype):
     scene = np.random.default_rng(0).integers(0, 250, (bands, 50, 70)).astype(dtype)
     path = write_bands(tmp_path / "scene.tif", scene)
     image = AnnotatedImage("scene", (path,), upright_size(path))
@@ -28,8 +28,8 @@ def test_windows_of_a_scene_have_its_bands_and_depth(tmp_path, bands, dtype):
         assert stored["path"] == ("scene.png" if bands == 3 else "scene.tif")
 
 
-def test_windows_of_a_scene_that_is_too_large_to_decode_whole_are_read_alone(tmp_path, monkeypatch):
-    """As errors say of a TIFF."""
+def test_windows_of_huge_scene_are_read_separately(tmp_path, monkeypatch):
+    """Follow the advice in the error for large images: use a TIFF."""
     scene = np.random.default_rng(0).integers(0, 250, (3, 50, 70)).astype(np.uint8)
     path = write_bands(tmp_path / "scene.tif", scene)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50 * 70 // 4)

@@ -1,4 +1,4 @@
-"""Benchmarks of scaling, loading, steps and detection: each does the whole work that it measures."""
+"""Benchmarks of scaling, loading, steps and detection perform the full measured work."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from modeling_vitp.recipes.benchmarks.step_time import beside_busy
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
-def test_two_processes_share_the_rows_of_a_stream_out(tmp_path, monkeypatch, kind):
+def test_two_processes_split_the_rows_of_a_stream(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(scaling, "ROWS_A_FILE", 10)
     scaling.write_rows(tmp_path / kind, kind, 43)
     assert len(list((tmp_path / kind).iterdir())) == 5
@@ -29,19 +29,19 @@ def test_two_processes_share_the_rows_of_a_stream_out(tmp_path, monkeypatch, kin
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 2], [0, 1, 2]], ids=["twice", "lost"])
-def test_a_row_that_is_lost_or_comes_twice_is_an_error(tmp_path, monkeypatch, rows):
+def test_lost_or_repeated_row_raises(tmp_path, monkeypatch, rows):
     found = {"seconds": 1.0, "cpu": 1.0, "peak": 1.0, "before": 1.0, "result": rows}
     monkeypatch.setattr(scaling, "in_processes", lambda *calls: [found, *({**found, "result": []} for _ in calls[1:])])
-    with pytest.raises(RuntimeError, match="parquet, 4 rows, 1 processes: a row is lost or comes twice"):
+    with pytest.raises(RuntimeError, match="parquet, 4 rows, 1 processes"):
         list(scaling.over_rows(tmp_path, [4], runs=1))
 
 
 @pytest.mark.parametrize(("values", "told"), [([0.25], "0.2"), ([3.04, 1.0, 2.06], "2.1 (1.0, 3.0)")])
-def test_of_several_runs_median_least_and_most_are_told(values, told):
+def test_runs_are_summarized_by_median_and_range(values, told):
     assert scaling.median_and_range(values, ".1f") == told
 
 
-def test_each_measurement_is_taken_so_many_times(tmp_path, monkeypatch):
+def test_measurements_are_repeated(tmp_path, monkeypatch):
     calls = []
 
     def measured(*asked):
@@ -55,8 +55,8 @@ def test_each_measurement_is_taken_so_many_times(tmp_path, monkeypatch):
     assert rows[0] == ["stream of parquet", "2", 1, "1000000 (500000, 1500000)", "1 (1, 1)", "3.00"]
 
 
-def test_each_measurement_does_the_whole_work(tmp_path, monkeypatch):
-    """In no folder that an earlier one has written to."""
+def test_measurements_process_all_data(tmp_path, monkeypatch):
+    """Each measurement uses an empty folder."""
     scaling.write_tiny_backbone(tmp_path)
     scaling.write_scene(tmp_path / "600.tif", 600)
     maps, shown = scaling.Backbone.maps, []
@@ -73,7 +73,7 @@ def test_each_measurement_does_the_whole_work(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [16_000, 24_000])
-def test_an_epoch_goes_on_in_its_middle(tmp_path, monkeypatch, number):
+def test_sampler_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch, number):
     seen = []
     monkeypatch.setattr(scaling, "SOURCE_ROWS", 80)
     monkeypatch.setattr(scaling.SkipBatchSampler, "__iter__", lambda self: seen.append(self.skip_batches) or iter([[]]))
@@ -89,12 +89,12 @@ def test_sizes_of_synthetic_images(tmp_path, side, sizes):
     assert [Image.open(tmp_path / row["image"]).size for row in rows] == [sizes[i % len(sizes)] for i in range(5)]
 
 
-def test_mixture_and_side_exclude_each_other():
+def test_mixture_and_side_are_exclusive():
     with pytest.raises(WrongArguments, match="--side: not allowed with argument --mixture"):
         benchmark_loader.main(["--mixture", "my.yaml", "--side", "70"])
 
 
-def test_busy_processes_work_until_the_measurement_ends():
+def test_busy_processes_run_until_measurement_ends():
     me, start = psutil.Process(), time.monotonic()
     before = set(me.children())
     with beside_busy(2):
@@ -108,28 +108,28 @@ def test_busy_processes_work_until_the_measurement_ends():
 TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 32}
 
 
-def test_each_operator_is_given_as_many_boxes_as_it_says():
+def test_operators_receive_the_stated_number_of_boxes():
     shapes = [tuple(call().shape) for call in list(operators(torch.device("cpu")).values())[:6:2]]
     assert shapes[0] == (2000, 2000) and 0 < shapes[1][0] < 2000 and shapes[2] == (512, 256, 7, 7)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_a_step_trains(monkeypatch, detector):
+def test_step_changes_weights(monkeypatch, detector):
     monkeypatch.setitem(SHAPES, "vit_s", TINY)
     step = training_step(detector, "vit_s", 64, torch.device("cpu"))
     first, second = step(), step()
     assert first.isfinite() and second.isfinite() and first != second
 
 
-def test_the_first_call_is_not_timed():
+def test_first_call_is_not_timed():
     calls = []
     times = time_calls(lambda: calls.append(None) or torch.zeros(()), 3)
     assert len(times) == 3 and len(calls) == 4 and min(times) > 0
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_row_for_each(monkeypatch, capsys):
+def test_command_prints_a_row_for_each_case(monkeypatch, capsys):
     monkeypatch.setitem(SHAPES, "vit_s", TINY)
     monkeypatch.setattr(detection_speed, "NUM_BOXES", 600)
     assert main(["--runs", "1", "--steps", "1", "--image_size", "64"]) == 0

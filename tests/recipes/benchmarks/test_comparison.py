@@ -1,4 +1,4 @@
-"""Both sides of each comparison compute the same, and the table says what was timed."""
+"""Comparisons with other libraries compute the same results, and the table shows the times."""
 
 import time
 
@@ -22,7 +22,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(SHAPES, "vit_s", TINY)
 
 
-def test_timm_and_the_plain_layers_give_our_features():
+def test_timm_and_plain_layers_match_our_features():
     pytest.importorskip("timm")
     comparison = peers.compare_features("vit_s", torch.float32, image_size=56)
     ours, *others = (call() for call in comparison.calls.values())
@@ -30,11 +30,11 @@ def test_timm_and_the_plain_layers_give_our_features():
     for other in others:
         torch.testing.assert_close(other, ours, rtol=1e-4, atol=1e-5)
     comparison.check(dict(enumerate([ours, *others])))
-    with pytest.raises(AssertionError, match="apart"):
+    with pytest.raises(AssertionError, match="differ by"):
         comparison.check({"ours": ours, "other": ours + 1e-3})
 
 
-def test_the_windows_of_monai_are_ours(tmp_path):
+def test_monai_windows_match_ours(tmp_path):
     pytest.importorskip("monai")
     scene = torch.randn(1, 3, 128, 160)
     model = peers.build_narrow_model("vit_s", 64, torch.float32)
@@ -63,10 +63,10 @@ def test_missing_library_has_a_row(tmp_path, monkeypatch):
         (peers.compare_features("vit_s", torch.float32, image_size=56), "timm"),
     ):
         rows = rows_of(comparison, dict.fromkeys(comparison.calls, [(1.0, 1.0)]))
-        assert rows[-1][1] == f"not here: pip install {package}" and all(len(row) == len(HEADER) for row in rows)
+        assert rows[-1][1] == f"not installed: pip install {package}" and all(len(row) == len(HEADER) for row in rows)
 
 
-def test_upernet_of_transformers_has_our_losses():
+def test_transformers_upernet_matches_our_losses():
     adapter = {"deformable_heads": 4, "spatial_prior_channels": 8}
     comparison = peers.compare_training_step("vit_s", torch.float32, adapter=adapter, **HEAD)
     calls = comparison.calls
@@ -75,15 +75,15 @@ def test_upernet_of_transformers_has_our_losses():
         torch.testing.assert_close(same, ours, rtol=1e-4, atol=0)
     first = {name: call() for name, call in calls.items()}
     comparison.check(first)
-    assert list(first)[0] == peers.OURS and first[peers.OURS] != ours  # it trains
+    assert list(first)[0] == peers.OURS and first[peers.OURS] != ours  # The step changes the loss.
     with pytest.raises(AssertionError, match="losses"):
         comparison.check(first | {peers.SAME: 1.01 * ours})
 
 
-def test_dinov2_is_as_large_as_our_vit():
+def test_dinov2_has_the_size_of_our_vit():
     ours, theirs = peers.build_vit("vit_s", 224, torch.float32), peers.on_dinov2("vit_s", 224, **HEAD)
     sizes = [sum(part.numel() for part in module.parameters()) for module in (ours, theirs.backbone)]
-    assert sizes[1] == sizes[0] + 3 * 64  # DINOv2 has a token of masks and a norm more
+    assert sizes[1] == sizes[0] + 3 * 64  # DINOv2 also has a mask token and a norm.
 
 
 def test_converted_checkpoint_equals_the_copy(tmp_path):
@@ -123,7 +123,7 @@ def test_turns(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_row_for_each(capsys):
+def test_command_prints_a_row_for_each_case(capsys):
     assert main(["--runs", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(rows) == 4 * 2 + 3 + 3 + 4 + 2

@@ -1,4 +1,4 @@
-"""What training reaches of a GPU, from image files to the optimizer: `pytest -n 0 -m gpu`."""
+"""GPU utilization of training, from image files to the optimizer: `pytest -n 0 -m gpu`."""
 
 import time
 
@@ -22,10 +22,11 @@ def messages_of(row: dict) -> dict:
 
 
 def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, workers: int, max_patches: int) -> dict:
-    """Steps on batches of real images, as training takes them, in bf16 where that is fast: their `share` of what bare
-    matrix products reach on this machine, and of the time the share that is spent `waiting` for the loader.
+    """Measure training steps on batches of real images, in bf16 where it is fast.
 
-    A first pass over the same batches warms up, and counts the operations of each.
+    Returns:
+        `share`, the speed relative to bare matrix products, and `waiting`, the share of the time spent on the loader. A
+        first pass over the same batches warms up and counts the operations.
     """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     trees = load_dataset(str(AERIAL_TREES), split="train", cache_dir=str(tmp_path)).cast_column("image", Image(False))
@@ -62,7 +63,7 @@ def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, worke
         for batch in loader:
             step(batch)
     iterator = iter(loader)
-    batch = next(iterator)  # the workers have begun
+    batch = next(iterator)  # starts the workers
     start = last = now(device)
     while batch is not None:
         tiles += step(batch)
@@ -84,6 +85,6 @@ def test_gpu_reaches_half_of_its_matrix_products(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_measure_is_a_share_on_a_cpu_too(tmp_path):
+def test_utilization_is_a_share_on_cpu(tmp_path):
     found = speed_of_training(tmp_path, "small", batch_size=2, batches=2, workers=0, max_patches=2)
     assert 0.05 < found["share"] < 1 and 0 < found["waiting"] < 1, found

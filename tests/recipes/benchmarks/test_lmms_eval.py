@@ -1,4 +1,4 @@
-"""Tasks of lmms-eval and its InternVL model on a converted checkpoint, against `vitp evaluate_vlm`."""
+"""Tasks of lmms-eval with its InternVL model on a converted checkpoint, compared with `vitp evaluate_vlm`."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ def test_printed_folder_has_all_tasks():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the benchmarks, the same as rows, a model that has learned most of their answers, and its copy."""
+    """Return a folder with benchmarks, the same as rows, a model that has learned most answers, and its conversion."""
     if importlib.util.find_spec("lmms_eval") is None:
         pytest.skip("the extra lmms_eval is not installed")
     from lmms_eval.tasks import TaskManager
@@ -70,7 +70,7 @@ def place(tmp_path_factory):
 
 
 def learn(lines: list[dict], folder: Path) -> None:
-    """Trains a tiny model on rows, not to the end, so that some answers are right, and some only by the image."""
+    """Train a tiny model on rows, but not to convergence: some answers are right, some only with the image."""
     from modeling_vitp.instructions.schemas import RowReader
 
     tokenizer = build_tokenizer([f"{line['question']} {line['answer']}" for line in lines], vocab_size=500)
@@ -90,7 +90,7 @@ def learn(lines: list[dict], folder: Path) -> None:
 
 
 def run_lmms_eval(place: Path, tasks: str) -> dict[str, dict[str, float]]:
-    """Scores by task, as its command writes them."""
+    """Run the command of lmms-eval and return the scores by task."""
     args = f"pretrained={place / 'internvl'},device=cpu,device_map=cpu,max_patches={MAX_PATCHES}"
     words = ["--model", "internvl_hf", "--model_args", args, "--tasks", tasks, "--batch_size", "1"]
     words += ["--include_path", str(TASKS), "--output_path", str(place / "out"), "--verbosity", "ERROR"]
@@ -118,7 +118,7 @@ def test_converted_model_scores_as_in_evaluate_vlm(place):
         for name, values in scores.items():
             assert found[task][name] == pytest.approx(values["own"]), (task, name)
             gains[task, name] = values["own"], values["other_images"]
-    # The equality above would mean nothing of a model that is always wrong, or that does not look.
+    # Equal scores would be meaningless for a model that is always wrong or ignores the image.
     assert sum(own > 0 for own, _ in gains.values()) > len(gains) / 2
     assert sum(own != other for own, other in gains.values()) > 5
 
@@ -175,7 +175,7 @@ def test_dior_rsvg(root):
     assert documents[0]["answers"] == ["<box>[[100, 200, 600, 700]]</box>"]
 
 
-def test_levir_cc_has_pairs_with_all_their_sentences(root):
+def test_levir_cc_has_pairs_with_all_sentences(root):
     documents = read(root, "LEVIR-CC", "levir_cc")
     assert len(documents) == 3 and [Path(image).parent.name for image in documents[1]["images"]] == ["A", "B"]
     sentences = [f"1 houses {verb} beside the road ." for verb in ("appear", "are built", "stand")]

@@ -1,4 +1,4 @@
-"""What is faster than what, side by side in one process: ratios of CPU time, the least of several turns each."""
+"""Speed comparisons in one process: ratios of CPU time, with the minimum of several turns."""
 
 import resource
 import subprocess
@@ -20,8 +20,9 @@ from modeling_vitp.training.loading import build_tokenizer
 
 pytestmark = pytest.mark.slow
 TURNS = 4
-# Of ten runs the first was 0.58 to 0.65, that to TRL's 8.3 to 9.2; of four that in workers was 0.66 to 0.67, with other
-# jobs beside; of five that of a step 0.69 to 0.73, of the import 1.02 to 1.10; of ten that of percentiles 0.87 to 1.18.
+# Measured ratios: collator to decode and resize 0.58 to 0.65 and to TRL 8.3 to 9.2 (ten runs), with workers 0.66 to
+# 0.67 (four runs, busy machine), step 0.69 to 0.73 and import 1.02 to 1.10 (five runs), percentiles 0.87 to 1.18 (ten
+# runs).
 BARE, TRL, STEP, IMPORT, PERCENTILES = 0.5, 5, 0.8, 1.25, 1.5
 BARE_IN_WORKERS, TRL_IN_WORKERS = 0.65, 2
 
@@ -35,7 +36,7 @@ def one_thread():
 
 
 def cpu() -> float:
-    """Seconds of this process and of the children that have ended: other processes may have the machine too."""
+    """Return the CPU seconds of this process and its finished children, which other processes affect less."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 

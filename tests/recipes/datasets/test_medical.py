@@ -60,7 +60,7 @@ def test_images_of_a_figure_precede_the_question(tmp_path):
     assert not any("<image>" in text for row in rows for text in said(row))
 
 
-def test_test_split_is_left_out_unless_asked_for(tmp_path):
+def test_test_split_is_excluded_by_default(tmp_path):
     for name, write, kept in (("pmc_vqa", pmc_vqa, 4), ("omnimedvqa", omnimedvqa, 3), ("pmc_oa", pmc_oa, 5)):
         rows = write(tmp_path / name)
         made, _ = make(name, tmp_path / name)
@@ -72,15 +72,15 @@ def test_test_split_is_left_out_unless_asked_for(tmp_path):
         (tmp_path / "pmc_oa" / name).unlink()
     assert make("pmc_oa", tmp_path / "pmc_oa")[0].rows == 5
     (tmp_path / "pmc_vqa/test.csv").unlink()
-    with pytest.raises(ValueError, match=r"has no test\.csv\. `vitp make_public_set pmc_vqa` shows what is expected"):
+    with pytest.raises(ValueError, match=r"test\.csv not found in .*`vitp make_public_set pmc_vqa`"):
         make("pmc_vqa", tmp_path / "pmc_vqa")
     gmai_mmbench(tmp_path / "gmai_mmbench")
     (tmp_path / "gmai_mmbench/GMAI_mm_bench_VAL.tsv").unlink()
-    with pytest.raises(ValueError, match=r"has no GMAI_mm_bench_VAL\.tsv"):
+    with pytest.raises(ValueError, match=r"GMAI_mm_bench_VAL\.tsv not found"):
         make("gmai_mmbench", tmp_path / "gmai_mmbench")
 
 
-def test_general_files_have_image_folders_of_their_own(tmp_path):
+def test_general_files_have_their_image_folders(tmp_path):
     mini_internvl_general(tmp_path / "general")
     made, rows = make("mini_internvl_general", tmp_path / "general")
     assert made.held_out == 1
@@ -106,9 +106,9 @@ def test_broken_rows_and_files_are_named(tmp_path):
     gmai_mmbench(tmp_path / "gmai")
     table = tmp_path / "gmai/GMAI_mm_bench_VAL.tsv"
     lines = table.read_text().splitlines()
-    lines[1] = lines[1].replace("iVBOR", "!VBOR")  # no base64
-    lines[2] = lines[2].replace("/9j/", "AAAA")  # no image
-    lines[3] = lines[3].replace("\tE\tScar\t", "\tF\tScar\t")  # no choice
+    lines[1] = lines[1].replace("iVBOR", "!VBOR")  # invalid base64
+    lines[2] = lines[2].replace("/9j/", "AAAA")  # invalid image
+    lines[3] = lines[3].replace("\tE\tScar\t", "\tF\tScar\t")  # not among the choices
     save_text(table, "\n".join([*lines, "8\tcut"]) + "\n")
     made, rows = make("gmai_mmbench", tmp_path / "gmai")
     assert [row["id"] for row in rows] == ["7"] and [line.split(": ")[0] for line in made.unused] == [
@@ -128,7 +128,7 @@ def test_broken_rows_and_files_are_named(tmp_path):
     assert made.rows == 2 and len(made.unused) == 3
 
 
-def test_image_in_a_table_may_be_long(tmp_path):
+def test_long_image_field_in_table_is_read(tmp_path):
     gmai_mmbench(tmp_path / "gmai")
     table = tmp_path / "gmai/GMAI_mm_bench_VAL.tsv"
     header, first, *_ = table.read_text().splitlines()
@@ -142,7 +142,7 @@ def test_caution_is_printed(tmp_path, capsys):
     gmai_mmbench(tmp_path / "gmai_mmbench")
     for arguments in (["gmai_mmbench"], ["gmai_mmbench", str(tmp_path / "gmai_mmbench")]):
         assert make_public_set.main(arguments) == 0
-        assert "Caution: A benchmark: after training on its validation split" in capsys.readouterr().out
+        assert "Caution: This is a benchmark." in capsys.readouterr().out
     mini_internvl_general(tmp_path / "mini_internvl_general")
     make_public_set.main(["mini_internvl_general", str(tmp_path / "mini_internvl_general")])
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Public data sets in miniature become valid rows, for the mixtures of the paper."""
+"""Miniatures of public data sets are converted to valid rows for the paper's mixtures."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ from modeling_vitp.instructions.validation import validate
 from modeling_vitp.recipes.datasets import make_public_set
 from modeling_vitp.recipes.datasets.public_set import HeldOut, PublicSet, load_public_set, load_public_sets, make_rows
 
-LEFT_OUT = {"test.txt", "test.jsonl", "valid.jsonl", "test.csv"}  # files that say what is held out
+LEFT_OUT = {"test.txt", "test.jsonl", "valid.jsonl", "test.csv"}  # files that list held-out images
 LEFT_OUT |= {f"{part}_test.jsonl" for part in ("rsvg", "dior_rsvg", "vrsbench", "geochat")}
-DIGESTS = {  # of the rows of each miniature
+DIGESTS = {  # hashes of the rows of each miniature
     "dior_rsvg": "4e51c3f767a0c4e0",
     "fit_rs": "eaf4f6d24edda465",
     "gaia": "c081dcf168fc5e99",
@@ -87,7 +87,7 @@ def test_held_out_files_are_not_read(tmp_path):
     assert len(public_set.files("Annotations/**/*.xml")) == 4
 
 
-def test_rows_about_test_images_are_left_out(tmp_path):
+def test_rows_on_test_images_are_excluded(tmp_path):
     dior_rsvg(tmp_path / "data")
     made, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
     assert made.held_out == 1 and [row["id"] for row in rows] == ["0", "1", "6"]
@@ -101,7 +101,7 @@ WITH_LISTS = [
 
 
 @pytest.mark.parametrize("name", WITH_LISTS)
-def test_unreadable_list_of_held_out_stops(name, tmp_path):
+def test_unreadable_held_out_list_raises(name, tmp_path):
     MINIATURES[name](tmp_path / "data")
     lists = [path for path in (tmp_path / "data").rglob("*") if path.name in LEFT_OUT]
     assert lists
@@ -111,7 +111,7 @@ def test_unreadable_list_of_held_out_stops(name, tmp_path):
         with pytest.raises(ValueError, match=path.name):
             make(name, tmp_path / "data", tmp_path / "out")
         path.write_text('{"a": 1}\n' if path.suffix == ".jsonl" else "a\n1\n")
-        with pytest.raises(ValueError, match=f"{path.name}|files of .* are not as they were expected: KeyError"):
+        with pytest.raises(ValueError, match=f"{path.name}|unexpected form: KeyError"):
             make(name, tmp_path / "data", tmp_path / "out")
         path.write_bytes(content)
 
@@ -131,10 +131,10 @@ def test_object_without_expression_is_not_used(tmp_path, phrase):
     path.write_text(path.read_text().replace("The ship 0 at the pier", phrase))
     _, rows = make("dior_rsvg", tmp_path / "data", tmp_path)
     assert len(rows) == 2 and "<ref></ref>" not in str(rows)
-    assert "there is no phrase to locate" in next(tmp_path.glob("*.unused.txt")).read_text()
+    assert "the phrase to locate is empty" in next(tmp_path.glob("*.unused.txt")).read_text()
 
 
-def test_broken_image_is_named_and_others_go_on(tmp_path, capsys):
+def test_broken_image_is_reported_and_skipped(tmp_path, capsys):
     folder = tmp_path / "data" / "dior_rsvg"
     dior_rsvg(folder)
     (folder / "JPEGImages/00001.jpg").write_bytes(b"no picture")
@@ -148,7 +148,7 @@ def test_broken_image_is_named_and_others_go_on(tmp_path, capsys):
     assert not (tmp_path / "data/dior_rsvg.unused.txt").exists()
 
 
-def test_broken_file_is_named_and_others_go_on(tmp_path):
+def test_broken_file_is_reported_and_skipped(tmp_path):
     gaia(tmp_path / "gaia")
     content = (tmp_path / "gaia/val/00000.tar").read_bytes()
     (tmp_path / "gaia/train/00001.tar").write_bytes(content[: len(content) // 2])
@@ -170,13 +170,15 @@ def test_broken_file_is_named_and_others_go_on(tmp_path):
 
 def test_missing_file_is_named_with_its_page(tmp_path):
     (tmp_path / "rsvg").mkdir()
-    with pytest.raises(ValueError, match="has no metainfo/rsvg_train.jsonl. `vitp make_public_set rsvg` .*: https://"):
+    with pytest.raises(
+        ValueError, match="metainfo/rsvg_train.jsonl not found in .*`vitp make_public_set rsvg` .*: https://"
+    ):
         make("rsvg", tmp_path / "rsvg", tmp_path)
 
 
-def test_files_of_another_form_are_one_error(tmp_path):
+def test_unexpected_files_raise_one_error(tmp_path):
     save_json(tmp_path / "LevirCCcaptions.json", [1])
-    with pytest.raises(ValueError, match=r"the files of LEVIR-CC .* are not as they were expected: TypeError"):
+    with pytest.raises(ValueError, match=r"LEVIR-CC .* unexpected form: TypeError"):
         make("levir_cc", tmp_path, tmp_path / "out")
 
 
@@ -195,7 +197,7 @@ def test_draw_depends_on_content_alone(tmp_path, monkeypatch):
     assert len(drawn[0]) == 7 and drawn[0] == drawn[1][::-1] and drawn[0] == sorted(drawn[0], key=int)
 
 
-def test_images_before_and_after_have_places(tmp_path):
+def test_change_pairs_have_image_placeholders(tmp_path):
     levir_cc(tmp_path)
     made, rows = make("levir_cc", tmp_path, tmp_path / "out")
     assert made.held_out == 2 and {row["id"].partition("_")[0] for row in rows} == {"train"}
@@ -216,7 +218,7 @@ class MySet(PublicSet):
 """
 
 
-def test_own_set_is_a_file(tmp_path, capsys):
+def test_custom_set_is_loaded_from_file(tmp_path, capsys):
     save_text(tmp_path / "my_set.py", MY_SET)
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
     rows = [{"id": 1, "image": "a.png", "conversations": turns}, {"conversations": turns[:1]}, {"image": "b.png"}, [1]]
@@ -233,7 +235,7 @@ def test_own_set_is_a_file(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("dior", "'dior', only dior_rsvg, "), ("../rows", "'../rows'"), ("empty.py", "empty.py has 0 classes")],
+    [("dior", "'dior'"), ("../rows", "'../rows'"), ("empty.py", "empty.py, found 0")],
 )
 def test_unknown_set_is_named(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -256,7 +258,7 @@ def test_sets_are_listed_and_described(capsys):
     assert "images/train/B/train_000001.png    after" in said and "then: vitp make_public_set levir_cc DATA_DIR" in said
 
 
-RELEASED = {  # the names of a set's parts in the released mixture, where they are others
+RELEASED = {  # sets with other names or several parts in the released mixture
     "gmai_mmbench": ["gmai_mmbench_val"],
     "open_i": ["openi"],
     "quilt_instruct": ["quit_instruct_107k", "quilt_instruct_conv_desc", "quilt_instruct_complex_abductive"],

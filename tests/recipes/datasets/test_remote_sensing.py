@@ -35,8 +35,8 @@ def test_wrong_percent_box_is_named(written):
         from_percent(f"It is at {written} .", (100, 100))
 
 
-def test_turned_box_becomes_upright_box_around_it():
-    """Against shapely, in images that are not square, where percents are not turned as pixels are."""
+def test_rotated_box_becomes_its_bounding_box():
+    """The box equals that of shapely in non-square images, where a rotation in percent differs from one in pixels."""
     random = np.random.default_rng(0)
     for _ in range(50):
         left, top = random.integers(0, 60, 2)

@@ -1,4 +1,4 @@
-"""Other objectives on the views of a pretraining: that views, order and compute are the same."""
+"""Control objectives use the same views, order and compute as the pretraining."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from modeling_vitp.training.loading import start_from_scratch
 
 @pytest.fixture(scope="module")
 def quickstart():
-    """Its rows, its instructions, its model and processor."""
+    """Return rows, instructions, model and processor of the pretraining."""
     settings = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
     train = load_dataset(str(AERIAL_TREES))["train"]
     rows, transform = repeat(train, 2), TreeInstructions(train)
@@ -33,21 +33,23 @@ def test_views_equal_the_pretraining(quickstart):
     rows, transform, _, processor = quickstart
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, vrl_warmup_steps=5, seed=3, sample_transform=transform)
     views = Views(rows, Encoding(transform, processor.image_processor, 14), seed=3)
-    unlabelled = Views(rows, Encoding(transform, processor.image_processor, None), seed=3)
+    unlabeled = Views(rows, Encoding(transform, processor.image_processor, None), seed=3)
     for epoch, place in ((0, 1), (1, 1), (4, 22), (4, 38)):
         collator.set_epoch(epoch)
         batch = collator([{**rows[place], STEP: 0}])
         item = views[epoch, place]
         assert torch.equal(item["pixel_values"], batch["pixel_values"][0])
-        assert unlabelled[epoch, place].keys() == {"pixel_values", "id"}
-        # A map says of each cell which of its quarters are tree: bit by bit the labels of the four groups of patches.
+        assert unlabeled[epoch, place].keys() == {"pixel_values", "id"}
+        # The bits of a map word are the labels of the four groups of patches in a cell.
         assert item["labels"].shape == (196,) and set(item["labels"].tolist()) <= {0, 1}
         text = processor.tokenizer.decode(batch["input_ids"][0])
         if "Map the trees." in text:
             words = text.split("assistant\n")[1].split("<|im_end|>")[0].lower().split()
             quarters = [[(ord(word) - ord("a")) >> bit & 1 for bit in range(4)] for word in words]
             told = torch.tensor(quarters).view(7, 7, 2, 2).transpose(1, 2).reshape(196)
-            assert (told == item["labels"]).float().mean() > 0.95  # the view is not a multiple of both grids
+            assert (
+                told == item["labels"]
+            ).float().mean() > 0.95  # The size of the view is not a multiple of both grids.
     assert not torch.equal(views[0, 1]["pixel_values"], views[1, 1]["pixel_values"])
 
 
@@ -59,8 +61,8 @@ def test_batches_equal_the_pretraining():
         assert [[row for _, row in batch] for batch in ours] == [[row for row, _ in batch] for batch in theirs]
 
 
-def test_compute_is_equal_by_the_steps_of_the_plan(quickstart):
-    """Floating-point operations, of which those backward are twice those forward; half of the steps are without VRL."""
+def test_planned_steps_have_equal_compute(quickstart):
+    """Count floating-point operations; backward counts twice, and half of the steps are without VRL."""
     rows, transform, model, processor = quickstart
     examples = [rows[index] for index in range(32)]
 
@@ -104,13 +106,13 @@ def noise():
 
 
 def patch_at(image: torch.Tensor, index: int) -> torch.Tensor:
-    """Its pixels from left to right and top to bottom, three values each."""
+    """Return the pixels of a patch from left to right and top to bottom, with three values each."""
     top, left = PATCH * (index // SIDE), PATCH * (index % SIDE)
     return torch.stack([image[:, y, x] for y in range(top, top + PATCH) for x in range(left, left + PATCH)]).flatten()
 
 
 @torch.no_grad()
-def test_the_loss_is_that_of_a_loop_over_masked_patches(pixels, noise):
+def test_mae_loss_equals_loop_over_masked_patches(pixels, noise):
     model = MaskedAutoencoder(vit()).eval()
     outputs = model(pixels, noise=noise)
     encoder, decoder, errors = model.vit, model.decoder, []
@@ -157,7 +159,7 @@ def test_masks_are_drawn_by_the_seed(pixels):
     assert loss(3) == loss(3) != loss(4)
 
 
-def test_given_weights_are_trained(pixels):
+def test_trainer_updates_given_weights(pixels):
     backbone = vit()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     model = MaskedAutoencoder(backbone)
@@ -185,6 +187,6 @@ def test_patch_classes_by_cross_entropy(pixels):
     torch.testing.assert_close(outputs.loss, torch.stack(losses).mean())
 
 
-def test_a_vit_of_oblong_images_is_refused():
-    with pytest.raises(ValueError, match="needs square images and patches; those of the ViT are 24 x 48 and 4 x 8"):
+def test_mae_rejects_non_square_images():
+    with pytest.raises(ValueError, match="24 x 48 and 4 x 8"):
         MaskedAutoencoder(vit(image_size=[24, 48], patch_size=[4, 8]))

@@ -1,4 +1,4 @@
-"""The experiment about the worth of a backbone, with models and steps that teach nothing."""
+"""The backbone experiment with tiny models and few steps."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ RATES, DECAYS = [1e-4, 1e-3, 1e-2], [1.0, 0.75]
 
 
 def plan_in(folder: Path, **changes) -> dict:
-    """The plan of the repository with small models and two steps."""
+    """Return the plan of the repository with small models and two steps."""
     base = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
     base |= {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1}
     base |= {"dataset_name": str(AERIAL_TREES), "dataloader_num_workers": 0, "dataloader_persistent_workers": False}
@@ -50,7 +50,7 @@ def plan_in(folder: Path, **changes) -> dict:
 
 
 class Finetunings:
-    """Scores each by its arm, rate and decay, and writes down what it was given."""
+    """Return a score of arm, rate and decay, and record the arguments."""
 
     def __init__(self):
         self.seen = []
@@ -74,13 +74,13 @@ class Finetunings:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of the experiment, its metrics, and what was fine-tuned in it; no backbone is probed."""
+    """Run the experiment without probes and return its folder, metrics and recorded fine-tuning runs."""
     folder, finetunings = tmp_path_factory.mktemp("experiment"), Finetunings()
     plan = plan_in(folder, probe_label_shares=[], measures={"IoU": "finetuning.layer_decay_75.labels_10"})
     args = ExperimentArguments(**plan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trees, "evaluate", lambda *args: {})
-        texts = ["How many trees are there?", "Map the trees."]  # others than those of the controls, which have none
+        texts = ["How many trees are there?", "Map the trees."]  # Controls have no questions.
         patch.setattr("modeling_vitp.instructions.rows.sample_texts", lambda *args: texts)
         patch.setattr("modeling_vitp.recipes.experiments.controls.probe_backbone", lambda *args: {})
         patch.setattr(downstream.finetune_segmentation, "main", finetunings)
@@ -111,7 +111,7 @@ def test_arms_record_only_their_settings(finished):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         told = {"output_dir": str(folder), "seed": 0, **(settings or {})}
         if told.pop("label_share", None):
-            told["dataset_name"] = str(folder / "labelled")
+            told["dataset_name"] = str(folder / "labeled")
         assert config == base | told
     records = {}
     for arm, step in (("MAE", 3), ("supervised", 2), ("ViTP", 2)):
@@ -147,9 +147,9 @@ def test_rates_are_chosen_on_held_out_ground(finished):
 
 def test_few_labels_are_the_same_windows(finished):
     out, _, seen = finished
-    labelled = {name.replace("/", "_") for name in load_dataset(str(out / "seed_0/a_tenth/labelled"))["train"]["id"]}
+    labeled = {name.replace("/", "_") for name in load_dataset(str(out / "seed_0/a_tenth/labeled"))["train"]["id"]}
     few = [run["train"] for run in seen if not run["tunes"] and len(run["train"]) < 20]
-    assert len(few) == 2 * len(ARMS) and all(windows == labelled for windows in few)
+    assert len(few) == 2 * len(ARMS) and all(windows == labeled for windows in few)
 
 
 @pytest.mark.slow
