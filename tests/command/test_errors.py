@@ -162,9 +162,9 @@ def test_training_settings_raise_no_warning(tmp_path):
 
 @pytest.mark.parametrize("every", [0, 1.5, "2"])
 def test_checkpointed_layers_are_counted(tmp_path, every):
-    with pytest.raises(ValueError, match="every_n_layers="):
+    with pytest.raises(ValueError, match="every_n_layers"):
         ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs={"every_n_layers": every})
-    with pytest.raises(ValueError, match="activation_checkpointing_kwargs='every_n_layers=2'"):
+    with pytest.raises(ValueError, match="activation_checkpointing_kwargs.*every_n_layers=2"):
         ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs="every_n_layers=2")
     with pytest.raises(ValueError, match="activation_checkpointing_kwargs.*'{every'"):
         ViTPTrainingConfig(tmp_path, bf16=False, activation_checkpointing_kwargs="{every")

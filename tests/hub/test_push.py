@@ -167,7 +167,7 @@ def test_branch_message_and_pull_request(hub, logged_in, folder, capsys):
 def test_public_repo_is_not_treated_as_private(hub, logged_in, folder, capsys):
     hub.create("tester/m")
     assert push(folder, "tester/m", "--what", "model", "--private") == 1
-    assert "tester/m is there and is public" in capsys.readouterr().err and in_repo(hub, "tester/m") == {}
+    assert "tester/m exists and is public" in capsys.readouterr().err and in_repo(hub, "tester/m") == {}
 
 
 def test_stale_files_of_an_earlier_push_are_deleted(hub, logged_in, folder, capsys):

@@ -492,5 +492,5 @@ def test_image_path_in_part_is_refused(tmp_path, streaming):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = Source("s", annotation=str(tmp_path / "a.jsonl"), streaming=streaming, rows=4)
     errors = [row["error"] for row in read_source(source)]
-    assert all("message 0 names an image in a part of its own" in error for error in errors[:3])
-    assert "neither a path nor a URL of the web" in errors[3]
+    assert all("has a part that contains an image" in error for error in errors[:3])
+    assert "must be a path or an HTTP URL" in errors[3]
