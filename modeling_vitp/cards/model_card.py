@@ -28,7 +28,7 @@ PLACEHOLDER = "[More Information Needed]"  # in PEFT's empty template
 SETTINGS = {  # descriptions in the table of settings
     "vrl_drop_ratio": "r, the share of visual tokens dropped (VRL)",
     "vrl_apply_prob": "share of samples with VRL",
-    "vrl_warmup_steps": "optimizer steps at the beginning without VRL",
+    "vrl_warmup_steps": "first optimizer steps, without VRL",
     "answer_mask_ratio": "share of answer tokens masked in the input",
 }
 NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time")

@@ -407,7 +407,7 @@ def test_default_warmup_is_half_from_scratch(data_folder, tmp_path):
     start = {"model_name_or_path": str(tmp_path / "run"), "dataset_name": str(data_folder), "output_dir": "next"}
     assert settings_of(tmp_path, **{**start, "output_dir": str(tmp_path / "next")}) == (0, None, None)
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "| first steps, without VRL | 1 |" in card
+    assert "| first optimizer steps, without VRL | 1 |" in card
     assert "without VRL" not in (tmp_path / "next" / "README.md").read_text()
 
 

@@ -115,7 +115,7 @@ OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must 
     ("folders", turn("train/river/1.png"), r"1\.png .*EXIF"),
     ("volumes", remove("train/masks/a.nii.gz"), r"No mask .*a\.nii\.gz"),
     ("volumes", save_mask("train/masks/a.nii.gz", np.full(SHAPE, 2, np.uint8)), r"a\.nii\.gz has the value 2"),
-    ("volumes", save_mask("train/masks/a.nii.gz", np.ones((24, 20, 4), np.uint8)), r"a\.nii\.gz .*shape"),
+    ("volumes", save_mask("train/masks/a.nii.gz", np.ones((24, 20, 4), np.uint8)), r"shape.*a\.nii\.gz"),
 ]
 OF_ALL = [
     *(("coco", entry("annotations", image_id=value), COCO_FILE) for value in (None, "0")),
@@ -208,8 +208,8 @@ def test_class_without_words_is_named(names, named, tmp_path):
         (["masks", "--window", "9"], "--window"),
         (["voc", "--window", "9", "--overlap", "9"], "--overlap .* 9"),
         (["masks", "--intensities", "0", "9"], "--intensities"),
-        (["voc", "--shard", "3/2"], "--shard: '3/2'"),
-        (["voc", "--shard", "a/b"], "--shard: 'a/b'"),
+        (["voc", "--shard", "3/2"], "--shard.*'3/2'"),
+        (["voc", "--shard", "a/b"], "--shard.*'a/b'"),
     ],
 )
 def test_wrong_options_are_named(words, named, tmp_path):

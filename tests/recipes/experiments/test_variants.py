@@ -137,7 +137,7 @@ def test_command_prints_plan_and_table(plan, tmp_path, monkeypatch, capsys):
     plan["output_dir"] = str(tmp_path / "out")
     plan["arms"] = {**ARMS, "longer": {"max_steps": 30}}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    with pytest.raises(ValueError, match="another arms"):
+    with pytest.raises(ValueError, match="different arms"):
         experiment.main(["--config", str(tmp_path / "plan.yaml")])
 
 
@@ -146,7 +146,7 @@ def test_command_prints_plan_and_table(plan, tmp_path, monkeypatch, capsys):
     [
         ({"control": "nothing"}, "control: .*'nothing'"),
         ({"arms": {"as it is": {"seed": 3}}}, "arms: seed"),
-        ({"base": "nothing"}, "no configuration 'nothing'"),
+        ({"base": "nothing"}, "configuration 'nothing'"),
         ({"arms": {"as it is": {"after": "another"}}}, "arms: .*'another'"),
         ({"finetuning": {"rates": [1]}}, r"finetuning: missing keys \['config', .*, unknown keys \['rates'\]"),
     ],
