@@ -195,7 +195,7 @@ def test_invalid_rows_are_counted(found, capsys, tmp_path):
         picture(30, 20).save(tmp_path / f"{number}.png")
     mixture = {"sources": [{"name": "a", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}]}
     output = dry_run(capsys, "--mixture", json.dumps(mixture), "--output_dir", str(tmp_path / "out"))
-    first = f"row {1 + found}: image 0 ({tmp_path / f'{found}.png'}) cannot be read: No such file"
+    first = f"row {1 + found}: image 0 ({tmp_path / f'{found}.png'}) cannot be read"
     assert f"Invalid rows:\n  a: {3 - found} of the first 3: {first}" in output
     assert ("<= " in output) == (": at most " in output) == (not found)
 

@@ -274,7 +274,7 @@ def test_merged_shards_equal_one_run(sharded_mixture, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("text", ["3/2", "0/2", "a/b", "1", "1/0", "-1/2", "1/2/3", "½/2"])
 def test_invalid_shard_is_named(text, tmp_path):
-    with pytest.raises(WrongArguments, match=f"--shard: {re.escape(repr(text))}"):
+    with pytest.raises(WrongArguments, match=f"--shard.*{re.escape(repr(text))}"):
         validate_data.main([str(tmp_path), f"--shard={text}"])
 
 
