@@ -195,5 +195,5 @@ def test_report_lists_sources():
     assert "even" not in text.partition("At least a tenth")[2]
     empty = answer_prior.describe_priors({"fixed": AnswerPrior(9, 90, 0.01, 0.0, 1.0, 1.0, 0.0, 60, False)})
     assert (
-        "9, stopped at step 60 by the time limit" in empty and "In fixed answers follow from their questions" in empty
+        "9, stopped at step 60 by the time limit" in empty and "In fixed, answers follow from their questions" in empty
     )
