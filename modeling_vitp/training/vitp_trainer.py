@@ -177,6 +177,10 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             **kwargs,
         )
         self.args.model_init_kwargs, self.args.padding_free = init_kwargs, padding_free
+        # TRL's trainer gives the instance a forward pass for its own loss, which would bypass layers that accelerate
+        # compiles in a copy of the model.
+        inner = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        inner.__dict__.pop("forward", None)
         self._answer_sums: dict[str, torch.Tensor] = {}  # sums of training and evaluation since the last log
         self._num_trained_tokens = 0
 

@@ -326,7 +326,8 @@ def test_compiled_run_equals_eager_run(tmp_path, backend, checkpointing, roundin
     for wanted, actual in zip(*logs, strict=True):
         assert set(actual) == set(wanted)
         for name in [name for name in wanted if not name.endswith(("runtime", "per_second"))]:
-            tolerance = min(rounding, 1e-4) if name.endswith("loss") else rounding
+            of_loss = 1e-4 if wanted["step"] <= 20 else 1e-3  # rounding has grown by then
+            tolerance = min(rounding, of_loss) if name.endswith("loss") else rounding
             assert actual[name] == pytest.approx(wanted[name], rel=tolerance), (wanted["step"], name)
     wanted, actual = (load_file(tmp_path / name / FILE) for name in ("eager", "compiled"))
     torch.testing.assert_close(actual, wanted, rtol=0, atol=rounding)
