@@ -491,7 +491,8 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
                 computed. Returns [`ViTPAnswerScores`].
         """
         # Both are in the signature, because `generate` validates its arguments against it.
-        cache = past_key_values if cache is None else cache
+        if past_key_values is not None:
+            kwargs["past_key_values"] = past_key_values  # newer releases accept it with a warning
         if cache is not None:
             kwargs[CACHE] = cache
         inputs = {
