@@ -161,7 +161,8 @@ class BaseTrainer:
             if resume_from_checkpoint is None:
                 raise ValueError(f"No complete checkpoint to resume from found in {self.args.output_dir}.")
         if self._recorded is None:
-            self.record(None, [self.model.config._name_or_path], [{"samples": len_of(self.train_dataset)}], None)
+            start = getattr(getattr(self.model, "config", None), "_name_or_path", None)
+            self.record(None, [start], [{"samples": len_of(self.train_dataset)}], None)
         self._settings = self.run_settings() | {"given": self.extra_settings()}
         self._data = self._from_main_process(lambda: fingerprint_data(self.training_data()))
         if resume_from_checkpoint:
