@@ -725,7 +725,7 @@ def test_slow_model_does_not_block_other_visitors(browser, page, url):
     expect(others[1].get_by_text("Waiting: 1 before you")).to_be_visible()
     others[0].get_by_role("button", name="Cancel").locator("visible=true").click()
     expect(others[1].locator("#compare_note")).to_contain_text("corrupted images", timeout=WAIT)
-    wait_for_message(page, "no public model 'slow/model'")
+    wait_for_message(page, "No public model 'slow/model'")
     for other in others:
         other.close()
 
