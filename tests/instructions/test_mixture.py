@@ -182,7 +182,7 @@ def test_mixture_supports_index_slice_and_column(folder):
     assert dataset[-1] == whole[-1] and dataset[3:5]["id"] == [whole[3]["id"], whole[4]["id"]]
     assert dataset["id"] == [row["id"] for row in whole]
     assert dataset.__getitems__([5, 2]) == [whole[5], whole[2]]
-    with pytest.raises(IndexError, match=f"row {len(dataset)} of"):
+    with pytest.raises(IndexError, match=f"row {len(dataset)} "):
         dataset[len(dataset)]
 
 
