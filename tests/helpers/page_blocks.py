@@ -38,7 +38,6 @@ ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
     "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
     "vitp benchmark --shape small": "tests/recipes/benchmarks/test_speed_ratios.py runs it",
-    "vitp benchmark_growth": "minutes; tests/recipes/benchmarks/test_benchmarks.py takes each measurement",
     "vitp benchmark_peers": "tests/recipes/benchmarks/test_comparison.py runs it",
     "vitp experiment": "hours",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
@@ -60,6 +59,7 @@ SLOW = (
     "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
     "vitp benchmark_detection",
+    "vitp benchmark_growth",
 )
 # Modules whose Python blocks are compiled but not run, with the reason.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
