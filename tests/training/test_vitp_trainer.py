@@ -371,3 +371,15 @@ def test_save_model_leaves_model_processor_card_and_record(tokenizer, rows, tmp_
     trainer.save_model(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / "run.json").read_text()) == record
     assert (tmp_path / "copy" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("option", [{"use_liger_kernel": True}, {"label_smoothing_factor": 0.1}])
+def test_other_losses_are_refused(tmp_path, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        ViTPTrainingConfig(str(tmp_path), bf16=False, **option)
+
+
+def test_loss_function_is_refused(model, tmp_path):
+    args = ViTPTrainingConfig(str(tmp_path), bf16=False)
+    with pytest.raises(ValueError, match="compute_loss_func"):
+        ViTPTrainer(model, args, train_dataset=Dataset.from_list([{}]), compute_loss_func=lambda *_: None)
