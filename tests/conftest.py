@@ -1,12 +1,15 @@
+import functools
 import gc
 import os
 import time
+from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # Tests run in parallel.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import accelerate.utils.memory
 import datasets
 import huggingface_hub
 import pytest
@@ -17,6 +20,8 @@ from local_hub import LocalHub
 from pictures import picture
 from tiny_models import TEXT, VISION
 
+from modeling_vitp.probing import segmentation
+from modeling_vitp.probing.heads import fit_nonlinear
 from modeling_vitp.training.loading import build_model, build_tokenizer
 
 pytest.register_assert_rewrite("annotated_images", "internvl_checkpoints", "sample_rows", "training_run")
@@ -26,6 +31,8 @@ def pytest_collection_finish():
     """Exclude objects of the imports from garbage collection, which shortens the suite by 14%."""
     gc.collect()
     gc.freeze()
+    # Each run of a trainer collects garbage, to free the memory of an accelerator.
+    accelerate.utils.memory.gc = SimpleNamespace(collect=lambda: None)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +84,12 @@ def hub(tmp_path, monkeypatch):
     hub.close()
     huggingface_hub.utils.close_session()
     assert hub.errors == []
+
+
+@pytest.fixture
+def quick_probe(monkeypatch):
+    """Fit nonlinear probes of segmentation in five steps, for tests that do not compare their scores."""
+    monkeypatch.setattr(segmentation, "fit_nonlinear", functools.partial(fit_nonlinear, steps=5))
 
 
 @pytest.fixture

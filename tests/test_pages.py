@@ -5,7 +5,6 @@ The quick blocks of the main pages run by default, all others in the slow suite.
 `page_folder.py` makes the files that pages name; `page_blocks.py` runs a block, or only parses its command.
 """
 
-import functools
 import pkgutil
 import re
 import shlex
@@ -18,8 +17,6 @@ from page_blocks import SLOW, Block, Place, find_pages, read_page, run_block, ru
 from page_folder import make_folder, names_of, without_gguf, written_files
 from paths import ROOT
 
-from modeling_vitp.probing import segmentation
-from modeling_vitp.probing.heads import fit_nonlinear
 from modeling_vitp.recipes.tasks.trees import answers, evaluation
 
 PAGES = find_pages()
@@ -72,7 +69,7 @@ def everything(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def place(everything, tmp_path, request, monkeypatch):
+def place(everything, tmp_path, request, monkeypatch, quick_probe):
     """Return a function that makes the folder in which a page is run, with what it names."""
 
     def make(page: str, is_slow: bool = False) -> Place:
@@ -90,7 +87,6 @@ def place(everything, tmp_path, request, monkeypatch):
     monkeypatch.setattr(answers, "NUM_MAPS", 1)
     monkeypatch.setattr(answers, "VIEWS_PER_WINDOW", 2)
     monkeypatch.setattr(evaluation, "PROBE_VIEWS", 1)
-    monkeypatch.setattr(segmentation, "fit_nonlinear", functools.partial(fit_nonlinear, steps=5))
     without_gguf(monkeypatch)
     return make
 

@@ -170,6 +170,7 @@ def test_vit_of_unknown_width_needs_a_configuration(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.slow
 def test_hub_id_is_read_from_the_cache(tmp_path):
     cache, commit = tmp_path / "cache", "0123456789abcdef0123456789abcdef01234567"
     repo = cache / "models--someone--internvl"

@@ -20,7 +20,7 @@ QUARTERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bot
 def noise(path, seed, size=(WIDTH, HEIGHT)):
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(small).resize(size).save(path)
+    Image.fromarray(small).resize(size).save(path, compress_level=1)
 
 
 def random_objects(seed):

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,21 +20,6 @@ def launch(num_processes: int, output: Path, script: str, *arguments: str) -> su
         return subprocess.Popen(
             [*launcher, str(HELPERS / script), *arguments], stdout=file, stderr=subprocess.STDOUT, env=environment
         )
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    """Kill a launcher and its processes at once, as at the end of a job."""
-    parents = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
-    found = [process.pid]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 from multiprocessing import forkserver
 from pathlib import Path
@@ -203,6 +204,27 @@ def processes():
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path)):
         forkserver.ensure_running()
     return context
+
+
+def train_rank(rank: int, world: int, port: int, folder: str, options: dict) -> None:
+    """Train as one of the processes that `torchrun` starts."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    train(folder, **options)
+
+
+def start_ranks(world: int, folder, **options) -> list[multiprocessing.Process]:
+    """Start distributed training in processes forked from the server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = processes()
+    ranks = [
+        context.Process(target=train_rank, args=(rank, world, port, str(folder), options)) for rank in range(world)
+    ]
+    for rank in ranks:
+        rank.start()
+    return ranks
 
 
 def run(folder, kill=None, **options) -> dict | None:

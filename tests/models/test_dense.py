@@ -305,6 +305,7 @@ def test_adapter_is_backbone_of_transformers_upernet():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_saved_models_open_without_this_package(tmp_path):
     torch.manual_seed(0)
     expected = {"images": torch.randn(1, 3, 64, 64)}

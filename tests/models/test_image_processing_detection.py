@@ -221,6 +221,7 @@ def test_pipeline_equals_model(name, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_saved_detectors_open_without_this_package(tmp_path):
     picture(90, 80).save(tmp_path / "image.png")
     expected = {}

@@ -104,7 +104,7 @@ def read_metrics(folder) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_loveda_scores_match_scikit_learn(tmp_path):
+def test_loveda_scores_match_scikit_learn(tmp_path, quick_probe):
     """Probe LoveDA by its configuration file, and compare with scikit-learn on features of transformers."""
     dense_data.make_loveda(tmp_path / "data", size=48)
     names = [str(save_backbone(tmp_path / kind, kind)) for kind in ("vitp", "dinov2")]
@@ -168,7 +168,7 @@ def test_loveda_scores_match_scikit_learn(tmp_path):
     assert metrics["control"]["mean_iou"] == pytest.approx((truth[counted] == largest).mean() / len(present))
 
 
-def test_depths_and_controls_match_transformers(tmp_path):
+def test_depths_and_controls_match_transformers(tmp_path, quick_probe):
     """Compare the features of each with transformers."""
     dense_data.make_loveda(tmp_path / "data", size=64)
     folder = save_backbone(tmp_path / "vitp", "vitp")

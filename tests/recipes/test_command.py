@@ -42,7 +42,7 @@ def test_command_lists_every_recipe(capsys):
     assert re.findall(r"^(\S+):$", product, re.MULTILINE) == [*GROUPS] and recipes() == RECIPES | LABORATORY
 
 
-@pytest.mark.parametrize("name", ["pretrain", "benchmark"])
+@pytest.mark.parametrize("name", ["pretrain", pytest.param("benchmark", marks=pytest.mark.slow)])
 def test_recipe_has_same_help_by_three_calls(name):
     path = (RECIPES | LABORATORY)[name].relative_to(ROOT)
     module = ".".join(["modeling_vitp", *path.with_suffix("").parts])
@@ -52,6 +52,7 @@ def test_recipe_has_same_help_by_three_calls(name):
     assert ways[0].stdout == ways[1].stdout == ways[2].stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "module"), [("convert", ["-m", "modeling_vitp.convert"]), ("space", ["space/__main__.py"])]
 )
@@ -138,6 +139,7 @@ def test_local_files_precede_package_files(tmp_path, monkeypatch):
         parse(["--config"], "", (VRLArguments,))
 
 
+@pytest.mark.slow
 def test_command_saves_models_with_code(model_and_processor, tmp_path):
     """Models are registered after parsing the arguments and before saving."""
     model, processor = model_and_processor
@@ -188,10 +190,13 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --dataloader_num_workers 0".split()
-    steps += ["--dataloader_persistent_workers", "false"]
+    steps += ["--dataloader_persistent_workers", "false", "--freeze_vision", "true"]
     quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
     assert quick.returncode == 1 and "gate" in quick.stderr, quick.stderr
     assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()
+    # The backbone of a frozen ViT is its start after any number of steps, so the gate must refuse it.
+    task = json.loads((work / "outputs/quickstart/metrics.json").read_text())["task"]
+    assert not task["passed"] and task["gate"]["least_gains"]["linear"] <= 0
 
 
 SAME_NAMES = """
@@ -204,6 +209,7 @@ print(task.__file__, data.__file__)
 """
 
 
+@pytest.mark.slow
 def test_packages_of_same_name_are_ignored(tmp_path):
     names = ("tasks", "data", "recipes", "configs", "trees", "utils", "images", "dense", "hub", "metrics")
     for name in names:
@@ -229,12 +235,14 @@ print(before, "modeling_vitp.auto" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_models_are_registered_after_arguments():
     """Models are also registered for recipes that import no public name of the package."""
     done = run(sys.executable, "-c", REGISTERED)
     assert done.stdout.splitlines()[-1] == "False True", done.stderr
 
 
+@pytest.mark.slow
 def test_import_registers_models_for_any_program_name(tmp_path):
     script = tmp_path / "recipes" / "probe.py"
     script.parent.mkdir()

@@ -174,7 +174,7 @@ def arguments(tmp_path):
     return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
 
 
-def test_probe_compares_backbone_with_start(arguments, tmp_path, capsys):
+def test_probe_compares_backbone_with_start(arguments, tmp_path, capsys, quick_probe):
     assert main([*arguments, "--probe_splits", "train", "val"]) == 0
     out = tmp_path / "out"
     measured = json.loads((out / "metrics.json").read_text())["probe"]
@@ -186,14 +186,14 @@ def test_probe_compares_backbone_with_start(arguments, tmp_path, capsys):
     assert not torch.equal(trained["encoder.layer.0.mlp.fc1.weight"], start["encoder.layer.0.mlp.fc1.weight"])
 
 
-def test_frozen_vit_gains_nothing(arguments, tmp_path):
+def test_frozen_vit_gains_nothing(arguments, tmp_path, quick_probe):
     main([*arguments, "--probe_splits", "train", "val", "--freeze_vision", "true"])
     gains = json.loads((tmp_path / "out" / "metrics.json").read_text())["probe"]["gains"]
     assert gains["linear"]["at the start"] == gains["nonlinear"]["at the start"] == 0
 
 
 @pytest.mark.slow
-def test_resumed_run_keeps_its_start(arguments, tmp_path):
+def test_resumed_run_keeps_its_start(arguments, tmp_path, quick_probe):
     arguments += ["--probe_splits", "train", "val", "--save_steps", "2", "--lr_scheduler_type", "constant"]
     main(arguments)
     began = (tmp_path / "out/backbone_at_start/model.safetensors").read_bytes()

@@ -462,6 +462,7 @@ def test_gradio_analytics_are_disabled():
     assert not build_app(Models(TINY)).analytics_enabled and gradio.__version__ >= "6"
 
 
+@pytest.mark.slow
 def test_app_does_not_need_recipe_dependencies():
     """Packages of the extra `recipes` that are not in `space/requirements.txt` are not imported."""
     absent = ["trl", "datasets", "peft", "evaluate", "accelerate", "cv2"]

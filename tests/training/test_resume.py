@@ -1,18 +1,16 @@
 """Killed runs that are resumed."""
 
-import contextlib
 import functools
 import json
 import random
 import shutil
-import subprocess
+import signal
 import time
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from launching import kill_all, launch
-from training_run import make_trainer, processes, run, summary, train
+from training_run import make_trainer, processes, run, start_ranks, summary, train
 
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.checkpointing import check_files, is_complete, last_checkpoint, publish_checkpoint
@@ -118,20 +116,27 @@ def test_run_killed_at_any_moment_is_exact(tmp_path, options):
 
 @pytest.mark.slow
 def test_two_processes_killed_at_any_moment_are_exact(tmp_path):
-    def start(folder):
-        options = json.dumps({"save_steps": 1, "max_steps": 20})
-        return launch(2, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder), options)
+    options = {"save_steps": 1, "max_steps": 40}
 
+    def train(folder, seconds=600):
+        ranks = start_ranks(2, tmp_path / folder, **options)
+        end = time.monotonic() + seconds
+        for rank in ranks:
+            rank.join(max(0, end - time.monotonic()))
+        for rank in ranks:
+            rank.kill()
+        for rank in ranks:
+            rank.join()
+        return [rank.exitcode for rank in ranks]
+
+    assert train("whole") == [0, 0]
     started = time.monotonic()
-    assert start("whole").wait(timeout=600) == 0
+    assert train("timed") == [0, 0]
     duration = time.monotonic() - started
     delays = random.Random(0)
-    for _ in range(20):
-        process = start("killed")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=delays.uniform(0, duration))
-        kill_all(process)
-    assert start("killed").wait(timeout=600) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+    codes = [train("killed", delays.uniform(0, duration / 3)) for _ in range(20)]
+    assert codes.count([-signal.SIGKILL] * 2) >= 10
+    assert train("killed") == [0, 0]
     whole, killed = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "killed"))
     assert killed == whole
     manifest = json.loads((Path(last_checkpoint(tmp_path / "killed")) / "checkpoint.json").read_text())
@@ -233,7 +238,7 @@ def test_changed_steps_and_batches_are_a_warning(stopped, tmp_path, caplog):
 
 
 def test_summed_loss_is_the_mean_of_processes(tmp_path):
-    options = {"eval_strategy": "no", "logging_steps": 2, "save_steps": 1, "save_total_limit": 2}
+    options = {"eval_strategy": "no", "logging_steps": 2, "save_steps": 1}
     whole = make_trainer(tmp_path, max_steps=2, **options)
     whole.train()
     shutil.rmtree(tmp_path / "checkpoint-2")

@@ -36,6 +36,7 @@ TASKS = ROOT / "recipes" / "benchmarks" / "lmms_eval" / "tasks"
 STEPS, MAX_PATCHES = 80, 4
 
 
+@pytest.mark.slow
 def test_printed_folder_has_all_tasks():
     program = [sys.executable, "-m", "modeling_vitp.recipes.benchmarks.lmms_eval"]
     printed = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout
