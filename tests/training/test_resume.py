@@ -238,7 +238,7 @@ def test_changed_steps_and_batches_are_a_warning(stopped, tmp_path, caplog):
 
 
 def test_summed_loss_is_the_mean_of_processes(tmp_path):
-    options = {"eval_strategy": "no", "logging_steps": 2, "save_steps": 1}
+    options = {"eval_strategy": "no", "logging_steps": 2, "save_steps": 1, "save_total_limit": 2}
     whole = make_trainer(tmp_path, max_steps=2, **options)
     whole.train()
     shutil.rmtree(tmp_path / "checkpoint-2")

@@ -78,6 +78,11 @@ def test_answers_follow_from_raw_annotation(annotated, tmp_path):
     assert 0.05 < zeros / kinds["counting"] < 0.6
 
 
+@pytest.mark.parametrize(
+    "annotated",
+    [name if name == "coco" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS],
+    indirect=True,
+)
 def test_half_visible_object_belongs_to_window(annotated, tmp_path):
     layout, root, objects = annotated
     rows = make(layout, root, tmp_path, "--turns", 10, "--window", 200, "--overlap", 40)["train"]
