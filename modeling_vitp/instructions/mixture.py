@@ -322,7 +322,8 @@ def load_sources(name: str) -> Mixture:
     if not isinstance(name, str):
         return load_mixture(path)
     split = fields.get("dataset_train_split", "train")
-    return Mixture((source_of(name, split, fields.get("dataset_config"), fields.get("image_root")),))
+    settings = {"columns": fields.get("columns") or {}, "prompt": fields.get("prompt")}
+    return Mixture((source_of(name, split, fields.get("dataset_config"), fields.get("image_root"), **settings),))
 
 
 class MixtureDataset(Dataset):
@@ -631,6 +632,7 @@ def check_rows(
     most_rows: int | None = None,
     seconds: float = CHECK_SECONDS,
     in_processes: bool = False,
+    allow_text_only: bool = True,
 ) -> str:
     """Encode the first 200 rows of each source, or all rows if that takes at most `seconds`, and return a summary.
 
@@ -643,51 +645,59 @@ def check_rows(
         seconds: time limit in seconds.
         in_processes: whether worker processes encode the rows, one per core and at most 16. A stream is read by this
             process.
+        allow_text_only: whether all of these rows may have no image.
 
     Raises:
-        ValueError: If a row is invalid, unless the collator skips invalid rows; the message names the first one.
+        ValueError: If a row is invalid, unless the collator skips invalid rows; the message names the first one. Or if
+            no row has an image.
     """
     length = number_of_rows(dataset)
     first, start = CHECKED * len(sources_of(dataset)), time.monotonic()
-    done = skipped = 0
-    with preserve_random_states(), closing(errors(dataset, collator, most_rows, in_processes)) as found:
-        for error in found:
-            if error is not None and collator.on_error == "raise":
-                raise error
-            skipped += error is not None
+    done = skipped = illustrated = 0
+    with preserve_random_states(), closing(encoded_rows(dataset, collator, most_rows, in_processes)) as found:
+        for result in found:
+            if isinstance(result, ValueError) and collator.on_error == "raise":
+                raise result
+            skipped += isinstance(result, ValueError)
+            illustrated += result is True
             done += 1
             passed = time.monotonic() - start
             whole = passed / done * length if length is not None and done >= first else 0.0
             if passed > seconds or (done >= first and (length is None or whole > seconds)):
                 break
+    if not illustrated and not allow_text_only:
+        raise ValueError(
+            f"Expected rows with images, but none of the first {done:,} has one, so the ViT would learn nothing. Put "
+            "images into a column `image` or `images`, name it in `columns`, or set allow_text_only."
+        )
     rows = f"all {done:,} rows" if done == length else f"{done:,} of {length:,} rows" if length else f"{done:,} rows"
     unfit = f"; {skipped:,} of them are invalid and will be replaced (on_error: skip)" if skipped else ""
     return f"checked: {rows} encoded in {time.monotonic() - start:.1f} s{unfit}"
 
 
-def errors(
+def encoded_rows(
     dataset: Rows, collator: ViTPDataCollator, most_rows: int | None, in_processes: bool
-) -> Iterator[ValueError | None]:
-    """Yield the error of each row, or `None`."""
+) -> Iterator[ValueError | bool]:
+    """Yield the error of each row, or whether it has images."""
     # A process that is not forked imports all modules first, which takes longer than most checks.
     if in_processes and number_of_rows(dataset) is not None and multiprocessing.get_start_method() == "fork":
-        rows, num_workers = RowErrors(dataset, collator), min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+        rows, num_workers = EncodedRows(dataset, collator), min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
         keys = itertools.islice(rows.keys(), most_rows)
         yield from DataLoader(rows, batch_size=None, sampler=keys, num_workers=num_workers)
     else:
-        yield from map(partial(error_of, collator), itertools.islice(in_turn(dataset), most_rows))
+        yield from map(partial(try_to_encode, collator), itertools.islice(in_turn(dataset), most_rows))
 
 
-def error_of(collator: ViTPDataCollator, row: dict) -> ValueError | None:
+def try_to_encode(collator: ViTPDataCollator, row: dict) -> ValueError | bool:
+    """Return the error of a row, or whether it has images."""
     try:
-        collator.encode({**row, STEP: 0})
+        return "pixel_values" in collator.encode({**row, STEP: 0})
     except ValueError as error:
         return error
-    return None
 
 
-class RowErrors(torch.utils.data.Dataset):
-    """Data set of the errors of rows, or `None`, by source and row number; for worker processes."""
+class EncodedRows(torch.utils.data.Dataset):
+    """Data set of the results of [`try_to_encode`], by source and row number; for worker processes."""
 
     def __init__(self, dataset: Dataset, collator: ViTPDataCollator):
         self.is_mixture = isinstance(dataset, MixtureDataset)
@@ -699,10 +709,10 @@ class RowErrors(torch.utils.data.Dataset):
         for number in range(max(map(len, self.parts))):
             yield from ((source, number) for source, part in enumerate(self.parts) if number < len(part))
 
-    def __getitem__(self, key: tuple[int, int]) -> ValueError | None:
+    def __getitem__(self, key: tuple[int, int]) -> ValueError | bool:
         source, number = key
         row = self.parts[source][number]
-        return error_of(self.collator, name_row(row, copy=0) if self.is_mixture else row)
+        return try_to_encode(self.collator, name_row(row, copy=0) if self.is_mixture else row)
 
 
 def number_of_rows(dataset: Rows) -> int | None:

@@ -4,12 +4,14 @@ A schema is declared once, by the decorator [`schema`] on the function that retu
 mixtures, their validation and the trainer look it up here.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+import PIL.Image
 from datasets import (
     ClassLabel,
     Dataset,
@@ -48,21 +50,23 @@ class Schema:
         name: display name.
         columns: required columns. If two schemas match and one requires all columns of the other, it takes precedence.
         turns: function from a row with these columns to the turns of its conversation.
+        is_last: whether every other schema that matches takes precedence.
     """
 
     name: str
     columns: tuple[str, ...]
     turns: Callable[[dict[str, Any]], list[dict]]
+    is_last: bool = False
 
 
 SCHEMAS: list[Schema] = []
 
 
-def schema(name: str, *columns: str) -> Callable:
+def schema(name: str, *columns: str, is_last: bool = False) -> Callable:
     """Register the decorated function as the `turns` of a [`Schema`]; a schema with the same name is replaced."""
 
     def register(turns: Callable) -> Callable:
-        SCHEMAS[:] = [other for other in SCHEMAS if other.name != name] + [Schema(name, columns, turns)]
+        SCHEMAS[:] = [other for other in SCHEMAS if other.name != name] + [Schema(name, columns, turns, is_last)]
         return turns
 
     return register
@@ -101,10 +105,42 @@ def question_turns(row: dict) -> list[dict]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+CAPTION_QUESTIONS = (
+    "Describe the image.",
+    "What does the image show?",
+    "Write a caption for the image.",
+    "What can be seen in this image?",
+    "Give a short description of the image.",
+)
+
+
+@schema("captions", "caption", is_last=True)
+def caption_turns(row: dict) -> list[dict]:
+    """Return a question and an answer for each caption of an image.
+
+    The question is that of the row, or one of [`CAPTION_QUESTIONS`], chosen by the caption. Captions are a text, or a
+    list of texts or of mappings with the text as `raw` or `caption`.
+    """
+    captions, turns = as_list(row["caption"]), []
+    for caption in captions if isinstance(captions, list) else [captions]:
+        if isinstance(caption, dict):
+            caption = caption.get("raw", caption.get("caption"))
+        text = check_text(caption, "the caption").strip()
+        number = hashlib.sha256(text.encode()).digest()[0] + len(turns)
+        question = row.get("question") or CAPTION_QUESTIONS[number % len(CAPTION_QUESTIONS)]
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+    return turns
+
+
+# Other names of columns, in lowercase, that are recognized without `columns`.
+OTHER_NAMES = dict.fromkeys(("captions", "text", "txt", "sentences"), "caption")
+OTHER_NAMES |= dict.fromkeys(("img", "image_path", "img_path", "image_file"), "image")
+OTHER_NAMES |= dict.fromkeys(("file_name", "filename", "filepath", "path"), "image")
+OTHER_NAMES |= {name: name for name in ("image", "images", "caption")}
 OF_IMAGES = {"image", "width", "height"}  # Columns of a schema that contain no text.
 BESIDE = ("system", "video", "videos")  # Columns that are read in addition to those of the schema.
 IMAGES = ("images", "image")  # If a row has both columns, the one that is not empty is used.
-RENAME = "Rename or remove columns, or use the data as a source of a mixture and set `columns`."
+RENAME = "Rename or remove columns, or set `columns`."
 
 
 def text_columns() -> list[str]:
@@ -126,21 +162,50 @@ def recognize(
         ValueError: If no schema or several match. The message lists the columns, and those that each schema needs.
     """
     names, mapped = list(names), mapped or {}
-    available = {*names, *mapped, *(["question"] if prompt is not None else [])}
     requested = set(text_columns()) & set(mapped)
+    renamed: dict[str, str] = {}
+    for name in names:
+        role = OTHER_NAMES.get(name.lower())
+        same = IMAGES if role in IMAGES else (role,)
+        if role and name not in mapped.values() and {*names, *mapped, *renamed}.isdisjoint(same):
+            renamed[role] = name
+    mapped = renamed | mapped
+    available = {*names, *mapped, *(["question"] if prompt is not None else [])}
     matching = [schema for schema in SCHEMAS if requested <= set(schema.columns) <= available]
     matching = [one for one in matching if not any(set(one.columns) < set(other.columns) for other in matching)]
+    matching = [one for one in matching if not one.is_last] or matching
     if len(matching) != 1:
         kinds = " and ".join(schema.name for schema in matching)
         found = f"match several schemas: {kinds}" if matching else "match no schema"
         needed = "; ".join(f"{schema.name} need {', '.join(schema.columns)}" for schema in SCHEMAS)
-        raise ValueError(f"the columns {names} {found}. {remedy} {needed}.")
+        raise ValueError(f"the columns {names} {found}. {remedy} {fitting(names, renamed) or needed}.")
     roles = (*matching[0].columns, *BESIDE)
     columns = {role: role for role in roles if role in names and role not in OF_IMAGES} | {
-        role: column for role, column in mapped.items() if role in (*roles, "id", "images")
+        role: column for role, column in mapped.items() if role in (*roles, "id", *IMAGES)
     }
     images = {} if "images" in columns else dict(zip(IMAGES, [name for name in IMAGES if name in names]))
     return matching[0], {**images, **columns}
+
+
+def fitting(names: list[str], renamed: dict[str, str]) -> str:
+    """Return the `columns` that would make a schema of unknown columns: one text is a caption, two are a question."""
+    texts = [name for name in names if name.lower() not in (*OTHER_NAMES, *OF_IMAGES, *BESIDE, "id", "label", KEY)]
+    roles = {1: ["caption"], 2: ["question", "answer"]}.get(len(texts))
+    if roles is None:
+        return ""
+    columns = {role: name for role, name in renamed.items() if role in IMAGES} | dict(zip(roles, texts))
+    return f"Perhaps: columns: {json.dumps(columns, ensure_ascii=False)}"
+
+
+def looks_like_image(value: Any) -> bool:
+    """Return whether a value is an encoded or decoded image, the name of an image file, or a list of them."""
+    if isinstance(value, list):
+        return bool(value) and all(map(looks_like_image, value))
+    if isinstance(value, dict):
+        return {"bytes", "path"} <= value.keys() and (value["bytes"] is not None or looks_like_image(value["path"]))
+    if isinstance(value, str):
+        return len(value) < 4096 and PurePath(value).suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(value, PIL.Image.Image)
 
 
 def as_list(turns: Any) -> Any:
@@ -348,7 +413,7 @@ class RowReader:
         label = stored.get(columns.get("answer"))
         label = label if isinstance(label, ClassLabel) else None
         reader = cls(schema, columns, label=label, is_packed=is_packed, mapped=mapped, **options)
-        check_unmerged({name: stored[name] for name in reader.stored_columns(stored)})
+        check_unmerged({name: stored[name] for name in (stored if is_packed else {*columns.values()})})
         return reader
 
     @property
@@ -356,8 +421,13 @@ class RowReader:
         return f"{self.schema.name} in a WebDataset" if self.is_packed else self.schema.name
 
     def stored_columns(self, names: Iterable[str]) -> list[str]:
-        """Return the columns in `names` that the reader uses."""
-        return list(names if self.is_packed else dict.fromkeys(self.columns.values()))
+        """Return the columns in `names` that the reader uses, or all if it has yet to look for images in them."""
+        return list(names if self.is_packed or not self.reads_images else dict.fromkeys(self.columns.values()))
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a column of images is known."""
+        return any(role in self.columns for role in IMAGES)
 
     def __call__(self, stored: dict[str, Any], number: int | None = None, image_root: str | None = None) -> dict:
         """Convert one row; if it is invalid, describe the problem in its `error`.
@@ -376,10 +446,15 @@ class RowReader:
                 raise ValueError("videos are not supported. Store frames as a list of images.")
             images = [encoded_image(image, image_root or self.image_root) for image in self.images_of(stored)]
             row = {role: stored[column] for role, column in self.columns.items() if column in stored}
-            if "answer" in self.schema.columns:
-                row.setdefault("question", self.prompt)
-                if self.label is not None and row["answer"] is not None:
-                    row["answer"] = self.label.int2str(row["answer"])
+            row.setdefault("question", self.prompt)
+            if self.label is not None and row["answer"] is not None:
+                row["answer"] = self.label.int2str(row["answer"])
+            unread = [] if self.reads_images else [name for name, value in stored.items() if looks_like_image(value)]
+            if unread:
+                raise ValueError(
+                    f"the column {unread[0]!r} looks like image files, but is not read. Rename it to `image`, set "
+                    f"`columns` to {json.dumps({'image': unread[0]})}, or remove it."
+                )
             messages = messages_of(after_system(row.get("system"), self.schema.turns(row)), len(images))
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             images, messages, error = [], [], str(problem)
@@ -553,13 +628,20 @@ def with_reader(dataset: Dataset | IterableDataset, reader: RowReader) -> Datase
     return dataset
 
 
-def to_conversations(dataset: Dataset | IterableDataset, image_root: str | None = None) -> Dataset | IterableDataset:
+def to_conversations(
+    dataset: Dataset | IterableDataset,
+    image_root: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    prompt: str | None = None,
+) -> Dataset | IterableDataset:
     """Return rows in any of the schemas as conversations, with their `id` if they have one.
 
     Rows with `messages` of roles and contents are returned unchanged, and so is a data set with a user's transform.
 
     Args:
         image_root: folder that image paths are relative to.
+        columns: names of columns, see [`~modeling_vitp.instructions.sources.Source`].
+        prompt: question of every row, for captions or rows with an answer only.
 
     Raises:
         ValueError: If no schema or several match. The message lists the columns, and those that each schema needs.
@@ -572,11 +654,12 @@ def to_conversations(dataset: Dataset | IterableDataset, image_root: str | None 
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset
     stored = columns_of(dataset)
-    mapped = {"id": "id"} if KEY in stored or "id" in stored else None
-    reader = RowReader.of(stored, mapped, image_root=image_root)
+    mapped = ({"id": "id"} if KEY in stored or "id" in stored else {}) | (columns or {})
+    reader = RowReader.of(stored, mapped, image_root=image_root, prompt=prompt)
     is_ready = reader.schema.name == "messages" and not reader.is_packed and not has_other_turns(stored["messages"])
-    is_ready = is_ready and not set(IMAGES) <= set(stored) and not set(BESIDE) & set(stored)
-    return dataset if is_ready and image_root is None else with_reader(dataset, reader)
+    is_ready = is_ready and len(set(IMAGES) & set(stored)) == 1 and not set(BESIDE) & set(stored)
+    is_ready = is_ready and not columns and image_root is None
+    return dataset if is_ready else with_reader(dataset, reader)
 
 
 def has_other_turns(feature: Any) -> bool:

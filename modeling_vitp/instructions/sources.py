@@ -12,8 +12,9 @@ import hashlib
 import itertools
 import json
 import logging
+import mmap
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,12 +41,12 @@ from ..hub.failures import RETRIES, limit_waits, pause, retry, seconds_to_wait
 from ..images.reading import IMAGE_SUFFIXES
 from .rows import FEATURES, SourceSettings
 from .schemas import (
-    IMAGES,
     RENAME,
     RowReader,
     check_unmerged,
     columns_of,
     load_stored,
+    looks_like_image,
     parse_json,
     recognize,
     row_of,
@@ -64,8 +65,8 @@ LISTS = {".json", ".jsonl", *DELIMITERS}
 LOOKED_AT = 20  # Number of rows that are read to find the image folder of a file.
 ENDLESS = 2**62
 REMEDY = (
-    "Set `columns` to the names of the messages, the prompt and the completion, or the question and the answer (or set "
-    "`prompt` and an answer column)."
+    "Set `columns` to the names of the messages, the prompt and the completion, the caption, or the question and the "
+    "answer (or set `prompt` and an answer column)."
 )
 csv.field_size_limit(2**31 - 1)  # Images that are stored as text exceed Python's default limit.
 
@@ -78,16 +79,17 @@ class Source:
         name: unique name in the mixture and prefix of the row ids.
         rate: number of passes over the source in one epoch. Above 1 repeats rows, below 1 takes a part of them.
         dataset: Hub id, with `config`, `split` and `revision`.
-        folder: local folder of Parquet files, WebDataset tar archives, JSON or JSON Lines beside images, or images with
-            a `metadata.jsonl` or one subfolder per class.
+        folder: local folder of Parquet files, WebDataset tar archives, JSON, JSON Lines or CSV beside images, COCO
+            captions, or images with a `metadata.jsonl`, one subfolder per class, or a text file of the same name each.
         annotation: InternVL JSON Lines file, or a JSON list of the same rows, with its `image_root`.
         image_root: folder that image paths are relative to. Paths that lead out of it, by `..`, as absolute paths or
             over symbolic links, are errors. If it is not set, paths are used as they are, except for JSON in a
             `folder`: there the default is the folder of the JSON file or `images` beside it.
         streaming: whether rows are read on demand, without a copy on disk.
         columns: names of the columns for `id`, `images`, and `messages`, `conversations` (with `system`), `prompt` and
-            `completion`, or `question` and `answer`.
-        prompt: question of every row, for a source with an answer column only.
+            `completion`, `caption`, or `question` and `answer`. Columns of a CSV file without a header are numbers
+            from 0.
+        prompt: question of every row, for a source with an answer column only or with captions.
         rows: number of rows, if it is known before the source is read. The dry run uses it, unless it can count a JSON
             Lines file. A streaming source needs it to compute its share; an estimate is enough.
         obtain: page where the data can be downloaded.
@@ -166,9 +168,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
                 annotation_rows,
                 features=FEATURES,
                 gen_kwargs={
-                    "annotation": source.annotation,
-                    "image_root": source.image_root,
-                    "name": source.name,
+                    "source": source,
                     "state": file_state(Path(source.annotation)),
                 },
             )
@@ -250,13 +250,13 @@ def reader_of(source: Source, features: Features | dict) -> RowReader:
         raise ValueError(f"Source {source.name!r}, {source.location}: {error}") from error
 
 
-def annotation_rows(annotation: str, image_root: str | None, name: str, state: str | None = None) -> Iterator[dict]:
+def annotation_rows(source: Source, state: str | None = None) -> Iterator[dict]:
     """Yield rows of an InternVL JSON Lines file, whose ids are line numbers, or of a JSON list of such rows.
 
     `state` is part of the cache key: it changes if the file changes.
     """
-    for number, entry in numbered_rows(annotation):
-        yield annotation_row(entry, image_root, name, str(number))
+    for number, entry in numbered_rows(source.annotation):
+        yield annotation_row(entry, source, str(number))
 
 
 def line_rows(source: Source, files: dict[Path, str | None], state: str | None = None) -> Iterator[dict]:
@@ -270,7 +270,7 @@ def line_rows(source: Source, files: dict[Path, str | None], state: str | None =
             yield reader({name: entry.get(name) for name in names}, number, files[path])
 
 
-def annotation_row(entry: dict | ValueError, image_root: str | None, name: str, row_id: str) -> dict:
+def annotation_row(entry: dict | ValueError, source: Source, row_id: str) -> dict:
     """Return a row that is read by its own fields; other rows may have other fields."""
     try:
         if isinstance(entry, ValueError):
@@ -278,14 +278,22 @@ def annotation_row(entry: dict | ValueError, image_root: str | None, name: str, 
         if not isinstance(entry, dict):
             raise ValueError(f"expected a mapping with `conversations`, got {str(entry)[:80]!r}.")
         fields = {field: value for field, value in entry.items() if value is not None}
-        return reader_of_fields(tuple(fields), name, image_root)(fields, row_id)
+        columns = tuple((role, name) for role, name in source.columns.items() if name in fields)
+        return reader_of_fields(tuple(fields), columns, source.name, source.prompt, source.image_root)(fields, row_id)
     except ValueError as error:
-        return row_of(name, row_id, [], [], str(error))
+        return row_of(source.name, row_id, [], [], str(error))
 
 
 @lru_cache(maxsize=1000)
-def reader_of_fields(names: tuple[str, ...], source: str, image_root: str | None) -> RowReader:
-    return RowReader.of(dict.fromkeys(names), source=source, image_root=image_root)
+def reader_of_fields(
+    names: tuple[str, ...],
+    columns: tuple[tuple[str, str], ...],
+    source: str,
+    prompt: str | None,
+    image_root: str | None,
+) -> RowReader:
+    options = {"source": source, "prompt": prompt, "image_root": image_root}
+    return RowReader.of(dict.fromkeys(names), dict(columns), **options)
 
 
 def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]:
@@ -295,7 +303,7 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
     """
     try:
         if source.annotation:
-            rows = annotation_rows(source.annotation, source.image_root, source.name)
+            rows = annotation_rows(source)
             yield from itertools.islice(rows, part, None, parts)
             return
         if files := line_files(source):
@@ -425,8 +433,7 @@ def root_of(path: Path, folder: Path, source: Source) -> str | None:
     """Return the `image_root` of the source, or the folder where the images of the first rows are found."""
     if source.image_root is not None:
         return source.image_root
-    columns = (source.columns["images"],) if "images" in source.columns else IMAGES
-    return image_root(path, folder, columns)
+    return image_root(path, folder)
 
 
 def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] | ValueError]]:
@@ -455,17 +462,27 @@ def first_bad_line(files: Iterable[Path]) -> str | None:
 def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     """Yield number and content of the rows of a file. Lines count from 1, rows of a JSON list or CSV from 0.
 
+    A text file is one row, the caption of the image with the same name. COCO captions have a row for each caption.
+
     Raises:
-        ValueError: If the file contains JSON that is not a list; the message names the file.
+        ValueError: If the file contains JSON that is neither a list nor COCO captions; the message names the file.
     """
-    if Path(path).suffix.lower() in DELIMITERS:
+    path = Path(path)
+    if path.suffix.lower() in DELIMITERS:
         yield from csv_rows(path)
         return
+    if path.suffix.lower() == ".txt":
+        yield 0, {"id": path.stem, "image": captioned_image(path).name, "caption": path.read_text(encoding="utf-8")}
+        return
     with open(path, "rb") as file:
-        if is_in_lines(Path(path)):
+        if is_in_lines(path):
             yield from parsed_lines(file, path)
             return
         rows = parse_json(file.read(), str(path))
+    if isinstance(rows, dict) and {"images", "annotations"} <= rows.keys():
+        names = {image["id"]: image["file_name"] for image in rows["images"]}
+        captions = [one for one in rows["annotations"] if "caption" in one]
+        rows = [{"id": one["id"], "image": names[one["image_id"]], "caption": one["caption"]} for one in captions]
     if not isinstance(rows, list):
         raise ValueError(f"expected a JSON list of rows in {path}, got {type(rows).__name__}")
     yield from enumerate(rows)
@@ -481,14 +498,45 @@ def parsed_lines(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:
                 yield number, error
 
 
-def csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
-    """Yield number and content of the rows of a CSV file; all values are texts."""
+def csv_names(path: Path) -> tuple[list[str], bool]:
+    """Return the names of the columns of a CSV file, and whether its first line has them.
+
+    A first line with the name of an image file is a row. The columns of two texts are then `image` and `caption`, other
+    columns are numbered from 0.
+    """
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, delimiter=DELIMITERS[Path(path).suffix.lower()])
+        first = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
+    images = [looks_like_image(value) for value in first]
+    if not any(images):
+        return first, True
+    is_pair = len(first) == 2 and sum(images) == 1
+    return ["image" if one else "caption" for one in images] if is_pair else list(map(str, range(len(first)))), False
+
+
+def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
+    """Yield number and content of the rows of a CSV file; all values are texts."""
+    names, is_header = csv_names(path)
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, None if is_header else names, delimiter=DELIMITERS[path.suffix.lower()])
         for number, row in enumerate(rows):
             if None in row or None in row.values():
                 row = ValueError(f"line {rows.line_num} of {path}: expected as many fields as in the first line.")
             yield number, row
+
+
+def captioned_image(path: Path) -> Path | None:
+    """Return the image with the name of a text file, or `None`, also if the text has no words."""
+    images = (path.with_suffix(suffix) for one in sorted(IMAGE_SUFFIXES) for suffix in (one, one.upper()))
+    image = next((image for image in images if image.is_file()), None)
+    return image if image and re.search("[^\\W\\d]{2}", path.read_text(encoding="utf-8", errors="replace")) else None
+
+
+def is_coco_captions(path: Path) -> bool:
+    """Return whether a JSON file has annotations with captions."""
+    if path.suffix.lower() != ".json" or begins_with(path) != b"{":
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b'"annotations"') >= 0 and content.find(b'"caption"') >= 0
 
 
 def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
@@ -503,7 +551,7 @@ def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
 def annotation_files(
     folder: Path, columns: Mapping[str, str] | None = None, prompt: str | None = None
 ) -> dict[str, list[Path]]:
-    """Return the CSV files, or else the JSON and JSON Lines files, with the rows of a folder, by split.
+    """Return the CSV files, or else the JSON and JSON Lines files, or text files beside images of a folder, by split.
 
     The result is empty if the rows are in Parquet files, archives or image metadata. A file that is not read is logged.
 
@@ -517,6 +565,7 @@ def annotation_files(
     others = tables + [path for path in found.get(".jsonl", []) + texts if path.stem == "metadata"]
     texts = [path for path in texts if has_header_of_rows(path, columns or {}, prompt)]
     rows = texts or [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
+    rows = rows or [path for path in found.get(".txt", []) if captioned_image(path)] or all_texts  # an error names them
     rows, others = ([], others) if others else (rows, texts)
     unread = tuple(sorted({*files, *all_texts} - {*rows, *others}))
     if unread:
@@ -546,14 +595,13 @@ def split_in_path(path: Path) -> str:
 
 def holds_rows(path: Path) -> bool:
     """Return whether a JSON file is a list or has one row per line."""
-    return begins_with(path) == b"[" or is_in_lines(path)
+    return begins_with(path) == b"[" or is_in_lines(path) or is_coco_captions(path)
 
 
 def has_header_of_rows(path: Path, columns: Mapping[str, str], prompt: str | None) -> bool:
     """Return whether the columns of a CSV file form a known schema, with the names in `columns` that it has."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            names = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
+        names, _ = csv_names(path)
         recognize(names, {role: column for role, column in columns.items() if column in names}, prompt)
     except (ValueError, csv.Error):
         return False
@@ -589,23 +637,25 @@ def is_object(line: bytes) -> bool:
         return False
 
 
-def image_root(file: Path, folder: Path, columns: Sequence[str] = IMAGES) -> str | None:
+def image_root(file: Path, folder: Path) -> str | None:
     """Return the folder that image paths in a JSON file are relative to, or `None` if the paths are absolute.
 
-    Candidates are the folder of the file, the folder of the data set, and `images` in either. The first candidate is
-    returned that contains an image of the first rows.
+    Candidates are the folder of the file, the folder of the data set, and `images` in either, then the other folders of
+    the data set. The first candidate is returned that contains an image of the first rows.
     """
-    rows = (row for _, row in numbered_rows(file) if isinstance(row, dict) and any(map(row.get, columns)))
-    for row in itertools.islice(rows, LOOKED_AT):
-        images = [
-            image for name in columns for image in (row[name] if isinstance(row.get(name), list) else [row.get(name)])
-        ]
-        for path in images:
-            if not isinstance(path, str) or not path or "://" in path:
+    rows = (row for _, row in numbered_rows(file) if isinstance(row, dict))
+    roots = [root for parent in (file.parent, folder) for root in (parent, parent / "images")]
+    roots += [path for pattern in ("*", "images/*") for path in sorted(folder.glob(pattern)) if path.is_dir()]
+    values = (
+        [one for value in row.values() for one in (value if isinstance(value, list) else [value])] for row in rows
+    )
+    paths = ([one for one in row if isinstance(one, str) and looks_like_image(one)] for row in values)
+    for row in itertools.islice(filter(None, paths), LOOKED_AT):
+        for path in row:
+            if "://" in path:
                 continue
             if Path(path).is_absolute():
                 return None
-            roots = [root for parent in (file.parent, folder) for root in (parent, parent / "images")]
             found = next((str(root) for root in roots if (root / path).is_file()), None)
             if found is not None:
                 return found
@@ -657,7 +707,10 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
 
 
 def open_splits(
-    args: ScriptArguments, root: str | None = None
+    args: ScriptArguments,
+    root: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    prompt: str | None = None,
 ) -> tuple[dict[str, Dataset | IterableDataset], list[str]]:
     """Open the training and the test split, as far as they exist, and return them with the names of all splits.
 
@@ -665,17 +718,19 @@ def open_splits(
 
     Args:
         root: folder that image paths are relative to.
+        columns, prompt: names of columns, and question of every row, see [`Source`].
 
     Raises:
         ValueError: If the split to train on does not exist, or its rows match no schema or several.
     """
     name = args.dataset_name
-    splits = json_sources(Path(name), root, args.dataset_streaming) or load_rows(args)
+    settings = {"columns": columns or {}, "prompt": prompt}
+    splits = json_sources(Path(name), root, streaming=args.dataset_streaming, **settings) or load_rows(args)
     opened = {}
     for part in (args.dataset_train_split, args.dataset_test_split):
         if base_of(part) in splits:
             try:
-                opened[part] = take(open_split(splits[base_of(part)], root), part)
+                opened[part] = take(open_split(splits[base_of(part)], root, **settings), part)
             except ValueError as error:
                 reason = re.sub(r"^Source '.*?: (?=the columns )", "", str(error)).replace(REMEDY, RENAME)
                 raise ValueError(f"{name}, split {part!r}: {reason}") from error
@@ -686,32 +741,36 @@ def open_splits(
     return opened, sorted(splits)
 
 
-def open_split(split: Source | Dataset | IterableDataset, root: str | None) -> Dataset | IterableDataset:
+def open_split(
+    split: Source | Dataset | IterableDataset, root: str | None, columns: Mapping[str, str], prompt: str | None
+) -> Dataset | IterableDataset:
     if not isinstance(split, Source):
-        return to_conversations(split, root)
+        return to_conversations(split, root, columns, prompt)
     rows = read_source(split)
     rows.info.description = schema_of(split)
     return rows
 
 
-def json_sources(place: Path, root: str | None, streaming: bool) -> dict[str, Source]:
+def json_sources(place: Path, root: str | None, **settings) -> dict[str, Source]:
     """Return the sources, by split, of a JSON file or a folder of JSON and images; empty for other data sets.
 
-    `datasets` reads a folder with more images than JSON files as an image folder, without the JSON.
+    `settings` are fields of [`Source`]. `datasets` reads a folder with more images than JSON files as an image folder,
+    without the JSON.
     """
     if place.is_file() and place.suffix.lower() in LISTS:
         root = root or image_root(place, place.parent)
-        return {"train": Source(place.stem, annotation=str(place), image_root=root, streaming=streaming)}
+        return {"train": Source(place.stem, annotation=str(place), image_root=root, **settings)}
     if not place.is_dir() or not (root or has_images(place)):
         return {}
-    source = Source(place.resolve().name, folder=str(place), image_root=root, streaming=streaming)
-    return {split: dataclasses.replace(source, split=split) for split in annotation_files(place)}
+    source = Source(place.resolve().name, folder=str(place), image_root=root, **settings)
+    files = annotation_files(place, source.columns, source.prompt)
+    return {split: dataclasses.replace(source, split=split) for split in files}
 
 
-def source_of(name: str, split: str, config: str | None, root: str | None) -> Source:
+def source_of(name: str, split: str, config: str | None, root: str | None, **settings) -> Source:
     """Return the source for a `dataset_name`, see [`json_sources`]."""
-    stored = Source(Path(name).name, dataset=name, config=config, split=split, image_root=root)
-    return json_sources(Path(name), root, False).get(split, stored)
+    stored = Source(Path(name).name, dataset=name, config=config, split=split, image_root=root, **settings)
+    return json_sources(Path(name), root, **settings).get(split, stored)
 
 
 def base_of(part: str) -> str:

@@ -400,12 +400,17 @@ def summary_table(reports: list[SourceReport]) -> str:
 
 
 def save_reports(reports: list[SourceReport], settings: dict[str, str], path: Path) -> bool:
-    """Write the reports to a JSON file, and return whether all sources passed."""
-    passed = all(report.passed for report in reports)
+    """Write the reports to a JSON file, and return whether all sources passed and any has images."""
+    passed = all(report.passed for report in reports) and has_images(reports)
     sources = {report.name: report.to_dict() for report in reports}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"passed": passed, "settings": settings, "sources": sources}, indent=2) + "\n")
     return passed
+
+
+def has_images(reports: list[SourceReport]) -> bool:
+    """Return whether a row of any source has an image."""
+    return any(number for report in reports for number in report.tiles)
 
 
 def print_reports(reports: list[SourceReport]) -> None:
@@ -414,6 +419,8 @@ def print_reports(reports: list[SourceReport]) -> None:
         if report.schema is not None:
             print(f"reads {report.name}: {report.schema}")
     print(summary_table(reports))
+    if not has_images(reports):
+        print("No row has an image. Put images into a column `image` or `images`, or name it in `columns`.")
     for report in reports:
         for kind, examples in report.examples.items():
             for example in examples[:3]:

@@ -241,6 +241,20 @@ class PretrainArguments(Arguments, ScriptArguments):
             "the JSON file or its subfolder `images`."
         },
     )
+    columns: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Names of the columns of dataset_name as JSON, such as \'{"image": "photo", "caption": '
+            '"alt_text"}\'. Columns of a CSV file without a header are numbers from 0. By default, common names.'
+        },
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Question of every row of dataset_name, for captions or rows with an answer only. By default, one "
+            "of five questions for a caption."
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={
@@ -341,8 +355,10 @@ class PretrainArguments(Arguments, ScriptArguments):
             raise ValueError("Give either dataset_name or mixture in the configuration, the data to train on.")
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)
-        if self.image_root is not None and (self.dataset_name is None or self.task is not None):
-            raise ValueError("image_root needs dataset_name without a task. In a mixture, set it for each source.")
+        for name in ("image_root", "columns", "prompt"):
+            if getattr(self, name) is not None and (self.dataset_name is None or self.task is not None):
+                raise ValueError(f"{name} needs dataset_name without a task. In a mixture, set it for each source.")
+        self.columns = self.columns and {role: str(name) for role, name in self.columns.items()}
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise ValueError(f"image_root={self.image_root!r}: folder not found.")
         if self.dry_run and self.mixture is None:
@@ -368,7 +384,8 @@ class PretrainArguments(Arguments, ScriptArguments):
         from ..instructions.sources import Source, base_of, source_of
 
         split = base_of(self.dataset_train_split)
-        source = vars(source_of(self.dataset_name, split, self.dataset_config, self.image_root))
+        settings = {"columns": self.columns or {}, "prompt": self.prompt}
+        source = vars(source_of(self.dataset_name, split, self.dataset_config, self.image_root, **settings))
         changed = {key: value for key, value in source.items() if value != vars(Source("mine"))[key]}
         return {"sources": [{**changed, "name": "mine"}]}
 
@@ -432,6 +449,10 @@ class VRLArguments(RunArguments):
         metadata={
             "help": "Number of first optimizer steps that train only the projector, for a new projector. 0: none."
         },
+    )
+    allow_text_only: bool = field(
+        default=False,
+        metadata={"help": "Whether to train without any image, from which a ViT does not learn. Default: false."},
     )
     on_error: str = field(
         default="raise",

@@ -61,7 +61,7 @@ def open_data(
         splits = load_rows(args)
         splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
         return PretrainData(*task.prepare(splits), splits=splits)
-    opened, names = open_splits(args, args.image_root)
+    opened, names = open_splits(args, args.image_root, args.columns, args.prompt)
     if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
         raise ValueError(
             f"No split {name!r} in {args.dataset_name}. Found: {', '.join(names)}. Set dataset_test_split, or "

@@ -190,7 +190,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             return
         needed = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args) or None
         options = {"most_rows": needed, "in_processes": self.args.dataloader_num_workers > 0}
-        logger.info(check_rows(self.train_dataset, self.data_collator, **options))
+        allowed = self.args.allow_text_only
+        logger.info(check_rows(self.train_dataset, self.data_collator, allow_text_only=allowed, **options))
         named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
         for name, dataset in named.items():
             if dataset is not None:

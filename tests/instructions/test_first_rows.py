@@ -90,7 +90,7 @@ class Unusable:
 def test_processes_check_the_same_rows(mixture, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3))
     for most_rows in (None, 5):
-        found = [str(error).split(" in ") for error in mixtures.errors(mixture(), Unusable(), most_rows, True)]
+        found = [str(error).split(" in ") for error in mixtures.encoded_rows(mixture(), Unusable(), most_rows, True)]
         assert [name for name, _ in found] == IN_TURN[:most_rows]
         processes = {int(process) for _, process in found}
         assert len(processes) == 3 and os.getpid() not in processes
@@ -111,6 +111,7 @@ class Slow:
     def encode(self, row):
         self.now += self.seconds
         self.seen.append(row["id"])
+        return {}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_check_uses_at_most_16_processes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
     monkeypatch.setattr(mixtures, "DataLoader", lambda rows, num_workers, **rest: [num_workers])
     rows = Dataset.from_dict({"id": [0], "messages": [[]]})
-    assert list(mixtures.errors(rows, Unusable(), None, True)) == [16]
+    assert list(mixtures.encoded_rows(rows, Unusable(), None, True)) == [16]
 
 
 def test_check_runs_before_output_is_written(tmp_path, caplog):

@@ -250,6 +250,7 @@ def test_lengths_match_rows_of_epoch(folder):
 def trainer_of(model, processor, tmp_path):
     def make(dataset, **options):
         fields = {"max_steps": 4, "per_device_train_batch_size": 2, "save_strategy": "no", "report_to": "none"}
+        fields["allow_text_only"] = True
         args = {name: options.pop(name) for name in list(options) if hasattr(ViTPTrainingConfig, name)}
         config = ViTPTrainingConfig(
             str(tmp_path / "run"), bf16=False, gradient_checkpointing=False, **{**fields, **args}

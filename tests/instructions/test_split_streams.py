@@ -223,9 +223,15 @@ def test_part_without_rows_raises_error(tmp_path, folder, monkeypatch):
 
 def test_resumed_run_reads_the_remaining_rows(folder, tmp_path, model, processor):
     def train(output, resume=None, **options):
-        fields = {"max_steps": 40, "per_device_train_batch_size": 4, "save_steps": 24, "report_to": "none"}
+        fields = {
+            "max_steps": 40,
+            "per_device_train_batch_size": 4,
+            "save_steps": 24,
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
         workers = {"dataloader_num_workers": 2, "bf16": False, "gradient_checkpointing": False, "watch_samples": 0}
-        config = ViTPTrainingConfig(str(output), disable_tqdm=True, learning_rate=1e-3, **fields, **workers)
+        config = ViTPTrainingConfig(str(output), allow_text_only=True, learning_rate=1e-3, **fields, **workers)
         trainer = ViTPTrainer(model, config, train_dataset=opened(folder, **options), processing_class=processor)
         trainer.train(resume_from_checkpoint=resume)
         return {name: value.clone() for name, value in trainer.model.state_dict().items()}

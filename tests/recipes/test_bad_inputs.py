@@ -83,7 +83,7 @@ MISTAKES = [  # words, and a pattern of the error line
     ("pretrain --output_dir out --dataset_name empty", "empty"),
     (
         "pretrain --output_dir out --dataset_name texts --model_name_or_path bert",
-        "texts.*'train'.*'text', 'label'",
+        "texts.*'train'.*'note', 'label'",
     ),
     (f"{PRETRAIN} --dataset_train_split trian", "'trian'.*'?train"),
     (f"{PRETRAIN} --dataset_test_split tset", "'tset'.*test, train"),
@@ -123,7 +123,7 @@ def desk(tmp_path, monkeypatch, data_folder):
         (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
     key = {"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH}
     tasked = {"mixture": {"sources": []}, "task": "trees", "from_scratch": FROM_SCRATCH}
-    files = {"broken.yaml": "a: [1, 2\nb: }", "empty.yaml": "{}", "texts/train.csv": "text,label\na ship,1\n"}
+    files = {"broken.yaml": "a: [1, 2\nb: }", "empty.yaml": "{}", "texts/train.csv": "note,label\na ship,1\n"}
     files |= {"key.yaml": yaml.safe_dump(key), "tasked.yaml": yaml.safe_dump(tasked)}
     for name, text in files.items():
         (tmp_path / name).write_text(text)

@@ -1,0 +1,161 @@
+"""Captions in each layout that a folder may have, names of image columns, and rows without images."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from datasets import Dataset
+from pictures import picture
+from training_run import make_rows, make_trainer
+from trl import ScriptArguments
+
+from modeling_vitp.instructions.schemas import CAPTION_QUESTIONS
+from modeling_vitp.instructions.sources import open_splits
+from modeling_vitp.recipes import validate_data
+
+CAPTIONS = ["a green field", "two ships, a harbor", "a road"]
+MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
+
+
+def save_images(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(3):
+        picture(40, 32, number).save(folder / f"{number}.png")
+    return [(f"{number}.png", caption) for number, caption in enumerate(CAPTIONS)]
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_csv(folder, name="train.csv", head="image,caption\n", images="images"):
+    rows = save_images(folder / images)
+    mark = "\t" if name.endswith("tsv") else ","
+    text = head + "".join(f'{image}{mark}"{caption}"\n' for image, caption in rows)
+    (folder / name).write_text(text)
+
+
+def write_lists(folder):
+    rows = [{"filename": image, "sentences": [{"raw": caption}]} for image, caption in save_images(folder)]
+    (folder / "dataset.json").write_text(json.dumps(rows))
+
+
+def write_metadata(folder):
+    rows = save_images(folder / "train")
+    write_lines(folder / "train" / "metadata.jsonl", [{"file_name": name, "caption": text} for name, text in rows])
+
+
+def write_coco(folder):
+    rows = save_images(folder / "train2017")
+    images = [{"id": number, "file_name": name} for number, (name, _) in enumerate(rows)]
+    captions = [{"id": 7 - number, "image_id": number, "caption": text} for number, text in enumerate(CAPTIONS)]
+    (folder / "annotations").mkdir()
+    content = json.dumps({"images": images, "annotations": captions})
+    (folder / "annotations" / "captions_train2017.json").write_text(content)
+
+
+def write_texts(folder):
+    for name, text in save_images(folder / "train"):
+        (folder / "train" / name).with_suffix(".txt").write_text(text + "\n")
+
+
+def write_archive(folder, suffix):
+    folder.mkdir()
+    with tarfile.open(folder / "train-0000.tar", "w") as archive:
+        for number, caption in enumerate(CAPTIONS):
+            image = io.BytesIO()
+            picture(40, 32, number).save(image, "PNG")
+            text = caption if suffix == "txt" else json.dumps({"caption": caption})
+            for name, content in (("png", image.getvalue()), (suffix, text.encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+LAYOUTS = {
+    "CSV": write_csv,
+    "CSV with other names": lambda folder: write_csv(folder, head="image_path,text\n", images="."),
+    "CSV without a header": lambda folder: write_csv(folder, head=""),
+    "TSV": lambda folder: write_csv(folder, "train.tsv", "image\tcaption\n"),
+    "TSV without a header": lambda folder: write_csv(folder, "train.tsv", ""),
+    "metadata.csv": lambda folder: write_csv(folder, "train/metadata.csv", "file_name,text\n", "train"),
+    "metadata.jsonl": write_metadata,
+    "JSON with lists": write_lists,
+    "COCO": write_coco,
+    "text files": write_texts,
+    "WebDataset with texts": lambda folder: write_archive(folder, "txt"),
+    "WebDataset with JSON": lambda folder: write_archive(folder, "json"),
+}
+
+
+def train_rows(folder, streaming=False, **settings):
+    arguments = ScriptArguments(dataset_name=str(folder), dataset_streaming=streaming)
+    return list(open_splits(arguments, **settings)[0]["train"])
+
+
+def texts_of(row):
+    return ["".join(part["text"] or "" for part in message["content"]) for message in row["messages"]]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_captions_of_folder_are_read(layout, tmp_path, streaming):
+    LAYOUTS[layout](tmp_path / "data")
+    rows = train_rows(tmp_path / "data", streaming)
+    assert [row["error"] for row in rows] == [None] * 3
+    assert [texts_of(row)[1] for row in rows] == CAPTIONS
+    assert {texts_of(row)[0] for row in rows} <= {*CAPTION_QUESTIONS}
+    for number, row in enumerate(rows):
+        (image,) = row["images"]
+        assert image["bytes"] or image["path"].endswith(f"/{number}.png")
+
+
+def test_columns_and_prompt_are_given(tmp_path):
+    folder = tmp_path / "data"
+    rows = save_images(folder)
+    (folder / "train.csv").write_text(
+        "".join(f'{name},{number},"{text}"\n' for number, (name, text) in enumerate(rows))
+    )
+    with pytest.raises(ValueError, match=r"\['0', '1', '2'\]"):
+        train_rows(folder)
+    found = train_rows(folder, columns={"image": "0", "caption": "2"}, prompt="What is there?")
+    assert [texts_of(row) for row in found] == [["What is there?", text] for text in CAPTIONS]
+    assert train_rows(folder / "train.csv", columns={"image": "0", "caption": "2"})[1]["images"]
+
+
+@pytest.mark.parametrize("name", "image_path img_path file_name filename path image_file Image img".split())
+def test_common_names_of_images_are_read(name, tmp_path):
+    rows = save_images(tmp_path)
+    write_lines(tmp_path / "train.jsonl", [{name: image, "messages": MESSAGES} for image, _ in rows])
+    assert [row["images"][0]["path"] for row in train_rows(tmp_path)] == [str(tmp_path / name) for name, _ in rows]
+
+
+@pytest.mark.parametrize("write", ["JSON", "Parquet"])
+def test_unread_column_of_images_is_named(write, tmp_path, capsys):
+    names = [name for name, _ in save_images(tmp_path)]
+    rows = [{"photo": name, "messages": MESSAGES} for name in names]
+    if write == "JSON":
+        write_lines(tmp_path / "train.jsonl", rows)
+    else:
+        Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    assert "'photo'" in train_rows(tmp_path)[0]["error"]
+    assert "'photo'" in train_rows(tmp_path, streaming=True)[0]["error"]
+    assert validate_data.main([str(tmp_path), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]) == 1
+    assert "'photo'" in capsys.readouterr().out
+
+
+def test_training_without_images_is_refused(tmp_path, capsys):
+    rows = make_rows(4).remove_columns("images")
+    options = {"train_rows": rows, "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    with pytest.raises(ValueError, match="allow_text_only"):
+        make_trainer(tmp_path / "run", **options).train()
+    with pytest.raises(ValueError, match="'photo'"):
+        make_trainer(
+            tmp_path / "run", **options | {"train_rows": make_rows(4).rename_column("images", "photo")}
+        ).train()
+    make_trainer(tmp_path / "run", allow_text_only=True, **options).train()
+    rows.to_parquet(tmp_path / "train.parquet")
+    arguments = [str(tmp_path / "train.parquet"), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
+    assert validate_data.main(arguments) == 1
+    assert "No row has an image" in capsys.readouterr().out
