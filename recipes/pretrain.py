@@ -7,13 +7,11 @@ The configuration is a YAML file, and the command line overrides its fields. If 
 same output folder, the run resumes from its last checkpoint.
 """
 
-import importlib
 from pathlib import Path
 
 from trl import ModelConfig
 
 import vitp_command
-from modeling_vitp.command.paths import find_task
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import parse
 
@@ -36,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.training import plan, results
     from modeling_vitp.training.checkpointing import check_free
-    from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
+    from modeling_vitp.training.data import describe_data, describe_evaluation, load_task, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.loading import apply_input_spec, check_from_scratch, check_options, load_start
     from modeling_vitp.training.resume_config import default_warmup
@@ -49,9 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         return plan.dry_run(args, training_args, model_args, mixture)
     check_free(output_dir)
-    task = importlib.import_module(find_task(args.task)) if args.task else None
+    wanted, task = args.task, load_task(args)
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    data = open_data(args, mixture, task, seed, training_args.eval_strategy != "no")
+    data = open_data(args, mixture, task, seed, training_args.eval_strategy != "no" and args.task == wanted)
+    if data.eval is None:
+        training_args.eval_strategy = "no"
     transform = task.transform(data.splits["train"], **(args.task_options or {})) if task is not None else None
     if args.from_scratch is not None and training_args.vrl_warmup_steps is None:
         training_args.vrl_warmup_steps = default_warmup(training_args, data.train)

@@ -356,8 +356,8 @@ class PretrainArguments(Arguments, ScriptArguments):
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)
         for name in ("image_root", "columns", "prompt"):
-            if getattr(self, name) is not None and (self.dataset_name is None or self.task is not None):
-                raise ValueError(f"{name} needs dataset_name without a task. In a mixture, set it for each source.")
+            if getattr(self, name) is not None and self.dataset_name is None:
+                raise ValueError(f"{name} needs dataset_name. In a mixture, set it for each source.")
         self.columns = self.columns and {role: str(name) for role, name in self.columns.items()}
         if self.image_root is not None and not Path(self.image_root).is_dir():
             raise ValueError(f"image_root={self.image_root!r}: folder not found.")

@@ -1,5 +1,6 @@
 """Data of pretraining: a mixture, a data set, or rows that a task converts to instructions."""
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..cards.record import public_name
+from ..command.paths import find_task
 from ..instructions.mixture import Mixture, describe_schemas, open_mixture
 from ..instructions.rows import SourceSettings
 from ..instructions.sources import base_of, load_rows, open_splits, take
@@ -29,6 +31,32 @@ class PretrainData:
     eval: Dataset | IterableDataset | None = None
     settings: dict[str, SourceSettings] | None = None
     splits: DatasetDict | None = None
+
+
+def load_task(args: PretrainArguments) -> ModuleType | None:
+    """Return the module of the task, or `None` if there is none or `dataset_name` is other data than the task reads.
+
+    In the second case the task is removed from the arguments, and a line says so.
+
+    Raises:
+        ValueError: if settings of the rows are given to a task, which does not read them.
+    """
+    if args.task is None:
+        return None
+    task = importlib.import_module(find_task(args.task))
+    try:
+        splits = load_rows(args)
+        is_read = task.SPLITS <= splits.keys() and task.COLUMNS <= {*splits["train"].column_names}
+    except ValueError:
+        is_read = False
+    if not is_read:
+        print(f"{args.dataset_name} is not data of the task {args.task!r}: it is trained on as it is, without the task.")
+        args.task = args.task_options = None
+        return None
+    for name in ("image_root", "columns", "prompt"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"Expected no {name} with the task {args.task!r}, which reads its own columns. Remove it.")
+    return task
 
 
 def open_data(

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
-from paths import AERIAL_TREES
-from pictures import write_bands
+from paths import AERIAL_TREES, CONFIGS
+from pictures import picture, write_bands
 from row_formats import FORMATS
 from tiny_models import FROM_SCRATCH
 from transformers import AutoImageProcessor, AutoModel
@@ -250,3 +250,19 @@ def test_mixture_of_all_formats_is_trained_on(tmp_path, scenes, capsys):
     output = capsys.readouterr().out
     for name, (_, description) in FORMATS.items():
         assert f"{name}: {description}, 6 rows" in output
+
+
+@pytest.mark.slow
+def test_quickstart_trains_on_other_data_without_its_task(tmp_path, capsys):
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    for number in range(4):
+        picture(60, 50, number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"Field number {number} beside a road.")
+    options = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--dataloader_num_workers", "0"]
+    options += ["--dataloader_persistent_workers", "false", "--output_dir", str(tmp_path / "out")]
+    assert main(["--config", str(CONFIGS / "quickstart.yaml"), "--dataset_name", str(folder), *options]) == 0
+    shown = capsys.readouterr().out
+    assert f"{folder} is not data of the task 'trees'" in shown and "reads: captions, 4 rows, 1 image a row" in shown
+    assert (tmp_path / "out/backbone/model.safetensors").is_file()
+    assert "task" not in json.loads((tmp_path / "out/metrics.json").read_text())

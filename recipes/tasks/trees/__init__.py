@@ -2,4 +2,6 @@ from .evaluation import evaluate
 from .instructions import TreeInstructions as transform
 from .instructions import prepare
 
-__all__ = ["evaluate", "prepare", "transform"]
+__all__ = ["COLUMNS", "SPLITS", "evaluate", "prepare", "transform"]
+
+COLUMNS, SPLITS = {"id", "image", "boxes"}, {"train", "test", "second_scene"}  # of the data that the task reads
