@@ -50,7 +50,7 @@ def load_task(args: PretrainArguments) -> ModuleType | None:
     except ValueError:
         is_read = False
     if not is_read:
-        print(f"{args.dataset_name} is not data of the task {args.task!r}: it is trained on as it is, without the task.")
+        print(f"{args.dataset_name} is not data of the task {args.task!r}: training on it without the task.")
         args.task = args.task_options = None
         return None
     for name in ("image_root", "columns", "prompt"):
