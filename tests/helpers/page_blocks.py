@@ -38,6 +38,8 @@ ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
     "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
     "vitp benchmark --shape small": "tests/recipes/benchmarks/test_speed_ratios.py runs it",
+    "vitp benchmark_detection --shapes": "the command before, in other sizes",
+    "vitp benchmark_growth --sides": "the command before, in other sizes",
     "vitp benchmark_peers": "tests/recipes/benchmarks/test_comparison.py runs it",
     "vitp experiment": "hours",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
