@@ -15,11 +15,13 @@ _LAZY = {
     "ViTPSegmentationTrainingConfig": "dense.trainer",
     "ViTPTrainer": "training.vitp_trainer",
     "ViTPTrainingConfig": "training.vitp_config",
+    "compose": "training.loading",
     "convert_checkpoint": "convert.checkpoint",
     "detect_large": "detection.prediction",
     "export_backbone": "convert.export",
     "predict_large": "dense.prediction",
     "predict_volume": "dense.prediction",
+    "start_from_scratch": "training.loading",
 }
 
 

@@ -31,7 +31,7 @@ MAIN = [  # run by the default suite, but for their commands that begin as one o
 PATHS = {  # text of any page, and of one, -> what stands for it, of paths and sizes
     "": {"/datasets/": "datasets/"},
     "README.md": {"max_steps=1000": "max_steps=2, per_device_train_batch_size=2"},
-    "recipes/pretrain.md": {"max_steps=1000": "max_steps=2"},
+    "recipes/pretrain.md": {"max_steps=1000": "max_steps=2, per_device_train_batch_size=2"},
     "recipes/finetune_segmentation.md": {"crop_size=512, max_steps=20000": "crop_size=64, max_steps=2"},
     "recipes/finetune_classification.md": {
         "image_size=224": "image_size=56",

@@ -206,6 +206,11 @@ def write_instructions(folder: Path) -> None:
     (folder / "neon_instructions").mkdir()
     (folder / "neon_instructions" / "README.md").write_text("---\nlicense: mit\n---\n\n# Instructions\n")
 
+    for number in range(4):
+        dense_data.save(picture(60, 56, number), folder / "my_photos" / f"{number}.png")
+    lines = "".join(f"{number}.png,A field with {number} trees.\n" for number in range(4))
+    (folder / "my_photos" / "train.csv").write_text("photo,alt_text\n" + lines)
+
     turns = [{"from": "human", "value": "<image>\nWhere is it?"}, {"from": "gpt", "value": "[[0, 1, 2, 3]]"}]
     line = json.dumps({"image": "0.png", "conversations": turns}) + "\n"
     for name in ("rsvg", "released"):
