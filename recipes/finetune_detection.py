@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     check_detector(args.task, model_args, training_args.do_train, args.detector)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
-    data = DetectionData.from_dict(args.data)
+    data = DetectionData.from_arguments(args, training_args.output_dir)
     image_processor = load_detection_image_processor(model_args, training_args, data.input_spec, args.detector)
     results.check_eval_split(training_args, args.train_splits, args.eval_split)
     splits = list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))

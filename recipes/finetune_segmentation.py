@@ -46,7 +46,7 @@ def main(
     check_dense_start(entry.model_class, model_args, training_args.do_train)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
-    data = DenseData.from_dict(args.data)
+    data = DenseData.from_arguments(args, training_args.output_dir)
     results.check_eval_split(training_args, args.train_splits, args.eval_split)
     data.check_disjoint(list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))])))
     train_dataset = data.open(args.train_splits) if training_args.do_train else None

@@ -23,6 +23,7 @@ from detection_data import (
     write_dota,
     write_images,
     write_voc,
+    write_yolo,
 )
 from PIL import Image
 from pycocotools.coco import COCO
@@ -40,12 +41,14 @@ SPLITS = {
     "voc oriented": {"images": "images", "annotations": "Annotations/Oriented Bounding Boxes"},
     "voc": {"images": "images", "annotations": "Annotations/Horizontal Bounding Boxes"},
     "coco": {"images": "images", "annotations": "instances.json"},
+    "yolo": {"images": "images", "annotations": "labels"},
 }
 WRITERS = {
     "dota": lambda root: write_dota(root, IMAGES, (".png", ".jpg", ".bmp")),
     "voc oriented": lambda root: write_voc(root, IMAGES, True),
     "voc": lambda root: write_voc(root, IMAGES, False),
     "coco": lambda root: write_coco(root, IMAGES),
+    "yolo": lambda root: write_yolo(root, IMAGES),
 }
 
 
@@ -64,7 +67,7 @@ def test_formats_read_written_objects(tmp_path, kind):
         assert item["image"].shape == (3, HEIGHT, WIDTH) and item["image"].dtype == torch.uint8
         assert item["labels"].tolist() == [NAMES.index(label) for label, _ in objects]
         corners = np.array([corners for _, corners in objects]).reshape(-1, 4, 2)
-        if kind in ("dota", "voc oriented"):
+        if kind in ("dota", "voc oriented", "yolo"):
             np.testing.assert_allclose(item["corners"], corners, atol=1e-4)
         else:
             low, high = corners.min(1), corners.max(1)
@@ -110,9 +113,10 @@ def test_root_may_be_relative(tmp_path, monkeypatch):
     assert len(samples) == len(IMAGES) and samples[0]["image"].shape == (3, HEIGHT, WIDTH)
 
 
-def test_outlines_become_masks(tmp_path):
-    written = write_coco(tmp_path, IMAGES)
-    samples = describe(tmp_path, "coco").open(["train"], "instances")
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_outlines_become_masks(tmp_path, kind):
+    written = WRITERS[kind](tmp_path)
+    samples = describe(tmp_path, kind).open(["train"], "instances")
     for item in (samples[index] for index in range(len(samples))):
         assert item["masks"].dtype == torch.uint8 and item["masks"].shape == (len(item["labels"]), HEIGHT, WIDTH)
         for mask, (_, corners) in zip(item["masks"].numpy(), written[item["id"]], strict=True):
@@ -611,7 +615,7 @@ def test_voc_size_is_checked(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "yolo"}, "format.*'yolo'"),
+        ({"format": "kitti"}, "format.*'kitti'"),
         ({"dataset_name": "x"}, "`root`"),
         ({"bad_objects": "mend"}, "bad_objects.*'mend'"),
         ({"classes": ["ship", "Ship"]}, "'Ship'"),
