@@ -322,10 +322,10 @@ class CocoFile:
         for annotation in contents.get("annotations", ()):
             self._annotations[annotation["image_id"]].append(annotation)
 
-    def names_with_objects(self) -> list[str]:
-        """Return the names of the categories that have annotations, in the order of the file."""
+    def names_with_objects(self) -> set[str]:
+        """Return the names of the categories that have annotations."""
         used = {str(item.get("category_id")) for items in self._annotations.values() for item in items}
-        return [name for index, name in self.categories.items() if str(index) in used]
+        return {name for index, name in self.categories.items() if str(index) in used}
 
     def objects(self, entry: dict, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Return the objects of an entry of `images`; `size` is the height and width of the file `image`."""

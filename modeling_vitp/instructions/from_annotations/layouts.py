@@ -247,7 +247,9 @@ class Coco(Layout):
         return file.path if file.has_annotations else None
 
     def class_names(self):
-        return list(dict.fromkeys(name for file, _ in self._files.values() for name in file.names_with_objects()))
+        files = [file for file, _ in self._files.values()]
+        used = set().union(*(file.names_with_objects() for file in files))
+        return list(dict.fromkeys(name for file in files for name in file.categories.values() if name in used))
 
     def annotate(self, image_id, paths):
         file, entry = self._entries[paths[0]]
