@@ -1,9 +1,11 @@
 """Fine-tune a pretrained backbone for detection of horizontal boxes, oriented boxes, or instances.
 
+    vitp finetune_detection --data_root my_ships --model_name_or_path my_backbone --output_dir outputs/ships
     vitp finetune_detection --config dior_r --model_name_or_path my_backbone
 
-The configuration is a YAML file, and the command line overrides its fields. If the command is started again with the
-same output folder, the run resumes from its last checkpoint.
+A folder with COCO, VOC, DOTA or YOLO annotations needs no configuration. The configuration is a YAML file, and the
+command line overrides its fields. If the command is started again with the same output folder, the run resumes from its
+last checkpoint.
 """
 
 from functools import partial

@@ -1,9 +1,11 @@
 """Fine-tune a pretrained backbone for semantic segmentation.
 
+    vitp finetune_segmentation --data_root my_fields --model_name_or_path my_backbone --output_dir outputs/fields
     vitp finetune_segmentation --config loveda --model_name_or_path my_backbone
 
-The configuration is a YAML file, and the command line overrides its fields. If the command is started again with the
-same output folder, the run resumes from its last checkpoint.
+A folder with images and masks of the same names needs no configuration. The configuration is a YAML file, and the
+command line overrides its fields. If the command is started again with the same output folder, the run resumes from its
+last checkpoint.
 """
 
 from functools import partial

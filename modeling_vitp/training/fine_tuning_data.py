@@ -428,12 +428,15 @@ class DataSettings:
             ValueError: if the folder is not recognized, or `data.yaml` exists with other content.
         """
         if "root" in args.data and "splits" not in args.data:
+            root = Path(args.data["root"])
+            if not root.is_dir():
+                raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")
             try:
-                inferred = cls.infer(Path(args.data["root"]))
+                inferred = cls.infer(root)
             except ValueError as error:
                 raise ValueError(
-                    f"Classes and splits cannot be inferred from {args.data['root']}: {error} Describe the data in a "
-                    f"YAML file, and pass it as --config: {cls.template}"
+                    f"Classes and splits cannot be inferred from {root}: {error} Describe the data in a YAML file, and "
+                    f"pass it as --config: {cls.template}"
                 ) from error
             args.data = inferred | args.data
             if args.has_default_splits:

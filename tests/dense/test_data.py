@@ -69,6 +69,9 @@ def test_levir_cd_pairs_are_read(tmp_path):
     assert np.array_equal(sample["mask"], label == 255)
 
 
+PAIRS = {"before": "A", "after": "B", "mask": "label"}
+
+
 def test_patterns_and_values_are_inferred(tmp_path):
     dense_data.make_loveda(tmp_path / "data", size=16)
     inferred = DenseData.infer(tmp_path / "data")
@@ -83,6 +86,14 @@ def test_patterns_and_values_are_inferred(tmp_path):
         found, expected = (DenseData.from_dict(settings).open([split]) for settings in (inferred, described))
         files = [[sample.images + (sample.mask,) for sample, _ in samples.rows] for samples in (found, expected)]
         assert sorted(files[0], key=str) == sorted(files[1], key=str)
+
+
+def test_pairs_are_inferred(tmp_path):
+    dense_data.make_levir_cd(tmp_path / "data", size=16)
+    inferred = DenseData.infer(tmp_path / "data")
+    assert [item["value"] for item in inferred["classes"]] == [0, 255]
+    assert inferred["splits"]["val"] == {role: f"val/{folder}/{{name}}.png" for role, folder in PAIRS.items()}
+    assert len(DenseData.from_dict(inferred).open(["train"])[0]["images"]) == 2
 
 
 @pytest.mark.parametrize(

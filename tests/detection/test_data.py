@@ -167,6 +167,8 @@ def test_unknown_folder_is_refused_with_template(tmp_path):
     arguments = DetectionArguments(data_root=str(tmp_path))
     with pytest.raises(ValueError, match="coco.*--config: data: {root") as caught:
         DetectionData.from_arguments(arguments, tmp_path / "out")
+    with pytest.raises(ValueError, match="nowhere"):
+        DetectionData.from_arguments(DetectionArguments(data_root=str(tmp_path / "nowhere")), tmp_path / "out")
     template = yaml.safe_load(str(caught.value).split("--config: ")[1])
     DetectionData.from_dict(template["data"])
 

@@ -703,12 +703,16 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def have_common_names(root: Path, *names: tuple[str, ...]) -> bool:
-    """Return whether an image id occurs in folders of each of several names, see [`images_in`]."""
-    try:
-        ids = [{image_id for images in images_in(root, one).values() for image_id in images} for one in names]
-    except ValueError:
-        return False
+def have_common_names(root: Path, *groups: tuple[str, ...]) -> bool:
+    """Return whether an image id occurs in the folders of each of several groups of names, see [`images_in`]."""
+    ids = [set() for _ in groups]
+    for folder, _, files in os.walk(root):
+        parts = Path(folder).relative_to(root).parts
+        for found, names in zip(ids, groups):
+            level = level_of(parts, names)
+            if level is not None:
+                stems = (stem for stem, suffix in map(os.path.splitext, files) if suffix.lower() in IMAGE_SUFFIXES)
+                found.update((*parts[:level], *parts[level + 1 :], stem) for stem in stems)
     return bool(set.intersection(*ids))
 
 
@@ -761,10 +765,10 @@ def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[P
     The split is read from the path. The id is the path without the folder's name and the suffix, so that both files of
     a pair have the same id.
     """
-    names, splits = {name.lower() for name in names}, defaultdict(dict)
+    splits = defaultdict(dict)
     for path in image_files(root):
         folders = path.relative_to(root).parent.parts
-        level = next((index for index, folder in enumerate(folders) if folder.lower() in names), None)
+        level = level_of(folders, names)
         if level is not None:
             split = next(filter(None, map(split_in, folders)), UNSPLIT)
             image_id = "/".join((*folders[:level], *folders[level + 1 :], path.stem))
@@ -772,6 +776,12 @@ def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[P
                 raise ValueError(f"{splits[split][image_id][0]} and {path} have the same name.")
             splits[split][image_id] = (path,)
     return dict(splits)
+
+
+def level_of(folders: Sequence[str], names: Sequence[str]) -> int | None:
+    """Return the index of the first folder that has one of the names, compared without case, or `None`."""
+    names = {name.lower() for name in names}
+    return next((index for index, folder in enumerate(folders) if folder.lower() in names), None)
 
 
 def masks_in(root: Path, names: tuple[str, ...]) -> dict[str, Path]:
@@ -783,7 +793,8 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
     """Return the files or folders of volumes in all folders with one of these names, by split and case."""
     splits = defaultdict(dict)
     names = {*names, *(name for name in NNUNET_FOLDERS if name.startswith(names))}
-    for folder in sorted(path for path in root.rglob("*") if path.is_dir() and path.name.lower() in names):
+    folders = (Path(folder, name) for folder, children, _ in os.walk(root) for name in children)
+    for folder in sorted(folder for folder in folders if folder.name.lower() in names):
         paths = sorted(folder.iterdir())
         if folder.name.lower() in NNUNET_FOLDERS:
             paths = first_channels(paths)
