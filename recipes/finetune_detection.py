@@ -1,9 +1,11 @@
 """Fine-tune a pretrained backbone for detection of horizontal boxes, oriented boxes, or instances.
 
+    vitp finetune_detection --data_root my_ships --model_name_or_path my_backbone --output_dir outputs/ships
     vitp finetune_detection --config dior_r --model_name_or_path my_backbone
 
-The configuration is a YAML file, and the command line overrides its fields. If the command is started again with the
-same output folder, the run resumes from its last checkpoint.
+A folder with COCO, VOC, DOTA or YOLO annotations needs no configuration. The configuration is a YAML file, and the
+command line overrides its fields. If the command is started again with the same output folder, the run resumes from its
+last checkpoint.
 """
 
 from functools import partial
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     check_detector(args.task, model_args, training_args.do_train, args.detector)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
-    data = DetectionData.from_dict(args.data)
+    data = DetectionData.from_arguments(args, training_args.output_dir)
     image_processor = load_detection_image_processor(model_args, training_args, data.input_spec, args.detector)
     results.check_eval_split(training_args, args.train_splits, args.eval_split)
     splits = list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))

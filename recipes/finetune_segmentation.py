@@ -1,9 +1,11 @@
 """Fine-tune a pretrained backbone for semantic segmentation.
 
+    vitp finetune_segmentation --data_root my_fields --model_name_or_path my_backbone --output_dir outputs/fields
     vitp finetune_segmentation --config loveda --model_name_or_path my_backbone
 
-The configuration is a YAML file, and the command line overrides its fields. If the command is started again with the
-same output folder, the run resumes from its last checkpoint.
+A folder with images and masks of the same names needs no configuration. The configuration is a YAML file, and the
+command line overrides its fields. If the command is started again with the same output folder, the run resumes from its
+last checkpoint.
 """
 
 from functools import partial
@@ -46,7 +48,7 @@ def main(
     check_dense_start(entry.model_class, model_args, training_args.do_train)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
-    data = DenseData.from_dict(args.data)
+    data = DenseData.from_arguments(args, training_args.output_dir)
     results.check_eval_split(training_args, args.train_splits, args.eval_split)
     data.check_disjoint(list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))])))
     train_dataset = data.open(args.train_splits) if training_args.do_train else None

@@ -6,8 +6,8 @@
     vitp make_instructions masks LoveDA --output_dir loveda_instructions --shard 3/8      then: --merge 8
     vitp make_instructions volumes Liver --names l.json --intensities -160 240 --output_dir liver_instructions
 
-Layouts: `coco` (JSON), `voc` (XML), `dota` (text, oriented boxes), `folders` (one per class), `masks` (image and mask
-of the same name), `volumes` (NIfTI or DICOM with masks), `changes` (pairs with masks or captions). Only images of
+Layouts: `coco` (JSON), `voc` (XML), `dota` and `yolo` (text), `folders` (one per class), `masks` (image and mask of
+the same name), `volumes` (NIfTI or DICOM with masks), `changes` (pairs with masks or captions). Only images of
 `--split` are used, according to the layout or the file `--split_list`. Images whose file is also in the test split are
 skipped, and images of the validation split too unless `--split` names it.
 """

@@ -33,6 +33,7 @@ from ..images.reading import (
 )
 from ..images.volumes import VolumeSlices, check_cut, files_of
 from ..input_spec import InputSpec
+from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, images_in, recognize_layout
 from ..instructions.rows import content_of, is_decoded
 from ..training.arguments import check_type, is_of
 from ..training.batching import share
@@ -42,6 +43,7 @@ from ..training.fine_tuning_data import (
     FileSample,
     check_shared_cases,
     find_samples,
+    hold_out,
     parts_of,
 )
 
@@ -287,19 +289,24 @@ class MaskedImages(torch.utils.data.Dataset):
 
     def encode(self, mask: tuple[str, Picture]) -> np.ndarray:
         name, values = mask
-        if isinstance(values, PIL.Image.Image):
-            # With `color`, 8-bit gray and palette images are converted to RGB too.
-            is_plain = values.mode in (VALUES if self.encoding.by == "value" else ("I", "I;16", "I;16B", "F"))
-            values = np.asarray(values if is_plain else values.convert("RGB"))
-        if values.ndim == 3 and self.encoding.by == "value" and (values == values[..., :1]).all():
-            values = values[..., 0]  # A gray mask that was saved with three channels.
-        return self.encoding.encode(whole_numbers(values, name).astype(np.int32), name)
+        return self.encoding.encode(mask_array(values, name, self.encoding.by), name)
 
     def to_pixels(self, name: str, image: Picture, spec: InputSpec | None) -> torch.Tensor:
         try:
             return to_pixels(image, spec)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
+
+
+def mask_array(mask: Picture, name: str, by: str) -> np.ndarray:
+    """Return the values `(height, width)` or colors `(height, width, 3)` of a mask; `by` as in [`LabelEncoding`]."""
+    if isinstance(mask, PIL.Image.Image):
+        # With `color`, 8-bit gray and palette images are converted to RGB too.
+        is_plain = mask.mode in (VALUES if by == "value" else ("I", "I;16", "I;16B", "F"))
+        mask = np.asarray(mask if is_plain else mask.convert("RGB"))
+    if mask.ndim == 3 and by == "value" and (mask == mask[..., :1]).all():
+        mask = mask[..., 0]  # A gray mask that was saved with three channels.
+    return whole_numbers(mask, name).astype(np.int32)
 
 
 def size(maps: torch.Tensor) -> str:
@@ -557,6 +564,12 @@ class DenseData(DataSettings):
             see [`slice_volumes`].
     """
 
+    template = (
+        "data: {root: FOLDER, splits: {train: {image: 'train/images/{name}.png', mask: 'train/masks/{name}.png'}, "
+        "test: {image: 'test/images/{name}.png', mask: 'test/masks/{name}.png'}}, "
+        "classes: [{name: soil, value: 0}, {name: crop, value: 1}], ignore: [255]}"
+    )
+
     classes: Sequence[Mapping]
     splits: Mapping[str, Mapping | str]
     columns: Mapping[str, str] | None = None
@@ -568,6 +581,23 @@ class DenseData(DataSettings):
     def __post_init__(self):
         super().__post_init__()
         self.encoding = LabelEncoding(self.classes, self.mask_encoding, self.ignore)
+
+    @classmethod
+    def infer(cls, root):
+        name = recognize_layout(root, ("masks", "changes"))
+        if name is None:
+            raise ValueError("expected images and masks of the same name, such as train/images and train/masks.")
+        folders = {role: getattr(LAYOUTS[name], f"{role}_folders", ()) for role in ("image", "before", "after", "mask")}
+        found = {role: images_in(root, names) for role, names in folders.items() if names}
+        splits = {}
+        for split in next(iter(found.values())):
+            files = {role: by_split[split] for role, by_split in found.items() if split in by_split}
+            splits[split] = {role: pattern_of(images, root, folders[role]) for role, images in files.items()}
+        if splits.keys() in ({"train"}, {UNSPLIT}):
+            (settings,) = splits.values()
+            splits = hold_out(settings, (sample.case for sample in find_samples(root, settings, "train")))
+        masks = [path for images in found["mask"].values() for (path,) in images.values()]
+        return {"root": str(root), "splits": splits, **infer_classes(masks)}
 
     @property
     def image_spec(self) -> dict | None:
@@ -601,6 +631,51 @@ class DenseData(DataSettings):
             opened = {name: self._open(name) for name in names}
             check_shared_cases({name: rows.cases or () for name, rows in opened.items()})
             self.check_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
+
+
+def pattern_of(files: Mapping[str, tuple[Path]], root: Path, folders: Sequence[str]) -> str:
+    """Return the pattern of [`find_samples`] that matches files, from their ids in [`images_in`].
+
+    Args:
+        files: files by id.
+        root: folder of the data set.
+        folders: possible names of the folder that is left out in the ids.
+
+    Raises:
+        ValueError: if the files are in folders of different depths.
+    """
+    paths = [path.relative_to(root) for (path,) in files.values()]
+    names, depths = {name.lower() for name in folders}, {len(path.parts) for path in paths}
+    kinds = {next((level, part) for level, part in enumerate(path.parts) if part.lower() in names) for path in paths}
+    if len(depths) > 1 or len(kinds) > 1:
+        raise ValueError(f"expected all images in folders of the same depth, got {paths[0]} and {paths[-1]}.")
+    ids = zip(*(image_id.split("/")[:-1] for image_id in files))
+    parts = [part[0] if len({*part}) == 1 else f"{{folder{index}}}" for index, part in enumerate(ids)]
+    parts.insert(*kinds.pop())
+    suffixes = {path.suffix for path in paths}
+    return "/".join([*parts, f"{{name}}{suffixes.pop()}" if len(suffixes) == 1 else "{name:[^/]+}.*"])
+
+
+def infer_classes(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return `classes`, `mask_encoding` and `ignore` of [`DenseData`] for the values or colors that occur in masks.
+
+    Negative values are ignored, and so is 255 if two other values occur.
+    """
+    values, colors = set(), set()
+    for path in tqdm(paths, desc="values of the masks", disable=None):
+        mask = mask_array(read_image(path, None, as_stored=True), str(path), "value")
+        if mask.ndim == 3:
+            colors.update(np.unique(mask @ [1 << 16, 1 << 8, 1]).tolist())
+        else:
+            values.update(np.unique(mask).tolist())
+    if colors:
+        colors |= {pack((value, value, value)) for value in values}
+        entries = [{"name": f"color {code:06x}", "color": [*code.to_bytes(3, "big")]} for code in sorted(colors)]
+        return {"classes": entries, "mask_encoding": "color"}
+    ignored = {value for value in values if value < 0}
+    ignored |= {IGNORE_INDEX} & values if len(values - ignored) > 2 else set()
+    entries = [{"name": f"class {value}", "value": value} for value in sorted(values - ignored)]
+    return {"classes": entries, "ignore": sorted(ignored)}
 
 
 class ClassPixels(Dataset):

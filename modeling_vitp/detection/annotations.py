@@ -1,4 +1,4 @@
-"""Readers of detection annotations: files in COCO, VOC and DOTA format, and rows of data sets."""
+"""Readers of detection annotations: files in COCO, VOC, DOTA and YOLO format, and rows of data sets."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +21,14 @@ from ..instructions.from_annotations.formats import (
     read_dota,
     read_list,
     read_voc,
+    read_yolo,
 )
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
+from ..training.fine_tuning_data import in_part
 
 # Types of the settings of a split of files.
-SETTINGS = {"images": str, "annotations": str, "list": str, "tile": Mapping[str, Any]}
+SETTINGS = {"images": str, "annotations": str, "list": str, "part": Sequence[float], "tile": Mapping[str, Any]}
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,18 @@ class FileReader(Protocol):
     def __call__(self, annotation: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]: ...
 
 
-# File suffix and reader of each annotation format, by its name in `format` of a configuration.
-FORMATS: dict[str, tuple[str, FileReader]] = {}
+# File suffix, reader and `is_sparse` of each annotation format, by its name in `format` of a configuration.
+FORMATS: dict[str, tuple[str, FileReader, bool]] = {}
 
 
-def register_format(name: str, suffix: str) -> Callable[[FileReader], FileReader]:
-    """Return a decorator that registers the reader of an annotation format with one file per image."""
+def register_format(name: str, suffix: str, is_sparse: bool = False) -> Callable[[FileReader], FileReader]:
+    """Return a decorator that registers the reader of an annotation format with one file per image.
+
+    With `is_sparse`, images may have no file: the reader returns their objects for a path that does not exist.
+    """
 
     def register(reader: FileReader) -> FileReader:
-        FORMATS[name] = (suffix, reader)
+        FORMATS[name] = (suffix, reader, is_sparse)
         return reader
 
     return register
@@ -75,6 +80,7 @@ def read_coco(annotation: tuple[CocoFile, dict], image: Path, size: tuple[int, i
 
 register_format("voc", ".xml")(read_voc)
 register_format("dota", ".txt")(read_dota)
+register_format("yolo", ".txt", is_sparse=True)(read_yolo)
 
 
 def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Iterator[AnnotatedFile]:
@@ -82,11 +88,12 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
 
     Args:
         root: folder of the data set.
-        form: `"coco"`, `"voc"` (`bndbox`, or `robndbox` of DIOR-R), `"dota"`, or a name of [`register_format`].
+        form: `"coco"`, `"voc"` (`bndbox`, or `robndbox` of DIOR-R), `"dota"`, `"yolo"` (with the class names in a YAML
+            file in a folder above the labels), or a name of [`register_format`].
         settings: settings of the split, with paths relative to `root`. `images` is the folder of the images, which are
             matched to annotations by name without suffix; COCO images are searched by `file_name` first. `annotations`
             is the COCO file, or a folder with one file per image, and may be missing. `list` is a file with the image
-            names of the split, one per line.
+            names of the split, one per line. `part` is a range in [0, 1) that selects images by a hash of their name.
         name: name of the split in errors.
 
     Raises:
@@ -105,7 +112,7 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         raise ValueError(f"data: `root` not found: {root}. Expected an existing folder.")
     if not (root / settings["images"]).is_dir():
         raise ValueError(f"Split {name!r}: image folder not found: {root / settings['images']}.")
-    suffix, reader = FORMATS[form]
+    suffix, reader, is_sparse = FORMATS[form]
     if form == "coco" and "annotations" in settings:
         annotated = coco_files(root / settings["annotations"])
         images = coco_images(root, root / settings["images"], annotated)
@@ -113,7 +120,10 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         images = images_by_name(root / settings["images"])
         annotated = dict.fromkeys(images)
         if "annotations" in settings:
-            annotated = files_by_key(root / settings["annotations"], suffix)
+            folder = root / settings["annotations"]
+            annotated = files_by_key(folder, suffix)
+            if is_sparse:
+                annotated = {key: annotated.get(key, folder / f"{key}{suffix}") for key in images}
     listed = None
     if "list" in settings:
         lines = read_list(root / settings["list"])
@@ -121,6 +131,8 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         if len(set(listed)) < len(listed):
             raise ValueError(f"{root / settings['list']} lists {max(listed, key=listed.count)!r} twice.")
     chosen = sorted(set(annotated) | (set(images) if form != "coco" else set())) if listed is None else listed
+    if "part" in settings:
+        chosen = [key for key in chosen if key not in images or in_part(images[key].stem, *settings["part"])]
     for key in chosen:
         if key not in images:
             where = root / settings["annotations" if listed is None else "list"]

@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os.path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from ..images.large import ranged
 from ..images.pixels import to_pixels
 from ..images.reading import Picture, Window, cut, read_image, read_picture, windows
 from ..input_spec import InputSpec
+from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, recognize_layout
 from ..instructions.rows import content_of, undecoded
 from ..rotated_boxes import smallest_rectangles
 from ..training.arguments import check_type
 from ..training.fine_tuning_data import (
     DataSettings,
     FileSample,
+    hold_out,
 )
 from ..vrl import keyed_generator
 from .annotations import (
@@ -176,7 +179,7 @@ class DetectionData(DataSettings):
         splits: settings of each split. For files: arguments of [`read_files`], and optionally `tile` for windows with
             `size` and `overlap` in pixels, `min_image_share` and `min_object_share` (see [`object_windows`] and
             [`inside`]). For `dataset_name`: name of the split in `datasets`, or a mapping with `split` and `tile`.
-        format: format of the annotation files: `"coco"`, `"voc"`, `"dota"`, or a name of [`register_format`].
+        format: format of the annotation files: `"coco"`, `"voc"`, `"dota"`, `"yolo"`, or a name of [`register_format`].
         columns, box_format: column names and box format of rows, see [`read_rows`].
         leave_out: annotated class names that are ignored.
         bad_objects: `"raise"` raises an error for an object that has no area, lies outside its image, or lacks a
@@ -185,6 +188,10 @@ class DetectionData(DataSettings):
     """
 
     choices = {"format": FORMATS, "box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
+    template = (
+        "data: {root: FOLDER, format: coco, splits: {train: {images: train/images, annotations: train.json}, "
+        "test: {images: test/images, annotations: test.json}}, classes: [ship, plane]}"
+    )
 
     classes: Sequence[str | Mapping]
     splits: Mapping[str, Mapping | str]
@@ -201,6 +208,27 @@ class DetectionData(DataSettings):
         if self.root is not None and self.format is None:
             raise ValueError(f"data: `format` is required for annotation files. Options: {', '.join(FORMATS)}.")
         self.names = ClassNames(self.classes, self.leave_out)
+
+    @classmethod
+    def infer(cls, root):
+        name = recognize_layout(root, FORMATS)
+        if name is None:
+            raise ValueError(f"expected annotations in one of the formats {', '.join(FORMATS)}.")
+        layout, splits = LAYOUTS[name](root), {}
+        for split, images in layout.splits().items():
+            annotated = {layout.annotation_file(image_id, path) for image_id, (path,) in images.items()} - {None}
+            settings = {"images": common_folder((path for (path,) in images.values()), root)}
+            if annotated:
+                file = annotated.pop().relative_to(root).as_posix() if name == "coco" else None
+                settings["annotations"] = file or common_folder(annotated, root)
+            if listed := layout.split_list(split):
+                settings["list"] = listed.relative_to(root).as_posix()
+            splits[split] = settings
+        if splits.keys() in ({"train"}, {UNSPLIT}):
+            (settings,), (images,) = splits.values(), layout.splits().values()
+            splits = hold_out(settings, (path.stem for (path,) in images.values()))
+        classes = {label.casefold(): label for label in layout.class_names()}
+        return {"root": str(root), "format": name, "splits": splits, "classes": list(classes.values())}
 
     def without_tiles(self) -> "DetectionData":
         """Return the same settings with whole images in all splits."""
@@ -302,6 +330,11 @@ def rows_of_split(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int,
     lengths = {name: split.num_examples for name, split in rows.info.splits.items()}
     for part in datasets.ReadInstruction.from_spec(spec).to_absolute(lengths):
         yield part.splitname, part.from_ or 0, lengths[part.splitname] if part.to is None else part.to
+
+
+def common_folder(paths: Iterable[Path], root: Path) -> str:
+    """Return the deepest folder that contains all files, relative to a root."""
+    return Path(os.path.commonpath([path.parent for path in paths])).relative_to(root).as_posix()
 
 
 def read_tile(settings: Mapping | None, name: str) -> dict | None:

@@ -574,7 +574,13 @@ class SplitArguments(Arguments):
         default=None,
         metadata={"help": "Classes, splits and files of the data set as JSON, see the page of the recipe."},
     )
-    data_root: str | None = field(default=None, metadata={"help": "Folder of the data set. By default data.root."})
+    data_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the data set, by default data.root. Without splits in `data`, classes and splits are "
+            "inferred from the folder."
+        },
+    )
     train_splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "Splits to train on."})
     eval_split: str | None = field(
         default=None,
@@ -595,10 +601,11 @@ class SplitArguments(Arguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.has_default_splits = self.eval_split is None and self.test_split is None
         self.eval_split, self.test_split = self.eval_split or None, self.test_split or None
         if self.data_root is not None:
             self.data = {**(self.data or {}), "root": self.data_root}
         if self.data is None:
-            raise ValueError("Give `data` in the configuration, the data set to train on.")
+            raise ValueError("Expected a data set. Set `data_root` (a folder of annotated images) or `data`.")
         if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
             raise ValueError(f"Split {self.test_split!r} is the test_split: it may not be trained or selected on.")

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import yaml
+from accelerate import PartialState
 from datasets import Dataset
 from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
@@ -23,11 +25,12 @@ from ..cards.record import public_name
 from ..images.reading import identity, packed_key, patient_of, read_picture
 from ..images.volumes import files_of
 from ..instructions.rows import content_of
-from .arguments import check_type
+from .arguments import SplitArguments, check_type
 
 logger = logging.getLogger(__name__)
 CASES = ("patient", "case")  # fields whose files must be in one split
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
+TRAINED_PART = 0.9  # part of the images that is trained on if a folder has no other split
 PIECE = 1 << 16  # bytes compared at the beginning, middle and end of files before whole files are compared
 # Settings of a split of files and their types.
 SETTINGS = {
@@ -197,8 +200,19 @@ def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) ->
 
 def in_part(case: str, first: float, last: float) -> bool:
     """Return whether a hash of a case's name, scaled to [0, 1), is in a range."""
-    position = int.from_bytes(hashlib.sha256(case.encode()).digest()[:6], "big") / 2**48
-    return first <= position < last
+    return first <= hashed_position(case) < last
+
+
+def hashed_position(case: str) -> float:
+    """Return a hash of a case's name, scaled to [0, 1)."""
+    return int.from_bytes(hashlib.sha256(case.encode()).digest()[:6], "big") / 2**48
+
+
+def hold_out(settings: Mapping[str, Any], cases: Iterable[str]) -> dict[str, dict]:
+    """Return the splits `train` and `test` of data without splits: a tenth of the cases, or at least one, is `test`."""
+    positions = sorted(map(hashed_position, cases))
+    start = TRAINED_PART if positions[0] < TRAINED_PART <= positions[-1] else positions[-1]
+    return {"train": {**settings, "part": [0.0, start]}, "test": {**settings, "part": [start, 1.0]}}
 
 
 def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
@@ -367,6 +381,7 @@ class DataSettings:
     """
 
     choices: ClassVar[dict[str, Collection[str]]] = {}
+    template: ClassVar[str] = ""  # shortest configuration, for errors
 
     root: str | None = None
     dataset_name: str | None = None
@@ -401,6 +416,47 @@ class DataSettings:
         for name, value in settings.items():
             check_type(f"data: {name}", value, types[name])
         return cls(**settings)
+
+    @classmethod
+    def from_arguments(cls, args: SplitArguments, output_dir: str) -> Self:
+        """Create the settings from the arguments of a recipe.
+
+        If `data` has a root without splits, they are inferred from the folder, see [`infer`], and the configuration is
+        saved as `data.yaml` in the output folder. `val` and `test` are then scored by default.
+
+        Raises:
+            ValueError: if the folder is not recognized, or `data.yaml` exists with other content.
+        """
+        if "root" in args.data and "splits" not in args.data:
+            root = Path(args.data["root"])
+            if not root.is_dir():
+                raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")
+            try:
+                inferred = cls.infer(root)
+            except ValueError as error:
+                raise ValueError(
+                    f"Classes and splits cannot be inferred from {root}: {error} Describe the data in a YAML file, and "
+                    f"pass it as --config: {cls.template}"
+                ) from error
+            args.data = inferred | args.data
+            if args.has_default_splits:
+                labeled = {name for name, files in inferred["splits"].items() if {"mask", "annotations"} & files.keys()}
+                unused = labeled - {*args.train_splits}
+                args.eval_split, args.test_split = (name if name in unused else None for name in ("val", "test"))
+            if PartialState().is_main_process:
+                scored = {"eval_split": args.eval_split, "test_split": args.test_split}
+                configuration = {"data": args.data, **{key: name for key, name in scored.items() if name}}
+                save_inferred(configuration, Path(output_dir) / "data.yaml")
+        return cls.from_dict(args.data)
+
+    @classmethod
+    def infer(cls, root: Path) -> dict[str, Any]:
+        """Return the settings of a folder in a standard layout.
+
+        Raises:
+            ValueError: if the layout is not recognized, or has invalid annotations.
+        """
+        raise NotImplementedError
 
     def open(self, names: Sequence[str], *args: Any) -> torch.utils.data.Dataset:
         """Return the samples of one or several splits.
@@ -463,6 +519,24 @@ class DataSettings:
             if not self.allow_shared_images:
                 raise
             logger.warning("%s", error)
+
+
+def save_inferred(configuration: dict[str, Any], path: Path) -> None:
+    """Save an inferred configuration and log a summary. Raise a `ValueError` if the file was edited."""
+    text = yaml.safe_dump(configuration, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    if path.is_file() and path.read_text() != text:
+        raise ValueError(f"{path} differs from what the data folder gives. Use it with --config, or delete it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    data = configuration["data"]
+    names = [entry["name"] if isinstance(entry, Mapping) else entry for entry in data["classes"]]
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    logger.info("Splits of %s: %s. %d classes: %s.", data["root"], ", ".join(data["splits"]), len(names), shown)
+    for name, settings in data["splits"].items():
+        if "part" in settings:
+            share = settings["part"][1] - settings["part"][0]
+            logger.info("Split %s has %.0f%% of the images, by a hash of their names.", name, 100 * share)
+    logger.info("The configuration of the data is saved as %s. To change it, pass an edited copy as --config.", path)
 
 
 def check_shared_cases(cases: Mapping[str, Iterable[str]]) -> None:

@@ -7,14 +7,17 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import write_bands
 from PIL import Image
 from volumes_on_disk import write_series
 
+from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.data import DenseData, LabelEncoding, balanced_weights, count_pixels, slice_volumes
 from modeling_vitp.training.fine_tuning_data import find_samples
 
@@ -64,6 +67,69 @@ def test_levir_cd_pairs_are_read(tmp_path):
         assert np.array_equal(image.permute(1, 2, 0), np.array(Image.open(tmp_path / f"train/{place}/train_2.png")))
     label = np.array(Image.open(tmp_path / "train/label/train_2.png"))
     assert np.array_equal(sample["mask"], label == 255)
+
+
+PAIRS = {"before": "A", "after": "B", "mask": "label"}
+
+
+def test_patterns_and_values_are_inferred(tmp_path):
+    dense_data.make_loveda(tmp_path / "data", size=16)
+    inferred = DenseData.infer(tmp_path / "data")
+    described = dense_data.read_config("loveda")["data"] | {"root": str(tmp_path / "data")}
+    assert {split: set(files) for split, files in inferred["splits"].items()} == {
+        "train": {"image", "mask"},
+        "val": {"image", "mask"},
+        "test": {"image"},
+    }
+    assert [item["value"] for item in inferred["classes"]] == list(range(8)) and inferred["ignore"] == []
+    for split in inferred["splits"]:
+        found, expected = (DenseData.from_dict(settings).open([split]) for settings in (inferred, described))
+        files = [[sample.images + (sample.mask,) for sample, _ in samples.rows] for samples in (found, expected)]
+        assert sorted(files[0], key=str) == sorted(files[1], key=str)
+
+
+def test_pairs_are_inferred(tmp_path):
+    dense_data.make_levir_cd(tmp_path / "data", size=16)
+    inferred = DenseData.infer(tmp_path / "data")
+    assert [item["value"] for item in inferred["classes"]] == [0, 255]
+    assert inferred["splits"]["val"] == {role: f"val/{folder}/{{name}}.png" for role, folder in PAIRS.items()}
+    assert len(DenseData.from_dict(inferred).open(["train"])[0]["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("masks", "values", "ignored"),
+    [
+        ([0, 255], [0, 255], []),
+        ([0, 1, 255], [0, 1], [255]),
+        ([-1, 0, 7], [0, 7], [-1]),
+        ([-1, 0, 255], [0, 255], [-1]),
+        ([(0, 0, 0), (255, 0, 0)], [[0, 0, 0], [255, 0, 0]], None),
+    ],
+)
+def test_classes_are_values_of_masks(tmp_path, masks, values, ignored):
+    images = [np.full((6, 8, *np.shape(value)), value, np.int16 if -1 in masks else np.uint8) for value in masks]
+    for index, mask in enumerate([*images, *images]):
+        dense_data.save(Image.new("RGB", (8, 6), (index, 0, 0)), tmp_path / "images" / f"{index}.png")
+        path = tmp_path / "masks" / f"{index}.tif"
+        path.parent.mkdir(exist_ok=True)
+        write_bands(path, mask.transpose(2, 0, 1) if mask.ndim == 3 else mask[None])
+    inferred = DenseData.infer(tmp_path)
+    key = "color" if ignored is None else "value"
+    assert [item[key] for item in inferred["classes"]] == values and inferred.get("ignore") == ignored
+    data = DenseData.from_dict(inferred)
+    train, test = data.open(["train"]), data.open(["test"])
+    assert len(train) + len(test) == len(masks) * 2 and len(test) >= 1 and len(train) >= 1
+    for item in (*train, *test):
+        expected = masks[int(item["id"]) % len(masks)]
+        index = values.index(list(expected) if key == "color" else expected) if expected not in (ignored or ()) else 255
+        assert (item["mask"] == index).all()
+
+
+def test_unknown_folder_is_refused_with_template(tmp_path):
+    dense_data.save(Image.new("RGB", (8, 6)), tmp_path / "a.png")
+    with pytest.raises(ValueError, match="--config: data: {root") as caught:
+        DenseData.from_arguments(DenseArguments(data_root=str(tmp_path)), tmp_path / "out")
+    DenseData.from_dict(yaml.safe_load(str(caught.value).split("--config: ")[1])["data"])
 
 
 def test_unknown_mask_values_are_refused(tmp_path):

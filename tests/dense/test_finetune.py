@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import yaml
 from launching import launch
 from pictures import write_bands
 from PIL import Image
@@ -87,6 +88,18 @@ def test_loveda_trains_scores_and_submits(tmp_path):
     assert mask.shape == (64, 64) and mask.max() <= 6
     for name in ("loss.png", "predictions.png", "watch/step-000000.png", "watch/step-000002.png"):
         assert Image.open(tmp_path / "out" / name).size[0] > 300
+
+
+def test_data_root_is_enough(tmp_path, caplog):
+    caplog.set_level("INFO")
+    dense_data.make_loveda(tmp_path / "data")
+    settings = {"data": None, "submission": None, "train_splits": ["train"], "eval_split": None, "test_split": None}
+    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
+    assert "8 classes: class 0, class 1" in caplog.text
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "eval" in metrics and "test" not in metrics
+    configuration = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert configuration["eval_split"] == "val" and "test_split" not in configuration
 
 
 def test_uavid_submission_has_mask_colors(tmp_path):

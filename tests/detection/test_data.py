@@ -11,6 +11,8 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+import yaml
+from annotated_images import LAYOUTS
 from detection_data import (
     HEIGHT,
     NAMES,
@@ -23,12 +25,14 @@ from detection_data import (
     write_dota,
     write_images,
     write_voc,
+    write_yolo,
 )
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from modeling_vitp.detection.annotations import FORMATS, ImageObjects
+from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.data import DetectionData, ObjectImages, with_few_empty
 from modeling_vitp.detection.trainer import reference
 from modeling_vitp.metrics.report import METRICS_FOLDER
@@ -40,12 +44,14 @@ SPLITS = {
     "voc oriented": {"images": "images", "annotations": "Annotations/Oriented Bounding Boxes"},
     "voc": {"images": "images", "annotations": "Annotations/Horizontal Bounding Boxes"},
     "coco": {"images": "images", "annotations": "instances.json"},
+    "yolo": {"images": "images", "annotations": "labels"},
 }
 WRITERS = {
     "dota": lambda root: write_dota(root, IMAGES, (".png", ".jpg", ".bmp")),
     "voc oriented": lambda root: write_voc(root, IMAGES, True),
     "voc": lambda root: write_voc(root, IMAGES, False),
     "coco": lambda root: write_coco(root, IMAGES),
+    "yolo": lambda root: write_yolo(root, IMAGES),
 }
 
 
@@ -64,7 +70,7 @@ def test_formats_read_written_objects(tmp_path, kind):
         assert item["image"].shape == (3, HEIGHT, WIDTH) and item["image"].dtype == torch.uint8
         assert item["labels"].tolist() == [NAMES.index(label) for label, _ in objects]
         corners = np.array([corners for _, corners in objects]).reshape(-1, 4, 2)
-        if kind in ("dota", "voc oriented"):
+        if kind in ("dota", "voc oriented", "yolo"):
             np.testing.assert_allclose(item["corners"], corners, atol=1e-4)
         else:
             low, high = corners.min(1), corners.max(1)
@@ -103,6 +109,70 @@ def test_format_from_outside(tmp_path):
         np.testing.assert_allclose(item["corners"].amin(1) if objects else np.zeros((0, 2)), low, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", SPLITS)
+def test_tenth_of_single_folder_is_held_out(tmp_path, kind):
+    WRITERS[kind](tmp_path / "data")
+    inferred = DetectionData.infer(tmp_path / "data")
+    parts = [inferred["splits"][split].pop("part") for split in ("train", "test")]
+    assert inferred["splits"] == {"train": SPLITS[kind], "test": SPLITS[kind]}
+    assert inferred["format"] == kind.split()[0] and sorted(map(str.lower, inferred["classes"])) == ["plane", "ship"]
+    assert parts[0][0] == 0 and parts[0][1] == parts[1][0] and parts[1][1] == 1
+    for split, part in zip(("train", "test"), parts):
+        inferred["splits"][split]["part"] = part
+    data = DetectionData.from_dict(inferred)
+    train, test = ([place.id for place in data.open([split], "horizontal").places] for split in ("train", "test"))
+    assert sorted(train + test) == sorted(IMAGES) and len(test) == 1
+
+
+INFERRED = {
+    "coco": {"images": "images/train2017", "annotations": "annotations/instances_train2017.json"},
+    "voc": {"images": "JPEGImages", "annotations": "Annotations", "list": "ImageSets/Main/train.txt"},
+    "dota": {"images": "train/images", "annotations": "train/labelTxt"},
+    "yolo": {"images": "images/train", "annotations": "labels/train"},
+}
+
+
+@pytest.mark.parametrize("layout", INFERRED)
+def test_splits_and_classes_are_inferred(tmp_path, layout):
+    write, read = LAYOUTS[layout]
+    for split, names in {"train": ["000", "001", "002", "003", "004"], "test": ["060", "061"]}.items():
+        write(tmp_path, split, names)
+    inferred = DetectionData.infer(tmp_path)
+    assert inferred["splits"].keys() == {"train", "test"} and inferred["splits"]["train"] == INFERRED[layout]
+    assert len(inferred["classes"]) == 4
+    data = DetectionData.from_dict(inferred)
+    assert len(data.open(["test"], "horizontal")) == 2
+    places = data.open(["train"], "horizontal").places
+    assert [place.id for place in places] == ["000", "001", "002", "003", "004"]
+    for place in places:
+        labels, boxes, _ = zip(*read(tmp_path, place.id)) if list(read(tmp_path, place.id)) else ((), (), ())
+        assert [data.names.names[label] for label in place.objects.labels] == list(labels)
+        np.testing.assert_allclose(place.objects.boxes(), np.array(boxes).reshape(-1, 4), atol=1e-3)
+
+
+def test_lists_and_exports_of_yolo_are_read(tmp_path):
+    write_yolo(tmp_path / "data", IMAGES)
+    (tmp_path / "data" / "train.txt").write_text("./images/a_001.png\n./images/b_002.png\n")
+    (tmp_path / "data" / "val.txt").write_text("images/c_004.png\n")
+    (tmp_path / "data" / "data.yaml").write_text("path: data\ntrain: [train.txt]\nval: val.txt\ntest:\nnames: [p, s]")
+    inferred = DetectionData.infer(tmp_path / "data")
+    assert inferred["splits"]["val"] == SPLITS["yolo"] | {"list": "val.txt"} and inferred["classes"] == ["p", "s"]
+    data = DetectionData.from_dict(inferred)
+    found = {split: [place.id for place in data.open([split], "oriented").places] for split in data.splits}
+    assert found == {"train": ["a_001", "b_002"], "val": ["c_004"]}
+
+
+def test_unknown_folder_is_refused_with_template(tmp_path):
+    write_images(tmp_path / "images", IMAGES)
+    arguments = DetectionArguments(data_root=str(tmp_path))
+    with pytest.raises(ValueError, match="coco.*--config: data: {root") as caught:
+        DetectionData.from_arguments(arguments, tmp_path / "out")
+    with pytest.raises(ValueError, match="nowhere"):
+        DetectionData.from_arguments(DetectionArguments(data_root=str(tmp_path / "nowhere")), tmp_path / "out")
+    template = yaml.safe_load(str(caught.value).split("--config: ")[1])
+    DetectionData.from_dict(template["data"])
+
+
 def test_root_may_be_relative(tmp_path, monkeypatch):
     write_dota(tmp_path / "data" / "ships", IMAGES)
     monkeypatch.chdir(tmp_path)
@@ -110,9 +180,10 @@ def test_root_may_be_relative(tmp_path, monkeypatch):
     assert len(samples) == len(IMAGES) and samples[0]["image"].shape == (3, HEIGHT, WIDTH)
 
 
-def test_outlines_become_masks(tmp_path):
-    written = write_coco(tmp_path, IMAGES)
-    samples = describe(tmp_path, "coco").open(["train"], "instances")
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_outlines_become_masks(tmp_path, kind):
+    written = WRITERS[kind](tmp_path)
+    samples = describe(tmp_path, kind).open(["train"], "instances")
     for item in (samples[index] for index in range(len(samples))):
         assert item["masks"].dtype == torch.uint8 and item["masks"].shape == (len(item["labels"]), HEIGHT, WIDTH)
         for mask, (_, corners) in zip(item["masks"].numpy(), written[item["id"]], strict=True):
@@ -611,7 +682,7 @@ def test_voc_size_is_checked(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "yolo"}, "format.*'yolo'"),
+        ({"format": "kitti"}, "format.*'kitti'"),
         ({"dataset_name": "x"}, "`root`"),
         ({"bad_objects": "mend"}, "bad_objects.*'mend'"),
         ({"classes": ["ship", "Ship"]}, "'Ship'"),

@@ -104,6 +104,32 @@ def test_run_saves_model_scores_and_figures(tmp_path, task):
     assert rates == pytest.approx([0.5e-3, 0.75e-3, 1e-4, 1e-4])
 
 
+def test_data_root_is_enough(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_coco(tmp_path / "ships", [f"a_{number:03}" for number in range(12)])
+    settings = {"data_root": str(tmp_path / "ships"), "data": None, "test_split": None, "max_steps": 1}
+    words = configure(tmp_path, "horizontal", **settings)
+    assert main(words) == 0
+    assert "Split test has 10% of the images" in caplog.text and "2 classes: plane, ship." in caplog.text
+    assert "test_map_50" in json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    saved = tmp_path / "out" / "data.yaml"
+    configuration = yaml.safe_load(saved.read_text())
+    assert configuration["test_split"] == "test" and configuration["data"]["format"] == "coco"
+
+    edited = (
+        yaml.safe_load((tmp_path / "config.yaml").read_text()) | configuration | {"output_dir": str(tmp_path / "b")}
+    )
+    edited.pop("data_root")
+    edited["data"]["classes"] = ["ship", "plane"]
+    (tmp_path / "edited.yaml").write_text(yaml.safe_dump(edited))
+    assert main(["--config", str(tmp_path / "edited.yaml")]) == 0
+    assert not (tmp_path / "b" / "data.yaml").exists()
+
+    saved.write_text(saved.read_text().replace("plane", "airplane"))
+    with pytest.raises(ValueError, match="data.yaml"):
+        main(words)
+
+
 def test_resumed_run_equals_uninterrupted_run(tmp_path):
     rotation = {"rotation": 0.5, "vertical_flip": 0.25, "diagonal_flip": 0.25, "horizontal_flip": 0.25}
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -15,7 +15,7 @@ from modeling_vitp.instructions.from_annotations.questions import PHRASINGS, Ask
 from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
 
 pytestmark = pytest.mark.slow
-SUFFIX = {"coco": ".json", "voc": ".xml", "dota": ".txt", "masks": ".png", "changes": ".json"}
+SUFFIX = {"coco": ".json", "voc": ".xml", "dota": ".txt", "yolo": ".txt", "masks": ".png", "changes": ".json"}
 VALUES = {"0": None, "255": "building"}
 WORDS = ["nan", "x", "", "1e999", "-5", "0", "<", "</a>", "&x;", "é"]
 

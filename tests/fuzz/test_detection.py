@@ -7,7 +7,7 @@ import datasets
 import pyarrow as pa
 import pytest
 import torch
-from detection_data import NAMES, write_coco, write_dota, write_images, write_voc
+from detection_data import NAMES, write_coco, write_dota, write_images, write_voc, write_yolo
 from fuzzing import damage, limits, mutate, outcome
 
 from modeling_vitp.detection.annotations import ClassNames, collect, find_columns, read_rows
@@ -21,6 +21,7 @@ KINDS = {
     "voc oriented": (lambda root, names: write_voc(root, names, True), "Annotations", "oriented"),
     "voc": (lambda root, names: write_voc(root, names, False), "Annotations", "horizontal"),
     "coco": (write_coco, "instances.json", "instances"),
+    "yolo": (write_yolo, "labels", "instances"),
 }
 
 

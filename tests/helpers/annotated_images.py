@@ -84,6 +84,22 @@ def write_dota(root, split, names):
         (root / split / "labelTxt" / f"{name}.txt").write_text("\n".join(["imagesource:none", "gsd:0.5", *lines]))
 
 
+def write_yolo(root, split, names):
+    """Write boxes, oriented boxes and pentagons; images without objects have no file."""
+    (root / "labels" / split).mkdir(parents=True)
+    (root / "data.yaml").write_text(f"path: ../elsewhere\ntrain: images/train\ntest: images/test\nnames: {LABELS}\n")
+    for name in names:
+        noise(root / "images" / split / f"{name}.png", int(name))
+        lines = ""
+        for index, (label, corners) in enumerate(random_objects(int(name))):
+            low, high = corners.min(0), corners.max(0)
+            pentagon = [*corners, (corners[3] + corners[0]) / 2]
+            points = ([(low + high) / 2, high - low], corners, pentagon)[index % 3] / np.array([WIDTH, HEIGHT])
+            lines += f"{LABELS.index(label)} {' '.join(f'{number:.9f}' for number in points.flatten())}\n"
+        if lines:
+            (root / "labels" / split / f"{name}.txt").write_text(lines)
+
+
 def read_coco(root, name):
     contents = json.loads((root / "annotations" / "instances_train2017.json").read_text())
     (image,) = [image for image in contents["images"] if image["file_name"] == f"{name}.png"]
@@ -109,7 +125,20 @@ def read_dota(root, name):
         yield label, [xs.min(), ys.min(), xs.max(), ys.max()], area
 
 
+def read_yolo(root, name):
+    path = root / "labels" / "train" / f"{Path(name).name}.txt"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        label, *numbers = line.split()
+        xs, ys = np.array(numbers[::2], float) * WIDTH, np.array(numbers[1::2], float) * HEIGHT
+        area = abs(np.dot(xs, np.roll(ys, 1)) - np.dot(ys, np.roll(xs, 1))) / 2
+        if len(xs) == 2:
+            (x, w), (y, h), area = xs, ys, xs[1] * ys[1]
+            xs, ys = np.array([x - w / 2, x + w / 2]), np.array([y - h / 2, y + h / 2])
+        yield LABELS[int(label)], [xs.min(), ys.min(), xs.max(), ys.max()], area
+
+
 LAYOUTS = {"coco": (write_coco, read_coco), "voc": (write_voc, read_voc), "dota": (write_dota, read_dota)}
+LAYOUTS |= {"yolo": (write_yolo, read_yolo)}
 NAMES = {"train": [f"{index:03}" for index in range(60)], "test": [f"{index:03}" for index in range(60, 66)]}
 
 

@@ -80,6 +80,19 @@ def voc_object(label: str, corners: np.ndarray, is_oriented: bool) -> str:
     return f"<object><name>{label}</name><bndbox>{box}</bndbox></object>"
 
 
+def write_yolo(root: Path, names: Sequence[str]) -> dict[str, list]:
+    """Write a text file for each image with objects, with the class indices in another order."""
+    found = write_images(root / "images", names)
+    (root / "labels").mkdir(exist_ok=True)
+    (root / "labels" / "classes.txt").write_text("plane\nship\n")
+    (root / "data.yaml").write_text("train: ../images\nnames: {0: plane, 1: ship}\n")
+    for name, objects in found.items():
+        rows = [(1 if label == "ship" else 0, *(corners / [WIDTH, HEIGHT]).flatten()) for label, corners in objects]
+        if rows:
+            (root / "labels" / f"{name}.txt").write_text("\n".join(" ".join(map(str, row)) for row in rows))
+    return found
+
+
 def coco_contents(found: dict[str, list], suffix: str = ".png") -> dict:
     """Write COCO's JSON with polygons, and run lengths for every second object; categories have another order."""
     images, annotations = [], []

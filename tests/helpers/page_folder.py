@@ -161,6 +161,10 @@ def write_images(folder: Path) -> None:
     dense_data.make_levir_cd(folder / "datasets/LEVIR-CD")
     for split, numbers in {"train": range(6), "test": range(6, 8)}.items():
         detection_data.write_dota(folder / "datasets/ships" / split, [f"ship_{number:03}" for number in numbers])
+        detection_data.write_yolo(folder / "my_ships" / split, [f"{number:03}" for number in numbers])
+        (folder / "my_ships" / split / "data.yaml").unlink()
+    text = "train: ../train/images\ntest: ../test/images\nnames: [plane, ship]\n"
+    (folder / "my_ships/data.yaml").write_text(text)
     for split, numbers in {"train": range(6), "test": range(6, 8)}.items():
         root = folder / "datasets/SARDet_100K"
         found = detection_data.write_images(root / "JPEGImages" / split, [f"{number:03}" for number in numbers])
@@ -184,6 +188,9 @@ def write_images(folder: Path) -> None:
         values = (mask[None].astype(np.uint16) * 10 + rng.integers(0, 50, (3, 64, 64))).astype(np.uint16)
         write_bands(area / "images" / f"{index}.tif", values)
         dense_data.save(dense_data.Image.fromarray(mask), area / "masks" / f"{index}.png")
+        split = folder / "my_fields" / ("test" if index > 6 else "train")
+        dense_data.save(dense_data.picture_of(mask % 10, rng), split / "images" / f"{index}.png")
+        dense_data.save(dense_data.Image.fromarray(mask), split / "masks" / f"{index}.png")
 
 
 def rows(number: int) -> list[dict]:

@@ -51,7 +51,7 @@ MISTAKES = [  # words, and a pattern of the error line
     ("probe --dataset_name data", "backbones"),
     ("convert", "required: source, target .*vitp convert --help"),
     ("convert empty out --to vit", "--to: invalid choice: 'vit'"),
-    ("make_instructions yolo empty out", "invalid choice: 'yolo'"),
+    ("make_instructions kitti empty out", "invalid choice: 'kitti'"),
     ("push_to_hub model org/name", "required: --what"),
     # the start of a training
     ("pretrain --dataset_name data " + scratch(), "output_dir is missing"),
@@ -96,6 +96,9 @@ MISTAKES = [  # words, and a pattern of the error line
     (f"{CLASSIFY} --model_name_or_path vit", "data_root.*dataset_name"),
     (f"{CLASSIFY} --model_name_or_path vit --data_root imags", "imags"),
     (f"{CLASSIFY} --model_name_or_path vit --data_root empty", "'train'.*empty/train/{class}/{name}"),
+    ("finetune_detection --output_dir out --model_name_or_path vit --data_root imags", "imags"),
+    ("finetune_detection --output_dir out --model_name_or_path vit --data_root empty", "coco, voc.*--config: data: {"),
+    ("finetune_segmentation --output_dir out --model_name_or_path vit --data_root empty", "empty.*--config: data: {"),
     # conversion, export, prediction, push
     ("convert ./modle out", "modle.*'model'"),
     ("convert empty out", "empty.*safetensors"),

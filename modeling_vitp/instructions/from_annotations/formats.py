@@ -1,19 +1,24 @@
-"""Readers of annotation files: COCO JSON, Pascal VOC XML and DOTA text, for instructions and for detection."""
+"""Readers of annotation files: COCO JSON, Pascal VOC XML, DOTA and YOLO text, for instructions and for detection."""
 
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ...images.reading import below
+import yaml
+
+from ...images.reading import below, image_files
 from ..boxes import Box
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # Fields of `robndbox` in DIOR-R.
+YOLO_SPLITS = ("train", "val", "test")
 STATISTICS = ".aux.xml"  # GDAL writes such a file beside an image whose statistics it has computed.
 CLASS_FLAG = re.compile(r"\s+-1$|\s{2,}[01]$")  # Flags in the class lists of Pascal VOC; `scene 1` is a name.
 COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
@@ -182,6 +187,125 @@ def oriented_object(where: str, label: str, corners: list[Point], is_difficult: 
     return AnnotatedObject(where, label, (min(xs), min(ys), max(xs), max(ys)), tuple(corners), is_difficult)
 
 
+class YoloFile:
+    """YAML file of a YOLO data set: its class names by index, and the images of its splits.
+
+    Raises:
+        ValueError: If the file cannot be read, or lacks `names` or all splits. The message names it.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            contents = yaml.safe_load(read_text(path))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(contents, dict) or not (contents.get("names") and contents.keys() & {*YOLO_SPLITS}):
+            raise ValueError(f"Expected `names`, and `train`, `val` or `test`, in {path}.")
+        if "kpt_shape" in contents:
+            raise ValueError(f"{path} describes keypoints (`kpt_shape`). Expected boxes, oriented boxes or polygons.")
+        names = contents["names"]
+        names = names.items() if isinstance(names, dict) else enumerate(names)
+        self.names = {index: str(name) for index, name in names}
+        folder = path.parent / str(contents.get("path") or "")
+        # The file may state the folder of another machine, or its own folder relative to a folder above.
+        self.folder = folder if folder.is_dir() and not folder.samefile(path.parent) else path.parent
+        self.sources = {}
+        for split in YOLO_SPLITS:
+            named = contents.get(split) or []
+            paths = [self._find(str(name)) for name in (named if isinstance(named, list) else [named])]
+            self.sources[split] = [path for path in paths if path.exists()]
+
+    def _find(self, name: str) -> Path:
+        """Return the path of a folder or list; exports of Roboflow write `../train/images` for `train/images`."""
+        path = Path(os.path.normpath(self.folder / name))
+        return path if path.exists() else self.folder / name.removeprefix("../")
+
+    def images(self, split: str) -> list[Path]:
+        """Return the images in the folders and lists of a split; a list names images relative to its own folder."""
+        images = []
+        for source in self.sources[split]:
+            if source.is_dir():
+                images += image_files(source)
+            else:
+                images += [Path(os.path.normpath(source.parent / line)) for line in read_list(source)]
+        return images
+
+
+def find_yolo(folder: Path) -> YoloFile | None:
+    """Return the first YAML file in a folder that describes a YOLO data set, or `None`."""
+    for path in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
+        try:
+            return YoloFile(path)
+        except ValueError:
+            continue
+    return None
+
+
+@lru_cache
+def yolo_names(folder: Path) -> dict[int, str]:
+    """Return the class names in the YAML file of the nearest folder above the labels."""
+    for parent in (folder, *folder.parents):
+        if file := find_yolo(parent):
+            return file.names
+    raise ValueError(f"No YAML file with `names` and `train`, `val` or `test` found in {folder} or a folder above it.")
+
+
+def yolo_label(image: Path, root: Path) -> Path:
+    """Return the label file of an image: in `labels` instead of the last folder `images`, or else beside the image."""
+    folders = list(image.relative_to(root).parent.parts)
+    if "images" in folders:
+        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    return root.joinpath(*folders, f"{image.stem}.txt")
+
+
+def read_yolo(path: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+    """Return the objects of a YOLO file; without a file, the image has no objects."""
+    return yolo_objects(read_text(path), path, size, yolo_names(path.parent)) if path.exists() else []
+
+
+def yolo_objects(text: str, path: Path | str, size: tuple[int, int], names: dict[int, str]) -> list[AnnotatedObject]:
+    """Return the objects of a YOLO file: lines with a class index and a box, an oriented box or a polygon.
+
+    Args:
+        text: content of the file. Coordinates are relative to the image, in [0, 1]. A line with four points is both an
+            oriented box and a polygon.
+        path: path of the file in error messages.
+        size: height and width of the image.
+        names: class names by index.
+
+    Raises:
+        ValueError: If a line is invalid; the message names it.
+    """
+    objects = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            index, *values = map(float, line.split())
+            label = names[index]
+            points = [(x * size[1], y * size[0]) for x, y in zip(values[::2], values[1::2], strict=True)]
+            # Points may lie a little outside of the image, but not as far as pixels.
+            if len(points) < 2 or not all(-0.5 <= value <= 1.5 for value in values):
+                raise ValueError("too few numbers, or not relative to the image")
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{where}: expected 'class x y width height' or 'class x1 y1 x2 y2 x3 y3 …' with a class in "
+                f"{[*names]} and coordinates in [0, 1], got {line[:200]!r}."
+            ) from error
+        if len(points) == 2:
+            (x, y), (width, height) = points
+            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            objects.append(AnnotatedObject(where, label, box))
+            continue
+        (*xs,), (*ys,) = zip(*points)
+        area = abs(sum(xs[k - 1] * ys[k] - xs[k] * ys[k - 1] for k in range(len(points)))) / 2
+        corners, outline = tuple(points) if len(points) == 4 else None, [[value for point in points for value in point]]
+        box = (min(xs), min(ys), max(xs), max(ys))
+        objects.append(AnnotatedObject(where, label, box, corners, area=area, segmentation=outline))
+    return objects
+
+
 class CocoFile:
     """Content of a COCO JSON file: its images and the objects in them.
 
@@ -197,6 +321,11 @@ class CocoFile:
         self._annotations = defaultdict(list)
         for annotation in contents.get("annotations", ()):
             self._annotations[annotation["image_id"]].append(annotation)
+
+    def names_with_objects(self) -> set[str]:
+        """Return the names of the categories that have annotations."""
+        used = {str(item.get("category_id")) for items in self._annotations.values() for item in items}
+        return {name for index, name in self.categories.items() if str(index) in used}
 
     def objects(self, entry: dict, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Return the objects of an entry of `images`; `size` is the height and width of the file `image`."""

@@ -4,9 +4,11 @@ Annotations are assumed to be complete: an object that is not annotated does not
 """
 
 import logging
+import os
 import re
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...images.reading import image_files, is_dicom_file, patient_of, stored_orientation, stored_size
+from ...images.reading import IMAGE_SUFFIXES, image_files, is_dicom_file, patient_of, stored_orientation, stored_size
 from ...images.volumes import NIFTI, VolumeSlices, check_cut
 from ..boxes import box_area, clip
 from .annotations import (
@@ -29,16 +31,25 @@ from .annotations import (
     regions_of,
 )
 from .formats import (
+    STATISTICS,
+    YOLO_SPLITS,
     AnnotatedObject,
     CocoFile,
+    YoloFile,
+    dota_objects,
     files_by_key,
+    find_yolo,
     is_below,
     is_number,
     parse_xml,
     read_annotation,
     read_dota,
     read_list,
+    read_text,
     read_voc,
+    voc_objects,
+    yolo_label,
+    yolo_objects,
 )
 
 UNSPLIT = "all"
@@ -62,6 +73,36 @@ def register_layout(name: str) -> Callable[[type["Layout"]], type["Layout"]]:
     return register
 
 
+def recognize_layout(folder: str | Path, layouts: Collection[str] = LAYOUTS) -> str | None:
+    """Return the name of the first registered layout that a folder has, or `None`. No image is read.
+
+    Args:
+        folder: folder of a data set.
+        layouts: names of the layouts to choose from.
+    """
+    folder = Path(folder)
+    names = (name for name, layout in LAYOUTS.items() if name in layouts and layout.matches(folder))
+    return next(names, None) if folder.is_dir() else None
+
+
+def make_instructions_command(folder: str | Path) -> str | None:
+    """Return the command that makes instructions from an annotated folder, or `None` if it has no known layout.
+
+    If the layout needs `--names`, the command names the file `names.json`, which the user must write.
+    """
+    name = recognize_layout(folder)
+    if name is None:
+        return None
+    words = ["vitp", "make_instructions", name, str(folder), *LAYOUTS[name].required_options]
+    try:
+        splits = LAYOUTS[name](Path(folder), {"0": None}).splits()
+    except ValueError:  # The command reports the error.
+        splits = {}
+    if splits and "train" not in splits:
+        words += ["--split", next(iter(splits))]
+    return shlex.join([*words, "--output_dir", f"{Path(folder).resolve().name}_instructions"])
+
+
 class Layout:
     """Base class of the layouts of annotated data sets.
 
@@ -73,6 +114,7 @@ class Layout:
     """
 
     subject: str  # Subject of the questions, a key of `questions.PHRASINGS`.
+    required_options: tuple[str, ...] = ()  # Options without which `make_instructions` cannot read the layout.
 
     def __init__(self, root: Path, names: dict[str, str | None] | None = None, annotations: Path | None = None):
         if not root.is_dir():
@@ -82,7 +124,14 @@ class Layout:
             phrase is None or (isinstance(phrase, str) and phrase.strip()) for phrase in names.values()
         ):
             raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
+        if "--names" in self.required_options and not names:
+            raise ValueError('Masks need --names, a JSON file such as {"0": null, "1": "building"}.')
         self.root, self.names, self.annotations = root, names, annotations
+
+    @classmethod
+    def matches(cls, root: Path) -> bool:
+        """Return whether a folder has this layout, by the names of its files and the content of few annotations."""
+        return False
 
     def splits(self) -> dict[str, dict[str, tuple[Path, ...]]]:
         """Return the file, or the two files, of each image by split and image id; `UNSPLIT` if there are no splits."""
@@ -94,6 +143,18 @@ class Layout:
         Raises:
             ValueError: If a file is invalid; the message names it.
         """
+        raise NotImplementedError
+
+    def annotation_file(self, image_id: str, path: Path) -> Path | None:
+        """Return the annotation file of an image, or `None` if the image is not annotated. Used for boxes only."""
+        raise NotImplementedError
+
+    def split_list(self, split: str) -> Path | None:
+        """Return the file that lists the images of a split, or `None`."""
+        return None
+
+    def class_names(self) -> list[str]:
+        """Return the names of the annotated classes. Used for boxes only."""
         raise NotImplementedError
 
     def case(self, path: Path) -> str | None:
@@ -141,6 +202,10 @@ class Coco(Layout):
 
     subject = "objects"
 
+    @classmethod
+    def matches(cls, root):
+        return any(map(has_coco_boxes, sorted(root.rglob("*.json"))))
+
     def splits(self):
         return {
             split: {entry["file_name"]: (find_file(folders, entry["file_name"]),) for entry in file.images}
@@ -177,6 +242,15 @@ class Coco(Layout):
             find_file(folders, entry["file_name"]): (file, entry) for file, folders in files for entry in file.images
         }
 
+    def annotation_file(self, image_id, path):
+        file, _ = self._entries[path]
+        return file.path if file.has_annotations else None
+
+    def class_names(self):
+        files = [file for file, _ in self._files.values()]
+        used = set().union(*(file.names_with_objects() for file in files))
+        return list(dict.fromkeys(name for file in files for name in file.categories.values() if name in used))
+
     def annotate(self, image_id, paths):
         file, entry = self._entries[paths[0]]
         if not file.has_annotations:
@@ -189,16 +263,37 @@ class Coco(Layout):
 class PascalVOC(Layout):
     """Pascal VOC: one XML file per image, and optionally `ImageSets/Main/SPLIT.txt` with the names of a split.
 
-    Coordinates are not shifted. The image is the file `filename` of the XML, anywhere under the root.
+    Without such lists, the split is read from the folders. Coordinates are not shifted. The image is the file
+    `filename` of the XML, anywhere under the root.
     """
 
     subject = "objects"
 
+    @classmethod
+    def matches(cls, root):
+        return any(is_voc(path) for path in root.rglob("*.xml") if not path.name.lower().endswith(STATISTICS))
+
     def splits(self):
-        lists = [path for path in sorted(self.root.glob("ImageSets/Main/*.txt")) if SPLIT_NAME.fullmatch(path.stem)]
-        if not lists:
-            return {UNSPLIT: {name: (self._image(name),) for name in self._files}}
-        return {split_in(path.stem): {name: (self._image(name),) for name in read_list(path)} for path in lists}
+        listed = {split: read_list(path) for split, path in self._lists.items()}
+        splits = {split: {name: (self._image(name),) for name in names} for split, names in listed.items()}
+        for name in () if splits else self._files:
+            path = self._image(name)
+            splits.setdefault(split_of_path(path.relative_to(self.root)), {})[name] = (path,)
+        return splits
+
+    @cached_property
+    def _lists(self) -> dict[str, Path]:
+        paths = sorted(self.root.glob("ImageSets/Main/*.txt"))
+        return {split_in(path.stem): path for path in paths if SPLIT_NAME.fullmatch(path.stem)}
+
+    def split_list(self, split):
+        return self._lists.get(split)
+
+    def annotation_file(self, image_id, path):
+        return self._files.get(image_id)
+
+    def class_names(self):
+        return sorted({found.label for path in self._files.values() for found in voc_objects(parse_xml(path), path)})
 
     @cached_property
     def _files(self) -> dict[str, Path]:
@@ -274,6 +369,54 @@ class Pairs(Layout):
         return found[0]
 
 
+@register_layout("yolo")
+class Yolo(Layout):
+    """YOLO text: `data.yaml` with `names` and the images of the splits; `labels/NAME.txt` for `images/NAME.png`.
+
+    A line has a class index and a box, an oriented box or a polygon. Answers contain the upright box around it, clipped
+    to the image. An image without a label file has no objects.
+    """
+
+    subject = "objects"
+
+    @classmethod
+    def matches(cls, root):
+        return find_yolo(root) is not None
+
+    @cached_property
+    def _file(self) -> YoloFile:
+        where = self.annotations or self.root
+        file = YoloFile(where) if where.is_file() else find_yolo(where)
+        if file is None:
+            raise ValueError(f"No YAML file with `names`, and `train`, `val` or `test`, found in {where}.")
+        return file
+
+    def splits(self):
+        images = {split: self._file.images(split) for split in YOLO_SPLITS}
+        return {
+            split: {Path(os.path.relpath(path, self.root)).as_posix(): (path,) for path in paths}
+            for split, paths in images.items()
+            if paths
+        }
+
+    def split_list(self, split):
+        return next((path for path in self._file.sources[split] if path.is_file()), None)
+
+    def annotation_file(self, image_id, path):
+        label = yolo_label(path, self.root)
+        return label if label.parent.is_dir() else None
+
+    def class_names(self):
+        return list(self._file.names.values())
+
+    def annotate(self, image_id, paths):
+        size, label = upright_size(paths[0]), self.annotation_file(image_id, paths[0])
+        if label is None:
+            raise ValueError(f"No folder of labels for {paths[0]} found: {yolo_label(paths[0], self.root).parent}.")
+        objects = yolo_objects(read_text(label), label, size, self._file.names) if label.exists() else []
+        return [AnnotatedImage(image_id, paths, size, self.regions(objects, size))]
+
+
 @register_layout("dota")
 class Dota(Pairs):
     """DOTA text: `SPLIT/images/NAME.png` with `SPLIT/labelTxt/NAME.txt` (or `images/SPLIT`, `labelTxt/SPLIT`).
@@ -284,6 +427,11 @@ class Dota(Pairs):
 
     subject, annotation = "objects", "label"
     image_folders = ("images",)
+
+    @classmethod
+    def matches(cls, root):
+        folders = sorted({path.parent for path in root.rglob("*.txt")})
+        return any(has_dota_lines(folder) for folder in folders)
 
     @cached_property
     def _files(self):
@@ -296,6 +444,12 @@ class Dota(Pairs):
 
         return files_by_key(where, ".txt", image_id, within="label")
 
+    def annotation_file(self, image_id, path):
+        return self._files.get(image_id) or next(iter(self._named.get(path.stem, ())), None)
+
+    def class_names(self):
+        return sorted({found.label for path in self._files.values() for found in read_dota(path, path, (0, 0))})
+
     def annotate(self, image_id, paths):
         size = upright_size(paths[0])
         objects = [
@@ -303,33 +457,6 @@ class Dota(Pairs):
             for found in read_dota(self._file(image_id, paths[0]), paths[0], size)
         ]
         return [AnnotatedImage(image_id, paths, size, self.regions(objects, size))]
-
-
-@register_layout("folders")
-class ClassFolders(Layout):
-    """Image folders, one per class: `SPLIT/CLASS/NAME.jpg`, or `CLASS/NAME.jpg` without splits."""
-
-    subject = "scene"
-
-    @cached_property
-    def _split_folders(self) -> dict[str, Path]:
-        return {
-            split_in(path.name): path
-            for path in sorted(self.root.iterdir())
-            if path.is_dir() and SPLIT_NAME.fullmatch(path.name) and any(child.is_dir() for child in path.iterdir())
-        }
-
-    def splits(self):
-        return {
-            split: {path.relative_to(self.root).as_posix(): (path,) for path in image_files(folder)}
-            for split, folder in (self._split_folders or {UNSPLIT: self.root}).items()
-        }
-
-    def annotate(self, image_id, paths):
-        expected = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
-        if len(paths[0].relative_to(self.root).parts) != len(expected):
-            raise ValueError(f"Expected images at {'/'.join(expected)} in {self.root}, got {paths[0]}. Move the file.")
-        return [AnnotatedImage(image_id, paths, upright_size(paths[0]), label=self.phrase(paths[0].parent.name))]
 
 
 @register_layout("masks")
@@ -341,12 +468,13 @@ class Masks(Pairs):
     """
 
     subject, annotation = "regions", "mask"
+    required_options = ("--names", "names.json")
     image_folders = ("images", "img_dir", "images_png", "image")
     mask_folders = ("masks", "ann_dir", "masks_png", "mask", "labels", "label")
 
-    def __init__(self, root, names=None, annotations=None):
-        super().__init__(root, names, annotations)
-        check_values(self.names)
+    @classmethod
+    def matches(cls, root):
+        return have_common_names(root, cls.image_folders, cls.mask_folders)
 
     @cached_property
     def _files(self):
@@ -372,6 +500,12 @@ class ChangePairs(Layout):
     subject = "change"
     before_folders, after_folders = ("A", "Image1", "time1", "before"), ("B", "Image2", "time2", "after")
     mask_folders = ("label", "OUT", "labels", "masks", "mask")
+
+    @classmethod
+    def matches(cls, root):
+        has_captions = any(root.rglob("*captions*.json"))
+        others = () if has_captions else (cls.mask_folders,)
+        return have_common_names(root, cls.before_folders, cls.after_folders, *others)
 
     def splits(self):
         before, after = (images_in(self.root, names) for names in (self.before_folders, self.after_folders))
@@ -444,7 +578,15 @@ class Volumes(Layout):
     """
 
     subject = "regions"
+    required_options = ("--names", "names.json", "--percentiles", "1", "99")
     image_folders, mask_folders = ("images", "image"), ("masks", "mask", "labels", "label")
+
+    @classmethod
+    def matches(cls, root):
+        try:
+            return all(volumes_in(root, names) for names in (cls.image_folders, cls.mask_folders))
+        except ValueError:
+            return False
 
     def __init__(
         self,
@@ -456,7 +598,6 @@ class Volumes(Layout):
         percentiles: Sequence[float] | None = None,
     ):
         super().__init__(root, names, annotations)
-        check_values(self.names)
         check_cut(plane, intensities, percentiles)
         window, percentiles = (None if pair is None else tuple(pair) for pair in (intensities, percentiles))
         self.plane, self.cut = plane, (plane, window, percentiles)
@@ -492,15 +633,87 @@ class Volumes(Layout):
         return open_slices(path, mask_path, *self.cut).image(index)
 
 
+@register_layout("folders")
+class ClassFolders(Layout):
+    """Image folders, one per class: `SPLIT/CLASS/NAME.jpg`, or `CLASS/NAME.jpg` without splits."""
+
+    subject = "scene"
+
+    @classmethod
+    def matches(cls, root):
+        folders = cls(root)._split_folders.values() or [root]
+        classes = [path for folder in folders for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+        names, others = {path.name for path in classes}, {*Masks.image_folders, *Masks.mask_folders}
+        is_named = len(names) > 1 and not any(split_in(name) or name.lower() in others for name in names)
+        return is_named and all(any(map(is_image, path.iterdir())) for path in classes)
+
+    @cached_property
+    def _split_folders(self) -> dict[str, Path]:
+        return {
+            split_in(path.name): path
+            for path in sorted(self.root.iterdir())
+            if path.is_dir() and SPLIT_NAME.fullmatch(path.name) and any(child.is_dir() for child in path.iterdir())
+        }
+
+    def splits(self):
+        return {
+            split: {path.relative_to(self.root).as_posix(): (path,) for path in image_files(folder)}
+            for split, folder in (self._split_folders or {UNSPLIT: self.root}).items()
+        }
+
+    def annotate(self, image_id, paths):
+        expected = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
+        if len(paths[0].relative_to(self.root).parts) != len(expected):
+            raise ValueError(f"Expected images at {'/'.join(expected)} in {self.root}, got {paths[0]}. Move the file.")
+        return [AnnotatedImage(image_id, paths, upright_size(paths[0]), label=self.phrase(paths[0].parent.name))]
+
+
 @lru_cache(maxsize=1)
 def open_slices(path: Path, mask: Path, plane: str, intensities: tuple, percentiles: tuple) -> VolumeSlices:
     """Open a volume with its mask, which is cached for the next slice."""
     return VolumeSlices([path], plane, intensities, percentiles, mask)
 
 
-def check_values(names: dict[str, str | None]) -> None:
-    if not names:
-        raise ValueError('Masks need --names, a JSON file such as {"0": null, "1": "building"}.')
+def has_coco_boxes(path: Path) -> bool:
+    """Return whether a file has the keys of COCO JSON with boxes. The file, which may be large, is not parsed."""
+    content = path.read_bytes()
+    return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories", "bbox"))
+
+
+def is_voc(path: Path) -> bool:
+    try:
+        return parse_xml(path).tag == "annotation"
+    except ValueError:
+        return False
+
+
+def has_dota_lines(folder: Path) -> bool:
+    """Return whether the first nonempty text file in a folder has objects of DOTA."""
+    for path in sorted(folder.glob("*.txt")):
+        try:
+            objects = dota_objects(read_text(path), path)
+        except ValueError:
+            return False
+        if objects:
+            return not re.fullmatch(r"[-+.\de]+", objects[0].label)  # Oriented boxes of YOLO have numbers only.
+    return False
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def have_common_names(root: Path, *groups: tuple[str, ...]) -> bool:
+    """Return whether an image id occurs in the folders of each of several groups of names, see [`images_in`]."""
+    ids = [set() for _ in groups]
+    for folder, _, files in os.walk(root):
+        parts = Path(folder).relative_to(root).parts
+        for found, names in zip(ids, groups):
+            level = level_of(parts, names)
+            if level is not None:
+                stems = (stem for stem, suffix in map(os.path.splitext, files) if suffix.lower() in IMAGE_SUFFIXES)
+                found.update((*parts[:level], *parts[level + 1 :], stem) for stem in stems)
+    return bool(set.intersection(*ids))
 
 
 def plain_words(label: str) -> str:
@@ -552,10 +765,10 @@ def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[P
     The split is read from the path. The id is the path without the folder's name and the suffix, so that both files of
     a pair have the same id.
     """
-    names, splits = {name.lower() for name in names}, defaultdict(dict)
+    splits = defaultdict(dict)
     for path in image_files(root):
         folders = path.relative_to(root).parent.parts
-        level = next((index for index, folder in enumerate(folders) if folder.lower() in names), None)
+        level = level_of(folders, names)
         if level is not None:
             split = next(filter(None, map(split_in, folders)), UNSPLIT)
             image_id = "/".join((*folders[:level], *folders[level + 1 :], path.stem))
@@ -563,6 +776,12 @@ def images_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, tuple[P
                 raise ValueError(f"{splits[split][image_id][0]} and {path} have the same name.")
             splits[split][image_id] = (path,)
     return dict(splits)
+
+
+def level_of(folders: Sequence[str], names: Sequence[str]) -> int | None:
+    """Return the index of the first folder that has one of the names, compared without case, or `None`."""
+    names = {name.lower() for name in names}
+    return next((index for index, folder in enumerate(folders) if folder.lower() in names), None)
 
 
 def masks_in(root: Path, names: tuple[str, ...]) -> dict[str, Path]:
@@ -574,7 +793,8 @@ def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]
     """Return the files or folders of volumes in all folders with one of these names, by split and case."""
     splits = defaultdict(dict)
     names = {*names, *(name for name in NNUNET_FOLDERS if name.startswith(names))}
-    for folder in sorted(path for path in root.rglob("*") if path.is_dir() and path.name.lower() in names):
+    folders = (Path(folder, name) for folder, children, _ in os.walk(root) for name in children)
+    for folder in sorted(folder for folder in folders if folder.name.lower() in names):
         paths = sorted(folder.iterdir())
         if folder.name.lower() in NNUNET_FOLDERS:
             paths = first_channels(paths)

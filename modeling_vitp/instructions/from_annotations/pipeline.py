@@ -50,12 +50,16 @@ def option_error(args: argparse.Namespace) -> str | None:
     if unknown:
         return f"Unknown kinds for {args.layout}: {', '.join(sorted(unknown))}. Known: {', '.join(PHRASINGS[subject])}."
     if args.window is not None and subject != "objects":
-        return "--window needs annotated boxes: coco, voc or dota."
+        return f"--window needs annotated boxes: {layouts_about('objects')}."
     if args.collages and subject not in ("objects", "regions"):
-        return "--collages needs annotated boxes or masks: coco, voc, dota, masks or volumes."
+        return f"--collages needs annotated boxes or masks: {layouts_about('objects', 'regions')}."
     if args.window is not None and args.overlap >= args.window:
         return f"--overlap must be below --window {args.window}, got {args.overlap}."
     return f"--{for_volumes[0]} needs the layout volumes." if for_volumes else None
+
+
+def layouts_about(*subjects: str) -> str:
+    return ", ".join(name for name, layout in LAYOUTS.items() if layout.subject in subjects)
 
 
 def build_instructions(args: argparse.Namespace) -> Instructions:

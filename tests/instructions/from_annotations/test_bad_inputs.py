@@ -85,7 +85,7 @@ def link_outside(root):
 
 
 WRITERS = {name: write for name, (write, _) in LAYOUTS.items()} | {"folders": write_classes, "volumes": write_volumes}
-VOC, DOTA = "Annotations/003.xml", "train/labelTxt/003.txt"
+VOC, DOTA, YOLO = "Annotations/003.xml", "train/labelTxt/003.txt", "labels/train/003.txt"
 OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must match.
     ("voc", put("JPEGImages/003.png", b"no"), r"003\.png"),
     ("voc", remove("JPEGImages/003.png"), r"003\.jpg"),
@@ -100,6 +100,15 @@ OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must 
     ("dota", put(DOTA, b"nan 1 9 1 9 9 1 9 x 0"), f"{DOTA}, line 1"),
     ("dota", put(DOTA, b"1 1 inf 1 9 9 1 9 x 0"), f"{DOTA}, line 1"),
     ("dota", put(DOTA, b"\xff\xff"), DOTA),
+    *(
+        ("yolo", put(YOLO, line), f"{YOLO}, line 1")
+        for line in (b"0 1 1", b"0 0.5 0.5 0.1 0.1 0.9", b"9 0.5 0.5 0.1 0.1", b"0.5 0.5 0.5 0.1 0.1", b"x 0 0 1 1")
+    ),
+    *(
+        ("yolo", put(YOLO, line), f"{YOLO}, line 1")
+        for line in (b"0 160 120 20 20", b"0 nan 0.5 0.1 0.1", b"0 0.5 0.5 0 0.1", b"0 0 0 1 1 inf 0", b"0 0 0 0 1 0 2")
+    ),
+    ("yolo", put("images/train/003.png", b"no"), r"003\.png"),
     *(
         ("coco", entry("annotations", bbox=box), COCO_FILE)
         for box in ([1, 2, "x", 4], [1, 2, float("nan"), 4], 3, None)
@@ -135,6 +144,9 @@ OF_ALL = [
         coco(lambda contents: contents["images"].append(contents["images"][0] | {"id": 99})),
         "file_name '000.png'",
     ),
+    ("yolo", lambda root: os.rename(root / "labels", root / "texts"), "labels/train"),
+    ("yolo", put("data.yaml", b"names: [a"), "data"),
+    ("yolo", put("data.yaml", b"names: [a]\ntrain: images/train\nkpt_shape: [17, 3]"), "data"),
     ("volumes", lambda root: os.rename(root / "train/images/a.nii.gz", root / "train/images/b.nii"), "the same name"),
 ]
 

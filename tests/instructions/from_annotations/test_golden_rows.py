@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 
 import nibabel
 import numpy as np
@@ -9,11 +10,15 @@ import pytest
 from annotated_images import LAYOUTS, NAMES, make, noise
 from PIL import Image
 
+from modeling_vitp.instructions.from_annotations import layouts
+from modeling_vitp.recipes import make_instructions
+
 COLLAGES = ["--collages", "0.5", "--collage_grid", "2", "--collage_size"]
 OPTIONS = {
     "coco": ["--turns", "10"],
     "voc": ["--window", "200", "--overlap", "40", *COLLAGES, "112"],
     "dota": ["--seed", "3", "--kinds", "counting", "referring", "region_caption", "map"],
+    "yolo": ["--turns", "10"],
     "folders": [],
     "masks": ["--turns", "9", *COLLAGES, "32"],
     "changes": [],
@@ -23,6 +28,7 @@ DIGESTS = {  # Number of rows, and digest of their ids and messages.
     "coco": (12, "b329f22a486a4ee0"),
     "voc": (72, "96ed9d0827222d7b"),
     "dota": (12, "b808d27e0a653cb1"),
+    "yolo": (12, "5ca5caa9c94e4616"),
     "folders": (8, "0769a7a8d63da39a"),
     "masks": (12, "0d7fee087daa37ec"),
     "changes": (8, "f5291eae80b20dcc"),
@@ -75,3 +81,58 @@ def test_rows_are_pinned(layout, tmp_path):
     rows = make(layout, tmp_path / "data", tmp_path / "out", *options)["train"].remove_columns("images")
     digest = hashlib.sha256(json.dumps(rows.to_list(), sort_keys=True).encode()).hexdigest()[:16]
     assert (len(rows), digest) == DIGESTS[layout]
+
+
+@pytest.mark.parametrize("layout", OPTIONS)
+def test_layout_is_recognized(layout, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = f"my {layout}"  # Resolved paths of folders are cached, so that each test needs its own name.
+    write(layout, tmp_path / folder)
+    matching = [name for name, entry in layouts.LAYOUTS.items() if entry.matches(tmp_path / folder)]
+    assert matching == [layout] == [layouts.recognize_layout(folder)]
+    assert layouts.recognize_layout(folder, layouts.LAYOUTS.keys() - {layout}) is None
+    (tmp_path / "names.json").write_text('{"0": null, "1": "water", "2": "storage tank", "3": "road"}')
+    program, command, *words = shlex.split(layouts.make_instructions_command(folder))
+    assert (program, command, words[0]) == ("vitp", "make_instructions", layout)
+    assert make_instructions.main(words) == 0
+    assert (tmp_path / f"{folder}_instructions" / "README.md").is_file()
+
+
+def write_captions(root):
+    image = {"id": 1, "file_name": "0.png"}
+    contents = {"images": [image], "annotations": [{"id": 1, "image_id": 1, "caption": "A bbox of categories."}]}
+    (root / "annotations").mkdir()
+    (root / "annotations" / "captions_train2017.json").write_text(json.dumps(contents))
+    noise(root / "train2017" / "0.png", 0)
+
+
+def write_pairs_of_other_names(root):
+    noise(root / "images" / "0.png", 0)
+    noise(root / "masks" / "0_mask.png", 0)
+
+
+def write_numbers(root):
+    (root / "labels").mkdir()
+    (root / "labels" / "0.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2\n")
+    noise(root / "images" / "0.png", 0)
+
+
+def write_text(root):
+    (root / "README.txt").write_text("images of ships")
+    (root / "data.xml").write_text("<a/>")
+    (root / "train.yaml").write_text("names: [a]")
+    noise(root / "ships" / "0.png", 0)
+
+
+@pytest.mark.parametrize("write_other", [write_captions, write_pairs_of_other_names, write_numbers, write_text])
+def test_other_folder_is_not_recognized(write_other, tmp_path):
+    write_other(tmp_path)
+    assert layouts.recognize_layout(tmp_path) is None
+    assert layouts.make_instructions_command(tmp_path) is None
+    assert layouts.recognize_layout(tmp_path / "missing") is None
+
+
+def test_command_names_split_of_folder(tmp_path):
+    for label in ("river", "forest"):
+        noise(tmp_path / label / "0.png", 0)
+    assert "--split all" in layouts.make_instructions_command(tmp_path)
