@@ -150,6 +150,12 @@ def test_dry_run_lists_files_and_sends_nothing(hub, logged_in, folder, capsys):
     assert "visibility: private\n" in capsys.readouterr().out
 
 
+def test_dry_run_does_not_wait_for_hub(hub, folder, pauses, capsys):
+    failed = hub.fail("GET", "/api/models/tester/m", status=500, times=None)
+    assert push(folder, "tester/m", "--what", "model", "--dry_run") == 0
+    assert failed.count == 1 and pauses == [] and "visibility: unknown" in capsys.readouterr().out
+
+
 def test_branch_message_and_pull_request(hub, logged_in, folder, capsys):
     assert push(folder, "tester/m", "--what", "model", "--revision", "v2", "--commit_message", "Second") == 0
     assert "model.safetensors" not in hub.files("tester/m") and "model.safetensors" in hub.files("tester/m", "v2")
