@@ -58,14 +58,13 @@ def check_paths(arguments: Sequence[object]) -> None:
                 else:
                     ids.append((name, path))
     if ids and not any(getattr(item, "dry_run", False) for item in arguments):
-        for name, path in ids if constants.HF_HUB_OFFLINE else ():
-            if (
-                name != "dataset_name"
-                and not Path(constants.HF_HUB_CACHE, f"models--{path.replace('/', '--')}").exists()
-            ):
+        # The environment decides, except that a program may connect its clients to another Hub.
+        for name, path in ids if is_offline() and constants.HF_HUB_OFFLINE else ():
+            cached = Path(constants.HF_HUB_CACHE, f"models--{path.replace('/', '--')}")
+            if name != "dataset_name" and not cached.exists():
                 raise WrongPath(
-                    f"{name}={path!r}: file or folder not found, and HF_HUB_OFFLINE is set, so the Hub is not searched. "
-                    "Pass a folder, or unset HF_HUB_OFFLINE."
+                    f"{name}={path!r}: file or folder not found, and HF_HUB_OFFLINE is set, so the Hub is not "
+                    "searched. Pass a folder, or unset HF_HUB_OFFLINE."
                 )
         check_hub(ids[0][1])
 

@@ -355,8 +355,8 @@ class PretrainArguments(Arguments, ScriptArguments):
             raise ValueError("The training data are missing: set --config, dataset_name or mixture.")
         if self.mixture is not None and self.dataset_name is not None:
             raise ValueError(
-                f"dataset_name={self.dataset_name!r} and a mixture are both set, in the configuration or on the command "
-                "line. Remove one of the two, for example with --dataset_name ''."
+                f"dataset_name={self.dataset_name!r} and a mixture are both set. Remove one of the two, for example "
+                "with --dataset_name ''."
             )
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)

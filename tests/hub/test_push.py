@@ -275,10 +275,10 @@ def test_missing_folder_is_named_before_writing(hub, logged_in, folder):
     assert writes(hub) == []
 
 
-def test_model_missing_locally_and_in_cache_is_named(capsys):
+def test_model_missing_locally_and_in_cache_is_named():
     """The session's tests have no Hub."""
-    assert push("my_model", "tester/m", "--what", "model") == 1
-    assert capsys.readouterr().err.startswith("error: my_model ")
+    with pytest.raises(WrongPath, match="'my_model'.*HF_HUB_OFFLINE"):
+        push("my_model", "tester/m", "--what", "model")
 
 
 @pytest.mark.parametrize(
