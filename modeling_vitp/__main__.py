@@ -1,6 +1,7 @@
 """Command `vitp`, which runs every recipe by its name.
 
-vitp                                 list the recipes
+vitp                                 list the recipes; also vitp help
+vitp --version                       print the version of the package
 vitp pretrain --config quickstart    as python recipes/pretrain.py --config recipes/configs/quickstart.yaml
 vitp convert SOURCE TARGET           as python -m modeling_vitp.convert SOURCE TARGET
 vitp space MODEL                     as python space/__main__.py MODEL
@@ -8,6 +9,7 @@ vitp space MODEL                     as python space/__main__.py MODEL
 
 import ast
 import difflib
+import importlib.metadata
 import runpy
 import shutil
 import sys
@@ -64,7 +66,12 @@ def overview(paths: dict[str, Path]) -> str:
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     paths = recipes() | {"convert": Path(str(files(CONVERT))) / "__main__.py", "space": SPACE / "__main__.py"}
-    if not words or words[0] in ("-h", "--help"):
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
+    if words and words[0] in ("--version", "version"):
+        print(importlib.metadata.version("modeling-vitp"))
+        return
+    if not words or words[0] in ("-h", "--help", "help"):
         print("vitp NAME ARGUMENTS; vitp NAME --help shows the arguments.")
         print(overview(paths))
         return

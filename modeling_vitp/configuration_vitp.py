@@ -156,6 +156,7 @@ def check_keys(name: str, settings: Any, known: Collection[str], owner: str) -> 
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, 1, 0.6)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected a key of {owner}."
+            hint += f" Known: {', '.join(sorted(known))}." if len(known) <= 20 else ""
             raise ValueError(f"{name}: unknown key {key!r}; {hint}")
 
 

@@ -117,7 +117,10 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         found = damage(Path(name), patterns)
         if patterns is PROCESSOR_FILES and Path(name).is_dir() and not holds(Path(name), patterns):
             found = f"{name} has no processor. Expected one of {', '.join(patterns)}."
-        if found is None and isinstance(error, OSError) and (is_named or not Path(name).exists()):
+        if found is None and isinstance(error, OSError) and not Path(name).exists():
+            reason = " ".join(str(error).split())
+            raise OSError(f"{name}: folder not found, and it cannot be loaded from the Hub: {reason}") from error
+        if found is None and isinstance(error, OSError) and is_named:
             raise
         files = f"{name}/{patterns[0]}" if len(patterns) == 1 else f"{name} ({', '.join(patterns)})"
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -39,9 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = ClassificationData.from_dict(args.data)
-    results.check_eval_split(training_args, args.train_splits, args.eval_split)
+    data.check_disjoint(results.check_splits(training_args, args))
     train_splits = args.train_splits if training_args.do_train else []
-    data.check_disjoint(list(dict.fromkeys([*train_splits, *filter(None, (args.eval_split, args.test_split))])))
     names = data.find_classes(train_splits, classes_of(model_args))
     train_dataset = data.open(train_splits) if train_splits else None
     scored = {split: data.open([split]) for split in (args.eval_split, args.test_split) if split}

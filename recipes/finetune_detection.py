@@ -48,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(training_args.seed)
     data = DetectionData.from_arguments(args, training_args.output_dir)
     image_processor = load_detection_image_processor(model_args, training_args, data.input_spec, args.detector)
-    results.check_eval_split(training_args, args.train_splits, args.eval_split)
-    splits = list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
-    data.check_disjoint(splits, args.task)
+    data.check_disjoint(results.check_splits(training_args, args), args.task)
     train_dataset = None
     if training_args.do_train:
         train_dataset = with_few_empty(data.open(args.train_splits, args.task), args.empty_share, training_args.seed)

@@ -49,8 +49,10 @@ def main(
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DenseData.from_arguments(args, training_args.output_dir)
-    results.check_eval_split(training_args, args.train_splits, args.eval_split)
-    data.check_disjoint(list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))])))
+    splits = results.check_splits(training_args, args)
+    for split in splits:
+        data.split_settings(split)  # raises an error for an unknown split
+    data.check_disjoint(splits)
     train_dataset = data.open(args.train_splits) if training_args.do_train else None
     eval_dataset = data.open([args.eval_split]) if args.eval_split else None
     test_dataset = data.open([args.test_split]) if args.test_split else None

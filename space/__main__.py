@@ -25,8 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="Address; 0.0.0.0 accepts other machines (%(default)s).")
     parser.add_argument("--port", type=int, help="Port. Default: the first free one from 7860.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Run code of these models' repositories.")
-    parser.error = errors.refuse
-    args = parser.parse_args(argv)
+    args = errors.parse_arguments(parser, argv)
     check_paths([args])
 
     sys.path.insert(0, str(Path(__file__).parent))

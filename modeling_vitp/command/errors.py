@@ -1,12 +1,14 @@
-"""Error reports of commands: one line on stderr, with the traceback in a log file that it names."""
+"""Error reports of commands: one line on stderr. An unexpected error also has a log file with its traceback."""
 
+import argparse
+import difflib
 import os
 import re
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +24,7 @@ EXTRAS |= {"gradio": "space", "monai": "medical", "pydicom": "medical"} | dict.f
 EXTRAS["pycocoevalcap"] = "captions"
 # Errors of transformers' configurations, by name so that transformers is not imported.
 OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
+READ_TRACEBACK = "read the traceback; --debug prints it."  # remedy of unexpected errors
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -60,6 +63,17 @@ def refuse(message: str) -> NoReturn:
     raise WrongArguments(" ".join(message.split()))
 
 
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line. Report an unknown option before a missing argument, with the closest known option."""
+    parser.error = refuse
+    known = parser._option_string_actions  # argparse has no public list of its options
+    for option in (word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")):
+        if not any(name.startswith(option) for name in known):
+            nearest = difflib.get_close_matches(option, known, 1, 0.7)
+            refuse(f"unknown option {option!r}{f': did you mean {nearest[0]!r}?' if nearest else '.'}")
+    return parser.parse_args(argv)
+
+
 def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Run a command as a program, report any error in one line, and end the process with an exit status.
 
@@ -86,9 +100,9 @@ def take_debug(words: list[str]) -> bool:
 
 
 def report_error(error: BaseException, is_debug: bool = False) -> int:
-    """Print an error in one line, write its traceback to the log, and return the exit status."""
+    """Print an error in one line, and return the exit status. The line of an unexpected error names its log."""
     what, remedy, status = explain_error(error)
-    log = write_log(error)
+    log = write_log(error) if remedy == READ_TRACEBACK else None
     if is_debug:
         traceback.print_exception(error)
     line = f"error: {one_line(what) or type(error).__name__}"
@@ -100,7 +114,7 @@ def report_error(error: BaseException, is_debug: bool = False) -> int:
 def explain_error(error: BaseException) -> tuple[str, str | None, int]:
     """Return the message of an error, the remedy unless it is in the message, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted.", "run the same command again to resume.", 130
+        return str(error) or "interrupted.", None if error.args else "run the same command again.", 130
     if hasattr(error, "status") and hasattr(error, "args") and isinstance(error.status, int):
         return str(error), None, error.status
     if isinstance(error, WrongArguments):
@@ -120,7 +134,7 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
     if isinstance(error, OSError) and error.errno is None or isinstance(error, ValueError):
         return str(error), None, MISTAKE
     what = f"{type(error).__name__}: {error}"
-    return what, "read the traceback; --debug prints it.", FAILURE
+    return what, READ_TRACEBACK, FAILURE
 
 
 def program() -> str:
@@ -156,11 +170,12 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
     if "RepositoryNotFoundError" in names:
         if getattr(getattr(error, "response", None), "status_code", None) == 401:
             return (
-                f"{repo} is private, or not on the Hub.",
+                f"{repo} is not a local folder, and private or not on the Hub.",
                 "check the name; for a private repo, log in with `hf auth login`.",
                 MISTAKE,
             )
-        return f"{repo} is not on the Hub, or not visible for this user.", "check the name.", MISTAKE
+        what = f"{repo} is not a local folder, and not on the Hub or not visible for this user."
+        return what, "check the name.", MISTAKE
     if names & {"DatasetNotFoundError"}:
         return one_line(str(error)), "check the name, or log in with `hf auth login`.", MISTAKE
     if names & {

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import yaml
+from huggingface_hub import constants
 
 from .errors import WrongPath, is_offline
 
@@ -21,7 +22,10 @@ SPACE = PACKAGE / "space" if (PACKAGE / "space").is_dir() else PACKAGE.parent / 
 RECIPES = "modeling_vitp.recipes"
 # Arguments that name a folder or a Hub id.
 PATH_ARGUMENTS = {"model_name_or_path", "vision_model", "language_model", "dataset_name", "backbones", "processor"}
-PATH_ARGUMENTS |= {"model", "checkpoint", "source"}
+PATH_ARGUMENTS |= {"model", "models", "checkpoint", "source"}
+# Arguments that name a local file or folder.
+LOCAL_ARGUMENTS = {"images", "root", "data_root", "probe_root", "split_list", "names"}
+ORDER = {"checkpoint": "output_dir", "source": "target", "model": "images"}  # a model, and the argument that follows
 FILE_SUFFIXES = (".safetensors", ".yaml", ".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tar")
 SECONDS = 5  # timeout of the connection to the Hub
 
@@ -30,26 +34,67 @@ def check_paths(arguments: Sequence[object]) -> None:
     """Check the folders and Hub ids of a command before slow work begins.
 
     Raises:
-        WrongPath: if a value looks like a folder that does not exist (the message names the nearest one), or is the
-            folder of an unfinished run.
+        WrongPath: if a value looks like a folder that does not exist (the message names the nearest one), is the
+            folder of an unfinished run, is a file instead of a model, or is in the place of another argument.
         ConnectionError: if a value is a Hub id, the command is not a dry run, and the Hub does not answer.
     """
     ids = []
     for item in arguments:
-        for name in sorted(PATH_ARGUMENTS & vars(item).keys()):
+        check_order(item)
+        for name in sorted((PATH_ARGUMENTS | LOCAL_ARGUMENTS) & vars(item).keys()):
             value = getattr(item, name)
             for path in value if isinstance(value, list) else [value]:
-                if not isinstance(path, str):
+                if not isinstance(path, (str, Path)) or not str(path):
                     continue
                 if Path(path).exists():
-                    if name != "dataset_name":
+                    if name in PATH_ARGUMENTS - {"dataset_name"}:
                         check_finished(name, Path(path))
+                        check_folder(name, Path(path))
+                elif name in LOCAL_ARGUMENTS:
+                    raise WrongPath(f"{name}={not_there(str(path))}")
                 elif looks_like_path(path) or (name == "dataset_name" and hint_nearest(Path(path))):
-                    raise WrongPath(f"{name}={not_there(path)}")
+                    more = "" if "/" in path else " The Hub is searched for NAMESPACE/NAME."
+                    raise WrongPath(f"{name}={not_there(path)}{more}")
                 else:
-                    ids.append(path)
+                    ids.append((name, path))
     if ids and not any(getattr(item, "dry_run", False) for item in arguments):
-        check_hub(ids[0])
+        # The environment decides, except that a program may connect its clients to another Hub.
+        for name, path in ids if is_offline() and constants.HF_HUB_OFFLINE else ():
+            cached = Path(constants.HF_HUB_CACHE, f"models--{path.replace('/', '--')}")
+            if name != "dataset_name" and not cached.exists():
+                raise WrongPath(
+                    f"{name}={path!r}: file or folder not found, and HF_HUB_OFFLINE is set, so the Hub is not "
+                    "searched. Pass a folder, or unset HF_HUB_OFFLINE."
+                )
+        check_hub(ids[0][1])
+
+
+def check_order(item: object) -> None:
+    """Raise [`WrongPath`] if a model is given in the place of the argument that follows it."""
+    for name, other in ORDER.items():
+        values = [getattr(item, key, None) for key in (name, other)]
+        values = [value[-1] if isinstance(value, list) and value else value for value in values]
+        if all(isinstance(value, (str, Path)) for value in values) and [holds_model(value) for value in values] == [
+            0,
+            1,
+        ]:
+            raise WrongPath(
+                f"{other}={str(values[1])!r} is a model, and {name}={str(values[0])!r} is not. Expected the order "
+                f"{name.upper()} {other.upper()}."
+            )
+
+
+def holds_model(path: str | Path) -> bool:
+    """Return whether a path is a weights file, or a folder with weights or a configuration."""
+    files = (next(Path(path).glob(pattern), None) for pattern in ("config.json", "*.safetensors"))
+    return Path(path).suffix == ".safetensors" or any(files)
+
+
+def check_folder(name: str, path: Path) -> None:
+    """Raise [`WrongPath`] if a model is a file; only `source` may be a file, with weights."""
+    if path.is_file() and not (name == "source" and path.suffix == ".safetensors"):
+        expected = "a folder, a Hub id or a .safetensors file" if name == "source" else "a folder or a Hub id"
+        raise WrongPath(f"{name}={str(path)!r} is a file. Expected {expected}.")
 
 
 def check_finished(name: str, folder: Path) -> None:
@@ -94,13 +139,14 @@ def not_there(path: str) -> str:
 def looks_like_path(text: str) -> bool:
     """Return whether a text cannot be a Hub id, or is similar to the name of a local folder."""
     is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith("/") or "," in text
-    return is_path or Path(text).suffix in FILE_SUFFIXES or ("/" in text and hint_nearest(Path(text)) != "")
+    is_path |= Path(text).suffix in FILE_SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text)
+    return is_path or hint_nearest(Path(text), 0.6 if "/" in text else 0.75) != ""
 
 
-def hint_nearest(path: Path) -> str:
+def hint_nearest(path: Path, similarity: float = 0.6) -> str:
     """Return a hint with the most similar name in the same folder, or an empty string."""
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    found = difflib.get_close_matches(path.name, siblings, 1, 0.6)
+    found = difflib.get_close_matches(path.name, siblings, 1, similarity)
     return f", did you mean {str(path.parent / found[0])!r}?" if found else ""
 
 

@@ -55,8 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         help="input spec of the image processor, as JSON; with band_names, weights for red, green and blue are spread",
     )
     parser.add_argument("--allow_nan", action="store_true", help="also convert weights that are NaN or infinite")
-    parser.error = errors.refuse
-    args = parser.parse_args(argv)
+    args = errors.parse_arguments(parser, argv)
     check_paths([args])
 
     from .. import auto  # noqa: F401  (registered models are saved with their code)

@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..bands import describe_bands
+from ..cards.record import read_json
 from ..configuration_vitp import ViTPVisionConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
@@ -53,7 +54,7 @@ def export_backbone(
     Args:
         model: trained model (also wrapped by PEFT, loaded with `trust_remote_code=True`, or of transformers' InternVL),
             its vision model, or the folder or Hub id of a checkpoint (with its processor).
-        output_dir: folder to write, created if missing.
+        output_dir: folder to write, created if missing. An existing backbone of this function is replaced.
         image_processor: image processor of the training. Defaults to that of the checkpoint or, for a model, to
             ImageNet mean and std at the model's image size. Required for a model with other bands than red, green and
             blue.
@@ -64,8 +65,13 @@ def export_backbone(
 
     Raises:
         ValueError: if `model` or the checkpoint has another model type, such as a backbone or a detector, weights are
-            NaN or infinite, or a model with other bands has no image processor.
+            NaN or infinite, a model with other bands has no image processor, or the folder has other files.
     """
+    folder = Path(output_dir)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        config = {} if folder.is_file() else read_json(folder / "config.json")
+        if config.get("auto_map") != AUTO_MAP:
+            raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
         check_language_model(name)
@@ -104,7 +110,7 @@ def check_language_model(name: str) -> None:
     try:
         with naming(name, PreTrainedConfig):
             fields = PreTrainedConfig.get_config_dict(name)[0]
-    except (OSError, ValueError):  # reported when the model is loaded
+    except ValueError:  # reported when the model is loaded
         return
     model_type = fields.get("model_type")
     if model_type in [*VISION_MODELS]:

@@ -19,9 +19,12 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     DatasetCard,
+    DatasetInfo,
     HfApi,
+    ModelInfo,
     RepoCard,
     SpaceCard,
+    SpaceInfo,
     snapshot_download,
 )
 from huggingface_hub.errors import (
@@ -37,7 +40,7 @@ from ..auto.registry import MODELS, find_model
 from ..cards.model_card import fill_card
 from ..cards.record import FIELDS, agreed_license, card_metadata, license_files, stated_licenses
 from ..command.errors import one_line
-from ..command.paths import SPACE
+from ..command.paths import SECONDS, SPACE
 from .failures import FAILURES, explain_failure, limit_waits, retry
 from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
 
@@ -105,7 +108,7 @@ def gather_contents(
         ValueError: if the checkpoint has another model type, a secret, an absolute path, or a license that contradicts
             that of its sources.
     """
-    validate_repo_id(repo_id)
+    check_hub_id(repo_id, "the Hub id of the target, NAMESPACE/NAME")
     if what == "space":
         contents = gather_space(str(checkpoint))
     elif what == "dataset":
@@ -195,11 +198,11 @@ def gather_space(model: str) -> Contents:
     return Contents("space", files, card, {MODEL_VARIABLE: model})
 
 
-def check_hub_id(name: str) -> None:
+def check_hub_id(name: str, expected: str = "a folder or a Hub id") -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"Expected a folder or a Hub id, got {name}.") from error
+        raise ValueError(f"Expected {expected}, got {name!r}.") from error
 
 
 def local_folder(checkpoint: str | Path) -> Path:
@@ -378,10 +381,10 @@ def preview(
     """Return the visibility of the repo after the push, and the files that a push would delete.
 
     Args:
-        must_answer: whether to raise an error if the Hub does not answer.
+        must_answer: whether to retry, and to raise an error, if the Hub does not answer.
     """
     try:
-        found = visibility(api, contents, repo_id)
+        found = visibility(api, contents, repo_id, must_answer)
         if found is None:
             return "private, new" if private else "public unless the namespace is set to private, new", []
         return found, stale_files(api, contents, repo_id, revision)
@@ -391,10 +394,14 @@ def preview(
         return f"unknown ({explain_failure(error, repo_id)})", []
 
 
-def visibility(api: HfApi, contents: Contents, repo_id: str) -> str | None:
+def visibility(api: HfApi, contents: Contents, repo_id: str, retries: bool = True) -> str | None:
     """Return `private` or `public`, or `None` if the repo does not exist or is not visible for this user."""
+
+    def read() -> ModelInfo | DatasetInfo | SpaceInfo:
+        return api.repo_info(repo_id, repo_type=contents.repo_type, timeout=None if retries else SECONDS)
+
     try:
-        info = retry(lambda: api.repo_info(repo_id, repo_type=contents.repo_type))
+        info = retry(read) if retries else read()
     except RepositoryNotFoundError as error:
         if isinstance(error, GatedRepoError):
             raise

@@ -240,6 +240,8 @@ def check_whole(file: BinaryIO) -> None:
 
 def check_file(path: Path) -> None:
     """Raise a `ValueError` if a file is not an image, or is truncated, see [`check_whole`]."""
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path} is a volume, and an image was expected. Set `volumes` in `data`.")
     try:
         with path.open("rb") as file:
             check_whole(file)

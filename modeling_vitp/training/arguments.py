@@ -76,11 +76,25 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         kind: class, union, or list, sequence or mapping type.
     """
     if not is_of(value, kind):
-        shown = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
-        shown = shown.replace("collections.abc.", "")
+        shown = describe_type(kind)
         hint = " YAML does not read yes, no, on, off, numbers and dates as text: put names in quotes."
-        hint = hint if "str" in shown and not all(isinstance(item, str) for item in scalars(value)) else ""
-        raise ValueError(f"Expected {name} to be of type {shown}, got {str(value)[:80]!r}.{hint}")
+        hint = hint if "text" in shown and not all(isinstance(item, str) for item in scalars(value)) else ""
+        raise ValueError(f"Expected {name} to be {shown}, got {str(value)[:80]!r}.{hint}")
+
+
+def describe_type(kind: Any) -> str:
+    """Return the words of an error message for a type, such as "a list of mappings"."""
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(describe_type(part) for part in parts if part is not type(None))
+    words = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+    if origin in words or not isinstance(origin, type):
+        return words.get(origin, "any value")
+    if issubclass(origin, Mapping):
+        return "a mapping"
+    if not issubclass(origin, Sequence):
+        return origin.__name__
+    return f"a list, each item {describe_type(parts[0])}" if parts else "a list"
 
 
 def scalars(value: Any) -> list[Any]:
@@ -186,10 +200,10 @@ class RunArguments(Arguments):
         },
     )
     save_on_signal: list[str] = field(
-        default_factory=lambda: ["SIGTERM"],
+        default_factory=lambda: ["SIGTERM", "SIGINT"],
         metadata={
             "help": "Signals that save a checkpoint at the end of the step and stop the run: SIGTERM (sent by a "
-            "scheduler; the default), SIGINT (Ctrl-C; a second one stops at once), or none."
+            "scheduler), SIGINT (Ctrl-C; a second one stops at once), or none. Default: both."
         },
     )
     allow_changed_data: bool = field(
@@ -351,8 +365,13 @@ class PretrainArguments(Arguments, ScriptArguments):
     def __post_init__(self):
         super().__post_init__()
         self.from_scratch, self.dataset_name = self.from_scratch or None, self.dataset_name or None
-        if (self.mixture is None) == (self.dataset_name is None):
-            raise ValueError("Give either dataset_name or mixture in the configuration, the data to train on.")
+        if self.mixture is None and self.dataset_name is None:
+            raise ValueError("The training data are missing: set --config, dataset_name or mixture.")
+        if self.mixture is not None and self.dataset_name is not None:
+            raise ValueError(
+                f"dataset_name={self.dataset_name!r} and a mixture are both set. Remove one of the two, for example "
+                "with --dataset_name ''."
+            )
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)
         for name in ("image_root", "columns", "prompt"):
@@ -607,5 +626,3 @@ class SplitArguments(Arguments):
             self.data = {**(self.data or {}), "root": self.data_root}
         if self.data is None:
             raise ValueError("Expected a data set. Set `data_root` (a folder of annotated images) or `data`.")
-        if self.test_split is not None and self.test_split in {*self.train_splits, self.eval_split}:
-            raise ValueError(f"Split {self.test_split!r} is the test_split: it may not be trained or selected on.")

@@ -35,6 +35,7 @@ from .callbacks import (
     SaveOnSignal,
     StopAtNotFinite,
     ignore_signals_in_worker,
+    next_command,
     take_names,
 )
 from .checkpointing import (
@@ -147,9 +148,13 @@ class BaseTrainer:
         try:
             with stop_on_full_disk(self.args.output_dir):
                 return self._train(resume_from_checkpoint, *args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             is_outermost = True
             self._drop_unfinished_checkpoint()
+            if isinstance(error, KeyboardInterrupt):
+                last = last_checkpoint(self.args.output_dir)
+                saved = f"the last checkpoint is {last}" if last else f"nothing is saved in {self.args.output_dir} yet"
+                raise KeyboardInterrupt(f"interrupted: {saved}. {next_command(self.args)}") from error
             raise
         finally:
             if is_outermost:

@@ -159,7 +159,8 @@ class SaveOnSignal(TrainerCallback):
         if self.received is None:
             self.received = number
             # Logging is not safe in a signal handler: its lock may be held.
-            os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step.\n".encode())
+            again = " Press Ctrl-C again to stop at once." if number == signal.SIGINT else ""
+            os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step.{again}\n".encode())
 
     def _is_asked(self) -> bool:
         if not self.names:

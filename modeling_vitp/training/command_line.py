@@ -81,15 +81,14 @@ def parse(
     options = "--help_all" if whole else "--help"
     try:
         words = with_config(words)
-        *parsed, in_file, in_words = parser.parse_args_and_config(
+        check_words(parser, words, [item.name for dataclass in own for item in fields(dataclass)], inherited)
+        *parsed, _, _ = parser.parse_args_and_config(
             words, return_remaining_strings=True, separate_remaining_strings=True
         )
-        if in_words and not in_words[0].startswith("--"):
-            raise ValueError(f"unexpected word {in_words[0]!r}: expected --OPTION VALUE.")
-        check_names([*in_file, *in_words], [item.name for dataclass in own for item in fields(dataclass)], inherited)
         expand_home(parsed)
         check_paths(parsed)
         if whole:
+            words = with_output(words)
             parser = TrlParser([load_class(name) for name in whole], **texts)
             parser.error = errors.refuse
             parsed = parser.parse_args_and_config(words)
@@ -107,6 +106,14 @@ def parse(
         raise WrongArguments(" ".join(str(error).split()), options) from error
     register_models()
     return tuple(parsed)
+
+
+def with_output(words: list[str]) -> list[str]:
+    """Return the words with `outputs/CONFIGURATION` as output folder, if words and configuration have none."""
+    if "--config" not in words or "--output_dir" in {word.partition("=")[0] for word in words}:
+        return words
+    config = Path(words[words.index("--config") + 1])
+    return words if "output_dir" in (read_yaml(config) or {}) else [*words, "--output_dir", f"outputs/{config.stem}"]
 
 
 def check_output(parsed: Sequence[Any]) -> None:
@@ -167,8 +174,8 @@ def load_plugins(paths: Sequence[str]) -> None:
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments of a recipe without a configuration file."""
-    parser.prog, parser.error = program(), errors.refuse
-    args = parser.parse_args(argv)
+    parser.prog = program()
+    args = errors.parse_arguments(parser, argv)
     expand_home([args])
     check_paths([args])
     register_models()
@@ -207,6 +214,31 @@ def with_config(words: list[str]) -> list[str]:
     config = find_config(words[index])
     read_yaml(config)  # raises an error on duplicate keys, of which the parser would use the last
     return [*words[:index], str(config), *words[index + 1 :]]
+
+
+def check_words(parser: TrlParser, words: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:
+    """Raise a `ValueError` if an option of the command line or of the configuration is unknown, or a word is left."""
+    settings, words = {}, list(words)
+    if "--config" in words:
+        index = words.index("--config")
+        settings = read_yaml(words[index + 1]) or {}
+        del words[index : index + 2]
+    _, remaining = parser.parse_known_args(words)
+    before = [None, *remaining]
+    for previous, word in zip(before, remaining):
+        # A word after an option of the libraries is its value; such an option may have several.
+        if not word.startswith("-") and (previous is None or (not previous.startswith("-") and is_config(word))):
+            hint = f"did you mean --config {word}?" if is_config(word) else "expected --OPTION VALUE."
+            raise ValueError(f"unexpected word {word!r}: {hint}")
+    names = [f"--{name}" for name in settings if isinstance(settings, dict) and name not in own]
+    check_names([*names, *remaining], [*own, "config"], inherited)
+
+
+def is_config(word: str) -> bool:
+    try:
+        return find_config(word).is_file()
+    except WrongPath:
+        return False
 
 
 def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from ..cards.record import public_name
 from ..command.paths import find_task
+from ..instructions.from_annotations.layouts import make_instructions_command
 from ..instructions.mixture import Mixture, describe_schemas, open_mixture
 from ..instructions.rows import SourceSettings
 from ..instructions.sources import base_of, load_rows, open_splits, take
@@ -89,7 +90,13 @@ def open_data(
         splits = load_rows(args)
         splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
         return PretrainData(*task.prepare(splits), splits=splits)
-    opened, names = open_splits(args, args.image_root, args.columns, args.prompt)
+    try:
+        opened, names = open_splits(args, args.image_root, args.columns, args.prompt)
+    except ValueError as error:
+        command = make_instructions_command(args.dataset_name)
+        if command is None:
+            raise
+        raise ValueError(f"{error} It has annotations. Make instructions from them: {command}") from error
     if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
         raise ValueError(
             f"No split {name!r} in {args.dataset_name}. Found: {', '.join(names)}. Set dataset_test_split, or "

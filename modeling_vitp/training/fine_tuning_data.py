@@ -22,6 +22,7 @@ from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
 from ..cards.record import public_name
+from ..configuration_vitp import check_keys
 from ..images.reading import identity, packed_key, patient_of, read_picture
 from ..images.volumes import files_of
 from ..instructions.rows import content_of
@@ -39,6 +40,12 @@ SETTINGS = {
     "part": Sequence[float],
     "tile": Mapping[str, int],
     "foreground_only": bool,
+}
+# Keys of the mappings in `data`, of segmentation and of detection.
+KEYS = {
+    "tile": ("size", "overlap"),
+    "volumes": ("plane", "window", "percentiles", "num_proc"),
+    "classes": ("name", "value", "color", "colour", "as"),
 }
 
 
@@ -130,6 +137,9 @@ def image_patterns(settings: Mapping, name: str) -> dict[str, str]:
         raise ValueError(f"Split {name!r} has unknown settings {unknown}. Expected: {sorted(SETTINGS)}.")
     for key, value in settings.items():
         check_type(f"Split {name!r}: {key}", value, SETTINGS[key])
+    check_keys(f"Split {name!r}: tile", settings.get("tile"), KEYS["tile"], "tiles")
+    if "tile" in settings and len(settings["tile"]) < len(KEYS["tile"]):
+        raise ValueError(f"Split {name!r}: expected `tile` with size and overlap, got {settings['tile']}.")
     if "image" in settings and not {"before", "after"} & set(settings):
         images = settings["image"]
         if isinstance(images, str):
@@ -415,6 +425,9 @@ class DataSettings:
             raise ValueError(f"data: missing {missing}, unknown {unknown}. Expected: {sorted(known)}.")
         for name, value in settings.items():
             check_type(f"data: {name}", value, types[name])
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                if name in KEYS and isinstance(part, Mapping):
+                    check_keys(f"data: {name}", part, KEYS[name], name)
         return cls(**settings)
 
     @classmethod

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_rope_utils import RopeParameters
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 from transformers.utils import cached_file
 
@@ -47,6 +48,10 @@ def check_options(model_args: "ModelConfig", from_scratch: dict | None, model_in
             f"{' and '.join(packed)}: training of quantized weights is not supported. Remove the option. To save "
             "memory, use use_peft, the options freeze_… or --dtype bfloat16."
         )
+    lora = [name for name in vars(model_args) if name.startswith(("lora_", "use_rslora", "use_dora"))]
+    lora = [name for name in lora if getattr(model_args, name) != getattr(type(model_args)(), name)]
+    if lora and not model_args.use_peft:
+        raise ValueError(f"{' and '.join(lora)}: LoRA options have no effect without use_peft. Add --use_peft true.")
     if from_scratch is not None and model_args.dtype not in (None, "auto", "float32"):
         raise ValueError(
             f"dtype={model_args.dtype!r}: from_scratch creates float32 weights. Remove the option; use --bf16 true to "
@@ -461,6 +466,12 @@ def check_config(place: str, settings: Any, config_class: type[PreTrainedConfig]
         ValueError: if a key is unknown; the message has the location, the key and the closest known key.
     """
     check_keys(place, settings, known_keys(config_class) - {*taken}, config_class.__name__)
+    rope = (settings or {}).get("rope_parameters")
+    if isinstance(rope, dict):
+        # The parameters of models with several types of layers are mappings by the type of the layer.
+        for layer, part in rope.items() if all(isinstance(part, dict) for part in rope.values()) else [(None, rope)]:
+            where = f"{place}.rope_parameters" + (f".{layer}" if layer else "")
+            check_keys(where, part, RopeParameters.__annotations__, "transformers' RopeParameters")
     for name, spec in config_class.sub_configs_defaults.items():
         part = (settings or {}).get(name)
         if isinstance(part, dict):

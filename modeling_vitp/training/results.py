@@ -38,6 +38,7 @@ from ..hub.upload import write_model_card
 from ..images.pixels import shown
 from ..metrics.report import without_nan
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from .arguments import SplitArguments
 from .base_trainer import BaseTrainer
 from .callbacks import component_colors
 from .checkpointing import attempt, last_checkpoint, stop_on_full_disk, write_whole
@@ -48,13 +49,26 @@ logger = logging.getLogger(__name__)
 START = "backbone_at_start"
 
 
-def check_eval_split(args: TrainingArguments, train_splits: Sequence[str], eval_split: str | None) -> None:
-    """Raise a `ValueError` if evaluation during training or `load_best_model_at_end` has no suitable split."""
-    if args.eval_strategy != "no" and eval_split is None:
-        strategy = IntervalStrategy(args.eval_strategy).value
+def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list[str]:
+    """Return the names of the splits that a run opens.
+
+    With `do_train` false, this is the test split, or else the evaluation split, and the other splits are not needed.
+
+    Raises:
+        ValueError: if the test split is trained or selected on, or if evaluation during training or
+            `load_best_model_at_end` has no suitable split.
+    """
+    if not training_args.do_train:
+        training_args.eval_strategy, args.eval_split = IntervalStrategy.NO, None if args.test_split else args.eval_split
+        return [split for split in (args.eval_split, args.test_split) if split]
+    if args.test_split in {*args.train_splits, args.eval_split} - {None}:
+        raise ValueError(f"Split {args.test_split!r} is the test_split: it may not be trained or selected on.")
+    if training_args.eval_strategy != "no" and args.eval_split is None:
+        strategy = IntervalStrategy(training_args.eval_strategy).value
         raise ValueError(f"eval_strategy: {strategy} needs an eval_split: set it, or eval_strategy: no.")
-    if args.load_best_model_at_end and eval_split in {*train_splits, None}:
+    if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:
         raise ValueError("load_best_model_at_end needs an eval_split that is not in train_splits.")
+    return list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
 
 
 @contextmanager

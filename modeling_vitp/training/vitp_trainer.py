@@ -111,6 +111,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             raise ValueError("compute_loss_func is not supported. Override `compute_loss`.")
         if train_dataset is None:
             raise ValueError("train_dataset is required: a data set of conversations with images.")
+        if args is not None and not isinstance(args, ViTPTrainingConfig):
+            raise ValueError(f"Expected args to be a ViTPTrainingConfig, got a {type(args).__name__}.")
         init_kwargs = None if args is None else args.model_init_kwargs
         if isinstance(model, str | Path):
             args = args or ViTPTrainingConfig(f"{Path(model).name}-SFT")

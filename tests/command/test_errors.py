@@ -12,14 +12,15 @@ from trl import ScriptArguments
 
 import modeling_vitp
 from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
-from modeling_vitp.command.errors import explain_error, run_program, take_debug
+from modeling_vitp.command.errors import WrongPath, explain_error, run_program, take_debug
 from modeling_vitp.command.paths import check_paths, expand_home, looks_like_path, read_yaml
 from modeling_vitp.instructions.sources import load_rows
 
 
 class Given:
-    def __init__(self, place):
+    def __init__(self, place, **more):
         self.model_name_or_path = place
+        vars(self).update(more)
 
 
 def told(action):
@@ -31,14 +32,12 @@ def told(action):
 
 def test_wrong_id_and_private_repo_are_distinguished(hub, monkeypatch, logged_in):
     wrong = told(lambda: hf_hub_download("org/nothing", "config.json"))
-    assert wrong[1] == 2 and "org/nothing is not on the Hub" in wrong[0]
+    assert wrong[1] == 2 and "org/nothing is not a local folder, and not on the Hub" in wrong[0]
     opened = told(lambda: ViTPProcessor.from_pretrained("org/nothing"))
     assert opened[1] == 2 and "not on the Hub" in opened[0]
     monkeypatch.delenv("HF_TOKEN")
     private = told(lambda: hf_hub_download("org/nothing", "config.json"))
-    assert (
-        private[1] == 2 and "org/nothing is private, or not on the Hub" in private[0] and "hf auth login" in private[0]
-    )
+    assert private[1] == 2 and "private or not on the Hub" in private[0] and "hf auth login" in private[0]
 
 
 def test_silent_hub_is_reported_quickly(monkeypatch):
@@ -49,7 +48,9 @@ def test_silent_hub_is_reported_quickly(monkeypatch):
     line, status = told(lambda: check_paths([Given("org/model")]))
     assert status == 1 and "the Hub cannot be reached (for org/model: 127.0.0.1" in line and "HF_HUB_OFFLINE=1" in line
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    check_paths([Given("org/model"), Given(None), Given("gpt2")])
+    check_paths([Given("org/model", dry_run=True), Given(None)])
+    with pytest.raises(WrongPath, match="model_name_or_path='gpt2'.*HF_HUB_OFFLINE"):
+        check_paths([Given("gpt2")])
 
 
 @pytest.mark.parametrize("place", ["./a", "/a/b", "~/a", "a/b/c", "a/", "weights.safetensors"])
@@ -149,8 +150,10 @@ def test_status_distinguishes_mistake_and_failure(error, status, monkeypatch, ca
 
     with pytest.raises(SystemExit) as end:
         run_program(fail)
-    assert end.value.code == status and len(capsys.readouterr().err.splitlines()) == 1
-    assert type(error).__name__ in (tmp_path / "vitp" / "error.log").read_text()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == status and ("(traceback: " in line) == (status == 1)
+    log = tmp_path / "vitp" / "error.log"
+    assert type(error).__name__ in log.read_text() if status == 1 else not log.exists()
 
 
 def test_training_settings_raise_no_warning(tmp_path):

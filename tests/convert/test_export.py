@@ -336,6 +336,18 @@ def test_export_of_the_vision_model_alone(exported, tower, tmp_path):
         assert (folder / "config.json").read_bytes() == (wanted / "config.json").read_bytes()
 
 
+def test_export_replaces_only_its_own_folder(exported, tmp_path):
+    for name in ("notes.txt", "config.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("{}")
+        with pytest.raises(ValueError, match=f"{name} exists"):
+            export_backbone(exported.model, tmp_path / name)
+        assert [path.name for path in (tmp_path / name).iterdir()] == [name]
+    folder = export_backbone(exported.model, tmp_path / "new")
+    (folder / "README.md").write_text("mine")
+    assert export_backbone(exported.model, folder) == folder and (folder / "README.md").is_file()
+
+
 def test_default_image_processor_has_imagenet_statistics(exported, tmp_path):
     export_backbone(exported.model, tmp_path)
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())

@@ -143,6 +143,15 @@ def test_script_predicts_channels_and_nifti_2(model, tmp_path, capsys):
     with pytest.raises(ValueError, match="--classes"):
         script.main([*words, "--classes", "x.yaml"])
 
+    # The plane is that of the training by default, and another one is refused.
+    record = {"evaluated_on": {"data": {"volumes": {"plane": "coronal"}}}}
+    (tmp_path / "model" / "run.json").write_text(json.dumps(record))
+    words = [*words[:-2], "--output", str(tmp_path / "again.nii.gz")]
+    with pytest.raises(ValueError, match="--plane axial.*coronal"):
+        script.main([*words, "--plane", "axial"])
+    assert script.main(words) == 0
+    np.testing.assert_array_equal(nibabel.load(tmp_path / "again.nii.gz").get_fdata(), result.get_fdata())
+
 
 class Killed(Exception):
     pass

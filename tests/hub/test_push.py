@@ -25,7 +25,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.auto.registry import MODELS
 from modeling_vitp.cards.model_card import code_example
-from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.command.errors import WrongArguments, WrongPath
 
 
 def writes(hub) -> list[str]:
@@ -150,6 +150,12 @@ def test_dry_run_lists_files_and_sends_nothing(hub, logged_in, folder, capsys):
     assert "visibility: private\n" in capsys.readouterr().out
 
 
+def test_dry_run_does_not_wait_for_hub(hub, folder, pauses, capsys):
+    failed = hub.fail("GET", "/api/models/tester/m", status=500, times=None)
+    assert push(folder, "tester/m", "--what", "model", "--dry_run") == 0
+    assert failed.count == 1 and pauses == [] and "visibility: unknown" in capsys.readouterr().out
+
+
 def test_branch_message_and_pull_request(hub, logged_in, folder, capsys):
     assert push(folder, "tester/m", "--what", "model", "--revision", "v2", "--commit_message", "Second") == 0
     assert "model.safetensors" not in hub.files("tester/m") and "model.safetensors" in hub.files("tester/m", "v2")
@@ -269,10 +275,10 @@ def test_missing_folder_is_named_before_writing(hub, logged_in, folder):
     assert writes(hub) == []
 
 
-def test_model_missing_locally_and_in_cache_is_named(capsys):
+def test_model_missing_locally_and_in_cache_is_named():
     """The session's tests have no Hub."""
-    assert push("my_model", "tester/m", "--what", "model") == 1
-    assert capsys.readouterr().err.startswith("error: my_model ")
+    with pytest.raises(WrongPath, match="'my_model'.*HF_HUB_OFFLINE"):
+        push("my_model", "tester/m", "--what", "model")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,21 @@ def test_command_lists_every_recipe(capsys):
     assert re.findall(r"^(\S+):$", product, re.MULTILINE) == [*GROUPS] and recipes() == RECIPES | LABORATORY
 
 
+def test_version_and_help(capsys):
+    main(["--version"])
+    assert re.fullmatch(r"[\d.]+\S*\n", capsys.readouterr().out)
+    texts = []
+    for words in ([], ["help"], ["--help"]):
+        main(words)
+        texts.append(capsys.readouterr().out)
+    assert len({*texts}) == 1
+    for words in (["help", "export_backbone"], ["export_backbone", "--help"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        texts.append(capsys.readouterr().out)
+    assert texts[-1] == texts[-2] and "output_dir" in texts[-1]
+
+
 @pytest.mark.parametrize("name", ["pretrain", pytest.param("benchmark", marks=pytest.mark.slow)])
 def test_recipe_has_same_help_by_three_calls(name):
     path = (RECIPES | LABORATORY)[name].relative_to(ROOT)

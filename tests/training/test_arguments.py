@@ -75,7 +75,7 @@ def test_unquoted_yaml_names_are_refused():
     for value in ([True, False], [1, 1], {"name": False}):
         with pytest.raises(ValueError, match="classes.*put names in quotes"):
             check_type("classes", value, list[str])
-    with pytest.raises(ValueError, match=r"size.* int,"):
+    with pytest.raises(ValueError, match=r"size.* an integer,"):
         check_type("size", [64, 64], int)
 
 
@@ -188,8 +188,10 @@ def test_bad_value_is_refused(arguments, others, settings, tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__.split(".")[-1],
 )
-def test_bad_command_line_value_is_refused(recipe, words, monkeypatch):
+def test_bad_command_line_value_is_refused(recipe, words, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["vitp"])
+    (tmp_path / "ROOT").mkdir()
+    monkeypatch.chdir(tmp_path)
     option = [word for word in words.split() if word.startswith("--")][-1]
     with pytest.raises(WrongArguments, match=option):
         recipe.main(words.split())

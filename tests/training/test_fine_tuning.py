@@ -100,10 +100,29 @@ def test_failing_submission_sets_exit_status(tmp_path):
 def test_split_arguments_are_alike(arguments):
     args = arguments(data={"a": 1}, data_root="there", eval_split="", test_split="")
     assert (args.eval_split, args.test_split, args.data) == (None, None, {"a": 1, "root": "there"})
-    with pytest.raises(ValueError, match="'val' is the test_split"):
-        arguments(data={"a": 1}, eval_split="val", test_split="val")
     with pytest.raises(ValueError, match="data"):
         arguments()
+
+
+@pytest.mark.parametrize(
+    ("splits", "options", "named"),
+    [
+        ({"eval_split": "val", "test_split": "val"}, {}, "'val'.*test_split"),
+        ({"test_split": "train"}, {}, "'train'.*test_split"),
+        ({}, {"eval_strategy": "steps"}, "eval_split"),
+        ({"test_split": "train", "eval_split": "val"}, {"do_train": False, "eval_strategy": "steps"}, ["train"]),
+        ({"eval_split": "val"}, {"do_train": False}, ["val"]),
+        ({"test_split": "test"}, {}, ["train", "test"]),
+    ],
+)
+def test_splits_are_checked(splits, options, named, tmp_path):
+    args = DenseArguments(data={"a": 1}, **splits)
+    settings = ViTPSegmentationTrainingConfig(str(tmp_path), bf16=False, **options)
+    if isinstance(named, list):
+        assert results.check_splits(settings, args) == named
+        return
+    with pytest.raises(ValueError, match=named):
+        results.check_splits(settings, args)
 
 
 def test_changed_schedule_is_a_warning(tmp_path, caplog):

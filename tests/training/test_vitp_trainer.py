@@ -66,6 +66,12 @@ def make_trainer(tokenizer, rows, folder, drop_ratio=0.75, trainer_class=ViTPTra
     return trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
 
 
+def test_config_of_trl_is_refused(model_and_processor, rows, tmp_path):
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="ViTPTrainingConfig.*SFTConfig"):
+        ViTPTrainer(model_and_processor[0], args, train_dataset=rows, processing_class=model_and_processor[1])
+
+
 def losses(trainer):
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 

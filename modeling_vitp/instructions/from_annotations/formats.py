@@ -340,12 +340,15 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
         ValueError: If the annotation has no box, or an unknown category.
     """
     where = f"{path}, annotation {annotation.get('id')}"
+    category = annotation.get("category_id")
+    if not isinstance(category, (int, str)) or category not in names:
+        raise ValueError(f"{where}: expected `category_id` to be an id of `categories`, got {category!r}.")
     try:
         left, top, width, height = annotation["bbox"]
-        label = names[annotation["category_id"]]
         box = (left, top, left + width, top + height)
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{where}: expected a box of four numbers and a known category: {error!r}.") from error
+        raise ValueError(f"{where}: expected `bbox` to be four numbers, got {annotation.get('bbox')!r}.") from error
+    label = names[category]
     caption = annotation.get("caption")
     return AnnotatedObject(
         where,

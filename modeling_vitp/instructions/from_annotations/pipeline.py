@@ -1,6 +1,7 @@
 """Pipeline of `make_instructions`: from its options to annotated images with questions."""
 
 import argparse
+import re
 import sys
 import zlib
 from collections import Counter, defaultdict
@@ -18,6 +19,7 @@ from .questions import PHRASINGS, Asker, Exchange, make_conversations
 from .windows import windows_of
 
 VOLUME_OPTIONS = ("plane", "intensities", "percentiles")
+OWN_FILE = re.compile(r"\..*|README\.md|.+-\d{5}\.parquet")  # in the output folder; hidden files are ignored
 
 
 @dataclass
@@ -55,7 +57,21 @@ def option_error(args: argparse.Namespace) -> str | None:
         return f"--collages needs annotated boxes or masks: {layouts_about('objects', 'regions')}."
     if args.window is not None and args.overlap >= args.window:
         return f"--overlap must be below --window {args.window}, got {args.overlap}."
-    return f"--{for_volumes[0]} needs the layout volumes." if for_volumes else None
+    if for_volumes:
+        return f"--{for_volumes[0]} needs the layout volumes."
+    if args.layout == "volumes" and args.intensities is None and args.percentiles is None:
+        return "Volumes need --intensities LOW HIGH, or --percentiles LOW HIGH: the values shown as black and white."
+    root, output_dir = args.root.resolve(), args.output_dir.resolve()
+    if root in (output_dir, *output_dir.parents) or output_dir in root.parents:
+        return f"--output_dir {args.output_dir} and the data set {args.root} overlap. Set another output folder."
+    foreign = (
+        sorted(path.name for path in output_dir.iterdir() if not OWN_FILE.fullmatch(path.name))
+        if output_dir.is_dir()
+        else []
+    )
+    if foreign:
+        return f"--output_dir {args.output_dir} has other files, such as {foreign[0]}. Set a new folder."
+    return None
 
 
 def layouts_about(*subjects: str) -> str:
@@ -69,6 +85,7 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
         ValueError: If no images are found, an annotation is invalid, or the annotations answer no question.
     """
     names = read_annotation(args.names) if args.names else None
+    names = Names(names) if isinstance(names, dict) else names
     options = {name: getattr(args, name) for name in VOLUME_OPTIONS if getattr(args, name) is not None}
     layout = LAYOUTS[args.layout](args.root, names, args.annotations, **options)
     chosen, held_out = choose_split(layout, args.split, read_list(args.split_list) if args.split_list else None)
@@ -78,6 +95,8 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
         print(f"{path} is excluded: it is identical to the held-out {other}.", file=sys.stderr)
 
     scenes = images = annotate_all(layout, chosen, args.on_error)
+    if isinstance(names, Names) and layout.subject in ("objects", "scene"):
+        names.check(args.root)  # masks have values instead of class names, and may lack some of them
     if args.window is not None:
         images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
     number = round(args.collages * len(images))
@@ -88,6 +107,24 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
     if not any(conversations):
         raise ValueError(f"The annotation of {args.root} answers no question of the kinds {', '.join(args.kinds)}.")
     return Instructions(images, conversations, vocabulary, copies)
+
+
+class Names(dict):
+    """Phrases of the classes in --names, with the set of the classes that occur in the annotations."""
+
+    def __init__(self, names: dict[str, str | None]):
+        super().__init__(names)
+        self.found: set[str] = set()
+
+    def __contains__(self, label: object) -> bool:
+        self.found.add(label)
+        return super().__contains__(label)
+
+    def check(self, root: Path) -> None:
+        """Raise a `ValueError` if a class does not occur."""
+        if wrong := sorted(self.keys() - self.found):
+            found = ", ".join(sorted(self.found))
+            raise ValueError(f"--names: class {wrong[0]!r} not found in {root}. Found: {found}. Correct or remove it.")
 
 
 def choose_split(

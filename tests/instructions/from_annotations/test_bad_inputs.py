@@ -113,7 +113,7 @@ OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must 
         ("coco", entry("annotations", bbox=box), COCO_FILE)
         for box in ([1, 2, "x", 4], [1, 2, float("nan"), 4], 3, None)
     ),
-    *(("coco", entry("annotations", category_id=value), COCO_FILE) for value in (99, [])),
+    *(("coco", entry("annotations", category_id=value), f"{COCO_FILE}.*category_id") for value in (99, [], None)),
     *(("coco", entry("annotations", area=value), COCO_FILE) for value in ("large", float("inf"))),
     ("coco", entry("annotations", caption=3), COCO_FILE),
     ("coco", entry("images", width="wide"), COCO_FILE),
@@ -220,6 +220,7 @@ def test_class_without_words_is_named(names, named, tmp_path):
         (["masks", "--window", "9"], "--window"),
         (["voc", "--window", "9", "--overlap", "9"], "--overlap .* 9"),
         (["masks", "--intensities", "0", "9"], "--intensities"),
+        (["volumes"], "--intensities"),
         (["voc", "--shard", "3/2"], "--shard.*'3/2'"),
         (["voc", "--shard", "a/b"], "--shard.*'a/b'"),
     ],
@@ -228,6 +229,28 @@ def test_wrong_options_are_named(words, named, tmp_path):
     layout, *options = words
     with pytest.raises(WrongArguments, match=named):
         make_instructions.main([layout, str(tmp_path), "--output_dir", str(tmp_path / "out"), *options])
+
+
+@pytest.mark.parametrize(
+    ("output", "named"), [("data", "data overlap"), ("data/made", "data overlap"), (".", "overlap"), ("other", "a.txt")]
+)
+def test_output_folder_of_other_files_is_refused(output, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path / "data", "train", NAMES["train"][:3])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(WrongArguments, match=f"--output_dir.*{named}"):
+        make_instructions.main(["voc", "data", "--output_dir", output])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("names", [{"shpi": "boat"}, {"shpi": None, "ship": "boat"}])
+def test_class_that_does_not_occur_is_named(names, tmp_path):
+    write_voc(tmp_path / "data", "train", NAMES["train"][:12])
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    with pytest.raises(ValueError, match=r"--names.*'shpi'.*ship"):
+        make("voc", tmp_path / "data", tmp_path / "out", "--names", tmp_path / "names.json")
 
 
 def deep_collage(root):
