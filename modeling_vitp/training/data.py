@@ -1,6 +1,7 @@
 """Data of pretraining: a mixture, a data set, or rows that a task converts to instructions."""
 
 import importlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,8 @@ from ..cards.record import public_name
 from ..command.paths import find_task
 from ..instructions.from_annotations.layouts import make_instructions_command
 from ..instructions.mixture import Mixture, describe_schemas, open_mixture
-from ..instructions.rows import SourceSettings
-from ..instructions.sources import base_of, load_rows, open_splits, take
+from ..instructions.rows import SourceSettings, images_of
+from ..instructions.sources import LOOKED_AT, base_of, load_rows, open_splits, take
 from .arguments import PretrainArguments
 
 
@@ -90,13 +91,18 @@ def open_data(
         splits = load_rows(args)
         splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
         return PretrainData(*task.prepare(splits), splits=splits)
+    command = make_instructions_command(args.dataset_name)
     try:
         opened, names = open_splits(args, args.image_root, args.columns, args.prompt)
+        first = itertools.islice(opened[args.dataset_train_split], LOOKED_AT)
+        if command and not any(map(images_of, first)):
+            raise ValueError(f"{args.dataset_name} has no conversations with images.")
     except ValueError as error:
-        command = make_instructions_command(args.dataset_name)
         if command is None:
             raise
-        raise ValueError(f"{error} It has annotations. Make instructions from them: {command}") from error
+        raise ValueError(
+            f"Expected conversations in {args.dataset_name}, found annotations. Make instructions from them: {command}"
+        ) from error
     if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
         raise ValueError(
             f"No split {name!r} in {args.dataset_name}. Found: {', '.join(names)}. Set dataset_test_split, or "

@@ -7,9 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 from annotated_images import (
+    HEIGHT,
     LABELS,
+    LAYOUTS,
     NAMES,
     QUARTERS,
+    WIDTH,
     boxes_in,
     check,
     kind_of,
@@ -25,6 +28,8 @@ from PIL import Image
 from modeling_vitp.instructions.from_annotations import layouts
 from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage
 from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split
+from modeling_vitp.training.arguments import PretrainArguments
+from modeling_vitp.training.data import open_data
 
 
 def test_class_folders_are_read(tmp_path):
@@ -330,3 +335,18 @@ def test_coco_images_are_found_by_their_split(tmp_path, place):
     found = make("coco", data, tmp_path / "found")["train"]
     assert [row["messages"] for row in found] == [row["messages"] for row in expected]
     assert [row["images"][0].tobytes() for row in found] == [row["images"][0].tobytes() for row in expected]
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "folders", "masks"])
+def test_pretraining_on_annotations_prints_the_command(layout, tmp_path):
+    if layout in LAYOUTS:
+        LAYOUTS[layout][0](tmp_path, "train", ["1", "2", "3"])
+    for number in range(3):
+        if layout == "folders":
+            noise(tmp_path / "train" / ("ship", "road", "ship")[number] / f"{number}.png", number)
+        elif layout == "masks":
+            noise(tmp_path / "train" / "images" / f"{number}.png", number)
+            (tmp_path / "train" / "masks").mkdir(exist_ok=True)
+            Image.new("L", (WIDTH, HEIGHT), number).save(tmp_path / "train" / "masks" / f"{number}.png")
+    with pytest.raises(ValueError, match=rf"vitp make_instructions {layout} {tmp_path} .*--output_dir"):
+        open_data(PretrainArguments(dataset_name=str(tmp_path)), None, None, 0)
