@@ -215,6 +215,8 @@ def write_instructions(folder: Path) -> None:
 
     for number in range(4):
         dense_data.save(picture(60, 56, number), folder / "my_photos" / f"{number}.png")
+        dense_data.save(picture(60, 56, number), folder / "my_captions" / f"{number}.png")
+        (folder / "my_captions" / f"{number}.txt").write_text(f"A field with {number} trees.")
     lines = "".join(f"{number}.png,A field with {number} trees.\n" for number in range(4))
     (folder / "my_photos" / "train.csv").write_text("photo,alt_text\n" + lines)
 
