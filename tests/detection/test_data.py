@@ -171,6 +171,9 @@ def test_lists_and_exports_of_yolo_are_read(tmp_path):
     data = DetectionData.from_dict(inferred)
     found = {split: [place.id for place in data.open([split], "oriented").places] for split in data.splits}
     assert found == {"train": ["a_001", "b_002"], "val": ["c_004"]}
+    (tmp_path / "data" / "data.yaml").write_text("train: [train.txt, val.txt]\nnames: [p, s]")
+    with pytest.raises(ValueError, match="data.yaml"):
+        DetectionData.infer(tmp_path / "data")
 
 
 def test_unknown_folder_is_refused_with_template(tmp_path):
