@@ -544,7 +544,11 @@ def save_inferred(configuration: dict[str, Any], path: Path) -> None:
     data = configuration["data"]
     names = [entry["name"] if isinstance(entry, Mapping) else entry for entry in data["classes"]]
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    logger.info("Splits of %s: %s. %d classes: %s.", data["root"], ", ".join(data["splits"]), len(names), shown)
+    found = [data["format"]] if "format" in data else []
+    found += [f"splits {', '.join(data['splits'])}", f"{len(names)} classes: {shown}"]
+    logger.info("Found in %s: %s.", data["root"], "; ".join(found))
+    scored = [f"{key} {configuration[key]}" for key in ("eval_split", "test_split") if key in configuration]
+    logger.info("Scored: %s.", ", ".join(scored) or "no split")
     for name, settings in data["splits"].items():
         if "part" in settings:
             share = settings["part"][1] - settings["part"][0]

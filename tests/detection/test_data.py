@@ -21,6 +21,7 @@ from detection_data import (
     draw_image,
     draw_mask,
     draw_objects,
+    voc_object,
     write_coco,
     write_dota,
     write_images,
@@ -150,6 +151,16 @@ def test_splits_and_classes_are_inferred(tmp_path, layout):
         np.testing.assert_allclose(place.objects.boxes(), np.array(boxes).reshape(-1, 4), atol=1e-3)
 
 
+def test_voc_folders_are_splits(tmp_path):
+    for split, name in (("train", "a_001"), ("valid", "b_002")):
+        ((name, objects),) = write_images(tmp_path / split, [name], [".jpg"]).items()
+        text = f"<annotation>{''.join(voc_object(*item, False) for item in objects)}</annotation>"
+        (tmp_path / split / f"{name}.xml").write_text(text)
+    splits = DetectionData.infer(tmp_path)["splits"]
+    folders = {"train": "train", "val": "valid"}
+    assert splits == {split: {"images": folder, "annotations": folder} for split, folder in folders.items()}
+
+
 def test_lists_and_exports_of_yolo_are_read(tmp_path):
     write_yolo(tmp_path / "data", IMAGES)
     (tmp_path / "data" / "train.txt").write_text("./images/a_001.png\n./images/b_002.png\n")
@@ -160,6 +171,9 @@ def test_lists_and_exports_of_yolo_are_read(tmp_path):
     data = DetectionData.from_dict(inferred)
     found = {split: [place.id for place in data.open([split], "oriented").places] for split in data.splits}
     assert found == {"train": ["a_001", "b_002"], "val": ["c_004"]}
+    (tmp_path / "data" / "data.yaml").write_text("train: [train.txt, val.txt]\nnames: [p, s]")
+    with pytest.raises(ValueError, match="data.yaml"):
+        DetectionData.infer(tmp_path / "data")
 
 
 def test_unknown_folder_is_refused_with_template(tmp_path):

@@ -110,7 +110,10 @@ def test_data_root_is_enough(tmp_path, caplog):
     settings = {"data_root": str(tmp_path / "ships"), "data": None, "test_split": None, "max_steps": 1}
     words = configure(tmp_path, "horizontal", **settings)
     assert main(words) == 0
-    assert "Split test has 10% of the images" in caplog.text and "2 classes: plane, ship." in caplog.text
+    assert (
+        "Split test has 10% of the images" in caplog.text
+        and "coco; splits train, test; 2 classes: plane, ship." in caplog.text
+    )
     assert "test_map_50" in json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
     saved = tmp_path / "out" / "data.yaml"
     configuration = yaml.safe_load(saved.read_text())

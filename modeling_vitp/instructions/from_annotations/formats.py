@@ -205,7 +205,7 @@ class YoloFile:
             raise ValueError(f"{path} describes keypoints (`kpt_shape`). Expected boxes, oriented boxes or polygons.")
         names = contents["names"]
         names = names.items() if isinstance(names, dict) else enumerate(names)
-        self.names = {index: str(name) for index, name in names}
+        self.path, self.names = path, {index: str(name) for index, name in names}
         folder = path.parent / str(contents.get("path") or "")
         # The file may state the folder of another machine, or its own folder relative to a folder above.
         self.folder = folder if folder.is_dir() and not folder.samefile(path.parent) else path.parent

@@ -400,7 +400,10 @@ class Yolo(Layout):
         }
 
     def split_list(self, split):
-        return next((path for path in self._file.sources[split] if path.is_file()), None)
+        sources = self._file.sources[split]
+        if len(sources) > 1:
+            raise ValueError(f"Expected one folder or list for the split {split!r} in {self._file.path}, got several.")
+        return next((path for path in sources if path.is_file()), None)
 
     def annotation_file(self, image_id, path):
         label = yolo_label(path, self.root)
