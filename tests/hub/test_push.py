@@ -25,7 +25,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.auto.registry import MODELS
 from modeling_vitp.cards.model_card import code_example
-from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.command.errors import WrongArguments, WrongPath
 
 
 def writes(hub) -> list[str]:
