@@ -60,7 +60,7 @@ def check_paths(arguments: Sequence[object]) -> None:
     if ids and not any(getattr(item, "dry_run", False) for item in arguments):
         # The environment decides, except that a program may connect its clients to another Hub.
         for name, path in ids if is_offline() and constants.HF_HUB_OFFLINE else ():
-            cached = Path(constants.HF_HUB_CACHE, f"models--{path.replace('/', '--')}")
+            cached = Path(constants.HF_HUB_CACHE, f"models--{path.split('@')[0].replace('/', '--')}")
             if name != "dataset_name" and not cached.exists():
                 raise WrongPath(
                     f"{name}={path!r}: file or folder not found, and HF_HUB_OFFLINE is set, so the Hub is not "
@@ -139,7 +139,7 @@ def not_there(path: str) -> str:
 def looks_like_path(text: str) -> bool:
     """Return whether a text cannot be a Hub id, or is similar to the name of a local folder."""
     is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith("/") or "," in text
-    is_path |= Path(text).suffix in FILE_SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text)
+    is_path |= Path(text).suffix in FILE_SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text)
     return is_path or hint_nearest(Path(text), 0.6 if "/" in text else 0.75) != ""
 
 

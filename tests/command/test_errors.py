@@ -55,7 +55,7 @@ def test_silent_hub_is_reported_quickly(monkeypatch):
 
 @pytest.mark.parametrize("place", ["./a", "/a/b", "~/a", "a/b/c", "a/", "weights.safetensors"])
 def test_path_is_not_treated_as_hub_id(place):
-    assert looks_like_path(place) and not looks_like_path("org/model-1.5") and not looks_like_path("gpt2")
+    assert looks_like_path(place) and not looks_like_path("org/model-1.5@v1") and not looks_like_path("gpt2")
 
 
 def test_missing_extra_names_its_installation():

@@ -200,7 +200,7 @@ def test_busy_hub_is_asked_again(hub, pauses, tokenizer, tmp_path, load):
     [
         (401, "RepoNotFound", "tester/full.*(hf auth login|make sure you are authenticated)"),
         (403, "GatedRepo", "gated repo.*tester/full"),
-        (404, "RevisionNotFound", "main is not a valid git identifier|Revision Not Found.*tester/full"),
+        (404, "RevisionNotFound", "not a valid git identifier|Revision Not Found.*tester/full"),
     ],
     ids=["401", "403", "404"],
 )

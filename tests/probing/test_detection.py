@@ -132,7 +132,7 @@ def test_crowds_are_ignored(tmp_path):
 def test_invalid_box_data_are_named(tmp_path):
     write_marks(tmp_path, "train", 3)
     data = described(tmp_path) | {"splits": {"train": SPLITS["train"], "test": {"images": "train/images"}}}
-    words = ["--annotations", "boxes", "--backbones", "none", "--output_dir", str(tmp_path / "out")]
+    words = ["--annotations", "boxes", "--backbones", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(ValueError, match="'train' and 'test'"):
         main([*words, "--data", json.dumps(data)])
     with pytest.raises(ValueError, match="train_split and test_split must differ, got 'train'"):
