@@ -218,10 +218,11 @@ def with_config(words: list[str]) -> list[str]:
 
 def check_words(parser: TrlParser, words: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:
     """Raise a `ValueError` if an option of the command line or of the configuration is unknown, or a word is left."""
-    settings, words = {}, list(words)
+    in_file, words = [], list(words)
     if "--config" in words:
         index = words.index("--config")
-        settings = read_yaml(words[index + 1]) or {}
+        settings = read_yaml(words[index + 1])
+        in_file = parser.set_defaults_with_config(**settings) if isinstance(settings, dict) else []
         del words[index : index + 2]
     _, remaining = parser.parse_known_args(words)
     before = [None, *remaining]
@@ -230,8 +231,7 @@ def check_words(parser: TrlParser, words: Sequence[str], own: Sequence[str], inh
         if not word.startswith("-") and (previous is None or (not previous.startswith("-") and is_config(word))):
             hint = f"did you mean --config {word}?" if is_config(word) else "expected --OPTION VALUE."
             raise ValueError(f"unexpected word {word!r}: {hint}")
-    names = [f"--{name}" for name in settings if isinstance(settings, dict) and name not in own]
-    check_names([*names, *remaining], [*own, "config"], inherited)
+    check_names([name for name in in_file[::2] if name != "--env"] + remaining, [*own, "config"], inherited)
 
 
 def is_config(word: str) -> bool:

@@ -5,6 +5,7 @@ import re
 import sys
 import zlib
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
 
     scenes = images = annotate_all(layout, chosen, args.on_error)
     if isinstance(names, Names) and layout.subject in ("objects", "scene"):
-        names.check(args.root)  # masks have values instead of class names, and may lack some of them
+        names.check(layout)  # masks have values instead of class names, and may lack some of them
     if args.window is not None:
         images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
     number = round(args.collages * len(images))
@@ -120,11 +121,18 @@ class Names(dict):
         self.found.add(label)
         return super().__contains__(label)
 
-    def check(self, root: Path) -> None:
-        """Raise a `ValueError` if a class does not occur."""
+    def check(self, layout: Layout) -> None:
+        """Raise a `ValueError` if a class occurs in no split. Images are only read until all classes are found."""
+        for image_id, paths in (item for images in layout.splits().values() for item in images.items()):
+            if not self.keys() - self.found:
+                return
+            with suppress(Exception):  # an image that is not used may be invalid
+                layout.annotate(image_id, paths)
         if wrong := sorted(self.keys() - self.found):
             found = ", ".join(sorted(self.found))
-            raise ValueError(f"--names: class {wrong[0]!r} not found in {root}. Found: {found}. Correct or remove it.")
+            raise ValueError(
+                f"--names: class {wrong[0]!r} not found in {layout.root}. Found: {found}. Correct or remove it."
+            )
 
 
 def choose_split(
