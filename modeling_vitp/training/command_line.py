@@ -38,6 +38,27 @@ OWN_ARGUMENTS = {  # command: module of its arguments
     "vitp finetune_detection": "modeling_vitp.detection.arguments",
     "vitp probe": "modeling_vitp.probing.arguments",
 }
+USUAL = """
+usual options:
+  --config NAME                      YAML file with any of the options: a path, or the name of a file of the package
+  --model_name_or_path NAME          start of the training: a folder or a Hub id
+  --output_dir FOLDER                folder for the model, its scores and pictures (outputs/NAME of --config NAME)
+  --max_steps N, --num_train_epochs N
+  --learning_rate RATE, --per_device_train_batch_size N
+"""
+# Help of options of TRL; those that a command refuses, or that change nothing in it, are not shown.
+HELP = {
+    "dataset_name": "Training data: a folder, a file (JSON, CSV, Parquet, tar), or the id of a data set of the Hub.",
+    "dataset_config": "Configuration of a data set of the Hub that has several.",
+    "dataset_train_split": "Split to train on, or a part of it, such as train[:100]. Default: train.",
+    "dataset_test_split": "Split to evaluate on. Default: test.",
+    "dataset_streaming": "Whether rows are read as they are needed, without a copy on disk. Default: false.",
+    **dict.fromkeys(("ignore_bias_buffers", "load_in_8bit", "load_in_4bit", "lora_task_type"), argparse.SUPPRESS),
+    **dict.fromkeys(
+        ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage", "trust_remote_code"),
+        argparse.SUPPRESS,
+    ),
+}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of malloc.h
 NEVER, LARGEST = -1, 2**25
 
@@ -68,11 +89,14 @@ def parse(
     epilog = "--config NAME reads these options from a YAML file: a path, or the name of a file of the package."
     if whole:
         epilog += " --help_all also shows the options of the libraries: --output_dir, --max_steps, --learning_rate …"
+    description += USUAL if whole else ""
     texts = {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    texts["prog"] = program()
+    texts["prog"], texts["usage"] = program(), f"{program()} --config NAME [--OPTION VALUE ...]"
     parser = TrlParser(own, allow_abbrev=False, **texts)
     parser.error = errors.refuse
     if {"-h", "--help"} & set(words):
+        for action in parser._actions:
+            action.help = HELP.get(action.dest, action.help)
         parser.print_help()
         sys.exit(0)
     if "--help_all" in words:
