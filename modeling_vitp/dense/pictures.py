@@ -13,6 +13,7 @@ from ..images.pixels import shown
 from .data import LabelEncoding
 
 UNLABELED = (127, 127, 127)
+WRONG = {"red": (220, 30, 30), "black": (0, 0, 0), "magenta": (255, 0, 255), "blue": (0, 60, 255)}
 
 
 def draw_predictions(
@@ -35,15 +36,18 @@ def draw_predictions(
     """
     colors = np.full((IGNORE_INDEX + 1, 3), UNLABELED, dtype=np.uint8)
     colors[: len(encoding.classes)] = encoding.palette
+    # Wrong pixels have the color that differs most from those of all classes.
+    wrong = max(WRONG, key=lambda name: np.abs(encoding.palette.astype(int) - WRONG[name]).sum(-1).min())
     titles = ["image"] if len(samples[0]["images"]) == 1 else ["before", "after"]
-    titles += ["mask", "prediction", "wrong (red)"] if "mask" in samples[0] else ["prediction"]
+    titles += ["mask", "prediction", f"wrong ({wrong})"] if "mask" in samples[0] else ["prediction"]
     titles += ["backbone"] if components else []
     figure = Figure(figsize=(2.6 * len(titles), 2.8 * len(samples)), layout="constrained")
     axes = figure.subplots(len(samples), len(titles), squeeze=False)
     for row, sample, prediction, colored in zip(axes, samples, predictions, components or [None] * len(samples)):
         panels = [shown(image, band_names) for image in sample["images"]]
         if "mask" in sample:
-            panels += [colors[sample["mask"].numpy()], colors[prediction], mistakes(sample["mask"], prediction)]
+            errors = mistakes(sample["mask"], prediction, WRONG[wrong])
+            panels += [colors[sample["mask"].numpy()], colors[prediction], errors]
         else:
             panels.append(colors[prediction])
         panels += [] if colored is None else [colored]
@@ -58,10 +62,10 @@ def draw_predictions(
     figure.savefig(path, dpi=120)
 
 
-def mistakes(mask: torch.Tensor, prediction: np.ndarray) -> np.ndarray:
-    """Return an RGB image of the errors: white for correct pixels, red for wrong pixels, gray for unlabeled pixels."""
+def mistakes(mask: torch.Tensor, prediction: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Return an RGB image of the errors: white for correct pixels, `color` for wrong, gray for unlabeled pixels."""
     mask = mask.numpy()
     panel = np.full((*mask.shape, 3), 255, dtype=np.uint8)
-    panel[mask != prediction] = (220, 30, 30)
+    panel[mask != prediction] = color
     panel[mask == IGNORE_INDEX] = UNLABELED
     return panel

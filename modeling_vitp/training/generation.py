@@ -26,6 +26,7 @@ from ..processing_vitp import ViTPProcessor, message_texts
 from .callbacks import choose, component_colors
 
 MAX_NEW_TOKENS = 64
+MOST_QUESTIONS = 3  # of a row, in a picture
 COLORS = ("red", "green", "blue")
 REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
 LONGEST = 360  # maximum number of characters of a text in a picture
@@ -100,10 +101,10 @@ def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: i
 def draw_answered_rows(
     model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Sequence[dict[str, Any]], path: Path
 ) -> None:
-    """Draw the model's answers and the features of its ViT as a PNG."""
+    """Draw the model's answers and the features of its ViT as a PNG; its title is the name of the file."""
     answered = [answer_row(model, collator, row) for row in rows]
     features = [one.features for one in answered if one.features is not None]
-    draw_answers(answered, component_colors(features, path.parent), path)
+    draw_answers(answered, component_colors(features, path.parent), path, path.stem.replace("-", " "))
 
 
 @dataclass
@@ -132,20 +133,28 @@ class Answered:
 
 
 def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, row: dict[str, Any]) -> Answered:
-    """Answer a row greedily with all visual tokens; the mode and the device of the model do not change."""
+    """Answer the first questions of a row greedily with all visual tokens.
+
+    Each prompt has the earlier answers of the row. The mode and the device of the model do not change.
+    """
     processor = collator.processor
     messages, _, settings = collator.conversation(row)
-    turn = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    (answer,) = generate_answers(
-        model, processor, [messages[:turn]], settings.images_kwargs, max_new_tokens=MAX_NEW_TOKENS
-    )
-    asked = next((message for message in reversed(messages[:turn]) if message["role"] == "user"), {})
-    texts = [" ".join(message_texts(message)) for message in (asked, messages[turn])]
-    answered = Answered(str(sample_id_of(row)), *texts, answer)
-    image = first_image(messages[:turn])
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"][:MOST_QUESTIONS]
+    prompts = [messages[:turn] for turn in turns]
+    answers = generate_answers(model, processor, prompts, settings.images_kwargs, max_new_tokens=MAX_NEW_TOKENS)
+    asked = [next((one for one in reversed(prompt) if one["role"] == "user"), {}) for prompt in prompts]
+    questions = [" ".join(message_texts(message)) for message in asked]
+    references = [" ".join(message_texts(messages[turn])) for turn in turns]
+    answered = Answered(str(sample_id_of(row)), *map(numbered, (questions, references, answers)))
+    image = first_image(messages[: turns[-1]])
     if image is not None:
         add_features(model, processor, image, {**settings.images_kwargs, "max_patches": 1}, answered)
     return answered
+
+
+def numbered(texts: Sequence[str]) -> str:
+    """Return a text, or several with their numbers."""
+    return texts[0] if len(texts) == 1 else " ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))
 
 
 def first_image(messages: Sequence[dict[str, Any]]) -> Any:
@@ -170,15 +179,20 @@ def add_features(
     answered.features = states.T.unflatten(1, grid)
 
 
-def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Path) -> None:
+def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Path, title: str = "") -> None:
     """Draw a figure with one row per answer: the image with boxes, the features of the ViT, and the texts.
 
     Args:
         rows: answers.
         maps: feature maps of the rows with an image, uint8 of shape `(rows, columns, 3)`.
         path: PNG file.
+        title: beginning of the title, before what boxes and colors mean.
     """
-    figure = Figure(figsize=(10, 2.8 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 2.8 * len(rows) + 0.3), layout="constrained")
+    meaning = (
+        "solid box: reference, dashed box: model; backbone: first three principal components of the ViT's features"
+    )
+    figure.suptitle(f"{title}: {meaning}" if title else meaning, fontsize=8, parse_math=False)
     axes = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1, 1, 1.4))
     left = iter(maps)
     for (picture, components, text), row in zip(axes, rows):
@@ -207,7 +221,9 @@ def outline_boxes(axis: Axes, text: str, size: tuple[int, int], color: str, styl
     for box in read_boxes(text)[0]:
         left, top, right, bottom = box.in_pixels(size)
         sides = right - left, bottom - top
-        axis.add_patch(Rectangle((left, top), *sides, fill=False, edgecolor=color, linestyle=style, linewidth=1.5))
+        axis.add_patch(
+            Rectangle((left, top), *sides, fill=False, edgecolor=color, linestyle=style, linewidth=1.5, clip_on=False)
+        )
 
 
 def shorten(text: str) -> str:

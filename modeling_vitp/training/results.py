@@ -24,6 +24,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
@@ -256,6 +257,9 @@ def draw_losses(log_history: list[dict], path: Path) -> None:
         if points:
             axis.plot(*zip(*points), label=label, marker="o" if len(points) < 20 else None)
     axis.set(xlabel="step", ylabel="loss on the answers", yscale="log")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        which(StrMethodFormatter("{x:.3g}"))
     if axis.lines:  # a run may end before it logs
         axis.legend()
     figure.savefig(path, dpi=110)

@@ -88,7 +88,7 @@ def test_command_writes_table_metrics_and_picture(place, tmp_path, capsys):
         metrics["models"][0]["scores"]
     )
     assert "| score | questions | model | with other images | gain, 95 % |" in printed
-    assert Image.open(tmp_path / "answers_model.png").size == (1000, 280)
+    assert Image.open(tmp_path / "answers_model.png").size == (1000, 310)
 
 
 @pytest.mark.parametrize(

@@ -69,23 +69,26 @@ def vivid_collator(tokenizer):
     return model, ViTPDataCollator(processor, vrl_drop_ratio=0.75).for_evaluation()
 
 
-def test_first_turn_is_answered_greedily(vivid_collator):
+def test_turns_are_answered_greedily(vivid_collator):
     model, collator = vivid_collator
-    image = picture(112, 56, 3)
+    image, answers = picture(112, 56, 3), []
     answered = answer_row(model, collator, row(image))
     prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-    text = collator.processor.apply_chat_template(prompt, add_generation_prompt=True)
-    inputs = collator.processor(text=text, images=image, add_special_tokens=False, return_tensors="pt")
-    ids, end = inputs["input_ids"], model.generation_config.eos_token_id
-    start = ids.shape[1]
-    for _ in range(MAX_NEW_TOKENS):
-        logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
-        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
-        if ids[0, -1] in (end if isinstance(end, list) else [end]):
-            break
-    assert answered.answer == collator.processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
-    assert (answered.question, answered.reference, answered.size) == (QUESTION, REFERENCE, (56, 112))
-    assert answer_row(model, collator, row(image, "7")).answer == answered.answer
+    for prompt in (prompt, [*prompt, *row(None)["messages"][1:3]]):
+        text = collator.processor.apply_chat_template(prompt, add_generation_prompt=True)
+        inputs = collator.processor(text=text, images=image, add_special_tokens=False, return_tensors="pt")
+        ids, end = inputs["input_ids"], model.generation_config.eos_token_id
+        start = ids.shape[1]
+        for _ in range(MAX_NEW_TOKENS):
+            logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+            if ids[0, -1] in (end if isinstance(end, list) else [end]):
+                break
+        answers.append(collator.processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+    assert answered.answer == f"(1) {answers[0]} (2) {answers[1]}"
+    assert (answered.question, answered.reference) == (f"(1) {QUESTION} (2) And?", f"(1) {REFERENCE} (2) none")
+    assert answered.size == (56, 112)
+    assert answer_row(model, collator, row(image, "7")).answer.startswith(f"(1) {answers[0]} (2) ")
 
 
 def test_features_are_of_the_whole_image(vivid_collator):
@@ -116,7 +119,7 @@ def test_picture_shows_boxes_and_any_text(vivid_collator, tmp_path):
     model, collator = vivid_collator
     boxed = row(PILImage.new("RGB", (56, 56), "gray"), "<box>[[100, 100, 500, 500]]</box>", "Where is $x_{$ or 木?")
     draw_answered_rows(model, collator, [boxed, row(None)], tmp_path / "both.png")
-    assert PILImage.open(tmp_path / "both.png").size == (1000, 560)
+    assert PILImage.open(tmp_path / "both.png").size == (1000, 590)
     answered = answer_row(model, collator, boxed)
     colors = [np.zeros((4, 4, 3), dtype=np.uint8)]
     for name, answer in (("wrong", "nowhere"), ("right", "[100, 100, 500, 500]")):
