@@ -41,8 +41,10 @@ SETTINGS = {
     "tile": Mapping[str, int],
     "foreground_only": bool,
 }
-# Keys of the mappings in `data`, of segmentation and of detection.
+# Keys of the mappings in `data`, of all tasks.
 KEYS = {
+    "columns": ("image", "before", "after", "mask", "label", "id", "boxes", "corners", "labels", "crowd", "difficult")
+    + ("area", "masks"),
     "tile": ("size", "overlap"),
     "volumes": ("plane", "window", "percentiles", "num_proc"),
     "classes": ("name", "value", "color", "colour", "as"),

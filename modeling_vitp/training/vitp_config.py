@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from ..configuration_vitp import check_keys
 from .arguments import RunArguments, VRLArguments, check_type, check_within, read_mapping
 
 HAS_ACTIVATION_CHECKPOINTING = any(field.name == "activation_checkpointing" for field in fields(TrainingArguments))
@@ -51,6 +52,8 @@ class BaseConfig(RunArguments):
             self.gradient_checkpointing = self.activation_checkpointing
         super().__post_init__()
         check_type("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs, dict[str, Any] | None)
+        known = "every_n_layers offload use_reentrant preserve_rng_state determinism_check early_stop debug context_fn"
+        check_keys("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs, known.split(), "torch")
         every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
         check_type("every_n_layers", every, int)
         check_within("every_n_layers", every, "[1, inf)")

@@ -244,9 +244,9 @@ def write_findings(folder: Path) -> None:
 def write_annotations(folder: Path) -> None:
     """Write a wheel with annotated scenes, like `deepforest`."""
     boxes = "".join(
-        f"<object><name>Tree</name><bndbox><xmin>{40 * index + 5}</xmin><ymin>10</ymin><xmax>{40 * index + 30}</xmax>"
+        f"<object><name>{name}</name><bndbox><xmin>{40 * index + 5}</xmin><ymin>10</ymin><xmax>{40 * index + 30}</xmax>"
         f"<ymax>{40 + index}</ymax></bndbox></object>"
-        for index in range(3)
+        for index, name in enumerate(("Tree", "Alive", "Dead"))
     )
     with zipfile.ZipFile(folder / "deepforest-2.1.0-py3-none-any.whl", "w") as wheel:
         for seed, name in enumerate(SCENES):
