@@ -73,8 +73,8 @@ def test_turns_are_answered_greedily(vivid_collator):
     model, collator = vivid_collator
     image, answers = picture(112, 56, 3), []
     answered = answer_row(model, collator, row(image))
-    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-    for prompt in (prompt, [*prompt, *row(None)["messages"][1:3]]):
+    first = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    for prompt in (first, [*first, *row(None)["messages"][1:3]]):
         text = collator.processor.apply_chat_template(prompt, add_generation_prompt=True)
         inputs = collator.processor(text=text, images=image, add_special_tokens=False, return_tensors="pt")
         ids, end = inputs["input_ids"], model.generation_config.eos_token_id
