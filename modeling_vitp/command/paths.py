@@ -72,15 +72,14 @@ def check_paths(arguments: Sequence[object]) -> None:
 def check_order(item: object) -> None:
     """Raise [`WrongPath`] if a model is given in the place of the argument that follows it."""
     for name, other in ORDER.items():
-        values = [getattr(item, key, None) for key in (name, other)]
-        values = [value[-1] if isinstance(value, list) and value else value for value in values]
-        if all(isinstance(value, (str, Path)) for value in values) and [holds_model(value) for value in values] == [
-            0,
-            1,
-        ]:
+        first, second = getattr(item, name, None), getattr(item, other, None)
+        second = second[-1] if isinstance(second, list) else second
+        if not isinstance(first, str) or not isinstance(second, (str, Path)) or not Path(first).parent.is_dir():
+            continue  # the first may be a Hub id
+        if holds_model(second) and not holds_model(first):
             raise WrongPath(
-                f"{other}={str(values[1])!r} is a model, and {name}={str(values[0])!r} is not. Expected the order "
-                f"{name.upper()} {other.upper()}."
+                f"{other}={str(second)!r} is a model, and {name}={first!r} is not. Expected the order {name.upper()} "
+                f"{other.upper()}."
             )
 
 

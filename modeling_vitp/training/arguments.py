@@ -83,7 +83,7 @@ def check_type(name: str, value: Any, kind: Any) -> None:
 
 
 def describe_type(kind: Any) -> str:
-    """Return the words of an error message for a type, such as "a list of mappings"."""
+    """Return the words of an error message for a type, such as "a list, each item a mapping"."""
     origin, parts = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(describe_type(part) for part in parts if part is not type(None))

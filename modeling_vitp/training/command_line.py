@@ -246,7 +246,8 @@ def check_words(parser: TrlParser, words: Sequence[str], own: Sequence[str], inh
     if "--config" in words:
         index = words.index("--config")
         settings = read_yaml(words[index + 1])
-        in_file = parser.set_defaults_with_config(**settings) if isinstance(settings, dict) else []
+        settings = {str(name): value for name, value in settings.items()} if isinstance(settings, dict) else {}
+        in_file = parser.set_defaults_with_config(**settings)
         del words[index : index + 2]
     _, remaining = parser.parse_known_args(words)
     before = [None, *remaining]

@@ -151,6 +151,7 @@ MISTAKES = [  # words, and a pattern of the error line
     ),
     ("export_backbone new bert", "bert.*new.*CHECKPOINT OUTPUT_DIR"),
     ("convert new bert", "bert.*new.*SOURCE TARGET"),
+    ("export_backbone org/model bert", "'org/model'.*HF_HUB_OFFLINE"),
     ("predict_large scene.png bert --output o.tif", "bert.*scene.png.*MODEL IMAGES"),
     ("predict_large bert scen.png --output o.tif", "'scen.png'.*'scene.png'"),
     ("make_instructions voc emty --output_dir out", "'emty'.*'empty'"),

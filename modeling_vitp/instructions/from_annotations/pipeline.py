@@ -65,11 +65,7 @@ def option_error(args: argparse.Namespace) -> str | None:
     root, output_dir = args.root.resolve(), args.output_dir.resolve()
     if root in (output_dir, *output_dir.parents) or output_dir in root.parents:
         return f"--output_dir {args.output_dir} and the data set {args.root} overlap. Set another output folder."
-    foreign = (
-        sorted(path.name for path in output_dir.iterdir() if not OWN_FILE.fullmatch(path.name))
-        if output_dir.is_dir()
-        else []
-    )
+    foreign = sorted(path.name for path in output_dir.glob("*") if not OWN_FILE.fullmatch(path.name))
     if foreign:
         return f"--output_dir {args.output_dir} has other files, such as {foreign[0]}. Set a new folder."
     return None
