@@ -2,6 +2,7 @@
 
     vitp convert OpenGVLab/InternVL2_5-1B my_model
     vitp convert ViTP_ViT.safetensors my_backbone
+    vitp convert REPO my_backbone --file ckpts/ViTP_ViT_L_300M_rs.safetensors
     vitp convert my_model for_serving --to internvl
     vitp convert upernet_vit_adapter.safetensors my_segmentation
     vitp convert change_detector.safetensors my_change_detection --deformable_attention mmcv
@@ -33,6 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("target", help="folder to write, which must be new or empty")
     parser.add_argument("--to", choices=TARGETS, help="layout of the target; default: this package's, of all parts")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id; default: the main branch")
+    parser.add_argument(
+        "--file", help="safetensors file in a Hub repo of several checkpoints, such as ckpts/NAME.safetensors"
+    )
     parser.add_argument("--license", help="license if the source states none, such as cc-by-nc-4.0")
     parser.add_argument(
         "--image_token_id",

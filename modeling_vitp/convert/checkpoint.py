@@ -63,6 +63,7 @@ def convert_checkpoint(
     benchmark: str | None = None,
     input_spec: dict | None = None,
     allow_nan: bool = False,
+    file: str | None = None,
 ) -> Path:
     """Convert `source` to another layout and write it to the new folder `target`.
 
@@ -90,6 +91,7 @@ def convert_checkpoint(
         input_spec: new input spec of the image processor, see [`~modeling_vitp.InputSpec`]. With `band_names`, a model
             for red, green and blue is converted to one for these bands, see [`~modeling_vitp.spread_bands`].
         allow_nan: whether weights that are NaN or infinite are converted.
+        file: safetensors file in a Hub repo or folder that has several checkpoints. No other weights are downloaded.
 
     Raises:
         ValueError: if the source is damaged or of an unknown layout, has weights that are NaN or infinite, has missing
@@ -98,7 +100,7 @@ def convert_checkpoint(
     """
     target = Path(target)
     check_new(target)
-    checkpoint = read_checkpoint_source(str(source), revision, image_token_id, deformable_attention, benchmark)
+    checkpoint = read_checkpoint_source(str(source), revision, image_token_id, deformable_attention, benchmark, file)
     to = to or checkpoint.targets[0]
     if to not in TARGETS:
         raise ValueError(f"Expected `to` to be one of {', '.join(TARGETS)}, got {to!r}.")

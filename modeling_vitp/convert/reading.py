@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from transformers import (
     AutoTokenizer,
     InternVLConfig,
@@ -95,9 +95,11 @@ def read_checkpoint_source(
     image_token_id: int | None = None,
     deformable_attention: str | None = None,
     benchmark: str | None = None,
+    file: str | None = None,
 ) -> Checkpoint:
     """Recognize a checkpoint and check that its tensors match its configuration."""
-    path = local_path(source, revision)
+    root = local_path(source, revision, file)
+    path = root if file is None else root / file
     folder = path if path.is_dir() else path.parent
     weights = read_checkpoint(path)
     with naming(folder, PreTrainedConfig):
@@ -145,7 +147,7 @@ def read_checkpoint_source(
             f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id} of the tokenizer, but image_token_id is "
             f"{config.image_token_id} in config.json."
         )
-    return Checkpoint(source, folder, layout, config, tensors, image_processor, processor)
+    return Checkpoint(source, folder if file is None else root, layout, config, tensors, image_processor, processor)
 
 
 def without_head(source: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
@@ -158,11 +160,20 @@ def without_head(source: str, weights: dict[str, TensorBytes]) -> dict[str, Tens
     return {key: tensor for key, tensor in weights.items() if key not in left_out}
 
 
-def local_path(source: str, revision: str | None) -> Path:
+def local_path(source: str, revision: str | None, file: str | None = None) -> Path:
+    """Return the path of a source, of which only one file is downloaded if `file` names it."""
     if Path(source).exists():
+        if file is not None and not (Path(source) / file).is_file():
+            found = sorted(path.relative_to(source).as_posix() for path in Path(source).rglob("*.safetensors"))
+            raise ValueError(f"Expected the file {file} in {source}, found {', '.join(found) or 'no safetensors'}.")
         return Path(source)
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=HUB_FILES))
+        wanted = HUB_FILES if file is None else [file, "README.md", *LICENSE_FILES]
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+        if file is not None and not (folder / file).is_file():
+            found = [name for name in list_repo_files(source, revision=revision) if name.endswith(".safetensors")]
+            raise ValueError(f"the file {file} is missing. Found: {', '.join(found) or 'no safetensors'}")
+        return folder
     except Exception as error:  # the HTTP package depends on the version of huggingface_hub
         reason = " ".join(str(error).split())
         raise ValueError(f"Expected a file, a folder or an available Hub repo, got {source}: {reason}") from error

@@ -28,8 +28,8 @@ from modeling_vitp import convert_checkpoint
 from modeling_vitp.convert.__main__ import main
 
 
-@pytest.mark.parametrize("width", [1024, 3200])
-def test_published_vit_needs_no_configuration(tmp_path, width):
+def published_vit(width: int) -> dict[str, torch.Tensor]:
+    """Return zeros under the names and shapes of a published ViT, with two layers and few positions."""
     state = {key: torch.zeros(1) for key in names(ORIGINAL_VISION, 2)}
     shapes = {"attn.qkv": 3 * width, "mlp.fc1": 64}
     for key in state:
@@ -46,7 +46,12 @@ def test_published_vit_needs_no_configuration(tmp_path, width):
         for index in range(2):
             for name in "qk":
                 state[f"encoder.layers.{index}.attn.{name}_norm.weight"] = torch.zeros(width, dtype=torch.float16)
-    save_file(state, tmp_path / "vit.safetensors")
+    return state
+
+
+@pytest.mark.parametrize("width", [1024, 3200])
+def test_published_vit_needs_no_configuration(tmp_path, width):
+    save_file(published_vit(width), tmp_path / "vit.safetensors")
     convert_checkpoint(tmp_path / "vit.safetensors", tmp_path / "backbone")
     config = InternVLVisionModel.from_pretrained(tmp_path / "backbone").config
     assert config.num_attention_heads == {1024: 16, 3200: 25}[width]
@@ -206,3 +211,30 @@ def test_lora_adapter_is_refused(tmp_path):
     save_file(weights, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="LoRA adapter"):
         convert_checkpoint(tmp_path, tmp_path / "out", to="backbone")
+
+
+def test_one_file_of_a_repo_is_downloaded(hub, tmp_path):
+    api = hub.api()
+    repo = "org/weights"
+    api.create_repo(repo)
+    save_file(published_vit(1024), tmp_path / "vit.safetensors")
+    for name in ("rs", "med"):
+        api.upload_file(
+            path_or_fileobj=tmp_path / "vit.safetensors",
+            path_in_repo=f"ckpts/{name}.safetensors",
+            repo_id="org/weights",
+        )
+    card = b"---\nlicense: cc-by-nc-4.0\n---\n"
+    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="org/weights")
+    hub.requests.clear()
+    convert_checkpoint("org/weights", tmp_path / "backbone", file="ckpts/rs.safetensors")
+    assert not any("med.safetensors" in request.path for request in hub.requests)
+    assert InternVLVisionModel.from_pretrained(tmp_path / "backbone").config.hidden_size == 1024
+    assert metadata_load(tmp_path / "backbone" / "README.md")["license"] == "cc-by-nc-4.0"
+    with pytest.raises(ValueError, match="org/weights.*ckpts/sea.safetensors.*ckpts/med.safetensors"):
+        convert_checkpoint("org/weights", tmp_path / "other", file="ckpts/sea.safetensors")
+    (tmp_path / "folder").mkdir()
+    shutil.move(tmp_path / "vit.safetensors", tmp_path / "folder" / "a.safetensors")
+    with pytest.raises(ValueError, match="b.safetensors.*a.safetensors"):
+        convert_checkpoint(tmp_path / "folder", tmp_path / "other", file="b.safetensors")
+    convert_checkpoint(tmp_path / "folder", tmp_path / "other", file="a.safetensors", license="mit")
