@@ -700,7 +700,7 @@ def test_voc_size_is_checked(tmp_path):
         ({"dataset_name": "x"}, "`root`"),
         ({"bad_objects": "mend"}, "bad_objects.*'mend'"),
         ({"classes": ["ship", "Ship"]}, "'Ship'"),
-        ({"classes": [{"names": "ship"}]}, "`name`"),
+        ({"classes": [{"names": "ship"}]}, "'names'.*'name'"),
         ({"classes": []}, "classes"),
         ({"colour": 1}, "colour"),
         ({"splits": {"train": {"annotations": "x"}}}, "Split 'train': .*`images`"),
