@@ -1,6 +1,7 @@
 """Data of pretraining: a mixture, a data set, or rows that a task converts to instructions."""
 
 import importlib
+import inspect
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +42,16 @@ def load_task(args: PretrainArguments) -> ModuleType | None:
     In the second case the task is removed from the arguments, and a line says so.
 
     Raises:
-        ValueError: if settings of the rows are given to a task, which does not read them.
+        ValueError: if `task_options` has an unknown key, or settings of the rows are given to a task, which does not
+            read them.
     """
     if args.task is None:
         return None
     task = importlib.import_module(find_task(args.task))
+    known = list(inspect.signature(task.transform).parameters)[1:]
+    for name in args.task_options or {}:
+        if name not in known:
+            raise ValueError(f"task_options: unknown key {name!r}. Known: {', '.join(known)}.")
     try:
         splits = load_rows(args)
         is_read = task.SPLITS <= splits.keys() and task.COLUMNS <= {*splits["train"].column_names}

@@ -29,6 +29,8 @@ from modeling_vitp.recipes.tasks.trees import answers as asking
 from modeling_vitp.recipes.tasks.trees import evaluation, instructions, views
 from modeling_vitp.recipes.tasks.trees.answers import losses_with_own_and_other_images
 from modeling_vitp.recipes.tasks.trees.downstream import label_subset, labeled_rows, split_held_out, write_splits
+from modeling_vitp.training.arguments import PretrainArguments
+from modeling_vitp.training.data import load_task
 from modeling_vitp.vrl import keyed_generator
 
 WORDS = {"top left": (0, 0), "top right": (0, 1), "bottom left": (1, 0), "bottom right": (1, 1)}
@@ -638,3 +640,9 @@ def picture_rows():
         {"image": ImageFeature(), "messages": List({"role": Value("string"), "content": Value("string")})}
     )
     return Dataset.from_dict({"image": pictures, "messages": messages}, features=features)
+
+
+def test_unknown_task_option_is_named():
+    arguments = PretrainArguments(dataset_name=str(AERIAL_TREES), task="trees", task_options={"map_shar": 0.5})
+    with pytest.raises(ValueError, match="'map_shar'.*map_share"):
+        load_task(arguments)
