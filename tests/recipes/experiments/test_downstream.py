@@ -154,7 +154,7 @@ def test_few_labels_are_the_same_windows(finished):
 
 @pytest.mark.slow
 def test_whole_experiment(tmp_path, capsys, monkeypatch):
-    arms = {name: ARMS[name] for name in ("MAE", "a tenth")}
+    arms = {name: ARMS[name] for name in ("random weights", "a tenth")}
     plan = plan_in(tmp_path, arms=arms, corruption_severities=[5])
     plan["finetuning"] |= {"learning_rates": [1e-3]}
     plan["measures"] |= {"corrupted": "corruptions.linear.patch_auc.relative"}
