@@ -54,7 +54,7 @@ def store(notebook: NotebookNode, path: Path) -> None:
             image = Image.open(io.BytesIO(base64.b64decode(output.data.pop("image/png")))).convert("RGB")
             image.thumbnail((1000, 1200))
             encoded = io.BytesIO()
-            image.save(encoded, "JPEG", quality=80, optimize=True)
+            image.save(encoded, "JPEG", quality=75, optimize=True)
             output.data["image/jpeg"] = base64.b64encode(encoded.getvalue()).decode()
             output.metadata = {}
     nbformat.write(notebook, path)
