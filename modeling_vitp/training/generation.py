@@ -104,7 +104,7 @@ def draw_answered_rows(
     """Draw the model's answers and the features of its ViT as a PNG; its title is the name of the file."""
     answered = [answer_row(model, collator, row) for row in rows]
     features = [one.features for one in answered if one.features is not None]
-    draw_answers(answered, component_colors(features, path.parent), path, path.stem.replace("-", " "))
+    draw_answers(answered, component_colors(features, path.parent), path, path.stem.lstrip(".").replace("-", " "))
 
 
 @dataclass
