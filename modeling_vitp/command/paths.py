@@ -221,6 +221,14 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
+def read_section(name: str, key: str) -> dict:
+    """Return a mapping of the configuration `name`; raise a `ValueError` if it has no such mapping."""
+    fields = read_yaml(find_config(name))
+    if not isinstance(fields, dict) or not isinstance(fields.get(key), dict):
+        raise ValueError(f"Expected a configuration with a mapping `{key}`, got {name!r}.")
+    return fields[key]
+
+
 def read_yaml(path: str | Path) -> Any:
     """Read a configuration or a mixture.
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..command.paths import Shard, find_config, read_yaml
+from ..command.paths import Shard, read_section
 from ..training.arguments import Arguments
 
 POOLINGS = ("mean", "cls", "cls_mean")
@@ -112,7 +112,7 @@ class ProbeArguments(Arguments):
             Shard.parse(self.shard)
         for name in self.file_fields:
             if isinstance(getattr(self, name), str):
-                setattr(self, name, read_yaml(find_config(getattr(self, name)))[name])
+                setattr(self, name, read_section(getattr(self, name), name))
         if not self.backbones:
             raise ValueError("Set `backbones` to the backbones to probe.")
         if (self.dataset_name is None) == (self.data is None):

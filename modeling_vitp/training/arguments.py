@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from trl import ScriptArguments
 
-from ..command.paths import Shard, find_config, find_data, find_task, read_yaml
+from ..command.paths import Shard, find_data, find_task, read_section
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
@@ -388,7 +388,7 @@ class PretrainArguments(Arguments, ScriptArguments):
         if self.task is not None:
             find_task(self.task)
         if isinstance(self.probe_data, str):
-            self.probe_data = read_yaml(find_config(self.probe_data))["data"]
+            self.probe_data = read_section(self.probe_data, "data")
         if self.probe_data is not None and self.probe_root is not None:
             self.probe_data["root"] = self.probe_root
         if len(self.probe_splits) != 2:

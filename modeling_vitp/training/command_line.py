@@ -31,8 +31,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-OWN_ARGUMENTS = {  # command: module of its arguments
-    "vitp pretrain": "modeling_vitp.training.arguments",
+OWN_ARGUMENTS = {  # command: module of its arguments, and the class if the module has others
+    "vitp pretrain": "modeling_vitp.training.arguments:PretrainArguments",
     "vitp finetune_classification": "modeling_vitp.classification.arguments",
     "vitp finetune_segmentation": "modeling_vitp.dense.arguments",
     "vitp finetune_detection": "modeling_vitp.detection.arguments",
@@ -283,9 +283,11 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
 
 @cache
 def field_names(module: str) -> set[str]:
-    """Return the field names of all classes of a module, read from its source."""
+    """Return the field names of all classes of a module, or of `MODULE:CLASS`, read from its source."""
+    module, _, name = module.partition(":")
     source = importlib.util.find_spec(module).origin
     classes = [node for node in ast.parse(Path(source).read_text()).body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in classes if name in ("", node.name)]
     return {node.target.id for item in classes for node in item.body if isinstance(node, ast.AnnAssign)}
 
 

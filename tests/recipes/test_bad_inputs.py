@@ -74,6 +74,9 @@ MISTAKES = [  # words, and a pattern of the error line
     ("push_to_hub model org/name", "required: --what"),
     # the start of a training
     ("pretrain --dataset_name data " + scratch(), "output_dir is missing"),
+    ("pretrain --dataset_name data --output_dir out --probe_data quickstart", "mapping `data`.*'quickstart'"),
+    ("probe --backbones bert --data quickstart", "mapping `data`.*'quickstart'"),
+    ("probe --backbones bert --data empty.yaml", "mapping `data`.*'empty.yaml'"),
     (PRETRAIN, "either model_name_or_path or from_scratch"),
     (f"{START} --model_name_or_path model", "either model_name_or_path or from_scratch.*--from_scratch '{}'"),
     (f"{PRETRAIN} --from_scratch '{{}}' --model_name_or_path bert", "bert is a 'bert'"),
