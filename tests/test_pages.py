@@ -152,7 +152,7 @@ def test_readme_is_short_and_recipes_have_pages():
 
 
 def anchor(title: str) -> str:
-    """What a link says after `#` for a title, as GitHub makes it."""
+    """Return the part of a link after `#` for a title, as GitHub makes it."""
     kept = [one for one in title.lower() if one in " -_" or unicodedata.category(one)[0] in "LN"]
     return "".join(kept).strip().replace(" ", "-")
 
@@ -172,7 +172,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_are_there(page):
-    """By their path from the root, from the page, or, as in tables, by their name alone."""
+    """Find files by their path from the root, from the page, or, as in tables, by their name alone."""
     files = {path.name for name in ("modeling_vitp", "recipes", "space", "tests") for path in (ROOT / name).rglob("*")}
     for path in re.findall(
         r"`((?:recipes|modeling_vitp|space|tests)/[\w./-]*|[\w./-]+\.(?:py|yaml))`", read_page(page)[0]
@@ -206,7 +206,7 @@ def test_every_page_is_two_links_from_the_readme():
 
 
 def test_the_test_command_is_what_ci_runs():
-    """By the very line of `.ci/run` that takes it out."""
+    """Check by the very line of `.ci/run` that takes it out."""
     reads = next(line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("test_command="))
     script = f'{reads}\nprintf "%s\\n" "$test_command"'
     found = subprocess.run(["bash", "-euc", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout

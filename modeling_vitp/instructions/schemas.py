@@ -426,7 +426,7 @@ class RowReader:
 
     @property
     def reads_images(self) -> bool:
-        """Whether a column of images is known."""
+        """Presence of a column of images."""
         return any(role in self.columns for role in IMAGES)
 
     def __call__(self, stored: dict[str, Any], number: int | None = None, image_root: str | None = None) -> dict:
