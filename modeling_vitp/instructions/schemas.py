@@ -455,6 +455,8 @@ class RowReader:
                     f"the column {unread[0]!r} looks like image files, but is not read. Rename it to `image`, set "
                     f"`columns` to {json.dumps({'image': unread[0]})}, or remove it."
                 )
+            if "caption" in self.schema.columns and not images:
+                raise ValueError("a caption needs an image, but the row has none. Add it or remove the row.")
             messages = messages_of(after_system(row.get("system"), self.schema.turns(row)), len(images))
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             images, messages, error = [], [], str(problem)

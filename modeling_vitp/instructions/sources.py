@@ -472,7 +472,10 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
         yield from csv_rows(path)
         return
     if path.suffix.lower() == ".txt":
-        yield 0, {"id": path.stem, "image": captioned_image(path).name, "caption": path.read_text(encoding="utf-8")}
+        try:
+            yield 0, {"id": path.stem, "image": captioned_image(path).name, "caption": path.read_text(encoding="utf-8")}
+        except UnicodeDecodeError as error:
+            yield 0, ValueError(f"{path}: {error}. Save it as UTF-8.")
         return
     with open(path, "rb") as file:
         if is_in_lines(path):
@@ -480,9 +483,15 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
             return
         rows = parse_json(file.read(), str(path))
     if isinstance(rows, dict) and {"images", "annotations"} <= rows.keys():
-        names = {image["id"]: image["file_name"] for image in rows["images"]}
-        captions = [one for one in rows["annotations"] if "caption" in one]
-        rows = [{"id": one["id"], "image": names[one["image_id"]], "caption": one["caption"]} for one in captions]
+        try:
+            names = {image["id"]: image["file_name"] for image in rows["images"]}
+            captions = [one for one in rows["annotations"] if "caption" in one]
+            rows = [{"id": one["id"], "image": names[one["image_id"]], "caption": one["caption"]} for one in captions]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: expected images with id and file_name, and captions with id and the image_id of one of them, "
+                f"found none for {error}"
+            ) from None  # the error of a source is its first cause
     if not isinstance(rows, list):
         raise ValueError(f"expected a JSON list of rows in {path}, got {type(rows).__name__}")
     yield from enumerate(rows)
@@ -565,7 +574,9 @@ def annotation_files(
     others = tables + [path for path in found.get(".jsonl", []) + texts if path.stem == "metadata"]
     texts = [path for path in texts if has_header_of_rows(path, columns or {}, prompt)]
     rows = texts or [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
-    rows = rows or [path for path in found.get(".txt", []) if captioned_image(path)] or all_texts  # an error names them
+    rows = rows or [path for path in found.get(".txt", []) if captioned_image(path)]
+    if prompt is None:  # not for folders of classes, which need a prompt
+        rows = rows or all_texts  # an error then names their columns
     rows, others = ([], others) if others else (rows, texts)
     unread = tuple(sorted({*files, *all_texts} - {*rows, *others}))
     if unread:

@@ -95,7 +95,7 @@ def parse(
     parser = TrlParser(own, allow_abbrev=False, **texts)
     parser.error = errors.refuse
     if {"-h", "--help"} & set(words):
-        for action in parser._actions:
+        for action in parser._actions:  # argparse has no public list of its options
             action.help = HELP.get(action.dest, action.help)
         parser.print_help()
         sys.exit(0)

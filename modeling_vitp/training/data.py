@@ -58,7 +58,8 @@ def load_task(args: PretrainArguments) -> ModuleType | None:
     except ValueError:
         is_read = False
     if not is_read:
-        print(f"{args.dataset_name} is not data of the task {args.task!r}: training on it without the task.")
+        if PartialState().is_main_process:
+            print(f"{args.dataset_name} is not data of the task {args.task!r}: training on it without the task.")
         args.task = args.task_options = None
         return None
     for name in ("image_root", "columns", "prompt"):

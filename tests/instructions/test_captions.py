@@ -11,7 +11,7 @@ from training_run import make_rows, make_trainer
 from trl import ScriptArguments
 
 from modeling_vitp.instructions.schemas import CAPTION_QUESTIONS
-from modeling_vitp.instructions.sources import open_splits
+from modeling_vitp.instructions.sources import Source, open_splits, read_source
 from modeling_vitp.recipes import validate_data
 
 CAPTIONS = ["a green field", "two ships, a harbor", "a road"]
@@ -159,3 +159,37 @@ def test_training_without_images_is_refused(tmp_path, capsys):
     arguments = [str(tmp_path / "train.parquet"), "--output_dir", str(tmp_path / "out"), "--num_workers", "0"]
     assert validate_data.main(arguments) == 1
     assert "No row has an image" in capsys.readouterr().out
+
+
+def test_caption_without_an_image_is_named(tmp_path):
+    """A text of a plain language data set is not the answer to a question about an image."""
+    write_lines(tmp_path / "train.jsonl", [{"id": "a", "text": "plain text"}])
+    (row,) = train_rows(tmp_path)
+    assert "a caption needs an image" in row["error"] and row["messages"] == []
+
+
+@pytest.mark.parametrize("change", [{"image_id": 7}, {"image_id": None}, {"id": None}])
+def test_damaged_coco_captions_are_named(change, tmp_path):
+    write_coco(tmp_path / "data")
+    file = tmp_path / "data/annotations/captions_train2017.json"
+    content = json.loads(file.read_text())
+    (part,) = [{**content["annotations"][1], **change}]
+    content["annotations"][1] = {key: value for key, value in part.items() if value is not None}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="captions_train2017.json.*image_id"):
+        train_rows(tmp_path / "data")
+
+
+def test_caption_in_another_encoding_is_named(tmp_path):
+    write_texts(tmp_path)
+    (tmp_path / "train/1.txt").write_bytes("forêt".encode("latin-1"))
+    assert ["1.txt" in (row["error"] or "") for row in train_rows(tmp_path)] == [False, True, False]
+
+
+def test_list_beside_folders_of_classes_is_not_read(tmp_path):
+    for name in ("road", "ship"):
+        save_images(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("Filename,Label\n0.png,road\n")
+    source = Source("s", folder=str(tmp_path), prompt="What is it?", columns={"answer": "label"})
+    rows = list(read_source(source))
+    assert [texts_of(row)[1] for row in rows] == ["road"] * 3 + ["ship"] * 3

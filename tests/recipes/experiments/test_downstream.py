@@ -154,7 +154,7 @@ def test_few_labels_are_the_same_windows(finished):
 
 @pytest.mark.slow
 def test_whole_experiment(tmp_path, capsys, monkeypatch):
-    arms = {name: ARMS[name] for name in ("random weights", "a tenth")}
+    arms = {name: ARMS[name] for name in ("random weights", "MAE", "a tenth")}
     plan = plan_in(tmp_path, arms=arms, corruption_severities=[5])
     plan["finetuning"] |= {"learning_rates": [1e-3]}
     plan["measures"] |= {"corrupted": "corruptions.linear.patch_auc.relative"}
@@ -165,6 +165,6 @@ def test_whole_experiment(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert all(f"| {arm} |" in shown for arm in arms)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert len(metrics["runs"]) == 2
+    assert len(metrics["runs"]) == 3
     for run in metrics["runs"]:
         assert all(0 <= run[measure] <= 1.5 for measure in plan["measures"])
