@@ -5,15 +5,19 @@ import dataclasses
 import difflib
 from collections.abc import Collection
 from inspect import getmembers_static
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, InternVLConfig, InternVLVisionConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .bands import check_band_names
 from .opening import ConfigNamesItsFiles
+from .vision_towers import pair, tower_of
 from .vrl import check_apply_prob, check_drop_ratio, check_warmup_steps
+
+OWN_VISION_TYPES = ("vitp_vision", InternVLVisionConfig.model_type)
 
 
 @strict
@@ -72,6 +76,9 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
     r"""Configuration of [`ViTPForConditionalGeneration`]: ViT, pixel shuffle, two-layer projector, causal LM.
 
     Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the ViT, a [`ViTPVisionConfig`] or one of another family in transformers, see
+            [`register_tower`]. A dictionary without `model_type` is that of a [`ViTPVisionConfig`].
         vrl_drop_ratio (`float`, defaults to 0.0):
             Drop ratio r in [0, 1) of the training, recorded only: the processor drops tokens, the model does not.
         vrl_apply_prob (`float`, defaults to 1.0):
@@ -85,7 +92,6 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
         tie_word_embeddings (`bool`, *optional*):
             Whether the LM head shares the token embeddings' weights. Defaults to the language model's setting.
 
-    The other arguments are those of [`~transformers.InternVLConfig`].
     The other arguments are those of [`~transformers.InternVLConfig`].
     """
 
@@ -115,8 +121,8 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
             side * self.downsample_ratio >= 1 and side * self.downsample_ratio % 1 == 0 for side in (height, width)
         ):
             raise ValueError(
-                f"image_size={list(self.vision_config.image_size)} has {height} x {width} patches of "
-                f"{list(self.vision_config.patch_size)} pixels, which must be divisible into whole visual tokens by "
+                f"image_size={self.vision_config.image_size} has {height} x {width} patches of "
+                f"{self.vision_config.patch_size} pixels, which must be divisible into whole visual tokens by "
                 f"downsample_ratio={self.downsample_ratio}. Set an image_size with an even number of patches (for a "
                 "ratio of 0.5)."
             )
@@ -127,18 +133,27 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
         check_warmup_steps(self.vrl_warmup_steps)
 
 
-def own_vision_config(config: dict | InternVLVisionConfig | None) -> dict | InternVLVisionConfig | None:
-    """Return a copy of the ViT's configuration, with transformers' InternVLVisionConfig as a [`ViTPVisionConfig`]."""
-    if isinstance(config, PreTrainedConfig) and config.model_type == InternVLVisionConfig.model_type:
+def own_vision_config(config: dict | PreTrainedConfig | None) -> dict | PreTrainedConfig | None:
+    """Return a copy of the ViT's configuration, with transformers' InternVLVisionConfig as a [`ViTPVisionConfig`].
+
+    Raises:
+        ValueError: if the family of the ViT is unknown.
+    """
+    if isinstance(config, dict) and config.get("model_type", "vitp_vision") not in OWN_VISION_TYPES:
+        tower_of(SimpleNamespace(**config))
+        config = CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    if not isinstance(config, PreTrainedConfig) or config.model_type == ViTPVisionConfig.model_type:
+        return copy.deepcopy(config)
+    if config.model_type == InternVLVisionConfig.model_type:
         fields = config.to_dict() | {"model_type": ViTPVisionConfig.model_type}
         fields.pop("auto_map", None)
         return ViTPVisionConfig.from_dict(fields, attn_implementation=config._attn_implementation)
-    return copy.deepcopy(config)
+    return tower_of(config).prepare(config)
 
 
-def patch_grid(config: InternVLVisionConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
+def patch_grid(config: PreTrainedConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
     """Return the number of patches in height and width, of an image of `size` or of the configuration's size."""
-    return tuple(side // patch for side, patch in zip(size or config.image_size, config.patch_size))
+    return tuple(side // patch for side, patch in zip(size or pair(config.image_size), pair(config.patch_size)))
 
 
 def check_keys(name: str, settings: Any, known: Collection[str], owner: str) -> None:

@@ -6,6 +6,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_vitp import ViTPVisionConfig, own_vision_config
 from .opening import ConfigNamesItsFiles
+from .vision_towers import tower_of
 
 POOLINGS = ("mean", "cls")
 
@@ -15,8 +16,8 @@ class ViTPImageClassificationConfig(ConfigNamesItsFiles, PreTrainedConfig):
     r"""Configuration of [`ViTPForImageClassification`].
 
     Args:
-        backbone_config (`dict` or [`ViTPVisionConfig`], *optional*):
-            Configuration of the ViT.
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the ViT, a [`ViTPVisionConfig`] or one of another family, see [`register_tower`].
         pooling (`str`, defaults to `"mean"`):
             Input of the classifier: the `"mean"` of the patch tokens, or the `"cls"` token.
         initializer_range (`float`, defaults to 0.02):
@@ -35,14 +36,16 @@ class ViTPImageClassificationConfig(ConfigNamesItsFiles, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         # transformers looks up the model type of a `backbone_config` in its registry, which does not have ours.
+        self.backbone_config = own_vision_config(self.backbone_config)
         if not isinstance(self.backbone_config, PreTrainedConfig):
             self.backbone_config = ViTPVisionConfig.from_dict(self.backbone_config or {})
-        self.backbone_config = own_vision_config(self.backbone_config)
         super().__post_init__(**kwargs)
 
     def validate_pooling(self):
         if self.pooling not in POOLINGS:
             raise ValueError(f"Expected `pooling` to be 'mean' or 'cls', got {self.pooling!r}.")
+        if self.pooling == "cls" and not tower_of(self.backbone_config).num_prefix_tokens(self.backbone_config):
+            raise ValueError(f"pooling='cls': {self.backbone_config.model_type!r} has no CLS token. Use 'mean'.")
 
 
 __all__ = ["ViTPImageClassificationConfig"]

@@ -7,8 +7,9 @@ from transformers import InternVLVisionConfig, PreTrainedConfig, UperNetConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_vitp import ViTPVisionConfig
+from .configuration_vitp import ViTPVisionConfig, own_vision_config
 from .opening import ConfigNamesItsFiles
+from .vision_towers import tower_of
 
 
 @strict
@@ -65,11 +66,24 @@ class ViTPMultiScaleConfig(ViTPBackboneConfig):
     r"""Base configuration of the backbones with feature maps at strides 4, 8, 16 and 32.
 
     The patches have 16 pixels. The stages are the four maps, all of which are returned by default.
+
+    Args:
+        vit_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of a ViT of another family, see [`register_tower`]. The fields of [`ViTPVisionConfig`] then
+            have its sizes. Defaults to the ViT that these fields describe.
     """
 
     patch_size: int | list[int] | tuple[int, int] = (16, 16)
+    vit_config: dict | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
+        if self.vit_config is not None:
+            self.vit_config = own_vision_config(self.vit_config)
+            for name in ("hidden_size", "num_hidden_layers", "num_channels", "image_size", "patch_size"):
+                setattr(self, name, getattr(self.vit_config, name))
+            tower = tower_of(self.vit_config)
+            if tower.has_stochastic_depth(self.vit_config):
+                tower.set_drop_path_rate(self.vit_config, self.drop_path_rate)
         if kwargs.get("out_features") is None and kwargs.get("out_indices") is None:
             kwargs["out_features"] = self.list_stages()
         super().__post_init__(**kwargs)
@@ -138,11 +152,11 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
     add_vit_features: bool = True
 
     def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
         if self.interaction_layers is None:
             depth = self.num_hidden_layers
             ends = [8, 12, 16, 24] if depth == 24 else [round(depth * part / 4) for part in (1, 2, 3, 4)]
             self.interaction_layers = [[start, end - 1] for start, end in zip([0, *ends], ends)]
-        super().__post_init__(**kwargs)
 
     def validate_adapter(self):
         if [len(pair) for pair in self.interaction_layers] != [2] * 4 or not self._covers_all_layers():

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import InternVLForConditionalGeneration, InternVLModel, InternVLVisionModel, PreTrainedConfig
+from transformers import (
+    InternVLForConditionalGeneration,
+    InternVLModel,
+    InternVLVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
@@ -30,6 +36,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig, patch_grid
 from .opening import NamesItsFiles, naming, way_to_vit
+from .vision_towers import pair, tower_of
 
 # Model types that may be mistaken for a checkpoint of ours. Their parameters have other names, which transformers only
 # reports: the model would keep its random weights.
@@ -59,6 +66,21 @@ class CheckpointsOfOurs(NamesItsFiles):
             with naming(pretrained_model_name_or_path, cls):
                 check_kind(cls, pretrained_model_name_or_path, options)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save the model, as in transformers, with the names of its parameters."""
+        # The older names of some ViTs, which transformers would write, are missed when a Trainer resumes.
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def build_vit(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a ViT with random weights: a [`ViTPVisionModel`], or transformers' model of another family."""
+    if config.model_type == ViTPVisionConfig.model_type:
+        return ViTPVisionModel._from_config(config)
+    vit = AutoModel.from_config(config)
+    tower_of(config).freeze_unused(vit)
+    return vit
 
 
 def check_kind(cls: type, name: str, options: dict) -> None:
@@ -131,6 +153,11 @@ class ViTPVisionPreTrainedModel(CheckpointsOfOurs, InternVLVisionPreTrainedModel
                 init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
 
 
+def final_norm(config: ViTPVisionConfig) -> nn.Module:
+    """Return the norm after the last layer."""
+    return nn.Identity() if config.use_mean_pooling else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
 class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
     """ViT of ViTP, the part that is kept after pretraining. A neck in the folder is not loaded."""
 
@@ -140,9 +167,7 @@ class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
         super(InternVLVisionModel, self).__init__(config)
         self.embeddings = InternVLVisionEmbeddings(config)
         self.encoder = ViTPVisionEncoder(config)
-        self.layernorm = (
-            nn.Identity() if config.use_mean_pooling else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        )
+        self.layernorm = final_norm(config)
         self.post_init()
 
     @can_return_tuple
@@ -180,7 +205,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
 
     def __init__(self, config: ViTPConfig):
         super(InternVLModel, self).__init__(config)
-        self.vision_tower = ViTPVisionModel._from_config(config.vision_config)
+        self.vision_tower = build_vit(config.vision_config)
         self.multi_modal_projector = InternVLMultiModalProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -211,13 +236,15 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         """
         if vision_feature_layer != -1:
             kwargs["output_hidden_states"] = True
-        vision_outputs = self.vision_tower(pixel_values.to(dtype=self.dtype), return_dict=True, **kwargs)
+        tower = tower_of(self.config.vision_config)
+        inputs = tower.inputs(self.vision_tower, pixel_values.to(dtype=self.dtype))
+        vision_outputs = self.vision_tower(**inputs, return_dict=True, **kwargs)
         if vision_feature_layer == -1:
             features = vision_outputs.last_hidden_state
         else:
             features = vision_outputs.hidden_states[vision_feature_layer]
         if vision_feature_select_strategy == "default":
-            features = features[:, 1:, :]
+            features = features[:, tower.num_prefix_tokens(self.config.vision_config) :]
 
         grid = self._grid(pixel_values)
         features = features.unflatten(1, grid)
@@ -225,8 +252,12 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         features = features.reshape(features.shape[0], -1, features.shape[-1])
         if visual_token_indices is not None:
             features = features.flatten(0, 1).index_select(0, visual_token_indices.to(features.device)).unsqueeze(1)
-        vision_outputs.pooler_output = self.multi_modal_projector(features)
-        return vision_outputs
+        return BaseModelOutputWithPooling(
+            last_hidden_state=vision_outputs.last_hidden_state,
+            pooler_output=self.multi_modal_projector(features),
+            hidden_states=vision_outputs.hidden_states,
+            attentions=getattr(vision_outputs, "attentions", None),
+        )
 
     @can_return_tuple
     def forward(
@@ -348,7 +379,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         """Return a black tile as `pixel_values`, and `visual_token_indices` that drop all of its tokens."""
         config, device = self.config.vision_config, self.get_input_embeddings().weight.device
         return (
-            torch.zeros(1, config.num_channels, *config.image_size, device=device),
+            torch.zeros(1, config.num_channels, *pair(config.image_size), device=device),
             torch.zeros(0, dtype=torch.long, device=device),
         )
 

@@ -14,10 +14,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 from transformers.models.dinov3_vit.modeling_dinov3_vit import Dinov3ViTDropPath
-from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
 
 from .configuration_vitp_dense import ViTPAdapterConfig
-from .modeling_vitp import ViTPVisionEncoder
 from .modeling_vitp_backbone import ViTPMultiScaleBackbone
 
 
@@ -176,20 +174,21 @@ class Interaction(GradientCheckpointingLayer):
         self.injector = Injector(config)
         self.extractors = nn.ModuleList(Extractor(config) for _ in range(num_extractors))
 
-    def forward(self, patches, tokens, layers, grid, patch_points, shapes, token_points):
-        patches = self.injector(patches, patch_points, tokens, shapes)
+    def forward(self, patches, tokens, layers, grid, patch_points, shapes, token_points, prefix, layer_inputs):
+        states = torch.cat([prefix, self.injector(patches, patch_points, tokens, shapes)], dim=1)
         for layer in layers:
-            patches = layer(patches)
+            states = layer(states, **layer_inputs)
+        prefix, patches = states.split([prefix.shape[1], patches.shape[1]], dim=1)
         for extractor in self.extractors:
             tokens = extractor(tokens, token_points, shapes, patches, grid)
-        return patches, tokens
+        return patches, tokens, prefix
 
 
 class ViTPAdapter(ViTPMultiScaleBackbone):
     """Backbone of the ViT and an adapter, with feature maps at strides 4, 8, 16 and 32.
 
-    `ViTPAdapter.from_backbone(folder)` loads an exported backbone and initializes a new adapter. The ViT runs without
-    its CLS token.
+    `ViTPAdapter.from_backbone(folder)` loads an exported backbone and initializes a new adapter. ViTP's ViT runs
+    without its CLS token, as in the paper; a ViT of another family keeps its CLS token and registers.
     """
 
     config: ViTPAdapterConfig
@@ -200,9 +199,11 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
     def __init__(self, config: ViTPAdapterConfig):
         super().__init__(config)
         self.num_features = [config.hidden_size] * 4
-        self.embeddings = InternVLVisionEmbeddings(config)
-        self.embeddings.cls_token.requires_grad_(False)
-        self.encoder = ViTPVisionEncoder(config)
+        self.build_vit(config)
+        if config.vit_config is None:
+            self.embeddings.cls_token.requires_grad_(False)
+        else:
+            self.tower[0].freeze_unused(self.vit, with_norm=True)
         self.spatial_prior = SpatialPrior(config)
         self.level_embeddings = nn.Parameter(torch.zeros(3, config.hidden_size))
         last = len(config.interaction_layers) - 1
@@ -242,10 +243,16 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
         patch_points = cell_centers([grid], pixel_values.device)
         token_points = cell_centers(shapes, pixel_values.device)
 
-        patches = self.embeddings(pixel_values)[:, 1:]
+        tower, vit = self.tower
+        states, layer_inputs = tower.embed(vit, pixel_values)
+        prefix, patches = states.tensor_split([states.shape[1] - grid[0] * grid[1]], dim=1)
+        if vit is self:
+            prefix = prefix[:, :0]
+        layers = vit.get_submodule(tower.layers)
         for interaction, (start, end) in zip(self.interactions, self.config.interaction_layers):
-            layers = self.encoder.layer[start : end + 1]
-            patches, tokens = interaction(patches, tokens, layers, grid, patch_points, shapes, token_points)
+            patches, tokens, prefix = interaction(
+                patches, tokens, layers[start : end + 1], grid, patch_points, shapes, token_points, prefix, layer_inputs
+            )
 
         maps = to_maps(tokens, shapes)
         maps = [self.upsample(maps[0]) + first, *maps]

@@ -8,21 +8,29 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import InternVLVisionModel, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    InternVLVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
+from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .bands import spread_bands
 from .configuration_vitp import ViTPVisionConfig
-from .configuration_vitp_dense import ViTPBackboneConfig, ViTPMultiScaleConfig
-from .modeling_vitp import VISION_MODELS, ViTPVisionModel, ViTPVisionPreTrainedModel
+from .configuration_vitp_dense import MULTI_SCALE_CONFIGS, ViTPBackboneConfig, ViTPMultiScaleConfig
+from .modeling_vitp import VISION_MODELS, ViTPVisionEncoder, ViTPVisionModel, ViTPVisionPreTrainedModel, build_vit
 from .opening import naming, way_to_vit
+from .vision_towers import TOWERS, VisionTower, pair, resample_positions, tower_of
 
 STRIDES = (4, 8, 16, 32)
-PATCH_KERNEL = "embeddings.patch_embeddings.projection.weight"
-POSITIONS = "embeddings.position_embeddings"
+VISION_PARTS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model"}
 
 
 class ViTPBackbone(BackboneMixin, ViTPVisionModel):
@@ -89,8 +97,21 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     config: ViTPMultiScaleConfig
     opens = VISION_MODELS  # not another neck's folder
 
+    def build_vit(self, config: ViTPMultiScaleConfig) -> None:
+        """Create the ViT: ViTP's as modules of this model itself, one of another family as `vit`."""
+        if config.vit_config is not None:
+            self.vit = build_vit(config.vit_config)
+            return
+        self.embeddings = InternVLVisionEmbeddings(config)
+        self.encoder = ViTPVisionEncoder(config)
+
+    @property
+    def tower(self) -> tuple[VisionTower, nn.Module]:
+        """Family and model of the ViT."""
+        return tower_of(self.config.vit_config or self.config), getattr(self, "vit", self)
+
     def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings
+        return self.vit.get_input_embeddings() if hasattr(self, "vit") else self.embeddings.patch_embeddings
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -127,16 +148,16 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         raise NotImplementedError
 
     @classmethod
-    def from_backbone(cls, backbone: str | Path | InternVLVisionModel, **kwargs):
+    def from_backbone(cls, backbone: str | Path | PreTrainedModel, **kwargs):
         r"""Load the ViT of a pretrained backbone in float32, and initialize a new neck on it.
 
         Patches of another size than 16 pixels are interpolated by [`resize_backbone`], which keeps the grid: a ViT for
         patches of 14 and images of 448 pixels becomes one for 16 and 512.
 
         Args:
-            backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
-                Folder or Hub id of an exported backbone or of a [`ViTPVisionModel`], or the model itself. A folder of
-                this class is loaded with its neck.
+            backbone (`str`, `Path` or [`~transformers.PreTrainedModel`]):
+                Folder or Hub id of an exported backbone, or of a ViT of any family, see [`register_tower`]; or the
+                model itself. A folder of this class is loaded with its neck.
             kwargs:
                 Settings of the configuration, such as `drop_path_rate`, and arguments of `from_pretrained`, such as
                 `revision`. If `band_names` differ from the backbone's, its weights for red, green and blue are spread
@@ -150,15 +171,21 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         names = {field.name for field in dataclasses.fields(cls.config_class)} | {"out_features", "out_indices"}
         settings = {name: kwargs.pop(name) for name in names & kwargs.keys()}
         band_names = settings.pop("band_names", None)
-        if not isinstance(backbone, InternVLVisionModel):
+        if not isinstance(backbone, PreTrainedModel):
             with naming(backbone, PreTrainedConfig):
                 model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
             if model_type == cls.config_class.model_type:
                 model = cls.from_pretrained(backbone, **{"dtype": torch.float32, **settings, **kwargs})
                 return model if band_names is None else spread_bands(model, band_names)
             backbone = open_vit(backbone, **kwargs)
-        grid = backbone.config.image_size[0] // backbone.config.patch_size[0]
+        grid = pair(backbone.config.image_size)[0] // pair(backbone.config.patch_size)[0]
         resized = resize_backbone(backbone, patch_size=16, image_size=16 * grid)
+        if not isinstance(resized, InternVLVisionModel):
+            drop_path_rate = settings.get("drop_path_rate")
+            vit_config = other_family_config(resized, band_names, {"drop_path_rate": drop_path_rate})
+            model = cls(cls.config_class(vit_config=vit_config, **settings))
+            model.vit.load_state_dict(resized.state_dict())
+            return model
         if band_names is not None:
             spread_bands(resized, band_names)
         fields = resized.config.to_dict() | {"model_type": cls.config_class.model_type}
@@ -181,27 +208,68 @@ def check_no_dtype(kwargs: dict[str, Any]) -> None:
         )
 
 
-def open_vit(backbone: str | Path | InternVLVisionModel, **kwargs) -> InternVLVisionModel:
-    """Load the ViT of an exported backbone or of a [`ViTPVisionModel`] in float32. Return a model as it is.
+def other_family_config(
+    vit: PreTrainedModel, band_names: list[str] | None, settings: dict[str, Any]
+) -> PreTrainedConfig:
+    """Return a copy of the configuration of a ViT that is not an InternViT, with other settings.
+
+    A `drop_path_rate` is ignored if the family has no stochastic depth.
+
+    Raises:
+        ValueError: if `band_names` are given, which only InternViT takes.
+    """
+    tower = tower_of(vit.config)
+    config = tower.prepare(vit.config)
+    if band_names is not None:
+        raise ValueError(f"band_names: only InternViT takes other bands than RGB, not {config.model_type!r}.")
+    settings = dict(settings)
+    rate = settings.pop("drop_path_rate", None)
+    if rate is not None and tower.has_stochastic_depth(config):
+        tower.set_drop_path_rate(config, rate)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | None = None, **kwargs) -> PreTrainedModel:
+    """Load a ViT in float32: an exported backbone, a [`ViTPVisionModel`] or a model of another family.
 
     Args:
-        backbone: folder, Hub id or model.
+        backbone: folder or Hub id, also of a whole CLIP or SigLIP, whose ViT is loaded; or a model, which is returned.
+        drop_path_rate: rate of stochastic depth, by default that of the configuration.
         kwargs: arguments of `from_pretrained`, such as `revision`.
 
     Raises:
-        ValueError: if the folder has another model type.
+        ValueError: if the model is of no known family, weights are missing, or the family has no stochastic depth.
     """
-    if isinstance(backbone, InternVLVisionModel):
+    if isinstance(backbone, PreTrainedModel):
+        tower_of(backbone.config)
         return backbone
     kwargs = {"dtype": torch.float32, **kwargs}
     with naming(backbone, PreTrainedConfig):
         fields = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0]
-    if fields.get("model_type") not in VISION_MODELS:
+    model_type = fields.get("model_type")
+    rate = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
+    if model_type in VISION_MODELS:
+        return ViTPVisionModel.from_pretrained(backbone, **rate, **kwargs)
+    model_type, fields = VISION_PARTS.get(model_type, model_type), fields.get("vision_config", fields)
+    if model_type not in TOWERS or model_type in MULTI_SCALE_CONFIGS:
         raise ValueError(
-            f"Expected an exported backbone, got a {fields.get('model_type')!r} in {backbone}. "
-            f"{way_to_vit(backbone, fields)}"
+            f"Expected an exported backbone, or a ViT of a family among {', '.join(TOWERS)}; got a {model_type!r} in "
+            f"{backbone}. {way_to_vit(backbone, fields)}"
         )
-    return ViTPVisionModel.from_pretrained(backbone, **kwargs)
+    tower = TOWERS[model_type]
+    config = tower.prepare(CONFIG_MAPPING[model_type].from_dict(fields))
+    if drop_path_rate is not None:
+        tower.set_drop_path_rate(config, drop_path_rate)
+    model_class = AutoModel._model_mapping[type(config)]
+    with naming(backbone, model_class):
+        vit, report = model_class.from_pretrained(backbone, config=config, output_loading_info=True, **kwargs)
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(tower.unused))
+    if missing or report["mismatched_keys"]:
+        raise ValueError(f"The weights of {backbone} do not fit its configuration: {missing or report}.")
+    tower.freeze_unused(vit)
+    return vit
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -211,35 +279,41 @@ def pad_to_multiple(pixel_values: torch.Tensor, height: int, width: int) -> torc
 
 
 def resize_backbone(
-    model: InternVLVisionModel, patch_size: int | None = None, image_size: int | None = None
-) -> InternVLVisionModel:
+    model: PreTrainedModel, patch_size: int | None = None, image_size: int | None = None
+) -> PreTrainedModel:
     """Return a copy of a ViT with its patch and position embeddings interpolated (bicubic, in float32).
 
     For dense tasks, patches of 14 and images of 448 pixels usually become 16 and 512, which keeps the grid of 32. The
     stored grid is square; the model interpolates it at run time for images of another aspect ratio.
 
     Args:
-        model: ViT of ViTP or of transformers' InternVL. The copy has its class and dtype.
+        model: ViT of any family, see [`register_tower`], or a backbone with a neck. The copy has its class and dtype.
         patch_size: side of a patch in pixels. Defaults to the model's.
         image_size: side of an image in pixels, a multiple of the patch size. Defaults to the model's.
 
     Raises:
         ValueError: if a size is not positive, or the image size is not a multiple of the patch size.
     """
-    patch_size = square(model.config.patch_size if patch_size is None else patch_size, "patch_size")
-    image_size = square(model.config.image_size if image_size is None else image_size, "image_size")
+    # The attention implementation is not part of the fields.
+    config = type(model.config).from_dict(
+        model.config.to_dict(), attn_implementation=model.config._attn_implementation
+    )
+    inner = getattr(config, "vit_config", None)
+    prefix, old = ("", config) if inner is None else ("vit.", inner)
+    patch_size = square(old.patch_size if patch_size is None else patch_size, "patch_size")
+    image_size = square(old.image_size if image_size is None else image_size, "image_size")
     if image_size % patch_size:
         raise ValueError(f"image_size={image_size} must be a multiple of patch_size={patch_size}.")
-    fields = model.config.to_dict() | {"patch_size": [patch_size, patch_size], "image_size": [image_size, image_size]}
-    state = model.state_dict()
-    state[PATCH_KERNEL] = resample(state[PATCH_KERNEL], patch_size)
-    if POSITIONS in state:
-        state[POSITIONS] = resample_positions(state[POSITIONS], image_size // patch_size)
-    with torch.device("meta"):
-        # The attention implementation is not part of the fields.
-        attention = model.config._attn_implementation
-        resized = type(model)(type(model.config).from_dict(fields, attn_implementation=attention))
-    resized.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    tower, state = tower_of(old), model.state_dict()
+    new = tower.resize(old, (image_size, image_size), (patch_size, patch_size))
+    kernel = prefix + tower.patch_kernel
+    state[kernel] = tower.resample_kernel(state[kernel], old, patch_size)
+    if tower.positions is not None and prefix + tower.positions in state:
+        positions = prefix + tower.positions
+        state[positions] = resample_positions(state[positions], image_size // patch_size)
+    with no_init_weights():
+        resized = type(model)(new if inner is None else type(config).from_dict(config.to_dict() | {"vit_config": new}))
+    resized.to(model.dtype).load_state_dict(state)
     return resized.train(model.training)
 
 
@@ -249,22 +323,6 @@ def square(size: int | list[int] | tuple[int, ...], name: str) -> int:
     if sides or side < 1:
         raise ValueError(f"{name} must be one positive size, because stored grids and patches are square, got {size}.")
     return side
-
-
-def resample(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """Interpolate `(n, c, height, width)` to `(n, c, side, side)`, in the same dtype."""
-    if maps.shape[-2:] == (side, side):
-        return maps
-    resampled = nn.functional.interpolate(maps.float(), size=(side, side), mode="bicubic", align_corners=False)
-    return resampled.to(maps.dtype)
-
-
-def resample_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Interpolate `(1, 1 + n², c)` to `(1, 1 + side², c)`, except the first position, that of the CLS token."""
-    cls_position, grid = positions[:, :1], positions[:, 1:]
-    old_side = round(grid.shape[1] ** 0.5)
-    grid = grid.unflatten(1, (old_side, old_side)).permute(0, 3, 1, 2)
-    return torch.cat([cls_position, resample(grid, side).flatten(2).transpose(1, 2)], dim=1)
 
 
 __all__ = ["ViTPBackbone", "ViTPMultiScaleBackbone"]

@@ -14,8 +14,9 @@ from transformers.utils.generic import can_return_tuple
 from .bands import spread_bands
 from .configuration_vitp import ViTPVisionConfig, settings_of_head
 from .configuration_vitp_classification import ViTPImageClassificationConfig
-from .modeling_vitp import CheckpointsOfOurs, ViTPVisionModel
-from .modeling_vitp_backbone import check_no_dtype, open_vit, resize_backbone
+from .modeling_vitp import CheckpointsOfOurs, build_vit
+from .modeling_vitp_backbone import check_no_dtype, open_vit, other_family_config, resize_backbone
+from .vision_towers import tower_of
 
 
 class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
@@ -38,9 +39,9 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
 
     def __init__(self, config: ViTPImageClassificationConfig):
         super().__init__(config)
-        width, epsilon = config.backbone_config.hidden_size, config.backbone_config.layer_norm_eps
-        self.backbone = ViTPVisionModel(config.backbone_config)
-        self.layernorm = nn.LayerNorm(width, eps=epsilon)
+        width = config.backbone_config.hidden_size
+        self.backbone = build_vit(config.backbone_config)
+        self.layernorm = nn.LayerNorm(width, eps=getattr(config.backbone_config, "layer_norm_eps", 1e-6))
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
 
@@ -50,7 +51,7 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
     @classmethod
     def from_backbone(
         cls,
-        backbone: str | Path | InternVLVisionModel,
+        backbone: str | Path | PreTrainedModel,
         *,
         id2label: dict[int, str] | list[str] | None = None,
         image_size: int | None = None,
@@ -60,9 +61,9 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
         r"""Load a pretrained ViT in float32 and initialize a new classifier on it with torch's random state.
 
         Args:
-            backbone (`str`, `Path`, [`ViTPVisionModel`] or [`~transformers.InternVLVisionModel`]):
-                Folder or Hub id of an exported backbone or of a [`ViTPVisionModel`], or the model itself. The patch
-                size does not change.
+            backbone (`str`, `Path` or [`~transformers.PreTrainedModel`]):
+                Folder or Hub id of an exported backbone, or of a ViT of any family, see [`register_tower`]; or the
+                model itself. The patch size does not change.
             id2label (`dict[int, str]` or `list[str]`, *optional*):
                 Names of the classes. Alternatives are `label2id` and `num_labels`.
             image_size (`int`, *optional*):
@@ -86,12 +87,15 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
         if image_size is not None:
             vit = resize_backbone(vit, image_size=image_size)
         band_names = settings.pop("band_names", None)
-        if band_names is not None:
-            vit = spread_bands(copy.deepcopy(vit), band_names)
-        fields = vit.config.to_dict() | {"model_type": ViTPVisionConfig.model_type, "dtype": "float32"} | settings
         kwargs = settings_of_head(cls.config_class, kwargs, id2label)
         attention = {"backbone_config": vit.config._attn_implementation}  # not part of the fields
-        config = ViTPVisionConfig.from_dict(fields)
+        if isinstance(vit, InternVLVisionModel):
+            if band_names is not None:
+                vit = spread_bands(copy.deepcopy(vit), band_names)
+            fields = vit.config.to_dict() | {"model_type": ViTPVisionConfig.model_type, "dtype": "float32"} | settings
+            config = ViTPVisionConfig.from_dict(fields)
+        else:
+            config = other_family_config(vit, band_names, settings)
         model = cls(cls.config_class(backbone_config=config, attn_implementation=attention, **kwargs))
         model.backbone.load_state_dict(vit.state_dict())
         return model
@@ -115,12 +119,21 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
         """
         requested = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         requested = {name: getattr(self.config, name) if value is None else value for name, value in requested.items()}
-        outputs = self.backbone(pixel_values.to(self.dtype), return_dict=True, **requested)
-        pooled = outputs.pooler_output if self.config.pooling == "mean" else outputs.last_hidden_state[:, 0]
+        tower, config = tower_of(self.config.backbone_config), self.config.backbone_config
+        outputs = self.backbone(
+            **tower.inputs(self.backbone, pixel_values.to(self.dtype)), return_dict=True, **requested
+        )
+        states = outputs.last_hidden_state
+        pooled = (
+            states[:, tower.num_prefix_tokens(config) :].mean(dim=1) if self.config.pooling == "mean" else states[:, 0]
+        )
         logits = self.classifier(self.layernorm(pooled))
         loss = None if labels is None else self.loss_of(logits, labels)
         return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=getattr(outputs, "attentions", None),
         )
 
     def loss_of(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_vitp import settings_of_head
 from .configuration_vitp_dense import ViTPFeaturePyramidConfig
-from .modeling_vitp import CheckpointsOfOurs, ViTPVisionModel
+from .modeling_vitp import CheckpointsOfOurs, final_norm
 from .modeling_vitp_adapter import ChannelLayerNorm, ViTPAdapter
 from .modeling_vitp_backbone import ViTPMultiScaleBackbone, resize_backbone
 
@@ -29,7 +29,7 @@ class PyramidLevel(nn.Sequential):
         )
 
 
-class ViTPFeaturePyramid(ViTPMultiScaleBackbone, ViTPVisionModel):
+class ViTPFeaturePyramid(ViTPMultiScaleBackbone):
     """Backbone of the ViT and a simple feature pyramid, with feature maps at strides 4, 8, 16 and 32.
 
     `ViTPFeaturePyramid.from_backbone(folder)` loads an exported backbone and initializes a new pyramid. Unlike in
@@ -42,6 +42,9 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone, ViTPVisionModel):
     def __init__(self, config: ViTPFeaturePyramidConfig):
         super().__init__(config)
         self.num_features = [config.pyramid_channels] * 4
+        self.build_vit(config)
+        if config.vit_config is None:
+            self.layernorm = final_norm(config)
         width = config.hidden_size
         to_stride8 = nn.ConvTranspose2d(width, width // 2, 2, 2)
         to_stride4 = [
@@ -61,7 +64,11 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone, ViTPVisionModel):
         self.post_init()
 
     def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
-        states = self.layernorm(self.encoder(self.embeddings(pixel_values)).last_hidden_state)[:, 1:]
+        if self.config.vit_config is None:
+            states = self.layernorm(self.encoder(self.embeddings(pixel_values)).last_hidden_state)[:, 1:]
+        else:
+            tower, vit = self.tower
+            states = tower.patch_tokens(vit, pixel_values)
         features = states.transpose(1, 2).unflatten(2, (pixel_values.shape[-2] // 16, pixel_values.shape[-1] // 16))
         return [self.pyramid[index](features) for index in wanted]
 

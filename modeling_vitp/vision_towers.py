@@ -1,0 +1,344 @@
+"""Families of vision transformers that a vision-language model and the task models can be built on.
+
+A family is described once, by the names that its model in transformers uses. [`register_tower`] adds one, also from
+outside this package.
+"""
+
+import copy
+import functools
+import json
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+TOWERS: dict[str, "VisionTower"] = {}
+
+
+def register_tower(*model_types: str):
+    """Return a decorator that adds an instance of a [`VisionTower`] for `model_types`."""
+
+    def register(tower: type["VisionTower"]) -> type["VisionTower"]:
+        TOWERS.update({model_type: tower() for model_type in model_types})
+        return tower
+
+    return register
+
+
+def tower_of(config: PreTrainedConfig) -> "VisionTower":
+    """Return the family of a ViT's configuration.
+
+    Raises:
+        ValueError: if the family is not registered.
+    """
+    if config.model_type not in TOWERS:
+        raise ValueError(
+            f"Expected a vision transformer of a known family, got {config.model_type!r}. Known: {', '.join(TOWERS)}."
+        )
+    return TOWERS[config.model_type]
+
+
+def pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """Return a height and a width from one side or from both."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+class VisionTower:
+    """Family of vision transformers whose models have the names of InternViT and DINOv2.
+
+    After [`prepare`], a configuration has `hidden_size`, `num_hidden_layers`, `num_channels`, `image_size` and
+    `patch_size`.
+
+    Attributes:
+        layers: path of the layers in the model.
+        norm: path of the norm after the last layer, `None` if `last_hidden_state` is not normalized.
+        patch_kernel: name of the weight that embeds the patches.
+        positions: name of the position embeddings, `None` for rotary positions.
+        interpolates: whether the model interpolates its position embeddings on request only.
+        unused: modules and parameters that the patch features do not depend on, such as poolers. They are not trained.
+        layer_inputs: arguments of each layer.
+        license: metadata of the license of all published weights, if the family has its own.
+    """
+
+    layers = "encoder.layer"
+    norm: str | None = "layernorm"
+    patch_kernel = "embeddings.patch_embeddings.projection.weight"
+    positions: str | None = "embeddings.position_embeddings"
+    interpolates = False
+    unused: tuple[str, ...] = ("embeddings.mask_token",)
+    layer_inputs: dict[str, Any] = {}
+    license: dict[str, str] = {}
+
+    def prepare(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Return a copy of a configuration for feature maps of images of any size."""
+        return copy.deepcopy(config)
+
+    def num_prefix_tokens(self, config: PreTrainedConfig) -> int:
+        """Return the number of tokens before the patches: the CLS token and registers."""
+        return 1 + getattr(config, "num_register_tokens", 0)
+
+    def resize(
+        self, config: PreTrainedConfig, image_size: tuple[int, int], patch_size: tuple[int, int]
+    ) -> PreTrainedConfig:
+        """Return a copy of a configuration for other sizes."""
+        config = copy.deepcopy(config)
+        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
+            setattr(config, name, size[0] if isinstance(getattr(config, name), int) else list(size))
+        return config
+
+    def set_depth(self, config: PreTrainedConfig, num_layers: int) -> None:
+        """Change the number of layers of a configuration."""
+        config.num_hidden_layers = num_layers
+
+    def has_stochastic_depth(self, config: PreTrainedConfig) -> bool:
+        """Return whether layers can be skipped at random in training."""
+        return hasattr(config, "drop_path_rate")
+
+    def set_drop_path_rate(self, config: PreTrainedConfig, rate: float) -> None:
+        """Change the rate of stochastic depth of a configuration.
+
+        Raises:
+            ValueError: if the family has no stochastic depth.
+        """
+        if not self.has_stochastic_depth(config):
+            raise ValueError(f"drop_path_rate={rate}: {config.model_type!r} has no stochastic depth. Set it to null.")
+        config.drop_path_rate = rate
+
+    def resample_kernel(self, kernel: torch.Tensor, config: PreTrainedConfig, side: int) -> torch.Tensor:
+        """Interpolate the kernel of the patch embedding to patches of `side` pixels."""
+        return resample(kernel, side)
+
+    def inputs(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Any]:
+        """Return the arguments of the model's `forward` for images `(batch_size, num_channels, height, width)`."""
+        return {"pixel_values": pixel_values} | ({"interpolate_pos_encoding": True} if self.interpolates else {})
+
+    def embed(self, model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return the input of the first layer, `(batch_size, prefix + patches, hidden_size)`, and layer arguments."""
+        options = {"interpolate_pos_encoding": True} if self.interpolates else {}
+        return model.embeddings(pixel_values, **options), self.layer_inputs
+
+    def patch_tokens(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the model's output for the patches, `(batch_size, patches, hidden_size)`."""
+        states = model(**self.inputs(model, pixel_values)).last_hidden_state
+        return states[:, self.num_prefix_tokens(model.config) :]
+
+    def freeze_unused(self, model: nn.Module, with_norm: bool = False) -> None:
+        """Freeze weights without a gradient, which data-parallel training would wait for.
+
+        Args:
+            model: ViT.
+            with_norm: whether the last norm is not used either.
+        """
+        unused = self.unused + ((f"{self.norm}.",) if with_norm and self.norm else ())
+        for name, parameter in model.named_parameters():
+            if name.startswith(unused):
+                parameter.requires_grad_(False)
+
+
+@register_tower(
+    "internvl_vision", "vitp_vision", "vitp_backbone", "vitp_adapter", "vitp_feature_pyramid", "dinov2",
+    "dinov2_with_registers",
+)  # fmt: skip
+class PlainTower(VisionTower):
+    """InternViT, DINOv2 and DINOv2 with registers."""
+
+
+@register_tower("dinov3_vit")
+class Dinov3Tower(VisionTower):
+    """DINOv3, with rotary positions. In training its model scales them at random, see `pos_embed_rescale`."""
+
+    layers, norm, positions = "model.layer", "norm", None
+    patch_kernel = "embeddings.patch_embeddings.weight"
+    license = {
+        "license": "other",
+        "license_name": "dinov3-license",
+        "license_link": "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
+    }
+
+    def embed(self, model, pixel_values):
+        return model.embeddings(pixel_values), {"position_embeddings": model.rope_embeddings(pixel_values)}
+
+
+@register_tower("vit")
+class ViTTower(VisionTower):
+    """The original ViT, as in transformers' `ViTModel`."""
+
+    layers, interpolates, unused = "layers", True, ("pooler.",)
+
+
+@register_tower("vit_mae")
+class ViTMAETower(ViTTower):
+    """Encoder of a masked autoencoder, without masking. Its sine and cosine positions are fixed."""
+
+    unused = ("embeddings.position_embeddings",)
+
+    def prepare(self, config):
+        config = super().prepare(config)
+        config.mask_ratio = 0.0
+        return config
+
+    def noise(self, model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the noise that keeps the patches in their order: the model sorts them by it."""
+        height, width = pair(model.config.patch_size)
+        number = (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
+        return torch.arange(number, device=pixel_values.device).expand(len(pixel_values), -1)
+
+    def inputs(self, model, pixel_values):
+        return super().inputs(model, pixel_values) | {"noise": self.noise(model, pixel_values)}
+
+    def embed(self, model, pixel_values):
+        noise = self.noise(model, pixel_values)
+        return model.embeddings(pixel_values, noise=noise, interpolate_pos_encoding=True)[0], {}
+
+
+@register_tower("siglip_vision_model")
+class SiglipTower(VisionTower):
+    """SigLIP, also SigLIP 2 at a fixed resolution, which has the same model. It has no CLS token."""
+
+    layers, norm, interpolates, unused = "encoder.layers", "post_layernorm", True, ("head.",)
+    patch_kernel, positions = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"
+    layer_inputs = {"attention_mask": None}
+
+    def num_prefix_tokens(self, config):
+        return 0
+
+
+@register_tower("siglip2_vision_model")
+class Siglip2Tower(SiglipTower):
+    """SigLIP 2 of any resolution (NaFlex), which interpolates its positions. All images of a batch have one size."""
+
+    interpolates, positions = False, None
+
+    def prepare(self, config):
+        config = super().prepare(config)
+        config.image_size = getattr(config, "image_size", round(config.num_patches**0.5) * config.patch_size)
+        return config
+
+    def resample_kernel(self, kernel, config, side):
+        patch = config.patch_size
+        maps = kernel.unflatten(1, (patch, patch, config.num_channels)).permute(0, 3, 1, 2)
+        return resample(maps, side).permute(0, 2, 3, 1).flatten(1)
+
+    def patches(self, model: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the patches `(batch_size, patches, patch_size² * num_channels)` and the grid of each image."""
+        patch = model.config.patch_size
+        grid = [side // patch for side in pixel_values.shape[-2:]]
+        blocks = pixel_values.unflatten(3, (grid[1], patch)).unflatten(2, (grid[0], patch))
+        shapes = torch.tensor([grid], device=pixel_values.device).expand(len(pixel_values), -1)
+        patches = blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        return {"pixel_values": patches, "spatial_shapes": shapes}
+
+    def inputs(self, model, pixel_values):
+        inputs = self.patches(model, pixel_values)
+        mask = torch.ones(inputs["pixel_values"].shape[:2], dtype=torch.long, device=pixel_values.device)
+        return inputs | {"pixel_attention_mask": mask}
+
+    def embed(self, model, pixel_values):
+        return model.embeddings(**self.patches(model, pixel_values)), self.layer_inputs
+
+
+@register_tower("clip_vision_model")
+class ClipTower(SiglipTower):
+    """CLIP, whose last norm is applied to the pooled CLS token only."""
+
+    norm, unused = None, ("post_layernorm.",)
+
+    def num_prefix_tokens(self, config):
+        return 1
+
+    def embed(self, model, pixel_values):
+        tokens, options = super().embed(model, pixel_values)
+        return model.pre_layrnorm(tokens), options
+
+
+@register_tower("timm_wrapper")
+class TimmTower(VisionTower):
+    """Vision transformers of timm."""
+
+    layers, norm = "timm_model.blocks", "timm_model.norm"
+    patch_kernel, positions = "timm_model.patch_embed.proj.weight", "timm_model.pos_embed"
+    unused = ("timm_model.attn_pool", "timm_model.fc_norm", "timm_model.head")
+
+    def prepare(self, config):
+        config = super().prepare(config)
+        config.model_args = {"dynamic_img_size": True} | (config.model_args or {})
+        model = build_timm(config.architecture, json.dumps(config.model_args))
+        config.hidden_size, config.num_hidden_layers = model.embed_dim, len(model.blocks)
+        config.image_size, config.patch_size = list(model.patch_embed.img_size), list(model.patch_embed.patch_size)
+        config.num_channels = model.patch_embed.proj.in_channels
+        return config
+
+    def num_prefix_tokens(self, config):
+        return build_timm(config.architecture, json.dumps(config.model_args)).num_prefix_tokens
+
+    def resize(self, config, image_size, patch_size):
+        config = super().resize(config, image_size, patch_size)
+        config.model_args = config.model_args | {"img_size": list(image_size), "patch_size": patch_size[0]}
+        return config
+
+    def set_depth(self, config, num_layers):
+        super().set_depth(config, num_layers)
+        config.model_args = config.model_args | {"depth": num_layers}
+
+    def has_stochastic_depth(self, config):
+        return True
+
+    def set_drop_path_rate(self, config, rate):
+        config.model_args = config.model_args | {"drop_path_rate": rate}
+
+    def inputs(self, model, pixel_values):
+        return {"pixel_values": pixel_values, "do_pooling": False}
+
+    def embed(self, model, pixel_values):
+        vit = model.timm_model
+        # timm has no public way to the input of the first block.
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values)))), {}
+
+
+@functools.lru_cache(maxsize=32)
+def build_timm(architecture: str, model_args: str) -> nn.Module:
+    """Return timm's model without weights, to read its shape.
+
+    Raises:
+        ValueError: if the architecture is not timm's `VisionTransformer`.
+    """
+    import timm  # optional
+
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=0, **json.loads(model_args))
+    if not isinstance(model, timm.models.VisionTransformer):
+        raise ValueError(
+            f"Expected a VisionTransformer of timm, got {architecture}, a {type(model).__name__}. Choose another model "
+            "of https://huggingface.co/timm, or the same weights in transformers."
+        )
+    return model
+
+
+def resample(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """Interpolate `(n, c, height, width)` to `(n, c, side, side)` (bicubic, in float32), in the same dtype."""
+    if maps.shape[-2:] == (side, side):
+        return maps
+    resampled = nn.functional.interpolate(maps.float(), size=(side, side), mode="bicubic", align_corners=False)
+    return resampled.to(maps.dtype)
+
+
+def resample_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Interpolate position embeddings, except those of prefix tokens, which come first.
+
+    Args:
+        positions: of shape `(prefix + n², width)` or `(1, prefix + n², width)`.
+        side: side of the new grid.
+
+    Returns:
+        Position embeddings of `prefix + side²` tokens.
+    """
+    number = positions.shape[-2]
+    old_side = int(number**0.5)
+    prefix, grid = positions.flatten(0, -2).split([number - old_side**2, old_side**2])
+    grid = grid.unflatten(0, (old_side, old_side)).permute(2, 0, 1)[None]
+    resampled = torch.cat([prefix, resample(grid, side)[0].flatten(1).T])
+    return resampled.reshape(*positions.shape[:-2], *resampled.shape)
+
+
+__all__ = ["VisionTower", "register_tower"]
