@@ -11,7 +11,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
-from transformers import BatchFeature, GotOcr2ImageProcessor
+from transformers import BatchFeature, GotOcr2ImageProcessor, PreTrainedConfig
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -79,9 +79,17 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         The backbone is a folder or Hub id. A processor that cuts tiles also takes its size. If another `input_spec` is
         passed and drops settings of the backbone's, a warning is logged.
         """
-        settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+        fields, _ = PreTrainedConfig.get_config_dict(backbone, **hub)
+        if fields.get("model_type") == "timm_wrapper" or "pretrained_cfg" in fields:  # timm has no file of its own
+            timm = fields.get("pretrained_cfg") or {}
+            settings = {f"image_{name}": list(timm[name]) for name in ("mean", "std") if name in timm}
+            kwargs = {name: value for name, value in kwargs.items() if name not in hub}
+        else:
+            settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
         own = {name: settings[name] for name in cls.of_backbone if name in settings}
-        if {*own.get("size", ())} != {"height", "width"}:  # not the size of a tile
+        size = own.get("size")
+        if not isinstance(size, dict) or {*size} != {"height", "width"}:  # not the size of a tile
             own.pop("size", None)
         if "input_spec" in kwargs:
             left_out = {**(own.get("input_spec") or {})}

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.initialization import no_init_weights
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import BackboneOutput
 from transformers.models.internvl.modeling_internvl import InternVLVisionEmbeddings
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -246,23 +246,14 @@ def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | Non
         tower_of(backbone.config)
         return backbone
     kwargs = {"dtype": torch.float32, **kwargs}
-    with naming(backbone, PreTrainedConfig):
-        fields = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0]
-    model_type = fields.get("model_type")
-    rate = {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
-    if model_type in VISION_MODELS:
-        return ViTPVisionModel.from_pretrained(backbone, **rate, **kwargs)
-    model_type, fields = VISION_PARTS.get(model_type, model_type), fields.get("vision_config", fields)
-    if model_type not in TOWERS or model_type in MULTI_SCALE_CONFIGS:
-        raise ValueError(
-            f"Expected an exported backbone, or a ViT of a family among {', '.join(TOWERS)}; got a {model_type!r} in "
-            f"{backbone}. {way_to_vit(backbone, fields)}"
-        )
-    tower = TOWERS[model_type]
-    config = tower.prepare(CONFIG_MAPPING[model_type].from_dict(fields))
+    config = open_vit_config(backbone, **kwargs)
+    tower = tower_of(config)
     if drop_path_rate is not None:
         tower.set_drop_path_rate(config, drop_path_rate)
-    model_class = AutoModel._model_mapping[type(config)]
+    if isinstance(config, ViTPVisionConfig):
+        model_class = ViTPVisionModel
+    else:
+        model_class = AutoModel._model_mapping[type(config)]
     with naming(backbone, model_class):
         vit, report = model_class.from_pretrained(backbone, config=config, output_loading_info=True, **kwargs)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(tower.unused))
@@ -270,6 +261,32 @@ def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | Non
         raise ValueError(f"The weights of {backbone} do not fit its configuration: {missing or report}.")
     tower.freeze_unused(vit)
     return vit
+
+
+def open_vit_config(backbone: str | Path, **kwargs) -> PreTrainedConfig:
+    """Read the configuration of a ViT; of a whole CLIP or SigLIP that of its ViT.
+
+    Args:
+        backbone: folder or Hub id.
+        kwargs: arguments of `from_pretrained`, such as `revision`.
+
+    Raises:
+        ValueError: if the model is of no known family.
+    """
+    with naming(backbone, PreTrainedConfig):
+        fields = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0]
+    model_type = fields.get("model_type")
+    if model_type in VISION_MODELS:
+        return ViTPVisionConfig.from_pretrained(backbone, **kwargs)
+    if model_type in VISION_PARTS:
+        model_type, fields = VISION_PARTS[model_type], fields["vision_config"]
+    if model_type not in TOWERS or model_type in MULTI_SCALE_CONFIGS:
+        families = [name for name in TOWERS if not name.startswith("vitp_")]
+        raise ValueError(
+            f"{backbone} is a {model_type!r}. Expected an exported backbone or a ViT of one of these families: "
+            f"{', '.join(families)}. {way_to_vit(backbone, fields)}"
+        )
+    return TOWERS[model_type].prepare(CONFIG_MAPPING[model_type].from_dict(fields))
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -295,9 +312,7 @@ def resize_backbone(
         ValueError: if a size is not positive, or the image size is not a multiple of the patch size.
     """
     # The attention implementation is not part of the fields.
-    config = type(model.config).from_dict(
-        model.config.to_dict(), attn_implementation=model.config._attn_implementation
-    )
+    config = type(model.config).from_dict(model.config.to_dict(), attn_implementation=model.config._attn_implementation)
     inner = getattr(config, "vit_config", None)
     prefix, old = ("", config) if inner is None else ("vit.", inner)
     patch_size = square(old.patch_size if patch_size is None else patch_size, "patch_size")

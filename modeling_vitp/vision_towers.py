@@ -51,6 +51,8 @@ class VisionTower:
     `patch_size`.
 
     Attributes:
+        embeddings: prefixes of the parameters before the first layer.
+        prefix_tokens: ends of the names of the CLS token and the registers.
         layers: path of the layers in the model.
         norm: path of the norm after the last layer, `None` if `last_hidden_state` is not normalized.
         patch_kernel: name of the weight that embeds the patches.
@@ -58,9 +60,10 @@ class VisionTower:
         interpolates: whether the model interpolates its position embeddings on request only.
         unused: modules and parameters that the patch features do not depend on, such as poolers. They are not trained.
         layer_inputs: arguments of each layer.
-        license: metadata of the license of all published weights, if the family has its own.
     """
 
+    embeddings: tuple[str, ...] = ("embeddings.",)
+    prefix_tokens: tuple[str, ...] = ("cls_token", "register_tokens")
     layers = "encoder.layer"
     norm: str | None = "layernorm"
     patch_kernel = "embeddings.patch_embeddings.projection.weight"
@@ -68,7 +71,6 @@ class VisionTower:
     interpolates = False
     unused: tuple[str, ...] = ("embeddings.mask_token",)
     layer_inputs: dict[str, Any] = {}
-    license: dict[str, str] = {}
 
     def prepare(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Return a copy of a configuration for feature maps of images of any size."""
@@ -143,6 +145,9 @@ class VisionTower:
 class PlainTower(VisionTower):
     """InternViT, DINOv2 and DINOv2 with registers."""
 
+    def has_stochastic_depth(self, config):
+        return True
+
 
 @register_tower("dinov3_vit")
 class Dinov3Tower(VisionTower):
@@ -150,11 +155,6 @@ class Dinov3Tower(VisionTower):
 
     layers, norm, positions = "model.layer", "norm", None
     patch_kernel = "embeddings.patch_embeddings.weight"
-    license = {
-        "license": "other",
-        "license_name": "dinov3-license",
-        "license_link": "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
-    }
 
     def embed(self, model, pixel_values):
         return model.embeddings(pixel_values), {"position_embeddings": model.rope_embeddings(pixel_values)}
@@ -242,6 +242,7 @@ class Siglip2Tower(SiglipTower):
 class ClipTower(SiglipTower):
     """CLIP, whose last norm is applied to the pooled CLS token only."""
 
+    embeddings, prefix_tokens = ("embeddings.", "pre_layrnorm."), ("class_embedding",)
     norm, unused = None, ("post_layernorm.",)
 
     def num_prefix_tokens(self, config):
@@ -256,6 +257,10 @@ class ClipTower(SiglipTower):
 class TimmTower(VisionTower):
     """Vision transformers of timm."""
 
+    prefix_tokens = ("cls_token", "reg_token")
+    embeddings = tuple(
+        f"timm_model.{name}" for name in ("patch_embed.", "pos_embed", "norm_pre.", "cls_token", "reg_token")
+    )
     layers, norm = "timm_model.blocks", "timm_model.norm"
     patch_kernel, positions = "timm_model.patch_embed.proj.weight", "timm_model.pos_embed"
     unused = ("timm_model.attn_pool", "timm_model.fc_norm", "timm_model.head")

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
 
     scratch = args.from_scratch, sample_texts(data.train, transform, training_args.seed), args.drop_path_rate
-    model, processor = load_start(model_args, *scratch, args.vision_model, args.language_model)
+    vision = args.vision_model, args.language_model, args.vision_image_size
+    model, processor = load_start(model_args, *scratch, *vision)
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
     freeze(model, *frozen)
     peft_config = lora_config(model, model_args, *frozen)

@@ -11,6 +11,7 @@ from transformers import (
     InternVLVisionConfig,
     InternVLVisionModel,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
@@ -19,11 +20,13 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 from ..bands import describe_bands
 from ..cards.record import read_json
 from ..configuration_vitp import ViTPVisionConfig
+from ..configuration_vitp_dense import MULTI_SCALE_CONFIGS
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming, way_to_vit
 from ..processing_vitp import ViTPProcessor
+from ..vision_towers import TOWERS, pair
 from .tensor_files import check_finite, main_dtype, open_like_folder, read_tensors
 
 AUTO_MAP = {
@@ -46,6 +49,8 @@ def export_backbone(
     `AutoModel` with `trust_remote_code=True`, loads it as [`ViTPVisionModel`], and `AutoBackbone` loads it from the Hub
     as [`ViTPBackbone`]. The features are the same to the bit. The image processor resizes an image to one tile without
     cutting it, so that feature extraction returns one row for each image.
+
+    A ViT of another family keeps its own `model_type` and its own class of transformers or timm.
 
     An image processor with an input spec is saved as [`ViTPImageProcessor`] with its code, because transformers' own
     would ignore the spec and misread the images. `AutoImageProcessor` then needs `trust_remote_code=True`, unless this
@@ -70,7 +75,8 @@ def export_backbone(
     folder = Path(output_dir)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         config = {} if folder.is_file() else read_json(folder / "config.json")
-        if config.get("auto_map") != AUTO_MAP:
+        is_other = config.get("model_type") in TOWERS and (folder / "preprocessor_config.json").is_file()
+        if config.get("auto_map") != AUTO_MAP and not is_other:
             raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
@@ -88,12 +94,16 @@ def export_backbone(
     if not allow_nan:
         check_finite(vision_model.state_dict(), name)
 
-    native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
-    native.load_state_dict(vision_model.state_dict())
-    native.config.auto_map = AUTO_MAP
-    native.save_pretrained(output_dir)
+    if isinstance(vision_model, InternVLVisionModel):
+        native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
+        native.load_state_dict(vision_model.state_dict())
+        native.config.auto_map = AUTO_MAP
+        native.save_pretrained(output_dir)
+        custom_object_save(ViTPExportedBackbone, output_dir)  # with its imports, such as `ViTPVisionModel`
+    else:
+        vision_model.save_pretrained(output_dir)
     open_like_folder(output_dir)
-    save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
+    save_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
     return Path(output_dir)
 
 
@@ -122,7 +132,7 @@ def check_language_model(name: str) -> None:
         )
 
 
-def trained_vision_model(model: nn.Module) -> InternVLVisionModel:
+def trained_vision_model(model: nn.Module) -> PreTrainedModel:
     """Return the vision model of a model; if it is wrapped by PEFT, a copy with merged adapters."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
@@ -131,7 +141,8 @@ def trained_vision_model(model: nn.Module) -> InternVLVisionModel:
         model = model.model
     if isinstance(model, InternVLModel):
         model = model.vision_tower
-    if getattr(model, "config_class", PreTrainedConfig).model_type not in VISION_MODELS:
+    model_type = getattr(model, "config_class", PreTrainedConfig).model_type
+    if model_type not in TOWERS or model_type in MULTI_SCALE_CONFIGS:
         raise ValueError(
             f"Expected a vision-language model or a ViT, got a {type(model).__name__}. For a classifier, pass its "
             "`backbone`. For a model on a multi-scale backbone, save that with backbone.save_pretrained('FOLDER'), and "
@@ -163,12 +174,9 @@ def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
     return InternVLVisionConfig(**fields)
 
 
-def save_code_and_image_processor(
-    output_dir: str | Path, config: ViTPVisionConfig, image_processor: ViTPImageProcessor
-) -> None:
-    """Write the files of a backbone's folder beside its weights and configuration."""
-    custom_object_save(ViTPExportedBackbone, output_dir)  # with its imports, such as `ViTPVisionModel`
-    height, width = config.image_size
+def save_image_processor(output_dir: str | Path, config: PreTrainedConfig, image_processor: ViTPImageProcessor) -> None:
+    """Write the image processor of a backbone, which resizes images to one tile."""
+    height, width = pair(config.image_size)
     settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
     processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
     processor_class(**settings).save_pretrained(output_dir)

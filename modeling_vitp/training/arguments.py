@@ -239,7 +239,7 @@ class PretrainArguments(Arguments, ScriptArguments):
 
     file_fields = ("mixture", "probe_data")
     limits = {"unfreeze_vision_layers": "[0, inf)", "drop_path_rate": "[0, 1)", "max_patches": "[1, inf)"}
-    limits |= {"plan_devices": "[1, inf)", "plan_utilization": "(0, 1]"}
+    limits |= {"plan_devices": "[1, inf)", "plan_utilization": "(0, 1]", "vision_image_size": "[1, inf)"}
 
     mixture: dict | str | None = field(
         default=None,
@@ -315,6 +315,13 @@ class PretrainArguments(Arguments, ScriptArguments):
         default=None,
         metadata={
             "help": "Folder or Hub id of the causal LM that vision_model is combined with; the projector is new."
+        },
+    )
+    vision_image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of a tile in pixels for vision_model, whose position embeddings are interpolated to it. By "
+            "default the size of the ViT."
         },
     )
     probe_data: dict | str | None = field(

@@ -23,6 +23,7 @@ from ..metrics.report import metric_path
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from ..modeling_vitp_multi_scale import NECKS
+from ..vision_towers import pair
 from ..vrl import keyed_generator
 from .arguments import StartArguments
 from .base_trainer import BaseTrainer
@@ -189,15 +190,18 @@ class FineTuningTrainer(BaseTrainer):
         """
         modules = self.accelerator.unwrap_model(self.model).modules()
         backbone = next(module for module in modules if isinstance(module, ViTPMultiScaleBackbone))
-        scale = max(backbone.config.image_size) / max(image.shape[-2:])
+        scale = max(pair(backbone.config.image_size)) / max(image.shape[-2:])
         size = [max(1, round(side * scale)) for side in image.shape[-2:]]
         image = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
         pixels = F.normalize(image, self.processing_class.image_mean, self.processing_class.image_std)
-        with self.compute_loss_context_manager():
-            states = backbone(pixels[None].to(self.args.device), output_hidden_states=True).hidden_states[-1][0]
-        rows, columns = (
-            -(-side // 32) * 2 for side in size
-        )  # patches of 16 pixels; sides are padded to multiples of 32
+        tower, vit = backbone.tower
+        outputs, last_layer = [], vit.get_submodule(tower.layers)[-1]
+        hook = last_layer.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
+        with hook, self.compute_loss_context_manager():
+            backbone(pixels[None].to(self.args.device))
+        states = outputs[-1]
+        # Patches have 16 pixels, and sides are padded to multiples of 32.
+        rows, columns = (-(-side // 32) * 2 for side in size)
         features = states[-rows * columns :].T.unflatten(1, (rows, columns))
         return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
 
@@ -312,7 +316,7 @@ def load_on_backbone(
                 raise ValueError(
                     f"Expected {start} to have classes {names}, found {list(model.config.id2label.values())}."
                 )
-            check_same_bands(start, model.config.backbone_config.band_names, "data: input_spec", band_names)
+            check_same_bands(start, bands_of(model), "data: input_spec", band_names)
             check_finite(model.state_dict(), start)
             return model
     if band_names is not None:
@@ -323,9 +327,14 @@ def load_on_backbone(
     neck = {} if args.neck is None else {"neck": args.neck}
     model = build(start, **neck, id2label=id2label, backbone_kwargs=backbone, **head)
     name = args.model_name_or_path or "from_scratch"
-    check_same_bands(name, model.config.backbone_config.band_names, "data: input_spec", band_names)
+    check_same_bands(name, bands_of(model), "data: input_spec", band_names)
     check_finite(model.state_dict(), name)
     return model
+
+
+def bands_of(model: PreTrainedModel) -> list[str] | None:
+    """Return the names of the bands of a task model, `None` for red, green and blue."""
+    return getattr(model.config.backbone_config, "band_names", None)
 
 
 def load_image_processor(

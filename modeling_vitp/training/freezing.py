@@ -4,12 +4,14 @@ import re
 
 from peft import LoraConfig
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config
 
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..vision_towers import TOWERS, VisionTower, tower_of
 
-POSITIONS, LEVELS = "position_embeddings", "level_embeddings"
+LEVELS = "level_embeddings"
 VISION, PROJECTOR = "vision_tower", "multi_modal_projector"
 
 
@@ -31,12 +33,14 @@ def freeze(
         ValueError: if all parameters are frozen, or if `unfreeze_vision_layers` is set without a frozen ViT.
     """
     layers = unfrozen_layers(model, vision, unfreeze_vision_layers)
-    model.model.vision_tower.requires_grad_(not vision)
+    vit, tower = model.model.vision_tower, tower_of(model.config.vision_config)
+    vit.requires_grad_(not vision)
     model.model.multi_modal_projector.requires_grad_(not projector)
     model.model.language_model.requires_grad_(not language_model)
     model.lm_head.requires_grad_(not language_model)
     for index in layers:
-        model.model.vision_tower.encoder.layer[index].requires_grad_(True)
+        vit.get_submodule(tower.layers)[index].requires_grad_(True)
+    tower.freeze_unused(vit)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("ViT, projector and language model are all frozen. Leave at least one of them trainable.")
 
@@ -70,7 +74,8 @@ def lora_config(
     config.target_modules = rf"model\.language_model\.(.*\.)?({names})"
 
     layers = unfrozen_layers(model, freeze_vision, unfreeze_vision_layers)
-    trained = [f"{VISION}.encoder.layer.{index}" for index in layers] if freeze_vision else [VISION]
+    path = f"{VISION}.{tower_of(model.config.vision_config).layers}"
+    trained = [f"{path}.{index}" for index in layers] if freeze_vision else [VISION]
     trained += [] if freeze_projector else [PROJECTOR]
     config.modules_to_save = trained + (model_args.lora_modules_to_save or [])
     return config
@@ -103,7 +108,7 @@ def layer_decay_groups(
     token have no weight decay.
 
     Args:
-        model: model that contains the ViT's `embeddings` and `encoder.layer`. Frozen parameters are ignored.
+        model: model that contains a ViT. Frozen parameters are ignored.
         learning_rate: learning rate of the adapter and the heads.
         weight_decay: weight decay of parameters with more than one dimension.
         layer_decay: factor between the learning rates of neighboring layers.
@@ -116,14 +121,15 @@ def layer_decay_groups(
         Dictionaries with `params`, `lr`, `weight_decay` and, for logs, `name`.
     """
     groups = {}
+    prefix, tower = find_vit(model)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = vit_depth(name, num_layers)
+        depth = vit_depth(name.removeprefix(prefix), tower, num_layers) if name.startswith(prefix) else num_layers + 1
         if level_embeddings_at_input and name.endswith(LEVELS):
             depth = 0
-        decays = parameter.ndim > 1 and not name.endswith("cls_token")
-        decays = decays and (position_weight_decay or not name.endswith(POSITIONS))
+        decays = parameter.ndim > 1 and not name.endswith(tower.prefix_tokens)
+        decays = decays and (position_weight_decay or not (tower.positions and name.endswith(tower.positions)))
         group = groups.setdefault(
             (depth, decays),
             {
@@ -137,9 +143,18 @@ def layer_decay_groups(
     return [groups[key] for key in sorted(groups)]
 
 
-def vit_depth(name: str, num_layers: int) -> int:
-    """Return 0 for the embeddings of the ViT, 1 + i for its layer i, and L + 1 for all other parameters."""
-    layer = re.search(r"(?:^|\.)encoder\.layer\.(\d+)\.", name)
+def find_vit(model: nn.Module) -> tuple[str, VisionTower]:
+    """Return the prefix of the parameters of a model's ViT, with a dot at its end, and the family of the ViT."""
+    for name, module in model.named_modules():
+        config = getattr(module, "config", None) if isinstance(module, PreTrainedModel) else None
+        if config is not None and config.model_type in TOWERS and getattr(config, "vit_config", None) is None:
+            return f"{name}." if name else "", TOWERS[config.model_type]
+    raise ValueError(f"{type(model).__name__} contains no ViT of a family among {', '.join(TOWERS)}.")
+
+
+def vit_depth(name: str, tower: VisionTower, num_layers: int) -> int:
+    """Return 0 for the embeddings of a ViT, 1 + i for its layer i, and L + 1 for all other parameters."""
+    layer = re.match(rf"{re.escape(tower.layers)}\.(\d+)\.", name)
     if layer:
         return 1 + int(layer[1])
-    return 0 if re.search(r"(?:^|\.)embeddings\.", name) else num_layers + 1
+    return 0 if name.startswith(tower.embeddings) else num_layers + 1

@@ -17,12 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from transformers import Cache, DynamicCache
 
+from ..configuration_vitp import patch_grid
 from ..images.pixels import shown
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
 from ..modeling_vitp import CACHE, ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor, message_texts
+from ..vision_towers import tower_of
 from .callbacks import choose, component_colors
 
 MAX_NEW_TOKENS = 64
@@ -173,10 +175,9 @@ def add_features(
     scale, shift = (np.array(values) for values in (image_processor.image_std, image_processor.image_mean))
     unit = (pixels[0].permute(1, 2, 0).numpy() * scale + shift).transpose(2, 0, 1)
     answered.image = shown(torch.from_numpy(unit), image_processor.band_names or COLORS)
-    tower = next(module for module in model.modules() if isinstance(module, ViTPModel)).vision_tower
-    states = tower(pixels.to(model.device, model.dtype)).last_hidden_state[0, 1:]
-    grid = [side // patch for side, patch in zip(pixels.shape[-2:], tower.config.patch_size)]
-    answered.features = states.T.unflatten(1, grid)
+    vit = next(module for module in model.modules() if isinstance(module, ViTPModel)).vision_tower
+    states = tower_of(vit.config).patch_tokens(vit, pixels.to(model.device, model.dtype))[0]
+    answered.features = states.T.unflatten(1, patch_grid(vit.config, pixels.shape[-2:]))
 
 
 def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Path, title: str = "") -> None:

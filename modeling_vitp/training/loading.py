@@ -22,13 +22,15 @@ from transformers.models.internvl.modeling_internvl import InternVLMultiModalPro
 from transformers.utils import cached_file
 
 from ..bands import spread_bands
-from ..configuration_vitp import ViTPConfig, ViTPVisionConfig, check_keys, known_keys
+from ..configuration_vitp import ViTPConfig, ViTPVisionConfig, check_keys, known_keys, own_vision_config
 from ..convert.internvl import from_internvl, internvl_processor
 from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration, ViTPVisionModel
+from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration
+from ..modeling_vitp_backbone import open_vit, open_vit_config, resize_backbone
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
+from ..vision_towers import TOWERS, pair, tower_of
 
 if TYPE_CHECKING:  # the Space loads models without TRL
     from trl import ModelConfig
@@ -71,6 +73,7 @@ def load_start(
     drop_path_rate: float | None = None,
     vision_model: str | None = None,
     language_model: str | None = None,
+    image_size: int | None = None,
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """Load or build the model and processor that the arguments describe.
 
@@ -82,6 +85,7 @@ def load_start(
         vision_model: folder or Hub id of a backbone. With `from_scratch`, it provides the initial weights of the ViT
             and the settings of the image processor, unless `from_scratch` overrides them.
         language_model: folder or Hub id of a causal LM, combined with `vision_model`.
+        image_size: side of a tile in pixels for `language_model`, see [`compose`].
 
     Raises:
         ValueError: if not exactly one start is given, the checkpoint has another model type, or its keys do not match.
@@ -94,19 +98,21 @@ def load_start(
             "Give either model_name_or_path or from_scratch in the configuration, or vision_model with language_model, "
             "the model to start from. To remove from_scratch of the configuration, add --from_scratch '{}'."
         )
+    if image_size is not None and language_model is None:
+        raise ValueError(f"vision_image_size={image_size} needs vision_model and language_model.")
     options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     if from_scratch is not None:
         model, processor = start_from_scratch(from_scratch, texts, drop_path_rate)
         if vision_model is not None:
             load_vision_weights(model.model.vision_tower, vision_model)
             settings = from_scratch.get("image_processor") or {}
-            size = model.config.vision_config.image_size
+            size = pair(model.config.vision_config.image_size)
             processor.image_processor = image_processor_of(vision_model, size, **settings)
         if model_args.attn_implementation is not None:
             model.set_attn_implementation(model_args.attn_implementation)
         return model, processor
     if vision_model is not None:
-        return compose(vision_model, language_model, drop_path_rate, **options)
+        return compose(vision_model, language_model, drop_path_rate, image_size, **options)
 
     return load_checkpoint(name, drop_path_rate, revision=model_args.model_revision, **options)
 
@@ -141,7 +147,7 @@ def load_checkpoint(
     with naming(name, PreTrainedConfig):
         config = AutoConfig.from_pretrained(name, **revision)
     if drop_path_rate is not None:
-        config.vision_config.drop_path_rate = drop_path_rate
+        tower_of(config.vision_config).set_drop_path_rate(config.vision_config, drop_path_rate)
     model, report = classes[model_type].from_pretrained(
         name, config=config, output_loading_info=True, **options, **revision
     )
@@ -160,7 +166,11 @@ def check_from_scratch(settings: dict | None) -> None:
     missing = [name for name in NEEDED if settings.get(name) is None]
     if missing:
         raise ValueError(f"from_scratch: {' and '.join(missing)} missing. Required keys: {', '.join(NEEDED)}.")
-    check_config("from_scratch.vision_config", settings["vision_config"], ViTPVisionConfig)
+    place, vision_config = "from_scratch.vision_config", settings["vision_config"]
+    vision_class = config_class_of(place, vision_config, ViTPVisionConfig.model_type)
+    if vision_class.model_type not in TOWERS:
+        raise ValueError(f"{place}: {vision_class.model_type!r} must be a family of ViT: {', '.join(TOWERS)}.")
+    check_config(place, vision_config, vision_class)
     text_config = settings["text_config"]
     check_config(
         "from_scratch.text_config", text_config, config_class_of("from_scratch.text_config", text_config, "qwen2")
@@ -175,20 +185,21 @@ def start_from_scratch(
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """Build a model with random weights and a tokenizer trained on `texts`; see [`check_from_scratch`]."""
     check_from_scratch(settings)
-    vision_config = dict(settings["vision_config"])
+    vision_config = {"model_type": ViTPVisionConfig.model_type, **settings["vision_config"]}
+    vision_config = own_vision_config(CONFIG_MAPPING[vision_config["model_type"]].from_dict(vision_config))
     if drop_path_rate is not None:
-        vision_config["drop_path_rate"] = drop_path_rate
+        tower_of(vision_config).set_drop_path_rate(vision_config, drop_path_rate)
     tokenizer = build_tokenizer(texts, settings["vocab_size"])
     return build_model(tokenizer, vision_config, settings["text_config"], settings.get("image_processor"))
 
 
-def load_vision_weights(vision_tower: ViTPVisionModel, name: str) -> None:
+def load_vision_weights(vision_tower: PreTrainedModel, name: str) -> None:
     """Load the weights of a backbone, a folder or Hub id, into a ViT.
 
     Raises:
         ValueError: if the shapes of the weights differ.
     """
-    pretrained = load_vision(name, None, {})
+    pretrained = open_vit(name)
     check_finite(pretrained.state_dict(), name)
     try:
         vision_tower.load_state_dict(pretrained.state_dict())
@@ -200,7 +211,11 @@ def load_vision_weights(vision_tower: ViTPVisionModel, name: str) -> None:
 
 
 def tiling(
-    name: str | None, from_scratch: dict | None, vision_model: str | None = None, max_patches: int | None = None
+    name: str | None,
+    from_scratch: dict | None,
+    vision_model: str | None = None,
+    max_patches: int | None = None,
+    image_size: int | None = None,
 ) -> tuple[ViTPImageProcessor, int]:
     """Return the image processor of the model to start from, and the number of visual tokens per tile.
 
@@ -210,15 +225,15 @@ def tiling(
     backbone = vision_model if vision_model is not None and Path(vision_model).is_dir() else None
     if from_scratch is not None:
         config, settings = ViTPConfig(vision_config=from_scratch["vision_config"]), from_scratch.get("image_processor")
-        size = config.vision_config.image_size
+        size = pair(config.vision_config.image_size)
         if backbone is not None:
             image_processor = image_processor_of(backbone, size, **(settings or {}))
         else:
             size = {"size": dict(zip(("height", "width"), size))}
             image_processor = ViTPImageProcessor(**size, **(settings or {}))
     elif backbone is not None:
-        config = ViTPConfig(vision_config=AutoConfig.from_pretrained(backbone).to_dict())
-        image_processor = image_processor_of(backbone, config.vision_config.image_size)
+        config = ViTPConfig(vision_config=vision_config_of(backbone, image_size))
+        image_processor = image_processor_of(backbone, pair(config.vision_config.image_size))
     elif name is not None and Path(name).is_dir():
         fields = PreTrainedConfig.get_config_dict(name)[0]
         config = ViTPConfig(vision_config=fields["vision_config"], downsample_ratio=fields.get("downsample_ratio", 0.5))
@@ -250,6 +265,10 @@ def apply_input_spec(
     names = processor.image_processor.band_names
     if names is None:
         return
+    if not isinstance(model.config.vision_config, ViTPVisionConfig):
+        raise ValueError(
+            f"input_spec: only InternViT takes `band_names`, not {model.config.vision_config.model_type!r}."
+        )
     if use_peft and model.config.vision_config.band_names is None:
         raise ValueError(
             "use_peft: an adapter needs a saved base model, but the weights are spread over other bands. Save the "
@@ -267,8 +286,8 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
     pairs = {
         "image_seq_length": (config.image_seq_length, processor.image_seq_length),
         "image_token_id": (config.image_token_id, processor.image_token_id),
-        "image size": (list(config.vision_config.image_size), [size["height"], size["width"]]),
-        "band_names": (config.vision_config.band_names, processor.image_processor.band_names),
+        "image size": (list(pair(config.vision_config.image_size)), [size["height"], size["width"]]),
+        "band_names": (getattr(config.vision_config, "band_names", None), processor.image_processor.band_names),
     }
     for name, (expected, found) in pairs.items():
         if expected != found:
@@ -304,7 +323,10 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, vision_config: dict, text_config: dict, image_processor: dict | None = None
+    tokenizer: PreTrainedTokenizerFast,
+    vision_config: dict | PreTrainedConfig,
+    text_config: dict,
+    image_processor: dict | None = None,
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """Build a model with random weights and its processor for a tokenizer."""
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -314,7 +336,7 @@ def build_model(
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         **special,
     )
-    height, width = config.vision_config.image_size
+    height, width = pair(config.vision_config.image_size)
     processor = ViTPProcessor(
         ViTPImageProcessor(size={"height": height, "width": width}, **(image_processor or {})),
         tokenizer,
@@ -324,7 +346,11 @@ def build_model(
 
 
 def compose(
-    vision_model: str, language_model: str, drop_path_rate: float | None = None, **options
+    vision_model: str,
+    language_model: str,
+    drop_path_rate: float | None = None,
+    image_size: int | None = None,
+    **options,
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """Combine a pretrained ViT and a pretrained causal LM with a new projector, and create their processor.
 
@@ -332,16 +358,22 @@ def compose(
     mean of the other embeddings.
 
     Args:
-        vision_model: folder or Hub id of a backbone (`internvl_vision` or `vitp_vision`).
+        vision_model: folder or Hub id of a ViT of any family, see [`~modeling_vitp.register_tower`].
         language_model: folder or Hub id of a causal LM of transformers.
         drop_path_rate: stochastic depth rate of the ViT, by default that of its configuration.
+        image_size: side of a tile in pixels, to which the position embeddings are interpolated. By default that of
+            the ViT, or one patch less if its number of patches is odd, because two by two patches become one token.
         options: arguments of both `from_pretrained` calls (`dtype`, `attn_implementation` …).
 
     Raises:
         ValueError: if a model type is not supported, weights do not match their configuration, or the combined model
             would not compute the logits of the language model.
     """
-    vision, language = load_vision(vision_model, drop_path_rate, options), load_language(language_model, options)
+    vision = open_vit(vision_model, drop_path_rate, **{"dtype": None, **options})
+    side = pair(vision_config_of(vision_model, image_size).image_size)[0]
+    if side != pair(vision.config.image_size)[0]:
+        vision = resize_backbone(vision, image_size=side)
+    language = load_language(language_model, options)
     for name, part in ((vision_model, vision), (language_model, language)):
         check_finite(part.state_dict(), name)
     tokenizer = AutoTokenizer.from_pretrained(language_model)
@@ -375,7 +407,7 @@ def compose(
     model.generation_config.eos_token_id = stop_tokens(language, tokenizer)
     check_logits(model, language, tokenizer(SAMPLE, return_tensors="pt")["input_ids"], language_model)
 
-    image_processor = image_processor_of(vision_model, config.vision_config.image_size)
+    image_processor = image_processor_of(vision_model, pair(config.vision_config.image_size))
     return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
 
 
@@ -388,9 +420,25 @@ def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) 
         settings: settings that replace those of the backbone.
     """
     settings["size"] = dict(zip(("height", "width"), size))
-    if cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False):
+    model_type = open_vit_config(vision_model).model_type
+    has_file = cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    if has_file and model_type in VISION_MODELS:
         return ViTPImageProcessor.from_pretrained(vision_model, **settings)
+    if has_file or model_type == "timm_wrapper":
+        return ViTPImageProcessor.from_backbone(vision_model, **settings)
     return ViTPImageProcessor(**settings)
+
+
+def vision_config_of(vision_model: str, image_size: int | None = None) -> PreTrainedConfig:
+    """Return the configuration of a ViT with the size of its tiles, see [`compose`]."""
+    config = open_vit_config(vision_model)
+    (side, _), (patch, _) = pair(config.image_size), pair(config.patch_size)
+    image_size = image_size or side // (2 * patch) * 2 * patch
+    if image_size % (2 * patch):
+        raise ValueError(
+            f"Expected vision_image_size in multiples of {2 * patch}, two patches of {vision_model}, got {image_size}."
+        )
+    return config if image_size == side else tower_of(config).resize(config, (image_size,) * 2, (patch,) * 2)
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
@@ -407,20 +455,6 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedMod
     size = language.get_input_embeddings().num_embeddings
     language.resize_token_embeddings(min(known, size))
     language.resize_token_embeddings(max(needed, size))
-
-
-def load_vision(name: str, drop_path_rate: float | None, options: dict) -> ViTPVisionModel:
-    model_type = AutoConfig.from_pretrained(name).model_type
-    if model_type not in ("internvl_vision", "vitp_vision"):
-        raise ValueError(
-            f"Expected vision_model {name} to be a backbone, found {model_type!r}. Export the backbone of a model with "
-            "vitp convert MODEL FOLDER --to backbone."
-        )
-    if drop_path_rate is not None:
-        options = {**options, "drop_path_rate": drop_path_rate}
-    model, report = ViTPVisionModel.from_pretrained(name, output_loading_info=True, **options)
-    check_report(name, report)
-    return model
 
 
 def load_language(name: str, options: dict) -> PreTrainedModel:

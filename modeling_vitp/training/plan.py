@@ -27,11 +27,12 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..instructions.dry_run import SourceSummary, print_commands, print_mixture
 from ..instructions.mixture import Mixture
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..vision_towers import pair, tower_of
 from ..vrl import num_kept_tokens
 from .arguments import PretrainArguments
 from .batching import GlobalBatchSampler
 from .freezing import freeze, lora_config
-from .loading import tiling
+from .loading import tiling, vision_config_of
 from .model_patches import checkpoint_activations
 from .vitp_config import HAS_ACTIVATION_CHECKPOINTING
 
@@ -184,7 +185,7 @@ class Work:
 def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: ModelConfig, mixture: Mixture) -> int:
     """Print a summary of the mixture, the cost of the run, and the commands that create missing data."""
     image_processor, tokens_per_tile = tiling(
-        model_args.model_name_or_path, args.from_scratch, args.vision_model, args.max_patches
+        model_args.model_name_or_path, args.from_scratch, args.vision_model, args.max_patches, args.vision_image_size
     )
     devices = max(args.plan_devices, training_args.world_size)
     training_args.gradient_accumulation_steps = training_args.accumulation_on(devices)
@@ -359,8 +360,9 @@ def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[V
         }
         return ViTPConfig(vision_config=args.from_scratch["vision_config"], text_config=text), ""
     if args.vision_model is not None and all(Path(name).is_dir() for name in (args.vision_model, args.language_model)):
-        vision, text = (AutoConfig.from_pretrained(name) for name in (args.vision_model, args.language_model))
-        return ViTPConfig(vision_config=vision.to_dict(), text_config=text.to_dict()), ""
+        vision = vision_config_of(args.vision_model, args.vision_image_size)
+        text = AutoConfig.from_pretrained(args.language_model)
+        return ViTPConfig(vision_config=vision, text_config=text.to_dict()), ""
     name = model_args.model_name_or_path
     if name is not None and Path(name).is_dir():
         fields = AutoConfig.from_pretrained(name)
@@ -497,7 +499,8 @@ def step_cost(
 
     def measure(vision_layers: int, text_layers: int, every: int) -> np.ndarray:
         shallow = copy.deepcopy(config)
-        shallow.vision_config.num_hidden_layers, shallow.text_config.num_hidden_layers = vision_layers, text_layers
+        tower_of(shallow.vision_config).set_depth(shallow.vision_config, vision_layers)
+        shallow.text_config.num_hidden_layers = text_layers
         if getattr(shallow.text_config, "layer_types", None):
             shallow.text_config.layer_types = shallow.text_config.layer_types[:text_layers]
         return measure_step(shallow, batch, every, bf16, dtype, prepare)
@@ -610,7 +613,7 @@ def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor
     shape = batch.samples, kept + batch.text_tokens + batch.padding
     inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "answer_labels")}
     vision = config.vision_config
-    tiles = batch.samples * batch.tiles, vision.num_channels, *vision.image_size
+    tiles = batch.samples * batch.tiles, vision.num_channels, *pair(vision.image_size)
     inputs["pixel_values"] = torch.zeros(tiles)
     if batch.drop_ratio > 0:
         inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)

@@ -33,12 +33,15 @@ from transformers.utils import logging as transformers_logging
 from ..auto.registry import ModelEntry, find_model
 from ..cards.model_card import headlines
 from ..cards.record import copy_record
+from ..configuration_vitp import patch_grid
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
 from ..hub.upload import write_model_card
 from ..images.pixels import shown
 from ..metrics.report import without_nan
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp_backbone import open_vit
+from ..vision_towers import tower_of
 from .arguments import SplitArguments
 from .base_trainer import BaseTrainer
 from .callbacks import component_colors
@@ -315,10 +318,10 @@ def draw_summary(trainer: ViTPTrainer, number: int = 3) -> None:
 @torch.no_grad()
 def vit_features(folder: Path, tiles: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return the last features of an exported backbone for each tile, of shape `(channels, rows, columns)`."""
-    vit, features = ViTPVisionModel.from_pretrained(folder), []
+    vit, features = open_vit(folder), []
     for pixels in tiles:
-        grid = [side // patch for side, patch in zip(pixels.shape[-2:], vit.config.patch_size)]
-        features.append(vit(pixels.to(vit.dtype)).last_hidden_state[0, 1:].T.unflatten(1, grid))
+        states = tower_of(vit.config).patch_tokens(vit, pixels.to(vit.dtype))[0]
+        features.append(states.T.unflatten(1, patch_grid(vit.config, pixels.shape[-2:])))
     return features
 
 

@@ -498,7 +498,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             "max_length": collator.max_length,
             "max_patches": image_processor.max_patches,
             "input_spec": image_processor.input_spec,
-            "drop_path_rate": model.config.vision_config.drop_path_rate,
+            "drop_path_rate": getattr(model.config.vision_config, "drop_path_rate", None),
             TRAINING_DATA: describe_rows(self.train_dataset),
         }
         free = free_settings(args)
