@@ -7,6 +7,7 @@ outside this package.
 import copy
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,6 +125,10 @@ class VisionTower:
         """Return the model's output for the patches, `(batch_size, patches, hidden_size)`."""
         states = model(**self.inputs(model, pixel_values)).last_hidden_state
         return states[:, self.num_prefix_tokens(model.config) :]
+
+    def save(self, model: PreTrainedModel, folder: str | Path) -> None:
+        """Save a ViT as its own library does."""
+        model.save_pretrained(folder)
 
     def freeze_unused(self, model: nn.Module, with_norm: bool = False) -> None:
         """Freeze weights without a gradient, which data-parallel training would wait for.
@@ -271,11 +276,15 @@ class TimmTower(VisionTower):
         model = build_timm(config.architecture, json.dumps(config.model_args))
         config.hidden_size, config.num_hidden_layers = model.embed_dim, len(model.blocks)
         config.image_size, config.patch_size = list(model.patch_embed.img_size), list(model.patch_embed.patch_size)
-        config.num_channels = model.patch_embed.proj.in_channels
+        config.num_channels, config.num_prefix_tokens = model.patch_embed.proj.in_channels, model.num_prefix_tokens
         return config
 
     def num_prefix_tokens(self, config):
-        return build_timm(config.architecture, json.dumps(config.model_args)).num_prefix_tokens
+        return config.num_prefix_tokens
+
+    def save(self, model, folder):
+        state = {name.removeprefix("timm_model."): weight for name, weight in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=state)
 
     def resize(self, config, image_size, patch_size):
         config = super().resize(config, image_size, patch_size)

@@ -23,7 +23,7 @@ from ..cards.record import card_metadata, license_files, license_of, license_of_
 from ..command.paths import check_new
 from ..opening import naming
 from ..processing_vitp import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, ViTPProcessor
-from .export import AUTO_MAP, image_settings, native_vision_config, save_code_and_image_processor
+from .export import AUTO_MAP, image_settings, native_vision_config, save_code, save_image_processor
 from .internvl import (
     VIDEO_TOKEN,
     drop_video_token,
@@ -294,7 +294,8 @@ def write_backbone(checkpoint: Checkpoint, folder: Path) -> None:
     config.dtype = checkpoint.config.dtype
     config.auto_map = AUTO_MAP
     config.save_pretrained(folder)
-    save_code_and_image_processor(folder, vision_config, checkpoint.image_processor)
+    save_code(folder)
+    save_image_processor(folder, vision_config, checkpoint.image_processor)
 
 
 def write_dense(checkpoint: Checkpoint, folder: Path, config: PreTrainedConfig | None = None) -> None:

@@ -26,7 +26,7 @@ from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGe
 from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming, way_to_vit
 from ..processing_vitp import ViTPProcessor
-from ..vision_towers import TOWERS, pair
+from ..vision_towers import TOWERS, pair, tower_of
 from .tensor_files import check_finite, main_dtype, open_like_folder, read_tensors
 
 AUTO_MAP = {
@@ -99,9 +99,9 @@ def export_backbone(
         native.load_state_dict(vision_model.state_dict())
         native.config.auto_map = AUTO_MAP
         native.save_pretrained(output_dir)
-        custom_object_save(ViTPExportedBackbone, output_dir)  # with its imports, such as `ViTPVisionModel`
+        save_code(output_dir)
     else:
-        vision_model.save_pretrained(output_dir)
+        tower_of(vision_model.config).save(vision_model, output_dir)
     open_like_folder(output_dir)
     save_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
     return Path(output_dir)
@@ -172,6 +172,11 @@ def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
     if fields.get("band_names") is None:
         fields.pop("band_names", None)
     return InternVLVisionConfig(**fields)
+
+
+def save_code(output_dir: str | Path) -> None:
+    """Write the code of a backbone of [`ViTPVisionModel`] and what it imports."""
+    custom_object_save(ViTPExportedBackbone, output_dir)
 
 
 def save_image_processor(output_dir: str | Path, config: PreTrainedConfig, image_processor: ViTPImageProcessor) -> None:

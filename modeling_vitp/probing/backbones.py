@@ -22,8 +22,13 @@ from transformers.utils.hub import resolve_revision
 
 from ..bands import check_same_bands
 from ..command.paths import Shard
+from ..image_processing_vitp import ViTPImageProcessor
 from ..input_spec import InputSpec
 from ..instructions.sources import folder_cache
+from ..vision_towers import TOWERS, pair, tower_of
+
+# Families whose image processors return patches, or take images of Pillow only.
+OWN_PREPROCESSING = ("siglip2_vision_model", "timm_wrapper")
 
 
 @dataclass
@@ -104,10 +109,12 @@ class Backbone:
 
     @torch.no_grad()
     def _run(self, pixels: torch.Tensor, **options) -> ModelOutput:
-        model = self.model
+        model, pixels = self.model, pixels.to(self.model.device, self.model.dtype)
+        if model.config.model_type in TOWERS:
+            return model(**TOWERS[model.config.model_type].inputs(model, pixels), **options)
         if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
             options["interpolate_pos_encoding"] = True
-        return model(pixel_values=pixels.to(model.device, model.dtype), **options)
+        return model(pixel_values=pixels, **options)
 
     def _split(self, states: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         states = states.float()
@@ -208,9 +215,16 @@ def load_backbone(
     revision = {"revision": commit or revision or "main"}
     try:
         config = AutoConfig.from_pretrained(where, **revision)
-        image_processor = AutoImageProcessor.from_pretrained(where, **revision)
+        if config.model_type in TOWERS:
+            config = tower_of(config).prepare(config)
+        if config.model_type in OWN_PREPROCESSING:
+            side = pair(config.image_size)[0]
+            size = {"height": side, "width": side}
+            image_processor = ViTPImageProcessor.from_backbone(where, size=size, **revision)
+        else:
+            image_processor = AutoImageProcessor.from_pretrained(where, **revision)
         if random_seed is None:
-            model = AutoModel.from_pretrained(where, dtype=dtype, **revision)
+            model = AutoModel.from_pretrained(where, config=config, dtype=dtype, **revision)
         else:
             set_seed(random_seed)
             model = AutoModel.from_config(config, dtype=dtype)

@@ -1,0 +1,352 @@
+"""Each family of vision transformers beside its own library: in the vision-language model, exported, and in tasks."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from internvl_oracle import blocked_mask
+from pictures import picture
+from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel, SwinConfig, SwinModel
+from vision_families import FAMILIES, MEAN, NAMES, STD, library_features, save_clip, save_language_model, save_vit
+
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPConfig,
+    ViTPFeaturePyramid,
+    ViTPForChangeDetection,
+    ViTPForConditionalGeneration,
+    ViTPForImageClassification,
+    ViTPForObjectDetection,
+    ViTPForSemanticSegmentation,
+    compose,
+    export_backbone,
+    resize_backbone,
+)
+from modeling_vitp.modeling_vitp_backbone import open_vit
+from modeling_vitp.probing.backbones import load_backbone
+from modeling_vitp.training.freezing import freeze, layer_decay_groups
+from modeling_vitp.training.plan import BatchShape, step_cost
+from modeling_vitp.vision_towers import TOWERS, pair, tower_of
+
+SIZES = {"native": (1, 1), "large": (2, 2), "wide": (1, 2)}
+ADAPTER = {"deformable_heads": 2, "spatial_prior_channels": 8}
+CLASSES = {0: "water", 1: "tree"}
+
+
+IN_FAST_SUITE = ("dinov3_vit", "timm_wrapper")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in IN_FAST_SUITE else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
+def folder(request, tmp_path_factory):
+    """Folder of the model of a family, without a repetition of its creation."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_vit(folder, request.param)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    return save_language_model(tmp_path_factory.mktemp("language"))
+
+
+@pytest.fixture(scope="module")
+def composed(folder, language_model):
+    return compose(str(folder), str(language_model))
+
+
+@pytest.fixture
+def vlm(composed):
+    model = copy.deepcopy(composed[0])
+    freeze(model)
+    return model
+
+
+def library_model(folder) -> PreTrainedModel:
+    """Load the model by its own class, which for a masked autoencoder has a decoder."""
+    model_class, *_ = FAMILIES[AutoConfig.from_pretrained(folder).model_type]
+    return model_class.from_pretrained(folder).eval()
+
+
+def images(config, scale=(1, 1), number: int = 2) -> torch.Tensor:
+    sides = [side * times for side, times in zip(pair(config.image_size), scale)]
+    return torch.randn(number, 3, *sides, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_features_equal_library(folder, vlm, size):
+    vit = vlm.model.vision_tower.eval()
+    pixels = images(vit.config, SIZES[size])
+    wanted = library_features(library_model(folder), pixels)
+    with torch.no_grad():
+        torch.testing.assert_close(tower_of(vit.config).patch_tokens(vit, pixels), wanted, atol=1e-5, rtol=0)
+        states = vlm.eval().get_image_features(pixels).last_hidden_state
+        torch.testing.assert_close(states[:, -wanted.shape[1] :], wanted, atol=1e-5, rtol=0)
+
+
+def test_layers_one_by_one_equal_model(vlm):
+    vit = vlm.model.vision_tower.eval()
+    tower, pixels = tower_of(vit.config), images(vit.config, SIZES["wide"])
+    with torch.no_grad():
+        states, options = tower.embed(vit, pixels)
+        for layer in vit.get_submodule(tower.layers):
+            states = layer(states, **options)
+        if tower.norm is not None:
+            states = vit.get_submodule(tower.norm)(states)
+        prefix = FAMILIES[vit.config.model_type][3]
+        assert tower.num_prefix_tokens(vit.config) == prefix
+        torch.testing.assert_close(states[:, prefix:], tower.patch_tokens(vit, pixels), atol=1e-6, rtol=0)
+
+
+def test_short_sequence_equals_blocked_one(composed, vlm):
+    """The oracle of VRL: the short forward equals the full one whose attention blocks every dropped position."""
+    processor, full_model = composed[1], copy.deepcopy(vlm)
+    call = {"images": [[picture(130, 60)]], "text": ["<IMG_CONTEXT>How many trees are there?"], "return_tensors": "pt"}
+    full, short = processor(**call), processor(**call, vrl_drop_ratio=0.75, vrl_keys=[(0, 0, 0)])
+    survives = torch.zeros_like(full["attention_mask"], dtype=torch.bool)
+    survives[0, short["position_ids"][0]] = True
+    assert short["input_ids"].shape[1] < full["input_ids"].shape[1]
+
+    labels = short["input_ids"].masked_fill(short["input_ids"] == processor.image_token_id, -100)
+    labels[:, :-4] = -100
+    full_labels = torch.full_like(full["input_ids"], -100).masked_scatter(survives, labels)
+    torch.manual_seed(0)
+    actual = vlm.train()(**short, labels=labels, use_cache=False)
+    torch.manual_seed(0)
+    wanted = full_model.train()(
+        input_ids=full["input_ids"],
+        pixel_values=full["pixel_values"],
+        position_ids=torch.arange(survives.shape[1])[None],
+        attention_mask=blocked_mask(full["attention_mask"], survives),
+        labels=full_labels,
+        use_cache=False,
+    )
+    torch.testing.assert_close(actual.logits[0], wanted.logits[survives], atol=1e-5, rtol=0)
+    actual.loss.backward()
+    wanted.loss.backward()
+    for (name, weight), other in zip(vlm.named_parameters(), full_model.parameters()):
+        if weight.requires_grad:
+            # Every tensor that is trained has a gradient.
+            assert weight.grad is not None and other.grad.isfinite().all(), name
+            assert (weight.grad - other.grad).norm() <= 1e-5 * max(other.grad.norm(), 1), name
+        else:
+            assert name.removeprefix("model.vision_tower.").startswith(
+                TOWERS[vlm.config.vision_config.model_type].unused
+            )
+
+
+def test_saved_model_has_names_of_parameters(vlm, tmp_path):
+    """A Trainer resumes by the names in memory, and misses all others with a warning."""
+    vlm.save_pretrained(tmp_path)
+    again, report = ViTPForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert again.config.vision_config.to_dict() == vlm.config.vision_config.to_dict()
+    for (name, weight), other in zip(vlm.state_dict().items(), again.state_dict().values()):
+        assert torch.equal(weight, other), name
+
+
+def test_export_stays_in_its_family(folder, vlm, composed, tmp_path):
+    with torch.no_grad():
+        for weight in vlm.model.vision_tower.parameters():
+            weight.mul_(1.01)
+    export_backbone(vlm, tmp_path, composed[1].image_processor)
+    family = vlm.config.vision_config.model_type
+    opened, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert opened.config.model_type == family
+    assert opened.__class__.__module__.startswith("transformers.models")
+    assert not any(report.values())
+    vit = vlm.model.vision_tower.eval()
+    tower, pixels = tower_of(vit.config), images(vit.config)
+    with torch.no_grad():
+        assert torch.equal(tower.patch_tokens(opened.eval(), pixels), tower.patch_tokens(vit, pixels))
+    again = open_vit(tmp_path)
+    fields = again.config.to_dict() | {"_name_or_path": vit.config.to_dict().get("_name_or_path")}
+    assert fields == vit.config.to_dict() | {"architectures": [type(vit).__name__]}
+    if family in ("dinov2", "dinov2_with_registers", "dinov3_vit"):
+        (maps,) = AutoBackbone.from_config(opened.config)(pixels).feature_maps
+        assert maps.shape == (2, 32, 4, 4)
+    if family == "timm_wrapper":
+        loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0, **vit.config.model_args)
+        torch.testing.assert_close(loaded.eval().forward_features(pixels)[:, 3:], tower.patch_tokens(vit, pixels))
+
+
+def test_image_processor_has_mean_and_std_of_vit(composed):
+    model, processor = composed
+    assert list(processor.image_processor.image_mean) == MEAN
+    assert list(processor.image_processor.image_std) == STD
+    assert [processor.image_processor.size.height] * 2 == [*pair(model.config.vision_config.image_size)]
+    assert processor.image_seq_length == model.config.image_seq_length == 4
+
+
+def test_tiles_of_another_size(folder, language_model):
+    model, processor = compose(str(folder), str(language_model), image_size=2 * 56 if "dinov2" in folder.name else 128)
+    assert model.config.image_seq_length == processor.image_seq_length == 16
+    vit = model.model.vision_tower.eval()
+    pixels = images(vit.config)
+    wanted = library_features(library_model(folder), pixels)
+    # At run time DINOv2 with registers and timm resample positions with antialiasing.
+    tolerance = 0.05 if folder.name.startswith(("timm", "dinov2_with")) else 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(tower_of(vit.config).patch_tokens(vit, pixels), wanted, atol=tolerance, rtol=0)
+
+
+def test_odd_grid_loses_one_patch(tmp_path, language_model):
+    save_vit(tmp_path, "dinov2")
+    resize_backbone(AutoModel.from_pretrained(tmp_path), image_size=70).save_pretrained(tmp_path)
+    model, _ = compose(str(tmp_path), str(language_model))
+    assert model.config.vision_config.image_size == 56
+    with pytest.raises(ValueError, match="vision_image_size"):
+        compose(str(tmp_path), str(language_model), image_size=70)
+
+
+@pytest.mark.parametrize("neck", [ViTPAdapter, ViTPFeaturePyramid])
+def test_multi_scale_maps_start_from_vit(folder, neck, tmp_path):
+    settings = ADAPTER if neck is ViTPAdapter else {}
+    backbone = neck.from_backbone(folder, drop_path_rate=0.2, **settings)
+    maps = backbone(torch.randn(1, 3, 96, 64)).feature_maps
+    assert [tuple(part.shape[2:]) for part in maps] == [(24, 16), (12, 8), (6, 4), (3, 2)]
+    sum(part.square().sum() for part in maps).backward()
+    assert [name for name, weight in backbone.named_parameters() if weight.requires_grad and weight.grad is None] == []
+    resized = resize_backbone(open_vit(folder), patch_size=16, image_size=64)
+    assert all(torch.equal(weight, backbone.vit.state_dict()[name]) for name, weight in resized.state_dict().items())
+
+    backbone.save_pretrained(tmp_path)
+    again, report = neck.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for actual, wanted in zip(again.eval()(image).feature_maps, backbone.eval()(image).feature_maps):
+            assert torch.equal(actual, wanted)
+    large = resize_backbone(backbone, image_size=128)
+    assert pair(large.vit.config.image_size) == pair(large.config.image_size) == (128, 128)
+
+
+@pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForChangeDetection, ViTPForObjectDetection])
+def test_task_models_start_from_vit(folder, model_class, tmp_path):
+    settings = {"neck": "pyramid", "id2label": CLASSES, "backbone_kwargs": {"pyramid_channels": 16}}
+    if model_class is ViTPForObjectDetection:
+        settings |= {"neck_channels": 16, "head_hidden_size": 16, "rpn_proposals_train": 20, "roi_samples": 20}
+    else:
+        settings |= {"hidden_size": 16, "auxiliary_channels": 16}
+    torch.manual_seed(0)
+    model = model_class.from_backbone(folder, **settings)
+    inputs = {"pixel_values": torch.randn(2, 3, 64, 64)}
+    if model_class is ViTPForChangeDetection:
+        inputs = {"pixel_values_before": inputs["pixel_values"], "pixel_values_after": torch.randn(2, 3, 64, 64)}
+    if model_class is ViTPForObjectDetection:
+        box = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}
+        inputs["labels"] = [box, box]
+    else:
+        inputs["labels"] = torch.randint(0, 2, (2, 64, 64))
+    model.train()(**inputs).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None] == []
+    model.save_pretrained(tmp_path)
+    again, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_classifier_pools_patches_or_cls_token(folder, pooling):
+    vit = open_vit(folder).eval()
+    tower = tower_of(vit.config)
+    prefix = tower.num_prefix_tokens(vit.config)
+    if pooling == "cls" and not prefix:
+        with pytest.raises(StrictDataclassError, match="pooling"):
+            ViTPForImageClassification.from_backbone(folder, id2label=CLASSES, pooling=pooling)
+        return
+    model = ViTPForImageClassification.from_backbone(folder, id2label=CLASSES, pooling=pooling).eval()
+    pixels = images(vit.config)
+    with torch.no_grad():
+        states = vit(**tower.inputs(vit, pixels)).last_hidden_state
+        pooled = states[:, 0] if pooling == "cls" else library_features(library_model(folder), pixels).mean(1)
+        wanted = model.classifier(model.layernorm(pooled))
+        torch.testing.assert_close(model(pixels).logits, wanted, atol=1e-5, rtol=0)
+
+
+def test_layer_decay_has_rate_of_each_layer(folder):
+    model = ViTPForSemanticSegmentation.from_backbone(
+        folder, "adapter", id2label=CLASSES, backbone_kwargs=ADAPTER, hidden_size=16, auxiliary_channels=16
+    )
+    rates = {}
+    for group in layer_decay_groups(model, 1.0, 0.1, 0.5, num_layers=4):
+        rates |= {id(parameter): (group["lr"], group["weight_decay"]) for parameter in group["params"]}
+    tower = tower_of(model.config.backbone_config.vit_config)
+    for index, layer in enumerate(model.backbone.vit.get_submodule(tower.layers)):
+        for parameter in layer.parameters():
+            assert rates[id(parameter)] == (0.5 ** (4 - index), 0.1 if parameter.ndim > 1 else 0.0)
+    kernel = model.backbone.vit.get_parameter(tower.patch_kernel)
+    assert rates[id(kernel)] == (0.5**5, 0.1)
+    if tower.positions and model.backbone.vit.get_parameter(tower.positions).requires_grad:
+        assert rates[id(model.backbone.vit.get_parameter(tower.positions))] == (0.5**5, 0.0)
+    assert rates[id(model.backbone.spatial_prior.stem[0].weight)] == (1.0, 0.1)
+    assert rates[id(model.decode_head.classifier.weight)] == (1.0, 0.1)
+
+
+def test_last_layers_of_frozen_vit_train(vlm):
+    freeze(vlm, vision=True, unfreeze_vision_layers=1)
+    layers = vlm.model.vision_tower.get_submodule(tower_of(vlm.config.vision_config).layers)
+    trained = {name for name, weight in vlm.model.vision_tower.named_parameters() if weight.requires_grad}
+    assert len(trained) == len([*layers[-1].parameters()])
+    assert all(weight.requires_grad for weight in layers[-1].parameters())
+
+
+def test_cost_plan_counts_weights_and_operations(vlm):
+    cost = step_cost(vlm.config, BatchShape(samples=1, tiles=1, text_tokens=8), bf16=False)
+    assert cost.weights == sum(weight.numel() for weight in vlm.parameters()) * 4
+    grid = 16 + FAMILIES[vlm.config.vision_config.model_type][3]
+    layers = vlm.model.vision_tower.get_submodule(tower_of(vlm.config.vision_config).layers)
+    matrices = sum(weight.numel() for weight in layers.parameters() if weight.ndim == 2)
+    attention = 2 * grid * grid * 32 * 4
+    kernel = vlm.model.vision_tower.get_parameter(tower_of(vlm.config.vision_config).patch_kernel)
+    wanted = 2 * (matrices * grid + attention + kernel.numel() * 16)
+    assert wanted <= cost.forward["ViT"] < 1.15 * wanted  # some families have a pooler
+
+
+def test_probes_open_vit(folder):
+    backbone = load_backbone(str(folder))
+    pixels = images(open_vit(folder).config, SIZES["wide"])
+    maps = backbone.maps(pixels)
+    wanted = library_features(library_model(folder), pixels).unflatten(1, maps.shape[1:3])
+    torch.testing.assert_close(maps, wanted, atol=1e-5, rtol=0)
+
+
+def test_vit_of_whole_clip_is_opened(tmp_path, language_model):
+    whole = save_clip(tmp_path)
+    vit = open_vit(tmp_path)
+    assert all(torch.equal(weight, vit.state_dict()[name]) for name, weight in whole.vision_model.state_dict().items())
+    model, processor = compose(str(tmp_path), str(language_model))
+    assert model.config.vision_config.model_type == "clip_vision_model"
+    assert list(processor.image_processor.image_mean) == MEAN
+
+
+@pytest.mark.parametrize("opening", [open_vit, ViTPAdapter.from_backbone, compose], ids=["ViT", "adapter", "compose"])
+def test_unknown_family_names_known_ones(tmp_path, language_model, opening):
+    SwinModel(SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 1])).save_pretrained(tmp_path)
+    arguments = (str(language_model),) if opening is compose else ()
+    with pytest.raises(ValueError, match="'swin'.*dinov3_vit.*timm_wrapper"):
+        opening(str(tmp_path), *arguments)
+
+
+def test_configuration_names_known_families():
+    with pytest.raises(ValueError, match="'swin'.*dinov3_vit"):
+        ViTPConfig(vision_config={"model_type": "swin"})
+
+
+def test_stochastic_depth_needs_a_family_that_has_it(tmp_path, language_model):
+    save_vit(tmp_path, "vit")
+    with pytest.raises(ValueError, match="drop_path_rate.*'vit'"):
+        compose(str(tmp_path), str(language_model), drop_path_rate=0.1)
+
+
+def test_missing_weights_are_named(tmp_path):
+    model = save_vit(tmp_path, "dinov2")
+    state = model.state_dict()
+    del state["layernorm.weight"]
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match=r"layernorm\.weight"):
+        open_vit(tmp_path)
