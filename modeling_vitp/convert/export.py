@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import (
@@ -67,11 +68,30 @@ def export_backbone(
         ValueError: if `model` or the checkpoint has another model type, such as a backbone or a detector, weights are
             NaN or infinite, a model with other bands has no image processor, or the folder has other files.
     """
+    check_output_dir(output_dir, "auto_map", AUTO_MAP)
+    vision_model, image_processor = open_trained_vision_model(model, image_processor, allow_nan)
+    native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
+    native.load_state_dict(vision_model.state_dict())
+    native.config.auto_map = AUTO_MAP
+    native.save_pretrained(output_dir)
+    open_like_folder(output_dir)
+    save_code_and_image_processor(output_dir, vision_model.config, image_processor)
+    return Path(output_dir)
+
+
+def check_output_dir(output_dir: str | Path, field: str, value: Any) -> None:
+    """Raise a `ValueError` for a folder with files, unless `field` of its config.json shows that it is an export."""
     folder = Path(output_dir)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         config = {} if folder.is_file() else read_json(folder / "config.json")
-        if config.get("auto_map") != AUTO_MAP:
+        if config.get(field) != value:
             raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
+
+
+def open_trained_vision_model(
+    model: nn.Module | str | Path, image_processor: ViTPImageProcessor | None, allow_nan: bool
+) -> tuple[InternVLVisionModel, ViTPImageProcessor]:
+    """Return the vision model to export and its image processor, see [`export_backbone`] for arguments and errors."""
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
         check_language_model(name)
@@ -87,14 +107,7 @@ def export_backbone(
         )
     if not allow_nan:
         check_finite(vision_model.state_dict(), name)
-
-    native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
-    native.load_state_dict(vision_model.state_dict())
-    native.config.auto_map = AUTO_MAP
-    native.save_pretrained(output_dir)
-    open_like_folder(output_dir)
-    save_code_and_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
-    return Path(output_dir)
+    return vision_model, image_processor or ViTPImageProcessor()
 
 
 def trained_dtype(name: str | Path) -> str:
@@ -168,6 +181,11 @@ def save_code_and_image_processor(
 ) -> None:
     """Write the files of a backbone's folder beside its weights and configuration."""
     custom_object_save(ViTPExportedBackbone, output_dir)  # with its imports, such as `ViTPVisionModel`
+    save_image_processor(output_dir, config, image_processor)
+
+
+def save_image_processor(output_dir: str | Path, config: ViTPVisionConfig, image_processor: ViTPImageProcessor) -> None:
+    """Write the image processor of a backbone, which resizes each image to one tile."""
     height, width = config.image_size
     settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
     processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
