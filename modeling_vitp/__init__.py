@@ -19,6 +19,7 @@ _LAZY = {
     "convert_checkpoint": "convert.checkpoint",
     "detect_large": "detection.prediction",
     "export_backbone": "convert.export",
+    "export_timm": "convert.timm_folder",
     "predict_large": "dense.prediction",
     "predict_volume": "dense.prediction",
     "start_from_scratch": "training.loading",

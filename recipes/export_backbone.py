@@ -1,6 +1,7 @@
 """Export the backbone of a checkpoint.
 
 vitp export_backbone outputs/quickstart my_backbone
+vitp export_backbone outputs/quickstart my_timm_backbone --format timm
 """
 
 import argparse
@@ -14,14 +15,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="Folder or Hub id of a trained ViTP model with its processor.")
     parser.add_argument("output_dir", help="Output folder, which must not exist.")
+    parser.add_argument(
+        "--format",
+        choices=("transformers", "timm"),
+        default="transformers",
+        help="Library that opens the folder. timm also accepts an exported backbone as CHECKPOINT.",
+    )
     args = parse_words(parser, argv)
     check_new(args.output_dir)
 
-    from modeling_vitp import export_backbone
+    from modeling_vitp import export_backbone, export_timm
     from modeling_vitp.cards.record import copy_record
     from modeling_vitp.hub.upload import write_model_card
 
-    folder = export_backbone(args.checkpoint, args.output_dir)
+    export = export_timm if args.format == "timm" else export_backbone
+    folder = export(args.checkpoint, args.output_dir)
     copy_record(args.checkpoint, folder)
     write_model_card("backbone", folder)
     print(f"The backbone is in {folder}")

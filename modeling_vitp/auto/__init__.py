@@ -50,6 +50,16 @@ image = Image.new("RGB", (640, 480))  # yours
 inputs = image_processor(image, return_tensors="pt")
 features = backbone(**inputs).last_hidden_state  # (1, 1 + patches, width), the CLS token first
 """
+TIMM_EXAMPLE = """
+import timm
+from PIL import Image
+
+model = timm.create_model("{source}:{repo}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+image = Image.new("RGB", (640, 480))  # yours
+features = model(transform(image)[None])  # (1, width), the mean of the patch tokens
+"""
 MAPS_EXAMPLE = """
 import torch
 from transformers import AutoBackbone
@@ -178,6 +188,7 @@ for _entry in (
         "image-text-to-text",
         LORA_EXAMPLE,
         description="A LoRA adapter, with fully trained vision transformer and projector, trained with {paper}.",
+        library_name="peft",
         push_as="adapter",
         headline_metrics=LOSS,
     ),
@@ -200,6 +211,16 @@ for _entry in (
         description="A vision transformer as an image backbone, pretrained with {paper}.",
         push_as="backbone",
         layout="backbone",
+        headline_metrics=LOSS,
+    ),
+    ModelEntry(
+        "timm_wrapper",
+        "AutoModel",
+        "image-feature-extraction",
+        TIMM_EXAMPLE,
+        description="A vision transformer as an image backbone for timm, pretrained with {paper}.",
+        library_name="timm",
+        push_as="backbone",
         headline_metrics=LOSS,
     ),
     ModelEntry("vitp_backbone", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPBackbone),

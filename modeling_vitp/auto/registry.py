@@ -27,10 +27,11 @@ class ModelEntry:
         model_type: value in `config.json`; `"adapter"` for a LoRA adapter.
         auto_class: name of the Auto class that loads the model.
         pipeline_tag: pipeline tag on the Hub.
-        example: Python code of the model card. `{repo}` is the Hub id.
+        example: Python code of the model card. `{repo}` is the Hub id, `{source}` timm's prefix of it.
         model_class: model class of this package; `None` for transformers' own models.
         image_processor_class: image processor of this package; `None` for transformers' own models and for backbones.
         description: first sentence of the model card. `{paper}` is a link to ViTP.
+        library_name: library on the Hub that loads the model.
         push_as: value of `vitp push_to_hub --what`; `None` if the model is exported before it is pushed.
         layout: layout of the tensor names, see `convert/keys.py`; `None` without conversion.
         original_layout: layout in the original code; `None` if the original code has no such model.
@@ -47,6 +48,7 @@ class ModelEntry:
     model_class: type[PreTrainedModel] | None = None
     image_processor_class: type[BaseImageProcessor] | None = None
     description: str | None = None
+    library_name: str = "transformers"
     push_as: str | None = "model"
     layout: str | None = None
     original_layout: str | None = None

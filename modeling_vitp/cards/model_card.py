@@ -1,6 +1,7 @@
 """Model cards filled with the recorded settings and results of a run. Values without a record are omitted."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def fill_card(
     if is_adapter and base and not Path(base).exists():
         bases = base
     metadata |= {
-        "library_name": "peft" if is_adapter else "transformers",
+        "library_name": entry.library_name,
         "pipeline_tag": entry.pipeline_tag,
         "base_model": bases,
         "datasets": [entry["dataset"] for entry in record.get("data") or () if entry.get("dataset")],
@@ -249,8 +250,18 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
     trust_processor = trust if read_pushed(files, "preprocessor_config.json").get("auto_map") else ""
     is_ours = entry.model_class is not None
     code = entry.example.format(
-        repo=repo_id, base=base, trust=trust if is_ours else "", trust_processor=trust_processor
+        repo=repo_id,
+        source="hf-hub" if "/" in repo_id else "local-dir",
+        base=base,
+        trust=trust if is_ours else "",
+        trust_processor=trust_processor,
     )
+    if entry.library_name == "timm" and trust_processor:  # timm's transform ignores an input spec
+        file = 'image_processor_filename="preprocessor_config.json"'  # by default, transformers makes timm's transform
+        processor = f'AutoImageProcessor.from_pretrained(\n    "{repo_id}", {file}{trust}\n)'
+        code = re.sub(r"timm\.data\.create_transform\(.*\)", processor, code)
+        code = code.replace("transform(image)[None]", 'transform(image, return_tensors="pt").pixel_values')
+        code = code.replace("import Image\n", "import Image\nfrom transformers import AutoImageProcessor\n")
     parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
     bands = next((len(part["band_names"]) for part in parts if part.get("band_names")), None)
     if bands is not None:

@@ -72,12 +72,36 @@ def export_backbone(
         ValueError: if `model` or the checkpoint has another model type, such as a backbone or a detector, weights are
             NaN or infinite, a model with other bands has no image processor, or the folder has other files.
     """
+    check_output_dir(output_dir)
+    vision_model, image_processor = open_trained_vision_model(model, image_processor, allow_nan)
+    if isinstance(vision_model, InternVLVisionModel):
+        native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
+        native.load_state_dict(vision_model.state_dict())
+        native.config.auto_map = AUTO_MAP
+        native.save_pretrained(output_dir)
+        save_code(output_dir)
+    else:
+        tower_of(vision_model.config).save(vision_model, output_dir)
+    open_like_folder(output_dir)
+    save_image_processor(output_dir, vision_model.config, image_processor)
+    return Path(output_dir)
+
+
+def check_output_dir(output_dir: str | Path) -> None:
+    """Raise a `ValueError` for a folder with files, unless it is an exported backbone."""
     folder = Path(output_dir)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         config = {} if folder.is_file() else read_json(folder / "config.json")
-        is_other = config.get("model_type") in TOWERS and (folder / "preprocessor_config.json").is_file()
-        if config.get("auto_map") != AUTO_MAP and not is_other:
+        processor = {} if folder.is_file() else read_json(folder / "preprocessor_config.json")
+        is_ours = processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP"))
+        if config.get("model_type") not in TOWERS or not is_ours:
             raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
+
+
+def open_trained_vision_model(
+    model: nn.Module | str | Path, image_processor: ViTPImageProcessor | None, allow_nan: bool
+) -> tuple[PreTrainedModel, ViTPImageProcessor]:
+    """Return the vision model to export and its image processor, see [`export_backbone`] for arguments and errors."""
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
         check_language_model(name)
@@ -93,18 +117,7 @@ def export_backbone(
         )
     if not allow_nan:
         check_finite(vision_model.state_dict(), name)
-
-    if isinstance(vision_model, InternVLVisionModel):
-        native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
-        native.load_state_dict(vision_model.state_dict())
-        native.config.auto_map = AUTO_MAP
-        native.save_pretrained(output_dir)
-        save_code(output_dir)
-    else:
-        tower_of(vision_model.config).save(vision_model, output_dir)
-    open_like_folder(output_dir)
-    save_image_processor(output_dir, vision_model.config, image_processor or ViTPImageProcessor())
-    return Path(output_dir)
+    return vision_model, image_processor or ViTPImageProcessor()
 
 
 def trained_dtype(name: str | Path) -> str:
@@ -180,7 +193,7 @@ def save_code(output_dir: str | Path) -> None:
 
 
 def save_image_processor(output_dir: str | Path, config: PreTrainedConfig, image_processor: ViTPImageProcessor) -> None:
-    """Write the image processor of a backbone, which resizes images to one tile."""
+    """Write the image processor of a backbone, which resizes each image to one tile."""
     height, width = pair(config.image_size)
     settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
     processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor

@@ -32,6 +32,16 @@ ORIGINAL_VISION = [
     (r"^(vision_model\..*\.)layernorm_after\.", r"\1norm2."),
     (r"^(vision_model\..*\.)lambda_([12])$", r"\1ls\2"),
 ]
+# timm's `VisionTransformer`, with a fused `qkv` too.
+TIMM = [
+    *ORIGINAL_VISION,
+    (r"^vision_model\.(embeddings\.|encoder\.)?", ""),
+    (r"^class_embedding$", "cls_token"),
+    (r"^position_embedding$", "pos_embed"),
+    (r"^patch_embedding\.", "patch_embed.proj."),
+    (r"^layers\.", "blocks."),
+    (r"(\.ls[12])$", r"\1.gamma"),
+]
 ORIGINAL = [
     *ORIGINAL_VISION,
     (r"^lm_head\.", "language_model.lm_head."),
@@ -88,6 +98,7 @@ LAYOUTS = {
     "original": ORIGINAL,
     "original_vision": [*ORIGINAL_VISION, (r"^vision_model\.", "")],
     "original_vision_prefixed": ORIGINAL_VISION,
+    "timm": TIMM,
     "segmentation": [],
     "detection": [],
     "adapter": [(r"^backbone\.", "")],
@@ -142,7 +153,7 @@ def locate_tensor(name: str, layout: str) -> Location | None:
     for pattern, replacement in LAYOUTS[layout]:
         key = re.sub(pattern, replacement, key)
     fused = re.search(r"\.attention\.([qkv])_proj\.", name)
-    if layout.startswith("original") and name.startswith((VISION_TOWER, BACKBONE)) and fused:
+    if layout.startswith(("original", "timm")) and name.startswith((VISION_TOWER, BACKBONE)) and fused:
         return Location(key, "qkv".index(fused[1]), 3)
     return Location(key)
 

@@ -27,6 +27,7 @@ from modeling_vitp.configuration_vitp import ViTPVisionConfig
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.convert.keys import VISION_TOWER, locate_tensor
 from modeling_vitp.convert.tensor_files import SINGLE_FILE
+from modeling_vitp.convert.timm_folder import ARCHITECTURE, timm_model_args, weights_in_layout
 from modeling_vitp.dense.prediction import BLOCK, predict_large
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from modeling_vitp.modeling_vitp import ViTPVisionModel
@@ -35,14 +36,6 @@ from modeling_vitp.recipes.benchmarks.detection_speed import SHAPES, device_here
 
 HEADER = ["", "runs", "s: min", "median", "max", "of ViTP's", "CPU time, s", "of ViTP's"]
 PATCH = 14
-OF_TIMM = (  # original name -> timm's
-    ("embeddings.class_embedding", "cls_token"),
-    ("embeddings.position_embedding", "pos_embed"),
-    ("embeddings.patch_embedding", "patch_embed.proj"),
-    ("encoder.layers.", "blocks."),
-    (".ls1", ".ls1.gamma"),
-    (".ls2", ".ls2.gamma"),
-)
 WINDOW_BATCH = 4
 PROFILE = {"driver": "GTiff", "dtype": "uint8", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
 PROFILE |= {"compress": "deflate", "transform": from_origin(500000, 4000000, 1, 1)}
@@ -109,38 +102,12 @@ def build_vit(shape: str, image_size: int, dtype: torch.dtype) -> ViTPVisionMode
     return ViTPVisionModel(config).to(device_here(), dtype).eval()
 
 
-def original_weights(vit: ViTPVisionModel) -> dict[str, torch.Tensor]:
-    """Return the weights under the names of InternViT's own code, with fused queries, keys and values."""
-    found = {}
-    for name, tensor in vit.state_dict().items():
-        key, part, _ = locate_tensor(VISION_TOWER + name, "original_vision")
-        found.setdefault(key, {})[part] = tensor
-    return {key: torch.cat([parts[part] for part in sorted(parts)]) for key, parts in found.items()}
-
-
 def timm_vit(vit: ViTPVisionModel) -> nn.Module:
     """Build timm's ViT with the same shape and weights."""
-    from timm.models.vision_transformer import VisionTransformer
+    from timm import create_model
 
-    config = vit.config
-    peer = VisionTransformer(
-        img_size=config.image_size[0],
-        patch_size=PATCH,
-        embed_dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        mlp_ratio=config.intermediate_size / config.hidden_size,
-        init_values=config.layer_scale_init_value,
-        num_classes=0,
-        global_pool="",
-        final_norm=False,
-    )
-    weights = {}
-    for key, tensor in original_weights(vit).items():
-        for theirs, name in OF_TIMM:
-            key = key.replace(theirs, name)
-        weights[key] = tensor
-    peer.load_state_dict(weights)
+    peer = create_model(ARCHITECTURE, num_classes=0, **timm_model_args(vit.config))
+    peer.load_state_dict(weights_in_layout(vit, "timm"))
     return peer.to(vit.device, vit.dtype).eval()
 
 
@@ -149,7 +116,7 @@ def plain_features(pixels: torch.Tensor, weights: dict[str, torch.Tensor], num_h
 
     Args:
         pixels: `(batch, channels, height, width)`, at the image size of the position embeddings.
-        weights: result of [`original_weights`].
+        weights: weights under the names of InternViT's own code.
 
     Returns:
         `(batch, 1 + patches, hidden_size)`.
@@ -184,7 +151,7 @@ def compare_features(shape: str, dtype: torch.dtype, image_size: int = 448) -> C
         image_size: side in pixels, a multiple of 14.
     """
     vit = build_vit(shape, image_size, dtype)
-    config, weights = vit.config, original_weights(vit)
+    config, weights = vit.config, weights_in_layout(vit, "original_vision")
     pixels = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(vit.device, dtype)
     plain = functools.partial(
         plain_features, pixels, weights, config.num_attention_heads, config.num_hidden_layers, config.layer_norm_eps

@@ -29,6 +29,7 @@ from modeling_vitp import (
     ViTPProcessor,
     ViTPSegmentationImageProcessor,
     export_backbone,
+    export_timm,
     spread_bands,
 )
 from modeling_vitp.auto.registry import find_model
@@ -328,6 +329,9 @@ def everything(hub, logged_in, folder, tmp_path):
     bands = {"band_names": ["VV", "VH"], "window": [-25, 0]}
     radar = spread_bands(copy.deepcopy(model), bands["band_names"])
     folders["bands"] = export_backbone(radar, tmp_path / "bands", ViTPImageProcessor(input_spec=bands))
+    folders["timm"], folders["timm_bands"] = (
+        export_timm(folders[name], tmp_path / f"timm_{name}") for name in ("backbone", "bands")
+    )
     for name, model_class in (("segmentation", ViTPForSemanticSegmentation), ("change", ViTPForChangeDetection)):
         folders[name] = tmp_path / name
         dense = model_class.from_backbone(folders["backbone"], neck="pyramid", num_labels=2)
@@ -340,11 +344,9 @@ def everything(hub, logged_in, folder, tmp_path):
         ViTPDetectionImageProcessor.from_backbone(folders["backbone"]).save_pretrained(folders[name])
     folders["maps"] = tmp_path / "maps"
     ViTPFeaturePyramid.from_backbone(folders["backbone"]).save_pretrained(folders["maps"])
+    backbones = ("backbone", "spec", "bands", "timm", "timm_bands")
     for name, path in folders.items():
-        assert (
-            push(path, f"tester/{name}", "--what", "backbone" if name in ("backbone", "spec", "bands") else "model")
-            == 0
-        )
+        assert push(path, f"tester/{name}", "--what", "backbone" if name in backbones else "model") == 0
 
     lora = get_peft_model(model, LoraConfig(target_modules=r"model\.language_model\..*q_proj"))
     lora.save_pretrained(tmp_path / "lora" / "adapter")
@@ -374,6 +376,8 @@ def test_card_examples_run(hub, everything, tmp_path):
     assert {name for name in found if isinstance(found[name], str)} == {"model", "internvl", "adapter"}
     assert found["backbone"] == found["spec"] == found["bands"] == [1, 17, 32]
     assert "| bands | VV, VH |" in cards["bands"].text and "np.zeros((2, 480, 640)" in code_of(cards["bands"])
+    assert found["timm"] == found["timm_bands"] == [1, 32]
+    assert "create_transform" in code_of(cards["timm"]) and "np.zeros((2, 480, 640)" in code_of(cards["timm_bands"])
     assert found["segmentation"] == found["change"] == [480, 640]
     assert [found[name][1] for name in DETECTORS] == [4, 5, 4]
     assert {cards[name].data.pipeline_tag for name in DETECTORS} == {"object-detection"}
@@ -435,3 +439,15 @@ def test_set_section_keeps_other_sections(tmp_path):
 )
 def test_recorded_command_has_no_token_or_path(words, expected):
     assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()
+
+
+def test_example_of_a_backbone_for_timm_runs(hub, logged_in, folder, tmp_path):
+    export_timm(folder, tmp_path / "timm")
+    copy_record(folder, tmp_path / "timm")
+    assert push(tmp_path / "timm", "tester/t", "--what", "backbone") == 0
+    card, names = card_of(hub, "tester/t"), {}
+    card.validate()
+    assert card.data.library_name == "timm" and card.data.license == "cc-by-nc-4.0"
+    assert "hf-hub:tester/t" in code_of(card)
+    exec(code_of(card), names)
+    assert names["features"].shape == (1, 32)

@@ -165,6 +165,8 @@ MISTAKES = [  # words, and a pattern of the error line
     ("export_backbone vit out", "vit.*backbone"),
     ("export_backbone boxes out", "boxes.*'vitp_object_detection'"),
     ("export_backbone model data", "data .*exist"),
+    ("export_backbone bert out --format timm", "bert.*'bert'"),
+    ("export_backbone model data --format timm", "data .*exist"),
     ("export_onnx empty a.onnx", "empty.*config.json"),
     ("export_onnx bert a.onnx", "bert.*'bert'"),
     ("export_onnx bert data", "data.*folder"),
