@@ -36,6 +36,7 @@ from ..modeling_vitp_detection import (
 )
 from ..modeling_vitp_multi_scale import ViTPFeaturePyramid
 from ..processing_vitp import ViTPProcessor
+from ..vision_towers import TOWERS, VisionTower, register_tower
 from .registry import ModelEntry, register_model
 
 # Code of the model cards. `yours` marks the lines that readers replace.
@@ -60,6 +61,9 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 image = Image.new("RGB", (640, 480))  # yours
 features = model(transform(image)[None])  # (1, width), the mean of the patch tokens
 """
+VIT_EXAMPLE = BACKBONE_EXAMPLE.replace(
+    "(1, 1 + patches, width), the CLS token first", "(1, tokens, width), the patches last"
+)
 MAPS_EXAMPLE = """
 import torch
 from transformers import AutoBackbone
@@ -223,6 +227,19 @@ for _entry in (
         push_as="backbone",
         headline_metrics=LOSS,
     ),
+    *(
+        ModelEntry(
+            model_type,
+            "AutoModel",
+            "image-feature-extraction",
+            VIT_EXAMPLE,
+            description="A vision transformer as an image backbone, trained further with {paper}.",
+            push_as="backbone",
+            headline_metrics=LOSS,
+        )
+        for model_type in TOWERS
+        if model_type != "timm_wrapper" and not model_type.startswith(("vitp_", "internvl_"))
+    ),
     ModelEntry("vitp_backbone", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPBackbone),
     ModelEntry("vitp_feature_pyramid", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPFeaturePyramid),
     ModelEntry(
@@ -372,6 +389,8 @@ __all__ = [
     "ViTPSegmentationImageProcessor",
     "ViTPVisionConfig",
     "ViTPVisionModel",
+    "VisionTower",
+    "register_tower",
     "resize_backbone",
     "spread_bands",
 ]

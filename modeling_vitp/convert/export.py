@@ -1,6 +1,7 @@
 """Export of the backbone from its pretraining model to a folder that plain transformers loads."""
 
 import copy
+import math
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,7 @@ from transformers import (
     InternVLVisionModel,
     PreTrainedConfig,
     PreTrainedModel,
+    Siglip2ImageProcessor,
 )
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file
@@ -19,7 +21,7 @@ from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..bands import describe_bands
 from ..cards.record import read_json
-from ..configuration_vitp import ViTPVisionConfig
+from ..configuration_vitp import ViTPVisionConfig, patch_grid
 from ..configuration_vitp_dense import MULTI_SCALE_CONFIGS
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
@@ -93,7 +95,7 @@ def check_output_dir(output_dir: str | Path) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         config = {} if folder.is_file() else read_json(folder / "config.json")
         processor = {} if folder.is_file() else read_json(folder / "preprocessor_config.json")
-        is_ours = processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP"))
+        is_ours = processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP", "Siglip2"))
         if config.get("model_type") not in TOWERS or not is_ours:
             raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
 
@@ -195,6 +197,11 @@ def save_code(output_dir: str | Path) -> None:
 def save_image_processor(output_dir: str | Path, config: PreTrainedConfig, image_processor: ViTPImageProcessor) -> None:
     """Write the image processor of a backbone, which resizes each image to one tile."""
     height, width = pair(config.image_size)
+    if config.model_type == "siglip2_vision_model":  # takes patches
+        patches = {"patch_size": config.patch_size, "max_num_patches": math.prod(patch_grid(config))}
+        normalization = {name: getattr(image_processor, name) for name in ("image_mean", "image_std")}
+        Siglip2ImageProcessor(**patches, **normalization).save_pretrained(output_dir)
+        return
     settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
     processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
     processor_class(**settings).save_pretrained(output_dir)

@@ -73,11 +73,13 @@ def make_trainer(
     drop_path_rate: float = 0.1,
     lora: bool | dict = False,
     train_rows=None,
+    vision: dict = VISION,
     **options,
 ):
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["How many trees are there? There are 12 trees in the top left quarter."], 400)
-    vision = {**VISION, "drop_path_rate": drop_path_rate}
+    if vision is VISION:
+        vision = {**VISION, "drop_path_rate": drop_path_rate}
     model, processor = build_model(tokenizer, vision, TEXT, {"max_patches": 6})
     rows = make_rows(num_rows)
     if train_rows is None:
