@@ -86,9 +86,9 @@ class ImageFile:
     def corners(self, areas: np.ndarray) -> np.ndarray:
         """Return the corners of windows in the CRS of the image, float64 `(windows, 4, 2)`, from windows in pixels."""
         is_affine = isinstance(self.ground, Affine)
-        transformer = AffineTransformer(self.ground) if is_affine else GCPTransformer(self.ground)
         columns, rows = areas[:, [0, 2, 2, 0]], areas[:, [3, 3, 1, 1]]  # Counterclockwise if north is up.
-        return np.stack(transformer.xy(rows.ravel(), columns.ravel(), offset="ul"), -1).reshape(-1, 4, 2)
+        with AffineTransformer(self.ground) if is_affine else GCPTransformer(self.ground) as transformer:
+            return np.stack(transformer.xy(rows.ravel(), columns.ravel(), offset="ul"), -1).reshape(-1, 4, 2)
 
 
 class ImageWindows(Dataset):
@@ -125,7 +125,7 @@ class ImageWindows(Dataset):
         return self.files[number], self.windows(self.files[number])[index - self.ends[number]]  # Counted from the end.
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.ends[-1]) if self.files else 0
 
     def __getitem__(self, index: int) -> torch.Tensor | str | None:
         file, window = self.locate(index)
