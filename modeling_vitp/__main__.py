@@ -34,7 +34,7 @@ GROUPS = {  # of the overview; commands of the laboratory come last
         "finetune_detection",
         "predict_large",
     ),
-    "evaluate": ("probe", "evaluate_vlm", "evaluate_robustness"),
+    "evaluate": ("probe", "embed", "evaluate_vlm", "evaluate_robustness"),
     "share": ("export_backbone", "export_onnx", "convert", "push_to_hub"),
     "look": ("space",),
 }

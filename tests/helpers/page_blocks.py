@@ -65,6 +65,7 @@ SLOW = (
 )
 # Modules whose Python blocks are compiled but not run, with the reason.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
+ONLY_COMPILED |= dict.fromkeys(("duckdb", "geopandas"), "tests/probing/test_embedding.py reads a file with it")
 ONLY_COMPILED |= {"my_clouds": "a model of the reader's, for the whole process; tests/auto/test_registry.py adds one"}
 ONLY_COMPILED |= {"gradio_client": "a Space that is running", "nibabel": "volumes that only parsed commands make"}
 # Commands that may exit with status 1, because a model of two steps does not pass their gate.

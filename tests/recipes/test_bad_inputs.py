@@ -145,6 +145,7 @@ MISTAKES = [  # words, and a pattern of the error line
             "export_backbone {} out",
             "export_onnx {} a.onnx",
             "predict_large {} scene.png --output o.tif",
+            "embed {} scene.png --output o.parquet",
             "space {}",
             "probe --backbones {} --dataset_name data",
             "evaluate_vlm --models {} --dataset_name data",
@@ -172,6 +173,8 @@ MISTAKES = [  # words, and a pattern of the error line
     ("export_onnx bert data", "data.*folder"),
     ("export_onnx bert no/a.onnx", "no.*folder"),
     ("predict_large bert scene.png --output o.tif", "bert.*'bert'"),
+    ("embed bert scen.png --output o.parquet", "'scen.png'.*'scene.png'"),
+    ("embed bert scene.png --output o.parquet", "backbone bert"),
     ("push_to_hub ./modle org/name --what model", "modle.*'model'"),
 ]
 

@@ -16,7 +16,7 @@ from modeling_vitp.dense.trainer import ViTPSegmentationTrainingConfig
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.probing.arguments import ProbeArguments
-from modeling_vitp.recipes import make_instructions, predict_large, validate_data
+from modeling_vitp.recipes import embed, make_instructions, predict_large, validate_data
 from modeling_vitp.recipes.benchmarks import benchmark, benchmark_loader
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan
 from modeling_vitp.training.arguments import Arguments, BackboneArguments, PretrainArguments, check_type, check_within
@@ -172,6 +172,9 @@ def test_bad_value_is_refused(arguments, others, settings, tmp_path):
         (predict_large, "model scene.tif --output o --stride -5"),
         (predict_large, "model scene.tif --output o --scales 1 0"),
         (predict_large, "model scene.tif --output o --dtype int4"),
+        (embed, "model scene.tif --output o --window 0"),
+        (embed, "model scene.tif --output o --pooling max"),
+        (embed, "model scene.tif --output o --dtype bfloat16"),
         (validate_data, "mixture.yaml --max_length 0"),
         (validate_data, "mixture.yaml --vrl_drop_ratio 1"),
         (validate_data, "mixture.yaml --num_workers -1"),
