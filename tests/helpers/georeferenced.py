@@ -51,17 +51,18 @@ def save_geojson(path: Path, features: list[dict], **members) -> None:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features, **members}))
 
 
-def save_geopackage(path: Path, shapes: list, labels: list[str], crs: str = WGS84, layer: str = "labels", **options):
+def save_geopackage(
+    path: Path, shapes: list, labels: list[str], crs: str = WGS84, class_property: str = "class", **options
+) -> None:
     """Write shapes of shapely, which are in coordinates of the ground, and their classes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pyogrio.raw.write(
         path,
         np.array(shapely.to_wkb(np.array(shapes), flavor="iso", output_dimension=3), object),
         [np.array(labels, object)],
-        ["class"],
-        layer=layer,
+        [class_property],
         driver="GPKG",
         crs=crs,
         geometry_type="Unknown",
-        **options,
+        **{"layer": "labels", **options},
     )
