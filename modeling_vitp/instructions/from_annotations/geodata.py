@@ -270,7 +270,7 @@ def read_geopackage(path: Path) -> tuple[CRS, list[Feature]]:
             rows = base.execute(f"SELECT rowid, * FROM {quoted}")
             names = [entry[0] for entry in rows.description][1:]
             rows = [(number, dict(zip(names, values))) for number, *values in rows]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as GeoPackage: {error}") from error
     try:
         crs = CRS.from_user_input(definition)
