@@ -3,9 +3,9 @@
     vitp finetune_detection --data_root my_ships --model_name_or_path my_backbone --output_dir outputs/ships
     vitp finetune_detection --config dior_r --model_name_or_path my_backbone
 
-A folder with COCO, VOC, DOTA or YOLO annotations needs no configuration. The configuration is a YAML file, and the
-command line overrides its fields. If the command is started again with the same output folder, the run resumes from its
-last checkpoint.
+A folder with COCO, VOC, DOTA, YOLO, GeoJSON or GeoPackage annotations needs no configuration. The configuration is a
+YAML file, and the command line overrides its fields. If the command is started again with the same output folder, the
+run resumes from its last checkpoint.
 """
 
 from functools import partial

@@ -6,10 +6,11 @@
     vitp make_instructions masks LoveDA --output_dir loveda_instructions --shard 3/8      then: --merge 8
     vitp make_instructions volumes Liver --names l.json --intensities -160 240 --output_dir liver_instructions
 
-Layouts: `coco` (JSON), `voc` (XML), `dota` and `yolo` (text), `folders` (one per class), `masks` (image and mask of
-the same name), `volumes` (NIfTI or DICOM with masks), `changes` (pairs with masks or captions). Only images of
-`--split` are used, according to the layout or the file `--split_list`. Images whose file is also in the test split are
-skipped, and images of the validation split too unless `--split` names it.
+Layouts: `coco` (JSON), `voc` (XML), `dota` and `yolo` (text), `geojson` (GeoJSON or GeoPackage over GeoTIFFs),
+`folders` (one per class), `masks` (image and mask of the same name), `volumes` (NIfTI or DICOM with masks), `changes`
+(pairs with masks or captions). Only images of `--split` are used, according to the layout or the file `--split_list`.
+Images whose file is also in the test split are skipped, and images of the validation split too unless `--split` names
+it.
 """
 
 import argparse
@@ -64,6 +65,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=within("[0, 100]", float),
         nargs=2,
         help="Percentiles of each volume shown as black and white.",
+    )
+    parser.add_argument(
+        "--class_property",
+        help="Property of GeoJSON or GeoPackage with the class (the first of class, label, category, name, type).",
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--shard", type=shard, metavar="I/N", help="Write only part I of N parts of the rows.")

@@ -1,10 +1,11 @@
-"""Readers of detection annotations: files in COCO, VOC, DOTA and YOLO format, and rows of data sets."""
+"""Readers of detection annotations: files in COCO, VOC, DOTA, YOLO and GeoJSON format, and rows of data sets."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import datasets
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
@@ -23,6 +24,7 @@ from ..instructions.from_annotations.formats import (
     read_voc,
     read_yolo,
 )
+from ..instructions.from_annotations.geodata import FeatureFile, feature_files
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
 from ..training.fine_tuning_data import in_part
@@ -83,18 +85,30 @@ register_format("dota", ".txt")(read_dota)
 register_format("yolo", ".txt", is_sparse=True)(read_yolo)
 
 
-def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Iterator[AnnotatedFile]:
+@register_format("geojson", ".geojson")
+def read_features(annotation: FeatureFile, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+    """Read the objects of one image from its GeoJSON or GeoPackage file, which may annotate several images."""
+    return annotation.objects(image, size)
+
+
+def read_files(
+    root: str | Path, form: str, settings: Mapping, name: str, class_property: str | None = None
+) -> Iterator[AnnotatedFile]:
     """Yield the images of a split with their objects, sorted by name or in the order of `list`.
 
     Args:
         root: folder of the data set.
         form: `"coco"`, `"voc"` (`bndbox`, or `robndbox` of DIOR-R), `"dota"`, `"yolo"` (with the class names in a YAML
-            file in a folder above the labels), or a name of [`register_format`].
+            file in a folder above the labels), `"geojson"` (GeoJSON or GeoPackage over GeoTIFFs), or a name of
+            [`register_format`].
         settings: settings of the split, with paths relative to `root`. `images` is the folder of the images, which are
             matched to annotations by name without suffix; COCO images are searched by `file_name` first. `annotations`
-            is the COCO file, or a folder with one file per image, and may be missing. `list` is a file with the image
-            names of the split, one per line. `part` is a range in [0, 1) that selects images by a hash of their name.
+            is the COCO file, or a folder with one file per image, and may be missing; for GeoJSON or GeoPackage it is a
+            file or a folder, see [`~modeling_vitp.instructions.from_annotations.geodata.feature_files`]. `list` is a
+            file with the image names of the split, one per line. `part` is a range in [0, 1) that selects images by a
+            hash of their name.
         name: name of the split in errors.
+        class_property: property with the class of a feature, with `"geojson"`.
 
     Raises:
         ValueError: if a file, line or object is invalid, an image has no annotation or is not stored upright, an
@@ -121,7 +135,11 @@ def read_files(root: str | Path, form: str, settings: Mapping, name: str) -> Ite
         annotated = dict.fromkeys(images)
         if "annotations" in settings:
             folder = root / settings["annotations"]
-            annotated = files_by_key(folder, suffix)
+            if form == "geojson":
+                of_image = feature_files(root, folder, images.values(), class_property)
+                annotated = {key: of_image[path] for key, path in images.items() if path in of_image}
+            else:
+                annotated = files_by_key(folder, suffix)
             if is_sparse:
                 annotated = {key: annotated.get(key, folder / f"{key}{suffix}") for key in images}
     listed = None
@@ -310,7 +328,11 @@ class ClassNames:
 
 
 def collect(
-    found: Sequence[AnnotatedObject], classes: ClassNames, size: tuple[int, int], with_masks: bool = False
+    found: Sequence[AnnotatedObject],
+    classes: ClassNames,
+    size: tuple[int, int],
+    with_masks: bool = False,
+    is_oriented: bool = False,
 ) -> tuple[ImageObjects, list[str]]:
     """Check the annotated objects of an image and convert them to arrays.
 
@@ -319,6 +341,7 @@ def collect(
         classes: class names of the model.
         size: height and width of the image.
         with_masks: whether every object needs an outline.
+        is_oriented: whether an object that has polygons, but no oriented box, gets the smallest rectangle around them.
 
     Returns:
         The valid objects, and an error message for each invalid object. An object is invalid if its box has no area,
@@ -335,6 +358,9 @@ def collect(
         left, top, right, bottom = item.box
         points = item.corners or ((left, top), (right, top), (right, bottom), (left, bottom))
         try:
+            if is_oriented and item.corners is None and isinstance(item.segmentation, list):
+                check_outline(item.segmentation, size)
+                points = smallest_rectangle(item.segmentation)
             check_box(item, points, size)
             if with_masks and not (item.is_crowd and item.segmentation is None):
                 check_outline(item.segmentation, size)
@@ -392,6 +418,14 @@ def check_outline(outline: list | dict | None, size: tuple[int, int]) -> None:
             raise ValueError(f"expected a polygon of at least three points, got {str(polygon)[:60]}.")
         if not all(abs(value) <= 10 * max(size) for value in polygon):
             raise ValueError(f"the polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")
+
+
+def smallest_rectangle(outline: Sequence[Sequence[float]]) -> tuple[Point, ...]:
+    """Return the corners, in order, of the rectangle of minimum area around polygons [x1, y1, x2, y2, …]."""
+    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in outline])
+    start = points.min(0)  # OpenCV computes in float32.
+    corners = cv2.boxPoints(cv2.minAreaRect((points - start).astype(np.float32)))
+    return tuple(map(tuple, (corners + start).tolist()))
 
 
 BOX_FORMATS = ("xywh", "xyxy")

@@ -179,7 +179,10 @@ class DetectionData(DataSettings):
         splits: settings of each split. For files: arguments of [`read_files`], and optionally `tile` for windows with
             `size` and `overlap` in pixels, `min_image_share` and `min_object_share` (see [`object_windows`] and
             [`inside`]). For `dataset_name`: name of the split in `datasets`, or a mapping with `split` and `tile`.
-        format: format of the annotation files: `"coco"`, `"voc"`, `"dota"`, `"yolo"`, or a name of [`register_format`].
+        format: format of the annotation files: `"coco"`, `"voc"`, `"dota"`, `"yolo"`, `"geojson"` (GeoJSON or
+            GeoPackage), or a name of [`register_format`].
+        class_property: property of `format="geojson"` with the class of a feature. Default: the first of `class`,
+            `label`, `category`, `name` and `type` that a feature has, otherwise all features are of the class `object`.
         columns, box_format: column names and box format of rows, see [`read_rows`].
         leave_out: annotated class names that are ignored.
         bad_objects: `"raise"` raises an error for an object that has no area, lies outside its image, or lacks a
@@ -187,6 +190,7 @@ class DetectionData(DataSettings):
         min_side: smallest side of an object in pixels. Smaller objects are left out.
     """
 
+    infer_options = ("class_property",)
     choices = {"format": FORMATS, "box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
     template = (
         "data: {root: FOLDER, format: coco, splits: {train: {images: train/images, annotations: train.json}, "
@@ -196,6 +200,7 @@ class DetectionData(DataSettings):
     classes: Sequence[str | Mapping]
     splits: Mapping[str, Mapping | str]
     format: str | None = None
+    class_property: str | None = None
     columns: Mapping[str, str] | None = None
     box_format: str = "xywh"
     leave_out: Sequence[str] = ()
@@ -207,19 +212,23 @@ class DetectionData(DataSettings):
         super().__post_init__()
         if self.root is not None and self.format is None:
             raise ValueError(f"data: `format` is required for annotation files. Options: {', '.join(FORMATS)}.")
+        if self.class_property is not None and self.format != "geojson":
+            raise ValueError(f"data: `class_property` is for `format: geojson`, got the format {self.format!r}.")
         self.names = ClassNames(self.classes, self.leave_out)
 
     @classmethod
-    def infer(cls, root):
+    def infer(cls, root, class_property: str | None = None):
         name = recognize_layout(root, FORMATS)
         if name is None:
             raise ValueError(f"expected annotations in one of the formats {', '.join(FORMATS)}.")
-        layout, splits = LAYOUTS[name](root), {}
+        options = {} if class_property is None or name != "geojson" else {"class_property": class_property}
+        layout, splits = LAYOUTS[name](root, **options), {}
         for split, images in layout.splits().items():
             annotated = {layout.annotation_file(image_id, path) for image_id, (path,) in images.items()} - {None}
             settings = {"images": common_folder((path for (path,) in images.values()), root)}
             if annotated:
-                file = annotated.pop().relative_to(root).as_posix() if name == "coco" else None
+                is_file = name == "coco" or (name == "geojson" and len(annotated) == 1)
+                file = annotated.pop().relative_to(root).as_posix() if is_file else None
                 settings["annotations"] = file or common_folder(annotated, root)
             if listed := layout.split_list(split):
                 settings["list"] = listed.relative_to(root).as_posix()
@@ -228,7 +237,9 @@ class DetectionData(DataSettings):
             (settings,), (images,) = splits.values(), layout.splits().values()
             splits = hold_out(settings, (path.stem for (path,) in images.values()))
         classes = {label.casefold(): label for label in layout.class_names()}
-        return {"root": str(root), "format": name, "splits": splits, "classes": list(classes.values())}
+        found = {"root": str(root), "format": name, "splits": splits, "classes": list(classes.values())}
+        named = layout.class_property if name == "geojson" else None
+        return found if named is None else found | {"class_property": named}
 
     def without_tiles(self) -> "DetectionData":
         """Return the same settings with whole images in all splits."""
@@ -262,7 +273,7 @@ class DetectionData(DataSettings):
         """
         if self.dataset_name is None:
             settings = self.split_settings(name)
-            found = read_files(self.root, self.format, settings, name)
+            found = read_files(self.root, self.format, settings, name, self.class_property)
             return ObjectImages(self._places(found, settings, task, name), self.input_spec, task == "instances")
         settings, rows = self._read(name)
         rows = rows.cast(undecoded(rows.features))
@@ -285,7 +296,7 @@ class DetectionData(DataSettings):
         for item in tqdm(found, desc=f"annotations of {name}", disable=None):
             objects = None
             if item.found is not None:
-                objects, bad = collect(item.found, self.names, item.size, task == "instances")
+                objects, bad = collect(item.found, self.names, item.size, task == "instances", task == "oriented")
                 wrong += bad
                 objects = objects.take(shorter_sides(objects, task == "oriented") >= self.min_side)
             if wrong and self.bad_objects == "raise":

@@ -390,9 +390,11 @@ class DataSettings:
 
     Attributes:
         choices: allowed values of settings by name.
+        infer_options: settings that [`infer`] takes.
     """
 
     choices: ClassVar[dict[str, Collection[str]]] = {}
+    infer_options: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[str] = ""  # shortest configuration, for errors
 
     root: str | None = None
@@ -447,7 +449,7 @@ class DataSettings:
             if not root.is_dir():
                 raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")
             try:
-                inferred = cls.infer(root)
+                inferred = cls.infer(root, **{key: args.data[key] for key in cls.infer_options if key in args.data})
             except ValueError as error:
                 raise ValueError(
                     f"Classes and splits cannot be inferred from {root}: {error} Describe the data in a YAML file, and "

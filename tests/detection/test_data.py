@@ -10,6 +10,8 @@ import datasets
 import evaluate
 import numpy as np
 import pytest
+import rasterio
+import shapely
 import torch
 import yaml
 from annotated_images import LAYOUTS
@@ -24,10 +26,12 @@ from detection_data import (
     voc_object,
     write_coco,
     write_dota,
+    write_geopackage,
     write_images,
     write_voc,
     write_yolo,
 )
+from georeferenced import ROTATED, feature, save_geojson, save_geotiff
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -35,6 +39,7 @@ from pycocotools.cocoeval import COCOeval
 from modeling_vitp.detection.annotations import FORMATS, ImageObjects
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.data import DetectionData, ObjectImages, with_few_empty
+from modeling_vitp.detection.prediction import write_geojson
 from modeling_vitp.detection.trainer import reference
 from modeling_vitp.metrics.report import METRICS_FOLDER
 from modeling_vitp.training.command_line import load_plugins
@@ -46,6 +51,7 @@ SPLITS = {
     "voc": {"images": "images", "annotations": "Annotations/Horizontal Bounding Boxes"},
     "coco": {"images": "images", "annotations": "instances.json"},
     "yolo": {"images": "images", "annotations": "labels"},
+    "geojson": {"images": "images", "annotations": "labels.gpkg"},
 }
 WRITERS = {
     "dota": lambda root: write_dota(root, IMAGES, (".png", ".jpg", ".bmp")),
@@ -53,6 +59,7 @@ WRITERS = {
     "voc": lambda root: write_voc(root, IMAGES, False),
     "coco": lambda root: write_coco(root, IMAGES),
     "yolo": lambda root: write_yolo(root, IMAGES),
+    "geojson": lambda root: write_geopackage(root, IMAGES),
 }
 
 
@@ -130,6 +137,7 @@ INFERRED = {
     "voc": {"images": "JPEGImages", "annotations": "Annotations", "list": "ImageSets/Main/train.txt"},
     "dota": {"images": "train/images", "annotations": "train/labelTxt"},
     "yolo": {"images": "images/train", "annotations": "labels/train"},
+    "geojson": {"images": "train/images", "annotations": "train/labels"},
 }
 
 
@@ -194,7 +202,7 @@ def test_root_may_be_relative(tmp_path, monkeypatch):
     assert len(samples) == len(IMAGES) and samples[0]["image"].shape == (3, HEIGHT, WIDTH)
 
 
-@pytest.mark.parametrize("kind", ["coco", "yolo"])
+@pytest.mark.parametrize("kind", ["coco", "yolo", "geojson"])
 def test_outlines_become_masks(tmp_path, kind):
     written = WRITERS[kind](tmp_path)
     samples = describe(tmp_path, kind).open(["train"], "instances")
@@ -204,6 +212,58 @@ def test_outlines_become_masks(tmp_path, kind):
             drawn = draw_mask(corners)
             # OpenCV also draws the border of a polygon, the COCO reader does not.
             assert ((mask & drawn).sum() / (mask | drawn).sum()) > 0.75
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "geojson"])
+def test_polygons_become_smallest_rectangles(tmp_path, kind):
+    written = WRITERS[kind](tmp_path)
+    if kind == "coco":  # Polygons only: run lengths have no rectangle.
+        contents = json.loads((tmp_path / "instances.json").read_text())
+        outlines = [corners.flatten().tolist() for objects in written.values() for _, corners in objects]
+        for entry, outline in zip(contents["annotations"], outlines, strict=True):
+            entry["segmentation"] = [outline]
+        (tmp_path / "instances.json").write_text(json.dumps(contents))
+    samples = describe(tmp_path, kind).open(["train"], "oriented")
+    for item in (samples[index] for index in range(len(samples))):
+        for found, (_, corners) in zip(item["corners"].numpy(), written[item["id"]], strict=True):
+            expected = shapely.minimum_rotated_rectangle(shapely.Polygon(corners))
+            assert (shapely.Polygon(found) ^ expected).area < 0.02 * expected.area
+
+
+def test_class_property_of_features_is_an_option(tmp_path):
+    root = tmp_path / "data"
+    square = np.array([(10, 10), (30, 10), (30, 25), (10, 25)])
+    for name, kind in (("a", "elm"), ("b", "oak")):
+        save_geotiff(root / f"{name}.tif", np.full((HEIGHT, WIDTH, 3), ord(name), np.uint8))
+        save_geojson(root / "labels" / f"{name}.geojson", [feature(square, species=kind, fid=1)])
+    assert DetectionData.infer(root)["classes"] == ["object"]
+    args = DetectionArguments(data_root=str(root), data={"class_property": "species"})
+    data = DetectionData.from_arguments(args, tmp_path / "out")
+    assert data.names.names == ["elm", "oak"] and data.class_property == "species"
+    assert yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["data"]["class_property"] == "species"
+    places = data.open(["train", "test"], "horizontal").places
+    assert sorted((place.id, place.objects.labels.tolist()) for place in places) == [("a", [0]), ("b", [1])]
+    for place in places:
+        np.testing.assert_allclose(place.objects.boxes(), [[10, 10, 30, 25]], atol=1e-4)
+    with pytest.raises(ValueError, match="'colour'.*species"):
+        DetectionData.infer(root, class_property="colour")
+    with pytest.raises(ValueError, match="class_property.*'dota'"):
+        describe(root, "dota", class_property="species")
+
+
+def test_predicted_features_are_labels(tmp_path):
+    found = [
+        {"label": 0, "score": 0.9, "corners": [[20, 10], [40, 22], [34, 32], [14, 20]]},
+        {"label": 1, "score": 0.8, "polygons": [[[[50, 50], [60, 50], [60, 62], [50, 62], [50, 50]]]]},
+    ]
+    save_geotiff(tmp_path / "a.tif", np.zeros((HEIGHT, WIDTH, 3), np.uint8), ROTATED)
+    with rasterio.open(tmp_path / "a.tif") as image:
+        write_geojson([found], image, NAMES, tmp_path / "a.geojson")
+    splits = {"train": {"images": ".", "annotations": "."}}
+    (item,) = describe(tmp_path, "geojson", splits=splits).open(["train"], "horizontal")
+    assert item["labels"].tolist() == [0, 1]
+    expected = [[14, 10], [40, 32]], [[50, 50], [60, 62]]
+    np.testing.assert_allclose(torch.stack([item["corners"].amin(1), item["corners"].amax(1)], 1), expected, atol=1e-3)
 
 
 def test_tile_masks_need_little_memory(tmp_path):

@@ -6,7 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import rasterio.warp
+import shapely
 from datasets import load_dataset
+from georeferenced import ROTATED, UTM, apply, feature, save_geojson, save_geotiff
 from PIL import Image
 
 from modeling_vitp.recipes import make_instructions
@@ -20,7 +23,8 @@ QUARTERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bot
 def noise(path, seed, size=(WIDTH, HEIGHT)):
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(small).resize(size).save(path, compress_level=1)
+    picture = Image.fromarray(small).resize(size)
+    save_geotiff(path, np.asarray(picture), ROTATED) if path.suffix == ".tif" else picture.save(path, compress_level=1)
 
 
 def random_objects(seed):
@@ -100,6 +104,15 @@ def write_yolo(root, split, names):
             (root / "labels" / split / f"{name}.txt").write_text(lines)
 
 
+def write_geojson(root, split, names):
+    """Write polygons in longitude and latitude over rotated GeoTIFFs in UTM."""
+    for name in names:
+        noise(root / split / "images" / f"{name}.tif", int(name))
+        objects = random_objects(int(name))
+        features = [feature(corners, ROTATED, **{"class": label}) for label, corners in objects]
+        save_geojson(root / split / "labels" / f"{name}.geojson", features)
+
+
 def read_coco(root, name):
     contents = json.loads((root / "annotations" / "instances_train2017.json").read_text())
     (image,) = [image for image in contents["images"] if image["file_name"] == f"{name}.png"]
@@ -137,8 +150,16 @@ def read_yolo(root, name):
         yield LABELS[int(label)], [xs.min(), ys.min(), xs.max(), ys.max()], area
 
 
+def read_geojson(root, name):
+    for entry in json.loads((root / "train" / "labels" / f"{Path(name).name}.geojson").read_text())["features"]:
+        (ring,) = entry["geometry"]["coordinates"]
+        points = apply(~ROTATED, np.transpose(rasterio.warp.transform("EPSG:4326", UTM, *zip(*ring))))
+        inside = shapely.Polygon(points) & shapely.box(0, 0, WIDTH, HEIGHT)
+        yield entry["properties"]["class"], list(inside.bounds), inside.area
+
+
 LAYOUTS = {"coco": (write_coco, read_coco), "voc": (write_voc, read_voc), "dota": (write_dota, read_dota)}
-LAYOUTS |= {"yolo": (write_yolo, read_yolo)}
+LAYOUTS |= {"yolo": (write_yolo, read_yolo), "geojson": (write_geojson, read_geojson)}
 NAMES = {"train": [f"{index:03}" for index in range(60)], "test": [f"{index:03}" for index in range(60, 66)]}
 
 
@@ -149,7 +170,7 @@ def make(layout, root, output, *options):
 
 @lru_cache
 def scene(root, name):
-    (path,) = root.rglob(f"{name}.png")
+    (path,) = (path for path in root.rglob(f"{name}.*") if path.suffix in (".png", ".tif"))
     return Image.open(path).convert("RGB")
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import shapely
+from georeferenced import NORTH_UP, save_geopackage, save_geotiff, to_ground
 from PIL import Image
 from pycocotools import mask as run_lengths
+from rasterio import Affine
 
 NAMES = ["ship", "plane"]
 COLORS = [(230, 60, 60), (60, 60, 230)]
@@ -90,6 +93,20 @@ def write_yolo(root: Path, names: Sequence[str]) -> dict[str, list]:
         rows = [(1 if label == "ship" else 0, *(corners / [WIDTH, HEIGHT]).flatten()) for label, corners in objects]
         if rows:
             (root / "labels" / f"{name}.txt").write_text("\n".join(" ".join(map(str, row)) for row in rows))
+    return found
+
+
+def write_geopackage(root: Path, names: Sequence[str]) -> dict[str, list]:
+    """Write GeoTIFFs side by side and one GeoPackage in longitude and latitude."""
+    found, shapes, labels = write_images(root / "images", names), [], []
+    for index, (name, objects) in enumerate(found.items()):
+        path = root / "images" / f"{name}.png"
+        transform = Affine(*NORTH_UP[:2], NORTH_UP.c + index * WIDTH * NORTH_UP.a, *NORTH_UP[3:6])
+        save_geotiff(path.with_suffix(".tif"), np.asarray(Image.open(path)), transform)
+        path.unlink()
+        shapes += [to_ground(shapely.Polygon(corners), transform) for _, corners in objects]
+        labels += [label for label, _ in objects]
+    save_geopackage(root / "labels.gpkg", shapes, labels)
     return found
 
 

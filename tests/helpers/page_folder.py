@@ -10,9 +10,11 @@ import dense_data
 import detection_data
 import numpy as np
 import rasterio
+import shapely
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
+from georeferenced import feature, save_geojson, save_geopackage, save_geotiff, to_ground
 from page_blocks import file_name, find_pages, read_page
 from paths import FIXTURES, ROOT
 from pictures import picture, write_bands
@@ -163,6 +165,7 @@ def write_images(folder: Path) -> None:
         detection_data.write_dota(folder / "datasets/ships" / split, [f"ship_{number:03}" for number in numbers])
         detection_data.write_yolo(folder / "my_ships" / split, [f"{number:03}" for number in numbers])
         (folder / "my_ships" / split / "data.yaml").unlink()
+    write_trees(folder / "my_trees")
     text = "train: ../train/images\ntest: ../test/images\nnames: [plane, ship]\n"
     (folder / "my_ships/data.yaml").write_text(text)
     for split, numbers in {"train": range(6), "test": range(6, 8)}.items():
@@ -191,6 +194,17 @@ def write_images(folder: Path) -> None:
         split = folder / "my_fields" / ("test" if index > 6 else "train")
         dense_data.save(dense_data.picture_of(mask % 10, rng), split / "images" / f"{index}.png")
         dense_data.save(dense_data.Image.fromarray(mask), split / "masks" / f"{index}.png")
+
+
+def write_trees(root: Path) -> None:
+    """Write GeoTIFFs with one GeoPackage for two of them, and a GeoJSON for one."""
+    boxes = [shapely.box(left, 10, left + 12, 25) for left in (5, 30, 55)]
+    for index, name in enumerate(("train/images/north", "train/images/south", "test/images/east")):
+        save_geotiff(root / f"{name}.tif", np.asarray(picture(80, 60, index)))
+    features = [feature(box, species=name) for box, name in zip(boxes, ("elm", "oak", "elm"))]
+    save_geojson(root / "test/labels/east.geojson", features)
+    grounds = [to_ground(box) for box in boxes]
+    save_geopackage(root / "train/labels.gpkg", grounds, ["elm", "oak", "elm"], class_property="species")
 
 
 def rows(number: int) -> list[dict]:

@@ -51,6 +51,7 @@ from .formats import (
     yolo_label,
     yolo_objects,
 )
+from .geodata import SUFFIXES, FeatureFile, feature_files
 
 UNSPLIT = "all"
 SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
@@ -460,6 +461,71 @@ class Dota(Pairs):
             for found in read_dota(self._file(image_id, paths[0]), paths[0], size)
         ]
         return [AnnotatedImage(image_id, paths, size, self.regions(objects, size))]
+
+
+@register_layout("geojson")
+class GeoJson(Layout):
+    """GeoJSON or GeoPackage with polygons over GeoTIFFs: a file of the same name for each image, or one for a folder.
+
+    The files are beside the images, or in `labels` for images in `images`, see [`feature_files`]. Features are clipped
+    to the images, see [`FeatureFile`]. Images are those in folders `images`, or all without such a folder. An image in
+    which no feature lies has no objects.
+
+    Args:
+        root, names, annotations: see [`Layout`].
+        class_property: property with the class of a feature, see [`feature_files`].
+    """
+
+    subject = "objects"
+
+    @classmethod
+    def matches(cls, root):
+        suffixes = {path.suffix.lower() for path in root.rglob("*")}
+        return bool(suffixes & {*SUFFIXES} and suffixes & {".tif", ".tiff"})
+
+    def __init__(
+        self,
+        root: Path,
+        names: dict[str, str | None] | None = None,
+        annotations: Path | None = None,
+        class_property: str | None = None,
+    ):
+        super().__init__(root, names, annotations)
+        self._class_property = class_property
+
+    def splits(self):
+        splits = images_in(self.root, ("images",))
+        for path in () if splits else image_files(self.root):
+            name = path.relative_to(self.root)
+            splits.setdefault(split_of_path(name), {})[name.as_posix()] = (path,)
+        return splits
+
+    @cached_property
+    def _files(self) -> dict[Path, FeatureFile]:
+        images = (path for images in self.splits().values() for (path,) in images.values())
+        return feature_files(self.root, self.annotations or self.root, images, self._class_property)
+
+    @property
+    def class_property(self) -> str | None:
+        """Property with the class of a feature, or `None` if all features are of one class."""
+        return next((file.class_property for file in self._files.values()), None)
+
+    def annotation_file(self, image_id, path):
+        return self._files[path].path if path in self._files else None
+
+    def class_names(self):
+        return sorted({label for file in {*self._files.values()} for label in file.labels})
+
+    def annotate(self, image_id, paths):
+        if paths[0] not in self._files:
+            raise ValueError(
+                f"No GeoJSON or GeoPackage for {paths[0]} found under {self.annotations or self.root}. Expected "
+                f"{paths[0].stem}.geojson or .gpkg, or one file for all images of the folder."
+            )
+        size = upright_size(paths[0])
+        return [
+            AnnotatedImage(image_id, paths, size, self.regions(self._files[paths[0]].objects(paths[0], size), size))
+        ]
 
 
 @register_layout("masks")

@@ -20,6 +20,7 @@ from .questions import PHRASINGS, Asker, Exchange, make_conversations
 from .windows import windows_of
 
 VOLUME_OPTIONS = ("plane", "intensities", "percentiles")
+LAYOUT_OPTIONS = (*VOLUME_OPTIONS, "class_property")
 OWN_FILE = re.compile(r"\..*|README\.md|.+-\d{5}\.parquet")  # in the output folder; hidden files are ignored
 
 
@@ -60,6 +61,8 @@ def option_error(args: argparse.Namespace) -> str | None:
         return f"--overlap must be below --window {args.window}, got {args.overlap}."
     if for_volumes:
         return f"--{for_volumes[0]} needs the layout volumes."
+    if args.class_property is not None and args.layout != "geojson":
+        return "--class_property needs the layout geojson."
     if args.layout == "volumes" and args.intensities is None and args.percentiles is None:
         return "Volumes need --intensities LOW HIGH, or --percentiles LOW HIGH: the values shown as black and white."
     root, output_dir = args.root.resolve(), args.output_dir.resolve()
@@ -83,7 +86,7 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
     """
     names = read_annotation(args.names) if args.names else None
     names = Names(names) if isinstance(names, dict) else names
-    options = {name: getattr(args, name) for name in VOLUME_OPTIONS if getattr(args, name) is not None}
+    options = {name: getattr(args, name) for name in LAYOUT_OPTIONS if getattr(args, name) is not None}
     layout = LAYOUTS[args.layout](args.root, names, args.annotations, **options)
     chosen, held_out = choose_split(layout, args.split, read_list(args.split_list) if args.split_list else None)
     check_case_splits(layout, chosen, held_out)

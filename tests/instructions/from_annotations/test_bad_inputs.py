@@ -109,6 +109,9 @@ OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must 
         for line in (b"0 160 120 20 20", b"0 nan 0.5 0.1 0.1", b"0 0.5 0.5 0 0.1", b"0 0 0 1 1 inf 0", b"0 0 0 0 1 0 2")
     ),
     ("yolo", put("images/train/003.png", b"no"), r"003\.png"),
+    ("geojson", put("train/images/003.tif", b"no"), r"003\.tif"),
+    ("geojson", put("train/labels/003.geojson", b"{"), r"003\.geojson"),
+    ("geojson", remove("train/labels/003.geojson"), r"003\.tif .*003\.geojson"),
     *(
         ("coco", entry("annotations", bbox=box), COCO_FILE)
         for box in ([1, 2, "x", 4], [1, 2, float("nan"), 4], 3, None)
@@ -220,6 +223,7 @@ def test_class_without_words_is_named(names, named, tmp_path):
         (["masks", "--window", "9"], "--window"),
         (["voc", "--window", "9", "--overlap", "9"], "--overlap .* 9"),
         (["masks", "--intensities", "0", "9"], "--intensities"),
+        (["voc", "--class_property", "species"], "--class_property.*geojson"),
         (["volumes"], "--intensities"),
         (["voc", "--shard", "3/2"], "--shard.*'3/2'"),
         (["voc", "--shard", "a/b"], "--shard.*'a/b'"),
