@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     model, processor = load_start(model_args, *scratch, *vision)
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
     freeze(model, *frozen)
-    peft_config = lora_config(model, model_args, *frozen)
+    peft_config = lora_config(model, model_args, *frozen, args.lora_on_vision)
     if args.max_patches is not None:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:

@@ -307,8 +307,8 @@ class PretrainArguments(Arguments, ScriptArguments):
     vision_model: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of a pretrained backbone, combined with language_model. With from_scratch, the "
-            "initial weights of its ViT. Replaces model_name_or_path."
+            "help": "Folder or Hub id of a pretrained ViT, such as facebook/dinov2-base, combined with language_model. "
+            "With from_scratch, the initial weights of its ViT. Replaces model_name_or_path."
         },
     )
     language_model: str | None = field(
@@ -347,6 +347,12 @@ class PretrainArguments(Arguments, ScriptArguments):
     )
     unfreeze_vision_layers: int = field(
         default=0, metadata={"help": "Number of last layers of a frozen ViT that still train. 0: none."}
+    )
+    lora_on_vision: bool = field(
+        default=False,
+        metadata={
+            "help": "With use_peft: train LoRA on the ViT's layers too, instead of the whole ViT. Default: false."
+        },
     )
     drop_path_rate: float | None = field(
         default=None,
@@ -499,13 +505,14 @@ class VRLArguments(RunArguments):
 class StartArguments(Arguments):
     """Arguments of the start of fine-tuning: a pretrained backbone, a fine-tuned model, or random weights."""
 
-    limits = {"drop_path_rate": "[0, 1)"}
+    limits = {"drop_path_rate": "[0, 1)", "backbone_lora_r": "[0, inf)"}
     neck = None  # classification uses the ViT's features without a neck
 
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of an exported backbone, or of a model fine-tuned with this recipe; '' for none."
+            "help": "Folder or Hub id of an exported backbone, of a ViT such as facebook/dinov2-base, or of a model "
+            "fine-tuned with this recipe; '' for none."
         },
     )
     model_revision: str = field(
@@ -521,7 +528,19 @@ class StartArguments(Arguments):
     backbone: dict | str | None = field(
         default=None, metadata={"help": "Fields of the backbone's configuration as JSON, such as deformable_heads."}
     )
-    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth rate of the ViT's last layer."})
+    drop_path_rate: float = field(
+        default=0.1,
+        metadata={
+            "help": "Stochastic depth rate of the ViT's last layer, ignored if its family has no stochastic depth or "
+            "the ViT is frozen."
+        },
+    )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Freeze the ViT; the neck and the head train. Default: false."}
+    )
+    backbone_lora_r: int = field(
+        default=0, metadata={"help": "Rank of LoRA on the layers of the ViT, whose own weights are frozen. 0: none."}
+    )
     head: dict | str | None = field(
         default=None,
         metadata={"help": "Fields of the model's configuration as JSON, such as hidden_size (of UPerNet) or pooling."},

@@ -1,5 +1,6 @@
 """Base trainer of fine-tuning, and loading of the model that fine-tuning starts from."""
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..bands import check_same_bands
 from ..configuration_vitp import ViTPVisionConfig
+from ..convert.export import without_adapters
 from ..convert.tensor_files import check_finite
 from ..input_spec import InputSpec
 from ..metrics.base import DistributedMetric
@@ -30,7 +32,7 @@ from .base_trainer import BaseTrainer
 from .batching import share
 from .callbacks import choose, component_colors
 from .fine_tuning_data import parts_of
-from .freezing import layer_decay_groups
+from .freezing import find_vit, freeze_vit, layer_decay_groups, lora_rank
 from .loading import check_config
 from .resume_config import free_settings
 
@@ -92,8 +94,20 @@ class FineTuningTrainer(BaseTrainer):
     def run_settings(self) -> dict[str, dict[str, Any]]:
         args, names = self.args, ("seed", "data_seed", *self.fixed, "dataloader_drop_last")
         fixed = {name: getattr(args, name) for name in names} | self.data_settings()
+        model = self.accelerator.unwrap_model(self.model)
+        prefix, tower = find_vit(model)
+        kernel = model.get_parameter(prefix + tower.patch_kernel)
+        fixed |= {"freeze_backbone": not kernel.requires_grad or None, "backbone_lora_r": lora_rank(model)}
         free = free_settings(args) | {name: getattr(args, name) for name in self.free} | args.layer_decay_settings()
         return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, its processor and its card. LoRA is merged unless the folder is a checkpoint."""
+        super().save_model(output_dir, _internal_call)
+        folder, model = Path(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
+        is_checkpoint = self.is_in_train and folder == self._checkpoint()
+        if lora_rank(model) is not None and self.args.should_save and not is_checkpoint:
+            without_adapters(copy.deepcopy(model)).save_pretrained(folder)
 
     def extra_settings(self) -> dict[str, Any]:
         return super().extra_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
@@ -318,10 +332,11 @@ def load_on_backbone(
                 )
             check_same_bands(start, bands_of(model), "data: input_spec", band_names)
             check_finite(model.state_dict(), start)
-            return model
+            return with_frozen_vit(model, args)
     if band_names is not None:
         more = {**more, "band_names": band_names}
-    backbone = {"drop_path_rate": args.drop_path_rate, **(args.backbone or {}), **more}
+    drop_path_rate = 0.0 if args.freeze_backbone and not args.backbone_lora_r else args.drop_path_rate
+    backbone = {"drop_path_rate": drop_path_rate, **(args.backbone or {}), **more}
     head = {**settings, **(args.head or {})}
     build = build or model_class.from_backbone
     neck = {} if args.neck is None else {"neck": args.neck}
@@ -329,6 +344,13 @@ def load_on_backbone(
     name = args.model_name_or_path or "from_scratch"
     check_same_bands(name, bands_of(model), "data: input_spec", band_names)
     check_finite(model.state_dict(), name)
+    return with_frozen_vit(model, args)
+
+
+def with_frozen_vit(model: PreTrainedModel, args: StartArguments) -> PreTrainedModel:
+    """Freeze the ViT and add LoRA to it, if the arguments say so."""
+    if args.freeze_backbone or args.backbone_lora_r:
+        freeze_vit(model, args.backbone_lora_r)
     return model
 
 

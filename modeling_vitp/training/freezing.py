@@ -2,7 +2,8 @@
 
 import re
 
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -52,14 +53,19 @@ def lora_config(
     freeze_projector: bool = False,
     freeze_language_model: bool = False,
     unfreeze_vision_layers: int = 0,
+    lora_on_vision: bool = False,
 ) -> LoraConfig | None:
     """Return the configuration of LoRA on the language model, or `None` without `use_peft`.
 
     Other trainable parts are PEFT's `modules_to_save`. `lora_target_modules` are names of modules in the language
     model, by default all linear modules. They never match modules of the ViT, whose projections have the same names.
 
+    Args:
+        lora_on_vision: whether LoRA is also trained on all linear modules of the ViT's layers, instead of the ViT.
+
     Raises:
-        ValueError: if `freeze_language_model` is set together with `use_peft`.
+        ValueError: if `freeze_language_model` is set together with `use_peft`, or `lora_on_vision` with
+            `freeze_vision`.
     """
     config = get_peft_config(model_args)
     if config is None:
@@ -75,10 +81,44 @@ def lora_config(
 
     layers = unfrozen_layers(model, freeze_vision, unfreeze_vision_layers)
     path = f"{VISION}.{tower_of(model.config.vision_config).layers}"
-    trained = [f"{path}.{index}" for index in layers] if freeze_vision else [VISION]
+    if lora_on_vision:
+        if freeze_vision:
+            raise ValueError("lora_on_vision and freeze_vision exclude each other. Remove one of them.")
+        names = "|".join(sorted(linear_names(model.model.get_submodule(path))))
+        config.target_modules += rf"|model\.{re.escape(path)}\.\d+\.({names})"
+        trained = []
+    else:
+        trained = [f"{path}.{index}" for index in layers] if freeze_vision else [VISION]
     trained += [] if freeze_projector else [PROJECTOR]
     config.modules_to_save = trained + (model_args.lora_modules_to_save or [])
     return config
+
+
+def linear_names(layers: nn.ModuleList) -> set[str]:
+    """Return the names of the linear modules within a layer."""
+    return {name.split(".", 1)[1] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+
+
+def freeze_vit(model: PreTrainedModel, lora_r: int = 0) -> None:
+    """Freeze the ViT of a task model, and add LoRA of rank `lora_r` to the linear modules of its layers, 0 for none.
+
+    A neck such as ViT-Adapter stays trainable. LoRA's alpha is twice its rank.
+    """
+    prefix, tower = find_vit(model)
+    vit = model.get_submodule(prefix.removesuffix("."))
+    parts = (*tower.embeddings, f"{tower.layers}.", *([] if tower.norm is None else [f"{tower.norm}."]))
+    for name, parameter in vit.named_parameters():
+        if name.startswith(parts):
+            parameter.requires_grad_(False)
+    if lora_r:
+        layers = vit.get_submodule(tower.layers)
+        config = LoraConfig(r=lora_r, lora_alpha=2 * lora_r, target_modules=sorted(linear_names(layers)))
+        inject_adapter_in_model(config, layers)
+
+
+def lora_rank(model: nn.Module) -> int | None:
+    """Return the rank of LoRA in a task model, `None` without LoRA."""
+    return next((module.r["default"] for module in model.modules() if isinstance(module, LoraLayer)), None)
 
 
 def unfrozen_layers(model: ViTPForConditionalGeneration, freeze_vision: bool, number: int) -> range:

@@ -241,7 +241,7 @@ def print_plan(
 
         def freeze_parts(model: ViTPForConditionalGeneration) -> LoraConfig | None:
             freeze(model, *frozen, args.unfreeze_vision_layers)
-            return lora_config(model, with_lora, *frozen, args.unfreeze_vision_layers)
+            return lora_config(model, with_lora, *frozen, args.unfreeze_vision_layers, args.lora_on_vision and lora)
 
         return freeze_parts
 

@@ -35,7 +35,8 @@ ADAPTER = {
 }
 TRAINING_DATA = "training data"  # name of the setting that describes the training rows
 HASHED_VALUES = 64  # approximate number of hashed values of each weight
-PRETRAINED = re.compile(r"\bencoder\.layer\.|\blanguage_model\.")  # layers of the ViT and of the language model
+VISION_LAYER = re.compile(rf"\b{VISION}\..*?\b(?:layer|layers|blocks)\.(\d+)\.")  # of any family of ViT
+PRETRAINED = re.compile(rf"{VISION_LAYER.pattern}|\bencoder\.layer\.|\blanguage_model\.")
 
 
 def free_settings(args: TrainingArguments) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def free_settings(args: TrainingArguments) -> dict[str, Any]:
 def frozen_parts(model: nn.Module) -> dict[str, bool | int]:
     """Return the frozen parts of a model as arguments of [`~modeling_vitp.training.freezing.freeze`]."""
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad and "lora_" not in name]
-    layers = {name: re.search(rf"{VISION}\..*?\blayer\.(\d+)\.", name) for name in trained}
+    layers = {name: VISION_LAYER.search(name) for name in trained}
     freeze_vision = not any(VISION in name and layers[name] is None for name in trained)
     rest = [name for name in trained if VISION not in name and PROJECTOR not in name]
     return {

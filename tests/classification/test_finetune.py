@@ -13,12 +13,16 @@ from classification_data import benchmark_arguments, small_arguments, write_fold
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from vision_families import save_vit
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.classification.data import ClassificationData
+from modeling_vitp.modeling_vitp_backbone import open_vit
 from modeling_vitp.recipes.finetune_classification import main
 
 SPLITS = {"train": 6, "val": 2, "test": 3}
+PROJECTIONS = ("proj.weight", "projection_layer.weight")
+HEAD_WEIGHTS = {f"{part}.{name}" for part in ("layernorm", "classifier") for name in ("weight", "bias")}
 
 
 def opened(name: str, root, split: str):
@@ -176,3 +180,35 @@ def test_bad_recipe_settings_are_refused(tmp_path, changes, message):
     write_folders(tmp_path / "data", {"train": 2, "test": 1})
     with pytest.raises(ValueError, match=message):
         main(small_arguments({}, tmp_path / "data", tmp_path / "out", **{"test_split": "test", **changes}))
+
+
+@pytest.mark.parametrize("lora_r", [0, 2], ids=["frozen", "LoRA"])
+@pytest.mark.parametrize("family", ["vitp", pytest.param("siglip_vision_model", marks=pytest.mark.slow)])
+def test_frozen_vit_and_lora_on_it(tmp_path, family, lora_r):
+    """The ViT stays as it is, or changes by LoRA in its linear layers alone, also in a resumed run."""
+    write_folders(tmp_path / "data", SPLITS)
+    start = tmp_path / "start"
+    if family == "vitp":
+        torch.manual_seed(0)
+        export_backbone(ViTPVisionModel(ViTPVisionConfig(**classification_data.SMALL["from_scratch"])), start)
+    else:
+        save_vit(start, family)
+    settings = {"model_name_or_path": str(start), "from_scratch": None, "image_size": 64 if family != "vitp" else 32}
+    settings |= {"freeze_backbone": not lora_r, "backbone_lora_r": lora_r, "max_steps": 4, "num_pictures": 0}
+    assert main(small_arguments({}, tmp_path / "data", tmp_path / "whole", **settings)) == 0
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
+    assert main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **settings)) == 0
+
+    whole, stopped = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    before = open_vit(start).state_dict()
+    assert whole.keys() == stopped.keys() == {f"backbone.{name}" for name in before} | HEAD_WEIGHTS
+    changed = {name for name, weight in before.items() if not torch.equal(weight, whole[f"backbone.{name}"])}
+    linear = {name for name in before if "layer" in name and name.endswith((*PROJECTIONS, "fc1.weight", "fc2.weight"))}
+    linear = {name for name in linear if not name.startswith("head.")}
+    assert changed == (linear if lora_r else set())
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    for name in changed:
+        assert torch.linalg.matrix_rank(whole[f"backbone.{name}"] - before[name], rtol=1e-3) <= lora_r
+    with pytest.raises(ValueError, match="freeze_backbone|backbone_lora_r"):
+        changed = settings | {"freeze_backbone": False, "backbone_lora_r": 0, "resume_from_checkpoint": "True"}
+        main(small_arguments({}, tmp_path / "data", tmp_path / "stopped", **changed))

@@ -21,6 +21,7 @@ from modeling_vitp import (
     ViTPVisionModel,
     export_backbone,
 )
+from modeling_vitp.convert.export import trained_vision_model
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training.freezing import freeze, lora_config
 
@@ -156,6 +157,34 @@ def test_lora_targets_never_match_the_vit(model):
     assert {name.split(".language_model.")[1] for name in places} == {
         f"layers.1.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")
     }
+
+
+def test_lora_on_vision_reaches_linear_layers_of_the_vit(model):
+    config = lora_config(model, ModelConfig(**LORA), lora_on_vision=True)
+    peft_model = get_peft_model(copy.deepcopy(model), config)
+    adapted = {name.split(".lora_")[0] for name, _ in peft_model.named_parameters() if ".lora_" in name}
+    vit = "base_model.model.model.vision_tower.encoder.layer"
+    wanted = {f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj", "projection_layer")} | {
+        "mlp.fc1",
+        "mlp.fc2",
+    }
+    assert {name for name in adapted if "vision_tower" in name} == {
+        f"{vit}.{index}.{name}" for index in range(3) for name in wanted
+    }
+    trained = [name for name, weight in peft_model.named_parameters() if weight.requires_grad]
+    assert all("lora_" in name or "multi_modal_projector" in name for name in trained)
+    with torch.no_grad():
+        for name, weight in peft_model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    pixels = torch.randn(1, 3, 56, 56)
+    exported = trained_vision_model(peft_model)
+    with torch.no_grad():
+        wanted = peft_model.base_model.model.model.vision_tower.eval()(pixels).last_hidden_state
+        torch.testing.assert_close(exported.eval()(pixels).last_hidden_state, wanted, atol=1e-5, rtol=1e-5)
+        assert (model.model.vision_tower.eval()(pixels).last_hidden_state - wanted).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="lora_on_vision.*freeze_vision"):
+        lora_config(model, ModelConfig(**LORA), freeze_vision=True, lora_on_vision=True)
 
 
 @pytest.mark.parametrize(
