@@ -234,10 +234,14 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises:
         YAMLError: if the file is not YAML, or a mapping has a duplicate key; the message names the line.
+        ValueError: if the file is not text in UTF-8.
         OSError: if the file cannot be read.
     """
     with open(path, encoding="utf-8") as file:  # YAML errors name the file by this handle
-        return yaml.load(file, UniqueKeyLoader)
+        try:
+            return yaml.load(file, UniqueKeyLoader)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"Expected {path} to be a YAML file, encoded in UTF-8. Found: {error}.") from error
 
 
 class Shard(NamedTuple):

@@ -87,6 +87,7 @@ class LabelEncoding:
         by = SPELLINGS.get(by, by)
         if by not in ("value", "color"):
             raise ValueError(f"Expected `mask_encoding` to be 'value' or 'color', got {by!r}.")
+        check_type("classes", classes, Sequence[Mapping])
         if not 2 <= len(classes) < IGNORE_INDEX:
             raise ValueError(
                 f"Expected 2 to {IGNORE_INDEX - 1} `classes`, including the background, got {len(classes)}."

@@ -22,6 +22,7 @@ from trl import TrlParser
 from ..command import errors
 from ..command.errors import WrongArguments, WrongPath, program
 from ..command.paths import check_paths, expand_home, find_config, read_yaml
+from .arguments import check_inherited
 
 # Torch reads these variables when it is loaded. By default its threads spin for milliseconds while they wait for each
 # other: if another process is busy, a step of the quickstart takes many times as long. Sleeping threads avoid this, but
@@ -109,6 +110,8 @@ def parse(
         *parsed, _, _ = parser.parse_args_and_config(
             words, return_remaining_strings=True, separate_remaining_strings=True
         )
+        for item in parsed:
+            check_inherited(item)
         expand_home(parsed)
         check_paths(parsed)
         if whole:
@@ -278,6 +281,8 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
             hint = f": it belongs to {' and '.join(others)}." if others else hint
             longer = sorted(full for full in {*own, *known} if full.endswith(f"_{name}"))
             hint = f": did you mean {' or '.join(longer)}?" if 0 < len(longer) < 5 else hint
+            if name == "dataset_name" and "data_root" in own:
+                hint = ": set --data_root FOLDER, or dataset_name in `data`."
             raise ValueError(f"unknown option {name!r}{hint}")
 
 

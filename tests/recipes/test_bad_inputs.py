@@ -24,6 +24,8 @@ START = f"{PRETRAIN} {scratch()}"
 WITHOUT_VOCABULARY = "--from_scratch " + shlex.quote(json.dumps({"vision_config": VISION, "text_config": TEXT}))
 ROPE = {"text_config": TEXT | {"rope_parameters": {"rope_thet": 1e4}}}
 FILES = {"image": "{name}.nii.gz"}
+EXPERIMENT = "experiment --output_dir out --claim c --against a --control x"
+MAP = "predict_large masks scene.png --output o.tif"
 
 
 def segment(split: str = "train", **data) -> str:
@@ -41,6 +43,9 @@ MISTAKES = [  # words, and a pattern of the error line
     ("pretrain --config zzzz.yaml", "zzzz.yaml"),
     ("pretrain --config brokn", "'broken.yaml'"),
     ("pretrain --config broken.yaml", "expected|mapping|scanning"),
+    ("pretrain --config binary.yaml", "binary.yaml.*UTF-8"),
+    ("pretrain --config names.yaml", "dataset_name to be text"),
+    ("pretrain --config signal.yaml", "save_on_signal to be a list"),
     ("pretrain --config key.yaml --config key.yaml", "give --config once"),
     ("pretrain --config", "--config needs a name"),
     ("pretrain quickstart", "'quickstart'.*--config quickstart"),
@@ -54,10 +59,16 @@ MISTAKES = [  # words, and a pattern of the error line
     ("help pretran", "'pretran'.*'pretrain'"),
     ("finetune_segmentation --config lovda", "'lovda'.*loveda"),
     ("probe --backbones b --data lovda", "'lovda'.*loveda"),
+    ("probe --backbones b --data '[1]'", r"data to be a mapping.*'\[1\]'"),
+    # experiments
+    (f'{EXPERIMENT} --arms \'{{"x": 3}}\' --measures \'{{"m": "a.b"}}\'', "arm 'x' to be a mapping"),
+    (f"{EXPERIMENT} --arms '{{\"x\": null}}' --measures '{{\"m\": 3}}'", "measure 'm' to be text"),
+    (f"{EXPERIMENT} --config arms.yaml --base empty.yaml", "base .*task.*empty.yaml"),
     # options and their values
     (f"{SEGMENT} --batch_size 4", "'batch_size'.*per_device_eval_batch_size or per_device_train_batch_size"),
     (f"{SEGMENT} --detector d_fine", "'detector'.*vitp finetune_detection.*vitp finetune_segmentation --help_all"),
     (f"{SEGMENT} --crop 3", "'crop'.*'crop_"),
+    (f"{SEGMENT} --dataset_name data", "'dataset_name'.*--data_root"),
     (f"{PRETRAIN} --learning_rat 1", "'learning_rat'.*'learning_rate'"),
     ("pretrain --config key.yaml", "'max_step'.*'max_st"),
     ("pretrain --config quickstart word", "'word'"),
@@ -170,6 +181,9 @@ MISTAKES = [  # words, and a pattern of the error line
     ("export_onnx bert data", "data.*folder"),
     ("export_onnx bert no/a.onnx", "no.*folder"),
     ("predict_large bert scene.png --output o.tif", "bert.*'bert'"),
+    (f"{MAP} --classes quickstart", "mapping `data`.*'quickstart'"),
+    (f"{MAP} --classes classes.yaml", "`classes`.*got 0"),
+    (f"{MAP} --classes dior", "classes to be a list, each item a mapping"),
     ("push_to_hub ./modle org/name --what model", "modle.*'model'"),
 ]
 
@@ -179,16 +193,19 @@ def desk(tmp_path, monkeypatch, data_folder):
     """Change to a folder with data, an empty folder, configurations of models, and invalid files."""
     for name in ("model", "empty", "texts"):
         (tmp_path / name).mkdir()
-    for name, model_type in {"bert": "bert", "vit": "internvl_vision", "boxes": "vitp_object_detection"}.items():
+    types = {"bert": "bert", "vit": "internvl_vision", "boxes": "vitp_object_detection"}
+    for name, model_type in (types | {"masks": "vitp_segmentation"}).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
     key = {"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH}
     tasked = {"mixture": {"sources": []}, "task": "trees", "from_scratch": FROM_SCRATCH}
     files = {"broken.yaml": "a: [1, 2\nb: }", "empty.yaml": "{}", "texts/train.csv": "note,label\na ship,1\n"}
-    files |= {"scene.png": "", "texts/scan.nii.gz": ""}
+    files |= {"scene.png": "", "texts/scan.nii.gz": "", "binary.yaml": "\x89PNG"}
+    files |= {"names.yaml": "dataset_name: [data]", "signal.yaml": "dataset_name: data\nsave_on_signal: 3"}
+    files |= {"classes.yaml": "data: {root: data}", "arms.yaml": "arms: {x: {label_share: 0.5}}\nmeasures: {m: a.b}"}
     files |= {"key.yaml": yaml.safe_dump(key), "tasked.yaml": yaml.safe_dump(tasked)}
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="latin-1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / f"{tmp_path.name}-cache"))
     monkeypatch.setattr(sys, "argv", ["vitp"])
