@@ -24,6 +24,8 @@ EXTRAS |= {"gradio": "space", "monai": "medical", "pydicom": "medical"} | dict.f
 EXTRAS["pycocoevalcap"] = "captions"
 # Errors of transformers' configurations, by name so that transformers is not imported.
 OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
+# Messages of torch about a device that does not exist.
+OF_DEVICE = "Torch not compiled with|at start of device string|No CUDA GPUs|no NVIDIA driver|invalid device ordinal"
 READ_TRACEBACK = "read the traceback; --debug prints it."  # remedy of unexpected errors
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -124,6 +126,10 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
         name = (error.name or "").partition(".")[0]
         if name in EXTRAS:
             return f"{name} is not installed.", f"pip install 'modeling-vitp[{EXTRAS[name]}]'", FAILURE
+    if isinstance(error, ImportError) and error.name is None:  # raised by a library for a missing package
+        return str(error), None, FAILURE
+    if isinstance(error, (AssertionError, RuntimeError)) and re.search(OF_DEVICE, str(error)):
+        return f"device: {error}", "set another device, for example cpu.", MISTAKE
     of_hub = next((found for found in map(explain_hub, chain(error)) if found), None)
     if of_hub is not None:
         return of_hub

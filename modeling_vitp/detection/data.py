@@ -213,7 +213,7 @@ class DetectionData(DataSettings):
     def infer(cls, root):
         name = recognize_layout(root, FORMATS)
         if name is None:
-            raise ValueError(f"expected annotations in one of the formats {', '.join(FORMATS)}.")
+            raise cls.unknown_layout(root, f"annotations in one of the formats {', '.join(FORMATS)}")
         layout, splits = LAYOUTS[name](root), {}
         for split, images in layout.splits().items():
             annotated = {layout.annotation_file(image_id, path) for image_id, (path,) in images.items()} - {None}

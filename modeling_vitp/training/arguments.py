@@ -71,15 +71,16 @@ def check_inherited(item: Any, own: Collection[str] = ()) -> None:
         ValueError: if a field of one scalar type has a value of another type from a YAML file.
     """
     types = get_type_hints(type(item))
-    for name in {found.name for found in fields(item)} - set(own):
+    for name, default in {found.name: found.default for found in fields(item) if found.name not in own}.items():
         value, kind = getattr(item, name), types[name]
         kinds = set(get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind])
         if isinstance(value, float) and int in kinds and float not in kinds:
             if not value.is_integer():
                 raise ValueError(f"{name} must be an integer, got {value!r}.")
             setattr(item, name, int(value))
-        elif isinstance(value, (bool, int, float, list, dict)) and kinds <= {str, bool, int, float, type(None)}:
-            check_type(name, value, kind)
+        elif kinds <= {str, bool, int, float, type(None)} and value is not default:
+            if value is None or isinstance(value, (bool, int, float, str, list, dict)):
+                check_type(name, value, kind)
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:

@@ -63,6 +63,19 @@ def test_missing_extra_names_its_installation():
     assert status == 1 and line == "trl is not installed. pip install 'modeling-vitp[recipes]'"
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ImportError("FlashAttention2 is not installed."), 1),
+        (RuntimeError("Expected one of cpu, cuda device type at start of device string: gpu"), 2),
+        (AssertionError("Torch not compiled with CUDA enabled"), 2),
+    ],
+)
+def test_missing_package_or_device_needs_no_traceback(error, status):
+    what, remedy, found = explain_error(error)
+    assert str(error) in what and found == status and "traceback" not in str(remedy)
+
+
 def test_old_transformers_is_refused_at_import(monkeypatch):
     monkeypatch.setattr(modeling_vitp.importlib.metadata, "version", lambda name: "4.57.1")
     with pytest.raises(ImportError, match=r"transformers 5\.20 or newer, found 4\.57\.1: pip install"):

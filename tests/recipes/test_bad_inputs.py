@@ -46,6 +46,8 @@ MISTAKES = [  # words, and a pattern of the error line
     ("pretrain --config binary.yaml", "binary.yaml.*UTF-8"),
     ("pretrain --config names.yaml", "dataset_name to be text"),
     ("pretrain --config signal.yaml", "save_on_signal to be a list"),
+    ("pretrain --config dash.yaml", "'learning-rate'.*'learning_rate'"),
+    ("probe --backbones b --data empty", "got the folder 'empty'"),
     ("pretrain --config key.yaml --config key.yaml", "give --config once"),
     ("pretrain --config", "--config needs a name"),
     ("pretrain quickstart", "'quickstart'.*--config quickstart"),
@@ -63,7 +65,7 @@ MISTAKES = [  # words, and a pattern of the error line
     # experiments
     (f'{EXPERIMENT} --arms \'{{"x": 3}}\' --measures \'{{"m": "a.b"}}\'', "arm 'x' to be a mapping"),
     (f"{EXPERIMENT} --arms '{{\"x\": null}}' --measures '{{\"m\": 3}}'", "measure 'm' to be text"),
-    (f"{EXPERIMENT} --config arms.yaml --base empty.yaml", "base .*task.*empty.yaml"),
+    (f"{EXPERIMENT} --config arms.yaml --base empty.yaml", "task and dataset_name.*empty.yaml"),
     # options and their values
     (f"{SEGMENT} --batch_size 4", "'batch_size'.*per_device_eval_batch_size or per_device_train_batch_size"),
     (f"{SEGMENT} --detector d_fine", "'detector'.*vitp finetune_detection.*vitp finetune_segmentation --help_all"),
@@ -73,6 +75,15 @@ MISTAKES = [  # words, and a pattern of the error line
     ("pretrain --config key.yaml", "'max_step'.*'max_st"),
     ("pretrain --config quickstart word", "'word'"),
     (f"{PRETRAIN} --max_patches many", "max_patches.*invalid int"),
+    (f"{PRETRAIN} --output_dir data {scratch()}", "output_dir='data' is dataset_name"),
+    (
+        f"{CLASSIFY} --output_dir vit --model_name_or_path vit --data_root data",
+        "output_dir='vit' is model_name_or_path",
+    ),
+    ("validate_data data --output_dir scene.png", "output_dir='scene.png'.*is a file"),
+    ("export_onnx vit a.onnx --tolerance -1", "--tolerance.*'-1'"),
+    ("space --port 99999", "--port.*'99999'"),
+    ("make_instructions voc data --split_list empty.txt --output_dir out", "empty.txt"),
     (f"{PRETRAIN} --max_patches -2", "max_patches.*-2"),
     (f"{PRETRAIN} --vrl_drop_ratio 75", "vrl_drop_ratio.*75.0"),
     ("evaluate_robustness --models m --severities 6", r"severities.*\[6\]"),
@@ -144,6 +155,7 @@ MISTAKES = [  # words, and a pattern of the error line
     (segment(splits={"train": {"image": "{name}.csv", "tile": {"size": 8, "ovrlap": 2}}}), "'ovrlap'.*'overlap'"),
     (segment(splits={"train": {"image": "{name}.csv", "tile": {"size": 8}}}), "size and overlap"),
     (segment(splits={"train": FILES}), "scan.nii.gz.*`volumes`"),
+    (segment(splits={"train": {"image": "{name}.csv", "part": [0.5, 2]}}), r"`part`.*\[0.5, 2\]"),
     (segment(columns={"img": "a"}), "'img'.*'image'"),
     (segment(volumes={"plan": "axial"}), "'plan'.*'plane'"),
     (segment(classes=[{"name": "a"}, {"name": "b", "val": 1}]), "'val'.*'value'"),
@@ -201,6 +213,7 @@ def desk(tmp_path, monkeypatch, data_folder):
     tasked = {"mixture": {"sources": []}, "task": "trees", "from_scratch": FROM_SCRATCH}
     files = {"broken.yaml": "a: [1, 2\nb: }", "empty.yaml": "{}", "texts/train.csv": "note,label\na ship,1\n"}
     files |= {"scene.png": "", "texts/scan.nii.gz": "", "binary.yaml": "\x89PNG"}
+    files |= {"dash.yaml": "dataset_name: data\nlearning-rate: 1", "empty.txt": ""}
     files |= {"names.yaml": "dataset_name: [data]", "signal.yaml": "dataset_name: data\nsave_on_signal: 3"}
     files |= {"classes.yaml": "data: {root: data}", "arms.yaml": "arms: {x: {label_share: 0.5}}\nmeasures: {m: a.b}"}
     files |= {"key.yaml": yaml.safe_dump(key), "tasked.yaml": yaml.safe_dump(tasked)}

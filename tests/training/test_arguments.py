@@ -95,7 +95,7 @@ def test_pinned_batches_are_copied_without_blocking(tmp_path, monkeypatch, pins)
 DATA = {"dataset_name": "org/data"}
 PROBE = {"backbones": ["b"], **DATA}
 EXPERIMENT = {"output_dir": "o", "claim": "c", "against": "a", "arms": {"quickstart": None}, "control": "quickstart"}
-EXPERIMENT |= {"measures": {}}
+EXPERIMENT |= {"measures": {"auc": "task.auc"}}
 FINETUNING = {"config": "aerial_trees", "learning_rates": [1e-4], "layer_decays": [1.0], "label_shares": [1.0]}
 FINETUNING |= {"held_out_scene": "s", "held_out_top": 0}
 MEANINGLESS = [
@@ -108,6 +108,10 @@ MEANINGLESS = [
     (ViTPTrainingConfig, {}, {"max_length": 0}),
     (ViTPTrainingConfig, {}, {"on_error": "hope"}),
     (ViTPTrainingConfig, {}, {"learning_rate": math.inf}),
+    (ViTPTrainingConfig, {}, {"learning_rate": None}),
+    (ViTPTrainingConfig, {}, {"max_steps": [1]}),
+    (ViTPTrainingConfig, {}, {"max_steps": "many"}),
+    (PretrainArguments, DATA, {"dataset_name": 3}),
     (ViTPTrainingConfig, {}, {"learning_rate": -1e-3}),
     (ViTPTrainingConfig, {}, {"weight_decay": -0.1}),
     (ViTPTrainingConfig, {}, {"adam_beta2": 1.0}),
