@@ -117,6 +117,13 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         found = damage(Path(name), dict.fromkeys((*patterns, *CONFIG_FILES)))
         if patterns is PROCESSOR_FILES and Path(name).is_dir() and not holds(Path(name), patterns):
             found = f"{name} has no processor. Expected one of {', '.join(patterns)}."
+        if (
+            found is None
+            and "tokenizer" in str(error)
+            and Path(name).is_dir()
+            and not holds(Path(name), ("*token*", "*vocab*"))
+        ):
+            found = f"{name} has no tokenizer. Expected the folder of a vision-language model."
         if found is None and isinstance(error, OSError) and not Path(name).exists():
             reason = " ".join(str(error).split())
             raise OSError(f"{name}: folder not found, and it cannot be loaded from the Hub: {reason}") from error

@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import NoReturn
 
@@ -126,7 +127,8 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
         name = (error.name or "").partition(".")[0]
         if name in EXTRAS:
             return f"{name} is not installed.", f"pip install 'modeling-vitp[{EXTRAS[name]}]'", FAILURE
-    if isinstance(error, ImportError) and error.name is None:  # raised by a library for a missing package
+    # Errors that a library raises for a missing package.
+    if isinstance(error, ImportError) and error.name is None or isinstance(error, PackageNotFoundError):
         return str(error), None, FAILURE
     if isinstance(error, (AssertionError, RuntimeError)) and re.search(OF_DEVICE, str(error)):
         return f"device: {error}", "set another device, for example cpu.", MISTAKE

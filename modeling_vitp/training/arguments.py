@@ -60,7 +60,8 @@ class Arguments:
             if isinstance(value, str) and dict in get_args(types[name]):
                 if value.lstrip().startswith(("{", "[")) or name not in self.file_fields:
                     setattr(self, name, read_mapping(name, value))
-            check_type(name, getattr(self, name), types[name])
+            is_mapping = types[name] == dict | str | None and name not in self.file_fields
+            check_type(name, getattr(self, name), dict | None if is_mapping else types[name])
         check_inherited(self, names)
 
 
@@ -78,6 +79,8 @@ def check_inherited(item: Any, own: Collection[str] = ()) -> None:
             if not value.is_integer():
                 raise ValueError(f"{name} must be an integer, got {value!r}.")
             setattr(item, name, int(value))
+        elif isinstance(value, bool) and bool not in kinds and str in kinds:  # as YAML reads `eval_strategy: no`
+            check_type(name, value, kind)
         elif kinds <= {str, bool, int, float, type(None)} and value is not default:
             if value is None or isinstance(value, (bool, int, float, str, list, dict)):
                 check_type(name, value, kind)

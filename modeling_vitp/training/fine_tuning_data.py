@@ -163,9 +163,13 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
         seen.add(name)
         end = match.end()
     expression += literal(pattern[end:])
+    try:
+        expression = re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"Pattern {pattern!r} has an invalid regular expression: {error}.") from error
     files = {}
     for file in sorted(glob.glob(FIELD.sub("*", pattern), root_dir=root, recursive=True)):
-        match = re.fullmatch(expression, Path(file).as_posix())
+        match = expression.fullmatch(Path(file).as_posix())
         if match and not file.endswith(".aux.xml"):  # GDAL writes such files beside images
             key = tuple(match[field] for field in fields)
             if key in files:
@@ -445,6 +449,7 @@ class DataSettings:
             ValueError: if the folder is not recognized, or `data.yaml` exists with other content.
         """
         if "root" in args.data and "splits" not in args.data:
+            check_type("data: root", args.data["root"], str)
             root = Path(args.data["root"])
             if not root.is_dir():
                 raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")

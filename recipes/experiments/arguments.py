@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 
 from modeling_vitp.command.paths import find_config, read_yaml
-from modeling_vitp.training.arguments import Arguments, check_type
+from modeling_vitp.training.arguments import Arguments, check_type, check_within
+
+OBJECTIVES = ("none", "mae", "masks")  # of the control of the task
 
 
 @dataclass
@@ -77,6 +79,7 @@ class ExperimentArguments(Arguments):
         if self.finetuning is not None:
             check_keys("finetuning", self.finetuning, FinetuningPlan)
             self.finetuning = FinetuningPlan(**self.finetuning)
+            find_config(self.finetuning.config)
         self.base = str(find_config(self.base))
         for name in ("seeds", "arms", "measures"):
             if not getattr(self, name):
@@ -84,6 +87,14 @@ class ExperimentArguments(Arguments):
         for arm, settings in self.arms.items():
             check_type("the name of an arm", arm, str)
             check_type(f"arm {arm!r}", settings, dict | None)
+            if "label_share" in (settings or {}):
+                check_type(f"arm {arm!r}: label_share", settings["label_share"], float)
+                check_within(f"arm {arm!r}: label_share", settings["label_share"], "(0, 1]")
+            if "objective" in (settings or {}) and settings["objective"] not in OBJECTIVES:
+                raise ValueError(
+                    f"Expected objective of arm {arm!r} to be one of {', '.join(OBJECTIVES)}, got "
+                    f"{settings['objective']!r}."
+                )
         for title, path in self.measures.items():
             check_type(f"measure {title!r}", path, str)
         if self.control not in self.arms:

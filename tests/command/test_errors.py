@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +68,7 @@ def test_missing_extra_names_its_installation():
     ("error", "status"),
     [
         (ImportError("FlashAttention2 is not installed."), 1),
+        (PackageNotFoundError("deepspeed"), 1),
         (RuntimeError("Expected one of cpu, cuda device type at start of device string: gpu"), 2),
         (AssertionError("Torch not compiled with CUDA enabled"), 2),
     ],

@@ -25,6 +25,8 @@ WITHOUT_VOCABULARY = "--from_scratch " + shlex.quote(json.dumps({"vision_config"
 ROPE = {"text_config": TEXT | {"rope_parameters": {"rope_thet": 1e4}}}
 FILES = {"image": "{name}.nii.gz"}
 EXPERIMENT = "experiment --output_dir out --claim c --against a --control x"
+PLAN = '\'{"config": "nofile", "learning_rates": [1], "layer_decays": [1], "label_shares": [1]'
+PLAN += ', "held_out_scene": "a", "held_out_top": 0}\''
 MAP = "predict_large masks scene.png --output o.tif"
 
 
@@ -94,6 +96,9 @@ MISTAKES = [  # words, and a pattern of the error line
     ("convert empty out --to vit", "--to: invalid choice: 'vit'"),
     ("make_instructions kitti empty out", "invalid choice: 'kitti'"),
     ("push_to_hub model org/name", "required: --what"),
+    (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"label_share": 2}}}}\'', "label_share.*got 2"),
+    (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"objective": "y"}}}}\'', "objective.*masks.*'y'"),
+    (f"{EXPERIMENT} --config arms.yaml --finetuning {PLAN}", "'nofile'"),
     # the start of a training
     ("pretrain --dataset_name data " + scratch(), "output_dir is missing"),
     ("pretrain --dataset_name data --output_dir out --probe_data quickstart", "mapping `data`.*'quickstart'"),
@@ -142,6 +147,8 @@ MISTAKES = [  # words, and a pattern of the error line
     ("pretrain --output_dir out --mixture mix.yml", "mix.yml"),
     ("validate_data empty.yaml", "empty.yaml|sources"),
     ("validate_data mixtures.yaml", "mixtures.yaml"),
+    (f'{START} --probe_data \'{{"root": "data"}}\'', "missing .*'classes', 'splits'"),
+    ("finetune_segmentation --output_dir out --model_name_or_path vit --data '{\"root\": 3}'", "data: root to be text"),
     (f"{START} --probe_data lovda --probe_root empty", "'lovda'.*loveda"),
     (f"{START} --probe_data loveda --probe_root empty --probe_splits train", "give two"),
     (f"{SEGMENT} --model_name_or_path vit --output_dir out", "loveda|LoveDA|data"),
@@ -156,6 +163,7 @@ MISTAKES = [  # words, and a pattern of the error line
     (segment(splits={"train": {"image": "{name}.csv", "tile": {"size": 8}}}), "size and overlap"),
     (segment(splits={"train": FILES}), "scan.nii.gz.*`volumes`"),
     (segment(splits={"train": {"image": "{name}.csv", "part": [0.5, 2]}}), r"`part`.*\[0.5, 2\]"),
+    (segment(splits={"train": {"image": "{name:[}.csv"}}), "Pattern .*regular expression"),
     (segment(columns={"img": "a"}), "'img'.*'image'"),
     (segment(volumes={"plan": "axial"}), "'plan'.*'plane'"),
     (segment(classes=[{"name": "a"}, {"name": "b", "val": 1}]), "'val'.*'value'"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from modeling_vitp import ViTPTrainingConfig
+from modeling_vitp.classification.trainer import ViTPClassificationTrainingConfig
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.trainer import ViTPSegmentationTrainingConfig
@@ -111,6 +112,7 @@ MEANINGLESS = [
     (ViTPTrainingConfig, {}, {"learning_rate": None}),
     (ViTPTrainingConfig, {}, {"max_steps": [1]}),
     (ViTPTrainingConfig, {}, {"max_steps": "many"}),
+    (ViTPTrainingConfig, {}, {"eval_strategy": False}),
     (PretrainArguments, DATA, {"dataset_name": 3}),
     (ViTPTrainingConfig, {}, {"learning_rate": -1e-3}),
     (ViTPTrainingConfig, {}, {"weight_decay": -0.1}),
@@ -140,7 +142,10 @@ MEANINGLESS = [
     (ViTPSegmentationTrainingConfig, {}, {"test_scales": []}),
     (BackboneArguments, {}, {"neck": "giraffe"}),
     (BackboneArguments, {}, {"drop_path_rate": -0.1}),
+    (ViTPClassificationTrainingConfig, {}, {"label_smoothing_factor": 2.0}),
     (DenseArguments, {"data": {}}, {"metric": "vibes"}),
+    (DenseArguments, {"data": {}}, {"metric": 3}),
+    (DenseArguments, {"data": {}}, {"submission": {"split": "test", "file": 3}}),
     (DenseArguments, {"data": {}}, {"num_pictures": -1}),
     (DenseArguments, {"data": {}}, {"class_weights": ["1", "-2"]}),
     (DenseArguments, {"data": {}}, {"class_weights": ["heavy"]}),
