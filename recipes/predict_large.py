@@ -100,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     if "classes" in args:
         data = read_section(args.pop("classes"), "data")
         args["colors"] = LabelEncoding(data.get("classes", ())).palette.tolist()
+        if len(args["colors"]) != config.num_labels:
+            raise ValueError(f"Expected --classes with {config.num_labels} classes, got {len(args['colors'])}.")
     if is_detector and len(images) != 1:
         raise ValueError(f"{name} takes 1 image, got {len(images)}.")
     if kind == "volumes":

@@ -80,7 +80,7 @@ def check_inherited(item: Any, own: Collection[str] = ()) -> None:
                 raise ValueError(f"{name} must be an integer, got {value!r}.")
             setattr(item, name, int(value))
         elif isinstance(value, bool) and bool not in kinds and str in kinds:  # as YAML reads `eval_strategy: no`
-            check_type(name, value, kind)
+            check_type(name, value, str)
         elif kinds <= {str, bool, int, float, type(None)} and value is not default:
             if value is None or isinstance(value, (bool, int, float, str, list, dict)):
                 check_type(name, value, kind)

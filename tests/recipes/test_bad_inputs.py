@@ -203,6 +203,7 @@ MISTAKES = [  # words, and a pattern of the error line
     ("predict_large bert scene.png --output o.tif", "bert.*'bert'"),
     (f"{MAP} --classes quickstart", "mapping `data`.*'quickstart'"),
     (f"{MAP} --classes classes.yaml", "`classes`.*got 0"),
+    (f"{MAP} --classes loveda", "--classes with 2 classes, got 7"),
     (f"{MAP} --classes dior", "classes to be a list, each item a mapping"),
     ("push_to_hub ./modle org/name --what model", "modle.*'model'"),
 ]
