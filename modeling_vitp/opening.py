@@ -114,9 +114,16 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         is_named = str(name) in str(error)
         if type(error) is ValueError and is_named:
             raise
-        found = damage(Path(name), patterns)
+        found = damage(Path(name), dict.fromkeys((*patterns, *CONFIG_FILES)))
         if patterns is PROCESSOR_FILES and Path(name).is_dir() and not holds(Path(name), patterns):
             found = f"{name} has no processor. Expected one of {', '.join(patterns)}."
+        if (
+            found is None
+            and "tokenizer" in str(error)
+            and Path(name).is_dir()
+            and not holds(Path(name), ("*token*", "*vocab*"))
+        ):
+            found = f"{name} has no tokenizer. Expected the folder of a vision-language model."
         if found is None and isinstance(error, OSError) and not Path(name).exists():
             reason = " ".join(str(error).split())
             raise OSError(f"{name}: folder not found, and it cannot be loaded from the Hub: {reason}") from error
@@ -141,7 +148,7 @@ def holds(folder: Path, patterns: tuple[str, ...]) -> bool:
     return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
-def damage(folder: Path, patterns: tuple[str, ...]) -> str | None:
+def damage(folder: Path, patterns: Iterable[str]) -> str | None:
     """Return a message about the first file of a folder that cannot be read, or `None`."""
     for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
         try:

@@ -57,6 +57,12 @@ def main(
     eval_dataset = data.open([args.eval_split]) if args.eval_split else None
     test_dataset = data.open([args.test_split]) if args.test_split else None
 
+    expected = entry.model_class.images_per_sample
+    for dataset in (train_dataset, eval_dataset, test_dataset):
+        if dataset is not None and len(dataset[0]["images"]) != expected:
+            other = "vitp finetune_change_detection" if expected == 1 else "vitp finetune_segmentation"
+            raise ValueError(f"Expected {expected} image(s) in a sample, got {len(dataset[0]['images'])}. Use {other}.")
+
     pixels, weights = None, args.class_weights
     if train_dataset is not None:
         workers = training_args.dataloader_num_workers

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import vitp_command
-from modeling_vitp.command.paths import find_config
+from modeling_vitp.command.paths import read_section
 from modeling_vitp.training.arguments import positive, read_mapping, within
 from modeling_vitp.training.command_line import load_plugins, parse_words
 
@@ -79,7 +79,6 @@ def main(argv: list[str] | None = None) -> int:
     import modeling_vitp
     from modeling_vitp.auto.registry import MODELS
     from modeling_vitp.cards.record import read_record
-    from modeling_vitp.command.paths import read_yaml
     from modeling_vitp.dense.data import LabelEncoding
     from modeling_vitp.images.volumes import is_volume
 
@@ -98,6 +97,11 @@ def main(argv: list[str] | None = None) -> int:
     if foreign:
         reason = f"which is a {config.model_type!r}" if is_detector else f"which predicts {kind}"
         raise ValueError(f"--{foreign[0]} is not an option for {name}, {reason}.")
+    if "classes" in args:
+        data = read_section(args.pop("classes"), "data")
+        args["colors"] = LabelEncoding(data.get("classes", ())).palette.tolist()
+        if len(args["colors"]) != config.num_labels:
+            raise ValueError(f"Expected --classes with {config.num_labels} classes, got {len(args['colors'])}.")
     if is_detector and len(images) != 1:
         raise ValueError(f"{name} takes 1 image, got {len(images)}.")
     if kind == "volumes":
@@ -118,9 +122,6 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--input_spec is not an option for {name}, which reads only 8-bit RGB.")
         image_processor = image_processor.with_input_spec(read_mapping("input_spec", args.pop("input_spec")))
     images, predict = images[0] if is_detector else images, getattr(modeling_vitp, PREDICT[kind])
-    if "classes" in args:
-        data = read_yaml(find_config(args.pop("classes")))["data"]
-        args["colors"] = LabelEncoding(data["classes"]).palette.tolist()
     predict(model, image_processor, images, output, **args)
     print(f"The {'objects' if is_detector else 'classes'} are in {output}")
     return 0

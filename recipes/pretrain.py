@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer
     from modeling_vitp.cards.sections import command_of
+    from modeling_vitp.dense.data import DenseData
     from modeling_vitp.instructions.mixture import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.training import plan, results
@@ -47,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         return plan.dry_run(args, training_args, model_args, mixture)
     check_free(output_dir)
+    if args.probe_data is not None:  # an error after the training would be late
+        probe_data = DenseData.from_dict(args.probe_data)
+        for split in args.probe_splits:
+            probe_data.split_settings(split)
     wanted, task = args.task, load_task(args)
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     data = open_data(args, mixture, task, seed, training_args.eval_strategy != "no" and args.task == wanted)

@@ -10,11 +10,13 @@ opens with the model of the quickstart.
 """
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 
 from modeling_vitp.command import errors
 from modeling_vitp.command.paths import check_paths
+from modeling_vitp.training.arguments import within
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,10 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("model", nargs="*", metavar="MODEL", help="Folders or Hub ids. The page opens with the first.")
     parser.add_argument("--host", default="127.0.0.1", help="Address; 0.0.0.0 accepts other machines (%(default)s).")
-    parser.add_argument("--port", type=int, help="Port. Default: the first free one from 7860.")
+    parser.add_argument("--port", type=within("[1, 65535]"), help="Port. Default: the first free one from 7860.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Run code of these models' repositories.")
     args = errors.parse_arguments(parser, argv)
     check_paths([args])
+    try:
+        socket.getaddrinfo(args.host, None)
+    except OSError as error:  # gradio would try for minutes
+        raise errors.WrongArguments(f"--host {args.host}: {error.strerror}.") from error
 
     sys.path.insert(0, str(Path(__file__).parent))
     from app import build_app, launch_options

@@ -20,6 +20,7 @@ from ..hub.failures import retry
 from ..images.pixels import on_one_grid, to_pixels
 from ..images.reading import Picture, check_whole, image_files, read_image, read_picture
 from ..input_spec import InputSpec
+from ..instructions.from_annotations.layouts import recognize_layout
 from ..instructions.rows import content_of, undecoded
 from ..instructions.sources import folder_cache
 from ..training.arguments import check_type
@@ -544,6 +545,11 @@ class ClassificationData(DataSettings):
     def _read_files(self, name: str) -> FileImages:
         root = Path(self.root)
         settings = self.splits.get(name, {"image": f"{name}/{{{CLASS}}}/{{name:[^/]+}}.*"})
+        if name not in self.splits and recognize_layout(root, ("masks", "changes")):
+            raise ValueError(
+                f"Expected folders of classes in {root}, found images with masks. Use vitp finetune_segmentation or "
+                "vitp finetune_change_detection."
+            )
         settings = dict(settings) if isinstance(settings, Mapping) else settings
         where = settings.pop("where", None) if isinstance(settings, dict) else None
         samples = find_samples(root, settings, name)

@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +25,8 @@ EXTRAS |= {"gradio": "space", "monai": "medical", "pydicom": "medical"} | dict.f
 EXTRAS["pycocoevalcap"] = "captions"
 # Errors of transformers' configurations, by name so that transformers is not imported.
 OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
+# Messages of torch about a device that does not exist.
+OF_DEVICE = "Torch not compiled with|at start of device string|No CUDA GPUs|no NVIDIA driver|invalid device ordinal"
 READ_TRACEBACK = "read the traceback; --debug prints it."  # remedy of unexpected errors
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -124,6 +127,11 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
         name = (error.name or "").partition(".")[0]
         if name in EXTRAS:
             return f"{name} is not installed.", f"pip install 'modeling-vitp[{EXTRAS[name]}]'", FAILURE
+    # Errors that a library raises for a missing package.
+    if isinstance(error, ImportError) and error.name is None or isinstance(error, PackageNotFoundError):
+        return str(error), None, FAILURE
+    if isinstance(error, (AssertionError, RuntimeError)) and re.search(OF_DEVICE, str(error)):
+        return f"device: {error}", "set another device, for example cpu.", MISTAKE
     of_hub = next((found for found in map(explain_hub, chain(error)) if found), None)
     if of_hub is not None:
         return of_hub

@@ -41,6 +41,8 @@ def check_paths(arguments: Sequence[object]) -> None:
     ids = []
     for item in arguments:
         check_order(item)
+        if getattr(item, "output_dir", None):
+            check_not_file("output_dir", item.output_dir)
         for name in sorted((PATH_ARGUMENTS | LOCAL_ARGUMENTS) & vars(item).keys()):
             value = getattr(item, name)
             for path in value if isinstance(value, list) else [value]:
@@ -94,6 +96,13 @@ def check_folder(name: str, path: Path) -> None:
     if path.is_file() and not (name == "source" and path.suffix == ".safetensors"):
         expected = "a folder, a Hub id or a .safetensors file" if name == "source" else "a folder or a Hub id"
         raise WrongPath(f"{name}={str(path)!r} is a file. Expected {expected}.")
+
+
+def check_not_file(name: str, folder: str | Path) -> None:
+    """Raise [`WrongPath`] if an output folder or one of its parents is a file."""
+    file = next((path for path in (Path(folder), *Path(folder).parents) if path.is_file()), None)
+    if file is not None:
+        raise WrongPath(f"{name}={str(folder)!r}: {file} is a file. Set a folder.")
 
 
 def check_finished(name: str, folder: Path) -> None:
@@ -178,6 +187,8 @@ def find_config(name: str) -> Path:
     stem = Path(name).stem
     if stem in configs:
         return configs[stem]
+    if Path(name).is_dir():
+        raise WrongPath(f"Expected a YAML file or a name of recipes/configs, got the folder {name!r}.")
     near = {path.stem: str(path) for path in Path(name).parent.glob("*.yaml")}
     matches = difflib.get_close_matches(stem, {*configs, *near}, 3, 0.6)
     found = " or ".join(repr(near.get(match, match)) for match in matches)
@@ -234,10 +245,14 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises:
         YAMLError: if the file is not YAML, or a mapping has a duplicate key; the message names the line.
+        ValueError: if the file is not text in UTF-8.
         OSError: if the file cannot be read.
     """
     with open(path, encoding="utf-8") as file:  # YAML errors name the file by this handle
-        return yaml.load(file, UniqueKeyLoader)
+        try:
+            return yaml.load(file, UniqueKeyLoader)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"Expected {path} to be a YAML file, encoded in UTF-8. Found: {error}.") from error
 
 
 class Shard(NamedTuple):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..metrics.report import metric_path
-from ..training.arguments import FineTuningSettings, SplitArguments, check_within
+from ..training.arguments import FineTuningSettings, SplitArguments, check_type, check_within
 
 # Settings that change the scores of a model.
 SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_batch_size", "bf16", "fp16")
@@ -96,17 +96,18 @@ class DenseArguments(SplitArguments):
     )
 
     def __post_init__(self):
-        if self.metric is not None:
-            metric_path(self.metric)
         if self.class_weights is not None:  # A configuration may give numbers or a single word instead of a list.
             weights = self.class_weights if isinstance(self.class_weights, list) else [self.class_weights]
             self.class_weights = [str(weight) for weight in weights]
         super().__post_init__()
+        if self.metric is not None:
+            metric_path(self.metric)
         if self.submission is not None:
             if not {"split", "file"} <= set(self.submission) <= {"split", "file", "encoding"}:
                 raise ValueError(
                     f"Expected `submission` with `split` and `file`, and optionally `encoding`, got {self.submission}."
                 )
+            check_type("submission: file", self.submission["file"], str)
             if "dataset_name" in self.data:
                 raise ValueError(
                     "submission: masks are named after image files. Use a data set of files instead of `dataset_name`."

@@ -87,6 +87,7 @@ class LabelEncoding:
         by = SPELLINGS.get(by, by)
         if by not in ("value", "color"):
             raise ValueError(f"Expected `mask_encoding` to be 'value' or 'color', got {by!r}.")
+        check_type("classes", classes, Sequence[Mapping])
         if not 2 <= len(classes) < IGNORE_INDEX:
             raise ValueError(
                 f"Expected 2 to {IGNORE_INDEX - 1} `classes`, including the background, got {len(classes)}."
@@ -586,7 +587,7 @@ class DenseData(DataSettings):
     def infer(cls, root):
         name = recognize_layout(root, ("masks", "changes"))
         if name is None:
-            raise ValueError("expected images and masks of the same name, such as train/images and train/masks.")
+            raise cls.unknown_layout(root, "images and masks of the same name, such as train/images and train/masks")
         folders = {role: getattr(LAYOUTS[name], f"{role}_folders", ()) for role in ("image", "before", "after", "mask")}
         found = {role: images_in(root, names) for role, names in folders.items() if names}
         splits = {}

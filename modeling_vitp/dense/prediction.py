@@ -432,7 +432,10 @@ def predict_volume(
     outputs = [Path(path) for path in (output, probabilities) if path is not None]
     wrong = next((path for path in outputs if not path.name.lower().endswith(NIFTI)), None)
     if wrong is not None:
-        raise ValueError(f"Expected a NIfTI file with the suffix .nii.gz as output for a volume, got {wrong}.")
+        raise ValueError(
+            f"Expected a NIfTI file with the suffix .nii.gz as output for a volume (NIfTI file or DICOM folder), got "
+            f"{wrong}."
+        )
     part = part_path(outputs)
     stride = default_stride(window) if stride is None else stride
     if model.images_per_sample != 1:

@@ -150,7 +150,7 @@ def read_files(
             raise ValueError(f"{root / settings['list']} lists {max(listed, key=listed.count)!r} twice.")
     chosen = sorted(set(annotated) | (set(images) if form != "coco" else set())) if listed is None else listed
     if "part" in settings:
-        chosen = [key for key in chosen if key not in images or in_part(images[key].stem, *settings["part"])]
+        chosen = [key for key in chosen if key not in images or in_part(images[key].stem, settings["part"])]
     for key in chosen:
         if key not in images:
             where = root / settings["annotations" if listed is None else "list"]

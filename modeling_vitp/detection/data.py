@@ -220,7 +220,7 @@ class DetectionData(DataSettings):
     def infer(cls, root, class_property: str | None = None):
         name = recognize_layout(root, FORMATS)
         if name is None:
-            raise ValueError(f"expected annotations in one of the formats {', '.join(FORMATS)}.")
+            raise cls.unknown_layout(root, f"annotations in one of the formats {', '.join(FORMATS)}")
         options = {} if class_property is None or name != "geojson" else {"class_property": class_property}
         layout, splits = LAYOUTS[name](root, **options), {}
         for split, images in layout.splits().items():

@@ -29,6 +29,7 @@ from .reading import (
     check_colors,
     check_upright,
     is_tiff,
+    lacks_end,
     open_raster,
     over_white,
     read_picture,
@@ -131,6 +132,9 @@ def open_images(paths: Sequence[Path], image_processor: BaseImageProcessor) -> I
         images = [LargeImage.open(stack.enter_context(open_raster(path)), image_processor) for path in paths]
         for path in paths:  # GDAL returns pixels in stored orientation, but training uses upright images.
             check_upright(path)
+            with path.open("rb") as file:
+                if path.suffix.lower() == ".png" and lacks_end(file):  # GDAL reads its missing rows as zeros.
+                    raise ValueError(f"{path} cannot be read: the file is truncated. Save or download it again.")
         if not InputSpec.from_dict(image_processor.input_spec).takes_bands:
             for path in filter(is_tiff, paths):
                 with path.open("rb") as file:
@@ -300,8 +304,10 @@ class PartFile:
         self.file.truncate(self.whole_size())
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
         self.file.close()
+        if error_type is not None and issubclass(error_type, ValueError) and len(self) == 0:
+            self.delete()  # A wrong argument, which would make this file refuse the right one.
 
     def whole_size(self) -> int:
         """Return the number of bytes of complete items."""
@@ -378,7 +384,10 @@ def part_path(outputs: Sequence[Path]) -> Path:
     Raises:
         FileNotFoundError: if the folder of an output does not exist.
         FileExistsError: if an output exists without a `PartFile` of a killed run.
+        ValueError: if two outputs are the same file.
     """
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ValueError(f"Expected different output files, got {outputs[0]} twice.")
     part = outputs[0].with_name(outputs[0].name + ".part")
     for path in outputs:
         if not path.parent.is_dir():

@@ -228,14 +228,18 @@ def check_whole(file: BinaryIO) -> None:
     JPEG and PNG files have an end mark. Only a file without this mark is decoded.
     """
     picture_size(file)
+    if lacks_end(file):
+        file.seek(0)
+        read_picture(file.read())
+
+
+def lacks_end(file: BinaryIO) -> bool:
+    """Return whether an open file is a JPEG or PNG without its end mark."""
     file.seek(0)
     head = file.read(len(PNG))
     mark = next((end for begins, end in END_MARKS.items() if head.startswith(begins)), None)
-    if mark is not None:
-        file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
-        if mark not in file.read():
-            file.seek(0)
-            read_picture(file.read())
+    file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
+    return mark is not None and mark not in file.read()
 
 
 def check_file(path: Path) -> None:
@@ -256,7 +260,7 @@ def said(error: Exception) -> str:
             f"its {error.args[0].split('(')[-1].split(')')[0]} exceed the limit for one image. Convert it to TIFF, of "
             "which single windows are read: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
         )
-    return str(error)
+    return "it is not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
 
 
 def is_tiff(path: Path) -> bool:

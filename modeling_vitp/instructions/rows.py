@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value, Vid
 from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
-from ..images.reading import Picture, fetch, is_url, picture_size, read_picture
+from ..images.reading import Picture, fetch, is_url, picture_size, read_picture, said
 from ..input_spec import InputSpec
 from ..processing_vitp import GIVEN, message_texts
 from ..vrl import keyed_generator
@@ -76,7 +76,7 @@ def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
                 image = bands_first(read_picture(content_of(image), spec))
             except Exception as error:  # Pillow raises many types for a broken file, SyntaxError among them.
                 origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
-                reason = str(error)
+                reason = said(error)
                 if isinstance(error, FileNotFoundError) and error.filename:
                     reason = f"file {os.path.abspath(error.filename)} not found; set `image_root` to the image folder"
                 raise ValueError(

@@ -162,6 +162,8 @@ def recognize(
         ValueError: If no schema or several match. The message lists the columns, and those that each schema needs.
     """
     names, mapped = list(names), mapped or {}
+    if not names:
+        raise ValueError("expected rows, found none.")
     requested = set(text_columns()) & set(mapped)
     renamed: dict[str, str] = {}
     for name in names:

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -58,15 +58,32 @@ class Arguments:
         for name in names & {item.name for item in fields(self)}:
             value = getattr(self, name)
             if isinstance(value, str) and dict in get_args(types[name]):
-                if value.lstrip().startswith("{") or name not in self.file_fields:
+                if value.lstrip().startswith(("{", "[")) or name not in self.file_fields:
                     setattr(self, name, read_mapping(name, value))
-            check_type(name, getattr(self, name), types[name])
-        for name in {item.name for item in fields(self)} - names:  # library classes accept a YAML float for an integer
-            value, kinds = getattr(self, name), {types[name], *get_args(types[name])}
-            if isinstance(value, float) and int in kinds and float not in kinds:
-                if not value.is_integer():
-                    raise ValueError(f"{name} must be an integer, got {value!r}.")
-                setattr(self, name, int(value))
+            is_mapping = types[name] == dict | str | None and name not in self.file_fields
+            check_type(name, getattr(self, name), dict | None if is_mapping else types[name])
+        check_inherited(self, names)
+
+
+def check_inherited(item: Any, own: Collection[str] = ()) -> None:
+    """Convert whole floats of integer fields, and check the types of scalar fields, which library classes do not do.
+
+    Raises:
+        ValueError: if a field of one scalar type has a value of another type from a YAML file.
+    """
+    types = get_type_hints(type(item))
+    for name, default in {found.name: found.default for found in fields(item) if found.name not in own}.items():
+        value, kind = getattr(item, name), types[name]
+        kinds = set(get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind])
+        if isinstance(value, float) and int in kinds and float not in kinds:
+            if not value.is_integer():
+                raise ValueError(f"{name} must be an integer, got {value!r}.")
+            setattr(item, name, int(value))
+        elif isinstance(value, bool) and bool not in kinds and str in kinds:  # as YAML reads `eval_strategy: no`
+            check_type(name, value, str)
+        elif kinds <= {str, bool, int, float, type(None)} and value is not default:
+            if value is None or isinstance(value, (bool, int, float, str, list, dict)):
+                check_type(name, value, kind)
 
 
 def check_type(name: str, value: Any, kind: Any) -> None:
@@ -222,6 +239,7 @@ class RunArguments(Arguments):
     def __post_init__(self):
         if isinstance(self.save_on_signal, str):
             self.save_on_signal = self.save_on_signal.split()
+        check_type("save_on_signal", self.save_on_signal, list[str])
         unknown = set(self.save_on_signal) - {"SIGTERM", "SIGINT", "none"}
         if unknown:
             raise ValueError(f"Expected save_on_signal: SIGTERM, SIGINT or none, got {', '.join(sorted(unknown))}.")

@@ -21,7 +21,8 @@ from trl import TrlParser
 
 from ..command import errors
 from ..command.errors import WrongArguments, WrongPath, program
-from ..command.paths import check_paths, expand_home, find_config, read_yaml
+from ..command.paths import check_not_file, check_paths, expand_home, find_config, read_yaml
+from .arguments import check_inherited
 
 # Torch reads these variables when it is loaded. By default its threads spin for milliseconds while they wait for each
 # other: if another process is busy, a step of the quickstart takes many times as long. Sleeping threads avoid this, but
@@ -59,6 +60,7 @@ HELP = {
         argparse.SUPPRESS,
     ),
 }
+INPUTS = ("model_name_or_path", "vision_model", "language_model", "dataset_name", "data_root")  # of training runs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of malloc.h
 NEVER, LARGEST = -1, 2**25
 
@@ -109,6 +111,8 @@ def parse(
         *parsed, _, _ = parser.parse_args_and_config(
             words, return_remaining_strings=True, separate_remaining_strings=True
         )
+        for item in parsed:
+            check_inherited(item)
         expand_home(parsed)
         check_paths(parsed)
         if whole:
@@ -141,7 +145,7 @@ def with_output(words: list[str]) -> list[str]:
 
 
 def check_output(parsed: Sequence[Any]) -> None:
-    """Raise a `ValueError` if a training run has no `output_dir`, or if it is on the path of a file.
+    """Raise a `ValueError` if a training run has no `output_dir`, or one that is a file, its start or its data.
 
     Transformers sets `output_dir` to "trainer_output" if it is missing.
     """
@@ -149,9 +153,10 @@ def check_output(parsed: Sequence[Any]) -> None:
     if "trainer_output" in folders and not getattr(parsed[0], "dry_run", False):
         raise ValueError("output_dir is missing: set the output folder of the run, --output_dir outputs/NAME.")
     for folder in filter(None, folders):
-        files = [path for path in (Path(folder), *Path(folder).parents) if path.is_file()]
-        if files:
-            raise ValueError(f"output_dir={folder!r}: {files[0]} is a file. Set the output folder of the run.")
+        check_not_file("output_dir", folder)
+        for name, value in ((name, getattr(settings, name, None)) for settings in parsed for name in INPUTS):
+            if value and Path(value).exists() and Path(value).resolve() == Path(folder).resolve():
+                raise ValueError(f"output_dir={folder!r} is {name}, which would be overwritten. Set a new folder.")
 
 
 def find_checkpoint(parsed: Sequence[Any]) -> None:
@@ -247,6 +252,8 @@ def check_words(parser: TrlParser, words: Sequence[str], own: Sequence[str], inh
         index = words.index("--config")
         settings = read_yaml(words[index + 1])
         settings = {str(name): value for name, value in settings.items()} if isinstance(settings, dict) else {}
+        for name in (name for name in settings if "-" in name):
+            raise ValueError(f"unknown option {name!r}: did you mean {name.replace('-', '_')!r}?")
         in_file = parser.set_defaults_with_config(**settings)
         del words[index : index + 2]
     _, remaining = parser.parse_known_args(words)
@@ -278,6 +285,8 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
             hint = f": it belongs to {' and '.join(others)}." if others else hint
             longer = sorted(full for full in {*own, *known} if full.endswith(f"_{name}"))
             hint = f": did you mean {' or '.join(longer)}?" if 0 < len(longer) < 5 else hint
+            if name == "dataset_name" and "data_root" in own:
+                hint = ": set --data_root FOLDER, or dataset_name in `data`."
             raise ValueError(f"unknown option {name!r}{hint}")
 
 

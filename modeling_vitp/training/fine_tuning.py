@@ -1,6 +1,7 @@
 """Base trainer of fine-tuning, and loading of the model that fine-tuning starts from."""
 
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -166,12 +167,15 @@ class FineTuningTrainer(BaseTrainer):
         """Load a metric with the classes and processes of the run, see [`~modeling_vitp.metrics.report.metric_path`].
 
         Raises:
-            ValueError: if the metric is not a subclass of `base`.
+            ValueError: if the metric is not a subclass of `base`, or has no such setting.
         """
         processes = {"num_process": self.args.world_size, "process_id": self.args.process_index}
         metric = evaluate.load(metric_path(name), num_labels=len(self.names), **processes, **settings)
         if not isinstance(metric, base):
             raise ValueError(f"metric={name!r} cannot score this task. Expected a subclass of {base.__name__}.")
+        known = {parameter for cls in type(metric).__mro__ for parameter in inspect.signature(cls.__init__).parameters}
+        if settings.keys() - known:  # evaluate ignores unknown settings
+            raise ValueError(f"metric_options: unknown {sorted(settings.keys() - known)} for the metric {name!r}.")
         return metric
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:

@@ -124,7 +124,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
         for key in keys
     ]
     if "part" in settings:
-        samples = [sample for sample in samples if in_part(sample.case, *settings["part"])]
+        samples = [sample for sample in samples if in_part(sample.case, settings["part"])]
     if not samples:
         raise ValueError(f"Split {name!r} has no sample left after `list` and `part`.")
     return samples
@@ -163,9 +163,13 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
         seen.add(name)
         end = match.end()
     expression += literal(pattern[end:])
+    try:
+        expression = re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"Pattern {pattern!r} has an invalid regular expression: {error}.") from error
     files = {}
     for file in sorted(glob.glob(FIELD.sub("*", pattern), root_dir=root, recursive=True)):
-        match = re.fullmatch(expression, Path(file).as_posix())
+        match = expression.fullmatch(Path(file).as_posix())
         if match and not file.endswith(".aux.xml"):  # GDAL writes such files beside images
             key = tuple(match[field] for field in fields)
             if key in files:
@@ -210,9 +214,11 @@ def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) ->
     return sorted(set(chosen))
 
 
-def in_part(case: str, first: float, last: float) -> bool:
+def in_part(case: str, part: Sequence[float]) -> bool:
     """Return whether a hash of a case's name, scaled to [0, 1), is in a range."""
-    return first <= hashed_position(case) < last
+    if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
+        raise ValueError(f"Expected `part` to be the two ends of a range in [0, 1], got {list(part)}.")
+    return part[0] <= hashed_position(case) < part[1]
 
 
 def hashed_position(case: str) -> float:
@@ -445,16 +451,11 @@ class DataSettings:
             ValueError: if the folder is not recognized, or `data.yaml` exists with other content.
         """
         if "root" in args.data and "splits" not in args.data:
+            check_type("data: root", args.data["root"], str)
             root = Path(args.data["root"])
             if not root.is_dir():
                 raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")
-            try:
-                inferred = cls.infer(root, **{key: args.data[key] for key in cls.infer_options if key in args.data})
-            except ValueError as error:
-                raise ValueError(
-                    f"Classes and splits cannot be inferred from {root}: {error} Describe the data in a YAML file, and "
-                    f"pass it as --config: {cls.template}"
-                ) from error
+            inferred = cls.infer(root, **{key: args.data[key] for key in cls.infer_options if key in args.data})
             args.data = inferred | args.data
             if args.has_default_splits:
                 labeled = {name for name, files in inferred["splits"].items() if {"mask", "annotations"} & files.keys()}
@@ -474,6 +475,14 @@ class DataSettings:
             ValueError: if the layout is not recognized, or has invalid annotations.
         """
         raise NotImplementedError
+
+    @classmethod
+    def unknown_layout(cls, root: Path, expected: str) -> ValueError:
+        """Return the error for a folder whose layout is not recognized."""
+        return ValueError(
+            f"Classes and splits cannot be inferred from {root}: expected {expected}. Describe the data in a YAML "
+            f"file, and pass it as --config: {cls.template}"
+        )
 
     def open(self, names: Sequence[str], *args: Any) -> torch.utils.data.Dataset:
         """Return the samples of one or several splits.

@@ -148,6 +148,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 pad_to_multiple_of=args.pad_to_multiple_of,
                 padding_free=args.padding_free,
             )
+        if not isinstance(data_collator, ViTPDataCollator):
+            raise ValueError(f"Expected data_collator to be a ViTPDataCollator, got {type(data_collator).__name__}.")
         if args.padding_free and not getattr(data_collator, "padding_free", False):
             raise ValueError("padding_free=True: the data_collator pads. Create it with padding_free=True.")
         if getattr(data_collator, "padding_free", False):

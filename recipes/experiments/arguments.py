@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 
-from modeling_vitp.command.paths import find_config
-from modeling_vitp.training.arguments import Arguments
+from modeling_vitp.command.paths import find_config, read_yaml
+from modeling_vitp.training.arguments import Arguments, check_type, check_within
+
+OBJECTIVES = ("none", "mae", "masks")  # of the control of the task
 
 
 @dataclass
@@ -48,9 +50,11 @@ class ExperimentArguments(Arguments):
     output_dir: str = field(metadata={"help": "Output folder of runs, metrics.json and the picture."})
     claim: str = field(metadata={"help": "Claim that the experiment tests, in one sentence."})
     against: str = field(metadata={"help": "Result that would contradict the claim."})
-    arms: dict | str = field(metadata={"help": "Arms by name, with the pretraining settings that differ from `base`."})
+    arms: dict | str | None = field(
+        metadata={"help": "Arms by name, with the pretraining settings that differ from `base`."}
+    )
     control: str = field(metadata={"help": "Name of the control arm, with which the others are compared."})
-    measures: dict | str = field(metadata={"help": "Measures by title, as dotted keys of a run's metrics.json."})
+    measures: dict | str | None = field(metadata={"help": "Measures by title, as dotted keys of a run's metrics.json."})
     base: str = field(default="quickstart", metadata={"help": "Pretraining configuration of all arms."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "Seeds of each arm."})
     runs_dir: str | None = field(
@@ -75,9 +79,24 @@ class ExperimentArguments(Arguments):
         if self.finetuning is not None:
             check_keys("finetuning", self.finetuning, FinetuningPlan)
             self.finetuning = FinetuningPlan(**self.finetuning)
+            find_config(self.finetuning.config)
         self.base = str(find_config(self.base))
-        if not self.seeds:
-            raise ValueError("seeds must not be empty.")
+        for name in ("seeds", "arms", "measures"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must not be empty.")
+        for arm, settings in self.arms.items():
+            check_type("the name of an arm", arm, str)
+            check_type(f"arm {arm!r}", settings, dict | None)
+            if "label_share" in (settings or {}):
+                check_type(f"arm {arm!r}: label_share", settings["label_share"], float)
+                check_within(f"arm {arm!r}: label_share", settings["label_share"], "(0, 1]")
+            if "objective" in (settings or {}) and settings["objective"] not in OBJECTIVES:
+                raise ValueError(
+                    f"Expected objective of arm {arm!r} to be one of {', '.join(OBJECTIVES)}, got "
+                    f"{settings['objective']!r}."
+                )
+        for title, path in self.measures.items():
+            check_type(f"measure {title!r}", path, str)
         if self.control not in self.arms:
             raise ValueError(f"control: unknown arm {self.control!r}. Found: {', '.join(map(repr, self.arms))}.")
         unknown = {(settings or {}).get("after", self.control) for settings in self.arms.values()} - set(self.arms)
@@ -87,6 +106,8 @@ class ExperimentArguments(Arguments):
         shared = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
         if shared:
             raise ValueError(f"arms: {', '.join(sorted(shared))} must be set for the whole experiment, not in an arm.")
+        if not isinstance(read_yaml(self.base), dict):
+            raise ValueError(f"Expected base to be a pretraining configuration, got {self.base!r}.")
 
     @property
     def needs_task(self) -> bool:

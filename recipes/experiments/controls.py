@@ -28,6 +28,7 @@ from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import base_of, load_rows, take
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.probing.gains import gains_table
+from modeling_vitp.recipes.experiments.arguments import OBJECTIVES
 from modeling_vitp.recipes.tasks.trees.evaluation import probe_backbone
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, cell_means, prepare
 from modeling_vitp.training.arguments import SFT_MODULES, Arguments, PretrainArguments, VRLArguments
@@ -52,7 +53,7 @@ WHOLE = (
 class ControlArguments(Arguments):
     """Arguments for the objective of the ViT."""
 
-    choices = {"objective": ("none", "mae", "masks")}
+    choices = {"objective": OBJECTIVES}
 
     objective: str = field(
         metadata={

@@ -19,13 +19,17 @@ from modeling_vitp.training.command_line import parse
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(argv, __doc__, (ExperimentArguments,))
 
+    base = read_yaml(args.base)
+    if args.needs_task and not {"task", "dataset_name"} <= base.keys():
+        raise ValueError(f"Expected task and dataset_name in the base of arms with a task, got {args.base!r}.")
+
     from modeling_vitp.evaluation.comparison import check_same_settings
     from modeling_vitp.recipes import pretrain
     from modeling_vitp.recipes.experiments.variants import Experiment, draw_arms, paired_table, plan_of
 
     output_dir, task = Path(args.output_dir), None
     if args.needs_task:
-        module = find_task(read_yaml(args.base)["task"])
+        module = find_task(base["task"])
         task = importlib.import_module(f"{module}.downstream").Downstream(args)
     check_same_settings(output_dir / "plan.json", plan_of(args))
     metrics = Experiment(args, pretrain.main, task).run()

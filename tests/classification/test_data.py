@@ -76,6 +76,12 @@ def test_class_without_training_images_is_refused(caplog):
     check_trained(trained, {"field": 1, "swamp": 0}, "test", is_listed=False)
 
 
+def test_folders_of_masks_are_not_classes(tmp_path):
+    write_folders(tmp_path, {"train": 3}, ("images", "masks"))
+    with pytest.raises(ValueError, match="folders of classes.*masks"):
+        opened({"root": str(tmp_path)})
+
+
 def test_empty_class_folder_is_refused(folders):
     (folders / "train" / "swamp").mkdir()
     with pytest.raises(ValueError, match="'swamp'.*train/swamp"):

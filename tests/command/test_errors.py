@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,20 @@ def test_path_is_not_treated_as_hub_id(place):
 def test_missing_extra_names_its_installation():
     line, status = told(lambda: (_ for _ in ()).throw(ModuleNotFoundError("No module named 'trl'", name="trl.models")))
     assert status == 1 and line == "trl is not installed. pip install 'modeling-vitp[recipes]'"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ImportError("FlashAttention2 is not installed."), 1),
+        (PackageNotFoundError("deepspeed"), 1),
+        (RuntimeError("Expected one of cpu, cuda device type at start of device string: gpu"), 2),
+        (AssertionError("Torch not compiled with CUDA enabled"), 2),
+    ],
+)
+def test_missing_package_or_device_needs_no_traceback(error, status):
+    what, remedy, found = explain_error(error)
+    assert str(error) in what and found == status and "traceback" not in str(remedy)
 
 
 def test_old_transformers_is_refused_at_import(monkeypatch):

@@ -26,6 +26,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.pixels import normalized
+from modeling_vitp.recipes import finetune_change_detection
 from modeling_vitp.recipes.finetune_segmentation import main
 
 CHANGE = {"model_type": "vitp_change_detection"}
@@ -237,6 +238,13 @@ def test_bad_recipe_settings_are_refused(tmp_path, changes, message):
     settings = {"train_splits": ["train"], "save_steps": 1} | changes
     with pytest.raises(ValueError, match=message):
         main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings))
+
+
+def test_number_of_images_must_fit_the_model(tmp_path):
+    dense_data.make_loveda(tmp_path / "data", size=16)
+    arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", submission=None)
+    with pytest.raises(ValueError, match="2 image.* got 1.*finetune_segmentation"):
+        finetune_change_detection.main(arguments)
 
 
 def run(num_processes: int, output, arguments: list[str]) -> None:

@@ -480,6 +480,15 @@ def test_bad_prediction_arguments_are_refused(model, change_model, tmp_path):
                 predict_large(
                     model, ViTPSegmentationImageProcessor(), source, outputs[0], probabilities=outputs[-1], **WINDOWS
                 )
+    with pytest.raises(ValueError, match="different output files.*classes.tif"):
+        predict_large(model, ViTPSegmentationImageProcessor(), source, output, probabilities=output, **WINDOWS)
+    with pytest.raises(ValueError, match="stride"):
+        predict_large(model, ViTPSegmentationImageProcessor(), source, output, window=32, stride=64)
+    assert not list(tmp_path.glob("*.part*"))
+    Image.fromarray(scene()[:3].astype("uint8").transpose(1, 2, 0)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:-500])
+    with pytest.raises(ValueError, match="cut.png"):
+        run(tmp_path / "cut.png")
     output.touch()
     with pytest.raises(FileExistsError, match="classes.tif exists"):
         run(source)

@@ -104,6 +104,13 @@ def test_annotations_reach_the_metrics(tmp_path, task):
         assert ("masks" in found) == (task == "instances")
 
 
+def test_unknown_metric_option_is_refused():
+    trainer = SimpleNamespace(names=["a"], args=SimpleNamespace(world_size=1, process_index=0))
+    ViTPDetectionTrainer.load_metric(trainer, "average_precision", interpolation="area")
+    with pytest.raises(ValueError, match="metric_options.*interp"):
+        ViTPDetectionTrainer.load_metric(trainer, "average_precision", interp=1)
+
+
 @pytest.mark.parametrize("task", ["horizontal", "instances"])
 def test_annotated_area_determines_object_size(tmp_path, task):
     """Check that the annotated area, not that of the box, determines the object size, as in pycocotools."""

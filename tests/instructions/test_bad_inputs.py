@@ -106,7 +106,7 @@ def test_invalid_collator_option_is_named(processor, options, named):
         (["label", "width"], r"\['label', 'width'\].*LLaVA conversations need conversations, image"),
         (["body", "photo.png"], r"\['body', 'photo.png'\].*\"question\": \"body\""),
         (["img", "body"], r"\['img', 'body'\].*{\"image\": \"img\", \"caption\": \"body\"}"),
-        ([], r"\[\] match no schema"),
+        ([], "expected rows, found none"),
         (["messages", "prompt", "completion"], "messages and prompts and completions"),
         (["messages", "conversations", "image"], "messages and LLaVA conversations"),
     ],

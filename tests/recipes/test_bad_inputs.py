@@ -24,6 +24,10 @@ START = f"{PRETRAIN} {scratch()}"
 WITHOUT_VOCABULARY = "--from_scratch " + shlex.quote(json.dumps({"vision_config": VISION, "text_config": TEXT}))
 ROPE = {"text_config": TEXT | {"rope_parameters": {"rope_thet": 1e4}}}
 FILES = {"image": "{name}.nii.gz"}
+EXPERIMENT = "experiment --output_dir out --claim c --against a --control x"
+PLAN = '\'{"config": "nofile", "learning_rates": [1], "layer_decays": [1], "label_shares": [1]'
+PLAN += ', "held_out_scene": "a", "held_out_top": 0}\''
+MAP = "predict_large masks scene.png --output o.tif"
 
 
 def segment(split: str = "train", **data) -> str:
@@ -41,6 +45,11 @@ MISTAKES = [  # words, and a pattern of the error line
     ("pretrain --config zzzz.yaml", "zzzz.yaml"),
     ("pretrain --config brokn", "'broken.yaml'"),
     ("pretrain --config broken.yaml", "expected|mapping|scanning"),
+    ("pretrain --config binary.yaml", "binary.yaml.*UTF-8"),
+    ("pretrain --config names.yaml", "dataset_name to be text"),
+    ("pretrain --config signal.yaml", "save_on_signal to be a list"),
+    ("pretrain --config dash.yaml", "'learning-rate'.*'learning_rate'"),
+    ("probe --backbones b --data empty", "got the folder 'empty'"),
     ("pretrain --config key.yaml --config key.yaml", "give --config once"),
     ("pretrain --config", "--config needs a name"),
     ("pretrain quickstart", "'quickstart'.*--config quickstart"),
@@ -54,14 +63,29 @@ MISTAKES = [  # words, and a pattern of the error line
     ("help pretran", "'pretran'.*'pretrain'"),
     ("finetune_segmentation --config lovda", "'lovda'.*loveda"),
     ("probe --backbones b --data lovda", "'lovda'.*loveda"),
+    ("probe --backbones b --data '[1]'", r"data to be a mapping.*'\[1\]'"),
+    # experiments
+    (f'{EXPERIMENT} --arms \'{{"x": 3}}\' --measures \'{{"m": "a.b"}}\'', "arm 'x' to be a mapping"),
+    (f"{EXPERIMENT} --arms '{{\"x\": null}}' --measures '{{\"m\": 3}}'", "measure 'm' to be text"),
+    (f"{EXPERIMENT} --config arms.yaml --base empty.yaml", "task and dataset_name.*empty.yaml"),
     # options and their values
     (f"{SEGMENT} --batch_size 4", "'batch_size'.*per_device_eval_batch_size or per_device_train_batch_size"),
     (f"{SEGMENT} --detector d_fine", "'detector'.*vitp finetune_detection.*vitp finetune_segmentation --help_all"),
     (f"{SEGMENT} --crop 3", "'crop'.*'crop_"),
+    (f"{SEGMENT} --dataset_name data", "'dataset_name'.*--data_root"),
     (f"{PRETRAIN} --learning_rat 1", "'learning_rat'.*'learning_rate'"),
     ("pretrain --config key.yaml", "'max_step'.*'max_st"),
     ("pretrain --config quickstart word", "'word'"),
     (f"{PRETRAIN} --max_patches many", "max_patches.*invalid int"),
+    (f"{PRETRAIN} --output_dir data {scratch()}", "output_dir='data' is dataset_name"),
+    (
+        f"{CLASSIFY} --output_dir vit --model_name_or_path vit --data_root data",
+        "output_dir='vit' is model_name_or_path",
+    ),
+    ("validate_data data --output_dir scene.png", "output_dir='scene.png'.*is a file"),
+    ("export_onnx vit a.onnx --tolerance -1", "--tolerance.*'-1'"),
+    ("space --port 99999", "--port.*'99999'"),
+    ("make_instructions voc data --split_list empty.txt --output_dir out", "empty.txt"),
     (f"{PRETRAIN} --max_patches -2", "max_patches.*-2"),
     (f"{PRETRAIN} --vrl_drop_ratio 75", "vrl_drop_ratio.*75.0"),
     ("evaluate_robustness --models m --severities 6", r"severities.*\[6\]"),
@@ -72,6 +96,9 @@ MISTAKES = [  # words, and a pattern of the error line
     ("convert empty out --to vit", "--to: invalid choice: 'vit'"),
     ("make_instructions kitti empty out", "invalid choice: 'kitti'"),
     ("push_to_hub model org/name", "required: --what"),
+    (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"label_share": 2}}}}\'', "label_share.*got 2"),
+    (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"objective": "y"}}}}\'', "objective.*masks.*'y'"),
+    (f"{EXPERIMENT} --config arms.yaml --finetuning {PLAN}", "'nofile'"),
     # the start of a training
     ("pretrain --dataset_name data " + scratch(), "output_dir is missing"),
     ("pretrain --dataset_name data --output_dir out --probe_data quickstart", "mapping `data`.*'quickstart'"),
@@ -120,6 +147,8 @@ MISTAKES = [  # words, and a pattern of the error line
     ("pretrain --output_dir out --mixture mix.yml", "mix.yml"),
     ("validate_data empty.yaml", "empty.yaml|sources"),
     ("validate_data mixtures.yaml", "mixtures.yaml"),
+    (f'{START} --probe_data \'{{"root": "data"}}\'', "missing .*'classes', 'splits'"),
+    ("finetune_segmentation --output_dir out --model_name_or_path vit --data '{\"root\": 3}'", "data: root to be text"),
     (f"{START} --probe_data lovda --probe_root empty", "'lovda'.*loveda"),
     (f"{START} --probe_data loveda --probe_root empty --probe_splits train", "give two"),
     (f"{SEGMENT} --model_name_or_path vit --output_dir out", "loveda|LoveDA|data"),
@@ -133,6 +162,8 @@ MISTAKES = [  # words, and a pattern of the error line
     (segment(splits={"train": {"image": "{name}.csv", "tile": {"size": 8, "ovrlap": 2}}}), "'ovrlap'.*'overlap'"),
     (segment(splits={"train": {"image": "{name}.csv", "tile": {"size": 8}}}), "size and overlap"),
     (segment(splits={"train": FILES}), "scan.nii.gz.*`volumes`"),
+    (segment(splits={"train": {"image": "{name}.csv", "part": [0.5, 2]}}), r"`part`.*\[0.5, 2\]"),
+    (segment(splits={"train": {"image": "{name:[}.csv"}}), "Pattern .*regular expression"),
     (segment(columns={"img": "a"}), "'img'.*'image'"),
     (segment(volumes={"plan": "axial"}), "'plan'.*'plane'"),
     (segment(classes=[{"name": "a"}, {"name": "b", "val": 1}]), "'val'.*'value'"),
@@ -175,6 +206,10 @@ MISTAKES = [  # words, and a pattern of the error line
     ("predict_large bert scene.png --output o.tif", "bert.*'bert'"),
     ("embed bert scen.png --output o.parquet", "'scen.png'.*'scene.png'"),
     ("embed bert scene.png --output o.parquet", "backbone bert"),
+    (f"{MAP} --classes quickstart", "mapping `data`.*'quickstart'"),
+    (f"{MAP} --classes classes.yaml", "`classes`.*got 0"),
+    (f"{MAP} --classes loveda", "--classes with 2 classes, got 7"),
+    (f"{MAP} --classes dior", "classes to be a list, each item a mapping"),
     ("push_to_hub ./modle org/name --what model", "modle.*'model'"),
 ]
 
@@ -184,16 +219,20 @@ def desk(tmp_path, monkeypatch, data_folder):
     """Change to a folder with data, an empty folder, configurations of models, and invalid files."""
     for name in ("model", "empty", "texts"):
         (tmp_path / name).mkdir()
-    for name, model_type in {"bert": "bert", "vit": "internvl_vision", "boxes": "vitp_object_detection"}.items():
+    types = {"bert": "bert", "vit": "internvl_vision", "boxes": "vitp_object_detection"}
+    for name, model_type in (types | {"masks": "vitp_segmentation"}).items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
     key = {"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH}
     tasked = {"mixture": {"sources": []}, "task": "trees", "from_scratch": FROM_SCRATCH}
     files = {"broken.yaml": "a: [1, 2\nb: }", "empty.yaml": "{}", "texts/train.csv": "note,label\na ship,1\n"}
-    files |= {"scene.png": "", "texts/scan.nii.gz": ""}
+    files |= {"scene.png": "", "texts/scan.nii.gz": "", "binary.yaml": "\x89PNG"}
+    files |= {"dash.yaml": "dataset_name: data\nlearning-rate: 1", "empty.txt": ""}
+    files |= {"names.yaml": "dataset_name: [data]", "signal.yaml": "dataset_name: data\nsave_on_signal: 3"}
+    files |= {"classes.yaml": "data: {root: data}", "arms.yaml": "arms: {x: {label_share: 0.5}}\nmeasures: {m: a.b}"}
     files |= {"key.yaml": yaml.safe_dump(key), "tasked.yaml": yaml.safe_dump(tasked)}
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="latin-1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / f"{tmp_path.name}-cache"))
     monkeypatch.setattr(sys, "argv", ["vitp"])

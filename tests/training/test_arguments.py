@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments
 
 from modeling_vitp import ViTPTrainingConfig
+from modeling_vitp.classification.trainer import ViTPClassificationTrainingConfig
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.trainer import ViTPSegmentationTrainingConfig
@@ -95,7 +96,7 @@ def test_pinned_batches_are_copied_without_blocking(tmp_path, monkeypatch, pins)
 DATA = {"dataset_name": "org/data"}
 PROBE = {"backbones": ["b"], **DATA}
 EXPERIMENT = {"output_dir": "o", "claim": "c", "against": "a", "arms": {"quickstart": None}, "control": "quickstart"}
-EXPERIMENT |= {"measures": {}}
+EXPERIMENT |= {"measures": {"auc": "task.auc"}}
 FINETUNING = {"config": "aerial_trees", "learning_rates": [1e-4], "layer_decays": [1.0], "label_shares": [1.0]}
 FINETUNING |= {"held_out_scene": "s", "held_out_top": 0}
 MEANINGLESS = [
@@ -108,6 +109,11 @@ MEANINGLESS = [
     (ViTPTrainingConfig, {}, {"max_length": 0}),
     (ViTPTrainingConfig, {}, {"on_error": "hope"}),
     (ViTPTrainingConfig, {}, {"learning_rate": math.inf}),
+    (ViTPTrainingConfig, {}, {"learning_rate": None}),
+    (ViTPTrainingConfig, {}, {"max_steps": [1]}),
+    (ViTPTrainingConfig, {}, {"max_steps": "many"}),
+    (ViTPTrainingConfig, {}, {"eval_strategy": False}),
+    (PretrainArguments, DATA, {"dataset_name": 3}),
     (ViTPTrainingConfig, {}, {"learning_rate": -1e-3}),
     (ViTPTrainingConfig, {}, {"weight_decay": -0.1}),
     (ViTPTrainingConfig, {}, {"adam_beta2": 1.0}),
@@ -136,7 +142,10 @@ MEANINGLESS = [
     (ViTPSegmentationTrainingConfig, {}, {"test_scales": []}),
     (BackboneArguments, {}, {"neck": "giraffe"}),
     (BackboneArguments, {}, {"drop_path_rate": -0.1}),
+    (ViTPClassificationTrainingConfig, {}, {"label_smoothing_factor": 2.0}),
     (DenseArguments, {"data": {}}, {"metric": "vibes"}),
+    (DenseArguments, {"data": {}}, {"metric": 3}),
+    (DenseArguments, {"data": {}}, {"submission": {"split": "test", "file": 3}}),
     (DenseArguments, {"data": {}}, {"num_pictures": -1}),
     (DenseArguments, {"data": {}}, {"class_weights": ["1", "-2"]}),
     (DenseArguments, {"data": {}}, {"class_weights": ["heavy"]}),

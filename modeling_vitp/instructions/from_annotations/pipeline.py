@@ -88,7 +88,10 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
     names = Names(names) if isinstance(names, dict) else names
     options = {name: getattr(args, name) for name in LAYOUT_OPTIONS if getattr(args, name) is not None}
     layout = LAYOUTS[args.layout](args.root, names, args.annotations, **options)
-    chosen, held_out = choose_split(layout, args.split, read_list(args.split_list) if args.split_list else None)
+    listed = read_list(args.split_list) if args.split_list else None
+    if listed == []:
+        raise ValueError(f"Expected the name of an image in each line of {args.split_list}, found no name.")
+    chosen, held_out = choose_split(layout, args.split, listed)
     check_case_splits(layout, chosen, held_out)
     chosen, copies = leave_out_copies(chosen, held_out)
     for path, other in copies:
@@ -181,7 +184,10 @@ def choose_listed(
     found = {name: by_id.get(name) or by_name.get(name, []) for name in listed}
     missing = [name for name, images in found.items() if not images]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(listed)} listed images not found in {layout.root}: {missing[0]}, …")
+        more = ", …" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{len(missing)} of {len(listed)} listed images not found in {layout.root}: {missing[0]}{more}"
+        )
     for name, images in found.items():
         if len(images) > 1:
             raise ValueError(
