@@ -216,7 +216,7 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     assert all(f"usage: vitp {name} " in said[str(path)][0] for name, path in recipes.items())
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
-    steps = "--max_steps 2 --eval_strategy no --save_strategy no --dataloader_num_workers 0".split()
+    steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
     steps += ["--dataloader_persistent_workers", "false", "--freeze_vision", "true"]
     quick = run(sys.executable, "-c", FEW_ANSWERS, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
     assert quick.returncode == 1 and "gate" in quick.stderr, quick.stderr
