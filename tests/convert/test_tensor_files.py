@@ -49,13 +49,13 @@ print(before, peak())
 
 @pytest.mark.slow
 def test_memory_stays_below_the_largest_shard(tmp_path):
-    """Convert 2.2 GB in 5 shards from original to ViTP (cuts `qkv`) and back (joins it)."""
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    text = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 12}
+    """Convert 1.2 GB in 5 shards from original to ViTP (cuts `qkv`) and back (joins it)."""
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 16}
+    text = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 6}
     with torch.device("meta"):
         config = InternVLConfig(
             vision_config={**VISION, **vision},
-            text_config={**TEXT, **text, "vocab_size": 100_000},
+            text_config={**TEXT, **text, "vocab_size": 50_000},
             image_seq_length=4,
             tie_word_embeddings=False,
         )
@@ -64,10 +64,10 @@ def test_memory_stays_below_the_largest_shard(tmp_path):
     for tensor in model.state_dict().values():
         if tensor.dtype == torch.bfloat16:
             tensor.view(torch.int16).random_(0, 0x3F80)  # bits of numbers from 0 to 1; empty memory may contain NaN
-    source = save_original(model, tmp_path / "source", "500MB")
+    source = save_original(model, tmp_path / "source", "250MB")
     del model
     sizes = [file.stat().st_size for file in source.glob("*.safetensors")]
-    assert sum(sizes) > 2e9 and len(sizes) >= 4
+    assert sum(sizes) > 1e9 and len(sizes) >= 4
 
     for start, target, to, token in ((source, "vitp", "vitp", 7), (tmp_path / "vitp", "back", "original", 0)):
         done = subprocess.run(

@@ -247,8 +247,8 @@ def test_number_of_images_must_fit_the_model(tmp_path):
         finetune_change_detection.main(arguments)
 
 
-def run(num_processes: int, output, arguments: list[str]) -> None:
-    process = launch(num_processes, output, "dense_run.py", arguments[1])
+def run_two(output, arguments: list[str]) -> None:
+    process = launch(2, output, "dense_run.py", arguments[1])
     assert process.wait(timeout=900) == 0, output.read_text()[-3000:]
 
 
@@ -258,7 +258,7 @@ def test_two_processes_score_like_one(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
     arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "trained", **settings)
-    run(2, tmp_path / "trained.txt", arguments)
+    run_two(tmp_path / "trained.txt", arguments)
     trained = json.loads((tmp_path / "trained" / "metrics.json").read_text())
     assert np.isfinite(trained["train"]["train_loss"])
     settings |= {"from_scratch": None, "model_name_or_path": str(tmp_path / "trained"), "do_train": False}
@@ -266,7 +266,10 @@ def test_two_processes_score_like_one(tmp_path):
     for world in (1, 2):
         out = tmp_path / f"scored-{world}"
         arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", out, **settings)
-        run(world, tmp_path / f"{world}.txt", arguments)
+        if world == 1:
+            assert main(arguments) == 0
+        else:
+            run_two(tmp_path / "scored.txt", arguments)
         metrics = json.loads((out / "metrics.json").read_text())["test"]
         scores.append({key: value for key, value in metrics.items() if "iou" in key or "accuracy" in key})
     assert len(scores[0]) == 3 + 2 * 7

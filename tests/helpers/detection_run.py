@@ -3,6 +3,7 @@
 Each process of `torchrun detection_run.py WORD …` runs the recipe with these arguments.
 """
 
+import gc
 import sys
 
 from training_run import KillAtStep, kill_while_saving, processes
@@ -18,6 +19,7 @@ def train(words: list[str], kill: tuple[str, int] | None = None) -> None:
     from modeling_vitp.detection.trainer import ViTPDetectionTrainer
     from modeling_vitp.recipes.finetune_detection import main
 
+    gc.freeze()  # As in `training_run.train`.
     begin = ViTPDetectionTrainer.__init__
 
     def begin_to_be_killed(trainer, *args, **kwargs):

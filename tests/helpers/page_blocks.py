@@ -94,7 +94,7 @@ SMALL = {  # options by recipe that reduce the work, appended to those of the pa
     "validate_data": {"num_workers": 1},
     "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
     "benchmark_detection": {"runs": 1, "steps": 1, "image_size": 64},
-    "benchmark_growth": {"sides": 600, "rows": 24, "epochs": 100, "runs": 1},
+    "benchmark_growth": {"sides": 600, "rows": "", "epochs": 100, "runs": 1},  # streams: test_benchmarks.py
     "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
     "benchmark_peers": {"runs": 1},
 }

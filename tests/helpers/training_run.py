@@ -1,6 +1,7 @@
 """Small training run in processes that tests start, stop and kill."""
 
 import contextlib
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from pathlib import Path
 from unittest.mock import patch
 
@@ -186,6 +188,7 @@ def train(folder: str, kill: tuple[str, int] | None = None, tell: tuple[int, int
     """
     # Data loader workers are forks of this process, not of a second fork server.
     multiprocessing.set_start_method("fork", force=True)
+    gc.freeze()  # A run collects garbage; going through the objects of all imports is a quarter of its time.
     trainer = make_trainer(folder, **options)
     if tell is not None and tell[0] == trainer.args.process_index:
         trainer.add_callback(Send(signal.SIGTERM, tell[1]))
@@ -202,14 +205,15 @@ def processes():
     """Return a context of processes forked from a server with all imports, which is faster than new processes."""
     paths = [str(Path(__file__).parent), *sys.path]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_run"])
+    context.set_forkserver_preload(["training_run", "modeling_vitp.detection.trainer"])
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path)):
         forkserver.ensure_running()
     return context
 
 
 def train_rank(rank: int, world: int, port: int, folder: str, options: dict) -> None:
-    """Train as one of the processes that `torchrun` starts."""
+    """Train as one of the processes that `torchrun` starts, which have one thread."""
+    torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     train(folder, **options)
@@ -227,6 +231,17 @@ def start_ranks(world: int, folder, **options) -> list[multiprocessing.Process]:
     for rank in ranks:
         rank.start()
     return ranks
+
+
+def run_ranks(world: int, folder, **options) -> list[int]:
+    """Run distributed training in such processes and return their exit codes. If one fails, the others are killed."""
+    ranks = start_ranks(world, folder, **options)
+    while all(rank.exitcode in (None, 0) for rank in ranks) and any(rank.is_alive() for rank in ranks):
+        wait([rank.sentinel for rank in ranks if rank.is_alive()])
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    return [rank.exitcode for rank in ranks]
 
 
 def run(folder, kill=None, **options) -> dict | None:

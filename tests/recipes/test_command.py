@@ -114,18 +114,17 @@ def test_mistake_is_one_line_and_status_2(tmp_path):
 
 @pytest.mark.slow
 def test_help_and_mistake_are_fast():
-    def seconds(*command):
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run(*command)
-            times.append(time.perf_counter() - start)
-        return min(times)
+    """The fastest of three calls counts, so no further call follows one that is fast enough."""
 
-    reference = seconds(sys.executable, "-c", "from transformers import AutoModel")
-    for name in RECIPES:
-        assert seconds(VITP, name, "--help") <= 1.5 * reference, name
-    assert seconds(VITP, "pretrain", "--config", "quickstart", "--learning_rat", "1") <= 1.5 * reference
+    def seconds(*command):
+        start = time.perf_counter()
+        run(*command)
+        return time.perf_counter() - start
+
+    reference = min(seconds(sys.executable, "-c", "from transformers import AutoModel") for _ in range(3))
+    mistake = ["pretrain", "--config", "quickstart", "--learning_rat", "1"]
+    for words in (*([name, "--help"] for name in RECIPES), mistake):
+        assert any(seconds(VITP, *words) <= 1.5 * reference for _ in range(3)), words
 
 
 def test_options_read_from_source_match_classes():
@@ -183,6 +182,18 @@ print(json.dumps([modeling_vitp.__file__, pretrain.__file__]))
 """
 
 
+FEW_ANSWERS = """
+from functools import partial
+from modeling_vitp.__main__ import main
+from modeling_vitp.probing import segmentation
+from modeling_vitp.recipes.tasks.trees import answers, evaluation
+segmentation.fit_nonlinear = partial(segmentation.fit_nonlinear, steps=5)
+answers.NUM_SAMPLES = answers.NUM_MAPS = evaluation.PROBE_VIEWS = 1
+answers.VIEWS_PER_WINDOW = 2
+main()
+"""
+
+
 @pytest.mark.slow
 def test_wheel_has_command_configs_and_sample(tmp_path):
     wheels, site, work = tmp_path / "wheels", tmp_path / "site", tmp_path / "work"
@@ -200,13 +211,14 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     assert all(path.startswith(str(site)) for path in json.loads(done.stdout.splitlines()[-1]))
     listed = run(*vitp, cwd=work, **here)
     assert all(f"  {name} " in listed.stdout for name in [*RECIPES, "convert"])
-    for name in RECIPES:
-        assert run(*vitp, name, "--help", cwd=work, **here).returncode == 0
+    recipes = {name: site / "modeling_vitp" / "recipes" / f"{name}.py" for name in RECIPES}
+    said = json.loads(run(sys.executable, "-c", HELP, *recipes.values(), cwd=work, **here).stdout)
+    assert all(f"usage: vitp {name} " in said[str(path)][0] for name, path in recipes.items())
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
-    steps = "--max_steps 2 --eval_strategy no --save_strategy no --dataloader_num_workers 0".split()
+    steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
     steps += ["--dataloader_persistent_workers", "false", "--freeze_vision", "true"]
-    quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
+    quick = run(sys.executable, "-c", FEW_ANSWERS, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
     assert quick.returncode == 1 and "gate" in quick.stderr, quick.stderr
     assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()
     # The backbone of a frozen ViT is its start after any number of steps, so the gate must refuse it.

@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModel
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor, ViTPVisionModel
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.recipes.pretrain import main
+from modeling_vitp.recipes.tasks.trees import answers, evaluation
 
 
 def run(folder, **settings):
@@ -93,7 +94,15 @@ def test_run_on_mixture_counts_skipped_rows(data_folder, tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_run_that_misses_gate_fails(tmp_path, capsys):
+def test_run_that_misses_gate_fails(tmp_path, capsys, monkeypatch, quick_probe):
+    """Few answers and views suffice here; `test_quickstart.py` runs the whole evaluation."""
+    for module, name, number in (
+        (answers, "NUM_SAMPLES", 3),
+        (answers, "NUM_MAPS", 3),
+        (answers, "VIEWS_PER_WINDOW", 2),
+        (evaluation, "PROBE_VIEWS", 1),
+    ):
+        monkeypatch.setattr(module, name, number)
     assert run(tmp_path, dataset_name=str(AERIAL_TREES), task="trees", max_steps=1) == 1
     task = json.loads((tmp_path / "run" / "metrics.json").read_text())["task"]
     assert task["passed"] is False

@@ -24,7 +24,7 @@ from PIL import Image
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
 from torch import nn
-from training_run import Send, make_trainer, run, summary
+from training_run import Send, make_trainer, run, run_ranks, summary
 from transformers import TrainerCallback
 from trl import ModelConfig
 
@@ -238,14 +238,12 @@ def test_unknown_signal_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_stop_at_the_same_step(tmp_path):
-    def start(folder, **options):
-        command = (2, tmp_path / "output.txt", "training_run.py", str(tmp_path / folder))
-        return launch(*command, json.dumps({"max_steps": 4, "save_steps": 4, **options})).wait(timeout=600)
-
-    assert start("run", tell=[1, 2]) != 0
+    options = {"max_steps": 4, "save_steps": 4}
+    told = json.dumps({**options, "tell": [1, 2]})
+    assert launch(2, tmp_path / "output.txt", "training_run.py", str(tmp_path / "run"), told).wait(timeout=600) != 0
     assert "stopped by SIGTERM: checkpoint-2 of 4 steps" in (tmp_path / "output.txt").read_text()
     assert last_checkpoint(tmp_path / "run").endswith("checkpoint-2")
-    assert start("run") == start("whole") == 0
+    assert run_ranks(2, tmp_path / "run", **options) == run_ranks(2, tmp_path / "whole", **options) == [0, 0]
     run, whole = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole"))
     assert run == whole
 

@@ -28,6 +28,16 @@ def test_two_processes_split_the_rows_of_a_stream(tmp_path, monkeypatch, kind):
         assert min(map(len, parts)) > 15
 
 
+@pytest.mark.slow
+def test_streams_have_a_row_for_each_case(tmp_path, monkeypatch):
+    """Measure in this process; the page of `benchmark_growth` starts processes."""
+    monkeypatch.setattr(scaling, "in_processes", lambda *calls: [scaling.measure_call(*map(str, one)) for one in calls])
+    rows = list(scaling.over_rows(tmp_path, [24], runs=1))
+    cases = [("parquet", 1), ("parquet", 2), ("parquet, split", 2)]
+    cases += [("webdataset", 1), ("webdataset", 2), ("webdataset, split", 2)]
+    assert [row[:3] for row in rows] == [[f"stream of {name}", "24", processes] for name, processes in cases]
+
+
 @pytest.mark.parametrize("rows", [[0, 1, 2, 2], [0, 1, 2]], ids=["twice", "lost"])
 def test_lost_or_repeated_row_raises(tmp_path, monkeypatch, rows):
     found = {"seconds": 1.0, "cpu": 1.0, "peak": 1.0, "before": 1.0, "result": rows}

@@ -153,13 +153,15 @@ def test_few_labels_are_the_same_windows(finished):
 
 
 @pytest.mark.slow
-def test_whole_experiment(tmp_path, capsys, monkeypatch):
+def test_whole_experiment(tmp_path, capsys, monkeypatch, quick_probe):
     arms = {name: ARMS[name] for name in ("random weights", "MAE", "a tenth")}
     plan = plan_in(tmp_path, arms=arms, corruption_severities=[5])
     plan["finetuning"] |= {"learning_rates": [1e-3]}
     plan["measures"] |= {"corrupted": "corruptions.linear.patch_auc.relative"}
-    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.evaluation.PROBE_VIEWS", 1)
-    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.downstream.PROBE_VIEWS", 1)
+    folder = "modeling_vitp.recipes.tasks.trees"
+    names = ("evaluation.PROBE_VIEWS", "downstream.PROBE_VIEWS", "answers.NUM_SAMPLES", "answers.NUM_MAPS")
+    for name in (*names, "answers.VIEWS_PER_WINDOW"):
+        monkeypatch.setattr(f"{folder}.{name}", 1)
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     assert experiment.main(["--config", str(tmp_path / "plan.yaml")]) == 0
     shown = capsys.readouterr().out
