@@ -204,6 +204,8 @@ def settings_of_head(
         return settings
     names = dict(enumerate(id2label)) if isinstance(id2label, (list, tuple)) else id2label
     names = {int(index): label for index, label in names.items()}  # JSON has string keys
+    if not names or sorted(names) != [*range(len(names))]:
+        raise ValueError(f"Expected `id2label` to name the classes 0 to N - 1, got {id2label!r}.")
     return settings | {"id2label": names, "label2id": {label: index for index, label in names.items()}}
 
 

@@ -140,8 +140,14 @@ def check_hub(repo_id: str) -> None:
 
 def not_there(path: str) -> str:
     """Return the error message for a path that is neither a file nor a folder."""
-    several = " For several data sets, use the sources of a `mixture`." if "," in path else ""
-    return f"{path!r}: file or folder not found{hint_nearest(Path(path)) or '.'}{several}"
+    more = " For several data sets, use the sources of a `mixture`." if "," in path else ""
+    nearest = hint_nearest(Path(path))
+    if Path(path).name == "backbone" and not nearest:
+        more += (
+            " It is written by a pretraining. For published weights: vitp convert REPO FOLDER --file "
+            "ckpts/NAME.safetensors, then --model_name_or_path FOLDER."
+        )
+    return f"{path!r}: file or folder not found{nearest or '.'}{more}"
 
 
 def looks_like_path(text: str) -> bool:

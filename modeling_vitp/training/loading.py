@@ -27,7 +27,7 @@ from ..convert.internvl import from_internvl, internvl_processor
 from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import VISION_MODELS, ViTPForConditionalGeneration
-from ..modeling_vitp_backbone import open_vit, open_vit_config, resize_backbone
+from ..modeling_vitp_backbone import VISION_PARTS, open_vit, open_vit_config, resize_backbone
 from ..opening import check_fields, naming
 from ..processing_vitp import ViTPProcessor
 from ..vision_towers import TOWERS, pair, tower_of
@@ -134,7 +134,7 @@ def load_checkpoint(
         fields = PreTrainedConfig.get_config_dict(name, **revision)[0]
         check_fields(f"{name}/config.json", fields)
     model_type = fields.get("model_type")
-    if model_type in [*VISION_MODELS]:
+    if model_type in [*VISION_MODELS, *TOWERS, *VISION_PARTS]:
         raise ValueError(
             f"{name} is a backbone without a language model. Set it as --vision_model, with language_model or "
             "from_scratch."
@@ -166,6 +166,8 @@ def check_from_scratch(settings: dict | None) -> None:
     missing = [name for name in NEEDED if settings.get(name) is None]
     if missing:
         raise ValueError(f"from_scratch: {' and '.join(missing)} missing. Required keys: {', '.join(NEEDED)}.")
+    if not isinstance(settings["vocab_size"], int) or isinstance(settings["vocab_size"], bool):
+        raise ValueError(f"Expected from_scratch.vocab_size to be an integer, got {settings['vocab_size']!r}.")
     place, vision_config = "from_scratch.vision_config", settings["vision_config"]
     vision_class = config_class_of(place, vision_config, ViTPVisionConfig.model_type)
     if vision_class.model_type not in TOWERS:
@@ -369,6 +371,7 @@ def compose(
         ValueError: if a model type is not supported, weights do not match their configuration, or the combined model
             would not compute the logits of the language model.
     """
+    check_language_model(language_model)
     vision = open_vit(vision_model, drop_path_rate, **{"dtype": None, **options})
     side = pair(vision_config_of(vision_model, image_size).image_size)[0]
     if side != pair(vision.config.image_size)[0]:
@@ -455,6 +458,13 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedMod
     size = language.get_input_embeddings().num_embeddings
     language.resize_token_embeddings(min(known, size))
     language.resize_token_embeddings(max(needed, size))
+
+
+def check_language_model(name: str) -> None:
+    """Raise a `ValueError` if a folder or Hub id has a ViT."""
+    model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type in TOWERS:
+        raise ValueError(f"Expected language_model {name} to be a causal LM, found a ViT ({model_type!r}).")
 
 
 def load_language(name: str, options: dict) -> PreTrainedModel:

@@ -242,6 +242,9 @@ def test_head_has_given_classes(vision):
     for classes in ({"id2label": ["ground", "tree"]}, {"label2id": named["label2id"]}, {"id2label": named["id2label"]}):
         config = ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **classes).config
         assert {name: getattr(config, name) for name in named} == named
+    for wrong in ({}, {1: "ground", 2: "tree"}):
+        with pytest.raises(ValueError, match="id2label"):
+            ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", id2label=wrong)
 
 
 def test_auxiliary_head_is_trained():
