@@ -139,6 +139,7 @@ DENSE = {
     "layout": "segmentation",
     "original_layout": "original_segmentation",
     "robustness_task": "dense",
+    "graph_outputs": ("logits",),
 }
 DETECTION = {
     "auto_class": "AutoModelForObjectDetection",
@@ -191,6 +192,7 @@ for _entry in (
         push_as=None,
         layout="backbone",
         original_layout="original_vision",
+        graph_outputs=("last_hidden_state", "pooler_output"),
     ),
     ModelEntry(
         "internvl_vision",
@@ -228,6 +230,7 @@ for _entry in (
             "auroc": "AUROC",
             "mean_average_precision": "mAP",
         },
+        graph_outputs=("logits",),
     ),
     ModelEntry(
         "vitp_segmentation",
@@ -270,6 +273,7 @@ for _entry in (
         example=BOXES_EXAMPLE,
         model_class=ViTPForObjectDetection,
         description="An object detector on a backbone of {paper}.",
+        graph_outputs=("scores", "labels", "pred_boxes"),
         **DETECTION,
     ),
     ModelEntry(
@@ -280,6 +284,7 @@ for _entry in (
         ),
         model_class=ViTPForOrientedObjectDetection,
         description="A detector with oriented boxes on a backbone of {paper}.",
+        graph_outputs=("scores", "boxes"),
         **DETECTION,
     ),
     ModelEntry(
@@ -290,6 +295,7 @@ for _entry in (
         ),
         model_class=ViTPForInstanceSegmentation,
         description="An instance segmentation model on a backbone of {paper}.",
+        graph_outputs=("scores", "labels", "pred_boxes", "pred_masks"),
         **DETECTION
         | {
             "headline_metrics": {
@@ -309,6 +315,7 @@ for _entry in (
             "pip install modeling-vitp" + BOXES_EXAMPLE.replace("{trust}", ""),
             description="An object detector of transformers on a backbone of {paper}.",
             headline_metrics=DETECTION["headline_metrics"],
+            graph_outputs=("logits", "pred_boxes"),
         )
         for model_type in ("rt_detr_v2", "d_fine", "deformable_detr")
     ),
