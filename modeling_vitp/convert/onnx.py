@@ -56,10 +56,9 @@ class Graph(nn.Module):
         self.step = (MULTI_SCALE_STEP, MULTI_SCALE_STEP) if self.is_multi_scale else tuple(vit.patch_size)
         self.image_size, self.num_channels = tuple(vit.image_size), vit.num_channels
 
-    @property
-    def takes_batches(self) -> bool:
-        """`True` if the batch size is free. Proposals of several images have no common number."""
-        return not isinstance(self.model, ViTPForObjectDetection)
+        # Proposals of several images have no common number. The coarsest map, at stride 64, needs two cells.
+        self.takes_batches = not isinstance(model, ViTPForObjectDetection)
+        self.min_steps = 2 if self.takes_batches else 3
 
     def forward(self, *pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(*pixel_values) if self.takes_batches else detect(self.model, *pixel_values)
@@ -191,21 +190,22 @@ def export_program(model: PreTrainedModel | str | Path) -> ExportedProgram:
         model = open_model(model)
     graph = Graph(model).eval()
     height, width = graph.step
-    sides = {2: height * Dim("rows", min=2), 3: width * Dim("columns", min=2)}
-    batch = {0: Dim("batch")} if graph.takes_batches else {}
-    example = torch.zeros(2 if batch else 1, graph.num_channels, 5 * height, 7 * width)
-    number = len(graph.inputs)
+    dims = {2: height * Dim("rows", min=graph.min_steps), 3: width * Dim("columns", min=graph.min_steps)}
+    if graph.takes_batches:
+        dims[0] = Dim("batch")
+    shape = (2 if graph.takes_batches else 1, graph.num_channels, 5 * height, 7 * width)
+    examples = tuple(torch.zeros(shape) for _ in graph.inputs)  # one tensor twice would be one input
     with torch.no_grad(), any_size():
-        return torch.export.export(
-            graph, (example,) * number, dynamic_shapes={"pixel_values": ({**batch, **sides},) * number}
-        )
+        return torch.export.export(graph, examples, dynamic_shapes={"pixel_values": (dims,) * len(examples)})
 
 
 def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
     """Return the metadata of a graph: settings of the image processor and names of the classes, each as JSON."""
     with naming(name, BaseImageProcessor):
         settings = AutoImageProcessor.from_pretrained(name).to_dict()
-    names = ("image_mean", "image_std", "rescale_factor", "do_resize", "size", "input_spec")
+    names = ["image_mean", "image_std", "rescale_factor", "do_resize", "input_spec"]
+    if settings.get("do_resize"):
+        names.append("size")
     described = {"model_type": model.config.model_type} | {key: settings.get(key) for key in names}
     if not isinstance(model, ViTPVisionModel):
         described["id2label"] = model.config.id2label
@@ -280,8 +280,9 @@ def export_onnx(
 def sizes_to_compare(graph: Graph) -> Iterator[tuple[int, int, int]]:
     """Yield batch size, height and width: near the position embeddings' size, and at smaller and larger sizes."""
     height, width = graph.step
-    side = max(graph.image_size[0] // height, 2)
-    for batch, rows, columns in ((1, side, side), (3, side // 2 + 1, side + 3), (2, side + 2, 2)):
+    least = graph.min_steps
+    side = max(graph.image_size[0] // height, least)
+    for batch, rows, columns in ((1, side, side), (3, max(side // 2 + 1, least), side + 3), (2, side + 2, least)):
         yield batch if graph.takes_batches else 1, rows * height, columns * width
 
 

@@ -7,12 +7,11 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 import torch
-from tiny_models import HEAD, VISION, VISION_16
+from tiny_models import VISION, adapter_config
 from transformers import AutoModel
 
 from modeling_vitp import (
     ViTPConfig,
-    ViTPForSemanticSegmentation,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
@@ -112,7 +111,7 @@ def test_graph_with_other_features_is_not_written(other_graph, tmp_path, capsys,
     (tmp_path / "graphs").mkdir()
     words = [tmp_path / "backbone", tmp_path / "graphs/vit.onnx"]
     line, status = failing(words, capsys, monkeypatch)
-    assert status == 1 and "features of the graph differ" in line and "1.0e-03" in line
+    assert status == 1 and "outputs of the graph differ" in line and "1.0e-03" in line
     assert list((tmp_path / "graphs").iterdir()) == []
 
 
@@ -123,7 +122,7 @@ def test_tolerance_is_that_of_the_command(other_graph, exported, tmp_path, capsy
 
 
 def test_nan_features_differ(other_graph, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx, "difference", lambda model, session, size: float("nan"))
+    monkeypatch.setattr(onnx, "difference", lambda graph, session, size: float("nan"))
     with pytest.raises(onnx.FeaturesDiffer, match="by nan"):
         onnx.export_onnx(exported.folder / "backbone", tmp_path / "vit.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -131,12 +130,11 @@ def test_nan_features_differ(other_graph, exported, tmp_path, monkeypatch):
 
 def test_other_models_are_refused(tmp_path, capsys, monkeypatch):
     ViTPConfig(vision_config=VISION).save_pretrained(tmp_path / "whole")
-    vision = ViTPVisionModel(ViTPVisionConfig(**VISION_16))
-    ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **HEAD).save_pretrained(tmp_path / "maps")
+    adapter_config().save_pretrained(tmp_path / "adapter")
     line, status = failing([tmp_path / "whole", tmp_path / "vit.onnx"], capsys, monkeypatch)
     assert status == 2 and "is a vision-language model" in line and "vitp export_backbone" in line
-    line, status = failing([tmp_path / "maps", tmp_path / "vit.onnx"], capsys, monkeypatch)
-    assert status == 2 and "'vitp_segmentation'" in line
+    line, status = failing([tmp_path / "adapter", tmp_path / "vit.onnx"], capsys, monkeypatch)
+    assert status == 2 and "'vitp_adapter'" in line and "vitp_segmentation" in line
     assert not list(tmp_path.glob("*vit.onnx*"))
 
 
