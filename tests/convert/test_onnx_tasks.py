@@ -38,15 +38,7 @@ TASKS = {
     "oriented": (ViTPForOrientedObjectDetection, ViTPDetectionImageProcessor, BOXES),
     "instances": (ViTPForInstanceSegmentation, ViTPDetectionImageProcessor, BOXES),
 }
-NECKS = {
-    "adapter": {
-        "deformable_heads": 4,
-        "spatial_prior_channels": 8,
-        "interaction_layers": [[0, 0]],
-        "extra_extractors": 0,
-    },
-    "pyramid": {},
-}
+NECKS = {"adapter": {"deformable_heads": 4, "spatial_prior_channels": 8, "extra_extractors": 0}, "pyramid": {}}
 SIZES = [(64, 64), (96, 160), (128, 64)]
 LARGER_SIZES = [(96, 96), (128, 192), (256, 96)]
 
@@ -54,7 +46,8 @@ LARGER_SIZES = [(96, 96), (128, 192), (256, 96)]
 def write_model(folder, name, neck="pyramid"):
     """Write a tiny model of a task with random weights of order one, and return it."""
     torch.manual_seed(0)
-    vit = ViTPVisionModel(ViTPVisionConfig(**VISION_16 | {"num_hidden_layers": 1}))
+    layers = {"adapter": 4, "pyramid": 1}[neck]  # the adapter has four interactions
+    vit = ViTPVisionModel(ViTPVisionConfig(**VISION_16 | {"num_hidden_layers": layers}))
     names = {0: "house", 1: "tree", 2: "road"}
     if name == "classification":
         model, image_processor = ViTPForImageClassification.from_backbone(vit, id2label=names), ViTPImageProcessor()
@@ -70,8 +63,9 @@ def write_model(folder, name, neck="pyramid"):
     with torch.no_grad():
         for key, weight in model.named_parameters():
             # Objectness must not be nearly equal everywhere, because its order decides on the proposals.
-            scale = 0.3 if key.startswith("rpn.objectness") else 0.02 if key.startswith("mask_head") else 0.1
-            weight.add_(torch.randn_like(weight) * scale)
+            weight.add_(torch.randn_like(weight) * (0.3 if key.startswith("rpn.objectness") else 0.1))
+            if key.startswith(("mask_head", "neck")):  # outputs must not be 0 and 1 alone
+                weight.mul_(0.3)
     model.save_pretrained(folder)
     image_processor.save_pretrained(folder)
     return model.eval()
