@@ -315,7 +315,6 @@ for _entry in (
             "pip install modeling-vitp" + BOXES_EXAMPLE.replace("{trust}", ""),
             description="An object detector of transformers on a backbone of {paper}.",
             headline_metrics=DETECTION["headline_metrics"],
-            graph_outputs=("logits", "pred_boxes"),
         )
         for model_type in ("rt_detr_v2", "d_fine", "deformable_detr")
     ),

@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -47,21 +47,18 @@ class Graph(nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
-        entry = find_model(model.config.model_type)
-        self.outputs = entry.graph_outputs
+        self.outputs = find_model(model.config.model_type).graph_outputs
         self.inputs = [name for name in inspect.signature(model.forward).parameters if name.startswith("pixel_values")]
-        self.is_detector = entry.auto_class == "AutoModelForObjectDetection"
         vit = getattr(model.config, "backbone_config", model.config)
-        self.is_multi_scale = vit.model_type in BACKBONES
-        self.step = (MULTI_SCALE_STEP, MULTI_SCALE_STEP) if self.is_multi_scale else tuple(vit.patch_size)
+        self.step = (MULTI_SCALE_STEP, MULTI_SCALE_STEP) if vit.model_type in BACKBONES else tuple(vit.patch_size)
         self.image_size, self.num_channels = tuple(vit.image_size), vit.num_channels
-
-        # Proposals of several images have no common number. The coarsest map, at stride 64, needs two cells.
-        self.takes_batches = not isinstance(model, ViTPForObjectDetection)
-        self.min_steps = 2 if self.takes_batches else 3
+        # A detector runs on one image, because proposals of several images have no common number, of at least three
+        # steps, because its coarsest map, at stride 64, needs two cells.
+        self.is_detector = isinstance(model, ViTPForObjectDetection)
+        self.min_steps = 3 if self.is_detector else 2
 
     def forward(self, *pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.model(*pixel_values) if self.takes_batches else detect(self.model, *pixel_values)
+        outputs = detect(self.model, *pixel_values) if self.is_detector else self.model(*pixel_values)
         return tuple(outputs[name] for name in self.outputs)
 
 
@@ -83,9 +80,8 @@ def detect(model: ViTPForObjectDetection, pixel_values: torch.Tensor) -> dict[st
     return {name: values[None] for name, values in found.items()}
 
 
-nms_by_label = torch.library.custom_op(
-    "modeling_vitp::nms_by_label", detection_boxes.nms_by_label, mutates_args=(), device_types=None
-)
+# As one operator, because the loop over the labels of the boxes cannot be traced.
+nms_by_label = torch.library.custom_op("modeling_vitp::nms_by_label", detection_boxes.nms_by_label, mutates_args=())
 
 
 @nms_by_label.register_fake
@@ -131,20 +127,24 @@ def any_size() -> Iterator[None]:
     def roi_align_rotated(features, boxes, image_indices, output_size: int, spatial_scale: float) -> torch.Tensor:
         return align_in_image(features, boxes, output_size, spatial_scale)
 
-    in_detectors = {"len": length, "min": torch.sym_min, "nms_by_label": nms_by_label}
-    with ExitStack() as stack:
-        # At their own size the ViT does not interpolate the position embeddings, and a graph traced without
-        # interpolation could not be used at other sizes. When tracing, transformers interpolates at every size; at
-        # their own size this does not change them.
-        stack.enter_context(mock.patch("torch.jit.is_tracing", return_value=True))
-        stack.enter_context(mock.patch("torch.nn.functional.adaptive_avg_pool2d", pool_adaptively))
-        stack.enter_context(mock.patch.object(torch.Tensor, "chunk", chunk))
-        stack.enter_context(mock.patch.object(detection_boxes, "len", length, create=True))
-        stack.enter_context(
-            mock.patch.multiple(
-                modeling_vitp_detection, create=True, roi_align_rotated=roi_align_rotated, **in_detectors
-            )
-        )
+    detectors = mock.patch.multiple(
+        modeling_vitp_detection,
+        create=True,
+        len=length,
+        min=torch.sym_min,
+        nms_by_label=nms_by_label,
+        roi_align_rotated=roi_align_rotated,
+    )
+    # At their own size the ViT does not interpolate the position embeddings, and a graph traced without interpolation
+    # could not be used at other sizes. When tracing, transformers interpolates at every size; at their own size this
+    # does not change them.
+    with (
+        mock.patch("torch.jit.is_tracing", return_value=True),
+        mock.patch("torch.nn.functional.adaptive_avg_pool2d", pool_adaptively),
+        mock.patch.object(torch.Tensor, "chunk", chunk),
+        mock.patch.object(detection_boxes, "len", length, create=True),
+        detectors,
+    ):
         yield
 
 
@@ -191,9 +191,9 @@ def export_program(model: PreTrainedModel | str | Path) -> ExportedProgram:
     graph = Graph(model).eval()
     height, width = graph.step
     dims = {2: height * Dim("rows", min=graph.min_steps), 3: width * Dim("columns", min=graph.min_steps)}
-    if graph.takes_batches:
+    if not graph.is_detector:
         dims[0] = Dim("batch")
-    shape = (2 if graph.takes_batches else 1, graph.num_channels, 5 * height, 7 * width)
+    shape = (1 if graph.is_detector else 2, graph.num_channels, 5 * height, 7 * width)
     examples = tuple(torch.zeros(shape) for _ in graph.inputs)  # one tensor twice would be one input
     with torch.no_grad(), any_size():
         return torch.export.export(graph, examples, dynamic_shapes={"pixel_values": (dims,) * len(examples)})
@@ -283,7 +283,7 @@ def sizes_to_compare(graph: Graph) -> Iterator[tuple[int, int, int]]:
     least = graph.min_steps
     side = max(graph.image_size[0] // height, least)
     for batch, rows, columns in ((1, side, side), (3, max(side // 2 + 1, least), side + 3), (2, side + 2, least)):
-        yield batch if graph.takes_batches else 1, rows * height, columns * width
+        yield 1 if graph.is_detector else batch, rows * height, columns * width
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import shutil
 import sys
 from types import SimpleNamespace
@@ -89,6 +90,14 @@ def test_command_prints_differences_and_writes_graph(exported):
     assert [path.name for path in (exported.folder / "graphs").iterdir()] == ["vit.onnx"]
 
 
+def test_metadata_has_the_settings_of_the_image_processor(exported):
+    metadata = onnxruntime.InferenceSession(exported.folder / "graphs/vit.onnx").get_modelmeta().custom_metadata_map
+    metadata = {key: json.loads(value) for key, value in metadata.items()}
+    assert metadata.keys() == {"model_type", "image_mean", "image_std", "rescale_factor", "do_resize", "size"}
+    assert metadata["image_mean"] == [0.485, 0.456, 0.406] and metadata["image_std"] == [0.229, 0.224, 0.225]
+    assert metadata["size"] == {"height": 56, "width": 56} and metadata["do_resize"] is True
+
+
 def failing(words, capsys, patch) -> tuple[str, int]:
     """Return the last line and the status of a command that fails."""
     patch.setattr(sys, "argv", ["vitp"])
@@ -102,7 +111,8 @@ def other_graph(exported, monkeypatch):
     """Replace the export of any model by the graph of another one."""
     graph = exported.folder / "graphs/vit.onnx"
     monkeypatch.setattr(onnx, "export_program", lambda model: None)
-    written = SimpleNamespace(save=lambda file: shutil.copyfile(graph, file))
+    model = SimpleNamespace(metadata_props={})
+    written = SimpleNamespace(model=model, save=lambda file: shutil.copyfile(graph, file))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: written)
 
 
