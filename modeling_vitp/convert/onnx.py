@@ -105,10 +105,8 @@ def pool_adaptively(features: torch.Tensor, cells: int) -> torch.Tensor:
     """Pool maps to `(…, cells, cells)` as `adaptive_avg_pool2d` does, by a matrix product for each direction."""
     for _ in range(2):
         side = features.shape[-2]
-        position, cell = (
-            torch.arange(side, device=features.device),
-            torch.arange(cells, device=features.device)[:, None],
-        )
+        position = torch.arange(side, device=features.device)
+        cell = torch.arange(cells, device=features.device)[:, None]
         is_inside = (position >= cell * side // cells) & (position < ((cell + 1) * side + cells - 1) // cells)
         features = (is_inside / is_inside.sum(1, keepdim=True) @ features).mT
     return features
