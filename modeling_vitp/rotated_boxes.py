@@ -195,20 +195,28 @@ def roi_align_rotated(
     Returns:
         `(n, channels, output_size, output_size)`.
     """
-    side, (height, width) = output_size * sampling_ratio, features.shape[-2:]
-    steps = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) / side - 0.5
     pooled, order = [features.new_zeros(0, features.shape[1], output_size, output_size)], []
     for image in image_indices.unique().tolist():
         for indices in (image_indices == image).nonzero()[:, 0].split(ROIS_AT_ONCE):
-            center, sides, angle = boxes[indices].split([2, 2, 1], -1)
-            center, sides = (center * spatial_scale - 0.5)[..., None, None], sides * spatial_scale
-            xs, ys = (steps * sides[:, :1])[:, None], (steps * sides[:, 1:])[..., None]  # (n, 1, side), (n, side, 1)
-            cos, sin = angle.cos()[..., None], angle.sin()[..., None]
-            x, y = center[:, 0] + xs * cos - ys * sin, center[:, 1] + xs * sin + ys * cos
-            inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
-            grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1).flatten(0, 1)[None]
-            samples = F.grid_sample(features[image : image + 1], grid, padding_mode="border", align_corners=False)
-            cells = F.avg_pool2d(samples * inside.flatten(0, 1), sampling_ratio)[0]
-            pooled.append(cells.unflatten(1, (-1, output_size)).transpose(0, 1))
+            options = (output_size, spatial_scale, sampling_ratio)
+            pooled.append(align_in_image(features[image : image + 1], boxes[indices], *options))
             order.append(indices)
     return torch.cat(pooled)[torch.cat(order).argsort()] if order else pooled[0]
+
+
+def align_in_image(
+    features: torch.Tensor, boxes: torch.Tensor, output_size: int, spatial_scale: float = 1.0, sampling_ratio: int = 2
+) -> torch.Tensor:
+    """Pool features inside rotated boxes of one image, `(1, channels, height, width)`, see [`roi_align_rotated`]."""
+    side, (height, width) = output_size * sampling_ratio, features.shape[-2:]
+    steps = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) / side - 0.5
+    center, sides, angle = boxes.split([2, 2, 1], -1)
+    center, sides = (center * spatial_scale - 0.5)[..., None, None], sides * spatial_scale
+    xs, ys = (steps * sides[:, :1])[:, None], (steps * sides[:, 1:])[..., None]  # (n, 1, side), (n, side, 1)
+    cos, sin = angle.cos()[..., None], angle.sin()[..., None]
+    x, y = center[:, 0] + xs * cos - ys * sin, center[:, 1] + xs * sin + ys * cos
+    inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1).flatten(0, 1)[None]
+    samples = F.grid_sample(features, grid, padding_mode="border", align_corners=False)[0]
+    samples = samples.unflatten(1, (-1, side)).transpose(0, 1) * inside[:, None]  # (n, channels, side, side)
+    return F.avg_pool2d(samples, sampling_ratio)

@@ -1,4 +1,4 @@
-"""Export a backbone as ONNX, for images of any size.
+"""Export a backbone or a fine-tuned model as ONNX, for images of any size.
 
 vitp export_onnx outputs/quickstart/backbone backbone.onnx
 """
@@ -12,20 +12,20 @@ from modeling_vitp.training.command_line import parse_words
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="Folder or Hub id of an exported backbone.")
+    parser.add_argument("checkpoint", help="Folder or Hub id of an exported backbone or a fine-tuned model.")
     parser.add_argument("file", help="Output file, FILE.onnx, in an existing folder.")
     parser.add_argument(
         "--tolerance",
         type=within("[0, inf)", float),
         default=1e-3,
-        help="Largest allowed difference between features of model and graph, in standard deviations (%(default)s).",
+        help="Largest allowed difference between outputs of model and graph, in standard deviations (%(default)s).",
     )
     args = parse_words(parser, argv)
 
     from modeling_vitp.convert.onnx import export_onnx
 
     found = export_onnx(args.checkpoint, args.file, args.tolerance)
-    print("batch x height x width: largest difference, in standard deviations of the features")
+    print("batch x height x width: largest difference, in standard deviations of the outputs")
     for size, difference in found:
         print(f"{' x '.join(map(str, size))}: {difference:.1e}")
     print(f"The graph is in {args.file}")

@@ -153,6 +153,7 @@ DENSE = {
     "layout": "segmentation",
     "original_layout": "original_segmentation",
     "robustness_task": "dense",
+    "graph_outputs": ("logits",),
 }
 DETECTION = {
     "auto_class": "AutoModelForObjectDetection",
@@ -206,6 +207,7 @@ for _entry in (
         push_as=None,
         layout="backbone",
         original_layout="original_vision",
+        graph_outputs=("last_hidden_state", "pooler_output"),
     ),
     ModelEntry(
         "internvl_vision",
@@ -266,6 +268,7 @@ for _entry in (
             "auroc": "AUROC",
             "mean_average_precision": "mAP",
         },
+        graph_outputs=("logits",),
     ),
     ModelEntry(
         "vitp_segmentation",
@@ -308,6 +311,7 @@ for _entry in (
         example=BOXES_EXAMPLE,
         model_class=ViTPForObjectDetection,
         description="An object detector on a backbone of {paper}.",
+        graph_outputs=("scores", "labels", "pred_boxes"),
         **DETECTION,
     ),
     ModelEntry(
@@ -318,6 +322,7 @@ for _entry in (
         ),
         model_class=ViTPForOrientedObjectDetection,
         description="A detector with oriented boxes on a backbone of {paper}.",
+        graph_outputs=("scores", "boxes"),
         **DETECTION,
     ),
     ModelEntry(
@@ -328,6 +333,7 @@ for _entry in (
         ),
         model_class=ViTPForInstanceSegmentation,
         description="An instance segmentation model on a backbone of {paper}.",
+        graph_outputs=("scores", "labels", "pred_boxes", "pred_masks"),
         **DETECTION
         | {
             "headline_metrics": {

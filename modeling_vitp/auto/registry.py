@@ -39,6 +39,7 @@ class ModelEntry:
         metric: default metric of that task.
         headline_metrics: titles of the metrics that cards and the end of a run show, by their names in `metrics.json`
             without the split. If a run has none of them, its metrics without a `/` in their names are shown.
+        graph_outputs: names of the outputs of `vitp export_onnx`; empty if the model cannot be exported.
     """
 
     model_type: str
@@ -55,6 +56,7 @@ class ModelEntry:
     robustness_task: str | None = None
     metric: str | None = None
     headline_metrics: Mapping[str, str] = field(default_factory=dict)
+    graph_outputs: tuple[str, ...] = ()
 
 
 MODELS: dict[str, ModelEntry] = {}

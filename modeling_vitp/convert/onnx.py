@@ -1,99 +1,229 @@
-"""Export of the backbone as a `torch.export` program and as ONNX."""
+"""Export of the backbone and of the models of all tasks as `torch.export` programs and as ONNX."""
 
+import builtins
+import inspect
+import json
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import torch
+import transformers
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
-from ..configuration_vitp import ViTPVisionConfig, patch_grid
+from .. import detection_boxes, modeling_vitp_detection
+from ..auto.registry import MODELS, find_model
+from ..configuration_vitp import ViTPVisionConfig
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPVisionModel
+from ..modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
+from ..modeling_vitp_multi_scale import BACKBONES
 from ..opening import naming
+from ..rotated_boxes import align_in_image
 
-OUTPUTS = ("last_hidden_state", "pooler_output")
 TOLERANCE = 1e-3
+SHARE_OF_DETECTIONS = 0.9
+MULTI_SCALE_STEP = 32  # pixels: models with a neck pad their images to multiples of it
 
 
 class FeaturesDiffer(RuntimeError):
-    """Error raised if the features of the graph differ from those of the model."""
+    """Error raised if the outputs of the graph differ from those of the model."""
 
     status = 1  # the exit status of a command
 
 
-class Features(nn.Module):
-    """ViT with its outputs as a tuple, in the order of `OUTPUTS`."""
+class Graph(nn.Module):
+    """Model as a function of images alone, which returns the tensors named in `outputs`.
 
-    def __init__(self, backbone: ViTPVisionModel):
+    Args:
+        model: model of a registered type with `graph_outputs`.
+    """
+
+    def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.backbone = backbone
+        self.model = model
+        self.outputs = find_model(model.config.model_type).graph_outputs
+        self.inputs = [name for name in inspect.signature(model.forward).parameters if name.startswith("pixel_values")]
+        vit = getattr(model.config, "backbone_config", model.config)
+        self.step = (MULTI_SCALE_STEP, MULTI_SCALE_STEP) if vit.model_type in BACKBONES else tuple(vit.patch_size)
+        self.image_size, self.num_channels = tuple(vit.image_size), vit.num_channels
+        # A detector runs on one image, because proposals of several images have no common number, of at least three
+        # steps, because its coarsest map, at stride 64, needs two cells.
+        self.is_detector = isinstance(model, ViTPForObjectDetection)
+        self.min_steps = 3 if self.is_detector else 2
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs = self.backbone(pixel_values)
-        return tuple(outputs[name] for name in OUTPUTS)
+    def forward(self, *pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = detect(self.model, *pixel_values) if self.is_detector else self.model(*pixel_values)
+        return tuple(outputs[name] for name in self.outputs)
 
 
-def open_backbone(name: str | Path) -> ViTPVisionModel:
-    """Load an exported backbone, a folder or Hub id, in float32 and in evaluation mode.
+def detect(model: ViTPForObjectDetection, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the detections of one image as [`ViTPForObjectDetection`] does, without a threshold of the score.
+
+    Oriented boxes are returned before non-maximum suppression, which ONNX does not have for them.
+    """
+    sizes = torch.tensor([pixel_values.shape[-2:]], dtype=torch.float32, device=pixel_values.device)
+    view = model.view(model.run_backbone(pixel_values).feature_maps)
+    (boxes,) = model.propose_by_all([view], sizes)
+    moved, probabilities = model.score(view, boxes, torch.zeros_like(boxes[:, 0], dtype=torch.long), sizes)
+    if isinstance(model, ViTPForOrientedObjectDetection):
+        return {"scores": probabilities[None, :, :-1], "boxes": moved[None]}
+    with mock.patch.object(model.config, "score_threshold", 0.0):
+        boxes, scores, labels = model.choose(moved, probabilities)
+    found = {"scores": scores, "labels": labels} | model.write_boxes(boxes, sizes[0])
+    found |= model.further_detections([view], boxes, torch.zeros_like(labels), labels, sizes)
+    return {name: values[None] for name, values in found.items()}
+
+
+# As one operator, because the loop over the labels of the boxes cannot be traced.
+nms_by_label = torch.library.custom_op("modeling_vitp::nms_by_label", detection_boxes.nms_by_label, mutates_args=())
+
+
+@nms_by_label.register_fake
+def _(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, labels: torch.Tensor) -> torch.Tensor:
+    return labels.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
+def onnx_nms_by_label(boxes, scores, iou_threshold: float, labels):
+    """Build [`nms_by_label`] of ONNX operators: each label is a class of NonMaxSuppression, others score -1 in it."""
+    from onnxscript import opset18 as op
+
+    classes = op.Range(0, op.Add(op.ReduceMax(labels, keepdims=0), 1), 1)
+    scores_of_class = op.Where(op.Equal(op.Unsqueeze(classes, [1]), labels), scores, -1.0)
+    one_image = op.Unsqueeze(boxes, [0]), op.Unsqueeze(scores_of_class, [0])
+    kept = op.Gather(op.NonMaxSuppression(*one_image, 2**62, iou_threshold, -0.5), 2, axis=1)
+    _, order = op.TopK(op.Gather(scores, kept), op.Shape(kept))
+    return op.Gather(kept, order)
+
+
+def pool_adaptively(features: torch.Tensor, cells: int) -> torch.Tensor:
+    """Pool maps to `(…, cells, cells)` as `adaptive_avg_pool2d` does, by a matrix product for each direction."""
+    for _ in range(2):
+        side = features.shape[-2]
+        position = torch.arange(side, device=features.device)
+        cell = torch.arange(cells, device=features.device)[:, None]
+        is_inside = (position >= cell * side // cells) & (position < ((cell + 1) * side + cells - 1) // cells)
+        features = (is_inside / is_inside.sum(1, keepdim=True) @ features).mT
+    return features
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Replace the functions that fix the size of the images when they are traced by ones with the same results."""
+
+    def length(values) -> int | torch.SymInt:  # Python's own returns an integer
+        return values.shape[0] if isinstance(values, torch.Tensor) else builtins.len(values)
+
+    def chunk(values: torch.Tensor, chunks: int, dim: int = 0) -> tuple[torch.Tensor, ...]:  # of equal lengths
+        return values.unflatten(dim, (chunks, -1)).unbind(dim)
+
+    def roi_align_rotated(features, boxes, image_indices, output_size: int, spatial_scale: float) -> torch.Tensor:
+        return align_in_image(features, boxes, output_size, spatial_scale)
+
+    detectors = mock.patch.multiple(
+        modeling_vitp_detection,
+        create=True,
+        len=length,
+        min=torch.sym_min,
+        nms_by_label=nms_by_label,
+        roi_align_rotated=roi_align_rotated,
+    )
+    # At their own size the ViT does not interpolate the position embeddings, and a graph traced without interpolation
+    # could not be used at other sizes. When tracing, transformers interpolates at every size; at their own size this
+    # does not change them.
+    with (
+        mock.patch("torch.jit.is_tracing", return_value=True),
+        mock.patch("torch.nn.functional.adaptive_avg_pool2d", pool_adaptively),
+        mock.patch.object(torch.Tensor, "chunk", chunk),
+        mock.patch.object(detection_boxes, "len", length, create=True),
+        detectors,
+    ):
+        yield
+
+
+def open_model(name: str | Path) -> PreTrainedModel:
+    """Load an exported backbone or a model of a task, a folder or Hub id, in float32 and in evaluation mode.
 
     Raises:
-        ValueError: if the folder has another model type.
+        ValueError: if the folder has a model type that cannot be exported.
         OSError: if the model is missing.
     """
     with naming(name, ViTPVisionConfig):
         model_type = ViTPVisionConfig.get_config_dict(name)[0].get("model_type")
-    if model_type not in VISION_MODELS | LANGUAGE_MODELS.keys():  # loading the latter raises with advice
+    if model_type in VISION_MODELS | LANGUAGE_MODELS.keys():  # loading the latter raises with advice
+        return ViTPVisionModel.from_pretrained(name, dtype=torch.float32).eval()
+    if model_type not in MODELS or not MODELS[model_type].graph_outputs:
+        types = sorted(VISION_MODELS | {entry.model_type for entry in MODELS.values() if entry.graph_outputs})
         raise ValueError(
-            f"Expected an exported backbone, got {name} of type {model_type!r}. Create one with `vitp export_backbone "
-            "CHECKPOINT FOLDER`. Segmentation and detection models cannot be exported for images of any size."
+            f"{name} is of type {model_type!r}, which cannot be exported. Expected one of {', '.join(types)}. Create a "
+            "backbone with `vitp export_backbone CHECKPOINT FOLDER`."
         )
-    return ViTPVisionModel.from_pretrained(name, dtype=torch.float32).eval()
+    auto_class = getattr(transformers, MODELS[model_type].auto_class)
+    return auto_class.from_pretrained(name, dtype=torch.float32).eval()
 
 
-def export_program(backbone: ViTPVisionModel | str | Path) -> ExportedProgram:
-    """Return the backbone as a `torch.export` program for any batch size, height and width (at least two patches).
+def export_program(model: PreTrainedModel | str | Path) -> ExportedProgram:
+    """Return a model as a `torch.export` program for images of any size.
+
+    Height and width are multiples of 32 pixels, or of a patch for a backbone or a classifier, and at least two of them.
 
     Args:
-        backbone: ViT, or the folder or Hub id of an exported backbone.
+        model: ViT or model of a task in evaluation mode, or its folder or Hub id.
 
     Returns:
-        A program with input `pixel_values`, float32 `(batch_size, channels, height, width)`, of whole patches, and
-        outputs `last_hidden_state`, `(batch_size, 1 + patches, hidden_size)`, and `pooler_output`,
-        `(batch_size, hidden_size)`, the mean of the patch tokens.
+        A program with input `pixel_values`, float32 `(batch_size, channels, height, width)`; for change detection
+        `pixel_values_before` and `pixel_values_after`. The outputs of a backbone are `last_hidden_state`,
+        `(batch_size, 1 + patches, hidden_size)`, and `pooler_output`, `(batch_size, hidden_size)`, the mean of the
+        patch tokens. Those of the other models are in the table of the page `recipes/export_onnx.md`.
 
     Raises:
-        ValueError: if the folder has another model type.
+        ValueError: if the folder has a model type that cannot be exported.
     """
-    if isinstance(backbone, (str, Path)):
-        backbone = open_backbone(backbone)
-    height, width = backbone.config.patch_size
-    sides = {2: height * Dim("rows", min=2), 3: width * Dim("columns", min=2)}
-    example = torch.zeros(2, backbone.config.num_channels, 5 * height, 7 * width)
-    # At their own size the ViT does not interpolate the position embeddings, and a graph traced without interpolation
-    # could not be used at other sizes. When tracing, transformers interpolates at every size; at their own size this
-    # does not change them.
-    with torch.no_grad(), mock.patch("torch.jit.is_tracing", return_value=True):
-        return torch.export.export(
-            Features(backbone).eval(), (example,), dynamic_shapes={"pixel_values": {0: Dim("batch"), **sides}}
-        )
+    if isinstance(model, (str, Path)):
+        model = open_model(model)
+    graph = Graph(model).eval()
+    height, width = graph.step
+    dims = {2: height * Dim("rows", min=graph.min_steps), 3: width * Dim("columns", min=graph.min_steps)}
+    if not graph.is_detector:
+        dims[0] = Dim("batch")
+    shape = (1 if graph.is_detector else 2, graph.num_channels, 5 * height, 7 * width)
+    examples = tuple(torch.zeros(shape) for _ in graph.inputs)  # one tensor twice would be one input
+    with torch.no_grad(), any_size():
+        return torch.export.export(graph, examples, dynamic_shapes={"pixel_values": (dims,) * len(examples)})
+
+
+def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
+    """Return the metadata of a graph: settings of the image processor and names of the classes, each as JSON."""
+    with naming(name, BaseImageProcessor):
+        settings = AutoImageProcessor.from_pretrained(name).to_dict()
+    names = ["image_mean", "image_std", "rescale_factor", "do_resize", "input_spec"]
+    if settings.get("do_resize"):
+        names.append("size")
+    described = {"model_type": model.config.model_type} | {key: settings.get(key) for key in names}
+    if not isinstance(model, ViTPVisionModel):
+        described["id2label"] = model.config.id2label
+    return {key: json.dumps(value) for key, value in described.items() if value is not None}
 
 
 def export_onnx(
-    backbone: str | Path, file: str | Path, tolerance: float = TOLERANCE
+    model: str | Path, file: str | Path, tolerance: float = TOLERANCE
 ) -> list[tuple[tuple[int, int, int], float]]:
-    """Write a backbone as ONNX, for any batch size, height and width, after comparing its features with the model's.
+    """Write a model as ONNX, for images of any size, after comparing its outputs with the model's.
 
     Inputs and outputs have the names and shapes of [`export_program`]. Weights over 2 GB, the limit of one file, are
-    written to `FILE.data` beside it.
+    written to `FILE.data` beside it. The file's metadata has the settings of the image processor and the names of the
+    classes.
 
     Args:
-        backbone: folder or Hub id of an exported backbone.
+        model: folder or Hub id of an exported backbone or of a model of a task, with its image processor.
         file: file to write, in an existing folder. It does not change if an error occurs.
-        tolerance: maximum difference of a feature, in units of the features' standard deviation.
+        tolerance: maximum difference of an output, in units of its standard deviation. For detections, see
+            [`difference`].
 
     Returns:
         The compared sizes, `(batch_size, height, width)`, all of them different from the traced one, and the largest
@@ -101,7 +231,7 @@ def export_onnx(
 
     Raises:
         ModuleNotFoundError: if the extra `onnx` is not installed.
-        ValueError: if the folder has another model type.
+        ValueError: if the folder has a model type that cannot be exported, or no image processor.
         IsADirectoryError: if the file is a folder.
         FileNotFoundError: if the file's folder does not exist.
         FeaturesDiffer: if the difference is larger than `tolerance` at some size.
@@ -114,26 +244,29 @@ def export_onnx(
     import onnxruntime
     import onnxscript  # noqa: F401  (fails early; torch imports it after tracing)
 
-    model = open_backbone(backbone)
+    opened = open_model(model)
+    metadata, graph = describe_inputs(model, opened), Graph(opened).eval()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         written = Path(folder) / file.name
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about torch's own code
             program = torch.onnx.export(
-                export_program(model),
-                input_names=["pixel_values"],
-                output_names=list(OUTPUTS),
+                export_program(opened),
+                input_names=graph.inputs,
+                output_names=list(graph.outputs),
+                custom_translation_table={torch.ops.modeling_vitp.nms_by_label.default: onnx_nms_by_label},
                 dynamo=True,
                 verbose=False,
             )
+            program.model.metadata_props.update(metadata)
             program.save(written)
         session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
-        found = [(size, difference(model, session, size)) for size in sizes_to_compare(model)]
+        found = [(size, difference(graph, session, size)) for size in sizes_to_compare(graph)]
         del session
         for size, largest in found:
             if not largest <= tolerance:
                 raise FeaturesDiffer(
-                    f"At {' x '.join(map(str, size))} (batch, height, width) the features of the graph differ from the "
+                    f"At {' x '.join(map(str, size))} (batch, height, width) the outputs of the graph differ from the "
                     f"model's by {largest:.1e} standard deviations, expected at most {tolerance:.1e}. {file} was not "
                     "written."
                 )
@@ -142,20 +275,37 @@ def export_onnx(
     return found
 
 
-def sizes_to_compare(model: ViTPVisionModel) -> Iterator[tuple[int, int, int]]:
-    """Yield batch size, height and width: at the position embeddings' size, and at smaller and larger sizes."""
-    patch_height, patch_width = model.config.patch_size
-    side = patch_grid(model.config)[0]
-    for batch, rows, columns in ((1, side, side), (3, side // 2 + 1, side + 3), (2, side + 2, 2)):
-        yield batch, rows * patch_height, columns * patch_width
+def sizes_to_compare(graph: Graph) -> Iterator[tuple[int, int, int]]:
+    """Yield batch size, height and width: near the position embeddings' size, and at smaller and larger sizes."""
+    height, width = graph.step
+    least = graph.min_steps
+    side = max(graph.image_size[0] // height, least)
+    for batch, rows, columns in ((1, side, side), (3, max(side // 2 + 1, least), side + 3), (2, side + 2, least)):
+        yield 1 if graph.is_detector else batch, rows * height, columns * width
 
 
 @torch.no_grad()
-def difference(model: ViTPVisionModel, session, size: tuple[int, int, int]) -> float:
-    """Return the largest difference between outputs of model and graph on noise, in standard deviations."""
+def difference(graph: Graph, session, size: tuple[int, int, int]) -> float:
+    """Return the largest difference between outputs of model and graph on noise, in standard deviations.
+
+    A detection is compared with the most similar one of the other side, and the tenth of them with the largest
+    differences is left out, because rounding changes the order of equal scores and the choice between equal boxes.
+    """
     batch, height, width = size
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(batch, model.config.num_channels, height, width, generator=generator)
-    found = map(torch.from_numpy, session.run(list(OUTPUTS), {"pixel_values": pixels.numpy()}))
-    wanted = Features(model)(pixels)
-    return torch.stack([(one - other).abs().max() / other.std() for one, other in zip(found, wanted)]).max().item()
+    images = [torch.randn(batch, graph.num_channels, height, width, generator=generator) for _ in graph.inputs]
+    found = session.run(list(graph.outputs), {name: image.numpy() for name, image in zip(graph.inputs, images)})
+    wanted = graph(*images)
+    pairs = [(torch.from_numpy(one).float(), other.float()) for one, other in zip(found, wanted)]
+    scales = [other.std(correction=0).clamp(min=1e-12) for _, other in pairs]
+    if not graph.is_detector:
+        return (
+            torch.stack([(one - other).abs().max() / scale for (one, other), scale in zip(pairs, scales)]).max().item()
+        )
+    sides = (
+        torch.cat([values.reshape(*values.shape[:2], -1) / scale for values, scale in zip(outputs, scales)], -1)
+        for outputs in zip(*pairs)
+    )
+    distances = torch.cdist(*sides, p=torch.inf)
+    nearest = torch.cat([distances.amin(1), distances.amin(2)], 1)
+    return nearest.quantile(SHARE_OF_DETECTIONS).item()

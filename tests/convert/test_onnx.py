@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import shutil
 import sys
 from types import SimpleNamespace
@@ -7,12 +8,11 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 import torch
-from tiny_models import HEAD, VISION, VISION_16
+from tiny_models import VISION, adapter_config
 from transformers import AutoModel
 
 from modeling_vitp import (
     ViTPConfig,
-    ViTPForSemanticSegmentation,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
@@ -90,6 +90,14 @@ def test_command_prints_differences_and_writes_graph(exported):
     assert [path.name for path in (exported.folder / "graphs").iterdir()] == ["vit.onnx"]
 
 
+def test_metadata_has_the_settings_of_the_image_processor(exported):
+    metadata = onnxruntime.InferenceSession(exported.folder / "graphs/vit.onnx").get_modelmeta().custom_metadata_map
+    metadata = {key: json.loads(value) for key, value in metadata.items()}
+    assert metadata.keys() == {"model_type", "image_mean", "image_std", "rescale_factor", "do_resize", "size"}
+    assert metadata["image_mean"] == [0.485, 0.456, 0.406] and metadata["image_std"] == [0.229, 0.224, 0.225]
+    assert metadata["size"] == {"height": 56, "width": 56} and metadata["do_resize"] is True
+
+
 def failing(words, capsys, patch) -> tuple[str, int]:
     """Return the last line and the status of a command that fails."""
     patch.setattr(sys, "argv", ["vitp"])
@@ -103,7 +111,8 @@ def other_graph(exported, monkeypatch):
     """Replace the export of any model by the graph of another one."""
     graph = exported.folder / "graphs/vit.onnx"
     monkeypatch.setattr(onnx, "export_program", lambda model: None)
-    written = SimpleNamespace(save=lambda file: shutil.copyfile(graph, file))
+    model = SimpleNamespace(metadata_props={})
+    written = SimpleNamespace(model=model, save=lambda file: shutil.copyfile(graph, file))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: written)
 
 
@@ -112,7 +121,7 @@ def test_graph_with_other_features_is_not_written(other_graph, tmp_path, capsys,
     (tmp_path / "graphs").mkdir()
     words = [tmp_path / "backbone", tmp_path / "graphs/vit.onnx"]
     line, status = failing(words, capsys, monkeypatch)
-    assert status == 1 and "features of the graph differ" in line and "1.0e-03" in line
+    assert status == 1 and "outputs of the graph differ" in line and "1.0e-03" in line
     assert list((tmp_path / "graphs").iterdir()) == []
 
 
@@ -123,7 +132,7 @@ def test_tolerance_is_that_of_the_command(other_graph, exported, tmp_path, capsy
 
 
 def test_nan_features_differ(other_graph, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx, "difference", lambda model, session, size: float("nan"))
+    monkeypatch.setattr(onnx, "difference", lambda graph, session, size: float("nan"))
     with pytest.raises(onnx.FeaturesDiffer, match="by nan"):
         onnx.export_onnx(exported.folder / "backbone", tmp_path / "vit.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -131,12 +140,11 @@ def test_nan_features_differ(other_graph, exported, tmp_path, monkeypatch):
 
 def test_other_models_are_refused(tmp_path, capsys, monkeypatch):
     ViTPConfig(vision_config=VISION).save_pretrained(tmp_path / "whole")
-    vision = ViTPVisionModel(ViTPVisionConfig(**VISION_16))
-    ViTPForSemanticSegmentation.from_backbone(vision, "pyramid", **HEAD).save_pretrained(tmp_path / "maps")
+    adapter_config().save_pretrained(tmp_path / "adapter")
     line, status = failing([tmp_path / "whole", tmp_path / "vit.onnx"], capsys, monkeypatch)
     assert status == 2 and "is a vision-language model" in line and "vitp export_backbone" in line
-    line, status = failing([tmp_path / "maps", tmp_path / "vit.onnx"], capsys, monkeypatch)
-    assert status == 2 and "'vitp_segmentation'" in line
+    line, status = failing([tmp_path / "adapter", tmp_path / "vit.onnx"], capsys, monkeypatch)
+    assert status == 2 and "'vitp_adapter'" in line and "vitp_segmentation" in line
     assert not list(tmp_path.glob("*vit.onnx*"))
 
 

@@ -36,6 +36,7 @@ from modeling_vitp import (
     ViTPDetectionImageProcessor,
     ViTPForChangeDetection,
     ViTPForObjectDetection,
+    ViTPForOrientedObjectDetection,
     ViTPForSemanticSegmentation,
     ViTPProcessor,
     ViTPSegmentationImageProcessor,
@@ -129,6 +130,11 @@ def write_checkpoints(folder: Path) -> None:
     detector.save_pretrained(folder / "my_detector")
     ViTPDetectionImageProcessor().save_pretrained(folder / "my_detector")
     convert_checkpoint(folder / "my_detector", folder / "detector", "original")
+    oriented = ViTPForOrientedObjectDetection.from_backbone(
+        folder / "outputs/quickstart/backbone", "pyramid", id2label=names, neck_channels=8, head_hidden_size=8
+    )
+    oriented.save_pretrained(folder / "my_oriented_detector")
+    ViTPDetectionImageProcessor().save_pretrained(folder / "my_oriented_detector")
 
     (folder / "ViTP_ViT").mkdir()
     shutil.copyfile(FIXTURES / "internvl_tiny_original" / "config.json", folder / "ViTP_ViT" / "config.json")
