@@ -187,7 +187,7 @@ class ViTMAETower(ViTTower):
         """Return the noise that keeps the patches in their order: the model sorts them by it."""
         height, width = pair(model.config.patch_size)
         number = (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
-        return torch.arange(number, device=pixel_values.device).expand(len(pixel_values), -1)
+        return torch.arange(number, device=pixel_values.device).expand(pixel_values.shape[0], -1)
 
     def inputs(self, model, pixel_values):
         return super().inputs(model, pixel_values) | {"noise": self.noise(model, pixel_values)}
@@ -230,7 +230,7 @@ class Siglip2Tower(SiglipTower):
         patch = model.config.patch_size
         grid = [side // patch for side in pixel_values.shape[-2:]]
         blocks = pixel_values.unflatten(3, (grid[1], patch)).unflatten(2, (grid[0], patch))
-        shapes = torch.tensor([grid], device=pixel_values.device).expand(len(pixel_values), -1)
+        shapes = torch.tensor([grid], device=pixel_values.device).expand(pixel_values.shape[0], -1)
         patches = blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         return {"pixel_values": patches, "spatial_shapes": shapes}
 

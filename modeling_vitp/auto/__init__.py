@@ -164,6 +164,8 @@ DETECTION = {
     "headline_metrics": {"map": "mAP", "map_50": "mAP@50", "map_75": "mAP@75"},
 }
 LOSS = {"loss": "Loss"}
+# Their code fixes the size of the image, or the number of patches, when it is traced.
+WITHOUT_GRAPH = ("dinov2_with_registers", "siglip2_vision_model", "vit_mae")
 
 for _entry in (
     ModelEntry(
@@ -227,6 +229,7 @@ for _entry in (
         description="A vision transformer as an image backbone for timm, pretrained with {paper}.",
         library_name="timm",
         push_as="backbone",
+        graph_outputs=("last_hidden_state",),
         headline_metrics=LOSS,
     ),
     *(
@@ -237,6 +240,7 @@ for _entry in (
             VIT_EXAMPLE,
             description="A vision transformer as an image backbone, trained further with {paper}.",
             push_as="backbone",
+            graph_outputs=() if model_type in WITHOUT_GRAPH else ("last_hidden_state",),
             headline_metrics=LOSS,
         )
         for model_type in TOWERS

@@ -21,10 +21,12 @@ from .. import detection_boxes, modeling_vitp_detection
 from ..auto.registry import MODELS, find_model
 from ..configuration_vitp import ViTPVisionConfig
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPVisionModel
+from ..modeling_vitp_backbone import open_vit
 from ..modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
 from ..modeling_vitp_multi_scale import BACKBONES
 from ..opening import naming
 from ..rotated_boxes import align_in_image
+from ..vision_towers import TOWERS, pair
 
 TOLERANCE = 1e-3
 SHARE_OF_DETECTIONS = 0.9
@@ -50,15 +52,21 @@ class Graph(nn.Module):
         self.outputs = find_model(model.config.model_type).graph_outputs
         self.inputs = [name for name in inspect.signature(model.forward).parameters if name.startswith("pixel_values")]
         vit = getattr(model.config, "backbone_config", model.config)
-        self.step = (MULTI_SCALE_STEP, MULTI_SCALE_STEP) if vit.model_type in BACKBONES else tuple(vit.patch_size)
-        self.image_size, self.num_channels = tuple(vit.image_size), vit.num_channels
+        self.step = (MULTI_SCALE_STEP, MULTI_SCALE_STEP) if vit.model_type in BACKBONES else pair(vit.patch_size)
+        self.image_size, self.num_channels = pair(vit.image_size), vit.num_channels
+        self.tower = TOWERS.get(model.config.model_type)  # `None` for the models of tasks
         # A detector runs on one image, because proposals of several images have no common number, of at least three
         # steps, because its coarsest map, at stride 64, needs two cells.
         self.is_detector = isinstance(model, ViTPForObjectDetection)
         self.min_steps = 3 if self.is_detector else 2
 
     def forward(self, *pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = detect(self.model, *pixel_values) if self.is_detector else self.model(*pixel_values)
+        if self.is_detector:
+            outputs = detect(self.model, *pixel_values)
+        elif self.tower is not None:
+            outputs = self.model(**self.tower.inputs(self.model, *pixel_values))
+        else:
+            outputs = self.model(*pixel_values)
         return tuple(outputs[name] for name in self.outputs)
 
 
@@ -163,6 +171,8 @@ def open_model(name: str | Path) -> PreTrainedModel:
             f"{name} is of type {model_type!r}, which cannot be exported. Expected one of {', '.join(types)}. Create a "
             "backbone with `vitp export_backbone CHECKPOINT FOLDER`."
         )
+    if model_type in TOWERS:
+        return open_vit(name).eval()
     auto_class = getattr(transformers, MODELS[model_type].auto_class)
     return auto_class.from_pretrained(name, dtype=torch.float32).eval()
 
@@ -205,7 +215,7 @@ def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
     if settings.get("do_resize"):
         names.append("size")
     described = {"model_type": model.config.model_type} | {key: settings.get(key) for key in names}
-    if not isinstance(model, ViTPVisionModel):
+    if model.config.model_type not in TOWERS:
         described["id2label"] = model.config.id2label
     return {key: json.dumps(value) for key, value in described.items() if value is not None}
 

@@ -25,6 +25,8 @@ from modeling_vitp import (
     export_backbone,
     resize_backbone,
 )
+from modeling_vitp.auto.registry import MODELS
+from modeling_vitp.convert.onnx import export_onnx
 from modeling_vitp.modeling_vitp_backbone import open_vit
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.training.freezing import freeze, layer_decay_groups
@@ -355,12 +357,24 @@ def test_missing_weights_are_named(tmp_path):
 
 
 def test_page_lists_each_family():
-    lines = [
-        line.split("|") for line in (ROOT / "recipes/any_vit.md").read_text().splitlines() if line.startswith("| `")
-    ]
-    families = [cells[1].strip(" `") for cells in lines if len(cells) == 11][1:]
-    assert {*families} == {name for name in TOWERS if not name.startswith("vitp_")}
-    assert {*families} - {"internvl_vision"} == {*NAMES}
+    lines = (ROOT / "recipes/any_vit.md").read_text().splitlines()
+    rows = [[cell.strip(" `") for cell in line.split("|")] for line in lines if line.startswith("| `")]
+    has_graph = {cells[1]: cells[-2] == "yes" for cells in rows if len(cells) == 11 and cells[1] != "model_type"}
+    assert has_graph.keys() == {name for name in TOWERS if not name.startswith("vitp_")}
+    assert has_graph.keys() - {"internvl_vision"} == {*NAMES}
+    assert has_graph == {name: bool(MODELS[name].graph_outputs) or name == "internvl_vision" for name in has_graph}
+
+
+@pytest.mark.slow
+def test_graph_equals_model_at_three_sizes(folder, composed, tmp_path):
+    model, processor = composed
+    export_backbone(model, tmp_path / "backbone", processor.image_processor)
+    if not MODELS[model.config.vision_config.model_type].graph_outputs:
+        with pytest.raises(ValueError, match="cannot be exported"):
+            export_onnx(tmp_path / "backbone", tmp_path / "vit.onnx")
+        return
+    compared = export_onnx(tmp_path / "backbone", tmp_path / "vit.onnx", tolerance=1e-4)
+    assert len(compared) == 3 and max(largest for _, largest in compared) < 1e-4
 
 
 def test_fsdp_and_checkpointing_know_the_layers(vlm):
