@@ -25,7 +25,14 @@ from transformers.utils.output_capturing import capture_outputs
 from .bands import spread_bands
 from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_dense import MULTI_SCALE_CONFIGS, ViTPBackboneConfig, ViTPMultiScaleConfig
-from .modeling_vitp import VISION_MODELS, ViTPVisionEncoder, ViTPVisionModel, ViTPVisionPreTrainedModel, build_vit
+from .modeling_vitp import (
+    HUB_OPTIONS,
+    VISION_MODELS,
+    ViTPVisionEncoder,
+    ViTPVisionModel,
+    ViTPVisionPreTrainedModel,
+    build_vit,
+)
 from .opening import naming, way_to_vit
 from .vision_towers import TOWERS, VisionTower, pair, resample_positions, tower_of
 
@@ -246,7 +253,7 @@ def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | Non
         tower_of(backbone.config)
         return backbone
     kwargs = {"dtype": torch.float32, **kwargs}
-    config = open_vit_config(backbone, **kwargs)
+    config = open_vit_config(backbone, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
     tower = tower_of(config)
     if drop_path_rate is not None:
         tower.set_drop_path_rate(config, drop_path_rate)
