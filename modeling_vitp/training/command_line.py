@@ -36,6 +36,7 @@ OWN_ARGUMENTS = {  # command: module of its arguments, and the class if the modu
     "vitp finetune_classification": "modeling_vitp.classification.arguments",
     "vitp finetune_segmentation": "modeling_vitp.dense.arguments",
     "vitp finetune_detection": "modeling_vitp.detection.arguments",
+    "vitp distill": "modeling_vitp.training.arguments:DistillationArguments",
     "vitp probe": "modeling_vitp.probing.arguments",
 }
 USUAL = """
