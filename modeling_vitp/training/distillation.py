@@ -247,7 +247,7 @@ class ViTPDistillationTrainer(BaseTrainer, Trainer):
 
     def extra_settings(self) -> dict[str, Any]:
         weights = hash_of_weights(self.teacher, self.is_world_process_zero(), lambda name, weight: True)
-        return super().extra_settings() | {"weights of the teacher": weights}
+        return super().extra_settings() | {f"weights of the teacher in {self.teacher.dtype}": weights}
 
     def training_data(self) -> Any:
         return {"images": [path for path, _ in self.train_dataset.samples.files]}

@@ -14,14 +14,14 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from launching import launch
-from pictures import picture
+from pictures import picture, write_bands
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, BertConfig, Dinov2Model
 from vision_families import FAMILIES, MEAN, NAMES, SHAPE, SIZE, STD, save_vit
 
-from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
+from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.recipes.distill import main
 from modeling_vitp.training.distillation import (
     DistillationArguments,
@@ -223,6 +223,29 @@ def test_default_student_has_the_sizes_of_the_teacher(folder):
     student = load_student(DistillationArguments(teacher="teacher", data=["images"]), teacher, processor)
     assert list(student.config.image_size) == [56, 56] and list(student.config.patch_size) == [14, 14]
     assert student.config.hidden_size == 384
+
+
+def test_bands_of_the_teacher_are_those_of_the_student(folder, tmp_path):
+    spec = {"band_names": ["red", "green", "blue", "nir"], "window": [0, 1000]}
+    vit = ViTPVisionModel(ViTPVisionConfig(**TINY, band_names=spec["band_names"]))
+    mean, std = [0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]
+    processor = ViTPImageProcessor(input_spec=spec, image_mean=mean, image_std=std)
+    export_backbone(vit, tmp_path / "teacher", processor)
+    values = np.random.default_rng(0).integers(0, 1000, (4, 64, 64), dtype=np.uint16)
+    write_bands(tmp_path / "images" / "0.tif", values)
+    trainer = make_trainer(tmp_path, tmp_path / "run")
+    unit = torch.from_numpy(values.astype(np.float32))[None] / 1000
+    expected = (unit - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    pixels = next(iter(trainer.get_eval_dataloader()))["pixel_values"]
+    torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=1e-4)
+    trainer.train()
+    trainer.save_model()
+    student = AutoImageProcessor.from_pretrained(tmp_path / "run" / "backbone")
+    assert trainer.distiller.student.config.band_names == student.band_names == spec["band_names"]
+    assert student.input_spec == processor.input_spec and list(student.image_mean) == mean
+    arguments = command(tmp_path, tmp_path / "out", student=folder / "teacher", student_config=None)
+    with pytest.raises(ValueError, match="the student takes red, green and blue"):
+        main(arguments)
 
 
 @pytest.mark.parametrize(
