@@ -133,7 +133,10 @@ class Distiller(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
 
-    def gradient_checkpointing_enable(self, **kwargs) -> None:
+    def activation_checkpointing_enable(self, **kwargs) -> None:
+        self.student.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs) -> None:  # called by transformers before 5.23
         self.student.gradient_checkpointing_enable(**kwargs)
 
     def predict(self, pixel_values: torch.Tensor) -> torch.Tensor:

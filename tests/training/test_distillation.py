@@ -178,7 +178,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_run_equals_undisturbed_run(folder, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 200, "dataloader_num_workers": 1}
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 60, "dataloader_num_workers": 1}
     program = [sys.executable, "-m", "modeling_vitp.recipes.distill"]
     killed = subprocess.Popen([*program, *command(folder, tmp_path / "killed", **options)])
     while not list((tmp_path / "killed").glob("checkpoint-*/checkpoint.json")):
@@ -195,6 +195,7 @@ def test_killed_run_equals_undisturbed_run(folder, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_as_one(folder, tmp_path):
     options = {"global_batch_size": 4, "per_device_train_batch_size": 2, "eval_data": folder / "images"}
+    options |= {"dataloader_drop_last": True, "optim": "sgd", "learning_rate": 0.1}  # Adam amplifies rounding
     assert main(command(folder, tmp_path / "one", **options)) == 0
     script = tmp_path / "run.py"
     script.write_text("import sys\nfrom modeling_vitp.recipes.distill import main\nsys.exit(main())\n")
@@ -326,6 +327,5 @@ def test_student_learns_more_than_controls(folder, tmp_path, seed):
         found[name] = similarity(trainer, tmp_path / "held_out")
         found[f"{name}, standardized"] = trainer.evaluate()["eval_cosine"]
     found["constant"] = similarity(trainer, tmp_path / "held_out", is_constant=True)
-    print(found)
     assert found["student"] > max(found["frozen"], found["constant"]) + 0.02
     assert found["student, standardized"] > found["frozen, standardized"] + 0.05
