@@ -26,7 +26,7 @@ LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets
 CONVERT = "modeling_vitp.convert"
 GROUPS = {  # of the overview; commands of the laboratory come last
     "data": ("make_instructions", "validate_data"),
-    "pretrain": ("pretrain",),
+    "pretrain": ("pretrain", "distill"),
     "fine-tune": (
         "finetune_classification",
         "finetune_segmentation",

@@ -43,6 +43,7 @@ PATHS = {  # text of any page, and of one, -> what stands for it, of paths and s
         "num_train_epochs=12": "max_steps=2",
         '"max_height": 800, "max_width": 800': '"max_height": 64, "max_width": 64',
     },
+    "recipes/distill.md": {"num_train_epochs=10": "max_steps=2", '"image_size": 224': '"image_size": 64'},
     "modeling_vitp/README.md": {"[(600, 800), (512, 512)]": "[(48, 64), (64, 56)]", "image_size=800": "image_size=64"},
     "modeling_vitp/convert/README.md": {
         "ViTP_ViT.safetensors": "ViTP_ViT/model.safetensors",

@@ -60,8 +60,11 @@ def fill_card(
     own = ModelCard.load(path) if path.is_file() and PLACEHOLDER not in path.read_text() else None
 
     text = own.text if own is not None else f"\n# {repo_id.split('/')[-1]}\n"
-    if own is None and entry.description is not None:
-        text += f"\n{entry.description.format(paper=PAPER)}\n"
+    description = (entry.description or "").format(paper=PAPER)
+    if teacher_of(record):
+        description = f"An image backbone, distilled from the patch features of `{teacher_of(record)}`."
+    if own is None and description:
+        text += f"\n{description}\n"
     sections = {
         "How to load": code_example(entry, config, files, repo_id),
         "Input": describe_input(files),
@@ -119,7 +122,8 @@ def describe_training(record: dict[str, Any]) -> str | None:
     if record.get("command"):
         parts.append(f"```bash\n{record['command']}\n```")
     if record.get("base_model"):
-        parts.append(f"Initialized from {', '.join(f'`{base}`' for base in record['base_model'])}.")
+        verb = "Distilled" if teacher_of(record) else "Initialized"
+        parts.append(f"{verb} from {', '.join(f'`{base}`' for base in record['base_model'])}.")
     settings = record.get("settings") or {}
     parts.append(settings_table({SETTINGS.get(name, name): value for name, value in settings.items()}))
     data = record.get("data") or []
@@ -141,7 +145,8 @@ def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]
     keys = {(split, name) for split, name, _, _ in shown}
     rows = [(split, title, value) for split, _, title, value in shown]
     rows += [row for row in results if "/" not in row[1] and row[:2] not in keys]
-    of = "" if entry.push_as == "model" else "Of the whole model that this is a part of. "
+    is_whole = entry.push_as == "model" or teacher_of(record)
+    of = "" if is_whole else "Of the whole model that this is a part of. "
     parts = [f"{of}From the `metrics.json` of the run, which has further values."]
     parts.append(table(["split", "metric", "value"], [[*names, cell_text(value)] for *names, value in rows]))
     task = metrics.get("task") or {}
@@ -168,6 +173,11 @@ def describe_license(license: dict[str, str]) -> str | None:
     name = license.get("license_name", license["license"])
     link = f" ([text]({license['license_link']}))" if license.get("license_link") else ""
     return f"{name}{link}. Weights have the license of the weights that they were trained from."
+
+
+def teacher_of(record: dict[str, Any]) -> str | None:
+    """Return the name of the teacher of a distilled model."""
+    return (record.get("settings") or {}).get("teacher")
 
 
 def settings_table(settings: dict[str, Any]) -> str | None:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Collection
 from pathlib import Path
 
 from torch import nn
@@ -75,9 +74,11 @@ def export_backbone(
         ValueError: if `model` or the checkpoint has another model type, such as a backbone or a detector, weights are
             NaN or infinite, a model with other bands has no image processor, or the folder has other files.
     """
-    check_output_dir(output_dir, TOWERS)
     vision_model, image_processor = open_trained_vision_model(model, image_processor, allow_nan)
-    if isinstance(vision_model, InternVLVisionModel):
+    is_internvit = isinstance(vision_model, InternVLVisionModel)
+    model_type = InternVLVisionConfig.model_type if is_internvit else vision_model.config.model_type
+    check_output_dir(output_dir, model_type)
+    if is_internvit:
         native = InternVLVisionModel(native_vision_config(vision_model.config)).to(vision_model.dtype)
         native.load_state_dict(vision_model.state_dict())
         native.config.auto_map = AUTO_MAP
@@ -90,14 +91,14 @@ def export_backbone(
     return Path(output_dir)
 
 
-def check_output_dir(output_dir: str | Path, model_types: Collection[str]) -> None:
-    """Raise a `ValueError` for a folder with files, unless it is an exported backbone of one of the model types."""
+def check_output_dir(output_dir: str | Path, model_type: str) -> None:
+    """Raise a `ValueError` for a folder with files, unless it is an exported backbone of the model type."""
     folder = Path(output_dir)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         config = {} if folder.is_file() else read_json(folder / "config.json")
         processor = {} if folder.is_file() else read_json(folder / "preprocessor_config.json")
         is_ours = processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP", "Siglip2"))
-        if config.get("model_type") not in model_types or not is_ours:
+        if config.get("model_type") != model_type or not is_ours:
             raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
 
 

@@ -59,7 +59,7 @@ def export_timm(
     Raises:
         ValueError: in the cases of [`export_backbone`], and if timm's `VisionTransformer` lacks a setting of the ViT.
     """
-    check_output_dir(output_dir, {MODEL_TYPE})
+    check_output_dir(output_dir, MODEL_TYPE)
     if isinstance(model, (str, Path)):
         with naming(model, PreTrainedConfig):
             fields = PreTrainedConfig.get_config_dict(model)[0]

@@ -670,3 +670,85 @@ class SplitArguments(Arguments):
             self.data = {**(self.data or {}), "root": self.data_root}
         if self.data is None:
             raise ValueError("Expected a data set. Set `data_root` (a folder of annotated images) or `data`.")
+
+
+@dataclass
+class DistillationSettings(RunArguments):
+    """Settings that distillation adds to [`~transformers.TrainingArguments`], and its defaults for a small ViT."""
+
+    limits = {
+        "teacher_image_size": "[1, inf)",
+        "crop_area": "(0, 1]",
+        "horizontal_flip": "[0, 1]",
+        "vertical_flip": "[0, 1]",
+    }
+
+    teacher_image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the teacher's input in pixels, a multiple of its patch size. By default that of the "
+            "student's input, rounded up to whole patches of the teacher."
+        },
+    )
+    crop_area: list[float] = field(
+        default_factory=lambda: [0.25, 1.0],
+        metadata={"help": "Smallest and largest area of a training crop, as a fraction of the image area."},
+    )
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Initial learning rate of AdamW. Default: 0.001."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule. Default: cosine."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Number of warm-up steps, or their share of all steps if below 1."}
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW. Default: 0.05."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per batch of a device."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
+            raise ValueError(f"Expected `crop_area` to be the smallest and largest area, got {self.crop_area}.")
+
+
+@dataclass
+class DistillationArguments(Arguments):
+    """Arguments of the teacher, the student and the images of distillation."""
+
+    file_fields = ("student_config",)
+
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of an exported backbone, or of a ViT of another family."},
+    )
+    student_config: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration of a student with random weights: fields as JSON, with `model_type` for another "
+            "family than vitp_vision, or a folder or Hub id with a config.json. By default a ViT-S with the image and "
+            "patch size of the teacher."
+        },
+    )
+    student: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a ViT whose weights the student starts from. Replaces student_config."},
+    )
+    data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Training images: image files, and folders with image files, also in subfolders."},
+    )
+    eval_data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Images on which student and teacher are compared, at the end and according to eval_strategy: "
+            "files and folders. By default none."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.student = self.student or None
+        missing = [name for name in ("teacher", "data") if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing: give --teacher BACKBONE and --data IMAGES.")
+        if self.student and self.student_config:
+            raise ValueError("Expected student, whose weights are loaded, or student_config, got both. Remove one.")

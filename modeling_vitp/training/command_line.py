@@ -37,16 +37,17 @@ OWN_ARGUMENTS = {  # command: module of its arguments, and the class if the modu
     "vitp finetune_classification": "modeling_vitp.classification.arguments",
     "vitp finetune_segmentation": "modeling_vitp.dense.arguments",
     "vitp finetune_detection": "modeling_vitp.detection.arguments",
+    "vitp distill": "modeling_vitp.training.arguments:DistillationArguments",
     "vitp probe": "modeling_vitp.probing.arguments",
 }
 USUAL = """
 usual options:
   --config NAME                      YAML file with any of the options: a path, or the name of a file of the package
-  --model_name_or_path NAME          start of the training: a folder or a Hub id
-  --output_dir FOLDER                folder for the model, its scores and pictures (outputs/NAME of --config NAME)
+{start}  --output_dir FOLDER                folder for model, scores and pictures (outputs/NAME of --config NAME)
   --max_steps N, --num_train_epochs N
   --learning_rate RATE, --per_device_train_batch_size N
 """
+START = "  --model_name_or_path NAME          start of the training: a folder or a Hub id\n"
 # Help of options of TRL; those that a command refuses, or that change nothing in it, are not shown.
 HELP = {
     "dataset_name": "Training data: a folder, a file (JSON, CSV, Parquet, tar), or the id of a data set of the Hub.",
@@ -91,7 +92,8 @@ def parse(
     epilog = "--config NAME reads these options from a YAML file: a path, or the name of a file of the package."
     if whole:
         epilog += " --help_all also shows the options of the libraries: --output_dir, --max_steps, --learning_rate …"
-    description += USUAL if whole else ""
+    has_start = any(hasattr(dataclass, "model_name_or_path") for dataclass in own)
+    description += USUAL.format(start=START if has_start else "") if whole else ""
     texts = {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
     texts["prog"], texts["usage"] = program(), f"{program()} --config NAME [--OPTION VALUE ...]"
     parser = TrlParser(own, allow_abbrev=False, **texts)

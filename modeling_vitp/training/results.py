@@ -244,22 +244,29 @@ def draw_pictures(trainer: BaseTrainer, samples: Dataset | None, number: int) ->
     output_dir = Path(trainer.args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if trainer.train_dataset is not None:
-        draw_losses(trainer.state.log_history, output_dir / "loss.png")
+        draw_losses(trainer.state.log_history, output_dir / "loss.png", isinstance(trainer, ViTPTrainer))
     number = min(number, len(samples or ()))
     if number:
         shown = [samples[index * len(samples) // number] for index in range(number)]
         trainer.draw_results(shown, output_dir / "predictions.png")
 
 
-def draw_losses(log_history: list[dict], path: Path) -> None:
-    """Draw training and evaluation loss over the steps, from a trainer's log."""
+def draw_losses(log_history: list[dict], path: Path, of_answers: bool = True) -> None:
+    """Draw training and evaluation loss over the steps, from a trainer's log.
+
+    Args:
+        log_history: log of the trainer.
+        path: PNG file.
+        of_answers: whether the losses are those of a pretraining.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    for key, label in (("loss", "training (under VRL)"), ("eval_loss", "evaluation (every visual token)")):
+    labels = ("training (under VRL)", "evaluation (every visual token)") if of_answers else ("training", "evaluation")
+    for key, label in zip(("loss", "eval_loss"), labels):
         points = [(entry["step"], float(entry[key])) for entry in log_history if key in entry]
         if points:
             axis.plot(*zip(*points), label=label, marker="o" if len(points) < 20 else None)
-    axis.set(xlabel="step", ylabel="loss on the answers", yscale="log")
+    axis.set(xlabel="step", ylabel="loss on the answers" if of_answers else "loss", yscale="log")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
         which(StrMethodFormatter("{x:.3g}"))

@@ -88,6 +88,7 @@ SMALL = {  # options by recipe that reduce the work, appended to those of the pa
     "finetune_change_detection": MAPS,
     "finetune_detection": BOXES,
     "finetune_classification": TRAINING | {"image_size": 56, "num_pictures": 1, "warmup_steps": 1},
+    "distill": TRAINING,
     "predict_large": {"window": 64},
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "evaluate_vlm": {"limit": 2, "max_new_tokens": 2, "pictures": 1},
