@@ -106,6 +106,9 @@ def copy_record(source: str | Path, target: str | Path) -> None:
     for path in (run / RECORD, source / METRICS, *license_files(run), *license_files(source)):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
+    record, licenses = read_json(target / RECORD), provenance([str(source)])["licenses"]
+    if licenses and not record.get("licenses"):  # stated in the card alone
+        (target / RECORD).write_text(json.dumps(record | {"licenses": licenses}, indent=2) + "\n")
 
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:

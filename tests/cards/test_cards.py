@@ -451,3 +451,11 @@ def test_example_of_a_backbone_for_timm_runs(hub, logged_in, folder, tmp_path):
     assert "hf-hub:tester/t" in code_of(card)
     exec(code_of(card), names)
     assert names["features"].shape == (1, 32)
+
+
+def test_license_of_the_card_alone_reaches_a_part(tmp_path):
+    for name in ("model", "part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    copy_record(tmp_path / "model", tmp_path / "part")
+    assert [*stated_licenses(tmp_path / "part").values()] == [{"license": "apache-2.0"}]
