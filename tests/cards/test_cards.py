@@ -458,4 +458,4 @@ def test_license_of_the_card_alone_reaches_a_part(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "model" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     copy_record(tmp_path / "model", tmp_path / "part")
-    assert [*stated_licenses(tmp_path / "part").values()] == [{"license": "apache-2.0"}]
+    assert {"license": "apache-2.0"} in stated_licenses(tmp_path / "part").values()
