@@ -1,4 +1,4 @@
-"""Exported backbones as models of torchgeo-bench, which `model/vitp.yaml` configures."""
+"""Exported backbones as models of torchgeo-bench, configured by `model/vitp.yaml`."""
 
 import torch
 from torchgeo_bench.datasets.base import BandSpec
