@@ -214,7 +214,7 @@ def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_pars
 
     if program == "python" and words[0] == "-m":
         _, program, *words = words
-        if program.startswith("modeling_vitp."):
+        if program.startswith("modeling_vitp.") and program not in OTHER_PROGRAMS:
             words = [program.removeprefix("modeling_vitp.").removeprefix("recipes."), *words]
             program = "vitp"
     elif program == "python" and words[0].startswith("recipes/") and Path(words[0]).stem in recipes():
@@ -399,6 +399,8 @@ def run_tasks(command: str, words: list[str], place: Place, patch: pytest.Monkey
 OTHER_PROGRAMS = {
     "sbatch": run_tasks,
     "lmms-eval": read_lmms_eval,
+    "torchgeo-bench": ignore,  # tests/recipes/benchmarks/test_backbones.py runs it
+    "modeling_vitp.recipes.benchmarks.backbones.kaiko_eva": ignore,  # the same
     "recipes/data/build_tree_classes.py": partial(read_builder, "build_tree_classes", "load_dataset"),
     "recipes/data/build_nuclei.py": partial(read_builder, "build_nuclei", "open_wheel"),
     "recipes/data/build_brain_mri.py": partial(read_builder, "build_brain_mri", "open_wheel"),

@@ -1,0 +1,1 @@
+"""Exported backbones as models of torchgeo-bench and kaiko-eva."""
