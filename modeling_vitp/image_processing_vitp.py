@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,17 @@ NEEDS_RASTERIO = "multi-band images and color images of more than 8 bits need ra
 
 # Modes that Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) have more than 8 bits.
 PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+
+# GDAL drivers of single images, by a pattern of the first bytes.
+DRIVERS = {
+    rb"II[*+]\0|MM\0[*+]": "GTiff",
+    rb"\x89PNG": "PNG",
+    rb"\xff\xd8\xff": "JPEG",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JP2OpenJPEG",
+    rb"RIFF....WEBP": "WEBP",
+    rb"GIF8": "GIF",
+    rb"BM": "BMP",
+}
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -276,15 +288,11 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
             turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
             has_alpha = image.format == "PNG" and image.mode in ("LA", "RGBA")
     except PIL.UnidentifiedImageError as error:
-        with open(path, "rb") as file:
-            is_tiff = file.read(4)[:2] in (b"II", b"MM")
-        if not is_tiff:  # GDAL would follow the paths in a text file (VRT)
-            raise
         if find_spec("rasterio") is None:
             raise ValueError(f"{error}; {NEEDS_RASTERIO}") from None
         try:
             return read_bands(path)
-        except OSError:
+        except (OSError, ValueError):
             raise error from None
     if turned:
         raise ValueError("its EXIF orientation is rotated: rotate its pixels and remove the tag")
@@ -318,6 +326,20 @@ def is_reduced_jpeg_2000(content: bytes, bands: bool) -> bool:
     return bool(is_deep or (number == 3 and is_gray) or (bands and number not in (0, 1, 3)))
 
 
+def raster_driver(head: bytes) -> str:
+    """Return the GDAL driver for the first 12 bytes of a file.
+
+    A file that is opened by this driver alone reads no other file and asks no server, unlike a VRT.
+
+    Raises:
+        ValueError: if the file is not a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP.
+    """
+    for pattern, driver in DRIVERS.items():
+        if re.match(pattern, head, re.DOTALL):
+            return driver
+    raise ValueError(f"expected a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP, got a file that begins with {head!r}")
+
+
 def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
     """Return the bands of a file as they are stored, of shape `(bands, height, width)`."""
     try:
@@ -326,7 +348,9 @@ def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
         raise ValueError(NEEDS_RASTERIO) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing georeferencing
-        with rasterio.open(path) as file:
+        with open(path, "rb") as file:
+            driver = raster_driver(file.read(12))
+        with rasterio.open(path, driver=driver) as file:
             if spec is not None:
                 spec.check_number(file.count)
             return file.read()

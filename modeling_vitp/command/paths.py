@@ -99,10 +99,11 @@ def check_folder(name: str, path: Path) -> None:
 
 
 def check_not_file(name: str, folder: str | Path) -> None:
-    """Raise [`WrongPath`] if an output folder or one of its parents is a file."""
-    file = next((path for path in (Path(folder), *Path(folder).parents) if path.is_file()), None)
-    if file is not None:
-        raise WrongPath(f"{name}={str(folder)!r}: {file} is a file. Set a folder.")
+    """Raise [`WrongPath`] if an output folder or one of its parents is a file, or a link to nothing."""
+    for path in (Path(folder), *Path(folder).parents):
+        if path.is_file() or path.is_symlink() and not path.exists():
+            kind = "a file" if path.is_file() else f"a link to {path.readlink()}, which does not exist"
+            raise WrongPath(f"{name}={str(folder)!r}: {path} is {kind}. Set a folder.")
 
 
 def check_finished(name: str, folder: Path) -> None:

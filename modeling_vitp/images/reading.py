@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, BinaryIO
@@ -269,19 +269,31 @@ def is_tiff(path: Path) -> bool:
 
 @contextmanager
 def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
-    """Open a file or its content with GDAL, without the warning about a missing georeference."""
+    """Open a file or its content with GDAL, without the warning about a missing georeference.
+
+    Raises:
+        ValueError: if the file is not an image, or names another file as its overview.
+    """
+    from ..image_processing_vitp import raster_driver
+
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        if isinstance(source, bytes):
-            memory = stack.enter_context(rasterio.MemoryFile(source))
-            yield stack.enter_context(memory.open())
-            return
+        is_content = isinstance(source, bytes)
         try:
-            file = rasterio.open(source)
-        except rasterio.errors.RasterioIOError as error:
+            with io.BytesIO(source) if is_content else source.open("rb") as file:
+                driver = raster_driver(file.read(12))
+            open_file = (
+                stack.enter_context(rasterio.MemoryFile(source)).open if is_content else partial(rasterio.open, source)
+            )
+            dataset = stack.enter_context(open_file(driver=driver))
+            if dataset.tags(ns="OVERVIEWS"):
+                raise ValueError("its metadata names another file as its overview")
+        except (OSError, ValueError) as error:
+            if is_content:
+                raise
             raise ValueError(f"{source} cannot be read: {error}") from error
-        yield stack.enter_context(file)
+        yield dataset
 
 
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:

@@ -23,7 +23,8 @@ from ..input_spec import InputSpec
 from ..processing_vitp import GIVEN, message_texts
 from ..vrl import keyed_generator
 
-OF_THE_HUB = re.compile(r"(^|::)hf://")
+# Streamed data sets refer to files on the Hub, or in an archive there, by such paths.
+OF_THE_HUB = re.compile(r"((zip|gzip|bz2|xz|zstd|lz4)://((?!::).)*::)*hf://((?!::).)+")
 IMAGE_PLACE = "<image>"
 
 FEATURES = Features(
@@ -108,7 +109,7 @@ def content_of(image: dict) -> bytes:
         return content
     if not isinstance(path, str):
         raise ValueError(f"an image needs bytes or a path, got {str(path)[:80]!r}.")
-    if OF_THE_HUB.search(path):  # Streamed data sets refer to files on the Hub by such paths.
+    if OF_THE_HUB.fullmatch(path):
         with xopen(path, "rb") as file:
             return file.read()
     return fetch(path) if is_url(path) else Path(path).read_bytes()

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import cv2
 import dense_data
@@ -22,16 +23,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import picture, write_bands
 from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioIOError
 from sample_rows import ANSWER, USER, encoded_image
 from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import InputSpec, ViTPDataCollator, ViTPSegmentationImageProcessor
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images import reading
+from modeling_vitp.images.large import open_images
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import (
     check_file,
     check_whole,
+    open_raster,
     read_image,
     read_picture,
     stored_size,
@@ -349,6 +353,30 @@ def test_gdal_virtual_file_is_not_followed(tmp_path):
         assert file.driver == "VRT"
     with pytest.raises(ValueError, match="b.png.* cannot identify image file"):
         ViTPSegmentationImageProcessor()(str(tmp_path / "b.png"))
+    of_bands = ViTPSegmentationImageProcessor(input_spec={"band_names": ["VV"]})
+    for read in (of_bands, lambda path: open_images([Path(path)], of_bands).__enter__()):
+        with pytest.raises(ValueError, match="b.png.* expected a TIFF"):
+            read(str(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize("overview", ["VRT", "TIFF"])
+def test_overview_in_another_file_is_refused(tmp_path, overview):
+    profile = {"driver": "GTiff", "width": 512, "height": 512, "count": 1, "dtype": "uint8"}
+    for name in ("image.tif", "other.tif"):
+        with rasterio.open(tmp_path / name, "w", **profile) as file:
+            file.write(np.full((1, 512, 512), name == "other.tif", np.uint8))
+    if overview == "VRT":
+        source = f"<SourceFilename>{tmp_path / 'other.tif'}</SourceFilename><SourceBand>1</SourceBand>"
+        band = f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
+        (tmp_path / "image.tif.ovr").write_text(f'<VRTDataset rasterXSize="256" rasterYSize="256">{band}</VRTDataset>')
+        with open_raster(tmp_path / "image.tif") as file, pytest.raises(RasterioIOError):
+            file.read(out_shape=(1, 256, 256))
+        return
+    with rasterio.open(tmp_path / "image.tif", "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tmp_path / "other.tif"))
+    for source in (tmp_path / "image.tif", (tmp_path / "image.tif").read_bytes()):
+        with pytest.raises(ValueError, match="another file"), open_raster(source):
+            pass
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())
