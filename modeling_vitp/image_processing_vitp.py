@@ -291,12 +291,12 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
         if find_spec("rasterio") is None:
             raise ValueError(f"{error}; {NEEDS_RASTERIO}") from None
         try:
-            return read_bands(path)
-        except (OSError, ValueError):
+            return read_bands(path, spec)
+        except OSError:
             raise error from None
     if turned:
         raise ValueError("its EXIF orientation is rotated: rotate its pixels and remove the tag")
-    bands = read_bands(path)
+    bands = read_bands(path, None if has_alpha else spec)
     if not has_alpha:
         return bands
     share = bands[-1] / 65535
@@ -332,12 +332,12 @@ def raster_driver(head: bytes) -> str:
     A file that is opened by this driver alone reads no other file and asks no server, unlike a VRT.
 
     Raises:
-        ValueError: if the file is not a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP.
+        OSError: if the file is not a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP.
     """
     for pattern, driver in DRIVERS.items():
         if re.match(pattern, head, re.DOTALL):
             return driver
-    raise ValueError(f"expected a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP, got a file that begins with {head!r}")
+    raise OSError(f"expected a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP, got a file that begins with {head!r}")
 
 
 def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:

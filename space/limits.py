@@ -33,6 +33,8 @@ a head."""
 SOURCE_PIXELS = 64_000_000
 """Number of pixels of a PNG, JPEG or WebP, which is decoded whole: 256 MB in RGBA. GeoTIFF is read at reduced size and
 may be larger."""
+DEEP_PIXELS = 4_000_000
+"""Number of pixels of a 16-bit PNG with transparency. GDAL reduces 4 million in a second, and 64 million in minutes."""
 BLOCK_BYTES = 256_000_000
 """Size of one strip or tile of a TIFF, which is decoded at once, and of an inflated DICOM data set."""
 BAND_VALUES = 3 * 1024**2

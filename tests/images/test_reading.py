@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import threading
 import time
@@ -23,7 +24,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import picture, write_bands
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioIOError
 from sample_rows import ANSWER, USER, encoded_image
 from transformers.image_utils import ChannelDimension
 
@@ -369,14 +369,37 @@ def test_overview_in_another_file_is_refused(tmp_path, overview):
         source = f"<SourceFilename>{tmp_path / 'other.tif'}</SourceFilename><SourceBand>1</SourceBand>"
         band = f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
         (tmp_path / "image.tif.ovr").write_text(f'<VRTDataset rasterXSize="256" rasterYSize="256">{band}</VRTDataset>')
-        with open_raster(tmp_path / "image.tif") as file, pytest.raises(RasterioIOError):
-            file.read(out_shape=(1, 256, 256))
+        with pytest.raises(ValueError, match="image.tif.ovr.* expected a TIFF"), open_raster(tmp_path / "image.tif"):
+            pass
         return
     with rasterio.open(tmp_path / "image.tif", "r+") as file:
         file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tmp_path / "other.tif"))
     for source in (tmp_path / "image.tif", (tmp_path / "image.tif").read_bytes()):
         with pytest.raises(ValueError, match="another file"), open_raster(source):
             pass
+
+
+def test_too_many_bands_are_refused_before_decoding(tmp_path):
+    path, profile = tmp_path / "a.tif", {"driver": "GTiff", "dtype": "uint8", "sparse_ok": True}
+    with rasterio.open(path, "w", **profile, width=1000, height=1000, count=500):  # half a gigabyte
+        pass
+    assert path.stat().st_size < 30_000
+    readers = (lambda: read_image(path, None, InputSpec()), lambda: read_picture(path.read_bytes(), InputSpec()))
+    for read in (*readers, lambda: ViTPSegmentationImageProcessor()(str(path))):
+        start = time.process_time()
+        with pytest.raises(ValueError, match="500 bands"):
+            read()
+        assert time.process_time() - start < 0.5
+
+
+def test_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    pipe = {"path": str(tmp_path / "a.png"), "bytes": None}
+    for read in (lambda: read_image(tmp_path / "a.png", None), lambda: load_images({"images": [pipe]})):
+        with pytest.raises(ValueError, match="a.png.* pipe"):
+            read()
+    with pytest.raises(ValueError, match="a.png.* pipe"):
+        check_file(tmp_path / "a.png")
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())
