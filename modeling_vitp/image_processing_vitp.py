@@ -19,6 +19,7 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     ImageInput,
+    SizeDict,
     is_pil_image,
     to_numpy_array,
 )
@@ -29,6 +30,7 @@ from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
 logger = logging.getLogger(__name__)
+SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 NEEDS_RASTERIO = "multi-band images and color images of more than 8 bits need rasterio: pip install rasterio"
 
 # Modes that Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) have more than 8 bits.
@@ -70,6 +72,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         names = InputSpec.from_dict(self.input_spec).band_names
+        check_settings(self, 3 if names is None else len(names))
         for field in ("image_mean", "image_std") if names is not None else ():
             if kwargs.get(field) is None:
                 setattr(self, field, spread_values(getattr(self, field), names))
@@ -270,6 +273,26 @@ def settings_with(settings: dict, input_spec: dict | None) -> dict:
         for field in {"image_mean", "image_std"} & settings.keys():
             settings[field] = spread_values(settings[field], names)
     return settings
+
+
+def check_settings(processor: TorchvisionBackend, channels: int) -> None:
+    """Raise a `ValueError` that names the setting if pixel values would not be finite, or their size is impossible."""
+
+    def is_between(value: object, low: float, high: float) -> bool:
+        if isinstance(value, (list, tuple)):
+            return len(value) in (1, channels) and all(is_between(part, low, high) for part in value)
+        return value is None or (isinstance(value, (int, float)) and low <= value <= high)
+
+    size = getattr(processor, "size", None)
+    sides = vars(size).values() if isinstance(size, SizeDict) else [size]
+    valid = {name: getattr(processor, name) in (True, False, None) for name in SWITCHES if hasattr(processor, name)}
+    valid["rescale_factor"] = not isinstance(processor.rescale_factor, (list, tuple))
+    valid["rescale_factor"] &= is_between(processor.rescale_factor, 1e-9, 1e6)
+    valid["image_mean"] = is_between(processor.image_mean, -1e6, 1e6)
+    valid["image_std"] = is_between(processor.image_std, 1e-9, 1e6)
+    valid["size"] = all(is_between(side, 1, 1 << 16) for side in sides)
+    for name in (name for name, is_valid in valid.items() if not is_valid):
+        raise ValueError(f"{name} of the image processor is out of range: {str(getattr(processor, name))[:80]}.")
 
 
 def spread_values(values: list[float], band_names: list[str]) -> list[float]:
