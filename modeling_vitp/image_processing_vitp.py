@@ -72,7 +72,6 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         names = InputSpec.from_dict(self.input_spec).band_names
-        check_settings(self, 3 if names is None else len(names))
         for field in ("image_mean", "image_std") if names is not None else ():
             if kwargs.get(field) is None:
                 setattr(self, field, spread_values(getattr(self, field), names))
@@ -80,6 +79,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
                 raise ValueError(
                     f"Expected a value of {field} for each of {describe_bands(names)}, got {len(kwargs[field])}."
                 )
+        check_settings(self, 3 if names is None else len(names))
 
     @property
     def band_names(self) -> list[str] | None:
@@ -146,7 +146,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             return super().fetch_images(images)
         try:
             return read_file(images, spec) if os.path.isfile(images) else super().fetch_images(images)
-        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
+        except (OSError, SyntaxError, ValueError, RuntimeError, PIL.Image.DecompressionBombError) as error:
             raise ValueError(f"image {images[:200]!r} cannot be read: {error}") from error
 
     def resize(self, image: torch.Tensor, *args, **kwargs) -> torch.Tensor:

@@ -392,6 +392,13 @@ def test_too_many_bands_are_refused_before_decoding(tmp_path):
         assert time.process_time() - start < 0.5
 
 
+def test_too_large_png_is_named(tmp_path, monkeypatch):
+    picture(40, 30).save(tmp_path / "a.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ValueError, match="a.png.*1200 pixels"):
+        ViTPSegmentationImageProcessor()(str(tmp_path / "a.png"))
+
+
 def test_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     pipe = {"path": str(tmp_path / "a.png"), "bytes": None}
