@@ -385,9 +385,12 @@ class ViTPProcessor(ProcessorMixin):
         # The spans of the answers refer to the text without image start and end tokens.
         image_ends, longer = [match.end() for match in re.finditer(IMAGE_TOKEN, text)], len(mark) - len(IMAGE_TOKEN)
         answers = np.zeros_like(ids)
+        # The tokens of an answer are searched between these, because a conversation may have thousands of answers.
+        firsts, lasts = np.maximum.accumulate(ends), np.minimum.accumulate(starts[::-1])[::-1]
         for number, span in enumerate(spans, start=1):
             start, end = (position + longer * bisect_right(image_ends, position) for position in span)
-            answers[(starts < end) & (ends > start)] = number
+            near = slice(firsts.searchsorted(start, "right"), lasts.searchsorted(end))
+            answers[near][(starts[near] < end) & (ends[near] > start)] = number
         counts = np.ones_like(ids)
         counts[ids == self.image_token_id] = [len(local) for local, _ in by_image]
         ids, answers = ids.repeat(counts), answers.repeat(counts)
