@@ -80,7 +80,7 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
         if window is not None and orientation == 1:
             area = ((window[1], window[3]), (window[0], window[2]))  # Rows, columns.
         with open_raster(path) as file:
-            check_count(file.count, spec)
+            check_count(file.count, spec, path)
             picture = turn(bands_last(file.read(window=area)), orientation)
     except (rasterio.errors.RasterioError, MemoryError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -303,12 +303,15 @@ def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
         yield dataset
 
 
-def check_count(number: int, spec: "InputSpec | None") -> None:
+def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the image") -> None:
     """Raise a `ValueError` for an image of many bands that a spec does not take, before they are decoded."""
     if number > 4:
         from ..input_spec import InputSpec
 
-        (spec or InputSpec()).check_number(number)
+        try:
+            (spec or InputSpec()).check_number(number)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be read: {error}") from error
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -128,7 +128,8 @@ def image_size(image: Any) -> tuple[int, int]:
             with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
                 return picture_size(file)
         except Exception as error:  # Pillow raises many kinds, see `load_images`.
-            raise ValueError(f"an image cannot be read: {error}") from error
+            origin = f" ({image['path']})" if image.get("path") else ""
+            raise ValueError(f"an image{origin} cannot be read: {said(error)}") from error
     if isinstance(image, PIL.Image.Image):
         return image.size[::-1]
     return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])
