@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     ImageInput,
+    SizeDict,
     is_pil_image,
     to_numpy_array,
 )
@@ -28,10 +30,22 @@ from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
 logger = logging.getLogger(__name__)
+SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 NEEDS_RASTERIO = "multi-band images and color images of more than 8 bits need rasterio: pip install rasterio"
 
 # Modes that Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) have more than 8 bits.
 PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
+
+# GDAL drivers of single images, by a pattern of the first bytes.
+DRIVERS = {
+    rb"II[*+]\0|MM\0[*+]": "GTiff",
+    rb"\x89PNG": "PNG",
+    rb"\xff\xd8\xff": "JPEG",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JP2OpenJPEG",
+    rb"RIFF....WEBP": "WEBP",
+    rb"GIF8": "GIF",
+    rb"BM": "BMP",
+}
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -65,6 +79,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
                 raise ValueError(
                     f"Expected a value of {field} for each of {describe_bands(names)}, got {len(kwargs[field])}."
                 )
+        check_settings(self, 3 if names is None else len(names))
 
     @property
     def band_names(self) -> list[str] | None:
@@ -131,7 +146,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
             return super().fetch_images(images)
         try:
             return read_file(images, spec) if os.path.isfile(images) else super().fetch_images(images)
-        except (OSError, SyntaxError, ValueError, RuntimeError) as error:
+        except (OSError, SyntaxError, ValueError, RuntimeError, PIL.Image.DecompressionBombError) as error:
             raise ValueError(f"image {images[:200]!r} cannot be read: {error}") from error
 
     def resize(self, image: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -260,6 +275,26 @@ def settings_with(settings: dict, input_spec: dict | None) -> dict:
     return settings
 
 
+def check_settings(processor: TorchvisionBackend, channels: int) -> None:
+    """Raise a `ValueError` that names the setting if pixel values would not be finite, or their size is impossible."""
+
+    def is_between(value: object, low: float, high: float) -> bool:
+        if isinstance(value, (list, tuple)):
+            return len(value) in (1, channels) and all(is_between(part, low, high) for part in value)
+        return value is None or (isinstance(value, (int, float)) and low <= value <= high)
+
+    size = getattr(processor, "size", None)
+    sides = vars(size).values() if isinstance(size, SizeDict) else [size]
+    valid = {name: getattr(processor, name) in (True, False, None) for name in SWITCHES if hasattr(processor, name)}
+    valid["rescale_factor"] = not isinstance(processor.rescale_factor, (list, tuple))
+    valid["rescale_factor"] &= is_between(processor.rescale_factor, 1e-9, 1e6)
+    valid["image_mean"] = is_between(processor.image_mean, -1e6, 1e6)
+    valid["image_std"] = is_between(processor.image_std, 1e-9, 1e6)
+    valid["size"] = all(is_between(side, 1, 1 << 16) for side in sides)
+    for name in (name for name, is_valid in valid.items() if not is_valid):
+        raise ValueError(f"{name} of the image processor is out of range: {str(getattr(processor, name))[:80]}.")
+
+
 def spread_values(values: list[float], band_names: list[str]) -> list[float]:
     """Return a mean or standard deviation for red, green and blue as one value for each band."""
     return spread(torch.tensor(values, dtype=torch.float64), band_names).tolist()
@@ -276,19 +311,15 @@ def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
             turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
             has_alpha = image.format == "PNG" and image.mode in ("LA", "RGBA")
     except PIL.UnidentifiedImageError as error:
-        with open(path, "rb") as file:
-            is_tiff = file.read(4)[:2] in (b"II", b"MM")
-        if not is_tiff:  # GDAL would follow the paths in a text file (VRT)
-            raise
         if find_spec("rasterio") is None:
             raise ValueError(f"{error}; {NEEDS_RASTERIO}") from None
         try:
-            return read_bands(path)
+            return read_bands(path, spec)
         except OSError:
             raise error from None
     if turned:
         raise ValueError("its EXIF orientation is rotated: rotate its pixels and remove the tag")
-    bands = read_bands(path)
+    bands = read_bands(path, None if has_alpha else spec)
     if not has_alpha:
         return bands
     share = bands[-1] / 65535
@@ -318,6 +349,20 @@ def is_reduced_jpeg_2000(content: bytes, bands: bool) -> bool:
     return bool(is_deep or (number == 3 and is_gray) or (bands and number not in (0, 1, 3)))
 
 
+def raster_driver(head: bytes) -> str:
+    """Return the GDAL driver for the first 12 bytes of a file.
+
+    A file that is opened by this driver alone reads no other file and asks no server, unlike a VRT.
+
+    Raises:
+        OSError: if the file is not a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP.
+    """
+    for pattern, driver in DRIVERS.items():
+        if re.match(pattern, head, re.DOTALL):
+            return driver
+    raise OSError(f"expected a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP, got a file that begins with {head!r}")
+
+
 def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
     """Return the bands of a file as they are stored, of shape `(bands, height, width)`."""
     try:
@@ -326,7 +371,9 @@ def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
         raise ValueError(NEEDS_RASTERIO) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about missing georeferencing
-        with rasterio.open(path) as file:
+        with open(path, "rb") as file:
+            driver = raster_driver(file.read(12))
+        with rasterio.open(path, driver=driver) as file:
             if spec is not None:
                 spec.check_number(file.count)
             return file.read()

@@ -107,7 +107,9 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         yield
     except (ImportError, MemoryError, torch.OutOfMemoryError):  # not caused by a file
         raise
-    except Exception as error:  # tokenizers raises bare exceptions
+    except BaseException as error:  # tokenizers raises bare exceptions, and panics, which are not an Exception
+        if not is_failure(error):
+            raise
         if torch.get_default_device().type == "meta":  # not supported by transformers for any checkpoint
             raise
         patterns = file_patterns(cls)
@@ -134,6 +136,11 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         if "ignore_mismatched_sizes" in reason:
             reason = "the tensors' shapes differ from those in config.json, see the report above."
         raise ValueError(found or f"{files} cannot be opened: {reason}") from error
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether an error is an exception, or a panic of a library in Rust."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def file_patterns(cls: type) -> tuple[str, ...]:
@@ -163,7 +170,9 @@ def read_checkpoint_file(path: Path) -> None:
     if path.name == "tokenizer.json":
         try:
             Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare exceptions
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             raise ValueError(error) from error
     elif path.suffix == ".json":
         fields = json.loads(path.read_text(encoding="utf-8"))

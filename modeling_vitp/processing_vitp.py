@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
@@ -76,7 +77,10 @@ class ViTPProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load a processor, as in transformers. Raise a `ValueError` that names a damaged or missing file."""
         with naming(pretrained_model_name_or_path, cls):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            if processor.tokenizer.pad_token_id is None:
+                raise ValueError("tokenizer_config.json has no pad_token")
+            return processor
 
     def __init__(
         self,
@@ -96,6 +100,12 @@ class ViTPProcessor(ProcessorMixin):
                 f"tokenizer.add_special_tokens({{'additional_special_tokens': {missing}}}) and resize the model's "
                 "token embeddings."
             )
+        try:
+            render_jinja_template([[]], chat_template=self.template())
+        except TemplateSyntaxError as error:
+            raise ValueError(f"chat_template, line {error.lineno}: {error.message}.") from error
+        except Exception:  # The template expects messages.
+            pass
         tokenizer.padding_side = self.text_kwargs["padding_side"]
         self.image_token_id = vocabulary[IMAGE_TOKEN]
         self.start_image_token_id = vocabulary[IMAGE_START_TOKEN]
@@ -375,9 +385,12 @@ class ViTPProcessor(ProcessorMixin):
         # The spans of the answers refer to the text without image start and end tokens.
         image_ends, longer = [match.end() for match in re.finditer(IMAGE_TOKEN, text)], len(mark) - len(IMAGE_TOKEN)
         answers = np.zeros_like(ids)
+        # The tokens of an answer are searched between these, because a conversation may have thousands of answers.
+        firsts, lasts = np.maximum.accumulate(ends), np.minimum.accumulate(starts[::-1])[::-1]
         for number, span in enumerate(spans, start=1):
             start, end = (position + longer * bisect_right(image_ends, position) for position in span)
-            answers[(starts < end) & (ends > start)] = number
+            near = slice(firsts.searchsorted(start, "right"), lasts.searchsorted(end))
+            answers[near][(starts[near] < end) & (ends[near] > start)] = number
         counts = np.ones_like(ids)
         counts[ids == self.image_token_id] = [len(local) for local, _ in by_image]
         ids, answers = ids.repeat(counts), answers.repeat(counts)
@@ -417,7 +430,11 @@ class ViTPProcessor(ProcessorMixin):
                 check_tool_calls(messages, template)
             except ValueError as error:
                 raise ValueError(f"Conversation {row}: {error}") from error
-        return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **kwargs)
+        try:
+            return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **kwargs)
+        except TemplateError as error:
+            name = self.tokenizer.name_or_path
+            raise ValueError(f"The chat_template of {name} cannot render the messages: {error}") from error
 
 
 def plain_messages(conversation: Any) -> Any:

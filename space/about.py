@@ -27,7 +27,7 @@ def about(models: Models, name: str) -> str:
     side = vit.native * vit.patch[0]
     rows = {
         "Model": f"`{html.escape(name.replace('`', ''))}`, a {kind}",
-        "License": html.escape(license),
+        "License": plain(license),
         "Date": date,
         "ViT": f"{vit.depth} layers, width {vit.model.config.hidden_size}, {_millions(vit.model)} M parameters, "
         f"{side} × {side} pixels in patches of {vit.patch[0]}",
@@ -35,16 +35,21 @@ def about(models: Models, name: str) -> str:
     if kind == FULL:
         model = models.full(name).model
         rows["Whole model"] = (
-            f"{_millions(model)} M parameters, language model {html.escape(model.config.text_config.model_type)}, "
+            f"{_millions(model)} M parameters, language model {plain(model.config.text_config.model_type)}, "
             f"trained with a drop ratio of {model.config.vrl_drop_ratio:g}"
         )
     if kind == FINE_TUNED:
-        rows["Classes"] = html.escape(", ".join(models.fine_tuned(name).names)[:500])
+        rows["Classes"] = plain(", ".join(models.fine_tuned(name).names)[:500])
     rows["This app"] = (
         "modeling-vitp, Apache-2.0. Example images: NEON, from DeepForest (MIT); CT slice from pydicom (MIT)"
     )
     table = "\n".join(f"| **{key}** | {value.replace('|', '/')} |" for key, value in rows.items())
     return f"| | |\n|---|---|\n{table}\n\nTo cite the method:\n\n```bibtex\n{CITATION}\n```"
+
+
+def plain(text: str) -> str:
+    """Return Markdown that shows a text of a model as it is, without pictures and links to other servers."""
+    return "".join(char if char.isalnum() or char in " ,.-" else f"&#{ord(char)};" for char in text)
 
 
 def _millions(model: nn.Module) -> str:

@@ -70,7 +70,7 @@ def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
         UnavailableModel: if a number, the quantization or the tokenizer is not accepted.
     """
     config = read_json(name, folder / "config.json")
-    for file in ("config.json", "preprocessor_config.json", "processor_config.json"):
+    for file in ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"):
         if (folder / file).is_file():
             check_numbers(name, file, read_json(name, folder / file))
     if "quantization_config" in config:
@@ -84,6 +84,9 @@ def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
             old = pattern.get("String", "") if isinstance(pattern, dict) else ""
             if pattern is not None and len(str(step.get("content", ""))) > len(str(old)):
                 raise UnavailableModel(f"{name}: its tokenizer replaces text by longer text, which is not accepted.")
+            is_addition = step.get("type") in ("Prepend", "TemplateProcessing")
+            if is_addition and (size := len(json.dumps(step))) > limits.ADDED_TEXT:
+                raise UnavailableModel(f"{name}: its tokenizer adds too much to each text ({size:,} characters).")
     return config
 
 

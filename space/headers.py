@@ -17,7 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from rasterio.errors import RasterioError
 from reading import UnreadableImage
 
-from modeling_vitp.images.reading import TIFF
+from modeling_vitp.images.reading import PNG, TIFF
 
 JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ")  # first bytes of a JP2 file and of a bare codestream
 
@@ -39,19 +39,20 @@ def check_header(path: Path) -> None:
     elif head.startswith(JPEG_2000):
         _check_bands(path)
     else:
-        _check_pixels(path)
+        is_deep = head.startswith(PNG) and head[24:26] in (b"\x10\4", b"\x10\6")  # 16 bits with transparency
+        _check_pixels(path, limits.DEEP_PIXELS if is_deep else limits.SOURCE_PIXELS)
 
 
-def _check_pixels(path: Path) -> None:
+def _check_pixels(path: Path, limit: int) -> None:
     try:
         with PIL.Image.open(path) as image:
             (width, height), frames = image.size, getattr(image, "n_frames", 1)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
         return
-    if width * height > limits.SOURCE_PIXELS:
+    if width * height > limit:
         raise UnreadableImage(
             f"{path.name} has {width:,} × {height:,} pixels in {frames} frame(s). At most "
-            f"{limits.SOURCE_PIXELS // 10**6} million can be opened as {image.format}. Reduce the image or save it as "
+            f"{limit // 10**6} million can be opened as {image.format}. Reduce the image or save it as "
             "a tiled GeoTIFF."
         )
 

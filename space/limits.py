@@ -30,9 +30,13 @@ ENTRIES = 32_768
 PATCHES_A_SIDE = 128
 """Number of patches a side at the model's own image size. Attention grows with the fourth power; 128 patches take 1 GB
 a head."""
+ADDED_TEXT = 4_000
+"""Size of a step of a tokenizer that adds text or tokens to each text, as JSON. That of Llama 3 has 700 characters."""
 SOURCE_PIXELS = 64_000_000
 """Number of pixels of a PNG, JPEG or WebP, which is decoded whole: 256 MB in RGBA. GeoTIFF is read at reduced size and
 may be larger."""
+DEEP_PIXELS = 4_000_000
+"""Number of pixels of a 16-bit PNG with transparency. GDAL reduces 4 million in a second, and 64 million in minutes."""
 BLOCK_BYTES = 256_000_000
 """Size of one strip or tile of a TIFF, which is decoded at once, and of an inflated DICOM data set."""
 BAND_VALUES = 3 * 1024**2
@@ -46,6 +50,7 @@ VOLUME_BYTES = 512_000_000
 
 # Smallest and largest value of the numbers in a configuration, by the end of their key. The first match applies.
 NUMBERS: tuple[tuple[str, int, int], ...] = (
+    (r"(beams|beam_groups|return_sequences)$", 1, 1),  # answers are greedy, and each beam needs its own cache
     (r"(token_id|token_index|sliding_window|rope_theta)$", -(2**63), 2**63),  # no memory depends on them
     (r"position_embeddings$", -1, 2**24),  # some models allocate a number for each; Llama 4 has 10 million
     (r"image_seq_length$", 1, 4096),  # tokens of a tile

@@ -133,7 +133,7 @@ def read_image(
     except (PIL.Image.DecompressionBombError, MemoryError) as error:
         raise UnreadableImage(f"{path.name} is too large to be opened: {error}") from error
     except (*DECODING_ERRORS, RasterioError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         raise UnreadableImage(f"{path.name} is damaged, incomplete or of an unsupported kind: {reason}") from error
 
 

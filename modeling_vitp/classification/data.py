@@ -43,14 +43,21 @@ USUAL = {"image": ("image", "images", "img"), "label": ("label", "labels", "clas
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CLASS = "class"  # Field of a path pattern that holds the class name.
 MOST_SHOWN = 3
+MOST_CLASSES = 100_000
 
 logger = logging.getLogger(__name__)
 
 
 def names_of(stored: Sequence[Sequence[Label]]) -> list[str]:
-    """Return the sorted class names of images. Integer labels give the names "0" to the largest label."""
+    """Return the sorted class names of images. Integer labels give the names "0" to the largest label.
+
+    Raises:
+        ValueError: if an integer label is too large for a class index.
+    """
     found = {label for labels in stored for label in labels}
     numbers = [label for label in found if isinstance(label, Integral)]
+    if max(numbers, default=0) >= MOST_CLASSES:
+        raise ValueError(f"Expected class indices below {MOST_CLASSES}, got the label {max(numbers)}. Use class names.")
     return sorted(found - {*numbers}) or [str(place) for place in range(max(numbers, default=-1) + 1)]
 
 

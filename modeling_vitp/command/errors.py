@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import sys
@@ -137,7 +138,7 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
         return of_hub
     if type(error).__name__ in OF_SETTINGS:
         return str(error.__cause__ or error), None, MISTAKE
-    if isinstance(error, FILE_ERRORS):
+    if isinstance(error, FILE_ERRORS) or isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EFBIG):
         return f"{error.filename}: {error.strerror}." if error.filename else str(error), None, MISTAKE
     if isinstance(error, OSError) and error.errno is None or isinstance(error, ValueError):
         return str(error), None, MISTAKE
@@ -209,14 +210,19 @@ def is_offline() -> bool:
 
 
 def write_log(error: BaseException) -> Path | None:
-    """Write the traceback to a file outside of the command's output, and return its path."""
+    """Write the traceback, without tokens, to a file of the user outside of the command's output; return its path."""
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}"
+    text = re.sub(r"(--?\w*token[ =])\S+|hf_[A-Za-z0-9]{16,}", r"\1…", text)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     for folder in (cache / "vitp", Path(tempfile.gettempdir()) / f"vitp-{os.getuid()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "error.log"
-            path.write_text(text, errors="backslashreplace")
+            path.unlink(missing_ok=True)
+            with open(
+                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="backslashreplace"
+            ) as file:
+                file.write(text)
             return path
         except OSError:
             continue

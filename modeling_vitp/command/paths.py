@@ -1,6 +1,7 @@
 """Paths and Hub ids in the arguments of commands, and files of the package."""
 
 import difflib
+import math
 import os
 import re
 import socket
@@ -27,6 +28,7 @@ PATH_ARGUMENTS |= {"model", "models", "checkpoint", "source", "teacher", "studen
 LOCAL_ARGUMENTS = {"images", "root", "data_root", "probe_root", "split_list", "names"}
 ORDER = {"checkpoint": "output_dir", "source": "target", "model": "images"}  # a model, and the argument that follows
 FILE_SUFFIXES = (".safetensors", ".yaml", ".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tar")
+MOST_VALUES = 1_000_000  # of a YAML file
 SECONDS = 5  # timeout of the connection to the Hub
 
 
@@ -99,10 +101,11 @@ def check_folder(name: str, path: Path) -> None:
 
 
 def check_not_file(name: str, folder: str | Path) -> None:
-    """Raise [`WrongPath`] if an output folder or one of its parents is a file."""
-    file = next((path for path in (Path(folder), *Path(folder).parents) if path.is_file()), None)
-    if file is not None:
-        raise WrongPath(f"{name}={str(folder)!r}: {file} is a file. Set a folder.")
+    """Raise [`WrongPath`] if an output folder or one of its parents is a file, or a link to nothing."""
+    for path in (Path(folder), *Path(folder).parents):
+        if path.is_file() or path.is_symlink() and not path.exists():
+            kind = "a file" if path.is_file() else f"a link to {path.readlink()}, which does not exist"
+            raise WrongPath(f"{name}={str(folder)!r}: {path} is {kind}. Set a folder.")
 
 
 def check_finished(name: str, folder: Path) -> None:
@@ -251,14 +254,33 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises:
         YAMLError: if the file is not YAML, or a mapping has a duplicate key; the message names the line.
-        ValueError: if the file is not text in UTF-8.
+        ValueError: if the file is not text in UTF-8, or its aliases make it too large.
         OSError: if the file cannot be read.
     """
     with open(path, encoding="utf-8") as file:  # YAML errors name the file by this handle
         try:
-            return yaml.load(file, UniqueKeyLoader)
+            fields = yaml.load(file, UniqueKeyLoader)
         except UnicodeDecodeError as error:
             raise ValueError(f"Expected {path} to be a YAML file, encoded in UTF-8. Found: {error}.") from error
+    if count_values(fields, {}) > MOST_VALUES:
+        raise ValueError(f"Expected at most {MOST_VALUES} values in {path}, counted with its aliases.")
+    return fields
+
+
+def count_values(value: Any, counts: dict[int, float]) -> float:
+    """Return the number of values in nested lists and mappings, each time that an alias repeats them.
+
+    Args:
+        value: value to count; a list that contains itself has infinitely many.
+        counts: numbers of the lists and mappings that were counted before, by their identity.
+    """
+    if not isinstance(value, (list, dict)):
+        return 1
+    if id(value) not in counts:
+        counts[id(value)] = math.inf
+        parts = value.values() if isinstance(value, dict) else value
+        counts[id(value)] = 1 + sum(count_values(part, counts) for part in parts)
+    return counts[id(value)]
 
 
 class Shard(NamedTuple):

@@ -132,7 +132,7 @@ def read_tensors(path: Path) -> dict[str, TensorBytes]:
             raise ValueError(f"the tensors end at byte {8 + header_size + ends[-1]}, the file at {size}")
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing, but listed in the index.") from error
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a valid safetensors file ({error}): it is damaged or cut short. Download it again."
         ) from error

@@ -57,7 +57,7 @@ def open_dicom(file: BinaryIO | str | os.PathLike, name: str | Path, with_pixels
     try:
         dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels)
     except Exception as error:  # pydicom raises many error types for a broken file.
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        raise ValueError(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
     if "Rows" not in dataset or "Columns" not in dataset or (with_pixels and "PixelData" not in dataset):
         raise ValueError(f"{name} is DICOM without an image (modality {dataset.get('Modality', 'unknown')}).")
     return dataset
@@ -243,9 +243,17 @@ def check_alike(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
         for tag in ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"):
             if not dataset.get(tag):
                 raise ValueError(f"{path} has no {tag}, which is required for its spacing and position.")
+            values = np.array(dataset[tag].value, dtype=np.float64)
+            if not np.isfinite(values).all():
+                raise ValueError(f"{tag} of {path} must be finite, got {values.tolist()}.")
         if min(dataset.PixelSpacing) <= 0:
             spacing = list(map(float, dataset.PixelSpacing))
             raise ValueError(f"PixelSpacing of {path} must be positive, got {spacing}.")
+        axes = np.resize(np.array(dataset.ImageOrientationPatient, dtype=np.float64), (2, 3))
+        if len(dataset.ImageOrientationPatient) != 6 or not np.allclose(axes @ axes.T, np.eye(2), atol=0.01):
+            raise ValueError(
+                f"ImageOrientationPatient of {path} must be perpendicular unit vectors, got {axes.tolist()}."
+            )
         if dataset.get("SeriesInstanceUID") != first.get("SeriesInstanceUID"):
             raise ValueError(
                 f"{path} and {first_path} belong to different series. Move each series to a separate folder."

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import time
 import warnings
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
         picture = decode_scene(path, spec, as_stored)
         return picture.crop(window) if isinstance(picture, PIL.Image.Image) else cut(picture, window)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             tags = tiff_tags(file)
         in_color = not as_stored and not (spec is not None and spec.takes_bands)
         is_plain = stores_colors(tags) and 338 not in tags  # Tag 338 marks extra bands and transparency.
@@ -79,6 +80,7 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
         if window is not None and orientation == 1:
             area = ((window[1], window[3]), (window[0], window[2]))  # Rows, columns.
         with open_raster(path) as file:
+            check_count(file.count, spec, path)
             picture = turn(bands_last(file.read(window=area)), orientation)
     except (rasterio.errors.RasterioError, MemoryError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -109,6 +111,7 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
         return to_picture(io.BytesIO(content), "DICOM", spec, as_stored)
     if is_deep(content, not as_stored and spec is not None and spec.takes_bands):
         with open_raster(content) as file:
+            check_count(file.count, spec)
             limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or float("inf"))  # The limit of Pillow.
             if file.width * file.height > limit:
                 raise ValueError(f"expected at most {limit} pixels, got {file.width} x {file.height}")
@@ -127,7 +130,8 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
 
 def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
     try:
-        return read_picture(path.read_bytes(), spec, as_stored)
+        with open_file(path) as file:
+            return read_picture(file.read(), spec, as_stored)
     except Exception as error:  # Pillow raises many error types for a broken file.
         raise ValueError(f"{path} cannot be read: {said(error)}") from error
 
@@ -184,7 +188,7 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
 def stored_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image file as returned by `read_image`, from its header."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return picture_size(file)
     except Exception as error:  # The type depends on the decoder.
         raise ValueError(f"{path} cannot be read: {said(error)}") from error
@@ -200,7 +204,7 @@ def stored_orientation(path: Path) -> int:
     try:
         if is_dicom_file(path):  # The preamble of DICOM may be the header of a TIFF.
             return 1
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return read_header(file)[2]
     except (FileNotFoundError, IsADirectoryError):
         raise
@@ -247,7 +251,7 @@ def check_file(path: Path) -> None:
     if path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path} is a volume, and an image was expected. Set `volumes` in `data`.")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             check_whole(file)
     except Exception as error:  # The type depends on the decoder.
         raise ValueError(f"{path} cannot be read: {said(error)}. Repair or remove the file.") from error
@@ -269,19 +273,52 @@ def is_tiff(path: Path) -> bool:
 
 @contextmanager
 def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
-    """Open a file or its content with GDAL, without the warning about a missing georeference."""
+    """Open a file or its content with GDAL, without the warning about a missing georeference.
+
+    Raises:
+        ValueError: if the file is not an image, or names another file as its overview.
+    """
+    from ..image_processing_vitp import raster_driver
+
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        if isinstance(source, bytes):
-            memory = stack.enter_context(rasterio.MemoryFile(source))
-            yield stack.enter_context(memory.open())
-            return
+        is_content = isinstance(source, bytes)
         try:
-            file = rasterio.open(source)
-        except rasterio.errors.RasterioIOError as error:
+            with io.BytesIO(source) if is_content else open_file(source) as file:
+                driver = raster_driver(file.read(12))
+            if is_content:
+                dataset = stack.enter_context(stack.enter_context(rasterio.MemoryFile(source)).open(driver=driver))
+            else:
+                dataset = stack.enter_context(rasterio.open(source, driver=driver))
+            if dataset.tags(ns="OVERVIEWS"):
+                raise ValueError("its metadata names another file as its overview")
+            for suffix in () if is_content else (".ovr", ".msk", ".OVR", ".MSK"):
+                if (sidecar := Path(f"{source}{suffix}")).exists():
+                    stack.enter_context(open_raster(sidecar))
+        except (OSError, ValueError) as error:
+            if is_content:
+                raise
             raise ValueError(f"{source} cannot be read: {error}") from error
-        yield stack.enter_context(file)
+        yield dataset
+
+
+def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the image") -> None:
+    """Raise a `ValueError` for an image of many bands that a spec does not take, before they are decoded."""
+    if number > 4:
+        from ..input_spec import InputSpec
+
+        try:
+            (spec or InputSpec()).check_number(number)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be read: {error}") from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading, and raise a `ValueError` for a pipe or a device, which has no end."""
+    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a pipe or a device, expected a file")
+    return path.open("rb")
 
 
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
@@ -393,7 +430,7 @@ def is_dicom(head: bytes) -> bool:
 
 
 def is_dicom_file(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return is_dicom(file.read(132))
 
 
@@ -424,7 +461,7 @@ def content_digest(path: Path) -> bytes:
         for part in sorted(content_digest(file) for file in path.iterdir() if file.is_file()):
             digest.update(part)
         return digest.digest()
-    with gzip.open(path) if path.name.lower().endswith(".nii.gz") else path.open("rb") as file:
+    with gzip.open(path) if path.name.lower().endswith(".nii.gz") else open_file(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.digest()
@@ -432,7 +469,7 @@ def content_digest(path: Path) -> bytes:
 
 def packed_key(path: Path) -> int:
     """Return the size of a file, or for gzip the checksum and size of its content, which any packer stores."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if file.read(2) != b"\x1f\x8b":
             return path.stat().st_size
         file.seek(-8, 2)

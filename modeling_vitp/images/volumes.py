@@ -155,7 +155,7 @@ def open_nifti(path: Path) -> Volume:
     try:
         image = nibabel.load(path)
         proxy = image.dataobj
-        if len(proxy.shape) == 3:
+        if len(proxy.shape) == 3 and 0 not in proxy.shape:
             stored = map_file(Path(image.file_map["image"].filename), proxy)
     except Exception as error:  # nibabel raises many error types for a broken file.
         raise ValueError(f"{path} cannot be read: {error}") from error
@@ -164,6 +164,8 @@ def open_nifti(path: Path) -> Volume:
             f"Expected a volume with three axes, {path} has {len(proxy.shape)}. Save its volumes separately, for "
             "example with nibabel.four_to_three."
         )
+    if 0 in proxy.shape:
+        raise ValueError(f"{path} is empty: its shape is {proxy.shape}.")
     if stored.dtype.kind not in "buif":
         raise ValueError(f"Expected one number per voxel, {path} has values of type {stored.dtype}.")
     if not has_spacing(image):
@@ -175,6 +177,10 @@ def open_nifti(path: Path) -> Volume:
     header = image.header
     if not isinstance(header, nibabel.Nifti1Header):
         header = nibabel.Nifti1Header.from_header(header)
+    try:
+        header.get_xyzt_units()
+    except KeyError as error:
+        raise ValueError(f"{path} has the unknown unit {int(header['xyzt_units'])} in xyzt_units.") from error
     return Volume(path, stored, image.affine, header, (float(proxy.slope), float(proxy.inter)))
 
 

@@ -18,12 +18,13 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value, Vid
 from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
-from ..images.reading import Picture, fetch, is_url, picture_size, read_picture, said
+from ..images.reading import Picture, fetch, is_url, open_file, picture_size, read_picture, said
 from ..input_spec import InputSpec
 from ..processing_vitp import GIVEN, message_texts
 from ..vrl import keyed_generator
 
-OF_THE_HUB = re.compile(r"(^|::)hf://")
+# Streamed data sets refer to files on the Hub, or in an archive there, by such paths.
+OF_THE_HUB = re.compile(r"((zip|gzip|bz2|xz|zstd|lz4)://((?!::).)*::)*hf://((?!::).)+")
 IMAGE_PLACE = "<image>"
 
 FEATURES = Features(
@@ -108,10 +109,13 @@ def content_of(image: dict) -> bytes:
         return content
     if not isinstance(path, str):
         raise ValueError(f"an image needs bytes or a path, got {str(path)[:80]!r}.")
-    if OF_THE_HUB.search(path):  # Streamed data sets refer to files on the Hub by such paths.
+    if OF_THE_HUB.fullmatch(path):
         with xopen(path, "rb") as file:
             return file.read()
-    return fetch(path) if is_url(path) else Path(path).read_bytes()
+    if is_url(path):
+        return fetch(path)
+    with open_file(Path(path)) as file:
+        return file.read()
 
 
 def image_size(image: Any) -> tuple[int, int]:
@@ -124,7 +128,8 @@ def image_size(image: Any) -> tuple[int, int]:
             with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
                 return picture_size(file)
         except Exception as error:  # Pillow raises many kinds, see `load_images`.
-            raise ValueError(f"an image cannot be read: {error}") from error
+            origin = f" ({image['path']})" if image.get("path") else ""
+            raise ValueError(f"an image{origin} cannot be read: {said(error)}") from error
     if isinstance(image, PIL.Image.Image):
         return image.size[::-1]
     return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])

@@ -217,10 +217,11 @@ class RunArguments(Arguments):
         },
     )
     save_on_signal: list[str] = field(
-        default_factory=lambda: ["SIGTERM", "SIGINT"],
+        default_factory=lambda: ["SIGTERM", "SIGINT", "SIGHUP"],
         metadata={
             "help": "Signals that save a checkpoint at the end of the step and stop the run: SIGTERM (sent by a "
-            "scheduler), SIGINT (Ctrl-C; a second one stops at once), or none. Default: both."
+            "scheduler), SIGINT (Ctrl-C; a second one stops at once), SIGHUP (a closed terminal, except under nohup), "
+            "or none. Default: all three."
         },
     )
     allow_changed_data: bool = field(
@@ -240,9 +241,11 @@ class RunArguments(Arguments):
         if isinstance(self.save_on_signal, str):
             self.save_on_signal = self.save_on_signal.split()
         check_type("save_on_signal", self.save_on_signal, list[str])
-        unknown = set(self.save_on_signal) - {"SIGTERM", "SIGINT", "none"}
+        unknown = set(self.save_on_signal) - {"SIGTERM", "SIGINT", "SIGHUP", "none"}
         if unknown:
-            raise ValueError(f"Expected save_on_signal: SIGTERM, SIGINT or none, got {', '.join(sorted(unknown))}.")
+            raise ValueError(
+                f"Expected save_on_signal: SIGTERM, SIGINT, SIGHUP or none, got {', '.join(sorted(unknown))}."
+            )
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints, seed_worker
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, seed_worker
 from transformers.utils import PushInProgress
 
 from ..cards.record import METRICS, copy_record, write_record
@@ -43,6 +43,7 @@ from .checkpointing import (
     attempt,
     check_disk_space,
     check_files,
+    delete_old_checkpoints,
     last_checkpoint,
     name_checkpoint_in_errors,
     optimizer_bytes,
@@ -418,8 +419,7 @@ class BaseTrainer:
         if self._push_checkpoints:
             self._push_checkpoint(checkpoint)
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(self.args.output_dir, self._save_total_limit, best, use_mtime=True)
+            delete_old_checkpoints(checkpoint, self._save_total_limit, self.state.best_model_checkpoint)
 
     def _drop_unfinished_checkpoint(self) -> None:
         """Delete an incomplete checkpoint after an error, because it may have filled the disk."""

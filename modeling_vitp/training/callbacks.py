@@ -144,6 +144,8 @@ class SaveOnSignal(TrainerCallback):
             return
         for name in self.names:
             number = getattr(signal, name)
+            if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:  # under nohup
+                continue
             self._before[number] = signal.signal(number, self._receive)
 
     def restore(self) -> None:
@@ -160,7 +162,11 @@ class SaveOnSignal(TrainerCallback):
             self.received = number
             # Logging is not safe in a signal handler: its lock may be held.
             again = " Press Ctrl-C again to stop at once." if number == signal.SIGINT else ""
-            os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step.{again}\n".encode())
+            try:
+                os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step.{again}\n".encode())
+            except OSError:  # The terminal was closed. An error of the progress bar would end the run before it saves.
+                for descriptor in (1, 2):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
     def _is_asked(self) -> bool:
         if not self.names:
@@ -202,8 +208,8 @@ def ignore_signals_in_worker(names: list[str], then: Callable[[int], None] | Non
         then: function to call afterwards, the loader's usual `worker_init_fn`.
         worker_id: index of the worker.
     """
-    if "SIGINT" in names:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in {"SIGINT", "SIGHUP"}.intersection(names):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     if "SIGTERM" in names and hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         parent = multiprocessing.parent_process().pid

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,14 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "checkpoint.json"
 LOCK, LOCK_TIMEOUT = ".run.lock", 10.0  # seconds
-FULL = ("No space left", "os error 28", "Disk quota exceeded", "os error 122")
+FULL = "The disk of {} is full", "Free some space"
+# Messages and remedies of failed writes, by the number of the system error.
+CAUSES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: ("A file in {} exceeds the limit of `ulimit -f`", "Raise the limit"),
+    errno.EROFS: ("The disk of {} is read-only", "Mount it for writing or set another output_dir,"),
+}
 STATE_FILES = 1 << 20  # minimum bytes of a checkpoint beside weights and optimizer state
 # Fields of the record of a checkpoint and their types.
 RECORD = {
@@ -141,20 +149,42 @@ def name_checkpoint_in_errors(checkpoint: str | Path | None) -> Iterator[None]:
 
 def last_checkpoint(folder: str | Path) -> str | None:
     """Return the complete checkpoint of the highest step, or `None`; warn about later incomplete checkpoints."""
-    checkpoints = {}
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
-        if match and path.is_dir():
-            checkpoints[int(match[1])] = path
-    for step in sorted(checkpoints, reverse=True):
-        if is_complete(checkpoints[step]):
-            return str(checkpoints[step])
+    steps = checkpoint_steps(folder)
+    for path in sorted(steps, key=steps.get, reverse=True):
+        if is_complete(path):
+            return str(path)
         logger.warning(
             "%s is not a complete checkpoint and is skipped. Set it as resume_from_checkpoint to see the reason, or "
             "delete it.",
-            checkpoints[step],
+            path,
         )
     return None
+
+
+def checkpoint_steps(folder: str | Path) -> dict[Path, int]:
+    """Return the step of each checkpoint in a folder."""
+    paths = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    matches = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in paths}
+    return {path: int(match[1]) for path, match in matches.items() if match}
+
+
+def delete_old_checkpoints(newest: Path, limit: int | None, best: str | None) -> None:
+    """Delete checkpoints beside the newest one, so that at most `limit` are left with it and the best one.
+
+    The order is that of the steps, because the clock may have been ahead. Checkpoints of later steps are deleted first:
+    the run resumed from an earlier one.
+
+    Args:
+        newest: checkpoint that was just written.
+        limit: number of checkpoints to keep. `None` or 0 keeps all.
+        best: checkpoint of the best score, which is kept.
+    """
+    steps = checkpoint_steps(newest.parent)
+    last = steps.pop(newest)
+    older = sorted(steps, key=lambda path: (steps[path] < last, steps[path]))
+    deletable = [path for path in older if best is None or path != Path(best)]
+    for path in deletable[: max(len(older) + 1 - limit, 0)] if limit else ():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class FolderLock:
@@ -253,30 +283,35 @@ def format_size(number: int) -> str:
 
 @contextmanager
 def stop_on_full_disk(folder: str | Path) -> Iterator[None]:
-    """Convert errors that are caused by a full disk to [`RunStopped`] with a message in one line."""
+    """Convert errors of a disk that is full, limited or read-only to [`RunStopped`] with a message in one line."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, RunStopped) or not is_full(error, folder):
+        cause = None if isinstance(error, RunStopped) else cause_of_failed_write(error, folder)
+        if cause is None:
             raise
+        what, remedy = CAUSES[cause]
         raise RunStopped(
-            f"The disk of {folder} is full: {one_line(str(error))[:200].rstrip('.')}. Free some space and start the "
-            "run again: it resumes from its last checkpoint."
+            f"{what.format(folder)}: {one_line(str(error))[:200].rstrip('.')}. {remedy} and start the run again: it "
+            "resumes from its last checkpoint."
         ) from error
 
 
-def is_full(error: BaseException | None, folder: str | Path) -> bool:
-    """Return whether an error or one of its causes is a full disk."""
+def cause_of_failed_write(error: BaseException | None, folder: str | Path) -> int | None:
+    """Return the number of the system error in `CAUSES` that caused an error, or `None`."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(text in str(error) for text in FULL):
-            return True
+        for number in CAUSES:
+            if getattr(error, "errno", None) == number or any(
+                text in str(error) for text in (os.strerror(number), f"os error {number})")
+            ):
+                return number
         # The error of torch does not contain the reason why writing failed.
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
-            return free_bytes(folder) < STATE_FILES
+            if free_bytes(folder) < STATE_FILES:
+                return errno.ENOSPC
+            return errno.EFBIG if resource.getrlimit(resource.RLIMIT_FSIZE)[0] >= 0 else None
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *args) -> int:

@@ -17,7 +17,7 @@ from pictures import picture, write_bands
 from pydicom.data import get_testdata_file
 from volumes_on_disk import write_series
 
-from modeling_vitp.classification.data import ClassificationData, LabelTable, check_trained, count
+from modeling_vitp.classification.data import ClassificationData, LabelTable, check_trained, count, names_of
 from modeling_vitp.training.fine_tuning_data import FileSample
 
 
@@ -442,3 +442,8 @@ def test_table_with_semicolons_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("file_name;label\n0.png;a\n")
     with pytest.raises(ValueError, match="'file_name' .*file_name;label.* commas"):
         LabelTable("labels.csv").read(tmp_path)
+
+
+def test_date_as_label_is_refused():
+    with pytest.raises(ValueError, match="20230101"):
+        names_of([[3], [20230101]])

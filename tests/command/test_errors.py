@@ -13,8 +13,8 @@ from trl import ScriptArguments
 
 import modeling_vitp
 from modeling_vitp import ViTPProcessor, ViTPTrainingConfig
-from modeling_vitp.command.errors import WrongPath, explain_error, run_program, take_debug
-from modeling_vitp.command.paths import check_paths, expand_home, looks_like_path, read_yaml
+from modeling_vitp.command.errors import WrongPath, explain_error, run_program, take_debug, write_log
+from modeling_vitp.command.paths import check_not_file, check_paths, expand_home, looks_like_path, read_yaml
 from modeling_vitp.instructions.sources import load_rows
 
 
@@ -171,6 +171,23 @@ def test_status_distinguishes_mistake_and_failure(error, status, monkeypatch, ca
     assert type(error).__name__ in log.read_text() if status == 1 else not log.exists()
 
 
+def test_log_has_no_token_and_one_reader(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    secret, other = "hf_" + 34 * "x", "hf_" + 34 * "y"
+    monkeypatch.setattr(sys, "argv", ["vitp pretrain", "--hub_token", "private", "--push_to_hub_token=own", secret])
+    (tmp_path / "vitp").mkdir()
+    (tmp_path / "vitp" / "error.log").touch(0o644)
+    log = write_log(KeyError(other))
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert not any(word in log.read_text() for word in ("private", "=own", secret, other))
+
+
+def test_dangling_output_link_is_named(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with pytest.raises(WrongPath, match="gone"):
+        check_not_file("output_dir", tmp_path / "out" / "run")
+
+
 def test_training_settings_raise_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
@@ -200,3 +217,13 @@ def test_unfinished_run_is_refused(tmp_path, name):
     assert "model_name_or_path='" in what and "not finished" in what and status == 2
     assert what.removesuffix(" None").endswith("run/checkpoint-12.")
     check_paths([Given(str(tmp_path / "run" / "checkpoint-12"))])
+
+
+@pytest.mark.parametrize("ends", ["[*a8, *a8]", "&a9 [*a9]"])
+def test_aliases_of_aliases_are_refused(tmp_path, ends):
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join(10 * [f'*a{i - 1}'])}]" for i in range(1, 9)), f"end: {ends}"]
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="a.yaml.* aliases"):
+        read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("a: &a [x, y]\nb: *a\nc: [*a, *a]")
+    assert read_yaml(tmp_path / "b.yaml")["c"] == 2 * [["x", "y"]]

@@ -14,6 +14,7 @@ from tiny_models import TEXT, VISION
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from modeling_vitp import convert_checkpoint, export_backbone
+from modeling_vitp.convert.tensor_files import read_tensors
 
 
 def test_shards_and_their_index_must_agree(tmp_path):
@@ -105,3 +106,10 @@ def test_weights_have_the_mode_of_their_folder(tmp_path, model, mode):
     tmp_path.chmod(mode)
     export_backbone(model, tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode & 0o666
+
+
+def test_deeply_nested_header_is_named(tmp_path):
+    header = b'{"a": ' + 100_000 * b"[" + 100_000 * b"]" + b"}"
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="a.safetensors is not a valid"):
+        read_tensors(tmp_path / "a.safetensors")

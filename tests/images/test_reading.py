@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import cv2
 import dense_data
@@ -28,10 +30,12 @@ from transformers.image_utils import ChannelDimension
 from modeling_vitp import InputSpec, ViTPDataCollator, ViTPSegmentationImageProcessor
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images import reading
+from modeling_vitp.images.large import open_images
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import (
     check_file,
     check_whole,
+    open_raster,
     read_image,
     read_picture,
     stored_size,
@@ -349,6 +353,60 @@ def test_gdal_virtual_file_is_not_followed(tmp_path):
         assert file.driver == "VRT"
     with pytest.raises(ValueError, match="b.png.* cannot identify image file"):
         ViTPSegmentationImageProcessor()(str(tmp_path / "b.png"))
+    of_bands = ViTPSegmentationImageProcessor(input_spec={"band_names": ["VV"]})
+    for read in (of_bands, lambda path: open_images([Path(path)], of_bands).__enter__()):
+        with pytest.raises(ValueError, match="b.png.* expected a TIFF"):
+            read(str(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize("overview", ["VRT", "TIFF"])
+def test_overview_in_another_file_is_refused(tmp_path, overview):
+    profile = {"driver": "GTiff", "width": 512, "height": 512, "count": 1, "dtype": "uint8"}
+    for name in ("image.tif", "other.tif"):
+        with rasterio.open(tmp_path / name, "w", **profile) as file:
+            file.write(np.full((1, 512, 512), name == "other.tif", np.uint8))
+    if overview == "VRT":
+        source = f"<SourceFilename>{tmp_path / 'other.tif'}</SourceFilename><SourceBand>1</SourceBand>"
+        band = f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
+        (tmp_path / "image.tif.ovr").write_text(f'<VRTDataset rasterXSize="256" rasterYSize="256">{band}</VRTDataset>')
+        with pytest.raises(ValueError, match="image.tif.ovr.* expected a TIFF"), open_raster(tmp_path / "image.tif"):
+            pass
+        return
+    with rasterio.open(tmp_path / "image.tif", "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tmp_path / "other.tif"))
+    for source in (tmp_path / "image.tif", (tmp_path / "image.tif").read_bytes()):
+        with pytest.raises(ValueError, match="another file"), open_raster(source):
+            pass
+
+
+def test_too_many_bands_are_refused_before_decoding(tmp_path):
+    path, profile = tmp_path / "a.tif", {"driver": "GTiff", "dtype": "uint8", "sparse_ok": True}
+    with rasterio.open(path, "w", **profile, width=1000, height=1000, count=500):  # half a gigabyte
+        pass
+    assert path.stat().st_size < 30_000
+    readers = (lambda: read_image(path, None, InputSpec()), lambda: read_picture(path.read_bytes(), InputSpec()))
+    for read in (*readers, lambda: ViTPSegmentationImageProcessor()(str(path))):
+        start = time.process_time()
+        with pytest.raises(ValueError, match="500 bands"):
+            read()
+        assert time.process_time() - start < 0.5
+
+
+def test_too_large_png_is_named(tmp_path, monkeypatch):
+    picture(40, 30).save(tmp_path / "a.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(ValueError, match="a.png.*1200 pixels"):
+        ViTPSegmentationImageProcessor()(str(tmp_path / "a.png"))
+
+
+def test_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    pipe = {"path": str(tmp_path / "a.png"), "bytes": None}
+    for read in (lambda: read_image(tmp_path / "a.png", None), lambda: load_images({"images": [pipe]})):
+        with pytest.raises(ValueError, match="a.png.* pipe"):
+            read()
+    with pytest.raises(ValueError, match="a.png.* pipe"):
+        check_file(tmp_path / "a.png")
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import socket
 
 import numpy as np
 import PIL.Image
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.rows import image_size, prepare_rows
+from modeling_vitp.instructions.rows import content_of, image_size, load_images, prepare_rows
 from modeling_vitp.instructions.schemas import messages_of
 
 
@@ -180,3 +181,21 @@ def test_image_placeholders_are_found_anywhere(pieces):
     messages = messages_of([turn("human", "<image>".join(pieces)), turn("gpt", "x")], len(pieces) - 1)
     rebuilt = "".join("<image>" if part["type"] == "image" else part["text"] for part in messages[0]["content"])
     assert rebuilt == "<image>".join([pieces[0], *(piece.removeprefix("\n") for piece in pieces[1:])])
+
+
+@pytest.mark.parametrize("scheme", ["webhdfs", "ftp", "http"])
+def test_chained_url_asks_no_server(scheme, monkeypatch):
+    monkeypatch.delenv("VITP_FETCH_IMAGES", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        path = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/a.png::hf://x"
+        with pytest.raises(ValueError, match="image 0 .* cannot be read: "):
+            load_images({"images": [{"path": path, "bytes": None}]})
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_file_in_archive_of_hub_is_opened(monkeypatch):
+    monkeypatch.setattr("modeling_vitp.instructions.rows.xopen", lambda path, mode: io.BytesIO(path.encode()))
+    for path in ("hf://datasets/a/b@main/c.png", "zip://d/e.png::hf://datasets/a/b/c.zip"):
+        assert content_of({"path": path, "bytes": None}) == path.encode()

@@ -4,6 +4,7 @@ import configparser
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from modeling_vitp import (
     ViTPVisionModel,
     export_backbone,
 )
+from modeling_vitp.opening import naming
 
 MISTAKES = {
     "cut short": (
@@ -72,6 +74,43 @@ def test_damaged_processor_is_named(processor, tmp_path, name):
     (tmp_path / name).write_text((tmp_path / name).read_text()[:-9])
     with pytest.raises(ValueError, match=rf"{tmp_path}/{name} cannot be read: it is damaged or cut short"):
         ViTPProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_std", [0, 0, 0]), ("image_mean", [float("nan")] * 3), ("image_mean", 1e39), ("rescale_factor", "x")]
+    + [("rescale_factor", 0), ("do_normalize", []), ("size", {"height": -5, "width": 5}), ("image_std", ["a"] * 3)],
+)
+def test_impossible_image_setting_is_named(tmp_path, field, value):
+    ViTPImageProcessor().save_pretrained(tmp_path)
+    edit_json(tmp_path / "preprocessor_config.json", **{field: value})
+    with pytest.raises(ValueError, match=f"{tmp_path}.*preprocessor_config.json.*{field} "):
+        ViTPImageProcessor.from_pretrained(tmp_path)
+
+
+def test_missing_pad_token_and_broken_template_are_named(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", pad_token=None)
+    with pytest.raises(ValueError, match=f"{tmp_path}.* pad_token"):
+        ViTPProcessor.from_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% for message in messages %}\n{{ message.content }")
+    with pytest.raises(ValueError, match=f"{tmp_path}.* chat_template, line 2"):
+        ViTPProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="chat_template of .* no tools"):
+        processor.apply_chat_template([{"role": "user", "content": "a"}], "{{ raise_exception('no tools') }}")
+
+
+def test_panic_of_tokenizers_is_named(processor, tmp_path, monkeypatch):
+    processor.save_pretrained(tmp_path)
+    panic = type("PanicException", (BaseException,), {})
+
+    def fail(*args):
+        raise panic("range end index out of range")
+
+    monkeypatch.setattr("modeling_vitp.opening.Tokenizer", SimpleNamespace(from_file=fail))
+    with pytest.raises(ValueError, match=f"{tmp_path}/tokenizer.json cannot be read"), naming(tmp_path, ViTPProcessor):
+        fail()
 
 
 def test_folder_without_processor_is_named(tmp_path):

@@ -5,6 +5,7 @@ import io
 import struct
 import tracemalloc
 import zlib
+from contextlib import nullcontext
 
 import limits
 import nibabel
@@ -39,6 +40,14 @@ def test_large_png_is_not_decoded(tmp_path, side):
         assert side == 60_000  # Pillow itself refuses this size.
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+def test_deep_png_with_alpha_is_limited(tmp_path):
+    for color, refused in ((2, False), (6, True)):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2500, 2500, 16, color, 0, 0, 0))
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+        with pytest.raises(UnreadableImage, match="2,500 × 2,500") if refused else nullcontext():
+            check_header(tmp_path / "a.png")
 
 
 def test_tiff_block_size_is_limited(tmp_path, monkeypatch):

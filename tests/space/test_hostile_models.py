@@ -1,5 +1,6 @@
 """Hostile models of visitors: each is rejected quickly with one line, and none of its code runs."""
 
+import html
 import json
 import shutil
 import threading
@@ -11,6 +12,7 @@ import limits
 import numpy as np
 import pytest
 import torch
+from about import plain
 from answers import encode
 from checking import UnavailableModel, check_files
 from kinds import BACKBONE, open_full
@@ -112,6 +114,36 @@ def test_tokenizer_that_lengthens_text_is_rejected(evil, named):
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
     change(evil / "tokenizer.json", {"type": "Sequence", "normalizers": [step] * 7}, "normalizer")
     assert "its tokenizer replaces text" in refused(named)
+
+
+@pytest.mark.parametrize(
+    ("key", "step"),
+    [
+        ("normalizer", {"type": "Prepend", "prepend": 5000 * "a"}),
+        (
+            "post_processor",
+            {
+                "type": "TemplateProcessing",
+                "single": 1000 * [{"SpecialToken": {"id": "a", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {"a": {"id": "a", "ids": [0], "tokens": ["a"]}},
+            },
+        ),
+    ],
+)
+def test_tokenizer_that_adds_text_is_rejected(evil, named, key, step):
+    change(evil / "tokenizer.json", step, key)
+    assert "its tokenizer adds too much" in refused(named)
+
+
+def test_beams_are_limited(evil, named):
+    (evil / "generation_config.json").write_text(json.dumps({"num_beams": 200}))
+    assert "num_beams" in refused(named)
+
+
+def test_text_of_a_model_is_not_markdown():
+    shown = plain("MIT ![](http://127.0.0.1/a.png) <img src=x>")
+    assert not set("![]()<>:/`*_") & set(shown) and html.unescape(shown).startswith("MIT ![](http://127.0.0.1/a.png)")
 
 
 def test_model_memory_is_limited(saved, monkeypatch):

@@ -140,6 +140,32 @@ def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch, capfd):
     assert run(tmp_path / "run") == whole
 
 
+def test_closed_terminal_saves(tmp_path):
+    """The write to standard error fails, as on a closed terminal."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    before = os.dup(1), os.dup(2)
+    os.dup2(writing, 2)
+    try:
+        stop = stopped(tmp_path, signal.SIGHUP, 1)
+        os.write(2, b"progress")
+    finally:
+        for descriptor, copy in enumerate(before, 1):
+            os.dup2(copy, descriptor)
+    assert stop.status == 129 and last_checkpoint(tmp_path).endswith("checkpoint-1")
+
+
+def test_nohup_is_respected(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer = make_trainer(tmp_path, max_steps=1, eval_strategy="no")
+        trainer.add_callback(Send(signal.SIGHUP, 1))
+        trainer.train()
+        assert trainer.state.global_step == 1
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 class SendToAll(TrainerCallback):
     """Callback that sends a signal to this process and its children from another process, like `timeout` and Slurm."""
 
@@ -232,8 +258,8 @@ def test_unfinished_run_is_not_exported(data_folder, tmp_path, monkeypatch):
 
 
 def test_unknown_signal_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="save_on_signal.*SIGHUP"):
-        make_trainer(tmp_path, save_on_signal=["SIGHUP"])
+    with pytest.raises(ValueError, match="save_on_signal.*SIGUSR1"):
+        make_trainer(tmp_path, save_on_signal=["SIGUSR1"])
 
 
 @pytest.mark.slow

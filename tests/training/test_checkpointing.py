@@ -1,6 +1,8 @@
 """Full disks, and the lock of an output folder."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,12 +10,20 @@ import sys
 import pytest
 from launching import locked_elsewhere
 from pushed_runs import train
+from safetensors import SafetensorError
 from tiny_models import FROM_SCRATCH
 from training_run import make_trainer, run, summary
 
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.training import checkpointing
-from modeling_vitp.training.checkpointing import LOCK, FolderLock, check_free, last_checkpoint
+from modeling_vitp.training.checkpointing import (
+    LOCK,
+    FolderLock,
+    check_free,
+    delete_old_checkpoints,
+    last_checkpoint,
+    stop_on_full_disk,
+)
 from modeling_vitp.training.results import save_parts
 from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
@@ -57,6 +67,21 @@ def test_run_resumes_after_full_disk(tmp_path, small_disk, monkeypatch, checked)
     moved = tmp_path / "moved"
     shutil.copytree(last, moved / last.rsplit("/", 1)[1])
     assert run(moved, **options) == run(tmp_path / "whole", **options)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EFBIG, "File too large"),
+        OSError(errno.EROFS, "Read-only file system"),
+        SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+    ],
+    ids=["limit", "read-only", "safetensors"],
+)
+def test_failed_write_names_the_folder(tmp_path, error):
+    with pytest.raises(RunStopped, match=rf"{tmp_path} (is read-only|exceeds the limit of `ulimit -f`): "):
+        with stop_on_full_disk(tmp_path):
+            raise error
 
 
 def test_disk_too_small_for_model_is_refused(tmp_path, small_disk):
@@ -150,3 +175,22 @@ def test_crashed_run_keeps_record_of_finished_run(data_folder, tmp_path, monkeyp
     assert train(tmp_path, **settings | {"max_steps": 2}, learning_rate=0.5) == 0
     assert json.loads(files[0].read_text())["settings"]["learning_rate"] == 0.5
     assert not (tmp_path / "out" / "_running").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "newest", "limit", "best", "kept"),
+    [
+        ((4, 8, 12), 12, 2, None, {8, 12}),
+        ((4, 8, 12), 12, 2, 4, {4, 12}),
+        ((4, 8, 12), 12, 1, 4, {4, 12}),
+        ((4, 6, 8, 12), 6, 2, None, {4, 6}),
+        ((4, 8, 12), 12, None, None, {4, 8, 12}),
+    ],
+)
+def test_checkpoints_are_deleted_by_step(tmp_path, steps, newest, limit, best, kept):
+    folder = {step: tmp_path / f"checkpoint-{step}" for step in steps}
+    for step, path in folder.items():
+        path.mkdir()
+        os.utime(path, (1e9, 2e9 - 1e6 * step))  # the clock was ahead and was set back
+    delete_old_checkpoints(folder[newest], limit, best and str(folder[best]))
+    assert {step for step, path in folder.items() if path.exists()} == kept
