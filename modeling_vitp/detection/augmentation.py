@@ -7,9 +7,10 @@ keypoints are not used, because it mirrors them about the center of a pixel.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -76,7 +77,8 @@ def flipped(sample: Sample, horizontally: bool, vertically: bool) -> Sample:
 def turned(sample: Sample, angle: float) -> Sample:
     """Rotate a sample counterclockwise about its center by an angle in degrees, with black padding.
 
-    Objects are removed if their center leaves the image, or if their shorter side is at most 5 pixels.
+    Objects are removed if their center leaves the image, or if their shorter side is at most 5 pixels. With masks, the
+    boxes become the upright boxes around the rotated masks, and objects without a visible pixel are removed too.
     """
     height, width = sample.size
     center = torch.tensor([width / 2, height / 2])
@@ -87,7 +89,12 @@ def turned(sample: Sample, angle: float) -> Sample:
         sample.labels,
         None if sample.masks is None else F.rotate_image(sample.masks, angle, InterpolationMode.NEAREST),
     )
-    return turned.take(stays(turned))
+    turned = turned.take(stays(turned))
+    if turned.masks is None:
+        return turned
+    turned = turned.take(turned.masks.flatten(1).any(1).bool())
+    boxes = masks_to_boxes(turned.masks) + torch.tensor([0, 0, 1, 1])  # from the last pixels to their outer borders
+    return replace(turned, corners=boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2)))
 
 
 def stays(sample: Sample) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Trainer for object detection and instance segmentation, with an optional milestone schedule."""
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from .augmentation import Augmentation, Sample, targets
 from .data import ObjectImages
 from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
 from .pictures import SHOWN, draw_detections
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -142,6 +145,12 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             if unknown:
                 raise ValueError(f"right_angle_classes: unknown classes {sorted(unknown)}. Classes: {self.names}.")
             right = [self.names.index(name) for name in args.right_angle_classes]
+            if task == "horizontal" and args.rotation and set(self.names) - set(args.right_angle_classes):
+                logger.warning(
+                    "rotation=%s enlarges horizontal boxes: each becomes the upright box around the rotated box, not "
+                    "around the object. Set rotation to 0, or train with task='instances' on outlines.",
+                    args.rotation,
+                )
             augmentation = Augmentation(args.image_size, args.keep_ratio, flips, args.rotation, right)
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, task == "oriented")
