@@ -102,6 +102,27 @@ def test_rotation_of_horizontal_boxes_warns(tmp_path, caplog, task, right_angles
     assert ("rotation" in caplog.text) == is_warned
 
 
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_scores_do_not_depend_on_batch_size(tmp_path, task):
+    torch.manual_seed(0)
+    model = tiny_detector(task).eval()
+    config = ViTPDetectionTrainingConfig(str(tmp_path), report_to="none", bf16=False, use_cpu=True)
+    trainer = ViTPDetectionTrainer(model, config, task)
+    sizes = [(64, 96), (128, 64), (64, 96), (96, 96), (128, 128), (64, 64), (128, 64), (96, 64)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    alone = []
+    for image in images:  # an oracle without the trainer: one image, no padding
+        inputs = trainer.processing_class(images=[image], input_data_format="channels_first", return_tensors="pt")
+        with torch.no_grad():
+            alone.append(model(inputs["pixel_values"]).scores[0])
+    for batch_size in (1, 3, 8):
+        batches = [images[start : start + batch_size] for start in range(0, 8, batch_size)]
+        found = [one for batch in batches for one in trainer.detect(batch)]
+        for one, expected in zip(found, alone, strict=True):
+            torch.testing.assert_close(one["scores"], expected[expected > 0], atol=1e-5, rtol=0)
+    assert sum(map(len, alone)) > 20
+
+
 def test_batch_is_padded_with_masks(tmp_path):
     samples, processor = open_samples(tmp_path, "instances"), ViTPDetectionImageProcessor()
     plain = {"flips": (0, 0, 0)}
