@@ -65,6 +65,21 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
                 raise ValueError(
                     f"Expected a value of {field} for each of {describe_bands(names)}, got {len(kwargs[field])}."
                 )
+        self._check_normalization()
+
+    def _check_normalization(self) -> None:
+        """Raise a `ValueError` if black or white gives a value that is NaN or infinite, in float32 as in the parent."""
+        if not self.do_normalize:
+            return
+        factor = self.rescale_factor if self.do_rescale else 1.0
+        mean, std = (
+            torch.as_tensor(values, dtype=torch.float32) / factor for values in (self.image_mean, self.image_std)
+        )
+        if not all(((level - mean) / std).isfinite().all() for level in (0, 255)):
+            raise ValueError(
+                "Expected image_mean, image_std and rescale_factor that give finite pixel values, got "
+                f"{self.image_mean}, {self.image_std} and {self.rescale_factor}."
+            )
 
     @property
     def band_names(self) -> list[str] | None:

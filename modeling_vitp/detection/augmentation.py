@@ -14,6 +14,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..image_processing_vitp_detection import fitted_size
 from ..rotated_boxes import enclosing_boxes, smallest_rectangles
 
 MIN_TURNED_SIDE = 5.0  # Smallest side of an object after a rotation in pixels, as in the authors' release.
@@ -58,10 +59,7 @@ def resized(sample: Sample, size: int, keep_ratio: bool = True) -> Sample:
 
 def resized_size(image_size: tuple[int, int], size: int, keep_ratio: bool) -> tuple[int, int]:
     """Return height and width of an image after [`resized`]."""
-    if not keep_ratio:
-        return size, size
-    scale = size / max(image_size)
-    return tuple(max(1, int(side * scale + 0.5)) for side in image_size)
+    return fitted_size(image_size, size, size) if keep_ratio else (size, size)
 
 
 def flipped(sample: Sample, horizontally: bool, vertically: bool) -> Sample:
