@@ -40,8 +40,8 @@ class DetectionSettings(FineTuningSettings):
     rotation: float = field(
         default=0.0,
         metadata={
-            "help": "Probability of a rotation by a random angle. It enlarges the boxes of the task 'horizontal', which "
-            "has no outlines to compute them from."
+            "help": "Probability of a rotation by a random angle. It enlarges the boxes of the task 'horizontal', "
+            "which has no outlines to compute them from."
         },
     )
     right_angle_classes: list[str] = field(
