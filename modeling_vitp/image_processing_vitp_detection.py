@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from transformers import BatchFeature, DetrImageProcessor
 from transformers.image_transforms import center_to_corners_format
-from transformers.image_utils import AnnotationFormat, ImageInput
+from transformers.image_utils import AnnotationFormat, ImageInput, SizeDict
 from transformers.models.detr.image_processing_detr import DetrImageProcessorKwargs
 
 from .image_processing_vitp import InputSpecImageProcessor
@@ -79,7 +79,11 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
         if AnnotationFormat(format or self.format) != AnnotationFormat.COCO_DETECTION:
             return super().prepare_annotation(image, target, format, return_segmentation_masks, **kwargs)
         height, width = image.shape[-2:]
-        numbered = {index: with_box(one) for index, one in enumerate(target["annotations"]) if not one.get("iscrowd")}
+        numbered = {
+            index: with_box(one)
+            for index, one in enumerate(target["annotations"])
+            if str(one.get("iscrowd") or 0).strip().lower() in ("0", "false")
+        }
         numbered = {index: one for index, one in numbered.items() if meets(one["bbox"], height, width)}
         objects = [*numbered.values()]
         prepared = super().prepare_annotation(image, {**target, "annotations": objects}, format, False, **kwargs)
@@ -99,6 +103,12 @@ class ViTPDetectionImageProcessor(InputSpecImageProcessor, DetrImageProcessor):
                     raise ValueError(f"object {index} of image {target['image_id']}: {error}") from error
             prepared["masks"] = torch.from_numpy(np.array(masks, np.uint8).reshape(-1, height, width)).to(image.device)
         return prepared
+
+    def resize(self, image: torch.Tensor, size: SizeDict, *args, **kwargs) -> torch.Tensor:
+        if size.max_height and size.max_width:  # the parent rounds down, unlike training
+            height, width = fitted_size(image.shape[-2:], size.max_height, size.max_width)
+            size = SizeDict(height=height, width=width)
+        return super().resize(image, size, *args, **kwargs)
 
     def resize_annotation(
         self, annotation: dict, orig_size: tuple[int, int], target_size: tuple[int, int], *args, **kwargs
@@ -233,7 +243,13 @@ def with_box(annotation: dict) -> dict:
         annotation = {**annotation, "corners": corners, "bbox": [*corners.min(0), *np.ptp(corners, axis=0)]}
     if "bbox" not in annotation or len(annotation["bbox"]) != 4:
         raise ValueError(f"Expected an object with a `bbox` of 4 numbers, or `corners`, got {str(annotation)[:120]}.")
-    return {"area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}
+    return {"area": annotation["bbox"][2] * annotation["bbox"][3], **annotation, "iscrowd": 0}
+
+
+def fitted_size(image_size: tuple[int, int], max_height: int, max_width: int) -> tuple[int, int]:
+    """Return height and width of an image that fits into a rectangle with its aspect ratio, rounded as in mmcv."""
+    scale = min(max_height / image_size[0], max_width / image_size[1])
+    return tuple(max(1, int(side * scale + 0.5)) for side in image_size)
 
 
 def meets(box: list[float], height: int, width: int) -> bool:

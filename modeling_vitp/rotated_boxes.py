@@ -161,7 +161,8 @@ def rotated_nms(
     better, worse = meeting_pairs(boxes, boxes)
     better, worse = better[better < worse], worse[better < worse]
     parts = zip(better.split(PAIRS_AT_ONCE), worse.split(PAIRS_AT_ONCE))
-    overlap = torch.cat([pair_iou(boxes[i], boxes[j]) > iou_threshold for i, j in parts])
+    limit = iou_threshold + 100 * torch.finfo(boxes.dtype).eps  # boxes that do not touch have an IoU of some eps
+    overlap = torch.cat([pair_iou(boxes[i], boxes[j]) > limit for i, j in parts])
     better, worse = better[overlap], worse[overlap]
     kept, before = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device), None
     while before is None or not torch.equal(kept, before):

@@ -20,6 +20,7 @@ from ..instructions.from_annotations.formats import (
     is_number,
     read_annotation,
     read_dota,
+    read_flag,
     read_list,
     read_voc,
     read_yolo,
@@ -498,8 +499,8 @@ def row_objects(
             label,
             box,
             corners,
-            bool(item.get("difficult")),
-            bool(item.get("crowd")),
+            read_flag(item.get("difficult"), "difficult"),
+            read_flag(item.get("crowd"), "crowd"),
             item.get("area"),
             segmentation=item.get("masks"),
         )

@@ -37,7 +37,13 @@ class DetectionSettings(FineTuningSettings):
             "help": "Probability of a horizontal and vertical flip together. At most one of the three flips is applied."
         },
     )
-    rotation: float = field(default=0.0, metadata={"help": "Probability of a rotation by a random angle."})
+    rotation: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability of a rotation by a random angle. It enlarges the boxes of the task 'horizontal', "
+            "which has no outlines to compute them from."
+        },
+    )
     right_angle_classes: list[str] = field(
         default_factory=list,
         metadata={"help": "Names of classes for which an image is rotated by multiples of 90 degrees only."},

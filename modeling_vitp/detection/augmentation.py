@@ -7,12 +7,14 @@ keypoints are not used, because it mirrors them about the center of a pixel.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..image_processing_vitp_detection import fitted_size
 from ..rotated_boxes import enclosing_boxes, smallest_rectangles
 
 MIN_TURNED_SIDE = 5.0  # Smallest side of an object after a rotation in pixels, as in the authors' release.
@@ -57,10 +59,7 @@ def resized(sample: Sample, size: int, keep_ratio: bool = True) -> Sample:
 
 def resized_size(image_size: tuple[int, int], size: int, keep_ratio: bool) -> tuple[int, int]:
     """Return height and width of an image after [`resized`]."""
-    if not keep_ratio:
-        return size, size
-    scale = size / max(image_size)
-    return tuple(max(1, int(side * scale + 0.5)) for side in image_size)
+    return fitted_size(image_size, size, size) if keep_ratio else (size, size)
 
 
 def flipped(sample: Sample, horizontally: bool, vertically: bool) -> Sample:
@@ -76,7 +75,8 @@ def flipped(sample: Sample, horizontally: bool, vertically: bool) -> Sample:
 def turned(sample: Sample, angle: float) -> Sample:
     """Rotate a sample counterclockwise about its center by an angle in degrees, with black padding.
 
-    Objects are removed if their center leaves the image, or if their shorter side is at most 5 pixels.
+    Objects are removed if their center leaves the image, or if their shorter side is at most 5 pixels. With masks, the
+    boxes become the upright boxes around the rotated masks, and objects without a visible pixel are removed too.
     """
     height, width = sample.size
     center = torch.tensor([width / 2, height / 2])
@@ -87,7 +87,12 @@ def turned(sample: Sample, angle: float) -> Sample:
         sample.labels,
         None if sample.masks is None else F.rotate_image(sample.masks, angle, InterpolationMode.NEAREST),
     )
-    return turned.take(stays(turned))
+    turned = turned.take(stays(turned))
+    if turned.masks is None:
+        return turned
+    turned = turned.take(turned.masks.flatten(1).any(1).bool())
+    boxes = masks_to_boxes(turned.masks) + torch.tensor([0, 0, 1, 1])  # from the last pixels to their outer borders
+    return replace(turned, corners=boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2)))
 
 
 def stays(sample: Sample) -> torch.Tensor:

@@ -48,7 +48,10 @@ def draw_detections(
         if is_annotated:
             panels.insert(0, ("annotated", {"labels": sample["labels"], **annotated(sample)}))
         for axis, (title, objects) in zip(row, panels):
-            axis.imshow(shown(sample["image"], band_names), interpolation="nearest")
+            height, width = sample["image"].shape[-2:]
+            axis.imshow(
+                shown(sample["image"], band_names), interpolation="nearest", extent=(0, width, height, 0)
+            )  # continuous coordinates, as those of the objects
             axis.set_title(f"{sample['id']}: {title}", fontsize=8)
             axis.axis("off")
             draw_objects(axis, objects, colors)
@@ -78,7 +81,7 @@ def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
                 mask = run_lengths.decode([run_lengths.segmToRle(mask, *mask["size"][::-1])])[..., 0]
             layer = np.zeros((*np.shape(mask), 4))
             layer[np.asarray(mask) > 0] = (*colors[label][:3], 0.4)
-            axis.imshow(layer, interpolation="nearest")
+            axis.imshow(layer, interpolation="nearest", extent=(0, layer.shape[1], layer.shape[0], 0))
 
 
 def outlines(objects: Mapping) -> np.ndarray:

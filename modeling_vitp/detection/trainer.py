@@ -1,5 +1,6 @@
 """Trainer for object detection and instance segmentation, with an optional milestone schedule."""
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from .augmentation import Augmentation, Sample, targets
 from .data import ObjectImages
 from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
 from .pictures import SHOWN, draw_detections
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -142,6 +145,12 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             if unknown:
                 raise ValueError(f"right_angle_classes: unknown classes {sorted(unknown)}. Classes: {self.names}.")
             right = [self.names.index(name) for name in args.right_angle_classes]
+            if task == "horizontal" and args.rotation and set(self.names) - set(args.right_angle_classes):
+                logger.warning(
+                    "rotation=%s enlarges horizontal boxes: each becomes the upright box around the rotated box, not "
+                    "around the object. Set rotation to 0, or train with task='instances' on outlines.",
+                    args.rotation,
+                )
             augmentation = Augmentation(args.image_size, args.keep_ratio, flips, args.rotation, right)
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, task == "oriented")
@@ -203,27 +212,36 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
     def detect(self, images: list[torch.Tensor], threshold: float = 0.0) -> list[dict[str, Any]]:
         """Return the detections in images as the `post_process_…` method of the image processor returns them.
 
-        Coordinates are in pixels of the original images.
+        Coordinates are in pixels of the original images. Images of one size after resizing are predicted together,
+        without padding, so that the detections of an image do not depend on the others.
 
         Args:
             images: images of any size, see [`~modeling_vitp.images.pixels.to_pixels`].
             threshold: score above which detections are returned.
         """
         processor, model = self.processing_class, self.accelerator.unwrap_model(self.model).eval()
-        sizes = [tuple(image.shape[-2:]) for image in images]
         # The input spec has been applied on reading.
         own = {"input_spec": None} if isinstance(processor, InputSpecImageProcessor) else {}
-        inputs = processor(images=images, input_data_format="channels_first", return_tensors="pt", **own)
-        inputs = inputs.to(self.args.device)
-        with self.compute_loss_context_manager():
-            outputs = model(**inputs)
-        if self.task == "oriented":
-            return processor.post_process_oriented_object_detection(outputs, threshold, target_sizes=sizes)
-        if self.task == "instances":
-            return processor.post_process_instance_segmentation(
-                outputs, threshold, target_sizes=sizes, return_run_lengths=True
-            )
-        return processor.post_process_object_detection(outputs, threshold, target_sizes=sizes)
+        options = {"input_data_format": "channels_first", "return_tensors": "pt", **own}
+        inputs = [processor(images=[image], **options) for image in images]
+        same_size: dict[torch.Size, list[int]] = {}
+        for index, one in enumerate(inputs):
+            same_size.setdefault(one["pixel_values"].shape, []).append(index)
+        found: dict[int, dict[str, Any]] = {}
+        for indices in same_size.values():
+            batch = {name: torch.cat([inputs[index][name] for index in indices]) for name in inputs[indices[0]]}
+            with self.compute_loss_context_manager():
+                outputs = model(**{name: values.to(self.args.device) for name, values in batch.items()})
+            sizes = {"target_sizes": [tuple(images[index].shape[-2:]) for index in indices]}
+            if self.task == "oriented":
+                results = processor.post_process_oriented_object_detection(outputs, threshold, **sizes)
+            elif self.task == "instances":
+                sizes["return_run_lengths"] = True
+                results = processor.post_process_instance_segmentation(outputs, threshold, **sizes)
+            else:
+                results = processor.post_process_object_detection(outputs, threshold, **sizes)
+            found |= zip(indices, results)
+        return [found[index] for index in range(len(images))]
 
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
         for items in batches:

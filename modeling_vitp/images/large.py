@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import PIL.Image
 import rasterio
 import torch
 from rasterio.enums import ColorInterp, MaskFlags
@@ -22,12 +23,13 @@ from transformers.image_utils import ChannelDimension
 
 from ..bands import describe_bands
 from ..input_spec import InputSpec, band_percentiles
-from .pixels import IMAGE_PROCESSOR
+from .pixels import IMAGE_PROCESSOR, to_pixels
 from .reading import (
     PNG,
     TIFF,
     check_colors,
     check_upright,
+    decode,
     is_tiff,
     lacks_end,
     open_raster,
@@ -181,6 +183,12 @@ def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **o
         alpha: index of the transparency band, see [`transparency`].
         options: options of rasterio that select the pixels.
     """
+    is_small = dataset.width * dataset.height <= PIL.Image.MAX_IMAGE_PIXELS
+    if dataset.driver == "JPEG" and "window" in options and is_small:
+        # GDAL interpolates subsampled colors in another way than Pillow, which reads the images of training.
+        (top, bottom), (left, right) = options["window"]
+        pixels = jpeg_pixels(Path(dataset.name), os.stat(dataset.name).st_mtime_ns)
+        return pixels[[band - 1 for band in bands], top:bottom, left:right]
     pixels = dataset.read(bands, **options)
     if dataset.driver == "PNG":  # GDAL returns values of 1, 2 and 4 bits without scaling them to 8 bits.
         bits = int(dataset.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
@@ -189,6 +197,12 @@ def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **o
         for row, shares in enumerate(dataset.read(alpha, **options)):
             pixels[:, row] = over_white(pixels[:, row], shares)
     return pixels
+
+
+@lru_cache(maxsize=2)
+def jpeg_pixels(path: Path, modified: int) -> np.ndarray:
+    """Return the pixels of a JPEG as in training, `(bands, height, width)`, kept until the file is modified."""
+    return to_pixels(decode(path), None).numpy()
 
 
 def has_gaps(dataset: DatasetReader, bands: list[int]) -> bool:

@@ -204,7 +204,9 @@ class BaseTrainer:
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         self._push_checkpoints, args.push_to_hub = args.push_to_hub, False
         try:
-            return super().train(resume_from_checkpoint, *args_, **kwargs)
+            output = super().train(resume_from_checkpoint, *args_, **kwargs)
+            mean = self.mean_loss()  # the Trainer's own is without the steps before the run was resumed
+            return TrainOutput(output.global_step, mean.get("train_loss", 0.0), output.metrics | mean)
         except Exception as error:
             with name_checkpoint_in_errors(self._resumed_from):
                 raise error
@@ -245,7 +247,7 @@ class BaseTrainer:
         checkpoint = self.args.resume_from_checkpoint or last_checkpoint(self.args.output_dir)
         if checkpoint is not None and not self.args.resume_from_checkpoint:
             logger.info("Resuming from %s. To start a new run, set another output_dir.", checkpoint)
-        return self.train(resume_from_checkpoint=checkpoint).metrics | self.mean_loss()
+        return self.train(resume_from_checkpoint=checkpoint).metrics
 
     def check_rows(self) -> None:
         """Check the training data in one process before a new run begins.

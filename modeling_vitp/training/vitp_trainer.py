@@ -357,8 +357,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
             pixel_values, indices = vitp._unseen_tile()
             inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
-        num_rows = (inputs["labels"] != NO_LABEL).any(1).sum().item()
-        self._num_eval_rows = len(inputs["labels"]) if num_rows else 0
+        num_answer_tokens = (inputs["labels"][:, 1:] != NO_LABEL).sum().item()
+        self._num_eval_rows = len(inputs["labels"]) if num_answer_tokens else 0
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             if prediction_loss_only:
@@ -366,7 +366,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             else:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 logits, labels = outputs.logits, inputs["labels"]
-        self._eval_losses.append((loss.float().item(), num_rows))
+        self._eval_losses.append((loss.float().item(), num_answer_tokens))
         return loss, logits, labels
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
@@ -375,14 +375,13 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             batch_size = self.args.eval_batch_size  # the last batches may be smaller or empty
             self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        # The last batches may be smaller or empty: losses are weighted by the number of rows.
+        # As in training, each answer token counts once, so that the loss does not depend on the batches.
         rounds = zip(*gather_object([self._eval_losses]))
-        losses, num_rows = map(np.array, zip(*(batch for batches in rounds for batch in batches)))
-        losses = np.repeat(losses.astype(np.float32), num_rows)
-        finite = np.isfinite(losses)
-        if self.args.logging_nan_inf_filter and finite.any():
-            losses = losses[finite]
-        output.metrics[f"{metric_key_prefix}_loss"] = losses.mean().item()
+        losses, weights = map(np.array, zip(*(batch for batches in rounds for batch in batches)))
+        counted = weights > 0
+        if self.args.logging_nan_inf_filter and np.isfinite(losses[counted]).any():
+            counted &= np.isfinite(losses)
+        output.metrics[f"{metric_key_prefix}_loss"] = float(np.average(losses[counted], weights=weights[counted]))
         return output
 
     # Metrics

@@ -55,10 +55,13 @@ def test_image_corners_and_mask_agree(seed, keep_ratio):
     points = corners(torch.tensor([[60.0, 50, 15 + side, 15 + other, angle]]))
     mask = painted(points[0], 100, 130)
     sample = Sample(mask.expand(3, -1, -1) * 255, points, torch.tensor([0]), mask[None])
-    moved = Augmentation(110, keep_ratio, (0.25, 0.25, 0.25), rotation=0.7)(sample, generator)
+    augment, state = Augmentation(110, keep_ratio, (0.25, 0.25, 0.25), rotation=0.7), generator.get_state()
+    moved = augment(sample, generator)
     assert moved.size == resized_size((100, 130), 110, keep_ratio)
+    # With masks, a rotated box becomes the upright one around its mask.
+    (points,) = augment(Sample(sample.image, points, sample.labels), generator.set_state(state)).corners
     assert len(moved.corners) == len(moved.masks) == 1
-    again = painted(moved.corners[0] if clockwise(moved.corners[0]) else moved.corners[0].flip(0), *moved.size)
+    again = painted(points if clockwise(points) else points.flip(0), *moved.size)
     seen = moved.image[0] > 127
     for one in (seen, moved.masks[0] > 0):
         shared, either = (one & (again > 0)).sum(), (one | (again > 0)).sum()
@@ -125,6 +128,27 @@ def test_rotation_that_removes_all_is_skipped():
         assert len(Augmentation(80, rotation=1.0)(sample, generator).labels) == 1
     nothing = Sample(torch.zeros(3, 80, 80, dtype=torch.uint8), torch.zeros(0, 4, 2), torch.zeros(0).long())
     assert Augmentation(40, rotation=1.0)(nothing, generator).corners.shape == (0, 4, 2)
+
+
+@pytest.mark.parametrize("angle", [30, 45, 90])
+def test_rotated_box_of_disc_fits_its_mask(angle):
+    y, x = torch.meshgrid(torch.arange(200) + 0.5, torch.arange(200) + 0.5, indexing="ij")
+    centers = [(100, 100), (60, 120), (190, 105)]  # the last one is cut by the border
+    masks = torch.stack([(x - cx) ** 2 + (y - cy) ** 2 < 30**2 for cx, cy in centers]).to(torch.uint8)
+    points = corners(torch.tensor([[cx, cy, 60.0, 60, 0] for cx, cy in centers]))
+    sample = Sample(torch.zeros(3, 200, 200, dtype=torch.uint8), points, torch.tensor([0, 1, 2]), masks)
+    moved = turned(sample, angle)
+    boxes = targets(moved, is_oriented=False)["boxes"] * 200
+    for label, (cx, cy, width, height), mask in zip(moved.labels.tolist(), boxes, moved.masks.numpy()):
+        rows, columns = mask.nonzero()
+        expected = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+        found = torch.stack([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2])
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+        if label < 2:  # a whole disc keeps its extent
+            assert abs(width - 60) <= 1.5 and abs(height - 60) <= 1.5
+    assert moved.labels.tolist()[:2] == [0, 1]
+    nothing = turned(sample.take(torch.zeros(3, dtype=torch.bool)), angle)
+    assert nothing.corners.shape == (0, 4, 2) and nothing.masks.shape == (0, 200, 200)
 
 
 def test_targets_are_normalized_by_image_size():

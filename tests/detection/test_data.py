@@ -36,7 +36,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from modeling_vitp.detection.annotations import FORMATS, ImageObjects
+from modeling_vitp.detection.annotations import FORMATS, ImageObjects, row_objects
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.data import DetectionData, ObjectImages, with_few_empty
 from modeling_vitp.detection.prediction import write_geojson
@@ -486,6 +486,48 @@ def test_bad_objects_can_be_skipped(tmp_path, caplog):
     samples = describe(tmp_path, "dota", bad_objects="skip").open(["train"], "oriented")
     assert len(samples[0]["labels"]) == len(written["a_001"]) - 1
     assert "train" in caplog.text and "a_001.txt, line 3" in caplog.text
+
+
+@pytest.mark.parametrize("task", ["horizontal", "instances"])
+def test_numbers_of_coco_may_be_text(tmp_path, task):
+    write_coco(tmp_path, IMAGES)
+    expected = list(describe(tmp_path, "coco").open(["train"], task))
+    contents = json.loads((tmp_path / "instances.json").read_text())
+    for entry in contents["annotations"]:
+        entry |= {"bbox": [str(value) for value in entry["bbox"]], "iscrowd": "0", "area": "12.5"}
+        if isinstance(entry["segmentation"], list):
+            entry["segmentation"] = [[str(value) for value in polygon] for polygon in entry["segmentation"]]
+    (tmp_path / "instances.json").write_text(json.dumps(contents))
+    found = list(describe(tmp_path, "coco", bad_objects="skip").open(["train"], task))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one["corners"], other["corners"]) and torch.equal(one["labels"], other["labels"])
+        assert not one["crowd"].any() and (one["area"] == 12.5).all()
+    assert sum(len(one["labels"]) for one in found) == len(contents["annotations"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"bbox": ["one", 2, 3, 4]}, {"bbox": "1234"}, {"iscrowd": "maybe"}, {"area": "large"}]
+)
+def test_text_that_is_no_number_is_refused(tmp_path, change):
+    write_coco(tmp_path, IMAGES)
+    contents = json.loads((tmp_path / "instances.json").read_text())
+    contents["annotations"][0] |= change
+    (tmp_path / "instances.json").write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match="instances.json, annotation"):
+        describe(tmp_path, "coco", bad_objects="skip").open(["train"], "horizontal")
+
+
+def test_flags_of_rows_may_be_text():
+    objects = {
+        "boxes": [[1, 2, 3, 4]] * 5,
+        "crowd": ["0", "1", "false", "", None],
+        "difficult": ["1", "0", 0, 1.0, True],
+    }
+    found = list(row_objects({**objects, "labels": [0] * 5}, None, "xywh", "row 0"))
+    assert [one.is_crowd for one in found] == [False, True, False, False, False]
+    assert [one.is_difficult for one in found] == [True, False, False, True, True]
+    with pytest.raises(ValueError, match="difficult"):
+        list(row_objects({"boxes": [[1, 2, 3, 4]], "difficult": ["x"]}, None, "xywh", "row 0"))
 
 
 def test_small_objects_can_be_skipped(tmp_path):

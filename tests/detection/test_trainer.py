@@ -15,10 +15,18 @@ from evaluate import load
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from tiny_models import adapter_config
 
 from modeling_vitp.detection.augmentation import Augmentation
 from modeling_vitp.detection.data import DetectionData
-from modeling_vitp.detection.trainer import TrainingSamples, ViTPDetectionTrainer, collate, reference
+from modeling_vitp.detection.trainer import (
+    TASK_MODELS,
+    TrainingSamples,
+    ViTPDetectionTrainer,
+    ViTPDetectionTrainingConfig,
+    collate,
+    reference,
+)
 from modeling_vitp.image_processing_vitp_detection import ViTPDetectionImageProcessor
 from modeling_vitp.metrics.report import METRICS_FOLDER
 
@@ -31,6 +39,12 @@ def open_samples(root, task):
     splits = {"train": {"images": "images", "annotations": annotations}}
     data = DetectionData.from_dict({"root": str(root), "format": form, "classes": NAMES, "splits": splits})
     return data.open(["train"], task)
+
+
+def tiny_detector(task):
+    names, sizes = dict(enumerate(NAMES)), {"neck_channels": 16, "head_hidden_size": 32}
+    model_class = TASK_MODELS[task]
+    return model_class(model_class.config_class(backbone_config=adapter_config(), id2label=names, **sizes))
 
 
 def test_sample_is_normalized_with_relative_boxes(tmp_path):
@@ -73,6 +87,40 @@ def test_samples_depend_on_seed_and_epoch(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(first, draws(0, 0)))
     assert not all(torch.equal(one, other) for one, other in zip(first, draws(0, 1)))
     assert not all(torch.equal(one, other) for one, other in zip(first, draws(1, 0)))
+
+
+@pytest.mark.parametrize(
+    "task, right_angles, is_warned",
+    [("horizontal", [], True), ("horizontal", NAMES, False), ("oriented", [], False)],
+)
+def test_rotation_of_horizontal_boxes_warns(tmp_path, caplog, task, right_angles, is_warned):
+    samples = open_samples(tmp_path, task)
+    config = ViTPDetectionTrainingConfig(
+        str(tmp_path), rotation=0.5, right_angle_classes=right_angles, report_to="none", bf16=False
+    )
+    ViTPDetectionTrainer(tiny_detector(task), config, task, train_dataset=samples)
+    assert ("rotation" in caplog.text) == is_warned
+
+
+@pytest.mark.parametrize("task", TASK_MODELS)
+def test_scores_do_not_depend_on_batch_size(tmp_path, task):
+    torch.manual_seed(0)
+    model = tiny_detector(task).eval()
+    config = ViTPDetectionTrainingConfig(str(tmp_path), report_to="none", bf16=False, use_cpu=True)
+    trainer = ViTPDetectionTrainer(model, config, task)
+    sizes = [(64, 96), (128, 64), (64, 96), (96, 96), (128, 128), (64, 64), (128, 64), (96, 64)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    alone = []
+    for image in images:  # an oracle without the trainer: one image, no padding
+        inputs = trainer.processing_class(images=[image], input_data_format="channels_first", return_tensors="pt")
+        with torch.no_grad():
+            alone.append(model(inputs["pixel_values"]).scores[0])
+    for batch_size in (1, 3, 8):
+        batches = [images[start : start + batch_size] for start in range(0, 8, batch_size)]
+        found = [one for batch in batches for one in trainer.detect(batch)]
+        for one, expected in zip(found, alone, strict=True):
+            torch.testing.assert_close(one["scores"], expected[expected > 0], atol=1e-5, rtol=0)
+    assert sum(map(len, alone)) > 20
 
 
 def test_batch_is_padded_with_masks(tmp_path):

@@ -64,6 +64,17 @@ def in_rows(path, spec):
         return 255 * np.concatenate(pixels, axis=1), no_data, image.is_masked
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_jpeg_has_pixels_of_training(tmp_path, mode, subsampling):
+    colors = np.random.default_rng(0).integers(0, 256, (HEIGHT // 4 + 1, 10, 3), dtype=np.uint8)
+    image = Image.fromarray(colors.repeat(4, 0)[:HEIGHT].repeat(4, 1))
+    image.convert(mode).save(tmp_path / "a.jpg", quality=90, subsampling=subsampling)
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).transpose(2, 0, 1)
+    found, _, _ = in_rows(tmp_path / "a.jpg", None)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-3)
+
+
 TRANSPARENT = {
     "default.tif": lambda path: write_tiff(path, RGBA),
     "rgba.tif": lambda path: write_tiff(path, RGBA, photometric="RGB", alpha="YES"),

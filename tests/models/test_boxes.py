@@ -370,3 +370,19 @@ def test_values_of_each_class_are_selected():
     values = torch.arange(12.0).view(3, 2, 2)
     assert torch.equal(of_class(values, torch.tensor([1, 0, 1])), values[[0, 1, 2], [1, 0, 1]])
     assert torch.equal(of_class(values[:, :1], torch.tensor([7, 0, 3])), values[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_boxes_that_do_not_touch_are_kept_at_threshold_0(dtype):
+    generator = torch.Generator().manual_seed(0)
+    places = torch.rand(1000, 2, 5, generator=generator, dtype=torch.float64)
+    low, extent = torch.tensor([500.0, 500, 1, 1, -math.pi / 2]), torch.tensor([100, 100, 60, 20, math.pi])
+    pairs = (places * extent + low).to(dtype)
+    numbers = {True: 0, False: 0}
+    for pair in pairs:
+        one, other = map(shapely.Polygon, corners(pair.double()).tolist())
+        shared = one.intersection(other).area / one.union(other).area
+        if shared == 0 or shared > 1e-3:
+            assert len(rotated_nms(pair, torch.tensor([0.9, 0.8]), 0.0)) == (2 if shared == 0 else 1)
+            numbers[shared == 0] += 1
+    assert min(numbers.values()) > 100

@@ -1,4 +1,5 @@
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, pipeline
 
 from modeling_vitp import ViTPDetectionImageProcessor, ViTPImageProcessor
+from modeling_vitp.detection.augmentation import resized_size
 from modeling_vitp.modeling_vitp_detection import ViTPDetectionOutput
 from modeling_vitp.rotated_boxes import corners
 
@@ -41,6 +43,44 @@ def test_boxes_are_shares_of_unpadded_image():
     torch.testing.assert_close(ship["boxes"], torch.tensor([[14 / 40, 11 / 30, 20 / 40, 10 / 30]]))
     assert nothing["class_labels"].shape == (0,) and nothing["boxes"].shape == (0, 4)
     assert nothing["corners"].shape == (0, 4, 2) and "corners" not in ship
+
+
+def test_resized_images_have_sizes_of_training():
+    generator, found = np.random.default_rng(0), []
+    processor = ViTPDetectionImageProcessor(do_resize=True, size={"max_height": 160, "max_width": 160})
+    for height, width in generator.integers(20, 400, (200, 2)).tolist():
+        (pixels,) = processor([np.zeros((height, width, 3), np.uint8)], return_tensors="pt")["pixel_values"]
+        rounded = [int(Fraction(160 * side, max(height, width)) + Fraction(1, 2)) for side in (height, width)]
+        found.append(rounded)
+        assert list(pixels.shape[1:]) == rounded == list(resized_size((height, width), 160, keep_ratio=True))
+    assert len({tuple(size) for size in found}) > 50
+
+
+@pytest.mark.parametrize("flag", ["0", 0, False, None, "false"])
+def test_object_with_flag_of_no_crowd_is_kept(flag):
+    given = annotated({**SHIP, "iscrowd": flag}, {**SHIP, "iscrowd": "1"}, {**SHIP, "iscrowd": 1})
+    (label,) = ViTPDetectionImageProcessor()(picture(40, 30), given, return_tensors="pt")["labels"]
+    assert label["class_labels"].tolist() == [1]
+
+
+@pytest.mark.parametrize("processor_class", [ViTPDetectionImageProcessor, ViTPImageProcessor])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_std": [0.2, 0.0, 0.2]},
+        {"image_mean": [1e38, 0.5, 0.5]},
+        {"image_mean": [float("nan"), 0.5, 0.5]},
+        {"image_std": [float("nan"), 0.2, 0.2]},
+        {"rescale_factor": float("inf")},
+        {"rescale_factor": 0.0},
+    ],
+)
+def test_settings_without_finite_values_are_refused(tmp_path, processor_class, settings):
+    processor_class().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ValueError, match="image_std"):
+        processor_class.from_pretrained(tmp_path)
 
 
 def test_corners_follow_boxes_when_stretched():

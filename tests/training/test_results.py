@@ -156,7 +156,8 @@ class Stop(TrainerCallback):
         raise KeyboardInterrupt
 
 
-def test_train_loss_of_resumed_run_has_all_steps(tmp_path, monkeypatch):
+@pytest.mark.parametrize("resume", [results.train, lambda trainer: {"train": trainer.train(True).metrics}])
+def test_train_loss_of_resumed_run_has_all_steps(tmp_path, monkeypatch, resume):
     losses, training_step = [], ViTPTrainer.training_step
 
     def kept(*args, **kwargs):
@@ -171,7 +172,7 @@ def test_train_loss_of_resumed_run_has_all_steps(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer = make_trainer(tmp_path, **options)
-    metrics = results.train(trainer)
+    metrics = resume(trainer)
     assert [logs["step"] for logs in trainer.state.log_history if "loss" in logs] == [1, 3, 6]
     assert metrics["train"]["train_loss"] == pytest.approx(sum(losses) / 8)
 

@@ -88,6 +88,17 @@ def test_evaluation_loss_is_without_drop(tokenizer, rows, tmp_path):
     assert len(set(first_losses)) == 3
 
 
+def test_evaluation_loss_counts_each_answer_token_once(tokenizer, rows, tmp_path):
+    trainer = make_trainer(tokenizer, rows, tmp_path)
+    batch = ViTPDataCollator(trainer.processing_class, vrl_drop_ratio=0.0)(list(rows))
+    with torch.no_grad():
+        expected = trainer.model.eval()(**batch, use_cache=False).loss.item()  # mean over all answer tokens
+    for batch_size in (1, 2, 3, len(rows)):
+        trainer.args.per_device_eval_batch_size = batch_size
+        for dataset in (rows, rows.select(range(len(rows) - 1, -1, -1))):
+            assert trainer.evaluate(dataset)["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_logged_metrics_equal_a_plain_computation(tokenizer, rows, tmp_path):
     trainer = make_trainer(tokenizer, rows, tmp_path, max_steps=1, per_device_train_batch_size=6, learning_rate=0.0)
     trainer.model.model.vision_tower.config.drop_path_rate = 0.0

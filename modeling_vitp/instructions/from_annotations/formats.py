@@ -344,21 +344,43 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
     if not isinstance(category, (int, str)) or category not in names:
         raise ValueError(f"{where}: expected `category_id` to be an id of `categories`, got {category!r}.")
     try:
-        left, top, width, height = annotation["bbox"]
+        left, top, width, height = read_numbers(annotation["bbox"])
         box = (left, top, left + width, top + height)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{where}: expected `bbox` to be four numbers, got {annotation.get('bbox')!r}.") from error
+    try:
+        area, outline = read_numbers([annotation.get("area"), annotation.get("segmentation") or None])
+        is_crowd = read_flag(annotation.get("iscrowd"), "iscrowd")
+    except ValueError as error:
+        raise ValueError(f"{where}: invalid `iscrowd`, `area` or outline (`segmentation`): {error}") from error
     label = names[category]
     caption = annotation.get("caption")
     return AnnotatedObject(
         where,
         label,
         box,
-        is_crowd=bool(annotation.get("iscrowd")),
-        area=annotation.get("area"),
+        is_crowd=is_crowd,
+        area=area,
         caption=None if isinstance(caption, str) and not caption.strip() else caption,
-        segmentation=annotation.get("segmentation") or None,
+        segmentation=outline,
     )
+
+
+def read_numbers(values: list) -> list:
+    """Return a nested list in which numbers that are written as text are numbers. Raise a `ValueError` for others."""
+    if isinstance(values, str):
+        return float(values)
+    return [read_numbers(value) for value in values] if isinstance(values, list) else values
+
+
+def read_flag(value: Any, name: str) -> bool:
+    """Return a flag, 0 or 1 as a number, a bool or text; a missing one is false. Raise a `ValueError` for others."""
+    flag = value.strip().lower() if isinstance(value, str) else value
+    if flag in (None, "", 0, "0", "false"):
+        return False
+    if flag in (1, "1", "true"):
+        return True
+    raise ValueError(f"expected `{name}` to be 0 or 1, got {value!r}.")
 
 
 def check_coco(contents: dict, path: Path) -> None:
