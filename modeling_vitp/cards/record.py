@@ -107,7 +107,7 @@ def copy_record(source: str | Path, target: str | Path) -> None:
         if path.is_file():
             shutil.copyfile(path, target / path.name)
     record, licenses = read_json(target / RECORD), provenance([str(source)])["licenses"]
-    if licenses and not record.get("licenses"):  # stated in the card alone
+    if any(licenses.values()) and not record.get("licenses"):  # stated in the card alone
         (target / RECORD).write_text(json.dumps(record | {"licenses": licenses}, indent=2) + "\n")
 
 

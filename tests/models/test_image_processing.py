@@ -479,7 +479,9 @@ def test_any_spec_agrees_with_numpy(case):
         low, high = np.array([np.percentile(band, spec["percentiles"]) for band in finite]).T
         high = np.where(high > low, high, low + 1)
     actual = unit(image, size=bands.shape[1:], input_spec=spec, input_data_format=input_data_format)
-    assert_close(actual, oracle(used, low, high, spec["gamma"]), tolerance=1e-5)
+    # The root of a gamma below 1 would enlarge the rounding of dark pixels without bound.
+    power = max(1, 1 / spec["gamma"])
+    assert_close(actual**power, oracle(used, low, high, spec["gamma"]) ** power, tolerance=1e-5)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

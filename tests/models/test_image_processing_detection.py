@@ -79,7 +79,7 @@ def test_settings_without_finite_values_are_refused(tmp_path, processor_class, s
     processor_class().save_pretrained(tmp_path)
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    with pytest.raises(ValueError, match="image_std"):
+    with pytest.raises(ValueError, match=next(iter(settings))):
         processor_class.from_pretrained(tmp_path)
 
 

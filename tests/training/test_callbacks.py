@@ -142,6 +142,7 @@ def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch, capfd):
 
 def test_closed_terminal_saves(tmp_path):
     """The write to standard error fails, as on a closed terminal."""
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     reading, writing = os.pipe()
     os.close(reading)
     before = os.dup(1), os.dup(2)
@@ -152,6 +153,7 @@ def test_closed_terminal_saves(tmp_path):
     finally:
         for descriptor, copy in enumerate(before, 1):
             os.dup2(copy, descriptor)
+        signal.signal(signal.SIGHUP, ignored)
     assert stop.status == 129 and last_checkpoint(tmp_path).endswith("checkpoint-1")
 
 
