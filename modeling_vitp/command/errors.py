@@ -142,6 +142,8 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
         return f"{error.filename}: {error.strerror}." if error.filename else str(error), None, MISTAKE
     if isinstance(error, OSError) and error.errno is None or isinstance(error, ValueError):
         return str(error), None, MISTAKE
+    if isinstance(error, KeyError) and "metric_for_best_model" in str(error):  # of transformers, after an evaluation
+        return str(error.args[0]), None, MISTAKE
     what = f"{type(error).__name__}: {error}"
     return what, READ_TRACEBACK, FAILURE
 

@@ -164,6 +164,10 @@ def recognize(
     names, mapped = list(names), mapped or {}
     if not names:
         raise ValueError("expected rows, found none.")
+    known = [*IMAGES, "id", *text_columns(), *BESIDE, *sorted(OF_IMAGES - {*IMAGES})]
+    unknown = [role for role in mapped if role not in known]
+    if unknown:
+        raise ValueError(f"`columns`: unknown name {unknown[0]!r}. Known: {', '.join(dict.fromkeys(known))}.")
     requested = set(text_columns()) & set(mapped)
     renamed: dict[str, str] = {}
     for name in names:

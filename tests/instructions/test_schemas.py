@@ -143,6 +143,11 @@ def test_mapped_columns_take_precedence():
     assert row["messages"][0]["content"] == [text("What is it?")]
 
 
+def test_unknown_name_in_columns_is_refused():
+    with pytest.raises(ValueError, match="'imge'.*caption"):
+        recognize(["image", "caption"], {"imge": "image"})
+
+
 def test_registered_schema_is_recognized_and_read(monkeypatch, tmp_path):
     monkeypatch.setattr(schemas, "SCHEMAS", list(SCHEMAS))
 
