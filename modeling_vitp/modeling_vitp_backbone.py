@@ -27,6 +27,7 @@ from .configuration_vitp import ViTPVisionConfig
 from .configuration_vitp_dense import MULTI_SCALE_CONFIGS, ViTPBackboneConfig, ViTPMultiScaleConfig
 from .modeling_vitp import (
     HUB_OPTIONS,
+    LANGUAGE_MODELS,
     VISION_MODELS,
     ViTPVisionEncoder,
     ViTPVisionModel,
@@ -37,6 +38,7 @@ from .opening import naming, way_to_vit
 from .vision_towers import TOWERS, VisionTower, pair, resample_positions, tower_of
 
 STRIDES = (4, 8, 16, 32)
+OURS = {*LANGUAGE_MODELS, *MULTI_SCALE_CONFIGS}
 VISION_PARTS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model"}
 
 
@@ -291,7 +293,8 @@ def open_vit_config(backbone: str | Path, **kwargs) -> PreTrainedConfig:
         families = [name for name in TOWERS if not name.startswith("vitp_")]
         raise ValueError(
             f"{backbone} is a {model_type!r}. Expected an exported backbone or a ViT of one of these families: "
-            f"{', '.join(families)}. {way_to_vit(backbone, fields)}"
+            f"{', '.join([*families, *VISION_PARTS])}. "
+            + (way_to_vit(backbone, fields) if model_type in OURS or "backbone_config" in fields else "")
         )
     return TOWERS[model_type].prepare(CONFIG_MAPPING[model_type].from_dict(fields))
 

@@ -273,6 +273,7 @@ class TimmTower(VisionTower):
     def prepare(self, config):
         config = super().prepare(config)
         config.model_args = {"dynamic_img_size": True} | (config.model_args or {})
+        config.model_args.pop("num_classes", None)  # written by timm, and given by transformers
         model = build_timm(config.architecture, json.dumps(config.model_args))
         config.hidden_size, config.num_hidden_layers = model.embed_dim, len(model.blocks)
         config.image_size, config.patch_size = list(model.patch_embed.img_size), list(model.patch_embed.patch_size)
@@ -284,6 +285,9 @@ class TimmTower(VisionTower):
 
     def save(self, model, folder):
         state = {name.removeprefix("timm_model."): weight for name, weight in model.state_dict().items()}
+        config = model.config
+        sizes = {"input_size": [config.num_channels, *config.image_size], "crop_pct": 1.0, "crop_mode": "squash"}
+        config.pretrained_cfg = (getattr(config, "pretrained_cfg", None) or {}) | sizes
         model.save_pretrained(folder, state_dict=state)
 
     def resize(self, config, image_size, patch_size):
@@ -319,12 +323,15 @@ def build_timm(architecture: str, model_args: str) -> nn.Module:
     """
     import timm  # optional
 
-    with torch.device("meta"):
-        model = timm.create_model(architecture, num_classes=0, **json.loads(model_args))
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(architecture, num_classes=0, **json.loads(model_args))
+    except (TypeError, RuntimeError):  # arguments that other architectures do not have
+        model = None
     if not isinstance(model, timm.models.VisionTransformer):
         raise ValueError(
-            f"Expected a VisionTransformer of timm, got {architecture}, a {type(model).__name__}. Choose another model "
-            "of https://huggingface.co/timm, or the same weights in transformers."
+            f"Expected a VisionTransformer of timm, got {architecture!r}. Choose another model of "
+            "https://huggingface.co/timm, or the same weights in transformers."
         )
     return model
 

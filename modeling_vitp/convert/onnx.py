@@ -21,7 +21,7 @@ from .. import detection_boxes, modeling_vitp_detection
 from ..auto.registry import MODELS, find_model
 from ..configuration_vitp import ViTPVisionConfig
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPVisionModel
-from ..modeling_vitp_backbone import open_vit
+from ..modeling_vitp_backbone import VISION_PARTS, open_vit
 from ..modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
 from ..modeling_vitp_multi_scale import BACKBONES
 from ..opening import naming
@@ -165,6 +165,7 @@ def open_model(name: str | Path) -> PreTrainedModel:
         model_type = ViTPVisionConfig.get_config_dict(name)[0].get("model_type")
     if model_type in VISION_MODELS | LANGUAGE_MODELS.keys():  # loading the latter raises with advice
         return ViTPVisionModel.from_pretrained(name, dtype=torch.float32).eval()
+    model_type = VISION_PARTS.get(model_type, model_type)
     if model_type not in MODELS or not MODELS[model_type].graph_outputs:
         types = sorted(VISION_MODELS | {entry.model_type for entry in MODELS.values() if entry.graph_outputs})
         raise ValueError(

@@ -25,7 +25,9 @@ from ..command.paths import Shard
 from ..image_processing_vitp import ViTPImageProcessor
 from ..input_spec import InputSpec
 from ..instructions.sources import folder_cache
-from ..vision_towers import TOWERS, pair, tower_of
+from ..modeling_vitp import VISION_MODELS
+from ..modeling_vitp_backbone import VISION_PARTS, open_vit, open_vit_config
+from ..vision_towers import TOWERS, pair
 
 # Families whose image processors return patches, or take images of Pillow only.
 OWN_PREPROCESSING = ("siglip2_vision_model", "timm_wrapper")
@@ -215,8 +217,9 @@ def load_backbone(
     revision = {"revision": commit or revision or "main"}
     try:
         config = AutoConfig.from_pretrained(where, **revision)
-        if config.model_type in TOWERS:
-            config = tower_of(config).prepare(config)
+        is_other_family = config.model_type in {*TOWERS, *VISION_PARTS} - VISION_MODELS
+        if is_other_family:
+            config = open_vit_config(where, **revision)
         if config.model_type in OWN_PREPROCESSING:
             side = pair(config.image_size)[0]
             size = {"height": side, "width": side}
@@ -224,7 +227,12 @@ def load_backbone(
         else:
             image_processor = AutoImageProcessor.from_pretrained(where, **revision)
         if random_seed is None:
-            model = AutoModel.from_pretrained(where, config=config, dtype=dtype, **revision)
+            if is_other_family:
+                model = open_vit(where, dtype=dtype, **revision)
+            else:
+                model, report = AutoModel.from_pretrained(where, dtype=dtype, output_loading_info=True, **revision)
+                if config.model_type in VISION_MODELS and report["missing_keys"]:
+                    raise ValueError(f"weights are missing: {sorted(report['missing_keys'])}")
         else:
             set_seed(random_seed)
             model = AutoModel.from_config(config, dtype=dtype)

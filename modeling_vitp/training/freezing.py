@@ -69,6 +69,8 @@ def lora_config(
     """
     config = get_peft_config(model_args)
     if config is None:
+        if lora_on_vision:
+            raise ValueError("lora_on_vision has no effect without use_peft. Add --use_peft true.")
         return None
     if freeze_language_model:
         raise ValueError("use_peft and freeze_language_model exclude each other: LoRA trains the language model.")

@@ -1,6 +1,7 @@
 """Loading of the model to pretrain: a checkpoint, a ViT with a language model, or random weights."""
 
 import difflib
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ from ..vision_towers import TOWERS, pair, tower_of
 
 if TYPE_CHECKING:  # the Space loads models without TRL
     from trl import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
@@ -429,6 +432,7 @@ def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) 
         return ViTPImageProcessor.from_pretrained(vision_model, **settings)
     if has_file or model_type == "timm_wrapper":
         return ViTPImageProcessor.from_backbone(vision_model, **settings)
+    logger.warning("%s has no image processor: mean and standard deviation of ImageNet are used.", vision_model)
     return ViTPImageProcessor(**settings)
 
 

@@ -373,7 +373,7 @@ def next_commands(entry: ModelEntry, output_dir: Path) -> list[str]:
     folder, backbone = shlex.quote(str(output_dir)), shlex.quote(str(output_dir / "backbone"))
     if (output_dir / "backbone").is_dir():
         return [
-            f"vitp finetune_segmentation --config YOUR_MAPS.yaml --model_name_or_path {backbone}",
+            f"vitp finetune_segmentation --data_root YOUR_MAPS --model_name_or_path {backbone}",
             f"vitp pretrain --model_name_or_path {folder} --dataset_name YOUR_DATA --output_dir NEW_FOLDER",
             f"vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run",
         ]

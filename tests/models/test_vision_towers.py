@@ -1,6 +1,7 @@
 """Each family of vision transformers beside its own library: in the vision-language model, exported, and in tasks."""
 
 import copy
+import json
 
 import pytest
 import timm
@@ -9,7 +10,16 @@ from huggingface_hub.errors import StrictDataclassError
 from internvl_oracle import blocked_mask
 from paths import ROOT
 from pictures import picture
-from transformers import AutoBackbone, AutoConfig, AutoModel, PreTrainedModel, SwinConfig, SwinModel
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    PreTrainedModel,
+    SwinConfig,
+    SwinModel,
+    TimmWrapperConfig,
+    TimmWrapperModel,
+)
 from vision_families import FAMILIES, MEAN, NAMES, STD, library_features, save_clip, save_language_model, save_vit
 
 from modeling_vitp import (
@@ -176,6 +186,8 @@ def test_export_stays_in_its_family(folder, vlm, composed, tmp_path):
     if family == "timm_wrapper":
         loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0, **vit.config.model_args)
         torch.testing.assert_close(loaded.eval().forward_features(pixels)[:, 3:], tower.patch_tokens(vit, pixels))
+        settings = timm.data.resolve_model_data_config(loaded)
+        assert (tuple(settings["input_size"]), settings["crop_pct"], settings["crop_mode"]) == ((3, 64, 64), 1.0, "squash")
 
 
 def test_image_processor_has_mean_and_std_of_vit(composed):
@@ -309,6 +321,36 @@ def test_cost_plan_counts_weights_and_operations(vlm):
     kernel = vlm.model.vision_tower.get_parameter(tower_of(vlm.config.vision_config).patch_kernel)
     wanted = 2 * (matrices * grid + attention + kernel.numel() * 16)
     assert wanted <= cost.forward["ViT"] < 1.15 * wanted  # some families have a pooler
+
+
+def test_timm_models_of_other_kinds_are_named(tmp_path):
+    TimmWrapperModel(TimmWrapperConfig(architecture="resnet10t")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="VisionTransformer.*resnet10t"):
+        open_vit(tmp_path)
+
+
+def test_settings_that_timm_writes_are_accepted(tmp_path):
+    save_vit(tmp_path, "timm_wrapper")
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps(fields | {"model_args": fields["model_args"] | {"num_classes": 0}}))
+    assert open_vit(tmp_path).config.image_size == [64, 64]
+
+
+def test_probes_refuse_missing_weights(tmp_path):
+    model = save_vit(tmp_path, "dinov3_vit")
+    state = {name: weight for name, weight in model.state_dict().items() if ".layer.2." not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match=r"layer\.2"):
+        load_backbone(str(tmp_path))
+
+
+def test_probes_open_vit_of_whole_clip(tmp_path):
+    whole = save_clip(tmp_path)
+    pixels = images(whole.config.vision_config)
+    with torch.no_grad():
+        wanted = whole.vision_model(pixels).last_hidden_state[:, 1:]
+    torch.testing.assert_close(load_backbone(str(tmp_path)).maps(pixels).flatten(1, 2), wanted, atol=1e-5, rtol=0)
 
 
 def test_probes_open_vit(folder):

@@ -183,6 +183,8 @@ def test_lora_on_vision_reaches_linear_layers_of_the_vit(model):
         wanted = peft_model.base_model.model.model.vision_tower.eval()(pixels).last_hidden_state
         torch.testing.assert_close(exported.eval()(pixels).last_hidden_state, wanted, atol=1e-5, rtol=1e-5)
         assert (model.model.vision_tower.eval()(pixels).last_hidden_state - wanted).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="lora_on_vision.*use_peft"):
+        lora_config(model, ModelConfig(), lora_on_vision=True)
     with pytest.raises(ValueError, match="lora_on_vision.*freeze_vision"):
         lora_config(model, ModelConfig(**LORA), freeze_vision=True, lora_on_vision=True)
 
