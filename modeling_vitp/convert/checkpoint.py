@@ -21,8 +21,10 @@ from transformers.utils import logging
 from ..bands import FIRST_CONVOLUTIONS, spread_config, spread_kernel
 from ..cards.record import card_metadata, license_files, license_of, license_of_file, read_json, write_json
 from ..command.paths import check_new
+from ..modeling_vitp import VISION_MODELS
 from ..opening import naming
 from ..processing_vitp import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, ViTPProcessor
+from ..vision_towers import TOWERS
 from .export import AUTO_MAP, image_settings, native_vision_config, save_code, save_image_processor
 from .internvl import (
     VIDEO_TOKEN,
@@ -49,6 +51,9 @@ NAMED_TOKENS = {
     "context_image_token": IMAGE_TOKEN,
     "video_token": VIDEO_TOKEN,
 }
+
+# Families of ViT that no layout has names for.
+FAMILIES = {name for name in TOWERS if name not in VISION_MODELS and not name.startswith("vitp_")}
 
 
 def convert_checkpoint(
@@ -115,6 +120,14 @@ def convert_checkpoint(
         raise ValueError(
             f"{source} is a {checkpoint.config.model_type!r}, which can be converted to "
             f"{', '.join(checkpoint.targets)}, not to {to!r}."
+        )
+    parts = [getattr(checkpoint.config, name, None) for name in ("vision_config", "vit_config", "backbone_config")]
+    parts += [getattr(part, "vit_config", None) for part in parts]
+    other = next((part.model_type for part in parts if part is not None and part.model_type in FAMILIES), None)
+    if other is not None and to != "vitp":
+        raise ValueError(
+            f"{source} has a ViT of the family {other!r}, which keeps its own format. Export the ViT with `vitp "
+            f"export_backbone {source} FOLDER`."
         )
     license_fields = read_license(checkpoint, license)
     if input_spec is not None:

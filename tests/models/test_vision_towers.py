@@ -32,6 +32,7 @@ from modeling_vitp import (
     ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
     compose,
+    convert_checkpoint,
     export_backbone,
     resize_backbone,
 )
@@ -187,7 +188,19 @@ def test_export_stays_in_its_family(folder, vlm, composed, tmp_path):
         loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0, **vit.config.model_args)
         torch.testing.assert_close(loaded.eval().forward_features(pixels)[:, 3:], tower.patch_tokens(vit, pixels))
         settings = timm.data.resolve_model_data_config(loaded)
-        assert (tuple(settings["input_size"]), settings["crop_pct"], settings["crop_mode"]) == ((3, 64, 64), 1.0, "squash")
+        assert (tuple(settings["input_size"]), settings["crop_pct"], settings["crop_mode"]) == (
+            (3, 64, 64),
+            1.0,
+            "squash",
+        )
+
+
+def test_conversion_refers_to_export(vlm, composed, tmp_path):
+    vlm.save_pretrained(tmp_path / "model")
+    composed[1].save_pretrained(tmp_path / "model")
+    for layout in ("internvl", "backbone", "original"):
+        with pytest.raises(ValueError, match="vitp export_backbone"):
+            convert_checkpoint(tmp_path / "model", tmp_path / layout, layout)
 
 
 def test_image_processor_has_mean_and_std_of_vit(composed):
