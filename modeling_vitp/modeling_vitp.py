@@ -238,7 +238,8 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             kwargs["output_hidden_states"] = True
         tower = tower_of(self.config.vision_config)
         inputs = tower.inputs(self.vision_tower, pixel_values.to(dtype=self.dtype))
-        vision_outputs = self.vision_tower(**inputs, return_dict=True, **kwargs)
+        # The first argument by position, as older PEFT's wrapper of fully trained modules takes it.
+        vision_outputs = self.vision_tower(inputs.pop("pixel_values"), **inputs, return_dict=True, **kwargs)
         if vision_feature_layer == -1:
             features = vision_outputs.last_hidden_state
         else:

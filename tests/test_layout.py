@@ -145,6 +145,7 @@ def test_private_names_stay_in_their_folder():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_no_module_is_imported_by_its_bare_name():
     """`space/` and `tests/helpers/` are on the path in tests only, and no test file imports another."""
     names = {path.stem for folder in (ROOT / "space", ROOT / "recipes", HELPERS) for path in folder.rglob("*.py")}

@@ -102,7 +102,12 @@ def test_rotation_of_horizontal_boxes_warns(tmp_path, caplog, task, right_angles
     assert ("rotation" in caplog.text) == is_warned
 
 
-@pytest.mark.parametrize("task", TASK_MODELS)
+SLOW_TASKS = ("oriented", "instances")
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow) if task in SLOW_TASKS else task for task in TASK_MODELS]
+)
 def test_scores_do_not_depend_on_batch_size(tmp_path, task):
     torch.manual_seed(0)
     model = tiny_detector(task).eval()

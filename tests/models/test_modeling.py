@@ -316,7 +316,7 @@ def test_language_model_and_projector_see_quarter(vivid, processor):
     seen = {}
 
     def count_vision(module, args, kwargs):
-        seen["tiles"] = len(kwargs["pixel_values"])
+        seen["tiles"] = len(args[0])
 
     def count_projector(module, args):
         seen["projected"] = args[0].numel() // args[0].shape[-1]

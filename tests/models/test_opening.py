@@ -290,6 +290,7 @@ assert not {extras} & {{name.partition(".")[0] for name in sys.modules}}
 """
 
 
+@pytest.mark.slow
 def test_backbones_work_without_extras(model, tmp_path):
     folder = export_backbone(model, tmp_path / "backbone", ViTPImageProcessor())
     program = PROGRAM.format(extras=set(EXTRAS), small=SMALL, folder=str(folder))

@@ -50,7 +50,7 @@ ADAPTER = {"deformable_heads": 2, "spatial_prior_channels": 8}
 CLASSES = {0: "water", 1: "tree"}
 
 
-IN_FAST_SUITE = ("dinov3_vit", "timm_wrapper")
+IN_FAST_SUITE = ("dinov3_vit",)
 
 
 @pytest.fixture(

@@ -113,6 +113,7 @@ def test_first_cell_installs_missing_packages(place, missing, installed, tmp_pat
     assert isinstance(error, SystemExit) if missing else error is None
 
 
+@pytest.mark.slow
 def test_failed_command_ends_notebook(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.defpath)

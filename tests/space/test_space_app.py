@@ -305,6 +305,7 @@ def memory(kind: str) -> int:
     return next(int(line.split()[1]) for line in status if line.startswith(kind))
 
 
+@pytest.mark.slow
 def test_twenty_concurrent_requests_are_answered(client, saved):
     uploads = [saved(picture(64, 32 + index, seed=index), f"{index}.png") for index in range(20)]
 

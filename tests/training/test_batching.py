@@ -394,6 +394,7 @@ def settings_of(folder, **config):
     )
 
 
+@pytest.mark.slow
 def test_default_warmup_is_half_from_scratch(data_folder, tmp_path):
     scratch = {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
     assert settings_of(tmp_path, **scratch) == (1, 1, 1)

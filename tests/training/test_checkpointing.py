@@ -51,7 +51,10 @@ def checkpoint_kilobytes(folder) -> int:
     return total // 1024
 
 
-@pytest.mark.parametrize("checked", [True, False], ids=["checked before", "error while writing"])
+@pytest.mark.parametrize(
+    "checked",
+    [pytest.param(True, id="checked before", marks=pytest.mark.slow), pytest.param(False, id="error while writing")],
+)
 def test_run_resumes_after_full_disk(tmp_path, small_disk, monkeypatch, checked):
     needed = checkpoint_kilobytes(tmp_path / "measured")
     if not checked:

@@ -142,6 +142,7 @@ def rounds_of_pages(program: str, **environment: str) -> float:
     return int(done.stdout.split()[-1]) / PAGES_OF_A_ROUND
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_commands_keep_freed_memory():
     assert rounds_of_pages(RUN) < 2

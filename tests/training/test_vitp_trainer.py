@@ -158,7 +158,7 @@ def test_saved_config_records_vrl_ratios(tokenizer, rows, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumed_run_is_exact(tokenizer, rows, tmp_path, workers, stop):
     """An epoch has three steps. The run stops in an epoch or at its end."""
     options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
