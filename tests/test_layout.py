@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from paths import HELPERS, ROOT
 
 PACKAGE = "modeling_vitp"

@@ -252,6 +252,7 @@ def test_busy_hub_is_retried(harbours, pauses, streaming, failure):
         assert 4 in pauses
 
 
+@pytest.mark.slow
 def test_busy_hub_does_not_change_mixture(harbours, pauses):
     sources = [
         {"name": "twice", "dataset": "org/harbours", "streaming": True, "rows": 11, "rate": 2},

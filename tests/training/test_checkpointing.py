@@ -127,6 +127,7 @@ input()
 """
 
 
+@pytest.mark.slow
 def test_second_run_in_same_folder_is_refused(tmp_path, data_folder, monkeypatch):
     monkeypatch.setattr(checkpointing, "LOCK_TIMEOUT", 0)
     out, settings = tmp_path / "out", {"from_scratch": FROM_SCRATCH, "dataset_name": str(data_folder)}
