@@ -294,6 +294,10 @@ def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_tra
     check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
     check_config("backbone", args.backbone, ViTPVisionConfig if args.neck is None else NECKS[args.neck].config_class)
     check_config("head", args.head, model_class.config_class, ("backbone_config", "id2label", "label2id"))
+    for place in ("from_scratch", "backbone", "head"):
+        for name, value in (getattr(args, place) or {}).items():
+            if name.endswith(("_size", "_channels", "_layers", "_heads")) and value == 0:
+                raise ValueError(f"{place}.{name} must be at least 1, got 0.")
 
 
 def load_on_backbone(

@@ -129,6 +129,7 @@ MISTAKES = [  # words, and a pattern of the error line
     (f"{PRETRAIN} --model_name_or_path empty", "empty"),
     (f"{PRETRAIN} --model_name_or_path bert", "bert is a 'bert' model"),
     (f"{DETECT} --head '{{\"neck_chanels\": 32}}'", "'neck_chanels'.*'neck_channels'"),
+    (f"{DETECT} --head '{{\"neck_channels\": 0}}'", "head.neck_channels.*got 0"),
     (
         "finetune_segmentation --config aerial_trees --from_scratch '{\"hidden_size\": 8}' --do_train false "
         "--output_dir out",

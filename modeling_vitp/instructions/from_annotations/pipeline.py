@@ -15,7 +15,7 @@ from ...images.reading import below, content_digest
 from .annotations import AnnotatedImage
 from .collages import draw_collages
 from .formats import read_annotation, read_list
-from .layouts import LAYOUTS, Layout
+from .layouts import LAYOUTS, Layout, recognize_layout
 from .questions import PHRASINGS, Asker, Exchange, make_conversations
 from .windows import windows_of
 
@@ -87,6 +87,11 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
     names = read_annotation(args.names) if args.names else None
     names = Names(names) if isinstance(names, dict) else names
     options = {name: getattr(args, name) for name in LAYOUT_OPTIONS if getattr(args, name) is not None}
+    found = recognize_layout(args.root) if args.layout == "folders" else None
+    if found not in (None, "folders"):
+        raise ValueError(
+            f"{args.root} has the layout {found!r}, whose folders are not classes. Run vitp make_instructions {found}."
+        )
     layout = LAYOUTS[args.layout](args.root, names, args.annotations, **options)
     listed = read_list(args.split_list) if args.split_list else None
     if listed == []:

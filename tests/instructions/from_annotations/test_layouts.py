@@ -117,6 +117,13 @@ def random_mask(seed, size=64, values=(0, 1, 2, 3)):
     return mask
 
 
+def test_masks_are_not_read_as_classes(tmp_path):
+    for folder in ("images", "masks"):
+        noise(tmp_path / "data" / "train" / folder / "0.png", 0, (64, 64))
+    with pytest.raises(ValueError, match="'masks'"):
+        make("folders", tmp_path / "data", tmp_path / "out")
+
+
 @pytest.mark.parametrize("is_color", [False, True])
 def test_masks_are_read(tmp_path, is_color):
     colors = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 255], [9, 9, 9]], dtype=np.uint8)
