@@ -261,4 +261,5 @@ def test_detector_trains_on_bands(tmp_path):
     with pytest.raises(ValueError, match="'rt_detr_v2' .*out has 4 bands"):
         del data["input_spec"]
         more = ["--detector", "rt_detr_v2", "--keep_ratio", "false", "--task", "horizontal", "--head", "{}"]
-        main([*words, "--data", json.dumps(data), *more, "--model_name_or_path", str(tmp_path / "out")])
+        more += ["--output_dir", str(tmp_path / "again"), "--model_name_or_path", str(tmp_path / "out")]
+        main([*words, "--data", json.dumps(data), *more])
