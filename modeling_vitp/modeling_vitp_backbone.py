@@ -338,7 +338,9 @@ def resize_backbone(
         state[positions] = resample_positions(state[positions], image_size // patch_size)
     with no_init_weights():
         resized = type(model)(new if inner is None else type(config).from_dict(config.to_dict() | {"vit_config": new}))
-    resized.to(model.dtype).load_state_dict(state)
+    resized.to(model.device, model.dtype).load_state_dict(state)
+    if inner is None and not isinstance(resized, InternVLVisionModel):
+        tower.freeze_unused(resized)
     return resized.train(model.training)
 
 

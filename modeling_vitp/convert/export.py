@@ -63,8 +63,8 @@ def export_backbone(
             its vision model, or the folder or Hub id of a checkpoint (with its processor).
         output_dir: folder to write, created if missing. An existing backbone of this function is replaced.
         image_processor: image processor of the training. Defaults to that of the checkpoint or, for a model, to
-            ImageNet mean and std at the model's image size. Required for a model with other bands than red, green and
-            blue.
+            ImageNet mean and std at the model's image size. Required for a ViT of another family than InternViT, and
+            for other bands than red, green and blue.
         allow_nan: whether weights that are NaN or infinite are written. They raise an error by default.
 
     Returns:
@@ -97,7 +97,12 @@ def check_output_dir(output_dir: str | Path, model_type: str) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         config = {} if folder.is_file() else read_json(folder / "config.json")
         processor = {} if folder.is_file() else read_json(folder / "preprocessor_config.json")
-        is_ours = processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP", "Siglip2"))
+        # A downloaded model of the same type has another image processor, or lacks what an export adds.
+        is_ours = processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP"))
+        if model_type == InternVLVisionConfig.model_type:
+            is_ours = config.get("auto_map") == AUTO_MAP
+        elif model_type == "siglip2_vision_model":
+            is_ours = "image_size" in config
         if config.get("model_type") != model_type or not is_ours:
             raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
 
@@ -118,6 +123,11 @@ def open_trained_vision_model(
         raise ValueError(
             f"{name} takes {describe_bands(band_names)}, but has no image processor for them. Pass "
             "image_processor=ViTPImageProcessor(input_spec={'band_names': [...], 'window': [...]})."
+        )
+    if image_processor is None and not isinstance(vision_model, InternVLVisionModel):
+        raise ValueError(
+            f"The mean and standard deviation of a {vision_model.config.model_type!r} are not known. Pass "
+            "image_processor, for example processor.image_processor of the training."
         )
     if not allow_nan:
         check_finite(vision_model.state_dict(), name)

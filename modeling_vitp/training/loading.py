@@ -375,7 +375,7 @@ def compose(
             would not compute the logits of the language model.
     """
     check_language_model(language_model)
-    vision = open_vit(vision_model, drop_path_rate, **{"dtype": None, **options})
+    vision = open_vit(vision_model, drop_path_rate, **{"dtype": "auto", **options})
     side = pair(vision_config_of(vision_model, image_size).image_size)[0]
     if side != pair(vision.config.image_size)[0]:
         vision = resize_backbone(vision, image_size=side)

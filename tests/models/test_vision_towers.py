@@ -48,6 +48,7 @@ from modeling_vitp.vision_towers import TOWERS, pair, tower_of
 SIZES = {"native": (1, 1), "large": (2, 2), "wide": (1, 2)}
 ADAPTER = {"deformable_heads": 2, "spatial_prior_channels": 8}
 CLASSES = {0: "water", 1: "tree"}
+TIMM_ARGS = {"img_size": 64, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 1000}
 
 
 IN_FAST_SUITE = ("dinov3_vit",)
@@ -193,6 +194,45 @@ def test_export_stays_in_its_family(folder, vlm, composed, tmp_path):
             1.0,
             "squash",
         )
+
+
+def test_export_does_not_replace_the_original(folder, vlm, composed):
+    before = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match="exists"):
+        export_backbone(vlm, folder, composed[1].image_processor)
+    assert (folder / "config.json").read_text() == before
+    with pytest.raises(ValueError, match="image_processor"):
+        export_backbone(vlm, folder / "new")
+
+
+def test_export_is_replaced_by_the_next(vlm, composed, tmp_path):
+    for factor in (1.0, 2.0):
+        with torch.no_grad():
+            vlm.model.vision_tower.get_parameter(tower_of(vlm.config.vision_config).patch_kernel).mul_(factor)
+        export_backbone(vlm, tmp_path, composed[1].image_processor)
+    kernel = tower_of(vlm.config.vision_config).patch_kernel
+    assert torch.equal(open_vit(tmp_path).get_parameter(kernel), vlm.model.vision_tower.get_parameter(kernel))
+
+
+def test_folder_that_timm_writes_is_opened(tmp_path, language_model):
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=32, depth=4, num_heads=2).eval()
+    timm.models.save_for_hf(vit, tmp_path, model_config={"model_args": TIMM_ARGS}, safe_serialization=True)
+    model, processor = compose(str(tmp_path), str(language_model))
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        tower = tower_of(model.config.vision_config)
+        features = tower.patch_tokens(model.model.vision_tower.eval(), pixels)
+        torch.testing.assert_close(features, vit.forward_features(pixels)[:, 1:], atol=1e-5, rtol=0)
+    assert list(processor.image_processor.image_mean) == list(vit.pretrained_cfg["mean"])
+
+
+def test_resized_vit_keeps_frozen_weights_and_device(folder):
+    vit = open_vit(folder)
+    frozen = {name for name, weight in vit.named_parameters() if not weight.requires_grad}
+    resized = resize_backbone(vit, image_size=2 * pair(vit.config.image_size)[0])
+    assert {name for name, weight in resized.named_parameters() if not weight.requires_grad} == frozen
+    assert resized.device == vit.device
 
 
 def test_conversion_refers_to_export(vlm, composed, tmp_path):

@@ -25,7 +25,7 @@ def test_ten_steps_change_every_trained_tensor(family, tmp_path):
     trainer.train()
     for name, weight in tower.named_parameters():
         assert torch.equal(weight, before[name]) != weight.requires_grad, name
-    export_backbone(trainer.model, tmp_path / "backbone")
+    export_backbone(trainer.model, tmp_path / "backbone", trainer.processing_class.image_processor)
     opened, family_of = AutoModel.from_pretrained(tmp_path / "backbone").eval(), tower_of(tower.config)
     pixels = torch.randn(2, 3, 64, 64) if family.startswith(("siglip", "timm", "vit", "clip", "dinov3")) else None
     pixels = torch.randn(2, 3, 56, 56) if pixels is None else pixels
