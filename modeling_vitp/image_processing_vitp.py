@@ -360,7 +360,10 @@ def raster_driver(head: bytes) -> str:
     for pattern, driver in DRIVERS.items():
         if re.match(pattern, head, re.DOTALL):
             return driver
-    raise OSError(f"expected a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP, got a file that begins with {head!r}")
+    raise OSError(
+        f"expected a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP, got a file that begins with {head!r}. Convert it "
+        "with gdal_translate"
+    )
 
 
 def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:

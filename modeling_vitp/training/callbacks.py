@@ -143,8 +143,9 @@ class SaveOnSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             return
         for name in self.names:
-            number = getattr(signal, name)
-            if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:  # under nohup
+            number = getattr(signal, name, None)
+            # Windows has no SIGHUP, and nohup ignores it.
+            if number is None or name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._before[number] = signal.signal(number, self._receive)
 
@@ -209,7 +210,8 @@ def ignore_signals_in_worker(names: list[str], then: Callable[[int], None] | Non
         worker_id: index of the worker.
     """
     for name in {"SIGINT", "SIGHUP"}.intersection(names):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if "SIGTERM" in names and hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         parent = multiprocessing.parent_process().pid

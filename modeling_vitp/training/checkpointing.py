@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -309,6 +308,8 @@ def cause_of_failed_write(error: BaseException | None, folder: str | Path) -> in
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
             if free_bytes(folder) < STATE_FILES:
                 return errno.ENOSPC
+            import resource  # not on Windows
+
             return errno.EFBIG if resource.getrlimit(resource.RLIMIT_FSIZE)[0] >= 0 else None
         error = error.__cause__ or error.__context__
     return None

@@ -375,8 +375,8 @@ def compose(
             would not compute the logits of the language model.
     """
     check_language_model(language_model)
-    vision = open_vit(vision_model, drop_path_rate, **{"dtype": "auto", **options})
     side = pair(vision_config_of(vision_model, image_size).image_size)[0]
+    vision = open_vit(vision_model, drop_path_rate, **{"dtype": "auto", **options})
     if side != pair(vision.config.image_size)[0]:
         vision = resize_backbone(vision, image_size=side)
     language = load_language(language_model, options)
@@ -438,7 +438,10 @@ def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) 
 
 def vision_config_of(vision_model: str, image_size: int | None = None) -> PreTrainedConfig:
     """Return the configuration of a ViT with the size of its tiles, see [`compose`]."""
-    config = open_vit_config(vision_model)
+    try:
+        config = open_vit_config(vision_model)
+    except ValueError as error:
+        raise ValueError(f"vision_model {error}") from error
     (side, _), (patch, _) = pair(config.image_size), pair(config.patch_size)
     image_size = image_size or side // (2 * patch) * 2 * patch
     if image_size % (2 * patch):
