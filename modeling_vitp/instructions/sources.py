@@ -211,6 +211,7 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
             split=source.split,
             revision=source.revision,
             streaming=source.streaming,
+            cache_dir=folder_cache(Path(source.dataset)) if Path(source.dataset).is_dir() else None,
         )
     folder = Path(source.folder)
     options = {"split": source.split, "streaming": source.streaming, "cache_dir": folder_cache(folder)}
@@ -386,7 +387,8 @@ def file_state(path: Path) -> str:
 def folder_cache(folder: Path) -> str:
     """Return a cache folder for this state of a folder.
 
-    If the folder has a card, `datasets` alone would use an outdated cache after the files have changed.
+    If the folder has a card, `datasets` alone would use an outdated cache after the files have changed, or the cache of
+    another folder with the same name and the same file names.
     """
     state = hashlib.sha256(str(folder.resolve()).encode())
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

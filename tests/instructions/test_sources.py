@@ -300,6 +300,20 @@ def test_busy_hub_is_retried_without_mixture(harbours, pauses):
     assert failure.count == 3 and pauses == [1, 2, 4]
 
 
+def test_folders_of_one_name_have_their_own_rows(tmp_path):
+    """`datasets` alone would read the cache of the first folder for the second one, because both have a card."""
+    for name in ("one", "other"):
+        folder = tmp_path / name / "train"
+        folder.mkdir(parents=True)
+        row = {"id": name, "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": name}]}
+        Dataset.from_list([row]).to_parquet(folder / "train.parquet")
+        (folder / "README.md").write_text(
+            "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.parquet\n---\n"
+        )
+        source = Source("train", dataset=str(folder))
+        assert [message["content"][-1]["text"] for message in read_source(source)[0]["messages"]] == ["?", name]
+
+
 def test_changed_folder_is_read_again(data_folder):
     before = folder_cache(data_folder)
     assert folder_cache(data_folder) == before
