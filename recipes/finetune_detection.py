@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     controls = None
     if args.blind_controls:
         controls = partial(blind_scores, trainer, test_dataset, data.open(args.train_splits, args.task))
-    return results.fine_tune(trainer, eval_dataset, test_dataset, args.num_pictures, submit, controls, **counted)
+    shown = args.num_pictures, submit, controls, args.resample_test
+    return results.fine_tune(trainer, eval_dataset, test_dataset, *shown, **counted)
 
 
 if __name__ == "__main__":

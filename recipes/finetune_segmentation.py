@@ -81,7 +81,8 @@ def main(
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(command_of(argv), [model_args.model_name_or_path], *described)
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
-    return results.fine_tune(trainer, eval_dataset, test_dataset, args.num_pictures, submit, train_pixels=pixels)
+    shown = args.num_pictures, submit, None, args.resample_test
+    return results.fine_tune(trainer, eval_dataset, test_dataset, *shown, train_pixels=pixels)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,15 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from modeling_vitp.cards.sections import table
     from modeling_vitp.command.paths import Shard
     from modeling_vitp.evaluation.comparison import probe_table, summarize_draws
+    from modeling_vitp.evaluation.intervals import paired_difference
     from modeling_vitp.metrics.report import without_nan
     from modeling_vitp.probing.backbones import load_with_controls
     from modeling_vitp.probing.few_labels import draw_labels
 
-    output_dir = Path(args.output_dir)
+    output_dir, main_scores = Path(args.output_dir), {}
     args.device = args.device or str(torch.accelerator.current_accelerator() or "cpu")
     task, features = open_probe(args), output_dir / "features"
     loading = {"batch_size": args.batch_size, "num_workers": args.num_workers}
@@ -52,21 +54,38 @@ def main(argv: list[str] | None = None) -> int:
         for (probe, labels), scores in scored.items():
             entry = {"backbone": backbone.name, "revision": backbone.revision, "probe": probe}
             entry |= {"labels": str(labels), "training_images": [len(used) for used in draws[labels]]}
-            metrics["results"].append(entry | {"scores": summarize_draws(scores)})
+            entry["scores"] = summarize_draws(scores)
+            if args.intervals:
+                entry["resampled"] = [one.main.resampled for one in scores]
+            metrics["results"].append(entry)
+            main_scores.setdefault(backbone.name, {})[f"{probe}, {labels}"] = [one.main for one in scores]
         (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")
     print(probe_table(metrics["results"], metrics["control"], task.shown, task.control_name))
+    if args.intervals:
+        (first, theirs), *others = main_scores.items()
+        rows = [[name, *(str(paired_difference(ours[one], theirs[one])) for one in theirs)] for name, ours in others]
+        title = f"{task.shown.replace('_', ' ')}, difference to {first} (95 %)"
+        print("\n" + table([title, *theirs], rows))
     print(f"\nAll scores: {output_dir / 'metrics.json'}")
     return 0
 
 
 def open_probe(args: ProbeArguments):
     """Return the task of the probe: classes, masks or boxes, with their train and test images."""
+    from modeling_vitp.classification.data import ClassificationData
     from modeling_vitp.dense.data import DenseData
     from modeling_vitp.detection.data import DetectionData
     from modeling_vitp.probing.classification import ClassificationProbe, open_samples
     from modeling_vitp.probing.detection import DetectionProbe
     from modeling_vitp.probing.segmentation import SegmentationProbe
 
+    settings = args.pooling, args.num_neighbours, args.temperature, args.l2
+    if args.data is not None and args.annotations == "classes":
+        data = ClassificationData.from_dict(args.data)
+        names = data.find_classes([args.train_split])
+        data.check_disjoint([args.train_split, args.test_split])
+        samples = {"train": data.open([args.train_split]), "test": data.open([args.test_split])}
+        return ClassificationProbe(samples, names, data.input_spec, *settings)
     if args.data is not None:
         task, data = (DetectionProbe, DetectionData) if args.annotations == "boxes" else (SegmentationProbe, DenseData)
         splits = {"train": args.train_split, "test": args.test_split}
@@ -75,7 +94,7 @@ def open_probe(args: ProbeArguments):
     samples = open_samples(
         args.dataset_name, args.dataset_config, args.train_split, args.test_split, args.test_share, *columns
     )
-    return ClassificationProbe(*samples, args.input_spec, args.pooling, args.num_neighbours, args.temperature, args.l2)
+    return ClassificationProbe(*samples, args.input_spec, *settings)
 
 
 if __name__ == "__main__":

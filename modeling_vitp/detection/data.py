@@ -154,7 +154,7 @@ class ObjectImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         place, image = self.places[index], self.image(index)
-        item = {"id": place.id, "image": image}
+        item = {"id": place.id, "case": place.whole, "image": image}
         if place.objects is None:
             return item
         objects = place.objects

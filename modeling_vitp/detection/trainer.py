@@ -164,6 +164,7 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             **kwargs,
         )
         self.metrics = self._load_metrics(metric, metric_options or {})
+        self.metric = [*self.metrics.values()][-1]
 
     def _load_metrics(self, metric: str | None, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
         """Return the metrics by the prefix of their score names."""
@@ -191,6 +192,10 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    @property
+    def main_score(self) -> str | None:
+        return [*self.metrics][-1] + (self.metric.main_score or "")
 
     def training_data(self) -> Any:
         samples = self.train_dataset.samples
@@ -251,8 +256,8 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             predictions = self.detect([item["image"] for item in items])
             references = [reference(item, self.task) for item in items]
             for metric in self.metrics.values():
-                ids = [item["id"] for item in items]
-                metric.add_batch(predictions=predictions, references=references, image_ids=ids)
+                ids, cases = ([item[key] for item in items] for key in ("id", "case"))
+                metric.add_batch(predictions=predictions, references=references, image_ids=ids, case_ids=cases)
         return {
             f"{begin}{key}": value
             for begin, metric in self.metrics.items()

@@ -25,6 +25,7 @@ from ..instructions.boxes import MARKS, read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, is_given, prepare_rows, sample_id_of
 from ..instructions.sources import open_splits
+from ..metrics.resampling import resample
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..training.checkpointing import attempt, write_whole
@@ -34,7 +35,6 @@ from .arguments import VLMArguments
 from .comparison import short_names
 
 logger = logging.getLogger(__name__)
-RESAMPLED = 1000
 # Questions for a caption and for a map, and the maximum number of words of other answers.
 CAPTION = re.compile(r"\[caption\]|\b(?:describe|description|caption)\b", re.IGNORECASE)
 MAP = re.compile(r"\b(?:map|cells?)\b", re.IGNORECASE)
@@ -315,9 +315,8 @@ def bootstrap_interval(values: np.ndarray, groups: np.ndarray, seed: int) -> lis
         seed: seed of the draws.
     """
     sums, counts = np.bincount(groups, values), np.bincount(groups)
-    rng = np.random.default_rng(seed)
-    drawn = (rng.integers(len(sums), size=len(sums)) for _ in range(RESAMPLED))
-    return np.percentile([sums[one].sum() / counts[one].sum() for one in drawn], [2.5, 97.5]).tolist()
+    resampled = [sums[draw].sum() / counts[draw].sum() for draw in resample(len(sums), seed)]
+    return np.percentile(resampled, [2.5, 97.5]).tolist()
 
 
 def write_answers(path: Path, questions: Sequence[Question], own: Sequence[str], other: Sequence[str]) -> None:

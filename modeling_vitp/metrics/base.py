@@ -1,16 +1,26 @@
 """Base class of the metrics, which computes results over all processes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import evaluate
+import numpy as np
 import torch
+
+from .resampling import RESAMPLES, Score, resample
 
 
 class DistributedMetric(evaluate.Metric):
     """Base class of metrics that keep statistics of each batch in `kept`, and compute the result over all processes.
 
-    A subclass sets `kept` to an empty dictionary or list, adds to it in `add_batch`, and implements
-    `_compute_parts(parts)`, which receives the `kept` of each process.
+    A subclass sets `kept` to an empty dictionary or list, adds to it in `add_batch`, and implements `_join(parts)`,
+    which receives the `kept` of each process and returns the statistics of all cases, and `_compute(cases)`. A case is
+    an image, the windows of an image, or the slices of a volume. The order of the cases does not depend on the model.
+
+    Attributes:
+        main_score: key of the main score in the result, used to compare models.
+        resamples: number of resamples of the cases in `score_images`.
+        cases: statistics of the cases of the last result.
 
     Args:
         num_process, process_id: number of processes that each add a part of the data, and index of this process.
@@ -20,7 +30,10 @@ class DistributedMetric(evaluate.Metric):
     The other arguments are those of `evaluate.load`.
     """
 
+    main_score: str | None = None
+    resamples = RESAMPLES
     kept: dict | list
+    cases: Sequence = ()
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -39,7 +52,35 @@ class DistributedMetric(evaluate.Metric):
         parts, self.kept = gather_parts(self.kept, self.num_process, self.name), type(self.kept)()
         if not any(parts):
             raise ValueError(f"{self.name}: nothing to compute. Add predictions first.")
-        return self._compute_parts(parts)
+        self.cases = self._join(parts)
+        return self.compute_cases(np.arange(len(self.cases)))
+
+    def compute_cases(self, indices: np.ndarray) -> dict[str, Any]:
+        """Return the result for some cases of the last result, which may be repeated, without predicting again."""
+        return self._compute(self._take(indices))
+
+    def score_images(self, key: str | None = None) -> Score:
+        """Return a score of the last result with its values over resamples of the cases.
+
+        Args:
+            key: key of a number in the result, by default `main_score`.
+
+        Raises:
+            ValueError: if the result has no such number.
+        """
+        key, result = key or self.main_score, self.compute_cases(np.arange(len(self.cases)))
+        if not isinstance(result.get(key), float):
+            known = ", ".join(name for name, value in result.items() if isinstance(value, float))
+            raise ValueError(f"{self.name}: unknown main score {key!r}. Expected one of {known}.")
+        draws = resample(len(self.cases), number=self.resamples)
+        return Score(result[key], [self._score(self._take(draw), key) for draw in draws])
+
+    def _take(self, indices: np.ndarray) -> Sequence:
+        return self.cases[indices]
+
+    def _score(self, cases: Sequence, key: str) -> float:
+        """Return one number of the result. Metrics whose other numbers take long override this method."""
+        return self._compute(cases)[key]
 
 
 def gather_parts(part: Any, num_process: int, name: str) -> list[Any]:

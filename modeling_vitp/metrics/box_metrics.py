@@ -10,13 +10,14 @@ from datasets import Features, Value
 from datasets import Sequence as ListOf
 
 from .base import DistributedMetric
+from .resampling import BOX_RESAMPLES
 
 
 class BoxMetric(DistributedMetric):
     """Base class of detection metrics.
 
     A subclass implements `_reduce(prediction, reference)`, which returns the statistics of an image, and
-    `_compute(images)`, which receives the statistics of all images in the order of their ids.
+    `_compute(images)`, which receives the statistics of images in the order of their ids.
 
     Args:
         num_labels: number of classes.
@@ -25,9 +26,12 @@ class BoxMetric(DistributedMetric):
     The other arguments are those of `evaluate.load`.
     """
 
+    main_score = "map"
+    resamples = BOX_RESAMPLES
+
     def __init__(self, *args, num_labels: int, **kwargs):
         self.num_labels = num_labels
-        self.kept: dict[Hashable, Any] = {}
+        self.kept: dict[Hashable, tuple[Hashable, Any]] = {}
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -46,6 +50,7 @@ class BoxMetric(DistributedMetric):
         predictions: Sequence[Mapping],
         references: Sequence[Mapping],
         image_ids: Sequence[Hashable] | None = None,
+        case_ids: Sequence[Hashable] | None = None,
     ):
         """Add a batch of images.
 
@@ -55,28 +60,39 @@ class BoxMetric(DistributedMetric):
             references: objects of each image in the same format without `scores`, with the options of the metric.
             image_ids: unique ids of the images, all numbers or all strings. They order detections with equal scores.
                 Default: the order in which the images are added.
+            case_ids: case of each image, such as the whole image of a window; all numbers or all strings. Default: each
+                image is a case. Only resamples use them.
 
         Raises:
             ValueError: if the arguments differ in length, an image was added before, or its values are invalid.
         """
         if image_ids is None:
             image_ids = [(self.process_id, len(self) + index) for index in range(len(references))]
-        if not len(predictions) == len(references) == len(image_ids):
+        case_ids = image_ids if case_ids is None else case_ids
+        if not len(predictions) == len(references) == len(image_ids) == len(case_ids):
             raise ValueError(
-                f"{self.name}: expected as many predictions and image_ids as references, got {len(predictions)}, "
-                f"{len(image_ids)} and {len(references)}."
+                f"{self.name}: expected as many predictions, image_ids and case_ids as references, got "
+                f"{len(predictions)}, {len(image_ids)}, {len(case_ids)} and {len(references)}."
             )
-        for image_id, prediction, reference in zip(image_ids, predictions, references):
+        for image_id, case_id, prediction, reference in zip(image_ids, case_ids, predictions, references):
             try:
                 if image_id in self.kept:
                     raise ValueError("the image was added before.")
-                self.kept[image_id] = self._reduce(prediction, reference)
+                self.kept[image_id] = case_id, self._reduce(prediction, reference)
             except ValueError as error:
                 raise ValueError(f"{self.name}, image {image_id!r}: {error}") from error
 
-    def _compute_parts(self, parts: list[dict[Hashable, Any]]) -> dict:
-        images = {image_id: kept for part in parts for image_id, kept in part.items()}
-        return self._compute([images[key] for key in sorted(images)])
+    def _join(self, parts: list[dict[Hashable, tuple[Hashable, Any]]]) -> list[list[int]]:
+        """Return the indices of the images of each case, and set `images` to the statistics of the images."""
+        kept = {image_id: image for part in parts for image_id, image in part.items()}
+        self.images, cases = [], {}
+        for case_id, image in (kept[key] for key in sorted(kept)):
+            cases.setdefault(case_id, []).append(len(self.images))
+            self.images.append(image)
+        return [cases[key] for key in sorted(cases)]
+
+    def _take(self, indices):
+        return [self.images[index] for index in sorted(image for case in indices for image in self.cases[case])]
 
     def _labels(self, side: Mapping, name: str) -> np.ndarray:
         """Return the class indices of a prediction or reference, int64 of shape `(n,)`."""

@@ -1,4 +1,4 @@
-"""Base class and functions of the metrics of label maps. Pixels are counted per batch, and maps are not kept."""
+"""Base class and functions of the metrics of label maps. Pixels are counted per case, and maps are not kept."""
 
 from collections.abc import Hashable, Sequence
 
@@ -67,15 +67,13 @@ def mean_of_counted(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 
 class PixelMetric(DistributedMetric):
-    """Base class of metrics that are computed from the pixel counts of [`count_areas`], per case or over the data set.
+    """Base class of metrics that are computed from the pixel counts of [`count_areas`] of each case.
 
     A subclass implements `_compute(cases)`, where `cases` is int64 of shape `(cases, 3, num_labels)`. Predictions are
     not kept.
 
     Attributes:
-        main_score: key of the main score in the result, used to compare models.
         surface_metric: metric of this folder that is also computed on volumes after training.
-        is_by_case: whether pixels are counted per case. If false, they are summed over the data set.
 
     Args:
         num_labels: number of classes.
@@ -85,9 +83,7 @@ class PixelMetric(DistributedMetric):
     The other arguments are those of `evaluate.load`.
     """
 
-    main_score: str | None = None
     surface_metric: str | None = None
-    is_by_case = False
 
     def __init__(self, *args, num_labels: int, ignore_index: int | None = None, **kwargs):
         self.num_labels = num_labels
@@ -111,8 +107,8 @@ class PixelMetric(DistributedMetric):
         Args:
             predictions, references: label maps, `(batch, height, width)` as array, tensor (on any device) or list. Maps
                 of different sizes must be a list.
-            case_ids: case of each map. The maps of a case (slices of a volume) may be added in any batch and process.
-                Default: each map is a case. Only metrics per case use them.
+            case_ids: case of each map, all numbers or all strings. The maps of a case (slices of a volume) may be added
+                in any batch and process. Default: each map is a case.
 
         Raises:
             ValueError: if the arguments differ in number or shape, or have a value that is not a class index.
@@ -129,12 +125,11 @@ class PixelMetric(DistributedMetric):
                 areas = count_areas(prediction, reference, self.num_labels, self.ignore_index)
             except ValueError as error:
                 raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
-            case = case if self.is_by_case else None
             self.kept[case] = self.kept.get(case, 0) + areas
 
-    def _compute_parts(self, parts: list[dict[Hashable, np.ndarray]]) -> dict:
+    def _join(self, parts: list[dict[Hashable, np.ndarray]]) -> np.ndarray:
         total = {}
         for part in parts:
             for case, areas in part.items():
                 total[case] = total.get(case, 0) + areas
-        return self._compute(np.stack(list(total.values())))
+        return np.stack([total[case] for case in sorted(total)])

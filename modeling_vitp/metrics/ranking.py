@@ -1,5 +1,7 @@
 """Ranking metrics: area under the ROC curve and average precision of scores."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -12,13 +14,24 @@ def area_under_curve(scores: np.ndarray, is_positive: np.ndarray) -> float:
         scores: scores of shape `(n,)`.
         is_positive: bool of shape `(n,)`.
     """
-    _, indices, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[indices]  # Tied scores share their mean rank.
-    positives = int(is_positive.sum())
-    negatives = len(is_positive) - positives
-    if not positives or not negatives:
-        return float("nan")
-    return float((ranks[is_positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return weighted_areas(scores, is_positive, [np.ones(len(scores))])[0]
+
+
+def weighted_areas(scores: np.ndarray, is_positive: np.ndarray, weights: Iterable[np.ndarray]) -> list[float]:
+    """Return the area under the ROC curve for each of several weights of the scores, see [`area_under_curve`].
+
+    Args:
+        scores, is_positive: see [`area_under_curve`].
+        weights: weights of shape `(n,)`, such as how often a resample has each score.
+    """
+    _, ranks = np.unique(scores, return_inverse=True)
+    areas = []
+    for weight in weights:
+        positives, negatives = (np.bincount(ranks, weight * side) for side in (is_positive, ~is_positive))
+        pairs = positives.sum() * negatives.sum()
+        ordered = (positives * (np.cumsum(negatives) - negatives / 2)).sum()
+        areas.append(float(ordered / pairs) if pairs else float("nan"))
+    return areas
 
 
 def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:

@@ -25,7 +25,11 @@ class ProbeArguments(Arguments):
         "batch_size": "[1, inf)",
         "num_workers": "[0, inf)",
     }
-    choices = {"annotations": ("masks", "boxes"), "pooling": POOLINGS, "dtype": ("float32", "bfloat16", "float16")}
+    choices = {
+        "annotations": ("masks", "boxes", "classes"),
+        "pooling": POOLINGS,
+        "dtype": ("float32", "bfloat16", "float16"),
+    }
 
     backbones: list[str] = field(
         default_factory=list,
@@ -67,7 +71,8 @@ class ProbeArguments(Arguments):
         },
     )
     annotations: str = field(
-        default="masks", metadata={"help": "Annotations in `data`: 'masks', or 'boxes' as in detection fine-tuning."}
+        default="masks",
+        metadata={"help": "Annotations in `data`: 'masks', 'boxes' or 'classes', as in the fine-tuning of these."},
     )
     data_root: str | None = field(default=None, metadata={"help": "Folder of the data; overrides data.root."})
     train_split: str = field(default="train", metadata={"help": "Training split of the probes."})
@@ -81,6 +86,13 @@ class ProbeArguments(Arguments):
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the draws of training images."}
+    )
+    intervals: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to print differences to the first backbone with their intervals, and to write the main "
+            "score of each resample of the test images."
+        },
     )
     pooling: str = field(default="mean", metadata={"help": f"Feature of an image: one of {', '.join(POOLINGS)}."})
     image_size: int | None = field(
@@ -119,8 +131,8 @@ class ProbeArguments(Arguments):
             raise ValueError("Set either `dataset_name` (images with one class each) or `data` (masks or boxes).")
         if self.dataset_name is not None and (self.pixel_control or self.depths > 1):
             raise ValueError("pixel_control and depths need `data` with masks or boxes.")
-        if self.data is None and self.annotations == "boxes":
-            raise ValueError("annotations='boxes' needs `data`.")
+        if self.data is None and self.annotations != "masks":
+            raise ValueError(f"annotations={self.annotations!r} needs `data`.")
         if self.annotations == "masks" and self.data is not None and {"format", "box_format"} & self.data.keys():
             raise ValueError("Expected masks, got `data` with a box format. Set --annotations boxes.")
         if self.data is not None and self.data_root is not None:

@@ -10,6 +10,7 @@ import torch
 from ..classification.data import ClassificationData, ClassifiedImages, FileImages
 from ..images.reading import image_files
 from ..input_spec import InputSpec
+from ..metrics.resampling import Score, Scores, resample
 from .backbones import Backbone, ImagesOf, extract
 from .few_labels import FewLabels
 from .heads import fit_linear, nearest_neighbours
@@ -50,11 +51,12 @@ class ClassificationProbe:
         """Return the scores of a constant prediction: the most frequent class of the training images."""
         return self.scores(np.full(len(self.labels["test"]), np.bincount(self.labels["train"]).argmax()))
 
-    def scores(self, predicted: np.ndarray) -> dict[str, float]:
+    def scores(self, predicted: np.ndarray) -> Scores:
         """Return `accuracy`, and `mean_class_accuracy` over the classes of the test images."""
         right = predicted == self.labels["test"]
         classes = [right[self.labels["test"] == label].mean() for label in np.unique(self.labels["test"])]
-        return {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(classes))}
+        main = Score(float(right.mean()), right[resample(len(right))].mean(1).tolist())
+        return Scores({"accuracy": main.value, "mean_class_accuracy": float(np.mean(classes))}, main)
 
     def probe(
         self,
@@ -63,7 +65,7 @@ class ClassificationProbe:
         image_size: int | None,
         folder: Path,
         **loading,
-    ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
+    ) -> dict[tuple[str, FewLabels], list[Scores]]:
         """Return the scores of each draw of training images, by probe and labels."""
         train, test = (self.features(backbone, split, image_size, folder, **loading) for split in ("train", "test"))
         one_hot, device = self.presence.astype(np.float32), backbone.model.device

@@ -10,7 +10,9 @@ import torch
 from ..detection.annotations import ImageObjects
 from ..detection.data import DetectionData, ObjectImages
 from ..input_spec import InputSpec
-from ..metrics.ranking import area_under_curve, average_precision, log_odds
+from ..metrics.pixel_metrics import mean_of_counted
+from ..metrics.ranking import area_under_curve, average_precision, log_odds, weighted_areas
+from ..metrics.resampling import BOX_RESAMPLES, Score, Scores, resample
 from .backbones import Backbone, ImagesOf, extract_maps
 from .few_labels import FewLabels
 from .heads import fit_linear
@@ -107,7 +109,7 @@ class DetectionProbe:
         image_size: int | None,
         folder: Path,
         **loading,
-    ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
+    ) -> dict[tuple[str, FewLabels], list[Scores]]:
         """Return the scores of each draw of training images, by probe and labels.
 
         `centre_auc` is the probability that a patch with an object center of a class has higher odds of the class than
@@ -121,28 +123,37 @@ class DetectionProbe:
             self.centres(role, features.shape[1:3]) for role, features in (("train", train), ("test", test))
         )
         counted = wanted.any(-1)
+        # Windows of an image are resampled together.
+        images = np.unique([place.whole for place in self.samples["test"].places], return_inverse=True)[1]
+        number, image_of_patch = images.max() + 1, images[np.nonzero(counted)[0]]
+        repeats = [np.bincount(draw, minlength=number) for draw in resample(number, number=BOX_RESAMPLES)]
         scores = {}
         for labels, subsets in draws.items():
             heads = [fit_linear(train, known, used, self.l2, backbone.model.device) for used in subsets]
             found = [np.stack([head(torch.tensor(maps)).cpu().numpy() for maps in test]) for head in heads]
-            scores["linear", labels] = [self._score(logits[counted], wanted[counted]) for logits in found]
+            scores["linear", labels] = [
+                self._score(logits[counted], wanted[counted], image_of_patch, repeats) for logits in found
+            ]
         return scores
 
-    def _score(self, logits: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-        areas, precisions = {}, {}
+    def _score(
+        self, logits: np.ndarray, wanted: np.ndarray, image_of_patch: np.ndarray, repeats: list[np.ndarray]
+    ) -> Scores:
+        areas, precisions, resampled = {}, {}, []
         for label, name in enumerate(self.names):
             is_center = wanted[:, label] > 0
             if is_center.any() and not is_center.all():
                 odds = log_odds(logits, label)
                 areas[name] = area_under_curve(odds, is_center)
                 precisions[name] = average_precision(odds, is_center)
+                resampled.append(weighted_areas(odds, is_center, (number[image_of_patch] for number in repeats)))
         if not areas:
             raise ValueError("The test images need patches with and without object centers of at least one class.")
         scores = {}
         for key, values in (("centre_auc", areas), ("centre_ap", precisions)):
             scores |= {key: float(np.mean(list(values.values())))}
             scores |= {f"{key}/{name}": value for name, value in values.items()}
-        return scores
+        return Scores(scores, Score(scores[self.shown], mean_of_counted(np.array(resampled), axis=0).tolist()))
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""

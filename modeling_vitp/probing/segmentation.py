@@ -19,6 +19,7 @@ from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.corruptions import SEVERITIES, CorruptedImages
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
+from ..metrics.resampling import Scores
 from .backbones import Backbone, ImagesOf, extract_maps
 from .few_labels import FewLabels
 from .heads import fit_linear, fit_nonlinear
@@ -113,7 +114,7 @@ class SegmentationProbe:
         image_size: int | None,
         folder: Path,
         **loading,
-    ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
+    ) -> dict[tuple[str, FewLabels], list[Scores]]:
         """Return the scores of each draw of training images, by probe and labels.
 
         `mean_iou` is computed on pixels. `patch_auc` is computed on patches, with the most frequent class of a patch as
@@ -130,22 +131,24 @@ class SegmentationProbe:
         image_size: int | None,
         folder: Path,
         **loading,
-    ) -> dict[tuple[str, FewLabels], list[dict[str, float]]]:
+    ) -> dict[tuple[str, FewLabels], list[Scores]]:
         """Return the scores of fitted probes, see [`fit`] and [`probe`]."""
         test = self.features(backbone, "test", image_size, folder, **loading)
         return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
 
-    def _score(self, probe: Probe, features: np.ndarray, description: str) -> dict[str, float]:
+    def _score(self, probe: Probe, features: np.ndarray, description: str) -> Scores:
         metric, logits, labels = self._metric(), [], []
         masks = tqdm(self.masks("test"), desc=f"{description}, scoring", total=len(features))
-        for maps, mask in zip(features, masks, strict=True):
-            scores = probe(torch.tensor(maps)).cpu()
-            metric.add(prediction=interpolate(scores, mask.shape).argmax(0).numpy(), reference=mask)
+        for index, (maps, mask) in enumerate(zip(features, masks, strict=True)):
+            scores, case = probe(torch.tensor(maps)).cpu(), self.samples["test"].case(index)
+            predicted = interpolate(scores, mask.shape).argmax(0).numpy()
+            metric.add_batch(predictions=[predicted], references=[mask], case_ids=[case])
             counts = pixels_by_patch(mask, scores.shape[:2], len(self.names))
             labels.append(counts.argmax(-1)[counts.any(-1)])
             logits.append(scores.numpy()[counts.any(-1)])
         area = mean_area(np.concatenate(logits), np.concatenate(labels))
-        return name_classes(metric.compute(), self.names) | {"patch_auc": area}
+        found = name_classes(metric.compute(), self.names) | {"patch_auc": area}
+        return Scores(found, metric.score_images(self.shown))
 
     def _metric(self) -> evaluate.Metric:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)

@@ -23,6 +23,7 @@ from ..convert.tensor_files import check_finite
 from ..input_spec import InputSpec
 from ..metrics.base import DistributedMetric
 from ..metrics.report import metric_path
+from ..metrics.resampling import Score
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from ..modeling_vitp_multi_scale import NECKS
@@ -79,6 +80,7 @@ class FineTuningTrainer(BaseTrainer):
         counted: name of the things that are scored, such as pixels, for the warning about scores that are NaN.
         scored_with: names of arguments that the scores depend on, for the record of the run.
         evaluates_one_by_one: whether an evaluation batch is one sample, or a list of samples.
+        metric: metric with the main score. For instance segmentation, that of the masks.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ()
@@ -86,6 +88,7 @@ class FineTuningTrainer(BaseTrainer):
     counted: ClassVar[str]
     scored_with: ClassVar[tuple[str, ...]] = ()
     evaluates_one_by_one: ClassVar[bool] = False
+    metric: DistributedMetric
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -248,6 +251,28 @@ class FineTuningTrainer(BaseTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         num_samples = len(dataloader.dataset.dataset)
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    @property
+    def main_score(self) -> str | None:
+        """Name of the main score of the task in the scores of a split."""
+        return self.metric.main_score
+
+    def score_split(self, dataset: Dataset, main_score: str | None = None) -> tuple[dict[str, float], Score]:
+        """Evaluate with the settings of the test split, and return the metrics and the main score over resamples.
+
+        Args:
+            dataset: labeled samples. Windows of an image and slices of a volume are resampled together.
+            main_score: key in the result of `metric`, by default the metric's `main_score`.
+
+        Returns:
+            Metrics with the prefix `test_`, as `evaluate` returns them, and the
+            [`~modeling_vitp.metrics.resampling.Score`] for
+            [`~modeling_vitp.evaluation.intervals.paired_difference`].
+
+        Raises:
+            ValueError: if the metric has no such score.
+        """
+        return self.evaluate(dataset, metric_key_prefix="test"), self.metric.score_images(main_score)
 
     def _with_callbacks(self, dataloader: DataLoader) -> Iterator:
         """Yield the batches, and call `on_prediction_step` of the callbacks after each batch."""

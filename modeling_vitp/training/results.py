@@ -177,6 +177,7 @@ def fine_tune(
     num_pictures: int = 0,
     submit: Callable[[], None] | None = None,
     score_controls: Callable[[], dict[str, float]] | None = None,
+    resample_test: bool = False,
     **counted: Any,
 ) -> int:
     """Train, score both splits, and finish the run, see [`train`], [`evaluate`], [`finish`] and [`report`].
@@ -188,6 +189,7 @@ def fine_tune(
         num_pictures: number of samples in `predictions.png`.
         submit: function that writes the files for a benchmark's server.
         score_controls: function that returns further scores on the test split.
+        resample_test: whether the metrics have the main score of each resample of the test split as `test_resampled`.
         counted: further entries of the metrics.
 
     Returns:
@@ -196,6 +198,10 @@ def fine_tune(
     metrics = train(trainer, **counted)
     evaluate(trainer, metrics, "eval", eval_dataset)
     evaluate(trainer, metrics, "test", test_dataset)
+    if eval_dataset is not None or test_dataset is not None:
+        metrics["main_score"] = trainer.main_score
+    if resample_test:
+        metrics["test_resampled"] = trainer.metric.score_images().resampled
     if score_controls is not None:
         metrics["test"] |= score_controls()
     if not trainer.is_world_process_zero():

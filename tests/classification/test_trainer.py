@@ -14,6 +14,7 @@ from modeling_vitp.classification.trainer import (
     ViTPClassificationTrainer,
     ViTPClassificationTrainingConfig,
 )
+from modeling_vitp.metrics.resampling import resample
 
 SPEC = {"window": [0, 100], "gamma": 0.5}
 MEAN, STD = (np.array(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -89,3 +90,14 @@ def test_augmentation_rotates_flips_and_jitters():
     colored = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 0.0, photometric=True)
     assert torch.equal(colored(image, square[0]), colored(image, square[0]))
     assert not torch.equal(colored(image, square[0]), image)
+
+
+def test_split_is_scored_over_resamples(trained):
+    trainer = trained()
+    samples = trainer.train_dataset.samples
+    metrics, score = trainer.score_split(samples)
+    predicted = trainer.predict([samples[index]["image"] for index in range(len(samples))]).argmax(1)
+    right = (predicted == samples.labels).double()
+    assert metrics["test_accuracy"] == score.value == right.mean()
+    expected = [right[draw].mean().item() for draw in torch.from_numpy(resample(len(samples)))]
+    assert score.resampled == pytest.approx(expected)

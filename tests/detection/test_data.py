@@ -675,7 +675,7 @@ def test_coco_images_with_same_name_are_matched(tmp_path, places):
 def test_split_without_annotations_is_read(tmp_path):
     write_images(tmp_path / "images", IMAGES)
     samples = describe(tmp_path, "dota", splits={"train": {"images": "images"}}).open(["train"], "oriented")
-    assert set(samples[0]) == {"id", "image"}
+    assert set(samples[0]) == {"id", "case", "image"}
     with pytest.raises(ValueError, match="a_001"):
         with_few_empty(samples, 0.0, seed=0)
 

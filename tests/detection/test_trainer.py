@@ -213,3 +213,27 @@ def test_annotated_area_determines_object_size(tmp_path, task):
     expected = np.where(scoring.stats == -1, np.nan, scoring.stats)
     np.testing.assert_allclose(list(result.values())[:12], expected, atol=1e-9)
     assert len({result["map_small"], result["map_medium"], result["map_large"]}) > 1
+
+
+@pytest.mark.parametrize(("task", "main"), [("horizontal", "map"), ("oriented", "map"), ("instances", "mask_map")])
+def test_split_is_scored_over_resamples_of_images(tmp_path, monkeypatch, task, main):
+    def detect(self, images):
+        """Return the first object of each window."""
+        found = {key: values[:1] for key, values in next(truth).items() if key not in ("area", "difficult", "crowd")}
+        return [found | {"scores": torch.full((len(found["labels"]),), 0.5)}]
+
+    form, annotations = ("dota", "annfiles") if task == "oriented" else ("coco", "instances.json")
+    (write_dota if task == "oriented" else write_coco)(tmp_path, IMAGES)
+    splits = {"train": {"images": "images", "annotations": annotations, "tile": {"size": 48, "overlap": 8}}}
+    settings = {"root": str(tmp_path), "format": form, "classes": NAMES, "splits": splits}
+    samples = DetectionData.from_dict(settings).open(["train"], task)
+    truth = iter([reference(samples[index], task) for index in range(len(samples))])
+    config = ViTPDetectionTrainingConfig(
+        str(tmp_path), report_to="none", bf16=False, use_cpu=True, per_device_eval_batch_size=1
+    )
+    trainer = ViTPDetectionTrainer(tiny_detector(task), config, task)
+    monkeypatch.setattr(ViTPDetectionTrainer, "detect", detect)
+    metrics, score = trainer.score_split(samples)
+    assert len(trainer.metric.cases) == 3 < len(samples)
+    assert metrics[f"test_{main}"] == score.value and 0 < score.value < 1
+    assert len(score.resampled) == 200 and min(score.resampled) < score.value < max(score.resampled)

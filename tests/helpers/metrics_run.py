@@ -30,7 +30,7 @@ def score(parts, **processes) -> dict:
         for part in parts:
             ids = {"case_ids": [cases[place] for place in part]} if name == "dice" else {}
             metric.add_batch(predictions=predictions[part], references=references[part], **ids)
-        result[name] = metric.compute()
+        result[name] = metric.compute() | {"resampled": metric.score_images().resampled}
     return result | score_boxes(parts, **processes)
 
 
@@ -50,8 +50,8 @@ def score_boxes(parts, **processes) -> dict:
         metric = evaluate.load(str(METRICS / name), num_labels=5, **processes)
         for part in parts:
             predictions, references = zip(*(images[place] for place in part))
-            metric.add_batch(predictions=predictions, references=references, image_ids=part)
-        result[name] = metric.compute()
+            metric.add_batch(predictions=predictions, references=references, image_ids=part, case_ids=part)
+        result[name] = metric.compute() | {"resampled": metric.score_images().resampled}
     return result
 
 

@@ -264,7 +264,7 @@ def test_only_matches_and_scores_are_kept():
     labels = random.integers(0, 4, 1000)
     metric.add(prediction={"boxes": boxes, "labels": labels, "scores": random.random(1000)},
                reference={"boxes": boxes, "labels": labels})  # fmt: skip
-    (kept,) = metric.kept.values()
+    ((_, kept),) = metric.kept.values()
     assert sum(array.nbytes for array in kept) == 1000 * (4 + 8 + 1) + 4 * 8
 
 
@@ -303,7 +303,7 @@ def test_image_added_twice_is_refused():
     metric.add(prediction=BOX, reference=BOX, image_id="P0")
     with pytest.raises(ValueError, match="image 'P0'"):
         metric.add(prediction=BOX, reference=BOX, image_id="P0")
-    with pytest.raises(ValueError, match="1, 2 and 2"):
+    with pytest.raises(ValueError, match="1, 2, 2 and 2"):
         metric.add_batch(predictions=[BOX], references=[BOX, BOX])
 
 

@@ -166,7 +166,7 @@ def test_metric_resets_and_keeps_no_maps():
     for _ in range(3):
         metric.add_batch(predictions=torch.zeros(2, 500, 500).long(), references=torch.zeros(2, 500, 500).byte())
         metric.add(prediction=[[1]], reference=[[1]])
-    assert sum(areas.nbytes for areas in metric.kept.values()) == 3 * 2 * 8
+    assert sum(areas.nbytes for areas in metric.kept.values()) == 9 * 3 * 2 * 8
     assert metric.writer is None
     assert metric.compute()["per_category_iou"] == [1.0, 1.0]
     assert metric.compute(predictions=[[[0, 1]]], references=[[[1, 1]]])["per_category_iou"] == [0.0, 0.5]

@@ -21,8 +21,9 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, spread_bands
+from modeling_vitp.evaluation.intervals import Score, paired_difference, resample
 from modeling_vitp.probing.backbones import load_backbone
-from modeling_vitp.probing.classification import open_samples
+from modeling_vitp.probing.classification import ClassificationProbe, open_samples
 from modeling_vitp.recipes.probe import main
 
 
@@ -350,3 +351,39 @@ def test_misplaced_image_is_named(tmp_path, place):
     picture(8, 8, 9).save(tmp_path / place)
     with pytest.raises(ValueError, match=place):
         open_samples(str(tmp_path), None, "train", "test")
+
+
+def test_intervals_compare_backbones_with_the_first(tmp_path, capsys):
+    make_classes(tmp_path / "data", {"train": {"barn": 6, "car": 5}, "test": {"barn": 7, "car": 8}})
+    names = [str(save_backbone(tmp_path / kind, kind)) for kind in ("vitp", "dinov2")]
+    arguments = ["--backbones", *names, "--dataset_name", str(tmp_path / "data"), "--num_neighbours", "3"]
+    arguments += ["--shots", "2", "--output_dir", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert not any("resampled" in item for item in read_metrics(tmp_path / "out")["results"])
+    capsys.readouterr()
+    assert main([*arguments, "--intervals", "true"]) == 0
+    results = read_metrics(tmp_path / "out")["results"]
+    scores = {
+        (item["backbone"], item["probe"]): [
+            Score(value, resampled)
+            for value, resampled in zip(item["scores"]["accuracy"]["values"], item["resampled"], strict=True)
+        ]
+        for item in results
+    }
+    assert {len(draws) for draws in scores.values()} == {3}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    row = [cell.strip() for cell in lines[-1].strip("|").split("|")]
+    expected = [paired_difference(scores[names[1], probe], scores[names[0], probe]) for probe in ("3-NN", "linear")]
+    assert row == [names[1], *(f"{one.mean:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for one in expected)]
+
+
+def test_accuracy_is_resampled_over_images(tmp_path):
+    make_classes(tmp_path / "data", {"train": {"barn": 2, "car": 2}, "test": {"barn": 7, "car": 8}})
+    samples, classes = open_samples(str(tmp_path / "data"), None, "train", "test")
+    task = ClassificationProbe(samples, classes, None, "mean", 3, 0.07, 1e-2)
+    predicted = np.arange(15) % 2
+    scores = task.scores(predicted)
+    truth = np.repeat([0, 1], [7, 8])
+    assert scores.main.value == scores["accuracy"] == accuracy_score(truth, predicted)
+    expected = [accuracy_score(truth[draw], predicted[draw]) for draw in resample(15)]
+    assert scores.main.resampled == pytest.approx(expected)

@@ -13,7 +13,11 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp.detection.data import DetectionData
+from modeling_vitp.metrics.resampling import resample
+from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.detection import DetectionProbe
+from modeling_vitp.probing.few_labels import FewLabels
+from modeling_vitp.probing.heads import fit_linear
 from modeling_vitp.recipes.probe import main
 
 NAMES, GRID, PATCH, L2 = ["ship", "plane"], 4, 16, 1e-2
@@ -184,3 +188,21 @@ def test_window_centers_are_of_whole_objects(tmp_path):
         assert np.array_equal(found[~crowds, :2], wanted[~crowds]) and not found[crowds].any()
         assert np.array_equal(found[~crowds, 2], ~wanted.any(-1)[~crowds])
         assert crowds.any() or np.array_equal(present[0, 0, :2], wanted.sum((0, 1)))
+
+
+def test_centre_auc_of_resamples_equals_scikit_learn(tmp_path):
+    for split, number in (("train", 5), ("test", 6)):
+        write_marks(tmp_path, split, number)
+    probe = DetectionProbe(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
+    backbone = load_backbone(str(save_backbone(tmp_path / "vit", "vit")))
+    labels = FewLabels(share=1.0)
+    (scores,) = probe.probe(backbone, {labels: [np.arange(2)]}, None, tmp_path / "features")["linear", labels]
+    maps = [probe.features(backbone, role, None, tmp_path / "features") for role in ("train", "test")]
+    train, test = (probe.centres(role, (GRID, GRID)) for role in ("train", "test"))
+    logits = fit_linear(maps[0], train, np.arange(2), L2)(torch.tensor(maps[1])).double().numpy()
+    assert scores.main.value == scores["centre_auc"] and len(scores.main.resampled) == 200
+    for draw, resampled in list(zip(resample(6, number=200), scores.main.resampled))[:10]:
+        chosen, wanted = logits[draw].reshape(-1, 3), test[draw].reshape(-1, 3) > 0
+        odds = [chosen[:, k] - np.logaddexp.reduce(np.delete(chosen, k, 1), axis=1) for k in range(2)]
+        areas = [roc_auc_score(wanted[:, k], odds[k]) for k in range(2) if wanted[:, k].any()]
+        assert resampled == pytest.approx(np.mean(areas), abs=1e-3)

@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModel
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
+from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.few_labels import FewLabels
 from modeling_vitp.probing.segmentation import SegmentationProbe, interpolate, pixels_by_patch, probe_robustness
@@ -248,3 +249,24 @@ def test_invalid_mask_data_are_named(tmp_path, what, message):
     arguments += ["--data", json.dumps(data), "--data_root", str(tmp_path / "data")]
     with pytest.raises(ValueError, match=message):
         main([*arguments, "--output_dir", str(tmp_path / "out")])
+
+
+def test_mean_iou_of_resamples_equals_scikit_learn(task, backbone, tmp_path, quick_probe):
+    everything, images = {ALL: [np.arange(len(task.samples["train"]))]}, len(task.samples["test"])
+    for part in (task, task.under("gaussian_noise", 4, seed=5)):
+        heads = part.fit(backbone, everything, None, tmp_path)
+        (scores,) = part.score(heads, backbone, None, tmp_path)["linear", ALL]
+        assert scores.main.value == scores["mean_iou"] and len(scores.main.resampled) == 1000
+        features, masks = part.features(backbone, "test", None, tmp_path), list(part.masks("test"))
+        predicted = [
+            interpolate(heads["linear", ALL][0](torch.tensor(maps)), mask.shape).argmax(0).numpy()
+            for maps, mask in zip(features, masks)
+        ]
+        order = sorted(range(images), key=part.samples["test"].case)
+        for draw, resampled in list(zip(resample(images), scores.main.resampled))[:5]:
+            chosen = [order[index] for index in draw]
+            truth, found = (np.concatenate([maps[index].ravel() for index in chosen]) for maps in (masks, predicted))
+            counted = truth != 255
+            classes = np.union1d(truth[counted], found[counted])
+            expected = jaccard_score(truth[counted], found[counted], labels=classes, average="macro")
+            assert resampled == pytest.approx(expected)

@@ -21,6 +21,7 @@ from modeling_vitp.dense.data import DenseData
 from modeling_vitp.dense.trainer import ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import ViTPDetectionTrainingConfig
+from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.training import results
 from modeling_vitp.training.freezing import layer_decay_groups
 from modeling_vitp.training.resume_config import check_resume_settings
@@ -222,3 +223,26 @@ def test_optimizer_moves_groups_by_their_rate(model):
 def test_layer_decay_of_one_has_one_rate(model):
     groups = layer_decay_groups(model, learning_rate=1.0, weight_decay=0.1, layer_decay=1.0, num_layers=LAYERS)
     assert {group["lr"] for group in groups} == {1.0}
+
+
+def test_split_is_scored_over_resamples(tmp_path):
+    """Check scores over resamples against evaluations of the repeated samples."""
+    trainer, random = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16}), torch.Generator().manual_seed(0)
+    samples = [
+        {
+            "id": f"{case}{number}",
+            "case": case,
+            "images": [torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=random)],
+            "mask": torch.randint(0, 2, (32, 32), dtype=torch.uint8, generator=random),
+        }
+        for number, case in enumerate("baacdb")
+    ]
+    metrics, score = trainer.score_split(samples)
+    assert metrics["test_mean_iou"] == score.value == trainer.evaluate(samples)["eval_mean_iou"]
+    for draw, resampled in list(zip(resample(4), score.resampled))[:3]:
+        repeated = [sample for index in draw for sample in samples if sample["case"] == "abcd"[index]]
+        assert trainer.evaluate([{**sample, "case": "a"} for sample in repeated])["eval_mean_iou"] == resampled
+    metrics, score = trainer.score_split(samples, "overall_accuracy")
+    assert metrics["test_overall_accuracy"] == score.value
+    with pytest.raises(ValueError, match="f1"):
+        trainer.score_split(samples, "f1")

@@ -36,6 +36,7 @@ class Classification(base.DistributedMetric):
 
     def __init__(self, *args, num_labels: int, multi_label: bool = False, threshold: float = 0.5, **kwargs):
         self.num_labels, self.multi_label, self.threshold = num_labels, multi_label, threshold
+        self.main_score = "mean_average_precision" if multi_label else "accuracy"
         self.kept: list[tuple[np.ndarray, np.ndarray]] = []
         super().__init__(*args, **kwargs)
 
@@ -77,17 +78,30 @@ class Classification(base.DistributedMetric):
             raise ValueError(f"{self.name}: expected integer labels in [0, {last}], got {wrong[:10]}.")
         self.kept.append((scores.astype(np.float64), labels.astype(np.int64)))
 
-    def _compute_parts(self, parts: list[list[tuple[np.ndarray, np.ndarray]]]) -> dict:
-        scores, labels = (np.concatenate(values) for values in zip(*(batch for part in parts for batch in part)))
+    def _join(self, parts: list[list[tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
+        """Return the scores of each image followed by its label or labels, float64, in the order of the processes."""
+        return np.concatenate([np.column_stack(batch) for part in parts for batch in part])
+
+    def _classes(self, cases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return true and predicted classes, bool of shape `(images, num_labels)`."""
+        scores, labels = np.split(cases, [self.num_labels], axis=1)
         if self.multi_label:
-            truth, predicted = labels.astype(bool), scores > self.threshold
-        else:
-            classes = np.arange(self.num_labels)
-            truth, predicted = labels[:, None] == classes, scores.argmax(1)[:, None] == classes
+            return labels.astype(bool), scores > self.threshold
+        classes = np.arange(self.num_labels)
+        return labels == classes, scores.argmax(1)[:, None] == classes
+
+    def _score(self, cases: np.ndarray, key: str) -> float:
+        if key != "accuracy":
+            return super()._score(cases, key)
+        truth, predicted = self._classes(cases)
+        return float((truth == predicted).all(1).mean())
+
+    def _compute(self, cases: np.ndarray) -> dict:
+        scores, (truth, predicted) = cases[:, : self.num_labels], self._classes(cases)
         f1 = pixel_metrics.ratio(2 * (truth & predicted).sum(0), truth.sum(0) + predicted.sum(0))
         areas = np.array([ranking.area_under_curve(*columns) for columns in zip(scores.T, truth.T)])
         result = {
-            "accuracy": float((truth == predicted).all(1).mean()),
+            "accuracy": self._score(cases, "accuracy"),
             "macro_f1": float(pixel_metrics.mean_of_counted(f1)),
             "auroc": float(pixel_metrics.mean_of_counted(areas)),
             "per_category_f1": f1.tolist(),

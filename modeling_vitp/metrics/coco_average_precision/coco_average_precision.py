@@ -58,7 +58,13 @@ class CocoAveragePrecision(box_metrics.BoxMetric):
     def _numbers(self, side, key, name):
         return box_metrics.numbers(side, key, name, len(box_metrics.array(side, "labels", name)), ())
 
-    def _compute(self, images):
+    def _join(self, parts):
+        cases = super()._join(parts)
+        self.images = self._match(self.images)
+        return cases
+
+    def _match(self, images: list) -> list[list]:
+        """Return the matches of each image, by class and area, and set `scoring`, which accumulates them."""
         references, predictions, sizes = [], [], []
         for image_id, (detected, annotated, (height, width)) in enumerate(images, start=1):
             sizes.append({"id": image_id, "height": height, "width": width})
@@ -68,10 +74,22 @@ class CocoAveragePrecision(box_metrics.BoxMetric):
             ]
         categories = [{"id": label, "name": str(label)} for label in range(self.num_labels)]
         truth = COCO({"images": sizes, "annotations": references, "categories": categories})
-        scoring = COCOeval_faster(
-            truth, truth.loadRes(predictions), "segm" if self.masks else "bbox", print_function=silent
+        self.scoring = COCOeval_faster(
+            truth,
+            truth.loadRes(predictions),
+            "segm" if self.masks else "bbox",
+            print_function=silent,
+            separate_eval=True,
         )
-        scoring.evaluate()
+        self.scoring.evaluate()
+        # The list has all images of the first class and area, then all images of the next area, and so on.
+        return [self.scoring._evalImgs_cpp[index :: len(images)] for index in range(len(images))]
+
+    def _compute(self, images):
+        scoring = self.scoring
+        # The library has no public way to accumulate repeated images. Matching them again takes ten times as long.
+        scoring._evalImgs_cpp = [match for matches in zip(*images) for match in matches]
+        scoring._paramsEval.imgIds = list(range(len(images)))
         scoring.accumulate()
         # Axes: IoU thresholds, recalls, classes, areas (all, small, medium, large), detections per image (1, 10, 100).
         precision = absent_as_nan(scoring.eval["precision"])

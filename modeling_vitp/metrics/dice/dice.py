@@ -25,7 +25,6 @@ class Dice(pixel_metrics.PixelMetric):
 
     main_score = "mean_dice"
     surface_metric = "surface_distance"
-    is_by_case = True
 
     def __init__(self, *args, background: int = 0, **kwargs):
         super().__init__(*args, **kwargs)

@@ -121,7 +121,8 @@ class SurfaceDistance(base.DistributedMetric):
         packed = [zlib.compress(values.astype(np.uint8).tobytes(), 1) for values in maps]
         return Packed((1,) * (3 - len(shape)) + shape, *packed, tuple(map(float, spacing)))
 
-    def _compute_parts(self, parts: list[dict[Hashable, dict[int, Packed]]]) -> dict[str, Any]:
+    def _join(self, parts: list[dict[Hashable, dict[int, Packed]]]) -> np.ndarray:
+        """Return the scores of each case, see `_measure`, of shape `(cases, 3, num_labels)`."""
         cases: dict[Hashable, dict[int, Packed]] = {}
         for part in parts:
             for case, slices in part.items():
@@ -131,8 +132,10 @@ class SurfaceDistance(base.DistributedMetric):
         measured = {}
         for part in base.gather_parts(own_scores, self.num_process, self.name):
             measured |= part
-        scores = np.stack([measured[number] for number, _ in numbered])
-        surface_dice, hausdorff, missed = scores.swapaxes(0, 1)
+        return np.stack([measured[number] for number, _ in numbered])
+
+    def _compute(self, cases: np.ndarray) -> dict[str, Any]:
+        surface_dice, hausdorff, missed = cases.swapaxes(0, 1)
         by_class = [pixel_metrics.mean_of_counted(values, axis=0) for values in (surface_dice, hausdorff)]
         return {
             "mean_surface_dice": float(pixel_metrics.mean_of_counted(by_class[0])),

@@ -1,0 +1,45 @@
+"""Resamples of test images (bootstrap), the same for all models, and scores over them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1000
+BOX_RESAMPLES = 200  # for scores of boxes, which take longer
+
+
+def resample(num_images: int, seed: int = 0, number: int = RESAMPLES) -> np.ndarray:
+    """Draw resamples of images with replacement, see Efron, *Bootstrap methods*, Annals of Statistics 7, 1979.
+
+    Returns:
+        Indices of the images, int64 of shape `(number, num_images)`.
+    """
+    return np.random.default_rng(seed).integers(num_images, size=(number, num_images))
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score of a test split, and of each resample of its images.
+
+    Args:
+        value: score of all images.
+        resampled: scores of the draws of [`resample`], which are the same for all models of a test split. A score
+            without anything to count is NaN.
+    """
+
+    value: float
+    resampled: list[float]
+
+
+class Scores(dict[str, float]):
+    """Scores by name, with the main score over resamples of the test images.
+
+    Args:
+        scores: scores by name.
+        main: main score.
+    """
+
+    def __init__(self, scores: Mapping[str, float], main: Score):
+        super().__init__(scores)
+        self.main = main

@@ -1,0 +1,95 @@
+"""Tests of paired differences against formulas by hand and against simulated runs with a known difference."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from modeling_vitp.evaluation.intervals import RESAMPLES, Score, paired_difference, resample
+
+
+def scores_of(images: np.ndarray) -> list[Score]:
+    """Return the score of each seed, the mean over images, from values of shape `(seeds, images)`."""
+    draws = resample(images.shape[1])
+    return [Score(float(values.mean()), values[draws].mean(1).tolist()) for values in images]
+
+
+def simulate(
+    seed: int, difference: float, seeds: int = 3, run: float = 0.02, image: float = 0.1, images: int = 60
+) -> tuple[list[Score], list[Score]]:
+    """Return the scores of two models.
+
+    Images are easy or hard for both models, one model is better on some images, each run is better or worse on all
+    images, and each run differs on each image.
+    """
+    random = np.random.default_rng(seed)
+    shared, gain = random.normal(0.6, 0.2, images), random.normal(difference, image, images)
+    runs = random.normal(0, run, (2, seeds, 1)) + random.normal(0, image, (2, seeds, images))
+    return scores_of(shared + gain + runs[0]), scores_of(shared + runs[1])
+
+
+def test_interval_equals_formula():
+    random = np.random.default_rng(0)
+    ours, theirs = random.normal(0.7, 0.1, (3, 40)), random.normal(0.6, 0.1, (3, 40))
+    found = paired_difference(scores_of(ours), scores_of(theirs))
+    differences = ours - theirs
+    of_seeds = differences.mean(1).var(ddof=1) / 3
+    of_images = np.var([differences[:, draw].mean() for draw in resample(40)], ddof=1)
+    half = math.sqrt(stats.t.ppf(0.975, 2) ** 2 * of_seeds + stats.norm.ppf(0.975) ** 2 * of_images)
+    assert found.mean == pytest.approx(differences.mean())
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
+    assert found.is_clear is (abs(found.mean) > half) and found.seeds == 3
+    # The variance over resamples is that of a mean.
+    assert of_images == pytest.approx(differences.mean(0).var() / 40, rel=0.1)
+
+
+def test_single_seed_is_never_clear():
+    ours, theirs = np.full((1, 20), 0.9), np.linspace(0.1, 0.3, 20)[None]
+    found = paired_difference(scores_of(ours), scores_of(theirs))
+    assert found.mean == pytest.approx(0.7) and found.low > 0.6 and not found.is_clear
+    half = 1.96 * np.std([theirs[0][draw].mean() for draw in resample(20)])
+    assert found.high - found.mean == pytest.approx(half, rel=1e-3)
+
+
+def test_equal_models_do_not_differ():
+    scores = scores_of(np.random.default_rng(0).random((3, 20)))
+    found = paired_difference(scores, scores)
+    assert (found.mean, found.low, found.high, found.is_clear) == (0, 0, 0, False)
+
+
+def test_images_add_nothing_to_seeds_if_all_are_equal():
+    ours = np.repeat([[0.7], [0.8], [0.6]], 30, axis=1)
+    found = paired_difference(scores_of(ours), scores_of(np.full((3, 30), 0.5)))
+    low, high = stats.t.interval(0.95, 2, 0.2, stats.sem([0.2, 0.3, 0.1]))
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6)
+
+
+def test_resamples_without_a_score_are_left_out():
+    ours, theirs = (scores_of(np.random.default_rng(seed).random((2, 20))) for seed in range(2))
+    expected = paired_difference(ours, theirs)
+    for absent in (math.nan, None):
+        found = paired_difference([Score(one.value, [*one.resampled[:-1], absent]) for one in ours], theirs)
+        assert found.mean == expected.mean and found.high == pytest.approx(expected.high, rel=1e-2)
+
+
+def test_scores_that_cannot_be_paired_are_refused():
+    one, other = Score(0.5, [0.5] * RESAMPLES), Score(0.5, [0.5] * 10)
+    for ours, theirs in (([one], [other]), ([one, one], [one]), ([], [])):
+        with pytest.raises(ValueError, match="resamples"):
+            paired_difference(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "run", "image"), [(2, 0.05, 0.05), (3, 0.05, 0.02), (3, 0.02, 0.1), (3, 0.002, 0.1), (5, 0.02, 0.05)]
+)
+def test_intervals_contain_true_difference(seeds, run, image):
+    """Nominally 95% of the intervals contain it; of 200, 190 ± 3."""
+    found = [paired_difference(*simulate(trial, 0.03, seeds, run, image)) for trial in range(200)]
+    assert sum(one.low <= 0.03 <= one.high for one in found) >= 187
+
+
+def test_no_difference_is_rarely_clear():
+    for run in (0.002, 0.02, 0.05):
+        assert sum(paired_difference(*simulate(seed, 0, 3, run)).is_clear for seed in range(20)) <= 1
+    assert all(paired_difference(*simulate(seed, 0.3)).is_clear for seed in range(20))
