@@ -121,6 +121,27 @@ class VisionTower:
         options = {"interpolate_pos_encoding": True} if self.interpolates else {}
         return model.embeddings(pixel_values, **options), self.layer_inputs
 
+    def select_patches(self, layer_inputs: dict[str, Any], patches: torch.Tensor) -> dict[str, Any]:
+        """Return the layer arguments of [`embed`] for some of the patches.
+
+        Args:
+            layer_inputs: layer arguments for all patches.
+            patches: indices of the patches of each image, int64 `(batch_size, number)`.
+
+        Raises:
+            ValueError: if arguments depend on the patches, and the family does not select them.
+        """
+        depending = [name for name, value in layer_inputs.items() if value is not None]
+        if depending:
+            raise ValueError(f"{type(self).__name__} cannot leave out patches: its layers take {', '.join(depending)}.")
+        return layer_inputs
+
+    def encode(self, model: nn.Module, tokens: torch.Tensor, layer_inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the output of the layers and the last norm for tokens `(batch_size, number, hidden_size)`."""
+        for layer in model.get_submodule(self.layers):
+            tokens = layer(tokens, **layer_inputs)
+        return tokens if self.norm is None else model.get_submodule(self.norm)(tokens)
+
     def patch_tokens(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the model's output for the patches, `(batch_size, patches, hidden_size)`."""
         states = model(**self.inputs(model, pixel_values)).last_hidden_state
@@ -163,6 +184,9 @@ class Dinov3Tower(VisionTower):
 
     def embed(self, model, pixel_values):
         return model.embeddings(pixel_values), {"position_embeddings": model.rope_embeddings(pixel_values)}
+
+    def select_patches(self, layer_inputs, patches):
+        return {name: tuple(table[patches][:, None] for table in tables) for name, tables in layer_inputs.items()}
 
 
 @register_tower("vit")
@@ -278,6 +302,7 @@ class TimmTower(VisionTower):
         config.hidden_size, config.num_hidden_layers = model.embed_dim, len(model.blocks)
         config.image_size, config.patch_size = list(model.patch_embed.img_size), list(model.patch_embed.patch_size)
         config.num_channels, config.num_prefix_tokens = model.patch_embed.proj.in_channels, model.num_prefix_tokens
+        config.num_attention_heads = model.blocks[0].attn.num_heads
         return config
 
     def num_prefix_tokens(self, config):

@@ -63,6 +63,8 @@ def fill_card(
     description = (entry.description or "").format(paper=PAPER)
     if teacher_of(record):
         description = f"An image backbone, distilled from the patch features of `{teacher_of(record)}`."
+    if (record.get("settings") or {}).get("objective") == "MaskedAutoencoder":
+        description = "An image backbone, trained as a masked autoencoder (arXiv 2111.06377) on images without labels."
     if own is None and description:
         text += f"\n{description}\n"
     sections = {

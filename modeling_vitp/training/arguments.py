@@ -192,7 +192,7 @@ def shard(text: str) -> Shard:
 class RunArguments(Arguments):
     """Arguments of all trainers: precision, batch size, signals, resuming and logged predictions."""
 
-    limits = {"watch_samples": "[0, inf)", "global_batch_size": "[1, inf)"}
+    limits = {"watch_samples": "[0, inf)", "global_batch_size": "[1, inf)", "stop_at_step": "[1, inf)"}
 
     bf16: bool | None = field(
         default=None,
@@ -222,6 +222,13 @@ class RunArguments(Arguments):
             "help": "Signals that save a checkpoint at the end of the step and stop the run: SIGTERM (sent by a "
             "scheduler), SIGINT (Ctrl-C; a second one stops at once), SIGHUP (a closed terminal, except under nohup), "
             "or none. Default: all three."
+        },
+    )
+    stop_at_step: int | None = field(
+        default=None,
+        metadata={
+            "help": "Step after which the run saves a checkpoint and stops, as on a signal. The same command without "
+            "this option resumes it. By default the run does not stop."
         },
     )
     allow_changed_data: bool = field(
@@ -659,6 +666,13 @@ class SplitArguments(Arguments):
         default=None,
         metadata={"help": "Split that is scored once, at the end; '' for none."},
     )
+    resample_test: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to also write the main score of each resample of the test images to metrics.json, for "
+            "intervals of differences between models."
+        },
+    )
     num_pictures: int = field(default=4, metadata={"help": "Number of samples in predictions.png. 0: none."})
     plugins: list[str] = field(
         default_factory=list,
@@ -676,23 +690,11 @@ class SplitArguments(Arguments):
 
 
 @dataclass
-class DistillationSettings(RunArguments):
-    """Settings that distillation adds to [`~transformers.TrainingArguments`], and its defaults for a small ViT."""
+class ViewSettings(RunArguments):
+    """Settings of the random views of unlabeled images that a ViT is trained on, and of its optimizer."""
 
-    limits = {
-        "teacher_image_size": "[1, inf)",
-        "crop_area": "(0, 1]",
-        "horizontal_flip": "[0, 1]",
-        "vertical_flip": "[0, 1]",
-    }
+    limits = {"crop_area": "(0, 1]", "horizontal_flip": "[0, 1]", "vertical_flip": "[0, 1]"}
 
-    teacher_image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Side of the teacher's input in pixels, a multiple of its patch size. By default that of the "
-            "student's input, rounded up to whole patches of the teacher."
-        },
-    )
     crop_area: list[float] = field(
         default_factory=lambda: [0.25, 1.0],
         metadata={"help": "Smallest and largest area of a training crop, as a fraction of the image area."},
@@ -711,6 +713,21 @@ class DistillationSettings(RunArguments):
         super().__post_init__()
         if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
             raise ValueError(f"Expected `crop_area` to be the smallest and largest area, got {self.crop_area}.")
+
+
+@dataclass
+class DistillationSettings(ViewSettings):
+    """Settings that distillation adds to [`~transformers.TrainingArguments`], and its defaults for a small ViT."""
+
+    limits = {"teacher_image_size": "[1, inf)"}
+
+    teacher_image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the teacher's input in pixels, a multiple of its patch size. By default that of the "
+            "student's input, rounded up to whole patches of the teacher."
+        },
+    )
 
 
 @dataclass

@@ -125,7 +125,7 @@ class StopAtNotFinite(TrainerCallback):
 
 
 class SaveOnSignal(TrainerCallback):
-    """Callback that saves at the end of the step in which a signal arrives, and raises [`RunStopped`].
+    """Callback that saves and raises [`RunStopped`] at the end of `stop_at_step`, or of the step of a signal.
 
     All processes save and stop at the same step, even if only one of them receives the signal.
 
@@ -181,7 +181,7 @@ class SaveOnSignal(TrainerCallback):
         return bool(number)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self._is_stopping = self._is_asked()
+        self._is_stopping = self._is_asked() or args.stop_at_step == state.global_step < state.max_steps
         if self._is_stopping:
             if control.should_evaluate:
                 # Save before the evaluation too, because the scheduler may end the run during the evaluation.
@@ -192,10 +192,9 @@ class SaveOnSignal(TrainerCallback):
         if not self._is_stopping:
             return
         saved = f"checkpoint-{state.global_step} of {state.max_steps} steps is saved in {args.output_dir}"
-        raise RunStopped(
-            f"stopped by {signal.Signals(self.received).name}: {saved}. Nothing is exported. {next_command(args)}",
-            128 + self.received,
-        )
+        cause = "stop_at_step" if self.received is None else signal.Signals(self.received).name
+        status = 0 if self.received is None else 128 + self.received
+        raise RunStopped(f"stopped by {cause}: {saved}. Nothing is exported. {next_command(args)}", status)
 
 
 def ignore_signals_in_worker(names: list[str], then: Callable[[int], None] | None, worker_id: int) -> None:

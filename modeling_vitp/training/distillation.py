@@ -32,7 +32,7 @@ from ..input_spec import InputSpec
 from ..modeling_vitp import build_vit
 from ..modeling_vitp_backbone import open_vit, open_vit_config, square
 from ..vision_towers import pair, tower_of
-from .arguments import DistillationArguments, DistillationSettings
+from .arguments import DistillationArguments, DistillationSettings, ViewSettings
 from .base_trainer import BaseTrainer
 from .batching import share
 from .callbacks import choose, component_colors
@@ -50,33 +50,42 @@ SHAPE += ("drop_path_rate", "architecture", "model_args")
 STATISTICS = 256  # images that the mean and the variance of the teacher's features are computed on
 
 
-@dataclass
-class ViTPDistillationConfig(DistillationSettings, BaseConfig, TrainingArguments):
-    """[`~transformers.TrainingArguments`] with the settings for distillation."""
+class ViewConfig(ViewSettings, BaseConfig):
+    """Base of the training configurations of a [`ViTTrainer`], a mixin that precedes `TrainingArguments`."""
 
     def __post_init__(self):
         super().__post_init__()
         self.remove_unused_columns = False  # the errors of a step name the ids of its samples
         if self.push_to_hub:
             raise ValueError(
-                "push_to_hub is not supported in distillation. Push the student at the end with `vitp push_to_hub "
+                "push_to_hub is not supported during training. Push the ViT at the end with `vitp push_to_hub "
                 f"{self.output_dir}/backbone NAMESPACE/NAME --what backbone`."
             )
 
 
+@dataclass
+class ViTPDistillationConfig(DistillationSettings, ViewConfig, TrainingArguments):
+    """[`~transformers.TrainingArguments`] with the settings for distillation."""
+
+
 class ImageFiles(Dataset):
     """Data set of image files, whose items have an `id` and an `image`, see [`~modeling_vitp.images.pixels.to_pixels`].
+
+    The `id` is the path below the folder that all data have in common.
 
     Args:
         data: image files, and folders whose image files are read in sorted order, also in subfolders.
         input_spec: input spec of images that are not 8-bit RGB.
 
     Raises:
-        ValueError: if a path does not exist, or a folder has no image files.
+        ValueError: if no path is given, a path does not exist, or a folder has no image files.
     """
 
     def __init__(self, data: Sequence[str | Path], input_spec: dict | None = None):
         self.spec = InputSpec.from_dict(input_spec) if input_spec else None
+        if not data:
+            raise ValueError("Expected image files or folders with image files, got none.")
+        root = os.path.commonpath([Path(os.path.abspath(place)).parent for place in data])
         self.files: list[tuple[Path, Path]] = []
         for place in map(Path, data):
             if not place.exists():
@@ -84,7 +93,7 @@ class ImageFiles(Dataset):
             found = image_files(place) if place.is_dir() else [place]
             if not found:
                 raise ValueError(f"No image files found in {place}.")
-            self.files += [(path, path.relative_to(place.parent)) for path in found]
+            self.files += [(path, Path(os.path.relpath(path, root))) for path in found]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -98,7 +107,7 @@ class ImageFiles(Dataset):
         return {"id": name.as_posix(), "image": image}
 
 
-class DistillationSamples(AugmentedSamples):
+class ImageViews(AugmentedSamples):
     """Data set of transformed and normalized items of [`ImageFiles`]."""
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
@@ -180,14 +189,118 @@ def resized(pixel_values: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(pixel_values, (side, side), mode="bicubic", antialias=True)
 
 
-class ViTPDistillationTrainer(BaseTrainer, Trainer):
-    """Trainer of a ViT on the patch features of another one.
+class ViTTrainer(BaseTrainer, Trainer):
+    """Trainer of a ViT on random resized crops of images without labels.
 
-    - Both see the same random resized crop. If their grids differ, the features of the teacher are interpolated to the
-      grid of the student.
     - Crops and flips depend on the seed and the epoch only. A run that resumes from a checkpoint ends with the same
       weights as an uninterrupted run.
-    - At the end, the student is exported to the folder `backbone`, without its projection.
+    - At the end, the ViT is exported to the folder `backbone`, without what it is trained with.
+
+    Args:
+        model: model that contains the ViT, and returns the loss.
+        vit: ViT in the model.
+        args: training arguments with the fields of [`~modeling_vitp.training.arguments.ViewSettings`].
+        train_dataset, eval_dataset: instances of [`ImageFiles`].
+        processing_class: image processor of the ViT.
+        side: side of the crops in pixels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vit: PreTrainedModel,
+        args: ViewConfig,
+        train_dataset: ImageFiles | None,
+        eval_dataset: ImageFiles | None,
+        processing_class: ViTPImageProcessor,
+        side: int,
+        **kwargs: Any,
+    ):
+        bicubic = InterpolationMode.BICUBIC
+        seed = args.seed if args.data_seed is None else args.data_seed
+        crop = v2.RandomResizedCrop(side, tuple(args.crop_area), interpolation=bicubic, antialias=True)
+        flips = v2.RandomHorizontalFlip(args.horizontal_flip), v2.RandomVerticalFlip(args.vertical_flip)
+        self.vit, self.whole_view = vit, v2.Resize((side, side), bicubic, antialias=True)
+        if train_dataset is not None:
+            train_dataset = ImageViews(train_dataset, v2.Compose([crop, *flips]), processing_class, seed)
+        if eval_dataset is not None:
+            eval_dataset = ImageViews(eval_dataset, self.whole_view, processing_class, seed)
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # The loss is the mean over a batch, so the Trainer has to divide it by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        args, config = self.args, self.vit.config
+        names = "seed", "data_seed", "crop_area", "horizontal_flip", "vertical_flip", "dataloader_drop_last"
+        fixed = {name: getattr(args, name) for name in names} | {
+            "global batch size": self.get_total_train_batch_size(args),
+            "training samples": len(self.train_dataset),
+            "objective": type(self.accelerator.unwrap_model(self.model)).__name__,
+            "ViT": {name: getattr(config, name) for name in SHAPE if hasattr(config, name)},
+        }
+        return {"fixed": fixed, "free": free_settings(args)}
+
+    def training_data(self) -> Any:
+        return {"images": [path for path, _ in self.train_dataset.samples.files]}
+
+    def check_rows(self) -> None:
+        for path, _ in tqdm(self.train_dataset.samples.files, unit="image", desc="Checking images", leave=False):
+            check_file(path)
+
+    def watched_samples(self, number: int) -> list:
+        return choose((self.eval_dataset or self.train_dataset).samples, number, self.data_seed)
+
+    def patch_maps(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the maps `(channels, rows, columns)` of an image `(1, num_channels, side, side)` to draw, by title."""
+        return {"features": as_maps(self.vit, pixels)[0]}
+
+    def draw_samples(self, samples: list, path: Path) -> None:
+        """Draw images with their [`patch_maps`] in common principal components."""
+        views, maps = ImageViews(samples, self.whole_view, self.processing_class, self.data_seed), []
+        for sample in samples:
+            with self.compute_loss_context_manager():
+                maps.append(self.patch_maps(views.pixels(sample["image"])[None].to(self.args.device)))
+        colors = component_colors([torch.cat([*of_image.values()], 2) for of_image in maps], path.parent)
+        columns = 1 + len(maps[0])
+        figure = Figure(figsize=(2.5 * columns, 2.7 * len(samples)), layout="constrained")
+        for sample, joined, axes in zip(samples, colors, figure.subplots(len(samples), columns, squeeze=False)):
+            panels = {sample["id"]: shown(sample["image"], self.processing_class.band_names)}
+            panels |= dict(zip(maps[0], np.hsplit(joined, columns - 1)))
+            for axis, (title, panel) in zip(axes, panels.items()):
+                axis.imshow(panel, interpolation="nearest")
+                axis.set_title(title, fontsize=8)
+                axis.axis("off")
+        figure.savefig(path, dpi=120)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save a checkpoint of the whole model during training, and otherwise export the ViT to `backbone`."""
+        if self.is_in_train:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir) / "backbone"
+            written = folder.with_suffix(".writing")  # a killed run leaves no incomplete backbone
+            shutil.rmtree(written, ignore_errors=True)
+            with stop_on_full_disk(self.args.output_dir):
+                export_backbone(self.vit, written, self.processing_class)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(written, folder)
+
+    def _share(self) -> int:
+        return 0  # the output folder has no model but `backbone`, whose card is written with it
+
+
+class ViTPDistillationTrainer(ViTTrainer):
+    """Trainer of a ViT on the patch features of another one.
+
+    Both see the same random resized crop. If their grids differ, the features of the teacher are interpolated to the
+    grid of the student. The student is exported without its projection.
 
     Args:
         student: ViT of any family, see [`load_student`].
@@ -210,54 +323,32 @@ class ViTPDistillationTrainer(BaseTrainer, Trainer):
         processing_class: ViTPImageProcessor | None = None,
         **kwargs: Any,
     ):
-        image_processor = processing_class or ViTPImageProcessor()
         self.side = square(student.config.image_size, "image_size of the student")
         patch = math.lcm(*pair(teacher.config.patch_size))
         self.teacher_side = args.teacher_image_size or math.ceil(self.side / patch) * patch
         if self.teacher_side % patch:
             raise ValueError(f"teacher_image_size must be a multiple of {patch} pixels, got {args.teacher_image_size}.")
-        side, bicubic = max(self.side, self.teacher_side), InterpolationMode.BICUBIC
-        crop = v2.RandomResizedCrop(side, tuple(args.crop_area), interpolation=bicubic, antialias=True)
-        flips = v2.RandomHorizontalFlip(args.horizontal_flip), v2.RandomVerticalFlip(args.vertical_flip)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        if train_dataset is not None:
-            train_dataset = DistillationSamples(train_dataset, v2.Compose([crop, *flips]), image_processor, seed)
-        if eval_dataset is not None:
-            whole = v2.Resize((side, side), bicubic, antialias=True)
-            eval_dataset = DistillationSamples(eval_dataset, whole, image_processor, seed)
         super().__init__(
             Distiller(student, teacher.config.hidden_size),
+            student,
             args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=image_processor,
+            train_dataset,
+            eval_dataset,
+            processing_class or ViTPImageProcessor(),
+            max(self.side, self.teacher_side),
             **kwargs,
         )
-        # The loss is the mean over a batch, so the Trainer has to divide it by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
         self.teacher = teacher.to(args.device).eval().requires_grad_(False)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        args, config = self.args, self.distiller.student.config
-        names = "seed", "data_seed", "crop_area", "horizontal_flip", "vertical_flip", "dataloader_drop_last"
-        fixed = {name: getattr(args, name) for name in names} | {
-            "global batch size": self.get_total_train_batch_size(args),
-            "training samples": len(self.train_dataset),
-            "student": {name: getattr(config, name) for name in SHAPE if hasattr(config, name)},
-            "teacher_image_size": self.teacher_side,
-        }
-        return {"fixed": fixed, "free": free_settings(args) | {"teacher": public_name(self.teacher.name_or_path)}}
+        settings = super().run_settings()
+        settings["fixed"]["teacher_image_size"] = self.teacher_side
+        settings["free"]["teacher"] = public_name(self.teacher.name_or_path)
+        return settings
 
     def extra_settings(self) -> dict[str, Any]:
         weights = hash_of_weights(self.teacher, self.is_world_process_zero(), lambda name, weight: True)
         return super().extra_settings() | {f"weights of the teacher in {self.teacher.dtype}": weights}
-
-    def training_data(self) -> Any:
-        return {"images": [path for path, _ in self.train_dataset.samples.files]}
-
-    def check_rows(self) -> None:
-        for path, _ in tqdm(self.train_dataset.samples.files, unit="image", desc="Checking images", leave=False):
-            check_file(path)
 
     @property
     def distiller(self) -> Distiller:
@@ -333,53 +424,10 @@ class ViTPDistillationTrainer(BaseTrainer, Trainer):
         metrics = {f"{metric_key_prefix}_loss": loss / number, f"{metric_key_prefix}_cosine": cosine / number}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(number))
 
-    def watched_samples(self, number: int) -> list:
-        return choose((self.eval_dataset or self.train_dataset).samples, number, self.data_seed)
-
-    def draw_samples(self, samples: list, path: Path) -> None:
-        """Draw images with the features of the teacher and the predicted ones, in common principal components."""
-        model, side = self.distiller, max(self.side, self.teacher_side)
-        whole = v2.Resize((side, side), InterpolationMode.BICUBIC, antialias=True)
-        transform = DistillationSamples(samples, whole, self.processing_class, self.data_seed)
-        maps = []
-        for sample in samples:
-            pixels = transform.pixels(sample["image"])[None].to(self.args.device)
-            with self.compute_loss_context_manager():
-                predicted = model.predict(resized(pixels, self.side))
-                target = model.target(self.teacher_maps(pixels), predicted.shape[-2:])
-            maps.append(torch.cat([target[0], predicted[0]], 2))
-        draw_maps(samples, component_colors(maps, path.parent), path, self.processing_class.band_names)
-
-    # Saving
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save a checkpoint with the projection during training, and otherwise export the student to `backbone`."""
-        if self.is_in_train:
-            super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir) / "backbone"
-            written = folder.with_suffix(".writing")  # a killed run leaves no incomplete backbone
-            shutil.rmtree(written, ignore_errors=True)
-            with stop_on_full_disk(self.args.output_dir):
-                export_backbone(self.distiller.student, written, self.processing_class)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(written, folder)
-
-    def _share(self) -> int:
-        return 0  # the output folder has no model but `backbone`, whose card is written with it
-
-
-def draw_maps(samples: list, colors: Sequence[np.ndarray], path: Path, band_names: Sequence[str] | None) -> None:
-    """Draw images with the features of teacher and student, which are side by side in `colors`, as a PNG."""
-    figure = Figure(figsize=(7.5, 2.7 * len(samples)), layout="constrained")
-    for sample, both, axes in zip(samples, colors, figure.subplots(len(samples), 3, squeeze=False)):
-        panels = {sample["id"]: shown(sample["image"], band_names)}
-        panels |= dict(zip(("teacher", "student"), np.hsplit(both, 2)))
-        for axis, (title, panel) in zip(axes, panels.items()):
-            axis.imshow(panel, interpolation="nearest")
-            axis.set_title(title, fontsize=8)
-            axis.axis("off")
-    figure.savefig(path, dpi=120)
+    def patch_maps(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        predicted = self.distiller.predict(resized(pixels, self.side))
+        target = self.distiller.target(self.teacher_maps(pixels), predicted.shape[-2:])
+        return {"teacher": target[0], "student": predicted[0]}
 
 
 def load_teacher(name: str, bf16: bool = False) -> tuple[PreTrainedModel, ViTPImageProcessor]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -181,6 +182,15 @@ class Work:
     mean: BatchShape
     longest: BatchShape
 
+    def operations_per_step(self, operations: float, undropped: float) -> float:
+        """Return the operations of a device in one step.
+
+        Args:
+            operations: operations of a mean micro-batch whose tokens are dropped.
+            undropped: operations of a mean micro-batch without dropped tokens.
+        """
+        return self.accumulation * ((1 - self.undropped) * operations + self.undropped * undropped)
+
 
 def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: ModelConfig, mixture: Mixture) -> int:
     """Print a summary of the mixture, the cost of the run, and the commands that create missing data."""
@@ -268,9 +278,7 @@ def print_plan(
     for change, setup in changes(configured, args.freeze_language_model, any(padding.values())).items():
         whole = dataclasses.replace(setup, drop_ratio=0.0)
         peak = cost(work.longest, whole if work.undropped else setup)
-        operations = (1 - work.undropped) * mean(setup).operations
-        operations += work.undropped and work.undropped * mean(whole).operations
-        operations *= work.accumulation
+        operations = work.operations_per_step(mean(setup).operations, work.undropped and mean(whole).operations)
         hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
         parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
         left = device.memory - peak.memory / GIB
@@ -293,6 +301,22 @@ def print_plan(
         moved = traffic(config, trained, work.devices, work.accumulation)
         sizes = " and ".join(f"{size / 1e9:.3g} GB with {name}" for name, size in moved.items())
         print(f"\nAs configured, each device receives {sizes} per step, and sends the same amount.")
+
+
+def pretraining_operations(config: ViTPConfig, work: Work, drop_ratio: float, **options: Any) -> float:
+    """Return the floating-point operations of a pretraining over all devices, without padding and recomputed layers.
+
+    Args:
+        config: configuration of the model.
+        work: amount of work, see [`work_of`].
+        drop_ratio: VRL's drop ratio r.
+        options: arguments of [`step_cost`], such as `prepare`.
+    """
+    dropped, undropped = (
+        step_cost(config, dataclasses.replace(work.mean, drop_ratio=ratio), **options).operations
+        for ratio in (drop_ratio, 0.0)
+    )
+    return work.steps * work.devices * work.operations_per_step(dropped, undropped)
 
 
 def fastest_checkpointing(room: Mapping[int, float], least: float) -> int | None:
@@ -502,7 +526,7 @@ def step_cost(
         tower_of(shallow.vision_config).set_depth(shallow.vision_config, vision_layers)
         shallow.text_config.num_hidden_layers = text_layers
         if getattr(shallow.text_config, "layer_types", None):
-            shallow.text_config.layer_types = shallow.text_config.layer_types[:text_layers]
+            shallow.text_config.layer_types = (shallow.text_config.layer_types * 2)[:text_layers]  # there may be one
         return measure_step(shallow, batch, every, bf16, dtype, prepare)
 
     def of_layers(every: int) -> np.ndarray:

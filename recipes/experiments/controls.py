@@ -16,10 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import Trainer, ViTMAEConfig, ViTMAEForPreTraining, set_seed
+from transformers import Trainer, set_seed
 from transformers.data import default_data_collator
 from transformers.modeling_outputs import TokenClassifierOutput
-from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, ViTMAEModelOutput
 from trl import ModelConfig
 
 import vitp_command
@@ -36,6 +35,7 @@ from modeling_vitp.training.base_trainer import BaseTrainer
 from modeling_vitp.training.checkpointing import check_free, write_whole
 from modeling_vitp.training.command_line import parse
 from modeling_vitp.training.loading import load_start
+from modeling_vitp.training.masked_autoencoder import MaskedAutoencoder
 from modeling_vitp.training.results import START
 from modeling_vitp.training.resume_config import free_settings
 from modeling_vitp.training.vitp_config import ViTPTrainingConfig
@@ -122,77 +122,6 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     vitp_command.run(main)
-
-
-class VisiblePatches(nn.Module):
-    """ViT that sees a random share of the patches of each image.
-
-    Masked patches are removed after the embedding, so the layers run on visible patches only.
-
-    Args:
-        vit: ViT to train.
-        config: configuration with `mask_ratio` and the width of the output norm. The norm belongs to the decoder and is
-            discarded with it, because InternVL's ViT has no final norm.
-    """
-
-    random_masking = ViTMAEEmbeddings.random_masking
-
-    def __init__(self, vit: ViTPVisionModel, config: ViTMAEConfig):
-        super().__init__()
-        self.config, self.vit = config, vit
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, **kwargs) -> ViTMAEModelOutput:
-        embeddings = self.vit.embeddings(pixel_values)
-        visible, mask, ids_restore = self.random_masking(embeddings[:, 1:], noise)
-        states = self.vit.encoder(torch.cat([embeddings[:, :1], visible], dim=1)).last_hidden_state
-        states = self.layernorm(self.vit.layernorm(states))
-        return ViTMAEModelOutput(last_hidden_state=states, mask=mask, ids_restore=ids_restore)
-
-
-class MaskedAutoencoder(ViTMAEForPreTraining):
-    """Masked autoencoder (He et al., arXiv 2111.06377) with a ViT of ViTP as its encoder.
-
-    75% of the patches are masked. A decoder of two layers, half as wide as the ViT, predicts their pixels, normalized
-    in each patch. Decoder and loss are those of transformers. The input `pixel_values` is float32 of shape
-    `(batch, channels, height, width)`; the `loss` is the mean squared error over the masked patches.
-
-    Args:
-        vit: ViT, which is trained in place.
-
-    Raises:
-        ValueError: if the image or the patches of the ViT are not square.
-    """
-
-    def __init__(self, vit: ViTPVisionModel):
-        of = vit.config
-        (height, width), (patch, patch_width) = of.image_size, of.patch_size
-        if height != width or patch != patch_width:
-            raise ValueError(
-                f"A masked autoencoder needs square images and patches, got {height} x {width} and "
-                f"{patch} x {patch_width}."
-            )
-        config = ViTMAEConfig(
-            hidden_size=of.hidden_size,
-            num_hidden_layers=0,
-            num_attention_heads=of.num_attention_heads,
-            intermediate_size=of.intermediate_size,
-            initializer_range=of.initializer_range,
-            layer_norm_eps=of.layer_norm_eps,
-            image_size=height,
-            patch_size=patch,
-            decoder_hidden_size=of.hidden_size // 2,
-            decoder_intermediate_size=of.intermediate_size // 2,
-            decoder_num_attention_heads=of.num_attention_heads,
-            decoder_num_hidden_layers=2,
-            mask_ratio=0.75,
-            norm_pix_loss=True,
-            attn_implementation=of._attn_implementation,
-        )
-        super().__init__(config)
-        # The library resets the decoder's position embeddings to zero without a checkpoint.
-        self.decoder.initialize_weights((height // patch) ** 2)
-        self.vit = VisiblePatches(vit, config)
 
 
 class PatchClassifier(nn.Module):

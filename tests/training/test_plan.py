@@ -21,18 +21,22 @@ from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPTraining
 from modeling_vitp.instructions.dry_run import summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes import pretrain
+from modeling_vitp.training import plan
 from modeling_vitp.training.plan import (
     DEVICES,
     INTERNVL2_5_1B,
     BatchShape,
     Device,
     Setup,
+    StepCost,
+    Work,
     changes,
     describe_device,
     empty_batch,
     fastest_checkpointing,
     measure_step,
     padding_of_samples,
+    pretraining_operations,
     step_cost,
     work_of,
 )
@@ -177,6 +181,18 @@ def test_steps_equal_whole_epochs(tmp_path, drop_last, steps):
     summary = SimpleNamespace(effective=10, share=1, tiles=1, text_tokens=5, longest=(1, 5))
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "dataloader_drop_last": drop_last}
     assert work_of(ViTPTrainingConfig(str(tmp_path), **settings), 1, [summary], False).steps == steps
+
+
+def test_operations_of_a_pretraining_are_those_of_its_steps(monkeypatch):
+    """One of four samples keeps all tokens, on four devices with two micro-batches each, for ten steps."""
+
+    def step_cost(config, batch):
+        return StepCost(0, 0, 0, 0, {"ViT": 1000 * (1 - batch.drop_ratio)}, 2000 * (1 - batch.drop_ratio))
+
+    monkeypatch.setattr(plan, "step_cost", step_cost)
+    batch = BatchShape(2, 1, 12)
+    work = Work(steps=10, undropped=0.25, accumulation=2, devices=4, mean=batch, longest=batch)
+    assert pretraining_operations(None, work, 0.75) == 10 * 4 * 2 * (0.75 * 750 + 0.25 * 3000)
 
 
 def sampled(share: float, *samples: tuple[int, float]) -> SimpleNamespace:
@@ -360,6 +376,12 @@ def test_step_cost_extrapolates_over_depth(config, every):
     found = [cost.weights / 4, cost.gradients / 4, cost.activations, cost.backward, *forward]
     assert found == pytest.approx(whole.tolist())
     assert config.vision_config.num_hidden_layers == 4  # not changed
+
+
+def test_step_cost_of_one_layer_equals_measurement(config):
+    shallow = with_depth(config, 1, 1)
+    whole = measure_step(shallow, SHAPE, 0, True, torch.float32, None)
+    assert step_cost(shallow, SHAPE).operations == pytest.approx(whole[3:].sum())
 
 
 @pytest.mark.slow

@@ -12,10 +12,11 @@ from transformers import set_seed
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
 from modeling_vitp.instructions.collator import STEP, ViTPDataCollator
 from modeling_vitp.instructions.rows import sample_texts
-from modeling_vitp.recipes.experiments.controls import Encoding, MaskedAutoencoder, PatchClassifier, Views
+from modeling_vitp.recipes.experiments.controls import Encoding, PatchClassifier, Views
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, repeat
 from modeling_vitp.training.batching import EpochBatchSampler, StepSampler
 from modeling_vitp.training.loading import start_from_scratch
+from modeling_vitp.training.masked_autoencoder import MaskedAutoencoder
 
 
 @pytest.fixture(scope="module")
@@ -100,79 +101,6 @@ def pixels():
     return torch.randn(2, 3, SIDE * PATCH, SIDE * PATCH, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def noise():
-    return torch.rand(2, SIDE**2, generator=torch.Generator().manual_seed(2))
-
-
-def patch_at(image: torch.Tensor, index: int) -> torch.Tensor:
-    """Return the pixels of a patch from left to right and top to bottom, with three values each."""
-    top, left = PATCH * (index // SIDE), PATCH * (index % SIDE)
-    return torch.stack([image[:, y, x] for y in range(top, top + PATCH) for x in range(left, left + PATCH)]).flatten()
-
-
-@torch.no_grad()
-def test_mae_loss_equals_loop_over_masked_patches(pixels, noise):
-    model = MaskedAutoencoder(vit()).eval()
-    outputs = model(pixels, noise=noise)
-    encoder, decoder, errors = model.vit, model.decoder, []
-    for image, order, logits in zip(pixels, noise.argsort(dim=1), outputs.logits):
-        visible, masked = order[: SIDE**2 // 4].tolist(), order[SIDE**2 // 4 :].tolist()
-        tokens = encoder.vit.embeddings(image[None])[0]
-        states = torch.stack([tokens[0], *(tokens[1 + index] for index in visible)])[None]
-        for layer in encoder.vit.encoder.layer:
-            states = layer(states)
-        states = decoder.decoder_embed(encoder.layernorm(states))[0]
-        sequence = [states[0]] + [decoder.mask_token[0, 0]] * SIDE**2
-        for place, index in enumerate(visible):
-            sequence[1 + index] = states[1 + place]
-        sequence = torch.stack(sequence)[None] + decoder.decoder_pos_embed
-        for layer in decoder.decoder_layers:
-            sequence = layer(sequence)
-        predicted = decoder.decoder_pred(decoder.decoder_norm(sequence))[0, 1:]
-        torch.testing.assert_close(predicted, logits, atol=1e-5, rtol=1e-5)
-        for index in masked:
-            target = patch_at(image, index)
-            target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
-            errors.append((predicted[index] - target).square().mean())
-    assert len(errors) == 2 * 27
-    torch.testing.assert_close(outputs.loss, torch.stack(errors).mean())
-
-
-def test_masked_patches_do_not_reach_the_encoder(pixels, noise):
-    model = MaskedAutoencoder(vit())
-    pixels.requires_grad_()
-    outputs = model.vit(pixels, noise)
-    assert outputs.last_hidden_state.shape == (2, 1 + SIDE**2 // 4, 16)
-    outputs.last_hidden_state.square().sum().backward()
-    moved = [[patch_at(grad, index).abs().max() for index in range(SIDE**2)] for grad in pixels.grad]
-    assert ((torch.tensor(moved) == 0) == outputs.mask.bool()).all()
-
-
-def test_masks_are_drawn_by_the_seed(pixels):
-    model = MaskedAutoencoder(vit())
-
-    def loss(seed):
-        torch.manual_seed(seed)
-        return model(pixels).loss.item()
-
-    assert loss(3) == loss(3) != loss(4)
-
-
-def test_trainer_updates_given_weights(pixels):
-    backbone = vit()
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    model = MaskedAutoencoder(backbone)
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    model(pixels).loss.backward()
-    optimizer.step()
-    unmoved = {name for name, value in backbone.state_dict().items() if torch.equal(value, before[name])}
-    assert not {name for name in unmoved if "weight" in name}
-    places = model.decoder.decoder_pos_embed[0, 1:]
-    assert len(places.unique(dim=0)) == SIDE**2
-
-
 def test_patch_classes_by_cross_entropy(pixels):
     model = PatchClassifier(vit(), num_classes=3)
     labels = torch.randint(3, (2, SIDE**2), generator=torch.Generator().manual_seed(3))
@@ -185,8 +113,3 @@ def test_patch_classes_by_cross_entropy(pixels):
         if label >= 0
     ]
     torch.testing.assert_close(outputs.loss, torch.stack(losses).mean())
-
-
-def test_mae_rejects_non_square_images():
-    with pytest.raises(ValueError, match="24 x 48 and 4 x 8"):
-        MaskedAutoencoder(vit(image_size=[24, 48], patch_size=[4, 8]))
