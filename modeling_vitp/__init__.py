@@ -15,6 +15,7 @@ _LAZY = {
     "ViTPSegmentationTrainingConfig": "dense.trainer",
     "ViTPTrainer": "training.vitp_trainer",
     "ViTPTrainingConfig": "training.vitp_config",
+    "adapt": "adaptation.adapt",
     "compose": "training.loading",
     "convert_checkpoint": "convert.checkpoint",
     "detect_large": "detection.prediction",

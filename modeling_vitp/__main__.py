@@ -25,6 +25,7 @@ RECIPES = "modeling_vitp.recipes"
 LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # its command-line scripts
 CONVERT = "modeling_vitp.convert"
 GROUPS = {  # of the overview; commands of the laboratory come last
+    "adapt": ("adapt",),
     "data": ("make_instructions", "validate_data"),
     "pretrain": ("pretrain", "distill"),
     "fine-tune": (

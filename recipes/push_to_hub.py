@@ -1,7 +1,8 @@
-"""Push a model, a data set or the demo to the Hub.
+"""Push a model, the bundle of an adaptation, a data set or the demo to the Hub.
 
     vitp push_to_hub outputs/my_run my-org/my-backbone --what backbone --dry_run
     vitp push_to_hub outputs/my_run my-org/my-model --what model --private
+    vitp push_to_hub outputs/my_domain my-org/my-domain --what adaptation
 
 The files are listed first. Optimizer states, training arguments and training data are never pushed. Secrets, absolute
 paths, and a license that differs from that of the initial weights are errors. All files are pushed in one commit. If
@@ -17,15 +18,18 @@ from pathlib import Path
 import vitp_command
 from modeling_vitp.training.command_line import parse_words
 
-KINDS = ("backbone", "model", "adapter", "dataset", "space")
+KINDS = ("backbone", "model", "adapter", "adaptation", "dataset", "space")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="Folder or Hub id of a model, or folder of a data set.")
+    parser.add_argument("checkpoint", help="Folder or Hub id of a model, or folder of an adaptation or a data set.")
     parser.add_argument("repo_id", help="Hub id of the target, NAMESPACE/NAME.")
     parser.add_argument(
-        "--what", choices=KINDS, required=True, help="Part to push. adapter: LoRA. space: demo of a model on the Hub."
+        "--what",
+        choices=KINDS,
+        required=True,
+        help="Part to push. adapter: LoRA. adaptation: bundle of `vitp adapt`. space: demo of a model on the Hub.",
     )
     parser.add_argument("--dry_run", action="store_true", help="List the files without pushing them.")
     parser.add_argument(

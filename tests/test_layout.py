@@ -13,6 +13,7 @@ from paths import HELPERS, ROOT
 PACKAGE = "modeling_vitp"
 LAYERS = [  # from top to bottom; a folder imports from its own layer's folder and from the layers below
     {"recipes", "space"},
+    {"adaptation"},
     {"evaluation", "probing"},
     {"classification", "dense", "detection"},
     {"training"},

@@ -23,7 +23,7 @@ SPACE = PACKAGE / "space" if (PACKAGE / "space").is_dir() else PACKAGE.parent / 
 RECIPES = "modeling_vitp.recipes"
 # Arguments that name a folder or a Hub id.
 PATH_ARGUMENTS = {"model_name_or_path", "vision_model", "language_model", "dataset_name", "backbones", "processor"}
-PATH_ARGUMENTS |= {"model", "models", "checkpoint", "source", "teacher", "student"}
+PATH_ARGUMENTS |= {"model", "models", "checkpoint", "source", "teacher", "student", "start"}
 # Arguments that name a local file or folder.
 LOCAL_ARGUMENTS = {"images", "root", "data_root", "probe_root", "split_list", "names"}
 ORDER = {"checkpoint": "output_dir", "source": "target", "model": "images"}  # a model, and the argument that follows

@@ -106,8 +106,8 @@ def read_files(
             matched to annotations by name without suffix; COCO images are searched by `file_name` first. `annotations`
             is the COCO file, or a folder with one file per image, and may be missing; for GeoJSON or GeoPackage it is a
             file or a folder, see [`~modeling_vitp.instructions.from_annotations.geodata.feature_files`]. `list` is a
-            file with the image names of the split, one per line. `part` is a range in [0, 1) that selects images by a
-            hash of their name.
+            file with the names of the images of the split, or their paths below `root`, one per line. `part` is a range
+            in [0, 1) that selects images by a hash of their name.
         name: name of the split in errors.
         class_property: property with the class of a feature, with `"geojson"`.
 
@@ -146,7 +146,11 @@ def read_files(
     listed = None
     if "list" in settings:
         lines = read_list(root / settings["list"])
-        listed = [key if (key := without_suffix(line)) in annotated else file_stem(line) for line in lines]
+        by_path = {path.relative_to(root).as_posix(): key for key, path in images.items()}
+        listed = [
+            by_path.get(line) or (key if (key := without_suffix(line)) in annotated else file_stem(line))
+            for line in lines
+        ]
         if len(set(listed)) < len(listed):
             raise ValueError(f"{root / settings['list']} lists {max(listed, key=listed.count)!r} twice.")
     chosen = sorted(set(annotated) | (set(images) if form != "coco" else set())) if listed is None else listed

@@ -1,30 +1,57 @@
-"""Comparisons over seeds: cached parts, mean and standard deviation, tables."""
+"""Comparisons over seeds: finished parts, mean and standard deviation, tables."""
 
 import json
-import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from ..cards.sections import table
+from ..training.checkpointing import write_whole
 
-logger = logging.getLogger(__name__)
 
+class Progress:
+    """Results of finished parts in `progress.json`, which are not computed again.
 
-def once(folder: Path, run: Callable[[], None]) -> dict:
-    """Return the `metrics.json` of a part of a comparison. If the file is missing, run the part first."""
-    finished = folder / "metrics.json"
-    if not finished.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        start = time.monotonic()
-        run()
-        logger.info("%s: finished in %.0f s", folder, time.monotonic() - start)
-    return json.loads(finished.read_text())
+    Args:
+        path: file of the results.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.parts: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def result(self, part: str, run: Callable[[], Any], in_all_processes: bool = False) -> Any:
+        """Return the result of a part, which is JSON. Run the part if it is not finished.
+
+        Args:
+            part: name of the part; the text before the first slash is its stage.
+            run: function that returns the result.
+            in_all_processes: whether all processes of a distributed run call the function, or the first one only.
+        """
+        if part not in self.parts:
+            state, began = PartialState(), time.monotonic()
+            result = run() if in_all_processes or state.is_main_process else None
+            result = json.loads(json.dumps(broadcast_object_list([result])[0]))
+            self.parts[part] = {"seconds": time.monotonic() - began, "result": result}
+            if state.is_main_process:
+                write_whole(self.path, json.dumps(self.parts, indent=1) + "\n")
+        return self.parts[part]["result"]
+
+    def forget(self, part: str) -> None:
+        """Remove the result of a part, so that the part runs again."""
+        del self.parts[part]
+        if PartialState().is_main_process:
+            write_whole(self.path, json.dumps(self.parts, indent=1) + "\n")
+
+    def seconds(self, stage: str) -> float:
+        """Return the seconds that the finished parts of a stage took."""
+        return sum(entry["seconds"] for part, entry in self.parts.items() if part.split("/")[0] == stage)
 
 
 def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
@@ -36,7 +63,7 @@ def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if not record.is_file():
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(settings, indent=2) + "\n")
+        write_whole(record, json.dumps(settings, indent=2) + "\n")
         return
     recorded = json.loads(record.read_text())
     changed = sorted(name for name in settings | recorded if settings.get(name) != recorded.get(name))

@@ -5,13 +5,15 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "ipykernel" not in sys.modules:  # a notebook keeps its backend
+    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from accelerate import PartialState
 from tqdm import tqdm
@@ -24,7 +26,7 @@ from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
 from ..training.checkpointing import FolderLock, write_whole
 from .arguments import RobustnessArguments
-from .comparison import check_same_settings, once, short_names
+from .comparison import Progress, check_same_settings, short_names
 from .robustness_tasks import TASKS, RobustnessTask
 
 logger = logging.getLogger(__name__)
@@ -101,20 +103,18 @@ def open_robustness_tasks(args: RobustnessArguments) -> tuple[dict[str, Robustne
 def score_conditions(
     task: RobustnessTask, folder: Path, label: str, conditions: Sequence[tuple[str, int]]
 ) -> dict[tuple[str, int], dict[str, float]]:
-    """Return the metrics under each condition; each finished condition is stored in a folder."""
-    folders = {(name, severity): folder / (f"{name}_{severity}" if severity else name) for name, severity in conditions}
-    missing = [condition for condition, part in folders.items() if not (part / "metrics.json").is_file()]
-    scores = {}
-    bar = tqdm(total=len(missing) * len(task), unit="image", disable=not missing)
-    with logging_redirect_tqdm(), bar as progress:
-        for (name, severity), part in folders.items():
+    """Return the metrics under each condition; finished conditions are stored in `progress.json` of the folder."""
+    parts = {f"{name}_{severity}" if severity else name: (name, severity) for name, severity in conditions}
+    progress, scores = Progress(folder / "progress.json"), {}
+    missing = parts.keys() - progress.parts.keys()
+    with logging_redirect_tqdm(), tqdm(total=len(missing) * len(task), unit="image", disable=not missing) as bar:
+        for part, (name, severity) in parts.items():
 
             def evaluate(name=name, severity=severity, part=part):
-                progress.set_description(f"{label}: {part.name}")
-                found = task.evaluate(None if name == CLEAN else name, severity, progress.update)
-                write_whole(part / "metrics.json", json.dumps(without_nan(found)) + "\n")
+                bar.set_description(f"{label}: {part}")
+                return without_nan(task.evaluate(None if name == CLEAN else name, severity, bar.update))
 
-            found = once(part, evaluate)
+            found = progress.result(part, evaluate)
             if task.score not in found:
                 known = ", ".join(key for key, value in found.items() if not isinstance(value, str))
                 raise ValueError(f"Unknown score {task.score!r}. The metric has {known}.")

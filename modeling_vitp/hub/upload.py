@@ -38,7 +38,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..auto.registry import MODELS, find_model
 from ..cards.model_card import fill_card
-from ..cards.record import FIELDS, agreed_license, card_metadata, license_files, stated_licenses
+from ..cards.record import FIELDS, RECORD, agreed_license, card_metadata, license_files, stated_licenses
 from ..command.errors import one_line
 from ..command.paths import SECONDS, SPACE
 from .failures import FAILURES, explain_failure, limit_waits, retry
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
 MODEL_VARIABLE = "VITP_MODEL"  # environment variable that names the model of the demo
 LOCAL_KEYS = ("_name_or_path", "name_or_path")  # local path of a file's source; not read by anything
+BUNDLE_CONFIG = "adapt.yaml"  # configuration in a bundle of `vitp adapt`
+PICKLES = set(".bin .ckpt .joblib .pickle .pkl .pt .pth".split())  # loading them can run code
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]+/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
@@ -97,8 +99,9 @@ def gather_contents(
     """Collect the files and the card for a repo.
 
     Args:
-        what: `backbone`, `model`, `adapter`, `dataset` or `space`.
-        checkpoint: folder or Hub id of a model, folder of a data set, or for a Space the Hub id of its model.
+        what: `backbone`, `model`, `adapter`, `adaptation`, `dataset` or `space`.
+        checkpoint: folder or Hub id of a model, folder of a data set, for an adaptation the output folder of
+            `vitp adapt` or its bundle, or for a Space the Hub id of its model.
         repo_id: target repo, for the card.
         license: license, if the sources state none.
         base_model: Hub id of an adapter's base model, if it was trained from a folder.
@@ -106,20 +109,19 @@ def gather_contents(
 
     Raises:
         ValueError: if the checkpoint has another model type, a secret, an absolute path, or a license that contradicts
-            that of its sources.
+            that of its sources, or if a bundle has a pickle.
     """
     check_hub_id(repo_id, "the Hub id of the target, NAMESPACE/NAME")
     if what == "space":
         contents = gather_space(str(checkpoint))
     elif what == "dataset":
         contents = gather_dataset(checkpoint, license)
+    elif what == "adaptation":
+        contents = gather_bundle(Path(checkpoint), repo_id, license)
     else:
         contents = gather_model(what, checkpoint, repo_id, license, base_model, run)
-    card = str(contents.card)
-    if found := ABSOLUTE_IN_TEXT.search(card):
-        path = found[0].rstrip(".")
-        raise ValueError(f"Nothing was sent: the card, README.md, has an absolute path, {path}. Make it relative.")
-    contents.files["README.md"] = card.encode()
+    contents.files["README.md"] = str(contents.card).encode()
+    check_relative("README.md", str(contents.card))
     for name, content in contents.files.items():
         kind = find_secret(name, content) if isinstance(content, bytes) else None
         if kind is not None:
@@ -161,6 +163,24 @@ def gather_model(
             files[name] = portable_config(path, base_model)
     fields = agreed_license(stated_licenses(run), license)
     return Contents("model", files, fill_card(entry, run, folder, files, repo_id, fields))
+
+
+def gather_bundle(folder: Path, repo_id: str, license: str | None) -> Contents:
+    """Collect the visible files of a bundle of `vitp adapt`, with the checks of a backbone."""
+    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    if not (folder / BUNDLE_CONFIG).is_file():
+        raise ValueError(f"{folder} is not a bundle of `vitp adapt`: {BUNDLE_CONFIG} is missing. Finish the command.")
+    contents = gather_model("backbone", folder, repo_id, license, None, None)
+    for name, path in visible_files(folder).items():
+        suffix = path.suffix.lower()
+        if suffix in PICKLES:
+            raise ValueError(f"Nothing was sent: {name} is a pickle, which can run code. Remove it.")
+        if suffix in (".md", ".yaml"):
+            check_relative(name, path.read_text())
+        if name != RECORD:  # stays here; the card states what it has
+            is_config = suffix == ".json" and path.name not in NOT_CONFIGS
+            contents.files.setdefault(name, portable_config(path, None) if is_config else path)
+    return contents
 
 
 def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
@@ -230,6 +250,13 @@ def read_model_type(folder: Path) -> str | None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a model: config.json is missing.")
     return json.loads((folder / "config.json").read_text()).get("model_type")
+
+
+def check_relative(name: str, text: str) -> None:
+    """Raise a `ValueError` if the text of a file has an absolute path."""
+    if found := ABSOLUTE_IN_TEXT.search(text):
+        path = found[0].rstrip(".")
+        raise ValueError(f"Nothing was sent: {name} has an absolute path, {path}. Make it relative.")
 
 
 def portable_config(path: Path, base_model: str | None) -> Path | bytes:

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,8 @@ from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
 from .rows import check_answers, load_images
 from .sources import Source, read_source
 
-matplotlib.use("Agg")
+if "ipykernel" not in sys.modules:  # a notebook keeps its backend
+    matplotlib.use("Agg")
 
 BATCH_SIZE = 16
 MAX_EXAMPLES = 20  # Rows in the report, for each problem of a source.

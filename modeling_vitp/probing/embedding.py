@@ -170,6 +170,7 @@ def embed_images(
     batch_size: int = 32,
     num_workers: int = 0,
     bad_images: str = "raise",
+    root: str | os.PathLike | None = None,
 ) -> int:
     """Embed images, or the windows of large images, and write a Parquet file with a row for each.
 
@@ -197,6 +198,7 @@ def embed_images(
         batch_size: number of images per batch.
         num_workers: number of processes that read images.
         bad_images: `"raise"` raises an error for an image that cannot be read; `"skip"` logs and leaves it out.
+        root: folder that the column `path` is relative to. Default: paths as they are given.
 
     Returns:
         Number of rows. Windows without data (nodata value, mask, or alpha of 0) have no row.
@@ -273,7 +275,7 @@ def embed_images(
             progress.update(len(new))
             done += len(values)
         with appears_whole(output) as unfinished:
-            number = write_parquet(unfinished, data, rows, width, dtype, settings)
+            number = write_parquet(unfinished, data, rows, width, dtype, settings, root)
     rows.delete()
     return number
 
@@ -293,7 +295,15 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
     return found
 
 
-def write_parquet(path: Path, data: ImageWindows, rows: RowFile, width: int, dtype: str, settings: dict) -> int:
+def write_parquet(
+    path: Path,
+    data: ImageWindows,
+    rows: RowFile,
+    width: int,
+    dtype: str,
+    settings: dict,
+    root: str | os.PathLike | None,
+) -> int:
     """Write the rows of all items that were read, in row groups, and return their number."""
     metadata, crs = {"vitp": json.dumps(settings)}, None
     fields = [("path", pa.string())] + [(name, pa.int32()) for name in ("col_off", "row_off", "width", "height")]
@@ -317,7 +327,8 @@ def write_parquet(path: Path, data: ImageWindows, rows: RowFile, width: int, dty
                 continue
             located = [data.locate(first + index) for index in kept]
             areas = np.array([window or (0, 0, *file.size[::-1]) for file, window in located])
-            columns = [[str(file.path) for file, _ in located], *areas[:, :2].T, *(areas[:, 2:] - areas[:, :2]).T]
+            paths = [file.path if root is None else os.path.relpath(file.path, root) for file, _ in located]
+            columns = [list(map(str, paths)), *areas[:, :2].T, *(areas[:, 2:] - areas[:, :2]).T]
             if grounded:
                 columns += zip(*footprints([file for file, _ in located], areas, crs))
             arrays = [pa.array(column, field.type) for column, field in zip(columns, schema)]

@@ -5,6 +5,7 @@ answers therefore do not show that the ViT has learned anything. To measure this
 compared with those of the ViT at the start, of the same ViT with random weights, and of the raw pixels of a patch.
 """
 
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "ipykernel" not in sys.modules:  # a notebook keeps its backend
+    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch

@@ -82,8 +82,8 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             `Train/{area}/images_png/{name}.png`. A field matches a part of a name; `{patient:0[0-4].*}` is a field with
             a regular expression; `**/` matches any folders. Files with equal fields belong to the same sample. `image`
             may be a list of patterns, one per channel. `list` is a file relative to `root` with a sample in each line,
-            given by its id, a field or a file name. `part` is a range in [0, 1) that selects samples (patients or
-            cases, if the pattern has such a field) by a hash of their name.
+            given by its id, a field, a file name, or the path of its first image below `root`. `part` is a range in
+            [0, 1) that selects samples (patients or cases, if the pattern has such a field) by a hash of their name.
         name: name of the split, for errors.
 
     Raises:
@@ -106,7 +106,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             raise ValueError(f"Split {name!r} has no {role}: no file matches {root / pattern}.")
     keys = sorted(set().union(*found.values()))
     if "list" in settings:
-        keys = select_listed(keys, root / settings["list"], next(iter(found.values())))
+        keys = select_listed(keys, root, root / settings["list"], next(iter(found.values())))
     for key in keys:
         for role, files in found.items():
             if key not in files:
@@ -192,12 +192,13 @@ def fill(pattern: str, fields: Mapping[str, str]) -> str:
     return FIELD.sub(lambda match: fields[match["field"]], pattern)
 
 
-def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
-    """Return the samples listed in a file, by id, by the value of a field, or by the name of their first file."""
+def select_listed(keys: list[tuple], root: Path, path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
+    """Return the samples listed in a file: by the path of their first file below the root, id, a field or its name."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise ValueError(f"The list {path} cannot be read: {error}") from error
+    by_path = {file.relative_to(root).as_posix(): [key] for key, file in files.items()}
     by_name, by_file = {}, {}
     for key in keys:
         for name in {"/".join(key), *key}:
@@ -207,7 +208,7 @@ def select_listed(keys: list[tuple], path: Path, files: Mapping[tuple, Path]) ->
     chosen = []
     for name in names:
         stem = Path(name).stem
-        matches = by_name.get(name) or by_name.get(stem) or by_file.get(stem) or []
+        matches = by_path.get(name) or by_name.get(name) or by_name.get(stem) or by_file.get(stem) or []
         if len(matches) != 1:
             raise ValueError(f"{path}: {name!r} must match 1 sample, but matches {len(matches)}.")
         chosen += matches
@@ -319,8 +320,8 @@ def sizes_and_paths(column: pa.ChunkedArray) -> Iterator[tuple[int | None, str |
         yield from zip(sizes.to_pylist(), pc.struct_field(chunk, "path").to_pylist())
 
 
-def check_no_shared_images(images: Iterable[StoredImage]) -> None:
-    """Raise a `ValueError` that names both images if two splits have images with identical bytes.
+def shared_images(images: Iterable[StoredImage]) -> Iterator[list[StoredImage]]:
+    """Yield the images of several splits with identical bytes, as one list for each content.
 
     Images of one color are ignored, because empty tiles are equal in all splits. Sizes are compared first, then three
     pieces of files of equal size, and then whole files whose pieces are equal.
@@ -328,13 +329,17 @@ def check_no_shared_images(images: Iterable[StoredImage]) -> None:
     groups = [list(images)]
     for key in (lambda image: image.size, digest_of_pieces, digest_of_all):
         groups = [part for group in groups for part in divide(group, key) if len({image.split for image in part}) > 1]
-    for first, *others in groups:
+    yield from (group for group in groups if not is_of_one_color(group[0]))
+
+
+def check_no_shared_images(images: Iterable[StoredImage]) -> None:
+    """Raise a `ValueError` that names both images if two splits have images with identical bytes."""
+    for first, *others in shared_images(images):
         other = next(image for image in others if image.split != first.split)
-        if not is_of_one_color(first):
-            raise ValueError(
-                f"{other.name} in split {other.split!r} is the same image as {first.name} in {first.split!r}: take it "
-                "out of one of them. If these are the published splits, set allow_shared_images in `data`."
-            )
+        raise ValueError(
+            f"{other.name} in split {other.split!r} is the same image as {first.name} in {first.split!r}: take it out "
+            "of one of them. If these are the published splits, set allow_shared_images in `data`."
+        )
 
 
 def divide(images: Iterable[StoredImage], key: Callable[[StoredImage], Hashable]) -> list[list[StoredImage]]:

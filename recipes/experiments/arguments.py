@@ -12,7 +12,26 @@ OBJECTIVES = ("none", "mae", "masks")  # of the control of the task
 
 @dataclass
 class FinetuningPlan(Arguments):
-    """Plan for fine-tuning the backbones of an experiment and for choosing the learning rate of each arm."""
+    """Plan for fine-tuning the backbones of an experiment on any labels, as `vitp adapt` does."""
+
+    limits = {"steps": "[1, inf)", "learning_rates": "(0, inf)", "label_shares": "(0, 1]"}
+
+    data: str = field(metadata={"help": "Folder of labeled images in a layout of `vitp adapt`."})
+    steps: int = field(metadata={"help": "Steps of each fine-tuning."})
+    learning_rates: list[float] = field(
+        metadata={"help": "Learning rates that the first seed of each arm tries on the validation split."}
+    )
+    label_shares: list[float] = field(
+        default_factory=list, metadata={"help": "Shares of the training images, beside all, that are also used."}
+    )
+    settings: dict | str | None = field(
+        default=None, metadata={"help": "Settings of the fine-tuning that replace those of `vitp adapt`."}
+    )
+
+
+@dataclass
+class TreeFinetuningPlan(Arguments):
+    """Plan for fine-tuning the backbones of an experiment on the masks of the trees, with a held-out scene."""
 
     limits = {
         "learning_rates": "(0, inf)",
@@ -36,13 +55,18 @@ class FinetuningPlan(Arguments):
     held_out_top: int = field(metadata={"help": "First pixel row of the held-out windows in that scene."})
     seed: int = field(default=0, metadata={"help": "Seed of the runs for choosing learning rates."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        find_config(self.config)
+
 
 @dataclass
 class ExperimentArguments(Arguments):
     """Plan of an experiment on pretraining, and its output folder.
 
     Attributes:
-        finetuning: mapping of the configuration, which is converted to [`FinetuningPlan`].
+        finetuning: mapping of the configuration, which is converted to [`FinetuningPlan`], or to [`TreeFinetuningPlan`]
+            if it has a held-out scene.
     """
 
     limits = {"probe_label_shares": "(0, 1]", "corruption_severities": "[1, 5]"}
@@ -77,9 +101,9 @@ class ExperimentArguments(Arguments):
     def __post_init__(self):
         super().__post_init__()
         if self.finetuning is not None:
-            check_keys("finetuning", self.finetuning, FinetuningPlan)
-            self.finetuning = FinetuningPlan(**self.finetuning)
-            find_config(self.finetuning.config)
+            plan = TreeFinetuningPlan if "held_out_scene" in self.finetuning else FinetuningPlan
+            check_keys("finetuning", self.finetuning, plan)
+            self.finetuning = plan(**self.finetuning)
         self.base = str(find_config(self.base))
         for name in ("seeds", "arms", "measures"):
             if not getattr(self, name):
@@ -113,7 +137,8 @@ class ExperimentArguments(Arguments):
     def needs_task(self) -> bool:
         """True if runs need training or scores of the task beside the pretraining."""
         of_task = {"objective", "label_share"} & {name for settings in self.arms.values() for name in settings or {}}
-        return bool(of_task or self.finetuning or self.probe_label_shares or self.corruption_severities)
+        of_trees = isinstance(self.finetuning, TreeFinetuningPlan)
+        return bool(of_task or of_trees or self.probe_label_shares or self.corruption_severities)
 
 
 def slug(arm: str) -> str:

@@ -21,10 +21,13 @@ def main(argv: list[str] | None = None) -> int:
 
     base = read_yaml(args.base)
     if args.needs_task and not {"task", "dataset_name"} <= base.keys():
-        raise ValueError(f"Expected task and dataset_name in the base of arms with a task, got {args.base!r}.")
+        raise ValueError(
+            f"Expected task and dataset_name in the base {args.base!r} for objective, label_share, held_out_scene, "
+            "probe_label_shares or corruption_severities. To compare backbones on labels of any task instead, set "
+            "finetuning: {data: FOLDER, steps: 1000, learning_rates: [1.0e-4]}."
+        )
 
     from modeling_vitp.evaluation.comparison import check_same_settings
-    from modeling_vitp.recipes import pretrain
     from modeling_vitp.recipes.experiments.variants import Experiment, draw_arms, paired_table, plan_of
 
     output_dir, task = Path(args.output_dir), None
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         module = find_task(base["task"])
         task = importlib.import_module(f"{module}.downstream").Downstream(args)
     check_same_settings(output_dir / "plan.json", plan_of(args))
-    metrics = Experiment(args, pretrain.main, task).run()
+    metrics = Experiment(args, task).run()
     draw_arms(metrics["summary"], output_dir / "arms.png")
     print(f"\n{args.claim}\nContradicted by: {args.against}\n")
     seeds = metrics["summary"][0]["seeds"]

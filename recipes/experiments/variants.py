@@ -3,47 +3,33 @@
 import copy
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import yaml
 
+from modeling_vitp.adaptation.comparison import Comparison, fine_tuning_settings
+from modeling_vitp.adaptation.labels import read_labels
+from modeling_vitp.adaptation.runs import config_of, run_training
 from modeling_vitp.cards.sections import table
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.command.paths import read_yaml
-from modeling_vitp.evaluation.comparison import format_spread
-from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, slug
+from modeling_vitp.evaluation.comparison import Progress, format_spread
+from modeling_vitp.evaluation.intervals import half_width
+from modeling_vitp.modeling_vitp_backbone import open_vit_config
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan, slug
 from modeling_vitp.training.checkpointing import FolderLock, write_whole
 
 logger = logging.getLogger(__name__)
-CONFIG = "config.yaml"
-FINISHED = "scores.json"  # marks a run whose metrics.json is complete
 WAIT = 20  # seconds to wait for other processes
-# 97.5% quantiles of Student's t with 1, 2, … degrees of freedom, for two-sided 95% intervals.
-QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-
-
-class Task(Protocol):
-    """Interface of a pretraining task for experiments that need more than pretraining runs."""
-
-    def control(self, argv: list[str]) -> int:
-        """Train with the `objective` of the configuration instead of instructions; a drop-in for the entry point."""
-
-    def write_labeled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
-        """Write a copy of the data set with a share of its training rows."""
-
-    def score(self, experiment: "Experiment", arm: str, seed: int, folder: Path) -> dict[str, Any]:
-        """Return measures of the `backbone` in the folder of a run, in addition to the run's `metrics.json`."""
 
 
 class Busy(Exception):
@@ -66,17 +52,20 @@ def claimed(folder: Path) -> Iterator[None]:
 
 @dataclass
 class Experiment:
-    """Experiment with its plan and entry points.
+    """Experiment with its plan.
 
     Args:
         args: plan of the experiment.
-        pretrain: entry point of the pretraining. Its exit status is ignored because an arm may fail a gate.
-        task: task for arms with an `objective` or `label_share`, and for additional scores.
+        task: `Downstream` of the pretraining task, for arms with a `label_share` and for further scores.
     """
 
     args: ExperimentArguments
-    pretrain: Callable[[list[str]], int]
-    task: Task | None = None
+    task: Any = None
+
+    def __post_init__(self):
+        plan, self.labels = self.args.finetuning, None
+        if isinstance(plan, FinetuningPlan):
+            self.labels = read_labels(plan.data, Path(self.args.output_dir) / "splits")
 
     @property
     def folder(self) -> Path:
@@ -148,6 +137,8 @@ class Experiment:
         folder = self.run_folder(arm, seed)
         with claimed(folder):
             metrics = self.train(arm, seed, folder)
+            if self.labels is not None:
+                metrics["finetuning"] = self.fine_tune(arm, seed, folder / "backbone")
             if self.task is not None:
                 metrics |= self.task.score(self, arm, seed, folder)
         scores = {title: look_up(metrics, path) for title, path in self.args.measures.items()}
@@ -157,10 +148,10 @@ class Experiment:
     def run_folder(self, arm: str, seed: int) -> Path:
         """Return the folder of a run: that of the arm, or that of another arm with the same settings."""
         folder = self.folder / f"seed_{seed}" / slug(arm)
-        if (folder / CONFIG).is_file():
+        if config_of(folder).is_file():
             return folder
         config = self.config(arm, seed, folder)
-        others = (path.parent for path in sorted(folder.parent.glob(f"*/{CONFIG}")))
+        others = (path.with_suffix("") for path in sorted(folder.parent.glob("*.yaml")))
         return next((other for other in others if recorded(other) == {**config, "output_dir": str(other)}), folder)
 
     def config(self, arm: str, seed: int, folder: Path, **changes: Any) -> dict[str, Any]:
@@ -190,25 +181,50 @@ class Experiment:
             with claimed(started):
                 self.train(before, seed, started, **changes)
         config = self.config(arm, seed, folder, **changes)
-        path, finished = folder / CONFIG, folder / FINISHED
-        if path.is_file() and recorded(folder) != config:
-            raise ValueError(f"{path} has other settings than arm {arm!r}. Set another output_dir.")
-        if not finished.is_file():
-            began = time.monotonic()
-            folder.mkdir(parents=True, exist_ok=True)
+        if config_of(folder).is_file() and recorded(folder) != config:
+            raise ValueError(f"{config_of(folder)} has other settings than arm {arm!r}. Set another output_dir.")
+
+        def run() -> dict[str, Any]:
             if share := settings.get("label_share"):
                 self.task.write_labeled(
                     {**base, **settings, **changes}["dataset_name"], share, seed, folder / "labeled"
                 )
-            write_whole(path, yaml.safe_dump(config, sort_keys=False))
-            (self.task.control if "objective" in settings else self.pretrain)(["--config", str(path)])
-            write_whole(finished, json.dumps({"seconds": time.monotonic() - began}) + "\n")
-        return json.loads((folder / "metrics.json").read_text())
+            name = "experiments.controls" if "objective" in settings else "pretrain"
+            return run_training(name, config, folder, check=False)  # An arm may fail a gate.
+
+        return progress_of(folder).result("pretraining", run)
+
+    def fine_tune(self, arm: str, seed: int, backbone: Path) -> dict[str, float]:
+        """Return the `learning_rate` of an arm, which the first seed chooses, and the test score by share of labels."""
+        plan, output = self.args.finetuning, Path(self.args.output_dir) / "fine_tuning"
+        settings = fine_tuning_settings(self.labels, open_vit_config(str(backbone)), plan.settings)
+        progress = progress_of(output / slug(arm) / f"seed_{seed}")
+        comparison = Comparison(self.labels, settings, plan.steps, plan.learning_rates, output, progress)
+        of_run = slug(arm), str(backbone)
+
+        def tune() -> dict[str, float]:
+            if seed != self.args.seeds[0]:
+                raise Busy  # Another process runs the first seed.
+            return {"chosen": comparison.choose_rate(*of_run, seed)}
+
+        rate = self.tuning(arm, tune)["chosen"]
+        shares = {1.0, *plan.label_shares}
+        scores = {share: comparison.score(*of_run, rate, seed, share)["score"] for share in shares}
+        return {"learning_rate": rate, **{key("labels", share): score for share, score in scores.items()}}
+
+
+def progress_of(folder: Path) -> Progress:
+    return Progress(folder / "progress.json")
+
+
+def key(name: str, share: float) -> str:
+    """Return a key with the share in percent, such as `labels_10`."""
+    return f"{name}_{round(100 * share)}"
 
 
 def recorded(folder: Path) -> dict[str, Any]:
     """Return the configuration of the run in a folder, with that folder as `output_dir`."""
-    return read_yaml(folder / CONFIG) | {"output_dir": str(folder)}
+    return read_yaml(config_of(folder)) | {"output_dir": str(folder)}
 
 
 def scores_of(metrics: Mapping) -> dict[tuple[int, str], dict[str, float]]:
@@ -241,15 +257,12 @@ def look_up(metrics: Mapping, path: str) -> float:
     Raises:
         ValueError: if a key is not found or the value is not a number.
     """
-    found, seen = metrics, []
+    found = metrics
     for name in path.split("."):
         if not isinstance(found, Mapping) or name not in found:
             there = sorted(found) if isinstance(found, Mapping) else found
-            raise ValueError(
-                f"measures: {path!r} not found in metrics.json. Found at {'.'.join(seen) or 'the top'!r}: {there}."
-            )
+            raise ValueError(f"measures: {path!r} not found in metrics.json. Found instead of {name!r}: {there}.")
         found = found[name]
-        seen.append(name)
     if not isinstance(found, (int, float)):
         raise ValueError(f"measures: {path!r} must be a number in metrics.json, got {found!r}.")
     return float(found)
@@ -259,8 +272,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and half the width of its 95% interval by Student's t, or `None` for a single value."""
     if len(values) < 2:
         return float(np.mean(values)), None
-    quantile = QUANTILES[min(len(values) - 1, len(QUANTILES)) - 1]
-    return float(np.mean(values)), float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(np.mean(values)), half_width(np.var(values, ddof=1) / len(values), len(values) - 1)
 
 
 def paired_summary(runs: Sequence[Mapping], control: str) -> list[dict]:

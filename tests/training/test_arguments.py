@@ -19,7 +19,7 @@ from modeling_vitp.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes import embed, make_instructions, predict_large, validate_data
 from modeling_vitp.recipes.benchmarks import benchmark, benchmark_loader
-from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, TreeFinetuningPlan
 from modeling_vitp.training.arguments import Arguments, BackboneArguments, PretrainArguments, check_type, check_within
 
 ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <= a, ")": lambda x, a: x < a}
@@ -159,9 +159,9 @@ MEANINGLESS = [
     (ExperimentArguments, EXPERIMENT, {"probe_label_shares": [0.0]}),
     (ExperimentArguments, EXPERIMENT, {"corruption_severities": [6]}),
     (ExperimentArguments, EXPERIMENT, {"control": "none"}),
-    (FinetuningPlan, FINETUNING, {"label_shares": [0.0]}),
-    (FinetuningPlan, FINETUNING, {"layer_decays": [1.5]}),
-    (FinetuningPlan, FINETUNING, {"learning_rates": [-1.0]}),
+    (TreeFinetuningPlan, FINETUNING, {"label_shares": [0.0]}),
+    (TreeFinetuningPlan, FINETUNING, {"layer_decays": [1.5]}),
+    (TreeFinetuningPlan, FINETUNING, {"learning_rates": [-1.0]}),
 ]
 
 

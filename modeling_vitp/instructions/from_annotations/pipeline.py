@@ -1,6 +1,7 @@
 """Pipeline of `make_instructions`: from its options to annotated images with questions."""
 
 import argparse
+import os
 import re
 import sys
 import zlib
@@ -154,7 +155,7 @@ def choose_split(
     Args:
         layout: layout of the data set.
         split: name of the split.
-        listed: ids, file names, or file names without suffix.
+        listed: ids, paths below the root of the layout, file names, or file names without suffix.
 
     Raises:
         ValueError: If the layout does not have the split, or a listed name matches no image or several.
@@ -179,14 +180,16 @@ def choose_split(
 def choose_listed(
     layout: Layout, splits: list[dict[str, tuple[Path, ...]]], listed: list[str]
 ) -> dict[str, tuple[Path, ...]]:
-    """Return the listed images, found by their ids or else by their file names with or without suffix."""
-    by_id, by_name = defaultdict(list), defaultdict(list)
+    """Return the listed images, found by id, by path below the root, or by file name with or without suffix."""
+    by_id, by_path, by_name = defaultdict(list), defaultdict(list), defaultdict(list)
     for images in splits:
         for key, paths in images.items():
             by_id[key].append((key, paths))
+            by_path[Path(os.path.relpath(paths[0], layout.root)).as_posix()].append((key, paths))
             for name in {paths[0].stem, paths[0].name}:
                 by_name[name].append((key, paths))
-    found = {name: by_id.get(name) or by_name.get(name, []) for name in listed}
+    found = {name: by_id.get(name) or by_path.get(name) or by_name.get(name, []) for name in listed}
+    found = {name: [*dict.fromkeys(images)] for name, images in found.items()}  # an image may be in several splits
     missing = [name for name, images in found.items() if not images]
     if missing:
         more = ", …" if len(missing) > 1 else ""

@@ -1,11 +1,9 @@
-"""Tree task of experiments: control objectives, subsets of labels, fine-tuning and probes of a backbone."""
+"""Tree task of experiments: subsets of labels, fine-tuning and probes of a backbone."""
 
-import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,14 @@ import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import set_seed
 
-from modeling_vitp.command.paths import find_data, read_yaml
-from modeling_vitp.evaluation.comparison import once
+from modeling_vitp.adaptation.runs import remove_weights, run_training
+from modeling_vitp.command.paths import find_config, find_data, read_yaml
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
 from modeling_vitp.probing.segmentation import SegmentationProbe, probe_robustness
-from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.recipes.data.build_tree_masks import row_boxes, write_test, write_train
-from modeling_vitp.recipes.experiments import controls
-from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan, slug
-from modeling_vitp.recipes.experiments.variants import Experiment, claimed
-from modeling_vitp.training.checkpointing import write_whole
+from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, TreeFinetuningPlan, slug
+from modeling_vitp.recipes.experiments.variants import Experiment, claimed, key, progress_of
 
 from .evaluation import PROBE_VIEWS, SCORED, write_probe_data
 
@@ -34,7 +29,7 @@ TREES_TOLERANCE = 0.2  # relative tolerance of the share of trees in a subset of
 
 
 class Downstream:
-    """Implementation of [`~modeling_vitp.recipes.experiments.variants.Task`] for trees."""
+    """Subsets of labels and further scores for [`~modeling_vitp.recipes.experiments.variants.Experiment`]."""
 
     def __init__(self, args: ExperimentArguments):
         self.args = args
@@ -43,24 +38,79 @@ class Downstream:
     def splits(self) -> DatasetDict:
         return load_dataset(find_data(read_yaml(self.args.base)["dataset_name"]))
 
-    def control(self, argv: list[str]) -> int:
-        return controls.main(argv)
-
     def write_labeled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
         splits = load_dataset(find_data(dataset_name))
         write_splits({**splits, "train": labeled_rows(splits["train"], share, seed)}, folder)
 
     def score(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         args, found = self.args, {}
-        if args.finetuning:
-            found["finetuning"] = Finetuning(args.finetuning, self.splits).scores(experiment, arm, seed, folder)
+        if isinstance(args.finetuning, TreeFinetuningPlan):
+            found["finetuning"] = self.fine_tune_all(experiment, arm, seed, folder)
         if args.probe_label_shares:
             name = "_".join(["probe", *(key("labels", share) for share in args.probe_label_shares)])
-            found["probe"] = measured(folder / name, lambda: self.few_labels(folder, seed))
+            found["probe"] = progress_of(folder).result(name, lambda: self.few_labels(folder, seed))
         if args.corruption_severities:
             name = "_".join(["corruptions", *map(str, args.corruption_severities)])
-            found["corruptions"] = measured(folder / name, lambda: self.corruptions(folder, seed))
+            found["corruptions"] = progress_of(folder).result(name, lambda: self.corruptions(folder, seed))
         return found
+
+    def fine_tune_all(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict:
+        """Return the IoU of trees by layer-wise decay and share of labels, both in percent, and the `rates`.
+
+        The learning rate of each arm and decay is chosen on held-out training ground that neither the pretraining nor
+        the fine-tuning of the choice has used. The last checkpoint is scored once on the test split.
+        """
+        rates = experiment.tuning(arm, lambda: self.tune(experiment, arm))["chosen"]
+        found = {"rates": rates}
+        for decay in self.args.finetuning.layer_decays:
+            of_decay = found[key("layer_decay", decay)] = {}
+            for share in self.args.finetuning.label_shares:
+                rows = labeled_rows(self.splits["train"], share, seed)
+                rate = rates[key("layer_decay", decay)]
+                name = f"{key('labels', share)}_rate_{rate:g}_{key('layer_decay', decay)}"
+                iou = self.fine_tune(folder, name, rows, self.splits["test"], seed, rate, decay)
+                of_decay[key("labels", share)] = iou
+        return found
+
+    def tune(self, experiment: Experiment, arm: str) -> dict[str, Any]:
+        """Choose the learning rate of an arm for each layer-wise decay; return `chosen` and all results as `tried`."""
+        plan = self.args.finetuning
+        rows, held_out = split_held_out(self.splits["train"], plan.held_out_scene, plan.held_out_top)
+        tuning = experiment.folder / "tuning"
+        folder = tuning / slug(arm)
+        chosen, tried = {}, []
+        with claimed(folder):
+            data = write_splits({"train": rows, "test": held_out, "second_scene": held_out}, tuning / "held_out")
+            experiment.train(arm, plan.seed, folder, dataset_name=data)
+            for decay in plan.layer_decays:
+                of_decay = {}
+                for rate in plan.learning_rates:
+                    name = f"rate_{rate:g}_{key('layer_decay', decay)}"
+                    of_decay[rate] = self.fine_tune(folder, name, rows, held_out, plan.seed, rate, decay)
+                    tried.append({"layer_decay": decay, "learning_rate": rate, "iou": of_decay[rate]})
+                chosen[key("layer_decay", decay)] = max(of_decay, key=of_decay.get)
+        return {"chosen": chosen, "tried": tried}
+
+    def fine_tune(
+        self, folder: Path, name: str, rows: Dataset, scored: Dataset, seed: int, rate: float, decay: float
+    ) -> float:
+        """Fine-tune the backbone of a run on the masks of `rows` and return the IoU of trees on the `scored` rows."""
+        output = folder / "finetuning" / name
+
+        def run() -> float:
+            data, config = output / "data", read_yaml(find_config(self.args.finetuning.config))
+            write_train(rows, data / "train")
+            write_test(scored, data / "test")
+            settings = {"data": config["data"] | {"root": str(data)}, "seed": seed, "learning_rate": rate}
+            settings |= {"layer_decay": decay, "model_name_or_path": str(folder / "backbone"), "num_pictures": 0}
+            metrics = run_training("finetune_segmentation", config | settings, output)
+            remove_weights(output)
+            shutil.rmtree(data)
+            return metrics["test"][SCORE]
+
+        iou = progress_of(folder).result(f"finetuning/{name}", run)
+        logger.info("Rate %g, layer-wise decay %g: IoU of trees %.3f (%s)", rate, decay, iou, output)
+        return iou
 
     def few_labels(self, folder: Path, seed: int) -> dict[str, dict[str, dict[str, float]]]:
         """Return the patch AUC by split, share of labeled windows and probe."""
@@ -91,17 +141,6 @@ class Downstream:
         depths = min(DEPTHS, backbone.model.config.num_hidden_layers)
         tasks = {split: SegmentationProbe(data, {"train": "train", "test": split}, 1e-2, depths) for split in SCORED}
         return tasks, backbone
-
-
-def measured(folder: Path, measure: Callable[[], dict]) -> dict:
-    """Return the result of a measurement, which is stored in the folder and not repeated."""
-
-    def run() -> None:
-        found = measure()
-        folder.mkdir(parents=True)
-        write_whole(folder / "metrics.json", json.dumps(found, indent=2) + "\n")
-
-    return once(folder, run)
 
 
 def split_held_out(train: Dataset, scene: str, top: int) -> tuple[Dataset, Dataset]:
@@ -152,76 +191,3 @@ def write_splits(splits: dict[str, Dataset], folder: Path) -> str:
             rows.to_parquet(written / "data" / f"{name}-00000-of-00001.parquet")
         written.rename(folder)
     return str(folder)
-
-
-@dataclass
-class Finetuning:
-    """Fine-tuning runs of an experiment.
-
-    For each arm and layer-wise decay, the learning rate is chosen on held-out training ground that neither the
-    pretraining nor the fine-tuning of the choice has used. With this rate, the backbone of each seed is fine-tuned on
-    the masks of each share of the windows. The last checkpoint is scored once on the test split.
-    """
-
-    plan: FinetuningPlan
-    splits: DatasetDict
-
-    def scores(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict:
-        """Return the IoU of trees by layer-wise decay and share of labels, both in percent, and the `rates`."""
-        rates = experiment.tuning(arm, lambda: self.tune(experiment, arm))["chosen"]
-        found = {"rates": rates}
-        for decay in self.plan.layer_decays:
-            of_decay = found[key("layer_decay", decay)] = {}
-            for share in self.plan.label_shares:
-                rows = labeled_rows(self.splits["train"], share, seed)
-                rate = rates[key("layer_decay", decay)]
-                name = f"{key('labels', share)}_rate_{rate:g}_{key('layer_decay', decay)}"
-                output = folder / "finetuning" / name
-                iou = self.finetune(folder / "backbone", rows, self.splits["test"], seed, rate, decay, output)
-                of_decay[key("labels", share)] = iou
-        return found
-
-    def tune(self, experiment: Experiment, arm: str) -> dict[str, Any]:
-        """Choose the learning rate of an arm for each layer-wise decay; return `chosen` and all results as `tried`."""
-        plan = self.plan
-        rows, held_out = split_held_out(self.splits["train"], plan.held_out_scene, plan.held_out_top)
-        tuning = experiment.folder / "tuning"
-        folder = tuning / slug(arm)
-        chosen, tried = {}, []
-        with claimed(folder):
-            data = write_splits({"train": rows, "test": held_out, "second_scene": held_out}, tuning / "held_out")
-            experiment.train(arm, plan.seed, folder, dataset_name=data)
-            for decay in plan.layer_decays:
-                of_decay = {}
-                for rate in plan.learning_rates:
-                    output = folder / "finetuning" / f"rate_{rate:g}_{key('layer_decay', decay)}"
-                    start = folder / "backbone"
-                    of_decay[rate] = self.finetune(start, rows, held_out, plan.seed, rate, decay, output)
-                    tried.append({"layer_decay": decay, "learning_rate": rate, "iou": of_decay[rate]})
-                chosen[key("layer_decay", decay)] = max(of_decay, key=of_decay.get)
-        return {"chosen": chosen, "tried": tried}
-
-    def finetune(
-        self, backbone: Path, rows: Dataset, scored: Dataset, seed: int, rate: float, decay: float, output: Path
-    ) -> float:
-        """Fine-tune a backbone on the masks of `rows` and return the IoU of trees on the `scored` rows."""
-
-        def run() -> None:
-            data = output / "data"
-            write_train(rows, data / "train")
-            write_test(scored, data / "test")
-            settings = {"output_dir": output, "data_root": data, "seed": seed, "learning_rate": rate}
-            settings |= {"layer_decay": decay, "model_name_or_path": backbone, "num_pictures": 0}
-            options = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-            finetune_segmentation.main(["--config", self.plan.config, *options])
-            (output / "model.safetensors").unlink()
-            shutil.rmtree(data)
-
-        iou = once(output, run)["test"][SCORE]
-        logger.info("Rate %g, layer-wise decay %g: IoU of trees %.3f (%s)", rate, decay, iou, output)
-        return iou
-
-
-def key(name: str, share: float) -> str:
-    """Return a key with the share in percent, such as `labels_10`."""
-    return f"{name}_{round(100 * share)}"

@@ -44,6 +44,7 @@ def test_listed_name_must_be_unique(tmp_path):
     chosen, held_out = choose_split(layout, "train", ["1"])
     assert [*chosen.values()] == [(tmp_path / "pairs" / "train" / "images" / "1.png",)]
     assert held_out == {tmp_path / "pairs" / "test" / "images" / "1.png"}
+    assert choose_split(layout, "all", ["train/images/1.png"]) == (chosen, held_out)
 
 
 def test_lists_may_have_spaces_flags_and_bom(tmp_path):

@@ -10,7 +10,6 @@ from datasets import load_dataset
 from paths import AERIAL_TREES, CONFIGS
 from transformers import AutoModel
 
-from modeling_vitp.recipes import pretrain
 from modeling_vitp.recipes.experiments import experiment
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, slug
 from modeling_vitp.recipes.experiments.variants import Experiment
@@ -50,16 +49,16 @@ def plan_in(folder: Path, **changes) -> dict:
 
 
 class Finetunings:
-    """Return a score of arm, rate and decay, and record the arguments."""
+    """Return a score of arm, rate and decay, and record the settings."""
 
     def __init__(self):
         self.seen = []
 
     def __call__(self, argv: list[str]) -> int:
-        options = dict(zip((word.removeprefix("--") for word in argv[::2]), argv[1::2]))
-        output, data = Path(options["output_dir"]), Path(options["data_root"])
-        backbone = Path(options["model_name_or_path"])
-        arm, rate, decay = backbone.parent.name, float(options["learning_rate"]), float(options["layer_decay"])
+        config = yaml.safe_load(Path(argv[1]).read_text())
+        output, data = Path(config["output_dir"]), Path(config["data"]["root"])
+        backbone, rate, decay = Path(config["model_name_or_path"]), config["learning_rate"], config["layer_decay"]
+        arm = backbone.parent.name
         windows = {split: {path.stem for path in (data / split / "images").iterdir()} for split in ("train", "test")}
         assert AutoModel.from_pretrained(backbone).config.hidden_size == 32
         self.seen.append(
@@ -83,9 +82,10 @@ def finished(tmp_path_factory):
         texts = ["How many trees are there?", "Map the trees."]  # Controls have no questions.
         patch.setattr("modeling_vitp.instructions.rows.sample_texts", lambda *args: texts)
         patch.setattr("modeling_vitp.recipes.experiments.controls.probe_backbone", lambda *args: {})
-        patch.setattr(downstream.finetune_segmentation, "main", finetunings)
-        metrics = Experiment(args, pretrain.main, Downstream(args)).run()
-        again = Experiment(args, None, Downstream(args)).run()
+        patch.setattr("modeling_vitp.recipes.finetune_segmentation.main", finetunings)
+        metrics = Experiment(args, Downstream(args)).run()
+        patch.setattr("modeling_vitp.recipes.pretrain.main", None)
+        again = Experiment(args, Downstream(args)).run()
     assert again == metrics
     return folder / "out", metrics, finetunings.seen
 
@@ -108,7 +108,7 @@ def test_arms_record_only_their_settings(finished):
     base = yaml.safe_load((out.parent / "base.yaml").read_text())
     for arm, settings in ARMS.items():
         folder = out / "seed_0" / slug(arm)
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = yaml.safe_load(folder.with_name(f"{folder.name}.yaml").read_text())
         told = {"output_dir": str(folder), "seed": 0, **(settings or {})}
         if told.pop("label_share", None):
             told["dataset_name"] = str(folder / "labeled")

@@ -55,6 +55,15 @@ class Pretraining:
         return 1
 
 
+def run(plan: dict, pretrain=None, task=None) -> dict:
+    """Run an experiment with a fake pretraining and task, and return its metrics."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modeling_vitp.recipes.pretrain.main", pretrain or Pretraining())
+        if task is not None:
+            patch.setattr("modeling_vitp.recipes.experiments.controls.main", task.controls)
+        return Experiment(ExperimentArguments(**plan), task).run()
+
+
 @pytest.fixture
 def plan(tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
@@ -72,7 +81,7 @@ def plan(tmp_path):
 
 def test_arms_differ_in_their_settings_only(plan):
     pretrain = Pretraining()
-    Experiment(ExperimentArguments(**plan), pretrain).run()
+    run(plan, pretrain)
     assert [config["seed"] for config in pretrain.configs] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for seed in range(3):
         control, layers, longer = (
@@ -86,7 +95,7 @@ def test_arms_differ_in_their_settings_only(plan):
 
 
 def test_summary_is_paired_by_seed(plan):
-    metrics = Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    metrics = run(plan)
     rows = {row["arm"]: row for row in metrics["summary"]}
     control, layers = np.array([11, 11.11, 11.42]), np.array([12, 12.12, 12.44])
     assert rows["as it is"]["values"] == pytest.approx(control)
@@ -102,18 +111,17 @@ def test_summary_is_paired_by_seed(plan):
 
 
 def test_finished_runs_are_kept(plan):
-    args, pretrain = ExperimentArguments(**plan), Pretraining(stops=(4,))
+    pretrain = Pretraining(stops=(4,))
     with pytest.raises(KeyboardInterrupt):
-        Experiment(args, pretrain).run()
+        run(plan, pretrain)
     assert len(pretrain.configs) == 5
-    metrics = Experiment(args, pretrain).run()
+    metrics = run(plan, pretrain)
     assert len(pretrain.configs) == 10
     assert pretrain.configs[4] == pretrain.configs[5]
     assert (Path(pretrain.configs[5]["output_dir"]) / "checkpoint-5").is_dir()
-    assert metrics["runs"] == Experiment(args, Pretraining()).run()["runs"]
-    more = ExperimentArguments(**{**plan, "seeds": [0, 1, 2, 3]})
+    assert metrics["runs"] == run(plan)["runs"]
     pretrain = Pretraining()
-    assert len(Experiment(more, pretrain).run()["runs"]) == 12
+    assert len(run(plan | {"seeds": [0, 1, 2, 3]}, pretrain)["runs"]) == 12
     assert [config["seed"] for config in pretrain.configs] == [3] * 3
 
 
@@ -148,7 +156,10 @@ def test_command_prints_plan_and_table(plan, tmp_path, monkeypatch, capsys):
         ({"arms": {"as it is": {"seed": 3}}}, "arms: seed"),
         ({"base": "nothing"}, "configuration 'nothing'"),
         ({"arms": {"as it is": {"after": "another"}}}, "arms: .*'another'"),
-        ({"finetuning": {"rates": [1]}}, r"finetuning: missing keys \['config', .*, unknown keys \['rates'\]"),
+        (
+            {"finetuning": {"rates": [1]}},
+            r"finetuning: missing keys \['data', 'learning_rates', 'steps'\], unknown keys \['rates'\]",
+        ),
     ],
 )
 def test_invalid_plan_is_named(plan, changes, message):
@@ -157,20 +168,19 @@ def test_invalid_plan_is_named(plan, changes, message):
 
 
 def test_unknown_measure_is_named(plan):
-    args = ExperimentArguments(**{**plan, "measures": {"AUC": "task.train.auc"}})
     with pytest.raises(ValueError, match=r"'task.train.auc' .*\['test'\]"):
-        Experiment(args, Pretraining()).run()
+        run(plan | {"measures": {"AUC": "task.train.auc"}})
 
 
 @pytest.mark.parametrize("found", [None, "1.5", [1.5]])
 def test_non_numeric_measure_is_named(plan, found):
     def pretrain(argv: list[str]) -> int:
-        (Path(argv[1]).parent / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": found}}}))
+        (Path(argv[1]).with_suffix("") / "metrics.json").write_text(json.dumps({"task": {"test": {"auc": found}}}))
         return 0
 
     said = re.escape(f"measures: 'task.test.auc' must be a number in metrics.json, got {found!r}")
     with pytest.raises(ValueError, match=said):
-        Experiment(ExperimentArguments(**plan), pretrain).run()
+        run(plan, pretrain)
 
 
 def test_bad_plans_are_refused(plan):
@@ -224,9 +234,6 @@ class Scores:
     def __init__(self):
         self.controls, self.scored, self.parts = Pretraining(), [], []
 
-    def control(self, argv):
-        return self.controls(argv)
-
     def write_labeled(self, dataset_name, share, seed, folder):
         self.parts.append((dataset_name, share, seed, folder))
 
@@ -239,9 +246,9 @@ def test_arms_of_the_task(plan):
     plan |= {"seeds": [0, 1], "measures": {"AUC": "task.test.auc", "IoU": "downstream.iou"}}
     plan["arms"] = {**ARMS, "pixels": {"objective": "mae", "max_steps": 30}, "fewer": {"label_share": 0.1}}
     Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "dataset_name": "rows"}))
-    args, pretrain, task = ExperimentArguments(**plan), Pretraining(), Scores()
-    assert args.needs_task and not ExperimentArguments(**{**plan, "arms": ARMS}).needs_task
-    metrics = Experiment(args, pretrain, task).run()
+    pretrain, task = Pretraining(), Scores()
+    assert ExperimentArguments(**plan).needs_task and not ExperimentArguments(**{**plan, "arms": ARMS}).needs_task
+    metrics = run(plan, pretrain, task)
     pixels, fewer = task.controls.configs[0], pretrain.configs[3]
     out = Path(plan["output_dir"]) / "seed_0"
     assert pixels == {**BASE, "dataset_name": "rows", "objective": "mae", "max_steps": 30, "seed": 0} | {
@@ -257,7 +264,7 @@ def test_arms_of_the_task(plan):
 def test_arm_after_another(plan):
     plan["arms"] = {"as it is": None, "further": {"after": "longer", "max_steps": 5}, "longer": ARMS["longer"]}
     plan["seeds"], pretrain = [0], Pretraining()
-    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    metrics = run(plan, pretrain)
     longer = Path(plan["output_dir"]) / "seed_0" / "longer"
     assert [config["output_dir"] for config in pretrain.configs][1:] == [str(longer), str(longer.with_name("further"))]
     further = {**BASE, "seed": 0, "max_steps": 5, "vision_model": str(longer / "backbone")}
@@ -266,26 +273,26 @@ def test_arm_after_another(plan):
 
 
 def test_runs_of_another_experiment(plan, tmp_path):
-    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    run(plan)
     plan |= {"runs_dir": plan["output_dir"], "output_dir": str(tmp_path / "another"), "control": "longer"}
     plan["arms"] = {
         "longer": ARMS["longer"],
         "three layers": {"from_scratch": {"text_config": {"num_hidden_layers": 3}}},
     }
     pretrain = Pretraining()
-    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    metrics = run(plan, pretrain)
     assert len(metrics["runs"]) == 6 and len(pretrain.configs) == 3
     assert (tmp_path / "another" / "metrics.json").is_file()
     plan["arms"]["longer"] = {"max_steps": 21}
     with pytest.raises(ValueError, match="metrics.json belongs to another plan"):
-        Experiment(ExperimentArguments(**plan), pretrain).run()
+        run(plan, pretrain)
     plan["output_dir"] = str(tmp_path / "a third")
-    with pytest.raises(ValueError, match="config.yaml has other settings than arm 'longer'"):
-        Experiment(ExperimentArguments(**plan), pretrain).run()
+    with pytest.raises(ValueError, match="longer.yaml has other settings than arm 'longer'"):
+        run(plan, pretrain)
 
 
 def test_equal_arms_share_a_run(plan, tmp_path):
-    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    run(plan)
     plan |= {"runs_dir": plan["output_dir"], "output_dir": str(tmp_path / "another"), "control": "one layer"}
     plan["arms"] = {
         "one layer": {"from_scratch": {"text_config": {"num_hidden_layers": 1}}},
@@ -294,16 +301,16 @@ def test_equal_arms_share_a_run(plan, tmp_path):
     }
     Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "dataset_name": "rows"}))
     with_rows, task = Pretraining(), Scores()
-    Experiment(ExperimentArguments(**plan), with_rows, task).run()
+    run(plan, with_rows, task)
     assert len(with_rows.configs) == 9, "the base has other settings, so nothing is shared"
     Path(plan["base"]).write_text(yaml.safe_dump(BASE))
     plan |= {"output_dir": str(tmp_path / "a third"), "arms": {**plan["arms"]}}
     del plan["arms"]["fewer"]
     pretrain = Pretraining()
     plan["runs_dir"] = str(tmp_path / "out")
-    for folder in (tmp_path / "out").glob("seed_*/one_layer*"):
-        shutil.rmtree(folder)
-    metrics = Experiment(ExperimentArguments(**plan), pretrain).run()
+    for path in (tmp_path / "out").glob("seed_*/one_layer*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    metrics = run(plan, pretrain)
     assert not pretrain.configs
     rows = {row["arm"]: row for row in metrics["summary"]}
     assert rows["one layer"]["values"] == pytest.approx([11, 11.11, 11.42])
@@ -312,15 +319,14 @@ def test_equal_arms_share_a_run(plan, tmp_path):
 
 def test_scores_stay_without_run_folders(plan, tmp_path):
     out = Path(plan["output_dir"])
-    before = Experiment(ExperimentArguments(**plan), Pretraining(stops=(5,)))
     with pytest.raises(KeyboardInterrupt):
-        before.run()
+        run(plan, Pretraining(stops=(5,)))
     kept = json.loads((out / "metrics.json").read_text())
     assert len(kept["runs"]) == 5 and {tuple(row["seeds"]) for row in kept["summary"]} == {(0,)}
     for folder in out.glob("seed_*"):
         shutil.rmtree(folder)
     pretrain = Pretraining()
-    metrics = Experiment(ExperimentArguments(**{**plan, "seeds": [1, 3]}), pretrain).run()
+    metrics = run({**plan, "seeds": [1, 3]}, pretrain)
     assert [config["seed"] for config in pretrain.configs] == [1, 3, 3, 3]
     assert [row["seeds"] for row in metrics["summary"]] == [[0, 1, 3]] * 3
     expected = [[11, 11.11, 11.57 + 0.36], [12, 12.12, 12.96], [21, 21.11, 21.93]]
@@ -340,17 +346,17 @@ def test_tuning_stays(plan):
 
     out, task = Path(plan["output_dir"]), Tuned()
     plan |= {"seeds": [0], "measures": {"IoU": "downstream.iou"}}
-    metrics = Experiment(ExperimentArguments(**plan), Pretraining(), task).run()
+    metrics = run(plan, task=task)
     assert metrics["tuning"] == {arm: {"chosen": len(arm), "tried": [1, 2]} for arm in ARMS}
     for folder in out.glob("seed_*"):
         shutil.rmtree(folder)
-    metrics = Experiment(ExperimentArguments(**{**plan, "seeds": [0, 3]}), Pretraining(), task).run()
+    metrics = run({**plan, "seeds": [0, 3]}, task=task)
     assert task.tunes == list(ARMS) and list(metrics["tuning"]) == list(ARMS)
     assert [run["IoU"] for run in metrics["runs"]] == [len(arm) + seed for seed in (0, 3) for arm in ARMS]
 
 
 def test_arm_without_runs(plan):
-    experiment = Experiment(ExperimentArguments(**plan), Pretraining())
+    experiment = Experiment(ExperimentArguments(**plan))
     metrics = experiment.save({(seed, "longer"): {"AUC": 7.0 + seed} for seed in (0, 1, 2)})
     assert metrics["summary"] == [] and len(metrics["runs"]) == 3
     metrics = experiment.save({(seed, "as it is"): {"AUC": 5.0} for seed in (1, 2)})
@@ -362,11 +368,11 @@ def test_arm_without_runs(plan):
 
 
 def test_other_base_is_refused(plan):
-    Experiment(ExperimentArguments(**plan), Pretraining()).run()
+    run(plan)
     Path(plan["base"]).write_text(yaml.safe_dump({**BASE, "max_steps": 11}))
     pretrain = Pretraining()
     with pytest.raises(ValueError, match="metrics.json belongs to another base"):
-        Experiment(ExperimentArguments(**{**plan, "seeds": [0, 1, 2, 3]}), pretrain).run()
+        run({**plan, "seeds": [0, 1, 2, 3]}, pretrain)
     assert not pretrain.configs
 
 
@@ -378,12 +384,12 @@ def test_foreign_metrics_file_is_refused(plan, content):
     path.parent.mkdir(parents=True)
     path.write_text(content)
     with pytest.raises(ValueError, match=f"{path} has no scores"):
-        Experiment(ExperimentArguments(**plan), Pretraining()).run()
+        run(plan)
     assert path.read_text() == content
 
 
 def test_busy_runs_come_last(plan, monkeypatch):
-    args, pretrain, waited = ExperimentArguments(**plan), Pretraining(), []
+    pretrain, waited = Pretraining(), []
     folder, other = Path(plan["output_dir"]) / "seed_0" / "two_layers", ExitStack()
 
     def sleep(seconds):
@@ -393,7 +399,7 @@ def test_busy_runs_come_last(plan, monkeypatch):
     monkeypatch.setattr("modeling_vitp.recipes.experiments.variants.time.sleep", sleep)
     with other:
         other.enter_context(locked_elsewhere(folder / "_claim"))
-        metrics = Experiment(args, pretrain).run()
+        metrics = run(plan, pretrain)
     assert waited == [8]
     assert [run["arm"] for run in metrics["runs"]] == [*ARMS] * 3
     assert pretrain.configs[-1]["output_dir"] == str(folder)

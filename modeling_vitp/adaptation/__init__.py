@@ -1,0 +1,1 @@
+"""Adaptation of a ViT to a domain: from labels to a verdict."""

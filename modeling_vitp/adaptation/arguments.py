@@ -1,0 +1,170 @@
+"""Arguments of `adapt`."""
+
+import re
+from dataclasses import dataclass, field
+
+from ..command.paths import find_config, read_yaml
+from ..training.arguments import Arguments
+
+START, RANDOM, MAE, ADAPTED = "start", "random", "mae", "adapted"
+LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+# Settings that `adapt` sets for each of its runs, with its own option for them.
+CHOSEN = {
+    "pretraining": {"output_dir": "output_dir", "seed": "seed", "max_steps": "steps"},
+    "fine_tuning": {
+        "output_dir": "output_dir",
+        "seed": "seeds",
+        "max_steps": "fine_tuning_steps",
+        "learning_rate": "learning_rates",
+        "model_name_or_path": "start",
+    },
+}
+
+
+def read_budget(text: str) -> float:
+    """Return the seconds of a duration such as `24h`, `90min` or `1.5d`.
+
+    Raises:
+        ValueError: if the text is not a positive number with one of these units.
+    """
+    match = re.fullmatch(r"(\d+\.?\d*)\s*(s|min|h|d)", text.strip())
+    if match is None or not float(match[1]):
+        raise ValueError(f"Expected budget to be a duration such as 24h, 90min or 600s, got {text!r}.")
+    return float(match[1]) * UNITS[match[2]]
+
+
+@dataclass
+class AdaptArguments(Arguments):
+    """Arguments of `adapt`.
+
+    Attributes:
+        seconds: budget in seconds.
+    """
+
+    file_fields = ("pretraining", "fine_tuning")
+    limits = {
+        "seeds": "[0, inf)",
+        "learning_rates": "(0, inf)",
+        "label_fractions": "(0, 1]",
+        "steps": "[1, inf)",
+        "fine_tuning_steps": "[1, inf)",
+    }
+    choices = {"task": ("classification", "segmentation", "detection", "oriented", "instances")}
+
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of labeled images: COCO, VOC, DOTA, YOLO, GeoJSON, masks, or one folder for each class."
+        },
+    )
+    start: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of the ViT to adapt, such as facebook/dinov2-base, or of a vision-language model "
+            "of `vitp pretrain`. Default: the start in `pretraining`."
+        },
+    )
+    language_model: str | None = field(
+        default=None,
+        metadata={"help": f"Folder or Hub id of the causal LM that a ViT is combined with ({LANGUAGE_MODEL})."},
+    )
+    baselines: list[str] = field(
+        default_factory=lambda: [START, RANDOM],
+        metadata={
+            "help": "Backbones to compare with: start, random (weights), mae (a masked autoencoder that is trained on "
+            "the same images with as many operations), and folders or Hub ids of ViTs."
+        },
+    )
+    budget: str = field(default="24h", metadata={"help": "Time for the whole command, such as 24h or 90min (24h)."})
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task that the backbones are compared on: classification, segmentation, detection, oriented or "
+            "instances. Default: what the labels are."
+        },
+    )
+    class_names: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Phrases of the classes in the questions as JSON, such as \'{"class 1": "a tree"}\'.'},
+    )
+    scene_pattern: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression whose first group in an image's path is its scene. All images of a scene are "
+            "in one split. Default: by coordinates, or by file names without tile numbers."
+        },
+    )
+    instructions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Captions or instructions to pretrain on, as --dataset_name of `vitp pretrain`, instead of "
+            "questions that are made from the labels."
+        },
+    )
+    label_fractions: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Fractions of the training images that backbones are also compared on, such as 0.1 0.25 1."},
+    )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Seeds of the fine-tuning. Default: 0 1 2, or fewer if the budget is short."}
+    )
+    learning_rates: list[float] = field(
+        default_factory=lambda: [3e-5, 1e-4, 3e-4],
+        metadata={"help": "Learning rates that are tried for each backbone on the validation split."},
+    )
+    steps: int | None = field(
+        default=None, metadata={"help": "Steps of the pretraining. Default: as many as the budget allows."}
+    )
+    fine_tuning_steps: int | None = field(
+        default=None, metadata={"help": "Steps of each fine-tuning. Default: as many as the budget allows."}
+    )
+    pretraining: dict | str | None = field(
+        default=None,
+        metadata={"help": "Settings of `vitp pretrain` that replace the chosen ones: JSON, or a configuration."},
+    )
+    fine_tuning: dict | str | None = field(
+        default=None,
+        metadata={"help": "Settings of the fine-tuning that replace the chosen ones: JSON, or a configuration."},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the splits, the questions and the pretraining (0)."})
+    dry_run: bool = field(default=False, metadata={"help": "Stop after the plan. Default: false."})
+    force: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on where the command would stop: answers that follow from their questions, test images in the "
+            "training data, a backbone that is worse after a tenth of the steps. Default: false."
+        },
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "Output folder. The same command resumes in it."})
+
+    def __post_init__(self):
+        of_file = set()
+        for name in self.file_fields:
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.lstrip().startswith("{"):
+                setattr(self, name, read_yaml(find_config(value)))
+                of_file.add(name)
+        super().__post_init__()
+        for name, chosen in CHOSEN.items():
+            settings = getattr(self, name) or {}
+            if name not in of_file and (wrong := [key for key in settings if key in chosen]):
+                raise ValueError(f"{name} must not set {wrong[0]}: set {chosen[wrong[0]]} of adapt instead.")
+            setattr(self, name, {key: value for key, value in settings.items() if key not in chosen})
+        self.seconds = read_budget(self.budget)
+        for name in ("data", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing: give --data FOLDER --start VIT --output_dir FOLDER.")
+        # The task of a configuration scores its own data, which are not these.
+        for name in ("task", "dataset_name", "mixture", "probe_data"):
+            self.pretraining.pop(name, None)
+        names = ("model_name_or_path", "vision_model", "from_scratch")
+        if self.start is None and not any(self.pretraining.get(name) for name in names):
+            raise ValueError("start is missing: give --start facebook/dinov2-base, or the folder of a ViT.")
+        if self.start is not None:
+            self.pretraining = {k: v for k, v in self.pretraining.items() if k not in names[:2]}
+        for name in ("baselines", "seeds", "learning_rates", "label_fractions"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name} must be a list without duplicates, got {values}.")
+        self.label_fractions = sorted({*self.label_fractions, 1.0}, reverse=True)

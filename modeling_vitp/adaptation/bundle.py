@@ -1,0 +1,141 @@
+"""Bundle of an adaptation: one folder with the adapted backbone, its exports, embeddings, and the report."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from ..cards.record import copy_record
+from ..cards.sections import table, with_section, without_folders
+from ..command.errors import one_line
+from ..convert.onnx import export_onnx
+from ..convert.timm_folder import MODEL_TYPE, export_timm
+from ..hub.files import model_files
+from ..hub.upload import BUNDLE_CONFIG, read_model_type, write_model_card
+from ..image_processing_vitp import ViTPImageProcessor
+from ..modeling_vitp_backbone import open_vit
+from ..probing.backbones import load_backbone
+from ..probing.embedding import embed_images
+from ..training.checkpointing import write_whole
+
+if TYPE_CHECKING:
+    from .report import AdaptationReport
+
+TIMM, ONNX, FINE_TUNED, EMBEDDINGS = "timm", "backbone.onnx", "fine_tuned", "embeddings.parquet"
+COMMAND = f"vitp adapt --config {BUNDLE_CONFIG}"
+CONTENTS = {  # descriptions in the card
+    "config.json": "The adapted backbone is in this folder, for transformers.",
+    TIMM: 'The backbone for timm: `timm.create_model("local-dir:timm")`.',
+    ONNX: "The backbone for ONNX Runtime, for images of any size.",
+    FINE_TUNED: "The model that was fine-tuned from the backbone.",
+    EMBEDDINGS: "An embedding of each image, the mean of its patch tokens.",
+    "report.html": "This report as one page.",
+    "report.json": "This report as data.",
+    BUNDLE_CONFIG: f"The configuration: `{COMMAND}`.",
+}
+
+
+def write_bundle(
+    report: "AdaptationReport",
+    backbone: str | Path,
+    fine_tuned: str | Path,
+    images: Sequence[str | os.PathLike],
+    folder: str | Path,
+    config: Mapping[str, Any],
+) -> list[str]:
+    """Write the bundle of an adaptation, which `vitp push_to_hub --what adaptation` sends.
+
+    The adapted backbone is at the root, for `AutoModel.from_pretrained(folder)`. Paths in the bundle are relative. If a
+    call is interrupted, the next one exports again and resumes the embeddings.
+
+    Args:
+        report: report, whose pictures are relative to the parent of `folder`.
+        backbone: folder of the adapted backbone with its record, see
+            [`~modeling_vitp.convert.export.export_backbone`].
+        fine_tuned: folder of the model that was fine-tuned from the backbone.
+        images: image files to embed.
+        folder: folder of the bundle.
+        config: arguments of `vitp adapt` that run the adaptation again.
+
+    Returns:
+        Sentences on what could not be exported.
+    """
+    folder = Path(folder)
+    for name in (TIMM, FINE_TUNED, *(path.name for path in folder.glob(f".{ONNX}.*"))):  # left by an interrupted call
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / ONNX).unlink(missing_ok=True)
+    copy_files(model_files(backbone), folder)
+    copy_record(backbone, folder)
+    copy_files(model_files(fine_tuned), folder / FINE_TUNED)
+    copy_files({name: folder.parent / name for name in report.pictures}, folder)
+    notes = [*export_others(folder), *embed(images, folder)]
+    # The working folder of the command is that of the configuration's paths.
+    settings = yaml.safe_dump(change_texts(config, relative_path), sort_keys=False, allow_unicode=True)
+    write_whole(folder / BUNDLE_CONFIG, settings)
+    fields = change_texts(asdict(report), without_folders) | {"command": COMMAND}
+    type(report)(**fields).save(folder)
+    rows = [[f"`{name}`", text] for name, text in CONTENTS.items() if (folder / name).exists()]
+    files = "\n\n".join([table(["file", "content"], rows), "\n".join(f"- {note}" for note in notes)])
+    card = folder / "README.md"
+    write_whole(card, f"---\n{{}}\n---\n\n{with_section(card.read_text(), 'Files', files)}")
+    write_model_card("backbone", folder)
+    return notes
+
+
+def copy_files(files: Mapping[str, Path], folder: Path) -> None:
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+
+
+def export_others(folder: Path) -> list[str]:
+    """Export the backbone of a bundle for timm and ONNX, and return a sentence for each format that lacks it."""
+
+    def export_for_timm() -> None:
+        export_timm(open_vit(folder, dtype="auto"), folder / TIMM, ViTPImageProcessor.from_pretrained(folder))
+
+    notes, exports = [], {"ONNX": lambda: export_onnx(folder, folder / ONNX)}
+    if read_model_type(folder) != MODEL_TYPE:  # timm opens its own ViTs as they are
+        exports["timm"] = export_for_timm
+    for name, export in exports.items():
+        try:
+            export()
+        except (ValueError, ModuleNotFoundError, RuntimeError) as error:  # the last by torch's exporter
+            reason = re.split(r"(?<=\.)\s", without_folders(one_line(str(error))))[0].rstrip(".")
+            notes.append(f"The backbone was not exported for {name}: {reason}.")
+    return notes
+
+
+def embed(images: Sequence[str | os.PathLike], folder: Path) -> list[str]:
+    """Embed images by the backbone of a bundle, and return a sentence if some of them cannot be read."""
+    output = folder / EMBEDDINGS
+    if not output.exists():
+        backbone = load_backbone(str(folder), torch.accelerator.current_accelerator() or "cpu")
+        backbone.name = "the adapted backbone"  # stored in the file, instead of a path
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in images])
+        embed_images(backbone, images, output, root=root, bad_images="skip")
+    missing = len(images) - pq.read_metadata(output).num_rows
+    return [f"{missing} of {len(images)} images have no embedding, because they cannot be read."] if missing else []
+
+
+def change_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return plain data with each text changed, except the keys."""
+    if isinstance(value, Mapping):
+        return {key: change_texts(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [change_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def relative_path(text: str) -> str:
+    """Return an absolute path of an existing file relative to the working folder, and other texts as they are."""
+    path = Path(text)
+    is_changed = path.is_absolute() and path.exists() and path.drive == Path.cwd().drive
+    return Path(os.path.relpath(path)).as_posix() if is_changed else text

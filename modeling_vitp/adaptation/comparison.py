@@ -1,0 +1,153 @@
+"""Fine-tuning of backbones on the same labels, with the learning rate that is best on the validation split."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedConfig
+
+from ..evaluation.comparison import Progress
+from ..instructions.from_annotations.formats import read_list
+from ..vision_towers import pair
+from .labels import TaskData, with_label_fraction
+from .plan import median_size
+from .runs import remove_weights, run_training
+
+
+@dataclass
+class Comparison:
+    """Fine-tuning of backbones with the same settings and steps, and their scores on the test split.
+
+    Args:
+        labels: labeled images with three splits.
+        settings: configuration of the fine-tuning, see [`fine_tuning_settings`].
+        steps: steps of each fine-tuning.
+        learning_rates: learning rates that are tried for each backbone.
+        folder: output folder, in which each backbone has a folder.
+        progress: results of finished parts.
+        begin: function that is called before each fine-tuning that is not finished.
+    """
+
+    labels: TaskData
+    settings: Mapping[str, Any]
+    steps: int
+    learning_rates: Sequence[float]
+    folder: Path
+    progress: Progress
+    begin: Callable[[], Any] = lambda: None
+
+    def choose_rate(self, model: str, backbone: str, seed: int) -> float:
+        """Fine-tune a backbone with each learning rate, and return the best one on the validation split."""
+        scores = {rate: self.fine_tune(model, backbone, rate, seed) for rate in self.learning_rates}
+        best = max(scores, key=scores.get)
+        for rate in scores:
+            if rate != best:
+                remove_weights(self.run_folder(model, rate, seed))
+        return best
+
+    def run_folder(self, model: str, rate: float, seed: int, fraction: float = 1.0) -> Path:
+        return self.folder / model / f"labels_{100 * fraction:g}_rate_{rate:g}_seed_{seed}"
+
+    def fine_tune(self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0) -> float:
+        """Fine-tune a backbone unless it is done, and return its main score on the validation split.
+
+        Args:
+            model: name of the backbone.
+            backbone: folder or Hub id of the backbone.
+            rate: learning rate.
+            seed: seed of the head, of the batches and of the drawn labels.
+            fraction: fraction of the training images.
+        """
+        folder = self.run_folder(model, rate, seed, fraction)
+        part = f"fine_tuning/{model}/{folder.name}"
+        if part not in self.progress.parts:
+            self.begin()
+        settings = {
+            **self.settings,
+            "model_name_or_path": backbone,
+            "learning_rate": rate,
+            "seed": seed,
+            "max_steps": self.steps,
+            "save_steps": max(self.steps // 4, 1),
+        }
+        if fraction < 1:
+            settings["data"] = with_label_fraction(self.labels, fraction, seed, self.labels.lists["train"].parent)
+            number = len(read_list(Path(settings["data"]["splits"]["train"]["list"])))
+            batch = settings["per_device_train_batch_size"]
+            settings["per_device_train_batch_size"] = max(min(batch, number // PartialState().num_processes), 1)
+
+        def run() -> float:
+            metrics = run_training(f"finetune_{self.labels.task}", settings, folder)
+            for checkpoint in folder.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+            return metrics["eval"][f"eval_{metrics['main_score']}"]
+
+        return self.progress.result(part, run, in_all_processes=True)
+
+    def score(
+        self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0, is_kept: bool = False
+    ) -> dict[str, Any]:
+        """Fine-tune a backbone, and return its main score on the test split with its resampled values.
+
+        Args:
+            model, backbone, rate, seed, fraction: as for [`~modeling_vitp.adaptation.comparison.Comparison.fine_tune`].
+            is_kept: whether to keep the weights of the fine-tuned model, and to draw predictions.
+        """
+        self.fine_tune(model, backbone, rate, seed, fraction)
+        folder = self.run_folder(model, rate, seed, fraction)
+        settings = {
+            **self.settings,
+            "model_name_or_path": str(folder),
+            "do_train": False,
+            "eval_split": "",
+            "test_split": "test",
+            "resample_test": True,
+            "num_pictures": 4 if is_kept else 0,
+        }
+
+        def run() -> dict[str, Any]:
+            metrics = run_training(f"finetune_{self.labels.task}", settings, folder / "test")
+            name = metrics["main_score"]
+            return {"metric": name, "score": metrics["test"][f"test_{name}"], "resampled": metrics["test_resampled"]}
+
+        found = self.progress.result(f"fine_tuning/{model}/{folder.name}/test", run, in_all_processes=True)
+        if not is_kept:
+            remove_weights(folder)
+        return {"model": model, "labels": fraction, "seed": seed, "learning_rate": rate, "folder": str(folder), **found}
+
+
+def fine_tuning_settings(
+    labels: TaskData, config: PreTrainedConfig, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the configuration of a fine-tuning: defaults for images of this size, and the given settings.
+
+    Args:
+        labels: labeled images.
+        config: configuration of the ViT, whose image size is that of classification.
+        settings: settings that replace the defaults.
+    """
+    images = labels.images["train"]
+    height, width = median_size(images)
+    defaults = {
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.05,
+        "logging_steps": 10,
+        "save_total_limit": 1,
+        "watch_samples": 0,
+        "num_pictures": 0,
+    }
+    if labels.task == "classification":
+        defaults |= {"image_size": pair(config.image_size)[0], "per_device_train_batch_size": 64}
+    elif labels.task == "segmentation":
+        side = min(max(min(height, width) // 32 * 32, 32), 512)
+        defaults |= {"crop_size": side, "per_device_train_batch_size": 8}
+    else:
+        side = min(-(-max(height, width) // 32) * 32, 1024)
+        defaults |= {"image_size": side, "per_device_train_batch_size": 4}
+    defaults["per_device_train_batch_size"] = min(defaults["per_device_train_batch_size"], len(images))
+    fixed = {"data": labels.data, "eval_split": "val", "eval_strategy": "no", "report_to": "none"}
+    return defaults | labels.settings | dict(settings or {}) | fixed

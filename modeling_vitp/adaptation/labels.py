@@ -1,0 +1,386 @@
+"""Labels of a folder: their task, and training, validation and test images that share no scene."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
+
+from ..classification.data import ClassificationData
+from ..dense.data import DenseData
+from ..detection.annotations import FORMATS
+from ..detection.data import DetectionData
+from ..image_processing_vitp_dense import IGNORE_INDEX
+from ..images.reading import is_tiff
+from ..instructions.from_annotations.formats import read_list
+from ..instructions.from_annotations.geodata import georeference
+from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, Layout, recognize_layout
+from ..training.checkpointing import write_whole
+from ..training.fine_tuning_data import DataSettings, FileSample, images_of_files, shared_images
+
+SPLITS = {"train": "training", "val": "validation", "test": "testing"}
+SHARE = 0.15  # Share of the training images in a split that the labels lack.
+MIN_IMAGES = 2  # Smallest number of images of a split.
+MIN_SCENES = 6  # Smallest number of scenes that names of files are trusted to tell apart.
+DRAWS = 300  # Number of random splits of which the best is chosen.
+# Layouts and data of each task.
+TASKS: dict[str, tuple[tuple[str, ...], type[DataSettings]]] = {
+    "classification": (("folders",), ClassificationData),
+    "segmentation": (("masks",), DenseData),
+    "detection": (tuple(FORMATS), DetectionData),
+}
+BOX_TASKS = ("horizontal", "oriented", "instances")  # Values of the setting `task` of detection.
+# Numbers of a tile at the end of a file name, as in `areaA_3_4`, `P0001__1024__0___0` and `scene12-x512-y0`.
+TILE = re.compile(
+    r"([-_. ]+((x|y|r|c|row|col|column|tile|patch|chip|crop|window|slice|frame)[-_]?)?\d+)+", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Labeled images of a task with three splits.
+
+    Args:
+        task: `"classification"`, `"segmentation"` or `"detection"`.
+        layout: layout of the labels in `make_instructions`.
+        root: folder of the labels.
+        data: setting `data` of fine-tuning and probes, with the splits `train`, `val` and `test`.
+        images: image files by split.
+        how: sentence that says how the images are split.
+        settings: further settings of fine-tuning, such as `{"task": "oriented"}` of detection.
+        lists: file of each split with the path of an image below the root in each line, as `--split_list` of
+            `make_instructions` takes it, with `--split all` for other splits than `train`.
+    """
+
+    task: str
+    layout: str
+    root: Path
+    data: dict[str, Any]
+    images: dict[str, list[Path]]
+    how: str
+    settings: dict[str, Any]
+    lists: dict[str, Path]
+
+
+def read_labels(
+    root: str | Path, folder: str | Path, task: str | None = None, scene_pattern: str | None = None, seed: int = 0
+) -> TaskData:
+    """Recognize the task of labels, and split their images into training, validation and test images.
+
+    Splits of the labels are kept. A validation or a test split that is missing, or has no labels, is drawn from the
+    training images: 15% of them, by scene if scenes can be told apart, see [`find_scenes`]. All images and labels are
+    read and checked.
+
+    Args:
+        root: folder of the images and labels, in a layout of `make_instructions`: boxes, masks or class folders.
+        folder: folder for the lists of the splits. If it has lists of the same images, their splits are kept.
+        task: task, or for boxes also `"horizontal"`, `"oriented"` or `"instances"`. Default: the task of the layout,
+            with oriented boxes for DOTA and horizontal boxes for other formats.
+        scene_pattern: regular expression whose first group, in the path of an image below the root, is the scene.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: If no labels are found, a file is invalid, there are too few classes, images or scenes, two given
+            splits share an image, or the lists in `folder` are of other images.
+    """
+    root, folder = Path(root).resolve(), Path(folder).resolve()
+    if folder.is_relative_to(root):  # its files would be read as images and labels
+        raise ValueError(f"Expected a folder outside of the labels {root}, got {folder}. Set another folder.")
+    task, name, settings = choose_task(root, task)
+    layout = LAYOUTS[name](root, {"0": None})
+    data = infer_data(root, task, layout)
+    given = {split: labels_of(task, data, split, settings) for split in data["splits"]}
+    pool, missing = given["train"], [split for split in SPLITS if split not in given]
+    if task == "classification":
+        data["classes"] = sorted(set().union(*(found for part in given.values() for found in part.values())))
+    check_classes(set().union(*pool.values()), task, f"the training images of {root}")
+    lists = {split: folder / f"{split}.txt" for split in SPLITS}
+    scenes, by = np.zeros(len(pool), int), ""
+    if missing:
+        scenes, by = find_scenes([*pool], root, [*pool.values()], layout, scene_pattern)
+    if max(scenes) < len(missing):
+        raise ValueError(
+            f"{len(pool)} images in {root} cannot be split by {by}: {['train', *missing]} need a scene each. Add "
+            "images, or set `scene_pattern` to a regular expression whose first group, in the path of an image, is the "
+            "scene; '(.*)' splits by image."
+        )
+    if all(path.is_file() for path in lists.values()):
+        images = {split: [root / line for line in read_list(path)] for split, path in lists.items()}
+        check_listed(images, given, missing, folder)
+    else:
+        drawn = dict(zip(pool, draw_splits(scenes, [*pool.values()], ["train", *missing], seed)))
+        images = {split: [path for path in drawn if drawn[path] == split] for split in ("train", *missing)}
+        images = {split: images.get(split) or [*given[split]] for split in SPLITS}
+    for split, part in images.items():
+        if len(part) < MIN_IMAGES:
+            raise ValueError(
+                f"Expected at least {MIN_IMAGES} images in each split of {root}, found {len(part)} in {split!r}"
+                f"{f', split by {by}' if by else ''}. Add images, or set `scene_pattern` for smaller scenes."
+            )
+    sources = {split: data["splits"]["train" if split in missing else split] for split in SPLITS}
+    data["splits"] = {split: {**sources[split], "list": str(path)} for split, path in lists.items()}
+    samples = {split: [FileSample(path.stem, {}, (path,), None) for path in part] for split, part in images.items()}
+    TASKS[task][1].from_dict(data).check_files(samples)
+    for split, path in lists.items():
+        write_list(path, root, images[split])
+    how = ", ".join(f"{len(part)} for {SPLITS[split]}" for split, part in images.items()).replace(" ", " images ", 1)
+    if len(missing) == 2:
+        how = f"Split by {by}: {how}."
+    elif missing:
+        share = len(images[missing[0]]) / len(pool)
+        kept = " and ".join(given)
+        how = (
+            f"The given splits {kept} are kept; {share:.0%} of the training images, by {by}, are for "
+            f"{SPLITS[missing[0]]}: {how}."
+        )
+    else:
+        how = f"The given splits train, val and test are kept: {how}."
+    return TaskData(task, name, root, data, images, how, settings, lists)
+
+
+def with_label_fraction(found: TaskData, fraction: float, seed: int, folder: str | Path) -> dict[str, Any]:
+    """Return the setting `data` with a fraction of the training images, at least one.
+
+    Images with further classes come first. With the same seed, a smaller fraction is a part of a larger one.
+
+    Args:
+        found: labeled images.
+        fraction: fraction of the training images in (0, 1].
+        seed: seed of the draw.
+        folder: folder for the list of the training images.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"Expected `fraction` in (0, 1], got {fraction}.")
+    labels = labels_of(found.task, found.data, "train", found.settings)
+    paths, seen, first, others = [*labels], set(), [], []
+    for path in (paths[index] for index in np.random.default_rng(seed).permutation(len(paths))):
+        (others if labels[path] <= seen else first).append(path)
+        seen |= labels[path]
+    chosen = sorted((first + others)[: max(1, round(fraction * len(labels)))])
+    path = Path(folder).resolve() / f"train_{100 * fraction:g}_percent_seed_{seed}.txt"
+    write_list(path, found.root, chosen)
+    splits = found.data["splits"]
+    return {**found.data, "splits": {**splits, "train": {**splits["train"], "list": str(path)}}}
+
+
+def write_list(path: Path, root: Path, images: Sequence[Path]) -> None:
+    write_whole(path, "".join(f"{image.relative_to(root).as_posix()}\n" for image in images))
+
+
+def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]:
+    """Return the task of the labels in a folder, their layout, and the settings of the task."""
+    if not root.is_dir():
+        raise ValueError(f"Folder {root} of the labels not found.")
+    kind = "detection" if task in BOX_TASKS else task
+    if kind not in (None, *TASKS):
+        raise ValueError(f"Unknown task {task!r}. Options: {', '.join((*TASKS, *BOX_TASKS))}.")
+    layout = recognize_layout(root, LAYOUTS if kind is None else TASKS[kind][0])
+    kind = next((kind for kind, (layouts, _) in TASKS.items() if layout in layouts), None)
+    if kind is None:
+        files = Counter(path.suffix.lower() or "no suffix" for path in root.rglob("*") if path.is_file())
+        found = ", ".join(f"{number} {suffix}" for suffix, number in files.most_common(5)) or "no files"
+        raise ValueError(
+            f"No labels found in {root}{f' for {task}' if task else ''}. Expected boxes ({', '.join(FORMATS)}), "
+            "masks of the same names as their images (images and masks), or folders of at least two classes. Found: "
+            f"{found if layout is None else f'the layout {layout!r}'}. Captions and instructions alone are not a task "
+            "to compare backbones on: add labeled images of your task."
+        )
+    box_task = task if task in BOX_TASKS else "oriented" if layout == "dota" else "horizontal"
+    return kind, layout, {} if kind != "detection" or box_task == "horizontal" else {"task": box_task}
+
+
+def infer_data(root: Path, task: str, layout: Layout) -> dict[str, Any]:
+    """Return the setting `data` with the labeled splits of a folder; images without a split are `train`."""
+    found = layout.splits()
+    if task == "classification":
+        for image_id, paths in (item for images in found.values() for item in images.items()):
+            layout.annotate(image_id, paths)
+        tops = {split: f"{next(iter(images)).split('/')[0]}/" for split, images in found.items() if images}
+        splits = {
+            split: {"image": f"{'' if split == UNSPLIT else top}{{class}}/{{name:[^/]+}}.*"}
+            for split, top in tops.items()
+        }
+        data = {"root": str(root)}
+    else:
+        data = TASKS[task][1].infer(root)
+        check_classes(data["classes"], task, root)
+        splits = {split: files for split, files in data["splits"].items() if {"mask", "annotations"} & files.keys()}
+        if "part" in splits.get("train", ()):  # a part of the only split
+            splits = {"train": {key: value for key, value in splits["train"].items() if key != "part"}}
+    train = next((split for split in ("train", "trainval", UNSPLIT) if split in splits), None)
+    if train is None:
+        raise ValueError(
+            f"No labeled training images found in {root}. Found the splits {sorted(found)}, with labels: "
+            f"{sorted(splits)}. Name the folder or file of the training images `train`."
+        )
+    return {**data, "splits": {"train": splits[train], **{k: splits[k] for k in ("val", "test") if k in splits}}}
+
+
+def check_classes(classes: Collection, task: str, where: str | Path) -> None:
+    least = 1 if task == "detection" else 2
+    if len(classes) < least:
+        raise ValueError(
+            f"Expected labels of at least {least} class(es) in {where}, found {len(classes)}: {[*classes]}. Add images "
+            "with other labels."
+        )
+
+
+def labels_of(task: str, data: Mapping, split: str, settings: Mapping) -> dict[Path, set]:
+    """Read the labels of a split, and return the classes in each image, sorted by path."""
+    opened = TASKS[task][1].from_dict(data)
+    if task == "classification":
+        part = opened.open_split(split)
+        found = {sample.images[0]: set(names) for sample, names in zip(part.samples, part.stored)}
+    elif task == "segmentation":
+        part = opened.open_split(split)
+        rows = enumerate(tqdm(part.rows, desc=f"masks of {split}", disable=None))
+        found = {row.images[0]: {*part.mask(k).unique().tolist()} - {IGNORE_INDEX} for k, (row, _) in rows}
+    else:
+        part = opened.open_split(split, settings.get("task", "horizontal"))
+        found = {item.image: set(item.objects.labels[~item.objects.crowd].tolist()) for item in part.places}
+    return {path: found[path] for path in sorted(found)}
+
+
+def find_scenes(
+    images: Sequence[Path], root: Path, classes: Sequence[set], layout: Layout, scene_pattern: str | None
+) -> tuple[np.ndarray, str]:
+    """Return the scene of each image from 0, int of shape `(images,)`, and in words by what images are split.
+
+    The first rule that applies is used: `scene_pattern`; the patient in the tags of DICOM; GeoTIFFs of one coordinate
+    reference system that overlap or touch; the folder and the file name before the numbers of a tile, if they make at
+    least `MIN_SCENES` groups, see [`are_scenes`]. Otherwise each image is a scene. Images of one patient, and images of
+    several colors with identical bytes, are always in one scene.
+    """
+    names = [path.relative_to(root).as_posix() for path in images]
+    patients = [layout.case(path) for path in images]
+    copies = [*names]
+    for group in shared_images(
+        images_of_files({str(index): [FileSample("", {}, (path,), None)] for index, path in enumerate(images)})
+    ):
+        for image in group:
+            copies[int(image.split)] = group[0].name
+    keys, unit, rule = names, "image", ""
+    if scene_pattern is not None:
+        keys = [scene_in(name, scene_pattern) for name in names]
+        unit, rule = "scene", f"`scene_pattern` {scene_pattern}"
+    elif any(patients):
+        unit, rule = "patient", "tags of DICOM"
+    elif (located := touching(images)) is not None:
+        keys, unit, rule = located, "scene", "images whose coordinates overlap or touch"
+    elif are_scenes(stems := [stem_of(Path(name), layout.subject == "scene") for name in names], classes):
+        keys, unit, rule = stems, "scene", "folder and file name before the tile number"
+    edges = []
+    for values in (keys, copies, [patient or name for patient, name in zip(patients, names)]):
+        first: dict[Any, int] = {}
+        edges += [(first.setdefault(value, index), index) for index, value in enumerate(values)]
+    scenes = connected(len(images), edges)
+    return scenes, f"{unit} ({max(scenes) + 1} {unit}s: {rule})" if rule else unit
+
+
+def connected(number: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return the connected component of each of `number` nodes."""
+    graph = coo_array((np.ones(len(edges), bool), np.array(edges).reshape(-1, 2).T), (number, number))
+    return connected_components(graph, directed=False)[1]
+
+
+def scene_in(name: str, pattern: str) -> str:
+    try:
+        return re.search(pattern, name)[1]
+    except (re.error, TypeError, IndexError) as error:
+        raise ValueError(
+            f"Expected `scene_pattern` to be a regular expression with a group that matches each image, {pattern!r} "
+            f"fails for {name}: {error}."
+        ) from error
+
+
+def touching(images: Sequence[Path]) -> np.ndarray | None:
+    """Return the connected component of each GeoTIFF, or `None` if one lacks a georeference, or none touch."""
+    try:
+        found = [georeference(path) for path in images if is_tiff(path)]
+    except ValueError:
+        return None
+    if len(found) < len(images):
+        return None
+    systems = np.unique([str(crs) for crs, _, _ in found], return_inverse=True)[1]
+    areas = np.column_stack([systems, [bounds for _, _, bounds in found]])
+    areas, area_of = np.unique(areas, axis=0, return_inverse=True)
+    system, left, bottom, right, top = areas.T
+    edges = []
+    for k in range(len(areas)):
+        across = (system == system[k]) & (left <= right[k]) & (right >= left[k])
+        edges += [(k, other) for other in np.flatnonzero(across & (bottom <= top[k]) & (top >= bottom[k]))]
+    parts = connected(len(areas), edges)[area_of.ravel()]
+    return parts if max(parts) + 1 < len(parts) else None
+
+
+def stem_of(name: Path, with_class_folder: bool) -> str:
+    """Return the path of an image before the numbers of its tile, without the folder if that is the class."""
+    stem = re.sub(f"{TILE.pattern}$", "", name.stem, flags=TILE.flags)
+    stem = "" if stem == name.stem and stem.isdigit() else stem
+    return stem if with_class_folder else f"{name.parent.as_posix()}/{stem}"
+
+
+def are_scenes(keys: Sequence[str], classes: Sequence[set]) -> bool:
+    """Return whether groups are enough, and neither one has most images nor most classes are in one group each."""
+    groups = defaultdict(set)
+    for key, found in zip(keys, classes):
+        for label in found:
+            groups[label].add(key)
+    alone = sum(len(found) == 1 for found in groups.values())
+    is_even = 2 * max(Counter(keys).values()) <= len(keys) and 2 * alone <= len(groups)
+    return MIN_SCENES <= len(set(keys)) < len(keys) and is_even
+
+
+def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str], seed: int) -> list[str]:
+    """Draw the split of each training image, with about `SHARE` of the images in each split but the first.
+
+    Of many random splits, the one is chosen that has the most classes in the first split, then the most in the others,
+    and then the sizes closest to the wanted ones. Scenes with the only images of a class are drawn last.
+
+    Args:
+        scenes: scene of each image, int of shape `(images,)`.
+        classes: classes of each image.
+        splits: names of the splits. The first one has the images that are not in the others.
+        seed: random seed.
+    """
+    sizes, labels = np.bincount(scenes), {label: k for k, label in enumerate(sorted(set().union(*classes)))}
+    pairs = {(scene, labels[label]) for scene, found in zip(scenes.tolist(), classes) for label in found}
+    owners, owned = np.array(sorted(pairs)).T  # Each class of each scene.
+    rare = np.unique(owners[np.bincount(owned)[owned] == 1])
+    common = np.setdiff1d(np.arange(len(sizes)), rare)
+    random, number, wanted, best = np.random.default_rng(seed), len(splits), SHARE * len(scenes), None
+    for _ in range(DRAWS):
+        order = np.concatenate([random.permutation(common), random.permutation(rare)])
+        sums, parts, end = np.concatenate([[0], sizes[order].cumsum()]), np.zeros(len(sizes), int), 0
+        for part in range(1, number):
+            start, last = end, len(sizes) - number + part  # Each split that follows has a scene.
+            ends = np.arange(start + 1, last + 1)
+            end = ends[abs(sums[ends] - sums[start] - max(wanted, MIN_IMAGES)).argmin()]
+            parts[order[start:end]] = part
+        counts, lacks = np.bincount(parts, sizes, number), np.ones((number, len(labels)), bool)
+        lacks[parts[owners], owned] = False
+        score = sum(counts < MIN_IMAGES), lacks[0].sum(), lacks[1:].sum(), abs(counts[1:] - wanted).sum()
+        if best is None or score < best[0]:
+            best = score, parts
+    return [splits[part] for part in best[1][scenes]]
+
+
+def check_listed(
+    images: Mapping[str, list[Path]], given: Mapping[str, Mapping], missing: Sequence[str], folder: Path
+) -> None:
+    """Raise a `ValueError` unless the lists of an earlier call have all images, and those of given splits in these."""
+    listed = {path: split for split, part in images.items() for path in part}
+    current = {path: split for split, part in given.items() for path in part}
+    allowed = {None: (), "train": ("train", *missing), "val": ("val",), "test": ("test",)}
+    wrong = [path for path in sorted({*listed, *current}) if listed.get(path) not in allowed[current.get(path)]]
+    if wrong:
+        raise ValueError(
+            f"The lists in {folder} are of other images or splits: {len(wrong)} images differ, such as {wrong[0]}. "
+            "Restore the images, or set another folder."
+        )

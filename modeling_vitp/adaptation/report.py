@@ -1,0 +1,339 @@
+"""Report of an adaptation: scores of the adapted backbone and of others, and the verdict."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from ..cards.model_card import cell_text
+from ..evaluation.intervals import Difference, Score, paired_difference
+from ..probing.gains import draw_panels
+from ..training.checkpointing import write_whole
+from .pages import (
+    CHARTS,
+    Block,
+    Code,
+    Picture,
+    Strong,
+    Table,
+    draw_differences,
+    draw_label_fractions,
+    read_blocks,
+    to_html,
+    to_markdown,
+)
+
+REPORT, README, PAGE = "report.json", "README.md", "report.html"
+ADAPTED, RANDOM = "adapted", "random"  # names of models
+FEW = 20  # number of test images below which the verdict warns of its intervals
+UNITS = {"mean_iou": "mIoU", "map": "mAP", "box_map": "box mAP", "mask_map": "mask mAP"}
+UNITS["mean_average_precision"] = "mAP"
+BLIND = (
+    "The language model answers as well about other images: it does not look at the image, so the pretraining cannot "
+    "have taught the ViT what the labels say."
+)
+
+
+@dataclass
+class AdaptationReport:
+    """Results of an adaptation as plain data, with their verdict.
+
+    Args:
+        task: `classification`, `segmentation` or `detection`.
+        metric: name of the main score, such as `mean_iou`.
+        classes: names of the classes.
+        data: `name`, `images` (number by split), and `how` (sentence that says how the images were split).
+        plan: settings of the pretraining, and `planned_seconds` and `used_seconds` by stage.
+        models: description of each backbone by its name. The adapted one is `adapted`, random weights are `random`.
+        start: name of the backbone that the pretraining started from.
+        fine_tuned: scores of fine-tuned models: `model`, `labels` (fraction), `seed`, `learning_rate`, `score`,
+            `resampled` (scores of resamples of the test images, the same for all models) and `folder`.
+        frozen: scores of probes of frozen backbones: `model`, `probe`, `score` and `resampled`.
+        controls: `answers`, the `scores` of a model in the metrics of `vitp evaluate_vlm`; `answer_prior`, Markdown
+            text; `overlap`, the number of test images in the training data; `early`, a text with the scores of a probe
+            at 10% of the steps.
+        pictures: image files, relative to the folder of the report.
+        notes: sentences on what was not tested.
+        command: command that runs the adaptation again.
+    """
+
+    task: str
+    metric: str
+    classes: list[str]
+    data: dict
+    plan: dict
+    models: dict[str, str]
+    start: str
+    fine_tuned: list[dict] = field(default_factory=list)
+    frozen: list[dict] = field(default_factory=list)
+    controls: dict = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    command: str = ""
+
+    def save(self, folder: str | Path) -> None:
+        """Write `report.json`, `README.md` with its charts, and `report.html` to the folder of the pictures."""
+        folder = Path(folder)
+        write_whole(folder / REPORT, json.dumps(asdict(self)) + "\n")
+        write_whole(folder / README, self.to_markdown())
+        write_whole(folder / PAGE, self.to_html(folder))
+        for block in (block for blocks in self.sections().values() for block in blocks):
+            if isinstance(block, Picture) and block.figure is not None:
+                with matplotlib.rc_context(CHARTS):
+                    block.figure.savefig(folder / block.file, dpi=150)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "AdaptationReport":
+        """Read the report of a folder."""
+        return cls(**json.loads((Path(folder) / REPORT).read_text()))
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown without front matter. Its charts are files, which `save` writes."""
+        return to_markdown(self.title, self.verdict, self.sections())
+
+    def to_html(self, folder: str | Path) -> str:
+        """Return the report as one page of HTML that needs no other file; `folder` has the pictures."""
+        return to_html(self.title, self.verdict, self.sections(), Path(folder))
+
+    @property
+    def title(self) -> str:
+        return f"Adaptation of {label(self.start)} to {self.data['name']}"
+
+    @property
+    def unit(self) -> str:
+        return UNITS.get(self.metric, self.metric.replace("_", " "))
+
+    def scores(self, model: str, labels: float = 1.0) -> dict[int, Score]:
+        """Return the test score of a fine-tuned model by seed."""
+        runs = [run for run in self.fine_tuned if (run["model"], run["labels"]) == (model, labels)]
+        return {run["seed"]: Score(run["score"], run["resampled"]) for run in runs}
+
+    def differences(self, labels: float = 1.0) -> dict[str, Difference]:
+        """Return the differences in the main score of the adapted backbone to each other one, paired by seed.
+
+        Args:
+            labels: fraction of the training images of the fine-tuning.
+        """
+        ours, found = self.scores(ADAPTED, labels), {}
+        for name in self.models:
+            theirs = self.scores(name, labels)
+            seeds = [seed for seed in ours if seed in theirs]
+            if name != ADAPTED and seeds:
+                found[name] = paired_difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """Advice on the backbone to use.
+
+        A backbone is better if the 95% interval of the difference, over test images and at least two seeds, excludes
+        0. If others are better than the adapted backbone, the advice is the best of them. If no difference to the start
+        is found, the advice is the start.
+        """
+        differences, start = self.differences(), label(self.start)
+        better = {name: one.mean for name, one in differences.items() if one.is_clear and one.mean < 0}
+        best, to_start = min(better, key=better.get, default=self.start), differences.get(self.start)
+        if best != self.start:
+            verb = "they are" if best == RANDOM else "it is"
+            first = f"Use {label(best)}: {verb} better than the adapted backbone by {self.loss(differences[best])}."
+        elif to_start is None:
+            first = f"Not decided: the adapted backbone was not compared with {start} after fine-tuning."
+        elif to_start.seeds < 2:
+            first = f"Not decided: with one seed, the interval covers test images only. {self.compare(best, to_start)}"
+        elif self.start in better:
+            first = f"Keep {start}: the adapted backbone is worse by {self.loss(to_start)}."
+        elif to_start.is_clear:
+            first = f"Use the adapted backbone: {self.gain(to_start)} ({bounds(to_start)}) over {start}."
+        else:
+            gain = f"{self.gain(to_start)}, {bounds(to_start)}"
+            first = f"Keep {start}: no difference to the adapted backbone was found ({gain})."
+        others = [self.compare(name, one) for name, one in differences.items() if name != best]
+        number = self.data.get("images", {}).get("test", FEW)
+        few = f"The test split has {number} images: with so few, do not rely on the intervals." * (number < FEW)
+        return " ".join(filter(None, [first, *others, few, "" if self.looks_at_images() else BLIND]))
+
+    def compare(self, name: str, difference: Difference) -> str:
+        """Return a sentence on a backbone, empty if the adapted one is clearly better."""
+        if difference.seeds < 2:
+            gain = f"{self.gain(difference)} ({bounds(difference)})"
+            return f"In one seed, the difference of the adapted backbone to {label(name)} is {gain}."
+        if not difference.is_clear:
+            return f"No difference to {label(name)} was found ({self.gain(difference)}, {bounds(difference)})."
+        if difference.mean < 0:
+            return f"The adapted backbone is worse than {label(name)} by {self.loss(difference)}."
+        return ""
+
+    def gain(self, difference: Difference) -> str:
+        return f"{points(difference.mean, '+')} points of {self.unit}"
+
+    def loss(self, difference: Difference) -> str:
+        """Return a negative difference as a positive one, with its interval."""
+        loss = replace(difference, mean=-difference.mean, low=-difference.high, high=-difference.low)
+        return f"{points(loss.mean)} points of {self.unit} ({bounds(loss)})"
+
+    def looks_at_images(self) -> bool:
+        """Return false if the answers of no kind of question are better with the own image than with another."""
+        gains = []
+        for scores in self.controls.get("answers", {}).values():
+            # Each kind has one score here, because among several one is above 0 by chance more often.
+            name = "mean_iou" if "mean_iou" in scores else next((key for key in scores if "gain" in scores[key]), None)
+            gains += [] if name is None else [scores[name]["gain"][0]]
+        return not gains or max(gains) > 0
+
+    def sections(self) -> dict[str, list[Block]]:
+        """Return the parts of the pages after the verdict by title; empty parts are omitted."""
+        sections = {
+            "Fine-tuned": self.describe_fine_tuned(),
+            "Fewer labels": self.describe_label_fractions(),
+            "Frozen": self.describe_frozen(),
+            "Controls": self.describe_controls(),
+            "Data": [
+                Table(["split", "images"], list(map(list, self.data.get("images", {}).items()))),
+                str(self.data.get("how", "")),
+                f"Task: {self.task}. Classes: {', '.join(self.classes)}.",
+            ],
+            "Cost": self.describe_cost(),
+            "Not tested": [self.notes],
+            "Pictures": [Picture(file, re.sub(r"[_\W]+", " ", Path(file).stem)) for file in self.pictures],
+            "Run it again": [Code("bash", self.command)] if self.command else [],
+        }
+        filled = {title: [one for one in blocks if getattr(one, "rows", one)] for title, blocks in sections.items()}
+        return {title: blocks for title, blocks in filled.items() if blocks}
+
+    def fine_tuned_rows(self, labels: float) -> dict[str, list]:
+        """Return the row of each fine-tuned backbone in a table."""
+        rows, differences = {}, self.differences(labels)
+        for name in self.models:
+            runs = [run for run in self.fine_tuned if (run["model"], run["labels"]) == (name, labels)]
+            values = [run["score"] for run in runs]
+            if values:
+                spread = f" ± {points(np.std(values, ddof=1))}" if len(values) > 1 else ""
+                rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in runs}))
+                rows[name] = [label(name), points(np.mean(values)) + spread, len(values), cell(differences.get(name))]
+                rows[name].append(rates)
+        return rows
+
+    @property
+    def header(self) -> list[str]:
+        """Titles of the columns of [`fine_tuned_rows`]."""
+        return ["backbone", f"{self.unit} ± spread over seeds", "seeds", "adapted − it (95% interval)", "learning rate"]
+
+    def describe_fine_tuned(self) -> list[Block]:
+        rows, differences = self.fine_tuned_rows(1.0), self.differences()
+        if not rows:
+            return []
+        text = f"Test scores in points of {self.unit}, with all labels. Differences are paired by seed and test image. "
+        text += "In bold, the interval excludes 0."
+        if any(one.seeds < 2 for one in differences.values()):
+            text += " With one seed, it covers test images only."
+        blocks = [text, Table([*self.header, "weights"], [[*row, self.models[name]] for name, row in rows.items()])]
+        if differences:
+            to_each = {f"to {label(name)}": one for name, one in differences.items()}
+            figure = draw_differences(to_each, f"difference of adapted in points of {self.unit}")
+            blocks.append(Picture("differences.png", "Differences of the adapted backbone, 95% intervals", figure))
+        return blocks
+
+    def describe_label_fractions(self) -> list[Block]:
+        fractions, curves = sorted({run["labels"] for run in self.fine_tuned}), {}
+        if len(fractions) < 2:
+            return []
+        for name in self.models:
+            scores = {one: [score.value for score in self.scores(name, one).values()] for one in fractions}
+            if any(scores.values()):
+                curves[label(name)] = {fraction: values for fraction, values in scores.items() if values}
+        rows = [[f"{100 * one:g}%", *row] for one in fractions for row in self.fine_tuned_rows(one).values()]
+        figure = draw_label_fractions(curves, f"points of {self.unit}")
+        return [Table(["labels", *self.header], rows), Picture("label_fractions.png", "Scores by labels", figure)]
+
+    def describe_frozen(self) -> list[Block]:
+        scores = {(run["probe"], run["model"]): Score(run["score"], run["resampled"]) for run in self.frozen}
+        rows = []
+        for (probe, model), theirs in scores.items():
+            ours = scores.get((probe, ADAPTED))
+            is_other = ours is not None and model != ADAPTED
+            difference = cell(paired_difference([ours], [theirs])) if is_other else ""
+            rows.append([probe, label(model), points(theirs.value), difference])
+        text = "Test scores of probes of frozen features, in points. The intervals cover test images only."
+        return [text, Table(["probe", "backbone", "score", self.header[3]], rows)] if rows else []
+
+    def describe_controls(self) -> list[Block]:
+        rows = []
+        for kind, scores in self.controls.get("answers", {}).items():
+            for name, score in scores.items():
+                gain = " to ".join(map(points, score.get("gain", ())))
+                rows.append([kind, name.replace("_", " "), points(score["own"]), points(score["other_images"]), gain])
+        blocks = []
+        if rows:
+            blocks.append("Answers of the language model in points. A model that looks loses points with other images.")
+            blocks.append(Table(["questions", "score", "own image", "other image", "gain (95% interval)"], rows))
+        if self.controls.get("overlap") is not None:
+            blocks.append(f"Test images that were found in the training data: {self.controls['overlap']}.")
+        if self.controls.get("early"):
+            blocks.append(f"Probe of the backbone at 10% of the steps, beside its start: {self.controls['early']}.")
+        if self.controls.get("answer_prior"):
+            blocks += ["How well answers are guessed without images:", *read_blocks(self.controls["answer_prior"])]
+        return blocks
+
+    def describe_cost(self) -> list[Block]:
+        planned, used = (self.plan.get(f"{key}_seconds") or {} for key in ("planned", "used"))
+        stages = [[stage, duration(planned.get(stage)), duration(used.get(stage))] for stage in {**planned, **used}]
+        stages += [["all", *(duration(sum(one.values())) for one in (planned, used))]] if stages else []
+        settings = {key: value for key, value in self.plan.items() if not key.endswith("_seconds")}
+        settings |= settings.pop("settings", {})
+        rows = [[key.replace("_", " "), cell_text(value)] for key, value in settings.items()]
+        return [Table(["setting", "value"], rows), Table(["stage", "planned, h:mm:ss", "used, h:mm:ss"], stages)]
+
+
+def draw_side_by_side(
+    models: Mapping[str, Sequence[np.ndarray | str]],
+    images: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray | str],
+    path: Path,
+) -> None:
+    """Draw a row for each test image: the image, the truth, and the prediction of each model. Save an image file.
+
+    Args:
+        models: predictions of each model, as uint8 RGB arrays of shape `(height, width, 3)` or as texts.
+        images: uint8 RGB arrays of shape `(height, width, 3)`.
+        truth: annotations in the form of the predictions.
+        path: path of the image file.
+    """
+    rows = []
+    for index, image in enumerate(images):
+        rows.append([("image", image)])
+        for name, panels in {"truth": truth, **models}.items():
+            title, panel = label(name), panels[index]
+            is_text = isinstance(panel, str)
+            rows[-1].append((f"{title}: {panel}", np.full_like(image, 255)) if is_text else (title, panel))
+    with matplotlib.rc_context(CHARTS):
+        draw_panels(rows, path)
+
+
+def label(name: str) -> str:
+    return "random weights" if name == RANDOM else name
+
+
+def points(value: float, sign: str = "") -> str:
+    """Return a score in points with one decimal and a minus sign."""
+    return f"{round(100 * float(value), 1) + 0.0:{sign}.1f}".replace("-", "−")  # `+ 0.0` turns -0.0 to 0.0.
+
+
+def bounds(difference: Difference) -> str:
+    return f"95% interval {points(difference.low)} to {points(difference.high)}"
+
+
+def cell(difference: Difference | None) -> str:
+    """Return a difference with its interval for a table, in bold if the interval excludes 0."""
+    if difference is None:
+        return ""
+    text = f"{points(difference.mean, '+')} ({points(difference.low)} to {points(difference.high)})"
+    return Strong(text) if difference.low > 0 or difference.high < 0 else text
+
+
+def duration(seconds: float | None) -> str:
+    return "" if seconds is None else str(timedelta(seconds=round(seconds)))

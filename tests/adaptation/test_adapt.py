@@ -1,0 +1,247 @@
+"""`vitp adapt` from labels to a bundle on small data: figures, resuming, controls and bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from classification_data import write_folders
+from dense_data import BACKBONE, HEAD
+from PIL import Image
+from transformers import AutoModel
+
+from modeling_vitp import adapt
+from modeling_vitp.adaptation import adapt as adapting
+from modeling_vitp.adaptation import comparison
+from modeling_vitp.adaptation.report import AdaptationReport
+from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.evaluation.comparison import Progress
+
+NAMES = ("field", "forest", "river", "town")
+VISION = {"image_size": [32, 32], "patch_size": [8, 8], "hidden_size": 48, "num_hidden_layers": 2}
+SMALL = {"num_attention_heads": 3, "intermediate_size": 96, "initializer_range": 0.1}
+TEXT = {"hidden_size": 48, "num_hidden_layers": 1, "num_key_value_heads": 3, "tie_word_embeddings": True}
+FROM_SCRATCH = {
+    "vocab_size": 300,
+    "vision_config": {**VISION, **SMALL, "attention_bias": True, "layer_scale_init_value": 1.0},
+    "text_config": {**TEXT, **SMALL},
+    "image_processor": {"max_patches": 1},
+}
+PRETRAINING = {"from_scratch": FROM_SCRATCH, "learning_rate": 3e-3, "bf16": False, "watch_samples": 0}
+SETTINGS = {
+    "pretraining": PRETRAINING | {"activation_checkpointing": False},
+    "fine_tuning": {"bf16": False},
+    "steps": 60,
+    "fine_tuning_steps": 4,
+    "seeds": [0, 1],
+    "learning_rates": [1e-3, 3e-3],
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Return a folder with images of four classes in colors, without splits."""
+    folder = tmp_path_factory.mktemp("labels") / "fields"
+    write_folders(folder, {"": 24}, NAMES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(classes, tmp_path_factory):
+    """Return the report and the folder of an adaptation from scratch."""
+    folder = tmp_path_factory.mktemp("adapted") / "out"
+    return adapt(classes, baselines=["random", "mae"], output_dir=folder, label_fractions=[0.5], **SETTINGS), folder
+
+
+def test_report_has_all_models_and_a_bundle(adapted):
+    report, folder = adapted
+    assert [entry["model"] for entry in report.fine_tuned if entry["labels"] == 1] == [
+        name for name in ("adapted", "random", "mae") for _ in range(2)
+    ]
+    assert len(report.fine_tuned) == 12 and {entry["probe"] for entry in report.frozen} == {"20-NN", "linear"}
+    assert sum(report.data["images"].values()) == 96 and report.controls["overlap"] == 0
+    assert AdaptationReport.load(folder / "bundle").fine_tuned == report.fine_tuned
+    backbone = AutoModel.from_pretrained(folder / "bundle")
+    trained = AutoModel.from_pretrained(folder / "pretraining" / "backbone")
+    assert all(value.equal(trained.state_dict()[name]) for name, value in backbone.state_dict().items())
+    mae = json.loads((folder / "progress.json").read_text())["mae"]["result"]
+    assert mae["steps"] > 1 and mae["operations"] > 1e9
+
+
+def test_figures_equal_those_of_the_separate_commands(adapted, tmp_path):
+    report, folder = adapted
+    entry = next(entry for entry in report.fine_tuned if entry["model"] == "mae" and entry["seed"] == 1)
+    name = f"labels_100_rate_{entry['learning_rate']:g}_seed_1"
+    config = folder / "fine_tuning" / "mae" / f"{name}.yaml"
+    command = [sys.executable, "-m", "modeling_vitp", "finetune_classification", "--config", str(config)]
+    options = ["--test_split", "test", "--output_dir", str(tmp_path / "run")]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["test_accuracy"] == entry["score"]
+    probe = [sys.executable, "-m", "modeling_vitp", "probe", "--config", str(folder / "frozen" / "config.yaml")]
+    subprocess.run([*probe, "--output_dir", str(tmp_path / "probe")], check=True, capture_output=True, cwd=Path.cwd())
+    results = json.loads((tmp_path / "probe" / "metrics.json").read_text())["results"]
+    assert [one["scores"]["accuracy"]["mean"] for one in results] == [one["score"] for one in report.frozen]
+
+
+def test_finished_adaptation_is_not_run_again(adapted, classes, monkeypatch):
+    report, folder = adapted
+    monkeypatch.setattr(adapting, "run_command", None)
+    monkeypatch.setattr(adapting, "run_training", None)
+    monkeypatch.setattr(comparison, "run_training", None)
+    settings = SETTINGS | {"label_fractions": [0.5]}
+    again = adapt(classes, baselines=["random", "mae"], output_dir=folder, **settings)
+    assert (again.fine_tuned, again.verdict) == (report.fine_tuned, report.verdict)
+    with pytest.raises(ValueError, match="fine_tuning_steps"):
+        adapt(classes, baselines=["random", "mae"], output_dir=folder, **settings | {"fine_tuning_steps": 5})
+
+
+def test_interrupted_adaptation_ends_as_an_undisturbed_one(adapted, classes, tmp_path, monkeypatch):
+    """The run is stopped after each of several parts, and once before the result of a part is stored."""
+    report, _ = adapted
+    stops = ["instructions/train", "pretraining/look", "pretraining/run", "fine_tuning/random", "controls"]
+    result, write = Progress.result, Progress.result
+
+    def interrupted(self, part, run, in_all_processes=False):
+        is_new = part not in self.parts
+        found = result(self, part, run, in_all_processes)
+        if is_new and stops and part.startswith(stops[0]):
+            if stops.pop(0) == "pretraining/run":  # killed before the result was stored
+                del self.parts[part]
+                self.path.write_text(json.dumps(self.parts))
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Progress, "result", interrupted)
+    settings = SETTINGS | {"label_fractions": [0.5], "output_dir": tmp_path / "out"}
+    for _ in range(len(stops)):
+        with pytest.raises(KeyboardInterrupt):
+            adapt(classes, baselines=["random", "mae"], **settings)
+    again = adapt(classes, baselines=["random", "mae"], **settings)
+    assert write is result and not stops
+    assert [again.fine_tuned, again.frozen, again.controls] == [report.fine_tuned, report.frozen, report.controls]
+
+
+def test_unchanged_backbone_is_not_called_better(adapted, classes, tmp_path):
+    """With a learning rate of 0, the adapted backbone is its start."""
+    _, folder = adapted
+    pretraining = SETTINGS["pretraining"] | {"learning_rate": 0.0}
+    start = folder / "mae" / "backbone"
+    settings = SETTINGS | {"steps": 2, "pretraining": pretraining, "learning_rates": [1e-3]}
+    report = adapt(classes, start=start, baselines=["start"], output_dir=tmp_path / "out", **settings)
+    difference = report.differences()["mae"]
+    assert (difference.mean, difference.low, difference.high, difference.is_clear) == (0.0, 0.0, 0.0, False)
+    assert report.verdict.startswith("Keep mae: no difference to the adapted backbone was found")
+
+
+def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_path):
+    report, _ = adapted
+    shuffled = tmp_path / "shuffled"
+    files = sorted(classes.rglob("*.png"))
+    order = np.random.default_rng(0).permutation(len(files))
+    for index, path in enumerate(files):
+        target = shuffled / files[order[index]].parent.name / f"{index}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    settings = SETTINGS | {"learning_rates": [1e-3], "fine_tuning_steps": 2, "force": True}
+    blind = adapt(shuffled, baselines=["random"], output_dir=tmp_path / "out", **settings)
+    assert report.looks_at_images() and "does not look" not in report.verdict
+    assert not blind.looks_at_images() and "does not look at the image" in blind.verdict
+
+
+def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch):
+    right = [float(index % 2) for index in range(1000)]
+
+    def probe(self, backbones, *args):
+        scores = dict(zip(backbones, (0.2, 0.8)))
+        resampled = {name: (np.array(right) * 0.1 + score).tolist() for name, score in scores.items()}
+        return [{"probe": "linear", "score": scores[name], "resampled": resampled[name]} for name in backbones]
+
+    monkeypatch.setattr(adapting.Adaptation, "probe", probe)
+    with pytest.raises(RunStopped, match="After 2 of 20 steps .*0.200 instead of 0.800"):
+        adapt(classes, baselines=["random"], output_dir=tmp_path / "out", **SETTINGS | {"steps": 20})
+
+
+def test_plan_follows_the_measured_costs(classes, tmp_path, capsys):
+    settings = SETTINGS | {"steps": None, "fine_tuning_steps": None, "seeds": None}
+    settings |= {"baselines": ["random"], "output_dir": tmp_path / "out", "dry_run": True}
+    assert adapt(classes, budget="10min", **settings) is None
+    costs = json.loads((tmp_path / "out" / "progress.json").read_text())["plan/costs"]["result"]
+    assert 0 < costs["step"] < 60
+    assert "of 10min" in capsys.readouterr().out and "plan" not in Progress(tmp_path / "out" / "progress.json").parts
+    with pytest.raises(ValueError, match="budget: 0 s are too short for one step"):
+        adapt(classes, budget="0.1s", **settings)
+
+
+def texture(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Return an image that resembles no other, uint8 `(side, side)`."""
+    coarse = Image.fromarray(rng.integers(0, 256, (side // 6, side // 6)).astype(np.uint8))
+    return np.array(coarse.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def test_test_images_in_the_training_data_are_refused(tmp_path):
+    """A test image that was stored again as JPEG is found in the training data."""
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        split = "test" if index < 4 else "val" if index < 8 else "train"
+        path = tmp_path / "data" / split / NAMES[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(texture(rng, 200)).convert("RGB").save(path)
+    with Image.open(tmp_path / "data" / "test" / NAMES[0] / "0.png") as image:
+        for quality in (80, 90):
+            image.save(tmp_path / "data" / "train" / NAMES[0] / f"copy_{quality}.jpg", quality=quality)
+    with pytest.raises(ValueError, match=r"^1 test image.*0\.png.*Take them out\."):
+        adapt(tmp_path / "data", output_dir=tmp_path / "out", **SETTINGS)
+
+
+def small_masks(folder: Path) -> None:
+    """Write 30 images with a bright nucleus on a dark texture, and their masks."""
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        mask = np.zeros((64, 64), np.uint8)
+        row, column, height, width = *rng.integers(14, 50, 2), *rng.integers(6, 13, 2)
+        rows, columns = np.mgrid[:64, :64]
+        mask[((rows - row) / height) ** 2 + ((columns - column) / width) ** 2 <= 1] = 1
+        image = (texture(rng, 64) // 2 + 100 * mask).astype(np.uint8)
+        for name, pixels in (("images", image), ("masks", mask)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).convert("RGB" if name == "images" else "L").save(folder / name / f"{index:03d}.png")
+
+
+def small_boxes(folder: Path) -> None:
+    """Write the nuclei of `small_masks` as COCO boxes."""
+    small_masks(folder)
+    images, annotations = [], []
+    for index, path in enumerate(sorted((folder / "masks").glob("*.png")), start=1):
+        rows, columns = np.nonzero(np.array(Image.open(path)))
+        images.append({"id": index, "file_name": path.name, "width": 64, "height": 64})
+        box = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+        annotations.append({"id": index, "image_id": index, "category_id": 1, "bbox": box, "area": box[2] * box[3]})
+        annotations[-1]["iscrowd"] = 0
+    shutil.rmtree(folder / "masks")
+    contents = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "nucleus"}]}
+    (folder / "annotations.json").write_text(json.dumps(contents))
+
+
+HEADS = {
+    "masks": HEAD,
+    "boxes": {"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_train": 50, "rpn_candidates_eval": 50},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "metric"), [("masks", small_masks, "mean_iou"), ("boxes", small_boxes, "map")]
+)
+def test_masks_and_boxes_are_compared(adapted, tmp_path, kind, write, metric):
+    write(tmp_path / "data")
+    fine_tuning = {"bf16": False, "backbone": BACKBONE, "head": HEADS[kind]}
+    settings = SETTINGS | {"fine_tuning": fine_tuning, "fine_tuning_steps": 6, "learning_rates": [1e-3], "steps": 20}
+    start = adapted[1] / "pretraining"
+    settings["pretraining"] = {name: value for name, value in settings["pretraining"].items() if name != "from_scratch"}
+    report = adapt(tmp_path / "data", start=start, baselines=["start"], output_dir=tmp_path / "out", **settings)
+    assert report.metric == metric and report.start == "pretraining"
+    assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "pretraining"}
+    assert report.verdict and report.controls["answers"]

@@ -1,0 +1,441 @@
+"""Tasks and splits of labeled folders."""
+
+import json
+import shutil
+from pathlib import Path
+
+import detection_data
+import numpy as np
+import pytest
+from dense_data import save
+from georeferenced import NORTH_UP, feature, save_geojson, save_geotiff
+from PIL import Image
+from rasterio import Affine
+
+from modeling_vitp.adaptation.labels import TASKS, TaskData, read_labels, stem_of, with_label_fraction
+from modeling_vitp.instructions.from_annotations.formats import read_list
+from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
+from modeling_vitp.instructions.from_annotations.pipeline import build_instructions, choose_split
+from modeling_vitp.recipes import make_instructions
+
+SCENES = [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(2 + scene % 2)]  # 25 images
+
+
+def noise(path: Path) -> None:
+    seed = [*"/".join(path.parts[-3:]).encode()]
+    save(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)), path)
+
+
+def save_list(path: Path, names: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(names))
+
+
+def write_masks(root: Path, names: list[str], values: tuple[int, ...] = (0, 1)) -> None:
+    for index, name in enumerate(names):
+        noise(root / "images" / f"{name}.png")
+        mask = np.full((8, 10), values[index % len(values)], np.uint8)
+        mask[:3] = values[0]
+        save(Image.fromarray(mask), root / "masks" / f"{name}.png")
+
+
+def write_folders(root: Path, names: list[str], classes: tuple[str, ...] = ("field", "forest")) -> None:
+    for index, name in enumerate(names):
+        noise(root / classes[index % len(classes)] / f"{name}.png")
+
+
+def write_geojson(root: Path, names: list[str], gap: int = 20) -> None:
+    """Write the tiles of a scene side by side, and a gap in pixels between scenes."""
+    left, last = 0, None
+    for name in names:
+        scene = name.split("_")[0]
+        left, last = left + 10 + (gap if scene != last else 0), scene
+        place = NORTH_UP @ Affine.translation(left, 0)
+        noise(root / "images" / f"{name}.png")
+        save_geotiff(root / "images" / f"{name}.tif", np.asarray(Image.open(root / "images" / f"{name}.png")), place)
+        (root / "images" / f"{name}.png").unlink()
+        corners = np.array([[2, 2], [7, 2], [7, 6], [2, 6]])
+        save_geojson(root / "labels" / f"{name}.geojson", [feature(corners, place, **{"class": "tree"})])
+
+
+def write_yolo(root: Path, names: list[str]) -> None:
+    detection_data.write_yolo(root, names)
+    (root / "data.yaml").write_text("train: images\nnames: {0: plane, 1: ship}\n")
+
+
+WRITERS = {
+    "coco": detection_data.write_coco,
+    "voc": lambda root, names: detection_data.write_voc(root, names, False),
+    "dota": detection_data.write_dota,
+    "yolo": write_yolo,
+    "geojson": write_geojson,
+    "masks": write_masks,
+    "folders": write_folders,
+}
+
+
+def names_of(found: TaskData) -> dict[str, list[str]]:
+    return {split: [path.relative_to(found.root).as_posix() for path in part] for split, part in found.images.items()}
+
+
+def scenes_of(found: TaskData) -> dict[str, set[str]]:
+    return {split: {path.stem.split("_")[0] for path in part} for split, part in found.images.items()}
+
+
+def check(found: TaskData, number: int) -> None:
+    """Check that the splits have all images once, and that fine-tuning and `make_instructions` take their lists."""
+    names = names_of(found)
+    assert [*found.images] == [*found.data["splits"]] == [*found.lists] == ["train", "val", "test"]
+    assert len({name for part in names.values() for name in part}) == sum(map(len, names.values())) == number
+    assert min(map(len, names.values())) >= 2 and str(len(names["train"])) in found.how
+    data = TASKS[found.task][1].from_dict(found.data)
+    task = [found.settings.get("task", "horizontal")] if found.task == "detection" else []
+    data.check_disjoint(["train", "val", "test"], *task)
+    if found.task == "classification":
+        assert data.find_classes(["train"]) == sorted({path.parent.name for path in found.images["train"]})
+    layout = LAYOUTS[found.layout](found.root, {"0": None})
+    for split, images in found.images.items():
+        assert read_list(found.lists[split]) == names[split]
+        samples = data.open([split], *task)
+        if found.task == "detection":
+            opened = [place.image for place in samples.places]
+        else:
+            opened = [path for path in samples.files_or_rows() if "masks" not in path.parts]
+        assert sorted(opened) == images
+        chosen, held_out = choose_split(layout, "train" if split == "train" else "all", read_list(found.lists[split]))
+        assert sorted(path for (path,) in chosen.values()) == images
+        assert held_out >= {path for other in found.images if other != split for path in found.images[other]}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_splits_keep_scenes_whole(tmp_path, layout):
+    root = tmp_path / "data"
+    WRITERS[layout](root, SCENES)
+    found = read_labels(root, tmp_path / "lists")
+    check(found, len(SCENES))
+    task = next(task for task, (layouts, _) in TASKS.items() if layout in layouts)
+    assert (found.task, found.layout, found.root) == (task, layout, root)
+    assert found.settings == ({"task": "oriented"} if layout == "dota" else {})
+    scenes = scenes_of(found)
+    assert sum(map(len, scenes.values())) == len(set.union(*scenes.values())) == 10
+    assert found.how.startswith("Split by scene") and "10 scenes" in found.how
+    assert all(3 <= len(found.images[split]) <= 5 for split in ("val", "test"))  # 15% are 3.75
+    again = read_labels(root, tmp_path / "other", seed=0)
+    assert names_of(again) == names_of(found) and again.how == found.how
+    assert read_labels(root, tmp_path / "lists", seed=5) == found
+    if layout == "masks":
+        others = [names_of(read_labels(root, tmp_path / f"{seed}", seed=seed)) for seed in (1, 2, 3)]
+        assert any(other != names_of(found) for other in others)
+
+
+def test_instructions_take_list_of_training_images(tmp_path):
+    root = tmp_path / "data"
+    write_yolo(root, SCENES)
+    found = read_labels(root, tmp_path / "lists")
+    options = ["yolo", str(root), "--split_list", str(found.lists["train"]), "--output_dir", str(tmp_path / "out")]
+    images = build_instructions(make_instructions.parse_arguments(options)).images
+    assert sorted(image.paths[0] for image in images) == found.images["train"]
+
+
+@pytest.mark.parametrize("layout", ["dota", "masks", "folders"])
+def test_given_splits_are_kept(tmp_path, layout):
+    root = tmp_path / "data"
+    WRITERS[layout](root / "train", SCENES)
+    WRITERS[layout](root / "test", ["t_101", "t_102", "t_103", "t_104"])
+    given = {path for path in (root / "test").rglob("*.png") if "masks" not in path.parts}
+    found = read_labels(root, tmp_path / "lists")
+    check(found, len(SCENES) + 4)
+    assert {*found.images["test"]} == given
+    assert "train and test are kept" in found.how and "validation" in found.how
+    scenes = scenes_of(found)
+    assert scenes["train"].isdisjoint(scenes["val"]) and 3 <= len(found.images["val"]) <= 5
+
+    WRITERS[layout](root / "val", ["v_201", "v_202"])
+    found = read_labels(root, tmp_path / "all")
+    check(found, len(SCENES) + 6)
+    assert [len(part) for part in found.images.values()] == [len(SCENES), 2, 4]
+    assert (
+        found.how
+        == "The given splits train, val and test are kept: 25 images for training, 2 for validation, 4 for testing."
+    )
+    with pytest.raises(ValueError, match="lists"):
+        read_labels(root, tmp_path / "lists")
+
+
+def test_lists_of_voc_are_given_splits(tmp_path):
+    root = tmp_path / "data"
+    detection_data.write_voc(root, [*SCENES, "t_101", "t_102"], False)
+    for names, *splits in ((SCENES, "trainval", "train"), (["t_101", "t_102"], "test")):
+        for split in splits:
+            save_list(root / "ImageSets" / "Main" / f"{split}.txt", names)
+    found = read_labels(root, tmp_path / "lists")
+    check(found, len(SCENES) + 2)
+    assert [path.stem for path in found.images["test"]] == ["t_101", "t_102"]
+    (root / "ImageSets" / "Main" / "train.txt").unlink()
+    assert read_labels(root, tmp_path / "trainval").images == found.images
+
+
+def test_unlabeled_test_split_is_replaced(tmp_path):
+    root = tmp_path / "data"
+    write_masks(root / "train", SCENES)
+    write_masks(root / "val", ["v_001", "v_002"])
+    write_masks(root / "test", ["t_001", "t_002"])
+    shutil.rmtree(root / "test" / "masks")
+    found = read_labels(root, tmp_path / "lists")
+    check(found, len(SCENES) + 2)
+    assert all("train" in path.parts for path in found.images["test"])
+
+
+@pytest.mark.parametrize("layout", ["coco", "masks", "folders"])
+def test_equal_names_in_folders_are_told_apart(tmp_path, layout):
+    root, areas, names = tmp_path / "data", [f"area{area}" for area in range(8)], ["000", "001", "002"]
+    if layout == "coco":
+        written = {}
+        for area in areas:
+            found = detection_data.write_images(root / area, names)
+            written |= {f"{area}/{name}": objects for name, objects in found.items()}
+        for index, name in enumerate(written):
+            detection_data.draw_image(written[name], index).save(root / f"{name}.png")
+        (root / "instances.json").write_text(json.dumps(detection_data.coco_contents(written)))
+    for area in areas if layout == "masks" else ():
+        write_masks(root / area, names)
+    for name in names if layout == "folders" else ():
+        for area in areas:
+            noise(root / area / f"{name}.png")
+    found = read_labels(root, tmp_path / "lists")
+    check(found, 24)
+    assert ("8 scenes" in found.how) == (layout != "folders")
+
+
+def test_georeferences_tell_scenes_apart(tmp_path):
+    root = tmp_path / "data"
+    names = [f"{'abc'[index // 4]}_{index}" for index in range(12)]
+    write_geojson(root, names)
+    for path in [*root.rglob("*_*.*")]:  # names that tell nothing
+        path.rename(path.with_name(f"{path.stem.split('_')[1]}{path.suffix}"))
+    found = read_labels(root, tmp_path / "lists")
+    assert "coordinates" in found.how and "(3 scenes: " in found.how
+    assert all(len({int(path.stem) // 4 for path in part}) == 1 for part in found.images.values())
+
+    shutil.rmtree(root)
+    write_geojson(root, names, gap=0)
+    with pytest.raises(ValueError, match=r"data .*\(1 scenes.*scene_pattern"):
+        read_labels(root, tmp_path / "one")
+    found = read_labels(root, tmp_path / "one", scene_pattern="(.*)")
+    check(found, 12)
+
+
+def test_scene_pattern_is_first_rule(tmp_path):
+    root = tmp_path / "data"
+    write_masks(root, [f"{site}-day{day}_{n}" for site in "abcde" for day in range(2) for n in range(2)])
+    found = read_labels(root, tmp_path / "lists", scene_pattern=r"images/(\w)-")
+    check(found, 20)
+    sites = [{path.stem[0] for path in part} for part in found.images.values()]
+    assert [len(part) for part in sites] == [3, 1, 1] and len(set.union(*sites)) == 5
+    assert "5 scenes" in found.how
+    for pattern in ("(day9)", "images/", "("):
+        with pytest.raises(ValueError, match="scene_pattern"):
+            read_labels(root, tmp_path / "wrong", scene_pattern=pattern)
+
+
+def test_patients_stay_in_one_split(tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    write_masks(root, [f"{patient}{n}x" for patient in "abcdef" for n in range(3)])
+    patient_of = "modeling_vitp.instructions.from_annotations.layouts.patient_of"
+    monkeypatch.setattr(patient_of, lambda path: f"PatientID {path.stem[0]}")
+    found = read_labels(root, tmp_path / "lists")
+    check(found, 18)
+    patients = [{path.stem[0] for path in part} for part in found.images.values()]
+    assert sum(map(len, patients)) == 6 and "6 patients" in found.how
+
+
+def test_identical_images_stay_in_one_split(tmp_path):
+    root = tmp_path / "data"
+    write_folders(root, [f"{name}x" for name in "abcdefghijkl"])
+    for name in "abcdef":
+        path = next(root.rglob(f"{name}x.png"))
+        shutil.copy(path, path.with_name(f"copy{name}.png"))
+    for seed in range(5):
+        found = read_labels(root, tmp_path / f"{seed}", seed=seed)
+        check(found, 18)
+        assert found.how.startswith("Split by image: ")
+        split_of = {path.read_bytes(): split for split, part in found.images.items() for path in part}
+        assert all(split_of[path.read_bytes()] == split for split, part in found.images.items() for path in part)
+
+
+def test_empty_tiles_join_no_scenes(tmp_path):
+    root = tmp_path / "data"
+    write_masks(root, SCENES)
+    for scene in range(10):
+        save(Image.new("RGB", (10, 8)), root / "images" / f"s{scene}_000.png")
+    assert "10 scenes" in read_labels(root, tmp_path / "lists").how
+
+
+def test_class_names_in_files_are_no_scenes(tmp_path):
+    root, classes = tmp_path / "data", tuple("abcdefg")
+    for index in range(70):
+        noise(root / classes[index % 7] / f"{classes[index % 7]}_{index}.png")
+    found = read_labels(root, tmp_path / "lists")
+    check(found, 70)
+    assert found.how.startswith("Split by image")
+    assert all({path.parent.name for path in part} == {*classes} for part in found.images.values())
+
+
+def test_names_of_uneven_groups_are_no_scenes(tmp_path):
+    root = tmp_path / "data"
+    write_masks(root, [*(f"site_{n}" for n in range(20)), *(f"{other}_1" for other in "abcdef")])
+    assert read_labels(root, tmp_path / "lists").how.startswith("Split by image: 18 images for training, 4 for ")
+
+
+def test_every_class_is_in_training_images(tmp_path):
+    root = tmp_path / "data"
+    write_masks(root, SCENES, values=(0, 1))
+    for value, name in enumerate(("s3_001", "s5_000", "s8_001", "s9_000"), start=2):
+        save(Image.fromarray(np.full((8, 10), value, np.uint8)), root / "masks" / f"{name}.png")
+    for seed in range(4):
+        found = read_labels(root, tmp_path / f"{seed}", seed=seed)
+        values = {split: set() for split in found.images}
+        for split, part in found.images.items():
+            for path in part:
+                values[split] |= {*np.unique(Image.open(root / "masks" / path.name)).tolist()}
+        assert values == {"train": {*range(6)}, "val": {0, 1}, "test": {0, 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("images/areaA_3_4.png", "images/areaA"),
+        ("images/P0001__1024__0___0.png", "images/P0001"),
+        ("images/scene12-x512-y0.tif", "images/scene12"),
+        ("images/site_7_row03_col_4.png", "images/site"),
+        ("seq1/Images/000100.png", "seq1/Images/"),
+        ("images/P0001.png", "images/P0001"),
+        ("images/city_area12.png", "images/city_area12"),
+    ],
+)
+def test_stem_without_tile_numbers(name, expected):
+    assert stem_of(Path(name), False) == expected
+    assert stem_of(Path(name), True) == expected.rpartition("/")[2]
+
+
+def test_task_is_chosen_where_labels_allow_it(tmp_path):
+    root = tmp_path / "data"
+    detection_data.write_dota(root, SCENES)
+    assert read_labels(root, tmp_path / "h", task="horizontal").settings == {}
+    detection_data.write_coco(root, SCENES)
+    for path in (root / "images").iterdir():
+        save(Image.fromarray(np.eye(80, 96, dtype=np.uint8)), root / "masks" / path.name)
+    assert read_labels(root, tmp_path / "i", task="instances").settings == {"task": "instances"}
+    found = read_labels(root, tmp_path / "s", task="segmentation")
+    assert (found.task, found.layout) == ("segmentation", "masks")
+    with pytest.raises(ValueError, match="classification"):
+        read_labels(root, tmp_path / "c", task="classification")
+    with pytest.raises(ValueError, match="'boxes'.*segmentation.*oriented"):
+        read_labels(root, tmp_path / "b", task="boxes")
+
+
+def test_other_images_than_listed_are_refused(tmp_path):
+    root = tmp_path / "data"
+    write_folders(root, SCENES)
+    found = read_labels(root, tmp_path / "lists")
+    noise(root / "forest" / "s3_900.png")
+    with pytest.raises(ValueError, match="s3_900"):
+        read_labels(root, tmp_path / "lists")
+    (root / "forest" / "s3_900.png").unlink()
+    assert read_labels(root, tmp_path / "lists") == found
+    found.images["val"][0].unlink()
+    with pytest.raises(ValueError, match=found.images["val"][0].name):
+        read_labels(root, tmp_path / "lists")
+
+
+def write_captions(root: Path) -> None:
+    noise(root / "images" / "a.png")
+    (root / "captions.json").write_text(json.dumps({"images": [], "annotations": [{"caption": "a field"}]}))
+
+
+def write_broken(root: Path) -> None:
+    write_folders(root, SCENES)
+    (root / "field" / "s0_000.png").write_bytes(b"no image")
+
+
+def write_truncated_mask_image(root: Path) -> None:
+    write_masks(root, SCENES)
+    path = root / "images" / "s1_001.png"
+    path.write_bytes(path.read_bytes()[:150])
+
+
+def write_shared(root: Path) -> None:
+    write_folders(root / "train", SCENES)
+    write_folders(root / "test", ["t_1", "t_2"])
+    shutil.copy(root / "train" / "field" / "s0_000.png", root / "test" / "field" / "seen.png")
+
+
+def write_no_objects(root: Path) -> None:
+    write_yolo(root, SCENES)
+    for path in (root / "labels").iterdir():
+        path.write_text("")
+
+
+def write_changes(root: Path) -> None:
+    for folder in ("A", "B", "label"):
+        noise(root / "train" / folder / "a.png")
+
+
+WRONG = {
+    "no folder": (lambda root: None, "data"),
+    "no labels": (lambda root: noise(root / "a.png"), r"data\..*1 \.png"),
+    "captions": (write_captions, r"data\..*1 \.json.*[Cc]aptions"),
+    "changes": (write_changes, "data.*'changes'"),
+    "no objects": (write_no_objects, "1 .*data, found 0"),
+    "one mask value": (lambda root: write_masks(root, SCENES, (1,)), "2 .*data.*class 1"),
+    "one class folder": (lambda root: write_folders(root, SCENES, ("field",)), r"two classes.*25 \.png"),
+    "broken": (write_broken, "s0_000.png"),
+    "truncated": (write_truncated_mask_image, "s1_001.png"),
+    "nested": (lambda root: (write_folders(root, SCENES), noise(root / "field" / "more" / "a.png")), "more/a.png"),
+    "few images": (lambda root: write_masks(root, ["a", "b", "c", "d", "e"]), "2 .*data, found 1"),
+    "no training": (lambda root: write_folders(root / "test", SCENES), r"data.*\['test'\]"),
+    "two images": (lambda root: write_masks(root, ["a", "b"]), "2 images in .*data"),
+    "shared": (write_shared, "seen.png|s0_000.png"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_labels_are_refused(tmp_path, case):
+    write, message = WRONG[case]
+    write(tmp_path / "data")
+    with pytest.raises(ValueError, match=message):
+        read_labels(tmp_path / "data", tmp_path / "lists")
+    assert not (tmp_path / "lists").exists()
+
+
+def test_lists_are_outside_of_labels(tmp_path):
+    with pytest.raises(ValueError, match="data/lists"):
+        read_labels(tmp_path / "data", tmp_path / "data" / "lists")
+
+
+@pytest.mark.parametrize("layout", ["dota", "masks", "folders"])
+def test_label_fractions_are_nested(tmp_path, layout):
+    root = tmp_path / "data"
+    WRITERS[layout](root, SCENES)
+    found = read_labels(root, tmp_path / "lists")
+    number, lists = len(found.images["train"]), {}
+    for seed in (0, 1):
+        for fraction in (0.01, 0.1, 0.25, 1.0):
+            data = with_label_fraction(found, fraction, seed, tmp_path / "fractions")
+            assert {split: data["splits"][split] for split in ("val", "test")} == {
+                split: found.data["splits"][split] for split in ("val", "test")
+            }
+            lists[seed, fraction] = read_list(Path(data["splits"]["train"]["list"]))
+            assert len(lists[seed, fraction]) == max(1, round(fraction * number))
+            task = ["oriented"] if layout == "dota" else []
+            opened = TASKS[found.task][1].from_dict(data)
+            if layout == "folders":
+                opened.find_classes(["train"])
+            assert len(opened.open(["train"], *task)) == len(lists[seed, fraction])
+        assert set(lists[seed, 0.1]) < set(lists[seed, 0.25]) < set(lists[seed, 1.0])
+    assert lists[0, 0.25] != lists[1, 0.25]
+    if layout == "folders":
+        assert all(len({Path(name).parts[0] for name in lists[seed, 0.1]}) == 2 for seed in (0, 1))
+    for fraction in (0, 1.5):
+        with pytest.raises(ValueError, match="fraction"):
+            with_label_fraction(found, fraction, 0, tmp_path)

@@ -1,0 +1,132 @@
+"""Settings of `vitp adapt` that are checked before anything is trained."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from classification_data import write_folders
+from paths import ROOT
+from PIL import Image
+
+from modeling_vitp import adapt
+from modeling_vitp.adaptation import comparison
+from modeling_vitp.adaptation.adapt import Adaptation
+from modeling_vitp.adaptation.arguments import AdaptArguments
+from modeling_vitp.adaptation.comparison import Comparison
+from modeling_vitp.adaptation.labels import read_labels
+from modeling_vitp.evaluation.comparison import Progress
+
+FROM_SCRATCH = {"vision_config": {"image_size": [32, 32], "patch_size": [8, 8]}}
+QUICKSTART = str(ROOT / "space" / "quickstart")
+
+
+def adaptation(folder: Path, **settings) -> Adaptation:
+    defaults = {"data": str(folder / "data"), "output_dir": str(folder / "out")}
+    return Adaptation(AdaptArguments(**defaults | {"pretraining": {"from_scratch": FROM_SCRATCH}} | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"baselines": ["randm"]}, "baselines: 'randm' not found"),
+        ({"start": "dinov2"}, "start: 'dinov2' not found"),
+        ({"output_dir": "data/out"}, "must not contain each other"),
+        ({"output_dir": "."}, "must not contain each other"),
+        ({"fine_tuning": {"learning_rate": 1e-3}}, "fine_tuning must not set learning_rate: set learning_rates"),
+        ({"pretraining": {"max_steps": 10}}, "pretraining must not set max_steps: set steps"),
+    ],
+)
+def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, settings, message):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        adapt("data", **{"output_dir": "out", "pretraining": {"from_scratch": FROM_SCRATCH}} | settings)
+    assert os.listdir() == ["data"]
+
+
+def test_setting_of_the_fine_tuning_is_reported_before_the_pretraining(tmp_path):
+    write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
+    with pytest.raises(ValueError, match="fine_tuning: unknown option 'foo'.*finetune_classification --help_all"):
+        adaptation(tmp_path, fine_tuning={"foo": 1}).run()
+
+
+def test_phrase_of_an_unknown_class_is_an_error(tmp_path):
+    found = adaptation(tmp_path, class_names={"class 9": "a tree"})
+    found.labels = SimpleNamespace(task="segmentation", data={"classes": [{"name": "class 1", "value": 1}]})
+    with pytest.raises(ValueError, match="class_names: class 'class 9' not found. Classes: class 1."):
+        found.phrases()
+
+
+@pytest.mark.parametrize("is_deep", [False, True])  # collages need 8 bits
+def test_ignored_value_of_masks_is_in_no_question(tmp_path, is_deep):
+    for index in range(8):
+        mask = np.full((64, 64), 255 * (index % 2), np.uint8)
+        mask[: 8 * index + 8, :32] = 1
+        mask[:8, 40:] = 0
+        for name, pixels in (("images", 20 * index + mask % 13), ("masks", mask)):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            dtype = np.uint16 if name == "images" and is_deep else np.uint8
+            Image.fromarray(pixels.astype(dtype)).save(tmp_path / "data" / name / f"{index}.png")
+    found = adaptation(tmp_path)
+    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
+    assert found.phrases() == {"255": None, "0": None, "1": "class 1"}
+    found.make_instructions("train")
+
+
+def test_names_of_backbones_are_unique(tmp_path):
+    baselines = ["start", "mae", "a/backbone", "b/backbone", "c/a", "c/mae", "c/adapted", QUICKSTART]
+    found = adaptation(tmp_path, start=QUICKSTART, baselines=baselines)
+    found.progress.parts["start"] = {"seconds": 0.0, "result": ""}
+    assert list(found.models) == ["adapted", "quickstart", "mae", "a", "b", "a-2", "mae-2", "adapted-2"]
+    assert found.models["a-2"] == found.backbone("a-2", 0) == "c/a"
+
+
+def test_model_as_start_replaces_from_scratch(tmp_path):
+    settings = adaptation(tmp_path, start=QUICKSTART).pretraining_settings()
+    assert settings["model_name_or_path"] == QUICKSTART and "from_scratch" not in settings
+
+
+def test_settings_may_change_until_the_plan_is_kept(tmp_path, monkeypatch):
+    first = adaptation(tmp_path)
+    first.check_settings()
+    first.progress.result("instructions/train", int)
+    (tmp_path / "out" / "splits").mkdir()
+    other = adaptation(tmp_path, learning_rates=[1e-3])
+    other.check_settings()
+    assert not other.progress.parts and not (tmp_path / "out" / "splits").exists()
+    other.progress.result("plan", int)
+    with pytest.raises(ValueError, match="different learning_rates"):
+        adaptation(tmp_path).check_settings()
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    adaptation(tmp_path, data="data/", learning_rates=[1e-3]).check_settings()  # the same folder
+
+
+def test_small_label_fractions_have_a_folder_each():
+    runs = Comparison(None, {}, 1, [1e-3], Path("runs"), None)
+    assert len({runs.run_folder("a", 1e-3, 0, fraction) for fraction in (0.001, 0.002, 0.1, 0.101, 1.0)}) == 5
+
+
+def test_batch_is_not_larger_than_the_fraction_of_the_labels(tmp_path, monkeypatch):
+    write_folders(tmp_path / "data", {"": 12}, ("field", "forest"))
+    labels, settings = read_labels(tmp_path / "data", tmp_path / "out" / "splits"), {"per_device_train_batch_size": 8}
+    runs = Comparison(labels, settings, 1, [1e-3], tmp_path / "runs", Progress(tmp_path / "progress.json"))
+    batches = []
+
+    def run_training(name, settings, folder):
+        batches.append(settings["per_device_train_batch_size"])
+        return {"main_score": "accuracy", "eval": {"eval_accuracy": 1.0}}
+
+    monkeypatch.setattr(comparison, "run_training", run_training)
+    for fraction in (1.0, 0.5, 0.2, 0.01):
+        runs.fine_tune("a", "backbone", 1e-3, 0, fraction)
+    assert batches == [8, 8, 3, 1]
+
+
+def test_forgotten_part_runs_again(tmp_path):
+    progress = Progress(tmp_path / "progress.json")
+    progress.result("checks", lambda: 1)
+    progress.forget("checks")
+    assert Progress(tmp_path / "progress.json").result("checks", lambda: 2) == 2
