@@ -43,6 +43,7 @@ PATHS = {  # text of any page, and of one, -> what stands for it, of paths and s
         "num_train_epochs=12": "max_steps=2",
         '"max_height": 800, "max_width": 800': '"max_height": 64, "max_width": 64',
     },
+    "recipes/adapt.md": {'budget="24h")': 'budget="24h", **small_settings)'},
     "recipes/distill.md": {"num_train_epochs=10": "max_steps=2", '"image_size": 224': '"image_size": 64'},
     "modeling_vitp/README.md": {"[(600, 800), (512, 512)]": "[(48, 64), (64, 56)]", "image_size=800": "image_size=64"},
     "modeling_vitp/convert/README.md": {
@@ -54,6 +55,7 @@ PATHS = {  # text of any page, and of one, -> what stands for it, of paths and s
 }
 MADE = {  # by the page's own commands
     "modeling_vitp/convert/README.md": ["my_model", "my_detector", "my_backbone"],
+    "recipes/adapt.md": ["my_domain"],
     "recipes/export_backbone.md": ["my_backbone"],
 }
 ON_HUB = "recipes/push_to_hub.md"
@@ -178,7 +180,7 @@ def test_files_that_a_page_names_are_there(page):
     for path in re.findall(
         r"`((?:recipes|modeling_vitp|space|tests)/[\w./-]*|[\w./-]+\.(?:py|yaml))`", read_page(page)[0]
     ):
-        if re.search(r"\bNAME\b", path) or path == "data.yaml":
+        if re.search(r"\bNAME\b", path) or path in ("adapt.yaml", "data.yaml"):
             continue  # It is written by the reader or by a run.
         is_there = (ROOT / path).exists() or ((ROOT / page).parent / path).exists()
         assert is_there or path.rstrip("/") in files, f"{page}: {path}"

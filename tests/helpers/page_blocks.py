@@ -6,6 +6,7 @@ added here.
 
 import argparse
 import configparser
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -54,6 +56,7 @@ ONLY_PARSED = {
 }
 # Commands that run in slow tests only; otherwise their arguments are parsed.
 SLOW = (
+    "vitp adapt",
     "vitp pretrain --vision_model",
     "vitp finetune_detection --detector",
     "vitp finetune_segmentation --config sen1floods11",
@@ -81,6 +84,12 @@ BOXES = TRAINING | {"image_size": 64, "num_pictures": 1, "warmup_steps": 1, "bac
 BOXES |= {
     "head": '{"neck_channels": 16, "head_hidden_size": 32, "rpn_candidates_train": 50, "rpn_candidates_eval": 50}'
 }
+ADAPT = {"steps": 10, "fine_tuning_steps": 2, "seeds": [0, 1], "learning_rates": [1e-3]}
+ADAPT |= {"force": True}  # because the small images resemble each other
+ADAPT |= {
+    stage: {name: value for name, value in settings.items() if name not in ("max_steps", "learning_rate")}
+    for stage, settings in {"pretraining": TRAINING, "fine_tuning": BOXES}.items()
+}
 OF_TRANSFORMERS = '{"num_queries": 10, "decoder_layers": 2}'  # settings of the detectors of transformers
 SMALL = {  # options by recipe that reduce the work, appended to those of the page
     "pretrain": TRAINING | {"max_length": 1024, "gradient_checkpointing": False},
@@ -89,6 +98,7 @@ SMALL = {  # options by recipe that reduce the work, appended to those of the pa
     "finetune_detection": BOXES,
     "finetune_classification": TRAINING | {"image_size": 56, "num_pictures": 1, "warmup_steps": 1},
     "distill": TRAINING,
+    "adapt": ADAPT,
     "predict_large": {"window": 64},
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "evaluate_vlm": {"limit": 2, "max_new_tokens": 2, "pictures": 1},
@@ -227,6 +237,9 @@ def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_pars
         program = "vitp"
     if program == "vitp":
         name, *words = words
+        if only_parse and not words:  # a sentence that names the command
+            assert not call(name, ["--help"], patch), f"unknown command {command!r}"
+            return
         words = with_config(words)
         parse(name, words, patch)
         if not only_parse:
@@ -249,14 +262,19 @@ def with_config(words: list[str]) -> list[str]:
 
 
 def small(name: str, words: list[str]) -> list[str]:
-    if "--dry_run" in words:
+    if "--dry_run" in words and name != "adapt":  # whose settings are those of its run
         return []
     settings = SMALL.get(name, {}) | ({"head": OF_TRANSFORMERS} if "--detector" in words else {})
-    return [
-        word
-        for key, value in settings.items()
-        for word in (f"--{key}", *([value] if str(value).startswith("{") else str(value).split()))
-    ]
+    return [word for key, value in settings.items() for word in (f"--{key}", *option_words(value))]
+
+
+def option_words(value: Any) -> list[str]:
+    """Return a value as words of a command: mappings as JSON, and the items of a list apart."""
+    if isinstance(value, dict):
+        return [json.dumps(value)]
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [value] if str(value).startswith("{") else str(value).split()
 
 
 class Parsed(BaseException):
@@ -448,6 +466,8 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
             assert set(data.open([split])[0]) >= {"images", "mask"}
         status = call("finetune_segmentation", ["--config", str(path), *small("finetune_segmentation", [])], patch)
         assert not status
+    elif "arms" in fields:
+        parse("experiment", ["--config", str(path)], patch)
     elif "dataset_name" in fields:
         parse("pretrain", ["--config", str(path)], patch)
     else:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 from georeferenced import feature, save_geojson, save_geopackage, save_geotiff, to_ground
-from page_blocks import file_name, find_pages, read_page
+from page_blocks import ADAPT, file_name, find_pages, read_page
 from paths import FIXTURES, ROOT
 from pictures import picture, write_bands
 from public_set_data import dior_rsvg, save_picture, save_table
@@ -87,6 +87,9 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         processor.save_pretrained(folder / name)
     for name in ("outputs/quickstart/backbone", "outputs/my_run/backbone", "my-org/another", "my-org/my-backbone"):
         export_backbone(model, folder / name, processor.image_processor)
+    export_backbone(model, folder / "outputs/my_domain/bundle", processor.image_processor)
+    (folder / "adapt.yaml").write_text("data: my_coco\nstart: facebook/dinov2-base\noutput_dir: outputs/my_domain\n")
+    shutil.copy(folder / "adapt.yaml", folder / "outputs/my_domain/bundle")
     vision = ViTPVisionModel(ViTPVisionConfig(**tiny | {"num_hidden_layers": 24}))
     export_backbone(vision, folder / "my_backbone", processor.image_processor)
     model.resize_token_embeddings(len(tokenizer) + 8)  # more rows than tokens, as in published models
@@ -175,6 +178,7 @@ def write_images(folder: Path) -> None:
         detection_data.write_yolo(folder / "my_ships" / split, [f"{number:03}" for number in numbers])
         (folder / "my_ships" / split / "data.yaml").unlink()
     write_trees(folder / "my_trees")
+    detection_data.write_coco(folder / "my_coco", [f"{number:03}" for number in range(30)])
     text = "train: ../train/images\ntest: ../test/images\nnames: [plane, ship]\n"
     (folder / "my_ships/data.yaml").write_text(text)
     for split, numbers in {"train": range(6), "test": range(6, 8)}.items():
@@ -310,6 +314,8 @@ def names_of(page: str, folder: Path) -> dict:
     if page == "recipes/export_onnx.md":
         image_processor = AutoImageProcessor.from_pretrained(folder / "outputs/quickstart/backbone")
         return {"image": picture(64, 48), "image_processor": image_processor, "pixel_values": torch.randn(3, 3, 28, 70)}
+    if page == "recipes/adapt.md":
+        return {"small_settings": ADAPT}
     if page == "modeling_vitp/metrics/README.md":
         return {"logits": torch.randn(2, 7, 8, 8), "labels": torch.randint(0, 7, (2, 8, 8))}
     return {}

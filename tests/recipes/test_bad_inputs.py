@@ -99,6 +99,11 @@ MISTAKES = [  # words, and a pattern of the error line
     (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"label_share": 2}}}}\'', "label_share.*got 2"),
     (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"objective": "y"}}}}\'', "objective.*masks.*'y'"),
     (f"{EXPERIMENT} --config arms.yaml --finetuning {PLAN}", "'nofile'"),
+    # adapt
+    ("adapt --data data --start vit --output_dir out --budget soon", "budget .*24h.*'soon'"),
+    ("adapt --data data --output_dir out", "start is missing.*--start facebook/dinov2-base"),
+    ("adapt --data data --start modle --output_dir out", "'modle'.*'model'"),
+    ("adapt --data data --start vit --output_dir out --baselines start boxes", "boxes.*'vitp_object_detection'"),
     # the start of a training
     ("pretrain --dataset_name data " + scratch(), "output_dir is missing"),
     ("pretrain --dataset_name data --output_dir out --probe_data quickstart", "mapping `data`.*'quickstart'"),

@@ -28,7 +28,8 @@ from PIL import Image
 FOLDER = ROOT / "recipes" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 KEPT = {"kernelspec", "language_info"}  # metadata of a stored notebook
-STEPS = re.compile(r'((?:max|save|logging|vrl_warmup)_steps(?:": |: |=))(\d+)')  # The tests run a fifth of them.
+# The tests run a fifth of these steps.
+STEPS = re.compile(r'((?:(?:max|save|logging|vrl_warmup|fine_tuning)_|\b)steps(?:": |: |=))(\d+)')
 MACHINE = re.compile(r"/(?:home|mnt|opt|root|tmp|usr|var|Users)/|site-packages|0x[0-9a-f]{6,}")
 
 
