@@ -8,6 +8,7 @@ from its checkpoint, so that the same command goes on wherever it was stopped.
 import importlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -262,7 +263,8 @@ class Adaptation:
         files = list(map(str, self.labels.images["test"]))
         tests = Dataset.from_dict({"image": files}).cast_column("image", ImageFeature(decode=False))
         reports = validate(mixture, workers, test_images=TestImages(tests, files, workers))
-        answer_prior = check_answer_priors(mixture.sources, reports, None, self.args.seed, 120)
+        # Without a limit of time, on which the learning rate would depend, so that a resumed run has the same figures.
+        answer_prior = check_answer_priors(mixture.sources, reports, None, self.args.seed, math.inf)
         path = self.folder / "validation" / "report.json"
         is_passed = save_reports(reports, {"instructions": self.instructions}, path)
         print_reports(reports)
