@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import accelerate.utils.memory
 import datasets
 import huggingface_hub
+import hypothesis
 import pytest
 import torch
 import transformers
@@ -24,6 +25,8 @@ from modeling_vitp.probing import segmentation
 from modeling_vitp.probing.heads import fit_nonlinear
 from modeling_vitp.training.loading import build_model, build_tokenizer
 
+hypothesis.settings.register_profile("same_examples", derandomize=True)
+hypothesis.settings.load_profile("same_examples")
 pytest.register_assert_rewrite("annotated_images", "internvl_checkpoints", "sample_rows", "training_run")
 
 

@@ -25,6 +25,7 @@ WGS84 = "OGC:CRS84"
 SHAPES = ("Geometry", "Point", "LineString", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon")
 ENVELOPES = (0, 32, 48, 48, 64)  # Bytes of the envelope in the header of a GeoPackage geometry, by its code.
 MARGIN = 0.01  # Share by which the bounds of an image are enlarged, because their transform is an approximation.
+TOUCHING = 1e-9  # pixels from the border of the image at which a point lies on it
 MIN_AREA = 1e-6  # Smallest area of a clipped ring in square pixels; a smaller one is an edge on the border.
 
 Bounds = tuple[float, float, float, float]  # Left, bottom, right and top in coordinates.
@@ -394,6 +395,7 @@ def clipped_object(where: str, label: str, polygons: list[list[Ring]], size: tup
         outlines += [with_bridges(rings)] if any(signed_area(ring) < 0 for ring in rings) else rings
     if not outlines:
         return None
+    outlines = [outline.clip(0, size[::-1]) for outline in outlines]
     points = np.concatenate(outlines)
     (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
     if visible < whole * (1 - 1e-9) and min(right - left, bottom - top) < 1:
@@ -417,7 +419,8 @@ def clip_rings(rings: list[Ring], axis: int, bound: float, sign: int) -> list[Ri
     """
     kept, chains = [], []
     for ring in rings:
-        depth = sign * (ring[:, axis] - bound)
+        # A point on the line counts as inside, so that the ends of a chain differ where a ring touches the line.
+        depth = sign * (ring[:, axis] - bound) + TOUCHING
         inside = depth >= 0
         if inside.all():
             kept.append(ring)
