@@ -160,6 +160,8 @@ class Adaptation:
 
     def check_folders(self) -> None:
         """Raise an error, before anything runs, for folders that overlap, or a start or a baseline that is no ViT."""
+        if (processes := PartialState().num_processes) > 1:  # most stages run in one process, and would wait for it
+            raise ValueError(f"adapt runs in one process, got {processes}. Start it without accelerate launch.")
         data, folder = Path(self.args.data).resolve(), self.folder.resolve()
         if data.is_relative_to(folder) or folder.is_relative_to(data):
             raise ValueError(f"data and output_dir must not contain each other, got {data} and {folder}.")

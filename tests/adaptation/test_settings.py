@@ -11,6 +11,7 @@ from paths import ROOT
 from PIL import Image
 
 from modeling_vitp import adapt
+from modeling_vitp.adaptation import adapt as adapting
 from modeling_vitp.adaptation import comparison
 from modeling_vitp.adaptation.adapt import Adaptation
 from modeling_vitp.adaptation.arguments import AdaptArguments
@@ -130,3 +131,10 @@ def test_forgotten_part_runs_again(tmp_path):
     progress.result("checks", lambda: 1)
     progress.forget("checks")
     assert Progress(tmp_path / "progress.json").result("checks", lambda: 2) == 2
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapting, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="one process, got 2.*accelerate launch"):
+        adapt(tmp_path / "data", start="vit", output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
