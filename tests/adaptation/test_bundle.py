@@ -102,6 +102,7 @@ def written(request, tmp_path_factory):
     make_run(folder, request.param)
     with pytest.MonkeyPatch.context() as patch:
         without_onnx(patch)
+        patch.chdir(folder)  # a path relative to a folder elsewhere may go by the root
         return request.param, folder, write(folder)
 
 
@@ -163,13 +164,13 @@ def test_card_report_and_configuration_are_relative(written):
     assert json.loads(files["report.json"])["pictures"] == [PICTURE]
     config = yaml.safe_load(files["adapt.yaml"])
     assert config["scene_pattern"] == "/(.*)_" and config["baselines"][0] == "start" and config["seed"] == 0
-    assert Path(config["data"]).resolve() == folder / "data"
-    assert Path(config["baselines"][1]).resolve() == folder / "tuned"
+    assert config["data"] == "data" and config["baselines"][1] == "tuned"
 
 
 def test_second_call_writes_the_same_files(written, output, monkeypatch):
     family, _, notes = written
     without_onnx(monkeypatch)
+    monkeypatch.chdir(output)
     files = read_files(output / "bundle")
     (output / "bundle/model.safetensors").write_bytes(b"half")
     for name in ("timm/config.json", "fine_tuned/half.safetensors", ".backbone.onnx.abc/backbone.onnx"):
@@ -178,7 +179,7 @@ def test_second_call_writes_the_same_files(written, output, monkeypatch):
     assert write(output) == notes
     found = read_files(output / "bundle")
     assert found.keys() == files.keys()
-    assert [name for name in files if found[name] != files[name]] == ["adapt.yaml"]  # of the copied folder
+    assert [name for name in files if found[name] != files[name]] == []
 
 
 def test_timm_opens_its_own_vit_from_the_root(tmp_path, monkeypatch):
