@@ -3,6 +3,7 @@
     vitp push_to_hub outputs/my_run my-org/my-backbone --what backbone --dry_run
     vitp push_to_hub outputs/my_run my-org/my-model --what model --private
     vitp push_to_hub outputs/my_domain my-org/my-domain --what adaptation
+    vitp push_to_hub outputs/my_run my-org/my-demo --what space
 
 The files are listed first. Optimizer states, training arguments and training data are never pushed. Secrets, absolute
 paths, and a license that differs from that of the initial weights are errors. All files are pushed in one commit. If
@@ -29,7 +30,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--what",
         choices=KINDS,
         required=True,
-        help="Part to push. adapter: LoRA. adaptation: bundle of `vitp adapt`. space: demo of a model on the Hub.",
+        help="Part to push. adapter: LoRA. adaptation: bundle of `vitp adapt`. space: demo of a model.",
     )
     parser.add_argument("--dry_run", action="store_true", help="List the files without pushing them.")
     parser.add_argument(

@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 DATA_SUFFIXES = set(".parquet .arrow .json .jsonl .csv .tar .zip .png .jpg .jpeg .tif .tiff .webp".split())
 MODEL_VARIABLE = "VITP_MODEL"  # environment variable that names the model of the demo
+THUMBNAIL = "thumbnail.jpg"  # of the demo's card
+MAX_PACKED = 900_000_000  # bytes of a model in the repo of a demo, which the Hub limits to 1 GB
 LOCAL_KEYS = ("_name_or_path", "name_or_path")  # local path of a file's source; not read by anything
 BUNDLE_CONFIG = "adapt.yaml"  # configuration in a bundle of `vitp adapt`
 PICKLES = set(".bin .ckpt .joblib .pickle .pkl .pt .pth".split())  # loading them can run code
@@ -100,8 +102,8 @@ def gather_contents(
 
     Args:
         what: `backbone`, `model`, `adapter`, `adaptation`, `dataset` or `space`.
-        checkpoint: folder or Hub id of a model, folder of a data set, for an adaptation the output folder of
-            `vitp adapt` or its bundle, or for a Space the Hub id of its model.
+        checkpoint: folder or Hub id of a model, folder of a data set, or for an adaptation the output folder of
+            `vitp adapt` or its bundle.
         repo_id: target repo, for the card.
         license: license, if the sources state none.
         base_model: Hub id of an adapter's base model, if it was trained from a folder.
@@ -113,7 +115,7 @@ def gather_contents(
     """
     check_hub_id(repo_id, "the Hub id of the target, NAMESPACE/NAME")
     if what == "space":
-        contents = gather_space(str(checkpoint))
+        contents = gather_space(checkpoint, repo_id, license)
     elif what == "dataset":
         contents = gather_dataset(checkpoint, license)
     elif what == "adaptation":
@@ -199,14 +201,8 @@ def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
     return Contents("dataset", files, card)
 
 
-def gather_space(model: str) -> Contents:
-    """Collect the files of the demo, with this package, for a model on the Hub, which is set in its card."""
-    if Path(model).is_dir():
-        raise ValueError(
-            f"A Space loads its model from the Hub, got the folder {model}. Push it first with --what model (or "
-            "backbone), and pass its Hub id."
-        )
-    check_hub_id(model)
+def gather_space(model: str | Path, repo_id: str, license: str | None) -> Contents:
+    """Collect the files of the demo with this package, and those of its model if it is a folder."""
     check_no_secrets(SPACE)
     files: dict[str, Path | bytes] = visible_files(SPACE)
     files |= {f"{PACKAGE.name}/{name}": path for name, path in all_files(PACKAGE).items() if name.endswith(".py")}
@@ -214,8 +210,22 @@ def gather_space(model: str) -> Contents:
     if missing:
         raise ValueError(f"{SPACE.name}/ lacks {', '.join(sorted(missing))}, which a Space needs.")
     card = SpaceCard.load(SPACE / "README.md")
-    card.data["models"] = [model]
-    return Contents("space", files, card, {MODEL_VARIABLE: model})
+    card.data["thumbnail"] = f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}"
+    if not Path(model).is_dir():
+        check_hub_id(str(model))
+        card.data["models"] = card.data["preload_from_hub"] = [str(model)]
+        return Contents("space", files, card, {MODEL_VARIABLE: str(model)})
+    what, name = find_model(read_model_type(Path(model))).push_as, Path(model).resolve().name
+    packed = gather_model(what, model, name, license, None, None)
+    size = sum(path.stat().st_size for path in packed.files.values() if isinstance(path, Path))
+    if size > MAX_PACKED:
+        raise ValueError(
+            f"A Space has room for a model of {MAX_PACKED / 1e9:g} GB, {model} has {size / 1e9:.1f} GB. Push it with "
+            f"--what {what}, and pass its Hub id."
+        )
+    packed.files["README.md"] = str(packed.card).encode()
+    files |= {f"models/{name}/{file}": content for file, content in packed.files.items()}
+    return Contents("space", files, card, {MODEL_VARIABLE: f"models/{name}"})
 
 
 def check_hub_id(name: str, expected: str = "a folder or a Hub id") -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from datasets import Dataset
-from huggingface_hub import SpaceCard
+from huggingface_hub import ModelCard, SpaceCard
 from paths import ROOT
 from pushed_runs import in_repo, push
 from tiny_models import VISION
@@ -125,9 +126,31 @@ def test_demo_card_names_model(hub, logged_in, tmp_path, monkeypatch, capsys):
     assert files.keys() == {"README.md", "app.py", "requirements.txt"} | package
     assert {"modeling_vitp/__init__.py", "modeling_vitp/modeling_vitp.py", "modeling_vitp/convert/export.py"} <= package
     card = SpaceCard(files["README.md"].decode())
-    assert card.data.models == ["tester/model"] and card.data.sdk == "gradio" and "# Demo" in card.text
+    assert card.data.models == card.data.preload_from_hub == ["tester/model"]
+    assert card.data.sdk == "gradio" and "# Demo" in card.text
     state = hub.repo("tester/demo", "space").state
     assert state["variables"] == {"VITP_MODEL": "tester/model"} and state["sdk"] == "gradio"
+
+
+def test_demo_has_the_model_of_a_folder(hub, logged_in, folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folder, tmp_path / "mine", ignore=shutil.ignore_patterns("checkpoint-*"))
+    assert push(tmp_path / "mine", "tester/demo", "--what", "space", "--license", "mit") == 0
+    files = in_repo(hub, "tester/demo", repo_type="space")
+    assert hub.repo("tester/demo", "space").state["variables"] == {"VITP_MODEL": "models/mine"}
+    card = SpaceCard(files["README.md"].decode()).data
+    assert card.thumbnail == "https://huggingface.co/spaces/tester/demo/resolve/main/thumbnail.jpg"
+    assert "thumbnail.jpg" in files and card.license == "apache-2.0" and not card.models
+    assert ModelCard(files["models/mine/README.md"].decode()).data.license == "mit"
+    sent = tmp_path / "space"
+    for name, content in files.items():
+        (sent / name).parent.mkdir(parents=True, exist_ok=True)
+        (sent / name).write_bytes(content)
+    original, found = (ViTPForConditionalGeneration.from_pretrained(one) for one in (folder, sent / "models/mine"))
+    for name, weight in original.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], weight, rtol=0, atol=0)
+    monkeypatch.setattr("modeling_vitp.hub.upload.MAX_PACKED", 1000)
+    assert push(tmp_path / "mine", "tester/demo", "--what", "space", "--license", "mit") == 1
+    assert "--what model" in capsys.readouterr().err
 
 
 def test_dry_run_lists_files_and_sends_nothing(hub, logged_in, folder, capsys):
@@ -289,7 +312,6 @@ def test_model_missing_locally_and_in_cache_is_named():
         (["{folder}/checkpoint-2", "tester/m", "--what", "model"], "config.json is missing"),
         (["{backbone}", "tester/m", "--what", "model"], "Push it with --what backbone"),
         (["{folder}", "tester/m", "--what", "adapter"], "has no adapter"),
-        (["{folder}", "tester/m", "--what", "space"], "loads its model from the Hub"),
         (["{folder}/checkpoint-2", "tester/m", "--what", "dataset"], "data files"),
     ],
 )
