@@ -26,7 +26,7 @@ from ..metrics.report import metric_path
 from ..modeling_vitp_classification import ViTPForImageClassification
 from ..training.arguments import BackboneArguments
 from ..training.fine_tuning import load_image_processor
-from ..training.fingerprint import fingerprint_data
+from ..training.resume_config import fingerprint_data
 from .arguments import RobustnessArguments
 
 

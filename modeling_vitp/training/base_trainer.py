@@ -53,8 +53,7 @@ from .checkpointing import (
     weight_bytes,
     weight_names,
 )
-from .fingerprint import fingerprint_data
-from .resume_config import check_loaded, check_resume, start_fingerprint
+from .resume_config import check_loaded, check_resume, fingerprint_data, start_fingerprint
 
 logger = logging.getLogger(__name__)
 # Files of running pushes, linked here because their checkpoints may be deleted during the push.
@@ -118,7 +117,7 @@ class BaseTrainer:
         raise NotImplementedError
 
     def training_data(self) -> Any:
-        """Return the data that [`~modeling_vitp.training.fingerprint.fingerprint_data`] hashes."""
+        """Return the data that [`~modeling_vitp.training.resume_config.fingerprint_data`] hashes."""
         return self.train_dataset
 
     def _from_main_process(self, step: Callable[..., Any], *args: Any) -> Any:

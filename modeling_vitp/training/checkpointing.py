@@ -56,7 +56,7 @@ def publish_checkpoint(
     Args:
         checkpoint: folder `checkpoint-<step>`.
         settings: settings of the run, see [`~modeling_vitp.training.resume_config.check_resume_settings`].
-        data: fingerprint of the training data, see [`~modeling_vitp.training.fingerprint.fingerprint_data`].
+        data: fingerprint of the training data, see [`~modeling_vitp.training.resume_config.fingerprint_data`].
     """
     checkpoint = Path(checkpoint)
     record = checkpoint / RECORD_NAME

@@ -17,7 +17,7 @@ from modeling_vitp.instructions import sources
 from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.training.batching import EARLIEST_STEP, StepStream
-from modeling_vitp.training.fingerprint import digest, fingerprint_data, order_of
+from modeling_vitp.training.resume_config import digest, fingerprint_data, order_of
 
 FILES, ROWS = 6, 10  # Number of files of the Parquet source, and of rows per file.
 OTHERS = {"lines": 23, "stored": 9}

@@ -9,9 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from training_run import make_trainer
 
-from modeling_vitp.training.fingerprint import fingerprint_data
 from modeling_vitp.training.freezing import freeze
-from modeling_vitp.training.resume_config import base_fingerprint, check_resume_settings, frozen_parts
+from modeling_vitp.training.resume_config import base_fingerprint, check_resume_settings, fingerprint_data, frozen_parts
 
 TARGETS = ["q_proj", "v_proj"]
 
