@@ -1,7 +1,8 @@
-"""Conversion of images to tensors, and of channels and patch features to RGB colors for display."""
+"""Conversion of images to tensors, color augmentation, and conversion of channels and features to RGB for display."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -49,6 +50,63 @@ def normalized(pixels: torch.Tensor, image_processor: TorchvisionBackend) -> tor
         values = 255 * F.to_dtype(pixels, scale=True)  # An input spec gives values in [0, 255].
     values, mean, std = values.as_subclass(torch.Tensor), tuple(own.image_mean), tuple(own.image_std)
     return own.rescale_and_normalize(values, own.do_rescale, own.rescale_factor, own.do_normalize, mean, std).float()
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Photometric augmentation: a random curve `gain * x ** exp(gamma) + bias` for each channel, and sometimes gray.
+
+    A draw applies to all tiles of a sample. Results are clipped to [0, 1].
+
+    Args:
+        gamma: largest absolute logarithm of the exponent, at least 0.
+        gain: largest absolute deviation of the gain from 1, in [0, 1].
+        bias: largest absolute bias, as a share of the range of values, in [0, 1].
+        gray: probability that each channel is replaced by the mean of the channels, in [0, 1].
+    """
+
+    gamma: float = 0.5
+    gain: float = 0.35
+    bias: float = 0.15
+    gray: float = 0.2
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or not 0 <= value <= (math.inf if name == "gamma" else 1):
+                interval = "[0, inf)" if name == "gamma" else "[0, 1]"
+                raise ValueError(f"Expected {name} of color_jitter to be a number in {interval}, got {value!r}.")
+
+    def __call__(
+        self, tiles: Sequence[torch.Tensor], image_processor: TorchvisionBackend, generator: torch.Generator
+    ) -> list[torch.Tensor]:
+        """Return the tiles of a sample in other colors.
+
+        Args:
+            tiles: uint8 in [0, 255], or float32 normalized by `image_processor`, each `(channels, height, width)`.
+        """
+        draws = 2 * torch.rand(3, len(tiles[0]), 1, generator=generator) - 1
+        is_gray = torch.rand((), generator=generator) < self.gray
+
+        def recolor(values: torch.Tensor) -> torch.Tensor:
+            """Apply the curves to values in [0, 1] of shape `(channels, number)`."""
+            gamma, gain, bias = draws
+            return ((1 + self.gain * gain) * values ** (self.gamma * gamma).exp() + self.bias * bias).clamp(0, 1)
+
+        own, table = image_processor, recolor(torch.arange(256) / 255)
+        mean, std = (torch.tensor(own.image_mean), torch.tensor(own.image_std)) if own.do_normalize else (0.0, 1.0)
+        high = 255 * own.rescale_factor if own.do_rescale else 255
+        recolored = []
+        for tile in tiles:
+            values = tile.flatten(1)
+            if tile.dtype == torch.uint8:
+                values = table.gather(1, values.long())
+            else:
+                values = recolor(((values.T * std + mean).T / high).clamp(0, 1))
+            values = values.mean(0).expand_as(values) if is_gray else values
+            is_raw = tile.dtype == torch.uint8
+            values = (255 * values).round().to(torch.uint8) if is_raw else ((high * values.T - mean) / std).T
+            recolored.append(values.reshape(tile.shape))
+        return recolored
 
 
 def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -16,7 +16,9 @@ from transformers.image_utils import ImageInput, SizeDict, is_pil_image
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from trl.data_utils import prepare_multimodal_messages
 
+from ..configuration_vitp import check_keys
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
+from ..images.pixels import ColorJitter
 from ..processing_vitp import ViTPProcessor, check_messages
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator, num_kept_tokens
 from .rows import (
@@ -56,6 +58,8 @@ class ViTPDataCollator:
         vrl_apply_prob: probability that VRL is applied to a sample.
         vrl_warmup_steps: number of initial optimizer steps without VRL. It requires the step of each row, which
             [`ViTPTrainer`] adds.
+        color_jitter: fields of [`~modeling_vitp.images.pixels.ColorJitter`], `{}` for its defaults. No augmentation of
+            colors if `None`. Drawn like VRL, once for all images of a row.
         answer_mask_ratio: probability in [0, 1] that an answer token is replaced by a mask token in the input. Labels
             and the ends of turns are unchanged. Drawn like VRL; see [`mask_answer_tokens`].
         seed: seed of all draws.
@@ -88,6 +92,7 @@ class ViTPDataCollator:
     vrl_apply_prob: float = 1.0
     vrl_warmup_steps: int = 0
     answer_mask_ratio: float = 0.0
+    color_jitter: dict[str, float] | None = None
     seed: int = 0
     sample_transform: SampleTransform | None = None
     source_settings: Mapping[str, SourceSettings] = field(default_factory=dict)
@@ -101,6 +106,8 @@ class ViTPDataCollator:
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
         check_warmup_steps(self.vrl_warmup_steps)
+        check_keys("color_jitter", self.color_jitter, ColorJitter.__dataclass_fields__, "ColorJitter")
+        self._jitter = None if self.color_jitter is None else ColorJitter(**self.color_jitter)
         if not 0 <= self.answer_mask_ratio <= 1:
             raise ValueError(f"answer_mask_ratio must be in [0, 1], got {self.answer_mask_ratio}.")
         self._mask_id = mask_token_id(self.processor) if self.answer_mask_ratio > 0 else None
@@ -126,13 +133,14 @@ class ViTPDataCollator:
         return self._epoch.item()
 
     def for_evaluation(self) -> "ViTPDataCollator":
-        """Return a padding collator without VRL, masked answers, transform, JPEG degradation and skipping."""
+        """Return a padding collator without VRL, masked answers, augmentation, transform and skipping."""
         settings = {name: replace(settings, jpeg_degradation=False) for name, settings in self.source_settings.items()}
         return replace(
             self,
             vrl_drop_ratio=0.0,
             vrl_warmup_steps=0,
             answer_mask_ratio=0.0,
+            color_jitter=None,
             sample_transform=None,
             source_settings=settings,
             on_error="raise",
@@ -292,6 +300,9 @@ class ViTPDataCollator:
         for name in ("pixel_values", "visual_token_indices"):
             if name in encoded:
                 sample[name] = encoded[name]
+        if self._jitter is not None and "pixel_values" in sample:
+            generator = keyed_generator(*key, "colors")
+            sample["pixel_values"] = self._jitter(sample["pixel_values"], self.processor.image_processor, generator)
         return sample
 
     def _cut(self, sample: dict[str, torch.Tensor], sample_id: Any) -> dict[str, torch.Tensor]:

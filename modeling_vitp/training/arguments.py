@@ -489,6 +489,14 @@ class VRLArguments(RunArguments):
             "predict the next tokens from the image. 0: no masking."
         },
     )
+    color_jitter: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Random gamma, gain and bias of each channel of the training images, and share of gray ones, such "
+            'as \'{"gamma": 0.5, "gain": 0.35, "bias": 0.15, "gray": 0.2}\', the values that \'{}\' stands for. '
+            "Default: none."
+        },
+    )
     max_length: int | None = field(
         default=4096,
         metadata={

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as tv
 from transformers import RTDetrImageProcessor
 from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import ViTPSegmentationImageProcessor
-from modeling_vitp.images.pixels import normalized, shown, to_pixels
+from modeling_vitp.images.pixels import ColorJitter, normalized, shown, to_pixels
 from modeling_vitp.input_spec import InputSpec
 
 
@@ -68,3 +69,55 @@ def test_normalized_equals_image_processor(settings):
     step = wanted.float().diff().abs().max() / 255  # One step of 8 bits, to which colors are rounded.
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted.float(), atol=float(step), rtol=0)
+
+
+def recolored(values: np.ndarray, jitter: ColorJitter, seed: int) -> np.ndarray:
+    """Return values in [0, 1] of shape `(channels, height, width)` in float64, by the definition."""
+    generator = torch.Generator().manual_seed(seed)
+    gamma, gain, bias = (2 * torch.rand(3, len(values), 1, generator=generator) - 1).double().numpy()[..., None]
+    curve = (1 + jitter.gain * gain) * values ** np.exp(jitter.gamma * gamma) + jitter.bias * bias
+    found = np.clip(curve, 0, 1)
+    is_gray = torch.rand((), generator=generator).item() < jitter.gray
+    return np.broadcast_to(found.mean(0), found.shape) if is_gray else found
+
+
+@pytest.mark.parametrize("bands", [None, ("red", "green", "blue", "nir", "VV")])
+@pytest.mark.parametrize("gray", [0.0, 1.0])
+def test_color_jitter_equals_its_definition(bands, gray):
+    """All tiles of a sample have the same curves, as raw 8-bit and as normalized values."""
+    jitter, channels = ColorJitter(gray=gray), 3 if bands is None else len(bands)
+    statistics = {"image_mean": [0.4] * channels, "image_std": [0.2, 0.3, 0.25, 0.2, 0.2][:channels]}
+    spec = None if bands is None else {"band_names": bands}
+    processor = ViTPSegmentationImageProcessor(input_spec=spec, **statistics)
+    raw = np.random.default_rng(0).integers(0, 256, (2, channels, 9, 11), dtype=np.uint8)
+    expected = [recolored(tile / 255, jitter, 7) for tile in raw]
+    found = jitter(list(torch.from_numpy(raw)), processor, torch.Generator().manual_seed(7))
+    for tile, values in zip(found, expected):
+        assert tile.dtype == torch.uint8 and tile.shape == values.shape
+        np.testing.assert_allclose(tile.numpy(), 255 * values, atol=0.501)
+    mean, std = (np.array(statistics[name])[:, None, None] for name in ("image_mean", "image_std"))
+    tiles = list(torch.from_numpy((raw / 255 - mean) / std).float())
+    for tile, values in zip(jitter(tiles, processor, torch.Generator().manual_seed(7)), expected):
+        np.testing.assert_allclose(tile.numpy(), (values - mean) / std, atol=2e-5)
+
+
+def test_color_jitter_of_gamma_alone_equals_torchvision():
+    pixels = torch.randint(0, 256, (3, 20, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    jitter = ColorJitter(gamma=0.5, gain=0, bias=0, gray=0)
+    (found,) = jitter([pixels], ViTPSegmentationImageProcessor(), torch.Generator().manual_seed(1))
+    draws = 2 * torch.rand(3, 3, 1, generator=torch.Generator().manual_seed(1)) - 1
+    for channel, gamma in enumerate((0.5 * draws[0, :, 0]).exp().tolist()):
+        expected = 255 * tv.adjust_gamma(pixels[channel : channel + 1] / 255, gamma)
+        np.testing.assert_allclose(found[channel].numpy(), expected[0].numpy(), atol=0.501)
+
+
+def test_color_jitter_draws_within_its_limits():
+    """Gray values of 0 and 1 show bias and gain; a share of the draws is gray."""
+    jitter, generator = ColorJitter(gamma=0.5, gain=0.2, bias=0.1, gray=0.25), torch.Generator().manual_seed(0)
+    plain = ViTPSegmentationImageProcessor(do_normalize=False)
+    image = torch.tensor([0.5]).expand(3, 1, 1)
+    found = torch.stack([jitter([image], plain, generator)[0] for _ in range(2000)]).flatten(1)
+    is_gray = (found.max(1).values - found.min(1).values) < 1e-6
+    assert is_gray.double().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert found.min() >= 0.8 * 0.5 ** np.exp(0.5) - 0.1 and found.max() <= 1.2 * 0.5 ** np.exp(-0.5) + 0.1
+    assert found[~is_gray].std(0).min() > 0.05

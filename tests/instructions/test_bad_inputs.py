@@ -90,6 +90,8 @@ def test_row_without_id_is_named_by_hash(processor):
         ({"vrl_apply_prob": 2}, "vrl_apply_prob"),
         ({"vrl_warmup_steps": -1}, "vrl_warmup_steps"),
         ({"answer_mask_ratio": 1.5}, "answer_mask_ratio .*1.5"),
+        ({"color_jitter": {"gain": 1.5}}, "gain of color_jitter .*1.5"),
+        ({"color_jitter": {"hue": 0.1}}, "'hue'"),
         ({"on_error": "skip"}, "replacement_rows"),
         ({"on_error": "ignore"}, "'ignore'"),
         ({"padding_free": True, "pad_to_multiple_of": 8}, "pad_to_multiple_of=8"),

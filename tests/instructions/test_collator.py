@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from training_run import FEATURES
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
-from modeling_vitp.instructions.collator import SampleLength, flatten_batch, mask_token_id
+from modeling_vitp.images.pixels import ColorJitter
+from modeling_vitp.instructions.collator import SampleLength, flatten_batch, mask_token_id, normalize_tiles
 from modeling_vitp.instructions.rows import SourceSettings, prepare_rows, sample_texts
 from modeling_vitp.training.loading import build_model, build_tokenizer
 from modeling_vitp.vrl import keyed_generator
@@ -517,9 +518,31 @@ def test_cut_answer_is_masked_like_whole(processor):
         assert torch.equal(cut[name], whole[name][:, :length])
 
 
+def test_color_jitter_depends_on_seed_id_and_epoch(processor):
+    """Only pixels change, alike for raw and normalized tiles, in any batch and worker."""
+    rows, jitter = make_rows()[:3], ColorJitter(gray=0.5)
+    plain, collator = (ViTPDataCollator(processor, seed=5, color_jitter=one) for one in (None, vars(jitter)))
+    for epoch in range(2):
+        collator.set_epoch(epoch)
+        whole, batch = plain(rows), collator(rows)
+        parts = zip(rows, torch.split(whole["pixel_values"], [len(plain([row])["pixel_values"]) for row in rows]))
+        tiles = [
+            tile
+            for row, part in parts
+            for tile in jitter(list(part), processor.image_processor, keyed_generator(5, row["id"], epoch, "colors"))
+        ]
+        assert_same(batch, {**whole, "pixel_values": torch.stack(tiles)})
+        raw = collator.with_raw_tiles()(rows)["pixel_values"]
+        assert raw.dtype == torch.uint8
+        scale = 255 * torch.tensor(processor.image_processor.image_std).min().item()
+        assert (normalize_tiles(raw, processor.image_processor) - batch["pixel_values"]).abs().max() < 1.51 / scale
+    loader = DataLoader(rows, batch_size=1, num_workers=2, collate_fn=collator)
+    assert torch.equal(torch.cat([found["pixel_values"] for found in loader]), batch["pixel_values"])
+
+
 def test_evaluation_masks_no_tokens(processor):
     rows = make_rows()
-    collator = ViTPDataCollator(processor, answer_mask_ratio=0.9)
+    collator = ViTPDataCollator(processor, answer_mask_ratio=0.9, color_jitter={})
     assert_same(collator.for_evaluation()(rows), ViTPDataCollator(processor)(rows))
 
 
