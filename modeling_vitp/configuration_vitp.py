@@ -27,7 +27,7 @@ class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
     Args:
         drop_path_rate (`float`, defaults to 0.0):
             Stochastic depth: probability of skipping the residual branches of the last layer, growing linearly from 0
-            at the first. Active in training only. The paper trains with 0.1.
+            at the first. Active in training only. The authors' release trains with 0.1.
         band_names (`list[str]`, *optional*):
             Names of the channels, if they are other bands than red, green and blue. `num_channels` is set to their
             number.

@@ -101,7 +101,7 @@ class ViTPMultiScaleConfig(ViTPBackboneConfig):
 
 @strict
 class ViTPAdapterConfig(ViTPMultiScaleConfig):
-    r"""Configuration of [`ViTPAdapter`] (ViT-Adapter, arXiv 2205.08534). The defaults are those of ViTP's fine-tuning.
+    r"""Configuration of [`ViTPAdapter`] (ViT-Adapter, arXiv 2205.08534). The defaults are those of ViTP's release.
 
     Args:
         interaction_layers (`list[list[int]]`, *optional*):
@@ -123,7 +123,6 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
             Initial value of the injectors' gate.
         extra_extractors (`int`, defaults to 2):
             Number of extractors after the last interaction.
-            Extractors after the last interaction.
         spatial_prior_channels (`int`, defaults to 64):
             Base width of the convolutional stem.
         spatial_prior_norm (`str`, defaults to `"layer_norm"`):
@@ -236,6 +235,8 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
             Name of the head that turns the maps into logits, see [`register_head`].
         decode_head_kwargs (`dict`, *optional*):
             Settings of the head. The settings of UPerNet are fields of this configuration.
+        classifier_dropout (`float`, defaults to 0):
+            Dropout of whole channels before the classifier of UPerNet, in training.
         class_weights (`list[float]`, *optional*):
             Weights of the classes in the loss, in the order of `id2label`.
 
@@ -248,6 +249,7 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
     auxiliary_in_channels: int | None = None
     decode_head: str = "upernet"
     decode_head_kwargs: dict | None = None
+    classifier_dropout: float | int = 0.0
     class_weights: list[float] | None = None
 
     def __post_init__(self, **kwargs):

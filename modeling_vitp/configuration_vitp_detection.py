@@ -1,4 +1,4 @@
-"""Configurations of the detectors. The defaults are the settings of the published models."""
+"""Configurations of the detectors. The defaults are the settings of the published models, but for the adapter."""
 
 import math
 

@@ -188,7 +188,7 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
     """Backbone of the ViT and an adapter, with feature maps at strides 4, 8, 16 and 32.
 
     `ViTPAdapter.from_backbone(folder)` loads an exported backbone and initializes a new adapter. ViTP's ViT runs
-    without its CLS token, as in the paper; a ViT of another family keeps its CLS token and registers.
+    without its CLS token, as in the authors' release; a ViT of another family keeps its CLS token and registers.
     """
 
     config: ViTPAdapterConfig

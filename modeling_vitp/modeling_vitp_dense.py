@@ -55,7 +55,15 @@ def find_head(name: str, settings: dict | None = None) -> type[nn.Module]:
     return HEADS[name]
 
 
-register_head("upernet")(UperNetHead)
+@register_head("upernet")
+class ViTPUperNetHead(UperNetHead):
+    """UPerNet with a dropout of whole channels before the classifier, as in mmsegmentation."""
+
+    def __init__(self, config: ViTPSegmentationConfig, in_channels: list[int]):
+        super().__init__(config, in_channels)
+        # The activation has no weights, so that the names of the weights stay those of the parent.
+        activation, dropout = self.fpn_bottleneck.activation, nn.Dropout2d(config.classifier_dropout)
+        self.fpn_bottleneck.activation = nn.Sequential(activation, dropout)
 
 
 class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmentation):

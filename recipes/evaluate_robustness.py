@@ -3,8 +3,9 @@
     vitp evaluate_robustness --models outputs/loveda_r_0 outputs/loveda_r_0.75
 
 Each corruption has severities from 1 to 5. All models receive the same corrupted images; geometric corruptions also
-move the masks. By default, a model is scored on the test split of its fine-tuning. If the command is started again with
-the same output folder, finished evaluations are reused, and further models, corruptions or severities are added.
+move masks and boxes. By default, a model is scored on the test split of its fine-tuning. If the command is started
+again with the same output folder, finished evaluations are reused, and further models, corruptions or severities are
+added.
 """
 
 from pathlib import Path

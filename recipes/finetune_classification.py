@@ -8,6 +8,8 @@ A folder has the images of each split and class, such as my_images/train/forest/
 started again with the same output folder, the run resumes from its last checkpoint.
 """
 
+from functools import partial
+
 import vitp_command
 from modeling_vitp.classification.arguments import ClassificationArguments, ClassificationSettings
 from modeling_vitp.training.arguments import StartArguments
@@ -31,17 +33,25 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.cards.sections import command_of
     from modeling_vitp.classification.data import ClassificationData, check_trained, count
     from modeling_vitp.classification.trainer import ViTPClassificationTrainer, classes_of, labels_of, load_classifier
-    from modeling_vitp.training import results
+    from modeling_vitp.training import fine_tuning_plan, results
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.fine_tuning import check_start, load_image_processor
 
+    if args.dry_run:
+        fine_tuning_plan.assume_start(model_args)
     check_start(ViTPForImageClassification, model_args, training_args.do_train)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = ClassificationData.from_dict(args.data)
-    data.check_disjoint(results.check_splits(training_args, args))
+    splits = results.check_splits(training_args, args)
+    if not args.dry_run:
+        data.check_disjoint(splits)
     train_splits = args.train_splits if training_args.do_train else []
     names = data.find_classes(train_splits, classes_of(model_args))
+    load = partial(load_classifier, model_args, names, data.multi_label, training_args.image_size, data.input_spec)
+    if args.dry_run:
+        open_samples = partial(data.open, train_splits)
+        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, training_args.image_size)
     train_dataset = data.open(train_splits) if train_splits else None
     scored = {split: data.open([split]) for split in (args.eval_split, args.test_split) if split}
     counted = {}
@@ -52,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
     size = {"height": training_args.image_size, "width": training_args.image_size}
     trainer = ViTPClassificationTrainer(
-        load_classifier(model_args, names, data.multi_label, training_args.image_size, data.input_spec),
+        load(),
         training_args,
         train_dataset=train_dataset,
         eval_dataset=scored.get(args.eval_split),

@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     own = DetectionArguments, DetectionSettings, BackboneArguments
     args, training_args, model_args = parse(argv, __doc__, own, WHOLE, INHERITED)
 
-    from transformers import set_seed
+    from torch.utils.data import Dataset
+    from transformers import PreTrainedModel, set_seed
 
     from modeling_vitp.cards.sections import command_of
     from modeling_vitp.detection.controls import blind_scores
@@ -39,24 +40,33 @@ def main(argv: list[str] | None = None) -> int:
         load_detection_image_processor,
         load_detector,
     )
-    from modeling_vitp.training import results
+    from modeling_vitp.training import fine_tuning_plan, results
     from modeling_vitp.training.checkpointing import check_free
 
     load_plugins(args.plugins)
+    if args.dry_run:
+        fine_tuning_plan.assume_start(model_args)
     check_detector(args.task, model_args, training_args.do_train, args.detector)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DetectionData.from_arguments(args, training_args.output_dir)
+
+    def open_samples() -> Dataset:
+        return with_few_empty(data.open(args.train_splits, args.task), args.empty_share, training_args.seed)
+
+    def load() -> PreTrainedModel:
+        return load_detector(args.task, model_args, data.names.names, training_args, args.detector, data.input_spec)
+
+    if args.dry_run:
+        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, training_args.image_size)
     image_processor = load_detection_image_processor(model_args, training_args, data.input_spec, args.detector)
     data.check_disjoint(results.check_splits(training_args, args), args.task)
-    train_dataset = None
-    if training_args.do_train:
-        train_dataset = with_few_empty(data.open(args.train_splits, args.task), args.empty_share, training_args.seed)
+    train_dataset = open_samples() if training_args.do_train else None
     eval_dataset = data.open([args.eval_split], args.task) if args.eval_split else None
     test_dataset = data.open([args.test_split], args.task) if args.test_split else None
 
     trainer = ViTPDetectionTrainer(
-        load_detector(args.task, model_args, data.names.names, training_args, args.detector, data.input_spec),
+        load(),
         training_args,
         args.task,
         args.metric,

@@ -39,16 +39,22 @@ def main(
     from modeling_vitp.dense.data import DenseData, weigh_classes
     from modeling_vitp.dense.prediction import write_submission
     from modeling_vitp.dense.trainer import ViTPSegmentationTrainer, check_dense_start, load_dense_model
-    from modeling_vitp.training import results
+    from modeling_vitp.training import fine_tuning_plan, results
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.fine_tuning import load_image_processor
 
     entry = find_model(model_type)
     load_plugins(args.plugins)
+    if args.dry_run:
+        fine_tuning_plan.assume_start(model_args)
     check_dense_start(entry.model_class, model_args, training_args.do_train)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = DenseData.from_arguments(args, training_args.output_dir)
+    if args.dry_run:
+        load = partial(load_dense_model, entry.model_class, model_args, data.encoding.names, None, data.image_spec)
+        open_samples = partial(data.open, args.train_splits)
+        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, training_args.crop_size)
     splits = results.check_splits(training_args, args)
     for split in splits:
         data.split_settings(split)  # raises an error for an unknown split

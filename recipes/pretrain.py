@@ -26,27 +26,31 @@ def main(argv: list[str] | None = None) -> int:
     own = PretrainArguments, VRLArguments, ModelConfig
     args, training_args, model_args = parse(argv, __doc__, own, WHOLE, SFT_MODULES)
 
+    from modeling_vitp.instructions.mixture import load_mixture
+    from modeling_vitp.training.loading import apply_input_spec, check_from_scratch, check_options, load_start
+
+    check_from_scratch(args.from_scratch)
+    check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
+    mixture = load_mixture(args.mixture) if args.mixture else None
+    if args.dry_run:  # without the imports of a training, which take seconds
+        from modeling_vitp.training import plan
+
+        return plan.dry_run(args, training_args, model_args, mixture)
+
     from transformers import set_seed
 
     from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer
     from modeling_vitp.cards.sections import command_of
     from modeling_vitp.dense.data import DenseData
-    from modeling_vitp.instructions.mixture import load_mixture
     from modeling_vitp.instructions.rows import sample_texts
-    from modeling_vitp.training import plan, results
+    from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.data import describe_data, describe_evaluation, load_task, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
-    from modeling_vitp.training.loading import apply_input_spec, check_from_scratch, check_options, load_start
     from modeling_vitp.training.resume_config import default_warmup
 
-    check_from_scratch(args.from_scratch)
-    check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
-    mixture = load_mixture(args.mixture) if args.mixture else None
-    if args.dry_run:
-        return plan.dry_run(args, training_args, model_args, mixture)
     check_free(output_dir)
     if args.probe_data is not None:  # an error after the training would be late
         probe_data = DenseData.from_dict(args.probe_data)

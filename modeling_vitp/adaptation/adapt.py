@@ -179,21 +179,19 @@ class Adaptation:
 
         If nothing was trained after the plan of the earlier call, other settings begin anew.
         """
-        if PartialState().is_main_process:
-            self.lock.acquire()
+        self.lock.acquire()
         left_out = ("dry_run", "force", "output_dir", "budget", "seconds")
         settings = {name: value for name, value in vars(self.args).items() if name not in left_out}
         settings = json.loads(json.dumps(change_texts(settings, absolute_path)))
         settings["data"] = os.path.abspath(self.args.data)
         path = self.folder / "settings.json"
-        if PartialState().is_main_process and path.is_file() and "plan" not in self.progress.parts:
+        if path.is_file() and "plan" not in self.progress.parts:
             recorded = json.loads(path.read_text())
             if recorded != settings and recorded.keys() == settings.keys():
                 for name in ("splits", "instructions", "validation", "plan", "start"):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
                 path.unlink()
                 self.progress.path.unlink(missing_ok=True)
-        PartialState().wait_for_everyone()
         self.progress = Progress(self.progress.path)
         check_same_settings(path, settings)
 
@@ -208,7 +206,7 @@ class Adaptation:
         )
         about = f"; about {describe_seconds(left)} left" if planned else ""
         text = f"\n[{number + 1}/{len(STAGES)}] {STAGES[stage]}{about}"
-        if PartialState().is_main_process and text != self.shown:
+        if text != self.shown:
             print(text, flush=True)
         self.shown = text
 
@@ -350,7 +348,7 @@ class Adaptation:
             self.begin("plan")
         chosen = self.progress.result("plan/batch", self.choose_batch)
         if args.steps is None or args.fine_tuning_steps is None or args.seeds is None:
-            costs = Costs(**self.progress.result("plan/costs", lambda: asdict(self.measure_costs(chosen)), True))
+            costs = Costs(**self.progress.result("plan/costs", lambda: asdict(self.measure_costs(chosen))))
         else:
             costs = Costs(0.0, 0.0, 0.0)
 
@@ -398,7 +396,7 @@ class Adaptation:
             settings |= choose_batch(pretrain_args, training_args, model_args, summaries, choose_samples(rows))
         else:
             each = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
-            settings["global_batch_size"] = each * training_args.world_size
+            settings["global_batch_size"] = each
         return {"rows": rows, "settings": settings}
 
     def parse_pretraining(
@@ -497,19 +495,17 @@ class Adaptation:
                     if error.status:
                         raise
 
-            self.progress.result("pretraining/early", train_to_early, in_all_processes=True)
+            self.progress.result("pretraining/early", train_to_early)
             found = self.progress.result("pretraining/look", lambda: self.look_early(last_checkpoint(output)))
             if found["is_worse"] and not self.args.force:
                 raise RunStopped(
                     f"After {early} of {steps} steps the frozen backbone is worse than its start: {found['text']}. "
                     "Lower learning_rate in `pretraining`, or check the labels. To go on anyway, add --force."
                 )
-        self.progress.result(
-            "pretraining/run", lambda: run_training("pretrain", settings, output)["train"], in_all_processes=True
-        )
+        self.progress.result("pretraining/run", lambda: run_training("pretrain", settings, output)["train"])
         if MAE in self.models:
             self.begin("mae")
-            self.progress.result("mae", self.train_mae, in_all_processes=True)
+            self.progress.result("mae", self.train_mae)
 
     def look_early(self, checkpoint: str) -> dict[str, Any]:
         """Compare the frozen backbone of a checkpoint with the start, by a linear probe on the validation split."""
@@ -529,17 +525,17 @@ class Adaptation:
         args, training_args, model_args = self.parse_pretraining(self.plan["settings"], self.plan["steps"])
         config, _ = config_of_start(args, model_args)
         summaries = summarize_sources(load_sources(self.instructions), self.tiling(args, model_args)[0])
-        work = work_of(training_args, training_args.world_size, summaries, args.from_scratch is not None)
+        work = work_of(training_args, 1, summaries, args.from_scratch is not None)
         operations = pretraining_operations(config, work, training_args.vrl_drop_ratio, bf16=training_args.bf16)
-        images, processes = self.labels.images["train"], training_args.world_size
-        batch = max(min(64, len(images) // processes), 1)
-        steps = mae_steps(self.vision_config, batch * processes, operations)
+        images = self.labels.images["train"]
+        batch = min(64, len(images))
+        steps = mae_steps(self.vision_config, batch, operations)
         settings = {"per_device_train_batch_size": batch, "max_steps": steps, "save_steps": max(steps // 10, 1)}
         settings |= {"save_total_limit": 1, "logging_steps": 10, "seed": self.args.seed, "report_to": "none"}
         start = self.start or self.backbone(RANDOM, self.args.seed)
         config = MaskedAutoencoderConfig(str(self.folder / "mae"), lr_scheduler_type="cosine", **settings)
         train_masked_autoencoder(start, images, config)
-        return {"steps": steps, "batch": batch * processes, "operations": operations}
+        return {"steps": steps, "batch": batch, "operations": operations}
 
     def backbone(self, model: str, seed: int) -> str:
         """Return the folder or Hub id of the backbone of a model; random weights have a folder for each seed."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PreTrainedConfig
 
 from ..evaluation.comparison import Progress
@@ -24,7 +23,7 @@ class Comparison:
     Args:
         labels: labeled images with three splits.
         settings: configuration of the fine-tuning, see [`fine_tuning_settings`].
-        steps: steps of each fine-tuning.
+        steps: steps of each fine-tuning, or `None` for the epochs of the settings.
         learning_rates: learning rates that are tried for each backbone.
         folder: output folder, in which each backbone has a folder.
         progress: results of finished parts.
@@ -33,7 +32,7 @@ class Comparison:
 
     labels: TaskData
     settings: Mapping[str, Any]
-    steps: int
+    steps: int | None
     learning_rates: Sequence[float]
     folder: Path
     progress: Progress
@@ -41,6 +40,8 @@ class Comparison:
 
     def choose_rate(self, model: str, backbone: str, seed: int) -> float:
         """Fine-tune a backbone with each learning rate, and return the best one on the validation split."""
+        if len(self.learning_rates) == 1:
+            return self.learning_rates[0]
         scores = {rate: self.fine_tune(model, backbone, rate, seed) for rate in self.learning_rates}
         best = max(scores, key=scores.get)
         for rate in scores:
@@ -51,8 +52,8 @@ class Comparison:
     def run_folder(self, model: str, rate: float, seed: int, fraction: float = 1.0) -> Path:
         return self.folder / model / f"labels_{100 * fraction:g}_rate_{rate:g}_seed_{seed}"
 
-    def fine_tune(self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0) -> float:
-        """Fine-tune a backbone unless it is done, and return its main score on the validation split.
+    def fine_tune(self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0) -> float | None:
+        """Fine-tune a backbone unless it is done, and return its main score on the validation split, if there is one.
 
         Args:
             model: name of the backbone.
@@ -70,22 +71,22 @@ class Comparison:
             "model_name_or_path": backbone,
             "learning_rate": rate,
             "seed": seed,
-            "max_steps": self.steps,
-            "save_steps": max(self.steps // 4, 1),
         }
+        if self.steps is not None:
+            settings |= {"max_steps": self.steps, "save_steps": max(self.steps // 4, 1)}
         if fraction < 1:
             settings["data"] = with_label_fraction(self.labels, fraction, seed, self.labels.lists["train"].parent)
             number = len(read_list(Path(settings["data"]["splits"]["train"]["list"])))
             batch = settings["per_device_train_batch_size"]
-            settings["per_device_train_batch_size"] = max(min(batch, number // PartialState().num_processes), 1)
+            settings["per_device_train_batch_size"] = min(batch, number)
 
-        def run() -> float:
+        def run() -> float | None:
             metrics = run_training(f"finetune_{self.labels.task}", settings, folder)
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
-            return metrics["eval"][f"eval_{metrics['main_score']}"]
+            return metrics["eval"][f"eval_{metrics['main_score']}"] if "eval" in metrics else None
 
-        return self.progress.result(part, run, in_all_processes=True)
+        return self.progress.result(part, run)
 
     def score(
         self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0, is_kept: bool = False
@@ -113,7 +114,7 @@ class Comparison:
             name = metrics["main_score"]
             return {"metric": name, "score": metrics["test"][f"test_{name}"], "resampled": metrics["test_resampled"]}
 
-        found = self.progress.result(f"fine_tuning/{model}/{folder.name}/test", run, in_all_processes=True)
+        found = self.progress.result(f"fine_tuning/{model}/{folder.name}/test", run)
         if not is_kept:
             remove_weights(folder)
         return {"model": model, "labels": fraction, "seed": seed, "learning_rate": rate, "folder": str(folder), **found}

@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from ..classification.data import ClassificationData
+from ..command.paths import read_yaml
 from ..dense.data import DenseData
 from ..detection.annotations import FORMATS
 from ..detection.data import DetectionData
@@ -142,6 +143,29 @@ def read_labels(
     else:
         how = f"The given splits train, val and test are kept: {how}."
     return TaskData(task, name, root, data, images, how, settings, lists)
+
+
+def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
+    """Return the labels and the settings of a configuration of `vitp finetune_detection`, without reading the labels.
+
+    Args:
+        config: YAML file, whose data have the splits `train` and `test`.
+        folder: folder for lists of training images, see [`with_label_fraction`].
+
+    Raises:
+        ValueError: If the file has no task of boxes, or its data are invalid.
+    """
+    settings = read_yaml(config)
+    if settings.get("task") not in BOX_TASKS:
+        raise ValueError(f"Expected a configuration of finetune_detection with a 'task' of boxes, got {config}.")
+    data = DetectionData.from_dict(settings.get("data"))
+    if data.root is None or not {"train", "test"} <= data.splits.keys():
+        raise ValueError(f"Expected annotation files with the splits 'train' and 'test' as `data` of {config}.")
+    names = ("data", "output_dir", "seed", "model_name_or_path", "eval_split", "test_split")
+    root, described = Path(data.root).resolve(), settings["data"]
+    settings = {name: value for name, value in settings.items() if name not in names}
+    lists = {"train": Path(folder) / "train.txt"}
+    return TaskData("detection", data.format, root, described | {"root": str(root)}, {}, "", settings, lists)
 
 
 def with_label_fraction(found: TaskData, fraction: float, seed: int, folder: str | Path) -> dict[str, Any]:

@@ -90,9 +90,8 @@ def choose_batch(
         ValueError: if a single sample does not fit.
     """
     config, _ = config_of_start(args, model_args)
-    longest = work_of(training_args, training_args.world_size, summaries, args.from_scratch is not None).longest
+    longest = work_of(training_args, 1, summaries, args.from_scratch is not None).longest
     dtype = getattr(torch, str(model_args.dtype), torch.float32)
-    samples = max(samples // training_args.world_size, 1)
     most, available = 2 ** int(math.log2(samples)), (1 - SPARE) * memory()
     for checkpointing in (False, True):
         batch = most
@@ -102,7 +101,7 @@ def choose_batch(
             if cost.memory <= available:
                 return {
                     "per_device_train_batch_size": batch,
-                    "global_batch_size": batch * max(samples // batch, 1) * training_args.world_size,
+                    "global_batch_size": batch * (samples // batch),
                     "activation_checkpointing": checkpointing,
                 }
             batch //= 2

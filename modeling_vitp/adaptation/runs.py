@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 
 from ..command.errors import RunStopped
 from ..training.checkpointing import write_whole
@@ -56,17 +55,14 @@ def config_of(output: Path) -> Path:
 
 
 def write_config(path: Path, settings: dict[str, Any]) -> None:
-    if PartialState().is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    PartialState().wait_for_everyone()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def remove_weights(folder: Path) -> None:
     """Remove the weights of a fine-tuned model, which is not needed any more."""
-    if PartialState().is_main_process:
-        for path in folder.glob("*.safetensors"):
-            path.unlink()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
 
 
 def describe_seconds(seconds: float) -> str:

@@ -161,6 +161,7 @@ DETECTION = {
     "pipeline_tag": "object-detection",
     "layout": "detection",
     "original_layout": "original_cascade",
+    "robustness_task": "detection",
     "headline_metrics": {"map": "mAP", "map_50": "mAP@50", "map_75": "mAP@75"},
 }
 LOSS = {"loss": "Loss"}
@@ -356,6 +357,7 @@ for _entry in (
             "\nimport modeling_vitp  # the backbone, which transformers does not load from a repo: "
             "pip install modeling-vitp" + BOXES_EXAMPLE.replace("{trust}", ""),
             description="An object detector of transformers on a backbone of {paper}.",
+            robustness_task="detection",
             headline_metrics=DETECTION["headline_metrics"],
         )
         for model_type in ("rt_detr_v2", "d_fine", "deformable_detr")

@@ -40,7 +40,7 @@ def check_paths(arguments: Sequence[object]) -> None:
             folder of an unfinished run, is a file instead of a model, or is in the place of another argument.
         ConnectionError: if a value is a Hub id, the command is not a dry run, and the Hub does not answer.
     """
-    ids = []
+    ids, is_dry_run = [], any(getattr(item, "dry_run", False) for item in arguments)
     for item in arguments:
         check_order(item)
         if getattr(item, "output_dir", None):
@@ -56,12 +56,14 @@ def check_paths(arguments: Sequence[object]) -> None:
                         check_folder(name, Path(path))
                 elif name in LOCAL_ARGUMENTS:
                     raise WrongPath(f"{name}={not_there(str(path))}")
+                elif is_dry_run and name == "model_name_or_path":
+                    continue  # the estimate assumes its shape
                 elif looks_like_path(path) or (name == "dataset_name" and hint_nearest(Path(path))):
                     more = "" if "/" in path else " The Hub is searched for NAMESPACE/NAME."
                     raise WrongPath(f"{name}={not_there(path)}{more}")
                 else:
                     ids.append((name, path))
-    if ids and not any(getattr(item, "dry_run", False) for item in arguments):
+    if ids and not is_dry_run:
         # The environment decides, except that a program may connect its clients to another Hub.
         for name, path in ids if is_offline() and constants.HF_HUB_OFFLINE else ():
             cached = Path(constants.HF_HUB_CACHE, f"models--{path.split('@')[0].replace('/', '--')}")

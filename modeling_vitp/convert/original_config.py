@@ -239,7 +239,13 @@ ADAPTER_VISIBLE_FIELDS = {
     "feed_forward_ratio": "cffn_ratio",
     "spatial_prior_channels": "conv_inplane",
 }
-HIDDEN_OF_SEGMENTATION = ("id2label", "loss_ignore_index", "class_weights", "auxiliary_loss_weight")
+HIDDEN_OF_SEGMENTATION = (
+    "id2label",
+    "loss_ignore_index",
+    "class_weights",
+    "auxiliary_loss_weight",
+    "classifier_dropout",
+)
 DEPTH_OF_DEFAULT_INTERACTIONS = 24
 ASK = "Put a config.json beside them with the original class's num_heads and interaction_indexes."
 # Deformable attention of the original code: its own, or mmcv's if its own is not compiled.

@@ -17,6 +17,10 @@ class DenseSettings(FineTuningSettings):
         "crop_size": "[1, inf)",
         "scale_range": "(0, inf)",
         "max_class_share": "(0, 1]",
+        "rotation": "[0, 1]",
+        "rotation_angle": "[0, 180]",
+        "reflection": "[0, 1]",
+        "color_jitter": "[0, 1]",
         "exchange_time": "[0, 1]",
         "window": "[1, inf)",
         "stride": "[1, inf)",
@@ -35,8 +39,28 @@ class DenseSettings(FineTuningSettings):
             "drawn again, up to ten times."
         },
     )
+    rotation: float = field(
+        default=0.0, metadata={"help": "Probability that an image is rotated by a random angle before it is cropped."}
+    )
+    rotation_angle: float = field(
+        default=180.0, metadata={"help": "Largest angle of a rotation in degrees, in both directions."}
+    )
+    reflection: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that an image that is not rotated is mirrored about a random axis: horizontal, "
+            "vertical or one of the diagonals."
+        },
+    )
     photometric: bool = field(
         default=True, metadata={"help": "Whether to distort brightness, contrast, saturation and hue in training."}
+    )
+    color_jitter: list[float] = field(
+        default_factory=lambda: [0.125, 0.5, 0.5, 0.1],
+        metadata={
+            "help": "Largest changes of brightness (share of white), contrast and saturation (of the factor 1) and hue "
+            "(share of the color circle)."
+        },
     )
     exchange_time: float = field(
         default=0.0, metadata={"help": "Probability that the before and after images of a pair are swapped."}
@@ -68,6 +92,11 @@ class DenseSettings(FineTuningSettings):
         if len(self.scale_range) != 2 or self.scale_range[0] > self.scale_range[1]:
             raise ValueError(
                 f"Expected `scale_range` to be the smallest and the largest scale, got {self.scale_range}."
+            )
+        if len(self.color_jitter) != 4 or self.color_jitter[3] > 0.5:
+            raise ValueError(
+                "Expected `color_jitter` of brightness, contrast, saturation and hue, which is at most 0.5, got "
+                f"{self.color_jitter}."
             )
         if not self.test_scales:
             raise ValueError("`test_scales` must not be empty. Use 1.0 for the original image size.")

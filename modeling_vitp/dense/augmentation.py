@@ -1,6 +1,7 @@
 """Joint augmentation of images and masks, with torchvision's transforms."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,31 +69,70 @@ def class_share(mask: torch.Tensor) -> float:
     return (counts.max() / counts.sum().clamp(min=1)).item() if counts.sum() else 1.0
 
 
-def photometric_distortion() -> v2.Transform:
-    """Return the photometric distortion of SSD (arXiv 1512.02325) without channel swaps.
+def random_rotation_or_reflection(rotation: float, angle: float, reflection: float) -> v2.Transform:
+    """Return a random rotation about the center or, of images that are not rotated, a random reflection.
 
-    Brightness, contrast, saturation and hue are each changed with a probability of 0.5.
+    Rotated images keep their size. Outside the original image they are black, and masks have the ignore index.
+
+    Args:
+        rotation: probability of a rotation.
+        angle: largest angle in degrees; angles are drawn uniformly in both directions.
+        reflection: probability that an image that is not rotated is mirrored. The axis is horizontal, vertical or one
+            of the diagonals, all equally likely.
     """
-    jitters = [
-        v2.ColorJitter(brightness=(0.875, 1.125)),
-        v2.ColorJitter(contrast=(0.5, 1.5)),
-        v2.ColorJitter(saturation=(0.5, 1.5)),
-        v2.ColorJitter(hue=0.05),
-    ]
-    return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])
+    fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_INDEX}
+    turns = [v2.RandomRotation((turn, turn), expand=True) for turn in (0, 90, 180, 270)]
+    choices = {
+        v2.RandomRotation(angle, InterpolationMode.BILINEAR, fill=fill): rotation,
+        v2.Compose([v2.RandomHorizontalFlip(1.0), v2.RandomChoice(turns)]): (1 - rotation) * reflection,
+        v2.Identity(): (1 - rotation) * (1 - reflection),
+    }
+    return v2.RandomChoice(list(choices), list(choices.values()))
 
 
-def band_distortion() -> v2.Transform:
-    """Return a distortion of brightness and contrast for bands in [0, 1] that are not RGB, drawn per band.
+def distort_colors(image: torch.Tensor, strengths: Sequence[float]) -> torch.Tensor:
+    """Return an RGB image with random brightness, contrast, saturation and hue, each changed with a probability of 0.5.
 
-    It replaces [`photometric_distortion`], because saturation and hue are defined for RGB only.
+    This is the photometric distortion of SSD (arXiv 1512.02325) as in mmsegmentation: a value is added for brightness,
+    contrast is a factor, and saturation and hue are those of HSV. Contrast is changed before or after saturation and
+    hue, with equal probability.
+
+    Args:
+        image: uint8 of shape `(3, height, width)`.
+        strengths: largest change of brightness as a share of white, of the factors of contrast and of saturation, and
+            of the hue as a share of the color circle.
     """
-    jitters = [BandJitter((0.875, 1.125), from_mean=False), BandJitter((0.5, 1.5), from_mean=True)]
-    return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])
+    drawn, chances = torch.empty(4).uniform_(-1, 1), torch.rand(5)
+    changes = drawn * torch.tensor(strengths) * (chances[:4] < 0.5)
+    brightness, contrast, saturation, hue = changes.tolist()
+    pixels = (F.to_dtype(image, torch.float32, scale=True) + brightness).clamp(0, 1)
+    contrast_is_first = chances[4] < 0.5
+    if contrast_is_first:
+        pixels = (pixels * (1 + contrast)).clamp(0, 1)
+    if saturation:
+        value = pixels.amax(0)
+        below = value - pixels
+        # The largest factor makes the smallest channel 0, a saturation of 1.
+        pixels = value - below * (value / below.amax(0)).nan_to_num(1.0).clamp(max=1 + saturation)
+    if hue:
+        pixels = F.adjust_hue(pixels, hue)
+    if not contrast_is_first:
+        pixels = (pixels * (1 + contrast)).clamp(0, 1)
+    return F.to_dtype(pixels, image.dtype, scale=True)
+
+
+def distort_bands(image: torch.Tensor, strengths: Sequence[float]) -> torch.Tensor:
+    """Return an image with bands in [0, 1] with random brightness and contrast, drawn per band.
+
+    It replaces [`distort_colors`] for other bands than red, green and blue. Brightness and contrast are factors here.
+    The strengths of saturation and hue are not used.
+    """
+    jitters = [BandJitter((1 - strength, 1 + strength), of_mean) for strength, of_mean in zip(strengths, (False, True))]
+    return v2.Compose([v2.RandomApply([jitter], p=0.5) for jitter in jitters])(image)
 
 
 class Augmentation:
-    """Random scale, crop, flips and color distortion; for image pairs also a random swap of the two images.
+    """Random rotation, scale, crop, flips and color distortion; for image pairs also a swap of the two images.
 
     All images of a sample and its mask get the same geometric transform. Colors are distorted for each image
     separately, because the lighting differs between two dates.
@@ -101,11 +141,12 @@ class Augmentation:
         crop_size: side of the crops, in pixels.
         scale, max_class_share: see [`RandomScaledCrop`].
         flip: probabilities of a horizontal and a vertical flip.
-        photometric: whether to distort brightness, contrast, saturation and hue. Bands other than red, green and blue
-            get brightness and contrast only.
+        photometric: whether to distort colors.
         exchange: probability that the images of a pair are swapped.
         fill: padding color, see [`RandomScaledCrop`].
         of_colors: whether images are RGB, uint8. If false, images have any bands, float32 in [0, 1].
+        color_jitter: strengths of the color distortion, see [`distort_colors`] and [`distort_bands`].
+        rotation, rotation_angle, reflection: see [`random_rotation_or_reflection`].
     """
 
     def __init__(
@@ -118,16 +159,21 @@ class Augmentation:
         exchange: float = 0.0,
         fill: Sequence[float] = (0, 0, 0),
         of_colors: bool = True,
+        color_jitter: Sequence[float] = (0.125, 0.5, 0.5, 0.1),
+        rotation: float = 0.0,
+        rotation_angle: float = 180.0,
+        reflection: float = 0.0,
     ):
         self.geometry = v2.Compose(
             [
+                random_rotation_or_reflection(rotation, rotation_angle, reflection),
                 RandomScaledCrop(crop_size, scale, max_class_share, fill),
                 v2.RandomHorizontalFlip(flip[0]),
                 v2.RandomVerticalFlip(flip[1]),
             ]
         )
-        distortion = photometric_distortion if of_colors else band_distortion
-        self.colors = distortion() if photometric else v2.Identity()
+        distortion = distort_colors if of_colors else distort_bands
+        self.colors = partial(distortion, strengths=color_jitter) if photometric else v2.Identity()
         self.exchange = exchange
 
     def __call__(

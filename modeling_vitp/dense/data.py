@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -42,13 +42,18 @@ from ..training.fine_tuning_data import (
     DataSettings,
     FileSample,
     check_shared_cases,
+    fields_of,
     find_samples,
     hold_out,
+    image_patterns,
+    match_files,
     parts_of,
 )
+from .arguments import DenseArguments
 
 Color = tuple[int, int, int]
 SPELLINGS = {"colour": "color"}  # British spelling that is accepted in configurations.
+SPLITS = ("train", "val", "test")
 LARGEST_VALUE = (1 << 24) - 1  # Largest allowed value in a mask.
 
 logger = logging.getLogger(__name__)
@@ -563,6 +568,8 @@ class DenseData(DataSettings):
         mask_encoding, ignore: encoding of the masks, see [`LabelEncoding`].
         volumes: `plane`, and `window` or `percentiles`, if the files are volumes (NIfTI or folders of DICOM series),
             see [`slice_volumes`].
+        images: expected number of images (or pairs) of all splits. Another number is a warning. Not used
+            for volumes and for splits that are cut into windows.
     """
 
     template = (
@@ -577,11 +584,44 @@ class DenseData(DataSettings):
     mask_encoding: str = "value"
     ignore: Sequence = ()
     volumes: Mapping | None = None
+    images: int | None = None
     encoding: LabelEncoding = field(init=False)
 
     def __post_init__(self):
         super().__post_init__()
         self.encoding = LabelEncoding(self.classes, self.mask_encoding, self.ignore)
+
+    @classmethod
+    def from_arguments(cls, args: DenseArguments, output_dir: str) -> Self:
+        """Create the settings as the parent does, also for a folder in another layout than that of the configuration.
+
+        If the folder has no file of `splits`, but a standard layout, its splits are used. The classes of the
+        configuration are kept if they fit the values in the masks. If only their number fits, the values get their
+        names in order; otherwise the classes are those of [`infer_classes`]. An `eval_split` that the folder lacks, and
+        a `submission` with fields that its file names lack, are left out.
+
+        Training splits named train or val are replaced by the split trainval if the folder has no split train.
+
+        Raises:
+            ValueError: as the parent.
+        """
+        if has_other_layout(args.data):
+            args.data = settings_of_folder(args.data)
+            args.eval_split = args.eval_split if args.eval_split in args.data["splits"] else None
+            if args.submission is not None and {*fields_of(args.submission["file"])} > {"name"}:
+                args.submission = None
+        data = super().from_arguments(args, output_dir)
+        if "trainval" in data.splits and "train" not in data.splits and {*args.train_splits} <= {"train", "val"}:
+            args.train_splits, args.eval_split = ["trainval"], None
+        is_cut = data.volumes is not None or any("tile" in split for split in data.splits.values())
+        if data.images is not None and data.root is not None and not is_cut:
+            number = sum(len(find_samples(data.root, split, name)) for name, split in data.splits.items())
+            if number != data.images:
+                logger.warning(
+                    "%s has %s images, but %s are expected: scores may not be comparable.",
+                    *(data.root, f"{number:,}", f"{data.images:,}"),
+                )
+        return data
 
     @classmethod
     def infer(cls, root):
@@ -594,7 +634,10 @@ class DenseData(DataSettings):
         for split in next(iter(found.values())):
             files = {role: by_split[split] for role, by_split in found.items() if split in by_split}
             splits[split] = {role: pattern_of(images, root, folders[role]) for role, images in files.items()}
-        if splits.keys() in ({"train"}, {UNSPLIT}):
+        lists = {path.stem: f"list/{path.name}" for path in sorted(root.glob("list/*.txt")) if path.stem in SPLITS}
+        if splits.keys() == {UNSPLIT} and "train" in lists:
+            splits = {split: {**splits[UNSPLIT], "list": path} for split, path in lists.items()}
+        elif splits.keys() in ({"train"}, {UNSPLIT}):
             (settings,) = splits.values()
             splits = hold_out(settings, (sample.case for sample in find_samples(root, settings, "train")))
         masks = [path for images in found["mask"].values() for (path,) in images.values()]
@@ -632,6 +675,38 @@ class DenseData(DataSettings):
             opened = {name: self._open(name) for name in names}
             check_shared_cases({name: rows.cases or () for name, rows in opened.items()})
             self.check_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
+
+
+def has_other_layout(settings: Mapping[str, Any]) -> bool:
+    """Return whether a folder has no file of the `splits` of its settings, but a standard layout."""
+    root, splits = settings.get("root"), settings.get("splits")
+    if not isinstance(root, str) or not isinstance(splits, Mapping):
+        return False
+    patterns = [pattern for name, split in splits.items() for pattern in image_patterns(split, name).values()]
+    has_files = any(match_files(Path(root), pattern, fields_of(pattern)) for pattern in patterns)
+    return not has_files and recognize_layout(root, ("masks", "changes")) is not None
+
+
+def settings_of_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the splits and mask values of the folder, and class names as far as they are known."""
+    inferred, known = DenseData.infer(Path(settings["root"])), settings.get("classes", ())
+    if "mask_encoding" in inferred:
+        inferred["classes"] = known if all("color" in item for item in known) else inferred["classes"]
+    else:
+        values = [item["value"] for item in inferred["classes"]] + inferred["ignore"]
+        spans = [span(item.value) for item in LabelEncoding(known).classes]
+        matches = [[first <= value <= last for value in values] for first, last in spans]
+        if all(map(any, matches)) and all(map(any, zip(*matches))):  # for example masks that were saved as JPEG
+            inferred |= {"classes": known, "ignore": settings.get("ignore", ())}
+        elif len(inferred["classes"]) == len(known):
+            inferred["classes"] = [{**name, "value": item["value"]} for name, item in zip(known, inferred["classes"])]
+    shown = ", ".join(item["name"] for item in inferred["classes"])
+    logger.warning(
+        "No file of %s matches `splits` of the configuration. Used instead: the splits %s with the classes %s.",
+        *(settings["root"], ", ".join(inferred["splits"]), shown),
+    )
+    kept = ("images", "input_spec", "allow_shared_images")
+    return inferred | {key: settings[key] for key in kept if key in settings}
 
 
 def pattern_of(files: Mapping[str, tuple[Path]], root: Path, folders: Sequence[str]) -> str:

@@ -94,7 +94,11 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
         "max_class_share",
         "horizontal_flip",
         "vertical_flip",
+        "rotation",
+        "rotation_angle",
+        "reflection",
         "photometric",
+        "color_jitter",
         "exchange_time",
     )
 
@@ -122,6 +126,10 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
                 args.exchange_time,
                 fill=[255 * value if of_colors else value for value in image_processor.image_mean],
                 of_colors=of_colors,
+                color_jitter=args.color_jitter,
+                rotation=args.rotation,
+                rotation_angle=args.rotation_angle,
+                reflection=args.reflection,
             )
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)

@@ -31,7 +31,8 @@ from ..training.arguments import check_type
 from ..training.fine_tuning_data import in_part
 
 # Types of the settings of a split of files.
-SETTINGS = {"images": str, "annotations": str, "list": str, "part": Sequence[float], "tile": Mapping[str, Any]}
+SETTINGS = dict.fromkeys(("images", "annotations", "list"), str)
+SETTINGS |= {"part": Sequence[float], "part_seed": int, "tile": Mapping[str, Any]}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def read_files(
             is the COCO file, or a folder with one file per image, and may be missing; for GeoJSON or GeoPackage it is a
             file or a folder, see [`~modeling_vitp.instructions.from_annotations.geodata.feature_files`]. `list` is a
             file with the names of the images of the split, or their paths below `root`, one per line. `part` is a range
-            in [0, 1) that selects images by a hash of their name.
+            in [0, 1) that selects images by a hash of their name, and `part_seed` selects others.
         name: name of the split in errors.
         class_property: property with the class of a feature, with `"geojson"`.
 
@@ -155,7 +156,7 @@ def read_files(
             raise ValueError(f"{root / settings['list']} lists {max(listed, key=listed.count)!r} twice.")
     chosen = sorted(set(annotated) | (set(images) if form != "coco" else set())) if listed is None else listed
     if "part" in settings:
-        chosen = [key for key in chosen if key not in images or in_part(images[key].stem, settings["part"])]
+        chosen = [key for key in chosen if key not in images or in_part(images[key].stem, settings)]
     for key in chosen:
         if key not in images:
             where = root / settings["annotations" if listed is None else "list"]

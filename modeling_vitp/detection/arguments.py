@@ -9,6 +9,7 @@ from ..training.arguments import FineTuningSettings, SplitArguments
 TASKS = ("horizontal", "oriented", "instances")
 VITP = "vitp"
 DETECTORS = (VITP, "rt_detr_v2", "d_fine", "deformable_detr")
+SCORED_WITH = ("per_device_eval_batch_size", "bf16", "fp16")
 
 
 @dataclass
@@ -130,6 +131,8 @@ class DetectionArguments(SplitArguments):
                 f"detector={self.detector!r} supports the task 'horizontal' only, got task={self.task!r}. Set "
                 f"detector={VITP!r}."
             )
+        if self.dry_run and self.detector != VITP:
+            raise ValueError(f"dry_run estimates detector={VITP!r} only, got detector={self.detector!r}.")
         if isinstance(self.data.get("dataset_name"), str):
             self.data["dataset_name"] = find_data(self.data["dataset_name"])
         if self.blind_controls and self.test_split is None:

@@ -8,6 +8,7 @@ keypoints are not used, because it mirrors them about the center of a pixel.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torchvision.ops import masks_to_boxes
@@ -15,6 +16,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..image_processing_vitp_detection import fitted_size
+from ..images.corruptions import move_labels
 from ..rotated_boxes import enclosing_boxes, smallest_rectangles
 
 MIN_TURNED_SIDE = 5.0  # Smallest side of an object after a rotation in pixels, as in the authors' release.
@@ -103,6 +105,53 @@ def stays(sample: Sample) -> torch.Tensor:
     height, width = sample.size
     centers = (boxes[:, :2] > 0) & (boxes[:, :2] < torch.tensor([width, height]))
     return centers.all(1) & (boxes[:, 3] > MIN_TURNED_SIDE)
+
+
+def moved(item: dict[str, Any], matrix: torch.Tensor, is_oriented: bool) -> dict[str, Any]:
+    """Move the objects of an evaluation sample as [`~modeling_vitp.images.corruptions.corrupt`] moves its image.
+
+    As in [`turned`], objects are removed if their center leaves the image, and with masks also if no pixel is visible,
+    and the boxes become the upright boxes around the moved masks. Other upright boxes become those around the moved
+    corners. Upright boxes are clipped to the image. Oriented boxes may reach beyond it.
+
+    Args:
+        item: item of [`~modeling_vitp.detection.data.ObjectImages`].
+        matrix: matrix of [`~modeling_vitp.images.corruptions.motion`].
+        is_oriented: whether the boxes are oriented.
+
+    Returns:
+        Item with the moved objects and `valid`, bool of shape `(height, width)`, false for pixels from the padding.
+    """
+    height, width = item["image"].shape[-2:]
+    item = {**item, "valid": move_labels(torch.ones(height, width, dtype=torch.bool), matrix, False)}
+    if "corners" not in item:
+        return item
+    size = torch.tensor([width, height])
+    corners = 2 * item["corners"].double() / size - 1
+    corners = (corners @ matrix[:, :2].T + matrix[:, 2] + 1) / 2 * size
+    is_kept = lie_in(corners.mean(1), item["valid"])
+    is_whole = ((corners >= 0) & (corners <= size)).all(2).all(1)
+    item["area"] = torch.where(is_whole, item["area"] * torch.linalg.det(matrix[:, :2]), torch.nan)
+    if not is_oriented:
+        boxes = enclosing_boxes(corners)
+        if "masks" in item:
+            item["masks"] = move_labels(item["masks"], matrix, 0)
+            is_visible = item["masks"].flatten(1).bool().any(1)
+            boxes[is_visible] = (masks_to_boxes(item["masks"][is_visible]) + torch.tensor([0, 0, 1, 1])).double()
+            is_kept &= is_visible
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2)).clamp(torch.zeros(2), size)
+    item["corners"] = corners.float()
+    is_kept |= item["crowd"]  # A crowd region still covers objects without annotation where it is visible.
+    names = ("labels", "corners", "difficult", "crowd", "area", "masks")
+    return item | {name: item[name][is_kept] for name in names if name in item}
+
+
+def lie_in(centers: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Return whether points x, y, `(n, 2)`, lie in valid pixels, bool of shape `(height, width)`."""
+    height, width = valid.shape
+    x, y = centers.floor().long().unbind(1)
+    is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return is_inside & valid[y.clamp(0, height - 1), x.clamp(0, width - 1)]
 
 
 class Augmentation:

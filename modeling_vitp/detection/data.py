@@ -125,6 +125,11 @@ class ObjectImages(torch.utils.data.Dataset):
                 digest.update(array.tobytes())
         return digest.hexdigest()
 
+    def files_or_rows(self) -> dict[str, Any]:
+        """Return the image files or rows, and the hash of the annotations, to detect changes."""
+        images = sorted({place.image for place in self.places}) if self.rows is None else self.rows
+        return {"images": images, "objects": self.hash_of_objects()}
+
     def image(self, index: int) -> torch.Tensor:
         """Return the image of a sample without its objects."""
         place = self.places[index]

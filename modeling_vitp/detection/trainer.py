@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from ..training.fine_tuning import (
     load_on_backbone,
 )
 from ..training.vitp_config import BaseConfig
-from .arguments import VITP, DetectionSettings
-from .augmentation import Augmentation, Sample, targets
+from .arguments import SCORED_WITH, VITP, DetectionSettings
+from .augmentation import Augmentation, Sample, lie_in, targets
 from .data import ObjectImages
 from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
 from .pictures import SHOWN, draw_detections
@@ -113,6 +114,7 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
     """
 
     counted = "objects"
+    scored_with = SCORED_WITH
     fixed = (
         "image_size",
         "keep_ratio",
@@ -163,12 +165,13 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        self.metrics = self._load_metrics(metric, metric_options or {})
+        default = "average_precision" if task == "oriented" else "coco_average_precision"
+        self.metric_settings = {"metric": metric or default, "metric_options": metric_options or {}}
+        self.metrics = self._load_metrics(metric or default, metric_options or {})
         self.metric = [*self.metrics.values()][-1]
 
-    def _load_metrics(self, metric: str | None, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
+    def _load_metrics(self, name: str, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
         """Return the metrics by the prefix of their score names."""
-        name = metric or ("average_precision" if self.task == "oriented" else "coco_average_precision")
         if self.task != "instances":
             return {"": self.load_metric(name, BoxMetric, **options)}
         masks = self.load_metric("coco_average_precision", masks=True, **options)
@@ -198,12 +201,13 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         return [*self.metrics][-1] + (self.metric.main_score or "")
 
     def training_data(self) -> Any:
-        samples = self.train_dataset.samples
-        images = sorted({place.image for place in samples.places}) if samples.rows is None else samples.rows
-        return {"images": images, "objects": samples.hash_of_objects()}
+        return self.train_dataset.samples.files_or_rows()
 
     def data_settings(self) -> dict[str, Any]:
         return super().data_settings() | {"task": self.task}
+
+    def scoring_settings(self) -> dict[str, Any]:
+        return super().scoring_settings() | self.metric_settings
 
     # Evaluation
 
@@ -254,6 +258,7 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             if unknown:
                 raise ValueError(f"Expected annotations for every evaluation sample, {unknown[0]} has none.")
             predictions = self.detect([item["image"] for item in items])
+            predictions = [without_padding(found, item) for found, item in zip(predictions, items)]
             references = [reference(item, self.task) for item in items]
             for metric in self.metrics.values():
                 ids, cases = ([item[key] for item in items] for key in ("id", "case"))
@@ -263,6 +268,22 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             for begin, metric in self.metrics.items()
             for key, value in name_classes(metric.compute(), self.names).items()
         }
+
+
+def without_padding(found: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+    """Remove detections with their center in the padding of an image that is moved with its objects.
+
+    See [`~modeling_vitp.detection.augmentation.moved`].
+    """
+    if "valid" not in item:
+        return found
+    boxes = found["boxes"].cpu()
+    is_oriented = boxes.shape[1] == 5
+    chosen = lie_in(boxes[:, :2] if is_oriented else (boxes[:, :2] + boxes[:, 2:]) / 2, item["valid"])
+    return {
+        name: values.cpu()[chosen] if isinstance(values, torch.Tensor) else list(compress(values, chosen.tolist()))
+        for name, values in found.items()
+    }
 
 
 def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:

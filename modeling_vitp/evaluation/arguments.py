@@ -35,7 +35,7 @@ class RobustnessArguments(Arguments):
     data: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Images with masks or classes: a mapping as in fine-tuning, or a fine-tuning configuration file. "
+            "help": "Images with masks, boxes or classes: a mapping as in fine-tuning, or a fine-tuning configuration. "
             "Default: the test data of the models' runs."
         },
     )
@@ -78,7 +78,8 @@ class RobustnessArguments(Arguments):
         metadata={"help": "Whether to average predictions over mirrored images. Default: as in the fine-tuning run."},
     )
     per_device_eval_batch_size: int | None = field(
-        default=None, metadata={"help": "Number of windows per batch. Default: that of the fine-tuning run."}
+        default=None,
+        metadata={"help": "Number of windows or images per batch. Default: that of the fine-tuning run."},
     )
     bf16: bool | None = field(
         default=None, metadata={"help": "Whether to compute in bfloat16. Default: as in the fine-tuning run."}

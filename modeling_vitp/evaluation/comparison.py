@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from ..cards.sections import table
 from ..training.checkpointing import write_whole
@@ -26,28 +24,27 @@ class Progress:
         self.path = path
         self.parts: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
 
-    def result(self, part: str, run: Callable[[], Any], in_all_processes: bool = False) -> Any:
+    def result(self, part: str, run: Callable[[], Any]) -> Any:
         """Return the result of a part, which is JSON. Run the part if it is not finished.
 
         Args:
             part: name of the part; the text before the first slash is its stage.
             run: function that returns the result.
-            in_all_processes: whether all processes of a distributed run call the function, or the first one only.
         """
         if part not in self.parts:
-            state, began = PartialState(), time.monotonic()
-            result = run() if in_all_processes or state.is_main_process else None
-            result = json.loads(json.dumps(broadcast_object_list([result])[0]))
+            began = time.monotonic()
+            result = json.loads(json.dumps(run()))
             self.parts[part] = {"seconds": time.monotonic() - began, "result": result}
-            if state.is_main_process:
-                write_whole(self.path, json.dumps(self.parts, indent=1) + "\n")
+            self.write()
         return self.parts[part]["result"]
 
     def forget(self, part: str) -> None:
         """Remove the result of a part, so that the part runs again."""
         del self.parts[part]
-        if PartialState().is_main_process:
-            write_whole(self.path, json.dumps(self.parts, indent=1) + "\n")
+        self.write()
+
+    def write(self) -> None:
+        write_whole(self.path, json.dumps(self.parts, indent=1) + "\n")
 
     def seconds(self, stage: str) -> float:
         """Return the seconds that the finished parts of a stage took."""

@@ -1,12 +1,19 @@
 """Tasks of the robustness evaluation: fine-tuned models with their test images, clean or corrupted."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import evaluate
 from torch.utils.data import Dataset, Subset
-from transformers import AutoConfig, PreTrainedConfig, Trainer, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    PreTrainedConfig,
+    Trainer,
+    TrainerCallback,
+)
 
 from ..auto.registry import find_model
 from ..cards.record import read_record
@@ -17,9 +24,13 @@ from ..convert.tensor_files import check_finite
 from ..dense import arguments as dense
 from ..dense.data import DenseData, MaskedImages
 from ..dense.trainer import ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
+from ..detection import arguments as detection
+from ..detection.augmentation import moved
+from ..detection.data import DetectionData
+from ..detection.trainer import TASK_MODELS, ViTPDetectionTrainer, ViTPDetectionTrainingConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
-from ..images.corruptions import CorruptedImages
+from ..images.corruptions import CorruptedImages, move_mask
 from ..images.large import weights_digest
 from ..input_spec import InputSpec
 from ..metrics.report import metric_path
@@ -52,6 +63,8 @@ class RobustnessTask:
 
     Attributes:
         data: description of the images and annotations, which must be the same for all models.
+        move: function that moves the annotations of a sample, see
+            [`~modeling_vitp.images.corruptions.CorruptedImages`].
         score: key of the metric that is compared.
         args: training arguments with the evaluation settings.
         samples: clean images with their annotations.
@@ -63,6 +76,7 @@ class RobustnessTask:
 
     scored_with: tuple[str, ...]
     images_per_step = 1
+    move = staticmethod(move_mask)
     data: dict[str, Any]
     score: str
     samples: Dataset
@@ -85,7 +99,21 @@ class RobustnessTask:
             samples = Subset(samples, [index * len(samples) // limit for index in range(limit)])
         self.samples = samples
 
+    def _check_bands_and_classes(self, config: PreTrainedConfig, names: list[str], input_spec: dict | None) -> None:
+        if input_spec is not None and InputSpec.from_dict(input_spec).band_names is not None:
+            raise ValueError(f"Corruptions need the bands red, green and blue, but {self.name} takes other bands.")
+        classes = list(config.id2label.values())
+        unnamed = [f"LABEL_{index}" for index in range(len(names))]  # Converted checkpoints have such names.
+        if classes not in (names, unnamed):
+            raise ValueError(
+                f"Expected the {len(names)} classes of the data, {names}, got {len(classes)} classes of {self.name}: "
+                f"{classes}."
+            )
+
     def _scoring_settings(self, args: RobustnessArguments, *more: str) -> dict[str, Any]:
+        unsupported = sorted(set(args.scored_with) - {*more, *self.scored_with})
+        if unsupported:
+            raise ValueError(f"{', '.join(unsupported)}: not supported for {self.name}. Leave it out.")
         found = {name: self.configuration.get(name) for name in (*more, *self.scored_with)} | args.scored_with
         loading = {"dataloader_num_workers": args.dataloader_num_workers, "report_to": "none", "disable_tqdm": True}
         fixed = {"output_dir": args.output_dir, "do_train": False, **loading}
@@ -113,8 +141,9 @@ class RobustnessTask:
         """
         samples = self.samples
         if corruption is not None:
-            samples = CorruptedImages(samples, corruption, severity, self.seed)
-        progress = Progress(lambda: update(self.images_per_step))
+            samples = CorruptedImages(samples, corruption, severity, self.seed, self.move)
+        starts = iter(range(0, len(samples), self.images_per_step))
+        progress = Progress(lambda: update(min(self.images_per_step, len(samples) - next(starts))))
         self.trainer.add_callback(progress)
         try:
             loader = self.trainer.get_eval_dataloader(samples)
@@ -144,7 +173,8 @@ class DenseTask(RobustnessTask):
         data = DenseData.from_dict(self.described)
         self.encoding, self.image_spec = data.encoding, data.image_spec
         samples = data.open([self.split])
-        self._check(config, samples)
+        self._check_bands_and_classes(config, self.encoding.names, self.image_spec)
+        self._check(samples)
         self._set_samples(samples, samples.files_or_rows(), args.limit)
         found = self._scoring_settings(args, "crop_size", "metric")
         self.metric = found.pop("metric", entry.metric)
@@ -154,16 +184,7 @@ class DenseTask(RobustnessTask):
             raise ValueError(f"The metric {self.metric} has no `main_score`. Set --score to one of its values.")
         self.args = ViTPSegmentationTrainingConfig(**found)
 
-    def _check(self, config: PreTrainedConfig, samples: MaskedImages) -> None:
-        if InputSpec.from_dict(self.image_spec).band_names is not None:
-            raise ValueError(f"Corruptions need the bands red, green and blue, but {self.name} takes other bands.")
-        names, classes = self.encoding.names, list(config.id2label.values())
-        unnamed = [f"LABEL_{index}" for index in range(len(names))]  # Converted checkpoints have such names.
-        if classes not in (names, unnamed):
-            raise ValueError(
-                f"Expected the {len(names)} classes of the data, {names}, got {len(classes)} classes of {self.name}: "
-                f"{classes}."
-            )
+    def _check(self, samples: MaskedImages) -> None:
         if samples.mask(0) is None:
             raise ValueError(f"Split {self.split!r} needs masks for scoring.")
         found, expected = len(samples[0]["images"]), self.model_class.images_per_sample
@@ -196,9 +217,6 @@ class ClassificationTask(RobustnessTask):
 
     def __init__(self, name: str, args: RobustnessArguments):
         super().__init__(name, args)
-        unsupported = sorted(set(args.scored_with) - set(self.scored_with))
-        if unsupported:
-            raise ValueError(f"{', '.join(unsupported)}: not supported for {name}, which is an image classifier.")
         data = ClassificationData.from_dict(self.described)
         config = AutoConfig.from_pretrained(name)
         classes, kind = list(config.id2label.values()), classifying.KINDS[data.multi_label]
@@ -224,5 +242,39 @@ class ClassificationTask(RobustnessTask):
         return classifying.ViTPClassificationTrainer(model, self.args, processing_class=self.processor)
 
 
+class DetectionTask(RobustnessTask):
+    """Task of detectors for horizontal boxes, oriented boxes or instances, with the scores of fine-tuning."""
+
+    scored_with = detection.SCORED_WITH
+
+    def __init__(self, name: str, args: RobustnessArguments):
+        super().__init__(name, args)
+        config = AutoConfig.from_pretrained(name)
+        tasks = {model.config_class.model_type: task for task, model in TASK_MODELS.items()}
+        self.task = tasks.get(config.model_type, "horizontal")  # Detectors of transformers have horizontal boxes.
+        self.move = partial(moved, is_oriented=self.task == "oriented")
+        data = DetectionData.from_dict(self.described)
+        self._check_bands_and_classes(config, data.names.names, data.input_spec)
+        samples = data.open([self.split], self.task)
+        if any(place.objects is None for place in samples.places):
+            raise ValueError(f"Split {self.split!r} needs annotations for scoring.")
+        self._set_samples(samples, samples.files_or_rows(), args.limit)
+        found = self._scoring_settings(args, "metric", "metric_options")
+        metric, options = found.pop("metric", None), found.pop("metric_options", {})
+        # The options of the run belong to its metric.
+        self.metric = {"metric": metric, "metric_options": options if args.metric is None else {}}
+        self.data |= {"task": self.task, **self.metric}
+        self.args = ViTPDetectionTrainingConfig(**found)
+        self.images_per_step = self.args.per_device_eval_batch_size
+        self.score = args.score or {"instances": "mask_map"}.get(self.task, "map")
+
+    @cached_property
+    def trainer(self) -> ViTPDetectionTrainer:
+        model = AutoModelForObjectDetection.from_pretrained(self.name)
+        check_finite(model.state_dict(), self.name)
+        processor = AutoImageProcessor.from_pretrained(self.name)
+        return ViTPDetectionTrainer(model, self.args, self.task, **self.metric, processing_class=processor)
+
+
 # Tasks by the `robustness_task` of a registered model type.
-TASKS = {"classification": ClassificationTask, "dense": DenseTask}
+TASKS = {"classification": ClassificationTask, "dense": DenseTask, "detection": DetectionTask}

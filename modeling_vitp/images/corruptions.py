@@ -123,21 +123,21 @@ def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> tor
     """Move a map of labels as [`corrupt`] moves the image.
 
     Args:
-        labels: labels of shape `(height, width)`, the size of the image, of any dtype.
+        labels: labels of shape `(…, height, width)`, the size of the image, of any dtype.
         matrix: matrix of [`motion`].
         outside: label of pixels that come from the padding.
 
     Returns:
         Moved labels of the same shape, dtype and device, by nearest-neighbor sampling.
     """
-    height, width = labels.shape
+    height, width = labels.shape[-2:]
     positions = F.affine_grid(_inverse(matrix.cpu())[None], (1, 1, height, width), align_corners=False)[0]
     tolerance = 1e-9  # Positions between two pixels always go to the same side, independent of rounding.
     positions = ((positions + 1) / 2 * positions.new_tensor([width, height]) + tolerance).floor().long()
     columns, rows = positions.to(labels.device).unbind(-1)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     moved = torch.full_like(labels, outside)
-    moved[inside] = labels[rows[inside], columns[inside]]
+    moved[..., inside] = labels[..., rows[inside], columns[inside]]
     return moved
 
 
@@ -162,20 +162,34 @@ def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Ten
     return _sample(features, matrix, "border"), valid.to(features.device)
 
 
+def move_mask(sample: dict[str, Any], matrix: torch.Tensor) -> dict[str, Any]:
+    """Move the mask of a sample, if it has one. Pixels from the padding get the ignore index."""
+    moved = {"mask": move_labels(sample["mask"], matrix, IGNORE_INDEX)} if "mask" in sample else {}
+    return {**sample, **moved}
+
+
 class CorruptedImages(Dataset):
     """Data set of corrupted samples of a downstream task, random by the seed, the id of a sample and the corruption.
 
-    Both images of a pair get the same geometric corruption. Noise, clouds and gaps are drawn for each image. A mask
-    moves with the images, and pixels from the padding get the ignore index.
+    Both images of a pair get the same geometric corruption. Noise, clouds and gaps are drawn for each image.
 
     Args:
         samples: data set whose items have an `id`, and an `image`, or `images` and optionally a `mask`.
         corruption, severity: name and severity of the corruption, see [`corrupt`].
         seed: seed of the random draws.
+        move: function that moves the annotations of a sample by a matrix of [`motion`].
     """
 
-    def __init__(self, samples: Dataset, corruption: str, severity: int, seed: int):
+    def __init__(
+        self,
+        samples: Dataset,
+        corruption: str,
+        severity: int,
+        seed: int,
+        move: Callable[[dict[str, Any], torch.Tensor], dict[str, Any]] = move_mask,
+    ):
         self.samples, self.corruption, self.severity, self.seed = samples, corruption, severity, seed
+        self.move = move
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -190,8 +204,7 @@ class CorruptedImages(Dataset):
         matrix = motion(*settings, *images[0].shape[1:], seed=seeds[0])
         if matrix is not None:
             seeds = seeds[:1] * len(images)
-            if "mask" in sample:
-                sample = {**sample, "mask": move_labels(sample["mask"], matrix, IGNORE_INDEX)}
+            sample = self.move(sample, matrix)
         corrupted = [corrupt(image, *settings, seed) for image, seed in zip(images, seeds)]
         return {**sample, "images": corrupted} if "images" in sample else {**sample, "image": corrupted[0]}
 

@@ -137,26 +137,27 @@ def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.n
     return pixels.permute(1, 2, 0).cpu().numpy()
 
 
-def principal_scores(features: torch.Tensor) -> torch.Tensor:
-    """Return the scores of the patches on the first three principal components, each with mean 0 and variance 1.
+def principal_scores(features: torch.Tensor, count: int = 3) -> torch.Tensor:
+    """Return the scores of the patches on the first principal components, each with mean 0 and variance 1.
 
     The sign of a component makes its loading of largest magnitude positive. Components without variance (fewer patches
     than components, or a uniform image) have the score 0.
 
     Args:
         features: patch features of shape `(channels, rows, columns)`.
+        count: number of components.
 
     Returns:
-        Scores, float64 of shape `(3, rows, columns)`.
+        Scores, float64 of shape `(count, rows, columns)`.
     """
     flat = features.flatten(1).double()
     flat = flat - flat.mean(1, keepdim=True)
     values, vectors = torch.linalg.eigh(flat @ flat.T / flat.shape[1])
-    values, vectors = values.flip(0)[:3], vectors.flip(1)[:, :3]
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     scales = torch.where(values > 1e-9 * flat.square().sum(0).max(), values.clamp(min=1e-300).rsqrt(), 0.0)
     scores = scales[:, None] * (vectors.T @ flat)
-    return nn.functional.pad(scores, (0, 0, 0, 3 - len(scores))).unflatten(1, features.shape[1:])
+    return nn.functional.pad(scores, (0, 0, 0, count - len(scores))).unflatten(1, features.shape[1:])
 
 
 def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

@@ -150,12 +150,13 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
     elif not mixture.modalities:
         modalities = "the mixture does not set `modalities`, those of the downstream tasks"
 
+    without = "no source, so detection is not taught" if mixture.detection else "not needed without detection"
     grounding = sum(summary.share for summary in domain if "grounding" in summary.source.tasks)
     general = sum(summary.share for summary in present if summary.source.general)
     return [
         (is_diverse, f"scale and diversity: {found}"),
         (bool(mixture.modalities) and not absent, f"modalities: {modalities}"),
-        (grounding > 0, f"grounding: {f'{grounding:.1%}' if grounding else 'no source, so detection is not taught'}"),
+        (grounding > 0 or not mixture.detection, f"grounding: {f'{grounding:.1%}' if grounding else without}"),
         (general > 0, f"general data: {f'{general:.1%}' if general else 'no source against forgetting'}"),
     ]
 
@@ -218,7 +219,7 @@ def print_mixture(
     unusable = [f"  {summary.source.name}: {summary.unusable}" for summary in summaries if summary.unusable]
     if unusable:
         print("Invalid rows:", *unusable, sep="\n")
-    remote = [summary.source.dataset for summary in summaries if summary.source.is_on_hub]
+    remote = sorted({item.source.hub or item.source.dataset for item in summaries if item.source.is_on_hub})
     if remote:
         print(f"On the Hub, not checked: {', '.join(remote)}")
     print("\nThe four rules of a mixture:")

@@ -40,7 +40,17 @@ from ..vrl import keyed_generator
 from .collator import STEP, ViTPDataCollator
 from .rows import FEATURES, images_of, prepare_rows
 from .schemas import schema_name, text_columns
-from .sources import TABLES, Source, all_rows, holds_rows, read_source, schema_of, source_of, stream_rows
+from .sources import (
+    TABLES,
+    Source,
+    all_rows,
+    holds_rows,
+    read_source,
+    schema_of,
+    source_of,
+    stream_rows,
+    with_local_annotation,
+)
 
 logger = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.yaml)(?<!\.yml)(?<!\.json)")
@@ -54,6 +64,7 @@ EMPTY = 2**20  # Number of empty rows that share memory; the rows of a mixture a
 
 
 MIXTURE_KEYS = {"sources": list, "resample": str, "modalities": list, "shuffle_buffer": int} | {
+    "detection": bool,
     "split_streams": bool,
     "root": str,
     "defaults": dict,
@@ -93,6 +104,7 @@ class Mixture:
         sources: sources that are mixed.
         resample: "epoch" draws a new random part of a source with a fractional rate in each epoch, "once" keeps it.
         modalities: imaging modalities of the downstream tasks; each needs a source.
+        detection: whether a downstream task may be detection, which needs a source of grounding.
         shuffle_buffer: size of the shuffle buffer of a stream, in rows.
         split_streams: whether each worker of each training process reads its own part, see [`MixtureStream`].
     """
@@ -100,6 +112,7 @@ class Mixture:
     sources: tuple[Source, ...]
     resample: str = "epoch"
     modalities: tuple[str, ...] = ()
+    detection: bool = True
     shuffle_buffer: int = 1000
     split_streams: bool = False
 
@@ -157,7 +170,9 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{origin}: source names must be unique, got {repeated} more than once.")
-    options = {key: mixture[key] for key in ("resample", "shuffle_buffer", "split_streams") if key in mixture}
+    options = {
+        key: mixture[key] for key in ("resample", "detection", "shuffle_buffer", "split_streams") if key in mixture
+    }
     check_texts(mixture, ("modalities",), origin)
     if options.get("shuffle_buffer", 1) < 1:
         raise ValueError(f"{origin}: shuffle_buffer must be above 0, got {options['shuffle_buffer']}.")
@@ -214,8 +229,8 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
             f"{origin}: expected exactly one of dataset (a Hub id), folder, annotation (InternVL JSON Lines) and meta "
             f"(a released meta JSON), found {locations or 'none'}."
         )
-    allowed = {"config": {"dataset"}, "revision": {"dataset"}, "split": {"dataset", "folder"}}
-    allowed |= {"columns": {"dataset", "folder"}, "prompt": {"dataset", "folder"}}
+    allowed = {"config": {"dataset"}, "revision": {"dataset", "annotation"}, "split": {"dataset", "folder"}}
+    allowed |= {"hub": {"annotation"}, "columns": {"dataset", "folder"}, "prompt": {"dataset", "folder"}}
     for key, kinds in allowed.items():
         if key in entry and locations[0] not in kinds:
             raise ValueError(f"{origin}: {key} is not supported for a source with {locations[0]}.")
@@ -576,8 +591,10 @@ def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
     Raises:
         ValueError: If a source is not found, cannot be read, or is empty; the message names the source.
     """
-    parts = []
+    parts, sources = [], []
     for source in tqdm(mixture.sources, desc="Opening sources", disable=None):
+        source = with_local_annotation(source)
+        sources.append(source)
         part = read_source(source)
         if isinstance(part, Dataset):
             if len(part) == 0:
@@ -585,6 +602,7 @@ def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
             if source.rows not in (None, len(part)):
                 logger.warning("Source %r has %d rows, but `rows` is %d.", source.name, len(part), source.rows)
         parts.append(part)
+    mixture = dataclasses.replace(mixture, sources=tuple(sources))
     is_streamed = any(isinstance(part, IterableDataset) for part in parts)
     if mixture.split_streams and not is_streamed:
         logger.warning("split_streams has no effect because no source is streaming.")

@@ -8,6 +8,7 @@ decides whether to stop or to skip.
 
 import csv
 import dataclasses
+import glob
 import hashlib
 import itertools
 import json
@@ -33,6 +34,7 @@ from datasets import (
 )
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
@@ -82,6 +84,8 @@ class Source:
         folder: local folder of Parquet files, WebDataset tar archives, JSON, JSON Lines or CSV beside images, COCO
             captions, or images with a `metadata.jsonl`, one subfolder per class, or a text file of the same name each.
         annotation: InternVL JSON Lines file, or a JSON list of the same rows, with its `image_root`.
+        hub: Hub repo from which the annotation is downloaded by its file name if it is not found on disk, such as
+            GreatBird/ViTP, or datasets/ORGANIZATION/NAME for a repo of data, with `revision`.
         image_root: folder that image paths are relative to. Paths that lead out of it, by `..`, as absolute paths or
             over symbolic links, are errors. If it is not set, paths are used as they are, except for JSON in a
             `folder`: there the default is the folder of the JSON file or `images` beside it.
@@ -110,6 +114,7 @@ class Source:
     revision: str | None = None
     folder: str | None = None
     annotation: str | None = None
+    hub: str | None = None
     image_root: str | None = None
     streaming: bool = False
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -137,11 +142,12 @@ class Source:
 
     @property
     def is_on_hub(self) -> bool:
-        return self.dataset is not None and not Path(self.dataset).exists()
+        path = self.dataset or (self.hub and self.annotation)
+        return path is not None and not Path(path).exists()
 
     def missing(self) -> str | None:
         """Return a message with the first path that does not exist and its download page, or `None`."""
-        for path in (self.folder, self.annotation, self.image_root):
+        for path in (self.folder, None if self.hub else self.annotation, self.image_root):
             if path is not None and not Path(path).exists():
                 return f"{path} not found" + (f"; obtain it from {self.obtain}" if self.obtain else "")
         return None
@@ -160,6 +166,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
     missing = source.missing()
     if missing:
         raise ValueError(f"Source {source.name!r}: {missing}.")
+    source = with_local_annotation(source)
     if source.streaming:
         return IterableDataset.from_generator(stream_rows, features=FEATURES, gen_kwargs={"source": source})
     try:
@@ -188,6 +195,33 @@ def read_source(source: Source) -> Dataset | IterableDataset:
     except Exception as error:  # The readers raise many types; the user needs the name of the source.
         raise source_error(error, source) from error
     return with_reader(dataset, reader_of(source, columns_of(dataset)))
+
+
+def with_local_annotation(source: Source) -> Source:
+    """Return the source with an annotation on disk, downloaded from `hub` if necessary.
+
+    Raises:
+        ValueError: If the repo cannot be read, or has not exactly one file of this name.
+    """
+    if source.hub is None or not source.is_on_hub:
+        return source
+    name, is_data = Path(source.annotation).name, source.hub.startswith("datasets/")
+    download = partial(
+        snapshot_download,
+        source.hub.removeprefix("datasets/"),
+        repo_type="dataset" if is_data else "model",
+        revision=source.revision,
+        allow_patterns=[name, f"*/{name}"],
+    )
+    try:
+        found = sorted(Path(retry(download)).rglob(glob.escape(name)))
+    except Exception as error:  # The client raises many types; the user needs the name of the source.
+        raise source_error(error, source) from error
+    if len(found) != 1:
+        raise ValueError(
+            f"Source {source.name!r}: expected one file {name} in the Hub repo {source.hub}, found {len(found)}."
+        )
+    return dataclasses.replace(source, annotation=str(found[0]))
 
 
 def source_error(error: Exception, source: Source, row: int | None = None) -> ValueError:

@@ -262,12 +262,39 @@ class RunArguments(Arguments):
 
 
 @dataclass
-class PretrainArguments(Arguments, ScriptArguments):
+class PlanArguments(Arguments):
+    """Arguments of the estimated cost of a run."""
+
+    limits = {"plan_devices": "[1, inf)", "plan_utilization": "(0, 1]"}
+
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Print the estimated cost of the run, for a pretraining with a summary of its mixture, and stop. "
+            "Neither data nor Hub nor GPU is needed. Default: false."
+        },
+    )
+    plan_device: str | None = field(
+        default=None,
+        metadata={
+            "help": "GPU of the dry_run estimate: a40, a100, h100, rtx4090 …, or memory and speed such as "
+            "24GiB,71TFLOP/s. By default the GPU of this machine. Without a GPU a40 for pretraining, as in the paper, "
+            "and rtx4090 for fine-tuning, a card of 24 GiB."
+        },
+    )
+    plan_devices: int = field(default=1, metadata={"help": "Number of GPUs of the dry_run estimate."})
+    plan_utilization: float = field(
+        default=0.4, metadata={"help": "Share of the GPU's peak speed that the dry_run estimate assumes, in (0, 1]."}
+    )
+
+
+@dataclass
+class PretrainArguments(PlanArguments, ScriptArguments):
     """Arguments of the training data, the start of the model, and its frozen parts."""
 
     file_fields = ("mixture", "probe_data")
     limits = {"unfreeze_vision_layers": "[0, inf)", "drop_path_rate": "[0, 1)", "max_patches": "[1, inf)"}
-    limits |= {"plan_devices": "[1, inf)", "plan_utilization": "(0, 1]", "vision_image_size": "[1, inf)"}
+    limits |= {"vision_image_size": "[1, inf)"}
 
     mixture: dict | str | None = field(
         default=None,
@@ -296,24 +323,6 @@ class PretrainArguments(Arguments, ScriptArguments):
             "help": "Question of every row of dataset_name, for captions or rows with an answer only. By default, one "
             "of five questions for a caption."
         },
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Print a summary of the mixture and the estimated cost of the run, and stop. Neither data nor Hub "
-            "nor GPU is needed. Default: false."
-        },
-    )
-    plan_device: str | None = field(
-        default=None,
-        metadata={
-            "help": "GPU of the dry_run estimate: a40, a100, a800, h100 …, or memory and speed such as "
-            "24GiB,71TFLOP/s. By default the GPU of this machine, or the paper's a800 without a GPU."
-        },
-    )
-    plan_devices: int = field(default=1, metadata={"help": "Number of GPUs of the dry_run estimate."})
-    plan_utilization: float = field(
-        default=0.4, metadata={"help": "Share of the GPU's peak speed that the dry_run estimate assumes, in (0, 1]."}
     )
     task: str | None = field(
         default=None,
@@ -385,14 +394,15 @@ class PretrainArguments(Arguments, ScriptArguments):
     drop_path_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Stochastic depth rate of the ViT's last layer. By default that of the model; the paper uses 0.1."
+            "help": "Stochastic depth rate of the ViT's last layer. By default that of the model; the authors' release "
+            "has 0.1."
         },
     )
     max_patches: int | None = field(
         default=None,
         metadata={
             "help": "Maximum number of tiles per sample, shared by its images. By default that of the image processor; "
-            "the paper uses 12 or 6."
+            "the authors' release has 12 or 6."
         },
     )
     input_spec: dict | str | None = field(
@@ -646,7 +656,7 @@ class FineTuningSettings(RunArguments):
 
 
 @dataclass
-class SplitArguments(Arguments):
+class SplitArguments(PlanArguments):
     """Arguments of the data set and its splits for training and scoring."""
 
     limits = {"num_pictures": "[0, inf)"}

@@ -38,6 +38,7 @@ SETTINGS = {
     "image": str | Sequence[str],
     **dict.fromkeys(("before", "after", "mask", "list"), str),
     "part": Sequence[float],
+    "part_seed": int,
     "tile": Mapping[str, int],
     "foreground_only": bool,
 }
@@ -83,7 +84,8 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             a regular expression; `**/` matches any folders. Files with equal fields belong to the same sample. `image`
             may be a list of patterns, one per channel. `list` is a file relative to `root` with a sample in each line,
             given by its id, a field, a file name, or the path of its first image below `root`. `part` is a range in
-            [0, 1) that selects samples (patients or cases, if the pattern has such a field) by a hash of their name.
+            [0, 1) that selects samples (patients or cases, if the pattern has such a field) by a hash of their name,
+            and `part_seed` selects others.
         name: name of the split, for errors.
 
     Raises:
@@ -124,7 +126,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
         for key in keys
     ]
     if "part" in settings:
-        samples = [sample for sample in samples if in_part(sample.case, settings["part"])]
+        samples = [sample for sample in samples if in_part(sample.case, settings)]
     if not samples:
         raise ValueError(f"Split {name!r} has no sample left after `list` and `part`.")
     return samples
@@ -215,11 +217,12 @@ def select_listed(keys: list[tuple], root: Path, path: Path, files: Mapping[tupl
     return sorted(set(chosen))
 
 
-def in_part(case: str, part: Sequence[float]) -> bool:
-    """Return whether a hash of a case's name, scaled to [0, 1), is in a range."""
+def in_part(case: str, settings: Mapping) -> bool:
+    """Return whether a hash of a case's name and the `part_seed` of a split, scaled to [0, 1), is in its `part`."""
+    part, seed = settings["part"], settings.get("part_seed")
     if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
         raise ValueError(f"Expected `part` to be the two ends of a range in [0, 1], got {list(part)}.")
-    return part[0] <= hashed_position(case) < part[1]
+    return part[0] <= hashed_position(case if seed is None else f"{seed}/{case}") < part[1]
 
 
 def hashed_position(case: str) -> float:
@@ -466,7 +469,7 @@ class DataSettings:
                 labeled = {name for name, files in inferred["splits"].items() if {"mask", "annotations"} & files.keys()}
                 unused = labeled - {*args.train_splits}
                 args.eval_split, args.test_split = (name if name in unused else None for name in ("val", "test"))
-            if PartialState().is_main_process:
+            if PartialState().is_main_process and not args.dry_run:
                 scored = {"eval_split": args.eval_split, "test_split": args.test_split}
                 configuration = {"data": args.data, **{key: name for key, name in scored.items() if name}}
                 save_inferred(configuration, Path(output_dir) / "data.yaml")

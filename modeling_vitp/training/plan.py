@@ -4,22 +4,25 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import gc
 import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig, SFTConfig
 
 from ..cards.sections import table
@@ -34,7 +37,6 @@ from .arguments import PretrainArguments
 from .batching import GlobalBatchSampler
 from .freezing import freeze, lora_config
 from .loading import tiling, vision_config_of
-from .model_patches import checkpoint_activations
 from .vitp_config import HAS_ACTIVATION_CHECKPOINTING
 
 GIB = 2**30
@@ -42,21 +44,28 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """Memory of a GPU in GiB and its dense bfloat16 operations per second, according to its manufacturer."""
+    """Memory of a GPU in GiB and its operations per second, dense, according to its manufacturer.
+
+    Args:
+        memory: GiB.
+        operations: operations per second in bfloat16.
+        float32_operations: operations per second in float32 without tensor cores, `None` if unknown.
+    """
 
     memory: float
     operations: float
+    float32_operations: float | None = None
 
 
 DEVICES = {
-    "a40": Device(48, 149.7e12),
-    "a100-40gb": Device(40, 312e12),
-    "a100": Device(80, 312e12),
-    "a800": Device(80, 312e12),
-    "h100": Device(80, 989.4e12),
-    "h200": Device(141, 989.4e12),
-    "l40s": Device(48, 362e12),
-    "rtx4090": Device(24, 165.2e12),
+    "a40": Device(48, 149.7e12, 37.4e12),
+    "a100-40gb": Device(40, 312e12, 19.5e12),
+    "a100": Device(80, 312e12, 19.5e12),
+    "a800": Device(80, 312e12, 19.5e12),
+    "h100": Device(80, 989.4e12, 66.9e12),
+    "h200": Device(141, 989.4e12, 66.9e12),
+    "l40s": Device(48, 362e12, 91.6e12),
+    "rtx4090": Device(24, 165.2e12, 82.6e12),
 }
 CHECKPOINTING = {
     0: "without activation checkpointing",
@@ -74,7 +83,6 @@ PARTS = {
     "projector": "model.multi_modal_projector",
     "language model": "model.language_model",
 }
-ACTIVATIONS = 2  # index in the result of `measure_step`
 INTERNVL2_5_1B = {  # shapes of InternViT-300M and Qwen2.5-0.5B
     "vision_config": {
         "hidden_size": 1024,
@@ -152,6 +160,99 @@ class StepCost:
         return sum(self.forward.values()) + self.backward
 
 
+@dataclass(eq=False)
+class Scope:
+    """Tensors kept for the backward pass and operations of a layer, or of the whole model.
+
+    Args:
+        inputs: bytes of the inputs of a layer by storage. Checkpointing keeps only these.
+        parts: in the order of the forward pass, the kept bytes by storage, and the layers within.
+        forward: operations of the forward pass, with those of the layers within.
+        recomputed: operations of the forward pass until the last kept tensor, which checkpointing does again.
+        backward: operations of the backward pass, without those of the layers within.
+    """
+
+    inputs: dict[Any, int] = field(default_factory=dict)
+    parts: list = field(default_factory=list)
+    forward: float = 0
+    recomputed: float = 0
+    backward: float = 0
+
+    def renewed(self, known: set, number: int) -> "Scope":
+        """Return a copy of a layer whose tensors are new, except the known ones."""
+        inputs, *parts = (
+            {key if key in known else (key, number): size for key, size in kept.items()}
+            for kept in (self.inputs, *self.parts)
+        )
+        return dataclasses.replace(self, inputs=inputs, parts=parts)
+
+
+@dataclass
+class Step:
+    """Measured forward and backward pass of a model.
+
+    Args:
+        weights: number of weights.
+        trained: number of trainable weights.
+        dtype: dtype of the weights.
+        whole: the model.
+        layers: its layers that support checkpointing, in the order of its modules.
+        forward: operations of the forward pass by part of the model.
+    """
+
+    weights: int
+    trained: int
+    dtype: torch.dtype
+    whole: Scope
+    layers: list[Scope]
+    forward: dict[str, float]
+
+    def repeat(self, layer: Scope, times: int, part: str) -> None:
+        """Insert copies of a layer behind it, whose tensors are new unless an earlier layer has them too."""
+        place = self.whole.parts.index(layer)
+        known = {key for earlier in self.whole.parts[:place] for key in storages_of(earlier)}
+        copies = [layer.renewed(known, number) for number in range(times)]
+        self.whole.parts[place + 1 : place + 1] = copies
+        self.layers[self.layers.index(layer) + 1 : self.layers.index(layer) + 1] = copies
+        self.forward[part] += times * layer.forward
+
+    def cost(self, checkpoint_every: int = 0, optimizer: str = "adamw_torch") -> StepCost:
+        """Return the cost of a step, see [`step_cost`]."""
+        checkpointed = set(self.layers[::checkpoint_every]) if checkpoint_every else set()
+        backward = self.whole.backward + sum(layer.backward for layer in self.layers)
+        backward += sum(layer.recomputed for layer in checkpointed)
+        state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
+        weights, gradients = (count * self.dtype.itemsize for count in (self.weights, self.trained))
+        activations = most_kept(self.whole, checkpointed, {})
+        return StepCost(weights, gradients, gradients * state / 4, activations, self.forward, backward)
+
+
+def storages_of(part: Scope | dict[Any, int]) -> set:
+    if isinstance(part, dict):
+        return {*part}
+    return {*part.inputs}.union(*map(storages_of, part.parts))
+
+
+def most_kept(scope: Scope, checkpointed: set[Scope], kept: dict[Any, int]) -> int:
+    """Return the largest number of bytes that are kept at once, which may be while a layer is recomputed.
+
+    Args:
+        scope: model or layer.
+        checkpointed: layers that are recomputed.
+        kept: bytes by storage that are kept already, to which those of the scope are added.
+    """
+    most = 0
+    for part in scope.parts:
+        if isinstance(part, dict):
+            kept |= part
+        elif part in checkpointed:
+            kept |= part.inputs
+            most = max(most, most_kept(part, checkpointed, dict(kept)))
+        else:
+            most = max(most, most_kept(part, checkpointed, kept))
+    return max(most, sum(kept.values()))
+
+
 @dataclass(frozen=True)
 class Setup:
     """Settings that determine the cost of a step and that the estimate varies."""
@@ -202,6 +303,7 @@ def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: Model
     summaries = print_mixture(mixture, training_args, image_processor, tokens_per_tile, devices)
     print_plan(args, training_args, model_args, summaries, image_processor)
     print_commands(summaries)
+    gc.freeze()  # at its end, Python would search all of the model's objects for cycles, which takes seconds
     return 0
 
 
@@ -258,28 +360,25 @@ def print_plan(
     dtype = getattr(torch, str(model_args.dtype), torch.float32)
 
     @functools.cache
-    def cost(batch: BatchShape, setup: Setup) -> StepCost:
-        return step_cost(
-            config,
-            dataclasses.replace(batch, drop_ratio=setup.drop_ratio),
-            setup.checkpoint_every,
-            True,
-            dtype,
-            training_args.optim,
-            prepare(setup.lora),
-            layers_are_alike=args.unfreeze_vision_layers == 0,
+    def measure(batch: BatchShape, lora: bool) -> Step:
+        return measure_pretraining(
+            config, batch, dtype=dtype, prepare=prepare(lora), layers_are_alike=args.unfreeze_vision_layers == 0
         )
+
+    def cost(batch: BatchShape, setup: Setup) -> StepCost:
+        step = measure(dataclasses.replace(batch, drop_ratio=setup.drop_ratio), setup.lora)
+        return step.cost(setup.checkpoint_every, training_args.optim)
 
     def mean(setup: Setup) -> StepCost:
         empty = 0 if setup.padding_free else padding[setup.drop_ratio]
         return cost(dataclasses.replace(work.mean, padding=empty), setup)
 
-    rows, room = [], {}
+    rows, room, hours_of = [], {}, {}
     for change, setup in changes(configured, args.freeze_language_model, any(padding.values())).items():
         whole = dataclasses.replace(setup, drop_ratio=0.0)
         peak = cost(work.longest, whole if work.undropped else setup)
         operations = work.operations_per_step(mean(setup).operations, work.undropped and mean(whole).operations)
-        hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
+        hours_of[setup] = hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
         parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
         left = device.memory - peak.memory / GIB
         if dataclasses.replace(setup, checkpoint_every=configured.checkpoint_every) == configured:
@@ -291,6 +390,8 @@ def print_plan(
         "GiB:, weights, gradients, optimizer, activations, total, of the device, TFLOP per step, hours, device hours"
     )
     print("\n" + table(header.split(", "), rows))
+    samples = work.mean.samples * work.accumulation * work.devices
+    print(f"\nAs configured, {work.steps:,} steps of {samples} samples take {hours_of[configured]:.3g} hours.")
     fastest = fastest_checkpointing(room, SPARE * device.memory)
     if fastest not in (None, configured.checkpoint_every):
         kwargs = json.dumps({"every_n_layers": fastest})
@@ -396,12 +497,13 @@ def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[V
     ), " The model to start from is not on this machine: the shape of InternVL2.5-1B is assumed."
 
 
-def describe_device(name: str | None) -> tuple[str, Device]:
+def describe_device(name: str | None, default: str = "a40") -> tuple[str, Device]:
     """Return the name and the properties of a device.
 
     Args:
         name: name in [`DEVICES`], or memory and speed such as "24GiB,71TFLOP/s". By default the GPU of this machine,
-            with the speed of an A800 if its own speed is unknown, or an A800 without a GPU.
+            with the speed of `default` if its own speed is unknown.
+        default: name of the device without a GPU.
 
     Raises:
         ValueError: if the name is unknown.
@@ -413,9 +515,9 @@ def describe_device(name: str | None) -> tuple[str, Device]:
         found = torch.cuda.get_device_properties(0)
         words = re.split(r"[^A-Z0-9]+", found.name.upper().replace("RTX ", "RTX"))
         known = next((key for key in DEVICES if key.split("-")[0].upper() in words), None)
-        name = found.name if known else f"{found.name} (unknown speed, an A800's is assumed: set --plan_device)"
-        return name, Device(found.total_memory / GIB, DEVICES[known or "a800"].operations)
-    name = (name or "a800").lower()
+        name = found.name if known else f"{found.name} (unknown speed, that of {default} is assumed: set --plan_device)"
+        return name, dataclasses.replace(DEVICES[known or default], memory=found.total_memory / GIB)
+    name = (name or default).lower()
     if name not in DEVICES:
         raise ValueError(
             f"Expected plan_device to be one of {', '.join(DEVICES)}, or memory and dense operations per second such "
@@ -433,10 +535,7 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
         summaries: summaries of the sources.
         from_scratch: whether VRL's warm-up is half of the steps by default.
     """
-    samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
-    rows = sum(summary.effective for summary in summaries)
-    batches = rows // samples if args.dataloader_drop_last else math.ceil(rows / samples)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * batches)
+    steps = number_of_steps(args, devices, sum(summary.effective for summary in summaries))
     tiles = round(sum(summary.share * summary.tiles for summary in summaries))
     text = round(sum(summary.share * summary.text_tokens for summary in summaries))
     most, most_text = (max(lengths) for lengths in zip(*(summary.longest for summary in summaries)))
@@ -447,6 +546,15 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
     warmup = (steps // 2 if from_scratch else 0) if warmup is None else min(warmup, steps)
     undropped = 1 - (1 - warmup / max(steps, 1)) * args.vrl_apply_prob if args.vrl_drop_ratio else 0.0
     return Work(steps, undropped, args.gradient_accumulation_steps, devices, *shapes)
+
+
+def number_of_steps(args: TrainingArguments, devices: int, rows: int | None) -> int | None:
+    """Return the optimizer steps of a run on a number of rows, `None` if they depend on an unknown number."""
+    if args.max_steps > 0 or rows is None:
+        return args.max_steps if args.max_steps > 0 else None
+    samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
+    batches = rows // samples if args.dataloader_drop_last else math.ceil(rows / samples)
+    return math.ceil(args.num_train_epochs * batches)
 
 
 def padding_of_samples(
@@ -519,94 +627,131 @@ def step_cost(
         prepare: function that freezes parts of a model and returns the LoRA configuration or `None`.
         layers_are_alike: whether all layers of the ViT train, or none. Otherwise the estimate takes longer.
     """
-    depths = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
-
-    def measure(vision_layers: int, text_layers: int, every: int) -> np.ndarray:
-        shallow = copy.deepcopy(config)
-        tower_of(shallow.vision_config).set_depth(shallow.vision_config, vision_layers)
-        shallow.text_config.num_hidden_layers = text_layers
-        if getattr(shallow.text_config, "layer_types", None):
-            shallow.text_config.layer_types = (shallow.text_config.layer_types * 2)[:text_layers]  # there may be one
-        return measure_step(shallow, batch, every, bf16, dtype, prepare)
-
-    def of_layers(every: int) -> np.ndarray:
-        """Measure a model with one layer of each type, and the cost of a further ViT layer or language model layer."""
-        one = measure(1, 1, every)
-        return np.stack([one, measure(2, 1, every) - one, measure(1, 2, every) - one])
-
-    if layers_are_alike:
-        one, *added = of_layers(min(checkpoint_every, 1))
-        total = one + (depths[0] - 1) * added[0] + (depths[1] - 1) * added[1]
-    else:
-        total = measure(*depths, checkpoint_every)
-    if checkpoint_every:
-        plain_one, *plain = of_layers(0)
-        if layers_are_alike and checkpoint_every > 1:
-            total += plain_one - sum(plain) - (one - sum(added))  # count the shared activations once
-            first = math.ceil(depths[0] / checkpoint_every)
-            again = first, math.ceil(sum(depths) / checkpoint_every) - first
-            for kept, depth, layers, computed in zip(plain, depths, again, added):
-                total += (depth - layers) * (kept - computed)
-        if (sum(depths) - 1) % checkpoint_every == 0:  # the last layer is recomputed while all others are kept
-            total[ACTIVATIONS] += max(layer[ACTIVATIONS] for layer in plain)
-    weights, trained, activations, backward, *forward = total.tolist()
-    state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
-    gradients = trained * dtype.itemsize
-    parts = weights * dtype.itemsize, gradients, gradients * state / 4, activations
-    return StepCost(*parts, dict(zip([*PARTS, "head"], forward)), backward)
+    return measure_pretraining(config, batch, bf16, dtype, prepare, layers_are_alike).cost(checkpoint_every, optimizer)
 
 
-def measure_step(
+def measure_pretraining(
     config: ViTPConfig,
     batch: BatchShape,
-    checkpoint_every: int,
-    bf16: bool,
-    dtype: torch.dtype,
-    prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None,
-) -> np.ndarray:
-    """Return weights, trainable weights, bytes of activations, backward operations, and forward operations by part."""
+    bf16: bool = True,
+    dtype: torch.dtype = torch.float32,
+    prepare: Callable[[ViTPForConditionalGeneration], LoraConfig | None] | None = None,
+    layers_are_alike: bool = True,
+) -> Step:
+    """Measure a step of a pretraining, see [`step_cost`].
+
+    If the layers are alike, the model has two layers of each kind, and the second one stands for all further layers.
+    """
+    depths = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
+    measured = [min(depth, 2) for depth in depths] if layers_are_alike else depths
+    shallow = copy.deepcopy(config)
+    tower_of(shallow.vision_config).set_depth(shallow.vision_config, measured[0])
+    shallow.text_config.num_hidden_layers = measured[1]
+    if getattr(shallow.text_config, "layer_types", None):
+        shallow.text_config.layer_types = (shallow.text_config.layer_types * 2)[: measured[1]]  # there may be one
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # names used by PEFT
-        model = ViTPForConditionalGeneration(config).to(dtype).train()
+        model = ViTPForConditionalGeneration(shallow).to(dtype).train()
         lora = prepare(model) if prepare is not None else None
         if lora is not None:
             model = get_peft_model(model, lora)
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes(), tensor  # keep the tensor, so that its storage address is not reused
-        return tensor
-
-    # Fake tensors have no values: checks are disabled, and the first positions are used as labels.
-    without_values = contextlib.ExitStack()
-    without_values.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-    without_values.enter_context(patch("torch.compiler.is_compiling", lambda: True))
-    without_values.enter_context(patch("torch._check_tensor_all", lambda *args: None))
+    prefix = f"{type(model).__name__}." + ("" if lora is None else "base_model.model.")
     positions = patch("modeling_vitp.modeling_vitp.answer_positions", lambda labels: torch.arange(batch.labels))
-    without_values.enter_context(positions)
-    counter = count_operations()
-    prefix = "" if lora is None else "base_model.model."
-    with without_values:
+    with positions:  # without values, the first positions are used as labels
+        step = measure_step(
+            model,
+            lambda model: model(**empty_batch(config, batch)).log_probs.sum(),
+            bf16,
+            {part: prefix + name for part, name in PARTS.items()},
+        )
+    last = step.layers[measured[0] - 1], step.layers[-1]
+    for part, layer, depth, number in zip(("ViT", "language model"), last, depths, measured):
+        step.repeat(layer, depth - number, part)
+        place = re.compile(rf"{PARTS[part].split('.')[-1]}\..*?\.{number - 1}\.")  # PEFT keeps a copy of the ViT
+        weights = [weight for name, weight in model.named_parameters() if place.search(name)]
+        step.weights += (depth - number) * sum(weight.numel() for weight in weights)
+        step.trained += (depth - number) * sum(weight.numel() for weight in weights if weight.requires_grad)
+    return step
+
+
+def measure_step(
+    model: PreTrainedModel,
+    loss: Callable[[PreTrainedModel], torch.Tensor],
+    bf16: bool,
+    parts: Mapping[str, str] | None = None,
+) -> Step:
+    """Measure forward and backward pass of a model on the meta device, with tensors that have no values.
+
+    Args:
+        model: model in training mode.
+        loss: function that returns the loss of a batch of the model.
+        bf16: whether to autocast to bfloat16.
+        parts: names of modules, as PyTorch's counter of operations writes them, by part of the model.
+    """
+    own: set[int] = set()
+    whole = Scope()
+    layers = {module: Scope() for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    counter, open_scopes, alive = count_operations(), [whole], []
+    counted, running = 0, whole
+
+    def storages(tensors: Iterable[Any]) -> dict[Any, int]:
+        found = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        alive.extend(found)  # so that no address of a storage is used again
+        sizes = {storage._cdata: storage.nbytes() for storage in (tensor.untyped_storage() for tensor in found)}
+        return {address: size for address, size in sizes.items() if address not in own}
+
+    def enter(module: nn.Module, inputs: tuple) -> None:
+        scope = layers[module]
+        scope.inputs, scope.forward = storages(inputs), -counter.get_total_flops()
+        open_scopes[-1].parts.append(scope)
+        open_scopes.append(scope)
+
+    def leave(module: nn.Module, inputs: tuple, outputs: Any) -> None:
+        open_scopes.pop().forward += counter.get_total_flops()
+
+    def keep(tensor: torch.Tensor) -> tuple[torch.Tensor, Scope]:
+        scope = open_scopes[-1]
+        scope.parts.append(storages([tensor]))
+        for outer in open_scopes[1:]:  # a recomputed layer stops at its last kept tensor
+            outer.recomputed = outer.forward + counter.get_total_flops()
+        return tensor, scope
+
+    def attribute(scope: Scope) -> None:
+        """Add the operations since the last call to the scope that ran, and begin another one."""
+        nonlocal counted, running
+        now = counter.get_total_flops()
+        running.backward += now - counted
+        counted, running = now, scope
+
+    def restore(kept: tuple[torch.Tensor, Scope]) -> torch.Tensor:
+        attribute(kept[1])
+        return kept[0]
+
+    with contextlib.ExitStack() as stack:
+        # Fake tensors have no values, so checks of values are disabled.
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(patch("torch.compiler.is_compiling", lambda: True))
+        stack.enter_context(patch("torch._check_tensor_all", lambda *args: None))
+        for module in layers:
+            stack.enter_context(module.register_forward_pre_hook(enter))
+            stack.enter_context(module.register_forward_hook(leave))
         model.to_empty(device="cpu")
-        (model if lora is None else model.get_base_model()).tie_weights()
-        if checkpoint_every:
-            checkpoint_activations(model, checkpoint_every)
-        own = {weight.untyped_storage()._cdata for weight in model.parameters()}
-        inputs = empty_batch(config, batch)
-        saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with counter, saving, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**inputs).log_probs.sum()
-        counts, whole = counter.get_flop_counts(), counter.get_total_flops()
-        with counter:
-            loss.backward()
-    names = [f"{type(model).__name__}.{prefix}{name}" for name in PARTS.values()]
-    forward = [sum(counts[name].values()) if name in counts else 0 for name in names]
-    forward.append(whole - sum(forward))  # the head
+        (model.get_base_model() if isinstance(model, PeftModel) else model).tie_weights()
+        own |= {weight.untyped_storage()._cdata for weight in model.parameters()}
+        stack.enter_context(counter)
+        with torch.autograd.graph.saved_tensors_hooks(keep, restore):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                total = loss(model)
+            counted, counts = counter.get_total_flops(), counter.get_flop_counts()
+            counts = {part: counts.get(name, {}) for part, name in (parts or {}).items()}
+            forward = {part: sum(operations.values()) for part, operations in counts.items()}
+            forward["head"] = counted - sum(forward.values())
+            total.backward()
+        attribute(whole)
     weights = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-    total, trained = sum(number for number, _ in weights), sum(number for number, trains in weights if trains)
-    activations = sum(size for address, (size, _) in kept.items() if address not in own)
-    return np.array([total, trained, activations, counter.get_total_flops(), *forward], dtype=float)
+    total, trained = (sum(number for number, trains in weights if trains or frozen) for frozen in (True, False))
+    used = [layer for layer in layers.values() if layer.inputs]  # PEFT keeps a copy of trained modules
+    return Step(total, trained, next(model.parameters()).dtype, whole, used, forward)
 
 
 def count_operations() -> FlopCounterMode:

@@ -55,7 +55,8 @@ MOST_FILES = 100_000
 MOST_BYTES = 4_000_000_000
 IMAGE = {"bytes", "path"}
 # Fields of a source that do not change its rows, or that the hash of the rows covers.
-NOT_ROWS = {"dataset", "folder", "annotation", "image_root", "rows", "obtain", "make", "modality", "tasks", "general"}
+NOT_ROWS = {"dataset", "folder", "annotation", "hub", "image_root", "rows", "obtain", "make"}
+NOT_ROWS |= {"modality", "tasks", "general"}
 
 
 def free_settings(args: TrainingArguments) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class MiniInternVLGeneral(PublicSet):
     title = "General data of Mini-InternVL (Gao et al. 2024)"
     license = "Apache-2.0 on its page; the images have the licenses of their data sets"
     obtain = "https://huggingface.co/datasets/OpenGVLab/InternVL-Chat-V1-2-SFT-Data"
-    paper_rows, released_rows = 1_394_000, 1_023_375
+    paper_rows = 1_394_000
     caution = (
         "The released mixtures do not include the Chinese file and the rows on Visual Genome. Some rows have no image."
     )

@@ -1,6 +1,6 @@
 """Convert a downloaded public data set to rows for a mixture. The data sets of the paper's mixtures are included.
 
-    vitp make_public_set                                            list the sets with rows, license and page
+    vitp make_public_set                                            list the sets with title, license and page
     vitp make_public_set dior_rsvg                                  show the expected files and the download page
     vitp make_public_set dior_rsvg data/remote_sensing/dior_rsvg    convert
 

@@ -19,7 +19,7 @@ class GMAIMMBench(PublicSet):
     title = "GMAI-MMBench, validation split (Chen et al. 2024)"
     license = "Apache-2.0 on its page; the images have the licenses of 284 data sets"
     obtain = "https://huggingface.co/datasets/OpenGVLab/GMAI-MMBench"
-    paper_rows, released_rows = 5_000, 4_550
+    paper_rows = 5_000
     caution = "This is a benchmark. Do not evaluate on its validation split after training on it."
     splits = ("validation",)
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
@@ -45,7 +45,7 @@ class OpenI(PublicSet):
     title = "Open-i, chest X-rays of Indiana University (Demner-Fushman et al. 2016)"
     license = "CC BY-NC-ND 4.0"
     obtain = "https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university"
-    paper_rows, released_rows = 7_000, 7_466
+    paper_rows = 7_000
     caution = "It has no official test split. The rows include the test images of papers on report generation."
     modality, tasks = ("x-ray",), ("caption",)
     image_root = "images/images_normalized"
@@ -83,7 +83,7 @@ class HuatuoOA(PublicSet):
     title = "PubMedVision, alignment (Chen et al. 2024, HuatuoGPT-Vision)"
     license = "Apache-2.0 on its page; the figures have the licenses of their articles"
     obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
-    paper_rows, released_rows = 647_000, 646_759
+    paper_rows = 647_000
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)
     annotations = ("PubMedVision_Alignment_VQA.json",)
     seen = "its page and public loaders"
@@ -100,7 +100,7 @@ class HuatuoVQA(PublicSet):
     title = "PubMedVision, instruction tuning (Chen et al. 2024, HuatuoGPT-Vision)"
     license = "Apache-2.0 on its page; the figures have the licenses of their articles"
     obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
-    paper_rows, released_rows = 647_000, 646_759
+    paper_rows = 647_000
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
     annotations = ("PubMedVision_InstructionTuning_VQA.json",)
     seen = "its page and public loaders"
@@ -117,7 +117,7 @@ class PMCOA(PublicSet):
     title = "PMC-OA (Lin et al. 2023, PMC-CLIP)"
     license = "the license of each article in PubMed Central's open access subset"
     obtain = "https://huggingface.co/datasets/axiong/pmc_oa"
-    paper_rows, released_rows = 1_647_000, 1_646_527
+    paper_rows = 1_647_000
     caution = "The file with all rows has no splits. Without test.jsonl and valid.jsonl, no image is held out."
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)
     annotations = ("pmc_oa.jsonl",)
@@ -146,7 +146,7 @@ class PMCVQA(PublicSet):
     title = "PMC-VQA, first version (Zhang et al. 2023)"
     license = "the license of each article in PubMed Central's open access subset"
     obtain = "https://huggingface.co/datasets/xmcmic/PMC-VQA"
-    paper_rows, released_rows = 227_000, 226_924
+    paper_rows = 227_000
     caution = "The paper's 227 thousand rows roughly equal the training and test rows. Test rows are not used here."
     modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
     annotations = ("train.csv",)
@@ -177,7 +177,7 @@ class OmniMedVQA(PublicSet):
     title = "OmniMedVQA, open access (Hu et al. 2024)"
     license = "the license of each data set that it contains, listed on its page"
     obtain = "https://huggingface.co/datasets/foreverbeliever/OmniMedVQA"
-    paper_rows, released_rows = 89_000, 88_996
+    paper_rows = 89_000
     caution = (
         "This is a benchmark. Do not evaluate on it after training on it. Images in folders `test` and `val` of its "
         "data sets are held out; the paper includes them (--keep_shared)."
@@ -205,7 +205,7 @@ class Quilt1M(PublicSet):
     title = "Quilt-1M, pretraining part of Quilt-LLaVA (Ikezogwo et al. 2023, Seyfioglu et al. 2024)"
     license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
     obtain = "https://huggingface.co/datasets/wisdomik/Quilt-LLaVA-Pretrain"
-    paper_rows, released_rows = 723_000, 723_328
+    paper_rows = 723_000
     modality, tasks = ("pathology",), ("caption",)
     annotations = ("quilt_pretrain.json",)
     image_root = "quilt_1m"
@@ -223,7 +223,7 @@ class QuiltInstruct(PublicSet):
     title = "Quilt-Instruct (Seyfioglu et al. 2024, Quilt-LLaVA)"
     license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
     obtain = "https://huggingface.co/datasets/wisdomik/QUILT-LLaVA-Instruct-107K"
-    paper_rows, released_rows = 147_000, 147_131
+    paper_rows = 147_000
     caution = "As in the released mixture, two smaller files are added to the file of 107 thousand. Rows may repeat."
     modality, tasks = ("pathology",), ("vqa",)
     annotations = (

@@ -134,7 +134,6 @@ class PublicSet:
         layout: files in the folder that are read, after archives are unpacked.
         seen: source of the layout.
         paper_rows: rounded number of rows in the paper's table.
-        released_rows: number of rows in the released mixture, if known.
         annotations: patterns of the annotation files, relative to the folder.
         image_root: folder of the image names in the annotations, relative to the folder of the data set.
         splits: splits to train on. Files whose path contains the name of another split are never read.
@@ -150,7 +149,6 @@ class PublicSet:
     layout: str
     seen: str
     paper_rows: int | None = None
-    released_rows: int | None = None
     annotations: tuple[str, ...] = ()
     image_root: str = ""
     splits: tuple[str, ...] = ("train",)
@@ -344,6 +342,7 @@ class Made:
         annotation: path of the written rows.
         image_root: folder of the images.
         rows: number of written rows.
+        images: number of different images in these rows.
         held_out: number of rows on images of a held-out split.
         unused: entries and rows that cannot be used, with the reason.
     """
@@ -351,6 +350,7 @@ class Made:
     annotation: Path
     image_root: Path
     rows: int = 0
+    images: int = 0
     held_out: int = 0
     unused: list[str] = field(default_factory=list)
 
@@ -381,6 +381,7 @@ def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False
         rows = draw_rows(rows, public_set.paper_rows)
     output_dir.mkdir(parents=True, exist_ok=True)
     unfinished, extracted = made.annotation.with_suffix(".unfinished"), output_dir / name
+    used = set()  # hashes of the image names
 
     @lru_cache(maxsize=100_000)
     def check_file(image: str) -> None:
@@ -402,7 +403,8 @@ def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False
                 made.unused.append(f"{place}: {describe_error(error)}")
                 continue
             file.write(line + "\n")
-            made.rows += 1
+            used.update(hash(image.name if isinstance(image, Stored) else image) for image in row.images)
+            made.rows, made.images = made.rows + 1, len(used)
     if not made.rows:
         unfinished.unlink()
         why = f"; {made.unused[0]}" if made.unused else ""
@@ -493,8 +495,7 @@ def print_sets() -> None:
     """Print a line for each set of the package."""
     sets = load_public_sets()
     for name, kind in sorted(sets.items()):
-        rows = "" if kind.paper_rows is None else f"{kind.paper_rows:,}"
-        print(f"{name:<{max(map(len, sets))}}  {rows:>9} rows  {kind.license}: {kind.obtain}")
+        print(f"{name:<{max(map(len, sets))}}  {kind.title}; {kind.license}: {kind.obtain}")
 
 
 def print_set(kind: type[PublicSet], name: str) -> None:
@@ -508,22 +509,16 @@ def print_set(kind: type[PublicSet], name: str) -> None:
 
 
 def print_result(kind: type[PublicSet], made: Made) -> None:
-    """Print the number of rows, compared with the paper, and the unused rows with reasons; write the set's mixture."""
+    """Print the numbers of rows and images, and the unused rows with reasons; write the set's mixture."""
     for line in made.unused[:MAX_PRINTED]:
         print(f"not used: {line}", file=sys.stderr)
     if made.unused:
         print(f"{len(made.unused):,} not used, all in {made.unused_file}", file=sys.stderr)
     if made.held_out:
         print(f"{made.held_out:,} held out: in a held-out split, or on an image of a held-out split")
-    compared = [f"{made.rows:,} rows"]
-    for expected, where in ((kind.paper_rows, "the paper's table"), (kind.released_rows, "the released mixture")):
-        if expected is not None:
-            compared.append(f"{where} has {expected:,}, a difference of {made.rows - expected:+,}")
+    print(f"{made.annotation}: {made.rows:,} rows, {made.images:,} images")
     if kind.paper_rows is not None and not 0.9 < made.rows / kind.paper_rows < 1.1:
-        compared.append(
-            f"multiply the paper's rate by {kind.paper_rows / made.rows:.3g} for the same share of the mixture"
-        )
-    print(f"{made.annotation}: {'; '.join(compared)}")
+        print(f"For its share of the paper's mixture, multiply its rate there by {kind.paper_rows / made.rows:.3g}.")
     print(f"{write_mixture(kind, made)}: a mixture of this set; its source can be copied to other mixtures")
     if kind.caution:
         print(f"Caution: {kind.caution}")

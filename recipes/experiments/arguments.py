@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 
+from modeling_vitp.command.errors import WrongPath
 from modeling_vitp.command.paths import find_config, read_yaml
 from modeling_vitp.training.arguments import Arguments, check_type, check_within
 
@@ -16,17 +18,42 @@ class FinetuningPlan(Arguments):
 
     limits = {"steps": "[1, inf)", "learning_rates": "(0, inf)", "label_shares": "(0, 1]"}
 
-    data: str = field(metadata={"help": "Folder of labeled images in a layout of `vitp adapt`."})
-    steps: int = field(metadata={"help": "Steps of each fine-tuning."})
+    data: str = field(
+        metadata={
+            "help": "Folder of labeled images in a layout of `vitp adapt`, or a configuration of finetune_detection."
+        }
+    )
     learning_rates: list[float] = field(
         metadata={"help": "Learning rates that the first seed of each arm tries on the validation split."}
+    )
+    steps: int | None = field(
+        default=None, metadata={"help": "Steps of each fine-tuning. Default: the epochs of the configuration."}
     )
     label_shares: list[float] = field(
         default_factory=list, metadata={"help": "Shares of the training images, beside all, that are also used."}
     )
     settings: dict | str | None = field(
-        default=None, metadata={"help": "Settings of the fine-tuning that replace those of `vitp adapt`."}
+        default=None,
+        metadata={"help": "Settings of the fine-tuning that replace those of `vitp adapt` or of the configuration."},
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        settings = self.settings or {}
+        if self.config is None and self.steps is None:
+            raise ValueError("finetuning: set `steps` for a folder of labels.")
+        if self.config is not None and len(self.learning_rates) > 1 and not settings.get("eval_split"):
+            raise ValueError("finetuning: set one of `learning_rates`, or `eval_split` in `settings` to choose by.")
+        if self.label_shares and settings.get("train_splits", ["train"]) != ["train"]:
+            raise ValueError("finetuning: `label_shares` are shares of the split 'train'. Leave out `train_splits`.")
+
+    @property
+    def config(self) -> Path | None:
+        """Configuration that `data` names, or `None` for a folder."""
+        try:
+            return None if Path(self.data).is_dir() else find_config(self.data)
+        except WrongPath:
+            return None
 
 
 @dataclass
@@ -108,9 +135,16 @@ class ExperimentArguments(Arguments):
         for name in ("seeds", "arms", "measures"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must not be empty.")
+        base = read_yaml(self.base)
+        if not isinstance(base, dict):
+            raise ValueError(f"Expected base to be a pretraining configuration, got {self.base!r}.")
+        sources = (base.get("mixture") or {}).get("sources", ())
         for arm, settings in self.arms.items():
             check_type("the name of an arm", arm, str)
             check_type(f"arm {arm!r}", settings, dict | None)
+            left_out = set((settings or {}).get("without_sources", ()))
+            if unknown := left_out - {source.get("name") for source in sources}:
+                raise ValueError(f"arm {arm!r}: `without_sources` names unknown sources: {sorted(unknown)}.")
             if "label_share" in (settings or {}):
                 check_type(f"arm {arm!r}: label_share", settings["label_share"], float)
                 check_within(f"arm {arm!r}: label_share", settings["label_share"], "(0, 1]")
@@ -130,8 +164,6 @@ class ExperimentArguments(Arguments):
         shared = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
         if shared:
             raise ValueError(f"arms: {', '.join(sorted(shared))} must be set for the whole experiment, not in an arm.")
-        if not isinstance(read_yaml(self.base), dict):
-            raise ValueError(f"Expected base to be a pretraining configuration, got {self.base!r}.")
 
     @property
     def needs_task(self) -> bool:

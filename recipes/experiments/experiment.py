@@ -4,7 +4,7 @@
 
 A configuration is the plan: the claim, the result that would contradict it, the arms with the settings that differ from
 the pretraining `base`, and the compared measures. A second start with the same output folder continues the experiment;
-more `seeds` extend it. Several processes may run the same experiment and share its runs.
+more `seeds` extend it. Several processes, such as one for each GPU, may run the same experiment and share its runs.
 """
 
 import importlib
@@ -27,9 +27,13 @@ def main(argv: list[str] | None = None) -> int:
             "finetuning: {data: FOLDER, steps: 1000, learning_rates: [1.0e-4]}."
         )
 
+    from accelerate import PartialState
+
     from modeling_vitp.evaluation.comparison import check_same_settings
     from modeling_vitp.recipes.experiments.variants import Experiment, draw_arms, paired_table, plan_of
 
+    if PartialState().num_processes > 1:
+        raise ValueError("Expected one process. Start `vitp experiment` without a launcher, once for each GPU.")
     output_dir, task = Path(args.output_dir), None
     if args.needs_task:
         module = find_task(base["task"])

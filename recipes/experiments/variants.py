@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from modeling_vitp.adaptation.comparison import Comparison, fine_tuning_settings
-from modeling_vitp.adaptation.labels import read_labels
+from modeling_vitp.adaptation.labels import labels_of_config, read_labels
 from modeling_vitp.adaptation.runs import config_of, run_training
 from modeling_vitp.cards.sections import table
 from modeling_vitp.command.errors import RunStopped
@@ -65,7 +65,8 @@ class Experiment:
     def __post_init__(self):
         plan, self.labels = self.args.finetuning, None
         if isinstance(plan, FinetuningPlan):
-            self.labels = read_labels(plan.data, Path(self.args.output_dir) / "splits")
+            read = read_labels if plan.config is None else labels_of_config
+            self.labels = read(plan.config or plan.data, Path(self.args.output_dir) / "splits")
 
     @property
     def folder(self) -> Path:
@@ -158,7 +159,11 @@ class Experiment:
         """Return the configuration of a pretraining."""
         settings = dict(self.args.arms[arm] or {})
         share, before = settings.pop("label_share", None), settings.pop("after", None)
+        left_out = settings.pop("without_sources", ())
         config = merge_settings(read_yaml(self.args.base), settings)
+        if left_out:
+            sources = config["mixture"]["sources"]
+            config["mixture"]["sources"] = [source for source in sources if source["name"] not in left_out]
         config |= {"output_dir": str(folder), "seed": seed, **changes}
         if before is not None:
             config["vision_model"] = str(folder.with_name(slug(before)) / "backbone")
@@ -197,7 +202,10 @@ class Experiment:
     def fine_tune(self, arm: str, seed: int, backbone: Path) -> dict[str, float]:
         """Return the `learning_rate` of an arm, which the first seed chooses, and the test score by share of labels."""
         plan, output = self.args.finetuning, Path(self.args.output_dir) / "fine_tuning"
-        settings = fine_tuning_settings(self.labels, open_vit_config(str(backbone)), plan.settings)
+        if plan.config is None:
+            settings = fine_tuning_settings(self.labels, open_vit_config(str(backbone)), plan.settings)
+        else:
+            settings = {**self.labels.settings, **(plan.settings or {}), "data": self.labels.data}
         progress = progress_of(output / slug(arm) / f"seed_{seed}")
         comparison = Comparison(self.labels, settings, plan.steps, plan.learning_rates, output, progress)
         of_run = slug(arm), str(backbone)

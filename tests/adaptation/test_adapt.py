@@ -105,9 +105,9 @@ def test_interrupted_adaptation_ends_as_an_undisturbed_one(adapted, classes, tmp
     stops = ["instructions/train", "pretraining/look", "pretraining/run", "fine_tuning/random", "controls"]
     result, write = Progress.result, Progress.result
 
-    def interrupted(self, part, run, in_all_processes=False):
+    def interrupted(self, part, run):
         is_new = part not in self.parts
-        found = result(self, part, run, in_all_processes)
+        found = result(self, part, run)
         if is_new and stops and part.startswith(stops[0]):
             if stops.pop(0) == "pretraining/run":  # killed before the result was stored
                 del self.parts[part]

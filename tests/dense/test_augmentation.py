@@ -1,3 +1,5 @@
+import colorsys
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import tv_tensors
 
-from modeling_vitp.dense.augmentation import Augmentation, RandomScaledCrop, class_share
+from modeling_vitp.dense.augmentation import Augmentation, RandomScaledCrop, class_share, distort_colors
 
 
 def sample(height: int, width: int, num_images: int = 1):
@@ -91,6 +93,7 @@ def test_crops_limit_the_share_of_a_class():
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 255]), min_size=1, max_size=30))
+@settings(deadline=None)
 def test_class_share_counts_labeled_pixels(values):
     labeled = [value for value in values if value != 255]
     expected = max(map(labeled.count, labeled)) / len(labeled) if labeled else 1.0
@@ -150,3 +153,69 @@ def test_bands_are_filled_with_their_mean():
     augment = Augmentation(16, (1.0, 1.0), flip=(0, 0), photometric=False, fill=fill, of_colors=False)
     (found,), mask = augment([tv_tensors.Image(image)], tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8)), 0)
     assert torch.allclose(found[:, -1, -1], torch.tensor(fill)) and mask[-1, -1] == 255
+
+
+def test_rotation_turns_both_images_and_mask_alike():
+    """Compare rotated pairs with a rotation of the coordinates, and their corners with black and ignored pixels."""
+    rows, columns = np.mgrid[:81, :81]
+    image = tv_tensors.Image(torch.tensor(np.stack([rows, columns, 0 * rows + 90]), dtype=torch.uint8))
+    mask = tv_tensors.Mask(torch.tensor(rows // 16 + 6 * (columns // 16), dtype=torch.uint8))
+    augment = Augmentation(81, (1.0, 1.0), flip=(0, 0), photometric=False, rotation=1.0, rotation_angle=40)
+    angles = []
+    for seed in range(40):
+        (before, after), turned = augment([image, image], mask, seed)
+        assert torch.equal(before, after)
+        # The values are row and column numbers: their slope along a row gives the angle, to a degree.
+        down, right = (before[:2, 40, 60].int() - before[:2, 40, 20].int()).numpy() / 40
+        angles.append(np.degrees(np.arctan2(down, right)))
+        cos, sin = np.cos(np.radians(angles[-1])), np.sin(np.radians(angles[-1]))
+        at = np.stack([40 + cos * (rows - 40) + sin * (columns - 40), 40 + cos * (columns - 40) - sin * (rows - 40)])
+        inside = ((at > 1) & (at < 79)).all(0)
+        outside = ((at < -2) | (at > 82)).any(0)
+        assert np.abs(before[:2].numpy() - at)[:, inside].max() < 2.5
+        assert (turned.numpy()[outside] == 255).all() and not before.numpy()[:, outside].any()
+        assert (turned.numpy()[inside] != 255).all()
+        nearest = mask.numpy()[tuple(at.round().astype(int).clip(0, 80))]
+        assert (turned.numpy() == nearest)[inside].mean() > 0.93
+    assert -42 < min(angles) < -25 and 25 < max(angles) < 42
+
+
+def test_reflections_have_four_axes():
+    images, mask = sample(24, 24)
+    pixels = np.stack([*images[0][:2], mask])
+    axes = [pixels[:, ::-1], pixels[..., ::-1], pixels.transpose(0, 2, 1), pixels[:, ::-1, ::-1].transpose(0, 2, 1)]
+    augment = Augmentation(24, (1.0, 1.0), flip=(0, 0), photometric=False, reflection=0.8)
+    mirrored = [augment(images, mask, seed) for seed in range(200)]
+    mirrored = [np.stack([*image[:2], turned]) for (image,), turned in mirrored]
+    shares = np.mean([[np.array_equal(found, expected) for expected in axes] for found in mirrored], axis=0)
+    assert shares == pytest.approx([0.2] * 4, abs=0.08)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_colors_change_in_hsv(name):
+    """Compare colors with those of `colorsys`, for one change at a time."""
+    strengths = {"brightness": 0.04, "contrast": 0.2, "saturation": 0.5, "hue": 0.1}
+    pixels = torch.randint(10, 200, (3, 1, 60), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    torch.manual_seed(0)
+    changes = []
+    for _ in range(60):
+        found = distort_colors(pixels, [strengths[name] * (name == other) for other in strengths])
+        old, new = (image[:, 0].T.double().numpy() / 255 for image in (pixels, found))
+        if name in ("brightness", "contrast"):
+            change = (new - old).mean() if name == "brightness" else new.sum() / old.sum() - 1
+            expected = old + change if name == "brightness" else old * (1 + change)
+        else:
+            colors = [colorsys.rgb_to_hsv(*color) for color in old]
+            hues, factors = np.array(
+                [
+                    [found[0] - hue, found[1] / saturation]
+                    for found, (hue, saturation, _) in zip((colorsys.rgb_to_hsv(*color) for color in new), colors)
+                ]
+            ).T
+            change = np.median((hues + 0.5) % 1 - 0.5) if name == "hue" else np.median(factors) - 1
+            turn, factor = (change, 1) if name == "hue" else (0, 1 + change)
+            expected = [colorsys.hsv_to_rgb((h + turn) % 1, min(s * factor, 1), v) for h, s, v in colors]
+        assert np.abs(new - np.clip(expected, 0, 1)).max() < 0.02
+        changes.append(change)
+    assert np.mean(np.abs(changes) < 0.002) == pytest.approx(0.5, abs=0.2)
+    assert 0.6 * strengths[name] < np.abs(changes).max() < 1.05 * strengths[name]

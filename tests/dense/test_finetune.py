@@ -284,7 +284,12 @@ def test_recipe_learns_colors(tmp_path):
     dense_data.make_loveda(tmp_path / "data")
     settings = {"submission": None, "num_pictures": 0, "train_splits": ["train"], "test_split": "val"}
     settings |= {"max_steps": 250, "warmup_steps": 10, "save_steps": 1000, "learning_rate": 1e-2}
-    settings |= {"per_device_train_batch_size": 3, "scale_range": [0.8, 1.25], "photometric": False}
+    settings |= {
+        "per_device_train_batch_size": 3,
+        "scale_range": [0.8, 1.25],
+        "photometric": False,
+        "test_scales": [1.0],
+    }
     assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["test"]["test_mean_iou"] > 0.55

@@ -2,6 +2,8 @@
 
 import math
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,17 @@ from hypothesis import strategies as st
 from paths import FIXTURES
 from safetensors.torch import load_file
 
-from modeling_vitp.detection.augmentation import Augmentation, Sample, flipped, resized, resized_size, targets, turned
+from modeling_vitp.detection.augmentation import (
+    Augmentation,
+    Sample,
+    flipped,
+    moved,
+    resized,
+    resized_size,
+    targets,
+    turned,
+)
+from modeling_vitp.images.corruptions import motion, parameters
 from modeling_vitp.rotated_boxes import corners, smallest_rectangles
 
 MOVES = {
@@ -173,3 +185,79 @@ def test_upright_targets_are_clipped_to_image():
     torch.testing.assert_close(targets(sample, is_oriented=False)["boxes"], expected)
     whole = targets(sample, is_oriented=True)["corners"] * torch.tensor([100, 50])
     torch.testing.assert_close(whole, corners)
+
+
+def item_of(corners: np.ndarray, height: int, width: int, **more) -> dict:
+    number = len(corners)
+    nothing = torch.zeros(number, dtype=torch.bool)
+    return {
+        "image": torch.zeros(3, height, width, dtype=torch.uint8),
+        "corners": torch.from_numpy(corners).float(),
+        "labels": torch.arange(number),
+        "difficult": nothing,
+        "crowd": nothing,
+        "area": torch.arange(1.0, number + 1).double(),
+        **more,
+    }
+
+
+@pytest.mark.parametrize("name", ["rotation", "scale", "translation"])
+@pytest.mark.parametrize("severity", [1, 4])
+def test_moved_objects_match_opencv(name, severity):
+    """Compare corners with a matrix of OpenCV, and masks with the image that is moved by it."""
+    height, width = 150, 220
+    random = np.random.default_rng(severity)
+    centers, halves = random.uniform((60, 45), (160, 105), (6, 2)), random.uniform(6, 16, (6, 2))
+    angles = random.uniform(0, 180, 6)
+    corners = np.stack([cv2.boxPoints((c, 2 * h, a)) for c, h, a in zip(centers, halves, angles)]).astype(float)
+    masks = np.stack(
+        [cv2.fillPoly(np.zeros((height, width), np.uint8), [(c - 0.5).round().astype(int)], 1) for c in corners]
+    )
+    matrix = motion(name, severity, height, width, seed=3)
+    if name == "translation":
+        ours = np.array([[1, 0, 0], [0, 1, 0]], float)
+        ours[:, 2] = np.sign(matrix[:, 2].numpy()) * parameters(name, severity)["shift"]
+    else:
+        angle, factor = (parameters(name, severity).get(key, other) for key, other in (("degrees", 0), ("factor", 1)))
+        ours = cv2.getRotationMatrix2D((width / 2, height / 2), angle, factor)
+    expected = cv2.transform(corners, ours)
+    item = item_of(corners, height, width, masks=torch.from_numpy(masks))
+    found = moved(item, matrix, is_oriented=True)
+    kept = found["labels"].numpy()
+    inside = ((expected.mean(1) > 0) & (expected.mean(1) < [width, height])).all(1)
+    assert kept.tolist() == np.flatnonzero(inside).tolist() and len(kept) > 2
+    np.testing.assert_allclose(found["corners"], expected[kept], atol=1e-3)
+
+    found = moved({key: value for key, value in item.items() if key != "masks"}, matrix, is_oriented=False)
+    boxes = np.concatenate([expected.min(1), expected.max(1)], 1)[kept].clip(0, [width, height, width, height])
+    np.testing.assert_allclose(found["corners"][:, [0, 2]].flatten(1), boxes, atol=1e-3)
+
+    found = moved(item, matrix, is_oriented=False)
+    shifted = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV counts from the centers of pixels.
+    ours = (np.linalg.inv(shifted) @ np.vstack([ours, [0, 0, 1]]) @ shifted)[:2]
+    for mask, box, index in zip(found["masks"].numpy(), found["corners"][:, [0, 2]].flatten(1), kept):
+        warped = cv2.warpAffine(masks[index], ours, (width, height), flags=cv2.INTER_NEAREST)
+        assert (mask & warped).sum() > 0.9 * (mask | warped).sum()
+        y, x = np.nonzero(mask)
+        assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+def test_objects_that_leave_the_image_are_removed():
+    squares = np.array([[x, y] for x, y in ((100, 10), (9, 10), (96, 40), (4, 60))], float)
+    corners = squares[:, None] + np.array([[-8, -8], [8, -8], [8, 8], [-8, 8]], float)
+    crowd = torch.tensor([False, False, False, True])
+    matrix = torch.tensor([[1, 0, 2 * -10 / 120], [0, 1, 0]], dtype=torch.float64)  # ten pixels to the left
+    item = item_of(corners, 80, 120, crowd=crowd)
+    found = moved(item, matrix, is_oriented=False)
+    # The fourth one is a crowd region.
+    assert found["labels"].tolist() == [0, 2, 3]
+    expected = [[82, 2, 98, 18], [78, 32, 94, 48], [0, 52, 2, 68]]
+    np.testing.assert_allclose(found["corners"][:, [0, 2]].flatten(1), expected, atol=1e-4)
+    assert found["area"].tolist()[:2] == [1, 3] and found["area"].isnan().tolist() == [False, False, True]
+    assert found["valid"].sum(0).tolist() == [80] * 110 + [0] * 10
+    oriented = moved(item, matrix, is_oriented=True)
+    np.testing.assert_allclose(oriented["corners"][2, :, 0], [-14, 2, 2, -14], atol=1e-4)
+    nothing = moved(item_of(corners[:0], 80, 120, masks=torch.zeros(0, 80, 120, dtype=torch.uint8)), matrix, False)
+    assert nothing["corners"].shape == (0, 4, 2) and nothing["masks"].shape == (0, 80, 120)
+    half = moved(item, motion("scale", 5, 80, 120), is_oriented=True)
+    assert half["area"].tolist() == [0.25, 0.5, 0.75, 1.0]

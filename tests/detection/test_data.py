@@ -1,6 +1,7 @@
 """Tests of the detection data sets: formats, rows, windows, splits and their errors."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -115,6 +116,18 @@ def test_format_from_outside(tmp_path):
         assert item["labels"].tolist() == [NAMES.index(label) for label, _ in objects]
         low = np.array([corners.min(0) for _, corners in objects]).reshape(-1, 2)
         np.testing.assert_allclose(item["corners"].amin(1) if objects else np.zeros((0, 2)), low, atol=1e-4)
+
+
+def test_part_depends_on_its_seed(tmp_path):
+    names = [f"a_{number:03}" for number in range(12)]
+    write_dota(tmp_path, names)
+    for seed in ({}, {"part_seed": 1}):
+        settings = SPLITS["dota"] | {"part": [0.0, 0.5]} | seed
+        samples = describe(tmp_path, "dota", splits={"train": settings}).open(["train"], "oriented")
+        found = [place.id for place in samples.places]
+        salted = [f"1/{name}" if seed else name for name in names]
+        small = [hashlib.sha256(name.encode()).hexdigest()[0] < "8" for name in salted]
+        assert found == [name for name, is_small in zip(names, small) if is_small] and 0 < len(found) < 12
 
 
 @pytest.mark.parametrize("kind", SPLITS)

@@ -45,6 +45,7 @@ SETTINGS = {
     "neck": "pyramid",
     "backbone": {"pyramid_channels": 16},
     "head": {**dense_data.HEAD, "use_auxiliary_head": False},
+    "test_scales": [1.0],
     "test_flip": True,
     "stride": 24,
     "crop_size": 48,

@@ -48,6 +48,7 @@ ONLY_PARSED = {
     "vitp space": "it serves until it is stopped",
     "vitp pretrain --config quickstart": "tests/recipes/test_quickstart.py runs it",
     "vitp pretrain --config remote_sensing_paper": "tests/recipes/test_command.py runs it from the wheel",
+    "vitp finetune_segmentation --config loveda --dry_run": "tests/training/test_fine_tuning_plan.py, in small",
     "vitp make_instructions volumes": "tests/recipes/test_medical.py runs the same steps",
     "vitp pretrain --config brain_vlm.yaml": "tests/recipes/test_medical.py",
     "vitp finetune_segmentation --config brain_mri": "tests/recipes/test_medical.py",
@@ -78,7 +79,7 @@ TRAINING = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumula
 TRAINING |= {"save_strategy": "no", "logging_steps": 1, "report_to": "none", "learning_rate": 1e-3}
 TRAINING |= {"dataloader_num_workers": 0, "dataloader_persistent_workers": False, "watch_samples": 0}
 MAPS = TRAINING | {"crop_size": 64, "window": 64, "stride": 48, "test_scales": 1.0, "num_pictures": 1}
-MAPS |= {"warmup_steps": 1, "backbone": '{"deformable_heads": 4, "spatial_prior_channels": 8}'}
+MAPS |= {"global_batch_size": 2, "warmup_steps": 1, "backbone": '{"deformable_heads": 4, "spatial_prior_channels": 8}'}
 MAPS |= {"head": '{"hidden_size": 16, "auxiliary_channels": 16}'}
 BOXES = TRAINING | {"image_size": 64, "num_pictures": 1, "warmup_steps": 1, "backbone": MAPS["backbone"]}
 BOXES |= {

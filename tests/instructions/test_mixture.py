@@ -4,13 +4,16 @@ import io
 import json
 import logging
 import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
+import prepared_folders
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,8 +41,9 @@ from modeling_vitp.instructions.mixture import (
     no_content,
     open_mixture,
 )
-from modeling_vitp.instructions.rows import SourceSettings, degrade
+from modeling_vitp.instructions.rows import SourceSettings, degrade, images_of
 from modeling_vitp.instructions.sources import Source, read_source
+from modeling_vitp.training.resume_config import fingerprint_data
 
 SIZES = {"a": 37, "b": 80, "c": 21, "d": 5, "e": 64}
 
@@ -530,3 +534,40 @@ def test_mixture_of_page_is_loaded(meta, monkeypatch):
     monkeypatch.chdir(meta)
     names = [source.name for source in load_mixture("mixture.yaml").sources]
     assert names == ["mine", "ships", "grounding", "general", "first", "second"]
+
+
+def test_annotations_of_meta_json_come_from_hub(hub, tmp_path, monkeypatch, caplog):
+    meta = prepared_folders.write_released_annotations(tmp_path)
+    local = open_mixture(load_mixture({"root": str(tmp_path), "sources": [{"meta": meta.name}]}), seed=0)
+    files = {f"pretrain_data/rs_ann/{path.name}": path for path in (tmp_path / "data/rs_ann").iterdir()}
+    hub.create("GreatBird/ViTP", files)
+    shutil.rmtree(tmp_path / "data/rs_ann")
+
+    source = {"meta": meta.name, "hub": "GreatBird/ViTP", "modality": "optical"}
+    mixture = load_mixture({"root": str(tmp_path), "released_compatible": True, "sources": [source]})
+    assert [source.missing() for source in mixture.sources] == [None, None] and mixture.sources[0].is_on_hub
+    opened = open_mixture(mixture, seed=0)
+    assert [list(part) for part in opened.parts] == [list(part) for part in local.parts]
+    assert [source.settings.jpeg_degradation for source in opened.mixture.sources] == [True, False]
+    assert [len(part) for part in opened.parts] == [4, 4] and len(opened) == 4 * 5 + 2
+    assert len(images_of(opened.parts[1][0])) == 2
+    assert fingerprint_data(opened).keys() == fingerprint_data(local).keys()
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert len(open_mixture(mixture, seed=0)) == len(opened)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"annotation": "b.jsonl", "hub": "org/rows"}, "Source 's': .* b.jsonl in the Hub repo org/rows, found 0"),
+        ({"annotation": "c.jsonl", "hub": "datasets/org/rows"}, "c.jsonl .* datasets/org/rows, found 2"),
+        ({"annotation": "b.jsonl", "hub": "org/none"}, "Source 's': .*b.jsonl cannot be read: .*org/none"),
+        ({"folder": "rows", "hub": "org/rows"}, "hub is not supported for a source with folder"),
+    ],
+)
+def test_annotation_not_found_on_hub_is_named(fields, message, hub, tmp_path):
+    hub.create("org/rows", {"a.jsonl": b"{}\n"})
+    hub.create("org/rows", {"1/c.jsonl": b"{}\n", "2/c.jsonl": b"{}\n"}, "dataset")
+    with pytest.raises(ValueError, match=message):
+        read_source(load_mixture({"root": str(tmp_path), "sources": [{"name": "s", **fields}]}).sources[0])

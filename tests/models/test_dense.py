@@ -256,6 +256,28 @@ def test_auxiliary_head_is_trained():
 
 
 @torch.no_grad()
+def test_classifier_dropout_drops_channels_in_training():
+    torch.manual_seed(0)
+    config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD | {"hidden_size": 64})
+    plain = ViTPForSemanticSegmentation(config).eval()
+    config.classifier_dropout = 0.25
+    model = ViTPForSemanticSegmentation(config)
+    assert model.load_state_dict(plain.state_dict())
+    inputs = []
+    model.decode_head.classifier.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model.eval()(image).logits, plain(image).logits)
+    model.decode_head.fpn_bottleneck.activation.train()
+    for _ in range(20):
+        model(image)
+    whole, dropped = inputs[0], torch.stack(inputs[1:]).abs().sum((-2, -1)) == 0
+    used = whole.abs().sum((-2, -1)) > 0
+    assert dropped[:, used].float().mean().item() == pytest.approx(0.25, abs=0.05)
+    kept = ~dropped[0, 0] & used[0]
+    torch.testing.assert_close(inputs[1][0, kept], whole[0, kept] / 0.75)
+
+
+@torch.no_grad()
 def test_images_of_pair_share_one_backbone():
     """Concatenate the maps by hand, the channels of the image before first."""
     torch.manual_seed(0)

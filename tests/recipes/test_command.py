@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -214,8 +215,10 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     recipes = {name: site / "modeling_vitp" / "recipes" / f"{name}.py" for name in RECIPES}
     said = json.loads(run(sys.executable, "-c", HELP, *recipes.values(), cwd=work, **here).stdout)
     assert all(f"usage: vitp {name} " in said[str(path)][0] for name, path in recipes.items())
+    before = seconds_of_children()
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
+    assert seconds_of_children() - before < 10  # of CPU
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
     steps += ["--dataloader_persistent_workers", "false", "--freeze_vision", "true"]
     quick = run(sys.executable, "-c", FEW_ANSWERS, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
@@ -224,6 +227,11 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     # The backbone of a frozen ViT is its start after any number of steps, so the gate must refuse it.
     task = json.loads((work / "outputs/quickstart/metrics.json").read_text())["task"]
     assert not task["passed"] and task["gate"]["least_gains"]["linear"] <= 0
+
+
+def seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 SAME_NAMES = """

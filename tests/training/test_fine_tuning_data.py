@@ -1,5 +1,6 @@
 """Samples found by path patterns, and images shared by splits."""
 
+import hashlib
 import shutil
 
 import dense_data
@@ -13,7 +14,7 @@ from PIL import Image
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.reading import read_picture
 from modeling_vitp.training import fine_tuning_data as shared_images
-from modeling_vitp.training.fine_tuning_data import PIECE, fill, find_samples
+from modeling_vitp.training.fine_tuning_data import PIECE, fill, find_samples, in_part
 
 
 def test_patterns_match_regular_expressions_and_folders(tmp_path):
@@ -42,6 +43,21 @@ def test_parts_split_patients_without_overlap(tmp_path):
     splits["val"]["part"] = [0.5, 0.8]
     with pytest.raises(ValueError, match="patient p.* is in both splits 'train' and 'val'"):
         data.check_disjoint(list(parts))
+
+
+def test_part_seed_draws_other_samples():
+    names = [f"image_{number}" for number in range(1000)]
+    drawn = {
+        (seed, share): {name for name in names if in_part(name, {"part": [0.0, share]} | seeds)}
+        for seed, seeds in (("none", {}), (1, {"part_seed": 1}), (2, {"part_seed": 2}))
+        for share in (0.02, 0.2)
+    }
+    assert all(drawn[seed, 0.02] < drawn[seed, 0.2] for seed in ("none", 1, 2))
+    assert all(150 < len(part) < 250 for (_, share), part in drawn.items() if share == 0.2)
+    for first, second in (("none", 1), ("none", 2), (1, 2)):
+        assert 20 < len(drawn[first, 0.2] & drawn[second, 0.2]) < 60  # 40 of 1000 by chance
+    digest = hashlib.sha256(b"1/image_7").digest()[:6]
+    assert (int.from_bytes(digest, "big") / 2**48 < 0.2) == ("image_7" in drawn[1, 0.2])
 
 
 def test_list_selects_samples(tmp_path):

@@ -54,7 +54,8 @@ from .formats import (
 from .geodata import SUFFIXES, FeatureFile, feature_files
 
 UNSPLIT = "all"
-SPLIT_NAME = re.compile(r"(trainval|train|val|valid|validation|test|test-dev)\d*", re.IGNORECASE)
+SPLIT_NAME = re.compile(r"(trainval|train|training|val|valid|validation|test|testing|test-dev)\d*", re.IGNORECASE)
+SPLIT_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test", "test-dev": "test"}
 NNUNET_SPLITS = {"tr": "train", "va": "val", "ts": "test"}  # Suffixes of the folders imagesTr, labelsTr, ….
 NNUNET_FOLDERS = {f"{kind}{end}": split for kind in ("images", "labels") for end, split in NNUNET_SPLITS.items()}
 FIRST_CHANNEL, FURTHER_CHANNEL = "_0000", re.compile(r"_(?!0000)\d{4}$")  # Suffixes of nnU-Net's file names.
@@ -539,7 +540,7 @@ class Masks(Pairs):
     subject, annotation = "regions", "mask"
     required_options = ("--names", "names.json")
     image_folders = ("images", "img_dir", "images_png", "image")
-    mask_folders = ("masks", "ann_dir", "masks_png", "mask", "labels", "label")
+    mask_folders = ("masks", "ann_dir", "masks_png", "mask", "labels", "label", "annotations")
 
     @classmethod
     def matches(cls, root):
@@ -796,11 +797,11 @@ def plain_words(label: str) -> str:
 
 def split_in(name: str) -> str | None:
     """Return the split in the name of a file or folder, such as `train` for `instances_train2017`, or `None`."""
-    words = [word for word in name.split("_") if SPLIT_NAME.fullmatch(word)]
+    words = [word for word in name.lower().replace("train_val", "trainval").split("_") if SPLIT_NAME.fullmatch(word)]
     if not words:
         return None
-    split = words[-1].lower().rstrip("0123456789")
-    return {"valid": "val", "validation": "val", "test-dev": "test"}.get(split, split)
+    split = words[-1].rstrip("0123456789")
+    return SPLIT_NAMES.get(split, split)
 
 
 def split_of_path(path: Path) -> str:
