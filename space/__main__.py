@@ -35,11 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         raise errors.WrongArguments(f"--host {args.host}: {error.strerror}.") from error
 
     sys.path.insert(0, str(Path(__file__).parent))
-    from app import build_app, launch_options
+    from app import serve
+    from computing import limit_memory
     from loading import Models
 
+    limit_memory()
     models = Models(args.model[0] if args.model else None, args.model[1:], args.trust_remote_code)
-    build_app(models).launch(server_name=args.host, server_port=args.port, **launch_options())
+    serve(models, server_name=args.host, server_port=args.port)
     return 0
 
 

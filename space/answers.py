@@ -1,23 +1,31 @@
-"""Answers of the full model about images: prompts, streamed answers and their probabilities."""
+"""Answers of the full model about images: prompts, streamed answers and their probabilities, and drawn boxes."""
 
 import threading
 from collections.abc import Iterator, Sequence
 from contextvars import copy_context
 from typing import NamedTuple
 
+import gradio as gr
+import limits
 import torch
-from PIL import Image
-from torch.nn import functional as F
-from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from PIL import Image, ImageDraw, ImageFont
+from transformers import BatchFeature, StoppingCriteriaList, TextIteratorStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.bands import describe_bands
+from modeling_vitp.instructions.boxes import GridBox
 
+PROGRESS = gr.Progress()
+"""Default of the argument by which a handler reports progress. It does nothing outside of the page and its API."""
+QUESTION = "How many trees are there?"
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
 BOX_MARKS = {"<ref>", "</ref>", "<box>", "</box>"}
-MAX_QUESTION = 2000  # characters
+MAX_QUESTION = limits.QUESTION  # characters
 MAX_LENGTH = 8192  # tokens of a prompt and its answer, so that memory is bounded
+MAX_LABEL = 40  # characters
+# Bright colors, distinguishable with color blindness, for black labels.
+COLORS = ("#ffb000", "#35c2ff", "#ff77b6", "#4be08a", "#c9a6ff", "#f6f04a", "#ff8a5c", "#9fe3e0")
 
 
 class Answer(NamedTuple):
@@ -37,41 +45,32 @@ class Answer(NamedTuple):
 
 
 def encode(
-    processor: ViTPProcessor,
-    images: Sequence[Image.Image],
-    messages: list[dict[str, str]],
-    drop_ratio: float = 0.0,
-    seed: int = 0,
+    processor: ViTPProcessor, images: Sequence[Image.Image], question: str, drop_ratio: float = 0.0, seed: int = 0
 ) -> BatchFeature:
-    """Encode a conversation for the model, with the images before its first question.
+    """Encode images and a question for the model.
 
     Args:
         images: 8-bit RGB images. The input spec of the processor is not applied; it is used when a file is read.
-        messages: messages with the text fields `role` and `content`; the last message is the question.
         drop_ratio: drop ratio of Visual Robustness Learning. The choice of the kept tokens depends on `seed` only.
 
     Raises:
-        ValueError: if the model takes other bands than RGB, the question is empty or too long, or a message contains
-            an image token.
+        ValueError: if the model takes other bands than RGB, or the question is empty, too long, or contains an image
+            token.
     """
     bands = processor.image_processor.band_names
     if bands is not None:
         raise ValueError(
-            f"The model takes {describe_bands(bands)}, but this tab sends RGB images. Use the tab Backbone to look at "
-            "its ViT."
+            f"The model takes {describe_bands(bands)}, but this tab sends RGB images. Use the tab Look inside to "
+            "see its ViT."
         )
-    question = messages[-1]["content"]
     if not question.strip():
         raise ValueError("The question is empty. Type a question first.")
     if len(question) > MAX_QUESTION:
         raise ValueError(f"The question has {len(question):,} characters. At most {MAX_QUESTION:,} are accepted.")
-    image_parts = [{"type": "image"} for _ in images]
-    first, *others = messages
-    first = {"role": first["role"], "content": [*image_parts, {"type": "text", "text": first["content"]}]}
-    text = processor.apply_chat_template([first, *others], add_generation_prompt=True)
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
     return processor(
         images=list(images) or None,
-        text=text,
+        text=processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True),
         input_spec=None,
         vrl_drop_ratio=drop_ratio,
         vrl_keys=[(seed,)],
@@ -97,20 +96,33 @@ def visual_features(model: ViTPForConditionalGeneration, pixel_values: torch.Ten
     return model.get_image_features(pixel_values.to(model.device), return_dict=True).pooler_output.flatten(0, 1)
 
 
-def text_inputs(model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor) -> dict:
+def text_inputs(
+    model: ViTPForConditionalGeneration,
+    inputs: BatchFeature,
+    features: torch.Tensor,
+    answer: torch.LongTensor | None = None,
+) -> dict:
     """Return the arguments of the model, with the output of `visual_features` in place of the tiles.
 
     The ViT then runs once for all drop ratios and seeds. Tokens may be dropped after the projector because the
     projector processes each token separately.
+
+    Args:
+        answer: token ids of shape `(length,)` that follow the prompt.
     """
     kept = inputs.get("visual_token_indices")
     features = features if kept is None else features[kept.to(features.device)]
+    arguments = {name: inputs[name].to(model.device) for name in TEXT_INPUTS if name in inputs}
+    if answer is not None:
+        answer = answer.to(model.device)[None]
+        arguments["input_ids"] = torch.cat([arguments["input_ids"], answer], dim=1)
+        arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
+        if "position_ids" in arguments:
+            following = arguments["position_ids"][:, -1:] + 1 + torch.arange(answer.shape[1], device=model.device)
+            arguments["position_ids"] = torch.cat([arguments["position_ids"], following], dim=1)
     # Each token is a group, as under VRL. The object is new in each call because models cache in it.
-    encoded = {"image": BaseModelOutputWithPooling(pooler_output=features.unsqueeze(1))}
-    return {
-        **{name: inputs[name].to(model.device) for name in TEXT_INPUTS if name in inputs},
-        "mm_encoder_outputs": encoded,
-    }
+    encoded = BaseModelOutputWithPooling(pooler_output=features.unsqueeze(1))
+    return {**arguments, "mm_encoder_outputs": {"image": encoded}}
 
 
 @torch.no_grad()
@@ -126,15 +138,9 @@ def answer_log_probs(
         The log-probability of each token given the prompt and the previous tokens, float32 of shape `(length,)`, and
         the most probable token at each position, which is the choice of `greedy_answer`.
     """
-    arguments = text_inputs(model, inputs, features)
-    answer = answer.to(model.device)
-    arguments["input_ids"] = torch.cat([arguments["input_ids"], answer[None]], dim=1)
-    arguments["attention_mask"] = F.pad(arguments["attention_mask"], (0, len(answer)), value=1)
-    if "position_ids" in arguments:
-        following = arguments["position_ids"][:, -1:] + 1 + torch.arange(len(answer), device=model.device)
-        arguments["position_ids"] = torch.cat([arguments["position_ids"], following], dim=1)
+    arguments = text_inputs(model, inputs, features, answer)
     logits = model(**arguments, logits_to_keep=len(answer) + 1, use_cache=False).logits[0, :-1].float()
-    log_probs = logits.log_softmax(-1).gather(1, answer[:, None])[:, 0]
+    log_probs = logits.log_softmax(-1).gather(1, answer.to(logits.device)[:, None])[:, 0]
     logits[:, model.config.image_token_id] = -torch.inf
     return log_probs, logits.argmax(-1)
 
@@ -171,8 +177,7 @@ def answers_by_drop_ratio(
     Raises:
         ValueError: if the question is empty, too long, or contains an image token.
     """
-    messages = [{"role": "user", "content": question}]
-    inputs = encode(processor, [image], messages)
+    inputs = encode(processor, [image], question)
     check_length(model, inputs, max_new_tokens)
     features = visual_features(model, inputs["pixel_values"])
     full = greedy_answer(model, inputs, features, max_new_tokens)
@@ -182,7 +187,7 @@ def answers_by_drop_ratio(
 
     for drop_ratio in sorted(set(drop_ratios) - {0.0}):
         for seed in seeds:
-            inputs = encode(processor, [image], messages, drop_ratio, seed)
+            inputs = encode(processor, [image], question, drop_ratio, seed)
             log_probs, likeliest = answer_log_probs(model, inputs, features, full)
             answer, own = full, log_probs
             if not likeliest.equal(full.to(likeliest.device)):
@@ -199,24 +204,14 @@ def answers_by_drop_ratio(
             )
 
 
-class StopOn(StoppingCriteria):
-    """Stopping criterion that ends the generation when an event is set."""
-
-    def __init__(self, event: threading.Event):
-        self.event = event
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs) -> torch.BoolTensor:
-        return torch.full(input_ids.shape[:1], self.event.is_set(), dtype=torch.bool, device=input_ids.device)
-
-
 def check_length(model: ViTPForConditionalGeneration, inputs: BatchFeature, max_new_tokens: int) -> None:
     """Raise `ValueError` if prompt and answer may exceed the context of the language model."""
-    length = inputs["input_ids"].shape[1]
+    length = inputs["input_ids"].shape[1] + max_new_tokens
     limit = min(MAX_LENGTH, model.config.text_config.max_position_embeddings)
-    if length + max_new_tokens > limit:
+    if length > limit:
         raise ValueError(
-            f"Images, conversation and an answer of up to {max_new_tokens} tokens have {length + max_new_tokens} "
-            f"tokens, more than the limit of {limit}. Start a new conversation or ask for shorter answers."
+            f"Images, question and an answer of up to {max_new_tokens} tokens have {length} tokens, more than the "
+            f"limit of {limit}. Use a smaller image, or ask for shorter answers."
         )
 
 
@@ -230,13 +225,16 @@ def stream_answer(
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
     stopped, errors = threading.Event(), []
 
+    def is_stopped(input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs) -> torch.BoolTensor:
+        return torch.full(input_ids.shape[:1], stopped.is_set(), dtype=torch.bool, device=input_ids.device)
+
     def generate():
         try:
             model.generate(
                 **inputs.to(model.device),
                 **greedy(model, max_new_tokens),
                 streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([StopOn(stopped)]),
+                stopping_criteria=StoppingCriteriaList([is_stopped]),
             )
         except Exception as error:  # Raised again in the thread that reads the stream.
             errors.append(error)
@@ -255,3 +253,36 @@ def stream_answer(
         thread.join()
     if errors:
         raise errors[0]
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[GridBox]) -> Image.Image:
+    """Draw boxes with labels on a copy of an image. The label is the phrase, or the number of a box without a phrase.
+
+    Boxes of one phrase have the same color.
+    """
+    drawn = image.convert("RGB")
+    width, height = image.size
+    groups = list(dict.fromkeys(box.phrase for box in boxes))
+    for number, box in enumerate(boxes, start=1):
+        left, top, right, bottom = box.in_pixels((height, width))
+        right, bottom = max(left, right - 1), max(top, bottom - 1)
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        color = COLORS[groups.index(box.phrase) % len(COLORS)]
+        draw_outline(drawn, corners, color, box.phrase[:MAX_LABEL] or str(number))
+    return drawn
+
+
+def draw_outline(
+    image: Image.Image, corners: Sequence[tuple[float, float]], color: str | tuple[int, int, int], label: str
+) -> None:
+    """Draw a polygon on an image, with its label above it, or inside at the top of the image."""
+    draw, side = ImageDraw.Draw(image), max(image.size)
+    line, font = max(2, round(side / 300)), ImageFont.load_default(max(11, round(side / 50)))
+    draw.polygon(corners, outline=color, width=line)
+    left, top = (min(values) for values in zip(*corners))
+    width, height = draw.textbbox((0, 0), label, font=font, anchor="lt")[2:]
+    x = min(max(left, 0), max(image.width - width - 2 * line, 0))
+    y = top - height - 2 * line
+    y = y if y >= 0 else max(top, 0)
+    draw.rectangle((x, y, x + width + 2 * line, y + height + 2 * line), fill=color)
+    draw.text((x + line, y + line), label, fill="black", font=font, anchor="lt")

@@ -1,9 +1,10 @@
-"""The Space: a Gradio page to look at what a ViT has learned.
+"""The page of the Space: header, theme, the first tab and the About box.
 
     vitp space
     python space/app.py
 
-The environment variables that name the models are described in `loading.py`. Each tab is a module with one function,
+The environment variables that name the models are described in `loading.py`. Each further tab is a module with one
+function,
 
     build_tab(models: Models, model_name: gr.Dropdown) -> Tab
 
@@ -13,11 +14,17 @@ a thread of its own.
 
 Rules for a tab:
 
+- It is a row of two columns, with the CSS classes `inputs` and `results`. The shorter one stays in view, and results
+  follow the inputs on a phone. Inputs that are rarely needed are in an accordion of the class `more`. A button of the
+  class `run` scrolls a phone to the results.
 - Images come from `uploading.image_input`, whose `on` calls handlers with the paths. `uploading.open_upload` opens them
   as a `Reading`: the image and the input spec for the processor, `to_rgb()` for display, and a note to show.
 - Handlers that run a model are decorated with `@computing.answering` and use `computing.turn(progress)` around the
   computation. Their events get `**computing.QUEUE`. Slow handlers report progress and have a button that cancels them.
-- One action is one request. A result names its input, and `uploading.forget` clears it when the input changes.
+- The handlers of `Tab.at_start` compute the example that the tab opens with. Their results for the default inputs are
+  computed once for all visitors.
+- One action is one request. A result names its input, and `uploading.forget` clears it when the input or the model
+  changes.
 - Errors are raised as `computing.message(text)` or as a `ValueError` of one line.
 - Events of the page get `**computing.PRIVATE`; `api.py` has the functions for programs.
 - Every component has a label, every image an `alt_text`. Sliders are created by `url_state.slider`.
@@ -25,6 +32,10 @@ Rules for a tab:
   written by `saving.write_png`.
 """
 
+import html
+import os
+import threading
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -36,19 +47,25 @@ import compare_tab
 import gradio as gr
 import limits
 import vrl_tab
-from about import about
-from computing import PRIVATE, QUEUE, answering
-from loading import Models
-from uploading import thumbnails
-from url_state import keep_in_url
+from computing import QUEUE, answering, limit_memory
+from finding import PIXELS, TRAINED, UNTRAINED, Finding, pictures_of, read_finding
+from huggingface_hub import HfApi, ModelCard
+from loading import FINE_TUNED, FULL, RANDOM, TINY, Models
+from maps import draw_map, patch_features
+from PIL import Image
+from torch import nn
+from uploading import CROWNS, EXAMPLES, open_pixels, thumbnails
+from url_state import Tab, keep_in_url
+
+from modeling_vitp.images.pixels import align_scores, colors_of, principal_scores
 
 HERE = Path(__file__).parent
 TABS = {
-    "Backbone": backbone_tab.build_tab,
-    "VRL": vrl_tab.build_tab,
-    "Ask": ask_tab.build_tab,
-    "Compare": compare_tab.build_tab,
-    "Apply": apply_tab.build_tab,
+    "backbone": ("Look inside", backbone_tab.build_tab),
+    "vrl": ("Hide parts", vrl_tab.build_tab),
+    "ask": ("Ask", ask_tab.build_tab),
+    "compare": ("Compare", compare_tab.build_tab),
+    "apply": ("Apply", apply_tab.build_tab),
 }
 THEME = gr.themes.Default(
     primary_hue="teal",
@@ -71,33 +88,194 @@ THEME = gr.themes.Default(
     body_text_color_subdued_dark="*neutral_300",
     block_info_text_color="*neutral_500",
 )
+TITLE = "What a vision model learned"
+SENTENCE = "This vision transformer learned to tell trees from ground by answering questions about images."
+EXPLANATION = """\
+<p>In the map, squares that look like tree are <i class="swatch tree"></i> green and squares that look like ground are \
+<i class="swatch ground"></i> violet. White boxes are trees that people marked.</p>
+<p>The numbers say how often the tree is found in a pair of squares, one of tree and one of ground, on {num_images} \
+images that the model never saw. Guessing gives 50 of 100.</p>"""
+MEASURED = """\
+The {num_images} images lie in one part of an aerial scene. The model was trained on other parts of it and on two more \
+scenes, with questions such as "How many trees are there?". The image above is the one whose area of trees is nearest \
+to half.
+
+- A linear layer predicts from the description of one square of 8 × 8 pixels whether it shows a tree. It learns on the \
+20 training images. Trained model, untrained model and colors have a layer each, which is fitted in the same way.
+- The share of pairs is the area under the ROC curve (AUC), the mean over the {num_images} images: {areas}.
+- The colors are those of the same 8 × 8 pixels. Color statistics of a square's surroundings, chosen by hand for this \
+task, reach 0.84, more than this small model, which was trained on one CPU core for ten minutes.
+- On another scene, with other colors, the model does worse than an untrained one."""
+CITATION = """@article{vitp2025,
+  title   = {Visual Instruction Pretraining for Domain-Specific Foundation Models},
+  author  = {Li, Yuxuan and Zhang, Yicheng and Tang, Wenhao and Dai, Yimian and Cheng, Ming-Ming and Li, Xiang and
+             Yang, Jian},
+  journal = {arXiv preprint arXiv:2509.17562},
+  year    = {2025},
+  url     = {https://arxiv.org/abs/2509.17562}
+}"""
 
 
 def build_app(models: Models) -> gr.Blocks:
     """Build the page without launching it."""
-    with gr.Blocks(title="ViTP: see what the ViT learned", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
-        gr.Markdown(
-            "# See what the ViT learned\nLook at a ViT that was pretrained inside a vision-language model (ViTP, "
-            "[arXiv 2509.17562](https://arxiv.org/abs/2509.17562)), and at the full model."
-        )
-        model_name = gr.Dropdown(
-            models.names, value=models.default, label="Model (any Hub id)", allow_custom_value=True, elem_id="model"
-        )
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as app:
+        with gr.Row(equal_height=True):
+            gr.Markdown(f"# {TITLE}")
+            model_name = gr.Dropdown(
+                models.names, value=models.default, label="Model (any Hub id)", allow_custom_value=True, elem_id="model"
+            )
         state, at_start = {"model": model_name}, []
-        with gr.Tabs() as tabs:
-            for title, build_tab in TABS.items():
-                with gr.Tab(title, id=title.lower()):
-                    built = build_tab(models, model_name)
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
+            with gr.Tab("Start", id="start", elem_id="start"):
+                build_start(models)
+            for name, (title, build_tab) in TABS.items():
+                with gr.Tab(title, id=name):
+                    built: Tab = build_tab(models, model_name)
                     state |= built.state
                     at_start += built.at_start
         with gr.Accordion("About", open=False, elem_id="about"):
             box = gr.Markdown(about(models, models.default))
         with gr.Accordion("For programs", open=False, elem_id="programs"):
             gr.Markdown(api.EXAMPLE)
-        model_name.input(answering(partial(about, models)), model_name, box, show_progress="hidden", **QUEUE, **PRIVATE)
+        describe = answering(partial(about, models), gpu=False)
+        model_name.input(describe, model_name, box, show_progress="hidden", api_name="about", **QUEUE)
         api.build_api(models)
-        keep_in_url(app, tabs, state, at_start)
+        app.examples = keep_in_url(app, tabs, state, at_start)
     return app.queue(max_size=None)  # `computing.Line` limits the number of waiting visitors.
+
+
+def build_start(models: Models) -> None:
+    """Build the first tab, whose pictures are computed now: the finding of the packed model, or a map of another."""
+    finding = read_finding(models)
+    if finding is not None:
+        image, maps = pictures_of(models, finding)
+        _build_finding(finding, image, maps)
+    elif bands := models.backbone().band_names:
+        gr.Markdown(f"## This vision model reads images with {len(bands)} bands. Open one in the tab Look inside.")
+    else:
+        _build_features(models)
+
+
+def _build_finding(finding: Finding, image: Image.Image, maps: dict[str, Image.Image]) -> None:
+    def caption(name: str, title: str) -> None:
+        gr.HTML(f"{title}: <b>{100 * finding.areas[name]:.0f}</b> of 100", padding=False, elem_classes="caption")
+
+    gr.Markdown(f"## {SENTENCE}")
+    with gr.Row(elem_classes="hero"):
+        with gr.Column(scale=4, min_width=300):
+            swipe(image, maps[TRAINED])
+            caption(TRAINED, "Trained model, drag the line")
+        for name, title in ((UNTRAINED, "Untrained"), (PIXELS, "Colors only")):
+            with gr.Column(scale=3, min_width=150):
+                still(maps[name], f"Map of trees. {title}")
+                caption(name, title)
+    gr.HTML(EXPLANATION.format(num_images=finding.num_images), padding=False)
+    with gr.Accordion("How this was measured", open=False):
+        areas = ", ".join(f"{name} {area:.3f}" for name, area in finding.areas.items())
+        gr.Markdown(MEASURED.format(num_images=finding.num_images, areas=areas))
+
+
+def _build_features(models: Models) -> None:
+    """Show the principal components of the features of an example, beside those of random weights."""
+    vit = models.backbone()
+    image, _ = open_pixels(str(EXAMPLES[CROWNS]))
+    names = vit.name, vit.name.removesuffix(RANDOM) + RANDOM
+    scores = [principal_scores(patch_features(models.backbone(name), image, vit.native)) for name in names]
+    scores[1] = align_scores(scores[1], scores[0])
+    trained, untrained = (draw_map(colors_of(one), image) for one in scores)
+    gr.Markdown(f"## What {plain(vit.name)} sees: squares that it describes alike have like colors.")
+    with gr.Row(elem_classes="hero"):
+        with gr.Column(scale=4, min_width=320):
+            swipe(Image.fromarray(image).resize(trained.size), trained)
+        with gr.Column(scale=4, min_width=150):
+            still(untrained, "Map of the same model, untrained")
+            gr.HTML("The same model, untrained", padding=False, elem_classes="caption")
+    gr.Markdown(
+        "The colors are computed without labels, so they name no objects. What the untrained map shows as well was not "
+        "learned."
+    )
+
+
+def swipe(image: Image.Image, drawn: Image.Image) -> None:
+    """Show an image and its map, with a line to drag between them."""
+    gr.ImageSlider(
+        (image, drawn),
+        label="Image and map: drag the line",
+        show_label=False,
+        interactive=False,
+        max_height=480,
+        buttons=[],
+        elem_id="swipe",
+    )
+
+
+def still(drawn: Image.Image, label: str) -> None:
+    gr.Image(drawn, label=label, alt_text=label, show_label=False, interactive=False, buttons=[])
+
+
+def about(models: Models, name: str) -> str:
+    """Return Markdown about a model, the app and the method."""
+    kind = models.kind(name)
+    vit = models.backbone(name)
+    license, date = _license_and_date(models, name)
+    side = vit.native * vit.patch[0]
+    rows = {
+        "Model": f"`{html.escape(name.replace('`', ''))}`, a {kind}",
+        "License": plain(license),
+        "Date": date,
+        "ViT": f"{vit.depth} layers, width {vit.model.config.hidden_size}, {_millions(vit.model)} M parameters, "
+        f"{side} × {side} pixels in patches of {vit.patch[0]}",
+    }
+    if kind == FULL:
+        model = models.full(name).model
+        rows["Whole model"] = (
+            f"{_millions(model)} M parameters, language model {plain(model.config.text_config.model_type)}, "
+            f"trained with a drop ratio of {model.config.vrl_drop_ratio:g}"
+        )
+    if kind == FINE_TUNED:
+        rows["Classes"] = plain(", ".join(models.fine_tuned(name).names)[:500])
+    rows["This app"] = (
+        "modeling-vitp, Apache-2.0. Example images: NEON, from DeepForest (MIT); CT slice from pydicom (MIT)"
+    )
+    rows["Method"] = "ViTP, visual instruction pretraining: [arXiv 2509.17562](https://arxiv.org/abs/2509.17562)"
+    table = "\n".join(f"| **{key}** | {value.replace('|', '/')} |" for key, value in rows.items())
+    return f"| | |\n|---|---|\n{table}\n\nTo cite the method:\n\n```bibtex\n{CITATION}\n```"
+
+
+def plain(text: str) -> str:
+    """Return Markdown that shows a text of a model as it is, without pictures and links to other servers."""
+    return "".join(char if char.isalnum() or char in " ,.-" else f"&#{ord(char)};" for char in text)
+
+
+def _millions(model: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.3g}"
+
+
+def _license_and_date(models: Models, name: str) -> tuple[str, str]:
+    """Return license and date of a model, from its card and repository or its folder."""
+    if name == TINY:
+        return "Apache-2.0 (random weights, made by this app)", f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    source, card, date = models.source(name), None, None
+    try:
+        if source is not None and Path(source).is_dir():
+            date = datetime.fromtimestamp(Path(source, "config.json").stat().st_mtime, timezone.utc)
+            card = ModelCard.load(Path(source, "README.md")).data
+        else:
+            info = HfApi(token=None if source is not None else False).model_info(source or name, timeout=5)
+            card, date = info.card_data, info.last_modified
+    except Exception:  # Without a card or the Hub, the box says that license and date are not known.
+        pass
+    license = getattr(card, "license", None)
+    return str(license or "not stated"), f"{date:%Y-%m-%d}" if date else "not known"
+
+
+def head() -> str:
+    """Return the scripts of the page and the tags that describe a shared link."""
+    tags = {"og:title": TITLE, "og:description": SENTENCE, "description": SENTENCE}
+    if space := os.environ.get("SPACE_ID"):
+        tags["og:image"] = f"https://huggingface.co/spaces/{space}/resolve/main/thumbnail.jpg"
+    lines = [f'<meta name="{key}" property="{key}" content="{text}">' for key, text in tags.items()]
+    return "\n".join([*lines, *(f"<script>{path.read_text()}</script>" for path in sorted(HERE.glob("*.js")))])
 
 
 def launch_options() -> dict:
@@ -108,7 +286,7 @@ def launch_options() -> dict:
         "theme": THEME,
         "css_paths": HERE / "style.css",
         "css": thumbnails(),
-        "head": f"<script>{(HERE / 'page.js').read_text()}</script>",
+        "head": head(),
         "footer_links": ["api", "gradio", "settings"],
         "run_history": False,
         "state_session_capacity": limits.SESSIONS,
@@ -116,5 +294,23 @@ def launch_options() -> dict:
     }
 
 
+def serve(models: Models, **options) -> None:
+    """Serve the page, and compute the examples of the tabs when it is up.
+
+    Args:
+        options: further options of `launch`.
+    """
+    app = build_app(models)
+    app.launch(prevent_thread_lock=True, **launch_options(), **options)
+
+    def compute_examples() -> None:
+        for compute in app.examples:  # One after another, so that visitors can be served in between.
+            compute().exception()
+
+    threading.Thread(target=compute_examples, daemon=True).start()
+    app.block_thread()
+
+
 if __name__ == "__main__":
-    build_app(Models.from_environment()).launch(**launch_options())
+    limit_memory()
+    serve(Models.from_environment())

@@ -1,66 +1,120 @@
-"""The Backbone tab: feature and attention maps of one or two backbones."""
+"""The tab Look inside: feature and attention maps of one or two backbones."""
 
+import base64
 import functools
 import html
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 import gradio as gr
 import numpy as np
-from adjusting import AS_STATED, PRESETS, Adjustment, adjustment_of
-from computing import PRIVATE, QUEUE, answering, errors_as_messages, message
-from finding import finding
+import torch
+from computing import PRIVATE, QUEUE, answering, message, new_file, write_png
 from loading import REFERENCES, Models
-from maps import boxed, display_size, ringed
-from PIL import Image
-from saving import new_file, write_png
-from uploading import CROWNS, EXAMPLES, forget, image_input, image_upload, name_of
-from url_state import DEEP, Tab, slider
-from views import (
+from maps import (
     ATTENTION,
+    CIVIDIS,
+    COLOR_MAPS,
+    EXPLANATIONS,
     FOREGROUND,
     FROM_CLS,
     FROM_POINT,
     HEADS,
+    INFERNO,
     KINDS,
     MAX_RESOLUTION,
     MIN_RESOLUTION,
     NO_BACKBONE,
     OF_ATTENTION,
     OPACITY,
+    PALETTE,
     PCA,
     ROLLOUT,
+    SEGMENTS,
     SIMILARITY,
     TWIN,
     Seen,
     View,
+    boxed,
     chosen,
-    elsewhere,
+    display_size,
+    features_of,
+    heat_map,
+    heat_of,
     image_of,
     look,
+    pack_features,
+    patch_at,
+    ringed,
+    similarity_to_point,
 )
+from PIL import Image
+from reading import AS_STATED, PRESETS, Adjustment, adjustment_of
+from uploading import CROWNS, EXAMPLES, forget, image_input, name_of, selected_path
+from url_state import DEEP, Tab, slider
 
 BEGIN = "Choose an image or an example to begin."
 DOWNLOAD = "() => document.querySelector('#features_file').click()"
+COPY = """async () => {
+    const draw = async () => {
+        let pictures = [...document.querySelectorAll("#maps img")];
+        for (const one of pictures) one.loading = "eager";  // Pictures out of sight may not be loaded yet.
+        const loaded = Promise.allSettled(pictures.map((one) => one.decode()));
+        await Promise.race([loaded, new Promise((resolve) => setTimeout(resolve, 1000))]);
+        pictures = pictures.filter((one) => one.naturalWidth);
+        const canvas = document.createElement("canvas");
+        canvas.width = pictures.reduce((sum, one) => sum + one.naturalWidth, 0);
+        canvas.height = Math.max(...pictures.map((one) => one.naturalHeight));
+        let left = 0;
+        for (const one of pictures) {
+            canvas.getContext("2d").drawImage(one, left, 0);
+            left += one.naturalWidth;
+        }
+        return new Promise((resolve) => canvas.toBlob(resolve));
+    };
+    const link = new Blob([location.href], { type: "text/plain" });
+    try {
+        await navigator.clipboard.write([new ClipboardItem({ "image/png": draw(), "text/plain": link })]);
+        return "Copied";
+    } catch {
+        return "Copying is not possible here";
+    }
+}"""
+COPY_LABEL = "Copy picture and link"
+RESTORE_LABEL = f"() => new Promise((resolve) => setTimeout(() => resolve({json.dumps(COPY_LABEL)}), 2000))"
 
 
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """Build the tab, see `app.py`."""
     start = models.backbone()
-    gr.Markdown(
-        "Look at the features of a ViT, next to those of another ViT or of the same ViT with random weights. "
-        "**Click any point** to see which patches are similar to it."
-    )
+    gr.Markdown("**Click any point** of a picture to see which patches are similar to it, here and in another image.")
     with gr.Row():
         with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
             image = image_input("backbone_image", CROWNS)
-            kind = gr.Radio(KINDS, value=PCA, label="Map")
-            layers = {"minimum": 1, "maximum": start.depth, "value": start.depth, "step": 1, "elem_classes": DEEP}
-            layer = slider(**layers, label="Layer", elem_id="layer")
-            second_layer = slider(**layers, label="Layer of the second backbone", elem_id="second_layer")
-            with gr.Row(visible=False) as attention_options:
-                head = slider(0, start.heads, 0, step=1, label="Head (0: mean of all)")
-                source = gr.Radio([FROM_CLS, FROM_POINT], value=FROM_CLS, label="Attention of")
+            kind = gr.Radio(KINDS, value=PCA, label="Map", elem_id="kind")
+            segments = slider(2, len(PALETTE), 5, step=1, label="Number of segments", elem_id="segments", visible=False)
+            with gr.Column(visible=False) as similarity_options:
+                boxes = slider(0, 20, 5, step=1, label="Boxes around the most similar patches", elem_id="boxes")
+                other = image_input("backbone_second_image", "Trees, Florida", "Image to search")
+            with gr.Column(visible=False) as attention_options:
+                source = gr.Radio(
+                    [FROM_CLS, FROM_POINT],
+                    value=FROM_CLS,
+                    label="Attention of",
+                    info="The CLS token is an extra token that collects features of the whole image.",
+                    elem_id="source",
+                )
+                head = slider(0, start.heads, 0, step=1, label="Head (0: mean of all)", elem_id="head")
+            with gr.Column(visible=False) as point_options:
+                x = slider(
+                    0, 100, 50, step=0.1, label="Point, or arrow keys on a map: % from the left", elem_id="point_x"
+                )
+                y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
+            opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
+            is_smooth = gr.Checkbox(
+                label="Smooth between patches", info="The values are interpolated (bicubic).", elem_id="smooth"
+            )
             with Image.open(EXAMPLES[CROWNS]) as example:
                 whole = max(example.size) // max(start.patch)  # patches of the example at its own size
             resolution = slider(
@@ -71,19 +125,36 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 label="Resolution: patches along the longer side",
                 elem_id="resolution",
             )
-            first = gr.Dropdown(
-                models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
-            )
-            second = gr.Dropdown(
-                [NO_BACKBONE, TWIN, *models.names, *REFERENCES],
-                value=TWIN,
-                label="Second backbone, side by side",
-                allow_custom_value=True,
-            )
-            opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
-            x = slider(0, 100, 50, step=0.1, label="Point, or arrow keys on a map: % from the left", elem_id="point_x")
-            y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
-            with gr.Accordion("Reading of the image: slice, window, bands", open=False):
+            with gr.Accordion("More settings", open=False, elem_classes="more"):
+                first = gr.Dropdown(
+                    models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
+                )
+                second = gr.Dropdown(
+                    [NO_BACKBONE, TWIN, *models.names, *REFERENCES],
+                    value=TWIN,
+                    label="Second backbone, side by side",
+                    allow_custom_value=True,
+                )
+                layers = {"minimum": 1, "maximum": start.depth, "value": start.depth, "step": 1, "elem_classes": DEEP}
+                layer = slider(**layers, label="Layer", elem_id="layer")
+                second_layer = slider(**layers, label="Layer of the second backbone", elem_id="second_layer")
+                component = slider(
+                    0,
+                    12,
+                    0,
+                    step=1,
+                    label="Principal component (0: the first three as colors)",
+                    info="Principal components (PCA) are the directions in which the features of an image differ most.",
+                    elem_id="component",
+                )
+                colors = gr.Radio(
+                    COLOR_MAPS,
+                    value=INFERNO,
+                    label="Colors from dark to bright",
+                    info=f"{CIVIDIS} looks the same with color blindness.",
+                    elem_id="colors",
+                )
+                gr.Markdown("**Reading of the image: slice, window, bands**")
                 position = slider(0, 100, 50, step=0.5, label="Slice or frame: % from the feet up", elem_id="slice")
                 preset = gr.Radio([AS_STATED, *PRESETS], value=AS_STATED, label="Window of CT", elem_id="preset")
                 bands = gr.Textbox(
@@ -94,7 +165,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 )
                 low = slider(0, 49, 2, step=0.5, label="Black: percentile", elem_id="low")
                 high = slider(51, 100, 98, step=0.5, label="White: percentile", elem_id="high")
-            with gr.Accordion("A window of a large scene", open=False):
+                gr.Markdown("**A window of a large scene**")
                 part = slider(1, 100, 100, step=1, label="Window: % of each side of the scene", elem_id="part")
                 center_x = slider(
                     0, 100, 50, step=0.1, label="Center of the window: % from the left", elem_id="center_x"
@@ -105,16 +176,17 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 scene = picture_view(
                     "Overview: click to move the window", "The scene and the window", elem_id="overview", visible=False
                 )
-            other = image_upload("Image to search", elem_id="backbone_second_image")
         with gr.Column(scale=3, elem_classes="results"):
-            sentence = gr.Markdown(label="Finding", elem_id="finding")
-            with gr.Row():
+            with gr.Row(elem_id="maps"):
                 picture = picture_view("Image", "The image, as the model sees it", elem_id="backbone_picture")
                 map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
                 map_b = picture_view("Map of the second backbone", "Map of the second backbone", elem_id="map_b")
-            map_c = picture_view("In the second image", "Map of the second image", elem_id="map_c", visible=False)
+                there = picture_view("Image to search", "The image to search", elem_id="second_picture", visible=False)
+                map_c = picture_view("In the second image", "Map of the second image", elem_id="map_c", visible=False)
             note = gr.HTML(BEGIN, label="Note", elem_id="backbone_note")
+            patches = gr.HTML(visible="hidden", elem_id="patches")
             with gr.Row():
+                copy = gr.Button(COPY_LABEL, size="sm", elem_id="copy_maps")
                 keep = gr.Button("Features and maps (NPZ)", size="sm", elem_id="keep_features")
                 cancel = gr.Button("Cancel", size="sm")
             file = gr.DownloadButton(visible="hidden", elem_id="features_file")
@@ -124,100 +196,119 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     @answering
     def see(
         path: str | None,
-        other_path: str | None,
+        other_upload: str | None,
+        other_example: str | None,
         backbone: str,
         second_backbone: str,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         *settings,
     ) -> Iterator[tuple]:
-        """Yield image, a map for each backbone, finding, note, and sliders with the backbones' number of layers."""
+        """Yield the pictures, the note and the data for the mouse, and updates of the controls, see `outputs`."""
         view = view_of(*settings)
-        is_attention = gr.Row(visible=view.kind in OF_ATTENTION)
+        options = [PCA], [SEGMENTS], [SIMILARITY], OF_ATTENTION, [SIMILARITY, *OF_ATTENTION]
+        is_shown = [gr.update(visible=view.kind in kinds) for kinds in options]
+        hidden = gr.Image(None, visible=False)
         if path is None:
-            nothing = gr.Image(None, visible=False)
-            yield None, None, None, nothing, "", BEGIN, *(gr.skip(),) * 3, is_attention, nothing
+            yield None, None, None, hidden, hidden, BEGIN, "", *(gr.skip(),) * 3, *is_shown, hidden
             return
-        names = chosen(backbone, second_backbone)
+        names, other_path = chosen(backbone, second_backbone), selected_path(other_upload, other_example)
         for seen in look(models, path, names, view, progress):
             rgb, _, reading_note = image_of(models, path, names[0], view.adjustment)
             original = Image.fromarray(rgb).resize(display_size(*rgb.shape[:2]))
             maps = [_shown(one, view.kind) for one in seen] + [gr.Image(None, visible=len(names) > 1)] * (2 - len(seen))
             rows, columns = seen[0].features.shape[1:]
-            lines = [f"<b>{html.escape(reading_note)}</b>, {rows} × {columns} patches"]
-            lines += [_line(one.caption(view.kind), one.meaning, one.layer, view) for one in seen]
-            there = gr.Image(None, visible=False)
-            if other_path is not None and view.kind == SIMILARITY:
-                drawn, meaning = elsewhere(models, path, other_path, seen[0], view)
-                title = f"Similarity to the point, in {name_of(other_path)}"
-                there = gr.Image(
-                    write_png(drawn, "map_c.png"),
-                    label=title,
-                    alt_text=f"{title}, by {seen[0].name}; {meaning}",
-                    visible=True,
-                )
-                lines.append(_line(title, meaning, seen[0].layer, view))
+            lines = [f"<b>{html.escape(reading_note)}</b>, {rows} × {columns} patches", EXPLANATIONS[view.kind]]
+            lines += [_scale(one.title(view.kind), one.meaning, view) for one in seen]
+            second_image, others, data = [hidden, hidden], None, ""
+            if view.kind == SIMILARITY and other_path is not None:
+                try:
+                    second_image, others, line = _search(models, other_path, seen[0], view)
+                except ValueError as error:  # for example, an image without the bands of the model
+                    line = getattr(error, "message", html.escape(str(error)))
+                lines.append(line)
+            if view.kind == SIMILARITY and len(seen) == len(names):
+                data, error = _data(seen, others, view)
+                lines.append(f"Under the mouse, the values are within {error:.2g} of the exact ones.")
+            text = "<br>".join(filter(None, lines))
+            details = "<br>".join(_details(one, view.kind) for one in seen)
             sliders = [_slider(one.depth, asked, one.layer) for one, asked in zip(seen, view.layers)]
             sliders += [gr.Slider(visible=len(names) > 1)] * (2 - len(seen))
             yield (
                 write_png(ringed(original, view.point) if view.has_point else original, "image.png"),
                 *maps,
-                there,
-                finding(path, view.kind, seen),
-                "<br>".join(lines),
+                *second_image,
+                f"{text}<details><summary>Details</summary>{details}</details>",
+                data,
                 *sliders,
                 _slider(seen[0].heads, view.head, min(view.head, seen[0].heads)),
-                is_attention,
+                *is_shown,
                 _overview(models, path, names[0], view),
             )
 
     @answering
-    def see_like(
-        path: str | None,
-        other_path: str | None,
+    def see_at(
+        path: str,
+        other_upload: str | None,
+        other_example: str | None,
         backbone: str,
         second_backbone: str,
-        event: gr.SelectData,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        clicked: tuple[float, float],
+        is_scene: bool,
+        progress: gr.Progress,
         *settings,
     ) -> Iterator[tuple]:
-        """Handle a click on the image or a map: a PCA map is replaced by the similarity to the point."""
-        # A click on the small maps of the heads has no position in the image.
-        if path is None or (settings[0] == HEADS and event.target is not picture):
-            yield (gr.skip(),) * (len(outputs) + 4)
-            return
-        with errors_as_messages():
-            rgb = image_of(models, path, backbone, view_of(*settings).adjustment).rgb
-        x, y = percent_of(event, rgb)
-        kind, layer, second_layer, head, _, _, _, *others = settings
-        kind = SIMILARITY if kind in (PCA, FOREGROUND) else kind
-        settings = (kind, layer, second_layer, head, FROM_POINT, x, y, *others)
-        for shown in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings):
-            yield *shown, x, y, kind, FROM_POINT
+        """Move the point, or the window of a scene, to a pixel of the picture that was clicked.
 
-    @answering
-    def see_there(
+        A map without a point is replaced by the similarity to the point.
+        """
+        adjustment = view_of(*settings).adjustment
+        rgb = image_of(models, path, backbone, replace(adjustment, part=100.0) if is_scene else adjustment).rgb
+        at = [round(100 * (at + 0.5) / side, 1) for at, side in zip(clicked, display_size(*rgb.shape[:2]))]
+        kind, layer, second_layer, head, source, x, y, *others = settings
+        if is_scene:
+            others[-2:], moved = at, (*(gr.skip(),) * 4, *at)
+        else:
+            kind = kind if kind in OF_ATTENTION else SIMILARITY
+            (x, y), source = at, FROM_POINT
+            moved = (x, y, kind, source, *(gr.skip(),) * 2)
+        settings = (kind, layer, second_layer, head, source, x, y, *others)
+        for shown in see.__wrapped__(path, other_upload, other_example, backbone, second_backbone, progress, *settings):
+            yield *shown, *moved
+
+    async def see_click(
         path: str | None,
-        other_path: str | None,
+        other_upload: str | None,
+        other_example: str | None,
         backbone: str,
         second_backbone: str,
         event: gr.SelectData,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
         *settings,
-    ) -> Iterator[tuple]:
-        """Move the window to the position of a click on the overview."""
-        whole = replace(view_of(*settings).adjustment, part=100.0)
-        x, y = percent_of(event, image_of(models, path, backbone, whole).rgb)
-        for shown in see.__wrapped__(path, other_path, backbone, second_backbone, progress, *settings[:-2], x, y):
-            yield *shown, x, y
+    ) -> AsyncIterator[tuple]:
+        """Convert a click to plain values, because an event cannot be sent to the process of a GPU."""
+        # A click on the small maps of the heads has no position in the image.
+        if path is None or (settings[0] == HEADS and event.target in (map_a, map_b)):
+            yield (gr.skip(),) * (len(outputs) + 6)
+            return
+        arguments = (path, other_upload, other_example, backbone, second_backbone)
+        async for shown in see_at(*arguments, tuple(event.index), event.target is scene, progress, *settings):
+            yield shown
 
     @functools.wraps(see)
-    async def see_anew(path, other_path, backbone, second_backbone, progress, kind, layer, second_layer, *others):
+    async def see_anew(path, upload, example, backbone, second_backbone, progress, kind, layer, second_layer, *others):
         """Show the last layer after the backbone has changed."""
-        async for shown in see(path, other_path, backbone, second_backbone, progress, kind, None, None, *others):
+        async for shown in see(path, upload, example, backbone, second_backbone, progress, kind, None, None, *others):
             yield shown
 
     @answering
-    def keep_features(path: str | None, other_path: str | None, backbone: str, second_backbone: str, *settings) -> str:
+    def keep_features(
+        path: str | None,
+        other_upload: str | None,
+        other_example: str | None,
+        backbone: str,
+        second_backbone: str,
+        *settings,
+    ) -> str:
         """Write the features and maps that are shown to a file and return its path."""
         if path is None:
             raise message("No image is selected. Choose an image first.")
@@ -225,31 +316,33 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         *_, seen = look(models, path, chosen(backbone, second_backbone), view)
         return features_file(path, view, seen)
 
-    settings = [kind, layer, second_layer, head, source, x, y, resolution, opacity, position, preset, bands, low, high]
-    settings += [part, center_x, center_y]
-    inputs = [other, first, second, *settings]
-    outputs = [picture, map_a, map_b, map_c, sentence, note, layer, second_layer, head, attention_options]
-    outputs.append(scene)
+    settings = [kind, layer, second_layer, head, source, x, y, resolution, opacity, colors, is_smooth, component]
+    settings += [segments, boxes, position, preset, bands, low, high, part, center_x, center_y]
+    inputs = [other.upload, other.example, first, second, *settings]
+    pictures = [picture, map_a, map_b, there, map_c]
+    outputs = [*pictures, note, patches, layer, second_layer, head]
+    outputs += [component, segments, similarity_options, attention_options, point_options, scene]
     options = {**QUEUE, "trigger_mode": "always_last", "show_progress_on": map_a}
-    nothing = [None, None, None, None, "", BEGIN, None]
-    forget(image.changes, [picture, map_a, map_b, map_c, sentence, note, scene], nothing)
-    changes = [*image.changes, other.upload, other.clear, other.delete]
+    models_changed = [first.input, second.input, model_name.input]
+    forget([*image.changes, *models_changed], [*pictures, scene, note, patches], [*[None] * 6, BEGIN, ""])
+    changes = [*image.changes, *other.changes]
     changes += [one.submit if one is bands else one.input for one in settings]
     running = [image.on(changes, see, inputs, outputs, **options)]
     model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
-    running.append(image.on([first.input, second.input, model_name.input], see_anew, inputs, outputs, **options))
-    picks = [view.select for view in (picture, map_a, map_b)]
-    running.append(image.on(picks, see_like, inputs, [*outputs, x, y, kind, source], **options))
-    running.append(image.on([scene.select], see_there, inputs, [*outputs, center_x, center_y], **options))
+    running.append(image.on(models_changed, see_anew, inputs, outputs, **options))
+    clicks = [view.select for view in (picture, map_a, map_b, scene)]
+    moved = [*outputs, x, y, kind, source, center_x, center_y]
+    running.append(image.on(clicks, see_click, inputs, moved, **options))
     cancel.click(None, cancels=running)
+    copy.click(None, None, copy, js=COPY, **PRIVATE).then(None, None, copy, js=RESTORE_LABEL, **PRIVATE)
     kept = image.on([keep.click], keep_features, inputs, file, **QUEUE)
     kept.success(None, js=DOWNLOAD, **PRIVATE)
 
-    keys = {"map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source, "res": resolution}
-    keys |= {"opacity_of_map": opacity, "slice": position, "ct": preset, "bands": bands, "black": low, "white": high}
-    keys |= {"window": part, "wx": center_x, "wy": center_y}
-    keys = {"image": image.example, **keys, "a": first, "b": second, "x": x, "y": y}
-    return Tab(keys, [(*image.with_path(see, inputs), outputs)])
+    keys = {"image": image.example, "map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source}
+    keys |= {"res": resolution, "opacity_of_map": opacity, "colors": colors, "smooth": is_smooth, "pc": component}
+    keys |= {"segments": segments, "boxes": boxes, "search": other.example, "slice": position, "ct": preset}
+    keys |= {"bands": bands, "black": low, "white": high, "window": part, "wx": center_x, "wy": center_y}
+    return Tab({**keys, "a": first, "b": second, "x": x, "y": y}, [(*image.with_path(see, inputs), outputs)])
 
 
 def picture_view(label: str, alt_text: str, **options) -> gr.Image:
@@ -270,12 +363,8 @@ def _overview(models: Models, path: str, name: str, view: View) -> gr.Image:
     if view.adjustment.window is None:
         return gr.Image(None, visible=False)
     rgb = image_of(models, path, name, replace(view.adjustment, part=100.0)).rgb
-    return gr.Image(write_png(boxed(rgb, view.adjustment.window), "overview.png"), visible=True)
-
-
-def percent_of(event: gr.SelectData, rgb: np.ndarray) -> tuple[float, float]:
-    """Return the position of a click on a picture, in percent from the left and from the top."""
-    return tuple(round(100 * (at + 0.5) / side, 1) for at, side in zip(event.index, display_size(*rgb.shape[:2])))
+    whole = Image.fromarray(rgb).resize(display_size(*rgb.shape[:2]))
+    return gr.Image(write_png(boxed(whole, [view.adjustment.window]), "overview.png"), visible=True)
 
 
 def features_file(path: str, view: View, seen: Sequence[Seen]) -> str:
@@ -299,16 +388,34 @@ def view_of(
     y: float,
     resolution: float,
     opacity: float = OPACITY,
+    colors: str = INFERNO,
+    is_smooth: bool = False,
+    component: float = 0,
+    segments: float = 5,
+    boxes: float = 0,
     *adjustments,
 ) -> View:
     """Build the view from the values of the controls; `x` and `y` are percent from the left and from the top.
 
     Args:
-        adjustments: the arguments of [`adjusting.adjustment_of`], all or none.
+        adjustments: the arguments of [`reading.adjustment_of`], all or none.
     """
     adjustment = adjustment_of(*adjustments) if adjustments else Adjustment()
-    layers, point = (layer, second_layer), (x / 100, y / 100)
-    return View(kind, layers, int(head), attention_of == FROM_POINT, point, int(resolution), opacity, adjustment)
+    return View(
+        kind,
+        (layer, second_layer),
+        int(head),
+        attention_of == FROM_POINT,
+        (x / 100, y / 100),
+        int(resolution),
+        opacity,
+        colors,
+        is_smooth,
+        int(component),
+        int(segments),
+        int(boxes),
+        adjustment,
+    )
 
 
 def _slider(maximum: int, asked: float | None, shown: int) -> gr.Slider:
@@ -319,17 +426,57 @@ def _slider(maximum: int, asked: float | None, shown: int) -> gr.Slider:
     return gr.Slider(maximum=maximum, visible=True, **({} if asked == shown else {"value": shown}))
 
 
-def _line(caption: str, meaning: str, layer: int, view: View) -> str:
-    """Return caption and meaning of a map with its color bar and the name of the model output that it shows."""
-    bar = "" if view.kind in (PCA, FOREGROUND) else '<i class="colorbar"></i> '
-    source = {ROLLOUT: "attentions", ATTENTION: f"attentions[{layer - 1}]", HEADS: f"attentions[{layer - 1}]"}
-    code = source.get(view.kind, f"hidden_states[{layer}]")
-    return f"{html.escape(caption)} (<code>{code}</code>): {bar}{meaning}."
+def _scale(title: str, meaning: str, view: View) -> str:
+    """Return the color bar of a map with its meaning; empty for maps in more than one color."""
+    if view.kind in (FOREGROUND, SEGMENTS) or (view.kind == PCA and not view.component):
+        return ""
+    stops = heat_of(torch.linspace(0, 1, 8)[None], colors=view.colors)[0]
+    colors = ", ".join(f"rgb{tuple(stop.tolist())}" for stop in stops)
+    bar = f'<i class="colorbar" style="background: linear-gradient(90deg, {colors})"></i>'
+    return f"{html.escape(title)}: {bar} {html.escape(meaning)}."
+
+
+def _details(one: Seen, kind: str) -> str:
+    """Return the name of the model output that a map shows, and the meaning of its colors."""
+    output = {ROLLOUT: "attentions", ATTENTION: f"attentions[{one.layer - 1}]", HEADS: f"attentions[{one.layer - 1}]"}
+    code = output.get(kind, f"hidden_states[{one.layer}]")
+    return f"{html.escape(one.title(kind))}, <code>{code}</code> of transformers: {one.meaning}."
+
+
+def _search(models: Models, path: str, one: Seen, view: View) -> tuple[list[gr.Image], torch.Tensor, str]:
+    """Return another image, its similarity to the point of a map, its features, and a line that describes both."""
+    rgb = image_of(models, path, one.name).rgb
+    others = features_of(models, path, one.name, view.resolution, one.layer)
+    place = patch_at(view.point, *one.features.shape[1:])
+    drawn, meaning = heat_map(similarity_to_point(one.features, *place, others), rgb, view, has_point=False)
+    name = name_of(path)
+    title = f"{view.kind}, in {name}"
+    plain = Image.fromarray(rgb).resize(drawn.size)
+    pictures = [
+        gr.Image(write_png(plain, "image.png"), label=name, alt_text=name, visible=True),
+        gr.Image(write_png(drawn, "map.png"), label=title, alt_text=f"{title}, by {one.name}; {meaning}", visible=True),
+    ]
+    return pictures, others, _scale(title, meaning, view)
+
+
+def _data(seen: Sequence[Seen], others: torch.Tensor | None, view: View) -> tuple[str, float]:
+    """Return the data of `similarity.js` as HTML, and the largest error of its similarities.
+
+    The data are, for each map, the reduced features of its patches and the map that the point belongs to.
+    """
+    packed = [pack_features(seen[0].features, *[] if others is None else [others])]
+    packed += [pack_features(one.features) for one in seen[1:]]
+    images = [{**packed[0].images[0], "id": "map_a", "of": "map_a", "under": "backbone_picture"}]
+    images += [{**one.images[0], "id": "map_b", "of": "map_b", "under": "backbone_picture"} for one in packed[1:]]
+    images += [{**one, "id": "map_c", "of": "map_a", "under": "second_picture"} for one in packed[0].images[1:]]
+    scales = {f"map_{key}": one.scales for key, one in zip("ab", packed)}
+    colors = base64.b64encode(heat_of(torch.linspace(0, 1, 256)[None], colors=view.colors).tobytes()).decode()
+    data = {"maps": images, "scales": scales, "colors": colors, "opacity": view.opacity}
+    return f"<i data-patches='{json.dumps(data)}'></i>", max(one.error for one in packed)
 
 
 def _shown(one: Seen, kind: str) -> gr.Image:
-    caption = one.caption(kind)
-    shown = write_png(one.picture, "map.png")
+    title = one.title(kind)
     return gr.Image(
-        shown, label=caption.removeprefix(f"{kind} of "), alt_text=f"{caption}; {one.meaning}", visible=True
+        write_png(one.picture, "map.png"), label=title, alt_text=f"{kind}: {title}; {one.meaning}", visible=True
     )

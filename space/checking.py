@@ -1,29 +1,51 @@
-"""Checks of a model that a visitor names: files and configuration before it is built, weights after loading."""
+"""Checks of what visitors name or send, before it is opened: models, and image files.
 
+The files and the configuration of a model are checked first, then its tokenizer, and the shapes of its weights before
+it is built. Images are checked by their headers. The limits are in `limits.py`.
+"""
+
+import gzip
+import itertools
 import json
+import math
 import re
+import struct
+import subprocess
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import limits
+import nibabel
+import PIL.Image
+import pydicom
+import rasterio
+import tokenizer_check
 import torch
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from rasterio.errors import RasterioError
+from reading import UnreadableImage, is_volume
+from safetensors import safe_open
+from tokenizer_check import parts
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from modeling_vitp.convert.tensor_files import not_finite
+from modeling_vitp.images.dicom import open_dicom
+from modeling_vitp.images.reading import PNG, TIFF
 
 FILES = re.compile(
-    r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|vocab|added_tokens|"
-    r"special_tokens_map)\.json|merges\.txt|tokenizer\.model|[\w.-]+\.safetensors(\.index\.json)?"
+    r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map)"
+    r"\.json|[\w.-]+\.safetensors(\.index\.json)?"
 )
 """Names of the files that a model may be opened from. Code, templates, pickles and folders are excluded."""
-# Pre-tokenization patterns of GPT-2, Qwen2, Llama 3 and this package. Other patterns may backtrack without end.
-SPLITS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)"
-    r"|\s+",
+CLASSES = re.compile(
+    r"(ViTP\w*|ViT|CLIP|Siglip|Bit|DINOv3ViT|GotOcr2)(ImageProcessor(Fast|Pil)?|FeatureExtractor)|InternVLVideoProcessor|"
+    r"(Qwen2|Llama|Gemma|GPT2|PreTrained)Tokenizer(Fast)?|TokenizersBackend"
 )
+"""Names of the classes of processors and tokenizers that a visitor's model may have. Some others load further files."""
 
 
 class UnavailableModel(ValueError):
@@ -57,45 +79,45 @@ def most_bytes(file: str) -> int | None:
     """Return the size limit of a file, in bytes; `None` for weights, whose total size is limited."""
     if file.endswith(".safetensors"):
         return None
-    return limits.CONFIG_BYTES if file == "config.json" else limits.JSON_BYTES
+    return limits.TOKENIZER_FILE_BYTES if file == "tokenizer.json" else limits.CONFIG_BYTES
 
 
 def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
-    """Read the configuration of a model and check that all numbers are within `limits.NUMBERS`.
+    """Read the configuration of a model and check the values of its files against the limits.
 
     Args:
-        is_trusted: whether the model was named when the app was started. Its tokenizer is then not checked.
+        is_trusted: whether the model was named when the app was started. It may have processors of any class.
 
     Raises:
-        UnavailableModel: if a number, the quantization or the tokenizer is not accepted.
+        UnavailableModel: if a value, the quantization or a class is not accepted.
     """
     config = read_json(name, folder / "config.json")
-    for file in ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"):
-        if (folder / file).is_file():
-            check_numbers(name, file, read_json(name, folder / file))
-    if "quantization_config" in config:
-        raise UnavailableModel(f"{name} is quantized, which this app does not support.")
-    if not is_trusted and (folder / "tokenizer.json").is_file():
-        for value in strings(read_json(name, folder / "tokenizer.json"), "Regex"):
-            if value not in SPLITS:
-                raise UnavailableModel(f"{name}: its tokenizer splits text by an unknown regular expression.")
-        for step in parts(read_json(name, folder / "tokenizer.json")):
-            pattern = step.get("pattern") if step.get("type") == "Replace" else None
-            old = pattern.get("String", "") if isinstance(pattern, dict) else ""
-            if pattern is not None and len(str(step.get("content", ""))) > len(str(old)):
-                raise UnavailableModel(f"{name}: its tokenizer replaces text by longer text, which is not accepted.")
-            is_addition = step.get("type") in ("Prepend", "TemplateProcessing")
-            if is_addition and (size := len(json.dumps(step))) > limits.ADDED_TEXT:
-                raise UnavailableModel(f"{name}: its tokenizer adds too much to each text ({size:,} characters).")
+    for file in ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
+        if not (folder / file).is_file():
+            continue
+        fields = read_json(name, folder / file)
+        check_values(name, file, fields, has_numbers=file != "tokenizer_config.json")
+        for key, value in ((key, value) for part in parts(fields) for key, value in part.items()):
+            is_class = key in ("image_processor_type", "feature_extractor_type", "video_processor_type")
+            if is_class and not is_trusted and not CLASSES.fullmatch(str(value)):
+                raise UnavailableModel(f"{name}: {key} {str(value)[:60]!r} of {file} is not supported.")
+            if key in ("quantization_config", "transformers_weights"):
+                raise UnavailableModel(f"{name} has {key}, which this app does not support.")
     return config
 
 
-def check_numbers(name: str, file: str, fields: Any) -> None:
-    """Check each number of a JSON file against the limits of its key."""
-    for key, number in numbers(name, file, fields):
-        low, high = next((low, high) for pattern, low, high in limits.NUMBERS if re.search(pattern, key))
-        if not low <= number <= high:
-            raise UnavailableModel(f"{name}: expected {key} of {file} from {low:,} to {high:,}, got {number:g}.")
+def check_values(name: str, file: str, fields: Any, has_numbers: bool = True) -> None:
+    """Check the values of a JSON file: numbers against the limits of their key, and the length of strings and lists."""
+    for key, value in values(name, file, fields):
+        if isinstance(value, str):
+            if len(value) > limits.STRING and key != "chat_template":
+                raise UnavailableModel(
+                    f"{name}: {key} of {file} has {len(value):,} characters, more than {limits.STRING:,}."
+                )
+        elif has_numbers:
+            low, high = next((low, high) for pattern, low, high in limits.NUMBERS if re.search(pattern, key))
+            if not low <= value <= high:
+                raise UnavailableModel(f"{name}: expected {key} of {file} from {low:,} to {high:,}, got {value:g}.")
     for part in parts(fields):
         sides, patches = (pair(part.get(key)) for key in ("image_size", "patch_size"))
         if sides and patches and max(sides[0] / patches[0], sides[1] / patches[1]) > limits.PATCHES_A_SIDE:
@@ -104,24 +126,17 @@ def check_numbers(name: str, file: str, fields: Any) -> None:
             )
 
 
-def numbers(name: str, file: str, value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, float]]:
-    """Yield every number of a JSON file with its nearest key, except those in the lists of class names."""
+def values(name: str, file: str, value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, float | str]]:
+    """Yield every number and string of a JSON file with its nearest key, except the lists of class names."""
     if isinstance(value, (dict, list)):
         if len(value) > limits.ENTRIES or depth > 20:
             raise UnavailableModel(f"{name}: {file} has too many entries or levels under {key!r}.")
         items = value.items() if isinstance(value, dict) else ((key, item) for item in value)
         for inner, item in items:
             if inner not in ("id2label", "label2id"):
-                yield from numbers(name, file, item, str(inner)[:80], depth + 1)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                yield from values(name, file, item, str(inner)[:80], depth + 1)
+    elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
         yield key, value
-
-
-def parts(value: Any) -> Iterator[dict]:
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from parts(item)
-    if isinstance(value, dict):
-        yield value
 
 
 def pair(value: Any) -> tuple[float, float] | None:
@@ -131,11 +146,27 @@ def pair(value: Any) -> tuple[float, float] | None:
     return tuple(sides) if good else None
 
 
-def strings(value: Any, wanted: str) -> Iterator[str]:
-    """Yield every string under a key, at any depth."""
-    for item in parts(value):
-        if isinstance(item.get(wanted), str):
-            yield item[wanted]
+def check_tokenizer(name: str, folder: Path) -> None:
+    """Raise [`UnavailableModel`] if a visitor's tokenizer is of an unknown class, or is slow, large or wrong.
+
+    It is tried in a process of its own, see `tokenizer_check.py`.
+    """
+    kind = str(read_json(name, folder / "tokenizer_config.json").get("tokenizer_class"))
+    if not CLASSES.fullmatch(kind):
+        raise UnavailableModel(f"{name}: tokenizer_class {kind[:60]!r} is not supported.")
+    if not (folder / "tokenizer.json").is_file():
+        raise UnavailableModel(f"{name} has no tokenizer.json, so it cannot be opened.")
+    command = [sys.executable, tokenizer_check.__file__, str(folder)]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=limits.TOKENIZER_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableModel(
+            f"{name}: its tokenizer takes more than {limits.TOKENIZER_SECONDS:g} seconds."
+        ) from error
+    if run.returncode != 0:
+        raise UnavailableModel(f"{name}: its tokenizer.json is not valid, or takes too much memory.")
+    if run.stdout.strip():
+        raise UnavailableModel(f"{name}: its tokenizer {run.stdout.strip()}.")
 
 
 def read_json(name: str, path: Path) -> dict[str, Any]:
@@ -150,17 +181,54 @@ def read_json(name: str, path: Path) -> dict[str, Any]:
     return fields
 
 
-def check_memory(name: str, model_class: Any, config: Any) -> None:
-    """Raise [`UnavailableModel`] if a float32 model would exceed its share of memory, estimated on the meta device."""
-    with torch.device("meta"):
-        build = getattr(model_class, "_from_config", None) or model_class.from_config
-        model = build(config, dtype=torch.float32)
+def check_shapes(name: str, folder: Path, model_class: Any, config: Any) -> int:
+    """Compare a model with the headers of its weights and with the memory, before anything is allocated.
+
+    The model is built on the meta device. Names in the files may differ from those in the model, so that the numbers of
+    values are compared too.
+
+    Returns:
+        Size of the float32 model, in bytes.
+
+    Raises:
+        UnavailableModel: if the weights are of other shapes, or the model would exceed its share of memory.
+    """
+    shapes = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            if int.from_bytes(file.read(8), "little") > limits.HEADER_BYTES:
+                raise UnavailableModel(f"{name}: the header of {path.name} has more than {limits.HEADER_BYTES} bytes.")
+        with safe_open(path, "pt") as file:
+            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    build, modules = getattr(model_class, "_from_config", None) or model_class.from_config, itertools.count()
+
+    def count(*_) -> None:
+        if next(modules) > limits.MODULES:
+            raise UnavailableModel(f"{name} has more than {limits.MODULES:,} modules.")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            model = build(config, dtype=torch.float32)
+    finally:
+        hook.remove()
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if size > limits.model_bytes():
         raise UnavailableModel(
             f"{name} would take {size / 1e9:.1f} GB of memory, more than the limit of "
             f"{limits.model_bytes() / 1e9:.1f} GB for one model."
         )
+    wrong = [key for key, tensor in model.state_dict().items() if shapes.get(key, tensor.shape) != tuple(tensor.shape)]
+    if wrong:
+        raise UnavailableModel(
+            f"{name}: the weights do not match config.json. {len(wrong)} are of another shape, such as {wrong[0]}."
+        )
+    needed, found = sum(one.numel() for one in model.parameters()), sum(map(math.prod, shapes.values()))
+    if needed > limits.MISSING_WEIGHTS + found:
+        raise UnavailableModel(
+            f"{name}: the weights do not match config.json. Expected {needed:,} values, but the files have {found:,}."
+        )
+    return size
 
 
 def check_weights(name: str, model: nn.Module, loading: dict[str, Any]) -> None:
@@ -178,3 +246,146 @@ def check_weights(name: str, model: nn.Module, loading: dict[str, Any]) -> None:
     wrong = not_finite(dict(model.named_parameters()))
     if wrong:
         raise UnavailableModel(f"{name} has weights that are NaN or infinite, such as {wrong[0]}.")
+
+
+JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ")  # first bytes of a JP2 file and of a bare codestream
+
+
+def check_header(path: Path) -> None:
+    """Raise `UnreadableImage` if an image would take more memory than `limits` allow.
+
+    Files that are not images pass this check and are refused by the reader.
+    """
+    if is_volume(path):
+        _check_volume(path)
+        return
+    with path.open("rb") as file:
+        head = file.read(132)
+    if head[128:] == b"DICM":  # The 128 bytes before are arbitrary and may look like a TIFF.
+        _check_dicom(path)
+    elif head[:4] in TIFF:
+        _check_blocks(path)
+    elif head.startswith(JPEG_2000):
+        _check_bands(path)
+    else:
+        is_deep = head.startswith(PNG) and head[24:26] in (b"\x10\4", b"\x10\6")  # 16 bits with transparency
+        _check_pixels(path, limits.DEEP_PIXELS if is_deep else limits.SOURCE_PIXELS)
+
+
+def _check_pixels(path: Path, limit: int) -> None:
+    try:
+        with PIL.Image.open(path) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
+        return
+    if width * height > limit:
+        raise UnreadableImage(
+            f"{path.name} has {width:,} × {height:,} pixels. At most {limit // 10**6} million can be opened as "
+            f"{image.format}. Reduce the image or save it as a tiled GeoTIFF."
+        )
+
+
+def _check_blocks(path: Path) -> None:
+    try:
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(path, driver="GTiff") as source:
+            height, width = map(max, zip(*source.block_shapes))
+            bands = source.count if source.interleaving and source.interleaving.name == "pixel" else 1
+            size = height * width * bands * max(_bytes(dtype) for dtype in source.dtypes)
+            # A part of the scene is read from the largest level above its size on the screen, the whole from the last.
+            levels = [1, *source.overviews(1)]
+            pixels = max((limits.SIDE * coarse / fine) ** 2 for fine, coarse in zip(levels, [*levels[1:], levels[-1]]))
+            pixels = max(pixels, source.height * source.width / levels[-1] ** 2)
+    except RasterioError:
+        return
+    if pixels > limits.SCENE_PIXELS:
+        raise UnreadableImage(
+            f"{path.name} has {pixels / 1e9:,.0f} billion pixels to decode, more than "
+            f"{limits.SCENE_PIXELS / 1e9:g} billion. Add overviews with gdaladdo."
+        )
+    if size > limits.BLOCK_BYTES:
+        raise UnreadableImage(
+            f"{path.name} is stored in blocks of {height:,} × {width:,} pixels, {size / 1e6:,.0f} MB each. At most "
+            f"{limits.BLOCK_BYTES / 1e6:.0f} MB can be opened. Save it in tiles."
+        )
+
+
+def _check_bands(path: Path) -> None:
+    """Check a JPEG 2000, of which all bands are decoded even if only some are read."""
+    try:
+        options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+        with rasterio.Env(**options), rasterio.open(path, driver="JP2OpenJPEG") as source:
+            width, height, bands = source.width, source.height, source.count
+    except RasterioError:
+        return
+    if 4 * width * height * bands > limits.JPEG_2000_BYTES or bands > 4:
+        raise UnreadableImage(
+            f"{path.name} has {width:,} × {height:,} pixels in {bands} band(s), too many for a JPEG 2000. Save it as a "
+            "tiled GeoTIFF."
+        )
+
+
+def _bytes(dtype: str) -> int:
+    return int("".join(filter(str.isdigit, dtype)) or 128) // 8
+
+
+def _check_volume(path: Path) -> None:
+    try:
+        if _nifti_offset(path) > limits.NIFTI_HEADER_BYTES:
+            raise UnreadableImage(
+                f"{path.name} has more than {limits.NIFTI_HEADER_BYTES / 1e6:g} MB before its values. Save it without "
+                "header extensions."
+            )
+        image = nibabel.load(path)
+        size = math.prod(image.shape) * image.get_data_dtype().itemsize
+        if path.suffix.lower() == ".gz" and size <= limits.VOLUME_BYTES:
+            with gzip.open(path) as file:
+                chunks = iter(lambda: file.read(1 << 20), b"")  # one MiB each
+                size = max(size, sum(map(len, itertools.islice(chunks, 1 + (limits.VOLUME_BYTES >> 20)))))
+    except UnreadableImage:
+        raise
+    except Exception:  # nibabel raises many kinds of errors for a broken file. The reader reports them.
+        return
+    if size > limits.VOLUME_BYTES:
+        raise UnreadableImage(
+            f"{path.name} has {size / 1e6:,.0f} MB when unpacked, more than {limits.VOLUME_BYTES / 1e6:.0f} MB."
+        )
+
+
+def _nifti_offset(path: Path) -> float:
+    """Return the offset of the values in a NIfTI file, up to which nibabel reads the whole header."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        head = file.read(540)
+    for order in "<>":
+        for size, place, kind in ((348, 108, "f"), (540, 168, "q")):  # NIfTI-1, and 2
+            if struct.unpack_from(f"{order}i", head)[0] == size:
+                return struct.unpack_from(f"{order}{kind}", head, place)[0]
+    return 0
+
+
+def _check_dicom(path: Path) -> None:
+    """Measure a deflated DICOM data set by inflating it in chunks that are not kept, and check the size of a frame."""
+    try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+    except (OSError, ValueError, AttributeError, KeyError, EOFError, pydicom.errors.InvalidDicomError):
+        return
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        with path.open("rb") as file:
+            file.seek(132 + 12 + meta.get("FileMetaInformationGroupLength", 0))
+            inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+            data = file.read()
+        while data and not inflate.eof and size <= limits.BLOCK_BYTES:
+            size += len(inflate.decompress(data, 1 << 20))
+            data = inflate.unconsumed_tail
+        if size > limits.BLOCK_BYTES:
+            raise UnreadableImage(
+                f"{path.name} has more than {limits.BLOCK_BYTES / 1e6:.0f} MB when inflated. Save it uncompressed."
+            )
+    try:
+        dataset = open_dicom(path, path.name, with_pixels=False)
+    except ValueError:  # The reader reports it.
+        return
+    if (dataset.Rows or 0) * (dataset.Columns or 0) > limits.SOURCE_PIXELS:
+        raise UnreadableImage(
+            f"{path.name} has {dataset.Columns:,} × {dataset.Rows:,} pixels, more than "
+            f"{limits.SOURCE_PIXELS // 10**6} million. Save it as a tiled GeoTIFF."
+        )

@@ -1,19 +1,28 @@
 """Execution of handlers: in threads, one computation at a time, with a time limit, on ZeroGPU if available."""
 
 import asyncio
+import ctypes
 import functools
 import html
 import inspect
+import itertools
+import math
+import multiprocessing
 import os
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from pathlib import Path
 
 import gradio as gr
 import limits
 import torch
+from gradio.utils import get_upload_folder
+from PIL import Image
 
 try:
     import spaces
@@ -26,17 +35,43 @@ QUEUE = {"concurrency_limit": None}
 PRIVATE = {"api_visibility": "private"}
 """Options of events that only the page itself calls."""
 
+PROCESS = os.getpid()
+SLOTS = itertools.count()
+# Shared with the workers of ZeroGPU, which are forks of this process. There are far more slots than answers at a time.
+ENDS, STOPPED = multiprocessing.RawArray("d", 4096), multiprocessing.RawArray("b", 4096)
+
 
 class Stopped(Exception):
     """Exception that ends a computation whose visitor has left or whose time is up."""
 
 
 class Task:
-    """Deadline of one answer, and whether the visitor still waits for it."""
+    """Deadline of one answer, and whether the visitor still waits for it, in memory shared with the workers of ZeroGPU.
 
-    def __init__(self):
-        self.ends = time.monotonic() + limits.SECONDS
-        self.is_stopped = False
+    Args:
+        slot: index of an existing task in the shared memory. Default: a new task, which may take `limits.SECONDS`.
+    """
+
+    def __init__(self, slot: int | None = None):
+        self.slot = next(SLOTS) % len(ENDS) if slot is None else slot
+        if slot is None:
+            self.ends, STOPPED[self.slot] = time.monotonic() + limits.SECONDS, False
+
+    @property
+    def ends(self) -> float:
+        """Deadline on the monotonic clock, which all processes share."""
+        return ENDS[self.slot]
+
+    @ends.setter
+    def ends(self, when: float) -> None:
+        ENDS[self.slot] = when
+
+    @property
+    def is_stopped(self) -> bool:
+        return bool(STOPPED[self.slot])
+
+    def stop(self) -> None:
+        STOPPED[self.slot] = True
 
     @property
     def is_over(self) -> bool:
@@ -82,6 +117,8 @@ class Line:
 BUILDING = threading.RLock()
 """Lock for building a model. transformers changes global state meanwhile, such as the default dtype and the tying of
 weights, and two overlapping builds would restore each other's changes."""
+# A worker that is forked during a build would keep this state forever.
+os.register_at_fork(before=BUILDING.acquire, after_in_parent=BUILDING.release, after_in_child=BUILDING.release)
 TASK: ContextVar[Task | None] = ContextVar("task", default=None)
 LINE = Line()
 
@@ -99,11 +136,19 @@ def check_time() -> None:
         raise Stopped
 
 
+def is_worker() -> bool:
+    """Return whether this process is a worker of ZeroGPU."""
+    return os.getpid() != PROCESS
+
+
 @contextmanager
 def turn(progress: gr.Progress | None = None) -> Iterator[None]:
-    """Wait for this visitor's turn and report the position in the line. The block computes alone."""
+    """Wait for this visitor's turn and report the position in the line. The block computes alone.
+
+    On ZeroGPU, visitors have waited in its own line before.
+    """
     task = TASK.get()
-    if task is None or task in LINE:  # called by a program, or inside of another turn
+    if task is None or is_worker() or task in LINE:  # called by a program, or inside of another turn
         yield
         return
     left = seconds_left()
@@ -122,45 +167,67 @@ def turn(progress: gr.Progress | None = None) -> Iterator[None]:
         LINE.leave(task)
 
 
-def answering(handler: Callable) -> Callable:
-    """Convert a handler (function or generator) that runs a model to an asynchronous generator.
+def answering(handler: Callable | None = None, *, gpu: bool = True) -> Callable:
+    """Convert a handler (function or generator) to an asynchronous generator that runs it in a thread of its own.
 
-    The handler runs in a thread of its own, on ZeroGPU with a GPU. When the visitor cancels or leaves, or the time is
-    up, the page is answered at once and the handler ends before the next module of a model ([`check_time`]).
+    When the visitor cancels or leaves, or the time is up, the page is answered at once and the handler ends before the
+    next module of a model ([`check_time`]), or soon after if it runs other Python code. The handlers of ZeroGPU
+    run in a forked process, which receives their arguments and returns their results by pickle.
+
+    Args:
+        gpu: whether the handler computes with a model. Others do not ask ZeroGPU for a GPU.
     """
-    run = spaces.GPU(handler) if spaces is not None else handler
+    if handler is None:
+        return functools.partial(answering, gpu=gpu)
+
+    @functools.wraps(handler)
+    def steps(slot: int, *arguments, **named) -> Iterator:
+        if is_worker():
+            task = Task(slot)
+            task.ends = time.monotonic() + limits.SECONDS
+            TASK.set(task)
+            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and waiting for them never ends.
+        with errors_as_messages():
+            result = handler(*arguments, **named)
+            yield from result if inspect.isgenerator(result) else [result]
+
+    uses_zero_gpu = gpu and spaces is not None
+    run = spaces.GPU(steps, duration=math.ceil(limits.SECONDS)) if uses_zero_gpu else steps
 
     @functools.wraps(handler)
     async def answer(*arguments, **named) -> AsyncIterator:
         loop, results, task = asyncio.get_running_loop(), asyncio.Queue(), Task()
+        if uses_zero_gpu and has_zero_gpu():
+            task.ends = math.inf  # The worker sets the deadline, because time in the line of ZeroGPU does not count.
 
         def put(*item) -> None:
             try:
                 loop.call_soon_threadsafe(results.put_nowait, item)
             except RuntimeError:  # The event loop has ended, so nobody waits for the answer.
-                task.is_stopped = True
+                task.stop()
 
         def work() -> None:
             TASK.set(task)
             try:
-                with errors_as_messages():
-                    result = run(*arguments, **named)
-                    for value in result if inspect.isgenerator(result) else [result]:
-                        put(value)
-                        check_time()
+                for value in run(task.slot, *arguments, **named):
+                    put(value)
+                    check_time()
                 put(StopAsyncIteration(), True)
             except Stopped:
                 put(too_late(), True)
             except BaseException as error:  # Raised again in the thread of the page.
                 put(error, True)
 
-        threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
+        thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)
+        thread.start()
         try:
             while True:
                 try:
                     item = await asyncio.wait_for(results.get(), 0.5)
                 except TimeoutError:
-                    if time.monotonic() > task.ends + 2:  # The handler has not reached another module in time.
+                    if (
+                        time.monotonic() > task.ends + limits.ENDING
+                    ):  # The handler has not reached another module in time.
                         raise too_late() from None
                     continue
                 if len(item) == 1:
@@ -170,17 +237,39 @@ def answering(handler: Callable) -> Callable:
                 else:
                     raise item[0]
         finally:
-            task.is_stopped = True
+            task.stop()
             LINE.leave(task)
+            loop.call_later(limits.ENDING, interrupt, thread)
 
     return answer
 
 
+def interrupt(thread: threading.Thread) -> None:
+    """Raise [`Stopped`] in a thread that is still running Python code, such as the loops of a chat template."""
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Stopped))
+
+
+def has_zero_gpu() -> bool:
+    return spaces is not None and bool(os.environ.get("SPACES_ZERO_GPU"))
+
+
 def device() -> torch.device:
     """Return the accelerator if available, otherwise the CPU."""
-    if spaces is not None and os.environ.get("SPACES_ZERO_GPU"):
+    if has_zero_gpu():
         return torch.device("cuda")  # ZeroGPU emulates CUDA outside of decorated handlers.
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def limit_memory() -> None:
+    """Let an allocation fail if the process would exceed the memory, so that one answer fails instead of the app."""
+    if device().type != "cpu" or sys.platform == "win32":
+        return
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limits.memory() * 15 // 16
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
 
 
 def message(text: object) -> gr.Error:
@@ -198,20 +287,40 @@ def too_late() -> gr.Error:
 
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """Convert a `ValueError` or a lack of memory in the block to a message in the page."""
+    """Convert a `ValueError`, a lack of memory or [`Stopped`] in the block to a message in the page."""
     try:
         yield
     except gr.Error:  # It is a ValueError too, but already a message.
         raise
     except ValueError as error:
         raise message(error) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise message("Not enough memory. Use a smaller image or fewer patches.") from error
+    except Stopped:
+        raise too_late() from None
+    except (MemoryError, RuntimeError) as error:
+        # torch raises a RuntimeError if an allocation fails on a CPU, and a subclass of it on other devices.
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
+            raise message("Not enough memory. Use a smaller image or fewer patches.") from None
+        raise
 
 
 def check_time_before(module: torch.nn.Module, inputs: tuple) -> None:
     if not torch.compiler.is_compiling():
         check_time()
+
+
+def new_file(name: str) -> Path:
+    """Return a path with this file name in a new temporary folder."""
+    return Path(tempfile.mkdtemp(dir=get_upload_folder()), name)
+
+
+def write_png(picture: Image.Image, name: str) -> str:
+    """Write a picture as PNG with fast compression: a fifth of the time for at most 10% more bytes.
+
+    If a picture is passed in an update (`gr.Image(picture, …)`), Gradio compresses it itself and blocks the server.
+    """
+    file = new_file(name)
+    picture.save(file, "PNG", compress_level=1)
+    return str(file)
 
 
 torch.nn.modules.module.register_module_forward_pre_hook(check_time_before)

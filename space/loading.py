@@ -10,34 +10,71 @@ Environment variables, read when the app starts:
 - `VITP_MAX_GB`: the largest weights, in GB, that are downloaded for a Hub id typed by a visitor. Default: 4.
 """
 
+import gc
+import inspect
+import math
 import os
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import limits
-from checking import UnavailableModel, check_files, check_settings
-from computing import BUILDING, device, seconds_left
-from fetching import fetched
-from kinds import (
-    BACKBONE,
-    FINE_TUNED,
-    FULL,
-    KINDS,
-    kind_of,
-    open_backbone,
-    open_fine_tuned,
-    open_full,
-    random_twin,
-    vit_of,
+import torch
+from checking import (
+    FILES,
+    UnavailableModel,
+    check_files,
+    check_settings,
+    check_shapes,
+    check_tokenizer,
+    check_weights,
+    most_bytes,
 )
-from opened import FineTuned, FullModel, LoadedBackbone
+from computing import BUILDING, device, seconds_left
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
-from tiny import tiny_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    BaseImageProcessor,
+    GenerationConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.output_capturing import OutputRecorder
+
+from modeling_vitp import (
+    ViTPAdapter,
+    ViTPBackbone,
+    ViTPChangeDetectionConfig,
+    ViTPConfig,
+    ViTPFeaturePyramid,
+    ViTPForConditionalGeneration,
+    ViTPImageClassificationConfig,
+    ViTPImageProcessor,
+    ViTPProcessor,
+    ViTPSegmentationConfig,
+    ViTPVisionConfig,
+    ViTPVisionModel,
+)
+from modeling_vitp.auto.registry import MODELS
+from modeling_vitp.convert.internvl import from_internvl, internvl_processor
+from modeling_vitp.detection.one_stage import DETECTORS
+from modeling_vitp.modeling_vitp_backbone import ViTPMultiScaleBackbone
+from modeling_vitp.processing_vitp import CHAT_TEMPLATE
+from modeling_vitp.training.loading import build_model, build_tokenizer
 
 QUICKSTART = Path("outputs/quickstart")
 PACKED = Path(__file__).parent / "quickstart"
@@ -53,6 +90,169 @@ RANDOM = ", random weights"
 """Suffix of the name of a ViT for the same ViT with randomly initialized weights."""
 ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError)
 ERRORS += (SafetensorError, RecursionError, MemoryError)
+
+FULL, BACKBONE, FINE_TUNED = "full model", "backbone", "fine-tuned model"
+LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral", "phi3", "gemma2", "gemma3_text")
+WITH_MAPS = {one.config_class.model_type: one for one in (ViTPBackbone, ViTPAdapter, ViTPFeaturePyramid)}
+ON_PATCHES = ("internvl_vision", "vitp_vision", *WITH_MAPS)
+REFERENCE_TYPES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "clip", "clip_vision_model", "siglip")
+REFERENCE_TYPES += ("siglip_vision_model", "vit", "vit_mae", "ijepa")
+OURS = {
+    name: (entry.model_class, entry.image_processor_class)
+    for name, entry in MODELS.items()
+    if entry.image_processor_class is not None and name not in ("vitp", "vitp_vision")
+}
+HEADS = OURS | DETECTORS
+KINDS = {"vitp": FULL, "internvl": FULL} | dict.fromkeys(ON_PATCHES + REFERENCE_TYPES, BACKBONE)
+KINDS |= dict.fromkeys(HEADS, FINE_TUNED)
+MAPS = (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type)
+TINY_VISION = {
+    "image_size": [112, 112],
+    "patch_size": [14, 14],
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "attention_bias": True,
+    "layer_scale_init_value": 1.0,
+}
+TINY_TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MULTIPLE = 32  # The ViT of a detector or segmentation model pads image sides to a multiple of this.
+
+
+@dataclass(frozen=True)
+class FullModel:
+    """Vision-language model with its processor, in evaluation mode on the device, with eager attention."""
+
+    name: str
+    model: ViTPForConditionalGeneration
+    processor: ViTPProcessor
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """ViT of any type with its image processor, in evaluation mode on the device, with eager attention."""
+
+    name: str
+    model: PreTrainedModel
+    image_processor: ViTPImageProcessor
+    """Image processor with the mean and std of the model, for 8-bit RGB or for its bands."""
+    input_spec: dict | None
+    """Input spec with which the model was trained on images that are not 8-bit RGB."""
+
+    @classmethod
+    def of(cls, name: str, model: PreTrainedModel, image_processor: BaseImageProcessor) -> "LoadedBackbone":
+        """Wrap a ViT and take mean, std and bands from an image processor of any class."""
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+        settings = {key: value for key in names if (value := getattr(image_processor, key, None)) is not None}
+        bands = getattr(image_processor, "band_names", None)
+        plain = ViTPImageProcessor(**settings, input_spec=bands and {"band_names": bands})
+        return cls(name, model.eval().to(device()), plain, getattr(image_processor, "input_spec", None))
+
+    @property
+    def band_names(self) -> list[str] | None:
+        """Names of the model's bands, if they are not RGB."""
+        return self.image_processor.band_names
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return self.model.config.num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.model.config.num_attention_heads
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch, in pixels."""
+        size = self.model.config.patch_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def native(self) -> int:
+        """Number of patches a side at the image size of the configuration."""
+        size = self.model.config.image_size
+        return (size if isinstance(size, int) else size[0]) // self.patch[0]
+
+    @property
+    def is_padded(self) -> bool:
+        """True for the ViT of a detector or segmentation model, which pads images."""
+        return isinstance(self.model, ViTPMultiScaleBackbone)
+
+    def states(self, pixel_values: torch.Tensor, layer: int) -> torch.Tensor:
+        """Return the patch features after a layer, from 1, of shape `(channels, rows, columns)`.
+
+        For the last layer, the result is `last_hidden_state`, which includes the final norm if the ViT has one.
+        """
+        # Backbones with `stage_names` do not return a last_hidden_state.
+        is_last = layer == self.depth and not hasattr(self.model, "stage_names")
+        outputs = self.run(pixel_values, output_hidden_states=not is_last)
+        states = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
+        rows, columns = self.grid(pixel_values)
+        kept = states[0, -rows * columns :].T.unflatten(1, (rows, columns))
+        height, width = self.patch
+        return kept[:, : pixel_values.shape[-2] // height, : pixel_values.shape[-1] // width]
+
+    def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Return rows and columns of patches of an image, including padding."""
+        sides = pixel_values.shape[-2:]
+        if self.is_padded:
+            sides = [side + -side % MULTIPLE for side in sides]
+        return sides[0] // self.patch[0], sides[1] // self.patch[1]
+
+    @torch.no_grad()
+    def run(self, pixel_values: torch.Tensor, **options):
+        if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
+            options["interpolate_pos_encoding"] = True
+        return self.model(pixel_values=pixel_values, **options)
+
+    def attention_layers(self) -> list[tuple[nn.Module, int]]:
+        """Return the attention module of each layer and the index of the attention weights in its outputs."""
+        recorded = self.model._can_record_outputs["attentions"]
+        kind, index = (recorded.target_class, recorded.index) if isinstance(recorded, OutputRecorder) else (recorded, 1)
+        return [(module, index) for module in self.model.modules() if isinstance(module, kind)]
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Model for detection, classification, segmentation or change detection, in evaluation mode on the device."""
+
+    name: str
+    model: PreTrainedModel
+    image_processor: BaseImageProcessor
+    """Image processor for 8-bit RGB or for the bands of the model."""
+    input_spec: dict | None
+    """Input spec with which the model was trained on images that are not 8-bit RGB."""
+
+    @property
+    def band_names(self) -> list[str] | None:
+        """Names of the model's bands, if they are not RGB."""
+        return getattr(self.image_processor, "band_names", None)
+
+    @property
+    def is_detector(self) -> bool:
+        return self.model.config.model_type not in MAPS and not self.is_classifier
+
+    @property
+    def is_classifier(self) -> bool:
+        """True for a model that classifies whole images."""
+        return self.model.config.model_type == ViTPImageClassificationConfig.model_type
+
+    @property
+    def takes_pairs(self) -> bool:
+        return self.model.config.model_type == ViTPChangeDetectionConfig.model_type
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes."""
+        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
 
 
 class Models:
@@ -84,7 +284,7 @@ class Models:
         self._kinds: dict[str, str] = {}
         self._loaded: OrderedDict[tuple[str, str], Future] = OrderedDict()
         self._loading: list[str] = []
-        self._lock = threading.Lock()
+        self._lock, self._process = threading.Lock(), os.getpid()
         kinds = {name: self._kind_at_start(name, where in fine_tuned) for name, where in self._sources.items()}
         self.names = list(self._sources)
         """Names of all models that the app was started with."""
@@ -143,9 +343,7 @@ class Models:
         """
         name = name or self.default
         if name.endswith(RANDOM):
-            return self._once(
-                "backbone", name, lambda name: random_twin(name, self.backbone(name.removesuffix(RANDOM)))
-            )
+            return self._once("backbone", name, self._build_twin)
         if self.kind(name) == BACKBONE:
             return self._once("model", name, self._open)
         return self._once("backbone", name, lambda name: vit_of(name, self._once("model", name, self._open)))
@@ -176,6 +374,9 @@ class Models:
     def _once(self, what: str, name: str, opener: Callable[[str], Any]) -> Any:
         """Open a model in a thread of its own, so that a visitor can stop waiting and other visitors do not wait."""
         key, visitors = (what, name), name.removesuffix(RANDOM)
+        if self._process != os.getpid():  # In a fork, a worker of ZeroGPU, the threads that load models do not exist.
+            self._lock, self._loading, self._process = threading.Lock(), [], os.getpid()
+            self._loaded = OrderedDict((key, future) for key, future in self._loaded.items() if future.done())
         with self._lock:
             future = self._loaded.get(key)
             if future is None:
@@ -196,40 +397,49 @@ class Models:
         try:
             found = opener(name)
         except UnavailableModel as error:
-            failure = error
+            failure = UnavailableModel(*error.args)
         except ERRORS as error:
             reason = without_paths(error, self._sources.values())
             failure = UnavailableModel(f"{name} cannot be opened: {reason}")
         except BaseException as error:  # Raised again by `future.result`.
             failure = error
+        if failure is not None:
+            gc.collect()  # The errors above are not kept, because their tracebacks refer to the model.
         with self._lock:
             self._loading.remove(name.removesuffix(RANDOM))
             if failure is not None:
                 self._loaded.pop(key, None)
             future.set_exception(failure) if failure is not None else future.set_result(found)
-            self._make_room(key)
 
-    def _make_room(self, newest: tuple[str, str]) -> None:
-        """Drop the least recently used models of visitors until the rest is within the limits."""
-        sizes: dict[str, int] = {}
-        for (_, name), future in self._loaded.items():
-            model = getattr(future.result(), "model", None) if future.done() else None
-            if model is not None and name not in self._sources:
-                sizes.pop(name, None)  # Reinsertion keeps the names in the order of their last use.
-                sizes[name] = sum(parameter.nbytes for parameter in model.parameters())
-        for name in list(sizes):
-            if len(sizes) <= limits.KEPT_MODELS and sum(sizes.values()) <= limits.kept_bytes():
-                return
-            if name != newest[1]:
-                del sizes[name]
-                for key in [key for key in self._loaded if key[1] == name and key[0] != "kind"]:
+    def _make_room(self, name: str, size: int) -> None:
+        """Drop the least recently used models of visitors until a model of `size` bytes is within the limits.
+
+        Raises:
+            UnavailableModel: if answers still use the memory.
+        """
+        if name in self._sources:
+            return
+        with self._lock:
+            sizes: dict[str, int] = {}
+            for (_, other), future in self._loaded.items():
+                model = getattr(future.result(), "model", None) if future.done() else None
+                if model is not None and other not in self._sources and other != name:
+                    sizes.pop(other, None)  # Reinsertion keeps the names in the order of their last use.
+                    sizes[other] = bytes_of(model)
+            while sizes and (len(sizes) >= limits.KEPT_MODELS or sum(sizes.values()) + size > limits.model_bytes()):
+                dropped = next(iter(sizes))
+                del sizes[dropped]
+                for key in [key for key in self._loaded if key[1] == dropped and key[0] != "kind"]:
                     del self._loaded[key]
+        gc.collect()
+        if limits.used() + size > limits.memory():
+            raise UnavailableModel(f"The memory is in use. Try {name} again in a minute.")
 
     def _read_kind(self, name: str) -> str:
         if name == TINY:
             self._kinds[name] = FULL
         else:
-            with self._files(name, config_only=True) as folder:
+            with fetched(name, self._sources.get(name), self.max_gb, config_only=True) as folder:
                 config = check_settings(name, folder, name in self._sources)
             is_own = self.trust_remote_code and name in self._sources
             has_code = "auto_map" in config and config.get("model_type") not in KINDS
@@ -242,19 +452,227 @@ class Models:
                 model, processor = tiny_model()
             model.set_attn_implementation("eager")
             return FullModel(name, model.eval().to(device()), processor)
-        is_own, kind = name in self._sources, self.kind(name)
-        with self._files(name) as folder:
+        is_trusted, kind = name in self._sources, self.kind(name)
+        with fetched(name, self._sources.get(name), self.max_gb) as folder:
             check_files(name, folder)
-            check_settings(name, folder, is_own)
+            check_settings(name, folder, is_trusted)
+            if kind == FULL and not is_trusted:
+                check_tokenizer(name, folder)
+            make_room = partial(self._make_room, name)
             with BUILDING:  # Downloads of other models and answers continue meanwhile.
                 if kind == FULL:
-                    return open_full(name, folder, is_own)
+                    return open_full(name, folder, is_trusted, make_room)
                 if kind == FINE_TUNED:
-                    return open_fine_tuned(name, folder)
-                return open_backbone(name, folder, self.trust_remote_code and is_own)
+                    return open_fine_tuned(name, folder, make_room)
+                return open_backbone(name, folder, self.trust_remote_code and is_trusted, make_room)
 
-    def _files(self, name: str, config_only: bool = False):
-        return fetched(name, self._sources.get(name), self.max_gb, config_only)
+    def _build_twin(self, name: str) -> LoadedBackbone:
+        trained = self.backbone(name.removesuffix(RANDOM))
+        self._make_room(name, bytes_of(trained.model))
+        return random_twin(name, trained)
+
+
+def bytes_of(model: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+@contextmanager
+def fetched(name: str, source: str | None, max_gb: float, config_only: bool = False) -> Iterator[Path]:
+    """Provide the folder of a model.
+
+    Args:
+        name: name of the model in the page.
+        source: folder or Hub id of a model that the app was started with; `None` for a model that a visitor named. The
+            latter must be public and limited in size, and its files are deleted after the block.
+        max_gb: largest weights of a visitor's model, in GB.
+        config_only: whether only the configuration is needed.
+
+    Raises:
+        UnavailableModel: if the model is not found or too large.
+    """
+    if source is not None and Path(source).is_dir():
+        yield Path(source)
+        return
+    if source is not None:
+        patterns = ["*.json"] if config_only else ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.py"]
+        yield Path(snapshot_download(source, allow_patterns=patterns))
+        return
+    files, revision = files_of(name)
+    wanted = [
+        file for file in files if FILES.fullmatch(file) and not (config_only and not file.endswith("config.json"))
+    ]
+    gigabytes = sum(size for file, size in files.items() if file.endswith(".safetensors")) / 1e9
+    if not 0 < gigabytes <= max_gb:
+        raise UnavailableModel(
+            f"{name} has {gigabytes:.1f} GB of safetensors, expected more than 0 and up to {max_gb:g}."
+        )
+    if len(wanted) > limits.FILES:
+        raise UnavailableModel(f"{name} has {len(wanted):,} files, more than {limits.FILES}.")
+    for file in wanted:
+        most = most_bytes(file)
+        if most is not None and files[file] > most:
+            raise UnavailableModel(f"{name}: {file} is larger than {most / 1e6:g} MB.")
+    with tempfile.TemporaryDirectory(prefix="visitor") as folder:
+        for file in wanted:
+            hf_hub_download(name, file, revision=revision, local_dir=folder, token=False, etag_timeout=10)
+        yield Path(folder)
+
+
+def files_of(name: str) -> tuple[dict[str, int], str | None]:
+    """Return the file sizes of a public model, in bytes, and its commit. Names are Hub ids, never folders."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UnavailableModel(f"Expected a Hub id such as 'organization/model', got {name[:100]!r}.") from error
+    if Path(name).exists():
+        raise UnavailableModel(f"{name} is a folder. Only folders that the app was started with can be opened.")
+    try:
+        info = HfApi(token=False).model_info(name, files_metadata=True, timeout=10)
+    except Exception as error:  # The HTTP library, and so its errors, differ between versions of the client.
+        raise UnavailableModel(f"No public model {name!r} found on the Hub, or the Hub cannot be reached.") from error
+    return {file.rfilename: file.size or 0 for file in info.siblings}, info.sha
+
+
+def kind_of(name: str, config: dict[str, Any]) -> str:
+    """Return the kind of a model, or raise [`UnavailableModel`] if its type is not supported."""
+    model_type = config.get("model_type")
+    if model_type not in KINDS:
+        raise UnavailableModel(f"{name} has the model type {str(model_type)[:60]!r}, which this app does not support.")
+    return KINDS[model_type]
+
+
+def open_full(name: str, folder: Path, is_trusted: bool, make_room: Callable[[int], None]) -> FullModel:
+    """Open a full model with its processor.
+
+    Args:
+        is_trusted: whether the model was named when the app was started. Otherwise its chat template is replaced, and
+            of its generation settings only the special tokens are used.
+        make_room: function that is called with the size of the model, in bytes, before it is built.
+    """
+    config = ViTPConfig.get_config_dict(folder)[0]
+    language = config["text_config"].get("model_type")
+    if not is_trusted and language not in LANGUAGE_MODELS:
+        raise UnavailableModel(
+            f"{name}: expected one of the language models {', '.join(LANGUAGE_MODELS)}, got {str(language)[:60]!r}."
+        )
+    if config["model_type"] == "vitp":
+        model = load(name, folder, ViTPForConditionalGeneration, make_room)
+        processor = ViTPProcessor.from_pretrained(folder, local_files_only=True)
+    else:
+        # The conversion builds the model a second time.
+        model = from_internvl(load(name, folder, InternVLForConditionalGeneration, lambda size: make_room(2 * size)))
+        limit_attention(model)
+        processor = internvl_processor(str(folder), local_files_only=True)
+    lengths = processor.image_seq_length, model.config.image_seq_length
+    if lengths[0] != lengths[1]:
+        raise UnavailableModel(
+            f"{name}: the processor has {lengths[0]} visual tokens a tile, but the model has {lengths[1]}."
+        )
+    if not is_trusted:
+        processor.chat_template, processor.tokenizer.chat_template = CHAT_TEMPLATE, None
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        settings = {key: getattr(model.generation_config, key) for key in tokens}
+        model.generation_config = GenerationConfig(**settings)
+    model.set_attn_implementation("eager")
+    return FullModel(name, model.eval().to(device()), processor)
+
+
+def open_backbone(name: str, folder: Path, trust_remote_code: bool, make_room: Callable[[int], None]) -> LoadedBackbone:
+    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    model = load(name, folder, WITH_MAPS.get(model_type, AutoModel), make_room, **options)
+    processors = ViTPImageProcessor if model_type in ON_PATCHES else AutoImageProcessor
+    processor = processors.from_pretrained(folder, local_files_only=True)
+    return LoadedBackbone.of(name, model.get_encoder(modality="image"), processor)
+
+
+def open_fine_tuned(name: str, folder: Path, make_room: Callable[[int], None]) -> FineTuned:
+    config = PreTrainedConfig.get_config_dict(folder)[0]
+    model_class, processors = HEADS[config["model_type"]]
+    if config["model_type"] in MAPS and (count := model_class.config_class(**config).num_labels) > limits.MAP_CLASSES:
+        raise UnavailableModel(f"{name} has {count:,} classes, more than {limits.MAP_CLASSES}.")
+    image_processor = processors.from_pretrained(folder, local_files_only=True)
+    input_spec = getattr(image_processor, "input_spec", None)
+    if input_spec is not None:
+        bands = image_processor.band_names
+        image_processor.input_spec = bands and {"band_names": bands}
+    model = load(name, folder, model_class, make_room)
+    return FineTuned(name, model.eval().to(device()), image_processor, input_spec)
+
+
+def load(name: str, folder: Path, model_class: Any, make_room: Callable[[int], None], **options) -> PreTrainedModel:
+    """Load a model and check its shapes before, and that its weights are complete and finite after.
+
+    Weights are loaded in float32, because another dtype would change the default dtype of other threads meanwhile. On
+    an accelerator they are converted to the dtype in which they were saved.
+    """
+    configs = model_class.config_class if hasattr(model_class, "config_class") else AutoConfig
+    config = configs.from_pretrained(folder, **options)
+    saved_in = config.dtype or torch.float32
+    make_room(check_shapes(name, folder, model_class, config))
+    model, loading = model_class.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # `check_weights` reports them together with missing weights.
+        **options,
+    )
+    check_weights(name, model, loading)
+    limit_attention(model)
+    return model if device().type == "cpu" else model.to(saved_in)
+
+
+def limit_attention(model: PreTrainedModel) -> None:
+    """Let each attention of a model raise a `ValueError` before it takes more memory than the limit."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        names = ("num_heads", "num_attention_heads")
+        found = [getattr(one, key) for one in (module, config) for key in names if hasattr(one, key)]
+        if type(module).__name__.endswith("Attention") and "Deformable" not in type(module).__name__ and found:
+            module.register_forward_pre_hook(partial(check_attention, found[0]), with_kwargs=True)
+
+
+def check_attention(heads: int, module: nn.Module, arguments: tuple, named: dict[str, Any]) -> None:
+    batch, *sides, _ = (arguments[0] if arguments else named["hidden_states"]).shape
+    size = 4 * batch * heads * math.prod(sides) ** 2
+    if size > limits.ATTENTION_BYTES:
+        raise ValueError(
+            f"The attention of one layer would take {size / 1e9:.1f} GB, more than the limit of "
+            f"{limits.ATTENTION_BYTES / 1e9:g} GB. Use a smaller image, fewer patches or a smaller model."
+        )
+
+
+def vit_of(name: str, one: FullModel | FineTuned) -> LoadedBackbone:
+    """Return the ViT inside another model, sharing its weights."""
+    if isinstance(one, FullModel):
+        return LoadedBackbone.of(name, one.model.model.vision_tower, one.processor.image_processor)
+    model = one.model.backbone if hasattr(one.model, "backbone") else one.model.model.backbone.model
+    return replace(LoadedBackbone.of(name, model, one.image_processor), input_spec=one.input_spec)
+
+
+def random_twin(name: str, trained: LoadedBackbone, seed: int = 1) -> LoadedBackbone:
+    """Return the same ViT with randomly initialized weights."""
+    config = type(trained.model.config).from_dict(trained.model.config.to_dict())
+    model_class = type(trained.model)
+    if isinstance(trained.model, InternVLVisionModel) and not trained.is_padded:
+        # Its own initialization has zero position embeddings, see ViTPVisionModel.
+        config = ViTPVisionConfig.from_dict(config.to_dict() | {"model_type": ViTPVisionConfig.model_type})
+        model_class = ViTPVisionModel
+    with BUILDING, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    limit_attention(model)
+    return replace(trained, name=name, model=model.eval().to(device(), trained.model.dtype))
+
+
+def tiny_model(seed: int = 0) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
+    """Build a random model: a ViT of 3 layers for 112 pixels, a language model of 2 layers, and a byte tokenizer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model(build_tokenizer([], vocab_size=0), TINY_VISION, TINY_TEXT, {"max_patches": 6})
 
 
 def names_of(sources: Sequence[str]) -> list[str]:

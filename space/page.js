@@ -31,6 +31,22 @@ document.addEventListener("keydown", (event) => {
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(number, value.toFixed(1));
     number.dispatchEvent(new Event("input", { bubbles: true }));
 });
+// A pressed button scrolls a phone to the results that it belongs to.
+document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("button.run");
+    if (!button || window.innerWidth > 640) return;
+    let around = button;
+    while (around && !around.querySelector(".results")) around = around.parentElement;
+    (button.closest(".results") ?? around?.querySelector(".results"))?.scrollIntoView({ behavior: "smooth" });
+});
+
+// Errors of earlier actions disappear when the next action starts.
+window.fetch = ((send) => (resource, ...options) => {
+    if (String(resource.url ?? resource).includes("/queue/join"))
+        document.querySelectorAll(".toast-body.error .toast-close").forEach((button) => button.click());
+    return send(resource, ...options);
+})(window.fetch);
+
 new MutationObserver(() => {
     for (const picture of document.querySelectorAll(".picture:not([tabindex])")) picture.tabIndex = 0;
     // Gradio gives empty components a label, which requires a role.

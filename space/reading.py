@@ -1,15 +1,19 @@
-"""Opens uploaded images: photographs, TIFF and GeoTIFF of any depth and number of bands, and DICOM.
+"""Opens uploaded images: photographs, TIFF, GeoTIFF and JPEG 2000 of any depth and number of bands, DICOM and NIfTI.
 
-The format of a file is detected from its content, not from its name. No file other than the upload is read.
+The format of a file, except NIfTI, is detected from its content, not from its name. No file other than the upload is
+read. Bands, levels, slice and window follow the controls of the page.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import rasterio
@@ -23,13 +27,28 @@ from transformers.image_utils import ChannelDimension
 from modeling_vitp import InputSpec
 from modeling_vitp.images.dicom import PERCENTILES, number_of_frames, open_dicom, read_frame
 from modeling_vitp.images.pixels import shown, to_pixels
-from modeling_vitp.images.reading import TIFF, is_dicom
+from modeling_vitp.images.reading import JPEG_2000, TIFF, is_dicom
+from modeling_vitp.images.volumes import NIFTI, open_volume
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 128_000_000  # a Sentinel-2 tile has 120.6 million
 CACHE = 64  # GDAL's cache in MiB; the default is 5% of the machine's memory
 Fractions = tuple[float, float, float, float]
-RGB_NAMES = (("red", "b4", "b04"), ("green", "b3", "b03"), ("blue", "b2", "b02"))  # band numbers of Sentinel-2
+PHOTOGRAPHS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")  # HEIF if a plugin of Pillow reads it
+FORMATS = "JPEG, PNG, WebP, GIF, BMP, AVIF, TIFF, GeoTIFF, JPEG 2000, DICOM or NIfTI"
+AS_STATED = "as the file says"
+PRESETS = {  # Hounsfield units that become black and white, by the usual centers and widths
+    "lung": (-1350.0, 150.0),
+    "bone": (-500.0, 1300.0),
+    "soft tissue": (-160.0, 240.0),
+    "brain": (0.0, 80.0),
+}
+COLORS = ("red", "green", "blue")
+SENTINEL_2 = LANDSAT_8 = ("4", "3", "2")  # numbers of red, green and blue; the same for Landsat 9 and HLS
+LANDSAT_4_TO_7 = ("3", "2", "1")
+OLDER = re.compile(r"(?:^|[^A-Z0-9])(?:L[ETM]0?[457]|LANDSAT[ _-]?[457])", re.IGNORECASE)
+NUMBER = re.compile(r"(?:^|[^A-Z0-9])(?:SR_|ST_|TOA_|BAND[ _-]?)?B?0?(\d{1,2}A?)(?![A-Z0-9])", re.IGNORECASE)
+IN_A_NAME = re.compile(r"(?<![A-Z0-9])B0?(\d{1,2}A?)(?![A-Z0-9])", re.IGNORECASE)
 # Errors that the decoders raise for damaged files.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError)
 
@@ -38,6 +57,75 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 class UnreadableImage(ValueError):
     """Error for an uploaded file that cannot be opened. The message is one line for the visitor."""
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """Settings of a visitor for reading an image.
+
+    Args:
+        position: position in a volume (from the feet up) or in the frames of a DICOM file, in percent.
+        preset: `AS_STATED` or a key of `PRESETS`.
+        bands: numbers, from 1, of the bands for red, green and blue, or of one band for gray. If empty, the bands are
+            found by their names.
+        percentiles: percentiles of each band that become black and white. If they equal `PERCENTILES`, the levels in
+            the file take precedence.
+        part: size of the visible window, in percent of each side of the image.
+        center: center of the visible window, in percent from the left and from the top.
+    """
+
+    position: float = 50.0
+    preset: str = AS_STATED
+    bands: tuple[int, ...] = ()
+    percentiles: tuple[float, float] = PERCENTILES
+    part: float = 100.0
+    center: tuple[float, float] = (50.0, 50.0)
+
+    @property
+    def window(self) -> tuple[float, float, float, float] | None:
+        """Left, top, right and bottom of the visible window, as fractions; `None` for the whole image."""
+        if self.part >= 100:
+            return None
+        half = self.part / 200
+        x, y = (min(max(at / 100, half), 1 - half) for at in self.center)
+        return x - half, y - half, x + half, y + half
+
+    @property
+    def changes_values(self) -> bool:
+        return self.preset != AS_STATED or self.percentiles != PERCENTILES or bool(self.bands)
+
+    def spec(self, stated: dict | None) -> dict | None:
+        """Return the fields of the input spec to read an image with, based on those of a model or a file."""
+        spec = dict(stated or {})
+        if self.preset != AS_STATED or self.percentiles != PERCENTILES:
+            spec = {key: value for key, value in spec.items() if key not in ("window", "percentiles")}
+            spec |= {"percentiles": self.percentiles} if self.preset == AS_STATED else {"window": PRESETS[self.preset]}
+        if self.bands and "band_names" not in spec:  # A model with named bands takes all of them.
+            spec["bands"] = [band - 1 for band in self.bands]
+        return spec or None
+
+
+def adjustment_of(
+    position: float,
+    preset: str,
+    bands: str,
+    low: float,
+    high: float,
+    part: float = 100.0,
+    center_x: float = 50.0,
+    center_y: float = 50.0,
+) -> Adjustment:
+    """Build the adjustment from the values of the controls.
+
+    Raises:
+        ValueError: if the bands are not one or three numbers, or the percentiles are not ascending.
+    """
+    numbers = tuple(int(number) for number in re.findall(r"\d+", (bands or "")[:50]))
+    if len(numbers) not in (0, 1, 3) or 0 in numbers or re.search(r"[^\d\s,;/-]", bands or ""):
+        raise ValueError(f"Expected one or three band numbers from 1, such as 4, 3, 2, got {bands[:50]!r}.")
+    if not low < high:
+        raise ValueError(f"The percentile of black must be below that of white, got {low:g} and {high:g}.")
+    return Adjustment(position, preset, numbers, (float(low), float(high)), part, (center_x, center_y))
 
 
 @dataclass(frozen=True)
@@ -84,10 +172,11 @@ def read_image(
 ) -> Reading:
     """Read an image file and reduce its longer side to at most `max_side` pixels.
 
-    - JPEG, PNG and WebP with 8 bits are rotated by their EXIF tag.
-    - TIFF, GeoTIFF and 16-bit PNG: the bands that the file names red, green and blue are read, otherwise the first
-      three, or the first of one or two. Nodata is ignored by the percentiles and becomes black. Values of more than 8
-      bits are scaled from the 2nd to the 98th percentile of each band. Complex values are replaced by their magnitude.
+    - JPEG, PNG, WebP, GIF (the first frame), BMP and AVIF with 8 bits are rotated by their EXIF tag.
+    - TIFF, GeoTIFF, JPEG 2000 and 16-bit PNG: the bands that the file names red, green and blue are read, otherwise the
+      first three, or the first of one or two. Nodata is ignored by the percentiles and becomes black. Values of more
+      than 8 bits are scaled from the 2nd to the 98th percentile of each band. Complex values are replaced by their
+      magnitude.
     - DICOM: one frame is read, in the units of its rescale tags, with its first (linear) window or else percentiles.
       MONOCHROME1 is inverted, and padding becomes black.
 
@@ -111,25 +200,21 @@ def read_image(
     if not head:
         raise UnreadableImage(f"{path.name} is empty (0 bytes).")
     if is_dicom(head):
-        read, kind = _read_dicom, "DICOM"
+        read = partial(_read_dicom, position=position)
     elif head[:4] in TIFF:
-        read, kind = _read_raster, "GTiff"
-    elif head[4:12] == b"jP  \r\n\x87\n":
-        read, kind = _read_raster, "JP2OpenJPEG"
+        read = partial(_read_raster, driver="GTiff")
+    elif head.startswith(JPEG_2000):
+        read = partial(_read_raster, driver="JP2OpenJPEG")
     elif head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":
-        read, kind = _read_raster, "PNG"
+        read = partial(_read_raster, driver="PNG")
     else:
-        read, kind = _read_picture, ("JPEG", "PNG", "WEBP")
+        read = _read_photograph
     try:
-        if read is _read_dicom:
-            return _read_dicom(path, max_side, input_spec, position, window)
-        return read(path, kind, max_side, input_spec, window)
+        return read(path, max_side, input_spec, window)
     except UnreadableImage:
         raise
     except PIL.UnidentifiedImageError as error:
-        raise UnreadableImage(
-            f"{path.name} cannot be opened. Expected an image in the format JPEG, PNG, WebP, TIFF or DICOM."
-        ) from error
+        raise UnreadableImage(f"{path.name} cannot be opened. Expected an image in the format {FORMATS}.") from error
     except (PIL.Image.DecompressionBombError, MemoryError) as error:
         raise UnreadableImage(f"{path.name} is too large to be opened: {error}") from error
     except (*DECODING_ERRORS, RasterioError) as error:
@@ -137,28 +222,28 @@ def read_image(
         raise UnreadableImage(f"{path.name} is damaged, incomplete or of an unsupported kind: {reason}") from error
 
 
-def _read_picture(
-    path: Path, formats: tuple[str, ...], max_side: int, input_spec: dict | None, window: Fractions | None
-) -> Reading:
-    with PIL.Image.open(path, formats=formats) as image:
-        size, kind = image.size, image.format
+def _read_photograph(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
+    PIL.Image.init()
+    with PIL.Image.open(path, formats=[name for name in PHOTOGRAPHS if name in PIL.Image.OPEN]) as image:
+        kind, size = f"{image.format}, {image.mode}", image.size
         reduced = _reduced_size(path, *size, max_side)
         if window is None:
             image.draft(None, reduced)
             image.thumbnail(reduced)
         image.load()
-        image = PIL.ImageOps.exif_transpose(image)
-    done = []
-    if window is not None:
-        left, top, *size = _box(image.size, window)
-        image = image.crop((left, top, left + size[0], top + size[1]))
-        reduced = _reduced_size(path, *size, max_side)
-        image.thumbnail(reduced)
-        done.append(f"window from {left}, {top}")
-    return Reading(image, input_spec, _note(f"{kind}, {image.mode}", tuple(size), reduced, *done))
+        upright = PIL.ImageOps.exif_transpose(image)
+    if window is None:
+        is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) > 4
+        size, reduced = (size[::-1], reduced[::-1]) if is_turned else (size, reduced)
+        return Reading(upright, input_spec, _note(kind, size, reduced))
+    left, top, *size = _box(upright.size, window)
+    upright = upright.crop((left, top, left + size[0], top + size[1]))
+    reduced = _reduced_size(path, *size, max_side)
+    upright.thumbnail(reduced)
+    return Reading(upright, input_spec, _note(kind, tuple(size), reduced, f"window from {left}, {top}"))
 
 
-def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
+def _read_raster(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, driver: str) -> Reading:
     spec = dict(input_spec or {})
     # A single driver without directory access prevents a file from opening other files.
     with (
@@ -168,7 +253,8 @@ def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None
         left, top, *size = _box((source.width, source.height), window)
         count, dtype = source.count, source.dtypes[0]
         width, height = reduced = _reduced_size(path, *size, max_side)
-        bands = list(range(count)) if "band_names" in spec else list(spec.pop("bands", None) or _bands_of(source))
+        named = spec.pop("bands", None) or _bands_of(source, path.stem)
+        bands = list(range(count)) if "band_names" in spec else list(named)
         if max(bands) >= count:
             raise UnreadableImage(
                 f"{path.name} has {count} band(s), but the input spec asks for band {max(bands) + 1}."
@@ -205,7 +291,7 @@ def _read_raster(path: Path, driver: str, max_side: int, input_spec: dict | None
 
 
 def _read_dicom(
-    path: Path, max_side: int, input_spec: dict | None, position: float, window: Fractions | None
+    path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, position: float
 ) -> Reading:
     try:
         dataset = open_dicom(path, path.name)
@@ -237,6 +323,37 @@ def _read_dicom(
     return Reading(array, spec, _note(f"DICOM, {modality}", size, reduced, *done))
 
 
+def is_volume(path: str | Path) -> bool:
+    return str(path).lower().endswith(NIFTI)
+
+
+def read_slice(path: Path, max_side: int, adjustment: Adjustment, input_spec: dict | None) -> Reading:
+    """Read an axial slice of a NIfTI volume, in radiological orientation (seen from the feet).
+
+    Raises:
+        UnreadableImage: if the volume cannot be opened.
+    """
+    try:
+        volume = open_volume(path)
+    except ValueError as error:
+        raise UnreadableImage(str(error).replace(str(path), path.name)) from error
+    count = volume.number("axial")
+    index = min(int(adjustment.position / 100 * count), count - 1)
+    values = volume.cut("axial", index)
+    height, width = values.shape
+    scale = min(1.0, max_side / max(height, width))
+    if scale < 1:
+        size = max(1, round(scale * height)), max(1, round(scale * width))
+        values = F.adaptive_avg_pool2d(torch.from_numpy(values)[None].double(), size)[0].float().numpy()
+    spec = adjustment.spec({key: value for key, value in (input_spec or {}).items() if key != "bands"})
+    spec = spec if spec and {"window", "percentiles"} & set(spec) else {**(spec or {}), "percentiles": PERCENTILES}
+    spec.pop("bands", None)
+    black, white = spec.get("window") or spec["percentiles"]
+    how = f"{'window' if 'window' in spec else 'percentiles'} {black:g} to {white:g}"
+    note = f"NIfTI, slice {index + 1} of {count}, {width} × {height} pixels, {how}"
+    return Reading(np.ascontiguousarray(values)[None], spec, note)
+
+
 def _box(size: tuple[int, int], window: Fractions | None) -> tuple[int, int, int, int]:
     """Return left, top, width and height in pixels of a window in an image; `size` is width and height."""
     left, top, right, bottom = window or (0, 0, 1, 1)
@@ -244,15 +361,40 @@ def _box(size: tuple[int, int], window: Fractions | None) -> tuple[int, int, int
     return x, y, max(1, round(right * size[0]) - x), max(1, round(bottom * size[1]) - y)
 
 
-def _bands_of(source: rasterio.DatasetReader) -> list[int]:
-    """Return the indices, from 0, of the bands named red, green and blue, else of the first three or the first."""
-    interpretations = [interpretation.name for interpretation in source.colorinterp]
-    descriptions = [(description or "").strip().lower() for description in source.descriptions]
-    for names in (interpretations, descriptions):
-        found = [[index for index, name in enumerate(names) if name in wanted] for wanted in RGB_NAMES]
-        if all(found):
-            return [indices[0] for indices in found]
-    return [0, 1, 2] if source.count >= 3 else [0]
+def _bands_of(source: rasterio.DatasetReader, name: str) -> list[int]:
+    """Return the indices, from 0, of red, green and blue, else of the first three bands or the first.
+
+    The bands are recognized by GDAL's descriptions, such as `B4`, `SR_B4`, `B04 (665 nm)` or `Red`, by the file name if
+    it lists all bands, such as `scene_B02_B03_B04_B08.tif`, or by their color interpretation.
+    """
+    descriptions = [description or "" for description in source.descriptions]
+    tags = " ".join(source.tags().values())[:1000]
+    numbers = LANDSAT_4_TO_7 if OLDER.search(f" {name} {tags}") else SENTINEL_2
+    found = (
+        _indices([color_word(description) for description in descriptions], COLORS)
+        or _indices([band_number(description) for description in descriptions], numbers)
+        or _indices([number.upper() for number in IN_A_NAME.findall(name)], numbers, source.count)
+        or _indices([interpretation.name for interpretation in source.colorinterp], COLORS)
+    )
+    return found or ([0, 1, 2] if source.count >= 3 else [0])
+
+
+def _indices(names: Sequence[str | None], wanted: Sequence[str], count: int | None = None) -> list[int] | None:
+    """Return the index of each wanted name, or `None` unless each occurs once among (`count`) names."""
+    is_complete = count in (None, len(names)) and all(names.count(name) == 1 for name in wanted)
+    return [names.index(name) for name in wanted] if is_complete else None
+
+
+def color_word(description: str) -> str | None:
+    """Return `red`, `green` or `blue` if a description begins or ends with the word, but not for `red edge`."""
+    words = re.findall(r"[a-z]+", description.lower())
+    return next((words[index] for index in (0, -1) if words and words[index] in COLORS and "edge" not in words), None)
+
+
+def band_number(description: str) -> str | None:
+    """Return the number of a band, such as `B04`, `SR_B4` or `Band 4`, without leading zeros."""
+    found = NUMBER.search(f" {description}")
+    return found[1].upper() if found else None
 
 
 def _or_default(spec: dict, default: dict) -> dict:

@@ -1,6 +1,7 @@
 """Image uploads and example images, shared by all tabs."""
 
 import base64
+import filecmp
 import functools
 import inspect
 import io
@@ -15,14 +16,12 @@ import limits
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from adjusting import Adjustment, is_volume, read_slice
-from bands import rgb_bands
+from checking import check_header
 from computing import PRIVATE, errors_as_messages, message
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
-from headers import check_header
 from pydicom.data import get_testdata_file
-from reading import Reading, read_image
+from reading import Adjustment, Reading, is_volume, read_image, read_slice
 
 HERE = Path(__file__).parent
 CROWNS = "Tree crowns"
@@ -32,6 +31,7 @@ EXAMPLES = {
     "Trees, Florida": HERE / "examples" / "trees_florida.jpg",
     "CT slice": Path(get_testdata_file("CT_small.dcm", download=False)),
 }
+KINDS = "Photographs, GeoTIFF, JPEG 2000, DICOM and NIfTI can be opened."
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ImageInput:
 
         @functools.wraps(handler)
         async def answer(upload: str | None, example: str | None, *arguments) -> AsyncIterator:
-            async for found in handler(example_path(example) if example in EXAMPLES else upload, *arguments):
+            async for found in handler(selected_path(upload, example), *arguments):
                 yield found
 
         example = inspect.Parameter("example", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -89,24 +89,29 @@ def thumbnails() -> str:
 
 
 def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
-    """Create the upload of an image file that [`reading.read_image`] can open.
+    """Create the upload of an image file that [`open_upload`] can open.
 
     Its value is the path of the upload. Gradio refuses paths of other files.
     """
     return gr.File(label=f"{label}: drop or paste", height=140, elem_id=elem_id, elem_classes="image-upload")
 
 
-def image_input(elem_id: str, value: str | None = None) -> ImageInput:
+def image_input(elem_id: str, value: str | None = None, label: str = "Image") -> ImageInput:
     """Create an upload with a selector of example images.
 
     Args:
         value: name of the example that is selected at first.
     """
-    upload = image_upload(elem_id=elem_id)
-    example = gr.Radio(list(EXAMPLES), value=value, label="… or an example")
+    upload = image_upload(label, elem_id)
+    example = gr.Radio(list(EXAMPLES), value=value, label="… or an example", info=KINDS)
     gr.on([upload.upload, upload.clear, upload.delete], None, None, example, js="() => null", **PRIVATE)
     example.input(None, None, upload, js="() => null", **PRIVATE)
     return ImageInput(upload, example)
+
+
+def selected_path(upload: str | None, example: str | None) -> str | None:
+    """Return the path of the image that is selected with an [`ImageInput`]."""
+    return example_path(example) if example in EXAMPLES else upload
 
 
 def example_path(name: str) -> str:
@@ -115,8 +120,10 @@ def example_path(name: str) -> str:
 
 
 def name_of(path: str) -> str:
-    """Return the name of an image for results: that of the example or the file name."""
-    return next((name for name, example in EXAMPLES.items() if example.name == Path(path).name), Path(path).name)
+    """Return the name of the example that the file is a copy of, otherwise the file name."""
+    found = next((name for name, example in EXAMPLES.items() if example.name == Path(path).name), None)
+    is_copy = found and Path(path).is_file() and filecmp.cmp(path, EXAMPLES[found], shallow=False)
+    return found if is_copy else Path(path).name
 
 
 def forget(triggers: Sequence[Callable], outputs: Sequence[Any], values: Sequence[Any], cancels: Sequence = ()) -> None:
@@ -162,13 +169,10 @@ def open_upload(
         read = functools.partial(read_image, path, max_side, position=adjustment.position, window=adjustment.window)
         if bands:
             return read(adjustment.spec(input_spec))
-        bands = rgb_bands(path)
-        named = bands and {"bands": bands}
-        reading = read(named)
+        reading = read()
         is_deep = not isinstance(reading.image, PIL.Image.Image)
         if adjustment.changes_values or (input_spec and is_deep):
-            spec = adjustment.spec(input_spec if is_deep else None)
-            reading = read({**(named or {}), **(spec or {})})
+            reading = read(adjustment.spec(input_spec if is_deep else None))
         return reading
 
 

@@ -1,14 +1,23 @@
-"""Keeps the settings of the page in its URL, so that a link restores them."""
+"""State in which the page opens: the settings of its URL, which a link restores, and the examples of the tabs."""
 
+import asyncio
+import functools
 import json
+import threading
+import time
 from abc import ABCMeta
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextvars import copy_context
 from typing import Any, NamedTuple
 
 import gradio as gr
 from computing import PRIVATE, QUEUE
+from gradio.helpers import special_args
 
 MAX_TEXT = 500
+KEPT_SECONDS = 3000
+"""Time for which the result of an example is served. The app deletes files after an hour."""
 DEEP, MOST_LAYERS = "deep", 128
 """CSS class of sliders over the layers of a backbone, whose number is not known when the page loads."""
 
@@ -51,7 +60,7 @@ REMEMBER = """(...values) => {
 
 def keep_in_url(
     app: gr.Blocks, tabs: gr.Tabs, components: dict[str, gr.components.Component], at_start: list[tuple]
-) -> None:
+) -> list[Callable[[], Future]]:
     """Restore the tab and the components from the URL when the page loads, and write changes to the URL.
 
     Values of the URL are checked: numbers are clipped to the range of a slider, and unknown choices are ignored.
@@ -60,6 +69,9 @@ def keep_in_url(
         tabs: tabs with ids.
         components: components by their key in the URL.
         at_start: as for [`Tab`].
+
+    Returns:
+        Functions that compute the examples, see [`example_of`].
     """
 
     def restore(request: gr.Request) -> list[Any]:
@@ -70,14 +82,68 @@ def keep_in_url(
     ids = [tab.id for tab in tabs.children]
     restored = app.load(restore, None, [tabs, *components.values()], show_progress="hidden", **PRIVATE)
     restored.then(None, js="() => { window.urlIsRestored = true; }")
+    examples = []
     for handler, inputs, outputs in at_start:
-        restored.then(handler, inputs, outputs, show_progress_on=outputs[0], **QUEUE, **PRIVATE)
+        shown, compute = example_of(handler, inputs, outputs)
+        restored.then(shown, inputs, outputs, show_progress_on=outputs[0], **QUEUE, **PRIVATE)
+        examples.append(compute)
     defaults = [_text(component.value) for component in components.values()]
     remember = REMEMBER % (json.dumps(list(components)), json.dumps(defaults))
     gr.on([component.change for component in components.values()], None, list(components.values()), js=remember)
     remember_tab = REMEMBER % (json.dumps(["tab"]), json.dumps(ids[:1]))
     for tab in tabs.children:
         tab.select(None, js=f"() => ({remember_tab})({json.dumps(tab.id)})")
+    return examples
+
+
+def example_of(handler: Callable, inputs: list, outputs: list) -> tuple[Callable, Callable[[], Future]]:
+    """Return the handler with one result for all visitors whose inputs have their default values.
+
+    Args:
+        handler: handler decorated with [`computing.answering`].
+        inputs, outputs: components.
+
+    Returns:
+        The handler, and a function that computes the result if no result is known. An error leaves the outputs empty.
+    """
+    defaults = [_plain(component.value) for component in inputs]
+    arguments, *_ = special_args(handler, [component.value for component in inputs])
+    lock, kept, until = threading.Lock(), Future(), 0.0
+
+    async def last() -> Any:
+        return [found async for found in handler(*arguments)][-1]
+
+    def work(future: Future) -> None:
+        try:
+            future.set_result(asyncio.run(last()))
+        except Exception as error:  # `shown` computes the example again for the next visitor.
+            future.set_exception(error)
+
+    def compute() -> Future:
+        nonlocal kept, until
+        with lock:
+            if time.monotonic() > until or (kept.done() and kept.exception()):
+                kept, until = Future(), time.monotonic() + KEPT_SECONDS
+                threading.Thread(target=copy_context().run, args=(work, kept), daemon=True).start()
+            return kept
+
+    @functools.wraps(handler)
+    async def shown(*values) -> AsyncIterator:
+        if [_plain(value) for value in values if not isinstance(value, gr.Progress)] != defaults:
+            async for found in handler(*values):
+                yield found
+            return
+        try:
+            yield await asyncio.wrap_future(compute())
+        except gr.Error:
+            yield (gr.skip(),) * len(outputs)
+
+    return shown, compute
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it is compared: an empty text of the page equals no value."""
+    return None if value == "" else value
 
 
 def _restored(component: gr.components.Component, text: str | None) -> Any:

@@ -1,15 +1,18 @@
-"""Answers and their probabilities, compared with InternVL of transformers; operations, compared with a manual sum."""
+"""Answers and their probabilities, compared with InternVL of transformers; boxes drawn on images."""
 
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from answers import (
+    COLORS,
     answer_log_probs,
     answers_by_drop_ratio,
     check_length,
     decode,
+    draw_boxes,
     encode,
     greedy,
     greedy_answer,
@@ -18,11 +21,12 @@ from answers import (
 )
 from internvl_oracle import blocked_mask, build_native, shake
 from pictures import picture
-from tiny_models import TEXT, TOKENS_PER_TILE
-from vrl_cost import costs, language_model_flops
+from PIL import Image, ImageColor
+from tiny_models import TOKENS_PER_TILE
+
+from modeling_vitp.instructions.boxes import GridBox
 
 QUESTION = "How many trees are there?"
-MESSAGES = [{"role": "user", "content": QUESTION}]
 NUM_TOKENS = 7 * TOKENS_PER_TILE
 
 
@@ -43,8 +47,8 @@ def image():
 
 def native_log_probs(native, processor, image, answer, drop_ratio, seed):
     """Compute the answer token by token on the full sequence, with dropped tokens masked."""
-    full = encode(processor, [image], MESSAGES)
-    short = encode(processor, [image], MESSAGES, drop_ratio, seed)
+    full = encode(processor, [image], QUESTION)
+    short = encode(processor, [image], QUESTION, drop_ratio, seed)
     kept = short["position_ids"][0] if drop_ratio else torch.arange(full["input_ids"].shape[1])
     ids, log_probs = full["input_ids"], []
     for token in answer:
@@ -61,7 +65,7 @@ def native_log_probs(native, processor, image, answer, drop_ratio, seed):
 @pytest.mark.parametrize(("drop_ratio", "seed"), [(0.0, 0), (0.5, 0), (0.75, 4)])
 @torch.no_grad()
 def test_answer_probability_equals_internvl(vivid, native, processor, image, drop_ratio, seed):
-    inputs = encode(processor, [image], MESSAGES, drop_ratio, seed)
+    inputs = encode(processor, [image], QUESTION, drop_ratio, seed)
     features = visual_features(vivid, inputs["pixel_values"])
     answer = torch.tensor(processor.tokenizer("There are 12 trees").input_ids + [processor.tokenizer.eos_token_id])
     log_probs, _ = answer_log_probs(vivid, inputs, features, answer)
@@ -73,7 +77,7 @@ def test_answer_probability_equals_internvl(vivid, native, processor, image, dro
 @pytest.mark.parametrize("drop_ratio", [0.0, 0.75])
 @torch.no_grad()
 def test_greedy_answer_matches_full_model_at_each_step(vivid, processor, image, drop_ratio):
-    inputs = encode(processor, [image], MESSAGES, drop_ratio, seed=1)
+    inputs = encode(processor, [image], QUESTION, drop_ratio, seed=1)
     features = visual_features(vivid, inputs["pixel_values"])
     answer = greedy_answer(vivid, inputs, features, max_new_tokens=6)
     whole = vivid.generate(**inputs, **greedy(vivid, 6))
@@ -94,7 +98,7 @@ def test_answers_by_drop_ratio_match_separate_answers(vivid, processor, image):
     assert [answer.num_visual_tokens for answer in answers] == [NUM_TOKENS, 14, 14, 2, 2]
     full = None
     for answer in answers:
-        inputs = encode(processor, [image], MESSAGES, answer.drop_ratio, answer.seed)
+        inputs = encode(processor, [image], QUESTION, answer.drop_ratio, answer.seed)
         assert answer.sequence_length == inputs["input_ids"].shape[1]
         outputs = vivid.generate(**inputs, **greedy(vivid, 5), return_dict_in_generate=True, output_logits=True)
         ids = outputs.sequences[0, inputs["input_ids"].shape[1] :]
@@ -109,15 +113,13 @@ def test_answers_by_drop_ratio_match_separate_answers(vivid, processor, image):
 
 
 def test_stream_ends_with_greedy_answer_for_two_images(vivid, processor, image):
-    messages = [*MESSAGES, {"role": "assistant", "content": "<ref>tree</ref><box>[[1, 2, 3, 4]]</box>"}, *MESSAGES]
-    images = [image, picture(56, 112, 1)]
-    inputs = encode(processor, images, messages)
+    inputs = encode(processor, [image, picture(56, 112, 1)], "What is at <box>[[1, 2, 3, 4]]</box>?")
     ids = vivid.generate(**inputs, **greedy(vivid, 12))[0, inputs["input_ids"].shape[1] :]
     parts = list(stream_answer(vivid, processor, inputs, max_new_tokens=12))
     assert parts[-1].strip() == decode(processor, ids)
     assert all(later.startswith(earlier) for earlier, later in zip(parts, parts[1:]))
     box = processor.tokenizer.convert_tokens_to_ids("<box>")
-    assert (inputs["input_ids"] == box).sum() == 1  # Boxes of earlier answers are encoded as in training.
+    assert (inputs["input_ids"] == box).sum() == 1  # Boxes are encoded as in training.
 
 
 def test_answers_keep_only_box_marks(processor):
@@ -127,7 +129,7 @@ def test_answers_keep_only_box_marks(processor):
 
 def test_closing_the_stream_ends_the_generation(vivid, processor, image):
     threads = threading.active_count()
-    stream = stream_answer(vivid, processor, encode(processor, [image], MESSAGES), max_new_tokens=100_000)
+    stream = stream_answer(vivid, processor, encode(processor, [image], QUESTION), max_new_tokens=100_000)
     next(stream)
     assert threading.active_count() == threads + 1
     start = time.perf_counter()
@@ -141,45 +143,22 @@ def test_generation_error_is_raised_by_the_stream(vivid, processor, image, monke
 
     monkeypatch.setattr(vivid, "generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(stream_answer(vivid, processor, encode(processor, [image], MESSAGES)))
+        list(stream_answer(vivid, processor, encode(processor, [image], QUESTION)))
 
 
 def test_image_token_in_question_raises(processor, image):
     with pytest.raises(ValueError, match="<IMG_CONTEXT>"):
-        encode(processor, [image], [{"role": "user", "content": "a <IMG_CONTEXT> b"}])
+        encode(processor, [image], "a <IMG_CONTEXT> b")
 
 
 def test_processor_input_spec_is_applied_once(processor, image):
-    wanted = encode(processor, [image], MESSAGES)["pixel_values"]
+    wanted = encode(processor, [image], QUESTION)["pixel_values"]
     processor.image_processor.input_spec = {"window": [0, 100]}
-    assert encode(processor, [image], MESSAGES)["pixel_values"].equal(wanted)
+    assert encode(processor, [image], QUESTION)["pixel_values"].equal(wanted)
 
 
-@pytest.mark.parametrize("length", [1, 7, 50])
-def test_language_model_operations_equal_manual_sum(model, length):
-    width, inner, heads, groups = (
-        TEXT[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    )
-    head = width // heads
-    projections = length * width * (2 * heads * head + 2 * groups * head)
-    attention = 2 * length * length * heads * head
-    mlp = 3 * length * width * inner
-    wanted = 2 * TEXT["num_hidden_layers"] * (projections + attention + mlp)
-    assert language_model_flops(model.config.text_config, length) == wanted
-
-
-def test_costs_depend_on_sequence_length(model, processor, image):
-    whole, short = costs(model.eval(), processor, image, QUESTION, drop_ratio=0.75)
-    assert (whole.drop_ratio, whole.num_visual_tokens) == (0.0, NUM_TOKENS)
-    assert (short.drop_ratio, short.num_visual_tokens) == (0.75, NUM_TOKENS // 4)
-    assert whole.sequence_length - short.sequence_length == NUM_TOKENS - NUM_TOKENS // 4
-    for cost in (whole, short):
-        assert cost.flops == language_model_flops(model.config.text_config, cost.sequence_length)
-        assert 0 < cost.language_seconds < 10 and 0 < cost.vision_seconds < 10
-
-
-def test_long_conversation_raises(model, processor, image):
-    inputs = encode(processor, [image], MESSAGES)
+def test_long_prompt_raises(model, processor, image):
+    inputs = encode(processor, [image], QUESTION)
     model.config.text_config.max_position_embeddings = inputs["input_ids"].shape[1] + 10
     check_length(model, inputs, 10)
     with pytest.raises(ValueError, match="limit of"):
@@ -188,7 +167,7 @@ def test_long_conversation_raises(model, processor, image):
 
 def test_image_tokens_are_never_answered(vivid, processor, image):
     """An image token in an answer would be read as an image in the next turn."""
-    inputs = encode(processor, [image], MESSAGES)
+    inputs = encode(processor, [image], QUESTION)
     features = visual_features(vivid, inputs["pixel_values"])
     image_token = vivid.config.image_token_id
     with torch.no_grad():
@@ -198,3 +177,47 @@ def test_image_tokens_are_never_answered(vivid, processor, image):
     answer = greedy_answer(vivid, inputs, features, 4)
     assert image_token not in answer.tolist()
     assert answer_log_probs(vivid, inputs, features, answer)[1].tolist() == answer.tolist()
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 300), (1, 60)])
+def test_box_outlines_its_pixels(size):
+    width, height = size
+    box = GridBox(250, 500, 750, 1000)
+    drawn = np.array(draw_boxes(Image.new("RGB", size, "#000080"), [box]))
+    left, top, right, bottom = width // 4, height // 2, max(3 * width // 4, width // 4 + 1), height
+    colored = (drawn == ImageColor.getrgb(COLORS[0])).all(-1)
+    assert colored[bottom - 1, left:right].all() and colored[top:bottom, left].all()
+    assert colored[top:bottom, right - 1].all() and colored[top, left:right].all()
+    assert not colored[:, right:].any() or width < 100  # A label without room may extend to the right.
+    if width > 100:
+        assert (drawn[top + 4 : bottom - 4, left + 4 : right - 4] == (0, 0, 128)).all()
+
+
+def test_drawing_copies_image_and_converts_palette():
+    image = Image.new("P", (64, 64))
+    drawn = draw_boxes(image, [GridBox(0, 0, 500, 500, "x")])
+    assert drawn.mode == "RGB" and not np.array(image).any() and np.array(drawn).any()
+
+
+def test_labels_are_readable_with_phrase_colors():
+    """The label is black text on the color of its box, inside the image."""
+    image = Image.new("RGB", (600, 400), "white")
+    boxes = [
+        GridBox(0, 0, 200, 300, "ship"),
+        GridBox(900, 500, 1000, 800, "a long phrase at the edge"),
+        GridBox(300, 0, 500, 300, "ship"),
+    ]
+    drawn = np.array(draw_boxes(image, boxes)).astype(int)
+    for color, count in ((COLORS[0], 2), (COLORS[1], 1)):
+        assert (drawn == ImageColor.getrgb(color)).all(-1).sum() > 500 * count
+    assert (drawn == ImageColor.getrgb(COLORS[2])).all(-1).sum() == 0
+    black = (drawn.sum(-1) < 60).nonzero()
+    assert len(black[0]) > 100 and black[1].max() < 598  # The label at the edge stays inside the image.
+
+
+def test_colors_contrast_with_black_text():
+    """The contrast by WCAG 2.1 (relative luminance) is at least 7 to 1."""
+    for color in COLORS:
+        channels = np.array(ImageColor.getrgb(color)) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        assert (linear @ [0.2126, 0.7152, 0.0722] + 0.05) / 0.05 >= 7

@@ -1,18 +1,29 @@
 """Execution of answers: in turn, with position and time limit, and ended when the visitor leaves."""
 
 import asyncio
-import importlib.util
-import sys
+import inspect
+import multiprocessing
+import os
+import re
 import threading
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 import computing
 import gradio as gr
+import jinja2
 import limits
 import pytest
 import torch
+from app import build_app
 from computing import LINE, answering, turn
+from gradio.helpers import special_args
+from loading import TINY, Models
+from pictures import picture
+from tiny_models import HEAD, adapter_config
+from zero_gpu import ZeroGPU
+
+from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationConfig, ViTPSegmentationImageProcessor
 
 
 def steps_of(handler, *arguments):
@@ -81,6 +92,7 @@ def test_slow_answer_is_stopped_with_message(run, model, monkeypatch):
 
 def test_uninterruptible_answer_times_out(monkeypatch):
     monkeypatch.setattr(limits, "SECONDS", 0.3)
+    monkeypatch.setattr(limits, "ENDING", 0.3)
     released = threading.Event()
 
     @answering
@@ -136,37 +148,187 @@ def test_answers_take_turns_and_report_position(monkeypatch):
     assert ("b", "Waiting: 1 before you") in reported and ("c", "Waiting: 2 before you") in reported
 
 
-def test_handlers_use_zerogpu_if_available(monkeypatch):
-    """A fake of the package `spaces` records the functions and generators that it decorates."""
-    decorated, computed = [], []
+@pytest.fixture
+def zero_gpu(monkeypatch):
+    zero_gpu = ZeroGPU()
+    monkeypatch.setattr(computing, "spaces", zero_gpu)
+    yield zero_gpu
+    zero_gpu.close()
 
-    def GPU(handler):
-        decorated.append(handler.__name__)
 
-        def on_gpu(*arguments):
-            computed.append(handler.__name__)
-            return handler(*arguments)
+def test_handlers_run_in_workers_of_zerogpu(zero_gpu):
+    @answering
+    def several(value):
+        yield value
+        yield os.getpid()
+        if value == 0:
+            raise ValueError("no <b>image</b>")
 
-        return on_gpu
+    @answering(gpu=False)
+    def here():
+        return os.getpid()
 
-    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=GPU))
-    described = importlib.util.spec_from_file_location("computing_on_zero_gpu", computing.__file__)
-    there = importlib.util.module_from_spec(described)
-    described.loader.exec_module(there)
+    first, second = steps_of(several, 1), steps_of(several, 2)
+    assert (first[0], second[0]) == (1, 2) and first[1] == second[1] != os.getpid()
+    assert steps_of(here) == [os.getpid()] and zero_gpu.names == ["several"]
+    with pytest.raises(gr.Error, match="no &lt;b&gt;image"):
+        steps_of(several, 0)
 
-    @there.answering
-    def one():
-        return 1
 
-    @there.answering
-    def several():
-        yield from (2, 3)
+def test_time_limit_reaches_zerogpu(zero_gpu, model, monkeypatch):
+    """The worker is reused, and each of its answers has the whole time."""
+    monkeypatch.setattr(limits, "SECONDS", 0.5)
 
-    assert decorated == ["one", "several"] and not computed
-    assert steps_of(one) + steps_of(several) == [1, 2, 3] and computed == decorated
-    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert there.device() == torch.device("cuda")
+    @answering
+    def run(is_endless):
+        yield os.getpid()
+        if is_endless:
+            model(torch.zeros(1))
+
+    before = steps_of(run, False)
+    time.sleep(0.6)
+    assert steps_of(run, False) == before
+    start = time.monotonic()
+    with pytest.raises(gr.Error, match=r"takes more than 0\.5 seconds"):
+        steps_of(run, True)
+    assert time.monotonic() - start < 2
+
+
+def test_cancel_reaches_zerogpu(zero_gpu, model):
+    ended = multiprocessing.get_context("fork").Event()
+
+    @answering
+    def run():
+        try:
+            yield "begun"
+            model(torch.zeros(1))
+        finally:
+            ended.set()
+
+    async def leave():
+        stream = run()
+        assert await anext(stream) == "begun"
+        await stream.aclose()
+
+    asyncio.run(leave())
+    assert ended.wait(5)
+
+
+def test_worker_of_zerogpu_does_not_wait_in_line(zero_gpu):
+    """Its copy of the line has visitors who never leave it."""
+
+    @answering
+    def run():
+        with turn():
+            return "here"
+
+    LINE.enter(task := computing.Task())
+    try:
+        assert steps_of(run) == ["here"]
+    finally:
+        LINE.leave(task)
+
+
+def test_worker_of_zerogpu_opens_models_that_are_loading(zero_gpu, monkeypatch):
+    """The thread that loads a model does not exist in a worker that is forked meanwhile."""
+    models, released = Models(TINY), threading.Event()
+    monkeypatch.setattr(models, "_open", lambda name: released.wait(30) if os.getpid() == computing.PROCESS else name)
+    loading = threading.Thread(target=models.full, daemon=True)
+    loading.start()
+    while not models._loading:
+        time.sleep(0.01)
+
+    @answering
+    def run():
+        return models.full()
+
+    assert steps_of(run) == [TINY]
+    released.set()
+
+
+@pytest.mark.slow
+def test_every_handler_of_the_page_runs_on_zerogpu(zero_gpu, tmp_path, monkeypatch):
+    """Arguments and results are pickled, and handlers that compute nothing do not ask for a GPU."""
+    monkeypatch.setattr(limits, "SECONDS", 6)  # The corruptions end before.
+    config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)
+    ViTPForSemanticSegmentation(config).save_pretrained(tmp_path / "maps")
+    ViTPSegmentationImageProcessor().save_pretrained(tmp_path / "maps")
+    picture(64, 48).save(tmp_path / "image.png")
+    app = build_app(Models(TINY, fine_tuned=[str(tmp_path / "maps")]))
+    assert not {"show", "show_tokens", "visual_tokens", "about", "about_model"} & set(zero_gpu.names)
+
+    def value_of(component):
+        if component.label == "Question":
+            return "How many trees?"
+        return str(tmp_path / "image.png") if isinstance(component, gr.File) else component.value
+
+    for function in app.fns.values():
+        if inspect.isasyncgenfunction(function.fn):
+            arguments = special_args(function.fn, [value_of(component) for component in function.inputs])[0]
+            assert steps_of(function.fn, *arguments), function.name
+    assert set(zero_gpu.called) == set(zero_gpu.names)
+
+
+def test_device_of_zerogpu(monkeypatch):
     assert computing.device() == (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    monkeypatch.setattr(computing, "spaces", ZeroGPU())
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    assert computing.device() == torch.device("cuda")
+
+
+def test_python_code_without_model_is_interrupted(monkeypatch):
+    """An endless loop, such as that of a chat template, does not keep a core busy."""
+    monkeypatch.setattr(limits, "SECONDS", 0.1)
+    monkeypatch.setattr(limits, "ENDING", 0.3)
+    ended = threading.Event()
+    template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+    @answering
+    def run():
+        try:
+            jinja2.Template(template).render()
+        finally:
+            ended.set()
+
+    async def wait():
+        with pytest.raises(gr.Error, match="takes more than"):
+            await anext(run())
+        await asyncio.to_thread(ended.wait, 5)
+
+    asyncio.run(wait())
+    assert ended.is_set()
+
+
+def test_allocation_above_the_memory_fails(monkeypatch):
+    """Otherwise the system would end the app."""
+
+    def allocate():
+        data = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        monkeypatch.setattr(limits, "memory", lambda: 1024 * data + 2**30)
+        computing.limit_memory()
+        with computing.errors_as_messages():
+            torch.empty(2**31, dtype=torch.uint8)
+
+    def run():
+        with pytest.raises(gr.Error, match="Not enough memory"):
+            allocate()
+        os._exit(3)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(10)
+    assert process.exitcode == 3
+
+
+def test_lack_of_memory_is_a_message():
+    """On a CPU, torch raises a RuntimeError."""
+
+    @answering
+    def run():
+        return torch.empty(2**50)
+
+    with pytest.raises(gr.Error, match="Not enough memory"):
+        steps_of(run)
 
 
 def test_full_line_shows_message(run, monkeypatch):

@@ -2,29 +2,33 @@
 
 import html
 import json
+import resource
 import shutil
 import threading
 import time
+import weakref
+from contextlib import nullcontext
 from types import SimpleNamespace
 
-import fetching
 import limits
+import loading
 import numpy as np
 import pytest
 import torch
-from about import plain
-from answers import encode
+from answers import encode, greedy_answer, stream_answer, visual_features
+from app import plain
 from checking import UnavailableModel, check_files
-from kinds import BACKBONE, open_full
-from loading import TINY, Models
+from loading import BACKBONE, FULL, TINY, Models, open_full
 from pictures import picture
 from safetensors.torch import load_file, save_file
-from tiny_models import TEXT, VISION
+from tiny_models import HEAD, TEXT, VISION, adapter_config
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, PreTrainedModel
 
+from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationConfig, ViTPSegmentationImageProcessor
 from modeling_vitp.training.loading import build_model
 
 NAME = "tester/evil"
+QUESTION = "How many trees?"
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,108 @@ def change(path, value, *keys):
     path.write_text(json.dumps(fields))
 
 
+def setting(file, *keys, value):
+    """Return an attack that changes a value of a JSON file."""
+    return lambda folder: change(folder / file, value, *keys)
+
+
+def vision(**fields):
+    return lambda folder: [change(folder / "config.json", value, "vision_config", key) for key, value in fields.items()]
+
+
+def text(**fields):
+    return lambda folder: [change(folder / "config.json", value, "text_config", key) for key, value in fields.items()]
+
+
+def normalizer(*steps):
+    return setting("tokenizer.json", "normalizer", value={"type": "Sequence", "normalizers": list(steps)})
+
+
+def pre_tokenizer(*steps):
+    return setting("tokenizer.json", "pre_tokenizer", value={"type": "Sequence", "pretokenizers": list(steps)})
+
+
+def rename_weights(folder):
+    """Name the weights so that no shape can be compared, for a model of 3 GB."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"x.{key}": tensor for key, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    HEAVY(folder)
+
+
+def remove_weight(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[next(name for name in tensors if "mlp.fc1.weight" in name)]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def lengthen_header(folder):
+    (folder / "model.safetensors").write_bytes((2**40).to_bytes(8, "little"))
+
+
+HEAVY = vision(num_hidden_layers=128, intermediate_size=60_000)
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+TOKEN = {"id": 0, "content": 5000 * "a", "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+TOKEN |= {"normalized": False}
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "a", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {"a": {"id": "a", "ids": 300_000 * [0], "tokens": 300_000 * ["a"]}},
+}
+PADDING = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+PADDING |= {"pad_type_id": 0, "pad_token": "a"}
+PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer.json"
+# Each attack that got through once, or would, with what the message names.
+ATTACKS = {
+    "positions": (text(max_position_embeddings=10**9), "max_position_embeddings"),
+    "layers of the ViT": (vision(num_hidden_layers=10**9), "num_hidden_layers"),
+    "layers of the language model": (text(num_hidden_layers=10**9), "num_hidden_layers"),
+    "tiny patches": (vision(patch_size=[1, 1]), "patch_size"),
+    "large patches": (vision(patch_size=[192, 192]), "patch_size"),
+    "many patches": (vision(image_size=[2044, 2044]), "146 patches a side"),
+    "wide": (vision(hidden_size=10**6), "hidden_size"),
+    "vocabulary": (text(vocab_size=10**8), "vocab_size"),
+    "unknown number": (text(surprise=10**12), "surprise"),
+    "long string": (text(surprise=5000 * "a"), "surprise"),
+    "quantized": (setting("config.json", "quantization_config", value={"quant_method": "awq"}), "quantization_config"),
+    "weights elsewhere": (text(transformers_weights="../model.safetensors"), "transformers_weights"),
+    "language model": (text(model_type="mamba"), "'mamba'"),
+    "type": (setting("config.json", "model_type", value="evil"), "'evil'"),
+    "3 GB of a configuration": (HEAVY, "of another shape, such as"),
+    "3 GB under other names": (rename_weights, "values, but the files have"),
+    "missing weight": (remove_weight, "1 are missing or of another shape, such as model.vision_tower"),
+    "shapes": (vision(intermediate_size=96), "mlp.fc"),
+    "header": (lengthen_header, "header of model.safetensors"),
+    "tiles": (setting(PROCESSOR, "image_processor", "max_patches", value=100_000), "max_patches"),
+    "visual tokens": (setting(PROCESSOR, "image_seq_length", value=100_000), "image_seq_length"),
+    "size of tiles": (setting(PROCESSOR, "image_processor", "size", value=[65_536, 65_536]), "size"),
+    "padding of images": (setting(PROCESSOR, "image_processor", "size_divisor", value=65_536), "size_divisor"),
+    "NaN": (setting(PROCESSOR, "image_processor", "image_mean", value=[float("nan")] * 3), "image_mean"),
+    "processor that downloads": (
+        setting(PROCESSOR, "image_processor", "image_processor_type", value="OneFormerImageProcessor"),
+        "OneFormerImageProcessor",
+    ),
+    "tokenizer class": (setting("tokenizer_config.json", "tokenizer_class", value="RagTokenizer"), "RagTokenizer"),
+    "image token": (setting("tokenizer_config.json", "image_token", value=5000 * "a"), "image_token"),
+    "text that grows": (
+        normalizer(*[{"type": "Replace", "pattern": {"String": "a"}, "content": 9 * "a"}] * 7),
+        "longer",
+    ),
+    "text that doubles": (pre_tokenizer(*[BYTES] * 30), "byte-level"),
+    "Prepend of 9 MB": (normalizer({"type": "Prepend", "prepend": 9_000_000 * "a"}), "has steps of 9,"),
+    "300,000 tokens": (setting(TOKENIZER, "post_processor", value=TEMPLATE), "has steps of"),
+    "padding of texts": (setting(TOKENIZER, "padding", value=PADDING), "not valid, or takes too much memory"),
+    "regular expression": (
+        pre_tokenizer({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
+        "unknown regular expression",
+    ),
+    "token": (setting(TOKENIZER, "added_tokens", value=[TOKEN]), "has added tokens"),
+    "vocabulary entry": (setting(TOKENIZER, "model", "vocab", value={5000 * "a": 0}), "has vocabulary"),
+    "unknown tokenizer": (setting(TOKENIZER, "model", "type", value="Unigram"), "'Unigram'"),
+    "no tokenizer": (lambda folder: (folder / TOKENIZER).unlink(), "tokenizer.json"),
+}
+
+
 def refused(open_model) -> str:
     start = time.monotonic()
     with pytest.raises(UnavailableModel) as caught:
@@ -75,70 +181,83 @@ def refused(open_model) -> str:
     return said
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "complaint"),
-    [
-        (("text_config", "max_position_embeddings"), 10**9, "max_position_embeddings"),
-        (("vision_config", "num_hidden_layers"), 10**9, "num_hidden_layers"),
-        (("text_config", "num_hidden_layers"), 10**9, "num_hidden_layers"),
-        (("vision_config", "patch_size"), [1, 1], "patch_size"),
-        (("vision_config", "patch_size"), [192, 192], "patch_size"),
-        (("vision_config", "image_size"), [2044, 2044], "146 patches a side"),
-        (("vision_config", "hidden_size"), 10**6, "hidden_size"),
-        (("text_config", "vocab_size"), 10**8, "vocab_size"),
-        (("text_config", "surprise"), 10**12, "surprise"),
-        (("quantization_config",), {"quant_method": "awq"}, "quantized"),
-        (("text_config", "model_type"), "mamba", "'mamba'"),
-        (("model_type",), "evil", "'evil'"),
-    ],
-)
-def test_invalid_configuration_is_rejected_before_building(evil, named, keys, value, complaint):
-    change(evil / "config.json", value, *keys)
-    assert complaint in refused(named)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_hostile_model_is_refused(evil, named, attack):
+    change_model, complaint = ATTACKS[attack]
+    change_model(evil)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = refused(named)
+    assert complaint in said and NAME in said and "/tmp" not in said
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000  # KB
 
 
-def test_tile_budget_is_limited(evil, named):
-    change(evil / "processor_config.json", 100_000, "image_processor", "max_patches")
-    assert "max_patches" in refused(named)
+def test_visual_tokens_of_processor_must_match_model(evil):
+    change(evil / PROCESSOR, 4000, "image_seq_length")
+    assert "4000 visual tokens a tile" in refused(lambda: open_full(NAME, evil, False, lambda size: None))
 
 
-def test_visual_tokens_of_processor_must_match_model(evil, named):
-    change(evil / "processor_config.json", 100_000, "image_seq_length")
-    assert "image_seq_length" in refused(named)
-    change(evil / "processor_config.json", 4000, "image_seq_length")
-    assert "4000 visual tokens a tile" in refused(lambda: open_full(NAME, evil, False))
+def test_number_of_modules_is_limited(named, monkeypatch):
+    monkeypatch.setattr(limits, "MODULES", 20)
+    assert "more than 20 modules" in refused(named)
 
 
-def test_tokenizer_that_lengthens_text_is_rejected(evil, named):
-    """Seven steps that replace a letter by ten would exceed the memory."""
-    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
-    change(evil / "tokenizer.json", {"type": "Sequence", "normalizers": [step] * 7}, "normalizer")
-    assert "its tokenizer replaces text" in refused(named)
+def test_slow_tokenizer_is_killed(named, monkeypatch):
+    monkeypatch.setattr(limits, "TOKENIZER_SECONDS", 0.01)
+    assert "takes more than 0.01 seconds" in refused(named)
 
 
-@pytest.mark.parametrize(
-    ("key", "step"),
-    [
-        ("normalizer", {"type": "Prepend", "prepend": 5000 * "a"}),
-        (
-            "post_processor",
-            {
-                "type": "TemplateProcessing",
-                "single": 1000 * [{"SpecialToken": {"id": "a", "type_id": 0}}],
-                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-                "special_tokens": {"a": {"id": "a", "ids": [0], "tokens": ["a"]}},
-            },
-        ),
-    ],
-)
-def test_tokenizer_that_adds_text_is_rejected(evil, named, key, step):
-    change(evil / "tokenizer.json", step, key)
-    assert "its tokenizer adds too much" in refused(named)
+def test_attention_is_limited_before_computing(tokenizer):
+    """128 × 128 patches with 3 heads would take 3.2 GB, with 0.5 M parameters."""
+    sides = {"image_size": [512, 512], "patch_size": [4, 4], "num_attention_heads": 3, "hidden_size": 48}
+    model, processor = build_model(tokenizer, VISION | sides, TEXT, {"max_patches": 1})
+    loading.limit_attention(model)
+    inputs = encode(processor, [picture(60, 50)], QUESTION)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="would take 3.2 GB"):
+        visual_features(model, inputs["pixel_values"])
+    with pytest.raises(ValueError, match="would take 3.2 GB"):
+        list(stream_answer(model, processor, inputs, 4))
+    assert time.monotonic() - start < 5
 
 
-def test_beams_are_limited(evil, named):
-    (evil / "generation_config.json").write_text(json.dumps({"num_beams": 200}))
-    assert "num_beams" in refused(named)
+def test_class_maps_are_limited(tmp_path):
+    config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD | {"num_labels": limits.MAP_CLASSES + 1})
+    ViTPForSemanticSegmentation(config).save_pretrained(tmp_path / "maps")
+    ViTPSegmentationImageProcessor().save_pretrained(tmp_path / "maps")
+    assert "401 classes" in refused(lambda: Models(TINY, [str(tmp_path / "maps")]).fine_tuned("maps"))
+
+
+def test_generation_settings_of_visitors_are_ignored(evil, named, saved):
+    settings = {"num_beams": 200, "min_length": 10**6, "max_new_tokens": 10**6, "cache_implementation": "static"}
+    settings |= {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "eos_token_id": [1]}
+    (evil / "generation_config.json").write_text(json.dumps(settings))
+    answers = []
+    for full in (named(), Models(str(saved)).full()):
+        inputs = encode(full.processor, [picture(60, 50)], QUESTION)
+        features = visual_features(full.model, inputs["pixel_values"])
+        answers.append(greedy_answer(full.model, inputs, features, 8).tolist())
+    assert answers[0] == answers[1]
+
+
+def test_failed_model_is_freed(evil, named, monkeypatch):
+    """A model that was loaded and refused must not stay in memory, as it may be named again."""
+    tensors = load_file(evil / "model.safetensors")
+    wrong = next(name for name in tensors if "mlp.fc1.weight" in name)
+    tensors[wrong][0, 0] = np.nan
+    save_file(tensors, evil / "model.safetensors", {"format": "pt"})
+    models, load = [], PreTrainedModel.from_pretrained.__func__
+
+    def remembered(*arguments, **named):
+        model, info = load(*arguments, **named)
+        models.append(weakref.ref(model))
+        return model, info
+
+    monkeypatch.setattr(loading.ViTPForConditionalGeneration, "from_pretrained", classmethod(remembered))
+    with pytest.raises(UnavailableModel, match=f"NaN or infinite, such as {wrong}"):
+        try:
+            named()
+        finally:  # The error is still held here, as it is by a page that shows it.
+            assert [model() for model in models] == [None]
 
 
 def test_text_of_a_model_is_not_markdown():
@@ -147,28 +266,27 @@ def test_text_of_a_model_is_not_markdown():
 
 
 def test_model_memory_is_limited(saved, monkeypatch):
-    monkeypatch.setattr(limits, "memory", lambda: 200_000)
+    monkeypatch.setattr(limits, "model_bytes", lambda: 100_000)
     assert "GB of memory" in refused(lambda: Models(str(saved)).full())
 
 
-def test_weight_size_is_checked_before_download(saved, monkeypatch):
-    files = [
-        SimpleNamespace(rfilename="config.json", size=100),
-        SimpleNamespace(rfilename="a.safetensors", size=10**10),
-    ]
-    listing = SimpleNamespace(siblings=files, sha="0")
-    monkeypatch.setattr(fetching, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: listing))
-    monkeypatch.setattr(fetching, "hf_hub_download", None)  # must not be called
-    assert "10.0 GB of safetensors" in refused(lambda: Models(TINY).full(NAME))
-
-
-@pytest.mark.parametrize(("file", "size"), [("config.json", 15_000_000), ("tokenizer_config.json", 5 * 10**10)])
-def test_file_size_is_checked_before_download(monkeypatch, file, size):
-    sizes = {"config.json": 100, "a.safetensors": 10**6} | {file: size}
+@pytest.mark.parametrize(
+    ("sizes", "complaint"),
+    [
+        ({"a.safetensors": 10**10}, "10.0 GB of safetensors"),
+        ({"config.json": 15_000_000}, "config.json is larger than"),
+        ({"tokenizer_config.json": 5 * 10**10}, "tokenizer_config.json is larger than"),
+        ({f"{index}.safetensors": 1 for index in range(200)}, "202 files"),
+    ],
+)
+def test_files_are_checked_before_download(monkeypatch, sizes, complaint):
+    sizes = {"config.json": 100, "a.safetensors": 10**6} | sizes
     listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=n, size=s) for n, s in sizes.items()], sha="0")
-    monkeypatch.setattr(fetching, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: listing))
-    monkeypatch.setattr(fetching, "hf_hub_download", None)  # must not be called
-    assert f"{file} is larger than" in refused(lambda: Models(TINY).kind(NAME))
+    monkeypatch.setattr(loading, "HfApi", lambda token: SimpleNamespace(model_info=lambda *_, **__: listing))
+    monkeypatch.setattr(loading, "hf_hub_download", None)  # must not be called
+    models = Models(TINY)
+    monkeypatch.setattr(models, "kind", lambda name: FULL)
+    assert complaint in refused(lambda: models.full(NAME))
 
 
 def test_concurrent_loading_keeps_global_state(tmp_path):
@@ -207,28 +325,6 @@ def test_default_model_may_be_any_hub_model(hub, tmp_path):
     assert Models("tester/nothing").full_names == ["tester/nothing"]
 
 
-def test_weights_of_wrong_shape_are_rejected(evil, named):
-    change(evil / "config.json", 96, "vision_config", "intermediate_size")
-    said = refused(named)
-    assert NAME in said and "of another shape, such as" in said and "mlp.fc" in said and "/tmp" not in said
-
-
-def test_missing_weights_are_rejected(evil, named):
-    tensors = load_file(evil / "model.safetensors")
-    removed = next(name for name in tensors if "mlp.fc1.weight" in name)
-    del tensors[removed]
-    save_file(tensors, evil / "model.safetensors", {"format": "pt"})
-    assert f"1 are missing or of another shape, such as {removed}" in refused(named)
-
-
-def test_non_finite_weights_are_rejected(evil, named):
-    tensors = load_file(evil / "model.safetensors")
-    wrong = next(name for name in tensors if "mlp.fc1.weight" in name)
-    tensors[wrong][0, 0] = np.nan
-    save_file(tensors, evil / "model.safetensors", {"format": "pt"})
-    assert f"NaN or infinite, such as {wrong}" in refused(named)
-
-
 def test_visitor_template_and_code_do_not_run(evil, named, saved, tmp_path):
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}evil"
     (evil / "chat_template.jinja").write_text(loop)
@@ -237,16 +333,9 @@ def test_visitor_template_and_code_do_not_run(evil, named, saved, tmp_path):
     (evil / "modeling_vitp.py").write_text(f"open({str(marker)!r}, 'w')\n")
     full = named()
     start = time.monotonic()
-    messages = [{"role": "user", "content": "How many trees?"}]
-    ids = encode(full.processor, [picture(60, 50)], messages)["input_ids"]
-    own = encode(Models(str(saved)).full().processor, [picture(60, 50)], messages)["input_ids"]
+    ids = encode(full.processor, [picture(60, 50)], QUESTION)["input_ids"]
+    own = encode(Models(str(saved)).full().processor, [picture(60, 50)], QUESTION)["input_ids"]
     assert ids.equal(own) and time.monotonic() - start < 10 and not marker.exists()
-
-
-def test_unknown_tokenizer_regex_is_rejected(evil, named):
-    slow = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
-    change(evil / "tokenizer.json", slow, "pre_tokenizer")
-    assert "unknown regular expression" in refused(named)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -277,15 +366,13 @@ def test_shards_outside_the_folder_are_rejected(evil):
     assert "model.safetensors.index.json" in refused(lambda: Models(str(evil)).full())
 
 
-def test_visitor_models_are_dropped_above_memory_limit(hub, saved, monkeypatch):
-    for index in range(3):
-        hub.api().create_repo(f"tester/{index}")
-        hub.api().upload_folder(repo_id=f"tester/{index}", folder_path=saved)
+def test_visitor_models_are_dropped_above_memory_limit(saved, monkeypatch):
+    monkeypatch.setattr(loading, "fetched", lambda *_, **__: nullcontext(saved))
     models = Models(TINY)
     own, first, second = models.full(), models.full("tester/0"), models.full("tester/1")
     assert models.full("tester/0") is first and models.full("tester/1") is second
     size = sum(parameter.nbytes for parameter in first.model.parameters())
-    monkeypatch.setattr(limits, "memory", lambda: 10 * size)  # A quarter of the memory holds two models.
+    monkeypatch.setattr(limits, "model_bytes", lambda: 2.5 * size)
     models.full("tester/0")
     third = models.full("tester/2")
     assert models.full("tester/0") is first and models.full("tester/2") is third and models.full() is own
@@ -294,8 +381,6 @@ def test_visitor_models_are_dropped_above_memory_limit(hub, saved, monkeypatch):
 
 def test_loading_does_not_block_other_models(saved, monkeypatch):
     """Loaded and other models can be used meanwhile; the number of loading visitors' models is limited."""
-    import threading
-
     going_on = threading.Event()
     models = Models(TINY, [str(saved)])
     models.full()

@@ -1,32 +1,53 @@
 """Maps of the Space, compared with NumPy on the outputs of `AutoModel` for an exported backbone."""
 
+import base64
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from loading import Models
 from maps import (
+    BOX_COLOR,
+    CIVIDIS,
+    PALETTE,
+    PCA,
+    SEGMENTS,
+    SIMILARITY,
+    View,
     attention_heads,
     attention_map,
+    draw,
+    draw_foreground,
+    draw_heads,
     draw_map,
     foreground_scores,
     grid_of,
+    heat_map,
     heat_of,
+    most_similar,
+    pack_features,
     patch_at,
     patch_features,
+    ringed,
     rollout_map,
-    similarity_elsewhere,
+    segment_labels,
     similarity_to_point,
+    smoothed,
 )
+from matplotlib import colormaps
 from pictures import picture
-from PIL import Image
+from PIL import Image, ImageColor
+from sklearn.cluster import KMeans
 from tiny_models import VISION
 from transformers import AutoModel
-from views import draw_foreground, draw_heads
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.pixels import align_scores, colors_of, principal_scores
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+VIEW = View(PCA, (None, None), 0, False, (0.5, 0.5), 6, opacity=1.0)
 GRIDS = {"odd": (61, 83), "tall": (400, 30), "one pixel wide": (500, 1), "one pixel high": (1, 77), "square": (56, 56)}
 
 
@@ -83,12 +104,19 @@ def test_principal_components(backbone, plain, image):
     states = plain(image).last_hidden_state[0, 1:].double().numpy()
     centered = states - states.mean(0)
     left, singular, right = np.linalg.svd(centered, full_matrices=False)
-    expected = np.sqrt(len(states)) * left[:, :3]
-    expected *= np.sign([right[k, np.abs(right[k]).argmax()] for k in range(3)])
-    scores = principal_scores(patch_features(backbone, image, 6))
-    np.testing.assert_allclose(scores.flatten(1).T, expected, atol=1e-4)
-    colors = np.round(255 * np.clip(expected / 4 + 0.5, 0, 1)).reshape(4, 6, 3)
+    expected = np.sqrt(len(states)) * left[:, :5]
+    expected *= np.sign([right[k, np.abs(right[k]).argmax()] for k in range(5)])
+    features = patch_features(backbone, image, 6)
+    scores = principal_scores(features)
+    np.testing.assert_allclose(scores.flatten(1).T, expected[:, :3], atol=1e-4)
+    colors = np.round(255 * np.clip(expected[:, :3] / 4 + 0.5, 0, 1)).reshape(4, 6, 3)
     assert np.abs(colors_of(scores) - colors).max() <= 1
+    view = replace(VIEW, component=5, colors=CIVIDIS)
+    values = view.values(backbone, 3, image, features)
+    np.testing.assert_allclose(values[0].flatten(), expected[:, 4], atol=1e-4)
+    ((drawn, meaning),) = draw(view, [values], image)
+    shown = colormaps["cividis"](np.clip(expected[:, 4] / 4 + 0.5, 0, 1), bytes=True)[:, :3].reshape(4, 6, 3)
+    assert np.abs(np.asarray(drawn)[64::128, 64::128].astype(int) - shown).max() <= 3 and "component 5" in meaning
 
 
 @pytest.mark.parametrize("query", [None, (0, 0), (3, 1)])
@@ -112,7 +140,7 @@ def test_attention_of_every_head(backbone, plain, image):
     weights = plain(image).attentions[1][0, :, 0, 1:].reshape(4, 4, 6).numpy()
     heads = attention_heads(backbone, image, 6, 2)
     np.testing.assert_allclose(heads, weights, atol=1e-6)
-    sheet = np.asarray(draw_heads(heads, image, 1.0)).astype(int).sum(-1)
+    sheet = np.asarray(draw_heads(heads, image, VIEW)).astype(int).sum(-1)
     assert sheet.shape == (512, 768)  # two by two, in the aspect ratio of the image
     for index, one in enumerate(weights):
         small = sheet[index // 2 * 256 :, index % 2 * 384 :][:256, :384]
@@ -134,7 +162,7 @@ def test_foreground_differs_from_border():
     first = np.linalg.svd(flat, full_matrices=False)[0][:, 0] * np.sqrt(inside.sum())
     assert abs(np.dot(first, scores[0, inside]) / inside.sum()) == pytest.approx(1, abs=1e-6)
     assert np.isnan(foreground_scores(torch.ones(4, 3, 3))).all()
-    drawn = np.asarray(draw_foreground(torch.from_numpy(scores), np.full((80, 90, 3), 90, np.uint8), 1.0)).astype(int)
+    drawn = np.asarray(draw_foreground(torch.from_numpy(scores), np.full((80, 90, 3), 90, np.uint8), VIEW)).astype(int)
     middles = [((np.arange(count) + 0.5) * side / count).astype(int) for count, side in zip((8, 9), drawn.shape)]
     colored = (drawn.max(-1) != drawn.min(-1))[np.ix_(*middles)]
     assert not colored[~inside].any() and colored[inside].mean() > 0.9
@@ -142,11 +170,85 @@ def test_foreground_differs_from_border():
 
 def test_similarity_to_patch_in_another_image(backbone):
     first, second = (patch_features(backbone, np.asarray(picture(84, 56, seed)), 6) for seed in (0, 1))
-    found = similarity_elsewhere(first, 1, 2, second)
+    found = similarity_to_point(first, 1, 2, second)
     for row, column in ((0, 0), (3, 5)):
         assert found[row, column] == pytest.approx(
             cosine(second[:, row, column].numpy(), first[:, 1, 2].numpy()), abs=1e-5
         )
+
+
+def test_segments_are_kmeans_of_normalized_features():
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(4, 16))
+    truth = rng.choice(4, size=(9, 11), p=[0.1, 0.2, 0.3, 0.4])
+    scales = rng.uniform(0.5, 5, (9, 11, 1))  # The length of the features does not count.
+    features = torch.from_numpy(scales * (centers[truth] + 0.02 * rng.normal(size=(9, 11, 16)))).movedim(-1, 0)
+    labels = segment_labels(features, 4).numpy()
+    assert len(set(zip(labels.ravel(), truth.ravel()))) == 4
+    assert (np.diff(np.bincount(labels.ravel())) <= 0).all()
+    noise = torch.from_numpy(rng.normal(size=(8, 12, 12)))
+    labels = segment_labels(noise, 5).numpy().ravel()
+    patches = noise.flatten(1).numpy().T / np.linalg.norm(noise.flatten(1), axis=0)[:, None]
+    means = np.stack([patches[labels == label].mean(0) for label in range(5)])
+    again = KMeans(5, init=means, n_init=1).fit(patches)
+    np.testing.assert_array_equal(again.labels_, labels)
+    assert again.inertia_ < 1.05 * KMeans(5, n_init=10, random_state=0).fit(patches).inertia_
+    assert torch.equal(segment_labels(noise, 5), segment_labels(noise, 5))
+    assert not segment_labels(torch.ones(5, 3, 4), 4).any()
+    image, colors = np.zeros((12, 12, 3), np.uint8), [ImageColor.getrgb(color) for color in PALETTE]
+    ((drawn, _),) = draw(replace(VIEW, kind=SEGMENTS), [torch.from_numpy(labels.reshape(12, 12))], image)
+    np.testing.assert_array_equal(np.asarray(drawn)[32::64, 32::64].reshape(-1, 3), np.array(colors)[labels])
+
+
+def test_most_similar_patches_are_boxed():
+    values = torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
+    order = [divmod(index, 9) for index in np.argsort(-values.numpy(), axis=None)]
+    assert most_similar(values, 4) == order[:4] and most_similar(values, 4, order[1]) == [order[0], *order[2:5]]
+    point = ((order[0][1] + 0.5) / 9, (order[0][0] + 0.5) / 6)
+    view = replace(VIEW, kind=SIMILARITY, point=point, boxes=3)
+    image, color = np.zeros((60, 90, 3), np.uint8), ImageColor.getrgb(BOX_COLOR)
+    for has_point, boxes in ((True, order[1:4]), (False, order[:3])):
+        drawn, _ = heat_map(values, image, view, has_point)
+        rows, columns = np.nonzero((np.asarray(drawn) == color).all(-1))
+        side = 768 / 9
+        near = {
+            (row, column)
+            for row, column in order
+            if (abs(rows - row * side) < 8).any()
+            and ((abs(columns - column * side) < 8) & (abs(rows - (row + 0.5) * side) < 20)).any()
+            and ((abs(columns - (column + 1) * side) < 8) & (abs(rows - (row + 0.5) * side) < 20)).any()
+        }
+        assert set(boxes) <= near and len(near) <= 5
+
+
+def test_packed_features_keep_similarities():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(24, 96))
+    features = [
+        torch.from_numpy(weights.T @ rng.normal(size=(24, 30 * columns)) + 1).float().unflatten(1, (30, columns))
+        for columns in (40, 25)
+    ]
+    packed = pack_features(*features)
+    exact = [one.flatten(1).numpy() / np.linalg.norm(one.flatten(1), axis=0) for one in features]
+    codes = [np.frombuffer(base64.b64decode(one["codes"]), np.int8) for one in packed.images]
+    assert [(one["rows"], one["columns"]) for one in packed.images] == [(30, 40), (30, 25)]
+    assert max(map(len, codes)) <= 100_000
+    restored = [one.reshape(-1, len(packed.scales)) * packed.scales for one in codes]
+    restored = [(one / np.linalg.norm(one, axis=1, keepdims=True)).T for one in restored]
+    errors = [np.abs(restored[0].T @ a - exact[0].T @ b).max() for a, b in zip(restored, exact)]
+    assert packed.error == pytest.approx(max(errors), abs=1e-5) and packed.error < 0.02
+
+
+def test_smooth_maps_interpolate_values():
+    values = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    image = np.zeros((50, 70, 3), np.uint8)
+    fine = smoothed(values, image)
+    assert fine.shape == (2, 549, 768)
+    for one, expected in zip(fine, values.numpy()):
+        np.testing.assert_allclose(one, cv2.resize(expected, (768, 549), interpolation=cv2.INTER_CUBIC), atol=1e-4)
+    drawn, _ = heat_map(values[0], image, replace(VIEW, kind=SIMILARITY, is_smooth=True, point=(0, 0)))
+    expected = heat_of(fine[0], values[0].min().item(), 1)
+    np.testing.assert_array_equal(np.asarray(drawn)[30:], expected[30:])
 
 
 def test_hooks_are_removed(backbone, image):
@@ -216,9 +318,16 @@ def test_constant_maps_are_gray():
 
 def test_map_shows_ring_and_image():
     colors, image = np.zeros((4, 6, 3), np.uint8), np.full((40, 60, 3), 200, np.uint8)
-    plain, ringed = draw_map(colors, image), draw_map(colors, image, point=(0.5, 0.25))
-    assert plain.size == ringed.size == (768, 512)
-    where = np.argwhere(np.asarray(ringed).any(-1))
+    plain, marked = draw_map(colors, image), draw_map(colors, image, point=(0.5, 0.25))
+    assert plain.size == marked.size == (768, 512)
+    where = np.argwhere(np.asarray(marked).any(-1))
     np.testing.assert_allclose(where.mean(0), [128, 384], atol=1)
     assert np.asarray(draw_map(colors, image, opacity=0.5)).mean() == pytest.approx(100, abs=1)
     assert isinstance(draw_map(colors, image, (0.0, 1.0)), Image.Image)
+
+
+@pytest.mark.parametrize("ground", [0, 128, 255])
+def test_ring_is_visible_on_any_ground(ground):
+    """A band of six pixels differs from the ground by half of the range or more."""
+    drawn = np.asarray(ringed(Image.new("RGB", (100, 100), (ground,) * 3), (0.5, 0.5)))[50, 50:, 0].astype(int)
+    assert (abs(drawn - ground) >= 127).sum() >= 6 and drawn[:8].tolist() == [ground] * 8

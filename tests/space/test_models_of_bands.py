@@ -6,11 +6,10 @@ import rasterio
 import torch
 from compare_tab import opened
 from loading import RANDOM, TINY, Models
-from maps import grid_of
+from maps import PCA, View, grid_of, image_of, look
 from PIL import Image
 from tiny_models import HEAD, VISION, adapter_config
 from transformers import AutoModel
-from views import PCA, View, image_of, look
 
 from modeling_vitp import (
     ViTPForSemanticSegmentation,
@@ -70,7 +69,7 @@ def test_image_with_wrong_bands_is_rejected(folder, scene, tmp_path):
         list(look(models, str(tmp_path / "photo.png"), ["bands"], VIEW))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="bands takes 5 bands"):
-        opened(models, ["bands"], None)
+        opened(models, ["bands"])
 
 
 def test_backbones_read_their_own_bands(folder, scene):

@@ -1,20 +1,29 @@
 """Reading of uploaded files, written with Pillow, rasterio and pydicom or part of pydicom, compared with NumPy."""
 
+import gzip
 import io
+import os
 import struct
+import subprocess
+import sys
 import time
 import zlib
 
+import limits
+import nibabel
 import numpy as np
 import pydicom
 import pytest
 import rasterio
+from checking import check_header
+from paths import ROOT
 from pictures import picture
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from reading import UnreadableImage, read_image
+from reading import PRESETS, Adjustment, UnreadableImage, adjustment_of, read_image
+from uploading import open_pixels, open_upload
 
 from modeling_vitp import ViTPImageProcessor
 
@@ -71,6 +80,11 @@ def windowed(array, low, high):
     return 255 * np.where(np.isnan(scaled), 0, scaled)
 
 
+def stretched(array, low=2, high=98):
+    """Scale each band from its percentiles to [0, 255]."""
+    return windowed(array, *np.percentile(array, (low, high), axis=(1, 2)))
+
+
 def assert_shows(reading, expected, tolerance=0.51):
     """Compare the displayed picture and the pixels of the image processor before normalization."""
     expected = np.broadcast_to(expected, (3, *expected.shape[1:]))
@@ -89,13 +103,14 @@ def assert_shows(reading, expected, tolerance=0.51):
 # Photographs
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "avif"])
 def test_photographs(tmp_path, suffix):
     path = tmp_path / f"photo.{suffix}"
     picture(WIDTH, HEIGHT).save(path)
     reading = read_image(path)
-    assert reading.note == f"{ {'jpg': 'JPEG'}.get(suffix, suffix.upper()) }, RGB, 44 × 30 pixels"
-    assert_shows(reading, np.asarray(Image.open(path)).transpose(2, 0, 1))
+    kind, mode = {"jpg": "JPEG"}.get(suffix, suffix.upper()), "P" if suffix == "gif" else "RGB"
+    assert reading.note == f"{kind}, {mode}, 44 × 30 pixels"
+    assert_shows(reading, np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1))
 
 
 def test_format_is_detected_from_content(tmp_path):
@@ -123,7 +138,12 @@ def test_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated clockwise
     image.save(tmp_path / "turned.png", exif=exif)
-    assert_shows(read_image(tmp_path / "turned.png"), np.rot90(np.asarray(image), -1).transpose(2, 0, 1))
+    reading = read_image(tmp_path / "turned.png")
+    assert_shows(reading, np.rot90(np.asarray(image), -1).transpose(2, 0, 1))
+    assert reading.note == "PNG, RGB, 30 × 44 pixels"
+    assert "30 × 44 pixels, reduced to 15 × 22" in read_image(tmp_path / "turned.png", max_side=22).note
+    part = read_image(tmp_path / "turned.png", window=(0, 0, 1, 0.5))
+    assert part.note == "PNG, RGB, 30 × 22 pixels, window from 0, 0"
 
 
 def test_large_jpeg_is_reduced_during_decoding(tmp_path, monkeypatch):
@@ -177,25 +197,47 @@ def test_deep_tiff(tmp_path, dtype):
     assert_shows(reading, windowed(array, *np.percentile(array, (2, 98))))
 
 
-def test_bands_are_found_by_color_name_or_order(tmp_path):
+S2 = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+BANDS = {
+    "scene": (S2, [3, 2, 1]),
+    "short": (["B1", "B2", "B3", "B4", "B5", "B8"], [3, 2, 1]),
+    "waves": ([f"{name} ({index * 50 + 440} nm)" for index, name in enumerate(S2)], [3, 2, 1]),
+    "LC08_L2SP_1": ([f"SR_B{number}" for number in range(1, 8)], [3, 2, 1]),
+    "LE07_L2SP_1": (["SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"], [2, 1, 0]),
+    "LT05_1": (["Band 1", "Band 2", "Band 3", "Band 4"], [2, 1, 0]),
+    "planet": (["Coastal Blue", "Blue", "Green I", "Green", "Yellow", "Red", "Red Edge", "NIR"], [0, 1, 2]),
+    "naip": (["Red", "Green", "Blue", "NIR"], [0, 1, 2]),
+    "words": (["nir", "Blue", "Green", "Red", "swir", ""], [3, 2, 1]),
+    "three": (["Blue", "Green", "Red"], [2, 1, 0]),
+    "scene_B02_B03_B04_B08": ([""] * 4, [2, 1, 0]),
+    "scene_B02_B03": ([""] * 4, [0, 1, 2]),
+    "nothing": ([""] * 5, [0, 1, 2]),
+    "two": (["", ""], [0]),
+}
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_bands_are_found_by_name(tmp_path, name):
+    descriptions, bands = BANDS[name]
+    array = values(len(descriptions))
+    reading = open_upload(str(geotiff(tmp_path / f"{name}.tif", array, descriptions, photometric="minisblack")))
+    assert f"{', '.join(str(band + 1) for band in bands)} of {len(array)}" in reading.note
+    assert_shows(reading, stretched(array[bands]))
+
+
+def test_bands_are_found_by_color(tmp_path):
     array = values(6)
-    shown = {
-        "first": (None, None, [0, 1, 2], "bands 1, 2, 3 of 6"),
-        "sentinel": (("B1", "B2", "B3", "B4", "B5", "B8"), None, [3, 2, 1], "bands 4, 3, 2 of 6"),
-        "names": (("nir", "Blue", "Green", "Red", "swir", None), None, [3, 2, 1], "bands 4, 3, 2 of 6"),
-        "colors": (None, ("undefined", "blue", "green", "undefined", "red", "undefined"), [4, 2, 1], "bands 5, 3, 2"),
-    }
-    for name, (descriptions, colors, bands, note) in shown.items():
-        colors = colors and tuple(rasterio.enums.ColorInterp[color] for color in colors)
-        path = geotiff(tmp_path / f"{name}.tif", array, descriptions, colors, photometric="minisblack")
-        reading = read_image(path)
-        assert note in reading.note
-        low, high = np.percentile(array[bands], (2, 98), axis=(1, 2))
-        assert_shows(reading, windowed(array[bands], low, high))
-    two = values(2, "float32")
-    reading = read_image(geotiff(tmp_path / "two.tif", two))
-    assert "band 1 of 2" in reading.note
-    assert_shows(reading, windowed(two[:1], *np.percentile(two[0], (2, 98))))
+    colors = [rasterio.enums.ColorInterp[name] for name in ("gray", "blue", "green", "undefined", "red", "undefined")]
+    reading = read_image(geotiff(tmp_path / "colors.tif", array, colors=colors, photometric="minisblack"))
+    assert "bands 5, 3, 2 of 6" in reading.note
+    assert_shows(reading, stretched(array[[4, 2, 1]]))
+
+
+def test_model_bands_precede_names(tmp_path):
+    array = values(12)
+    spec = {"bands": [0, 1, 2], "window": [0, 1000]}
+    reading = open_upload(str(geotiff(tmp_path / "scene.tif", array, S2)), input_spec=spec)
+    np.testing.assert_array_equal(reading.image, array[:3])
 
 
 def test_input_spec_overrides_defaults(tmp_path):
@@ -441,3 +483,133 @@ def test_folder_and_missing_file_raise(tmp_path):
     for path in (tmp_path, tmp_path / "missing.png"):
         with pytest.raises(UnreadableImage, match="not found"):
             read_image(path)
+
+
+# Controls of the page
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """Return the values i + 10 * j + 100 * k, with axes to the right, to the front and up, and their file."""
+    values = np.add.outer(np.add.outer(np.arange(6), 10 * np.arange(8)), 100 * np.arange(4)).astype(np.int16)
+    path = tmp_path / "brain.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    return values, path
+
+
+@pytest.mark.parametrize(("position", "index"), [(0, 0), (49, 1), (50, 2), (100, 3)])
+def test_volume_slice_is_seen_from_the_feet(volume, position, index):
+    values, path = volume
+    reading = open_upload(str(path), adjustment=Adjustment(position=position))
+    np.testing.assert_array_equal(reading.image[0], values[:, ::-1, index].T)
+    assert f"NIfTI, slice {index + 1} of 4, 6 × 8 pixels, percentiles 2 to 98" in reading.note
+    rgb, note = open_pixels(str(path), max_side=4)
+    assert rgb.shape == (4, 3, 3) and note.startswith("brain.nii.gz: ")
+
+
+def test_large_and_invalid_volumes_are_rejected(volume, tmp_path, monkeypatch):
+    _, path = volume
+    check_header(path)
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(5_000_000)))
+    monkeypatch.setattr(limits, "VOLUME_BYTES", 2_000_000)
+    with pytest.raises(UnreadableImage, match="bomb.nii.gz has . MB when unpacked"):
+        check_header(tmp_path / "bomb.nii.gz")
+    (tmp_path / "text.nii").write_text("no volume")
+    with pytest.raises(Exception, match="text.nii cannot be read") as caught:
+        open_upload(str(tmp_path / "text.nii"))
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_ct_windows_use_hounsfield_units(preset):
+    path = get_testdata_file("CT_small.dcm", download=False)
+    dataset = pydicom.dcmread(path)
+    units = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    low, high = PRESETS[preset]
+    expected = 255 * np.clip((units - low) / (high - low), 0, 1)
+    rgb, note = open_pixels(path, adjustment=Adjustment(preset=preset))
+    assert np.abs(rgb[..., 0] - expected).max() <= 0.5 + 1e-6
+    assert f"window {low:g} to {high:g}" in note
+
+
+def test_bands_and_percentiles_follow_the_controls(tmp_path):
+    data = values(5, high=4000)
+    path = str(geotiff(tmp_path / "a.tif", data))
+    rgb, note = open_pixels(path, adjustment=adjustment_of(50, "as the file says", "5, 1, 2", 10, 90))
+    assert np.abs(rgb.transpose(2, 0, 1) - stretched(data[[4, 0, 1]], 10, 90)).max() <= 1
+    assert "bands 5, 1, 2 of 5" in note and "percentiles 10 to 90" in note
+    for bands in ("1, 2", "0", "red", "1;2;3;4"):
+        with pytest.raises(ValueError, match="band numbers"):
+            adjustment_of(50, "as the file says", bands, 2, 98)
+
+
+@pytest.mark.parametrize("suffix", ["jp2", "j2k"])
+def test_jpeg_2000_is_read(tmp_path, suffix):
+    pixels, path = np.asarray(picture(64, 48)), tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, "JPEG2000", no_jp2=suffix == "j2k")
+    rgb, note = open_pixels(str(path))
+    np.testing.assert_array_equal(rgb, pixels)
+    assert f"a.{suffix}: JPEG 2000, uint8, 64 × 48 pixels" in note
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_scene_window_is_read_at_full_resolution(tmp_path, suffix):
+    values = np.random.default_rng(0).integers(0, 255, (400, 600)).astype(np.uint8)
+    path = str(tmp_path / f"scene.{suffix}")
+    options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    geotiff(path, values[None], **options) if suffix == "tif" else Image.fromarray(values).save(path)
+    rgb, note = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center=(50, 25)))
+    np.testing.assert_array_equal(rgb[..., 0], values[80:120, 270:330])
+    assert "60 × 40 pixels" in note and "window from 270, 80" in note
+    corner, _ = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center=(100, 0)))
+    np.testing.assert_array_equal(corner[..., 0], values[:40, 540:])
+    assert open_pixels(path, max_side=60)[0].shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("frame", [1, 2, 5])
+def test_position_selects_dicom_frame(tmp_path, frame):
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    first = dataset.pixel_array
+    frames = np.stack([first + 10 * index for index in range(5)])
+    dataset.NumberOfFrames, dataset.PixelData = 5, frames.tobytes()
+    dataset.save_as(tmp_path / "cine.dcm")
+    reading = open_upload(str(tmp_path / "cine.dcm"), adjustment=Adjustment(position=100 * (frame - 0.5) / 5))
+    units = frames[frame - 1] * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    kept = np.isfinite(reading.image[0])
+    np.testing.assert_allclose(reading.image[0][kept], units[kept])
+    assert kept.mean() > 0.5 and f"frame {frame} of 5" in reading.note
+
+
+LARGE = """
+import sys, re
+from pathlib import Path
+import numpy, torch, rasterio, PIL.Image
+from reading import Adjustment
+from uploading import open_pixels
+Path("/proc/self/clear_refs").write_text("5")
+memory = lambda kind: int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+before = memory("VmRSS")
+whole, _ = open_pixels(sys.argv[1])
+part, note = open_pixels(sys.argv[1], adjustment=Adjustment(part=5, center=(90.0, 90.0)))
+assert whole.shape == (2048, 2048, 3) and part.shape == (500, 500, 3)
+assert abs(whole[1843, 1843, 0] - 255 * 0.9) < 2 and abs(part[250, 250, 0] - 255 * 0.9) < 2, note
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+def test_large_scene_is_read_with_little_memory(tmp_path):
+    """The overview and a window are read; the decoded scene has 100 MB in each of three bands."""
+    row = np.linspace(0, 255, 10_000).round().astype(np.uint8)
+    options = {"width": 10_000, "height": 10_000, "count": 3, "dtype": "uint8", "photometric": "rgb"}
+    options |= {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}
+    path = tmp_path / "scene.tif"
+    with rasterio.open(path, "w", driver="GTiff", **options) as file:
+        for top in range(0, 10_000, 1000):
+            rows = np.broadcast_to(row, (3, 1000, 10_000))
+            file.write(rows, window=rasterio.windows.Window(0, top, 10_000, 1000))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "space")])}
+    run = subprocess.run([sys.executable, "-c", LARGE, path], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    print(f"a scene of 10,000 × 10,000 pixels took {float(run.stdout):.0f} MB")
+    assert float(run.stdout) < 250

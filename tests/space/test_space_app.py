@@ -24,13 +24,13 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import SpaceCard
 from loading import PACKED, RANDOM, TINY, Models
+from maps import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY, TWIN
 from packaging.requirements import Requirement
 from paths import ROOT
 from pictures import picture
 from PIL import Image
 from tiny_models import HEAD, VISION, adapter_config
 from transformers import AutoModel
-from views import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY, TWIN
 
 from modeling_vitp import (
     ViTPForSemanticSegmentation,
@@ -209,14 +209,14 @@ def test_corruptions_are_compared_with_floor(client, saved):
 
 def test_two_images(client, saved):
     before, after = picture(64, 48), picture(64, 48, seed=1)
-    _, _, same = client.predict(saved(before), saved(before, "b.png"), resolution=6, api_name="/two_images")
+    *_, same, _ = client.predict(saved(before), saved(before, "b.png"), resolution=6, api_name="/two_images")
     assert same[0]["mean"] == pytest.approx(1, abs=1e-5)
-    a, b, changed = client.predict(
+    a, b, changed, _ = client.predict(
         saved(before), saved(after, "b.png"), second_backbone=TWIN, resolution=6, api_name="/two_images"
     )
     assert len(changed) == 2 and all(one["mean"] < 0.999 for one in changed)
     assert Image.open(a).size == Image.open(b).size == (768, 576)
-    with pytest.raises(AppError, match="No image was passed"):
+    with pytest.raises(AppError, match="No second image"):
         client.predict(saved(before), None, api_name="/two_images")
     with pytest.raises(AppError, match="64 × 48 and 64 × 64"):
         client.predict(saved(before), saved(picture(64, 64), "b.png"), api_name="/two_images")

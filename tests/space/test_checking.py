@@ -1,4 +1,4 @@
-"""Rejection of images by their headers, before memory is allocated."""
+"""Checks of images by their headers, before memory is allocated."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import rasterio
-from headers import check_header
+from checking import check_header
 from pictures import picture
 from PIL import Image
 from pydicom.data import get_testdata_file
@@ -63,6 +63,17 @@ def test_tiff_block_size_is_limited(tmp_path, monkeypatch):
         check_header(tmp_path / "strip.tif")
 
 
+@pytest.mark.parametrize(("levels", "refused"), [([], True), ([32], True), ([2, 4, 8, 16, 32], False)])
+def test_pixels_of_a_scene_are_limited(tmp_path, monkeypatch, levels, refused):
+    """GDAL decodes all tiles of the level that it reads."""
+    options = {"driver": "GTiff", "tiled": True, "sparse_ok": True, "height": 8192, "width": 8192, "count": 1}
+    with rasterio.open(tmp_path / "scene.tif", "w", dtype="uint8", **options) as target:
+        target.build_overviews(levels)
+    monkeypatch.setattr(limits, "SCENE_PIXELS", 5000**2)
+    with pytest.raises(UnreadableImage, match="to decode") if refused else nullcontext():
+        check_header(tmp_path / "scene.tif")
+
+
 def test_deflated_dicom_size_is_limited(tmp_path, monkeypatch):
     plain = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
     plain.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
@@ -71,6 +82,15 @@ def test_deflated_dicom_size_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "BLOCK_BYTES", 10_000)
     with pytest.raises(UnreadableImage, match="more than 0 MB when inflated"):
         check_header(tmp_path / "deflated.dcm")
+
+
+def test_dicom_frame_size_is_limited(tmp_path):
+    """A compressed frame may be much larger than its file."""
+    frame = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    frame.Rows, frame.Columns = 60_000, 50_000
+    frame.save_as(tmp_path / "large.dcm", enforce_file_format=True)
+    with pytest.raises(UnreadableImage, match="50,000 × 60,000 pixels"):
+        check_header(tmp_path / "large.dcm")
 
 
 def test_jpeg_2000_limit_counts_all_bands(tmp_path, monkeypatch):

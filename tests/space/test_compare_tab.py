@@ -1,14 +1,32 @@
-"""Similarity of features under corruption, compared with NumPy and with features that move with the image."""
+"""The tab Compare: similarity under corruption, compared with NumPy and with features that move with the image."""
 
 import math
 
+import compare_tab
+import gradio as gr
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from comparison import compare, similarity_map
+from compare_tab import (
+    COLUMNS,
+    build_tab,
+    chart_of,
+    compare,
+    opened,
+    patch_features,
+    similarity_map,
+    summary_of,
+    two_images,
+)
+from handlers import button_of, run, start_of
+from loading import RANDOM, TINY, Models
+from maps import TWIN
 from pictures import picture
+from PIL import Image
 from tiny_models import VISION
 from transformers import AutoModel
+from uploading import CROWNS
 
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion
@@ -67,9 +85,9 @@ def expected(image, encode, name, severity, seed):
     for row in range(rows):
         for column in range(columns):
             place = np.array([(column + 0.5) / columns * 2 - 1, (row + 0.5) / rows * 2 - 1, 1])
-            there = bilinear(corrupted, *(matrix.numpy() @ place))
-            if there is not None:
-                values.append(cosine(clean[:, row, column, None, None], there[:, None, None]).item())
+            moved = bilinear(corrupted, *(matrix.numpy() @ place))
+            if moved is not None:
+                values.append(cosine(clean[:, row, column, None, None], moved[:, None, None]).item())
     return np.mean(values), len(values) / (rows * columns)
 
 
@@ -148,4 +166,82 @@ def test_unknown_corruption_raises_before_computing():
         raise AssertionError
 
     with pytest.raises(ValueError, match="'snow'"):
-        compare(np.zeros((SIDE, SIDE, 3), np.uint8), {"one": encode}, ["haze", "snow"])
+        list(compare(np.zeros((SIDE, SIDE, 3), np.uint8), {"one": encode}, ["haze", "snow"]))
+
+
+@pytest.fixture(scope="module")
+def models():
+    return Models(TINY)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    for seed, name in enumerate(("before.png", "after.png")):
+        picture(64, 48, seed).save(tmp_path / name)
+    return str(tmp_path / "before.png"), str(tmp_path / "after.png")
+
+
+def run_pair(models, first, second):
+    """Press the button "Compare the two images" and return what the page shows."""
+    return run(button_of(build_tab, models, "run_pair"), [first, None, second, TINY, TWIN, 6])
+
+
+def test_two_images_are_compared_by_both_backbones(models, pair):
+    *maps, note = run_pair(models, *pair)
+    pixels = [np.asarray(picture(64, 48, seed)) for seed in range(2)]
+    for shown, one in zip(maps, opened(models, [TINY, TINY + RANDOM])):
+        values = cosine(*(patch_features(one, image, 6) for image in pixels))
+        assert shown.label == one.name and shown.visible and f"{values.mean():.3f} on average" in note
+        assert Image.open(shown.value["path"]).size == (768, 576)
+    assert "before.png: PNG" in note and "after.png: PNG" in note
+    first, second, facts, _ = two_images(models, pair[0], pair[0], TINY, "none", 6)
+    assert first.size == (768, 576) and second is None and facts[0]["mean"] == pytest.approx(1, abs=1e-5)
+
+
+def test_missing_or_differing_second_image_is_named(models, pair, tmp_path):
+    with pytest.raises(gr.Error, match="second image"):
+        run_pair(models, pair[0], None)
+    with pytest.raises(gr.Error, match="No image"):
+        run_pair(models, None, pair[1])
+    picture(64, 64).save(tmp_path / "square.png")
+    with pytest.raises(gr.Error, match="64 × 48 and 64 × 64"):
+        run_pair(models, pair[0], str(tmp_path / "square.png"))
+
+
+def results():
+    """Return shares of two corruptions at five severities, for a backbone and its random twin."""
+    shares = {("haze", "vit"): -0.3, ("haze", "random"): 0.2, ("blur", "vit"): 0.1, ("blur", "random"): 0.15}
+    rows = [
+        (name, severity, backbone, severity * share, 0.0, 0.0, "", "100%")
+        for (name, backbone), share in shares.items()
+        for severity in range(1, 6)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def test_chart_spans_all_values_and_severities():
+    figure = chart_of(results(), "scene.png")
+    figure.draw_without_rendering()
+    assert [axis.get_title() for axis in figure.axes] == ["haze", "blur"]
+    low, high = figure.axes[0].get_ylim()
+    assert low < -1.5 and high > 1
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "2", "3", "4", "5"]
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    np.testing.assert_allclose(lines["vit"], [-0.3, -0.6, -0.9, -1.2, -1.5])
+    np.testing.assert_allclose(lines["random"], [0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_summary_describes_the_numbers():
+    words = summary_of(results())
+    assert "**vit** keeps a share of -0.30" in words and "**random** is 0.53" in words
+    assert "most under blur (0.30) and least under haze (-0.90)" in words
+    assert "Under haze, the image is less similar" in words
+
+
+def test_tab_opens_with_example(models, monkeypatch):
+    monkeypatch.setattr(compare_tab, "ORDER", (3,))
+    ((handler, values),) = start_of(build_tab, models)
+    values[4] = 4  # patches a side, to be fast
+    words, chart, table, note = run(handler, values)
+    assert TINY in words and words in chart.alt_text and Image.open(chart.value["path"]).size == (1200, 840)
+    assert len(table) == 12 * 2 and note.startswith(f"**{CROWNS}")

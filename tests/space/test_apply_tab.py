@@ -6,17 +6,17 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
-from api import facts_of
-from applied import Classes, Objects, color_of
-from apply_tab import drawn, found_by
-from boxes import COLORS
+from answers import COLORS
+from apply_tab import Classes, Objects, build_tab, color_of, found_by
 from checking import UnavailableModel
+from handlers import run, start_of
 from loading import TINY, Models
 from original_detectors import DETECTORS, original_detector
 from pictures import picture
 from PIL import Image, ImageColor
 from tiny_models import HEAD, VISION_16, adapter_config
 from transformers import pipeline
+from uploading import CROWNS
 
 from modeling_vitp import (
     ViTPAdapterConfig,
@@ -58,7 +58,7 @@ def test_boxes_above_threshold_have_class_colors():
 
 
 def test_object_corners_refer_to_returned_picture():
-    facts = facts_of(objects(), 0.5)
+    facts = objects().facts(0.5)
     assert (facts["width"], facts["height"]) == (120, 90)
     assert facts["objects"] == [
         {"class": "<b>plane</b>", "score": 0.9, "corners": [[10, 40], [50, 40], [50, 80], [10, 80]]}
@@ -91,13 +91,13 @@ def test_class_overlay_and_legend_show_shares():
     labels[0, 0] = 2
     names = ["field", "water", "road"]
     for opacity in (0.0, 0.25, 1.0):
-        drawn = np.asarray(Classes(GREY, names, labels).draw(opacity)).astype(int)
+        drawn = np.asarray(Classes(GREY, names, labels).draw(0.3, opacity)).astype(int)
         for label, (y, x) in {0: (80, 10), 1: (10, 10), 2: (0, 0)}.items():
             expected = np.round(100 + opacity * (np.array(ImageColor.getrgb(COLORS[label])) - 100.0))
             np.testing.assert_allclose(drawn[y, x], expected, atol=1)
     found = re.findall(r'scope="row">(\w+)</th><td>([\d.]+)%', Classes(GREY, names, labels).legend())
     assert found == [("field", "75.0"), ("water", "25.0"), ("road", "0.0")]
-    changes = np.asarray(Classes(GREY, ["same", "changed"], labels.clip(max=1), unseen=0).draw(1.0))
+    changes = np.asarray(Classes(GREY, ["same", "changed"], labels.clip(max=1), unseen=0).draw(0.3, 1.0))
     assert (changes[80, 10] == 100).all() and has_color(changes, 1)[10, 10]
 
 
@@ -145,22 +145,21 @@ def outputs_of(models, name, *scenes):
 def test_detections_are_redrawn_without_the_model(models, scenes, name):
     outputs = outputs_of(models, name, scenes[0])
     found, note = found_by(models, str(scenes[0]), None, name)
-    picture, legend = drawn(found, 0.5, 0.5)
+    picture, legend = found.draw(0.5), found.legend(0.5)
     count = int((outputs.scores > 0.5).sum())
     assert f"Objects with a score above 0.5: {count}" in legend and "0.png: PNG, RGB, 96 × 80 pixels" in note
     assert name in note
-    fewer, legend = drawn(found, 0.9, 0.5)
+    fewer, legend = found.draw(0.9), found.legend(0.9)
     count = int((outputs.scores > 0.9).sum())
     assert f"Objects with a score above 0.9: {count}" in legend
     assert (np.asarray(fewer) != np.asarray(picture)).any()
-    plain, _ = drawn(found, 1.0, 0.5)
-    np.testing.assert_array_equal(np.asarray(plain), np.asarray(Image.open(scenes[0]).convert("RGB")))
+    np.testing.assert_array_equal(np.asarray(found.draw(1.0)), np.asarray(Image.open(scenes[0]).convert("RGB")))
 
 
 def test_class_map_shows_predicted_classes(models, scenes):
     labels = outputs_of(models, "segmentation", scenes[0]).logits[0].argmax(0).numpy()
     found, _ = found_by(models, str(scenes[0]), None, "segmentation")
-    picture, legend = drawn(found, 0.5, 1.0)
+    picture, legend = found.draw(0.5, 1.0), found.legend()
     palette = np.array([ImageColor.getrgb(color) for color in COLORS])
     np.testing.assert_array_equal(np.asarray(picture), palette[labels])
     for label, class_name in enumerate(("field", "water", "road")):
@@ -170,12 +169,12 @@ def test_class_map_shows_predicted_classes(models, scenes):
 def test_changes_are_drawn_on_the_second_image(models, scenes, tmp_path):
     labels = outputs_of(models, "changes", *scenes).logits[0].argmax(0).numpy()
     found, _ = found_by(models, *map(str, scenes), "changes")
-    shown, _ = drawn(found, 0.5, 1.0)
+    shown = found.draw(0.5, 1.0)
     palette = np.array([ImageColor.getrgb(color) for color in COLORS])
     later = np.asarray(Image.open(scenes[1]).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(shown), np.where(labels[..., None] == 0, later, palette[labels]))
-    with pytest.raises(gr.Error, match="second image"):
-        found_by(models, str(scenes[0]), None, "changes")
+    nothing, note = found_by(models, str(scenes[0]), None, "changes")
+    assert nothing is None and "second image" in note
     picture(96, 40).save(tmp_path / "low.png")
     with pytest.raises(gr.Error, match="96 × 80 and 96 × 40"):
         found_by(models, str(scenes[0]), str(tmp_path / "low.png"), "changes")
@@ -198,7 +197,7 @@ def test_image_classes_have_model_probabilities(tmp_path, problem_type):
         logits = model.eval()(pixels).logits[0].double().numpy()
     expected = np.exp(logits) / np.exp(logits).sum() if problem_type.startswith("single") else 1 / (1 + np.exp(-logits))
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
-    shown, legend = drawn(found, 0.5, 0.5)
+    shown, legend = found.draw(0.5), found.legend()
     np.testing.assert_array_equal(np.asarray(shown), np.asarray(picture(64, 64)))
     assert f"&lt;b&gt;water&lt;/b&gt;</th><td>{100 * expected[1]:.1f}%" in legend
     assert models.backbone("classes").depth == 4
@@ -246,3 +245,18 @@ def test_invalid_model_or_image_shows_message(models, folder, scenes):
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UnavailableModel, match="'bert'"):
         Models(TINY, fine_tuned=[str(folder / "bert")])
+
+
+def test_tab_is_hidden_without_fine_tuned_model(models, scenes):
+    for one, is_visible in ((models, True), (Models(TINY), False)):
+        with gr.Blocks(analytics_enabled=False), gr.Tab("Apply") as tab:
+            build_tab(one, gr.Dropdown(one.names, value=one.default, label="Model"))
+        assert tab.visible == is_visible
+
+
+def test_tab_opens_with_example(models):
+    ((handler, values),) = start_of(build_tab, models)
+    found, picture, legend, note = run(handler, values)
+    assert note.startswith(f"**{CROWNS}: JPEG") and note.endswith(next(iter(DETECTORS)))
+    assert picture.size == (672, 672) and legend == found.legend(0.3)
+    assert start_of(build_tab, Models(TINY)) == []

@@ -1,0 +1,222 @@
+"""The tab Ask: answers of the page and of its API, compared with the plain model; questions that it has learned."""
+
+import html
+import re
+from types import SimpleNamespace
+
+import ask_tab
+import numpy as np
+import pytest
+import torch
+from answers import COLORS, QUESTION, decode, encode, greedy
+from api import ask
+from datasets import load_dataset
+from handlers import run, start_of
+from loading import PACKED, TINY, Models
+from paths import ROOT
+from pictures import picture
+from PIL import Image, ImageColor
+from uploading import CROWNS, EXAMPLES
+
+from modeling_vitp.instructions.boxes import GridBox
+from modeling_vitp.recipes.tasks.trees.instructions import density, quarter_counts
+from modeling_vitp.recipes.tasks.trees.views import TreeScene
+from modeling_vitp.training.generation import generate_answers
+
+MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script> **how many**?"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return Models(TINY)
+
+
+@pytest.fixture(scope="module")
+def packed():
+    return Models(str(PACKED))
+
+
+@pytest.fixture
+def scene(tmp_path):
+    picture(336, 224).save(tmp_path / "scene.png")
+    return str(tmp_path / "scene.png")
+
+
+@pytest.fixture
+def page(models):
+    """Return a function that asks in the page and returns what it shows."""
+    ((handler, _),) = start_of(ask_tab.build_tab, models)
+    return lambda question, first, second=None: run(handler, [first, None, TINY, second, question, [], 8])
+
+
+def texts_of(said) -> list[tuple[str, str]]:
+    return [(one["role"], html.unescape(one["content"])) for one in said]
+
+
+def answer_to(full, question, *images) -> str:
+    inputs = encode(full.processor, images, question)
+    ids = full.model.generate(**inputs, **greedy(full.model, 128))[0, inputs["input_ids"].shape[1] :]
+    return decode(full.processor, ids)
+
+
+def test_ten_questions_are_answered_as_if_asked_alone(packed):
+    """Answers do not depend on the questions and answers before them."""
+    ((handler, values),) = start_of(ask_tab.build_tab, packed)
+    questions, said = [QUESTION, *ask_tab.NOT_LEARNED[:4]] * 2, []
+    for question in questions:
+        said, *_ = run(handler, [*values[:4], question, said, values[6]])
+    image = Image.open(EXAMPLES[CROWNS]).convert("RGB")
+    alone = {question: answer_to(packed.full(), question, image) for question in set(questions)}
+    expected = [turn for one in questions for turn in (("user", one), ("assistant", alone[one]))]
+    assert texts_of(said) == expected and len(set(alone.values())) > 1
+
+
+def test_tab_opens_with_answered_example(packed):
+    said, picture, second_picture, found, note = run(*start_of(ask_tab.build_tab, packed)[0])
+    answer = answer_to(packed.full(), QUESTION, Image.open(EXAMPLES[CROWNS]).convert("RGB"))
+    assert texts_of(said) == [("user", QUESTION), ("assistant", answer)] and answer.isdigit()
+    assert picture.value and not second_picture.visible
+    assert found == "None." and note == f"{CROWNS}: JPEG, RGB, 224 × 224 pixels"
+
+
+def test_unlearned_questions_of_packed_model_are_marked(models, packed):
+    choices, note = ask_tab.examples_for(packed, packed.default)
+    assert choices[0] == QUESTION and "3.2" in note
+    assert all(label == f"not learned: {question}" for label, question in choices[1:]) and len(choices) > 5
+    assert ask_tab.examples_for(models, TINY) == (ask_tab.PROMPTS, ask_tab.OTHER_NOTE)
+
+
+@pytest.mark.slow
+def test_learned_questions_beat_constants_and_swapped_images(packed):
+    """On the test crops, the number of trees depends on the image; other answers are no better than a constant."""
+    folder = ROOT / "recipes" / "data" / "aerial_trees"
+    rows = load_dataset("parquet", data_files={"test": str(folder / "test.parquet")}, split="test")
+    scenes = [TreeScene.of(row["image"], row["boxes"]) for row in rows]
+    full = packed.full()
+
+    def answers(question, step=1):
+        images = [{"type": "image", "image": Image.fromarray(scene.pixels)} for scene in scenes[::step]]
+        content = [[image, {"type": "text", "text": question}] for image in images]
+        conversations = [[{"role": "user", "content": one}] for one in content]
+        return generate_answers(full.model, full.processor, conversations, max_new_tokens=40, do_sample=False)
+
+    counts = np.array([int(re.search(r"\d+", answer).group()) for answer in answers(QUESTION)])
+    true = np.array([len(scene.boxes) for scene in scenes])
+    errors = [np.abs(guess - true).mean() for guess in (counts, 4, np.roll(counts, len(true) // 2), 7)]
+    assert errors == pytest.approx([3.2, 3.9, 4.7, 3.2], abs=0.1)  # as the tab says
+    assert np.corrcoef(counts, true)[0, 1] > 0.4
+
+    step = 3
+    some = scenes[::step]
+    truths = {
+        "Are there more than 8 trees?": ["yes" if len(scene.boxes) > 8 else "no" for scene in some],
+        "Is there a tree in the bottom right quarter?": ["yes" if quarter_counts(scene)[3] else "no" for scene in some],
+        "How dense is the forest?": [density(scene) for scene in some],
+    }
+    for question, truth in truths.items():
+        right = np.mean([answer == one for answer, one in zip(answers(question, step), truth)])
+        assert right <= max(truth.count(one) for one in set(truth)) / len(truth), question
+    top_left = np.array([quarter_counts(scene)[0] for scene in some])
+    guesses = np.array([int(answer) for answer in answers("How many trees are in the top left quarter?", step)])
+    assert np.abs(guesses - top_left).mean() >= np.abs(np.median(top_left) - top_left).mean()
+    assert len(set(answers("Where is the largest tree?", 20))) == 1
+    assert all(answer.endswith("most trees in the top left.") for answer in answers("Describe the image.", 20))
+
+
+def test_api_streams_the_same_answer(models, scene):
+    steps = [answer for answer, *_ in ask(models, scene, None, TINY, QUESTION, 8)]
+    full = models.full()
+    inputs = encode(full.processor, [picture(336, 224)], QUESTION)
+    ids = full.model.generate(**inputs, **greedy(full.model, 8))[0, inputs["input_ids"].shape[1] :]
+    assert steps[-1].strip() == decode(full.processor, ids) and len(steps) > 3
+
+
+def test_answer_boxes_are_drawn_and_counted(models, page, scene, monkeypatch):
+    answer = "<ref>ship</ref><box>[[250, 250, 750, 750]]</box> and [0, 0, 1001, 5]"
+    monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter([answer[:9], answer]))
+    said, shown, _, words, _ = page(QUESTION, scene)
+    assert texts_of(said)[-1] == ("assistant", answer)
+    drawn = np.array(Image.open(shown.value["path"]))
+    assert drawn.shape == (448, 672, 3)  # enlarged so that labels are readable
+    assert (drawn[112:336, 168] == ImageColor.getrgb(COLORS[0])).all()
+    assert words == "1 × ship; invalid (outside the grid from 0 to 1000, or empty): [0, 0, 1001, 5]"
+    *_, (text, boxes, again) = ask(models, scene, None, TINY, QUESTION, 8)
+    assert (text, again) == (answer, words) and boxes == [{"phrase": "ship", "box": [250, 250, 750, 750]}]
+
+
+def test_both_images_of_a_pair_are_asked_about(models, page, scene, tmp_path, monkeypatch):
+    seen = SimpleNamespace()
+    picture(100, 200, seed=1).save(tmp_path / "tall.png")
+
+    def answer_of(model, processor, inputs, max_new_tokens):
+        seen.tiles = len(inputs["pixel_values"])
+        return iter(["[500, 0, 1000, 1000]"])
+
+    monkeypatch.setattr(ask_tab, "stream_answer", answer_of)
+    _, *shown, _, note = page("What has changed?", scene, str(tmp_path / "tall.png"))
+    pair = [picture(336, 224), picture(100, 200, 1)]
+    assert seen.tiles == len(encode(models.full().processor, pair, QUESTION)["pixel_values"])
+    before, after = (np.array(Image.open(one.value["path"])) for one in shown)
+    assert note.splitlines() == ["scene.png: PNG, RGB, 336 × 224 pixels", "tall.png: PNG, RGB, 100 × 200 pixels"]
+    assert before.shape == (448, 672, 3) and after.shape == (800, 400, 3)
+    for drawn in (before, after):
+        assert (drawn[100:, drawn.shape[1] // 2] == ImageColor.getrgb(COLORS[0])).all()
+
+
+def test_markup_in_conversation_is_escaped(page, scene, monkeypatch):
+    monkeypatch.setattr(ask_tab, "stream_answer", lambda *arguments: iter([MARKUP]))
+    said, *_ = page(MARKUP, scene)
+    assert texts_of(said) == [("user", MARKUP), ("assistant", MARKUP)]
+    assert not any("<" in one["content"] for one in said)
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        ("  ", "question is empty"),
+        (None, "question is empty"),
+        ("x" * 2001, "2,001 characters"),
+        ("a <IMG_CONTEXT>", "image token"),
+    ],
+)
+def test_invalid_question_shows_message(page, scene, question, wanted):
+    with pytest.raises(ValueError, match=wanted):
+        page(question, scene)
+
+
+def test_missing_or_invalid_image_shows_message(models, page, tmp_path):
+    with pytest.raises(ValueError, match="No image"):
+        page(QUESTION, None)
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(ValueError, match="text.jpg cannot be opened"):
+        page(QUESTION, str(tmp_path / "text.jpg"))
+
+
+def test_closing_the_answer_ends_generation(models, scene, monkeypatch):
+    """The model stops when the generator ends, see `test_answers`."""
+    ended = []
+
+    def endless(*arguments):
+        try:
+            while True:
+                yield "trees"
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(ask_tab, "stream_answer", endless)
+    stream = ask_tab.replies(models, scene, None, TINY, QUESTION, 8)
+    assert [next(stream)[0] for _ in range(3)] == ["", "trees", "trees"] and not ended
+    stream.close()
+    assert ended
+
+
+def test_summary_counts_boxes_by_phrase():
+    boxes = [GridBox(0, 0, 1, 1, "ship"), GridBox(0, 0, 2, 2, "ship"), GridBox(0, 0, 3, 3)]
+    assert ask_tab.summary_of(boxes, []) == "2 × ship; 1 × without a phrase"
+    assert ask_tab.summary_of([], []) == "None."
+
+
+def test_handlers_leave_no_gradients(models, page, scene):
+    page(QUESTION, scene)
+    assert all(weight.grad is None for weight in models.full().model.parameters())
+    assert torch.is_grad_enabled()
