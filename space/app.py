@@ -94,7 +94,8 @@ EXPLANATION = """\
 <p>In the map, squares that look like tree are <i class="swatch tree"></i> green and squares that look like ground are \
 <i class="swatch ground"></i> violet. White boxes are trees that people marked.</p>
 <p>The numbers say how often the tree is found in a pair of squares, one of tree and one of ground, on {num_images} \
-images that the model never saw. Guessing gives 50 of 100.</p>"""
+images that the model never saw. Guessing gives 50 of 100. The trained model leads the untrained one by {untrained} \
+and the colors by {pixels} (95% intervals over the images).</p>"""
 MEASURED = """\
 The {num_images} images lie in one part of an aerial scene. The model was trained on other parts of it and on two more \
 scenes, with questions such as "How many trees are there?". The image above is the one whose area of trees is nearest \
@@ -169,7 +170,9 @@ def _build_finding(finding: Finding, image: Image.Image, maps: dict[str, Image.I
             with gr.Column(scale=3, min_width=150):
                 still(maps[name], f"Map of trees. {title}")
                 caption(name, title)
-    gr.HTML(EXPLANATION.format(num_images=finding.num_images), padding=False)
+    leads = {name: "{:.1f} to {:.1f}".format(*(100 * bound for bound in one)) for name, one in finding.leads.items()}
+    found = {"num_images": finding.num_images, "untrained": leads[UNTRAINED], "pixels": leads[PIXELS]}
+    gr.HTML(EXPLANATION.format(**found), padding=False)
     with gr.Accordion("How this was measured", open=False):
         areas = ", ".join(f"{name} {area:.3f}" for name, area in finding.areas.items())
         gr.Markdown(MEASURED.format(num_images=finding.num_images, areas=areas))

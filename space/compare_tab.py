@@ -40,14 +40,15 @@ NO_ROWS = {"headers": COLUMNS, "data": [], "metadata": None}
 BEGIN = "Choose an image or an example, then compare."
 ASPECT_TOLERANCE = 0.03  # largest difference of the log aspect ratios of two images of one place
 COLORS = ("#0f766e", "#b45309", "#64748b")  # first and second backbone, random weights
-CAPTION = "Kept share of the features: 1 as for the clean image, 0 as for a different image"
+CAPTION = "Kept similarity: 1 as for the clean image, 0 as for a different image"
+CLEARLY = 0.05  # smallest difference of the mean kept similarities that the summary calls better
 WORDS = """\
 - **Cosine similarity**: 1 if the features of two images agree at a place, 0 if they have nothing in common. Rotation, \
 scale and translation are undone first.
 - **Floor**: the similarity of this image to *other* images. It is high for a ViT with random weights, to which all \
 images look alike.
-- **Kept share**: the similarity on a scale from the floor (0) to the clean image (1). Below 0, the corrupted image is \
-less similar to the clean one than other images are.
+- **Kept similarity**: the similarity on a scale from the floor (0) to the clean image (1). Below 0, the corrupted \
+image is less similar to the clean one than other images are.
 """
 
 
@@ -88,7 +89,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 seed = gr.Number(0, label="Seed of the corruptions", precision=0, minimum=0, maximum=2**31 - 1)
         with gr.Column(scale=3, min_width=280, elem_classes="results"):
             sentence = gr.Markdown(label="Summary", elem_id="compare_summary")
-            chart = picture_of("Kept share of the features under corruption", "corruption_chart")
+            chart = picture_of("Kept similarity under corruption", "corruption_chart")
             with gr.Row():
                 map_a = picture_of("Similarity of the two images", "pair_a", visible=False)
                 map_b = picture_of("… by the second backbone", "pair_b", visible=False)
@@ -292,11 +293,15 @@ def summary_of(table: pd.DataFrame) -> str:
         return "No patch could be compared."
     best, worst = shares.idxmax(), shares.idxmin()
     text = (
-        f"On average over the corruptions, **{html.escape(first)}** keeps a share of {means[first]:.2f} of its features"
-        + "".join(f"; the share of **{html.escape(name)}** is {means[name]:.2f}" for name in others)
+        f"On average over the corruptions, **{html.escape(first)}** keeps {means[first]:.2f} of its similarity to the "
+        "clean image"
+        + "".join(f", **{html.escape(name)}** keeps {means[name]:.2f}" for name in others)
         + f". {html.escape(first)} keeps most under {best} ({shares[best]:.2f}) and least under {worst} "
         f"({shares[worst]:.2f})."
     )
+    best_other = max((means[name] for name in others), default=None)
+    if best_other is not None and means[first] < best_other + CLEARLY:
+        text += f" **{html.escape(first)}** is not more robust than the other."
     below = list(shares[shares < 0].sort_values().index)
     if below:
         text += f" Under {', '.join(below)}, the image is less similar to the clean one than other images are."
@@ -320,11 +325,10 @@ def chart_of(table: pd.DataFrame, title: str) -> Figure:
         axis.tick_params(labelbottom=True, labelleft=True)
         for level in (0, 1):
             axis.axhline(level, color="0.6", linewidth=0.8)
-    for axis in grid[-1]:
         axis.set_xlabel("severity")
-    figure.supylabel("kept share")
+    figure.supylabel("kept similarity")
     figure.suptitle(f"{title}\n{CAPTION}")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

@@ -43,6 +43,8 @@ class Finding(NamedTuple):
     """Weights of a linear layer for `TRAINED`, `UNTRAINED` and `PIXELS`, followed by its bias."""
     areas: dict[str, float]
     """Probability that a patch of a tree has a higher score than a patch of ground: mean over the test images."""
+    leads: dict[str, list[float]]
+    """For each control, the bounds of the 95% interval over the test images of the trained ViT's lead."""
     num_images: int
     boxes: list[list[int]]
     """Boxes of the trees in the shown image, `[left, top, right, bottom]` in pixels."""
@@ -175,6 +177,8 @@ def fit(models: Models, sample: Path) -> dict[str, torch.Tensor]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    from scipy.stats import ttest_rel  # not needed by the page
+
     (sample,) = map(Path, sys.argv[1:] if argv is None else argv)
     models = Models(str(PACKED))
     probes, rows = fit(models, sample), held_out_rows(sample)
@@ -187,10 +191,13 @@ def main(argv: list[str] | None = None) -> int:
     file, _, boxes = rows[shown]
     inside = boxes[(boxes[:, 2:] > 0).all(1) & (boxes[:, :2] < SIDE).all(1)]
     facts = {"areas": {name: round(float(np.mean(one)), 4) for name, one in areas.items()}, "num_images": len(rows)}
+    leads = {name: ttest_rel(areas[TRAINED], areas[name]).confidence_interval() for name in (UNTRAINED, PIXELS)}
+    facts |= {"leads": {name: [round(float(bound), 4) for bound in one] for name, one in leads.items()}}
     facts |= {"boxes": inside.tolist(), "checksum": checksum(models)}
     save_file(probes, FILE, {"finding": json.dumps(facts)})
     IMAGE.write_bytes(file)
     draw_thumbnail(*pictures_of(models, read_finding(models))).save(FILE.parents[1] / "thumbnail.jpg", quality=85)
+    print(facts["leads"])
     print(*(f"{name}: {np.mean(one):.4f} (image shown: {one[shown]:.4f})" for name, one in areas.items()), sep="\n")
     return 0
 

@@ -86,12 +86,14 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         progress: gr.Progress = PROGRESS,
     ) -> Iterator[tuple]:
         """Yield the answers with all and with the kept tokens, then the savings, then answers at other drop ratios."""
-        results, (full, rgb) = [None] * 8, opened(models, path, model)
+        results, (full, rgb), answers = [None] * 8, opened(models, path, model), []
         for index, ratio in enumerate((0.0, drop_ratio)):
             with turn(progress):
                 progress((index, 2), desc=f"Answering at a drop ratio of {ratio:g}")
                 found = explain(full, rgb, question or "", ratio, int(seed or 0), MAX_NEW_TOKENS)
-            results[2 * index : 2 * index + 2] = in_words(name_of(path), found), found.picture
+            answers.append(found.text)
+            change = f" The answer {'stays' if answers[0] == found.text else 'changes'}." if index else ""
+            results[2 * index : 2 * index + 2] = in_words(name_of(path), found) + change, found.picture
             yield tuple(results)
         results[4:6] = savings(models, path, model, question, drop_ratio, seed, progress)
         yield tuple(results)
@@ -334,7 +336,7 @@ def in_words(name: str, explained: Explained) -> str:
     return (
         f"{name}: {explained.text or '(no answer)'}, probability {explained.probability:.3g}, from "
         f"{explained.num_visual_tokens} visual tokens in a sequence of {explained.sequence_length}; "
-        f"{explained.share:.0%} of its attention goes to them"
+        f"{explained.share:.0%} of its attention goes to them."
     )
 
 

@@ -233,7 +233,7 @@ def test_chart_spans_all_values_and_severities():
 
 def test_summary_describes_the_numbers():
     words = summary_of(results())
-    assert "**vit** keeps a share of -0.30" in words and "**random** is 0.53" in words
+    assert "**vit** keeps -0.30" in words and "**random** keeps 0.53" in words and "not more robust" in words
     assert "most under blur (0.30) and least under haze (-0.90)" in words
     assert "Under haze, the image is less similar" in words
 
