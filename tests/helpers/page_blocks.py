@@ -59,6 +59,7 @@ ONLY_PARSED = {
 SLOW = (
     "vitp adapt",
     "vitp pretrain --vision_model",
+    "vitp pretrain --config my_recipe.yaml --color_jitter",
     "vitp finetune_detection --detector",
     "vitp finetune_segmentation --config sen1floods11",
     "vitp finetune_classification --config eurosat",
