@@ -142,7 +142,7 @@ def test_dry_run_prints_memory_and_hours(tmp_path, capsys):
 def test_dry_run_needs_neither_data_nor_backbone(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(INTERNVL2_5_1B, "vision_config", VISION)
-    device = ["--neck", "pyramid", "--plan_device", "0.5GiB,10TFLOP/s"]
+    device = ["--neck", "pyramid", "--backbone", "{}", "--plan_device", "0.5GiB,10TFLOP/s"]
     text, rows = planned(capsys, finetune_detection, "--config", "ssdd", *device)
     assert "the shape of ViTP's ViT is assumed" in text and "the number of steps is unknown" in text
     assert "Nothing leaves 10%" in text and rows["GiB:"][-1] == "hours of 1,000 steps"
