@@ -253,18 +253,22 @@ def test_every_handler_of_the_page_runs_on_zerogpu(zero_gpu, tmp_path, monkeypat
     config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)
     ViTPForSemanticSegmentation(config).save_pretrained(tmp_path / "maps")
     ViTPSegmentationImageProcessor().save_pretrained(tmp_path / "maps")
-    picture(64, 48).save(tmp_path / "image.png")
+    picture(64, 64).save(tmp_path / "image.png")
     app = build_app(Models(TINY, fine_tuned=[str(tmp_path / "maps")]))
     assert not {"show", "show_tokens", "visual_tokens", "about", "about_model"} & set(zero_gpu.names)
 
+    shown = next(one for one in app.blocks.values() if getattr(one, "elem_id", None) == "backbone_picture")
+    click = gr.EventData(shown, {"index": [1, 1], "value": None})
+
     def value_of(component):
-        if component.label == "Question":
+        if component.label == "Question" or component.elem_id == "ask-examples":
             return "How many trees?"
         return str(tmp_path / "image.png") if isinstance(component, gr.File) else component.value
 
     for function in app.fns.values():
         if inspect.isasyncgenfunction(function.fn):
-            arguments = special_args(function.fn, [value_of(component) for component in function.inputs])[0]
+            values = [value_of(component) for component in function.inputs]
+            arguments = special_args(function.fn, values, event_data=click)[0]
             assert steps_of(function.fn, *arguments), function.name
     assert set(zero_gpu.called) == set(zero_gpu.names)
 
