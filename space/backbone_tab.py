@@ -111,21 +111,21 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                     0, 100, 50, step=0.1, label="Point, or arrow keys on a map: % from the left", elem_id="point_x"
                 )
                 y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
+            opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
+            is_smooth = gr.Checkbox(
+                label="Smooth between patches", info="The values are interpolated (bicubic).", elem_id="smooth"
+            )
+            with Image.open(EXAMPLES[CROWNS]) as example:
+                whole = max(example.size) // max(start.patch)  # patches of the example at its own size
+            resolution = slider(
+                MIN_RESOLUTION,
+                MAX_RESOLUTION,
+                min(max(start.native, whole), MAX_RESOLUTION),
+                step=1,
+                label="Resolution: patches along the longer side",
+                elem_id="resolution",
+            )
             with gr.Accordion("More settings", open=False, elem_classes="more"):
-                opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
-                is_smooth = gr.Checkbox(
-                    label="Smooth between patches", info="The values are interpolated (bicubic).", elem_id="smooth"
-                )
-                with Image.open(EXAMPLES[CROWNS]) as example:
-                    whole = max(example.size) // max(start.patch)  # patches of the example at its own size
-                resolution = slider(
-                    MIN_RESOLUTION,
-                    MAX_RESOLUTION,
-                    min(max(start.native, whole), MAX_RESOLUTION),
-                    step=1,
-                    label="Resolution: patches along the longer side",
-                    elem_id="resolution",
-                )
                 first = gr.Dropdown(
                     models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
                 )

@@ -43,7 +43,6 @@ ONLY_PARSED = {
     "vitp benchmark_detection --shapes": "the command before, in other sizes",
     "vitp benchmark_growth --sides": "the command before, in other sizes",
     "vitp benchmark_peers": "tests/recipes/benchmarks/test_comparison.py runs it",
-    "vitp adapt --data my_coco": "tests/adaptation/test_adapt.py runs it; the page's Python too",
     "vitp experiment": "hours",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
     "vitp space": "it serves until it is stopped",
@@ -58,6 +57,7 @@ ONLY_PARSED = {
 }
 # Commands that run in slow tests only; otherwise their arguments are parsed.
 SLOW = (
+    "vitp adapt",
     "vitp pretrain --vision_model",
     "vitp pretrain --config my_recipe.yaml --color_jitter",
     "vitp finetune_detection --detector",
