@@ -106,8 +106,9 @@ def test_dense_graph_has_the_logits(tmp_path, name, neck):
 
 
 @pytest.mark.slow
-def test_detection_graph_has_the_detections(tmp_path):
-    model = write_model(tmp_path / "model", "instances", "adapter")
+@pytest.mark.parametrize(("name", "neck"), [("boxes", "pyramid"), ("instances", "adapter")])
+def test_detection_graph_has_the_detections(tmp_path, name, neck):
+    model = write_model(tmp_path / "model", name, neck)
     onnx.export_onnx(tmp_path / "model", tmp_path / "a.onnx")
     for size in LARGER_SIZES:
         found, images = run_graph(tmp_path / "a.onnx", size, 1)

@@ -66,7 +66,7 @@ class Alive(TorchDispatchMode):
     [(0.75, 0, 2), (0.0, 0, 2), (0.75, 1, 2), (0.0, 1, 2), (0.0, 2, 2), (0.0, 0, 1), (0.0, 1, 1)],
 )
 def test_bf16_training_memory_equals_estimate(tmp_path, ratio, every, batches):
-    """The error is at most 12%, or a sixth with one batch, whose gradients replace its activations."""
+    """The error is at most a tenth, or a sixth with one batch, whose gradients replace its activations."""
     tokenizer = build_tokenizer(["How many trees? There are 12 trees."], 400)
     model, processor = build_model(tokenizer, VISION, TEXT, {"max_patches": COLUMNS * ROWS})
     rows = [sized_row(index, [(COLUMNS * SIDE, ROWS * SIDE)]) for index in range(4)]
@@ -97,4 +97,4 @@ def test_bf16_training_memory_equals_estimate(tmp_path, ratio, every, batches):
     cost = step_cost(model.config, shape, every)
     assert tiles == COLUMNS * ROWS + 1
     print(f"r = {ratio}, one layer of {every}, {batches} batches: {cost.memory / alive.most:.3f}")
-    assert 0.88 < cost.memory / alive.most < (1.1 if batches > 1 else 1.2)
+    assert 0.9 < cost.memory / alive.most < (1.1 if batches > 1 else 1.2)

@@ -462,7 +462,9 @@ print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {every})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ratio", "tiles", "every"), [("0", 7, 0), ("0.75", 12, 1), ("0", 12, 2)])
+@pytest.mark.parametrize(
+    ("ratio", "tiles", "every"), [("0.75", 7, 0), ("0", 7, 0), ("0", 12, 0), ("0.75", 12, 1), ("0", 12, 2)]
+)
 def test_peak_memory_equals_measurement(ratio, tiles, every):
     from modeling_vitp.recipes.benchmarks.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
 
