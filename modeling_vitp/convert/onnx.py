@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 import transformers
 from torch import nn
+from torch._decomp import decomposition_table
 from torch.export import Dim, ExportedProgram
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 
@@ -109,6 +110,14 @@ def onnx_nms_by_label(boxes, scores, iou_threshold: float, labels):
     return op.Gather(kept, order)
 
 
+def shape_samples(features: torch.Tensor, grid: torch.Tensor, *options) -> torch.Tensor:
+    """Return an empty tensor of the shape of `grid_sampler_2d`, without the hundred operators of its own rule."""
+    return features.new_empty(*features.shape[:2], *grid.shape[1:3])
+
+
+SHAPE_RULES = {torch.ops.aten.grid_sampler_2d.default: shape_samples}
+
+
 def pool_adaptively(features: torch.Tensor, cells: int) -> torch.Tensor:
     """Pool maps to `(…, cells, cells)` as `adaptive_avg_pool2d` does, by a matrix product for each direction."""
     for _ in range(2):
@@ -150,6 +159,8 @@ def any_size() -> Iterator[None]:
         mock.patch.object(torch.Tensor, "chunk", chunk),
         mock.patch.object(detection_boxes, "len", length, create=True),
         detectors,
+        mock.patch.dict(decomposition_table, SHAPE_RULES),
+        torch._dynamo.config.patch(fake_tensor_cache_enabled=False),  # It costs more than it saves.
     ):
         yield
 
@@ -253,14 +264,18 @@ def export_onnx(
     if not file.parent.is_dir():
         raise FileNotFoundError(2, "the folder of the output file does not exist", str(file.parent))
     import onnxruntime
-    import onnxscript  # noqa: F401  (fails early; torch imports it after tracing)
+    from onnxscript import ir, rewriter
 
     opened = open_model(model)
     metadata, graph = describe_inputs(model, opened), Graph(opened).eval()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         written = Path(folder) / file.name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about torch's own code
+        with (
+            warnings.catch_warnings(action="ignore"),  # about torch's own code
+            mock.patch.dict(decomposition_table, SHAPE_RULES),
+            # It compares each node with all others, and no graph has its pattern.
+            mock.patch.object(rewriter.rules.common.slice_split_rule, "try_rewrite", return_value=None),
+        ):
             program = torch.onnx.export(
                 export_program(opened),
                 input_names=graph.inputs,
@@ -269,6 +284,7 @@ def export_onnx(
                 dynamo=True,
                 verbose=False,
             )
+            ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # stack traces, with paths of this machine
             program.model.metadata_props.update(metadata)
             program.save(written)
         session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 import torch
+from onnxscript import ir
 from tiny_models import VISION, adapter_config
 from transformers import AutoModel
 
@@ -111,8 +112,7 @@ def other_graph(exported, monkeypatch):
     """Replace the export of any model by the graph of another one."""
     graph = exported.folder / "graphs/vit.onnx"
     monkeypatch.setattr(onnx, "export_program", lambda model: None)
-    model = SimpleNamespace(metadata_props={})
-    written = SimpleNamespace(model=model, save=lambda file: shutil.copyfile(graph, file))
+    written = SimpleNamespace(model=ir.load(graph), save=lambda file: shutil.copyfile(graph, file))
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: written)
 
 
