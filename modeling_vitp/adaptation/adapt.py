@@ -17,9 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from datasets import Image as ImageFeature
+from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import AutoModel, PreTrainedConfig, set_seed
 from trl import ModelConfig
@@ -41,16 +43,16 @@ from ..modeling_vitp_backbone import open_vit_config
 from ..training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from ..training.checkpointing import FolderLock, last_checkpoint, write_whole
 from ..training.command_line import load_class, parse
-from ..training.loading import image_processor_of, tiling
+from ..training.loading import image_processor_of, tiling, vision_config_of
 from ..training.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
-from ..training.plan import config_of_start, pretraining_operations, work_of
+from ..training.plan import config_of_start, pretraining_operations, print_plan, work_of
 from ..training.results import no_library_bars
 from ..training.vitp_config import ViTPTrainingConfig
 from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
 from .bundle import change_texts, write_bundle
 from .comparison import Comparison, fine_tuning_settings
-from .labels import read_labels
+from .labels import read_labels, write_list
 from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine, median_size
 from .report import AdaptationReport
 from .runs import describe_seconds, run_command, run_training, write_config
@@ -58,6 +60,7 @@ from .runs import describe_seconds, run_command, run_training, write_config
 logger = logging.getLogger(__name__)
 EARLY = 0.1  # share of the steps after which the backbone is compared with its start
 QUESTIONS = 200  # most questions of the control with other images
+PROBED = 1000  # most images of a split whose patch tokens are probed; those of DINOv2-B take 4 MB an image
 LARGE, WINDOW, OVERLAP = 1536, 1024, 200  # sides in pixels: of images that are cut into windows, and of these windows
 ANNOTATIONS = {"classification": "classes", "segmentation": "masks", "detection": "boxes"}
 MEASURED_STEPS = (2, 5)  # steps of the two runs whose difference in time gives the time of a step
@@ -89,7 +92,7 @@ def adapt(
     A second call with the same arguments goes on where the first was stopped, or returns its report.
 
     Args:
-        data: folder of labeled images, see [`~modeling_vitp.adaptation.labels.read_labels`].
+        data: folder of labeled images, or a configuration, see [`~modeling_vitp.adaptation.labels.read_labels`].
         start: folder or Hub id of the ViT, or of a vision-language model.
         baselines: `"start"`, `"random"`, `"mae"`, and folders or Hub ids of ViTs.
         budget: time for the whole, such as `"24h"`.
@@ -188,7 +191,7 @@ class Adaptation:
         if path.is_file() and "plan" not in self.progress.parts:
             recorded = json.loads(path.read_text())
             if recorded != settings and recorded.keys() == settings.keys():
-                for name in ("splits", "instructions", "validation", "plan", "start"):
+                for name in ("splits", "instructions", "validation", "plan", "start", "random"):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
                 path.unlink()
                 self.progress.path.unlink(missing_ok=True)
@@ -231,6 +234,8 @@ class Adaptation:
             words += ["--names", path]
         if subject == "objects" and max(median_size(labels.images[split])) > LARGE:
             words += ["--window", WINDOW, "--overlap", OVERLAP]
+        if labels.data.get("bad_objects") == "skip":
+            words += ["--on_error", "skip"]
         if split == "train" and subject in ("objects", "regions") and all(map(has_8_bits, labels.images[split])):
             words += ["--collages", 1]
         run_command("make_instructions", list(map(str, words)), self.log)
@@ -380,7 +385,24 @@ class Adaptation:
             + f" Pretraining and fine-tuning take about {needed} of {plan['budget']}."
             * bool(plan["planned_seconds"])
         )
+        if args.dry_run and "plan_device" in args.pretraining:
+            self.print_estimates(plan)
         return plan
+
+    def print_estimates(self, plan: dict[str, Any]) -> None:
+        """Print memory and hours of the pretraining and of a fine-tuning on `plan_device`, from the models' shapes."""
+        args, training_args, model_args = self.parse_pretraining(plan["settings"], plan["steps"])
+        image_processor, _ = self.tiling(args, model_args)
+        print("\nPretraining", end="")
+        summaries = summarize_sources(load_sources(self.instructions), image_processor)
+        print_plan(args, training_args, model_args, summaries, image_processor)
+        print("\nOne fine-tuning. Weights of the start are not needed for its estimate.")
+        path = self.folder / "plan" / "fine_tune.yaml"
+        settings = {"model_name_or_path": self.backbone(RANDOM, plan["seeds"][0]), "output_dir": str(path.parent)}
+        settings |= {"max_steps": plan["fine_tuning_steps"], "plan_device": args.plan_device}
+        write_config(path, self.fine_tuning_settings() | settings)
+        run = importlib.import_module(f"modeling_vitp.recipes.finetune_{self.labels.task}").main
+        run(["--config", str(path), "--dry_run", "true"])
 
     def choose_batch(self) -> dict[str, Any]:
         """Return the number of rows, and the settings of tiles, VRL, batch and checkpointing."""
@@ -402,16 +424,22 @@ class Adaptation:
     def parse_pretraining(
         self, settings: dict[str, Any], steps: int
     ) -> tuple[PretrainArguments, ViTPTrainingConfig, ModelConfig]:
-        """Return the arguments of the pretraining as its command parses them."""
+        """Return the arguments of the pretraining as its command parses them, with folders in place of Hub ids."""
         pretrain = importlib.import_module("modeling_vitp.recipes.pretrain")
         path = self.folder / "plan" / "pretrain.yaml"
         settings = self.pretraining_settings(**settings) | {"max_steps": steps, "output_dir": str(path.parent)}
         write_config(path, settings)
         own = PretrainArguments, VRLArguments, ModelConfig
         try:
-            return parse(["--config", str(path)], pretrain.__doc__, own, pretrain.WHOLE, SFT_MODULES)
+            args, training_args, model_args = parse(
+                ["--config", str(path)], pretrain.__doc__, own, pretrain.WHOLE, SFT_MODULES
+            )
         except WrongArguments as error:
             raise ValueError(f"pretraining: {error} `vitp pretrain --help_all` lists the options.") from error
+        # Shapes are read from folders, and without one those of InternVL2.5 would be assumed.
+        args.vision_model, args.language_model = map(configuration_folder, (args.vision_model, args.language_model))
+        model_args.model_name_or_path = configuration_folder(model_args.model_name_or_path)
+        return args, training_args, model_args
 
     def tiling(self, args: PretrainArguments, model_args: ModelConfig) -> tuple[ViTPImageProcessor, int]:
         """Return the image processor of the start with the tiles of the plan, and the visual tokens of a tile."""
@@ -532,6 +560,7 @@ class Adaptation:
         steps = mae_steps(self.vision_config, batch, operations)
         settings = {"per_device_train_batch_size": batch, "max_steps": steps, "save_steps": max(steps // 10, 1)}
         settings |= {"save_total_limit": 1, "logging_steps": 10, "seed": self.args.seed, "report_to": "none"}
+        settings["watch_samples"] = training_args.watch_samples
         start = self.start or self.backbone(RANDOM, self.args.seed)
         config = MaskedAutoencoderConfig(str(self.folder / "mae"), lr_scheduler_type="cosine", **settings)
         train_masked_autoencoder(start, images, config)
@@ -569,9 +598,16 @@ class Adaptation:
 
     def probe(self, backbones: Sequence[str], split: str, folder: Path) -> list[dict[str, Any]]:
         """Run `vitp probe`, and return the main score of each backbone and probe with its resampled values."""
+        start = self.start
+        size = (
+            self.vision_config
+            if start is None
+            else vision_config_of(start, self.args.pretraining.get("vision_image_size"))
+        )
         settings = {
             "backbones": backbones,
-            "data": self.labels.data,
+            "data": self.probed_data(split),
+            "image_size": pair(size.image_size)[0],  # the same for all, unlike the crops of published image processors
             "annotations": ANNOTATIONS[self.labels.task],
             "test_split": split,
             "intervals": True,
@@ -587,6 +623,19 @@ class Adaptation:
             | {"score": entry["scores"][shown]["mean"], "resampled": entry["resampled"][0]}
             for entry in metrics["results"]
         ]
+
+    def probed_data(self, split: str) -> dict[str, Any]:
+        """Return the setting `data` with at most `PROBED` training images and images of a split, except for classes."""
+        data, labels = self.labels.data, self.labels
+        splits = dict(data["splits"])
+        for name in ("train", split) if labels.task != "classification" else ():
+            images = labels.images[name]
+            if len(images) > PROBED:
+                chosen = np.random.default_rng(self.args.seed).permutation(len(images))[:PROBED]
+                path = self.folder / "splits" / f"{name}_probed.txt"
+                write_list(path, labels.root, [images[index] for index in sorted(chosen)])
+                splits[name] = {**splits[name], "list": str(path.resolve())}
+        return {**data, "splits": splits}
 
     def fine_tuning_settings(self) -> dict[str, Any]:
         """Return the configuration of the fine-tuning: defaults for images of this size, and the given settings."""
@@ -695,6 +744,11 @@ class Adaptation:
         unset = ("dry_run", "force", "seconds")
         config = {name: value for name, value in vars(self.args).items() if value and name not in unset}
         return write_bundle(report, self.folder / "pretraining" / "backbone", fine_tuned, images, self.bundle, config)
+
+
+def configuration_folder(name: str | None) -> str | None:
+    """Return the folder of a model; of a Hub id, the folder of the cache with its configurations."""
+    return name if name is None or Path(name).is_dir() else snapshot_download(name, allow_patterns="*.json")
 
 
 def has_8_bits(path: Path) -> bool:

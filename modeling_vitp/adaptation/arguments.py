@@ -17,6 +17,8 @@ CHOSEN = {
         "seed": "seeds",
         "max_steps": "fine_tuning_steps",
         "learning_rate": "learning_rates",
+        "train_splits": "data",
+        "test_split": "data",
         "model_name_or_path": "start",
     },
 }
@@ -55,7 +57,8 @@ class AdaptArguments(Arguments):
     data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of labeled images: COCO, VOC, DOTA, YOLO, GeoJSON, masks, or one folder for each class."
+            "help": "Folder of labeled images: COCO, VOC, DOTA, YOLO, GeoJSON, masks, or one folder for each class. Or "
+            "a configuration of finetune_detection, such as rsar, whose task and data are used."
         },
     )
     start: str | None = field(

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from ..classification.data import ClassificationData
-from ..command.paths import read_yaml
+from ..command.paths import config_of_data, read_yaml
 from ..dense.data import DenseData
 from ..detection.annotations import FORMATS
 from ..detection.data import DetectionData
@@ -79,7 +79,8 @@ def read_labels(
     read and checked.
 
     Args:
-        root: folder of the images and labels, in a layout of `make_instructions`: boxes, masks or class folders.
+        root: folder of the images and labels, in a layout of `make_instructions`: boxes, masks or class folders; or a
+            configuration of `vitp finetune_detection`, whose `task` and `data` are used.
         folder: folder for the lists of the splits. If it has lists of the same images, their splits are kept.
         task: task, or for boxes also `"horizontal"`, `"oriented"` or `"instances"`. Default: the task of the layout,
             with oriented boxes for DOTA and horizontal boxes for other formats.
@@ -90,12 +91,24 @@ def read_labels(
         ValueError: If no labels are found, a file is invalid, there are too few classes, images or scenes, two given
             splits share an image, or the lists in `folder` are of other images.
     """
-    root, folder = Path(root).resolve(), Path(folder).resolve()
+    folder, config = Path(folder).resolve(), config_of_data(root)
+    described = None if config is None else labels_of_config(config, folder)
+    root = Path(root).resolve() if described is None else described.root
     if folder.is_relative_to(root):  # its files would be read as images and labels
         raise ValueError(f"Expected a folder outside of the labels {root}, got {folder}. Set another folder.")
-    task, name, settings = choose_task(root, task)
-    layout = LAYOUTS[name](root, {"0": None})
-    data = infer_data(root, task, layout)
+    if described is None:
+        task, name, settings = choose_task(root, task)
+        layout = LAYOUTS[name](root, {"0": None})
+        data = infer_data(root, task, layout)
+    else:
+        settings, data = {"task": described.settings["task"]}, described.data
+        if task not in (None, described.task, settings["task"]):
+            raise ValueError(f"Expected the task {settings['task']!r} of {config}, got {task!r}.")
+        if not root.is_dir():
+            raise ValueError(f"Folder {root} of the labels not found: {config} expects the images and labels there.")
+        task, name = described.task, described.layout
+        layout = LAYOUTS[name](root, {"0": None})
+        data = data | {"splits": {split: data["splits"][split] for split in SPLITS if split in data["splits"]}}
     given = {split: labels_of(task, data, split, settings) for split in data["splits"]}
     pool, missing = given["train"], [split for split in SPLITS if split not in given]
     if task == "classification":

@@ -38,7 +38,7 @@ def check_paths(arguments: Sequence[object]) -> None:
     Raises:
         WrongPath: if a value looks like a folder that does not exist (the message names the nearest one), is the
             folder of an unfinished run, is a file instead of a model, or is in the place of another argument.
-        ConnectionError: if a value is a Hub id, the command is not a dry run, and the Hub does not answer.
+        ConnectionError: if a value is a Hub id that the command opens, and the Hub does not answer.
     """
     ids, is_dry_run = [], any(getattr(item, "dry_run", False) for item in arguments)
     for item in arguments:
@@ -61,9 +61,9 @@ def check_paths(arguments: Sequence[object]) -> None:
                 elif looks_like_path(path) or (name == "dataset_name" and hint_nearest(Path(path))):
                     more = "" if "/" in path else " The Hub is searched for NAMESPACE/NAME."
                     raise WrongPath(f"{name}={not_there(path)}{more}")
-                else:
+                elif not is_dry_run or name == "start":  # whose shape a plan of `adapt` needs
                     ids.append((name, path))
-    if ids and not is_dry_run:
+    if ids:
         # The environment decides, except that a program may connect its clients to another Hub.
         for name, path in ids if is_offline() and constants.HF_HUB_OFFLINE else ():
             cached = Path(constants.HF_HUB_CACHE, f"models--{path.split('@')[0].replace('/', '--')}")
@@ -205,6 +205,14 @@ def find_config(name: str) -> Path:
     found = " or ".join(repr(near.get(match, match)) for match in matches)
     hint = f"did you mean {found}?" if found else "pass a YAML file, or a name of recipes/configs."
     raise WrongPath(f"configuration {name!r} not found, as a file or in the package: {hint}")
+
+
+def config_of_data(data: str | Path) -> Path | None:
+    """Return the configuration that `data` names, or `None` if `data` is a folder or not found."""
+    try:
+        return None if Path(data).is_dir() else find_config(str(data))
+    except WrongPath:
+        return None
 
 
 def find_task(name: str) -> str:

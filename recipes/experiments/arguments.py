@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-from modeling_vitp.command.errors import WrongPath
-from modeling_vitp.command.paths import find_config, read_yaml
+from modeling_vitp.command.paths import config_of_data, find_config, read_yaml
 from modeling_vitp.training.arguments import Arguments, check_type, check_within
 
 OBJECTIVES = ("none", "mae", "masks")  # of the control of the task
@@ -50,10 +49,7 @@ class FinetuningPlan(Arguments):
     @property
     def config(self) -> Path | None:
         """Configuration that `data` names, or `None` for a folder."""
-        try:
-            return None if Path(self.data).is_dir() else find_config(self.data)
-        except WrongPath:
-            return None
+        return config_of_data(self.data)
 
 
 @dataclass
@@ -124,6 +120,12 @@ class ExperimentArguments(Arguments):
         default_factory=list,
         metadata={"help": "Severities for probes under the twelve corruptions. Default: no corruptions."},
     )
+    probe_color_jitter: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of color_jitter for the training views of further probes. Default: no further probes."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -131,6 +133,14 @@ class ExperimentArguments(Arguments):
             plan = TreeFinetuningPlan if "held_out_scene" in self.finetuning else FinetuningPlan
             check_keys("finetuning", self.finetuning, plan)
             self.finetuning = plan(**self.finetuning)
+        if self.probe_color_jitter is not None:
+            from modeling_vitp.images.pixels import ColorJitter
+
+            check_keys("probe_color_jitter", self.probe_color_jitter, ColorJitter)
+            try:
+                ColorJitter(**self.probe_color_jitter)
+            except ValueError as error:
+                raise ValueError(f"probe_color_jitter: {error}") from error
         self.base = str(find_config(self.base))
         for name in ("seeds", "arms", "measures"):
             if not getattr(self, name):
@@ -170,7 +180,8 @@ class ExperimentArguments(Arguments):
         """True if runs need training or scores of the task beside the pretraining."""
         of_task = {"objective", "label_share"} & {name for settings in self.arms.values() for name in settings or {}}
         of_trees = isinstance(self.finetuning, TreeFinetuningPlan)
-        return bool(of_task or of_trees or self.probe_label_shares or self.corruption_severities)
+        probes = self.probe_label_shares, self.corruption_severities, self.probe_color_jitter is not None
+        return bool(of_task or of_trees or any(probes))
 
 
 def slug(arm: str) -> str:

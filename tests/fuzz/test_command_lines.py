@@ -108,7 +108,7 @@ def data_kind(config):
 def test_malformed_data_settings_are_named(kind):
     rng = random.Random(2)
     configs = [yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))]
-    configs = [config for config in configs if isinstance(config, dict) and "data" in config]
+    configs = [config for config in configs if isinstance(config, dict) and isinstance(config.get("data"), dict)]
     good = [config["data"] for config in configs if data_kind(config) == kind]
     good = [data for data in good if "dataset_name" not in data]  # Such data would be searched on the Hub.
     assert good

@@ -44,6 +44,8 @@ ONLY_PARSED = {
     "vitp benchmark_growth --sides": "the command before, in other sizes",
     "vitp benchmark_peers": "tests/recipes/benchmarks/test_comparison.py runs it",
     "vitp experiment": "hours",
+    "vitp adapt --config adapt_rsar": "tests/adaptation/test_configs.py, in small",
+    "vitp convert OpenGVLab/InternViT": "tests/convert/test_checkpoint.py, in small",
     "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
     "vitp space": "it serves until it is stopped",
     "vitp pretrain --config quickstart": "tests/recipes/test_quickstart.py runs it",

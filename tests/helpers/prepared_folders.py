@@ -149,6 +149,33 @@ def write_covid_qu_ex(root: Path) -> Path:
     return folder
 
 
+def write_rsar(root: Path) -> Path:
+    """Write RSAR: `RSAR/{train,val,test}/{images,annfiles}`, images of three file types and a text file for each.
+
+    A line has four corners, one of the six classes and a difficulty. Names are numbers that each split counts anew, and
+    a training image has a box without an area.
+    Source: data paths, file types and class order of the release's configuration for RSAR.
+    """
+    folder, classes = root / "RSAR", ["ship", "aircraft", "car", "tank", "bridge", "harbor"]
+    for offset, (split, count) in enumerate({"train": 12, "val": 4, "test": 4}.items()):
+        (folder / split / "annfiles").mkdir(parents=True)
+        (folder / split / "images").mkdir()
+        for index in range(count):
+            random = np.random.default_rng([offset, index])
+            coarse = Image.fromarray(random.integers(0, 256, (12, 12), dtype=np.uint8))
+            name, suffix = f"{index + 1:07d}", (".jpg", ".png", ".bmp")[index % 3]
+            coarse.resize((72, 72), Image.Resampling.BICUBIC).convert("RGB").save(
+                folder / split / "images" / f"{name}{suffix}"
+            )
+            lines = []
+            for label in (classes[(index + 2 * offset) % 6], classes[(index + 2 * offset + 1) % 6]):
+                (x, y), half = random.uniform(24, 48, 2), random.uniform(6, 12)
+                lines.append(f"{x} {y - half} {x + half} {y} {x} {y + half} {x - half} {y} {label} 0")
+            lines += ["20 20 20 20 20 20 20 20 ship 0"] * (split == "train" and index == 0)
+            (folder / split / "annfiles" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def write_released_annotations(root: Path) -> Path:
     """Write annotations of two sources with their meta file, and return the path of the meta file.
 

@@ -426,6 +426,8 @@ class Yolo(Layout):
 class Dota(Pairs):
     """DOTA text: `SPLIT/images/NAME.png` with `SPLIT/labelTxt/NAME.txt` (or `images/SPLIT`, `labelTxt/SPLIT`).
 
+    The folder of the labels may also be `annfiles`, as in RSAR.
+
     A line has the four corners of an oriented box, a class and, optionally, whether the object is difficult. Answers
     contain the axis-aligned box around the corners, clipped to the image. Sizes are also compared by the oriented area.
     """
@@ -444,7 +446,7 @@ class Dota(Pairs):
         base = self.root if where.is_relative_to(self.root) else where
 
         def image_id(path: Path) -> str:
-            folders = path.relative_to(base).parent.parts
+            folders = (folder for folder in path.relative_to(base).parent.parts if folder.lower() != "annfiles")
             return "/".join((*(folder for folder in folders if "label" not in folder.lower()), path.stem))
 
         return files_by_key(where, ".txt", image_id, within="label")
