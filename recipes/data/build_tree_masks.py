@@ -17,6 +17,7 @@ from datasets import Dataset, Image, load_dataset
 from PIL import Image as PILImage
 
 from modeling_vitp.instructions.boxes import Box, box_area, clip
+from modeling_vitp.instructions.rows import image_size
 
 GROUND, TREE, UNKNOWN = 0, 1, 255
 REACH = 32  # half of the 90th percentile of the box sides
@@ -25,7 +26,8 @@ SAMPLE = Path(__file__).parent / "aerial_trees"
 
 def row_boxes(rows: Dataset) -> list[tuple[str, Box]]:
     """Return the scene of each row and the box of the row in the scene."""
-    sizes = [image.size for image in rows["image"]]
+    images = rows.cast_column("image", Image(decode=False))["image"]  # only their headers are read
+    sizes = [image_size(image)[::-1] for image in images]
     return [
         (scene, (left, top, left + width, top + height))
         for scene, left, top, (width, height) in zip(rows["scene"], rows["left"], rows["top"], sizes)

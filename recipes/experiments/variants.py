@@ -243,8 +243,9 @@ def scores_of(metrics: Mapping) -> dict[tuple[int, str], dict[str, float]]:
 
 def plan_of(args: ExperimentArguments) -> dict[str, Any]:
     """Return the plan of an experiment for its `plan.json`."""
-    names = "claim against base arms control measures finetuning probe_label_shares corruption_severities"
-    plan = {name: getattr(args, name) for name in names.split()}
+    probes = "probe_label_shares", "corruption_severities", "probe_color_jitter"
+    names = "claim", "against", "base", "arms", "control", "measures", "finetuning", *probes
+    plan = {name: getattr(args, name) for name in names}
     plan["base"] = Path(args.base).stem  # The path may differ; the settings are compared for each run.
     plan = {name: vars(value) if is_dataclass(value) else value for name, value in plan.items()}
     return {name: value for name, value in plan.items() if value}

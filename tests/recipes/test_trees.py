@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paths import AERIAL_TREES
 from PIL import Image
 
+from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.instructions.boxes import iou
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.recipes.data.build_tree_masks import (
@@ -317,7 +318,7 @@ def test_transform_depends_on_generator_alone(aerial_trees):
 
 def test_the_mix_of_tasks_can_be_set(aerial_trees):
     """Shares of 0, a single kind, and invalid shares and kinds are tested."""
-    rows = aerial_trees["train"].select(range(2))
+    rows = aerial_trees["train"].select([0])
     row = rows[0]
     kinds = dict.fromkeys(instructions.KINDS, 0.0) | {"presence": 1.0}
     transform = instructions.TreeInstructions(rows, collage_share=0, map_share=0, kinds=kinds)
@@ -502,6 +503,23 @@ def test_answers_are_asked_for_without_dropping(aerial_trees, monkeypatch, model
     assert len(answers) == 3
     assert all("visual_token_indices" not in inputs for inputs in seen)
     assert torch.is_grad_enabled()
+
+
+def test_colors_of_probe_views_change_and_masks_stay(aerial_trees, tmp_path):
+    rows = aerial_trees["train"].select([0])
+    for name, jitter in (("plain", None), ("same", ColorJitter(0, 0, 0, 0)), ("gray", ColorJitter(0, 0, 0, 1.0))):
+        evaluation.write_views(rows, tmp_path / name, 3, jitter)
+    images = sorted(path.name for path in (tmp_path / "plain" / "images").iterdir())
+    assert len(images) == evaluation.PROBE_VIEWS
+    for image in images:
+        plain, same, gray = (
+            np.array(Image.open(tmp_path / name / "images" / image)) for name in ("plain", "same", "gray")
+        )
+        assert np.array_equal(same, plain)
+        assert (gray == gray[..., :1]).all()
+        assert np.abs(gray[..., 0] - plain.mean(-1)).max() <= 1
+        masks = [(tmp_path / name / "masks" / image).read_bytes() for name in ("plain", "gray")]
+        assert masks[0] == masks[1]
 
 
 def test_label_subset_has_share_of_windows_and_trees(aerial_trees):

@@ -162,6 +162,8 @@ MEANINGLESS = [
     (ProbeArguments, PROBE, {"pooling": "max"}),
     (ExperimentArguments, EXPERIMENT, {"probe_label_shares": [0.0]}),
     (ExperimentArguments, EXPERIMENT, {"corruption_severities": [6]}),
+    (ExperimentArguments, EXPERIMENT, {"probe_color_jitter": {"gain": 2}}),
+    (ExperimentArguments, EXPERIMENT, {"probe_color_jitter": {"hue": 0.1}}),
     (ExperimentArguments, EXPERIMENT, {"control": "none"}),
     (TreeFinetuningPlan, FINETUNING, {"label_shares": [0.0]}),
     (TreeFinetuningPlan, FINETUNING, {"layer_decays": [1.5]}),

@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from modeling_vitp.adaptation.runs import remove_weights, run_training
 from modeling_vitp.command.paths import find_config, find_data, read_yaml
+from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.gains import DEPTHS
 from modeling_vitp.probing.segmentation import SegmentationProbe, probe_robustness
@@ -21,7 +22,7 @@ from modeling_vitp.recipes.data.build_tree_masks import row_boxes, write_test, w
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, TreeFinetuningPlan, slug
 from modeling_vitp.recipes.experiments.variants import Experiment, claimed, key, progress_of
 
-from .evaluation import PROBE_VIEWS, SCORED, write_probe_data
+from .evaluation import PROBE_VIEWS, SCORED, probe_backbone, write_probe_data
 
 logger = logging.getLogger(__name__)
 SCORE = "test_iou/tree"
@@ -52,6 +53,10 @@ class Downstream:
         if args.corruption_severities:
             name = "_".join(["corruptions", *map(str, args.corruption_severities)])
             found["corruptions"] = progress_of(folder).result(name, lambda: self.corruptions(folder, seed))
+        if args.probe_color_jitter is not None:
+            jitter = ColorJitter(**args.probe_color_jitter)
+            probe = partial(probe_backbone, self.splits, folder, seed, "cpu", jitter)
+            found["color_probe"] = progress_of(folder).result(f"color_probe_{jitter}", probe)
         return found
 
     def fine_tune_all(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict:

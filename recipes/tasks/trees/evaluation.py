@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 from transformers import set_seed
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.cards.sections import table
 from modeling_vitp.dense.data import DenseData
+from modeling_vitp.images.pixels import IMAGE_PROCESSOR, ColorJitter, to_pixels
 from modeling_vitp.instructions.boxes import Box
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.probing.gains import gains_table, load_backbones, measure_gains
@@ -94,11 +96,22 @@ def evaluate(
     return metrics | gate(metrics["test"]) | {"headline_metrics": HEADLINE_METRICS, "summary": summary}
 
 
-def probe_backbone(datasets: DatasetDict, output_dir: Path, seed: int, device: str | torch.device) -> dict[str, dict]:
-    """Probe `backbone` in the folder of a run and its controls; write pictures and return scores by split."""
-    data = write_probe_data(datasets, output_dir / "probe" / "data", seed)
+def probe_backbone(
+    datasets: DatasetDict, output_dir: Path, seed: int, device: str | torch.device, jitter: ColorJitter | None = None
+) -> dict[str, dict]:
+    """Probe `backbone` in the folder of a run and its controls; write pictures and return scores by split.
+
+    Args:
+        datasets: splits of the task.
+        output_dir: folder of the run.
+        seed: seed of the training views and of the random weights.
+        device: device of the backbones.
+        jitter: change of the colors of the training views. Default: their brightness and contrast alone.
+    """
+    folder = output_dir / ("probe" if jitter is None else "color_probe")
+    data = write_probe_data(datasets, folder / "data", seed, jitter)
     backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
-    return measure_gains(data, "train", *SCORED, backbones=backbones, folder=output_dir / "probe")
+    return measure_gains(data, "train", *SCORED, backbones=backbones, folder=folder)
 
 
 def describe(metrics: dict) -> str:
@@ -213,13 +226,13 @@ def outline_box(axis, box: Box, color: str, width: float):
     axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=width))
 
 
-def write_probe_data(datasets: DatasetDict, folder: Path, seed: int) -> DenseData:
+def write_probe_data(datasets: DatasetDict, folder: Path, seed: int, jitter: ColorJitter | None = None) -> DenseData:
     """Write images and crown masks for the probes.
 
     Training data are views as in pretraining (rotated and jittered crops, no mosaics). Test data are plain crops
     without overlap.
     """
-    write_views(datasets["train"], folder / "train", seed)
+    write_views(datasets["train"], folder / "train", seed, jitter)
     for split in ("test", "second_scene"):
         write_test(datasets[split], folder / split)
     patterns = {"train": "png", "test": "jpg", "second_scene": "jpg"}
@@ -234,8 +247,8 @@ def write_probe_data(datasets: DatasetDict, folder: Path, seed: int) -> DenseDat
     )
 
 
-def write_views(rows: Dataset, folder: Path, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+def write_views(rows: Dataset, folder: Path, seed: int, jitter: ColorJitter | None) -> None:
+    rng, colors = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for index, row in enumerate(rows):
@@ -243,5 +256,8 @@ def write_views(rows: Dataset, folder: Path, seed: int) -> None:
         for number in range(PROBE_VIEWS):
             view = view_of(ground, 1, rng).jittered(rng)
             name = f"{index:06d}_{number}"  # Files are read in the order of their names.
-            view.image.save(folder / "images" / f"{name}.png")
+            image = view.image
+            if jitter is not None:
+                image = to_pil_image(jitter([to_pixels(image, None)], IMAGE_PROCESSOR, colors)[0])
+            image.save(folder / "images" / f"{name}.png")
             Image.fromarray(view.crowns.astype(np.uint8)).save(folder / "masks" / f"{name}.png")

@@ -35,11 +35,13 @@ def plan_in(folder: Path, **changes) -> dict:
     base = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
     base |= {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1}
     base |= {"dataset_name": str(AERIAL_TREES), "dataloader_num_workers": 0, "dataloader_persistent_workers": False}
+    base["watch_samples"] = 0
     base["from_scratch"]["vision_config"] |= TINY
     base["from_scratch"]["text_config"] |= TINY | {"num_key_value_heads": 2}
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
     finetuning = yaml.safe_load((CONFIGS / "aerial_trees.yaml").read_text())
     finetuning |= {"max_steps": 2, "per_device_train_batch_size": 2, "crop_size": 64, "bf16": False}
+    finetuning["watch_samples"] = 0
     finetuning["backbone"]["pyramid_channels"] = finetuning["head"]["hidden_size"] = 4
     (folder / "finetuning.yaml").write_text(yaml.safe_dump(finetuning))
     plan = yaml.safe_load((CONFIGS / "experiment_backbone.yaml").read_text())
@@ -155,9 +157,10 @@ def test_few_labels_are_the_same_windows(finished):
 @pytest.mark.slow
 def test_whole_experiment(tmp_path, capsys, monkeypatch, quick_probe):
     arms = {name: ARMS[name] for name in ("random weights", "MAE", "a tenth")}
-    plan = plan_in(tmp_path, arms=arms, corruption_severities=[5])
+    plan = plan_in(tmp_path, arms=arms, corruption_severities=[5], probe_color_jitter={"gray": 1.0})
     plan["finetuning"] |= {"learning_rates": [1e-3]}
     plan["measures"] |= {"corrupted": "corruptions.linear.patch_auc.relative"}
+    plan["measures"] |= {"gray": "color_probe.second_scene.scores.backbone.linear.patch_auc"}
     folder = "modeling_vitp.recipes.tasks.trees"
     names = ("evaluation.PROBE_VIEWS", "downstream.PROBE_VIEWS", "answers.NUM_SAMPLES", "answers.NUM_MAPS")
     for name in (*names, "answers.VIEWS_PER_WINDOW"):
