@@ -8,6 +8,7 @@ from typing import NamedTuple
 import gradio as gr
 import limits
 import torch
+from loading import FullModel
 from PIL import Image, ImageDraw, ImageFont
 from transformers import BatchFeature, StoppingCriteriaList, TextIteratorStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -19,9 +20,7 @@ from modeling_vitp.instructions.boxes import GridBox
 PROGRESS = gr.Progress()
 """Default of the argument by which a handler reports progress. It does nothing outside of the page and its API."""
 QUESTION = "How many trees are there?"
-TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids")
 BOX_MARKS = {"<ref>", "</ref>", "<box>", "</box>"}
-MAX_QUESTION = limits.QUESTION  # characters
 MAX_LENGTH = 8192  # tokens of a prompt and its answer, so that memory is bounded
 MAX_LABEL = 40  # characters
 # Bright colors, distinguishable with color blindness, for black labels.
@@ -29,33 +28,31 @@ COLORS = ("#ffb000", "#35c2ff", "#ff77b6", "#4be08a", "#c9a6ff", "#f6f04a", "#ff
 
 
 class Answer(NamedTuple):
-    """Answer at a drop ratio, with its probability and that of the answer with all visual tokens."""
+    """Answer at a drop ratio.
+
+    Args:
+        num_visual_tokens: number of visual tokens that are kept.
+        sequence_length: length of the prompt, in tokens.
+        probability: probability of this answer.
+        full_probability: probability, at this drop ratio, of the answer that the model gives with all visual tokens.
+    """
 
     drop_ratio: float
     seed: int
     num_visual_tokens: int
-    """Number of visual tokens that are kept."""
     sequence_length: int
-    """Length of the prompt, in tokens."""
     text: str
     probability: float
-    """Probability of this answer."""
     full_probability: float
-    """Probability, at this drop ratio, of the answer that the model gives with all visual tokens."""
 
 
 def encode(
     processor: ViTPProcessor, images: Sequence[Image.Image], question: str, drop_ratio: float = 0.0, seed: int = 0
 ) -> BatchFeature:
-    """Encode images and a question for the model.
-
-    Args:
-        images: 8-bit RGB images. The input spec of the processor is not applied; it is used when a file is read.
-        drop_ratio: drop ratio of Visual Robustness Learning. The choice of the kept tokens depends on `seed` only.
+    """Encode 8-bit RGB images and a question for the model. The choice of the kept tokens depends on `seed` only.
 
     Raises:
-        ValueError: if the model takes other bands than RGB, or the question is empty, too long, or contains an image
-            token.
+        ValueError: if the model takes other bands, or the question is empty, too long, or contains an image token.
     """
     bands = processor.image_processor.band_names
     if bands is not None:
@@ -65,8 +62,8 @@ def encode(
         )
     if not question.strip():
         raise ValueError("The question is empty. Type a question first.")
-    if len(question) > MAX_QUESTION:
-        raise ValueError(f"The question has {len(question):,} characters. At most {MAX_QUESTION:,} are accepted.")
+    if len(question) > limits.QUESTION:
+        raise ValueError(f"The question has {len(question):,} characters. At most {limits.QUESTION:,} are accepted.")
     content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
     return processor(
         images=list(images) or None,
@@ -79,7 +76,7 @@ def encode(
 
 
 def decode(processor: ViTPProcessor, ids: torch.Tensor | Sequence[int]) -> str:
-    """Decode an answer. The marks of phrases and boxes are kept, other special tokens are removed."""
+    """Decode an answer, see [`readable`]."""
     return readable(processor, processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
 
 
@@ -110,9 +107,8 @@ def text_inputs(
     Args:
         answer: token ids of shape `(length,)` that follow the prompt.
     """
-    kept = inputs.get("visual_token_indices")
-    features = features if kept is None else features[kept.to(features.device)]
-    arguments = {name: inputs[name].to(model.device) for name in TEXT_INPUTS if name in inputs}
+    names = ("input_ids", "attention_mask", "position_ids")
+    arguments = {name: inputs[name].to(model.device) for name in names if name in inputs}
     if answer is not None:
         answer = answer.to(model.device)[None]
         arguments["input_ids"] = torch.cat([arguments["input_ids"], answer], dim=1)
@@ -120,6 +116,8 @@ def text_inputs(
         if "position_ids" in arguments:
             following = arguments["position_ids"][:, -1:] + 1 + torch.arange(answer.shape[1], device=model.device)
             arguments["position_ids"] = torch.cat([arguments["position_ids"], following], dim=1)
+    kept = inputs.get("visual_token_indices")
+    features = features if kept is None else features[kept.to(features.device)]
     # Each token is a group, as under VRL. The object is new in each call because models cache in it.
     encoded = BaseModelOutputWithPooling(pooler_output=features.unsqueeze(1))
     return {**arguments, "mm_encoder_outputs": {"image": encoded}}
@@ -129,14 +127,9 @@ def text_inputs(
 def answer_log_probs(
     model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, answer: torch.LongTensor
 ) -> tuple[torch.Tensor, torch.LongTensor]:
-    """Score the tokens of an answer.
+    """Return the log-probability of each token of an answer given the tokens before it, and the choice of the model.
 
-    Args:
-        answer: token ids of shape `(length,)`, including the end of turn if it was generated.
-
-    Returns:
-        The log-probability of each token given the prompt and the previous tokens, float32 of shape `(length,)`, and
-        the most probable token at each position, which is the choice of `greedy_answer`.
+    Both have the shape `(length,)` of the answer. The choice at each position is that of `greedy_answer`.
     """
     arguments = text_inputs(model, inputs, features, answer)
     logits = model(**arguments, logits_to_keep=len(answer) + 1, use_cache=False).logits[0, :-1].float()
@@ -147,11 +140,8 @@ def answer_log_probs(
 
 def greedy(model: ViTPForConditionalGeneration, max_new_tokens: int) -> dict:
     """Return the options of `generate` for greedy decoding without image tokens."""
-    return {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "suppress_tokens": [model.config.image_token_id],
-    }
+    suppressed = [model.config.image_token_id]
+    return {"max_new_tokens": max_new_tokens, "do_sample": False, "suppress_tokens": suppressed}
 
 
 @torch.no_grad()
@@ -164,44 +154,31 @@ def greedy_answer(
 
 
 def answers_by_drop_ratio(
-    model: ViTPForConditionalGeneration,
-    processor: ViTPProcessor,
+    full: FullModel,
     image: Image.Image,
     question: str,
     drop_ratios: Sequence[float],
     seeds: Sequence[int],
     max_new_tokens: int = 16,
 ) -> Iterator[Answer]:
-    """Yield the greedy answer with all visual tokens, then those at each drop ratio (ascending) and seed.
-
-    Raises:
-        ValueError: if the question is empty, too long, or contains an image token.
-    """
+    """Yield the greedy answer with all visual tokens, then those at each drop ratio (ascending) and seed."""
+    model, processor = full.model, full.processor
     inputs = encode(processor, [image], question)
     check_length(model, inputs, max_new_tokens)
     features = visual_features(model, inputs["pixel_values"])
-    full = greedy_answer(model, inputs, features, max_new_tokens)
-    probability = answer_log_probs(model, inputs, features, full)[0].sum().exp().item()
-    length = inputs["input_ids"].shape[1]
-    yield Answer(0.0, seeds[0], len(features), length, decode(processor, full), probability, probability)
-
-    for drop_ratio in sorted(set(drop_ratios) - {0.0}):
-        for seed in seeds:
+    whole = greedy_answer(model, inputs, features, max_new_tokens)
+    for drop_ratio in sorted({0.0, *drop_ratios}):
+        for seed in seeds if drop_ratio else seeds[:1]:
             inputs = encode(processor, [image], question, drop_ratio, seed)
-            log_probs, likeliest = answer_log_probs(model, inputs, features, full)
-            answer, own = full, log_probs
-            if not likeliest.equal(full.to(likeliest.device)):
+            log_probs, likeliest = answer_log_probs(model, inputs, features, whole)
+            answer, own = whole, log_probs
+            if drop_ratio and not likeliest.equal(whole.to(likeliest.device)):
                 answer = greedy_answer(model, inputs, features, max_new_tokens)
                 own, _ = answer_log_probs(model, inputs, features, answer)
-            yield Answer(
-                drop_ratio,
-                seed,
-                len(inputs["visual_token_indices"]),
-                inputs["input_ids"].shape[1],
-                decode(processor, answer),
-                own.sum().exp().item(),
-                log_probs.sum().exp().item(),
-            )
+            kept = len(inputs["visual_token_indices"]) if drop_ratio else len(features)
+            probabilities = own.sum().exp().item(), log_probs.sum().exp().item()
+            length = inputs["input_ids"].shape[1]
+            yield Answer(drop_ratio, seed, kept, length, decode(processor, answer), *probabilities)
 
 
 def check_length(model: ViTPForConditionalGeneration, inputs: BatchFeature, max_new_tokens: int) -> None:
@@ -256,10 +233,7 @@ def stream_answer(
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[GridBox]) -> Image.Image:
-    """Draw boxes with labels on a copy of an image. The label is the phrase, or the number of a box without a phrase.
-
-    Boxes of one phrase have the same color.
-    """
+    """Draw boxes on a copy of an image, each with its phrase or number. Boxes of one phrase have the same color."""
     drawn = image.convert("RGB")
     width, height = image.size
     groups = list(dict.fromkeys(box.phrase for box in boxes))

@@ -10,12 +10,13 @@ from functools import partial
 import gradio as gr
 from apply_tab import found_by
 from ask_tab import replies, summary_of
-from backbone_tab import features_file, view_of
+from backbone_tab import features_file, resolution_slider
 from compare_tab import corruptions, two_images
 from computing import QUEUE, answering, message, write_png
 from loading import Models
-from maps import FROM_CLS, FROM_POINT, KINDS, MAX_RESOLUTION, MIN_RESOLUTION, NO_BACKBONE, PCA, chosen, look
+from maps import FROM_CLS, FROM_POINT, KINDS, NO_BACKBONE, PCA, View, chosen, look
 from PIL import Image
+from url_state import slider
 from vrl_tab import QUESTION, answers_at, kept_tokens, savings
 
 from modeling_vitp.instructions.boxes import read_boxes
@@ -35,12 +36,6 @@ as `headers` and `data`, all other values as JSON."""
 
 def build_api(models: Models) -> None:
     """Add the functions of the API, as hidden components, to the page that is being built."""
-    full = models.full_names[0] if models.full_names else models.default
-    fine_tuned = models.fine_tuned_names[0] if models.fine_tuned_names else None
-    resolution = min(models.backbone().native, MAX_RESOLUTION)
-
-    def number(label: str, low: float, high: float, value: float, step: float = 1) -> gr.Slider:
-        return gr.Slider(low, high, value, step=step, label=label)
 
     def endpoint(api_name: str, function: Callable, *outputs: gr.components.Component) -> None:
         """Add a function, whose arguments after the models are `arguments` by their names."""
@@ -55,23 +50,23 @@ def build_api(models: Models) -> None:
             "second_image": gr.File(label="Second image"),
             "backbone": gr.Textbox(models.default, label="Backbone"),
             "second_backbone": gr.Textbox(NO_BACKBONE, label="Second backbone"),
-            "model": gr.Textbox(full, label="Full model"),
-            "fine_tuned": gr.Textbox(fine_tuned, label="Fine-tuned model"),
+            "model": gr.Textbox([*models.full_names, models.default][0], label="Full model"),
+            "fine_tuned": gr.Textbox([*models.fine_tuned_names, None][0], label="Fine-tuned model"),
             "question": gr.Textbox(QUESTION, label="Question"),
             "kind": gr.Radio(KINDS, value=PCA, label="Kind"),
-            "layer": number("Layer, 0 for the last", 0, 200, 0),
-            "second_layer": number("Second layer, 0 for the last", 0, 200, 0),
-            "head": number("Head, 0 for the mean", 0, 200, 0),
+            "layer": slider(0, 200, 0, step=1, label="Layer, 0 for the last"),
+            "second_layer": slider(0, 200, 0, step=1, label="Second layer, 0 for the last"),
+            "head": slider(0, 200, 0, step=1, label="Head, 0 for the mean"),
             "attention_of": gr.Radio([FROM_CLS, FROM_POINT], value=FROM_CLS, label="Attention of"),
-            "x": number("x", 0, 100, 50, 0.1),
-            "y": number("y", 0, 100, 50, 0.1),
-            "resolution": number("Resolution", MIN_RESOLUTION, MAX_RESOLUTION, resolution),
-            "drop_ratio": number("Drop ratio", 0, 0.99, 0.75, 0.01),
-            "seed": number("Seed", 0, 2**31 - 1, 0),
-            "draws": number("Draws", 1, 8, 3),
-            "longest": number("Longest answer, in tokens", 1, 512, 128),
-            "threshold": number("Threshold", 0, 1, 0.3, 0.01),
-            "opacity": number("Opacity", 0, 1, 0.5, 0.01),
+            "x": slider(0, 100, 50, step=0.1, label="x"),
+            "y": slider(0, 100, 50, step=0.1, label="y"),
+            "resolution": resolution_slider(models.backbone().native, "api_resolution"),
+            "drop_ratio": slider(0, 0.99, 0.75, step=0.01, label="Drop ratio"),
+            "seed": slider(0, 2**31 - 1, 0, step=1, label="Seed"),
+            "draws": slider(1, 8, 3, step=1, label="Draws"),
+            "longest": slider(1, 512, 128, step=1, label="Longest answer, in tokens"),
+            "threshold": slider(0, 1, 0.3, step=0.01, label="Threshold"),
+            "opacity": slider(0, 1, 0.5, step=0.01, label="Opacity"),
         }
         picture, second = (gr.Image(label=label, format="png") for label in ("Picture", "Second picture"))
         table, text, facts = gr.Dataframe(label="Table"), gr.Textbox(label="Text"), gr.JSON(label="Facts")
@@ -92,26 +87,28 @@ def maps(
     backbone: str,
     second_backbone: str,
     kind: str,
-    layer: float,
-    second_layer: float,
-    head: float,
+    layer: int,
+    second_layer: int,
+    head: int,
     attention_of: str,
     x: float,
     y: float,
-    resolution: float,
+    resolution: int,
 ) -> tuple[str, str | None, str, dict]:
     """Return the maps of one or two backbones, features and maps as NPZ, and a description of the pictures."""
-    view = view_of(kind, int(layer) or None, int(second_layer) or None, head, attention_of, x, y, resolution)
+    view = View(kind, layer, second_layer, head, attention_of, x, y, resolution)
     *_, seen = look(models, image, chosen(backbone, second_backbone), view)
     rows, columns = seen[0].features.shape[1:]
-    shown = [{"backbone": one.name, "layer": one.layer, "depth": one.depth, "colors": one.meaning} for one in seen]
+    shown = [
+        {"backbone": one.name, "layer": one.layer, "depth": one.backbone.depth, "colors": one.meaning} for one in seen
+    ]
     facts = {"kind": kind, "rows": rows, "columns": columns, "maps": shown}
     pictures = [write_png(one.picture, f"map_{key}.png") for key, one in zip("ab", seen)] + [None] * (2 - len(seen))
     return *pictures, features_file(image, view, seen), facts
 
 
 def ask(
-    models: Models, image: str | None, second_image: str | None, model: str, question: str, longest: float
+    models: Models, image: str | None, second_image: str | None, model: str, question: str, longest: int
 ) -> Iterator[tuple[str, list[dict], str]]:
     """Yield the answer so far, its boxes on the grid from 0 to 1000, and a summary of the boxes."""
     for answer, _ in replies(models, image, second_image, model, question, longest):

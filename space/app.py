@@ -3,36 +3,24 @@
     vitp space
     python space/app.py
 
-The environment variables that name the models are described in `loading.py`. Each further tab is a module with one
-function,
+The environment variables that name the models are described in `loading.py`. Each further tab is a module with a
+function `build_tab(models, model_name) -> Tab`, which is called inside its `gr.Tab`. `model_name` is the model selector
+at the top of the page. Rules for a tab:
 
-    build_tab(models: Models, model_name: gr.Dropdown) -> Tab
-
-which is called inside its `gr.Tab`. `model_name` is the model selector at the top of the page. Handlers take it as an
-input and call `models.full(name)`, `models.backbone(name)` or `models.fine_tuned(name)`. Each model is opened once, in
-a thread of its own.
-
-Rules for a tab:
-
-- It is a row of two columns, with the CSS classes `inputs` and `results`. The shorter one stays in view, and results
-  follow the inputs on a phone. Inputs that are rarely needed are in an accordion of the class `more`. A button of the
-  class `run` scrolls a phone to the results.
-- Images come from `uploading.image_input`, whose `on` calls handlers with the paths. `uploading.open_upload` opens them
-  as a `Reading`: the image and the input spec for the processor, `to_rgb()` for display, and a note to show.
-- Handlers that run a model are decorated with `@computing.answering` and use `computing.turn(progress)` around the
-  computation. Their events get `**computing.QUEUE`. Slow handlers report progress and have a button that cancels them.
-- The handlers of `Tab.at_start` compute the example that the tab opens with. Their results for the default inputs are
-  computed once for all visitors.
-- One action is one request. A result names its input, and `uploading.forget` clears it when the input or the model
-  changes.
+- It is a row of two columns of the CSS classes `inputs` and `results`. Rarely needed inputs are in an accordion of the
+  class `more`. A button of the class `run` scrolls a phone to the results.
+- Handlers that run a model are decorated with `@computing.answering`, use `computing.turn(progress)` around the
+  computation, and get the path of an image from `ImageInput.on`. Slow ones have a button that cancels them.
+- The handlers of `Tab.at_start` compute the example of the tab, once for all visitors.
+- A result names its input, and `uploading.forget` clears it when the input or the model changes.
 - Errors are raised as `computing.message(text)` or as a `ValueError` of one line.
-- Events of the page get `**computing.PRIVATE`; `api.py` has the functions for programs.
+- Events of the page are private; `api.py` has the functions for programs.
 - Every component has a label, every image an `alt_text`. Sliders are created by `url_state.slider`.
-- Downloads are written on request, to `saving.new_file`. A picture in an update (`gr.Image(…)`, `gr.update(…)`) is
-  written by `saving.write_png`.
 """
 
+import gc
 import html
+import inspect
 import os
 import threading
 from datetime import datetime, timezone
@@ -91,22 +79,20 @@ THEME = gr.themes.Default(
 TITLE = "What a vision model learned"
 SENTENCE = "This vision transformer learned to tell trees from ground by answering questions about images."
 EXPLANATION = """\
-<p>In the map, squares that look like tree are <i class="swatch tree"></i> green and squares that look like ground are \
+<p>In the map, squares that look like tree are <i class="swatch tree"></i> green, and like ground \
 <i class="swatch ground"></i> violet. White boxes are trees that people marked.</p>
 <p>The numbers say how often the tree is found in a pair of squares, one of tree and one of ground, on {num_images} \
 images that the model never saw. Guessing gives 50 of 100. The trained model leads the untrained one by {untrained} \
 and the colors by {pixels} (95% intervals over the images).</p>"""
 MEASURED = """\
-The {num_images} images lie in one part of an aerial scene. The model was trained on other parts of it and on two more \
-scenes, with questions such as "How many trees are there?". The image above is the one whose area of trees is nearest \
-to half.
-
-- A linear layer predicts from the description of one square of 8 × 8 pixels whether it shows a tree. It learns on the \
-20 training images. Trained model, untrained model and colors have a layer each, which is fitted in the same way.
+- For each of the three, a linear layer learns on the 20 training images to predict from the description of one square \
+of 8 × 8 pixels whether it shows a tree. The colors are those of the square.
 - The share of pairs is the area under the ROC curve (AUC), the mean over the {num_images} images: {areas}.
-- The colors are those of the same 8 × 8 pixels. Color statistics of a square's surroundings, chosen by hand for this \
-task, reach 0.84, more than this small model, which was trained on one CPU core for ten minutes.
-- On another scene, with other colors, the model does worse than an untrained one."""
+- The images lie in one part of an aerial scene. The model was trained on other parts and on two more scenes, with \
+questions such as "How many trees are there?". The image above is the one whose area of trees is nearest to half.
+- Color statistics of a square's surroundings, chosen by hand for this task, reach 0.84, more than this small model, \
+which was trained on one CPU core for ten minutes. On another scene, with other colors, it does worse than an \
+untrained one."""
 CITATION = """@article{vitp2025,
   title   = {Visual Instruction Pretraining for Domain-Specific Foundation Models},
   author  = {Li, Yuxuan and Zhang, Yicheng and Tang, Wenhao and Dai, Yimian and Cheng, Ming-Ming and Li, Xiang and
@@ -158,18 +144,11 @@ def build_start(models: Models) -> None:
 
 
 def _build_finding(finding: Finding, image: Image.Image, maps: dict[str, Image.Image]) -> None:
-    def caption(name: str, title: str) -> None:
-        gr.HTML(f"{title}: <b>{100 * finding.areas[name]:.0f}</b> of 100", padding=False, elem_classes="caption")
-
     gr.Markdown(f"## {SENTENCE}")
-    with gr.Row(elem_classes="hero"):
-        with gr.Column(scale=4, min_width=300):
-            swipe(image, maps[TRAINED])
-            caption(TRAINED, "Trained model, drag the line")
-        for name, title in ((UNTRAINED, "Untrained"), (PIXELS, "Colors only")):
-            with gr.Column(scale=3, min_width=150):
-                still(maps[name], f"Map of trees. {title}")
-                caption(name, title)
+    scores = {name: f": <b>{100 * area:.0f}</b> of 100" for name, area in finding.areas.items()}
+    controls = (UNTRAINED, "Untrained"), (PIXELS, "Colors only")
+    others = [(title, maps[name], title + scores[name]) for name, title in controls]
+    hero(image, maps[TRAINED], f"Trained model, drag the line{scores[TRAINED]}", others)
     leads = {name: "{:.1f} to {:.1f}".format(*(100 * bound for bound in one)) for name, one in finding.leads.items()}
     found = {"num_images": finding.num_images, "untrained": leads[UNTRAINED], "pixels": leads[PIXELS]}
     gr.HTML(EXPLANATION.format(**found), padding=False)
@@ -184,42 +163,30 @@ def _build_features(models: Models) -> None:
     image, _ = open_pixels(str(EXAMPLES[CROWNS]))
     names = vit.name, vit.name.removesuffix(RANDOM) + RANDOM
     scores = [principal_scores(patch_features(models.backbone(name), image, vit.native)) for name in names]
-    scores[1] = align_scores(scores[1], scores[0])
-    trained, untrained = (draw_map(colors_of(one), image) for one in scores)
+    trained, untrained = (draw_map(colors_of(one), image) for one in (scores[0], align_scores(scores[1], scores[0])))
     gr.Markdown(f"## What {plain(vit.name)} sees: squares that it describes alike have like colors.")
+    title = "The same model, untrained"
+    hero(Image.fromarray(image).resize(trained.size), trained, "Drag the line", [(title, untrained, title)])
+    gr.Markdown("The colors are computed without labels, so they name no objects. What both maps show was not learned.")
+
+
+def hero(image: Image.Image, drawn: Image.Image, caption: str, others: list[tuple[str, Image.Image, str]]) -> None:
+    """Show an image and its map with a line to drag between them, and other maps, each with a title and a caption."""
     with gr.Row(elem_classes="hero"):
-        with gr.Column(scale=4, min_width=320):
-            swipe(Image.fromarray(image).resize(trained.size), trained)
-        with gr.Column(scale=4, min_width=150):
-            still(untrained, "Map of the same model, untrained")
-            gr.HTML("The same model, untrained", padding=False, elem_classes="caption")
-    gr.Markdown(
-        "The colors are computed without labels, so they name no objects. What the untrained map shows as well was not "
-        "learned."
-    )
-
-
-def swipe(image: Image.Image, drawn: Image.Image) -> None:
-    """Show an image and its map, with a line to drag between them."""
-    gr.ImageSlider(
-        (image, drawn),
-        label="Image and map: drag the line",
-        show_label=False,
-        interactive=False,
-        max_height=480,
-        buttons=[],
-        elem_id="swipe",
-    )
-
-
-def still(drawn: Image.Image, label: str) -> None:
-    gr.Image(drawn, label=label, alt_text=label, show_label=False, interactive=False, buttons=[])
+        with gr.Column(scale=4, min_width=300):
+            options = {"show_label": False, "interactive": False, "max_height": 480, "buttons": [], "elem_id": "swipe"}
+            gr.ImageSlider((image, drawn), label="Image and map: drag the line", **options)
+            gr.HTML(caption, padding=False, elem_classes="caption")
+        for title, other, text in others:
+            with gr.Column(scale=3, min_width=150):
+                options = {"alt_text": f"Map. {title}", "show_label": False, "interactive": False, "buttons": []}
+                gr.Image(other, label=title, **options)
+                gr.HTML(text, padding=False, elem_classes="caption")
 
 
 def about(models: Models, name: str) -> str:
     """Return Markdown about a model, the app and the method."""
-    kind = models.kind(name)
-    vit = models.backbone(name)
+    kind, vit = models.kind(name), models.backbone(name)
     license, date = _license_and_date(models, name)
     side = vit.native * vit.patch[0]
     rows = {
@@ -237,9 +204,7 @@ def about(models: Models, name: str) -> str:
         )
     if kind == FINE_TUNED:
         rows["Classes"] = plain(", ".join(models.fine_tuned(name).names)[:500])
-    rows["This app"] = (
-        "modeling-vitp, Apache-2.0. Example images: NEON, from DeepForest (MIT); CT slice from pydicom (MIT)"
-    )
+    rows["This app"] = "modeling-vitp, Apache-2.0. Images: NEON, from DeepForest (MIT); CT slice from pydicom (MIT)"
     rows["Method"] = "ViTP, visual instruction pretraining: [arXiv 2509.17562](https://arxiv.org/abs/2509.17562)"
     table = "\n".join(f"| **{key}** | {value.replace('|', '/')} |" for key, value in rows.items())
     return f"| | |\n|---|---|\n{table}\n\nTo cite the method:\n\n```bibtex\n{CITATION}\n```"
@@ -298,13 +263,12 @@ def launch_options() -> dict:
 
 
 def serve(models: Models, **options) -> None:
-    """Serve the page, and compute the examples of the tabs when it is up.
-
-    Args:
-        options: further options of `launch`.
-    """
+    """Serve the page with further options of `launch`, and compute the examples of the tabs when it is up."""
     app = build_app(models)
     app.launch(prevent_thread_lock=True, **launch_options(), **options)
+    for block in app.blocks.values():  # Gradio reads these signatures for each visitor.
+        type(block).__init__.__signature__ = inspect.signature(type(block).__init__)
+    gc.freeze()  # The garbage collector would stop all answers for 0.3 s to walk through 600,000 objects that stay.
 
     def compute_examples() -> None:
         for compute in app.examples:  # One after another, so that visitors can be served in between.

@@ -1,9 +1,8 @@
 """The Apply tab: runs a fine-tuned model on an image and draws the result."""
 
 import html
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar
 
 import gradio as gr
 import numpy as np
@@ -11,19 +10,19 @@ import torch
 from answers import COLORS, PROGRESS, draw_outline
 from checking import UnavailableModel
 from compare_tab import check_shapes
-from computing import PRIVATE, QUEUE, answering, errors_as_messages, message, turn
+from computing import PRIVATE, answering, errors_as_messages, message, turn
 from loading import FINE_TUNED, FineTuned, Models
 from maps import DISPLAY_SIDE
 from PIL import Image, ImageColor
 from reading import in_colors
-from uploading import CROWNS, forget, image_input, image_upload, open_pixels
+from torchvision.transforms.v2.functional import InterpolationMode, resize
+from uploading import CROWNS, forget, image_input, image_upload, open_pixels, picture_of
 from url_state import Tab, slider
 
 from modeling_vitp.image_processing_vitp_detection import mask_of
 
 MAX_SIDE = 1024
 MASK_OPACITY = 0.4
-MOST_LABELS = 10
 BEGIN = "Choose a fine-tuned model and an image, then apply."
 KEPT = 3600  # seconds for which a result can be redrawn, the same as for uploads
 
@@ -33,8 +32,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     names = models.fine_tuned_names
     introduction = gr.Markdown(
         "Run a model that was **fine-tuned** on the vision transformer, for detection, segmentation, change detection "
-        f"or classification. Images are reduced to at most {MAX_SIDE} pixels a side; use `vitp predict_large` for "
-        "larger ones."
+        f"or classification. Images are reduced to {MAX_SIDE} pixels a side; for larger ones, use `vitp predict_large`."
     )
     tab = introduction.parent
     tab.visible = bool(names) or not isinstance(tab, gr.Tab)
@@ -54,42 +52,32 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             threshold = slider(0, 1, 0.3, step=0.01, label="Objects: drawn above this score", elem_id="threshold")
             opacity = slider(0, 1, 0.5, step=0.01, label="Classes and changes: opacity", elem_id="opacity")
         with gr.Column(scale=3, min_width=280, elem_classes="results"):
-            picture = gr.Image(
-                label="Result",
-                alt_text="The image with the result of the model.",
-                format="png",
-                interactive=False,
-                buttons=["download", "fullscreen"],
-                min_width=240,
-                elem_id="apply_picture",
-                elem_classes="found",
-            )
+            picture = picture_of("Result", "apply_picture", "The image with the result of the model.")
             legend = gr.HTML(label="Legend", elem_id="apply_legend")
             note = gr.Markdown(BEGIN, label="Note", elem_id="apply_note")
     found = gr.State(time_to_live=KEPT)
 
     @answering
-    def apply_model(
-        path: str | None,
-        second_path: str | None,
-        model: str | None,
-        threshold: float,
-        opacity: float,
-        progress: gr.Progress = PROGRESS,
-    ) -> tuple:
+    def apply_model(path, second_path, model, threshold, opacity, progress=PROGRESS):
         """Return the result of a fine-tuned model (to redraw it), its picture and legend, and a note."""
         result, text = found_by(models, path, second_path, model, progress)
         return result, *shown(result, threshold, opacity), text
 
+    def if_fine_tuned(model):
+        try:
+            return model if models.kind(model) == FINE_TUNED else gr.skip()
+        except UnavailableModel:
+            return gr.skip()
+
     inputs, outputs = [later, name, threshold, opacity], [found, picture, legend, note]
-    running = image.on([run.click], apply_model, inputs, outputs, show_progress_on=picture, **QUEUE)
+    running = image.on([run.click], apply_model, inputs, outputs, show_progress_on=picture)
     cancel.click(None, cancels=running)
     redraw = {"trigger_mode": "always_last", "show_progress": "hidden", **PRIVATE}
     gr.on([threshold.input, opacity.input], shown, [found, threshold, opacity], [picture, legend], **redraw)
     changes = [*image.changes, later.upload, later.clear, later.delete, name.input]
-    forget(changes, [picture, legend, note], [None, "", BEGIN], [running])
+    forget(changes, [picture, legend, note], [running])
     gr.on(changes, lambda: None, None, found, show_progress="hidden", **PRIVATE)
-    model_name.input(partial(_if_fine_tuned, models), model_name, name, show_progress="hidden", **PRIVATE)
+    model_name.input(if_fine_tuned, model_name, name, show_progress="hidden", **PRIVATE)
     if not tab.visible:
         name.change(lambda model: gr.Tab(visible=bool(model)), name, tab, show_progress="hidden", **PRIVATE)
     state = {"apply": name, "apply_image": image.example, "score": threshold, "opacity": opacity}
@@ -98,7 +86,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
 
 def found_by(
     models: Models, path: str | None, second_path: str | None, model: str | None, progress: gr.Progress = PROGRESS
-) -> tuple["Objects | Classes | Labels | None", str]:
+) -> tuple["Found | None", str]:
     """Return the result of a fine-tuned model for an image or a pair, and a note.
 
     The result is `None` if the model detects changes and the second image is missing, which the note then tells.
@@ -114,20 +102,19 @@ def found_by(
     if one.takes_pairs and path is not None and second_path is None:
         return None, f"{html.escape(model)} detects changes. Choose the second image, of the same ground."
     paths = [path, second_path] if one.takes_pairs else [path]
-    readings = [open_pixels(one_path, MAX_SIDE, one.input_spec) for one_path in paths]
-    pictures = [pixels for pixels, _ in readings]
+    pictures, notes = zip(*(open_pixels(one_path, MAX_SIDE, one.input_spec) for one_path in paths))
     if one.takes_pairs:
         check_shapes(*pictures)
-        size = pictures[0].shape[1::-1]
-        bands = [Image.fromarray(band) for band in np.moveaxis(pictures[1], -1, 0)]
-        pictures[1] = np.stack([np.asarray(band.resize(size, Image.Resampling.BICUBIC)) for band in bands], -1)
+        bands = torch.from_numpy(pictures[1]).movedim(-1, 0)
+        resized = resize(bands, pictures[0].shape[:2], InterpolationMode.BICUBIC)
+        pictures = pictures[0], resized.movedim(0, -1).contiguous().numpy()
     with turn(progress):
         progress(0.5, desc="Computing")
         result = apply(one, *pictures)
-    return result, "  \n".join(f"**{html.escape(note)}**, {html.escape(model)}" for _, note in readings)
+    return result, "  \n".join(f"**{html.escape(note)}**, {html.escape(model)}" for note in notes)
 
 
-def shown(found: "Objects | Classes | Labels | None", threshold: float, opacity: float) -> tuple:
+def shown(found: "Found | None", threshold: float, opacity: float) -> tuple[Image.Image | None, str]:
     """Return picture and legend for the page. Small images are enlarged so that the drawing is readable."""
     if found is None:
         return None, ""
@@ -135,38 +122,59 @@ def shown(found: "Objects | Classes | Labels | None", threshold: float, opacity:
     return found.draw(threshold, opacity, scale), found.legend(threshold)
 
 
-def _if_fine_tuned(models: Models, name: str) -> str | None:
-    """Return the name if the model is fine-tuned, otherwise keep the selected one."""
-    try:
-        return name if models.kind(name) == FINE_TUNED else gr.skip()
-    except UnavailableModel:
-        return gr.skip()
+@dataclass(frozen=True)
+class Found:
+    """Result of a model for an image, uint8 of shape `(height, width, 3)`, with the names of the classes.
 
+    `facts(threshold)` of each kind of result returns the result as JSON.
+    """
 
-# Results: `draw(threshold, opacity, scale)` returns a picture, `legend(threshold)` HTML, `facts(threshold)` JSON.
+    image: np.ndarray
+    names: list[str]
+
+    caption: ClassVar[str]
+    most: ClassVar[int | None] = None
+    """Largest number of classes in the legend."""
+
+    def draw(self, threshold: float, opacity: float = 0.5, scale: int = 1) -> Image.Image:
+        """Draw the result on the image, enlarged by `scale`."""
+        return enlarged(self.image, scale)
+
+    def legend(self, threshold: float = 0.0) -> str:
+        """Return an HTML table of the classes and their values, the largest first."""
+        (values,) = self.facts().values()
+        order = sorted(range(len(self.names)), key=lambda index: -values[self.names[index]])
+        return self.table(
+            self.caption, {index: f"{100 * values[self.names[index]]:.1f}%" for index in order[: self.most]}
+        )
+
+    def table(self, caption: str, values: dict[int, str]) -> str:
+        """Return an HTML table with color, name and value of classes, by their index."""
+        rows = "".join(
+            f'<tr><td><i style="background: rgb{color_of(index)}"></i></td><th scope="row">'
+            f"{html.escape(self.names[index])}</th><td>{value}</td></tr>"
+            for index, value in values.items()
+        )
+        return f'<table class="legend"><caption>{caption}</caption><tbody>{rows}</tbody></table>'
 
 
 @dataclass(frozen=True)
-class Objects:
+class Objects(Found):
     """Objects found by a detector, by descending score.
 
     Args:
-        image: uint8 of shape `(height, width, 3)`.
-        names: names of the classes.
         labels, scores: arrays of shape `(n,)`.
         corners: corners of the boxes in pixels, of shape `(n, 4, 2)`.
         masks: masks in COCO's run-length encoding, if the model predicts masks.
     """
 
-    image: np.ndarray
-    names: list[str]
     labels: np.ndarray
     scores: np.ndarray
     corners: np.ndarray
     masks: list[dict] | None
 
     def draw(self, threshold: float, opacity: float = 0.5, scale: int = 1) -> Image.Image:
-        """Draw outlines and masks of the objects above a score on the image, enlarged by `scale`; the best on top."""
+        """Draw outlines and masks of the objects above a score, the best on top."""
         drawn, indices = self.image.astype(np.float32), np.flatnonzero(self.scores > threshold)[::-1]
         for index in indices if self.masks is not None else ():
             inside = mask_of(self.masks[index])
@@ -178,13 +186,7 @@ class Objects:
             draw_outline(picture, corners, color_of(self.labels[index]), label)
         return picture
 
-    def legend(self, threshold: float) -> str:
-        """Return the number of objects above a score in each class."""
-        counts = np.bincount(self.labels[self.scores > threshold], minlength=len(self.names))
-        rows = [(name, index, str(counts[index])) for index, name in enumerate(self.names) if counts[index]]
-        return legend_of(f"Objects with a score above {threshold:g}: {counts.sum()}", rows)
-
-    def facts(self, threshold: float) -> dict:
+    def facts(self, threshold: float = 0.0) -> dict:
         """Return the objects above a score, with corners in pixels of the image of this width and height."""
         height, width = self.image.shape[:2]
         objects = [
@@ -194,32 +196,31 @@ class Objects:
         ]
         return {"width": width, "height": height, "objects": objects}
 
+    def legend(self, threshold: float = 0.0) -> str:
+        """Return the number of objects above a score in each class."""
+        indices, counts = np.unique(self.labels[self.scores > threshold], return_counts=True)
+        caption = f"Objects with a score above {threshold:g}: {counts.sum()}"
+        return self.table(caption, dict(zip(indices.tolist(), counts.tolist())))
+
 
 @dataclass(frozen=True)
-class Classes:
-    """Class map of an image.
+class Classes(Found):
+    """Class map of an image, or of the later image of a pair.
 
     Args:
-        image: uint8 of shape `(height, width, 3)`; the later image of a pair.
-        names: names of the classes.
         labels: class indices of shape `(height, width)`.
         unseen: index of a class that is not drawn, such as "no change".
     """
 
-    image: np.ndarray
-    names: list[str]
     labels: np.ndarray
-    unseen: int | None = None
+    unseen: int = -1
+    caption = "Share of the image"
 
     def draw(self, threshold: float, opacity: float = 0.5, scale: int = 1) -> Image.Image:
-        """Draw the class colors over the image, enlarged by `scale`."""
+        """Draw the class colors over the image."""
         colors = np.array([color_of(index) for index in range(len(self.names))], np.float32)
-        seen = self.labels != (-1 if self.unseen is None else self.unseen)
-        return enlarged(self.image + opacity * seen[..., None] * (colors[self.labels] - self.image), scale)
-
-    def legend(self, threshold: float = 0.0) -> str:
-        """Return the share of each class in the image."""
-        return legend_of("Share of the image", shares_of(self.facts()["shares"]))
+        seen = (self.labels != self.unseen)[..., None]
+        return enlarged(self.image + opacity * seen * (colors[self.labels] - self.image), scale)
 
     def facts(self, threshold: float = 0.0) -> dict:
         """Return the share of each class in the image."""
@@ -228,26 +229,11 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Class probabilities of an image.
+class Labels(Found):
+    """Class probabilities of an image, of shape `(classes,)`."""
 
-    Args:
-        image: uint8 of shape `(height, width, 3)`.
-        names: names of the classes.
-        probabilities: array of shape `(classes,)`, which sums to 1 unless the model is a multi-label classifier.
-    """
-
-    image: np.ndarray
-    names: list[str]
     probabilities: np.ndarray
-
-    def draw(self, threshold: float, opacity: float = 0.5, scale: int = 1) -> Image.Image:
-        """Return the image enlarged by `scale`."""
-        return enlarged(self.image, scale)
-
-    def legend(self, threshold: float = 0.0) -> str:
-        """Return the most probable classes."""
-        return legend_of("Probability of a class", shares_of(self.facts()["probabilities"])[:MOST_LABELS])
+    caption, most = "Probability of a class", 10
 
     def facts(self, threshold: float = 0.0) -> dict:
         """Return the probability of each class."""
@@ -255,7 +241,7 @@ class Labels:
 
 
 @torch.inference_mode()
-def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) -> Objects | Classes | Labels:
+def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) -> Found:
     """Apply a model to an image, or to a pair of the same size, as returned by [`uploading.open_pixels`]."""
     size = image.shape[:2]
     options = {"input_data_format": "channels_last", "return_tensors": "pt"}
@@ -271,7 +257,7 @@ def apply(one: FineTuned, image: np.ndarray, later: np.ndarray | None = None) ->
     if not one.is_detector:
         (labels,) = one.image_processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
         drawn_on = image if later is None else later
-        return Classes(drawn_on, one.names, labels.cpu().numpy(), unseen=0 if one.takes_pairs else None)
+        return Classes(drawn_on, one.names, labels.cpu().numpy(), unseen=0 if one.takes_pairs else -1)
     settings = {"threshold": 0.0, "target_sizes": [size]}
     if getattr(outputs, "pred_corners", None) is not None:
         (found,) = one.image_processor.post_process_oriented_object_detection(outputs, **settings)
@@ -295,19 +281,3 @@ def enlarged(pixels: np.ndarray, scale: int) -> Image.Image:
 
 def color_of(label: int) -> tuple[int, int, int]:
     return ImageColor.getrgb(COLORS[label % len(COLORS)])
-
-
-def shares_of(values: dict[str, float]) -> list[tuple[str, int, str]]:
-    """Return name, index and percentage of each class, by descending value."""
-    rows = [(value, name, index) for index, (name, value) in enumerate(values.items())]
-    return [(name, index, f"{100 * value:.1f}%") for value, name, index in sorted(rows, key=lambda row: -row[0])]
-
-
-def legend_of(caption: str, rows: Sequence[tuple[str, int, str]]) -> str:
-    """Return an HTML table with the color, name and value of classes, given by name, index and value."""
-    lines = "".join(
-        f'<tr><td><i style="background: rgb{color_of(index)}"></i></td><th scope="row">{html.escape(name)}</th>'
-        f"<td>{value}</td></tr>"
-        for name, index, value in rows
-    )
-    return f'<table class="legend"><caption>{caption}</caption><tbody>{lines}</tbody></table>'

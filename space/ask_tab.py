@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 import gradio as gr
-from answers import MAX_QUESTION, PROGRESS, QUESTION, check_length, draw_boxes, encode, stream_answer
+import limits
+from answers import PROGRESS, QUESTION, check_length, draw_boxes, encode, stream_answer
 from checking import UnavailableModel
-from computing import PRIVATE, QUEUE, answering, turn, write_png
+from computing import PRIVATE, answering, turn, write_png
 from loading import PACKED, QUICKSTART, FullModel, Models
 from PIL import Image
 from reading import Reading
-from uploading import CROWNS, forget, image_input, image_upload, name_of, open_upload
+from uploading import CROWNS, forget, image_input, image_upload, name_of, open_upload, picture_of
 from url_state import Tab, slider
 
 from modeling_vitp.instructions.boxes import GridBox, read_boxes
@@ -27,11 +28,11 @@ NOT_LEARNED = [
 ]
 """Questions of the quickstart's training that its model, in `quickstart/`, answers no better than a constant does."""
 QUICKSTART_NOTE = (
-    "Measured with the packed model on 132 images of unseen ground: its number of trees is wrong by 3.2 on average. "
-    "Always saying 4, the median of the training ground, is wrong by 3.9, its answers to other images by 4.7, and 7, "
-    "the best number in hindsight, by 3.2. Its answers to questions marked *not learned* are no better than a constant."
+    "Measured on 132 images of unseen ground: the number of trees is wrong by 3.2 on average. Always saying 4, the "
+    "median of the training ground, is wrong by 3.9, the answers to other images by 4.7, and 7, the best number in "
+    "hindsight, by 3.2. Answers to questions marked *not learned* are no better than a constant."
 )
-OTHER_NOTE = "These are questions of common training data. Which of them this model has learned was not measured."
+OTHER_NOTE = "Questions of common training data. Which of them this model has learned was not measured."
 PROMPTS = [
     "Describe the image.",
     QUESTION,
@@ -48,48 +49,12 @@ PROMPTS = [
 
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """Build the tab, see `app.py`."""
-
-    @answering(gpu=False)
-    def show(path: str | None, model: str, second_path: str | None) -> tuple:
-        """Return the images without an answer, a note on the files, and the example questions of the model."""
-        choices, about = examples_for(models, model)
-        try:
-            readings = read(models.full(model), path, second_path)
-            note = note_of(readings) or "No image is selected."
-        except UnavailableModel as error:
-            readings, note = {}, str(error)
-        return [], *pictures_of(readings, []), "", note, gr.Radio(choices, value=None), about
-
-    @answering
-    def ask_model(
-        path: str | None,
-        model: str,
-        second_path: str | None,
-        question: str,
-        said: list[dict],
-        longest: float,
-        progress: gr.Progress = PROGRESS,
-    ) -> Iterator[tuple]:
-        """Yield the answer so far below the earlier questions and answers, then the images with its boxes."""
-        said = [*said, turn_of("user", question or "")]
-        stream = replies(models, path, second_path, model, question, longest, progress)
-        answer, readings = next(stream)
-        for answer, _ in stream:
-            yield [*said, turn_of("assistant", answer)], *(gr.skip(),) * 4
-        boxes, wrong = read_boxes(answer)
-        said.append(turn_of("assistant", answer.strip() or "(no answer)"))
-        yield said, *pictures_of(readings, boxes), summary_of(boxes, wrong), note_of(readings)
-
-    gr.Markdown(
-        "Ask the whole model, the vision transformer with its language model, about an image. Each question is asked "
-        "alone, with the image: the model does not see earlier questions and answers."
-    )
+    gr.Markdown("Ask the whole model about an image. It does not see earlier questions and answers.")
     with gr.Row():
         with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
             image = image_input("ask-image", CROWNS)
-            question = gr.Textbox(
-                QUESTION, label="Question", max_length=MAX_QUESTION, submit_btn=False, elem_id="ask-question"
-            )
+            options = {"max_length": limits.QUESTION, "submit_btn": False, "elem_id": "ask-question"}
+            question = gr.Textbox(QUESTION, label="Question", **options)
             run = gr.Button("Ask", variant="primary", elem_id="ask-button", elem_classes="run")
             stop = gr.Button("Stop", size="sm", elem_id="ask-stop")
             with gr.Accordion("More settings", open=False, elem_classes="more"):
@@ -115,33 +80,43 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             examples = gr.Radio(choices, label="Example questions, asked when you choose one", elem_id="ask-examples")
             about_examples = gr.Markdown(about)
 
+    @answering(gpu=False)
+    def show(path, model, second_path):
+        """Return the images without an answer, a note on the files, and the example questions of the model."""
+        choices, about = examples_for(models, model)
+        try:
+            readings = read(models.full(model), path, second_path)
+            note = note_of(readings) or "No image is selected."
+        except UnavailableModel as error:
+            readings, note = {}, str(error)
+        return [], *pictures_of(readings, []), "", note, gr.Radio(choices, value=None), about
+
+    @answering
+    def ask_model(path, model, second_path, question, said, longest, progress=PROGRESS):
+        """Yield the answer so far below the earlier questions and answers, then the images with its boxes."""
+        said = [*said, turn_of("user", question or "")]
+        stream = replies(models, path, second_path, model, question, longest, progress)
+        answer, readings = next(stream)
+        for answer, _ in stream:
+            yield [*said, turn_of("assistant", answer)], *(gr.skip(),) * 4
+        boxes, wrong = read_boxes(answer)
+        said.append(turn_of("assistant", answer.strip() or "(no answer)"))
+        yield said, *pictures_of(readings, boxes), summary_of(boxes, wrong), note_of(readings)
+
     inputs, outputs = [model_name, second, question, said, longest], [said, picture, second_picture, found, note]
-    options = {"show_progress": "minimal", "show_progress_on": said, **QUEUE}
+    options = {"show_progress": "minimal", "show_progress_on": said}
     asked = [image.on([run.click, question.submit], ask_model, inputs, outputs, **options)]
     examples.input(None, examples, question, js="(question) => question", **PRIVATE)
     inputs_of_example = [examples if one is question else one for one in inputs]
     asked.append(image.on([examples.input], ask_model, inputs_of_example, outputs, **options))
     stop.click(None, cancels=asked)
     changes = [*image.changes, second.upload, second.clear, second.delete, model_name.input]
-    forget(changes, outputs, [[], None, None, "", ""], asked)
+    forget(changes, outputs, asked)
     options |= {"trigger_mode": "always_last", "show_progress_on": picture}
     image.on(changes, show, [model_name, second], [*outputs, examples, about_examples], **options)
     state = {"ask_image": image.example, "q": question}
     is_full = models.default in models.full_names
     return Tab(state, [(*image.with_path(ask_model, inputs), outputs)] if is_full else [])
-
-
-def picture_of(label: str, elem_id: str, **options) -> gr.Image:
-    return gr.Image(
-        label=label,
-        alt_text=f"{label}, with labels.",
-        format="png",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        elem_id=elem_id,
-        elem_classes="found",
-        **options,
-    )
 
 
 def examples_for(models: Models, model: str) -> tuple[list, str]:
@@ -167,7 +142,7 @@ def replies(
     second_image: str | None,
     model: str,
     question: str,
-    longest: float,
+    longest: int,
     progress: gr.Progress = PROGRESS,
 ) -> Iterator[tuple[str, dict[str, Reading]]]:
     """Yield the answer to a question so far, beginning with an empty one, and the images by their path.
@@ -180,10 +155,10 @@ def replies(
     if not readings:
         raise ValueError("No image is selected. Drop, choose or paste an image.")
     inputs = encode(full.processor, [reading.to_rgb() for reading in readings.values()], question or "")
-    check_length(full.model, inputs, int(longest))
+    check_length(full.model, inputs, longest)
     yield "", readings
     with turn(progress):
-        for answer in stream_answer(full.model, full.processor, inputs, int(longest)):
+        for answer in stream_answer(full.model, full.processor, inputs, longest):
             yield answer, readings
 
 

@@ -4,13 +4,14 @@ import base64
 import functools
 import html
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 
 import gradio as gr
 import numpy as np
 import torch
-from computing import PRIVATE, QUEUE, answering, message, new_file, write_png
+from answers import PROGRESS
+from computing import PRIVATE, answering, message, new_file, write_png
 from loading import REFERENCES, Models
 from maps import (
     ATTENTION,
@@ -50,38 +51,15 @@ from maps import (
     similarity_to_point,
 )
 from PIL import Image
-from reading import AS_STATED, PRESETS, Adjustment, adjustment_of
-from uploading import CROWNS, EXAMPLES, forget, image_input, name_of, selected_path
+from reading import AS_STATED, PRESETS, Adjustment
+from uploading import CROWNS, EXAMPLES, forget, image_input, name_of, picture_of, selected_path
 from url_state import DEEP, Tab, slider
 
 BEGIN = "Choose an image or an example to begin."
-DOWNLOAD = "() => document.querySelector('#features_file').click()"
-COPY = """async () => {
-    const draw = async () => {
-        let pictures = [...document.querySelectorAll("#maps img")];
-        for (const one of pictures) one.loading = "eager";  // Pictures out of sight may not be loaded yet.
-        const loaded = Promise.allSettled(pictures.map((one) => one.decode()));
-        await Promise.race([loaded, new Promise((resolve) => setTimeout(resolve, 1000))]);
-        pictures = pictures.filter((one) => one.naturalWidth);
-        const canvas = document.createElement("canvas");
-        canvas.width = pictures.reduce((sum, one) => sum + one.naturalWidth, 0);
-        canvas.height = Math.max(...pictures.map((one) => one.naturalHeight));
-        let left = 0;
-        for (const one of pictures) {
-            canvas.getContext("2d").drawImage(one, left, 0);
-            left += one.naturalWidth;
-        }
-        return new Promise((resolve) => canvas.toBlob(resolve));
-    };
-    const link = new Blob([location.href], { type: "text/plain" });
-    try {
-        await navigator.clipboard.write([new ClipboardItem({ "image/png": draw(), "text/plain": link })]);
-        return "Copied";
-    } catch {
-        return "Copying is not possible here";
-    }
-}"""
+MOVED = ("x", "y", "map", "from", "wx", "wy")  # settings that a click changes, by their key in the URL
 COPY_LABEL = "Copy picture and link"
+DOWNLOAD = "() => document.querySelector('#features_file').click()"
+map_view = functools.partial(picture_of, elem_classes="picture")
 RESTORE_LABEL = f"() => new Promise((resolve) => setTimeout(() => resolve({json.dumps(COPY_LABEL)}), 2000))"
 
 
@@ -107,34 +85,16 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 )
                 head = slider(0, start.heads, 0, step=1, label="Head (0: mean of all)", elem_id="head")
             with gr.Column(visible=False) as point_options:
-                x = slider(
-                    0, 100, 50, step=0.1, label="Point, or arrow keys on a map: % from the left", elem_id="point_x"
-                )
+                label = "Point, or arrow keys on a map: % from the left"
+                x = slider(0, 100, 50, step=0.1, label=label, elem_id="point_x")
                 y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
             opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
-            is_smooth = gr.Checkbox(
-                label="Smooth between patches", info="The values are interpolated (bicubic).", elem_id="smooth"
-            )
+            is_smooth = gr.Checkbox(label="Smooth between patches", info="Bicubic interpolation.", elem_id="smooth")
             with Image.open(EXAMPLES[CROWNS]) as example:
                 whole = max(example.size) // max(start.patch)  # patches of the example at its own size
-            resolution = slider(
-                MIN_RESOLUTION,
-                MAX_RESOLUTION,
-                min(max(start.native, whole), MAX_RESOLUTION),
-                step=1,
-                label="Resolution: patches along the longer side",
-                elem_id="resolution",
-            )
+            resolution = resolution_slider(max(start.native, whole), "resolution")
             with gr.Accordion("More settings", open=False, elem_classes="more"):
-                first = gr.Dropdown(
-                    models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
-                )
-                second = gr.Dropdown(
-                    [NO_BACKBONE, TWIN, *models.names, *REFERENCES],
-                    value=TWIN,
-                    label="Second backbone, side by side",
-                    allow_custom_value=True,
-                )
+                first, second = backbone_inputs(models, model_name, TWIN)
                 layers = {"minimum": 1, "maximum": start.depth, "value": start.depth, "step": 1, "elem_classes": DEEP}
                 layer = slider(**layers, label="Layer", elem_id="layer")
                 second_layer = slider(**layers, label="Layer of the second backbone", elem_id="second_layer")
@@ -154,7 +114,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                     info=f"{CIVIDIS} looks the same with color blindness.",
                     elem_id="colors",
                 )
-                gr.Markdown("**Reading of the image: slice, window, bands**")
+                gr.Markdown("**Reading of the image**")
                 position = slider(0, 100, 50, step=0.5, label="Slice or frame: % from the feet up", elem_id="slice")
                 preset = gr.Radio([AS_STATED, *PRESETS], value=AS_STATED, label="Window of CT", elem_id="preset")
                 bands = gr.Textbox(
@@ -167,22 +127,17 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 high = slider(51, 100, 98, step=0.5, label="White: percentile", elem_id="high")
                 gr.Markdown("**A window of a large scene**")
                 part = slider(1, 100, 100, step=1, label="Window: % of each side of the scene", elem_id="part")
-                center_x = slider(
-                    0, 100, 50, step=0.1, label="Center of the window: % from the left", elem_id="center_x"
-                )
-                center_y = slider(
-                    0, 100, 50, step=0.1, label="Center of the window: % from the top", elem_id="center_y"
-                )
-                scene = picture_view(
-                    "Overview: click to move the window", "The scene and the window", elem_id="overview", visible=False
-                )
+                middle = "Center of the window: % from the "
+                center_x = slider(0, 100, 50, step=0.1, label=f"{middle}left", elem_id="center_x")
+                center_y = slider(0, 100, 50, step=0.1, label=f"{middle}top", elem_id="center_y")
+                scene = map_view("Overview: click to move the window", "overview", visible=False)
         with gr.Column(scale=3, elem_classes="results"):
             with gr.Row(elem_id="maps"):
-                picture = picture_view("Image", "The image, as the model sees it", elem_id="backbone_picture")
-                map_a = picture_view("Map", "Map of the backbone", elem_id="map_a")
-                map_b = picture_view("Map of the second backbone", "Map of the second backbone", elem_id="map_b")
-                there = picture_view("Image to search", "The image to search", elem_id="second_picture", visible=False)
-                map_c = picture_view("In the second image", "Map of the second image", elem_id="map_c", visible=False)
+                picture = map_view("Image", "backbone_picture", "The image, as the model sees it")
+                map_a = map_view("Map", "map_a", "Map of the backbone")
+                map_b = map_view("Map of the second backbone", "map_b")
+                there = map_view("Image to search", "second_picture", visible=False)
+                map_c = map_view("In the second image", "map_c", "Map of the second image", visible=False)
             note = gr.HTML(BEGIN, label="Note", elem_id="backbone_note")
             patches = gr.HTML(visible="hidden", elem_id="patches")
             with gr.Row():
@@ -191,20 +146,20 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 cancel = gr.Button("Cancel", size="sm")
             file = gr.DownloadButton(visible="hidden", elem_id="features_file")
 
-    # The last arguments of each handler are the values of `settings` below, which `view_of` reads.
+    # The controls by their key in the URL, in the order of the fields of View and Adjustment.
+    settings = {"map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source, "x": x, "y": y}
+    settings |= {"res": resolution, "opacity_of_map": opacity, "colors": colors, "smooth": is_smooth, "pc": component}
+    settings |= {"segments": segments, "boxes": boxes, "slice": position, "ct": preset, "bands": bands, "black": low}
+    settings |= {"white": high, "window": part, "wx": center_x, "wy": center_y}
+    inputs = [other.upload, other.example, first, second, *settings.values()]
+    pictures = [picture, map_a, map_b, there, map_c]
+    outputs = [*pictures, note, patches, layer, second_layer, head]
+    outputs += [component, segments, similarity_options, attention_options, point_options, scene]
 
     @answering
-    def see(
-        path: str | None,
-        other_upload: str | None,
-        other_example: str | None,
-        backbone: str,
-        second_backbone: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-        *settings,
-    ) -> Iterator[tuple]:
+    def see(path, other_upload, other_example, backbone, second_backbone, progress=PROGRESS, *values):
         """Yield the pictures, the note and the data for the mouse, and updates of the controls, see `outputs`."""
-        view = view_of(*settings)
+        view = view_of(*values)
         options = [PCA], [SEGMENTS], [SIMILARITY], OF_ATTENTION, [SIMILARITY, *OF_ATTENTION]
         is_shown = [gr.update(visible=view.kind in kinds) for kinds in options]
         hidden = gr.Image(None, visible=False)
@@ -214,9 +169,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         names, other_path = chosen(backbone, second_backbone), selected_path(other_upload, other_example)
         for seen in look(models, path, names, view, progress):
             rgb, _, reading_note = image_of(models, path, names[0], view.adjustment)
-            original = Image.fromarray(rgb).resize(display_size(*rgb.shape[:2]))
-            maps = [_shown(one, view.kind) for one in seen] + [gr.Image(None, visible=len(names) > 1)] * (2 - len(seen))
-            rows, columns = seen[0].features.shape[1:]
+            shown, (rows, columns) = _resized(rgb), seen[0].features.shape[1:]
             lines = [f"<b>{html.escape(reading_note)}</b>, {rows} × {columns} patches", EXPLANATIONS[view.kind]]
             lines += [_scale(one.title(view.kind), one.meaning, view) for one in seen]
             second_image, others, data = [hidden, hidden], None, ""
@@ -229,69 +182,50 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             if view.kind == SIMILARITY and len(seen) == len(names):
                 data, error = _data(seen, others, view)
                 lines.append(f"Under the mouse, the values are within {error:.2g} of the exact ones.")
-            text = "<br>".join(filter(None, lines))
-            details = "<br>".join(_details(one, view.kind) for one in seen)
-            sliders = [_slider(one.depth, asked, one.layer) for one, asked in zip(seen, view.layers)]
-            sliders += [gr.Slider(visible=len(names) > 1)] * (2 - len(seen))
+            text, details = "<br>".join(filter(None, lines)), "<br>".join(_details(one, view.kind) for one in seen)
+            maps, missing = [_map_update(one, view.kind) for one in seen], 2 - len(seen)
+            layers = zip(seen, (view.layer, view.second_layer))
             yield (
-                write_png(ringed(original, view.point) if view.has_point else original, "image.png"),
-                *maps,
+                write_png(ringed(shown, view.point) if view.has_point else shown, "image.png"),
+                *maps + [gr.Image(None, visible=len(names) > 1)] * missing,
                 *second_image,
                 f"{text}<details><summary>Details</summary>{details}</details>",
                 data,
-                *sliders,
-                _slider(seen[0].heads, view.head, min(view.head, seen[0].heads)),
+                *[_up_to(one.backbone.depth, asked, one.layer) for one, asked in layers],
+                *[gr.Slider(visible=len(names) > 1)] * missing,
+                _up_to(seen[0].backbone.heads, view.head, min(view.head, seen[0].backbone.heads)),
                 *is_shown,
                 _overview(models, path, names[0], view),
             )
 
     @answering
-    def see_at(
-        path: str,
-        other_upload: str | None,
-        other_example: str | None,
-        backbone: str,
-        second_backbone: str,
-        clicked: tuple[float, float],
-        is_scene: bool,
-        progress: gr.Progress,
-        *settings,
-    ) -> Iterator[tuple]:
+    def see_at(path, other_upload, other_example, backbone, second_backbone, clicked, is_scene, progress, *values):
         """Move the point, or the window of a scene, to a pixel of the picture that was clicked.
 
         A map without a point is replaced by the similarity to the point.
         """
-        adjustment = view_of(*settings).adjustment
+        adjustment = view_of(*values).adjustment
         rgb = image_of(models, path, backbone, replace(adjustment, part=100.0) if is_scene else adjustment).rgb
-        at = [round(100 * (at + 0.5) / side, 1) for at, side in zip(clicked, display_size(*rgb.shape[:2]))]
-        kind, layer, second_layer, head, source, x, y, *others = settings
+        x, y = (round(100 * (at + 0.5) / side, 1) for at, side in zip(clicked, display_size(rgb)))
+        before, after = dict(zip(settings, values)), {"x": x, "y": y, "from": FROM_POINT}
         if is_scene:
-            others[-2:], moved = at, (*(gr.skip(),) * 4, *at)
-        else:
-            kind = kind if kind in OF_ATTENTION else SIMILARITY
-            (x, y), source = at, FROM_POINT
-            moved = (x, y, kind, source, *(gr.skip(),) * 2)
-        settings = (kind, layer, second_layer, head, source, x, y, *others)
-        for shown in see.__wrapped__(path, other_upload, other_example, backbone, second_backbone, progress, *settings):
-            yield *shown, *moved
+            after = {"wx": x, "wy": y}
+        elif before["map"] not in OF_ATTENTION:
+            after["map"] = SIMILARITY
+        values = (before | after).values()
+        for shown in see.__wrapped__(path, other_upload, other_example, backbone, second_backbone, progress, *values):
+            yield *shown, *(after.get(key, gr.skip()) for key in MOVED)
 
     async def see_click(
-        path: str | None,
-        other_upload: str | None,
-        other_example: str | None,
-        backbone: str,
-        second_backbone: str,
-        event: gr.SelectData,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-        *settings,
-    ) -> AsyncIterator[tuple]:
+        path, other_upload, other_example, backbone, second_backbone, event: gr.SelectData, progress=PROGRESS, *values
+    ):
         """Convert a click to plain values, because an event cannot be sent to the process of a GPU."""
         # A click on the small maps of the heads has no position in the image.
-        if path is None or (settings[0] == HEADS and event.target in (map_a, map_b)):
-            yield (gr.skip(),) * (len(outputs) + 6)
+        if path is None or (values[0] == HEADS and event.target in (map_a, map_b)):
+            yield (gr.skip(),) * (len(outputs) + len(MOVED))
             return
-        arguments = (path, other_upload, other_example, backbone, second_backbone)
-        async for shown in see_at(*arguments, tuple(event.index), event.target is scene, progress, *settings):
+        selected = (path, other_upload, other_example, backbone, second_backbone)
+        async for shown in see_at(*selected, tuple(event.index), event.target is scene, progress, *values):
             yield shown
 
     @functools.wraps(see)
@@ -301,75 +235,56 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             yield shown
 
     @answering
-    def keep_features(
-        path: str | None,
-        other_upload: str | None,
-        other_example: str | None,
-        backbone: str,
-        second_backbone: str,
-        *settings,
-    ) -> str:
+    def keep_features(path, other_upload, other_example, backbone, second_backbone, *values):
         """Write the features and maps that are shown to a file and return its path."""
         if path is None:
             raise message("No image is selected. Choose an image first.")
-        view = view_of(*settings)
+        view = view_of(*values)
         *_, seen = look(models, path, chosen(backbone, second_backbone), view)
         return features_file(path, view, seen)
 
-    settings = [kind, layer, second_layer, head, source, x, y, resolution, opacity, colors, is_smooth, component]
-    settings += [segments, boxes, position, preset, bands, low, high, part, center_x, center_y]
-    inputs = [other.upload, other.example, first, second, *settings]
-    pictures = [picture, map_a, map_b, there, map_c]
-    outputs = [*pictures, note, patches, layer, second_layer, head]
-    outputs += [component, segments, similarity_options, attention_options, point_options, scene]
-    options = {**QUEUE, "trigger_mode": "always_last", "show_progress_on": map_a}
+    options = {"trigger_mode": "always_last", "show_progress_on": map_a}
     models_changed = [first.input, second.input, model_name.input]
-    forget([*image.changes, *models_changed], [*pictures, scene, note, patches], [*[None] * 6, BEGIN, ""])
-    changes = [*image.changes, *other.changes]
-    changes += [one.submit if one is bands else one.input for one in settings]
-    running = [image.on(changes, see, inputs, outputs, **options)]
-    model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
+    forget([*image.changes, *models_changed], [*pictures, scene, note, patches])
+    changes = [one.submit if one is bands else one.input for one in settings.values()]
+    running = [image.on([*image.changes, *other.changes, *changes], see, inputs, outputs, **options)]
     running.append(image.on(models_changed, see_anew, inputs, outputs, **options))
     clicks = [view.select for view in (picture, map_a, map_b, scene)]
-    moved = [*outputs, x, y, kind, source, center_x, center_y]
+    moved = [*outputs, *(settings[key] for key in MOVED)]
     running.append(image.on(clicks, see_click, inputs, moved, **options))
     cancel.click(None, cancels=running)
-    copy.click(None, None, copy, js=COPY, **PRIVATE).then(None, None, copy, js=RESTORE_LABEL, **PRIVATE)
-    kept = image.on([keep.click], keep_features, inputs, file, **QUEUE)
+    copy.click(None, None, copy, js="copyMaps", **PRIVATE).then(None, None, copy, js=RESTORE_LABEL, **PRIVATE)
+    kept = image.on([keep.click], keep_features, inputs, file)
     kept.success(None, js=DOWNLOAD, **PRIVATE)
-
-    keys = {"image": image.example, "map": kind, "layer": layer, "layer_b": second_layer, "head": head, "from": source}
-    keys |= {"res": resolution, "opacity_of_map": opacity, "colors": colors, "smooth": is_smooth, "pc": component}
-    keys |= {"segments": segments, "boxes": boxes, "search": other.example, "slice": position, "ct": preset}
-    keys |= {"bands": bands, "black": low, "white": high, "window": part, "wx": center_x, "wy": center_y}
-    return Tab({**keys, "a": first, "b": second, "x": x, "y": y}, [(*image.with_path(see, inputs), outputs)])
+    state = {"image": image.example, **settings, "search": other.example, "a": first, "b": second}
+    return Tab(state, [(*image.with_path(see, inputs), outputs)])
 
 
-def picture_view(label: str, alt_text: str, **options) -> gr.Image:
-    return gr.Image(
-        label=label,
-        alt_text=alt_text,
-        interactive=False,
-        format="png",
-        buttons=["download", "fullscreen"],
-        min_width=240,
-        elem_classes="picture",
-        **options,
-    )
+def backbone_inputs(models: Models, model_name: gr.Dropdown, second: str) -> list[gr.Dropdown]:
+    """Create the selectors of two backbones. The first follows the model at the top of the page."""
+    names, label = [NO_BACKBONE, TWIN, *models.names, *REFERENCES], "Second backbone, side by side"
+    selectors = [
+        gr.Dropdown(models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True),
+        gr.Dropdown(names, value=second, label=label, allow_custom_value=True),
+    ]
+    model_name.input(None, model_name, selectors[0], js="(name) => name", **PRIVATE)
+    return selectors
 
 
-def _overview(models: Models, path: str, name: str, view: View) -> gr.Image:
-    """Return the whole scene with the outline of the visible window; hidden if the window is the whole scene."""
-    if view.adjustment.window is None:
-        return gr.Image(None, visible=False)
-    rgb = image_of(models, path, name, replace(view.adjustment, part=100.0)).rgb
-    whole = Image.fromarray(rgb).resize(display_size(*rgb.shape[:2]))
-    return gr.Image(write_png(boxed(whole, [view.adjustment.window]), "overview.png"), visible=True)
+def resolution_slider(value: int, elem_id: str) -> gr.Slider:
+    label = "Resolution: patches along the longer side"
+    return slider(MIN_RESOLUTION, MAX_RESOLUTION, min(value, MAX_RESOLUTION), step=1, label=label, elem_id=elem_id)
+
+
+def view_of(*values) -> View:
+    """Build the view from the values of the controls, which are those of `View`, then those of `Adjustment`."""
+    own = len(fields(View)) - 1
+    return View(*values[:own], adjustment=Adjustment(*values[own:]))
 
 
 def features_file(path: str, view: View, seen: Sequence[Seen]) -> str:
     """Write features and maps as NPZ to a temporary file and return its path."""
-    arrays = {"image": name_of(path), "kind": view.kind, "head": view.head, "from_point": view.from_point}
+    arrays = {"image": name_of(path), "kind": view.kind, "head": view.head, "from_point": view.source == FROM_POINT}
     arrays |= {"point": view.point, "backbones": [one.name for one in seen], "layers": [one.layer for one in seen]}
     for key, one in zip("ab", seen):
         arrays |= {f"features_{key}": one.features.numpy(), f"map_{key}": one.values.numpy()}
@@ -378,47 +293,24 @@ def features_file(path: str, view: View, seen: Sequence[Seen]) -> str:
     return str(file)
 
 
-def view_of(
-    kind: str,
-    layer: float | None,
-    second_layer: float | None,
-    head: float,
-    attention_of: str,
-    x: float,
-    y: float,
-    resolution: float,
-    opacity: float = OPACITY,
-    colors: str = INFERNO,
-    is_smooth: bool = False,
-    component: float = 0,
-    segments: float = 5,
-    boxes: float = 0,
-    *adjustments,
-) -> View:
-    """Build the view from the values of the controls; `x` and `y` are percent from the left and from the top.
-
-    Args:
-        adjustments: the arguments of [`reading.adjustment_of`], all or none.
-    """
-    adjustment = adjustment_of(*adjustments) if adjustments else Adjustment()
-    return View(
-        kind,
-        (layer, second_layer),
-        int(head),
-        attention_of == FROM_POINT,
-        (x / 100, y / 100),
-        int(resolution),
-        opacity,
-        colors,
-        is_smooth,
-        int(component),
-        int(segments),
-        int(boxes),
-        adjustment,
-    )
+def _resized(rgb: np.ndarray) -> Image.Image:
+    return Image.fromarray(rgb).resize(display_size(rgb))
 
 
-def _slider(maximum: int, asked: float | None, shown: int) -> gr.Slider:
+def _overview(models: Models, path: str, name: str, view: View) -> gr.Image:
+    """Return the whole scene with the outline of the visible window; hidden if the window is the whole scene."""
+    if view.adjustment.window is None:
+        return gr.Image(None, visible=False)
+    whole = _resized(image_of(models, path, name, replace(view.adjustment, part=100.0)).rgb)
+    return gr.Image(write_png(boxed(whole, [view.adjustment.window]), "overview.png"), visible=True)
+
+
+def _map_update(one: Seen, kind: str) -> gr.Image:
+    file, alt_text = write_png(one.picture, "map.png"), f"{kind}: {one.title(kind)}; {one.meaning}"
+    return gr.Image(file, label=one.title(kind), alt_text=alt_text, visible=True)
+
+
+def _up_to(maximum: int, asked: float | None, shown: int) -> gr.Slider:
     """Return an update of a slider with a new maximum.
 
     The value is set only if the old one was out of range, because the visitor may be moving the slider.
@@ -449,12 +341,12 @@ def _search(models: Models, path: str, one: Seen, view: View) -> tuple[list[gr.I
     others = features_of(models, path, one.name, view.resolution, one.layer)
     place = patch_at(view.point, *one.features.shape[1:])
     drawn, meaning = heat_map(similarity_to_point(one.features, *place, others), rgb, view, has_point=False)
-    name = name_of(path)
+    name, plain = name_of(path), write_png(_resized(rgb), "image.png")
     title = f"{view.kind}, in {name}"
-    plain = Image.fromarray(rgb).resize(drawn.size)
+    alt_text = f"{title}, by {one.name}; {meaning}"
     pictures = [
-        gr.Image(write_png(plain, "image.png"), label=name, alt_text=name, visible=True),
-        gr.Image(write_png(drawn, "map.png"), label=title, alt_text=f"{title}, by {one.name}; {meaning}", visible=True),
+        gr.Image(plain, label=name, alt_text=name, visible=True),
+        gr.Image(write_png(drawn, "map.png"), label=title, alt_text=alt_text, visible=True),
     ]
     return pictures, others, _scale(title, meaning, view)
 
@@ -464,19 +356,11 @@ def _data(seen: Sequence[Seen], others: torch.Tensor | None, view: View) -> tupl
 
     The data are, for each map, the reduced features of its patches and the map that the point belongs to.
     """
-    packed = [pack_features(seen[0].features, *[] if others is None else [others])]
-    packed += [pack_features(one.features) for one in seen[1:]]
-    images = [{**packed[0].images[0], "id": "map_a", "of": "map_a", "under": "backbone_picture"}]
-    images += [{**one.images[0], "id": "map_b", "of": "map_b", "under": "backbone_picture"} for one in packed[1:]]
-    images += [{**one, "id": "map_c", "of": "map_a", "under": "second_picture"} for one in packed[0].images[1:]]
-    scales = {f"map_{key}": one.scales for key, one in zip("ab", packed)}
+    packed = {"map_a": pack_features(seen[0].features, *[] if others is None else [others])}
+    packed |= {f"map_{key}": pack_features(one.features) for key, one in zip("b", seen[1:])}
+    maps = [{**one.images[0], "id": name, "of": name, "under": "backbone_picture"} for name, one in packed.items()]
+    maps += [{**one, "id": "map_c", "of": "map_a", "under": "second_picture"} for one in packed["map_a"].images[1:]]
+    scales = {name: one.scales for name, one in packed.items()}
     colors = base64.b64encode(heat_of(torch.linspace(0, 1, 256)[None], colors=view.colors).tobytes()).decode()
-    data = {"maps": images, "scales": scales, "colors": colors, "opacity": view.opacity}
-    return f"<i data-patches='{json.dumps(data)}'></i>", max(one.error for one in packed)
-
-
-def _shown(one: Seen, kind: str) -> gr.Image:
-    title = one.title(kind)
-    return gr.Image(
-        write_png(one.picture, "map.png"), label=title, alt_text=f"{kind}: {title}; {one.meaning}", visible=True
-    )
+    data = {"maps": maps, "scales": scales, "colors": colors, "opacity": view.opacity}
+    return f"<i data-patches='{json.dumps(data)}'></i>", max(one.error for one in packed.values())

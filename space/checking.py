@@ -66,20 +66,18 @@ def check_files(name: str, folder: Path) -> None:
         where = path.resolve()
         if not (where.is_relative_to(folder.resolve()) or where.parent == blobs):
             raise UnavailableModel(f"{name}: {path.name} is a link out of the model's folder. Copy the file instead.")
-        most = most_bytes(path.name)
-        if most is not None and where.stat().st_size > most:
-            raise UnavailableModel(f"{name}: {path.name} is larger than {most / 1e6:g} MB.")
+        check_size(name, path.name, where.stat().st_size)
     for path in folder.glob("*.index.json"):
         shards = read_json(name, path).get("weight_map")
         if not isinstance(shards, dict) or any(not FILES.fullmatch(str(shard)) for shard in shards.values()):
             raise UnavailableModel(f"{name}: {path.name} must name only safetensors files in the same folder.")
 
 
-def most_bytes(file: str) -> int | None:
-    """Return the size limit of a file, in bytes; `None` for weights, whose total size is limited."""
-    if file.endswith(".safetensors"):
-        return None
-    return limits.TOKENIZER_FILE_BYTES if file == "tokenizer.json" else limits.CONFIG_BYTES
+def check_size(name: str, file: str, size: int) -> None:
+    """Raise [`UnavailableModel`] if a file is too large. Only the total size of weights is limited."""
+    most = limits.TOKENIZER_FILE_BYTES if file == "tokenizer.json" else limits.CONFIG_BYTES
+    if size > most and not file.endswith(".safetensors"):
+        raise UnavailableModel(f"{name}: {file} is larger than {most / 1e6:g} MB.")
 
 
 def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:

@@ -11,24 +11,25 @@ import numpy as np
 import pandas as pd
 import torch
 from answers import PROGRESS
-from computing import PRIVATE, QUEUE, answering, errors_as_messages, message, new_file, seconds_left, turn, write_png
-from loading import RANDOM, REFERENCES, LoadedBackbone, Models
-from maps import (
-    MAX_RESOLUTION,
-    MIN_RESOLUTION,
-    NO_BACKBONE,
-    OPACITY,
-    chosen,
-    draw_map,
-    grid_of,
-    heat_of,
-    patch_features,
-)
+from backbone_tab import backbone_inputs, resolution_slider
+from computing import answering, errors_as_messages, message, new_file, seconds_left, turn, write_png
+from loading import RANDOM, LoadedBackbone, Models
+from maps import NO_BACKBONE, OPACITY, chosen, draw_map, grid_of, heat_of, patch_features
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch.nn import functional as F
-from uploading import CROWNS, EXAMPLES, example_path, forget, image_input, image_upload, name_of, open_pixels
-from url_state import Tab, slider
+from uploading import (
+    CROWNS,
+    EXAMPLES,
+    example_path,
+    forget,
+    image_input,
+    image_upload,
+    name_of,
+    open_pixels,
+    picture_of,
+)
+from url_state import Tab
 
 from modeling_vitp.bands import describe_bands
 from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion, parameters, undo_motion
@@ -36,7 +37,6 @@ from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion, parame
 MAX_SIDE = 800  # image size of the paper's robustness table
 ORDER = (3, 1, 5, 2, 4)  # order of the severities: results that stop early still span the range
 COLUMNS = ["corruption", "severity", "backbone", "share", "similarity", "floor", "parameters", "compared"]
-NO_ROWS = {"headers": COLUMNS, "data": [], "metadata": None}
 BEGIN = "Choose an image or an example, then compare."
 ASPECT_TOLERANCE = 0.03  # largest difference of the log aspect ratios of two images of one place
 COLORS = ("#0f766e", "#b45309", "#64748b")  # first and second backbone, random weights
@@ -62,30 +62,14 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     with gr.Row():
         with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
             image = image_input("compare_image", CROWNS)
-            run = gr.Button(
-                "Compare under corruptions", variant="primary", elem_id="run_corruptions", elem_classes="run"
-            )
+            options = {"variant": "primary", "elem_id": "run_corruptions", "elem_classes": "run"}
+            run = gr.Button("Compare under corruptions", **options)
             other = image_upload("Second image", elem_id="compare_second_image")
             run_pair = gr.Button("Compare the two images", elem_id="run_pair", elem_classes="run")
             cancel = gr.Button("Cancel", size="sm")
             with gr.Accordion("More settings", open=False, elem_classes="more"):
-                first = gr.Dropdown(
-                    models.names, value=models.default, label="Backbone (any Hub id)", allow_custom_value=True
-                )
-                second = gr.Dropdown(
-                    [NO_BACKBONE, *models.names, *REFERENCES],
-                    value=NO_BACKBONE,
-                    label="Second backbone",
-                    allow_custom_value=True,
-                )
-                resolution = slider(
-                    MIN_RESOLUTION,
-                    MAX_RESOLUTION,
-                    min(start.native, MAX_RESOLUTION),
-                    step=1,
-                    label="Resolution: patches along the longer side",
-                    elem_id="compare_resolution",
-                )
+                first, second = backbone_inputs(models, model_name, NO_BACKBONE)
+                resolution = resolution_slider(start.native, "compare_resolution")
                 seed = gr.Number(0, label="Seed of the corruptions", precision=0, minimum=0, maximum=2**31 - 1)
         with gr.Column(scale=3, min_width=280, elem_classes="results"):
             sentence = gr.Markdown(label="Summary", elem_id="compare_summary")
@@ -99,14 +83,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             gr.Markdown(WORDS)
 
     @answering
-    def compare_corruptions(
-        path: str | None,
-        backbone: str,
-        second_backbone: str,
-        resolution: float,
-        seed: float,
-        progress: gr.Progress = PROGRESS,
-    ) -> Iterator[tuple]:
+    def compare_corruptions(path, backbone, second_backbone, resolution, seed, progress=PROGRESS):
         """Yield summary, chart, table and note of the corruptions so far."""
         for rows, text in corruptions(models, path, backbone, second_backbone, resolution, seed, progress):
             words, file = summary_of(rows), new_file("corruptions.png")
@@ -114,14 +91,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
             yield words, gr.Image(str(file), alt_text=f"{CAPTION}. {words}"), rows, text
 
     @answering
-    def compare_pair(
-        path: str | None,
-        second_path: str | None,
-        backbone: str,
-        second_backbone: str,
-        resolution: float,
-        progress: gr.Progress = PROGRESS,
-    ) -> tuple:
+    def compare_pair(path, second_path, backbone, second_backbone, resolution, progress=PROGRESS):
         """Return a similarity map of two images of one place for each backbone, and a note."""
         *maps, facts, text = two_images(models, path, second_path, backbone, second_backbone, resolution, progress)
         views = [
@@ -131,33 +101,17 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
         return *views, *[gr.Image(None, visible=False)] * (2 - len(views)), text
 
     inputs, outputs = [first, second, resolution, seed], [sentence, chart, table, note]
-    running = image.on([run.click], compare_corruptions, inputs, outputs, show_progress_on=chart, **QUEUE)
+    running = image.on([run.click], compare_corruptions, inputs, outputs, show_progress_on=chart)
     pair = [other, first, second, resolution], [map_a, map_b, note]
-    running_pair = image.on([run_pair.click], compare_pair, *pair, show_progress_on=note, **QUEUE)
+    running_pair = image.on([run_pair.click], compare_pair, *pair, show_progress_on=note)
     cancel.click(None, cancels=[running, running_pair])
-    model_name.input(None, model_name, first, js="(name) => name", **PRIVATE)
     changes = [*image.changes, other.upload, other.clear, other.delete]
     changes += [first.input, second.input, resolution.input, seed.input, model_name.input]
-    shown = [sentence, chart, table, map_a, map_b, note]
-    forget(changes, shown, ["", None, NO_ROWS, None, None, BEGIN], [running, running_pair])
+    forget(changes, [sentence, chart, table, map_a, map_b, note], [running, running_pair])
     state = {"cimage": image.example, "seed": seed, "cres": resolution, "ca": first, "cb": second}
     if start.band_names is not None:
         return Tab(state)
     return Tab(state, [(*image.with_path(compare_corruptions, inputs), outputs)])
-
-
-def picture_of(label: str, elem_id: str, **options) -> gr.Image:
-    return gr.Image(
-        label=label,
-        alt_text=label,
-        interactive=False,
-        format="png",
-        buttons=["download", "fullscreen"],
-        elem_id=elem_id,
-        elem_classes="found",
-        min_width=240,
-        **options,
-    )
 
 
 # Corruptions
@@ -168,8 +122,8 @@ def corruptions(
     image: str | None,
     backbone: str,
     second_backbone: str,
-    resolution: float,
-    seed: float,
+    resolution: int,
+    seed: int | None,
     progress: gr.Progress = PROGRESS,
 ) -> Iterator[tuple[pd.DataFrame, str]]:
     """Yield a table of the results at one severity, then of all, and a note, which tells if the time limit was reached.
@@ -180,12 +134,12 @@ def corruptions(
     backbones = opened(models, list(names), progress)
     rgb, reading_note = open_pixels(image, MAX_SIDE, backbones[0].input_spec)
     others = [fitted(name, rgb.shape) for name in EXAMPLES if name != name_of(image)]
-    encoders = {one.name: encoder(one, int(resolution)) for one in backbones}
+    encoders = {one.name: encoder(one, resolution) for one in backbones}
     total, results, longest = len(ORDER) * len(SEVERITIES), [], 0.0
     head = f"**{html.escape(reading_note)}**; the floor is over {len(others)} other images."
     with turn(progress):
         began = time.monotonic()
-        for result in compare(rgb, encoders, severities=ORDER, seed=int(seed or 0), others=others):
+        for result in compare(rgb, encoders, severities=ORDER, seed=seed or 0, others=others):
             results.append(result)
             if len(results) % len(encoders):
                 continue
@@ -201,23 +155,25 @@ def corruptions(
 
 
 class Comparison(NamedTuple):
-    """Feature similarity of one backbone under one corruption and severity, a row of the table."""
+    """Feature similarity of one backbone under one corruption and severity, a row of the table.
+
+    Args:
+        share: similarity rescaled from [floor, 1] to [0, 1]: 1 for an unchanged image, 0 for a different image. A
+            backbone that maps all images to similar features has a high similarity, but a low share.
+        similarity: mean cosine similarity over the compared patches, in [-1, 1]; NaN without a compared patch.
+        floor: mean similarity of the image to other images at the same patch positions.
+        parameters: parameters of the corruption.
+        compared: share of compared patches, in [0, 1]; less than 1 only for geometric corruptions.
+    """
 
     corruption: str
     severity: int
     backbone: str
     share: float
-    """Similarity rescaled from [floor, 1] to [0, 1]: 1 for an unchanged image, 0 for a different image.
-
-    A backbone that maps all images to similar features has a high similarity under corruption, but a low share.
-    """
     similarity: float
-    """Mean cosine similarity over the compared patches, in [-1, 1]; NaN without a compared patch."""
     floor: float
-    """Mean similarity of the image to other images at the same patch positions."""
     parameters: dict[str, float]
     compared: float
-    """Share of compared patches, in [0, 1]; less than 1 only for geometric corruptions."""
 
 
 def compare(
@@ -258,15 +214,10 @@ def compare(
 
 
 def similarity_map(clean: torch.Tensor, corrupted: torch.Tensor, matrix: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the cosine similarity at each patch of the clean image.
+    """Return the cosine similarity of patch features, `(channels, rows, columns)`, at each patch of the clean image.
 
-    Args:
-        clean, corrupted: patch features of shape `(channels, rows, columns)` that span the whole image.
-        matrix: motion of a geometric corruption ([`~modeling_vitp.images.corruptions.motion`]), which is undone first.
-            The interpolation between patches makes the similarity slightly less than 1.
-
-    Returns:
-        float32 of shape `(rows, columns)` in [-1, 1], NaN where the motion moved the patch out of the image.
+    A motion ([`~modeling_vitp.images.corruptions.motion`]) is undone first, by interpolation. The similarity is NaN
+    where it moved the patch out of the image.
     """
     clean, corrupted = clean.float(), corrupted.float()
     if matrix is None:
@@ -278,9 +229,8 @@ def similarity_map(clean: torch.Tensor, corrupted: torch.Tensor, matrix: torch.T
 def table_of(results: Sequence[Comparison]) -> pd.DataFrame:
     table = pd.DataFrame(results).round(4)
     table["corruption"] = table["corruption"].str.replace("_", " ")
-    table["parameters"] = [
-        ", ".join(f"{name} {value:g}" for name, value in one.parameters.items()).replace("_", " ") for one in results
-    ]
+    texts = (", ".join(f"{name} {value:g}" for name, value in one.parameters.items()) for one in results)
+    table["parameters"] = [text.replace("_", " ") for text in texts]
     return table
 
 
@@ -291,28 +241,21 @@ def summary_of(table: pd.DataFrame) -> str:
     shares = table[table["backbone"] == first].groupby("corruption")["share"].mean().dropna()
     if shares.empty:
         return "No patch could be compared."
-    best, worst = shares.idxmax(), shares.idxmin()
+    bold, (best, worst) = {name: f"**{html.escape(name)}**" for name in means.index}, (shares.idxmax(), shares.idxmin())
+    kept = ", ".join(f"{bold[name]} keeps {means[name]:.2f}" for name in means.index)
     text = (
-        f"On average over the corruptions, **{html.escape(first)}** keeps {means[first]:.2f} of its similarity to the "
-        "clean image"
-        + "".join(f", **{html.escape(name)}** keeps {means[name]:.2f}" for name in others)
-        + f". {html.escape(first)} keeps most under {best} ({shares[best]:.2f}) and least under {worst} "
-        f"({shares[worst]:.2f})."
+        f"On average, {kept} of the similarity to the clean image. {bold[first]} keeps most under {best} "
+        f"({shares[best]:.2f}) and least under {worst} ({shares[worst]:.2f})."
     )
-    best_other = max((means[name] for name in others), default=None)
-    if best_other is not None and means[first] < best_other + CLEARLY:
-        text += f" **{html.escape(first)}** is not more robust than the other."
-    below = list(shares[shares < 0].sort_values().index)
-    if below:
+    if others and means[first] < means[others].max() + CLEARLY:
+        text += f" {bold[first]} is not more robust than the other."
+    if below := list(shares[shares < 0].sort_values().index):
         text += f" Under {', '.join(below)}, the image is less similar to the clean one than other images are."
     return text
 
 
 def chart_of(table: pd.DataFrame, title: str) -> Figure:
-    """Return a chart of the share by severity for each corruption, with a line for each backbone.
-
-    All corruptions have the same axes, which span all values.
-    """
+    """Return a chart of the share by severity for each corruption, all with the same axes, which span all values."""
     names, cases = table["backbone"].unique(), table.groupby("corruption", sort=False)
     figure = Figure(figsize=(10, 7), layout="constrained", dpi=120)
     grid = figure.subplots(-(-len(cases) // 4), min(4, len(cases)), squeeze=False, sharex=True, sharey=True)
@@ -328,7 +271,7 @@ def chart_of(table: pd.DataFrame, title: str) -> Figure:
         axis.set_xlabel("severity")
     figure.supylabel("kept similarity")
     figure.suptitle(f"{title}\n{CAPTION}")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -362,7 +305,7 @@ def two_images(
     second_image: str | None,
     backbone: str,
     second_backbone: str,
-    resolution: float,
+    resolution: int,
     progress: gr.Progress = PROGRESS,
 ) -> tuple[Image.Image, Image.Image | None, list[dict], str]:
     """Return a similarity map of two images of one place for each backbone, the similarities in numbers, and a note.
@@ -380,7 +323,7 @@ def two_images(
     with turn(progress):
         for index, one in enumerate(backbones):
             progress((index + 0.5) / len(backbones), desc=f"Computing with {one.name}")
-            encode, grid = encoder(one, int(resolution)), grid_of(*before.shape[:2], int(resolution))
+            encode, grid = encoder(one, resolution), grid_of(*before.shape[:2], resolution)
             values = similarity_map(encode(before), encode(after, grid))
             low, mean = values.min().item(), values.mean().item()
             pictures.append(draw_map(heat_of(values, low, 1.0), after, opacity=OPACITY))

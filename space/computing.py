@@ -49,13 +49,14 @@ class Task:
     """Deadline of one answer, and whether the visitor still waits for it, in memory shared with the workers of ZeroGPU.
 
     Args:
-        slot: index of an existing task in the shared memory. Default: a new task, which may take `limits.SECONDS`.
+        slot: index of an existing task in the shared memory, which gets the whole time again. Default: a new task.
     """
 
     def __init__(self, slot: int | None = None):
         self.slot = next(SLOTS) % len(ENDS) if slot is None else slot
+        self.ends = time.monotonic() + limits.SECONDS
         if slot is None:
-            self.ends, STOPPED[self.slot] = time.monotonic() + limits.SECONDS, False
+            STOPPED[self.slot] = False
 
     @property
     def ends(self) -> float:
@@ -73,44 +74,34 @@ class Task:
     def stop(self) -> None:
         STOPPED[self.slot] = True
 
-    @property
-    def is_over(self) -> bool:
-        return self.is_stopped or time.monotonic() > self.ends
-
 
 class Line:
     """Waiting line of visitors. The answer of the first one is computed."""
 
     def __init__(self):
-        self._tasks: list[Task] = []
+        self.tasks: list[Task] = []
         self._changed = threading.Condition()
 
-    def enter(self, task: Task) -> None:
+    def enter(self, task: Task) -> int:
+        """Add a task and return the number of tasks before it."""
         with self._changed:
-            if len(self._tasks) > limits.WAITING:
-                raise message(f"{len(self._tasks)} visitors are waiting and the line is full. Try again soon.")
-            self._tasks.append(task)
+            if len(self.tasks) > limits.WAITING:
+                raise message(f"{len(self.tasks)} visitors are waiting and the line is full. Try again soon.")
+            self.tasks.append(task)
+            return len(self.tasks) - 1
 
-    def __contains__(self, task: Task) -> bool:
+    def wait(self, task: Task) -> int:
+        """Wait until a task is the first, at most for a second, and return the number of tasks before it."""
         with self._changed:
-            return task in self._tasks
-
-    def position(self, task: Task) -> int:
-        """Return the number of tasks before this one."""
-        with self._changed:
-            if task.is_stopped or task not in self._tasks:
+            self._changed.wait_for(lambda: task not in self.tasks[1:], timeout=1.0)
+            if task.is_stopped or task not in self.tasks:
                 raise Stopped
-            return self._tasks.index(task)
-
-    def wait(self, seconds: float) -> None:
-        """Wait until a task leaves the line, at most for a number of seconds."""
-        with self._changed:
-            self._changed.wait(seconds)
+            return self.tasks.index(task)
 
     def leave(self, task: Task) -> None:
         with self._changed:
-            if task in self._tasks:
-                self._tasks.remove(task)
+            if task in self.tasks:
+                self.tasks.remove(task)
                 self._changed.notify_all()
 
 
@@ -132,7 +123,7 @@ def seconds_left() -> float | None:
 def check_time() -> None:
     """Raise [`Stopped`] if the current answer is late or its visitor has left."""
     task = TASK.get()
-    if task is not None and task.is_over:
+    if task is not None and (task.is_stopped or time.monotonic() > task.ends):
         raise Stopped
 
 
@@ -148,19 +139,17 @@ def turn(progress: gr.Progress | None = None) -> Iterator[None]:
     On ZeroGPU, visitors have waited in its own line before.
     """
     task = TASK.get()
-    if task is None or is_worker() or task in LINE:  # called by a program, or inside of another turn
+    if task is None or is_worker() or task in LINE.tasks:  # called by a program, or inside of another turn
         yield
         return
     left = seconds_left()
-    LINE.enter(task)
+    position = LINE.enter(task)
     try:
-        last = -1.0
-        while position := LINE.position(task):
+        while position:
             task.ends = time.monotonic() + left + 1  # Time in the line does not count.
-            if progress is not None and time.monotonic() > last + 1:  # Waiters wake up after each answer of others.
+            if progress is not None:
                 progress(0.0, desc=f"Waiting: {position} before you")
-                last = time.monotonic()
-            LINE.wait(seconds=1.0)
+            position = LINE.wait(task)
         task.ends = time.monotonic() + left
         yield
     finally:
@@ -183,9 +172,7 @@ def answering(handler: Callable | None = None, *, gpu: bool = True) -> Callable:
     @functools.wraps(handler)
     def steps(slot: int, *arguments, **named) -> Iterator:
         if is_worker():
-            task = Task(slot)
-            task.ends = time.monotonic() + limits.SECONDS
-            TASK.set(task)
+            TASK.set(Task(slot))
             torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and waiting for them never ends.
         with errors_as_messages():
             result = handler(*arguments, **named)
@@ -225,9 +212,7 @@ def answering(handler: Callable | None = None, *, gpu: bool = True) -> Callable:
                 try:
                     item = await asyncio.wait_for(results.get(), 0.5)
                 except TimeoutError:
-                    if (
-                        time.monotonic() > task.ends + limits.ENDING
-                    ):  # The handler has not reached another module in time.
+                    if time.monotonic() > task.ends + limits.ENDING:  # The handler has not reached another module.
                         raise too_late() from None
                     continue
                 if len(item) == 1:

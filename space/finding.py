@@ -37,17 +37,21 @@ GROUND, TREE = np.array([45, 30, 75]), np.array([150, 255, 70])  # colors of the
 
 
 class Finding(NamedTuple):
-    """The finding, as [`read_finding`] returns it."""
+    """The finding, as [`read_finding`] returns it.
+
+    Args:
+        probes: weights of a linear layer for `TRAINED`, `UNTRAINED` and `PIXELS`, each followed by its bias.
+        areas: probability that a patch of a tree has a higher score than a patch of ground, the mean over the images.
+        leads: for each control, the bounds of the 95% interval over the images of the trained ViT's lead.
+        num_images: number of test images.
+        boxes: boxes of the trees in the shown image, `[left, top, right, bottom]` in pixels.
+    """
 
     probes: dict[str, torch.Tensor]
-    """Weights of a linear layer for `TRAINED`, `UNTRAINED` and `PIXELS`, followed by its bias."""
     areas: dict[str, float]
-    """Probability that a patch of a tree has a higher score than a patch of ground: mean over the test images."""
     leads: dict[str, list[float]]
-    """For each control, the bounds of the 95% interval over the test images of the trained ViT's lead."""
     num_images: int
     boxes: list[list[int]]
-    """Boxes of the trees in the shown image, `[left, top, right, bottom]` in pixels."""
 
 
 def read_finding(models: Models) -> Finding | None:
@@ -66,18 +70,15 @@ def checksum(models: Models) -> int:
 
 
 def patch_vectors(models: Models, image: np.ndarray) -> dict[str, torch.Tensor]:
-    """Return the features of each patch, float32 of shape `(rows, columns, width)`.
+    """Return the features of each patch, float32 of shape `(rows, columns, width)`, by the default model and controls.
 
-    Args:
-        models: models, of which the default one is used.
-        image: uint8 RGB of shape `(height, width, 3)`, the sides multiples of the patch size.
+    The sides of the image, uint8 RGB of shape `(height, width, 3)`, are multiples of the patch size.
     """
     backbone = models.backbone()
+    backbones = {TRAINED: backbone, UNTRAINED: models.backbone(backbone.name + RANDOM)}
     rows, columns = (side // patch for side, patch in zip(image.shape, backbone.patch))
-    vectors = {
-        name: patch_features(one, image, max(rows, columns)).movedim(0, -1)
-        for name, one in ((TRAINED, backbone), (UNTRAINED, models.backbone(backbone.name + RANDOM)))
-    }
+    resolution = max(rows, columns)
+    vectors = {name: patch_features(one, image, resolution).movedim(0, -1) for name, one in backbones.items()}
     patches = torch.tensor(image / 255, dtype=torch.float32).unflatten(0, (rows, -1)).unflatten(2, (columns, -1))
     return vectors | {PIXELS: patches.swapaxes(1, 2).flatten(2)}
 
@@ -115,7 +116,7 @@ def pictures_of(models: Models, finding: Finding) -> tuple[Image.Image, dict[str
     """Return the image of the finding and the maps of the trained ViT and of its controls, all with boxes of trees."""
     image = np.asarray(Image.open(IMAGE))
     scores = {name: patch_scores(finding.probes[name], one) for name, one in patch_vectors(models, image).items()}
-    plain = Image.fromarray(image).resize(display_size(*image.shape[:2]), Image.Resampling.BICUBIC)
+    plain = Image.fromarray(image).resize(display_size(image), Image.Resampling.BICUBIC)
     maps = {name: draw_finding(one, image, finding.boxes) for name, one in scores.items()}
     return outlined(plain, image, finding.boxes), maps
 

@@ -33,9 +33,9 @@ from checking import (
     check_files,
     check_settings,
     check_shapes,
+    check_size,
     check_tokenizer,
     check_weights,
-    most_bytes,
 )
 from computing import BUILDING, device, seconds_left
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -97,12 +97,11 @@ WITH_MAPS = {one.config_class.model_type: one for one in (ViTPBackbone, ViTPAdap
 ON_PATCHES = ("internvl_vision", "vitp_vision", *WITH_MAPS)
 REFERENCE_TYPES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "clip", "clip_vision_model", "siglip")
 REFERENCE_TYPES += ("siglip_vision_model", "vit", "vit_mae", "ijepa")
-OURS = {
+HEADS = DETECTORS | {
     name: (entry.model_class, entry.image_processor_class)
     for name, entry in MODELS.items()
     if entry.image_processor_class is not None and name not in ("vitp", "vitp_vision")
 }
-HEADS = OURS | DETECTORS
 KINDS = {"vitp": FULL, "internvl": FULL} | dict.fromkeys(ON_PATCHES + REFERENCE_TYPES, BACKBONE)
 KINDS |= dict.fromkeys(HEADS, FINE_TUNED)
 MAPS = (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type)
@@ -304,11 +303,6 @@ class Models:
             names("VITP_FINE_TUNED"),
         )
 
-    @property
-    def is_random(self) -> bool:
-        """True if the default model is the tiny random one."""
-        return self.default == TINY
-
     def source(self, name: str) -> str | None:
         """Return the folder or Hub id of a model that the app was started with."""
         return self._sources.get(name)
@@ -509,9 +503,7 @@ def fetched(name: str, source: str | None, max_gb: float, config_only: bool = Fa
     if len(wanted) > limits.FILES:
         raise UnavailableModel(f"{name} has {len(wanted):,} files, more than {limits.FILES}.")
     for file in wanted:
-        most = most_bytes(file)
-        if most is not None and files[file] > most:
-            raise UnavailableModel(f"{name}: {file} is larger than {most / 1e6:g} MB.")
+        check_size(name, file, files[file])
     with tempfile.TemporaryDirectory(prefix="visitor") as folder:
         for file in wanted:
             hf_hub_download(name, file, revision=revision, local_dir=folder, token=False, etag_timeout=10)

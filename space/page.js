@@ -52,3 +52,30 @@ new MutationObserver(() => {
     // Gradio gives empty components a label, which requires a role.
     for (const empty of document.querySelectorAll("div.empty[aria-label]:not([role])")) empty.setAttribute("role", "img");
 }).observe(document, { childList: true, subtree: true });
+
+// Copy the maps of the tab Look inside, side by side, with a link that restores the settings.
+async function copyMaps() {
+    const draw = async () => {
+        let pictures = [...document.querySelectorAll("#maps img")];
+        for (const one of pictures) one.loading = "eager"; // Pictures out of sight may not be loaded yet.
+        const loaded = Promise.allSettled(pictures.map((one) => one.decode()));
+        await Promise.race([loaded, new Promise((resolve) => setTimeout(resolve, 1000))]);
+        pictures = pictures.filter((one) => one.naturalWidth);
+        const canvas = document.createElement("canvas");
+        canvas.width = pictures.reduce((sum, one) => sum + one.naturalWidth, 0);
+        canvas.height = Math.max(...pictures.map((one) => one.naturalHeight));
+        let left = 0;
+        for (const one of pictures) {
+            canvas.getContext("2d").drawImage(one, left, 0);
+            left += one.naturalWidth;
+        }
+        return new Promise((resolve) => canvas.toBlob(resolve));
+    };
+    const link = new Blob([location.href], { type: "text/plain" });
+    try {
+        await navigator.clipboard.write([new ClipboardItem({ "image/png": draw(), "text/plain": link })]);
+        return "Copied";
+    } catch {
+        return "Copying is not possible here";
+    }
+}

@@ -7,10 +7,11 @@ read. Bands, levels, slice and window follow the controls of the page.
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.ExifTags
@@ -27,7 +28,7 @@ from transformers.image_utils import ChannelDimension
 from modeling_vitp import InputSpec
 from modeling_vitp.images.dicom import PERCENTILES, number_of_frames, open_dicom, read_frame
 from modeling_vitp.images.pixels import shown, to_pixels
-from modeling_vitp.images.reading import JPEG_2000, TIFF, is_dicom
+from modeling_vitp.images.reading import JPEG_2000, PNG, TIFF, is_dicom
 from modeling_vitp.images.volumes import NIFTI, open_volume
 
 MAX_SIDE = 20_000
@@ -61,71 +62,66 @@ class UnreadableImage(ValueError):
 
 @dataclass(frozen=True)
 class Adjustment:
-    """Settings of a visitor for reading an image.
+    """Settings of a visitor for reading an image, with the values of the page's controls in their order.
 
     Args:
         position: position in a volume (from the feet up) or in the frames of a DICOM file, in percent.
         preset: `AS_STATED` or a key of `PRESETS`.
         bands: numbers, from 1, of the bands for red, green and blue, or of one band for gray. If empty, the bands are
             found by their names.
-        percentiles: percentiles of each band that become black and white. If they equal `PERCENTILES`, the levels in
+        low, high: percentiles of each band that become black and white. If they equal `PERCENTILES`, the levels in
             the file take precedence.
         part: size of the visible window, in percent of each side of the image.
-        center: center of the visible window, in percent from the left and from the top.
-    """
-
-    position: float = 50.0
-    preset: str = AS_STATED
-    bands: tuple[int, ...] = ()
-    percentiles: tuple[float, float] = PERCENTILES
-    part: float = 100.0
-    center: tuple[float, float] = (50.0, 50.0)
-
-    @property
-    def window(self) -> tuple[float, float, float, float] | None:
-        """Left, top, right and bottom of the visible window, as fractions; `None` for the whole image."""
-        if self.part >= 100:
-            return None
-        half = self.part / 200
-        x, y = (min(max(at / 100, half), 1 - half) for at in self.center)
-        return x - half, y - half, x + half, y + half
-
-    @property
-    def changes_values(self) -> bool:
-        return self.preset != AS_STATED or self.percentiles != PERCENTILES or bool(self.bands)
-
-    def spec(self, stated: dict | None) -> dict | None:
-        """Return the fields of the input spec to read an image with, based on those of a model or a file."""
-        spec = dict(stated or {})
-        if self.preset != AS_STATED or self.percentiles != PERCENTILES:
-            spec = {key: value for key, value in spec.items() if key not in ("window", "percentiles")}
-            spec |= {"percentiles": self.percentiles} if self.preset == AS_STATED else {"window": PRESETS[self.preset]}
-        if self.bands and "band_names" not in spec:  # A model with named bands takes all of them.
-            spec["bands"] = [band - 1 for band in self.bands]
-        return spec or None
-
-
-def adjustment_of(
-    position: float,
-    preset: str,
-    bands: str,
-    low: float,
-    high: float,
-    part: float = 100.0,
-    center_x: float = 50.0,
-    center_y: float = 50.0,
-) -> Adjustment:
-    """Build the adjustment from the values of the controls.
+        center_x, center_y: center of the visible window, in percent from the left and from the top.
 
     Raises:
         ValueError: if the bands are not one or three numbers, or the percentiles are not ascending.
     """
-    numbers = tuple(int(number) for number in re.findall(r"\d+", (bands or "")[:50]))
-    if len(numbers) not in (0, 1, 3) or 0 in numbers or re.search(r"[^\d\s,;/-]", bands or ""):
-        raise ValueError(f"Expected one or three band numbers from 1, such as 4, 3, 2, got {bands[:50]!r}.")
-    if not low < high:
-        raise ValueError(f"The percentile of black must be below that of white, got {low:g} and {high:g}.")
-    return Adjustment(position, preset, numbers, (float(low), float(high)), part, (center_x, center_y))
+
+    position: float = 50.0
+    preset: str = AS_STATED
+    bands: str | None = ""
+    low: float = PERCENTILES[0]
+    high: float = PERCENTILES[1]
+    part: float = 100.0
+    center_x: float = 50.0
+    center_y: float = 50.0
+
+    def __post_init__(self):
+        numbers = self.band_numbers
+        if len(numbers) not in (0, 1, 3) or 0 in numbers or re.search(r"[^\d\s,;/-]", self.bands or ""):
+            raise ValueError(f"Expected one or three band numbers from 1, such as 4, 3, 2, got {self.bands[:50]!r}.")
+        if not self.low < self.high:
+            raise ValueError(
+                f"The percentile of black must be below that of white, got {self.low:g} and {self.high:g}."
+            )
+
+    @property
+    def band_numbers(self) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", (self.bands or "")[:50])]
+
+    @property
+    def window(self) -> Fractions | None:
+        """Left, top, right and bottom of the visible window, as fractions; `None` for the whole image."""
+        if self.part >= 100:
+            return None
+        half = self.part / 200
+        x, y = (min(max(at / 100, half), 1 - half) for at in (self.center_x, self.center_y))
+        return x - half, y - half, x + half, y + half
+
+    def spec(self, stated: dict | None) -> dict | None:
+        """Return the fields of the input spec to read an image with, based on those of a model or a file."""
+        spec = dict(stated or {})
+        if self.preset != AS_STATED or (self.low, self.high) != PERCENTILES:
+            spec = {key: value for key, value in spec.items() if key not in ("window", "percentiles")}
+            is_stated = self.preset == AS_STATED
+            spec |= {"percentiles": (self.low, self.high)} if is_stated else {"window": PRESETS[self.preset]}
+        if self.band_numbers and "band_names" not in spec:  # A model with named bands takes all of them.
+            spec["bands"] = [band - 1 for band in self.band_numbers]
+        return spec or None
+
+
+UNADJUSTED = Adjustment()
 
 
 @dataclass(frozen=True)
@@ -140,15 +136,7 @@ class Reading:
     """One line that describes the file and how it was read."""
 
     def pixels(self) -> torch.Tensor:
-        """Return the pixels that the model sees, before tiling.
-
-        Returns:
-            uint8 of shape `(3, height, width)`, or float32 of shape `(bands, height, width)` in [0, 1] for a model with
-            other bands than RGB.
-
-        Raises:
-            ValueError: if the bands of the image are not those of the model.
-        """
+        """Return the pixels that the model sees, before tiling, see [`~modeling_vitp.images.pixels.to_pixels`]."""
         spec = None if self.input_spec is None else InputSpec.from_dict(self.input_spec)
         return to_pixels(self.image, spec, ChannelDimension.FIRST)
 
@@ -199,13 +187,15 @@ def read_image(
         head = file.read(132)
     if not head:
         raise UnreadableImage(f"{path.name} is empty (0 bytes).")
-    if is_dicom(head):
+    if is_volume(path):
+        read = partial(_read_volume, position=position)
+    elif is_dicom(head):
         read = partial(_read_dicom, position=position)
     elif head[:4] in TIFF:
         read = partial(_read_raster, driver="GTiff")
     elif head.startswith(JPEG_2000):
         read = partial(_read_raster, driver="JP2OpenJPEG")
-    elif head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":
+    elif head[:8] == PNG and head[24:25] == b"\x10":
         read = partial(_read_raster, driver="PNG")
     else:
         read = _read_photograph
@@ -218,29 +208,69 @@ def read_image(
     except (PIL.Image.DecompressionBombError, MemoryError) as error:
         raise UnreadableImage(f"{path.name} is too large to be opened: {error}") from error
     except (*DECODING_ERRORS, RasterioError) as error:
+        if isinstance(error, ValueError) and path.name in str(error):  # of the readers of this package
+            raise UnreadableImage(str(error).replace(str(path), path.name)) from error
         reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         raise UnreadableImage(f"{path.name} is damaged, incomplete or of an unsupported kind: {reason}") from error
+
+
+def is_volume(path: str | Path) -> bool:
+    return str(path).lower().endswith(NIFTI)
+
+
+class Area(NamedTuple):
+    """Part of an image to read, in pixels, and its size after reduction (width, height)."""
+
+    left: int
+    top: int
+    size: tuple[int, int]
+    reduced: tuple[int, int]
+    is_part: bool
+
+    @classmethod
+    def of(cls, path: Path, size: tuple[int, int], window: Fractions | None, max_side: int) -> "Area":
+        """Return the area of a window in an image of this width and height.
+
+        Raises:
+            UnreadableImage: if the image is empty, or the window is too large.
+        """
+        if not all(size):
+            raise UnreadableImage(f"{path.name} is empty: {size[0]} × {size[1]} pixels.")
+        left, top, right, bottom = window or (0, 0, 1, 1)
+        x, y = min(int(left * size[0]), size[0] - 1), min(int(top * size[1]), size[1] - 1)
+        width, height = max(1, round(right * size[0]) - x), max(1, round(bottom * size[1]) - y)
+        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+            raise UnreadableImage(
+                f"{path.name} has {width:,} × {height:,} pixels. At most {MAX_SIDE:,} on a side and "
+                f"{MAX_PIXELS // 10**6} million in all can be opened. Reduce or crop it first."
+            )
+        scale = min(1.0, max_side / max(width, height))
+        reduced = max(1, round(scale * width)), max(1, round(scale * height))
+        return cls(x, y, (width, height), reduced, window is not None)
+
+    def note(self, kind: str, *done: str) -> str:
+        """Describe how the area was read."""
+        note = f"{kind}, {self.size[0]} × {self.size[1]} pixels"
+        if self.reduced != self.size:
+            note += f", reduced to {self.reduced[0]} × {self.reduced[1]}"
+        window = [f"window from {self.left}, {self.top}"] if self.is_part else []
+        return ", ".join([note, *window, *done])
 
 
 def _read_photograph(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
     PIL.Image.init()
     with PIL.Image.open(path, formats=[name for name in PHOTOGRAPHS if name in PIL.Image.OPEN]) as image:
         kind, size = f"{image.format}, {image.mode}", image.size
-        reduced = _reduced_size(path, *size, max_side)
         if window is None:
-            image.draft(None, reduced)
-            image.thumbnail(reduced)
+            image.thumbnail(Area.of(path, size, window, max_side).reduced)
+        is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) > 4
+        area = Area.of(path, size[::-1] if is_turned else size, window, max_side)
         image.load()
         upright = PIL.ImageOps.exif_transpose(image)
-    if window is None:
-        is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) > 4
-        size, reduced = (size[::-1], reduced[::-1]) if is_turned else (size, reduced)
-        return Reading(upright, input_spec, _note(kind, size, reduced))
-    left, top, *size = _box(upright.size, window)
-    upright = upright.crop((left, top, left + size[0], top + size[1]))
-    reduced = _reduced_size(path, *size, max_side)
-    upright.thumbnail(reduced)
-    return Reading(upright, input_spec, _note(kind, tuple(size), reduced, f"window from {left}, {top}"))
+    if window is not None:
+        upright = upright.crop((area.left, area.top, area.left + area.size[0], area.top + area.size[1]))
+    upright.thumbnail(area.reduced)
+    return Reading(upright, input_spec, area.note(kind))
 
 
 def _read_raster(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, driver: str) -> Reading:
@@ -250,9 +280,8 @@ def _read_raster(path: Path, max_side: int, input_spec: dict | None, window: Fra
         rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=CACHE),
         rasterio.open(path, driver=driver) as source,
     ):
-        left, top, *size = _box((source.width, source.height), window)
+        area = Area.of(path, (source.width, source.height), window, max_side)
         count, dtype = source.count, source.dtypes[0]
-        width, height = reduced = _reduced_size(path, *size, max_side)
         named = spec.pop("bands", None) or _bands_of(source, path.stem)
         bands = list(range(count)) if "band_names" in spec else list(named)
         if max(bands) >= count:
@@ -262,103 +291,81 @@ def _read_raster(path: Path, max_side: int, input_spec: dict | None, window: Fra
         palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette else None
         array = source.read(
             [band + 1 for band in bands],
-            out_shape=(len(bands), height, width),
-            window=Window(left, top, *size),
+            out_shape=(len(bands), *area.reduced[::-1]),
+            window=Window(area.left, area.top, *area.size),
             resampling=Resampling.nearest if palette else Resampling.average,
             masked=dtype != "uint8",
         )
-    done = [] if window is None else [f"window from {left}, {top}"]
+    done = []
     if count > 1:
         done.append(f"band{'s' * (len(bands) > 1)} {', '.join(str(band + 1) for band in bands)} of {count}")
     if palette:
-        array = np.array([palette.get(index, (0, 0, 0))[:3] for index in range(256)], dtype=np.uint8)[
-            array[0]
-        ].transpose(2, 0, 1)
+        colors = np.array([palette.get(index, (0, 0, 0))[:3] for index in range(256)], dtype=np.uint8)
+        array = colors[array[0]].transpose(2, 0, 1)
         done.append("palette colors")
     if np.iscomplexobj(array):
         array = np.abs(array)
         done.append("magnitude of complex values")
-    if isinstance(array, np.ma.MaskedArray):
-        array = _filled(array)
-    kind = f"{ {'GTiff': 'TIFF', 'JP2OpenJPEG': 'JPEG 2000'}.get(driver, driver) }, {dtype}"
-    size = tuple(size)
+    if np.ma.is_masked(array):
+        array = array.astype(np.result_type(array.dtype, np.float32)).filled(np.nan)
+    array, kind = np.ma.getdata(array), {"GTiff": "TIFF", "JP2OpenJPEG": "JPEG 2000"}.get(driver, driver)
     if array.dtype == np.uint8 and not spec:
         image = PIL.Image.fromarray(np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0).copy())
-        return Reading(image, None, _note(kind, size, reduced, *done))
+        return Reading(image, None, area.note(f"{kind}, {dtype}", *done))
     spec = _or_default(spec, {} if array.dtype == np.uint8 else {"percentiles": PERCENTILES})
     _check_values(path, array)
-    return Reading(array, spec, _note(kind, size, reduced, *done, *_described(spec)))
+    return Reading(array, spec, area.note(f"{kind}, {dtype}", *done, *_described(spec)))
 
 
 def _read_dicom(
     path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, position: float
 ) -> Reading:
-    try:
-        dataset = open_dicom(path, path.name)
-        _reduced_size(path, dataset.Columns, dataset.Rows, max_side)
-        frames = number_of_frames(dataset)
-        index = min(int(position / 100 * frames), frames - 1)
-        frame = read_frame(dataset, path.name, index)
-    except ValueError as error:
-        if path.name not in str(error):
-            raise
-        raise UnreadableImage(str(error)) from error
-    left, top, *size = _box((dataset.Columns, dataset.Rows), window)
-    width, height = reduced = _reduced_size(path, *size, max_side)
-    size = tuple(size)
-    done = [] if window is None else [f"window from {left}, {top}"]
-    done += [f"frame {index + 1} of {frames}"] if frames > 1 else []
+    dataset = open_dicom(path, path.name)
+    Area.of(path, (dataset.Columns, dataset.Rows), None, max_side)  # The size is checked before pixels are decoded.
+    frames = number_of_frames(dataset)
+    index = min(int(position / 100 * frames), frames - 1)
+    frame = read_frame(dataset, path.name, index)
+    done = [f"frame {index + 1} of {frames}"] if frames > 1 else []
     done += ["palette colors"] if frame.has_palette else []
-    spec = _or_default(dict(input_spec or {}), frame.input_spec)
+    spec, array = _or_default(dict(input_spec or {}), frame.input_spec), frame.values
     done += _described(spec)
-    array = frame.values[top : top + size[1], left : left + size[0]]
     if frame.is_inverted:
         array, spec = -array.astype(np.float64), _mirrored(spec)
         done.append("inverted (MONOCHROME1)")
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    if reduced != size:
-        array = F.adaptive_avg_pool2d(torch.from_numpy(array.astype(np.float64)), (height, width)).numpy()
-    _check_values(path, array)
     modality = dataset.get("Modality", dataset.PhotometricInterpretation)
-    return Reading(array, spec, _note(f"DICOM, {modality}", size, reduced, *done))
+    return _from_values(path, array, max_side, spec, window, f"DICOM, {modality}", done)
 
 
-def is_volume(path: str | Path) -> bool:
-    return str(path).lower().endswith(NIFTI)
-
-
-def read_slice(path: Path, max_side: int, adjustment: Adjustment, input_spec: dict | None) -> Reading:
-    """Read an axial slice of a NIfTI volume, in radiological orientation (seen from the feet).
-
-    Raises:
-        UnreadableImage: if the volume cannot be opened.
-    """
-    try:
-        volume = open_volume(path)
-    except ValueError as error:
-        raise UnreadableImage(str(error).replace(str(path), path.name)) from error
+def _read_volume(
+    path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, position: float
+) -> Reading:
+    """Read an axial slice of a NIfTI volume, in radiological orientation (seen from the feet)."""
+    volume = open_volume(path)
     count = volume.number("axial")
-    index = min(int(adjustment.position / 100 * count), count - 1)
-    values = volume.cut("axial", index)
-    height, width = values.shape
-    scale = min(1.0, max_side / max(height, width))
-    if scale < 1:
-        size = max(1, round(scale * height)), max(1, round(scale * width))
-        values = F.adaptive_avg_pool2d(torch.from_numpy(values)[None].double(), size)[0].float().numpy()
-    spec = adjustment.spec({key: value for key, value in (input_spec or {}).items() if key != "bands"})
-    spec = spec if spec and {"window", "percentiles"} & set(spec) else {**(spec or {}), "percentiles": PERCENTILES}
+    index = min(int(position / 100 * count), count - 1)
+    spec = _or_default(dict(input_spec or {}), {"percentiles": PERCENTILES})
     spec.pop("bands", None)
-    black, white = spec.get("window") or spec["percentiles"]
-    how = f"{'window' if 'window' in spec else 'percentiles'} {black:g} to {white:g}"
-    note = f"NIfTI, slice {index + 1} of {count}, {width} × {height} pixels, {how}"
-    return Reading(np.ascontiguousarray(values)[None], spec, note)
+    kind = f"NIfTI, slice {index + 1} of {count}"
+    return _from_values(path, volume.cut("axial", index), max_side, spec, window, kind, _described(spec))
 
 
-def _box(size: tuple[int, int], window: Fractions | None) -> tuple[int, int, int, int]:
-    """Return left, top, width and height in pixels of a window in an image; `size` is width and height."""
-    left, top, right, bottom = window or (0, 0, 1, 1)
-    x, y = min(int(left * size[0]), size[0] - 1), min(int(top * size[1]), size[1] - 1)
-    return x, y, max(1, round(right * size[0]) - x), max(1, round(bottom * size[1]) - y)
+def _from_values(
+    path: Path,
+    values: np.ndarray,
+    max_side: int,
+    spec: dict,
+    window: Fractions | None,
+    kind: str,
+    done: Sequence[str],
+) -> Reading:
+    """Cut and reduce values of shape `(height, width)` or `(height, width, bands)`."""
+    area = Area.of(path, values.shape[1::-1], window, max_side)
+    array = values[area.top : area.top + area.size[1], area.left : area.left + area.size[0]]
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if area.reduced != area.size:
+        array = F.adaptive_avg_pool2d(torch.from_numpy(array.astype(np.float64)), area.reduced[::-1]).numpy()
+    _check_values(path, array)
+    return Reading(np.ascontiguousarray(array), spec, area.note(kind, *done))
 
 
 def _bands_of(source: rasterio.DatasetReader, name: str) -> list[int]:
@@ -370,31 +377,32 @@ def _bands_of(source: rasterio.DatasetReader, name: str) -> list[int]:
     descriptions = [description or "" for description in source.descriptions]
     tags = " ".join(source.tags().values())[:1000]
     numbers = LANDSAT_4_TO_7 if OLDER.search(f" {name} {tags}") else SENTINEL_2
+    in_name = [number.upper() for number in IN_A_NAME.findall(name)]
     found = (
-        _indices([color_word(description) for description in descriptions], COLORS)
-        or _indices([band_number(description) for description in descriptions], numbers)
-        or _indices([number.upper() for number in IN_A_NAME.findall(name)], numbers, source.count)
-        or _indices([interpretation.name for interpretation in source.colorinterp], COLORS)
+        _indices(map(_color_word, descriptions), COLORS)
+        or _indices(map(_band_number, descriptions), numbers)
+        or (_indices(in_name, numbers) if len(in_name) == source.count else None)
+        or _indices((interpretation.name for interpretation in source.colorinterp), COLORS)
     )
     return found or ([0, 1, 2] if source.count >= 3 else [0])
 
 
-def _indices(names: Sequence[str | None], wanted: Sequence[str], count: int | None = None) -> list[int] | None:
-    """Return the index of each wanted name, or `None` unless each occurs once among (`count`) names."""
-    is_complete = count in (None, len(names)) and all(names.count(name) == 1 for name in wanted)
-    return [names.index(name) for name in wanted] if is_complete else None
+def _indices(names: Iterable[str | None], wanted: Sequence[str]) -> list[int] | None:
+    """Return the index of each wanted name, or `None` unless each occurs once."""
+    names = list(names)
+    return [names.index(name) for name in wanted] if all(names.count(name) == 1 for name in wanted) else None
 
 
-def color_word(description: str) -> str | None:
+def _color_word(description: str) -> str | None:
     """Return `red`, `green` or `blue` if a description begins or ends with the word, but not for `red edge`."""
     words = re.findall(r"[a-z]+", description.lower())
     return next((words[index] for index in (0, -1) if words and words[index] in COLORS and "edge" not in words), None)
 
 
-def band_number(description: str) -> str | None:
+def _band_number(description: str) -> str | None:
     """Return the number of a band, such as `B04`, `SR_B4` or `Band 4`, without leading zeros."""
     found = NUMBER.search(f" {description}")
-    return found[1].upper() if found else None
+    return found and found[1].upper()
 
 
 def _or_default(spec: dict, default: dict) -> dict:
@@ -412,45 +420,13 @@ def _mirrored(spec: dict) -> dict:
     return mirrored
 
 
-def _filled(array: np.ma.MaskedArray) -> np.ndarray:
-    """Replace masked values by NaN and convert the array to floating point if needed."""
-    if not np.ma.is_masked(array):
-        return np.ma.getdata(array)
-    return array.astype(np.result_type(array.dtype, np.float32)).filled(np.nan)
-
-
 def _described(spec: dict) -> list[str]:
-    words = []
-    if "window" in spec:
-        windows = InputSpec.from_dict(spec).windows
-        words.append("window " + " and ".join(f"{low:g} to {high:g}" for low, high in windows))
-    if "percentiles" in spec:
-        words.append("percentiles {:g} to {:g}".format(*spec["percentiles"]))
-    if "gamma" in spec:
-        words.append(f"gamma {spec['gamma']:g}")
-    return words
+    windows = InputSpec.from_dict(spec).windows if "window" in spec else ()
+    words = ["window " + " and ".join(f"{low:g} to {high:g}" for low, high in windows)] if windows else []
+    words += ["percentiles {:g} to {:g}".format(*spec["percentiles"])] if "percentiles" in spec else []
+    return words + ([f"gamma {spec['gamma']:g}"] if "gamma" in spec else [])
 
 
-def _check_values(path: Path, array: np.ndarray):
+def _check_values(path: Path, array: np.ndarray) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array).any():
         raise UnreadableImage(f"{path.name} has no valid value: all are nodata, padding, NaN or infinite.")
-
-
-def _reduced_size(path: Path, width: int, height: int, max_side: int) -> tuple[int, int]:
-    """Return width and height after reduction, or raise [`UnreadableImage`] if the image is empty or too large."""
-    if not (width and height):
-        raise UnreadableImage(f"{path.name} is empty: {width} × {height} pixels.")
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise UnreadableImage(
-            f"{path.name} has {width:,} × {height:,} pixels. At most {MAX_SIDE:,} on a side and "
-            f"{MAX_PIXELS // 10**6} million in all can be opened. Reduce or crop it first."
-        )
-    scale = min(1.0, max_side / max(width, height))
-    return max(1, round(scale * width)), max(1, round(scale * height))
-
-
-def _note(kind: str, size: tuple[int, int], reduced: tuple[int, int], *done: str) -> str:
-    sizes = f"{size[0]} × {size[1]} pixels"
-    if reduced != size:
-        sizes += f", reduced to {reduced[0]} × {reduced[1]}"
-    return ", ".join([kind, sizes, *done])

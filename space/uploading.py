@@ -1,4 +1,4 @@
-"""Image uploads and example images, shared by all tabs."""
+"""Components that all tabs share: image uploads with examples, and pictures of results."""
 
 import base64
 import filecmp
@@ -17,11 +17,11 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from checking import check_header
-from computing import PRIVATE, errors_as_messages, message
+from computing import PRIVATE, QUEUE, errors_as_messages, message
 from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 from pydicom.data import get_testdata_file
-from reading import Adjustment, Reading, is_volume, read_image, read_slice
+from reading import UNADJUSTED, Adjustment, Reading, read_image
 
 HERE = Path(__file__).parent
 CROWNS = "Tree crowns"
@@ -49,13 +49,8 @@ class ImageInput:
     def on(
         self, triggers: Sequence[Callable], handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options
     ) -> gr.events.Dependency:
-        """Call a handler on these events, with the path of the current image and the inputs.
-
-        Args:
-            handler: handler decorated with [`computing.answering`]. Its first argument is the path of the image, or
-                `None` without an image.
-        """
-        return gr.on(triggers, *self.with_path(handler, inputs), outputs, **PRIVATE, **options)
+        """Call a handler, decorated with [`computing.answering`], with the path of the image (or `None`) and inputs."""
+        return gr.on(triggers, *self.with_path(handler, inputs), outputs, **PRIVATE, **QUEUE, **options)
 
     def with_path(self, handler: Callable, inputs: Sequence[Any]) -> tuple[Callable, list]:
         """Return the handler, wrapped to take upload and example in place of the path, and its inputs."""
@@ -67,9 +62,8 @@ class ImageInput:
                 yield found
 
         example = inspect.Parameter("example", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        answer.__signature__ = inspect.Signature(
-            [first, example, *others]
-        )  # Gradio reads it to pass progress and events.
+        # Gradio reads the signature to pass progress and events.
+        answer.__signature__ = inspect.Signature([first, example, *others])
         return answer, [self.upload, self.example, *inputs]
 
 
@@ -89,21 +83,14 @@ def thumbnails() -> str:
 
 
 def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
-    """Create the upload of an image file that [`open_upload`] can open.
-
-    Its value is the path of the upload. Gradio refuses paths of other files.
-    """
+    """Create an upload, whose value is the path of the file. Gradio refuses paths of other files."""
     return gr.File(label=f"{label}: drop or paste", height=140, elem_id=elem_id, elem_classes="image-upload")
 
 
 def image_input(elem_id: str, value: str | None = None, label: str = "Image") -> ImageInput:
-    """Create an upload with a selector of example images.
-
-    Args:
-        value: name of the example that is selected at first.
-    """
+    """Create an upload with a selector of example images, of which `value` is selected at first."""
     upload = image_upload(label, elem_id)
-    example = gr.Radio(list(EXAMPLES), value=value, label="… or an example", info=KINDS)
+    example = gr.Radio(list(EXAMPLES), value=value, label="… or an example", info=KINDS, elem_classes="examples")
     gr.on([upload.upload, upload.clear, upload.delete], None, None, example, js="() => null", **PRIVATE)
     example.input(None, None, upload, js="() => null", **PRIVATE)
     return ImageInput(upload, example)
@@ -126,27 +113,26 @@ def name_of(path: str) -> str:
     return found if is_copy else Path(path).name
 
 
-def forget(triggers: Sequence[Callable], outputs: Sequence[Any], values: Sequence[Any], cancels: Sequence = ()) -> None:
-    """Clear a result in the page when one of its inputs changes.
+def picture_of(label: str, elem_id: str, alt_text: str | None = None, **options) -> gr.Image:
+    """Create the picture of a result."""
+    buttons, options = ["download", "fullscreen"], {"elem_classes": "found", "min_width": 240, **options}
+    shown = {"alt_text": alt_text or label, "format": "png", "interactive": False, "buttons": buttons}
+    return gr.Image(label=label, elem_id=elem_id, **shown, **options)
+
+
+def forget(triggers: Sequence[Callable], outputs: Sequence[Any], cancels: Sequence = ()) -> None:
+    """Reset results in the page to their initial values at these events, and cancel running events.
 
     Call this function before registering handlers of the same events, because the page runs them in this order.
-
-    Args:
-        triggers: events of the inputs of the result.
-        outputs: components that show the result.
-        values: values of these components without a result.
-        cancels: running events to cancel.
     """
     if cancels:
         gr.on(triggers, None, None, None, cancels=list(cancels), **PRIVATE)
-    gr.on(triggers, None, None, list(outputs), js=f"() => {json.dumps(list(values))}", **PRIVATE)
+    values = json.dumps([one.value for one in outputs])
+    gr.on(triggers, None, None, list(outputs), js=f"() => {values}", **PRIVATE)
 
 
 def open_upload(
-    path: str | None,
-    max_side: int = 2048,
-    input_spec: dict | None = None,
-    adjustment: Adjustment = Adjustment(),  # noqa: B008
+    path: str | None, max_side: int = 2048, input_spec: dict | None = None, adjustment: Adjustment = UNADJUSTED
 ) -> Reading:
     """Open an uploaded image.
 
@@ -161,8 +147,6 @@ def open_upload(
         raise message("No image is selected. Drop, choose or paste an image.")
     with errors_as_messages():
         check_header(Path(path))
-        if is_volume(path):
-            return read_slice(Path(path), max_side, adjustment, input_spec)
         bands = (input_spec or {}).get("band_names")
         if bands:
             max_side = min(max_side, int((limits.BAND_VALUES / len(bands)) ** 0.5))
@@ -170,23 +154,16 @@ def open_upload(
         if bands:
             return read(adjustment.spec(input_spec))
         reading = read()
-        is_deep = not isinstance(reading.image, PIL.Image.Image)
-        if adjustment.changes_values or (input_spec and is_deep):
-            reading = read(adjustment.spec(input_spec if is_deep else None))
-        return reading
+        spec = adjustment.spec(None if isinstance(reading.image, PIL.Image.Image) else input_spec)
+        return read(spec) if spec else reading
 
 
-def open_pixels(
-    path: str | None,
-    max_side: int = 2048,
-    input_spec: dict | None = None,
-    adjustment: Adjustment = Adjustment(),  # noqa: B008
-) -> tuple[np.ndarray, str]:
+def open_pixels(*arguments, **options) -> tuple[np.ndarray, str]:
     """Open an uploaded image as pixels and return them with a note that begins with the name of the image.
 
     The arguments are those of [`open_upload`]. The pixels are uint8 RGB of shape `(height, width, 3)`, or float32 of
     shape `(height, width, bands)` in [0, 1] for a model with other bands.
     """
-    reading = open_upload(path, max_side, input_spec, adjustment)
+    reading = open_upload(*arguments, **options)
     with errors_as_messages():
-        return reading.pixels().movedim(0, -1).contiguous().numpy(), f"{name_of(path)}: {reading.note}"
+        return reading.pixels().movedim(0, -1).contiguous().numpy(), f"{name_of(arguments[0])}: {reading.note}"

@@ -24,7 +24,8 @@ DEEP, MOST_LAYERS = "deep", 128
 
 def nearest(component: gr.Slider, value: float) -> float:
     """Clip the value of a slider to its range, because the page may not know a smaller maximum yet."""
-    return gr.Slider.preprocess(component, min(max(value, component.minimum), component.maximum))
+    value = gr.Slider.preprocess(component, min(max(value, component.minimum), component.maximum))
+    return int(value) if component.step == 1 else value
 
 
 # A class statement would make Gradio write a `.pyi` file beside this one.
@@ -37,12 +38,15 @@ def slider(*arguments, **options) -> gr.Slider:
 
 
 class Tab(NamedTuple):
-    """Result of a tab's `build_tab`."""
+    """Result of a tab's `build_tab`.
+
+    Args:
+        state: components whose values are kept in the URL, by key.
+        at_start: handlers to run when the page has loaded, with their inputs and outputs.
+    """
 
     state: dict[str, gr.components.Component]
-    """Components whose values are kept in the URL, by key."""
     at_start: list[tuple] = []
-    """Handlers to run when the page has loaded, with their inputs and outputs."""
 
 
 # A Space is shown in a frame of the Hub's page, which copies the query to its own address on this message.
@@ -50,7 +54,7 @@ REMEMBER = """(...values) => {
     if (!window.urlIsRestored) return;
     const keys = %s, defaults = %s, query = new URLSearchParams(window.location.search);
     keys.forEach((key, index) => {
-        const value = Array.isArray(values[index]) ? values[index].join(",") : String(values[index] ?? "");
+        const value = String(values[index] ?? "");
         if (value === "" || value === defaults[index]) query.delete(key); else query.set(key, value);
     });
     window.history.replaceState(null, "", query.size ? "?" + query : window.location.pathname);
@@ -63,12 +67,11 @@ def keep_in_url(
 ) -> list[Callable[[], Future]]:
     """Restore the tab and the components from the URL when the page loads, and write changes to the URL.
 
-    Values of the URL are checked: numbers are clipped to the range of a slider, and unknown choices are ignored.
+    Numbers of the URL are clipped to the range of a slider, and unknown choices are ignored.
 
     Args:
         tabs: tabs with ids.
-        components: components by their key in the URL.
-        at_start: as for [`Tab`].
+        components, at_start: as for [`Tab`].
 
     Returns:
         Functions that compute the examples, see [`example_of`].
@@ -99,14 +102,9 @@ def keep_in_url(
 def example_of(handler: Callable, inputs: list, outputs: list) -> tuple[Callable, Callable[[], Future]]:
     """Return the handler with one result for all visitors whose inputs have their default values.
 
-    Args:
-        handler: handler decorated with [`computing.answering`].
-        inputs, outputs: components.
-
-    Returns:
-        The handler, and a function that computes the result if no result is known. An error leaves the outputs empty.
+    The second value computes this result if no result is known. An error leaves the outputs empty.
     """
-    defaults = [_plain(component.value) for component in inputs]
+    defaults = [_text(component.value) for component in inputs]
     arguments, *_ = special_args(handler, [component.value for component in inputs])
     lock, kept, until = threading.Lock(), Future(), 0.0
 
@@ -129,7 +127,7 @@ def example_of(handler: Callable, inputs: list, outputs: list) -> tuple[Callable
 
     @functools.wraps(handler)
     async def shown(*values) -> AsyncIterator:
-        if [_plain(value) for value in values if not isinstance(value, gr.Progress)] != defaults:
+        if [_text(value) for value in values if not isinstance(value, gr.Progress)] != defaults:
             async for found in handler(*values):
                 yield found
             return
@@ -141,23 +139,19 @@ def example_of(handler: Callable, inputs: list, outputs: list) -> tuple[Callable
     return shown, compute
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as it is compared: an empty text of the page equals no value."""
-    return None if value == "" else value
-
-
 def _restored(component: gr.components.Component, text: str | None) -> Any:
     """Return an update of the component, or a skip if the text of the URL is missing or invalid."""
     if text is None or len(text) > MAX_TEXT:
         return gr.skip()
-    if DEEP in (component.elem_classes or []):
-        value = _number(text, component.minimum, MOST_LAYERS, integer=True)
-        return value if isinstance(value, dict) else gr.Slider(value=value, maximum=max(value, component.maximum))
     if isinstance(component, (gr.Slider, gr.Number)):
-        return _number(text, component.minimum, component.maximum, integer=component.step == 1)
-    if isinstance(component, gr.CheckboxGroup):
-        known = [value for _, value in component.choices]
-        return [value for value in text.split(",") if value in known]
+        try:
+            value = float(text)
+        except ValueError:
+            return gr.skip()
+        is_deep = DEEP in (component.elem_classes or [])
+        value = min(max(component.minimum, value), MOST_LAYERS if is_deep else component.maximum)  # NaN is the minimum.
+        value = round(value) if component.step == 1 else value
+        return gr.Slider(value=value, maximum=max(value, component.maximum)) if is_deep else value
     if isinstance(component, gr.Checkbox):
         return text == "true"
     if isinstance(component, (gr.Radio, gr.Dropdown)) and not getattr(component, "allow_custom_value", False):
@@ -165,22 +159,8 @@ def _restored(component: gr.components.Component, text: str | None) -> Any:
     return text
 
 
-def _number(text: str, minimum: float | None, maximum: float | None, integer: bool) -> Any:
-    try:
-        value = float(text)
-    except ValueError:
-        return gr.skip()
-    if value != value:
-        return gr.skip()
-    value = max(value, minimum) if minimum is not None else value
-    value = min(value, maximum) if maximum is not None else value
-    return round(value) if integer else value
-
-
 def _text(value: Any) -> str:
     """Return a component's value in the format of JavaScript's `String`."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_text, value))
     if value is None or isinstance(value, Callable):
         return ""
     if isinstance(value, bool):

@@ -3,15 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import NamedTuple
 
 import gradio as gr
+import limits
 import numpy as np
 import pandas as pd
 import torch
 from answers import (
-    MAX_QUESTION,
     PROGRESS,
     QUESTION,
     answer_log_probs,
@@ -24,17 +23,17 @@ from answers import (
     visual_features,
 )
 from checking import UnavailableModel
-from computing import QUEUE, answering, turn, write_png
+from computing import answering, turn, write_png
 from loading import FullModel, Models
 from maps import draw_map, heat_of
 from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BatchFeature
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
-from uploading import CROWNS, forget, image_input, name_of, open_upload
+from uploading import CROWNS, forget, image_input, name_of, open_upload, picture_of
 from url_state import Tab, slider
 
-from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+from modeling_vitp import ViTPProcessor
 
 DIMMED = 0.25  # relative brightness of the image under dropped tokens
 TILE_BORDER = "#ffb000"
@@ -50,63 +49,20 @@ WORDS = """\
 - **VRL** (Visual Robustness Learning): in training, the language model gets a random part of the image only, so that \
 the vision transformer (ViT) learns to store what matters in every part.
 - **Visual token**: the numbers by which a small square of the image is passed to the language model.
-- **Drop ratio**: the share of the visual tokens that is dropped. The squares of dropped tokens are dark.
+- **Drop ratio**: the share of the visual tokens that is dropped. Their squares are dark.
 - **Attention map**: how much the answer takes from each token, from dark (least) to bright (most).
 """
-COSTS = (
-    "LM FLOPs are floating-point operations of the language model (LM): its matrix products, counted by torch. A "
-    "multiply-add counts as two operations."
-)
+COSTS = "LM FLOPs: floating-point operations of the language model's matrix products. A multiply-add counts as two."
 
 
 def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
     """Build the tab, see `app.py`."""
-
-    @answering(gpu=False)
-    def show_tokens(path: str | None, model: str, drop_ratio: float, seed: float) -> tuple:
-        """Return image and thumbnail with the kept tokens, and a summary."""
-        if path is None:
-            return None, gr.Image(visible=False), "No image is selected."
-        try:
-            models.full(model)
-        except UnavailableModel as error:
-            return None, gr.Image(visible=False), str(error)
-        tiles, thumbnail, summary, note = kept_tokens(models, path, model, drop_ratio, seed)
-        small = thumbnail and write_png(thumbnail, "thumbnail.png")
-        return tiles, gr.Image(small, visible=thumbnail is not None), f"{note}. {summary}"
-
-    @answering
-    def run_all(
-        path: str | None,
-        model: str,
-        question: str,
-        drop_ratio: float,
-        seed: float,
-        draws: float,
-        progress: gr.Progress = PROGRESS,
-    ) -> Iterator[tuple]:
-        """Yield the answers with all and with the kept tokens, then the savings, then answers at other drop ratios."""
-        results, (full, rgb), answers = [None] * 8, opened(models, path, model), []
-        for index, ratio in enumerate((0.0, drop_ratio)):
-            with turn(progress):
-                progress((index, 2), desc=f"Answering at a drop ratio of {ratio:g}")
-                found = explain(full, rgb, question or "", ratio, int(seed or 0), MAX_NEW_TOKENS)
-            answers.append(found.text)
-            change = f" The answer {'stays' if answers[0] == found.text else 'changes'}." if index else ""
-            results[2 * index : 2 * index + 2] = in_words(name_of(path), found) + change, found.picture
-            yield tuple(results)
-        results[4:6] = savings(models, path, model, question, drop_ratio, seed, progress)
-        yield tuple(results)
-        for table, _ in answers_at(models, path, model, question, seed, draws, progress):
-            results[6:] = table, curve_of(table)
-            yield tuple(results)
-
     gr.Markdown("How little of the image does the model need for its answer?")
     with gr.Row():
         with gr.Column(scale=1, min_width=300, elem_classes="inputs"):
             image = image_input("vrl-image", CROWNS)
             drop_ratio = slider(0, 0.99, value=0.75, step=0.01, label="Drop ratio", elem_id="vrl-drop-ratio")
-            question = gr.Textbox(QUESTION, label="Question", max_length=MAX_QUESTION, elem_id="vrl-question")
+            question = gr.Textbox(QUESTION, label="Question", max_length=limits.QUESTION, elem_id="vrl-question")
             run = gr.Button("Answer with and without", variant="primary", elem_id="vrl-run", elem_classes="run")
             stop = gr.Button("Stop", size="sm")
             with gr.Accordion("More settings", open=False, elem_classes="more"):
@@ -124,7 +80,9 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                         both.append(text_of(f"Answer with {label}", elem_id))
                         both.append(picture_of(f"Attention map: {label}", f"{elem_id}-map"))
             saved = gr.Textbox(label="Saved computation", interactive=False, lines=2, elem_id="vrl-saved")
+            # The chart is never set to None, because removing it raises errors in the page.
             curve = gr.LinePlot(
+                pd.DataFrame(columns=ANSWER_COLUMNS[::6], dtype=float),
                 x=ANSWER_COLUMNS[0],
                 y=ANSWER_COLUMNS[-1],
                 y_title="probability",
@@ -139,14 +97,44 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 gr.Markdown(COSTS)
             gr.Markdown(WORDS)
 
+    @answering(gpu=False)
+    def show_tokens(path, model, drop_ratio, seed):
+        """Return image and thumbnail with the kept tokens, and a summary."""
+        if path is None:
+            return None, gr.Image(visible=False), "No image is selected."
+        try:
+            models.full(model)
+        except UnavailableModel as error:
+            return None, gr.Image(visible=False), str(error)
+        tiles, thumbnail, summary, note = kept_tokens(models, path, model, drop_ratio, seed)
+        small = thumbnail and write_png(thumbnail, "thumbnail.png")
+        return tiles, gr.Image(small, visible=thumbnail is not None), f"{note}. {summary}"
+
+    @answering
+    def run_all(path, model, question, drop_ratio, seed, draws, progress=PROGRESS):
+        """Yield the answers with all and with the kept tokens, then the savings, then answers at other drop ratios."""
+        results, (full, rgb), answers = [*[None] * 7, gr.skip()], opened(models, path, model), []
+        for index, ratio in enumerate((0.0, drop_ratio)):
+            with turn(progress):
+                progress((index, 2), desc=f"Answering at a drop ratio of {ratio:g}")
+                found = explain(full, rgb, question or "", ratio, seed or 0, MAX_NEW_TOKENS)
+            answers.append(found.text)
+            change = f" The answer {'stays' if answers[0] == found.text else 'changes'}." if index else ""
+            results[2 * index : 2 * index + 2] = in_words(name_of(path), found) + change, found.picture
+            yield tuple(results)
+        results[4:6] = savings(models, path, model, question, drop_ratio, seed, progress)
+        yield tuple(results)
+        for table, _ in answers_at(models, path, model, question, seed, draws, progress):
+            results[6:] = table, curve_of(table)
+            yield tuple(results)
+
     tokens, inputs = [model_name, drop_ratio, seed], [model_name, question, drop_ratio, seed, draws]
     shown, outputs = [tiles, thumbnail, summary], [*both, cost_table, saved, table, curve]
-    running = image.on([run.click, question.submit], run_all, inputs, outputs, show_progress_on=both[0], **QUEUE)
+    running = image.on([run.click, question.submit], run_all, inputs, outputs, show_progress_on=both[0])
     stop.click(None, cancels=running)
     changes = [*image.changes, model_name.input, drop_ratio.input, seed.input]
-    empty = ["", None, "", None, empty_of(COST_COLUMNS), "", empty_of(ANSWER_COLUMNS), None]
-    forget([*changes, question.input, draws.input], outputs, empty, [running])
-    options = {"trigger_mode": "always_last", "show_progress": "minimal", "show_progress_on": tiles, **QUEUE}
+    forget([*changes, question.input, draws.input], outputs, [running])
+    options = {"trigger_mode": "always_last", "show_progress": "minimal", "show_progress_on": tiles}
     image.on(changes, show_tokens, tokens, shown, **options)
     state = {"vrl_image": image.example, "r": drop_ratio, "vrl_seed": seed, "vrl_q": question}
     if models.default not in models.full_names:
@@ -155,25 +143,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
 
 
 def text_of(label: str, elem_id: str) -> gr.Textbox:
-    return gr.Textbox(label=label, interactive=False, lines=4, elem_id=elem_id)
-
-
-def picture_of(label: str, elem_id: str, **options) -> gr.Image:
-    return gr.Image(
-        label=label,
-        format="png",
-        interactive=False,
-        buttons=["download", "fullscreen"],
-        elem_id=elem_id,
-        elem_classes="found",
-        alt_text=f"{label}; dropped tokens are dark.",
-        **options,
-    )
-
-
-def empty_of(columns: list[str]) -> dict:
-    """Return the value of an empty table in the page."""
-    return {"headers": columns, "data": [], "metadata": None}
+    return gr.Textbox(label=label, interactive=False, lines=5, elem_id=elem_id)
 
 
 def opened(models: Models, image: str | None, model: str) -> tuple[FullModel, Image.Image]:
@@ -186,13 +156,13 @@ def opened(models: Models, image: str | None, model: str) -> tuple[FullModel, Im
 
 
 def kept_tokens(
-    models: Models, image: str | None, model: str, drop_ratio: float, seed: float
+    models: Models, image: str | None, model: str, drop_ratio: float, seed: int | None
 ) -> tuple[Image.Image, Image.Image | None, str, str]:
     """Return image and thumbnail (if any) with dropped tokens darkened, a summary, and a note on the file."""
     processor = models.full(model).processor
     reading = open_upload(image, input_spec=processor.image_processor.input_spec)
     rgb = reading.to_rgb()
-    inputs = encode(processor, [rgb], QUESTION, drop_ratio, int(seed or 0))
+    inputs = encode(processor, [rgb], QUESTION, drop_ratio, seed or 0)
     kept, num_tiles = inputs.get("visual_token_indices"), len(inputs["pixel_values"])
     maps = token_maps(processor, rgb.size, num_tiles, kept)
     total = num_tiles * processor.image_seq_length
@@ -207,14 +177,17 @@ def kept_tokens(
 
 
 class TokenMaps(NamedTuple):
-    """Values of the visual tokens of one image, in the order of the model (row by row)."""
+    """Values of the visual tokens of one image, by row and column.
+
+    Args:
+        tiles: tokens of the tiles, over the whole image.
+        thumbnail: tokens of the thumbnail; `None` if the image is a single tile.
+        grid: rows and columns of tiles.
+    """
 
     tiles: np.ndarray
-    """Tokens of the tiles, of shape `(tile rows * side, tile columns * side)`, with `side` tokens along a tile."""
     thumbnail: np.ndarray | None
-    """Tokens of the thumbnail, of shape `(side, side)`; `None` if the image is a single tile."""
     grid: tuple[int, int]
-    """Rows and columns of tiles."""
 
 
 def token_maps(
@@ -237,13 +210,9 @@ def token_maps(
     Raises:
         ValueError: if an image of that size has another number of tiles.
     """
-    image_processor = processor.image_processor
-    columns, rows = get_optimal_tiled_canvas(
-        size[::-1],
-        (image_processor.size["height"], image_processor.size["width"]),
-        image_processor.min_patches,
-        image_processor.max_patches,
-    )
+    own = processor.image_processor
+    tile = own.size["height"], own.size["width"]
+    columns, rows = get_optimal_tiled_canvas(size[::-1], tile, own.min_patches, own.max_patches)
     if num_tiles != rows * columns + (rows * columns > 1):
         raise ValueError(
             f"An image of {size[0]} × {size[1]} is cut into {rows} × {columns} tiles, got {num_tiles} tiles with the "
@@ -258,18 +227,12 @@ def token_maps(
 
 
 def draw_tokens(image: Image.Image, kept: np.ndarray, grid: tuple[int, int] = (1, 1)) -> Image.Image:
-    """Darken dropped tokens on a copy of the image, and draw the borders of the tiles.
-
-    Args:
-        kept: bool of shape `(rows, columns)` of tokens, which spans the image.
-        grid: rows and columns of tiles; lines are drawn between them.
-    """
+    """Darken dropped tokens (`kept` is bool, by row and column) on a copy of the image, and draw borders of tiles."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    height, width = pixels.shape[:2]
-    rows = np.arange(height) * kept.shape[0] // height
-    columns = np.arange(width) * kept.shape[1] // width
-    brightness = np.where(kept[rows[:, None], columns], 1.0, DIMMED)[..., None]
-    drawn = Image.fromarray((pixels * brightness).round().astype(np.uint8))
+    (height, width), (rows, columns) = pixels.shape[:2], kept.shape
+    brightness = np.where(kept, 1.0, DIMMED)
+    brightness = brightness[np.arange(height)[:, None] * rows // height, np.arange(width) * columns // width]
+    drawn = Image.fromarray((pixels * brightness[..., None]).round().astype(np.uint8))
     draw, line = ImageDraw.Draw(drawn), max(1, round(max(width, height) / 400))
     for row in range(1, grid[0]):
         draw.line([(0, row * height / grid[0]), (width, row * height / grid[0])], fill=TILE_BORDER, width=line)
@@ -282,15 +245,19 @@ def draw_tokens(image: Image.Image, kept: np.ndarray, grid: tuple[int, int] = (1
 
 
 class Explained(NamedTuple):
-    """Answer at a drop ratio, with its attention to the visual tokens."""
+    """Answer at a drop ratio, with its attention to the visual tokens.
+
+    Args:
+        probability: probability of this answer.
+        attention: attention of the answer to the visual tokens, float32 over the tiles; NaN for dropped tokens.
+        share: share of the attention to visual tokens, in [0, 1]; the rest is attention to text.
+        picture: the attention over the image.
+    """
 
     text: str
     probability: float
-    """Probability of this answer."""
     attention: np.ndarray
-    """Attention of the answer to the visual tokens: float32 over the tiles of the image, NaN for dropped tokens."""
     share: float
-    """Share of the attention to visual tokens, in [0, 1]; the rest is attention to text."""
     num_visual_tokens: int
     sequence_length: int
     picture: Image.Image
@@ -300,11 +267,7 @@ class Explained(NamedTuple):
 def explain(
     full: FullModel, image: Image.Image, question: str, drop_ratio: float, seed: int, max_new_tokens: int = 16
 ) -> Explained:
-    """Return the greedy answer at a drop ratio and its attention, averaged over layers, heads and answer tokens.
-
-    Raises:
-        ValueError: if the question is empty or too long, or the image has too many visual tokens.
-    """
+    """Return the greedy answer at a drop ratio and its attention, averaged over layers, heads and answer tokens."""
     model, processor = full.model, full.processor
     inputs = encode(processor, [image], question, drop_ratio, seed)
     check_length(model, inputs, max_new_tokens)
@@ -344,21 +307,19 @@ def answers_at(
     models: Models,
     image: str | None,
     model: str,
-    question: str,
-    seed: float,
-    draws: float,
+    question: str | None,
+    seed: int | None,
+    draws: int,
     progress: gr.Progress = PROGRESS,
 ) -> Iterator[tuple[pd.DataFrame, str]]:
     """Yield a table of the answers at growing drop ratios so far, and the answer with all visual tokens."""
     full, rgb = opened(models, image, model)
-    seeds = range(int(seed or 0), int(seed or 0) + int(draws))
-    total, rows = 1 + (len(DROP_RATIOS) - 1) * len(seeds), []
+    seeds, rows = range(seed or 0, (seed or 0) + draws), []
     with turn(progress):
-        for one in answers_by_drop_ratio(
-            full.model, full.processor, rgb, question or "", DROP_RATIOS, seeds, MAX_NEW_TOKENS
-        ):
+        for one in answers_by_drop_ratio(full, rgb, question or "", DROP_RATIOS, seeds, MAX_NEW_TOKENS):
             rows.append(one)
-            progress((len(rows), total), desc=f"Drop ratio {one.drop_ratio:g}, seed {one.seed}")
+            done = len(rows), 1 + (len(DROP_RATIOS) - 1) * draws
+            progress(done, desc=f"Drop ratio {one.drop_ratio:g}, seed {one.seed}")
             yield pd.DataFrame(rows, columns=ANSWER_COLUMNS).round(4), rows[0].text
 
 
@@ -371,35 +332,27 @@ def curve_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class Cost(NamedTuple):
-    """Cost of one forward pass over an image and a question."""
+    """Cost of one forward pass over an image and a question.
+
+    Args:
+        flops: operations of the language model; a multiply-add counts as two.
+        language_seconds: median time of the language model.
+        vision_seconds: median time of ViT and projector over all tiles, which does not depend on the drop ratio.
+    """
 
     drop_ratio: float
     num_visual_tokens: int
-    """Number of visual tokens that are kept."""
     sequence_length: int
     flops: int
-    """Floating-point operations of the language model; a multiply-add counts as two."""
     language_seconds: float
-    """Median time of the language model."""
     vision_seconds: float
-    """Median time of ViT and projector over all tiles, which does not depend on the drop ratio."""
 
 
 @torch.no_grad()
-def costs(
-    model: ViTPForConditionalGeneration,
-    processor: ViTPProcessor,
-    image: Image.Image,
-    question: str,
-    drop_ratio: float,
-    seed: int = 0,
-) -> list[Cost]:
-    """Measure the cost with all visual tokens and at a drop ratio.
-
-    Raises:
-        ValueError: if the question is empty, too long, or contains an image token.
-    """
-    both = [encode(processor, [image], question, ratio, seed) for ratio in (0.0, drop_ratio)]
+def costs(full: FullModel, image: Image.Image, question: str, drop_ratio: float, seed: int = 0) -> list[Cost]:
+    """Measure the cost with all visual tokens and at a drop ratio."""
+    model = full.model
+    both = [encode(full.processor, [image], question, ratio, seed) for ratio in (0.0, drop_ratio)]
     check_length(model, both[0], max_new_tokens=0)
     features = visual_features(model, both[0]["pixel_values"])
 
@@ -418,7 +371,7 @@ def costs(
     while len(rounds) < 4 or (time.monotonic() < end and len(rounds) < 100):
         vision = seconds(visual_features, model, both[0]["pixel_values"])
         rounds.append([vision, *(seconds(prefill, inputs) for inputs in both)])
-    vision_seconds, *language_seconds = (median(values) for values in zip(*rounds[1:]))
+    vision_seconds, *language_seconds = np.median(rounds[1:], axis=0).tolist()
     result = []
     for ratio, inputs, language in zip((0.0, drop_ratio), both, language_seconds):
         kept = (inputs["input_ids"] == model.config.image_token_id).sum().item()
@@ -433,20 +386,20 @@ def savings(
     models: Models,
     image: str | None,
     model: str,
-    question: str,
+    question: str | None,
     drop_ratio: float,
-    seed: float,
+    seed: int | None,
     progress: gr.Progress = PROGRESS,
 ) -> tuple[pd.DataFrame, str]:
     """Return the cost with and without dropped tokens as a table, and a summary of the difference."""
     full, rgb = opened(models, image, model)
     with turn(progress):
         progress(0.5, desc="Measuring forward passes")
-        whole, short = found = costs(full.model, full.processor, rgb, question or "", drop_ratio, int(seed or 0))
+        whole, short = found = costs(full, rgb, question or "", drop_ratio, seed or 0)
     summary = (
         f"{name_of(image)}: at a drop ratio of {drop_ratio:g} the language model does "
         f"{1 - short.flops / whole.flops:.0%} fewer operations and takes {short.language_seconds:.3g} s instead of "
         f"{whole.language_seconds:.3g} s. The ViT always sees the whole image, {whole.vision_seconds:.3g} s. Medians "
-        f"of forward passes over image and question, here on {full.model.device.type}."
+        f"of forward passes on {full.model.device.type}."
     )
     return pd.DataFrame(found, columns=COST_COLUMNS).round(4), summary

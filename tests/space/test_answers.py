@@ -20,6 +20,7 @@ from answers import (
     visual_features,
 )
 from internvl_oracle import blocked_mask, build_native, shake
+from loading import FullModel
 from pictures import picture
 from PIL import Image, ImageColor
 from tiny_models import TOKENS_PER_TILE
@@ -87,7 +88,9 @@ def test_greedy_answer_matches_full_model_at_each_step(vivid, processor, image, 
 
 def test_answers_by_drop_ratio_match_separate_answers(vivid, processor, image):
     ratios, seeds = (0.5, 0.0, 0.95), (0, 3)
-    answers = list(answers_by_drop_ratio(vivid, processor, image, QUESTION, ratios, seeds, max_new_tokens=5))
+    answers = list(
+        answers_by_drop_ratio(FullModel("vivid", vivid, processor), image, QUESTION, ratios, seeds, max_new_tokens=5)
+    )
     assert [(answer.drop_ratio, answer.seed) for answer in answers] == [
         (0.0, 0),
         (0.5, 0),

@@ -87,7 +87,7 @@ def test_slow_answer_is_stopped_with_message(run, model, monkeypatch):
     start = time.monotonic()
     with pytest.raises(gr.Error, match="takes more than 0.5 seconds"):
         steps_of(run)
-    assert time.monotonic() - start < 5 and is_still(model) and not LINE._tasks
+    assert time.monotonic() - start < 5 and is_still(model) and not LINE.tasks
 
 
 def test_uninterruptible_answer_times_out(monkeypatch):
@@ -119,7 +119,7 @@ def test_canceled_answer_leaves_the_line(run, model):
         await stream.aclose()
 
     asyncio.run(leave())
-    assert model.count > 1 and is_still(model) and not LINE._tasks
+    assert model.count > 1 and is_still(model) and not LINE.tasks
 
 
 def test_answers_take_turns_and_report_position(monkeypatch):

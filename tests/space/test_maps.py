@@ -9,15 +9,16 @@ import pytest
 import torch
 from loading import Models
 from maps import (
+    ATTENTION,
     BOX_COLOR,
     CIVIDIS,
+    FROM_POINT,
     PALETTE,
     PCA,
     SEGMENTS,
     SIMILARITY,
     View,
     attention_heads,
-    attention_map,
     draw,
     draw_foreground,
     draw_heads,
@@ -47,7 +48,7 @@ from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.pixels import align_scores, colors_of, principal_scores
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-VIEW = View(PCA, (None, None), 0, False, (0.5, 0.5), 6, opacity=1.0)
+VIEW = View(PCA, resolution=6, opacity=1.0)
 GRIDS = {"odd": (61, 83), "tall": (400, 30), "one pixel wide": (500, 1), "one pixel high": (1, 77), "square": (56, 56)}
 
 
@@ -126,7 +127,10 @@ def test_attention(backbone, plain, image, query):
     for layer in (1, 3):
         for head in (1, 4, None):
             weights = attentions[layer - 1].mean(0) if head is None else attentions[layer - 1][head - 1]
-            result = attention_map(backbone, image, 6, layer, head, query)
+            view = replace(VIEW, kind=ATTENTION, head=head or 0)
+            if query is not None:
+                view = replace(view, source=FROM_POINT, x=100 * (query[1] + 0.5) / 6, y=100 * (query[0] + 0.5) / 4)
+            result = view.values(backbone, layer, image, torch.zeros(1, 4, 6))
             np.testing.assert_allclose(result, weights[token, 1:].reshape(4, 6), atol=1e-6)
             assert result.max() > 0
     flow = np.eye(25)
@@ -204,8 +208,8 @@ def test_most_similar_patches_are_boxed():
     values = torch.rand(6, 9, generator=torch.Generator().manual_seed(0))
     order = [divmod(index, 9) for index in np.argsort(-values.numpy(), axis=None)]
     assert most_similar(values, 4) == order[:4] and most_similar(values, 4, order[1]) == [order[0], *order[2:5]]
-    point = ((order[0][1] + 0.5) / 9, (order[0][0] + 0.5) / 6)
-    view = replace(VIEW, kind=SIMILARITY, point=point, boxes=3)
+    x, y = 100 * (order[0][1] + 0.5) / 9, 100 * (order[0][0] + 0.5) / 6
+    view = replace(VIEW, kind=SIMILARITY, x=x, y=y, boxes=3)
     image, color = np.zeros((60, 90, 3), np.uint8), ImageColor.getrgb(BOX_COLOR)
     for has_point, boxes in ((True, order[1:4]), (False, order[:3])):
         drawn, _ = heat_map(values, image, view, has_point)
@@ -246,7 +250,7 @@ def test_smooth_maps_interpolate_values():
     assert fine.shape == (2, 549, 768)
     for one, expected in zip(fine, values.numpy()):
         np.testing.assert_allclose(one, cv2.resize(expected, (768, 549), interpolation=cv2.INTER_CUBIC), atol=1e-4)
-    drawn, _ = heat_map(values[0], image, replace(VIEW, kind=SIMILARITY, is_smooth=True, point=(0, 0)))
+    drawn, _ = heat_map(values[0], image, replace(VIEW, kind=SIMILARITY, is_smooth=True, x=0, y=0))
     expected = heat_of(fine[0], values[0].min().item(), 1)
     np.testing.assert_array_equal(np.asarray(drawn)[30:], expected[30:])
 
@@ -264,7 +268,7 @@ def test_missing_attention_weights_raise(folder, image):
     backbone = Models(folder).backbone()
     backbone.model.set_attn_implementation("sdpa")
     with pytest.raises(RuntimeError, match="eager attention"):
-        attention_map(backbone, image, 6, 1)
+        attention_heads(backbone, image, 6, 1)
 
 
 @pytest.mark.parametrize("height, width", GRIDS.values(), ids=GRIDS)

@@ -24,7 +24,7 @@ from modeling_vitp.bands import spread_bands
 
 BANDS = ["B2", "B3", "B4", "B8", "B11"]
 SPEC = {"band_names": BANDS, "window": [0, 4000]}
-VIEW = View(PCA, (None, None), 0, False, (0.5, 0.5), 6)
+VIEW = View(PCA, resolution=6)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from reading import PRESETS, Adjustment, UnreadableImage, adjustment_of, read_image
+from reading import PRESETS, Adjustment, UnreadableImage, read_image
 from uploading import open_pixels, open_upload
 
 from modeling_vitp import ViTPImageProcessor
@@ -535,12 +535,12 @@ def test_ct_windows_use_hounsfield_units(preset):
 def test_bands_and_percentiles_follow_the_controls(tmp_path):
     data = values(5, high=4000)
     path = str(geotiff(tmp_path / "a.tif", data))
-    rgb, note = open_pixels(path, adjustment=adjustment_of(50, "as the file says", "5, 1, 2", 10, 90))
+    rgb, note = open_pixels(path, adjustment=Adjustment(bands="5, 1, 2", low=10, high=90))
     assert np.abs(rgb.transpose(2, 0, 1) - stretched(data[[4, 0, 1]], 10, 90)).max() <= 1
     assert "bands 5, 1, 2 of 5" in note and "percentiles 10 to 90" in note
     for bands in ("1, 2", "0", "red", "1;2;3;4"):
         with pytest.raises(ValueError, match="band numbers"):
-            adjustment_of(50, "as the file says", bands, 2, 98)
+            Adjustment(bands=bands)
 
 
 @pytest.mark.parametrize("suffix", ["jp2", "j2k"])
@@ -558,10 +558,10 @@ def test_scene_window_is_read_at_full_resolution(tmp_path, suffix):
     path = str(tmp_path / f"scene.{suffix}")
     options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     geotiff(path, values[None], **options) if suffix == "tif" else Image.fromarray(values).save(path)
-    rgb, note = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center=(50, 25)))
+    rgb, note = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center_x=50, center_y=25))
     np.testing.assert_array_equal(rgb[..., 0], values[80:120, 270:330])
     assert "60 × 40 pixels" in note and "window from 270, 80" in note
-    corner, _ = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center=(100, 0)))
+    corner, _ = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center_x=100, center_y=0))
     np.testing.assert_array_equal(corner[..., 0], values[:40, 540:])
     assert open_pixels(path, max_side=60)[0].shape == (40, 60, 3)
 
@@ -590,7 +590,7 @@ Path("/proc/self/clear_refs").write_text("5")
 memory = lambda kind: int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
 before = memory("VmRSS")
 whole, _ = open_pixels(sys.argv[1])
-part, note = open_pixels(sys.argv[1], adjustment=Adjustment(part=5, center=(90.0, 90.0)))
+part, note = open_pixels(sys.argv[1], adjustment=Adjustment(part=5, center_x=90.0, center_y=90.0))
 assert whole.shape == (2048, 2048, 3) and part.shape == (500, 500, 3)
 assert abs(whole[1843, 1843, 0] - 255 * 0.9) < 2 and abs(part[250, 250, 0] - 255 * 0.9) < 2, note
 print(memory("VmHWM") - before)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from loading import RANDOM, TINY, Models
-from maps import attention_map, patch_features
+from maps import attention_heads, patch_features
 from other_backbones import save_backbone
 from pictures import picture
 from transformers import (
@@ -54,10 +54,10 @@ def test_reference_features_equal_transformers(models, kind):
         expected = states[0, -24:].T.reshape(32, 4, 6)
         np.testing.assert_allclose(patch_features(backbone, image, 6, layer), expected, atol=1e-5)
     weights = outputs.attentions[1][0, 1, -24 + 8, -24:].reshape(4, 6)
-    np.testing.assert_allclose(attention_map(backbone, image, 6, 2, 2, (1, 2)), weights, atol=1e-6)
+    np.testing.assert_allclose(attention_heads(backbone, image, 6, 2, (1, 2))[1], weights, atol=1e-6)
     if kind == "siglip":
         with pytest.raises(ValueError, match="has no CLS token"):
-            attention_map(backbone, image, 6, 2)
+            attention_heads(backbone, image, 6, 2)
 
 
 def test_references_share_a_grid(models):

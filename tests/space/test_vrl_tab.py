@@ -6,7 +6,7 @@ import torch
 import vrl_tab
 from answers import answers_by_drop_ratio, decode, encode, greedy
 from handlers import run, start_of
-from loading import PACKED, TINY, Models
+from loading import PACKED, TINY, FullModel, Models
 from pictures import picture
 from PIL import Image
 from tiny_models import TEXT, TOKENS_PER_TILE
@@ -153,7 +153,7 @@ def test_table_by_drop_ratio_shows_model_answers(models, scene, monkeypatch):
     monkeypatch.setattr(vrl_tab, "DROP_RATIOS", ratios)
     steps = list(answers_at(models, scene, TINY, QUESTION, 0, 2))
     full = models.full()
-    arguments = full.model, full.processor, picture(336, 224), QUESTION, ratios, (0, 1), MAX_NEW_TOKENS
+    arguments = full, picture(336, 224), QUESTION, ratios, (0, 1), MAX_NEW_TOKENS
     wanted = list(answers_by_drop_ratio(*arguments))
     assert len(steps) == len(wanted) == 1 + 2 * 2
     table, answer = steps[-1]
@@ -199,7 +199,7 @@ def test_answer_attention_equals_language_model_attention(models):
 @pytest.mark.parametrize("drop_ratio", [0.5, 0.75])
 def test_operations_equal_manual_sum(model, processor, drop_ratio):
     model.set_attn_implementation("eager")  # as in the app
-    whole, short = costs(model.eval(), processor, picture(168, 112), QUESTION, drop_ratio)
+    whole, short = costs(FullModel("small", model.eval(), processor), picture(168, 112), QUESTION, drop_ratio)
     total = 7 * TOKENS_PER_TILE
     assert (whole.drop_ratio, whole.num_visual_tokens) == (0.0, total)
     assert (short.drop_ratio, short.num_visual_tokens) == (drop_ratio, np.ceil(total * (1 - drop_ratio)))
