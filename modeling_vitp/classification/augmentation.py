@@ -66,6 +66,6 @@ class Augmentation:
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Return the augmented image, `(bands, image_size, image_size)`. The result depends on `seed` alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             image = self.steps(image)
         return image.clamp(0, 1) if image.is_floating_point() else image  # Bicubic resampling overshoots.

@@ -187,7 +187,7 @@ class Augmentation:
             seed: seed of the random generator.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             images, mask = self.geometry(images, mask)
             images = [self.colors(image) for image in images]
             if len(images) > 1 and torch.rand(()) < self.exchange:

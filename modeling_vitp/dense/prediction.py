@@ -314,7 +314,7 @@ def predict_large(
                 start=len(rows),
             )
             for top, band in bands:
-                layers = band.argmax(1)
+                layers = band.max(1).indices
                 if probabilities is not None:
                     layers = torch.cat([layers, (band[0].softmax(0) * 255).round()])
                 layers = layers.to(torch.uint8).cpu().numpy()
@@ -485,7 +485,7 @@ def predict_volume(
         for index in tqdm(range(len(rows), len(slices)), initial=len(rows), total=len(slices), desc=outputs[0].name):
             pixels = image_processor(slices.image(index), do_resize=False, input_spec=None, return_tensors="pt")
             scores = predict(pixels.pixel_values)[0]
-            labels = scores.argmax(0, keepdim=True)
+            labels = scores.max(0, keepdim=True).indices  # On the CPU, `argmax` is ten times slower.
             if probabilities is not None:
                 labels = torch.cat([labels, (scores.softmax(0) * 255).round()])
             rows.append(labels.to(torch.uint8).cpu().numpy()[None])
@@ -519,7 +519,8 @@ def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], i
     image.header.set_slope_inter(slope, 0)
     with appears_whole(path) as unfinished, unfinished.open("wb") as file:
         if path.suffix.lower() == ".gz":
-            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            # Python's default level of 9 takes most of the time of a prediction.
+            with gzip.GzipFile("", "wb", nibabel.openers.Opener.default_compresslevel, file, mtime=0) as packed:
                 image.to_stream(packed)
         else:
             image.to_stream(file)

@@ -195,7 +195,7 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
 
         if is_test:
             predict = augmented(predict, args.test_scales, args.test_flip)
-        return predict(*pixels).argmax(1)[0].to(torch.uint8).cpu().numpy()
+        return predict(*pixels).max(1).indices[0].to(torch.uint8).cpu().numpy()
 
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
         if self.args.world_size > 1:

@@ -212,8 +212,9 @@ class CorruptedImages(Dataset):
         return self.samples.case(index)
 
     def mask(self, index: int) -> torch.Tensor | None:
-        """Return the mask of a sample, moved with its images."""
-        return self[index].get("mask")
+        """Return the mask of a sample, moved with its images, which are read only if they move."""
+        is_moved = motion(self.corruption, self.severity, 1, 1) is not None
+        return self[index].get("mask") if is_moved else self.samples.mask(index)
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:

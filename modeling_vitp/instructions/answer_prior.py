@@ -105,7 +105,7 @@ def source_answer_prior(
     conversations = encode_texts(texts, make_tokenize(texts, tokenizer))
     if len(conversations) < MIN_ROWS:
         return None
-    return measure_answer_prior(conversations, seed, seconds=seconds, name=source.name)
+    return measure_answer_prior(conversations, seed, STEPS, seconds, source.name)
 
 
 def read_texts(source: Source, seed: int) -> Iterator[list[Text]]:

@@ -166,7 +166,7 @@ def add_panels(rows: dict[int, list], task: SegmentationProbe, name: str, featur
         maps = torch.tensor(features[index])
         scores = principal_scores(maps.permute(2, 0, 1))
         colors = colors_of(scores)
-        labels = interpolate(probe(maps).cpu(), row[0][1].shape[:2]).argmax(0).numpy()
+        labels = interpolate(probe(maps).cpu(), row[0][1].shape[:2]).max(0).indices.numpy()
         row += [(f"{name}: components", colors), (f"{name}: read", palette_of(task)[labels])]
 
 

@@ -113,7 +113,7 @@ class ImageViews(AugmentedSamples):
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         sample, generator = self.sample(index)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator.initial_seed())
+            torch.default_generator.manual_seed(generator.initial_seed())
             pixels = self.pixels(sample["image"])
         return {"pixel_values": pixels, "id": sample["id"]}
 
