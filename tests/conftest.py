@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until the imports of all tests are done
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # Tests run in parallel.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,6 +22,7 @@ from local_hub import LocalHub
 from pictures import picture
 from tiny_models import TEXT, VISION
 
+from modeling_vitp.instructions import answer_prior
 from modeling_vitp.probing import segmentation
 from modeling_vitp.probing.heads import fit_nonlinear
 from modeling_vitp.training.loading import build_model, build_tokenizer
@@ -34,6 +36,7 @@ def pytest_collection_finish():
     """Exclude objects of the imports from garbage collection, which shortens the suite by 14%."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     # Each run of a trainer collects garbage, to free the memory of an accelerator.
     accelerate.utils.memory.gc = SimpleNamespace(collect=lambda: None)
 
@@ -93,6 +96,12 @@ def hub(tmp_path, monkeypatch):
 def quick_probe(monkeypatch):
     """Fit nonlinear probes of segmentation in five steps, for tests that do not compare their scores."""
     monkeypatch.setattr(segmentation, "fit_nonlinear", functools.partial(fit_nonlinear, steps=5))
+
+
+@pytest.fixture
+def quick_prior(monkeypatch):
+    """Train models of the answer prior for five steps, for tests that do not compare its figures."""
+    monkeypatch.setattr(answer_prior, "STEPS", 5)
 
 
 @pytest.fixture

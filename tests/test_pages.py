@@ -72,7 +72,7 @@ def everything(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def place(everything, tmp_path, request, monkeypatch, quick_probe):
+def place(everything, tmp_path, request, monkeypatch, quick_probe, quick_prior):
     """Return a function that makes the folder in which a page is run, with what it names."""
 
     def make(page: str, is_slow: bool = False) -> Place:
@@ -94,12 +94,17 @@ def place(everything, tmp_path, request, monkeypatch, quick_probe):
     return make
 
 
+def slow_blocks(page: str) -> list[Block]:
+    return [block for block in read_page(page)[1] if any(start in block.text for start in SLOW)]
+
+
 def run_page(page: str, place: Place, monkeypatch) -> None:
+    """Run the blocks of a page. The slow suite runs those of a main page that the default suite only reads."""
     text, blocks = read_page(page)
     for old in PATHS.get(page, ()):
         assert any(old in block.text for block in blocks), f"{page} no longer says {old}"
     monkeypatch.chdir(place.folder)
-    for block in blocks:
+    for block in slow_blocks(page) if place.is_slow and page in MAIN else blocks:
         run_block(block, place, monkeypatch)
     for command in INLINE.findall(text):
         is_pattern = re.search(r"…|\[|\bNAME\b", command)  # of commands, not one that can be given
@@ -113,9 +118,7 @@ def test_quick_blocks_of_main_page_run(page, place, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page not in MAIN or any(one in (ROOT / page).read_text() for one in SLOW)]
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in MAIN or slow_blocks(page)])
 def test_every_block_of_page_runs(page, place, monkeypatch):
     run_page(page, place(page, is_slow=True), monkeypatch)
 

@@ -3,9 +3,8 @@
 import io
 import itertools
 import json
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -176,7 +175,7 @@ def mixture(folder: Path, number: int) -> list[float]:
     return np.diff([*marks, time.process_time()]).tolist()
 
 
-def measure_call(case: str, *values: str) -> dict:
+def measure_call(case: str, *values: Path | int) -> dict:
     """Run a function above in this process and return wall-clock seconds, CPU seconds and peak memory in GiB."""
     calls = {
         "predict_large": predict,
@@ -185,9 +184,8 @@ def measure_call(case: str, *values: str) -> dict:
         "sampler": sampler,
         "mixture": mixture,
     }
-    arguments = [int(value) if value.isdigit() else value for value in values]
     before, start, worked = most_resident(), time.perf_counter(), time.process_time()
-    result = calls[case](*(Path(value) if str(value).startswith("/") else value for value in arguments))
+    result = calls[case](*values)
     spent = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - worked}
     return {**spent, "peak": most_resident(), "before": before, "result": result}
 
@@ -196,14 +194,14 @@ def measure_call(case: str, *values: str) -> dict:
 
 
 def in_processes(*calls: list) -> list[dict]:
-    """Run [`measure_call`] for each call in a separate process, all at once, and return the results."""
-    code = f"import json, sys\nfrom {__name__} import measure_call\nprint(json.dumps(measure_call(*sys.argv[1:])))"
-    commands = [[sys.executable, "-c", code, *map(str, call)] for call in calls]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    results = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError(f"{' '.join(map(str, calls[0]))} failed.")
-    return [json.loads(result.splitlines()[-1]) for result in results]
+    """Run [`measure_call`] for each call in a separate process, all at once, and return the results.
+
+    The processes are forks of one that has imported this module and done nothing else.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(len(calls), maxtasksperchild=1) as pool:
+        return pool.starmap(measure_call, calls, chunksize=1)
 
 
 def median_and_range(values: Iterable[float], digits: str) -> str:

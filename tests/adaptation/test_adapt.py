@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from modeling_vitp.adaptation import comparison
 from modeling_vitp.adaptation.report import AdaptationReport
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
+from modeling_vitp.recipes import finetune_classification, probe
 
 NAMES = ("field", "forest", "river", "town")
 VISION = {"image_size": [32, 32], "patch_size": [8, 8], "hidden_size": 48, "num_hidden_layers": 2}
@@ -77,12 +77,11 @@ def test_figures_equal_those_of_the_separate_commands(adapted, tmp_path):
     entry = next(entry for entry in report.fine_tuned if entry["model"] == "mae" and entry["seed"] == 1)
     name = f"labels_100_rate_{entry['learning_rate']:g}_seed_1"
     config = folder / "fine_tuning" / "mae" / f"{name}.yaml"
-    command = [sys.executable, "-m", "modeling_vitp", "finetune_classification", "--config", str(config)]
     options = ["--test_split", "test", "--output_dir", str(tmp_path / "run")]
-    subprocess.run([*command, *options], check=True, capture_output=True)
+    assert not finetune_classification.main(["--config", str(config), *options])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["test_accuracy"] == entry["score"]
-    probe = [sys.executable, "-m", "modeling_vitp", "probe", "--config", str(folder / "frozen" / "config.yaml")]
-    subprocess.run([*probe, "--output_dir", str(tmp_path / "probe")], check=True, capture_output=True, cwd=Path.cwd())
+    config = folder / "frozen" / "config.yaml"
+    assert not probe.main(["--config", str(config), "--output_dir", str(tmp_path / "probe")])
     results = json.loads((tmp_path / "probe" / "metrics.json").read_text())["results"]
     assert [one["scores"]["accuracy"]["mean"] for one in results] == [one["score"] for one in report.frozen]
 
@@ -99,7 +98,13 @@ def test_finished_adaptation_is_not_run_again(adapted, classes, monkeypatch):
         adapt(classes, baselines=["random", "mae"], output_dir=folder, **settings | {"fine_tuning_steps": 5})
 
 
-def test_interrupted_adaptation_ends_as_an_undisturbed_one(adapted, classes, tmp_path, monkeypatch):
+@pytest.fixture
+def without_onnx(monkeypatch):
+    """Leave the graph out of the bundle: that of `adapted` has one, and `test_bundle.py` compares its features."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+
+def test_interrupted_adaptation_ends_as_an_undisturbed_one(adapted, classes, tmp_path, monkeypatch, without_onnx):
     """The run is stopped after each of several parts, and once before the result of a part is stored."""
     report, _ = adapted
     stops = ["instructions/train", "pretraining/look", "pretraining/run", "fine_tuning/random", "controls"]
@@ -125,7 +130,7 @@ def test_interrupted_adaptation_ends_as_an_undisturbed_one(adapted, classes, tmp
     assert [again.fine_tuned, again.frozen, again.controls] == [report.fine_tuned, report.frozen, report.controls]
 
 
-def test_unchanged_backbone_is_not_called_better(adapted, classes, tmp_path):
+def test_unchanged_backbone_is_not_called_better(adapted, classes, tmp_path, without_onnx):
     """With a learning rate of 0, the adapted backbone is its start."""
     _, folder = adapted
     pretraining = SETTINGS["pretraining"] | {"learning_rate": 0.0}
@@ -137,7 +142,7 @@ def test_unchanged_backbone_is_not_called_better(adapted, classes, tmp_path):
     assert report.verdict.startswith("Keep mae: no difference to the adapted backbone was found")
 
 
-def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_path):
+def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_path, quick_prior, without_onnx):
     report, _ = adapted
     shuffled = tmp_path / "shuffled"
     files = sorted(classes.rglob("*.png"))
@@ -152,7 +157,7 @@ def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_p
     assert not blind.looks_at_images() and "does not look at the image" in blind.verdict
 
 
-def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch):
+def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch, quick_prior):
     right = [float(index % 2) for index in range(1000)]
 
     def probe(self, backbones, *args):
@@ -165,7 +170,7 @@ def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch):
         adapt(classes, baselines=["random"], output_dir=tmp_path / "out", **SETTINGS | {"steps": 20})
 
 
-def test_plan_follows_the_measured_costs(classes, tmp_path, capsys):
+def test_plan_follows_the_measured_costs(classes, tmp_path, capsys, quick_prior):
     settings = SETTINGS | {"steps": None, "fine_tuning_steps": None, "seeds": None}
     settings |= {"baselines": ["random"], "output_dir": tmp_path / "out", "dry_run": True}
     assert adapt(classes, budget="10min", **settings) is None
@@ -235,7 +240,7 @@ HEADS = {
 @pytest.mark.parametrize(
     ("kind", "write", "metric"), [("masks", small_masks, "mean_iou"), ("boxes", small_boxes, "map")]
 )
-def test_masks_and_boxes_are_compared(adapted, tmp_path, kind, write, metric):
+def test_masks_and_boxes_are_compared(adapted, tmp_path, without_onnx, kind, write, metric):
     write(tmp_path / "data")
     fine_tuning = {"bf16": False, "backbone": BACKBONE, "head": HEADS[kind]}
     settings = SETTINGS | {"fine_tuning": fine_tuning, "fine_tuning_steps": 6, "learning_rates": [1e-3], "steps": 20}

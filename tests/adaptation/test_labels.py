@@ -10,9 +10,10 @@ import pytest
 from dense_data import save
 from georeferenced import NORTH_UP, feature, save_geojson, save_geotiff
 from PIL import Image
+from prepared_folders import write_rsar
 from rasterio import Affine
 
-from modeling_vitp.adaptation.labels import TASKS, TaskData, read_labels, stem_of, with_label_fraction
+from modeling_vitp.adaptation.labels import TASKS, TaskData, labels_of, read_labels, stem_of, with_label_fraction
 from modeling_vitp.instructions.from_annotations.formats import read_list
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
 from modeling_vitp.instructions.from_annotations.pipeline import build_instructions, choose_split
@@ -316,6 +317,41 @@ def test_every_class_is_in_training_images(tmp_path):
 def test_stem_without_tile_numbers(name, expected):
     assert stem_of(Path(name), False) == expected
     assert stem_of(Path(name), True) == expected.rpartition("/")[2]
+
+
+def check_rsar(found: TaskData) -> None:
+    """Compare splits and classes of each image with the text file beside it, of which an invalid box is left out."""
+    for split, number in {"train": 12, "val": 4, "test": 4}.items():
+        labels = labels_of("detection", found.data, split, found.settings)
+        assert len(labels) == number and [*labels] == sorted(found.images[split])
+        for path, classes in labels.items():
+            lines = (found.root / split / "annfiles" / f"{path.stem}.txt").read_text().splitlines()
+            wanted = {line.split()[8] for line in lines if not line.startswith("20 20")}
+            assert {found.data["classes"][index] for index in classes} == wanted
+
+
+def test_configuration_names_the_labels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="RSAR of the labels not found: .*rsar.yaml"):
+        read_labels("rsar", tmp_path / "splits")
+    write_rsar(tmp_path / "data")
+    found = read_labels("rsar", tmp_path / "splits")
+    check_rsar(found)
+    assert (found.task, found.settings, found.data["min_side"]) == ("detection", {"task": "oriented"}, 2.0)
+    assert found.data["classes"] == ["ship", "aircraft", "car", "tank", "bridge", "harbor"]
+    with pytest.raises(ValueError, match="'oriented'.*rsar.yaml, got 'horizontal'"):
+        read_labels("rsar", tmp_path / "splits", task="horizontal")
+    with pytest.raises(ValueError, match="finetune_detection.*loveda"):
+        read_labels("loveda", tmp_path / "other")
+
+
+def test_rsar_is_read_without_configuration(tmp_path):
+    root = write_rsar(tmp_path / "data")
+    with pytest.raises(ValueError, match="0000001.txt, line 3.*no area.*bad_objects: skip"):
+        read_labels(root, tmp_path / "splits")
+    file = root / "train" / "annfiles" / "0000001.txt"
+    file.write_text("\n".join(file.read_text().splitlines()[:2]))
+    check_rsar(read_labels(root, tmp_path / "splits"))
 
 
 def test_task_is_chosen_where_labels_allow_it(tmp_path):

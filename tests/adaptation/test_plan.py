@@ -48,6 +48,12 @@ def test_configuration_gives_the_start_without_its_data():
     assert args.label_fractions == [1.0, 0.1]
 
 
+def test_configuration_gives_the_fine_tuning_without_its_splits():
+    args = AdaptArguments(**GIVEN, fine_tuning="rsar")
+    assert args.fine_tuning["layer_decay"] == 0.95
+    assert not {"test_split", "train_splits", "learning_rate"} & args.fine_tuning.keys()
+
+
 @pytest.mark.parametrize(
     ("size", "tokens", "expected"),
     [((112, 112), 49, (1, 0.75)), ((500, 460), 256, (12, 0.75)), ((224, 224), 16, (4, 0.5)), ((60, 60), 8, (1, 0.0))],

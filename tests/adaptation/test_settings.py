@@ -1,14 +1,19 @@
 """Settings of `vitp adapt` that are checked before anything is trained."""
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from classification_data import write_folders
 from paths import ROOT
 from PIL import Image
+from prepared_folders import write_rsar
+from tiny_models import TEXT
+from vision_families import MEAN, save_vit
 
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import adapt as adapting
@@ -17,7 +22,9 @@ from modeling_vitp.adaptation.adapt import Adaptation
 from modeling_vitp.adaptation.arguments import AdaptArguments
 from modeling_vitp.adaptation.comparison import Comparison
 from modeling_vitp.adaptation.labels import read_labels
+from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.comparison import Progress
+from modeling_vitp.training.plan import config_of_start
 
 FROM_SCRATCH = {"vision_config": {"image_size": [32, 32], "patch_size": [8, 8]}}
 QUICKSTART = str(ROOT / "space" / "quickstart")
@@ -36,6 +43,7 @@ def adaptation(folder: Path, **settings) -> Adaptation:
         ({"output_dir": "data/out"}, "must not contain each other"),
         ({"output_dir": "."}, "must not contain each other"),
         ({"fine_tuning": {"learning_rate": 1e-3}}, "fine_tuning must not set learning_rate: set learning_rates"),
+        ({"fine_tuning": {"test_split": "val"}}, "fine_tuning must not set test_split: set data"),
         ({"pretraining": {"max_steps": 10}}, "pretraining must not set max_steps: set steps"),
     ],
 )
@@ -82,6 +90,43 @@ def test_names_of_backbones_are_unique(tmp_path):
     found.progress.parts["start"] = {"seconds": 0.0, "result": ""}
     assert list(found.models) == ["adapted", "quickstart", "mae", "a", "b", "a-2", "mae-2", "adapted-2"]
     assert found.models["a-2"] == found.backbone("a-2", 0) == "c/a"
+
+
+def test_start_on_the_hub_has_its_own_shape(tmp_path, hub):
+    save_vit(tmp_path / "vit", "dinov2")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text(json.dumps(TEXT | {"vocab_size": 300}))
+    for name in ("vit", "text"):
+        hub.api().create_repo(f"tester/{name}")
+        hub.api().upload_folder(repo_id=f"tester/{name}", folder_path=tmp_path / name)
+    found = adaptation(tmp_path, start="tester/vit", language_model="tester/text", pretraining={"bf16": False})
+    Path(found.instructions).mkdir(parents=True)
+    args, _, model_args = found.parse_pretraining({}, 1)
+    config, assumed = config_of_start(args, model_args)
+    image_processor, tokens = found.tiling(args, model_args)
+    assert (config.vision_config.hidden_size, config.text_config.vocab_size, assumed) == (32, 300, "")
+    assert (image_processor.size["height"], list(image_processor.image_mean), tokens) == (56, MEAN, 4)
+    assert not [*(tmp_path / "home").rglob("*.safetensors")]
+
+
+def test_probes_see_some_images_at_one_size(tmp_path, monkeypatch):
+    """Published image processors of DINOv2 crop to 224 pixels, others do not."""
+    write_rsar(tmp_path / "data")
+    monkeypatch.setattr(adapting, "PROBED", 5)
+    save_vit(tmp_path / "vit", "dinov2")
+    found, config = adaptation(tmp_path, start=str(tmp_path / "vit")), tmp_path / "out" / "frozen" / "config.yaml"
+    file = tmp_path / "data" / "RSAR" / "train" / "annfiles" / "0000001.txt"
+    file.write_text(file.read_text().partition("20 20")[0])
+    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
+    metrics = json.dumps({"results": []})
+    monkeypatch.setattr(adapting, "run_command", lambda *args: (config.parent / "metrics.json").write_text(metrics))
+    found.probe(["a", "b"], "test", config.parent)
+    settings = yaml.safe_load(config.read_text())
+    assert settings["image_size"] == 56
+    data = DetectionData.from_dict(settings["data"])
+    images = {split: {place.image for place in data.open([split], "oriented").places} for split in ("train", "test")}
+    assert [len(part) for part in images.values()] == [5, 4]
+    assert images["train"] < {*found.labels.images["train"]} and images["test"] == {*found.labels.images["test"]}
 
 
 def test_model_as_start_replaces_from_scratch(tmp_path):

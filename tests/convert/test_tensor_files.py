@@ -1,14 +1,14 @@
 """Tensor files: shards, and memory below the size of one shard."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from internvl_checkpoints import native_model, save_original
+from launching import finish, start_program
 from safetensors import safe_open
 from tiny_models import TEXT, VISION
 from transformers import InternVLConfig, InternVLForConditionalGeneration
@@ -70,14 +70,11 @@ def test_memory_stays_below_the_largest_shard(tmp_path):
     sizes = [file.stat().st_size for file in source.glob("*.safetensors")]
     assert sum(sizes) > 1e9 and len(sizes) >= 4
 
+    output = tmp_path / "output.txt"
     for start, target, to, token in ((source, "vitp", "vitp", 7), (tmp_path / "vitp", "back", "original", 0)):
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(start), str(tmp_path / target), to, str(token)],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        before, after = map(int, done.stdout.split())
+        words = ["-c", MEASURE, start, tmp_path / target, to, token]
+        assert finish([start_program(words, output)]) == [0], output.read_text()
+        before, after = map(int, output.read_text().splitlines()[-1].split())
         print(f"{to}: {(after - before) / 1e6:.0f} MB beyond the start; largest shard {max(sizes) / 1e6:.0f} MB")
         assert after - before <= 1.3 * max(sizes)
     for shard in source.glob("*.safetensors"):
@@ -90,13 +87,13 @@ def test_memory_stays_below_the_largest_shard(tmp_path):
 
     # A process that is killed while writing leaves nothing that looks like a checkpoint.
     for kind in (signal.SIGTERM, signal.SIGKILL):
-        command = [sys.executable, "-m", "modeling_vitp.convert", str(source), str(tmp_path / "killed")]
-        with subprocess.Popen([*command, "--image_token_id", "7"], stderr=subprocess.PIPE) as process:
-            while process.poll() is None and not list(tmp_path.glob(".killed.*/*.safetensors")):
-                time.sleep(0.01)
-            process.send_signal(kind)
-            process.communicate()
-        assert process.returncode != 0
+        words = ["-m", "modeling_vitp.convert", source, tmp_path / "killed", "--image_token_id", "7"]
+        process = start_program(words, output)
+        while process.is_alive() and not list(tmp_path.glob(".killed.*/*.safetensors")):
+            time.sleep(0.01)
+        os.kill(process.pid, kind)
+        process.join()
+        assert process.exitcode != 0
         assert not (tmp_path / "killed").exists()
         assert bool(list(tmp_path.glob(".killed.*"))) == (kind == signal.SIGKILL)
 

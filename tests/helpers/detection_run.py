@@ -1,12 +1,13 @@
 """Detection recipe in separate processes, which can be killed during training.
 
-Each process of `torchrun detection_run.py WORD …` runs the recipe with these arguments.
+`python detection_run.py WORD …` runs the recipe with these arguments.
 """
 
 import gc
 import sys
 
-from training_run import KillAtStep, kill_while_saving, processes
+from launching import processes
+from training_run import KillAtStep, kill_while_saving
 
 
 def train(words: list[str], kill: tuple[str, int] | None = None) -> None:

@@ -91,7 +91,8 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     (folder / "adapt.yaml").write_text("data: my_coco\nstart: facebook/dinov2-base\noutput_dir: outputs/my_domain\n")
     shutil.copy(folder / "adapt.yaml", folder / "outputs/my_domain/bundle")
     vision = ViTPVisionModel(ViTPVisionConfig(**tiny | {"num_hidden_layers": 24}))
-    export_backbone(vision, folder / "my_backbone", processor.image_processor)
+    for name in ("my_backbone", "models/InternViT-300M-448px-V2_5"):
+        export_backbone(vision, folder / name, processor.image_processor)
     model.resize_token_embeddings(len(tokenizer) + 8)  # more rows than tokens, as in published models
     model.save_pretrained(folder / "padded")
     processor.save_pretrained(folder / "padded")
@@ -315,7 +316,7 @@ def names_of(page: str, folder: Path) -> dict:
         image_processor = AutoImageProcessor.from_pretrained(folder / "outputs/quickstart/backbone")
         return {"image": picture(64, 48), "image_processor": image_processor, "pixel_values": torch.randn(3, 3, 28, 70)}
     if page == "recipes/adapt.md":
-        return {"small_settings": ADAPT}
+        return {"small_settings": ADAPT | {"seeds": [0]}}
     if page == "modeling_vitp/metrics/README.md":
         return {"logits": torch.randn(2, 7, 8, 8), "labels": torch.randint(0, 7, (2, 8, 8))}
     return {}

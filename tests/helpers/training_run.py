@@ -8,15 +8,12 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import sys
-from multiprocessing import forkserver
-from multiprocessing.connection import wait
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from launching import finish, processes, ranks_of
 from peft import LoraConfig
 from pictures import picture
 from tiny_models import TEXT, VISION
@@ -201,33 +198,16 @@ def train(folder: str, kill: tuple[str, int] | None = None, tell: tuple[int, int
         (Path(folder) / "summary.json").write_text(json.dumps(summary(trainer)))
 
 
-def processes():
-    """Return a context of processes forked from a server with all imports, which is faster than new processes."""
-    paths = [str(Path(__file__).parent), *sys.path]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_run", "modeling_vitp.detection.trainer"])
-    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path)):
-        forkserver.ensure_running()
-    return context
-
-
-def train_rank(rank: int, world: int, port: int, folder: str, options: dict) -> None:
-    """Train as one of the processes that `torchrun` starts, which have one thread."""
+def train_rank(environment: dict[str, str], folder: str, options: dict) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(environment)
     train(folder, **options)
 
 
 def start_ranks(world: int, folder, **options) -> list[multiprocessing.Process]:
     """Start distributed training in processes forked from the server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     context = processes()
-    ranks = [
-        context.Process(target=train_rank, args=(rank, world, port, str(folder), options)) for rank in range(world)
-    ]
+    ranks = [context.Process(target=train_rank, args=(rank, str(folder), options)) for rank in ranks_of(world)]
     for rank in ranks:
         rank.start()
     return ranks
@@ -235,13 +215,7 @@ def start_ranks(world: int, folder, **options) -> list[multiprocessing.Process]:
 
 def run_ranks(world: int, folder, **options) -> list[int]:
     """Run distributed training in such processes and return their exit codes. If one fails, the others are killed."""
-    ranks = start_ranks(world, folder, **options)
-    while all(rank.exitcode in (None, 0) for rank in ranks) and any(rank.is_alive() for rank in ranks):
-        wait([rank.sentinel for rank in ranks if rank.is_alive()])
-    for rank in ranks:
-        rank.kill()
-        rank.join()
-    return [rank.exitcode for rank in ranks]
+    return finish(start_ranks(world, folder, **options))
 
 
 def run(folder, kill=None, **options) -> dict | None:

@@ -12,6 +12,7 @@ import yaml
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import finish, start_program
 from pictures import picture
 
 from modeling_vitp import ViTPDataCollator
@@ -255,9 +256,9 @@ def test_merged_shards_equal_one_run(sharded_mixture, checkpoint, tmp_path):
     assert whole["sources"]["absent"]["error"]
     report.unlink(), picture_file.unlink()
 
-    starts = [sys.executable, "-m", "modeling_vitp.recipes.validate_data", *words]
-    running = [subprocess.Popen([*starts, "--shard", f"{number}/2"]) for number in (1, 2)]
-    assert [process.wait(timeout=400) for process in running] == [0, 0] and not report.exists()
+    start = ["-m", "modeling_vitp.recipes.validate_data", *words, "--shard"]
+    running = [start_program([*start, f"{number}/2"], tmp_path / "log") for number in (1, 2)]
+    assert finish(running) == [0, 0] and not report.exists()
     parts = [json.loads((out / "shards" / f"{number}-of-2.json").read_text()) for number in (1, 2)]
     rows = [[part["sources"][name]["rows"] for part in parts] for name in ("stored", "stream")]
     assert rows == [[48, 49], [16, 15]]

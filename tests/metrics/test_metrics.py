@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 
 import evaluate
 import numpy as np
@@ -10,6 +8,7 @@ import sklearn.metrics
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import finish, start_program
 from metrics_run import METRICS, score
 from paths import HELPERS
 
@@ -208,13 +207,8 @@ def test_unequal_numbers_are_refused():
 
 @pytest.mark.slow
 def test_two_processes_score_like_one(tmp_path):
-    script = HELPERS / "metrics_run.py"
-    commands = [[sys.executable, str(script), str(tmp_path), str(rank)] for rank in range(2)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [subprocess.Popen(command, **streams) for command in commands]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output[-5000:]
+    words, output = [HELPERS / "metrics_run.py", tmp_path], tmp_path / "output.txt"
+    assert finish([start_program([*words, rank], output) for rank in range(2)]) == [0, 0], output.read_text()[-5000:]
     expected = score([range(7)])
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -1,13 +1,12 @@
 """Backbones of this project and of other models in transformers."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from dense_data import picture_of, save
+from launching import finish, start_program
 from other_backbones import SMALL, save_backbone
 from PIL import Image
 from transformers import (
@@ -153,9 +152,8 @@ def test_sharded_extraction_equals_single_process(words, tmp_path):
     assert sorted(map(len, whole.values())) == [12, 12, 22, 22]
 
     two = [*words, "--output_dir", str(tmp_path / "two")]
-    start = [sys.executable, "-m", "modeling_vitp.recipes.probe", *two]
-    running = [subprocess.Popen([*start, "--shard", f"{number}/2"]) for number in (1, 2)]
-    assert [process.wait(timeout=400) for process in running] == [0, 0]
+    start = ["-m", "modeling_vitp.recipes.probe", *two, "--shard"]
+    assert finish([start_program([*start, f"{number}/2"], tmp_path / "log") for number in (1, 2)]) == [0, 0]
     parts = features(tmp_path / "two")
     assert sorted(name.split(".")[1] for name in parts) == [
         "0-12",

@@ -1,11 +1,7 @@
 """Tests of distillation with tiny teachers and students on generated images."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from launching import launch
+from launching import finish, launch, start_program
 from pictures import picture, write_bands
 from PIL import Image
 from safetensors.torch import load_file
@@ -179,16 +175,17 @@ def assert_same_weights(first: Path, second: Path) -> None:
 @pytest.mark.slow
 def test_killed_run_equals_undisturbed_run(folder, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 60, "dataloader_num_workers": 1}
-    program = [sys.executable, "-m", "modeling_vitp.recipes.distill"]
-    killed = subprocess.Popen([*program, *command(folder, tmp_path / "killed", **options)])
+    program = ["-m", "modeling_vitp.recipes.distill"]
+    killed = start_program([*program, *command(folder, tmp_path / "killed", **options)], tmp_path / "log")
     while not list((tmp_path / "killed").glob("checkpoint-*/checkpoint.json")):
-        assert killed.poll() is None
+        assert killed.is_alive(), (tmp_path / "log").read_text()
         time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     assert not (tmp_path / "killed" / "backbone").exists()
     for name in ("killed", "whole"):
-        subprocess.run([*program, *command(folder, tmp_path / name, **options)], check=True)
+        started = start_program([*program, *command(folder, tmp_path / name, **options)], tmp_path / "log")
+        assert finish([started]) == [0], (tmp_path / "log").read_text()
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -199,8 +196,8 @@ def test_two_processes_train_as_one(folder, tmp_path):
     assert main(command(folder, tmp_path / "one", **options)) == 0
     script = tmp_path / "run.py"
     script.write_text("import sys\nfrom modeling_vitp.recipes.distill import main\nsys.exit(main())\n")
-    process = launch(2, tmp_path / "log", str(script), *command(folder, tmp_path / "two", **options))
-    assert process.wait() == 0, (tmp_path / "log").read_text()
+    codes = launch(2, tmp_path / "log", str(script), *command(folder, tmp_path / "two", **options))
+    assert codes == [0, 0], (tmp_path / "log").read_text()
     one, two = (load_file(tmp_path / name / "backbone" / "model.safetensors") for name in ("one", "two"))
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)

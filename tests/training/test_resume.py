@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from training_run import make_trainer, processes, run, start_ranks, summary, train
+from launching import processes
+from training_run import make_trainer, run, start_ranks, summary, train
 
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.checkpointing import check_files, is_complete, last_checkpoint, publish_checkpoint

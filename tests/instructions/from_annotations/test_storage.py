@@ -9,6 +9,7 @@ import sys
 import pytest
 from annotated_images import NAMES, make, write_voc
 from datasets import load_dataset
+from launching import finish, start_program
 from PIL import Image
 
 from modeling_vitp.instructions.from_annotations import storage
@@ -75,9 +76,8 @@ def test_merged_shards_equal_one_run(tmp_path):
     shutil.rmtree(tmp_path / "rows")
     words = ["voc", str(root), "--output_dir", str(tmp_path / "rows"), *options]
     assert make_instructions.main([*words, "--shard", "2/3"]) == 0
-    command = [sys.executable, make_instructions.__file__, *words]
-    running = [subprocess.Popen([*command, "--shard", f"{number}/2"]) for number in (1, 2)]
-    assert [process.wait(timeout=400) for process in running] == [0, 0]
+    start = [make_instructions.__file__, *words, "--shard"]
+    assert finish([start_program([*start, f"{number}/2"], tmp_path / "log") for number in (1, 2)]) == [0, 0]
     files = [f"train-0000{number}-of-00002-00000.parquet" for number in (1, 2)]
     assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == files
     parts = make("voc", root, tmp_path / "rows", *options, "--merge", "2")["train"]

@@ -31,7 +31,7 @@ def test_two_processes_split_the_rows_of_a_stream(tmp_path, monkeypatch, kind):
 @pytest.mark.slow
 def test_streams_have_a_row_for_each_case(tmp_path, monkeypatch):
     """Measure in this process; the page of `benchmark_growth` starts processes."""
-    monkeypatch.setattr(scaling, "in_processes", lambda *calls: [scaling.measure_call(*map(str, one)) for one in calls])
+    monkeypatch.setattr(scaling, "in_processes", lambda *calls: [scaling.measure_call(*one) for one in calls])
     rows = list(scaling.over_rows(tmp_path, [24], runs=1))
     cases = [("parquet", 1), ("parquet", 2), ("parquet, split", 2)]
     cases += [("webdataset", 1), ("webdataset", 2), ("webdataset, split", 2)]
