@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from functools import partial
 
 import pytest
 import torch
@@ -158,7 +157,7 @@ def mixture(tmp_path):
 
 def test_guessed_sources_are_named_first(mixture, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(answer_prior, "MAX_ROWS", 150)
-    monkeypatch.setattr(answer_prior, "measure_answer_prior", partial(measure_answer_prior, steps=50))
+    monkeypatch.setattr(answer_prior, "STEPS", 50)
     card = tmp_path / "README.md"
     words = [str(mixture), "--num_workers", "0", "--output_dir", str(tmp_path / "out"), "--card", str(card)]
     assert (
