@@ -165,7 +165,7 @@ NAMES = {"train": [f"{index:03}" for index in range(60)], "test": [f"{index:03}"
 
 def make(layout, root, output, *options):
     assert make_instructions.main([layout, str(root), "--output_dir", str(output), *map(str, options)]) == 0
-    return load_dataset(str(output), cache_dir=f"{output}_cache")
+    return load_dataset(str(output), cache_dir=f"{output}/.cache")
 
 
 @lru_cache

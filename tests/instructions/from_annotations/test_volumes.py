@@ -44,7 +44,7 @@ def names(tmp_path):
 
 def make(layout, root, output_dir, *words):
     assert make_instructions.main([layout, str(root), "--output_dir", str(output_dir), *words]) == 0
-    return datasets.load_dataset("parquet", data_dir=str(output_dir), split="train", cache_dir=f"{output_dir}_cache")
+    return datasets.load_dataset("parquet", data_dir=str(output_dir), split="train", cache_dir=f"{output_dir}/.cache")
 
 
 def test_slices_equal_images_with_same_pixels(tmp_path, names):
