@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..bands import check_same_bands
-from ..configuration_vitp import ViTPVisionConfig
+from ..configuration_vitp import ViTPVisionConfig, known_keys
 from ..convert.export import without_adapters
 from ..convert.tensor_files import check_finite
 from ..input_spec import InputSpec
@@ -317,6 +317,13 @@ def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_tra
             "and remove from_scratch with --from_scratch '{}'."
         )
     check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
+    keys = {name: known_keys(neck.config_class) for name, neck in NECKS.items()} if args.neck is not None else {}
+    for name, found in keys.items():
+        if others := sorted({*(args.backbone or {})} & found - keys[args.neck]):
+            raise ValueError(
+                f"backbone: {others} are settings of neck: {name}, but neck is {args.neck}. To remove the settings in "
+                "the configuration, add --backbone '{}'."
+            )
     check_config("backbone", args.backbone, ViTPVisionConfig if args.neck is None else NECKS[args.neck].config_class)
     check_config("head", args.head, model_class.config_class, ("backbone_config", "id2label", "label2id"))
     for place in ("from_scratch", "backbone", "head"):

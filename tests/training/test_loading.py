@@ -437,7 +437,7 @@ def test_mistyped_key_from_scratch_is_refused(changed, named):
     [
         ({"from_scratch": {"num_hiden_layers": 4}}, "'num_hiden_layers'.*'num_hidden_layers'"),
         ({"backbone": {"deformable_head": 4}}, "'deformable_head'.*'deformable_heads'"),
-        ({"backbone": {"deformable_heads": 4}, "neck": "pyramid"}, "'deformable_heads'.*ViTPFeaturePyramidConfig"),
+        ({"backbone": {"deformable_heads": 4}, "neck": "pyramid"}, "'deformable_heads'.*adapter.*--backbone '{}'"),
         ({"head": {"neck_chanels": 32}}, "'neck_chanels'.*'neck_channels'"),
         ({"head": {"id2label": {0: "tree"}}}, "'id2label'"),
     ],
