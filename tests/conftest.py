@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     gc.disable()  # until the imports of all tests are done
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # Tests run in parallel.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")  # It would look for pip, after which torch.compile fails.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import accelerate.utils.memory
@@ -78,6 +79,7 @@ def hub(tmp_path, monkeypatch):
         (constants, "HF_HUB_DISABLE_XET", True),
         (constants, "HF_HUB_CACHE", str(home / "hub")),
         (constants, "HF_TOKEN_PATH", str(home / "token")),
+        (constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens")),
         (huggingface_hub.hf_api.api, "endpoint", hub.url),
         (transformers.utils.hub, "_hf_api", None),
         (datasets.config, "HF_ENDPOINT", hub.url),
