@@ -9,6 +9,7 @@ from modeling_vitp.command.paths import config_of_data, find_config, read_yaml
 from modeling_vitp.training.arguments import Arguments, check_type, check_within
 
 OBJECTIVES = ("none", "mae", "masks")  # of the control of the task
+ROWS = ("label_share", "without_scenes")  # settings of an arm that select training rows of the task
 
 
 @dataclass
@@ -158,6 +159,7 @@ class ExperimentArguments(Arguments):
             if "label_share" in (settings or {}):
                 check_type(f"arm {arm!r}: label_share", settings["label_share"], float)
                 check_within(f"arm {arm!r}: label_share", settings["label_share"], "(0, 1]")
+            check_type(f"arm {arm!r}: without_scenes", (settings or {}).get("without_scenes"), list[str] | None)
             if "objective" in (settings or {}) and settings["objective"] not in OBJECTIVES:
                 raise ValueError(
                     f"Expected objective of arm {arm!r} to be one of {', '.join(OBJECTIVES)}, got "
@@ -178,7 +180,7 @@ class ExperimentArguments(Arguments):
     @property
     def needs_task(self) -> bool:
         """True if runs need training or scores of the task beside the pretraining."""
-        of_task = {"objective", "label_share"} & {name for settings in self.arms.values() for name in settings or {}}
+        of_task = {"objective", *ROWS} & {name for settings in self.arms.values() for name in settings or {}}
         of_trees = isinstance(self.finetuning, TreeFinetuningPlan)
         probes = self.probe_label_shares, self.corruption_severities, self.probe_color_jitter is not None
         return bool(of_task or of_trees or any(probes))

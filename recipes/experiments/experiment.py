@@ -22,9 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     base = read_yaml(args.base)
     if args.needs_task and not {"task", "dataset_name"} <= base.keys():
         raise ValueError(
-            f"Expected task and dataset_name in the base {args.base!r} for objective, label_share, held_out_scene, "
-            "probe_label_shares, corruption_severities or probe_color_jitter. To compare backbones on labels of any "
-            "task instead, set finetuning: {data: FOLDER, steps: 1000, learning_rates: [1.0e-4]}."
+            f"Expected task and dataset_name in the base {args.base!r} for objective, label_share, without_scenes, "
+            "held_out_scene, probe_label_shares, corruption_severities or probe_color_jitter. To compare backbones on "
+            "labels of any task instead, set finetuning: {data: FOLDER, steps: 1000, learning_rates: [1.0e-4]}."
         )
 
     from accelerate import PartialState

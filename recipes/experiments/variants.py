@@ -25,7 +25,7 @@ from modeling_vitp.command.paths import read_yaml
 from modeling_vitp.evaluation.comparison import Progress, format_spread
 from modeling_vitp.evaluation.intervals import half_width
 from modeling_vitp.modeling_vitp_backbone import open_vit_config
-from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, FinetuningPlan, slug
+from modeling_vitp.recipes.experiments.arguments import ROWS, ExperimentArguments, FinetuningPlan, slug
 from modeling_vitp.training.checkpointing import FolderLock, write_whole
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Experiment:
 
     Args:
         args: plan of the experiment.
-        task: `Downstream` of the pretraining task, for arms with a `label_share` and for further scores.
+        task: `Downstream` of the pretraining task, for arms with a part of the training rows and for further scores.
     """
 
     args: ExperimentArguments
@@ -158,8 +158,8 @@ class Experiment:
     def config(self, arm: str, seed: int, folder: Path, **changes: Any) -> dict[str, Any]:
         """Return the configuration of a pretraining."""
         settings = dict(self.args.arms[arm] or {})
-        share, before = settings.pop("label_share", None), settings.pop("after", None)
-        left_out = settings.pop("without_sources", ())
+        before, left_out = settings.pop("after", None), settings.pop("without_sources", ())
+        rows = [settings.pop(name) for name in ROWS if name in settings]
         config = merge_settings(read_yaml(self.args.base), settings)
         if left_out:
             sources = config["mixture"]["sources"]
@@ -167,7 +167,7 @@ class Experiment:
         config |= {"output_dir": str(folder), "seed": seed, **changes}
         if before is not None:
             config["vision_model"] = str(folder.with_name(slug(before)) / "backbone")
-        if share is not None:
+        if rows:
             config["dataset_name"] = str(folder / "labeled")
         return config
 
@@ -190,10 +190,9 @@ class Experiment:
             raise ValueError(f"{config_of(folder)} has other settings than arm {arm!r}. Set another output_dir.")
 
         def run() -> dict[str, Any]:
-            if share := settings.get("label_share"):
-                self.task.write_labeled(
-                    {**base, **settings, **changes}["dataset_name"], share, seed, folder / "labeled"
-                )
+            if rows := {name: settings[name] for name in ROWS if name in settings}:
+                dataset = {**base, **settings, **changes}["dataset_name"]
+                self.task.write_labeled(dataset, seed, folder / "labeled", **rows)
             name = "experiments.controls" if "objective" in settings else "pretrain"
             return run_training(name, config, folder, check=False)  # An arm may fail a gate.
 

@@ -16,9 +16,10 @@ from modeling_vitp.adaptation.runs import remove_weights, run_training
 from modeling_vitp.command.paths import find_config, find_data, read_yaml
 from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.probing.backbones import Backbone, load_backbone
-from modeling_vitp.probing.gains import DEPTHS
+from modeling_vitp.probing.gains import DEPTHS, gains_of, load_backbones, measure_gains
 from modeling_vitp.probing.segmentation import SegmentationProbe, probe_robustness
-from modeling_vitp.recipes.data.build_tree_masks import row_boxes, write_test, write_train
+from modeling_vitp.recipes.data.build_aerial_trees import FEATURES, cut
+from modeling_vitp.recipes.data.build_tree_masks import check_apart, row_boxes, write_test, write_train
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, TreeFinetuningPlan, slug
 from modeling_vitp.recipes.experiments.variants import Experiment, claimed, key, progress_of
 
@@ -27,6 +28,7 @@ from .evaluation import PROBE_VIEWS, SCORED, probe_backbone, write_probe_data
 logger = logging.getLogger(__name__)
 SCORE = "test_iou/tree"
 TREES_TOLERANCE = 0.2  # relative tolerance of the share of trees in a subset of windows
+SCENE_CROP = 200  # pixels of the crops of a training scene that an arm leaves out: a quarter of a small scene
 
 
 class Downstream:
@@ -39,12 +41,25 @@ class Downstream:
     def splits(self) -> DatasetDict:
         return load_dataset(find_data(read_yaml(self.args.base)["dataset_name"]))
 
-    def write_labeled(self, dataset_name: str, share: float, seed: int, folder: Path) -> None:
+    def write_labeled(
+        self,
+        dataset_name: str,
+        seed: int,
+        folder: Path,
+        label_share: float = 1.0,
+        without_scenes: Sequence[str] = (),
+    ) -> None:
         splits = load_dataset(find_data(dataset_name))
-        write_splits({**splits, "train": labeled_rows(splits["train"], share, seed)}, folder)
+        rows = labeled_rows(rows_without(splits["train"], without_scenes), label_share, seed)
+        write_splits({**splits, "train": rows}, folder)
 
     def score(self, experiment: Experiment, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         args, found = self.args, {}
+        scenes = (args.arms[arm] or {}).get("without_scenes")
+        if scenes:
+            found["other_scenes"] = progress_of(folder).result(
+                "other_scenes", lambda: self.other_scenes(folder, seed, scenes)
+            )
         if isinstance(args.finetuning, TreeFinetuningPlan):
             found["finetuning"] = self.fine_tune_all(experiment, arm, seed, folder)
         if args.probe_label_shares:
@@ -117,6 +132,35 @@ class Downstream:
         logger.info("Rate %g, layer-wise decay %g: IoU of trees %.3f (%s)", rate, decay, iou, output)
         return iou
 
+    def other_scenes(self, folder: Path, seed: int, scenes: Sequence[str]) -> dict[str, dict]:
+        """Return the scores of probes on the second scene and on training scenes that the run has left out.
+
+        Returns:
+            Results by scene, see [`~modeling_vitp.probing.gains.measure_gains`], of probes that are fitted on the
+            training rows. `fitted_there` has `scores` and `gains` of probes that are fitted on one half of the scene
+            and scored on the other, averaged over both halves.
+        """
+        train = self.splits["train"]
+        there = {"second_scene": self.splits["second_scene"], **{name: crops_of(train, name) for name in scenes}}
+        halves = {name: (f"{name}_left", f"{name}_right") for name in there}
+        parts = {half: rows for name in there for half, rows in zip(halves[name], halves_of(there[name]))}
+        output = folder / "other_scenes"
+        data = write_probe_data({"train": rows_without(train, scenes), **there, **parts}, output / "data", seed)
+        backbones = load_backbones(folder / "backbone", folder / "backbone_at_start", seed)
+        probe = partial(measure_gains, data, backbones=backbones, folder=output)
+        found = probe("train", *there)
+        for name, (left, right) in halves.items():
+            folds = probe(left, right)[right]["scores"], probe(right, left)[left]["scores"]
+            scores = {
+                arm: {
+                    depth: {"patch_auc": float(np.mean([fold[arm][depth]["patch_auc"] for fold in folds]))}
+                    for depth in of_arm
+                }
+                for arm, of_arm in folds[0].items()
+            }
+            found[name]["fitted_there"] = {"scores": scores, "gains": gains_of(scores)}
+        return found
+
     def few_labels(self, folder: Path, seed: int) -> dict[str, dict[str, dict[str, float]]]:
         """Return the patch AUC by split, share of labeled windows and probe."""
         trees = [len(boxes) for boxes in self.splits["train"]["boxes"]]
@@ -146,6 +190,40 @@ class Downstream:
         depths = min(DEPTHS, backbone.model.config.num_hidden_layers)
         tasks = {split: SegmentationProbe(data, {"train": "train", "test": split}, 1e-2, depths) for split in SCORED}
         return tasks, backbone
+
+
+def rows_without(train: Dataset, scenes: Sequence[str]) -> Dataset:
+    """Return the rows of all other scenes.
+
+    Raises:
+        ValueError: if the rows have no such scene.
+    """
+    found = train["scene"]
+    if unknown := set(scenes) - set(found):
+        raise ValueError(f"without_scenes: unknown scenes {sorted(unknown)}. Found: {sorted(set(found))}.")
+    return train.select([index for index, scene in enumerate(found) if scene not in scenes])
+
+
+def crops_of(train: Dataset, scene: str) -> Dataset:
+    """Return crops of `SCENE_CROP` pixels, side by side, of a scene that is one row.
+
+    Raises:
+        ValueError: if the scene has several rows, which may overlap.
+    """
+    rows = train.select([index for index, name in enumerate(train["scene"]) if name == scene])
+    if len(rows) > 1:
+        raise ValueError(f"without_scenes: expected a scene of one row, got {scene!r} with {len(rows)}.")
+    image, boxes = rows[0]["image"], rows[0]["boxes"]
+    return Dataset.from_list(cut(image, boxes, scene, (0, 0, *image.size), SCENE_CROP, SCENE_CROP), features=FEATURES)
+
+
+def halves_of(rows: Dataset) -> tuple[Dataset, Dataset]:
+    """Return the rows in the left and in the right half of their scene, which must not overlap."""
+    centers = np.array([left + right for _, (left, _, right, _) in row_boxes(rows)])
+    is_left = centers < (centers.min() + centers.max()) / 2
+    halves = rows.select(np.flatnonzero(is_left)), rows.select(np.flatnonzero(~is_left))
+    check_apart(*halves)
+    return halves
 
 
 def split_held_out(train: Dataset, scene: str, top: int) -> tuple[Dataset, Dataset]:

@@ -1,6 +1,7 @@
 """Evaluation of backbone and answers on unseen ground, compared with controls."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -226,21 +227,25 @@ def outline_box(axis, box: Box, color: str, width: float):
     axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=width))
 
 
-def write_probe_data(datasets: DatasetDict, folder: Path, seed: int, jitter: ColorJitter | None = None) -> DenseData:
+def write_probe_data(
+    datasets: Mapping[str, Dataset], folder: Path, seed: int, jitter: ColorJitter | None = None
+) -> DenseData:
     """Write images and crown masks for the probes.
 
-    Training data are views as in pretraining (rotated and jittered crops, no mosaics). Test data are plain crops
+    The split `train` has views as in pretraining (rotated and jittered crops, no mosaics). The others have plain crops
     without overlap.
     """
     write_views(datasets["train"], folder / "train", seed, jitter)
-    for split in ("test", "second_scene"):
+    for split in datasets.keys() - {"train"}:
         write_test(datasets[split], folder / split)
-    patterns = {"train": "png", "test": "jpg", "second_scene": "jpg"}
     return DenseData(
         classes=CLASSES,
         splits={
-            split: {"image": f"{split}/images/{{name}}.{suffix}", "mask": f"{split}/masks/{{name}}.png"}
-            for split, suffix in patterns.items()
+            split: {
+                "image": f"{split}/images/{{name}}.{'png' if split == 'train' else 'jpg'}",
+                "mask": f"{split}/masks/{{name}}.png",
+            }
+            for split in datasets
         },
         root=str(folder),
         ignore=[255],
