@@ -97,6 +97,7 @@ MISTAKES = [  # words, and a pattern of the error line
     ("make_instructions kitti empty out", "invalid choice: 'kitti'"),
     ("push_to_hub model org/name", "required: --what"),
     (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"label_share": 2}}}}\'', "label_share.*got 2"),
+    (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"without_scenes": "y"}}}}\'', "without_scenes.*list.*'y'"),
     (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"objective": "y"}}}}\'', "objective.*masks.*'y'"),
     (f"{EXPERIMENT} --config arms.yaml --finetuning {PLAN}", "'nofile'"),
     # adapt

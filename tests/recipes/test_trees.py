@@ -29,7 +29,15 @@ from modeling_vitp.recipes.data.build_tree_masks import (
 from modeling_vitp.recipes.tasks.trees import answers as asking
 from modeling_vitp.recipes.tasks.trees import evaluation, instructions, views
 from modeling_vitp.recipes.tasks.trees.answers import losses_with_own_and_other_images
-from modeling_vitp.recipes.tasks.trees.downstream import label_subset, labeled_rows, split_held_out, write_splits
+from modeling_vitp.recipes.tasks.trees.downstream import (
+    crops_of,
+    halves_of,
+    label_subset,
+    labeled_rows,
+    rows_without,
+    split_held_out,
+    write_splits,
+)
 from modeling_vitp.training.arguments import PretrainArguments
 from modeling_vitp.training.data import load_task
 from modeling_vitp.vrl import keyed_generator
@@ -520,6 +528,38 @@ def test_colors_of_probe_views_change_and_masks_stay(aerial_trees, tmp_path):
         assert np.abs(gray[..., 0] - plain.mean(-1)).max() <= 1
         masks = [(tmp_path / name / "masks" / image).read_bytes() for name in ("plain", "gray")]
         assert masks[0] == masks[1]
+
+
+def test_scenes_are_left_out(aerial_trees):
+    train = aerial_trees["train"]
+    rows = rows_without(train, ["osbs_029", "soap_061"])
+    assert len(rows) == 18 and set(rows["scene"]) == {"yellowstone"}
+    with pytest.raises(ValueError, match="osbs_29"):
+        rows_without(train, ["osbs_29"])
+    with pytest.raises(ValueError, match="yellowstone.* 18"):
+        crops_of(train, "yellowstone")
+
+
+def test_crops_of_a_scene_cover_it(aerial_trees, tmp_path):
+    (row,) = aerial_trees["train"].filter(lambda scene: scene == "osbs_029", input_columns="scene")
+    crops = crops_of(aerial_trees["train"], "osbs_029")
+    truth = np.full((400, 400), 255)
+    truth[32:368, 32:368] = 0
+    for left, top, right, bottom in row["boxes"]:
+        truth[max(top, 0) : bottom, max(left, 0) : right] = 1
+    write_test(crops, tmp_path)
+    masks, pixels = np.full((400, 400), -1), np.zeros((400, 400, 3))
+    for crop in crops:
+        left, top = crop["left"], crop["top"]
+        mask = Image.open(tmp_path / "masks" / f"osbs_029_{left}_{top}.png")
+        masks[top : top + 200, left : left + 200] = np.array(mask)
+        pixels[top : top + 200, left : left + 200] = np.array(crop["image"])
+    assert (masks == truth).all() and np.abs(pixels - np.array(row["image"])).mean() < 2
+    assert sum(len(boxes) for boxes in crops["boxes"]) == len(row["boxes"])
+    left, right = halves_of(crops)
+    assert (set(left["left"]), set(right["left"])) == ({0}, {200})
+    left, right = halves_of(aerial_trees["second_scene"])
+    assert max(left["left"]) + 224 <= min(right["left"]) and len(left) == len(right) == 15
 
 
 def test_label_subset_has_share_of_windows_and_trees(aerial_trees):

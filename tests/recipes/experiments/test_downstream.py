@@ -154,6 +154,31 @@ def test_few_labels_are_the_same_windows(finished):
     assert len(few) == 2 * len(ARMS) and all(windows == labeled for windows in few)
 
 
+def test_scenes_that_an_arm_leaves_out(tmp_path, monkeypatch, quick_probe):
+    monkeypatch.setattr(trees, "evaluate", lambda *args: {})
+    monkeypatch.setattr("modeling_vitp.recipes.tasks.trees.evaluation.PROBE_VIEWS", 1)
+    measures = {
+        f"{where}{name}": f"other_scenes.osbs_029.{where}{path}"
+        for where in ("", "fitted_there.")
+        for name, path in (
+            ("AUC", "scores.backbone.linear.patch_auc"),
+            ("AUC of pixels", "scores.pixels of a patch.linear.patch_auc"),
+            ("lead over pixels", "gains.linear.pixels of a patch"),
+        )
+    }
+    arms = {"fewer scenes": {"without_scenes": ["osbs_029"]}}
+    plan = plan_in(tmp_path, arms=arms, control="fewer scenes", probe_label_shares=[], measures=measures)
+    args = ExperimentArguments(**{**plan, "finetuning": None})
+    (run,) = Experiment(args, Downstream(args)).run()["runs"]
+    folder = tmp_path / "out" / "seed_0" / "fewer_scenes"
+    assert set(load_dataset(str(folder / "labeled"))["train"]["scene"]) == {"yellowstone", "soap_061"}
+    assert len([*(folder / "other_scenes" / "data" / "train" / "images").iterdir()]) == 19
+    for where in ("", "fitted_there."):
+        scores, pixels = run[f"{where}AUC"], run[f"{where}AUC of pixels"]
+        assert run[f"{where}lead over pixels"] == pytest.approx(scores - pixels) and 0 < scores != pixels
+    assert run["fitted_there.AUC of pixels"] > run["AUC of pixels"]
+
+
 @pytest.mark.slow
 def test_whole_experiment(tmp_path, capsys, monkeypatch, quick_probe):
     arms = {name: ARMS[name] for name in ("random weights", "MAE", "a tenth")}

@@ -19,7 +19,7 @@ from trl import ModelConfig
 
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.recipes.experiments import controls, experiment
-from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
+from modeling_vitp.recipes.experiments.arguments import ROWS, ExperimentArguments
 from modeling_vitp.recipes.experiments.variants import Experiment, interval, merge_settings, plan_of
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
@@ -220,7 +220,7 @@ def test_arms_of_the_plans_parse(config, tmp_path):
     assert len(args.seeds) >= 5
     rows = Dataset.from_dict({"image": [], "boxes": []})
     for settings in args.arms.values():
-        settings = {name: value for name, value in (settings or {}).items() if name not in ("label_share", "after")}
+        settings = {name: value for name, value in (settings or {}).items() if name not in (*ROWS, "after")}
         merged = merge_settings(yaml.safe_load(Path(args.base).read_text()), settings) | {"output_dir": str(tmp_path)}
         merged["dataset_name"] = str(AERIAL_TREES)
         (tmp_path / "arm.yaml").write_text(yaml.safe_dump(merged))
@@ -237,8 +237,8 @@ class Scores:
     def __init__(self):
         self.controls, self.scored, self.parts = Pretraining(), [], []
 
-    def write_labeled(self, dataset_name, share, seed, folder):
-        self.parts.append((dataset_name, share, seed, folder))
+    def write_labeled(self, dataset_name, seed, folder, **rows):
+        self.parts.append((dataset_name, seed, folder, rows))
 
     def score(self, experiment, arm, seed, folder):
         self.scored.append((seed, arm))
@@ -260,7 +260,7 @@ def test_arms_of_the_task(plan):
     assert fewer == {**BASE, "dataset_name": str(out / "fewer" / "labeled"), "seed": 0} | {
         "output_dir": str(out / "fewer")
     }
-    assert task.parts[0] == ("rows", 0.1, 0, out / "fewer" / "labeled")
+    assert task.parts[0] == ("rows", 0, out / "fewer" / "labeled", {"label_share": 0.1})
     assert [run["IoU"] for run in metrics["runs"]] == [seed + len(arm) for seed in (0, 1) for arm in plan["arms"]]
 
 
