@@ -61,12 +61,13 @@ def main(argv: list[str] | None = None) -> int:
             check_trained(counted["train_images"], count(labels_of(samples), names), split, data.is_listed)
 
     size = {"height": training_args.image_size, "width": training_args.image_size}
+    own = {"input_spec": data.input_spec, "size": size}
     trainer = ViTPClassificationTrainer(
         load(),
         training_args,
         train_dataset=train_dataset,
         eval_dataset=scored.get(args.eval_split),
-        processing_class=load_image_processor(ViTPImageProcessor, model_args, input_spec=data.input_spec, size=size),
+        processing_class=load_image_processor(ViTPImageProcessor, model_args, training_args.do_train, **own),
     )
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)

@@ -347,7 +347,7 @@ def collect(
         classes: class names of the model.
         size: height and width of the image.
         with_masks: whether every object needs an outline.
-        is_oriented: whether an object that has polygons, but no oriented box, gets the smallest rectangle around them.
+        is_oriented: whether an object that has an outline, but no oriented box, gets the smallest rectangle around it.
 
     Returns:
         The valid objects, and an error message for each invalid object. An object is invalid if its box has no area,
@@ -364,7 +364,7 @@ def collect(
         left, top, right, bottom = item.box
         points = item.corners or ((left, top), (right, top), (right, bottom), (left, bottom))
         try:
-            if is_oriented and item.corners is None and isinstance(item.segmentation, list):
+            if is_oriented and item.corners is None and item.segmentation:
                 check_outline(item.segmentation, size)
                 points = smallest_rectangle(item.segmentation)
             check_box(item, points, size)
@@ -426,9 +426,18 @@ def check_outline(outline: list | dict | None, size: tuple[int, int]) -> None:
             raise ValueError(f"the polygon {str(polygon)[:60]} is far outside the image of {width} x {height} pixels.")
 
 
-def smallest_rectangle(outline: Sequence[Sequence[float]]) -> tuple[Point, ...]:
-    """Return the corners, in order, of the rectangle of minimum area around polygons [x1, y1, x2, y2, …]."""
-    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in outline])
+def smallest_rectangle(outline: Sequence[Sequence[float]] | dict) -> tuple[Point, ...]:
+    """Return the corners, in order, of the rectangle of minimum area around an outline.
+
+    Args:
+        outline: polygons [x1, y1, x2, y2, …], or run lengths with `size`, whose pixels are squares of side 1.
+    """
+    if isinstance(outline, dict):
+        mask = run_lengths.decode([run_lengths.segmToRle(outline, *outline["size"][::-1])])[..., 0]
+        pixels = np.argwhere(mask)[:, None, ::-1] + np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+        points = pixels.reshape(-1, 2).astype(float)
+    else:
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in outline])
     start = points.min(0)  # OpenCV computes in float32.
     corners = cv2.boxPoints(cv2.minAreaRect((points - start).astype(np.float32)))
     return tuple(map(tuple, (corners + start).tolist()))

@@ -141,5 +141,8 @@ class DetectionArguments(SplitArguments):
             raise ValueError(
                 "metric='coco_average_precision' does not support oriented boxes. Set metric='average_precision'."
             )
-        if self.submission is not None and self.task != "oriented":
-            raise ValueError(f"`submission` requires task='oriented' for the DOTA server, got task={self.task!r}.")
+        if self.submission is not None:
+            if self.task != "oriented":
+                raise ValueError(f"`submission` requires task='oriented' for the DOTA server, got task={self.task!r}.")
+            if not {"split"} <= set(self.submission) <= {"split", "nms"}:
+                raise ValueError(f"Expected `submission` with `split`, and optionally `nms`, got {self.submission}.")

@@ -27,8 +27,8 @@ def blind_scores(
     - `constant_…`, if `train` is given: every image gets the same objects. These are the objects of one training
       sample, or a grid of boxes with the median size of each class.
 
-    Objects are scaled to the size of the image. The best scores are selected by `map_50`, separately for each metric of
-    the trainer.
+    Objects are scaled to the size of the image. The best scores are selected by `map_50`, or by the main score of a
+    metric without it, separately for each metric of the trainer.
 
     Raises:
         ValueError: if `test` has only one image.
@@ -54,7 +54,8 @@ def best(
         predictions = [in_pixels(objects, item) for objects, item in zip(candidate, items)]
         for begin, metric in trainer.metrics.items():
             scores = metric.compute(predictions=predictions, references=references, image_ids=ids)
-            if begin not in chosen or scores["map_50"] > chosen[begin]["map_50"]:
+            score = "map_50" if "map_50" in scores else metric.main_score
+            if begin not in chosen or scores[score] > chosen[begin][score]:
                 chosen[begin] = scores
     return {
         f"{name}_{begin}{key}": value

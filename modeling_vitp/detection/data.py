@@ -283,6 +283,11 @@ class DetectionData(DataSettings):
         settings, rows = self._read(name)
         rows = rows.cast(undecoded(rows.features))
         columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
+        if "labels" not in columns and len(self.names.names) > 1:
+            raise ValueError(
+                f"Split {name!r} has no column of labels for the classes {self.names.names}. Found: "
+                f"{', '.join(sorted(rows.features))}. Set `columns`, such as {{labels: objects.FIELD}}."
+            )
         found = read_rows(rows, columns, self.box_format, name)
         places = self._places(found, settings, task, name)
         return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
@@ -371,8 +376,9 @@ def cut_into_windows(
 ) -> Iterator[Place]:
     """Yield the samples of an image: the whole image, or its windows, whose ids contain their position.
 
-    Upright boxes are clipped to the window. Oriented boxes may reach beyond it, because a clipped oriented box is not a
-    rectangle.
+    A window has the objects with at least the share `min_object_share` of their area in it, and the crowd regions that
+    reach into it. Upright boxes are clipped to the window. Oriented boxes may reach beyond it, because a clipped
+    oriented box is not a rectangle.
     """
     if tile is None:
         yield Place(item.id, item.id, item.image, item.size, None, objects)
@@ -380,7 +386,8 @@ def cut_into_windows(
     for window in object_windows(item.size, tile["size"], tile["overlap"], tile["min_image_share"]):
         inner = objects
         if objects is not None:
-            inner = objects.take(inside(objects.corners, window, tile["size"], tile["min_object_share"]))
+            least = np.where(objects.crowd, np.finfo(float).tiny, tile["min_object_share"])
+            inner = objects.take(inside(objects.corners, window, tile["size"], least))
             inner = inner if is_oriented else inner.clipped_to(window)
         name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"
         yield Place(name, item.id, item.image, item.size, window, inner)
@@ -466,7 +473,9 @@ def areas(corners: np.ndarray) -> np.ndarray:
     return abs((x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)) / 2
 
 
-def inside(corners: np.ndarray, window: Window, size: int, min_share: float = MIN_OBJECT_SHARE) -> np.ndarray:
+def inside(
+    corners: np.ndarray, window: Window, size: int, min_share: float | np.ndarray = MIN_OBJECT_SHARE
+) -> np.ndarray:
     """Return which objects have at least the share `min_share` of their area in a window, bool of shape `(n,)`.
 
     The window is always taken as `size` x `size`, even if it reaches beyond the image.

@@ -174,7 +174,8 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         """Return the metrics by the prefix of their score names."""
         if self.task != "instances":
             return {"": self.load_metric(name, BoxMetric, **options)}
-        masks = self.load_metric("coco_average_precision", masks=True, **options)
+        of_masks = options if name == "coco_average_precision" else {}
+        masks = self.load_metric("coco_average_precision", masks=True, **of_masks)
         return {"box_": self.load_metric(name, BoxMetric, **options), "mask_": masks}
 
     # Training
@@ -333,7 +334,7 @@ def load_detection_image_processor(
 ) -> BaseImageProcessor:
     """Load the image processor of a detector for the image size of training and the input spec of the data.
 
-    The mean and standard deviation are those of the backbone.
+    See [`~modeling_vitp.training.fine_tuning.load_image_processor`].
     """
     side = settings.image_size
     if detector != VITP:
@@ -341,4 +342,4 @@ def load_detection_image_processor(
         return image_processor_for(detector, args.model_name_or_path, args.model_revision, side)
     size = {"max_height": side, "max_width": side} if settings.keep_ratio else {"height": side, "width": side}
     own = {"input_spec": input_spec, "do_resize": True, "size": size}
-    return load_image_processor(ViTPDetectionImageProcessor, args, **own)
+    return load_image_processor(ViTPDetectionImageProcessor, args, settings.do_train, **own)

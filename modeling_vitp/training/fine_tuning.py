@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -300,7 +301,7 @@ class FineTuningTrainer(BaseTrainer):
 
 
 def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_train: bool = True) -> None:
-    """Check the arguments of the start without opening any file.
+    """Check the arguments of the start. No file is opened, except the start's configuration without training.
 
     Raises:
         ValueError: if not exactly one start is given, if random weights would be scored without training, or if a field
@@ -316,6 +317,13 @@ def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_tra
             "do_train is false, but from_scratch gives random weights, which are not scored. Set model_name_or_path, "
             "and remove from_scratch with --from_scratch '{}'."
         )
+    if not do_train:
+        found, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)
+        if found.get("model_type") != model_class.config_class.model_type:
+            raise ValueError(
+                f"do_train is false, but {args.model_name_or_path} is of type {found.get('model_type')!r}. Expected a "
+                f"fine-tuned model of type {model_class.config_class.model_type!r}."
+            )
     check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
     keys = {name: known_keys(neck.config_class) for name, neck in NECKS.items()} if args.neck is not None else {}
     for name, found in keys.items():
@@ -352,7 +360,8 @@ def load_on_backbone(
         settings: further arguments of `from_backbone`. Fields of `args.head` take precedence.
 
     Raises:
-        ValueError: if [`check_start`] fails, a fine-tuned model has other classes, or the start has other bands.
+        ValueError: if [`check_start`] fails, a fine-tuned model has other classes or other weights than the settings
+            need, or the start has other bands.
     """
     check_start(model_class, args)
     band_names = InputSpec.from_dict(input_spec).band_names
@@ -365,7 +374,7 @@ def load_on_backbone(
         start, more = args.model_name_or_path, revision
         model_type = PreTrainedConfig.get_config_dict(start, **revision)[0].get("model_type")
         if model_type == model_class.config_class.model_type:
-            model = model_class.from_pretrained(start, **revision)
+            model = load_fine_tuned(model_class, args, **revision)
             if model.config.id2label != id2label:
                 raise ValueError(
                     f"Expected {start} to have classes {names}, found {list(model.config.id2label.values())}."
@@ -387,6 +396,26 @@ def load_on_backbone(
     return with_frozen_vit(model, args)
 
 
+def load_fine_tuned(model_class: type[PreTrainedModel], args: StartArguments, **revision: Any) -> PreTrainedModel:
+    """Load a fine-tuned model with the settings in `args.head`; those in `args.backbone` must be the model's own."""
+    start = args.model_name_or_path
+    try:
+        model, found = model_class.from_pretrained(start, **revision, **(args.head or {}), output_loading_info=True)
+        missing = found["missing_keys"]
+    except RuntimeError as error:  # shapes of other settings
+        raise ValueError(f"head: {args.head} needs weights of other shapes than those of {start}.") from error
+    if missing:
+        raise ValueError(f"head: {args.head} needs weights that {start} lacks, such as {min(missing)}.")
+    own = model.config.backbone_config.to_dict()
+    given = json.loads(json.dumps(args.backbone or {}))
+    if differ := sorted(name for name, value in given.items() if json.loads(json.dumps(own.get(name))) != value):
+        raise ValueError(
+            f"backbone: {differ} differ from {start}, a fine-tuned model, which keeps its backbone. Set them to "
+            f"{ {name: own.get(name) for name in differ} }, or remove them with --backbone '{{}}'."
+        )
+    return model
+
+
 def with_frozen_vit(model: PreTrainedModel, args: StartArguments) -> PreTrainedModel:
     """Freeze the ViT and add LoRA to it, if the arguments say so."""
     if args.freeze_backbone or args.backbone_lora_r:
@@ -400,9 +429,18 @@ def bands_of(model: PreTrainedModel) -> list[str] | None:
 
 
 def load_image_processor(
-    image_processor_class: type[BaseImageProcessor], args: StartArguments, **settings: Any
+    image_processor_class: type[BaseImageProcessor], args: StartArguments, do_train: bool = True, **settings: Any
 ) -> BaseImageProcessor:
-    """Return an image processor with the mean and standard deviation of the model that training starts from."""
+    """Return an image processor with the mean and standard deviation of the model that training starts from.
+
+    Without `do_train`, images are also resized as in the training of the model, whatever the size in `settings`.
+    """
     if args.model_name_or_path is None:
         return image_processor_class(**settings)
+    if not do_train:
+        own, _ = image_processor_class.get_image_processor_dict(args.model_name_or_path, revision=args.model_revision)
+        resizing = {name: own[name] for name in ("do_resize", "size") if own.get(name) is not None}
+        if differ := [name for name, value in resizing.items() if settings.get(name, value) != value]:
+            logger.warning("Scoring with %s of the model: %s.", " and ".join(differ), [own[name] for name in differ])
+        settings |= resizing
     return image_processor_class.from_backbone(args.model_name_or_path, revision=args.model_revision, **settings)

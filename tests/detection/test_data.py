@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import tracemalloc
+from pathlib import Path
 
+import cv2
 import datasets
 import evaluate
 import numpy as np
@@ -34,14 +36,16 @@ from detection_data import (
 )
 from georeferenced import ROTATED, feature, save_geojson, save_geotiff
 from PIL import Image
+from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from modeling_vitp.detection.annotations import FORMATS, ImageObjects, row_objects
+from modeling_vitp.detection.annotations import FORMATS, AnnotatedFile, ClassNames, ImageObjects, collect, row_objects
 from modeling_vitp.detection.arguments import DetectionArguments
-from modeling_vitp.detection.data import DetectionData, ObjectImages, with_few_empty
+from modeling_vitp.detection.data import DetectionData, ObjectImages, cut_into_windows, read_tile, with_few_empty
 from modeling_vitp.detection.prediction import write_geojson
 from modeling_vitp.detection.trainer import reference
+from modeling_vitp.instructions.from_annotations.formats import AnnotatedObject
 from modeling_vitp.metrics.report import METRICS_FOLDER
 from modeling_vitp.training.command_line import load_plugins
 
@@ -230,7 +234,7 @@ def test_outlines_become_masks(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["coco", "yolo", "geojson"])
 def test_polygons_become_smallest_rectangles(tmp_path, kind):
     written = WRITERS[kind](tmp_path)
-    if kind == "coco":  # Polygons only: run lengths have no rectangle.
+    if kind == "coco":
         contents = json.loads((tmp_path / "instances.json").read_text())
         outlines = [corners.flatten().tolist() for objects in written.values() for _, corners in objects]
         for entry, outline in zip(contents["annotations"], outlines, strict=True):
@@ -241,6 +245,19 @@ def test_polygons_become_smallest_rectangles(tmp_path, kind):
         for found, (_, corners) in zip(item["corners"].numpy(), written[item["id"]], strict=True):
             expected = shapely.minimum_rotated_rectangle(shapely.Polygon(corners))
             assert (shapely.Polygon(found) ^ expected).area < 0.02 * expected.area
+
+
+def test_run_lengths_become_smallest_rectangles():
+    turned = cv2.boxPoints(((50, 40), (60, 12), 30)).astype(np.float64)
+    for corners in (np.array([(20, 10), (50, 10), (50, 22), (20, 22)], np.float64), turned):
+        mask = rasterio.features.geometry_mask([shapely.Polygon(corners)], (80, 100), rasterio.Affine.identity(), False)
+        outline = run_lengths.encode(np.asfortranarray(~mask, np.uint8))
+        item = AnnotatedObject("here", "ship", (0, 0, 100, 80), segmentation=outline)
+        objects, wrong = collect([item], ClassNames(["ship"]), (80, 100), is_oriented=True)
+        expected = shapely.Polygon(corners)
+        assert not wrong and (shapely.Polygon(objects.corners[0]) ^ expected).area < 0.12 * expected.area
+        if corners is not turned:
+            assert {tuple(corner) for corner in objects.corners[0].round(4)} == {tuple(corner) for corner in corners}
 
 
 def test_class_property_of_features_is_an_option(tmp_path):
@@ -374,6 +391,21 @@ def test_areas_of_rows_are_read(tmp_path):
     assert np.isnan(found[:2]).all() and found[2] == [5.0]
 
 
+def test_column_of_labels_is_needed_for_several_classes(tmp_path):
+    rows = {
+        "image": [Image.new("RGB", (32, 32))],
+        "objects": [{"bbox": [[1, 1, 9, 9], [9, 9, 9, 9]], "category_id": [0, 1]}],
+    }
+    features = datasets.Dataset.from_dict(rows).features | {"image": datasets.Image()}
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(tmp_path / "train.parquet")
+    settings = {"dataset_name": str(tmp_path), "splits": {"train": "train"}}
+    with pytest.raises(ValueError, match="'train'.*'ship', 'plane'.*columns"):
+        DetectionData.from_dict(settings | {"classes": ["ship", "plane"]}).open(["train"], "horizontal")
+    named = settings | {"classes": ["ship", "plane"], "columns": {"labels": "objects.category_id"}}
+    assert DetectionData.from_dict(named).open(["train"], "horizontal")[0]["labels"].tolist() == [0, 1]
+    assert DetectionData.from_dict(settings | {"classes": ["ship"]}).open(["train"], "horizontal").count(["ship"])
+
+
 def test_unlabeled_row_is_refused(tmp_path):
     """Check the label -1, which `datasets` uses for unlabeled rows."""
     write_images(tmp_path / "images", ["a_001"])
@@ -424,6 +456,20 @@ def test_upright_boxes_are_clipped_to_window(tmp_path):
     perfect = {"scores": torch.ones(1), "labels": torch.zeros(1).long(), "boxes": torch.tensor([[40.0, 4, 48, 20]])}
     metric.add_batch(predictions=[perfect], references=[reference(item, "horizontal")], image_ids=[0])
     assert metric.compute()["map_75"] == 1
+
+
+def test_windows_keep_the_crowds_that_reach_into_them():
+    """A crowd region hides false detections, also in a window that has a small part of it."""
+    items = [
+        AnnotatedObject("here", "ship", box, is_crowd=is_crowd)
+        for box, is_crowd in (((0, 0, 60, 96), True), ((30, 10, 60, 20), False))
+    ]
+    objects, _ = collect(items, ClassNames(["ship"]), (96, 96))
+    image = AnnotatedFile("a", Path("a.png"), (96, 96), items)
+    tile = read_tile({"size": 48, "overlap": 0}, "test")
+    places = list(cut_into_windows(image, objects, tile, is_oriented=False))
+    assert [place.objects.crowd.tolist() for place in places] == [[True], [True], [True], [True]]
+    assert [place.objects.boxes()[0].tolist() for place in places[:2]] == [[0, 0, 48, 48], [48, 0, 60, 48]]
 
 
 def test_share_of_empty_images_is_limited(tmp_path):

@@ -91,6 +91,7 @@ MISTAKES = [  # words, and a pattern of the error line
     ("evaluate_robustness --models m --severities 6", r"severities.*\[6\]"),
     (f"{CLASSIFY} --crop_size 3 --data_root empty", "'crop_size'.*vitp finetune_segmentation"),
     ("export_backbone model", "required: output_dir"),
+    ("finetune_detection --config dota_v2 --submission '{\"nmss\": 0.5}'", "submission.*nmss"),
     ("probe --dataset_name data", "backbones"),
     ("convert", "required: source, target .*vitp convert --help"),
     ("convert empty out --to vit", "--to: invalid choice: 'vit'"),
