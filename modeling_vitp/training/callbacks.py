@@ -120,7 +120,8 @@ class StopAtNotFinite(TrainerCallback):
         names = ", ".join(map(repr, self.samples)) or "without ids"
         raise RunStopped(
             f"Step {state.global_step} is not finite: {what}. Samples of the step: {names}. The step is not saved. "
-            "Resume from the last checkpoint with a smaller learning_rate, more warmup_steps or without these samples."
+            "Start a new run from the last checkpoint (model_name_or_path) with a smaller learning_rate, or resume "
+            "without these samples (allow_changed_data)."
         )
 
 

@@ -39,7 +39,7 @@ from .callbacks import choose, component_colors
 from .checkpointing import stop_on_full_disk
 from .fine_tuning import AugmentedSamples
 from .loading import check_config, config_class_of, image_processor_of
-from .resume_config import free_settings, hash_of_weights
+from .resume_config import free_settings, hash_of_weights, optimizer_settings
 from .vitp_config import BaseConfig
 
 # Default student, a ViT-S.
@@ -244,6 +244,7 @@ class ViTTrainer(BaseTrainer, Trainer):
             "training samples": len(self.train_dataset),
             "objective": type(self.accelerator.unwrap_model(self.model)).__name__,
             "ViT": {name: getattr(config, name) for name in SHAPE if hasattr(config, name)},
+            **optimizer_settings(args),
         }
         return {"fixed": fixed, "free": free_settings(args)}
 

@@ -37,7 +37,7 @@ from .callbacks import choose, component_colors
 from .fine_tuning_data import parts_of
 from .freezing import find_vit, freeze_vit, layer_decay_groups, lora_rank
 from .loading import check_config
-from .resume_config import free_settings
+from .resume_config import free_settings, optimizer_settings
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ class FineTuningTrainer(BaseTrainer):
         prefix, tower = find_vit(model)
         kernel = model.get_parameter(prefix + tower.patch_kernel)
         fixed |= {"freeze_backbone": not kernel.requires_grad or None, "backbone_lora_r": lora_rank(model)}
-        free = free_settings(args) | {name: getattr(args, name) for name in self.free} | args.layer_decay_settings()
+        fixed |= optimizer_settings(args) | args.layer_decay_settings()
+        free = free_settings(args) | {name: getattr(args, name) for name in self.free}
         return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

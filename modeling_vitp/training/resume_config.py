@@ -34,10 +34,11 @@ from .freezing import PROJECTOR, VISION
 
 logger = logging.getLogger(__name__)
 FREE = (
-    "max_steps num_train_epochs learning_rate lr_scheduler_type warmup_steps optim weight_decay adam_beta1 adam_beta2 "
-    "adam_epsilon max_grad_norm bf16 fp16 per_device_train_batch_size gradient_accumulation_steps"
+    "max_steps num_train_epochs lr_scheduler_type warmup_steps max_grad_norm bf16 fp16 per_device_train_batch_size "
+    "gradient_accumulation_steps"
 ).split()
-FREE_IF_USED = ("lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha")
+FREE_IF_USED = ("lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha")
+OPTIMIZER = "learning_rate weight_decay optim adam_beta1 adam_beta2 adam_epsilon".split()
 # Options of an adapter and the fields of PEFT's configuration.
 ADAPTER = {
     "lora_r": "r",
@@ -63,6 +64,11 @@ def free_settings(args: TrainingArguments) -> dict[str, Any]:
     """Return the settings that may differ on resume with a warning; unused settings are `None`."""
     free = {name: getattr(args, name) for name in FREE} | {"num_processes": args.world_size}
     return free | {name: getattr(args, name) or None for name in FREE_IF_USED}
+
+
+def optimizer_settings(args: TrainingArguments) -> dict[str, Any]:
+    """Return the settings of the optimizer. A resumed run takes them from the checkpoint, so they must match."""
+    return {name: getattr(args, name) for name in OPTIMIZER} | {"optim_args": args.optim_args or None}
 
 
 def frozen_parts(model: nn.Module) -> dict[str, bool | int]:
@@ -172,6 +178,8 @@ def check_resume_settings(
         ValueError: if settings that must match differ; the message names them with both values.
     """
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the record
+    # Older records have the settings of the optimizer under `free`.
+    recorded = recorded | {"fixed": recorded.get("free", {}) | recorded.get("fixed", {})}
     differences = {
         kind: [
             f"{name} was {recorded.get(kind, {}).get(name)!r} and is {value!r}"

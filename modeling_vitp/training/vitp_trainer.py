@@ -53,6 +53,7 @@ from .resume_config import (
     check_tokenizer,
     free_settings,
     frozen_parts,
+    optimizer_settings,
 )
 from .vitp_config import ViTPTrainingConfig
 
@@ -503,12 +504,13 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             "input_spec": image_processor.input_spec,
             "drop_path_rate": getattr(model.config.vision_config, "drop_path_rate", None),
             TRAINING_DATA: describe_rows(self.train_dataset),
+            **optimizer_settings(args),
+            **{name: getattr(args, name) for name in RATES},
         }
         free = free_settings(args)
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             names = "per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"
             fixed |= {name: free[name] for name in names} | {"dataloader_num_workers": args.dataloader_num_workers}
-        free |= {name: getattr(args, name) for name in RATES}
         free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
         free["padding_free"] = getattr(collator, "padding_free", False) or None
         trained = frozen_parts(model) | adapter_settings(model)

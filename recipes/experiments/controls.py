@@ -37,7 +37,7 @@ from modeling_vitp.training.command_line import parse
 from modeling_vitp.training.loading import load_start
 from modeling_vitp.training.masked_autoencoder import MaskedAutoencoder
 from modeling_vitp.training.results import START
-from modeling_vitp.training.resume_config import free_settings
+from modeling_vitp.training.resume_config import free_settings, optimizer_settings
 from modeling_vitp.training.vitp_config import ViTPTrainingConfig
 from modeling_vitp.vrl import keyed_generator
 
@@ -192,6 +192,6 @@ class ViewTrainer(BaseTrainer, Trainer):
         names = "seed dataloader_drop_last per_device_train_batch_size gradient_accumulation_steps"
         objective = type(self.accelerator.unwrap_model(self.model)).__name__
         fixed = {name: getattr(self.args, name) for name in names.split()}
-        fixed |= {"data_seed": self.data_seed, "objective": objective}
+        fixed |= {"data_seed": self.data_seed, "objective": objective} | optimizer_settings(self.args)
         free = free_settings(self.args)
         return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}

@@ -172,12 +172,12 @@ def test_crashed_run_keeps_record_of_finished_run(data_folder, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(ViTPTrainer, "training_step", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train(tmp_path, **settings | {"max_steps": 2}, learning_rate=0.5)
+            train(tmp_path, **settings | {"max_steps": 2}, max_grad_norm=0.5)
     assert [file.read_bytes() for file in files] == before
     check_free(tmp_path / "out")
 
-    assert train(tmp_path, **settings | {"max_steps": 2}, learning_rate=0.5) == 0
-    assert json.loads(files[0].read_text())["settings"]["learning_rate"] == 0.5
+    assert train(tmp_path, **settings | {"max_steps": 2}, max_grad_norm=0.5) == 0
+    assert json.loads(files[0].read_text())["settings"]["max_grad_norm"] == 0.5
     assert not (tmp_path / "out" / "_running").exists()
 
 

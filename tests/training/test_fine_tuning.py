@@ -130,11 +130,20 @@ def test_changed_schedule_is_a_warning(tmp_path, caplog):
     trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
     trainer.train_dataset = []
     settings = trainer.run_settings()
-    names = {"lr_scheduler_kwargs", "optim_args", "label_smoothing_factor", "neftune_noise_alpha"}
+    names = {"lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha"}
     assert {name for name in names if settings["free"][name] is None} == names
     trainer.args.lr_scheduler_kwargs, trainer.args.neftune_noise_alpha = {"min_lr": 0.5}, 5.0
     check_resume_settings("checkpoint-1", settings, trainer.run_settings())
     assert "lr_scheduler_kwargs was None and is {'min_lr': 0.5}; neftune_noise_alpha was None and is 5.0" in caplog.text
+
+
+def test_changed_layer_decay_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
+    trainer.train_dataset = []
+    settings = trainer.run_settings()
+    trainer.args.layer_decay, trainer.args.learning_rate = 0.25, 0.5
+    with pytest.raises(ValueError, match="learning_rate was .* and is 0.5; .*layer_decay was .* and is 0.25"):
+        check_resume_settings("checkpoint-1", settings, trainer.run_settings())
 
 
 @pytest.mark.parametrize("arguments", [ViTPSegmentationTrainingConfig, ViTPDetectionTrainingConfig])

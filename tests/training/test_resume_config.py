@@ -114,7 +114,6 @@ def test_changed_freezing_is_refused(stopped):
     [
         ({"loss_type": "dft"}, "loss_type was None and is 'dft'"),
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha was None and is 5.0"),
-        ({"optim": "sgd", "optim_args": "momentum=0.5"}, "optim_args was None and is 'momentum=0.5'"),
         (
             {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-3}},
             "lr_scheduler_kwargs was None and is {'min_lr': 0.001}",
@@ -132,13 +131,37 @@ def test_changed_loss_or_schedule_is_a_warning(stopped, tmp_path, caplog, change
     assert (message in caplog.text) if message else ("changed settings" not in caplog.text)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 1e-6}, "learning_rate was 0.01 and is 1e-06"),
+        ({"weight_decay": 0.5, "adam_beta2": 0.9}, "weight_decay was 0.0 and is 0.5; adam_beta2 was 0.999 and is 0.9"),
+        ({"optim": "sgd", "optim_args": "momentum=0.5"}, "optim_args was None and is 'momentum=0.5'"),
+        ({"vision_learning_rate": 0.1}, "vision_learning_rate was None and is 0.1"),
+    ],
+    ids=str,
+)
+def test_changed_optimizer_is_refused(stopped, change, message):
+    """A resumed run takes the settings of its optimizer from the checkpoint, so that a change would be ignored."""
+    with pytest.raises(ValueError, match=f"{message}.*model_name_or_path"):
+        make_trainer(stopped / "full", max_steps=2, **change).train(resume_from_checkpoint=True)
+
+
+def test_optimizer_settings_of_older_records_are_compared():
+    settings = {"fixed": {"seed": 0, "learning_rate": 0.1}, "free": {}}
+    recorded = {"fixed": {"seed": 0}, "free": {"learning_rate": 0.1}}
+    check_resume_settings("checkpoint-1", recorded, settings)
+    with pytest.raises(ValueError, match="learning_rate was 0.1 and is 0.2"):
+        check_resume_settings("checkpoint-1", recorded, {"fixed": {"learning_rate": 0.2}, "free": {}})
+
+
 def test_changed_settings_are_named(caplog):
-    settings = {"fixed": {"seed": 0, "spec": (1, 2)}, "free": {"learning_rate": 0.1}}
-    recorded = {"fixed": {"seed": 0, "spec": [1, 2]}, "free": {"learning_rate": 0.1}}
+    settings = {"fixed": {"seed": 0, "spec": (1, 2)}, "free": {"max_steps": 1}}
+    recorded = {"fixed": {"seed": 0, "spec": [1, 2]}, "free": {"max_steps": 1}}
     check_resume_settings("checkpoint-1", recorded, settings)
     assert not caplog.records
-    check_resume_settings("checkpoint-1", recorded, {**settings, "free": {"learning_rate": 0.2}})
-    assert "learning_rate was 0.1 and is 0.2" in caplog.text
+    check_resume_settings("checkpoint-1", recorded, {**settings, "free": {"max_steps": 2}})
+    assert "max_steps was 1 and is 2" in caplog.text
     with pytest.raises(ValueError, match=r"seed was 0 and is 1\. .*model_name_or_path"):
         check_resume_settings("checkpoint-1", recorded, {**settings, "fixed": {"seed": 1, "spec": (1, 2)}})
 
