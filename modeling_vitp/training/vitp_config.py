@@ -1,5 +1,6 @@
 """Training configuration of pretraining, and its base, which all trainers share."""
 
+import logging
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from trl import SFTConfig
 from ..configuration_vitp import check_keys
 from .arguments import RunArguments, VRLArguments, check_type, check_within, read_mapping
 
+logger = logging.getLogger(__name__)
 HAS_ACTIVATION_CHECKPOINTING = any(field.name == "activation_checkpointing" for field in fields(TrainingArguments))
 
 
@@ -51,6 +53,9 @@ class BaseConfig(RunArguments):
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = kwargs
             self.gradient_checkpointing = self.activation_checkpointing
         super().__post_init__()
+        if self.n_gpu > 1:  # nn.DataParallel would cut tiles and rows at different places
+            logger.warning("%s GPUs are visible, but one process uses one GPU; accelerate launch uses all.", self.n_gpu)
+            self._n_gpu = 1
         check_type("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs, dict[str, Any] | None)
         known = "every_n_layers offload use_reentrant preserve_rng_state determinism_check early_stop debug context_fn"
         check_keys("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs, known.split(), "torch")

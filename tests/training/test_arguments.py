@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
@@ -84,6 +85,14 @@ def test_mapping_of_transformers_may_be_a_file(tmp_path):
     (tmp_path / "accelerator.json").write_text('{"even_batches": false}')
     args = ViTPTrainingConfig(str(tmp_path / "out"), accelerator_config=str(tmp_path / "accelerator.json"))
     assert args.accelerator_config.even_batches is False and args.accelerator_config.dispatch_batches is False
+
+
+def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    args = ViTPTrainingConfig(str(tmp_path), bf16=False, per_device_train_batch_size=3, global_batch_size=6)
+    assert (args.n_gpu, args.train_batch_size, args.gradient_accumulation_steps) == (1, 3, 2)
+    assert "4 GPUs are visible" in caplog.text
 
 
 @pytest.mark.parametrize("pins", [True, False])
