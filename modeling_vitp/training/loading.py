@@ -368,15 +368,16 @@ def compose(
         drop_path_rate: stochastic depth rate of the ViT, by default that of its configuration.
         image_size: side of a tile in pixels, to which the position embeddings are interpolated. By default that of
             the ViT, or one patch less if its number of patches is odd, because two by two patches become one token.
-        options: arguments of both `from_pretrained` calls (`dtype`, `attn_implementation` …).
+        options: arguments of both `from_pretrained` calls (`dtype`, by default float32, `attn_implementation` …).
 
     Raises:
         ValueError: if a model type is not supported, weights do not match their configuration, or the combined model
             would not compute the logits of the language model.
     """
+    options = {"dtype": "float32", **options}  # in half precision, small updates would be rounded away
     check_language_model(language_model)
     side = pair(vision_config_of(vision_model, image_size).image_size)[0]
-    vision = open_vit(vision_model, drop_path_rate, **{"dtype": "auto", **options})
+    vision = open_vit(vision_model, drop_path_rate, **options)
     if side != pair(vision.config.image_size)[0]:
         vision = resize_backbone(vision, image_size=side)
     language = load_language(language_model, options)

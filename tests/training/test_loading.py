@@ -39,6 +39,7 @@ from modeling_vitp import (
     ViTPProcessor,
     ViTPSegmentationConfig,
     ViTPVisionConfig,
+    ViTPVisionModel,
     convert_checkpoint,
 )
 from modeling_vitp.command.errors import MISTAKE, explain_error
@@ -342,6 +343,15 @@ def test_tiling_equals_composed_image_processor(vision_folder, tmp_path):
     planned, tokens = tiling(None, None, str(vision_folder))
     assert planned.to_dict() == processor.image_processor.to_dict() and tokens == processor.image_seq_length
     assert planned.size != ViTPImageProcessor().size
+
+
+def test_composed_weights_are_float32(vision_folder, tmp_path):
+    save_language_model(tmp_path / "lm")
+    for folder, model_class in ((vision_folder, ViTPVisionModel), (tmp_path / "lm", AutoModelForCausalLM)):
+        model_class.from_pretrained(folder).bfloat16().save_pretrained(folder)
+    for options, dtype in (({}, torch.float32), ({"dtype": "bfloat16"}, torch.bfloat16)):
+        model, _ = compose(str(vision_folder), str(tmp_path / "lm"), **options)
+        assert {weight.dtype for weight in model.parameters()} == {dtype}
 
 
 def test_incompatible_starts_are_refused(vision_folder, tmp_path):
