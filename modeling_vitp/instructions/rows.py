@@ -178,15 +178,25 @@ def is_given(message: dict[str, Any]) -> bool:
 
 def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Replace each `<image>` in a question by an image part, and set the type of given parts to text."""
+    is_placed = any(has_place(message) for message in messages)
     placed = []
     for message in messages:
         content = message["content"]
-        if message["role"] != "assistant" and isinstance(content, str) and IMAGE_PLACE in content:
+        # TRL would also put all images before the first question, if that remains a string.
+        if is_placed and message["role"] != "assistant" and isinstance(content, str):
             message = {**message, "content": split_at_places(content)}
         elif is_given(message):
             message = {**message, "content": [{**part, "type": "text"} for part in content]}
         placed.append(message)
     return placed
+
+
+def has_place(message: dict[str, Any]) -> bool:
+    """Return whether a message has the place of an image."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message["role"] != "assistant" and IMAGE_PLACE in content
+    return any(isinstance(part, dict) and part.get("type") == "image" for part in content or ())
 
 
 def split_at_places(text: str) -> list[dict[str, Any]]:

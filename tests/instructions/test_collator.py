@@ -128,6 +128,26 @@ def test_image_placeholder_becomes_part(processor):
     assert_same(collator([{"id": 1, "images": images, "messages": [written, ANSWER]}]), expected)
 
 
+@pytest.mark.parametrize("places", ["<image>\n", [PLACE]], ids=["text", "parts"])
+def test_later_question_has_the_image(processor, places):
+    question = "What changed?"
+    later = places + question if isinstance(places, str) else [*places, text(question)]
+    rows = [
+        {
+            "id": 1,
+            "images": [picture(56, 56, 1)],
+            "messages": [first, ANSWER, {"role": "user", "content": last}, ANSWER],
+        }
+        for first, last in (
+            (USER, later),
+            ({"role": "user", "content": [text(USER["content"])]}, [PLACE, text(question)]),
+        )
+    ]
+    collator = ViTPDataCollator(processor)
+    assert_same(collator(rows[:1]), collator(rows[1:]))
+    assert [SampleLength.of(collator)(row) for row in rows] == [collator(rows[:1])["input_ids"].shape[1]] * 2
+
+
 def test_apply_prob_reaches_the_processor(processor):
     rows = [{**make_rows()[0], "id": i} for i in range(12)]
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, vrl_apply_prob=0.5)
