@@ -294,9 +294,13 @@ def resample_band(band: np.ndarray, size: int) -> np.ndarray:
 
 
 def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Give every row an id and leave images encoded, so that the collator can name a broken sample."""
+    """Give every row an id and leave images encoded, so that the collator can name a broken sample.
+
+    A data set with a user's transform keeps its decoded images, because the transform reads them.
+    """
+    is_custom = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
     encoded = {}
-    for name, feature in (dataset.features or {}).items():
+    for name, feature in () if is_custom else (dataset.features or {}).items():
         if is_decoded(feature):
             encoded[name] = Image(decode=False)
         elif isinstance(feature, List) and is_decoded(feature.feature):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.instructions.rows import content_of, image_size, load_images, prepare_rows
-from modeling_vitp.instructions.schemas import messages_of
+from modeling_vitp.instructions.schemas import messages_of, to_conversations
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,17 @@ def test_prepare_rows_copies_no_data(ids, tmp_path):
         return [buffer.address for chunk in chunks for buffer in chunk.buffers() if buffer is not None]
 
     assert addresses(prepared) == addresses(dataset)
+
+
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_user_transform_reads_decoded_images(column):
+    def sizes(batch):
+        images = [rows if isinstance(rows, list) else [rows] for rows in batch[column]]
+        return {"size": [[image and image.size for image in row] for row in images]}
+
+    dataset = make_dataset(column)
+    expected = dataset.with_transform(sizes)[:]
+    assert prepare_rows(to_conversations(dataset.with_transform(sizes)))[:] == expected
 
 
 def test_prepared_rows_support_shuffling_and_workers(processor):
