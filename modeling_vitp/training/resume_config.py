@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from ..hub.failures import retry
 from ..instructions.mixture import Mixture, MixtureDataset, MixtureStream
+from ..instructions.schemas import RowReader
 from ..instructions.sources import Source, line_files, load_columns
 from .checkpointing import last_checkpoint, read_checkpoint_record
 from .freezing import PROJECTOR, VISION
@@ -228,9 +229,9 @@ def check_data(
     changed = f"{', '.join(map(repr, names))} changed since {checkpoint} was written"
     if not may_change:
         raise ValueError(
-            f"The training data have changed: {changed} (contents, sizes or times of files). Restore the data to "
-            "resume exactly, or resume with the changed data by --allow_changed_data, or start a new run from the "
-            "weights: set the checkpoint as model_name_or_path, and another output_dir."
+            f"The training data have changed: {changed} (contents, sizes or times of files, columns or prompt). "
+            "Restore the data to resume exactly, or resume with the changed data by --allow_changed_data, or start a "
+            "new run from the weights: set the checkpoint as model_name_or_path, and another output_dir."
         )
     logger.warning("Resuming with changed data; the result differs from an uninterrupted run: %s.", changed)
 
@@ -356,33 +357,39 @@ def hash_array(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: i
 
 
 def hash_stream(dataset: IterableDataset) -> str | None:
-    """Hash the files and rows that a stream reads, if they are known; addresses on the Hub contain a commit."""
-    rows, found = [], []
+    """Hash the files and rows that a stream reads, if they are known, and the columns and the prompt of its reader.
+
+    Addresses on the Hub contain a commit.
+    """
+    rows, found, readers = [], [], []
     for item in walk(vars(dataset).get("_ex_iterable"), set(), 12):
         if isinstance(item, Dataset):
             rows.append(hash_rows(item))
         elif isinstance(item, pa.Table):
             rows.append(hash_rows(Dataset(item)))
+        elif isinstance(item, RowReader | Source):
+            readers.append(f"{item.columns} {item.prompt}")
         elif item.startswith(("hf://", "http://", "https://")) or os.path.isfile(item):
             found.append(item)
     local = sorted({path for path in found if os.path.isfile(path)})
     remote = sorted({path for path in found if not os.path.isfile(path)})
-    return digest([*rows, *remote, *file_states(local)]) if rows or found else None
+    return digest([*rows, *readers, *remote, *file_states(local)]) if rows or found else None
 
 
-def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table | str]:
-    """Yield the tables and texts in an object of `datasets` in its order."""
+def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table | RowReader | Source | str]:
+    """Yield the tables, readers and texts in an object of `datasets` in its order."""
     if isinstance(item, str):
         yield item
         return
     if id(item) in seen or depth == 0:
         return
     seen.add(id(item))
-    if isinstance(item, Dataset | pa.Table):
+    if isinstance(item, Dataset | pa.Table | RowReader):
         yield item
     elif isinstance(getattr(item, "table", None), pa.Table):  # a table of `datasets`
         yield item.table
     elif isinstance(item, Source):
+        yield item
         yield from map(str, [item.annotation] if item.annotation else line_files(item))
     elif isinstance(item, partial):
         yield from walk([item.func, item.args, item.keywords], seen, depth - 1)
