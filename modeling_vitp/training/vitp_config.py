@@ -36,6 +36,16 @@ class BaseConfig(RunArguments):
     }
 
     def __post_init__(self):
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True is not supported: batches keep their size, so that a run resumes exactly. "
+                "Set a smaller per_device_train_batch_size with the same global_batch_size."
+            )
+        if self.restore_callback_states_from_checkpoint:
+            raise ValueError(
+                "restore_callback_states_from_checkpoint=True is not supported: callbacks of this package are bound to "
+                "their trainer, which restores their state anyway. Remove it."
+            )
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()

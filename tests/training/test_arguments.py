@@ -174,6 +174,8 @@ MEANINGLESS = [
     (ExperimentArguments, EXPERIMENT, {"probe_color_jitter": {"gain": 2}}),
     (ExperimentArguments, EXPERIMENT, {"probe_color_jitter": {"hue": 0.1}}),
     (ExperimentArguments, EXPERIMENT, {"control": "none"}),
+    (ViTPTrainingConfig, {}, {"auto_find_batch_size": True}),
+    (ViTPSegmentationTrainingConfig, {}, {"restore_callback_states_from_checkpoint": True}),
     (TreeFinetuningPlan, FINETUNING, {"label_shares": [0.0]}),
     (TreeFinetuningPlan, FINETUNING, {"layer_decays": [1.5]}),
     (TreeFinetuningPlan, FINETUNING, {"learning_rates": [-1.0]}),
