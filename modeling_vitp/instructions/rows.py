@@ -1,5 +1,6 @@
 """Rows of instruction data: their ids, images and messages, and the settings of their source."""
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -310,7 +311,7 @@ def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDatase
         return dataset
     if isinstance(dataset, Dataset):
         if not has_ids:
-            dataset = dataset.add_column("id", list(range(len(dataset))))
+            dataset = number_rows(dataset, "id")
         # For a list of images, `cast_column` would write an unchanged copy of the whole data set.
         dataset = dataset.select_columns(dataset.column_names)
         dataset.info.features = Features({**dataset.features, **encoded})
@@ -322,6 +323,22 @@ def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDatase
         features = dataset.features and Features({"id": Value("string"), **dataset.features})
         dataset = dataset.map(lambda row: {"id": content_id(row), **row}, features=features)
     return dataset
+
+
+def number_rows(dataset: Dataset, name: str) -> Dataset:
+    """Add a column of row numbers. The rows of a selection or a shuffle keep their numbers before it.
+
+    `add_column` would apply the selection and so write a copy of all images. It does so only if rows are selected
+    repeatedly, because such rows need different numbers.
+    """
+    indices = dataset._indices
+    if indices is None or len(indices.column(0).unique()) < len(dataset):
+        return dataset.add_column(name, range(len(dataset)))
+    whole = copy.copy(dataset)
+    whole._indices = None
+    numbered = whole.add_column(name, range(len(whole)))  # its fingerprint depends on that of the selection
+    numbered._indices = indices
+    return numbered
 
 
 def is_decoded(feature) -> bool:

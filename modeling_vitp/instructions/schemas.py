@@ -31,7 +31,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..images.reading import IMAGE_SUFFIXES, OF_THE_WEB, below, is_url
 from ..processing_vitp import GIVEN
-from .rows import FEATURES, check_image_part, content_id, split_at_places, undecoded
+from .rows import FEATURES, check_image_part, content_id, number_rows, split_at_places, undecoded
 
 ROLE_OF = {
     "human": "user",
@@ -629,7 +629,7 @@ def with_reader(dataset: Dataset | IterableDataset, reader: RowReader) -> Datase
         dataset = dataset.map(reader, features=FEATURES, remove_columns=names)
     else:
         columns = reader.stored_columns(dataset.column_names)
-        dataset = dataset.select_columns(columns).add_column(NUMBERS, range(len(dataset)))
+        dataset = number_rows(dataset.select_columns(columns), NUMBERS)
         dataset.info.features = undecoded(dataset.features)
         dataset.set_transform(reader.batch)
     dataset.info.description = reader.name

@@ -84,8 +84,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             in float32 unless `model_init_kwargs` of the arguments set another dtype.
         args: [`ViTPTrainingConfig`]; the default output folder is the name of the model followed by `-SFT`.
         train_dataset: rows with `messages` and `images` (or `image`), or in another schema of
-            [`~modeling_vitp.instructions.schemas`], and optionally `id`. Without `id`, the row number is the id. A
-            `sample_transform` or `data_collator` receives the rows as they are stored.
+            [`~modeling_vitp.instructions.schemas`], and optionally `id`. Without `id`, the row number, before any
+            shuffle, is the id. A `sample_transform` or `data_collator` receives the rows as they are stored.
         eval_dataset: data set like `train_dataset`, or a dictionary of data sets.
         processing_class: [`ViTPProcessor`], by default that of the model.
         data_collator: collator that replaces the [`ViTPDataCollator`] built from `args`.

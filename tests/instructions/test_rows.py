@@ -108,6 +108,24 @@ def test_prepare_rows_copies_no_data(ids, tmp_path):
     assert addresses(prepared) == addresses(dataset)
 
 
+@pytest.mark.parametrize("converted", [False, True])
+def test_selected_rows_are_numbered_without_a_copy(tmp_path, converted):
+    dataset = make_dataset("image")
+    if converted:
+        dataset = dataset.remove_columns("messages").add_column("caption", ["a", "b", "c"])
+    dataset.save_to_disk(tmp_path / "rows")
+    dataset = load_from_disk(tmp_path / "rows")
+    prepare = (lambda rows: prepare_rows(to_conversations(rows))) if converted else prepare_rows
+    selected = [dataset.select(order) for order in ([2, 0], [0, 2], [2, 1])]
+    files = set(tmp_path.rglob("*"))
+    prepared = [prepare(rows) for rows in selected]
+    assert [[int(row["id"]) for row in rows] for rows in prepared] == [[2, 0], [0, 2], [2, 1]]
+    assert set(tmp_path.rglob("*")) == files and len({rows._fingerprint for rows in prepared}) == 3
+    numbers = [rows.map(lambda row: {"n": int(row["id"])}).with_format(None)["n"][:] for rows in prepared]
+    assert numbers == [[2, 0], [0, 2], [2, 1]]
+    assert [int(row["id"]) for row in prepare(dataset.select([1, 1, 0]))] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("column", ["images", "image"])
 def test_user_transform_reads_decoded_images(column):
     def sizes(batch):
