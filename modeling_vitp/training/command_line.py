@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import ctypes
 import difflib
 import gc
 import hashlib
@@ -63,8 +62,6 @@ HELP = {
     ),
 }
 INPUTS = ("model_name_or_path", "vision_model", "language_model", "dataset_name", "data_root")  # of training runs
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of malloc.h
-NEVER, LARGEST = -1, 2**25
 
 
 def parse(
@@ -221,7 +218,6 @@ def register_models() -> None:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a recipe as a program with logging, see [`~modeling_vitp.command.errors.run_program`]."""
-    keep_freed_memory()
     gc.set_threshold(10_000)  # With 700, going through the objects of the imports takes a fifth of their time.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("training", "classification", "dense", "detection", "evaluation", "recipes"):
@@ -302,19 +298,3 @@ def field_names(module: str) -> set[str]:
     classes = [node for node in ast.parse(Path(source).read_text()).body if isinstance(node, ast.ClassDef)]
     classes = [node for node in classes if name in ("", node.name)]
     return {node.target.id for item in classes for node in item.body if isinstance(node, ast.AnnAssign)}
-
-
-def keep_freed_memory() -> None:
-    """Keep freed memory in this process and its forks, unless the environment configures malloc.
-
-    By default, glibc returns the end of the heap to the kernel when some tens of megabytes are free. This happens after
-    every step, and the kernel has to map and clear the pages again in the next step. Tensors of at least 32 MiB, the
-    maximum size in the heap of glibc, are still returned immediately.
-    """
-    is_configured = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform != "linux" or is_configured or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, NEVER)
-        mallopt(M_MMAP_THRESHOLD, LARGEST)

@@ -1,12 +1,10 @@
-"""Folders and checkpoints of the command line, threads, and memory of commands."""
+"""Folders and checkpoints of the command line, and threads of commands."""
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -106,57 +104,3 @@ def test_thread_spinning_follows_environment(tmp_path):
 def test_library_does_not_change_threads(tmp_path):
     plain = spins(tmp_path / "script.py", "")
     assert spins(tmp_path / "script.py", "import modeling_vitp") == plain > 1000
-
-
-ROUNDS, PAGES_OF_A_ROUND = 20, 3 * 20 * 2**20 // os.sysconf("SC_PAGESIZE")
-PROGRAM = f"""
-import resource
-import torch
-
-def fill():
-    kept = [torch.ones(5 * 2**20) for _ in range(3)]  # 20 MiB each
-
-def main():
-    fill()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range({ROUNDS}):
-        fill()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-"""
-RUN = "from modeling_vitp.training.command_line import run\nrun(main)"
-LIBRARY = "from modeling_vitp import ViTPTrainer\nmain()"
-
-HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-needs_glibc = pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc" or (HUGE.is_file() and "[always]" in HUGE.read_text()),
-    reason="another malloc than glibc's, or large pages",
-)
-
-
-def rounds_of_pages(program: str, **environment: str) -> float:
-    """Return the number of page faults of a process in units of one round."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    command = [sys.executable, "-c", PROGRAM + program]
-    done = subprocess.run(command, env=own | environment, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1]) / PAGES_OF_A_ROUND
-
-
-@pytest.mark.slow
-@needs_glibc
-def test_commands_keep_freed_memory():
-    assert rounds_of_pages(RUN) < 2
-
-
-@needs_glibc
-@pytest.mark.slow
-def test_allocator_follows_the_environment():
-    assert rounds_of_pages(RUN, MALLOC_TRIM_THRESHOLD_="1000000") > ROUNDS / 2
-    assert rounds_of_pages(RUN, GLIBC_TUNABLES="glibc.pthread.rseq=0") < 2
-    assert rounds_of_pages(RUN, GLIBC_TUNABLES="glibc.malloc.trim_threshold=1000000") > ROUNDS / 2
-
-
-@needs_glibc
-@pytest.mark.slow
-def test_library_does_not_change_allocator():
-    assert rounds_of_pages(LIBRARY) > ROUNDS / 2
