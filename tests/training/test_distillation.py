@@ -162,6 +162,8 @@ def test_resumed_run_equals_undisturbed_run(folder, tmp_path):
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
     with pytest.raises(ValueError, match="crop_area"):
         main(command(folder, tmp_path / "stopped", **options, vertical_flip=0.5) + ["--crop_area", "0.9", "1.0"])
+    with pytest.raises(ValueError, match="learning_rate was .* and is 0.5"):
+        main(command(folder, tmp_path / "stopped", **options | {"learning_rate": 0.5}))
     save_vit(tmp_path / "teacher", "dinov2_with_registers")
     with pytest.raises(ValueError, match="teacher"):
         main(command(folder, tmp_path / "stopped", **options | {"teacher": tmp_path / "teacher"}))

@@ -3,16 +3,17 @@
 import pytest
 import torch
 import yaml
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from paths import AERIAL_TREES, CONFIGS
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import set_seed
 
-from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
+from modeling_vitp import ViTPTrainingConfig, ViTPVisionConfig, ViTPVisionModel
 from modeling_vitp.instructions.collator import STEP, ViTPDataCollator
 from modeling_vitp.instructions.rows import sample_texts
-from modeling_vitp.recipes.experiments.controls import Encoding, PatchClassifier, Views
+from modeling_vitp.recipes.experiments.controls import Encoding, PatchClassifier, Views, ViewTrainer
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, repeat
 from modeling_vitp.training.batching import EpochBatchSampler, StepSampler
 from modeling_vitp.training.loading import start_from_scratch
@@ -52,6 +53,13 @@ def test_views_equal_the_pretraining(quickstart):
                 told == item["labels"]
             ).float().mean() > 0.95  # The size of the view is not a multiple of both grids.
     assert not torch.equal(views[0, 1]["pixel_values"], views[1, 1]["pixel_values"])
+
+
+def test_optimizer_of_controls_must_match_on_resume(tmp_path):
+    args = ViTPTrainingConfig(str(tmp_path), learning_rate=0.5, bf16=False, report_to="none")
+    rows = Dataset.from_dict({"id": ["a"], "image": [None]})
+    settings = ViewTrainer(nn.Linear(1, 1), args, rows, None).run_settings()
+    assert settings["fixed"]["learning_rate"] == 0.5 and "learning_rate" not in settings["free"]
 
 
 def test_batches_equal_the_pretraining():
