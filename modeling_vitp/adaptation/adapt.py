@@ -52,7 +52,7 @@ from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
 from .bundle import change_texts, write_bundle
 from .comparison import Comparison, fine_tuning_settings
-from .labels import read_labels, write_list
+from .labels import labels_digest, read_labels, write_list
 from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine, median_size
 from .report import AdaptationReport
 from .runs import describe_seconds, run_command, run_training, write_config
@@ -178,15 +178,15 @@ class Adaptation:
             open_vit_config(start["vision_model"])
 
     def check_settings(self) -> None:
-        """Lock the folder, and check that the settings are those of an earlier call.
+        """Lock the folder, and check that the settings and the files of the labels are those of an earlier call.
 
-        If nothing was trained after the plan of the earlier call, other settings begin anew.
+        If nothing was trained after the plan of the earlier call, other settings or files begin anew.
         """
         self.lock.acquire()
         left_out = ("dry_run", "force", "output_dir", "budget", "seconds")
         settings = {name: value for name, value in vars(self.args).items() if name not in left_out}
         settings = json.loads(json.dumps(change_texts(settings, absolute_path)))
-        settings["data"] = os.path.abspath(self.args.data)
+        settings |= {"data": os.path.abspath(self.args.data), "labels": labels_digest(self.args.data)}
         path = self.folder / "settings.json"
         if path.is_file() and "plan" not in self.progress.parts:
             recorded = json.loads(path.read_text())

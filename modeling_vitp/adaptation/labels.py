@@ -1,5 +1,7 @@
 """Labels of a folder: their task, and training, validation and test images that share no scene."""
 
+import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +21,7 @@ from ..detection.annotations import FORMATS
 from ..detection.data import DetectionData
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.reading import is_tiff
-from ..instructions.from_annotations.formats import read_list
+from ..instructions.from_annotations.formats import STATISTICS, read_list
 from ..instructions.from_annotations.geodata import georeference
 from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, Layout, recognize_layout
 from ..training.checkpointing import write_whole
@@ -156,6 +158,27 @@ def read_labels(
     else:
         how = f"The given splits train, val and test are kept: {how}."
     return TaskData(task, name, root, data, images, how, settings, lists)
+
+
+def labels_digest(data: str | Path) -> str:
+    """Return a digest of the names, sizes and modification times of all files of labels, without reading the files.
+
+    The text of a configuration counts as well. Hidden files, and statistics that GDAL writes beside images, do not.
+    """
+    config, root, digest = config_of_data(data), Path(data), hashlib.sha256()
+    if config is not None:
+        root = labels_of_config(config, "").root
+        digest.update(config.read_bytes())
+    if not root.is_dir():
+        raise ValueError(f"Folder {root} of the labels not found.")
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if not name.startswith(".") and not name.endswith(STATISTICS) and os.path.exists(path):
+                state = os.stat(path)
+                digest.update(f"{os.path.relpath(path, root)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from classification_data import write_folders
+from detection_data import write_coco
 from paths import ROOT
 from PIL import Image
 from prepared_folders import write_rsar
@@ -135,6 +137,7 @@ def test_model_as_start_replaces_from_scratch(tmp_path):
 
 
 def test_settings_may_change_until_the_plan_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
     first = adaptation(tmp_path)
     first.check_settings()
     first.progress.result("instructions/train", int)
@@ -145,9 +148,29 @@ def test_settings_may_change_until_the_plan_is_kept(tmp_path, monkeypatch):
     other.progress.result("plan", int)
     with pytest.raises(ValueError, match="different learning_rates"):
         adaptation(tmp_path).check_settings()
-    (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
     adaptation(tmp_path, data="data/", learning_rates=[1e-3]).check_settings()  # the same folder
+
+
+def test_labels_may_change_until_the_plan_is_kept(tmp_path):
+    write_coco(tmp_path / "data", [f"site{index:03}" for index in range(12)])
+    file = next((tmp_path / "data").rglob("*.json"))
+    first = adaptation(tmp_path)
+    read_labels(first.args.data, tmp_path / "out" / "splits")
+    first.check_settings()
+    first.progress.result("instructions/train", int)
+    file.write_text(file.read_text().replace("plane", "tower"))
+    second = adaptation(tmp_path)
+    second.check_settings()
+    assert not second.progress.parts and not (tmp_path / "out" / "splits").exists()
+    second.progress.result("plan", int)
+    adaptation(tmp_path).check_settings()
+    next((tmp_path / "data").rglob("*.png")).unlink()
+    with pytest.raises(ValueError, match="different labels"):
+        adaptation(tmp_path).check_settings()
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(ValueError, match="data of the labels not found"):
+        adaptation(tmp_path).check_settings()
 
 
 def test_small_label_fractions_have_a_folder_each():
