@@ -6,6 +6,9 @@ from ..command.paths import Shard, read_section
 from ..training.arguments import Arguments
 
 POOLINGS = ("mean", "cls", "cls_mean")
+# Options of images of `dataset_name`, and the setting of `data` in their place.
+SETTINGS = {"input_spec": "input_spec", "test_share": "splits", "dataset_config": "dataset_config"}
+SETTINGS |= {"image_column": "columns", "label_column": "columns"}
 
 
 @dataclass
@@ -42,11 +45,13 @@ class ProbeArguments(Arguments):
     )
     pixel_control: bool = field(
         default=False,
-        metadata={"help": "With `data`: whether to also probe the pixels of each backbone's patches."},
+        metadata={"help": "For masks and boxes: whether to also probe the pixels of each backbone's patches."},
     )
     depths: int = field(
         default=1,
-        metadata={"help": "With `data`: number of evenly spaced depths whose tokens are probed; 1 is the output only."},
+        metadata={
+            "help": "For masks and boxes: number of evenly spaced depths whose tokens are probed; 1 is the output only."
+        },
     )
     dataset_name: str | None = field(
         default=None,
@@ -57,7 +62,10 @@ class ProbeArguments(Arguments):
     label_column: str = field(default="label", metadata={"help": "Class column of the data set."})
     test_share: float | None = field(
         default=None,
-        metadata={"help": "Share of each class that is held out of the training split and used instead of test_split."},
+        metadata={
+            "help": "Share of each class that is held out of the training split of `dataset_name` and used instead of "
+            "test_split."
+        },
     )
     input_spec: dict | str | None = field(
         default=None,
@@ -94,7 +102,9 @@ class ProbeArguments(Arguments):
             "score of each resample of the test images."
         },
     )
-    pooling: str = field(default="mean", metadata={"help": f"Feature of an image: one of {', '.join(POOLINGS)}."})
+    pooling: str = field(
+        default="mean", metadata={"help": f"For classes: feature of an image, one of {', '.join(POOLINGS)}."}
+    )
     image_size: int | None = field(
         default=None,
         metadata={"help": "Side in pixels of the square that images are resized to. Default: as the image processor."},
@@ -129,8 +139,14 @@ class ProbeArguments(Arguments):
             raise ValueError("Set `backbones` to the backbones to probe.")
         if (self.dataset_name is None) == (self.data is None):
             raise ValueError("Set either `dataset_name` (images with one class each) or `data` (masks or boxes).")
-        if self.dataset_name is not None and (self.pixel_control or self.depths > 1):
-            raise ValueError("pixel_control and depths need `data` with masks or boxes.")
+        is_classes = self.data is None or self.annotations == "classes"
+        if is_classes and (self.pixel_control or self.depths > 1):
+            raise ValueError("pixel_control and depths need `data` with masks or boxes. Remove them.")
+        if not is_classes and self.pooling != "mean":
+            raise ValueError(f"pooling={self.pooling!r} needs classes: masks and boxes are probed by patch. Remove it.")
+        ignored = [name for name in SETTINGS if getattr(self, name) != getattr(type(self), name)]
+        if self.data is not None and ignored:
+            raise ValueError(f"{ignored[0]} is for `dataset_name`. Set `{SETTINGS[ignored[0]]}` in `data` instead.")
         if self.data is None and self.annotations != "masks":
             raise ValueError(f"annotations={self.annotations!r} needs `data`.")
         if self.annotations == "masks" and self.data is not None and {"format", "box_format"} & self.data.keys():

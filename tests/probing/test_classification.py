@@ -22,6 +22,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, spread_bands
 from modeling_vitp.evaluation.intervals import Score, paired_difference, resample
+from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.classification import ClassificationProbe, open_samples
 from modeling_vitp.recipes.probe import main
@@ -267,6 +268,22 @@ def test_invalid_class_data_are_named(tmp_path, what, arguments, message):
     arguments = ["--backbones", str(save_backbone(tmp_path / "b", "vitp")), "--dataset_name", str(name), *arguments]
     with pytest.raises(ValueError, match=message):
         main([*arguments, "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("annotations", "option", "message"),
+    [
+        ("classes", {"pixel_control": True}, "pixel_control"),
+        ("classes", {"depths": 4}, "depths"),
+        ("masks", {"pooling": "cls"}, "pooling='cls'"),
+        ("boxes", {"input_spec": {"bands": [2, 1, 0]}}, "input_spec .*`input_spec` in `data`"),
+        ("classes", {"test_share": 0.5}, "test_share .*`splits` in `data`"),
+        ("masks", {"image_column": "picture"}, "image_column .*`columns` in `data`"),
+    ],
+)
+def test_option_without_effect_is_refused(annotations, option, message):
+    with pytest.raises(ValueError, match=message):
+        ProbeArguments(backbones=["b"], data={"root": "r"}, annotations=annotations, **option)
 
 
 def test_non_finite_features_raise_error(tmp_path):
