@@ -9,19 +9,32 @@ from ..training.arguments import Arguments
 START, RANDOM, MAE, ADAPTED = "start", "random", "mae", "adapted"
 LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-# Settings that `adapt` sets for each of its runs, with its own option for them.
+# Settings that `adapt` sets for each of its runs, with its own option for them, if there is one.
+FIXED = {"output_dir": "output_dir", "eval_strategy": None, "report_to": None}
 CHOSEN = {
-    "pretraining": {"output_dir": "output_dir", "seed": "seed", "max_steps": "steps"},
-    "fine_tuning": {
-        "output_dir": "output_dir",
+    "pretraining": FIXED
+    | {
+        "seed": "seed",
+        "max_steps": "steps",
+        "dataset_name": "instructions",
+        "mixture": "instructions",
+        "task": None,  # scores its own data, which are not these
+        "probe_data": None,
+    },
+    "fine_tuning": FIXED
+    | {
         "seed": "seeds",
         "max_steps": "fine_tuning_steps",
         "learning_rate": "learning_rates",
+        "data": "data",
         "train_splits": "data",
+        "eval_split": "data",
         "test_split": "data",
         "model_name_or_path": "start",
     },
 }
+# Settings of the pretraining that the option `start` replaces.
+STARTS = {"model_name_or_path": "start", "vision_model": "start", "language_model": "language_model"}
 
 
 def read_budget(text: str) -> float:
@@ -150,22 +163,20 @@ class AdaptArguments(Arguments):
                 of_file.add(name)
         super().__post_init__()
         for name, chosen in CHOSEN.items():
+            chosen = chosen | STARTS if name == "pretraining" and self.start is not None else chosen
             settings = getattr(self, name) or {}
             if name not in of_file and (wrong := [key for key in settings if key in chosen]):
-                raise ValueError(f"{name} must not set {wrong[0]}: set {chosen[wrong[0]]} of adapt instead.")
+                option = chosen[wrong[0]]
+                what = "remove it" if option is None else f"set {option} of adapt instead"
+                raise ValueError(f"{name} must not set {wrong[0]}: {what}.")
             setattr(self, name, {key: value for key, value in settings.items() if key not in chosen})
         self.seconds = read_budget(self.budget)
         for name in ("data", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is missing: give --data FOLDER --start VIT --output_dir FOLDER.")
-        # The task of a configuration scores its own data, which are not these.
-        for name in ("task", "dataset_name", "mixture", "probe_data"):
-            self.pretraining.pop(name, None)
         names = ("model_name_or_path", "vision_model", "from_scratch")
         if self.start is None and not any(self.pretraining.get(name) for name in names):
             raise ValueError("start is missing: give --start facebook/dinov2-base, or the folder of a ViT.")
-        if self.start is not None:
-            self.pretraining = {k: v for k, v in self.pretraining.items() if k not in names[:2]}
         for name in ("baselines", "seeds", "learning_rates", "label_fractions"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):

@@ -46,7 +46,12 @@ def adaptation(folder: Path, **settings) -> Adaptation:
         ({"output_dir": "."}, "must not contain each other"),
         ({"fine_tuning": {"learning_rate": 1e-3}}, "fine_tuning must not set learning_rate: set learning_rates"),
         ({"fine_tuning": {"test_split": "val"}}, "fine_tuning must not set test_split: set data"),
+        ({"fine_tuning": {"eval_split": "test"}}, "fine_tuning must not set eval_split: set data"),
+        ({"fine_tuning": {"report_to": "wandb"}}, "fine_tuning must not set report_to: remove"),
         ({"pretraining": {"max_steps": 10}}, "pretraining must not set max_steps: set steps"),
+        ({"pretraining": {"mixture": {"a": {}}}}, "pretraining must not set mixture: set instructions"),
+        ({"start": QUICKSTART, "pretraining": {"language_model": "a"}}, "must not set language_model: set language_m"),
+        ({"pretraining": {"probe_data": "loveda"}}, "pretraining must not set probe_data: remove"),
     ],
 )
 def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, settings, message):

@@ -91,7 +91,7 @@ BOXES |= {
 ADAPT = {"steps": 10, "fine_tuning_steps": 2, "seeds": [0, 1], "learning_rates": [1e-3]}
 ADAPT |= {"force": True}  # because the small images resemble each other
 ADAPT |= {
-    stage: {name: value for name, value in settings.items() if name not in ("max_steps", "learning_rate")}
+    stage: {name: value for name, value in settings.items() if name not in ("max_steps", "learning_rate", "report_to")}
     for stage, settings in {"pretraining": TRAINING, "fine_tuning": BOXES}.items()
 }
 OF_TRANSFORMERS = '{"num_queries": 10, "decoder_layers": 2}'  # settings of the detectors of transformers
