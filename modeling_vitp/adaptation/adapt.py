@@ -724,6 +724,7 @@ class Adaptation:
             data={
                 "name": labels.root.name,
                 "images": {split: len(images) for split, images in labels.images.items()},
+                "test_scenes": labels.test_scenes,
                 "how": labels.how,
             },
             plan=shown | plan["settings"] | {"planned_seconds": plan["planned_seconds"], "used_seconds": used},

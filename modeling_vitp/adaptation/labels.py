@@ -59,6 +59,7 @@ class TaskData:
         settings: further settings of fine-tuning, such as `{"task": "oriented"}` of detection.
         lists: file of each split with the path of an image below the root in each line, as `--split_list` of
             `make_instructions` takes it, with `--split all` for other splits than `train`.
+        test_scenes: number of scenes of the test images, see [`find_scenes`].
     """
 
     task: str
@@ -69,6 +70,7 @@ class TaskData:
     how: str
     settings: dict[str, Any]
     lists: dict[str, Path]
+    test_scenes: int = 0
 
 
 def read_labels(
@@ -133,6 +135,10 @@ def read_labels(
         drawn = dict(zip(pool, draw_splits(scenes, [*pool.values()], ["train", *missing], seed)))
         images = {split: [path for path in drawn if drawn[path] == split] for split in ("train", *missing)}
         images = {split: images.get(split) or [*given[split]] for split in SPLITS}
+    scene_of = dict(zip(pool, scenes))
+    if "test" not in missing:
+        known = given["train"] | given["test"]
+        scene_of = dict(zip(known, find_scenes([*known], root, [*known.values()], layout, scene_pattern)[0]))
     for split, part in images.items():
         if len(part) < MIN_IMAGES:
             raise ValueError(
@@ -157,7 +163,8 @@ def read_labels(
         )
     else:
         how = f"The given splits train, val and test are kept: {how}."
-    return TaskData(task, name, root, data, images, how, settings, lists)
+    test_scenes = len({scene_of[path] for path in images["test"]})
+    return TaskData(task, name, root, data, images, how, settings, lists, test_scenes)
 
 
 def labels_digest(data: str | Path) -> str:

@@ -30,7 +30,7 @@ from .pages import (
 
 REPORT, README, PAGE = "report.json", "README.md", "report.html"
 ADAPTED, RANDOM = "adapted", "random"  # names of models
-FEW = 20  # number of test images below which the verdict warns of its intervals
+FEW = 20  # number of scenes of test images below which the verdict warns of its intervals
 UNITS = {"mean_iou": "mIoU", "map": "mAP", "box_map": "box mAP", "mask_map": "mask mAP"}
 UNITS["mean_average_precision"] = "mAP"
 BLIND = (
@@ -47,7 +47,8 @@ class AdaptationReport:
         task: `classification`, `segmentation` or `detection`.
         metric: name of the main score, such as `mean_iou`.
         classes: names of the classes.
-        data: `name`, `images` (number by split), and `how` (sentence that says how the images were split).
+        data: `name`, `images` (number by split), `test_scenes` (number of scenes of the test images), and `how`
+            (sentence that says how the images were split).
         plan: settings of the pretraining, and `planned_seconds` and `used_seconds` by stage.
         models: description of each backbone by its name. The adapted one is `adapted`, random weights are `random`.
         start: name of the backbone that the pretraining started from.
@@ -154,7 +155,9 @@ class AdaptationReport:
             first = f"Keep {start}: no difference to the adapted backbone was found ({gain})."
         others = [self.compare(name, one) for name, one in differences.items() if name != best]
         number = self.data.get("images", {}).get("test", FEW)
-        few = f"The test split has {number} images: with so few, do not rely on the intervals." * (number < FEW)
+        scenes = self.data.get("test_scenes", number)
+        found = f"{number} images" if scenes == number else f"images of {scenes} scenes or patients"
+        few = f"The test split has {found}: with so few, do not rely on the intervals." * (scenes < FEW)
         return " ".join(filter(None, [first, *others, few, "" if self.looks_at_images() else BLIND]))
 
     def compare(self, name: str, difference: Difference) -> str:

@@ -119,6 +119,7 @@ def test_splits_keep_scenes_whole(tmp_path, layout):
     assert found.settings == ({"task": "oriented"} if layout == "dota" else {})
     scenes = scenes_of(found)
     assert sum(map(len, scenes.values())) == len(set.union(*scenes.values())) == 10
+    assert found.test_scenes == len(scenes["test"]) < len(found.images["test"])
     assert found.how.startswith("Split by scene") and "10 scenes" in found.how
     assert all(3 <= len(found.images[split]) <= 5 for split in ("val", "test"))  # 15% are 3.75
     again = read_labels(root, tmp_path / "other", seed=0)
@@ -142,11 +143,11 @@ def test_instructions_take_list_of_training_images(tmp_path):
 def test_given_splits_are_kept(tmp_path, layout):
     root = tmp_path / "data"
     WRITERS[layout](root / "train", SCENES)
-    WRITERS[layout](root / "test", ["t_101", "t_102", "t_103", "t_104"])
+    WRITERS[layout](root / "test", ["t_101", "t_102", "u_103", "u_104"])
     given = {path for path in (root / "test").rglob("*.png") if "masks" not in path.parts}
     found = read_labels(root, tmp_path / "lists")
     check(found, len(SCENES) + 4)
-    assert {*found.images["test"]} == given
+    assert {*found.images["test"]} == given and found.test_scenes == 2
     assert "train and test are kept" in found.how and "validation" in found.how
     scenes = scenes_of(found)
     assert scenes["train"].isdisjoint(scenes["val"]) and 3 <= len(found.images["val"]) <= 5

@@ -124,6 +124,9 @@ def test_verdict_warns_of_few_test_images(number):
     data = {"name": "my_coco", "images": {"train": 70, "val": 10, "test": number}, "how": ""}
     verdict = make_report({ADAPTED: 0.60, "dinov2-base": 0.50}, data=data).verdict
     assert (f"The test split has {number} images: with so few" in verdict) == (number < 20)
+    data["test_scenes"] = 2
+    verdict = make_report({ADAPTED: 0.60, "dinov2-base": 0.50}, data=data).verdict
+    assert "The test split has images of 2 scenes or patients: with so few" in verdict
 
 
 @pytest.mark.parametrize("lows, is_blind", [([-0.1, 0.0], True), ([-0.1, 0.01], False), ([], False)])

@@ -93,3 +93,16 @@ def test_no_difference_is_rarely_clear():
     for run in (0.002, 0.02, 0.05):
         assert sum(paired_difference(*simulate(seed, 0, 3, run)).is_clear for seed in range(20)) <= 1
     assert all(paired_difference(*simulate(seed, 0.3)).is_clear for seed in range(20))
+
+
+def test_tiles_of_few_scenes_make_intervals_too_narrow():
+    """Equal models differ by scene and by tile; the intervals resample tiles."""
+    clear = []
+    for scenes, tiles in ((120, 1), (12, 10), (4, 30)):
+        clear.append(0)
+        for seed in range(200):
+            random = np.random.default_rng(seed)
+            of_scenes = [random.normal(0, 0.05, scenes).repeat(tiles) for _ in range(2)]
+            found = [scores_of(values + random.normal(0, 0.1, (3, scenes * tiles))) for values in of_scenes]
+            clear[-1] += paired_difference(*found).is_clear
+    assert clear == [4, 27, 69]
