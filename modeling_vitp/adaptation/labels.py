@@ -92,8 +92,8 @@ def read_labels(
         seed: seed of the draw.
 
     Raises:
-        ValueError: If no labels are found, a file is invalid, there are too few classes, images or scenes, two given
-            splits share an image, or the lists in `folder` are of other images.
+        ValueError: If no labels are found, a file is invalid, there are too few classes, images or scenes, a split has
+            no labels, two given splits share an image, or the lists in `folder` are of other images.
     """
     folder, config = Path(folder).resolve(), config_of_data(root)
     described = None if config is None else labels_of_config(config, folder)
@@ -135,6 +135,7 @@ def read_labels(
         drawn = dict(zip(pool, draw_splits(scenes, [*pool.values()], ["train", *missing], seed)))
         images = {split: [path for path in drawn if drawn[path] == split] for split in ("train", *missing)}
         images = {split: images.get(split) or [*given[split]] for split in SPLITS}
+    classes_of = {path: classes for part in given.values() for path, classes in part.items()}
     scene_of = dict(zip(pool, scenes))
     if "test" not in missing:
         known = given["train"] | given["test"]
@@ -144,6 +145,12 @@ def read_labels(
             raise ValueError(
                 f"Expected at least {MIN_IMAGES} images in each split of {root}, found {len(part)} in {split!r}"
                 f"{f', split by {by}' if by else ''}. Add images, or set `scene_pattern` for smaller scenes."
+            )
+        if not any(classes_of[path] for path in part):
+            other = "set another `seed`" if split in missing else "remove the split, which is then drawn"
+            raise ValueError(
+                f"Expected labels in each split of {root}, found none in the {len(part)} images of {split!r}. Add "
+                f"labels, or {other}."
             )
     sources = {split: data["splits"]["train" if split in missing else split] for split in SPLITS}
     data["splits"] = {split: {**sources[split], "list": str(path)} for split, path in lists.items()}

@@ -413,6 +413,12 @@ def write_no_objects(root: Path) -> None:
         path.write_text("")
 
 
+def write_unlabeled_split(root: Path) -> None:
+    """Write boxes whose validation images are all empty."""
+    for split, names in (("train", SCENES), ("val", ["empty_101", "empty_102"]), ("test", ["t_201", "t_202"])):
+        detection_data.write_dota(root / split, names)
+
+
 def write_changes(root: Path) -> None:
     for folder in ("A", "B", "label"):
         noise(root / "train" / folder / "a.png")
@@ -424,6 +430,7 @@ WRONG = {
     "captions": (write_captions, r"data\..*1 \.json.*[Cc]aptions"),
     "changes": (write_changes, "data.*'changes'"),
     "no objects": (write_no_objects, "1 .*data, found 0"),
+    "no labels in a split": (write_unlabeled_split, "data, found none in the 2 images of 'val'"),
     "one mask value": (lambda root: write_masks(root, SCENES, (1,)), "2 .*data.*class 1"),
     "one class folder": (lambda root: write_folders(root, SCENES, ("field",)), r"two classes.*25 \.png"),
     "broken": (write_broken, "s0_000.png"),
