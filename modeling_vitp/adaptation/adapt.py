@@ -52,7 +52,7 @@ from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
 from .bundle import change_texts, write_bundle
 from .comparison import Comparison, fine_tuning_settings
-from .labels import labels_digest, read_labels, write_list
+from .labels import labels_digest, num_windows, read_labels, write_list
 from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine, median_size
 from .report import AdaptationReport
 from .runs import describe_seconds, run_command, run_training, write_config
@@ -60,8 +60,7 @@ from .runs import describe_seconds, run_command, run_training, write_config
 logger = logging.getLogger(__name__)
 EARLY = 0.1  # share of the steps after which the backbone is compared with its start
 QUESTIONS = 200  # most questions of the control with other images
-PROBED = 1000  # most images of a split whose patch tokens are probed; those of DINOv2-B take 4 MB an image
-LARGE, WINDOW, OVERLAP = 1536, 1024, 200  # sides in pixels: of images that are cut into windows, and of these windows
+PROBED = 1000  # most images or windows of a split whose patch tokens are probed; those of DINOv2-B take 4 MB an image
 ANNOTATIONS = {"classification": "classes", "segmentation": "masks", "detection": "boxes"}
 MEASURED_STEPS = (2, 5)  # steps of the two runs whose difference in time gives the time of a step
 OF_START = ("model_name_or_path", "vision_model", "language_model", "from_scratch")  # settings of the pretraining
@@ -232,8 +231,9 @@ class Adaptation:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(names))
             words += ["--names", path]
-        if subject == "objects" and max(median_size(labels.images[split])) > LARGE:
-            words += ["--window", WINDOW, "--overlap", OVERLAP]
+        tile = labels.data["splits"][split].get("tile")
+        if subject == "objects" and tile is not None:
+            words += ["--window", tile["size"], "--overlap", tile["overlap"]]
         if labels.data.get("bad_objects") == "skip":
             words += ["--on_error", "skip"]
         if split == "train" and subject in ("objects", "regions") and all(map(has_8_bits, labels.images[split])):
@@ -362,7 +362,8 @@ class Adaptation:
             if costs.step:
                 epoch = -(-chosen["rows"] // chosen["settings"]["global_batch_size"])
                 batch = self.fine_tuning_settings()["per_device_train_batch_size"]
-                epochs = epoch, max(len(self.labels.images["train"]) // batch, 1)
+                samples = len(self.labels.images["train"]) * num_windows(self.labels, "train")
+                epochs = epoch, max(samples // batch, 1)
                 found = choose_steps(args.seconds, costs, *epochs, MAE in args.baselines, self.num_fine_tunings)
                 steps = {name: found[name] if value is None else value for name, value in steps.items()}
             runs = self.num_fine_tunings(len(steps["seeds"]))
@@ -625,13 +626,13 @@ class Adaptation:
         ]
 
     def probed_data(self, split: str) -> dict[str, Any]:
-        """Return the setting `data` with at most `PROBED` training images and images of a split, except for classes."""
+        """Return the setting `data` with about `PROBED` training images and images of a split, except for classes."""
         data, labels = self.labels.data, self.labels
         splits = dict(data["splits"])
         for name in ("train", split) if labels.task != "classification" else ():
             images = labels.images[name]
-            if len(images) > PROBED:
-                chosen = np.random.default_rng(self.args.seed).permutation(len(images))[:PROBED]
+            if len(images) > (most := max(PROBED // num_windows(labels, name), 1)):
+                chosen = np.random.default_rng(self.args.seed).permutation(len(images))[:most]
                 path = self.folder / "splits" / f"{name}_probed.txt"
                 write_list(path, labels.root, [images[index] for index in sorted(chosen)])
                 splits[name] = {**splits[name], "list": str(path.resolve())}

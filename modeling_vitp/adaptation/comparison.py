@@ -123,7 +123,7 @@ class Comparison:
 def fine_tuning_settings(
     labels: TaskData, config: PreTrainedConfig, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the configuration of a fine-tuning: defaults for images of this size, and the given settings.
+    """Return the configuration of a fine-tuning: defaults for images or windows of this size, and the given settings.
 
     Args:
         labels: labeled images.
@@ -147,7 +147,8 @@ def fine_tuning_settings(
         side = min(max(min(height, width) // 32 * 32, 32), 512)
         defaults |= {"crop_size": side, "per_device_train_batch_size": 8}
     else:
-        side = min(-(-max(height, width) // 32) * 32, 1024)
+        longest = labels.data["splits"]["train"].get("tile", {}).get("size", max(height, width))
+        side = min(-(-longest // 32) * 32, 1024)
         defaults |= {"image_size": side, "per_device_train_batch_size": 4}
     defaults["per_device_train_batch_size"] = min(defaults["per_device_train_batch_size"], len(images))
     fixed = {"data": labels.data, "eval_split": "val", "eval_strategy": "no", "report_to": "none"}

@@ -18,7 +18,7 @@ from ..classification.data import ClassificationData
 from ..command.paths import config_of_data, read_yaml
 from ..dense.data import DenseData
 from ..detection.annotations import FORMATS
-from ..detection.data import DetectionData
+from ..detection.data import DetectionData, object_windows
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.reading import is_tiff
 from ..instructions.from_annotations.formats import STATISTICS, read_list
@@ -26,11 +26,13 @@ from ..instructions.from_annotations.geodata import georeference
 from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, Layout, recognize_layout
 from ..training.checkpointing import write_whole
 from ..training.fine_tuning_data import DataSettings, FileSample, images_of_files, shared_images
+from .plan import median_size
 
 SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 SHARE = 0.15  # Share of the training images in a split that the labels lack.
 MIN_IMAGES = 2  # Smallest number of images of a split.
 MIN_SCENES = 6  # Smallest number of scenes that names of files are trusted to tell apart.
+LARGE, WINDOW, OVERLAP = 1536, 1024, 200  # Sides in pixels: of images that are cut into windows, and of these windows.
 DRAWS = 300  # Number of random splits of which the best is chosen.
 # Layouts and data of each task.
 TASKS: dict[str, tuple[tuple[str, ...], type[DataSettings]]] = {
@@ -80,7 +82,7 @@ def read_labels(
 
     Splits of the labels are kept. A validation or a test split that is missing, or has no labels, is drawn from the
     training images: 15% of them, by scene if scenes can be told apart, see [`find_scenes`]. All images and labels are
-    read and checked.
+    read and checked. Large images with boxes get the setting `tile`.
 
     Args:
         root: folder of the images and labels, in a layout of `make_instructions`: boxes, masks or class folders; or a
@@ -153,7 +155,9 @@ def read_labels(
                 f"labels, or {other}."
             )
     sources = {split: data["splits"]["train" if split in missing else split] for split in SPLITS}
-    data["splits"] = {split: {**sources[split], "list": str(path)} for split, path in lists.items()}
+    is_large = task == "detection" and max(median_size(images["train"])) > LARGE
+    tile = {"tile": {"size": WINDOW, "overlap": OVERLAP}} if is_large else {}
+    data["splits"] = {split: {**tile, **sources[split], "list": str(path)} for split, path in lists.items()}
     samples = {split: [FileSample(path.stem, {}, (path,), None) for path in part] for split, part in images.items()}
     TASKS[task][1].from_dict(data).check_files(samples)
     for split, path in lists.items():
@@ -216,6 +220,12 @@ def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
     settings = {name: value for name, value in settings.items() if name not in names}
     lists = {"train": Path(folder) / "train.txt"}
     return TaskData("detection", data.format, root, described | {"root": str(root)}, {}, "", settings, lists)
+
+
+def num_windows(found: TaskData, split: str) -> int:
+    """Return the number of windows of an image of median size, 1 for images that are not cut."""
+    tile = found.data["splits"][split].get("tile")
+    return 1 if tile is None else len(object_windows(median_size(found.images[split]), tile["size"], tile["overlap"]))
 
 
 def with_label_fraction(found: TaskData, fraction: float, seed: int, folder: str | Path) -> dict[str, Any]:
@@ -316,7 +326,7 @@ def labels_of(task: str, data: Mapping, split: str, settings: Mapping) -> dict[P
         rows = enumerate(tqdm(part.rows, desc=f"masks of {split}", disable=None))
         found = {row.images[0]: {*part.mask(k).unique().tolist()} - {IGNORE_INDEX} for k, (row, _) in rows}
     else:
-        part = opened.open_split(split, settings.get("task", "horizontal"))
+        part = opened.without_tiles().open_split(split, settings.get("task", "horizontal"))
         found = {item.image: set(item.objects.labels[~item.objects.crowd].tolist()) for item in part.places}
     return {path: found[path] for path in sorted(found)}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from classification_data import write_folders
-from detection_data import write_coco
+from detection_data import write_coco, write_dota
 from paths import ROOT
 from PIL import Image
 from prepared_folders import write_rsar
@@ -19,11 +19,11 @@ from vision_families import MEAN, save_vit
 
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import adapt as adapting
-from modeling_vitp.adaptation import comparison
+from modeling_vitp.adaptation import comparison, labels
 from modeling_vitp.adaptation.adapt import Adaptation
 from modeling_vitp.adaptation.arguments import AdaptArguments
 from modeling_vitp.adaptation.comparison import Comparison
-from modeling_vitp.adaptation.labels import read_labels
+from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.training.plan import config_of_start
@@ -134,6 +134,29 @@ def test_probes_see_some_images_at_one_size(tmp_path, monkeypatch):
     images = {split: {place.image for place in data.open([split], "oriented").places} for split in ("train", "test")}
     assert [len(part) for part in images.values()] == [5, 4]
     assert images["train"] < {*found.labels.images["train"]} and images["test"] == {*found.labels.images["test"]}
+
+
+def test_large_images_with_boxes_are_cut_in_all_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels, "LARGE", 90)  # the images have 80 x 96 pixels
+    monkeypatch.setattr(labels, "WINDOW", 64)
+    monkeypatch.setattr(labels, "OVERLAP", 16)
+    monkeypatch.setattr(adapting, "PROBED", 8)
+    write_dota(tmp_path / "data", [f"site{index:03}" for index in range(12)])
+    found, words = adaptation(tmp_path), []
+    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
+    assert [split["tile"] for split in found.labels.data["splits"].values()] == [{"size": 64, "overlap": 16}] * 3
+    assert found.fine_tuning_settings()["image_size"] == 64
+    data = DetectionData.from_dict(found.labels.data)
+    whole = data.without_tiles().open(["train"], "oriented").places
+    assert labels_of("detection", found.labels.data, "train", {"task": "oriented"}) == {
+        place.image: {*place.objects.labels.tolist()} for place in whole
+    }
+    assert len(data.open(["train"], "oriented")) == num_windows(found.labels, "train") * len(whole)
+    probed = DetectionData.from_dict(found.probed_data("test")).open(["train"], "oriented")
+    assert len(probed) == 8 < len(data.open(["train"], "oriented"))
+    monkeypatch.setattr(adapting, "run_command", lambda name, options, log: words.extend(options))
+    found.make_instructions("train")
+    assert words[words.index("--window") :][:4] == ["--window", "64", "--overlap", "16"]
 
 
 def test_model_as_start_replaces_from_scratch(tmp_path):
