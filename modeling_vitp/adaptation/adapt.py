@@ -364,7 +364,8 @@ class Adaptation:
                 batch = self.fine_tuning_settings()["per_device_train_batch_size"]
                 samples = len(self.labels.images["train"]) * num_windows(self.labels, "train")
                 epochs = epoch, max(samples // batch, 1)
-                found = choose_steps(args.seconds, costs, *epochs, MAE in args.baselines, self.num_fine_tunings)
+                seeds = None if args.seeds is None else len(args.seeds)
+                found = choose_steps(args.seconds, costs, *epochs, MAE in args.baselines, self.num_fine_tunings, seeds)
                 steps = {name: found[name] if value is None else value for name, value in steps.items()}
             runs = self.num_fine_tunings(len(steps["seeds"]))
             seconds = {"pretraining": steps["steps"] * costs.step}

@@ -123,8 +123,9 @@ def choose_steps(
     fine_tuning_epoch: int,
     with_mae: bool,
     runs: Callable[[int], int],
+    num_seeds: int | None = None,
 ) -> dict:
-    """Return the steps of the pretraining and of each fine-tuning, and the number of seeds.
+    """Return the steps of the pretraining and of each fine-tuning, and the seeds.
 
     Args:
         seconds: budget.
@@ -132,23 +133,24 @@ def choose_steps(
         epoch, fine_tuning_epoch: steps of an epoch of the pretraining and of a fine-tuning.
         with_mae: whether a masked autoencoder is trained as long as the pretraining.
         runs: function that returns the number of fine-tunings for a number of seeds.
+        num_seeds: number of seeds, by default the largest for which a fine-tuning has an epoch.
 
     Raises:
         ValueError: if the budget is too short for one step of each.
     """
     steps = int(PRETRAINING_SHARE * seconds / (costs.step * (1 + with_mae)))
-    for seeds in range(MOST_SEEDS, 0, -1):
+    for seeds in range(MOST_SEEDS, 0, -1) if num_seeds is None else (num_seeds,):
         each = FINE_TUNING_SHARE * seconds / runs(seeds) - costs.evaluation
         fine_tuning_steps = int(each / costs.fine_tuning_step)
         if fine_tuning_steps >= fine_tuning_epoch:
             break
     if steps < 1 or fine_tuning_steps < 1:
-        one = runs(1) * (costs.fine_tuning_step + costs.evaluation) / FINE_TUNING_SHARE
+        one = runs(seeds) * (costs.fine_tuning_step + costs.evaluation) / FINE_TUNING_SHARE
         needed = max(costs.step * (1 + with_mae) / PRETRAINING_SHARE, one)
         raise ValueError(
             f"budget: {seconds:.0f} s are too short for one step of the pretraining ({costs.step:.1f} s) and of each "
-            f"of {runs(1)} fine-tunings. Set a budget of at least {math.ceil(needed / 60)}min, and better ten times "
-            "that, or fewer baselines."
+            f"of {runs(seeds)} fine-tunings. Set a budget of at least {math.ceil(needed / 60)}min, and better ten "
+            "times that, or fewer baselines or seeds."
         )
     return {
         "steps": min(steps, MOST_EPOCHS * epoch),
