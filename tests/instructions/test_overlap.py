@@ -89,6 +89,14 @@ def test_identical_pixels_match_as_same(index, images):
     assert match == overlap.Match("c", "same", 1.0)
 
 
+def test_images_of_one_color_match_nothing():
+    empty, faint = Image.new("RGB", (32, 32), (9, 9, 9)), Image.new("RGB", (32, 32))
+    faint.putpixel((3, 4), (1, 0, 0))
+    images = Dataset.from_dict({"image": [empty, faint]}).cast_column("image", ImageFeature(decode=False))
+    index = overlap.TestImages(images, ["empty", "faint"])
+    assert index.find(empty) == [] and index.find(faint) == [overlap.Match("faint", "same", 1.0)]
+
+
 def test_palette_colors_are_compared():
     numbers = np.arange(64, dtype=np.uint8).reshape(8, 8)
     colored = []
