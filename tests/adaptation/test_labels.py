@@ -283,6 +283,16 @@ def test_class_names_in_files_are_no_scenes(tmp_path):
     assert all({path.parent.name for path in part} == {*classes} for part in found.images.values())
 
 
+@pytest.mark.parametrize("is_split", [False, True])
+def test_class_may_have_word_of_a_split(tmp_path, is_split):
+    root, names = tmp_path / "data", {"train": SCENES, "val": ["v_1", "v_2"], "test": ["t_1", "t_2"]}
+    for split, part in names.items() if is_split else [("", SCENES)]:
+        write_folders(root / split, part, ("bridge", "train_station"))
+    found = read_labels(root, tmp_path / "lists")
+    assert found.data["classes"] == ["bridge", "train_station"]
+    assert sum(map(len, found.images.values())) == len(SCENES) + 4 * is_split
+
+
 def test_names_of_uneven_groups_are_no_scenes(tmp_path):
     root = tmp_path / "data"
     write_masks(root, [*(f"site_{n}" for n in range(20)), *(f"{other}_1" for other in "abcdef")])
@@ -413,6 +423,12 @@ def write_no_objects(root: Path) -> None:
         path.write_text("")
 
 
+def write_empty_class(root: Path) -> None:
+    for split, names in (("train", SCENES), ("val", ["v_1", "v_2"]), ("test", ["t_1", "t_2"])):
+        write_folders(root / split, names)
+    (root / "val" / "forest" / "v_2.png").unlink()
+
+
 def write_unlabeled_split(root: Path) -> None:
     """Write boxes whose validation images are all empty."""
     for split, names in (("train", SCENES), ("val", ["empty_101", "empty_102"]), ("test", ["t_201", "t_202"])):
@@ -430,6 +446,8 @@ WRONG = {
     "captions": (write_captions, r"data\..*1 \.json.*[Cc]aptions"),
     "changes": (write_changes, "data.*'changes'"),
     "no objects": (write_no_objects, "1 .*data, found 0"),
+    "empty class folder": (write_empty_class, "No images .*class 'forest': .*val/forest"),
+    "split folders": (lambda root: write_folders(root, SCENES, ("train_images", "test_images")), r"data\..*25 \.png"),
     "no labels in a split": (write_unlabeled_split, "data, found none in the 2 images of 'val'"),
     "one mask value": (lambda root: write_masks(root, SCENES, (1,)), "2 .*data.*class 1"),
     "one class folder": (lambda root: write_folders(root, SCENES, ("field",)), r"two classes.*25 \.png"),

@@ -713,10 +713,13 @@ class ClassFolders(Layout):
 
     @classmethod
     def matches(cls, root):
-        folders = cls(root)._split_folders.values() or [root]
-        classes = [path for folder in folders for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+        splits = cls(root)._split_folders.values()
+        found = [path for folder in splits or [root] for path in folder.iterdir() if path.is_dir()]
+        # Readers of the classes name an empty folder in their error.
+        classes = [path for path in found if path.name[0] != "." and any(one.name[0] != "." for one in path.iterdir())]
         names, others = {path.name for path in classes}, {*Masks.image_folders, *Masks.mask_folders}
-        is_named = len(names) > 1 and not any(split_in(name) or name.lower() in others for name in names)
+        is_split = any(map(SPLIT_NAME.fullmatch, names)) or (not splits and len([*filter(split_in, names)]) > 1)
+        is_named = len(names) > 1 and not is_split and not any(name.lower() in others for name in names)
         return is_named and all(any(map(is_image, path.iterdir())) for path in classes)
 
     @cached_property
