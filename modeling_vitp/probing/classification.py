@@ -140,6 +140,8 @@ def open_samples(
         opened = [copy.copy(opened[0]).subset(kept).set_classes(names, False) for kept in (train, test)]
         if not len(test):
             raise ValueError(f"{name}: test_share={test_share} holds out no test images. Increase it.")
+        if isinstance(opened[0], FileImages):
+            data.check_files({role: part.samples for role, part in zip(("train", "held out"), opened)})
     images = np.bincount(opened[0].labels, minlength=len(names))
     tested = np.bincount(opened[1].labels, minlength=len(names))
     unknown = [one for one, trained, number in zip(names, images, tested) if number and not trained]

@@ -358,6 +358,16 @@ def test_shared_images_are_logged(tmp_path, caplog):
     assert "test/a/0.png" in caplog.text and "test/b/0.png" not in caplog.text
 
 
+def test_held_out_copies_are_logged(tmp_path, caplog):
+    make_classes(tmp_path, {"train": {"a": 4, "b": 4}})
+    open_samples(str(tmp_path), None, "train", "test", 0.5)
+    assert not caplog.text
+    for index in (1, 2, 3):
+        (tmp_path / "train" / "a" / f"{index:02d}.png").write_bytes((tmp_path / "train/a/00.png").read_bytes())
+    open_samples(str(tmp_path), None, "train", "test", 0.5)
+    assert "train/a/0" in caplog.text and "'held out'" in caplog.text and "train/b" not in caplog.text
+
+
 @pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
 def test_misplaced_image_is_named(tmp_path, place):
     for index, folder in enumerate(("train/a", "train/b", "test/a", "test/b")):
