@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 
 from ..cards.model_card import cell_text
 from ..evaluation.intervals import Difference, Score, paired_difference
-from ..probing.gains import draw_panels
 from ..training.checkpointing import write_whole
 from .pages import (
     CHARTS,
@@ -290,31 +288,6 @@ class AdaptationReport:
         settings |= settings.pop("settings", {})
         rows = [[key.replace("_", " "), cell_text(value)] for key, value in settings.items()]
         return [Table(["setting", "value"], rows), Table(["stage", "planned, h:mm:ss", "used, h:mm:ss"], stages)]
-
-
-def draw_side_by_side(
-    models: Mapping[str, Sequence[np.ndarray | str]],
-    images: Sequence[np.ndarray],
-    truth: Sequence[np.ndarray | str],
-    path: Path,
-) -> None:
-    """Draw a row for each test image: the image, the truth, and the prediction of each model. Save an image file.
-
-    Args:
-        models: predictions of each model, as uint8 RGB arrays of shape `(height, width, 3)` or as texts.
-        images: uint8 RGB arrays of shape `(height, width, 3)`.
-        truth: annotations in the form of the predictions.
-        path: path of the image file.
-    """
-    rows = []
-    for index, image in enumerate(images):
-        rows.append([("image", image)])
-        for name, panels in {"truth": truth, **models}.items():
-            title, panel = label(name), panels[index]
-            is_text = isinstance(panel, str)
-            rows[-1].append((f"{title}: {panel}", np.full_like(image, 255)) if is_text else (title, panel))
-    with matplotlib.rc_context(CHARTS):
-        draw_panels(rows, path)
 
 
 def label(name: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from modeling_vitp.adaptation.pages import read_blocks
-from modeling_vitp.adaptation.report import ADAPTED, RANDOM, AdaptationReport, draw_side_by_side
+from modeling_vitp.adaptation.report import ADAPTED, RANDOM, AdaptationReport
 from modeling_vitp.evaluation.intervals import resample
 
 EVIL = "<script>alert(1)</script> | *a*"
@@ -228,10 +228,8 @@ def full_report():
 @pytest.fixture(scope="module")
 def folder(full_report, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    image = np.random.default_rng(0).integers(255, size=(8, 12, 3), dtype=np.uint8)
-    draw_side_by_side(
-        {ADAPTED: [image] * 2, "mae": ["$a", "tree"]}, [image] * 2, [image] * 2, folder / "side by side.png"
-    )
+    image = np.random.default_rng(0).integers(255, size=(120, 128, 3), dtype=np.uint8)
+    Image.fromarray(image).save(folder / "side by side.png")
     full_report.save(folder)
     return folder
 
