@@ -24,7 +24,6 @@ from ..convert.tensor_files import check_finite
 from ..input_spec import InputSpec
 from ..metrics.base import DistributedMetric
 from ..metrics.report import metric_path
-from ..metrics.resampling import Score
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from ..modeling_vitp_multi_scale import NECKS
@@ -258,23 +257,6 @@ class FineTuningTrainer(BaseTrainer):
     def main_score(self) -> str | None:
         """Name of the main score of the task in the scores of a split."""
         return self.metric.main_score
-
-    def score_split(self, dataset: Dataset, main_score: str | None = None) -> tuple[dict[str, float], Score]:
-        """Evaluate with the settings of the test split, and return the metrics and the main score over resamples.
-
-        Args:
-            dataset: labeled samples. Windows of an image and slices of a volume are resampled together.
-            main_score: key in the result of `metric`, by default the metric's `main_score`.
-
-        Returns:
-            Metrics with the prefix `test_`, as `evaluate` returns them, and the
-            [`~modeling_vitp.metrics.resampling.Score`] for
-            [`~modeling_vitp.evaluation.intervals.paired_difference`].
-
-        Raises:
-            ValueError: if the metric has no such score.
-        """
-        return self.evaluate(dataset, metric_key_prefix="test"), self.metric.score_images(main_score)
 
     def _with_callbacks(self, dataloader: DataLoader) -> Iterator:
         """Yield the batches, and call `on_prediction_step` of the callbacks after each batch."""

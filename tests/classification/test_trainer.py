@@ -95,7 +95,7 @@ def test_augmentation_rotates_flips_and_jitters():
 def test_split_is_scored_over_resamples(trained):
     trainer = trained()
     samples = trainer.train_dataset.samples
-    metrics, score = trainer.score_split(samples)
+    metrics, score = trainer.evaluate(samples, metric_key_prefix="test"), trainer.metric.score_images()
     predicted = trainer.predict([samples[index]["image"] for index in range(len(samples))]).argmax(1)
     right = (predicted == samples.labels).double()
     assert metrics["test_accuracy"] == score.value == right.mean()

@@ -243,7 +243,7 @@ def test_split_is_scored_over_resamples_of_images(tmp_path, monkeypatch, task, m
     )
     trainer = ViTPDetectionTrainer(tiny_detector(task), config, task)
     monkeypatch.setattr(ViTPDetectionTrainer, "detect", detect)
-    metrics, score = trainer.score_split(samples)
+    metrics, score = trainer.evaluate(samples, metric_key_prefix="test"), trainer.metric.score_images()
     assert len(trainer.metric.cases) == 3 < len(samples)
     assert metrics[f"test_{main}"] == score.value and 0 < score.value < 1
     assert len(score.resampled) == 200 and min(score.resampled) < score.value < max(score.resampled)

@@ -246,12 +246,12 @@ def test_split_is_scored_over_resamples(tmp_path):
         }
         for number, case in enumerate("baacdb")
     ]
-    metrics, score = trainer.score_split(samples)
+    metrics, score = trainer.evaluate(samples, metric_key_prefix="test"), trainer.metric.score_images()
     assert metrics["test_mean_iou"] == score.value == trainer.evaluate(samples)["eval_mean_iou"]
     for draw, resampled in list(zip(resample(4), score.resampled))[:3]:
         repeated = [sample for index in draw for sample in samples if sample["case"] == "abcd"[index]]
         assert trainer.evaluate([{**sample, "case": "a"} for sample in repeated])["eval_mean_iou"] == resampled
-    metrics, score = trainer.score_split(samples, "overall_accuracy")
-    assert metrics["test_overall_accuracy"] == score.value
+    metrics = trainer.evaluate(samples)
+    assert metrics["eval_overall_accuracy"] == trainer.metric.score_images("overall_accuracy").value
     with pytest.raises(ValueError, match="f1"):
-        trainer.score_split(samples, "f1")
+        trainer.metric.score_images("f1")
