@@ -171,11 +171,10 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         self.metric = [*self.metrics.values()][-1]
 
     def _load_metrics(self, name: str, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
-        """Return the metrics by the prefix of their score names."""
+        """Return the metrics by the prefix of their score names. The options are those of the metric of boxes."""
         if self.task != "instances":
             return {"": self.load_metric(name, BoxMetric, **options)}
-        of_masks = options if name == "coco_average_precision" else {}
-        masks = self.load_metric("coco_average_precision", masks=True, **of_masks)
+        masks = self.load_metric("coco_average_precision", masks=True)
         return {"box_": self.load_metric(name, BoxMetric, **options), "mask_": masks}
 
     # Training
