@@ -134,7 +134,7 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         files = f"{name}/{patterns[0]}" if len(patterns) == 1 else f"{name} ({', '.join(patterns)})"
         reason = " ".join(str(error).split()) or type(error).__name__
         if "ignore_mismatched_sizes" in reason:
-            reason = "the tensors' shapes differ from those in config.json, see the report above."
+            reason = "the tensors' shapes differ from those of config.json and the settings, see the report above."
         raise ValueError(found or f"{files} cannot be opened: {reason}") from error
 
 

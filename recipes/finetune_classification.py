@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained backbone for image classification with one or several labels per image.
+r"""Fine-tune a pretrained backbone for image classification with one or several labels per image.
 
     vitp finetune_classification --data_root my_images --test_split test --model_name_or_path my_backbone \
         --output_dir outputs/my_classes

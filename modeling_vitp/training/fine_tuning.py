@@ -27,6 +27,7 @@ from ..metrics.report import metric_path
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from ..modeling_vitp_multi_scale import NECKS
+from ..opening import naming
 from ..vision_towers import pair
 from ..vrl import keyed_generator
 from .arguments import StartArguments
@@ -301,7 +302,8 @@ def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_tra
             "and remove from_scratch with --from_scratch '{}'."
         )
     if not do_train:
-        found, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)
+        with naming(args.model_name_or_path, PreTrainedConfig):
+            found, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)
         if found.get("model_type") != model_class.config_class.model_type:
             raise ValueError(
                 f"do_train is false, but {args.model_name_or_path} is of type {found.get('model_type')!r}. Expected a "
@@ -382,12 +384,8 @@ def load_on_backbone(
 def load_fine_tuned(model_class: type[PreTrainedModel], args: StartArguments, **revision: Any) -> PreTrainedModel:
     """Load a fine-tuned model with the settings in `args.head`; those in `args.backbone` must be the model's own."""
     start = args.model_name_or_path
-    try:
-        model, found = model_class.from_pretrained(start, **revision, **(args.head or {}), output_loading_info=True)
-        missing = found["missing_keys"]
-    except RuntimeError as error:  # shapes of other settings
-        raise ValueError(f"head: {args.head} needs weights of other shapes than those of {start}.") from error
-    if missing:
+    model, found = model_class.from_pretrained(start, **revision, **(args.head or {}), output_loading_info=True)
+    if missing := found["missing_keys"]:
         raise ValueError(f"head: {args.head} needs weights that {start} lacks, such as {min(missing)}.")
     own = model.config.backbone_config.to_dict()
     given = json.loads(json.dumps(args.backbone or {}))

@@ -1,5 +1,7 @@
 """Base trainer of fine-tuning: arguments, pictures, evaluation, and learning rates."""
 
+from functools import partial
+
 import dense_data
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from transformers import TrainerCallback
 
 from modeling_vitp import (
     ViTPAdapterConfig,
+    ViTPDetectionImageProcessor,
     ViTPForChangeDetection,
     ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
@@ -23,6 +26,8 @@ from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.training import results
+from modeling_vitp.training.arguments import BackboneArguments
+from modeling_vitp.training.fine_tuning import check_start, load_image_processor, load_on_backbone
 from modeling_vitp.training.freezing import layer_decay_groups
 from modeling_vitp.training.resume_config import check_resume_settings
 
@@ -255,3 +260,47 @@ def test_split_is_scored_over_resamples(tmp_path):
     assert metrics["eval_overall_accuracy"] == trainer.metric.score_images("overall_accuracy").value
     with pytest.raises(ValueError, match="f1"):
         trainer.metric.score_images("f1")
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory):
+    """Return the folder of a detector with its image processor, which resizes to 96 x 128 pixels."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    backbone = ViTPAdapterConfig(
+        **{**VISION, "num_hidden_layers": 1, "image_size": [64, 64], "patch_size": [16, 16]},
+        deformable_heads=4,
+        spatial_prior_channels=8,
+    )
+    settings = {"backbone_config": backbone, "id2label": {0: "ship"}, **SETTINGS[ViTPForObjectDetection]}
+    ViTPForObjectDetection(ViTPForObjectDetection.config_class(**settings)).save_pretrained(folder)
+    ViTPDetectionImageProcessor(do_resize=True, size={"height": 96, "width": 128}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_settings_of_the_head_are_applied_to_a_fine_tuned_model(fine_tuned):
+    def load(**settings):
+        args = BackboneArguments(model_name_or_path=fine_tuned, **settings)
+        return load_on_backbone(ViTPForObjectDetection, args, ["ship"]).config
+
+    own = load()
+    assert (own.score_threshold, own.flip_test) == (0.05, False)
+    changed = load(head={"score_threshold": 0.01, "flip_test": True}, backbone={"deformable_heads": 4})
+    assert (changed.score_threshold, changed.flip_test) == (0.01, True)
+    with pytest.raises(ValueError, match="backbone: .*deformable_heads.* 4"):
+        load(backbone={"deformable_heads": 2})
+    with pytest.raises(ValueError, match="shapes differ.*settings"):
+        load(head={"neck_channels": 8})
+
+
+def test_trained_model_is_scored_at_its_own_size(fine_tuned, caplog):
+    args, size = BackboneArguments(model_name_or_path=fine_tuned), {"max_height": 64, "max_width": 64}
+    load = partial(load_image_processor, ViTPDetectionImageProcessor, args, do_resize=True, size=size)
+    assert dict(load().size) == size and not caplog.messages
+    assert dict(load(do_train=False).size) == {"height": 96, "width": 128} and "size" in caplog.text
+
+
+def test_backbone_is_not_scored(tmp_path, fine_tuned):
+    dense_data.tiny_backbone().save_pretrained(tmp_path)
+    check_start(ViTPForObjectDetection, BackboneArguments(model_name_or_path=fine_tuned), do_train=False)
+    with pytest.raises(ValueError, match="vitp_vision.*vitp_object_detection|do_train"):
+        check_start(ViTPForObjectDetection, BackboneArguments(model_name_or_path=str(tmp_path)), do_train=False)
