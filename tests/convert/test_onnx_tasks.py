@@ -126,12 +126,15 @@ def test_detection_graph_has_the_detections(tmp_path, name, neck):
 def test_oriented_graph_has_the_boxes_before_nms(tmp_path):
     model = write_model(tmp_path / "model", "oriented", "adapter")
     onnx.export_onnx(tmp_path / "model", tmp_path / "a.onnx")
+    metadata = onnxruntime.InferenceSession(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
+    threshold, overlap, most = (
+        json.loads(metadata[key]) for key in ("score_threshold", "nms_threshold", "max_detections")
+    )
     for size in LARGER_SIZES:
         found, images = run_graph(tmp_path / "a.onnx", size, 1)
         scores, boxes = found["scores"][0], found["boxes"][0, :, 0]
-        rows, labels = (scores > model.config.score_threshold).nonzero().unbind(-1)
-        kept = rotated_nms(boxes[rows], scores[rows, labels], model.config.nms_threshold, labels)
-        kept = kept[: model.config.max_detections]
+        rows, labels = (scores > threshold).nonzero().unbind(-1)
+        kept = rotated_nms(boxes[rows], scores[rows, labels], overlap, labels)[:most]
         with torch.no_grad():
             wanted = model(**images)
         assert torch.equal(labels[kept], wanted.labels[0])
