@@ -410,7 +410,9 @@ class Adaptation:
         """Return the number of rows, and the settings of tiles, VRL, batch and checkpointing."""
         pretrain_args, training_args, model_args = self.parse_pretraining({}, 1)
         image_processor, tokens = self.tiling(pretrain_args, model_args)
-        settings = choose_tiling(median_size(self.labels.images["train"]), image_processor, tokens)
+        window = self.labels.data["splits"]["train"].get("tile", {}).get("size", math.inf)
+        height, width = (min(side, window) for side in median_size(self.labels.images["train"]))
+        settings = choose_tiling((height, width), image_processor, tokens)
         settings |= {name: value for name, value in self.args.pretraining.items() if name in settings}
         image_processor.max_patches = settings["max_patches"]
         summaries = summarize_sources(load_sources(self.instructions), image_processor)

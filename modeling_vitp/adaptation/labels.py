@@ -266,14 +266,19 @@ def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]
         raise ValueError(f"Unknown task {task!r}. Options: {', '.join((*TASKS, *BOX_TASKS))}.")
     layout = recognize_layout(root, LAYOUTS if kind is None else TASKS[kind][0])
     kind = next((kind for kind, (layouts, _) in TASKS.items() if layout in layouts), None)
+    if kind is None and layout is not None:
+        raise ValueError(
+            f"adapt does not read the layout {layout!r} of {root}. Use the single commands instead: make_instructions, "
+            "pretrain and fine-tuning, for volumes as in recipes/medical.md."
+        )
     if kind is None:
         files = Counter(path.suffix.lower() or "no suffix" for path in root.rglob("*") if path.is_file())
         found = ", ".join(f"{number} {suffix}" for suffix, number in files.most_common(5)) or "no files"
         raise ValueError(
             f"No labels found in {root}{f' for {task}' if task else ''}. Expected boxes ({', '.join(FORMATS)}), "
             "masks of the same names as their images (images and masks), or folders of at least two classes. Found: "
-            f"{found if layout is None else f'the layout {layout!r}'}. Captions and instructions alone are not a task "
-            "to compare backbones on: add labeled images of your task."
+            f"{found}. Captions and instructions alone are not a task to compare backbones on: add labeled images of "
+            "your task."
         )
     box_task = task if task in BOX_TASKS else "oriented" if layout == "dota" else "horizontal"
     return kind, layout, {} if kind != "detection" or box_task == "horizontal" else {"task": box_task}
