@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     name = words[0].replace("-", "_")
     if name not in paths:
         nearest = difflib.get_close_matches(name, paths, 1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "`vitp` without arguments lists the recipes."
-        errors.run_program(lambda: errors.refuse(f"unknown recipe {words[0]!r}: {hint}"))
+        hint = f": did you mean {nearest[0]!r}?" if nearest else "."
+        errors.run_program(lambda: errors.refuse(f"unknown command {words[0]!r}{hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
     folder = paths[name].parent.name
     module = f"{RECIPES}.{name}" if folder == "recipes" else f"{RECIPES}.{folder}.{name}"

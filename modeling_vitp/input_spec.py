@@ -145,7 +145,9 @@ class InputSpec:
         """Raise a `ValueError` if an image with `number` bands does not fit the spec."""
         if self.bands is not None:
             if max(self.bands) >= number:
-                raise ValueError(f"input_spec asks for bands {list(self.bands)}, but the image has {number} band(s).")
+                raise ValueError(
+                    f"input_spec asks for bands {list(self.bands)}, counted from 0, but the image has {number} band(s)."
+                )
         elif number not in self._numbers:
             if self.band_names is not None:
                 raise ValueError(f"the model takes {describe_bands(self.band_names)}, but the image has {number}.")

@@ -272,7 +272,8 @@ class ViTPProcessor(ProcessorMixin):
         if len(images) != sum(expected):
             raise ValueError(
                 f"Expected {sum(expected)} image(s) for the {IMAGE_TOKEN} tokens in the text ({expected} by sample of "
-                f"the batch), got {len(images)}."
+                f"the batch), got {len(images)}. Write {IMAGE_TOKEN} in the text once for each image, or use "
+                "`apply_chat_template`."
             )
         flat = iter(images)
         return [[next(flat) for _ in range(number)] for number in expected]

@@ -1,4 +1,4 @@
-"""Adapt a ViT to a domain: from labels to a verdict against its start and other backbones, in one command.
+r"""Adapt a ViT to a domain: from labels to a verdict against its start and other backbones, in one command.
 
     vitp adapt --data my_coco --start facebook/dinov2-base --baselines start random mae --budget 24h \
         --output_dir outputs/my_domain

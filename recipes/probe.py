@@ -1,4 +1,4 @@
-"""Probe frozen features of backbones on classes, masks or boxes, and compare them with controls.
+r"""Probe frozen features of backbones on classes, masks or boxes, and compare them with controls.
 
     vitp probe --backbones my_backbone facebook/dinov2-base --dataset_name folder_of_classes
     vitp probe --backbones my_backbone facebook/dinov2-base --data loveda \

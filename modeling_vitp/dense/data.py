@@ -627,7 +627,8 @@ class DenseData(DataSettings):
     def infer(cls, root):
         name = recognize_layout(root, ("masks", "changes"))
         if name is None:
-            raise cls.unknown_layout(root, "images and masks of the same name, such as train/images and train/masks")
+            wanted = "images and masks of the same name, such as train/images and train/masks"
+            raise cls.unknown_layout(root, f"{wanted} (volumes need a configuration, see recipes/medical.md)")
         folders = {role: getattr(LAYOUTS[name], f"{role}_folders", ()) for role in ("image", "before", "after", "mask")}
         found = {role: images_in(root, names) for role, names in folders.items() if names}
         splits = {}

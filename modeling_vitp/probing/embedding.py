@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..images.large import RowFile, appears_whole, chosen_bands, file_stamp, has_gaps, part_path, ranged, weights_digest
 from ..images.pixels import to_pixels
 from ..images.reading import (
+    IMAGE_SUFFIXES,
     Window,
     check_upright,
     image_files,
@@ -290,7 +291,7 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
     for path in map(Path, paths):
         files = image_files(path) if path.is_dir() else [path]
         if not files:
-            raise ValueError(f"No image files found in {path}.")
+            raise ValueError(f"No image files found in {path}. Expected {', '.join(sorted(IMAGE_SUFFIXES))}.")
         found += files
     return found
 
