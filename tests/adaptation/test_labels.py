@@ -444,7 +444,7 @@ WRONG = {
     "no folder": (lambda root: None, "data"),
     "no labels": (lambda root: noise(root / "a.png"), r"data\..*1 \.png"),
     "captions": (write_captions, r"data\..*1 \.json.*[Cc]aptions"),
-    "changes": (write_changes, "data.*'changes'"),
+    "changes": (write_changes, "'changes'.*data.*recipes/medical.md"),
     "no objects": (write_no_objects, "1 .*data, found 0"),
     "empty class folder": (write_empty_class, "No images .*class 'forest': .*val/forest"),
     "split folders": (lambda root: write_folders(root, SCENES, ("train_images", "test_images")), r"data\..*25 \.png"),
