@@ -134,6 +134,17 @@ def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
                 nibabel.save(nibabel.Nifti1Image(array, affine), root / f"{kind}{split}" / name)
 
 
+def make_organs(root: Path, shape: tuple[int, int, int] = (64, 64, 4)) -> None:
+    """Write CT volumes in Hounsfield units with masks of three classes."""
+    rng = np.random.default_rng(4)
+    for split, patients in {"train": (1, 2), "test": (3,)}.items():
+        for patient in patients:
+            labels = rng.integers(0, 3, shape).astype(np.uint8)
+            for kind, array in (("images", labels.astype(np.int16) * 100 - 100), ("masks", labels)):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / split / kind / f"{patient}.nii.gz")
+
+
 def make_sen1floods11(root: Path, size: int = 64) -> None:
     """Write two training chips and one of each other split, with dark water and no data along one side."""
     rng, folder = np.random.default_rng(5), root / "data/flood_events/HandLabeled"

@@ -168,6 +168,7 @@ def write_images(folder: Path) -> None:
         for band in {"B02": "02 03 04 08", "B05": "05 06 07 8A 11 12", "B09": "01 09"}[name].split():
             write_bands(folder / f"datasets/sentinel2/B{band}.tif", values)
     dense_data.make_sen1floods11(folder / "data/sen1floods11")
+    dense_data.make_organs(folder / "data/organs")
     classification_data.make_chest_xray14(folder / "datasets/xrays")
     classification_data.make_eurosat(folder / "datasets/EuroSAT_RGB")
     dense_data.make_loveda(folder / "datasets/LoveDA")
