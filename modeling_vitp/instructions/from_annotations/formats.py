@@ -252,7 +252,7 @@ def yolo_names(folder: Path) -> dict[int, str]:
 
 def yolo_label(image: Path, root: Path) -> Path:
     """Return the label file of an image: in `labels` instead of the last folder `images`, or else beside the image."""
-    folders = list(image.relative_to(root).parent.parts)
+    folders = list(Path(os.path.relpath(image, root)).parent.parts)  # the root may have ".."
     if "images" in folders:
         folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
     return root.joinpath(*folders, f"{image.stem}.txt")

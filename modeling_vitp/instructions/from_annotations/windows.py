@@ -83,6 +83,7 @@ def tiff_window(path: Path, window: Window) -> bytes | None:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         kept = {"count": scene.count, "dtype": scene.dtypes[0], "nodata": scene.nodata, "compress": "deflate"}
         with memory.open(driver="GTiff", height=bottom - top, width=right - left, **kept) as file:
+            file.colorinterp = scene.colorinterp  # by default, GDAL marks a fourth 8-bit band as transparency
             file.write(scene.read(window=((top, bottom), (left, right))))
             file.descriptions = scene.descriptions
             if ColorInterp.palette in scene.colorinterp:

@@ -1,10 +1,17 @@
 """Objects of annotation files."""
 
+import os
 from xml.etree import ElementTree
 
 import pytest
 
-from modeling_vitp.instructions.from_annotations.formats import check_coco, coco_object, dota_objects, voc_objects
+from modeling_vitp.instructions.from_annotations.formats import (
+    check_coco,
+    coco_object,
+    dota_objects,
+    voc_objects,
+    yolo_label,
+)
 
 CORNERS = [(10.0, 20.0), (30.0, 22.0), (29.0, 32.0), (9.0, 30.0)]
 
@@ -44,3 +51,9 @@ def test_duplicate_category_id_raises_error():
 def test_empty_caption_becomes_none(caption, expected):
     annotation = {"id": 1, "bbox": [1, 2, 3, 4], "category_id": 1, "caption": caption}
     assert coco_object(annotation, {1: "car"}, "a.json").caption == expected
+
+
+def test_label_of_a_yolo_image_below_a_root_with_dots(tmp_path):
+    image = tmp_path / "data" / "images" / "train" / "a.png"
+    label = yolo_label(image, tmp_path / "run" / ".." / "data")
+    assert os.path.normpath(label) == str(tmp_path / "data" / "labels" / "train" / "a.txt")

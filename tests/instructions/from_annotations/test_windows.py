@@ -3,7 +3,9 @@
 import numpy as np
 import PIL.Image
 import pytest
+import rasterio
 from pictures import write_bands
+from rasterio.enums import ColorInterp
 
 from modeling_vitp import InputSpec
 from modeling_vitp.images.reading import read_picture
@@ -26,6 +28,18 @@ def test_windows_keep_bands_and_depth(tmp_path, bands, dtype):
         pixels = np.asarray(read_picture(stored["bytes"], InputSpec(bands=(0, 1, 2)))).transpose(2, 0, 1)
         assert pixels.dtype == dtype and np.array_equal(pixels, scene[:, top:bottom, left:right])
         assert stored["path"] == ("scene.png" if bands == 3 else "scene.tif")
+
+
+@pytest.mark.parametrize("fourth", [ColorInterp.undefined, ColorInterp.alpha])
+def test_windows_have_transparency_only_if_the_scene_has(tmp_path, fourth):
+    """GDAL marks a fourth 8-bit band of a new file as transparency, also if it is near infrared."""
+    path = write_bands(tmp_path / "scene.tif", np.full((4, 50, 70), 30, np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = (*file.colorinterp[:3], fourth)
+    for window in windows_of(AnnotatedImage("scene", (path,), (50, 70)), 40, 10):
+        (stored,) = image_bytes(window)
+        with rasterio.MemoryFile(stored["bytes"]) as memory, memory.open() as file:
+            assert file.colorinterp[3] == fourth
 
 
 def test_windows_of_huge_scene_are_read_separately(tmp_path, monkeypatch):
