@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.cards.record import public_name
     from modeling_vitp.cards.sections import command_of
+    from modeling_vitp.images.reading import identity
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.distillation import ImageFiles, ViTPDistillationTrainer, load_student, load_teacher
@@ -44,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         eval_dataset=ImageFiles(args.eval_data, spec) if args.eval_data else None,
         processing_class=image_processor,
     )
+    trained = {identity(path) for path, _ in trainer.train_dataset.samples.files}
+    for path, _ in trainer.eval_dataset.samples.files if args.eval_data else ():
+        if identity(path) in trained:
+            raise ValueError(f"{path} is in both data and eval_data. Remove it from one of them.")
     data = [{"name": ", ".join(map(public_name, args.data)), "images": len(trainer.train_dataset)}]
     evaluated_on = {"name": ", ".join(map(public_name, args.eval_data)), "eval": "held-out images"}
     sources = [args.teacher, args.student]

@@ -252,7 +252,9 @@ class ViTTrainer(BaseTrainer, Trainer):
         return {"images": [path for path, _ in self.train_dataset.samples.files]}
 
     def check_rows(self) -> None:
-        for path, _ in tqdm(self.train_dataset.samples.files, unit="image", desc="Checking images", leave=False):
+        datasets = filter(None, (self.train_dataset, self.eval_dataset))
+        files = [file for dataset in datasets for file in dataset.samples.files]
+        for path, _ in tqdm(files, unit="image", desc="Checking images", leave=False):
             check_file(path)
 
     def watched_samples(self, number: int) -> list:

@@ -44,13 +44,16 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Return a folder with a teacher of patches of 14 pixels and seven images."""
+    """Return a folder with a teacher of patches of 14 pixels, seven images, and three that are held out."""
     folder = tmp_path_factory.mktemp("distillation")
     save_vit(folder / "teacher", "dinov2")
     for index in range(7):
         path = folder / "images" / f"{index % 2}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(60 + index, 70, index).save(path)
+    (folder / "held_out").mkdir()
+    for index in range(3):
+        picture(60, 70, 10 + index).save(folder / "held_out" / f"{index}.png")
     return folder
 
 
@@ -129,7 +132,7 @@ def test_statistics_are_those_of_all_patches(folder, tmp_path):
 
 def test_recipe_exports_the_trained_student(folder, tmp_path):
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "watch_samples": 2}
-    options |= {"eval_data": folder / "images", "eval_strategy": "steps", "eval_steps": 2}
+    options |= {"eval_data": folder / "held_out", "eval_strategy": "steps", "eval_steps": 2}
     assert main(command(folder, tmp_path / "out", **options)) == 0
     backbone, checkpoint = tmp_path / "out" / "backbone", tmp_path / "out" / "checkpoint-2"
     trained = {
@@ -193,7 +196,7 @@ def test_killed_run_equals_undisturbed_run(folder, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(folder, tmp_path):
-    options = {"global_batch_size": 4, "per_device_train_batch_size": 2, "eval_data": folder / "images"}
+    options = {"global_batch_size": 4, "per_device_train_batch_size": 2, "eval_data": folder / "held_out"}
     options |= {"dataloader_drop_last": True, "optim": "sgd", "learning_rate": 0.1}  # Adam amplifies rounding
     assert main(command(folder, tmp_path / "one", **options)) == 0
     script = tmp_path / "run.py"
@@ -266,6 +269,8 @@ def test_bands_of_the_teacher_are_those_of_the_student(folder, tmp_path):
         ({"teacher_image_size": 64}, "teacher_image_size.*14"),
         ({"crop_area": 2.0}, "crop_area"),
         ({"eval_strategy": "steps"}, "eval_data"),
+        ({"eval_data": "images"}, "images.* in both data and eval_data"),
+        ({"eval_data": "broken"}, "broken/0.png.*cannot be read"),
         ({"push_to_hub": True}, "push_to_hub"),
     ],
 )
