@@ -211,7 +211,7 @@ def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) 
     Args:
         stated: license fields by source. Sources without a license are ignored, and so are sources under a permissive
             license if others are not.
-        given: license to push under.
+        given: license to push or convert under.
 
     Raises:
         ValueError: if sources contradict each other, or `given` contradicts them.
@@ -222,10 +222,10 @@ def agreed_license(stated: dict[str, dict[str, str]], given: str | None = None) 
     listed = ", ".join(f"{name} ({source})" for source, name in names.items())
     if given is not None and names and given not in names.values():
         raise ValueError(
-            f"Nothing was sent: these weights have the license {listed}, because weights have the license of the "
-            f"weights that they were trained from. They cannot be pushed under {given}."
+            f"These weights have the license {listed}, because weights have the license of the weights that they were "
+            f"trained from. Expected it, got {given}."
         )
     chosen = [fields for source, fields in binding.items() if given in (None, names[source])]
     if len({names[source] for source, fields in binding.items() if fields in chosen}) > 1:
-        raise ValueError(f"Nothing was sent: the sources have different licenses, {listed}. Set one with --license.")
+        raise ValueError(f"The sources of the weights have different licenses, {listed}. Set one with --license.")
     return chosen[0] if chosen else {"license": given} if given else {}

@@ -19,7 +19,17 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
 from ..bands import FIRST_CONVOLUTIONS, spread_config, spread_kernel
-from ..cards.record import card_metadata, license_files, license_of, license_of_file, read_json, write_json
+from ..cards.record import (
+    ITS_FILE,
+    agreed_license,
+    card_metadata,
+    license_files,
+    read_json,
+    read_record,
+    run_folder,
+    stated_licenses,
+    write_json,
+)
 from ..command.paths import check_new
 from ..modeling_vitp import VISION_MODELS
 from ..opening import naming
@@ -190,34 +200,31 @@ def load_tensor(tensor: TensorBytes) -> torch.Tensor:
 
 
 def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
-    """Return the license fields of the source's card, or the argument if the source states none."""
-    fields = license_of(checkpoint.folder)
-    if not fields and given is None:
-        fields = license_of_file(checkpoint.folder)
-    if given is not None and fields.get("license", given) != given:
-        raise ValueError(
-            f"{checkpoint.name} has the license {fields['license']}, which a conversion cannot change to {given}."
-        )
-    if not fields and given is None:
+    """Return the license fields of the source, of its card or its run, or the argument if the source states none."""
+    stated = stated_licenses(checkpoint.folder)
+    if given is not None:
+        stated.pop(ITS_FILE, None)  # the name of a license is not read from its text
+    fields = agreed_license(stated, given)
+    if not fields:
         logger.warning(
             "%s states no license (neither a card nor a license file). Set --license: to a license of your choice for "
             "a model that you trained from scratch, to the actual license for any other model.",
             checkpoint.name,
         )
         return {"license": "unknown"}
-    return fields or {"license": given}
+    return fields
 
 
 def write_conversion_card(
     checkpoint: Checkpoint, to: str, license_fields: dict[str, str], folder: Path, name: str
 ) -> None:
     """Write a card with the license of the source, and copy its license files."""
-    for file in license_files(checkpoint.folder):
+    for file in (*license_files(run_folder(checkpoint.folder)), *license_files(checkpoint.folder)):
         shutil.copyfile(file, folder / file.name)
-    base_model = card_metadata(checkpoint.folder).get("base_model")
+    said = card_metadata(checkpoint.folder).get("base_model") or read_record(checkpoint.folder).get("base_model")
     data = ModelCardData(
         **license_fields,
-        base_model=base_model if Path(checkpoint.name).exists() else checkpoint.name,
+        base_model=(said or None) if Path(checkpoint.name).exists() else checkpoint.name,
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if to in ("backbone", "adapter") else checkpoint.entry.pipeline_tag,
         tags=["vitp"],

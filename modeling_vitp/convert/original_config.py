@@ -245,6 +245,7 @@ HIDDEN_OF_SEGMENTATION = (
     "class_weights",
     "auxiliary_loss_weight",
     "classifier_dropout",
+    "pool_scales",
 )
 DEPTH_OF_DEFAULT_INTERACTIONS = 24
 ASK = "Put a config.json beside them with the original class's num_heads and interaction_indexes."

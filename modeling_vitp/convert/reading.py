@@ -168,7 +168,12 @@ def local_path(source: str, revision: str | None, file: str | None = None) -> Pa
             raise ValueError(f"Expected the file {file} in {source}, found {', '.join(found) or 'no safetensors'}.")
         return Path(source)
     try:
-        wanted = HUB_FILES if file is None else [file, "README.md", *LICENSE_FILES]
+        if file is None:
+            wanted = HUB_FILES
+        else:  # with what lies beside it, such as its configuration
+            beside = file[: file.rfind("/") + 1]
+            settings = [beside + pattern for pattern in HUB_FILES if not pattern.endswith(("safetensors", "md"))]
+            wanted = [file, "README.md", *LICENSE_FILES, *settings]
         folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
         if file is not None and not (folder / file).is_file():
             found = [name for name in list_repo_files(source, revision=revision) if name.endswith(".safetensors")]
@@ -278,7 +283,9 @@ def read_image_processor(
     if not layout.startswith("original") and has_files:
         return ViTPImageProcessor.from_pretrained(folder)
     height, width = getattr(config, "vision_config", config).image_size
-    image_processor = ViTPImageProcessor(size={"height": height, "width": width})
+    said = read_json(folder / "preprocessor_config.json")
+    colors = {name: said[name] for name in ("image_mean", "image_std") if name in said}
+    image_processor = ViTPImageProcessor(size={"height": height, "width": width}, **colors)
     if layout == "original":
         image_processor.min_patches = fields.get("min_dynamic_patch", 1)
         image_processor.max_patches = fields.get("max_dynamic_patch", 6) if fields.get("dynamic_image_size") else 1

@@ -565,6 +565,31 @@ def test_license_is_kept_in_every_card(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_license_of_a_run_is_kept(tmp_path):
+    """The weights of a checkpoint have the license of those that the run started from."""
+    source = save_original(native_model(), tmp_path / "run" / "checkpoint-2")
+    record = {"licenses": {"org/start": {"license": "cc-by-nc-4.0"}}, "base_model": ["org/start"]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    (tmp_path / "run" / "LICENSE").write_text("The terms.")
+    with pytest.raises(ValueError, match="cc-by-nc-4.0.*org/start.*mit"):
+        convert_checkpoint(source, tmp_path / "free", image_token_id=5, license="mit")
+    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
+    card = metadata_load(vitp / "README.md")
+    assert (card["license"], card["base_model"]) == ("cc-by-nc-4.0", ["org/start"])
+    assert (vitp / "LICENSE").read_text() == "The terms."
+
+
+def test_colors_of_the_image_processor_come_back(tmp_path):
+    source = save_original(native_model(), tmp_path / "source")
+    colors = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (source / "preprocessor_config.json").write_text(json.dumps(colors))
+    vitp = convert_checkpoint(source, tmp_path / "vitp", image_token_id=5)
+    again = convert_checkpoint(convert_checkpoint(vitp, tmp_path / "there", "original"), tmp_path / "again")
+    for folder in (vitp, again):
+        image_processor = ViTPImageProcessor.from_pretrained(folder)
+        assert {name: list(getattr(image_processor, name)) for name in colors} == colors
+
+
 def test_other_license_keeps_name_and_link(tmp_path):
     source = save_original(native_model(), tmp_path / "source")
     (source / "README.md").write_text("---\nlicense: other\nlicense_name: acme\nlicense_link: https://acme.org\n---\n")

@@ -271,8 +271,8 @@ def test_round_trip_of_an_adapter_is_exact(tmp_path, norm, dtype, attention):
 def test_round_trip_of_a_segmentation_model_is_exact(tmp_path, is_pair):
     names = ["ground", "tree", "roof", "road", "water"]
     said = {"id2label": dict(enumerate(names)), "class_weights": [0.5, 2.0, 1.0, 1.0, 1.0], "loss_ignore_index": 7}
-    said |= {"classifier_dropout": 0.1}
-    model = segmentation_model(is_pair)
+    said |= {"classifier_dropout": 0.1, "pool_scales": [1, 2, 4, 8]}
+    model = segmentation_model(is_pair, pool_scales=said["pool_scales"])
     model.config.update({**said, "label2id": {name: index for index, name in said["id2label"].items()}})
     processor = ViTPSegmentationImageProcessor(do_reduce_labels=True, image_mean=[0.1, 0.2, 0.3])
     source = save_source(model, tmp_path / "source", processor)

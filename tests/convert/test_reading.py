@@ -225,8 +225,10 @@ def test_one_file_of_a_repo_is_downloaded(hub, tmp_path):
         )
     card = b"---\nlicense: cc-by-nc-4.0\n---\n"
     api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="org/weights")
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="ckpts/settings.json", repo_id="org/weights")
     hub.requests.clear()
     convert_checkpoint("org/weights", tmp_path / "backbone", file="ckpts/rs.safetensors")
+    assert any("ckpts/settings.json" in request.path for request in hub.requests)
     assert not any("med.safetensors" in request.path for request in hub.requests)
     assert InternVLVisionModel.from_pretrained(tmp_path / "backbone").config.hidden_size == 1024
     assert metadata_load(tmp_path / "backbone" / "README.md")["license"] == "cc-by-nc-4.0"

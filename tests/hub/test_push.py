@@ -95,7 +95,7 @@ def test_data_set_is_pushed_without_hidden_files(hub, logged_in, tmp_path, capsy
     assert hub.api().dataset_info("tester/none").card_data.license == "mit"
     (rows / "README.md").write_text("---\nlicense: cc-by-4.0\nconfigs: []\n---\n# Rows\n")
     assert push(rows, "tester/rows", "--what", "dataset", "--license", "mit") == 1
-    assert "cannot be pushed under mit" in capsys.readouterr().err
+    assert "Expected it, got mit" in capsys.readouterr().err
     assert push(rows, "tester/rows", "--what", "dataset", "--private") == 0
     assert in_repo(hub, "tester/rows", repo_type="dataset") == {
         "README.md": (rows / "README.md").read_bytes(),
