@@ -23,6 +23,8 @@ from modeling_vitp.convert import onnx
 
 SIZES = [(1, 56, 56), (2, 42, 126), (3, 28, 28)]  # batch, height, width; the first is the position embeddings' size
 
+pytestmark = pytest.mark.slow
+
 
 def write_backbone(folder, seed=0):
     torch.manual_seed(seed)
