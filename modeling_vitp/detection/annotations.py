@@ -436,6 +436,8 @@ def smallest_rectangle(outline: Sequence[Sequence[float]] | dict) -> tuple[Point
         mask = run_lengths.decode([run_lengths.segmToRle(outline, *outline["size"][::-1])])[..., 0]
         pixels = np.argwhere(mask)[:, None, ::-1] + np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
         points = pixels.reshape(-1, 2).astype(float)
+        if not len(points):
+            raise ValueError("the run lengths have no pixel of the object.")
     else:
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in outline])
     start = points.min(0)  # OpenCV computes in float32.

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -256,6 +257,9 @@ def test_run_lengths_become_smallest_rectangles():
         objects, wrong = collect([item], ClassNames(["ship"]), (80, 100), is_oriented=True)
         expected = shapely.Polygon(corners)
         assert not wrong and (shapely.Polygon(objects.corners[0]) ^ expected).area < 0.14 * expected.area
+        empty = replace(item, segmentation=run_lengths.encode(np.zeros((80, 100), np.uint8, order="F")))
+        objects_of_empty, (message,) = collect([empty], ClassNames(["ship"]), (80, 100), is_oriented=True)
+        assert not len(objects_of_empty) and "no pixel" in message
         if corners is not turned:
             assert {tuple(corner) for corner in objects.corners[0].round(4)} == {tuple(corner) for corner in corners}
 
