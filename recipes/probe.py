@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             entry |= {"labels": str(labels), "training_images": [len(used) for used in draws[labels]]}
             entry["scores"] = summarize_draws(scores)
             if args.intervals:
-                entry["resampled"] = [one.main.resampled for one in scores]
+                entry |= {"resampled": [one.main.resampled for one in scores], "cases": scores[0].main.cases}
             metrics["results"].append(entry)
             main_scores.setdefault(backbone.name, {})[f"{probe}, {labels}"] = [one.main for one in scores]
         (output_dir / "metrics.json").write_text(json.dumps(without_nan(metrics), indent=2) + "\n")

@@ -544,7 +544,7 @@ class Adaptation:
         backbone = str(export_backbone(checkpoint, self.folder / "early" / "backbone"))
         entries = self.probe([backbone, self.backbone(self.start_name, self.args.seed)], "val", self.folder / "early")
         ours, start = (entry for entry in entries if entry["probe"] == "linear")
-        scores = ([Score(entry["score"], entry["resampled"])] for entry in (ours, start))
+        scores = ([Score(entry["score"], entry["resampled"], entry["cases"])] for entry in (ours, start))
         found = paired_difference(*scores)
         text = f"{ours['score']:.3f} instead of {start['score']:.3f}"
         text += f" (95% interval of the difference {found.low:+.3f} to {found.high:+.3f})"
@@ -624,7 +624,7 @@ class Adaptation:
         shown = {"classification": "accuracy", "segmentation": "mean_iou", "detection": "centre_auc"}[self.labels.task]
         return [
             {"backbone": entry["backbone"], "probe": entry["probe"]}
-            | {"score": entry["scores"][shown]["mean"], "resampled": entry["resampled"][0]}
+            | {"score": entry["scores"][shown]["mean"], "resampled": entry["resampled"][0], "cases": entry["cases"]}
             for entry in metrics["results"]
         ]
 

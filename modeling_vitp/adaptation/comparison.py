@@ -112,7 +112,8 @@ class Comparison:
         def run() -> dict[str, Any]:
             metrics = run_training(f"finetune_{self.labels.task}", settings, folder / "test")
             name = metrics["main_score"]
-            return {"metric": name, "score": metrics["test"][f"test_{name}"], "resampled": metrics["test_resampled"]}
+            resampled = {"resampled": metrics["test_resampled"], "cases": metrics["test_cases"]}
+            return {"metric": name, "score": metrics["test"][f"test_{name}"], **resampled}
 
         found = self.progress.result(f"fine_tuning/{model}/{folder.name}/test", run)
         if not is_kept:

@@ -1,6 +1,7 @@
 """Labels of a folder: their task, and training, validation and test images that share no scene."""
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -139,9 +140,9 @@ def read_labels(
         images = {split: images.get(split) or [*given[split]] for split in SPLITS}
     classes_of = {path: classes for part in given.values() for path, classes in part.items()}
     scene_of = dict(zip(pool, scenes))
-    if "test" not in missing:
-        known = given["train"] | given["test"]
-        scene_of = dict(zip(known, find_scenes([*known], root, [*known.values()], layout, scene_pattern)[0]))
+    if len(given) > 1:
+        of_all = find_scenes([*classes_of], root, [*classes_of.values()], layout, scene_pattern)[0]
+        scene_of = dict(zip(classes_of, of_all)) | (scene_of if missing else {})
     for split, part in images.items():
         if len(part) < MIN_IMAGES:
             raise ValueError(
@@ -162,6 +163,12 @@ def read_labels(
     TASKS[task][1].from_dict(data).check_files(samples)
     for split, path in lists.items():
         write_list(path, root, images[split])
+    for split in ("val", "test"):  # Their scores are resampled by scene.
+        cases = {path.relative_to(root).as_posix(): f"{split} {scene_of[path]}" for path in images[split]}
+        if len(set(cases.values())) > 1:
+            path = folder / f"{split}_scenes.json"
+            write_whole(path, json.dumps(cases) + "\n")
+            data["splits"][split].setdefault("cases", str(path))
     how = ", ".join(f"{len(part)} for {SPLITS[split]}" for split, part in images.items()).replace(" ", " images ", 1)
     if len(missing) == 2:
         how = f"Split by {by}: {how}."

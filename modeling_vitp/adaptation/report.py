@@ -51,8 +51,9 @@ class AdaptationReport:
         models: description of each backbone by its name. The adapted one is `adapted`, random weights are `random`.
         start: name of the backbone that the pretraining started from.
         fine_tuned: scores of fine-tuned models: `model`, `labels` (fraction), `seed`, `learning_rate`, `score`,
-            `resampled` (scores of resamples of the test images, the same for all models) and `folder`.
-        frozen: scores of probes of frozen backbones: `model`, `probe`, `score` and `resampled`.
+            `resampled` (scores of resamples of the test cases, the same for all models), `cases` (number of scenes or
+            images that are resampled) and `folder`.
+        frozen: scores of probes of frozen backbones: `model`, `probe`, `score`, `resampled` and `cases`.
         controls: `answers`, the `scores` of a model in the metrics of `vitp evaluate_vlm`; `answer_prior`, Markdown
             text; `overlap`, the number of test images in the training data; `early`, a text with the scores of a probe
             at 10% of the steps.
@@ -110,7 +111,7 @@ class AdaptationReport:
     def scores(self, model: str, labels: float = 1.0) -> dict[int, Score]:
         """Return the test score of a fine-tuned model by seed."""
         runs = [run for run in self.fine_tuned if (run["model"], run["labels"]) == (model, labels)]
-        return {run["seed"]: Score(run["score"], run["resampled"]) for run in runs}
+        return {run["seed"]: Score(run["score"], run["resampled"], run["cases"]) for run in runs}
 
     def differences(self, labels: float = 1.0) -> dict[str, Difference]:
         """Return the differences in the main score of the adapted backbone to each other one, paired by seed.
@@ -130,14 +131,18 @@ class AdaptationReport:
     def verdict(self) -> str:
         """Advice on the backbone to use.
 
-        A backbone is better if the 95% interval of the difference, over test images and at least two seeds, excludes
+        A backbone is better if the 95% interval of the difference, over test scenes and at least two seeds, excludes
         0. If others are better than the adapted backbone, the advice is the best of them. If no difference to the start
         is found, the advice is the start.
         """
         differences, start = self.differences(), label(self.start)
         better = {name: one.mean for name, one in differences.items() if one.is_clear and one.mean < 0}
         best, to_start = min(better, key=better.get, default=self.start), differences.get(self.start)
-        if best != self.start:
+        number = self.data.get("images", {}).get("test", FEW)
+        scenes = self.data.get("test_scenes", number)
+        if scenes == 1:
+            best, first = "", "Not decided: all test images are of one scene."
+        elif best != self.start:
             verb = "they are" if best == RANDOM else "it is"
             first = f"Use {label(best)}: {verb} better than the adapted backbone by {self.loss(differences[best])}."
         elif to_start is None:
@@ -152,8 +157,6 @@ class AdaptationReport:
             gain = f"{self.gain(to_start)}, {bounds(to_start)}"
             first = f"Keep {start}: no difference to the adapted backbone was found ({gain})."
         others = [self.compare(name, one) for name, one in differences.items() if name != best]
-        number = self.data.get("images", {}).get("test", FEW)
-        scenes = self.data.get("test_scenes", number)
         found = f"{number} images" if scenes == number else f"images of {scenes} scenes or patients"
         few = f"The test split has {found}: with so few, do not rely on the intervals." * (scenes < FEW)
         return " ".join(filter(None, [first, *others, few, "" if self.looks_at_images() else BLIND]))
@@ -252,7 +255,9 @@ class AdaptationReport:
         return [Table(["labels", *self.header], rows), Picture("label_fractions.png", "Scores by labels", figure)]
 
     def describe_frozen(self) -> list[Block]:
-        scores = {(run["probe"], run["model"]): Score(run["score"], run["resampled"]) for run in self.frozen}
+        scores = {
+            (run["probe"], run["model"]): Score(run["score"], run["resampled"], run["cases"]) for run in self.frozen
+        }
         rows = []
         for (probe, model), theirs in scores.items():
             ours = scores.get((probe, ADAPTED))

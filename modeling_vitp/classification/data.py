@@ -177,6 +177,10 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def id(self, index: int) -> str:
         raise NotImplementedError
 
+    def case(self, index: int) -> str:
+        """Return the case of the metrics that an image belongs to: its patient, scene or itself."""
+        raise NotImplementedError
+
     def where(self, index: int) -> str:
         """Return the name of an image in errors."""
         raise NotImplementedError
@@ -203,7 +207,8 @@ class ClassifiedImages(torch.utils.data.Dataset):
             raise ValueError(f"{self.where(index)}: the image cannot be read: {error}") from error
 
     def __getitem__(self, index: int) -> dict:
-        return {"id": self.id(index), "image": self.image(index), "label": self.labels[index]}
+        known = {"id": self.id(index), "case": self.case(index)}
+        return {**known, "image": self.image(index), "label": self.labels[index]}
 
 
 class FileImages(ClassifiedImages):
@@ -219,6 +224,9 @@ class FileImages(ClassifiedImages):
 
     def id(self, index: int) -> str:
         return self.samples[index].id
+
+    def case(self, index: int) -> str:
+        return self.samples[index].case
 
     def where(self, index: int) -> str:
         return str(self.samples[index].images[0])
@@ -253,7 +261,7 @@ class RowImages(ClassifiedImages):
     """Rows of a `datasets` data set, from the Hub or from a folder.
 
     Args:
-        rows: data set with an image column, a label column, and optionally `id` and `case`.
+        rows: data set with an image column, a label column, and optionally `id` and `patient` or `case`.
         input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
         columns: names of the `image` and `label` columns, if they are not the usual ones. `label` may be a list with
             one column per class, 1 for the classes of an image and 0 for the others.
@@ -270,11 +278,15 @@ class RowImages(ClassifiedImages):
                 f"{rows.features[self.column]}."
             )
         self.rows = rows.cast(undecoded(rows.features))
+        self.cases = next((list(rows[case]) for case in CASES if case in rows.column_names), None)
         stored, known = stored_labels(rows, label, name)
         super().__init__(stored, known, input_spec)
 
     def id(self, index: int) -> str:
         return str(self.rows[index]["id"]) if "id" in self.rows.column_names else str(index)
+
+    def case(self, index: int) -> str:
+        return str(index) if self.cases is None else str(self.cases[index])
 
     def where(self, index: int) -> str:
         path = self.rows[index][self.column].get("path")
@@ -288,6 +300,7 @@ class RowImages(ClassifiedImages):
 
     def subset(self, kept: Sequence[int]) -> "RowImages":
         self.rows = self.rows.select(kept)
+        self.cases = self.cases and [self.cases[index] for index in kept]
         self.stored = [self.stored[index] for index in kept]
         return self
 

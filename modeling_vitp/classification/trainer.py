@@ -159,7 +159,8 @@ class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
         for items in batches:
             scores = self.predict([item["image"] for item in items])
-            self.metric.add_batch(predictions=scores, references=torch.stack([item["label"] for item in items]))
+            labels, cases = torch.stack([item["label"] for item in items]), [item["case"] for item in items]
+            self.metric.add_batch(predictions=scores, references=labels, case_ids=cases)
         return name_classes(self.metric.compute(), self.names)
 
 

@@ -28,10 +28,10 @@ from ..instructions.from_annotations.formats import (
 from ..instructions.from_annotations.geodata import FeatureFile, feature_files
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
-from ..training.fine_tuning_data import in_part
+from ..training.fine_tuning_data import in_part, read_cases
 
 # Types of the settings of a split of files.
-SETTINGS = dict.fromkeys(("images", "annotations", "list"), str)
+SETTINGS = dict.fromkeys(("images", "annotations", "list", "cases"), str)
 SETTINGS |= {"part": Sequence[float], "part_seed": int, "tile": Mapping[str, Any]}
 
 
@@ -44,12 +44,14 @@ class AnnotatedFile:
         image: path of the file, or index of the row.
         size: height and width of the image.
         found: annotated objects, or `None` without annotation, as in the test split of a benchmark.
+        case: case, such as the scene, of the image, or `None` if the image is one.
     """
 
     id: str
     image: Path | int
     size: tuple[int, int]
     found: list[AnnotatedObject] | None
+    case: str | None = None
 
 
 class FileReader(Protocol):
@@ -108,7 +110,8 @@ def read_files(
             is the COCO file, or a folder with one file per image, and may be missing; for GeoJSON or GeoPackage it is a
             file or a folder, see [`~modeling_vitp.instructions.from_annotations.geodata.feature_files`]. `list` is a
             file with the names of the images of the split, or their paths below `root`, one per line. `part` is a range
-            in [0, 1) that selects images by a hash of their name, and `part_seed` selects others.
+            in [0, 1) that selects images by a hash of their name, and `part_seed` selects others. `cases` is a JSON
+            file with the case (such as a scene) of each image by its path below `root`.
         name: name of the split in errors.
         class_property: property with the class of a feature, with `"geojson"`.
 
@@ -163,12 +166,14 @@ def read_files(
             raise ValueError(f"No image for {key!r} of {where} in {root / settings['images']}.")
         if key not in annotated:
             raise ValueError(f"No annotation for {images[key]} in {root / settings['annotations']}.")
+    cases = read_cases(root, settings, [images[key] for key in chosen])
+    for key, case in zip(chosen, cases):
         path = below(root, images[key].relative_to(root))
         check_file(path)
         check_upright(path)
         size = stored_size(path)
         found = None if annotated[key] is None else reader(annotated[key], path, size)
-        yield AnnotatedFile(key, path, size, found)
+        yield AnnotatedFile(key, path, size, found, **case)
 
 
 def images_by_name(folder: Path) -> dict[str, Path]:

@@ -56,6 +56,7 @@ class Place:
         size: height and width of the whole image.
         window: window of the image, or `None` for the whole image.
         objects: annotated objects, or `None` if the image has no annotation.
+        case: case of the metrics that the sample belongs to: the whole image, or its scene.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Place:
     size: tuple[int, int]
     window: Window | None
     objects: ImageObjects | None
+    case: str
 
     @property
     def start(self) -> tuple[int, int]:
@@ -159,7 +161,7 @@ class ObjectImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         place, image = self.places[index], self.image(index)
-        item = {"id": place.id, "case": place.whole, "image": image}
+        item = {"id": place.id, "case": place.case, "image": image}
         if place.objects is None:
             return item
         objects = place.objects
@@ -380,8 +382,9 @@ def cut_into_windows(
     reach into it. Upright boxes are clipped to the window. Oriented boxes may reach beyond it, because a clipped
     oriented box is not a rectangle.
     """
+    case = item.id if item.case is None else item.case
     if tile is None:
-        yield Place(item.id, item.id, item.image, item.size, None, objects)
+        yield Place(item.id, item.id, item.image, item.size, None, objects, case)
         return
     for window in object_windows(item.size, tile["size"], tile["overlap"], tile["min_image_share"]):
         inner = objects
@@ -390,7 +393,7 @@ def cut_into_windows(
             inner = objects.take(inside(objects.corners, window, tile["size"], least))
             inner = inner if is_oriented else inner.clipped_to(window)
         name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"
-        yield Place(name, item.id, item.image, item.size, window, inner)
+        yield Place(name, item.id, item.image, item.size, window, inner, case)
 
 
 def shorter_sides(objects: ImageObjects, is_oriented: bool) -> np.ndarray:

@@ -15,7 +15,8 @@ class DistributedMetric(evaluate.Metric):
 
     A subclass sets `kept` to an empty dictionary or list, adds to it in `add_batch`, and implements `_join(parts)`,
     which receives the `kept` of each process and returns the statistics of all cases, and `_compute(cases)`. A case is
-    an image, the windows of an image, or the slices of a volume. The order of the cases does not depend on the model.
+    an image, the windows of an image, the slices of a volume, or the images of a scene or a patient. The order of the
+    cases does not depend on the model.
 
     Attributes:
         main_score: key of the main score in the result, used to compare models.
@@ -73,7 +74,7 @@ class DistributedMetric(evaluate.Metric):
             known = ", ".join(name for name, value in result.items() if isinstance(value, float))
             raise ValueError(f"{self.name}: unknown main score {key!r}. Expected one of {known}.")
         draws = resample(len(self.cases), number=self.resamples)
-        return Score(result[key], [self._score(self._take(draw), key) for draw in draws])
+        return Score(result[key], [self._score(self._take(draw), key) for draw in draws], len(self.cases))
 
     def _take(self, indices: np.ndarray) -> Sequence:
         return self.cases[indices]

@@ -42,6 +42,7 @@ class ClassificationProbe:
 
     def __post_init__(self):
         self.labels = {role: samples.labels.numpy() for role, samples in self.samples.items()}
+        self.cases = [self.samples["test"].case(index) for index in range(len(self.samples["test"]))]
 
     @property
     def presence(self) -> np.ndarray:
@@ -55,7 +56,11 @@ class ClassificationProbe:
         """Return `accuracy`, and `mean_class_accuracy` over the classes of the test images."""
         right = predicted == self.labels["test"]
         classes = [right[self.labels["test"] == label].mean() for label in np.unique(self.labels["test"])]
-        main = Score(float(right.mean()), right[resample(len(right))].mean(1).tolist())
+        cases = np.unique(self.cases, return_inverse=True)[1]
+        counts, sums = np.bincount(cases), np.bincount(cases, right)
+        draws = resample(len(counts))
+        resampled = sums[draws].sum(1) / counts[draws].sum(1)
+        main = Score(float(right.mean()), resampled.tolist(), len(counts))
         return Scores({"accuracy": main.value, "mean_class_accuracy": float(np.mean(classes))}, main)
 
     def probe(

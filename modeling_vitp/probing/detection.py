@@ -123,21 +123,21 @@ class DetectionProbe:
             self.centres(role, features.shape[1:3]) for role, features in (("train", train), ("test", test))
         )
         counted = wanted.any(-1)
-        # Windows of an image are resampled together.
-        images = np.unique([place.whole for place in self.samples["test"].places], return_inverse=True)[1]
-        number, image_of_patch = images.max() + 1, images[np.nonzero(counted)[0]]
+        # Windows of an image, and images of a scene, are resampled together.
+        cases = np.unique([place.case for place in self.samples["test"].places], return_inverse=True)[1]
+        number, case_of_patch = cases.max() + 1, cases[np.nonzero(counted)[0]]
         repeats = [np.bincount(draw, minlength=number) for draw in resample(number, number=BOX_RESAMPLES)]
         scores = {}
         for labels, subsets in draws.items():
             heads = [fit_linear(train, known, used, self.l2, backbone.model.device) for used in subsets]
             found = [np.stack([head(torch.tensor(maps)).cpu().numpy() for maps in test]) for head in heads]
             scores["linear", labels] = [
-                self._score(logits[counted], wanted[counted], image_of_patch, repeats) for logits in found
+                self._score(logits[counted], wanted[counted], case_of_patch, repeats) for logits in found
             ]
         return scores
 
     def _score(
-        self, logits: np.ndarray, wanted: np.ndarray, image_of_patch: np.ndarray, repeats: list[np.ndarray]
+        self, logits: np.ndarray, wanted: np.ndarray, case_of_patch: np.ndarray, repeats: list[np.ndarray]
     ) -> Scores:
         areas, precisions, resampled = {}, {}, []
         for label, name in enumerate(self.names):
@@ -146,14 +146,15 @@ class DetectionProbe:
                 odds = log_odds(logits, label)
                 areas[name] = area_under_curve(odds, is_center)
                 precisions[name] = average_precision(odds, is_center)
-                resampled.append(weighted_areas(odds, is_center, (number[image_of_patch] for number in repeats)))
+                resampled.append(weighted_areas(odds, is_center, (number[case_of_patch] for number in repeats)))
         if not areas:
             raise ValueError("The test images need patches with and without object centers of at least one class.")
         scores = {}
         for key, values in (("centre_auc", areas), ("centre_ap", precisions)):
             scores |= {key: float(np.mean(list(values.values())))}
             scores |= {f"{key}/{name}": value for name, value in values.items()}
-        return Scores(scores, Score(scores[self.shown], mean_of_counted(np.array(resampled), axis=0).tolist()))
+        means = mean_of_counted(np.array(resampled), axis=0).tolist()
+        return Scores(scores, Score(scores[self.shown], means, len(repeats[0])))
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""

@@ -687,7 +687,7 @@ class SplitArguments(PlanArguments):
     resample_test: bool = field(
         default=False,
         metadata={
-            "help": "Whether to also write the main score of each resample of the test images to metrics.json, for "
+            "help": "Whether to also write the main score of each resample of the test cases to metrics.json, for "
             "intervals of differences between models."
         },
     )

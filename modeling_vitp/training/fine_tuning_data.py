@@ -4,6 +4,7 @@ import glob
 import gzip
 import hashlib
 import io
+import json
 import logging
 import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ PIECE = 1 << 16  # bytes compared at the beginning, middle and end of files befo
 # Settings of a split of files and their types.
 SETTINGS = {
     "image": str | Sequence[str],
-    **dict.fromkeys(("before", "after", "mask", "list"), str),
+    **dict.fromkeys(("before", "after", "mask", "list", "cases"), str),
     "part": Sequence[float],
     "part_seed": int,
     "tile": Mapping[str, int],
@@ -85,7 +86,8 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             may be a list of patterns, one per channel. `list` is a file relative to `root` with a sample in each line,
             given by its id, a field, a file name, or the path of its first image below `root`. `part` is a range in
             [0, 1) that selects samples (patients or cases, if the pattern has such a field) by a hash of their name,
-            and `part_seed` selects others.
+            and `part_seed` selects others. `cases` is a JSON file relative to `root` with the case (such as a scene) of
+            each sample by the path of its first image below `root`.
         name: name of the split, for errors.
 
     Raises:
@@ -116,14 +118,15 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
                 expected = fill(patterns[role], dict(zip(order, key)))
                 raise ValueError(f"{other} has no {role}: {root / expected} not found.")
     roles = [role for role in patterns if role != "mask"]
+    cases = read_cases(root, settings, [found[roles[0]][key] for key in keys])
     samples = [
         FileSample(
             "/".join(key),
-            dict(zip(order, key)),
+            dict(zip(order, key)) | case,
             tuple(found[role][key] for role in roles),
             found["mask"][key] if "mask" in found else None,
         )
-        for key in keys
+        for key, case in zip(keys, cases)
     ]
     if "part" in settings:
         samples = [sample for sample in samples if in_part(sample.case, settings)]
@@ -215,6 +218,23 @@ def select_listed(keys: list[tuple], root: Path, path: Path, files: Mapping[tupl
             raise ValueError(f"{path}: {name!r} must match 1 sample, but matches {len(matches)}.")
         chosen += matches
     return sorted(set(chosen))
+
+
+def read_cases(root: Path, settings: Mapping, images: Sequence[Path]) -> list[dict[str, str]]:
+    """Return the field `case` of images as the file `cases` of a split says, or no field without such a file."""
+    if "cases" not in settings:
+        return [{} for _ in images]
+    path = root / settings["cases"]
+    try:
+        cases = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The cases {path} cannot be read as JSON: {error}") from error
+    check_type(f"cases in {path}", cases, Mapping[str, str])
+    names = [image.relative_to(root).as_posix() for image in images]
+    missing = next((name for name in names if name not in cases), None)
+    if missing is not None:
+        raise ValueError(f"No case for {missing!r} in {path}. Add it.")
+    return [{"case": cases[name]} for name in names]
 
 
 def in_part(case: str, settings: Mapping) -> bool:

@@ -189,7 +189,8 @@ def fine_tune(
         num_pictures: number of samples in `predictions.png`.
         submit: function that writes the files for a benchmark's server.
         score_controls: function that returns further scores on the test split.
-        resample_test: whether the metrics have the main score of each resample of the test split as `test_resampled`.
+        resample_test: whether the metrics have the main score of each resample of the cases of the test split as
+            `test_resampled`, and the number of cases as `test_cases`.
         counted: further entries of the metrics.
 
     Returns:
@@ -201,7 +202,8 @@ def fine_tune(
     if eval_dataset is not None or test_dataset is not None:
         metrics["main_score"] = trainer.main_score
     if resample_test:
-        metrics["test_resampled"] = trainer.metric.score_images().resampled
+        score = trainer.metric.score_images()
+        metrics |= {"test_resampled": score.resampled, "test_cases": score.cases}
     if score_controls is not None:
         metrics["test"] |= score_controls()
     if not trainer.is_world_process_zero():

@@ -163,7 +163,8 @@ def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch, quick_prior)
     def probe(self, backbones, *args):
         scores = dict(zip(backbones, (0.2, 0.8)))
         resampled = {name: (np.array(right) * 0.1 + score).tolist() for name, score in scores.items()}
-        return [{"probe": "linear", "score": scores[name], "resampled": resampled[name]} for name in backbones]
+        entries = {name: {"score": scores[name], "resampled": resampled[name]} for name in backbones}
+        return [{"probe": "linear", "cases": 1000, **entries[name]} for name in backbones]
 
     monkeypatch.setattr(adapting.Adaptation, "probe", probe)
     with pytest.raises(RunStopped, match="After 2 of 20 steps .*0.200 instead of 0.800"):

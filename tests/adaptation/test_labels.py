@@ -108,6 +108,17 @@ def check(found: TaskData, number: int) -> None:
         assert held_out >= {path for other in found.images if other != split for path in found.images[other]}
 
 
+def cases_of(found: TaskData, split: str) -> dict[Path, str]:
+    """Return the case of each image as the metrics get it."""
+    data = TASKS[found.task][1].from_dict(found.data)
+    if found.task == "detection":
+        places = data.open([split], found.settings.get("task", "horizontal")).places
+        return {place.image: place.case for place in places}
+    samples = data.open([split])
+    files = samples.samples if found.task == "classification" else [sample for sample, _ in samples.rows]
+    return {sample.images[0]: samples.case(index) for index, sample in enumerate(files)}
+
+
 @pytest.mark.parametrize("layout", WRITERS)
 def test_splits_keep_scenes_whole(tmp_path, layout):
     root = tmp_path / "data"
@@ -121,6 +132,11 @@ def test_splits_keep_scenes_whole(tmp_path, layout):
     assert sum(map(len, scenes.values())) == len(set.union(*scenes.values())) == 10
     assert found.test_scenes == len(scenes["test"]) < len(found.images["test"])
     assert found.how.startswith("Split by scene") and "10 scenes" in found.how
+    for split in ("val", "test"):
+        cases = cases_of(found, split)
+        assert {*cases} == {*found.images[split]}
+        pairs = {(path.stem.split("_")[0], case) for path, case in cases.items()}
+        assert len(pairs) == len(scenes[split]) == len({case for _, case in pairs})
     assert all(3 <= len(found.images[split]) <= 5 for split in ("val", "test"))  # 15% are 3.75
     again = read_labels(root, tmp_path / "other", seed=0)
     assert names_of(again) == names_of(found) and again.how == found.how

@@ -22,7 +22,7 @@ def runs_of(model: str, mean: float, seeds: int = 3, labels: float = 1.0) -> lis
         score = mean + 0.002 * (seed - (seeds - 1) / 2) * (1 if model == ADAPTED else -1)
         resampled = (score + 0.01 * np.random.default_rng(len(model)).standard_normal(100)).tolist()
         runs.append({"model": model, "labels": labels, "seed": seed, "learning_rate": 1e-4, "score": score})
-        runs[-1] |= {"resampled": resampled, "folder": f"{model}/{seed}"}
+        runs[-1] |= {"resampled": resampled, "cases": 100, "folder": f"{model}/{seed}"}
     return runs
 
 
@@ -127,6 +127,9 @@ def test_verdict_warns_of_few_test_images(number):
     data["test_scenes"] = 2
     verdict = make_report({ADAPTED: 0.60, "dinov2-base": 0.50}, data=data).verdict
     assert "The test split has images of 2 scenes or patients: with so few" in verdict
+    data["test_scenes"] = 1
+    verdict = make_report({ADAPTED: 0.60, "dinov2-base": 0.50}, data=data).verdict
+    assert verdict.startswith("Not decided: all test images are of one scene.")
 
 
 @pytest.mark.parametrize("lows, is_blind", [([-0.1, 0.0], True), ([-0.1, 0.01], False), ([], False)])
@@ -163,7 +166,7 @@ def test_equal_models_are_not_told_apart():
             for seed in range(3):
                 chance = np.clip(difficulty + 0.03 * generator.standard_normal(), 0, 1)
                 right = generator.random(200) < chance
-                scores = {"score": right.mean().item(), "resampled": right[draws].mean(1).tolist()}
+                scores = {"score": right.mean().item(), "resampled": right[draws].mean(1).tolist(), "cases": 200}
                 runs.append(
                     {"model": model, "labels": 1.0, "seed": seed, "learning_rate": 1e-4, "folder": "", **scores}
                 )
@@ -217,7 +220,8 @@ def full_report():
     for index, name in enumerate(report.models):
         report.fine_tuned += runs_of(name, 0.2 + 0.01 * index, labels=0.25)
         run = runs_of(name, 0.5 - 0.1 * index, seeds=1)[0]
-        report.frozen.append({"model": name, "probe": "20-NN", "score": run["score"], "resampled": run["resampled"]})
+        scores = {key: run[key] for key in ("score", "resampled", "cases")}
+        report.frozen.append({"model": name, "probe": "20-NN", **scores})
     prior = "| source | accuracy |\n| --- | --- |\n| a \\| b | 7% |\n\nAnswers follow from *their* questions."
     report.controls = answers_with_gains(0.01) | {"answer_prior": prior, "overlap": 0, "early": "0.712 instead of 0.7"}
     report.notes, report.command = ["A second site was not tested.", EVIL], "vitp adapt --data my_coco"

@@ -12,7 +12,7 @@ from modeling_vitp.evaluation.intervals import RESAMPLES, Score, paired_differen
 def scores_of(images: np.ndarray) -> list[Score]:
     """Return the score of each seed, the mean over images, from values of shape `(seeds, images)`."""
     draws = resample(images.shape[1])
-    return [Score(float(values.mean()), values[draws].mean(1).tolist()) for values in images]
+    return [Score(float(values.mean()), values[draws].mean(1).tolist(), images.shape[1]) for values in images]
 
 
 def simulate(
@@ -36,20 +36,21 @@ def test_interval_equals_formula():
     differences = ours - theirs
     of_seeds = differences.mean(1).var(ddof=1) / 3
     of_images = np.var([differences[:, draw].mean() for draw in resample(40)], ddof=1)
-    half = math.sqrt(stats.t.ppf(0.975, 2) ** 2 * of_seeds + stats.norm.ppf(0.975) ** 2 * of_images)
+    of_images *= 40 / 39
+    half = math.sqrt(stats.t.ppf(0.975, 2) ** 2 * of_seeds + stats.t.ppf(0.975, 39) ** 2 * of_images)
     assert found.mean == pytest.approx(differences.mean())
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
     assert found.is_clear is (abs(found.mean) > half) and found.seeds == 3
     # The variance over resamples is that of a mean.
-    assert of_images == pytest.approx(differences.mean(0).var() / 40, rel=0.1)
+    assert of_images == pytest.approx(differences.mean(0).var(ddof=1) / 40, rel=0.1)
 
 
 def test_single_seed_is_never_clear():
     ours, theirs = np.full((1, 20), 0.9), np.linspace(0.1, 0.3, 20)[None]
     found = paired_difference(scores_of(ours), scores_of(theirs))
     assert found.mean == pytest.approx(0.7) and found.low > 0.6 and not found.is_clear
-    half = 1.96 * np.std([theirs[0][draw].mean() for draw in resample(20)])
-    assert found.high - found.mean == pytest.approx(half, rel=1e-3)
+    low, high = stats.t.interval(0.95, 19, 0, stats.sem(theirs[0]))
+    assert (found.low - found.mean, found.high - found.mean) == pytest.approx((low, high), rel=0.05)
 
 
 def test_equal_models_do_not_differ():
@@ -69,13 +70,13 @@ def test_resamples_without_a_score_are_left_out():
     ours, theirs = (scores_of(np.random.default_rng(seed).random((2, 20))) for seed in range(2))
     expected = paired_difference(ours, theirs)
     for absent in (math.nan, None):
-        found = paired_difference([Score(one.value, [*one.resampled[:-1], absent]) for one in ours], theirs)
+        found = paired_difference([Score(one.value, [*one.resampled[:-1], absent], 20) for one in ours], theirs)
         assert found.mean == expected.mean and found.high == pytest.approx(expected.high, rel=1e-2)
 
 
 def test_scores_that_cannot_be_paired_are_refused():
-    one, other = Score(0.5, [0.5] * RESAMPLES), Score(0.5, [0.5] * 10)
-    for ours, theirs in (([one], [other]), ([one, one], [one]), ([], [])):
+    one, other, more = (Score(0.5, [0.5] * draws, cases) for draws, cases in ((RESAMPLES, 3), (10, 3), (RESAMPLES, 4)))
+    for ours, theirs in (([one], [other]), ([one], [more]), ([one, one], [one]), ([], [])):
         with pytest.raises(ValueError, match="resamples"):
             paired_difference(ours, theirs)
 
@@ -95,14 +96,16 @@ def test_no_difference_is_rarely_clear():
     assert all(paired_difference(*simulate(seed, 0.3)).is_clear for seed in range(20))
 
 
-def test_tiles_of_few_scenes_make_intervals_too_narrow():
-    """Equal models differ by scene and by tile; the intervals resample tiles."""
+def test_tiles_of_few_scenes_are_not_as_many_images():
+    """Equal models differ by scene and by tile. Resampled tiles would give too narrow intervals, scenes do not."""
     clear = []
     for scenes, tiles in ((120, 1), (12, 10), (4, 30)):
-        clear.append(0)
+        clear.append([0, 0])
         for seed in range(200):
             random = np.random.default_rng(seed)
             of_scenes = [random.normal(0, 0.05, scenes).repeat(tiles) for _ in range(2)]
-            found = [scores_of(values + random.normal(0, 0.1, (3, scenes * tiles))) for values in of_scenes]
-            clear[-1] += paired_difference(*found).is_clear
-    assert clear == [4, 27, 69]
+            found = [values + random.normal(0, 0.1, (3, scenes * tiles)) for values in of_scenes]
+            by_scene = [values.reshape(3, scenes, tiles).mean(2) for values in found]
+            for way, models in enumerate((found, by_scene)):
+                clear[-1][way] += paired_difference(*map(scores_of, models)).is_clear
+    assert clear == [[4, 4], [27, 7], [68, 3]]

@@ -168,11 +168,11 @@ def test_tile_uses_percentiles_of_image(tmp_path, suffix):
     tiles = torch.cat([samples[index]["images"][0][0] for index in range(len(samples))], dim=1).float()
     np.testing.assert_allclose(tiles, windowed(pixels), atol=0.51)
     np.testing.assert_allclose(tiles, predicted(path), atol=0.51)
-    places = [Place("a", "a", path, (64, 128), window, None) for window in [(0, 0, 64, 64), (64, 0, 128, 64)]]
+    places = [Place("a", "a", path, (64, 128), window, None, "a") for window in [(0, 0, 64, 64), (64, 0, 128, 64)]]
     images = ObjectImages(places, SPEC)
     assert torch.cat([images.image(index)[0] for index in range(2)], dim=1).float().equal(tiles)
     rows = Dataset.from_dict({"image": [str(path)]}, features=Features({"image": ImageFeature(decode=False)}))
-    images = ObjectImages([Place("a", "a", 0, (64, 128), place.window, None) for place in places], SPEC, rows=rows)
+    images = ObjectImages([Place("a", "a", 0, (64, 128), place.window, None, "a") for place in places], SPEC, rows=rows)
     assert torch.cat([images.image(index)[0] for index in range(2)], dim=1).float().equal(tiles)
 
 

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from modeling_vitp.metrics.ranking import weighted_areas
 from modeling_vitp.metrics.resampling import BOX_RESAMPLES, RESAMPLES, resample
 
-NUMBER, PARTS = 6, 2  # cases, and maps or windows of each case
+NUMBER, PARTS = 6, 2  # cases, and maps, windows or images of each case
 
 
 def of_maps(random: np.random.Generator) -> dict:
@@ -39,8 +39,8 @@ def of_boxes(random: np.random.Generator, masks: bool = False) -> dict:
 
 
 def of_classes(random: np.random.Generator, multi_label: bool = False) -> dict:
-    references = random.integers(0, 2, (1, 3)) if multi_label else random.integers(0, 3, 1)
-    return {"predictions": random.integers(0, 9, (1, 3)) / 8 + np.arange(3) / 100, "references": references}
+    references = random.integers(0, 2, (PARTS, 3)) if multi_label else random.integers(0, 3, PARTS)
+    return {"predictions": random.integers(0, 9, (PARTS, 3)) / 8 + np.arange(3) / 100, "references": references}
 
 
 KINDS = {
@@ -60,9 +60,9 @@ def load(kind: str):
 
 
 def add(metric, kind: str, case: dict, index: int, copy: int = 0) -> None:
-    """Add a case, part by part except for classes."""
+    """Add a case, part by part except for classes, which are added at once."""
     if "classification" in kind:
-        metric.add_batch(**case)
+        metric.add_batch(**case, case_ids=[f"{index}/{copy}"] * len(case["references"]))
         return
     for part in range(PARTS):
         ids = {"image_ids": [f"{index}/{part}/{copy}"]} if "precision" in kind else {}
@@ -76,14 +76,12 @@ def test_resampled_scores_equal_repeated_images(kind):
     random = np.random.default_rng(0)
     cases = [make(random, **options) for _ in range(NUMBER)]
     metric = load(kind)
-    # Classes have no ids, so that they keep the order in which they are added.
-    order = range(NUMBER) if "classification" in kind else random.permutation(NUMBER)
-    for index in order:
+    for index in random.permutation(NUMBER):
         add(metric, kind, cases[index], index)
     result = metric.compute()
     np.testing.assert_equal(metric.compute_cases(np.arange(NUMBER)), result)
     score = metric.score_images()
-    assert score.value == result[metric.main_score]
+    assert score.value == result[metric.main_score] and score.cases == NUMBER
     assert len(score.resampled) == (BOX_RESAMPLES if "precision" in kind else RESAMPLES)
     for draw, resampled in list(zip(resample(NUMBER, number=len(score.resampled)), score.resampled))[:12]:
         repeated = load(kind)

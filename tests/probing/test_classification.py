@@ -392,7 +392,7 @@ def test_intervals_compare_backbones_with_the_first(tmp_path, capsys):
     results = read_metrics(tmp_path / "out")["results"]
     scores = {
         (item["backbone"], item["probe"]): [
-            Score(value, resampled)
+            Score(value, resampled, item["cases"])
             for value, resampled in zip(item["scores"]["accuracy"]["values"], item["resampled"], strict=True)
         ]
         for item in results
@@ -413,4 +413,10 @@ def test_accuracy_is_resampled_over_images(tmp_path):
     truth = np.repeat([0, 1], [7, 8])
     assert scores.main.value == scores["accuracy"] == accuracy_score(truth, predicted)
     expected = [accuracy_score(truth[draw], predicted[draw]) for draw in resample(15)]
-    assert scores.main.resampled == pytest.approx(expected)
+    assert scores.main.resampled == pytest.approx(expected) and scores.main.cases == 15
+    task.cases = list("abcab" * 3)
+    scenes = [np.flatnonzero(np.array(task.cases) == name) for name in "abc"]
+    draws = (np.concatenate([scenes[index] for index in draw]) for draw in resample(3))
+    scores = task.scores(predicted)
+    assert scores.main.resampled == pytest.approx([accuracy_score(truth[draw], predicted[draw]) for draw in draws])
+    assert scores.main.cases == 3

@@ -201,6 +201,7 @@ def test_centre_auc_of_resamples_equals_scikit_learn(tmp_path):
     train, test = (probe.centres(role, (GRID, GRID)) for role in ("train", "test"))
     logits = fit_linear(maps[0], train, np.arange(2), L2)(torch.tensor(maps[1])).double().numpy()
     assert scores.main.value == scores["centre_auc"] and len(scores.main.resampled) == 200
+    assert scores.main.cases == 6
     for draw, resampled in list(zip(resample(6, number=200), scores.main.resampled))[:10]:
         chosen, wanted = logits[draw].reshape(-1, 3), test[draw].reshape(-1, 3) > 0
         odds = [chosen[:, k] - np.logaddexp.reduce(np.delete(chosen, k, 1), axis=1) for k in range(2)]

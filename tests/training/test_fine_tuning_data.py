@@ -71,6 +71,20 @@ def test_list_selects_samples(tmp_path):
         data.open(["train"])
 
 
+def test_file_of_cases_groups_samples(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").touch()
+    settings = {"image": "{name}.png", "cases": "scenes.json"}
+    with pytest.raises(ValueError, match="scenes.json"):
+        find_samples(tmp_path, settings, "test")
+    (tmp_path / "scenes.json").write_text('{"a.png": "x", "b.png": "y", "c.png": "x"}')
+    assert [sample.case for sample in find_samples(tmp_path, settings, "test")] == ["x", "y", "x"]
+    for content, name in (('{"a.png": "x", "c.png": "x"}', "b.png"), ("[1]", "scenes.json")):
+        (tmp_path / "scenes.json").write_text(content)
+        with pytest.raises(ValueError, match=name):
+            find_samples(tmp_path, settings, "test")
+
+
 def test_empty_mask_folder_is_refused(tmp_path):
     data = labelled_folder(tmp_path, {"a": None})
     with pytest.raises(ValueError, match="'train' has no mask: .*masks/{name}.png"):

@@ -1,6 +1,7 @@
 """Accuracy, F1 and area under the ROC curve of image classification, single-label or multi-label."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import chain
 
 import evaluate
 import numpy as np
@@ -37,7 +38,7 @@ class Classification(base.DistributedMetric):
     def __init__(self, *args, num_labels: int, multi_label: bool = False, threshold: float = 0.5, **kwargs):
         self.num_labels, self.multi_label, self.threshold = num_labels, multi_label, threshold
         self.main_score = "mean_average_precision" if multi_label else "accuracy"
-        self.kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self.kept: list[tuple[np.ndarray, np.ndarray, Sequence[Hashable]]] = []
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -46,22 +47,24 @@ class Classification(base.DistributedMetric):
         return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=features)
 
     def __len__(self) -> int:
-        return sum(len(references) for _, references in self.kept)
+        return sum(len(references) for _, references, _ in self.kept)
 
     def add(self, *, prediction, reference):
         """Add the scores and the label or labels of one image, see `add_batch`."""
         self.add_batch(predictions=[prediction], references=[reference])
 
-    def add_batch(self, *, predictions: Sequence, references: Sequence):
+    def add_batch(self, *, predictions: Sequence, references: Sequence, case_ids: Sequence[Hashable] | None = None):
         """Add a batch of images.
 
         Args:
             predictions: class scores, `(n, num_labels)`, as array, tensor or list. With `multi_label`, probabilities.
             references: class indices, integers `(n,)`. With `multi_label`, 1 for the classes of an image and 0 for the
                 others, `(n, num_labels)`.
+            case_ids: case of each image, such as its scene or patient; all numbers or all strings. Only resamples use
+                them. Default: each image is a case.
 
         Raises:
-            ValueError: if a shape is wrong, a score is NaN, or a label is not a class index.
+            ValueError: if a shape or length is wrong, a score is NaN, or a label is not a class index.
         """
         scores, labels = (as_array(values) for values in (predictions, references))
         shape = (len(labels), self.num_labels)
@@ -76,11 +79,25 @@ class Classification(base.DistributedMetric):
         wrong = np.unique(labels[(labels < 0) | (labels > last) | (labels != np.rint(labels))]).tolist()
         if wrong:
             raise ValueError(f"{self.name}: expected integer labels in [0, {last}], got {wrong[:10]}.")
-        self.kept.append((scores.astype(np.float64), labels.astype(np.int64)))
+        if case_ids is None:
+            case_ids = [(self.process_id, len(self) + index) for index in range(len(labels))]
+        if len(case_ids) != len(labels):
+            raise ValueError(f"{self.name}: expected {len(labels)} case_ids, got {len(case_ids)}.")
+        self.kept.append((scores.astype(np.float64), labels.astype(np.int64), case_ids))
 
-    def _join(self, parts: list[list[tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
-        """Return the scores of each image followed by its label or labels, float64, in the order of the processes."""
-        return np.concatenate([np.column_stack(batch) for part in parts for batch in part])
+    def _join(self, parts: list[list[tuple[np.ndarray, np.ndarray, Sequence[Hashable]]]]) -> list[list[int]]:
+        """Return the indices of the images of each case.
+
+        Set `images` to the scores of each image followed by its label or labels, float64.
+        """
+        batches, cases = [batch for part in parts for batch in part], {}
+        self.images = np.concatenate([np.column_stack(batch[:2]) for batch in batches])
+        for index, case in enumerate(chain.from_iterable(ids for *_, ids in batches)):
+            cases.setdefault(case, []).append(index)
+        return [cases[key] for key in sorted(cases)]
+
+    def _take(self, indices: np.ndarray) -> np.ndarray:
+        return self.images[list(chain.from_iterable(self.cases[index] for index in indices))]
 
     def _classes(self, cases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return true and predicted classes, bool of shape `(images, num_labels)`."""

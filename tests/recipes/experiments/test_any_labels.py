@@ -78,7 +78,8 @@ class FineTunings:
         else:
             used = self.trained[config["model_name_or_path"]]
             images = Path(used["data"]["splits"]["train"]["list"]).read_text().split()
-            metrics |= {"test": {"test_accuracy": len(images) + used["seed"] / 10}, "test_resampled": []}
+            metrics |= {"test": {"test_accuracy": len(images) + used["seed"] / 10}}
+            metrics |= {"test_resampled": [], "test_cases": 2}
         (output / "metrics.json").write_text(json.dumps(metrics))
         return 0
 

@@ -63,7 +63,7 @@ def test_every_arm_is_resolved(config, tmp_path, monkeypatch):
     def run_training(name, settings, folder):
         folder.mkdir(parents=True)
         fine_tunings.append(settings)
-        return {"main_score": "map", "test": {"test_map": 0.5}, "test_resampled": []}
+        return {"main_score": "map", "test": {"test_map": 0.5}, "test_resampled": [], "test_cases": 2}
 
     monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_training", run_training)
     plan.args.finetuning.label_shares = []  # they need the labels
