@@ -79,9 +79,11 @@ def open_probe(args: ProbeArguments):
     from modeling_vitp.probing.detection import DetectionProbe
     from modeling_vitp.probing.segmentation import SegmentationProbe
 
-    settings = args.pooling, args.num_neighbours, args.temperature, args.l2
+    settings = args.pooling, args.num_neighbours, args.temperature, args.l2, args.intervals
     if args.data is not None and args.annotations == "classes":
         data = ClassificationData.from_dict(args.data)
+        if data.multi_label:
+            raise ValueError("Probes need one class for each image, but `data` has multi_label: true.")
         names = data.find_classes([args.train_split])
         data.check_disjoint([args.train_split, args.test_split])
         samples = {"train": data.open([args.train_split]), "test": data.open([args.test_split])}
@@ -89,7 +91,7 @@ def open_probe(args: ProbeArguments):
     if args.data is not None:
         task, data = (DetectionProbe, DetectionData) if args.annotations == "boxes" else (SegmentationProbe, DenseData)
         splits = {"train": args.train_split, "test": args.test_split}
-        return task(data.from_dict(args.data), splits, args.l2, args.depths)
+        return task(data.from_dict(args.data), splits, args.l2, args.depths, args.intervals)
     columns = args.image_column, args.label_column
     samples = open_samples(
         args.dataset_name, args.dataset_config, args.train_split, args.test_split, args.test_share, *columns

@@ -39,9 +39,9 @@ class Scores(dict[str, float]):
 
     Args:
         scores: scores by name.
-        main: main score.
+        main: main score, if it was resampled.
     """
 
-    def __init__(self, scores: Mapping[str, float], main: Score):
+    def __init__(self, scores: Mapping[str, float], main: Score | None = None):
         super().__init__(scores)
         self.main = main

@@ -142,8 +142,9 @@ class ProbeArguments(Arguments):
         is_classes = self.data is None or self.annotations == "classes"
         if is_classes and (self.pixel_control or self.depths > 1):
             raise ValueError("pixel_control and depths need `data` with masks or boxes. Remove them.")
-        if not is_classes and self.pooling != "mean":
-            raise ValueError(f"pooling={self.pooling!r} needs classes: masks and boxes are probed by patch. Remove it.")
+        for name in () if is_classes else ("pooling", "num_neighbours", "temperature"):
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise ValueError(f"{name}={value!r} needs classes: masks and boxes are probed by patch. Remove it.")
         ignored = [name for name in SETTINGS if getattr(self, name) != getattr(type(self), name)]
         if self.data is not None and ignored:
             raise ValueError(f"{ignored[0]} is for `dataset_name`. Set `{SETTINGS[ignored[0]]}` in `data` instead.")

@@ -271,13 +271,13 @@ class Preprocessing:
 
     Args:
         image_processor: image processor of the backbone.
-        image_size: side in pixels of the square that images are resized to (bicubic), instead of the resizing and
-            cropping of the image processor.
+        image_size: side in pixels of the square that images are resized to (bicubic), instead of the resizing, cropping
+            and padding of the image processor.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, image_size: int | None):
         self.image_processor, self.image_size = image_processor, image_size
-        off = ["crop_to_patches"] + (["do_resize", "do_center_crop"] if image_size else [])
+        off = ["crop_to_patches"] + (["do_resize", "do_center_crop", "do_pad"] if image_size else [])
         self.options = {name: False for name in off if getattr(image_processor, name, None) is not None}
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ class ClassificationProbe:
         pooling: feature of an image: `mean` (of the patch tokens), `cls`, or both, `cls_mean`.
         num_neighbours, temperature: see [`~modeling_vitp.probing.heads.nearest_neighbours`].
         l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].
+        intervals: whether scores have resamples, for intervals.
     """
 
     samples: dict[str, ClassifiedImages]
@@ -36,6 +37,7 @@ class ClassificationProbe:
     num_neighbours: int
     temperature: float
     l2: float
+    intervals: bool = False
 
     shown = "accuracy"
     control_name = "most frequent class"
@@ -56,12 +58,13 @@ class ClassificationProbe:
         """Return `accuracy`, and `mean_class_accuracy` over the classes of the test images."""
         right = predicted == self.labels["test"]
         classes = [right[self.labels["test"] == label].mean() for label in np.unique(self.labels["test"])]
+        scores = {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(classes))}
+        if not self.intervals:
+            return Scores(scores)
         cases = np.unique(self.cases, return_inverse=True)[1]
         counts, sums = np.bincount(cases), np.bincount(cases, right)
-        draws = resample(len(counts))
-        resampled = sums[draws].sum(1) / counts[draws].sum(1)
-        main = Score(float(right.mean()), resampled.tolist(), len(counts))
-        return Scores({"accuracy": main.value, "mean_class_accuracy": float(np.mean(classes))}, main)
+        resampled = [sums[draw].sum() / counts[draw].sum() for draw in resample(len(counts))]
+        return Scores(scores, Score(scores["accuracy"], resampled, len(counts)))
 
     def probe(
         self,
@@ -145,8 +148,11 @@ def open_samples(
         opened = [copy.copy(opened[0]).subset(kept).set_classes(names, False) for kept in (train, test)]
         if not len(test):
             raise ValueError(f"{name}: test_share={test_share} holds out no test images. Increase it.")
+        parts = dict(zip(("train", "held out"), opened))
         if isinstance(opened[0], FileImages):
-            data.check_files({role: part.samples for role, part in zip(("train", "held out"), opened)})
+            data.check_files({role: part.samples for role, part in parts.items()})
+        else:
+            data.check_rows({role: (part.rows, [part.column]) for role, part in parts.items()})
     images = np.bincount(opened[0].labels, minlength=len(names))
     tested = np.bincount(opened[1].labels, minlength=len(names))
     unknown = [one for one, trained, number in zip(names, images, tested) if number and not trained]

@@ -29,6 +29,7 @@ class DetectionProbe:
         splits: names of the splits under `train` and `test`.
         l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].
         depths: number of depths, see [`~modeling_vitp.probing.backbones.Backbone.maps`].
+        intervals: whether scores have resamples, for intervals.
 
     Raises:
         ValueError: If a split is not found, the splits share an image, or an image has no annotation.
@@ -37,11 +38,14 @@ class DetectionProbe:
     shown = "centre_auc"
     control_name = "constant score"
 
-    def __init__(self, data: DetectionData, splits: Mapping[str, str], l2: float, depths: int = 1):
+    def __init__(
+        self, data: DetectionData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False
+    ):
         if splits["train"] == splits["test"]:
             raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
         data.check_disjoint(list(splits.values()), "horizontal")
-        self.data, self.l2, self.depths, self.names = data, l2, depths, data.names.names
+        self.data, self.l2, self.depths, self.intervals = data, l2, depths, intervals
+        self.names = data.names.names
         self.samples = {role: data.open([name], "horizontal") for role, name in splits.items()}
         for samples in self.samples.values():
             unknown = [place.id for place in samples.places if place.objects is None]
@@ -146,13 +150,16 @@ class DetectionProbe:
                 odds = log_odds(logits, label)
                 areas[name] = area_under_curve(odds, is_center)
                 precisions[name] = average_precision(odds, is_center)
-                resampled.append(weighted_areas(odds, is_center, (number[case_of_patch] for number in repeats)))
+                if self.intervals:
+                    resampled.append(weighted_areas(odds, is_center, (number[case_of_patch] for number in repeats)))
         if not areas:
             raise ValueError("The test images need patches with and without object centers of at least one class.")
         scores = {}
         for key, values in (("centre_auc", areas), ("centre_ap", precisions)):
             scores |= {key: float(np.mean(list(values.values())))}
             scores |= {f"{key}/{name}": value for name, value in values.items()}
+        if not self.intervals:
+            return Scores(scores)
         means = mean_of_counted(np.array(resampled), axis=0).tolist()
         return Scores(scores, Score(scores[self.shown], means, len(repeats[0])))
 

@@ -158,8 +158,8 @@ def fit_nonlinear(
 ) -> NonlinearProbe:
     """Fit a [`NonlinearProbe`] on random positions with AdamW (cosine decay from 1e-3, weight decay 0.05).
 
-    All backbones have the same training budget, and no model selection takes place. Random numbers are drawn on the
-    CPU, so that results on different devices agree.
+    All backbones have the same training budget, and no model selection takes place. Weights and batches
+    are drawn on the CPU, and dropout on the device, so that scores differ a little between devices.
 
     Args:
         features, counts, used: see [`fit_linear`].

@@ -37,6 +37,7 @@ class SegmentationProbe:
         splits: names of the splits under `train` and `test`.
         l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].
         depths: number of depths, see [`~modeling_vitp.probing.backbones.Backbone.maps`].
+        intervals: whether scores have resamples, for intervals.
 
     Raises:
         ValueError: If a split is not found or has no masks, or the splits share a file or a patient.
@@ -45,10 +46,10 @@ class SegmentationProbe:
     shown = "mean_iou"
     control_name = "most frequent class"
 
-    def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1):
+    def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False):
         if splits["train"] == splits["test"]:
             raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
-        self.data, self.splits, self.l2, self.depths = data, splits, l2, depths
+        self.data, self.splits, self.l2, self.depths, self.intervals = data, splits, l2, depths, intervals
         self.names = data.encoding.names
         self.samples = {role: data.open([name]) for role, name in splits.items()}
         data.check_disjoint(list(splits.values()))
@@ -148,7 +149,7 @@ class SegmentationProbe:
             logits.append(scores.numpy()[counts.any(-1)])
         area = mean_area(np.concatenate(logits), np.concatenate(labels))
         found = name_classes(metric.compute(), self.names) | {"patch_auc": area}
-        return Scores(found, metric.score_images(self.shown))
+        return Scores(found, metric.score_images(self.shown) if self.intervals else None)
 
     def _metric(self) -> evaluate.Metric:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)

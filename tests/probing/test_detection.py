@@ -193,7 +193,8 @@ def test_window_centers_are_of_whole_objects(tmp_path):
 def test_centre_auc_of_resamples_equals_scikit_learn(tmp_path):
     for split, number in (("train", 5), ("test", 6)):
         write_marks(tmp_path, split, number)
-    probe = DetectionProbe(DetectionData.from_dict(described(tmp_path)), {"train": "train", "test": "test"}, L2)
+    splits = {"train": "train", "test": "test"}
+    probe = DetectionProbe(DetectionData.from_dict(described(tmp_path)), splits, L2, intervals=True)
     backbone = load_backbone(str(save_backbone(tmp_path / "vit", "vit")))
     labels = FewLabels(share=1.0)
     (scores,) = probe.probe(backbone, {labels: [np.arange(2)]}, None, tmp_path / "features")["linear", labels]

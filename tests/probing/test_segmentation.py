@@ -1,5 +1,6 @@
 """Probes of masks: labels of patches, corruptions, and the recipe."""
 
+import copy
 import json
 
 import dense_data
@@ -253,6 +254,8 @@ def test_invalid_mask_data_are_named(tmp_path, what, message):
 
 def test_mean_iou_of_resamples_equals_scikit_learn(task, backbone, tmp_path, quick_probe):
     everything, images = {ALL: [np.arange(len(task.samples["train"]))]}, len(task.samples["test"])
+    task = copy.copy(task)
+    task.intervals = True
     for part in (task, task.under("gaussian_noise", 4, seed=5)):
         heads = part.fit(backbone, everything, None, tmp_path)
         (scores,) = part.score(heads, backbone, None, tmp_path)["linear", ALL]
