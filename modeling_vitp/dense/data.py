@@ -526,6 +526,7 @@ def slice_volumes(
     ]
     settings = {"plane": plane, "window": window, "percentiles": percentiles, "foreground_only": foreground_only}
     settings |= {"classes": [(item.value, item.name) for item in encoding.classes], "ignore": encoding.ignore}
+    settings["first_column"] = "right or anterior"  # Part of the cache key: slices of older caches are mirrored.
     try:
         return datasets.Dataset.from_generator(
             slices,

@@ -26,7 +26,8 @@ class Volume:
 
     Slices show a patient from the feet, from the front or from the left. For this, the volume is reoriented to the
     closest canonical axes (right, anterior, superior). Of the two axes of a slice, the last one points up and the first
-    one to the right. Values are not resampled.
+    one to the left, as in DICOM: the first column is the right of the patient, or anterior in a sagittal slice. Values
+    are not resampled.
 
     Args:
         path: path of the NIfTI file, or of the folder of the DICOM series.
@@ -77,7 +78,7 @@ class Volume:
         canonical = apply_orientation(self.stored, self.orientation)
         indices = [slice(None)] * 3
         indices[PLANES[plane]] = index
-        return self.scaled(np.ascontiguousarray(np.rot90(canonical[tuple(indices)])))
+        return self.scaled(np.ascontiguousarray(np.rot90(canonical[tuple(indices)])[:, ::-1]))
 
     def scaled(self, stored: np.ndarray) -> np.ndarray:
         slope, intercept = self.scale
@@ -90,7 +91,7 @@ class Volume:
 
         The result is a view.
         """
-        canonical = np.moveaxis(np.rot90(slices, -1, axes=(1, 2)), 0, PLANES[plane])
+        canonical = np.moveaxis(np.rot90(slices[:, :, ::-1], -1, axes=(1, 2)), 0, PLANES[plane])
         return apply_orientation(canonical, ornt_transform(io_orientation(np.eye(4)), self.orientation))
 
     def window(self, percentiles: Sequence[float]) -> tuple[float, float]:

@@ -86,8 +86,8 @@ def test_the_recipe_runs_on_it(wheel, tmp_path):
     data = DenseData.from_dict(dense_data.read_config("brain_mri")["data"] | {"root": str(tmp_path / "data")})
     samples = data.open(["test"])
     assert len(samples) == 16 and samples[0]["id"] == "slab_03/axial_0000"
-    assert np.array_equal(samples[0]["mask"], np.rot90(tissue[::-1, :, 27]))
-    assert np.array_equal(samples[0]["images"][0][1], 100 * np.rot90(tissue[::-1, :, 27]))
+    assert np.array_equal(samples[0]["mask"], np.rot90(tissue[::-1, :, 27])[:, ::-1])
+    assert np.array_equal(samples[0]["images"][0][1], 100 * np.rot90(tissue[::-1, :, 27])[:, ::-1])
 
 
 def test_another_wheel_is_named(tmp_path):

@@ -72,7 +72,7 @@ def as_in_training(model, path, plane="axial", window=(-500, 900), scores=False)
 def placed(slices, image, plane):
     """Return slices in the axes of a NIfTI file, through its canonical orientation."""
     axis = {"sagittal": 0, "coronal": 1, "axial": 2}[plane]
-    canonical = np.moveaxis(np.stack([np.rot90(one, -1) for one in slices]), 0, axis)
+    canonical = np.moveaxis(np.stack([np.rot90(one[:, ::-1], -1) for one in slices]), 0, axis)
     turned = nibabel.as_closest_canonical(
         nibabel.Nifti1Image(np.arange(np.prod(image.shape)).reshape(image.shape).astype(np.int32), image.affine)
     )

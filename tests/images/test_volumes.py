@@ -9,6 +9,8 @@ import pytest
 from pydicom.data import get_testdata_file
 from volumes_on_disk import CT_SERIES, OBLIQUE, check_geometry, write_series
 
+from modeling_vitp import InputSpec
+from modeling_vitp.images.reading import read_image
 from modeling_vitp.images.volumes import check_same_place, is_volume, open_volume
 
 OTHERS = CT_SERIES.parents[1]
@@ -28,8 +30,10 @@ def test_series_equals_pydicom():
     assert nibabel.aff2axcodes(volume.affine) == ("L", "P", "S")
     assert volume.spacing("axial") == pytest.approx((2.5, 0.488281, 0.488281))
     assert volume.spacing("coronal") == pytest.approx((0.488281, 2.5, 0.488281))
-    # The first row of an axial slice is anterior, its first column is the right of the patient.
-    np.testing.assert_array_equal(volume.cut("axial", 1), values_of(CT_SERIES)[1][:, ::-1])
+    np.testing.assert_array_equal(volume.cut("axial", 1), values_of(CT_SERIES)[1])
+    file = sorted(CT_SERIES.iterdir(), key=lambda path: pydicom.dcmread(path).ImagePositionPatient[2])[1]
+    image = read_image(file, None, InputSpec.from_dict({"window": [-160, 240]}))
+    np.testing.assert_array_equal(volume.cut("axial", 1), image)
 
 
 @pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 1, 0), (0, 1, 0, 0, 0, -1), OBLIQUE, (-1, 0, 0, 0, 0.6, 0.8)])
@@ -42,6 +46,16 @@ def test_series_orientation_equals_dicom(tmp_path, orientation):
     (tmp_path / "ct" / "notes.txt").unlink()
     check_geometry(volume.affine, tmp_path / "ct")
     assert volume.header.get_best_affine() == pytest.approx(volume.affine, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("plane", "corner"), [("axial", "right anterior"), ("coronal", "right superior"), ("sagittal", "anterior superior")]
+)
+def test_first_pixel_is_corner_of_patient(tmp_path, plane, corner):
+    steps = {"right": 1, "anterior": 10, "superior": 100}
+    values = np.tensordot(list(steps.values()), np.indices((2, 2, 2)), 1).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "v.nii")
+    assert open_volume(tmp_path / "v.nii").cut(plane, 0)[0, 0] == sum(steps[side] for side in corner.split())
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
@@ -60,7 +74,7 @@ def test_slices_equal_nibabel_and_are_inverted(tmp_path, plane, name):
     cuts = np.stack([volume.cut(plane, index) for index in range(volume.number(plane))])
     for index, cut in enumerate(cuts):
         assert cut.shape == volume.size(plane)
-        np.testing.assert_allclose(cut, np.rot90(canonical.get_fdata().take(index, axis)))
+        np.testing.assert_allclose(cut, np.rot90(canonical.get_fdata().take(index, axis))[:, ::-1])
     np.testing.assert_allclose(volume.uncut(cuts, plane), nibabel.load(tmp_path / name).get_fdata())
     sizes = canonical.header.get_zooms()
     across, up = (size for place, size in enumerate(sizes) if place != axis)

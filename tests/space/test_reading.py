@@ -501,7 +501,7 @@ def volume(tmp_path):
 def test_volume_slice_is_seen_from_the_feet(volume, position, index):
     values, path = volume
     reading = open_upload(str(path), adjustment=Adjustment(position=position))
-    np.testing.assert_array_equal(reading.image[0], values[:, ::-1, index].T)
+    np.testing.assert_array_equal(reading.image[0], values[::-1, ::-1, index].T)
     assert f"NIfTI, slice {index + 1} of 4, 6 × 8 pixels, percentiles 2 to 98" in reading.note
     rgb, note = open_pixels(str(path), max_side=4)
     assert rgb.shape == (4, 3, 3) and note.startswith("brain.nii.gz: ")

@@ -55,7 +55,7 @@ def test_slices_equal_images_with_same_pixels(tmp_path, names):
                 array = np.round(255 * np.clip((array + 160.0) / 400, 0, 1)).astype(np.uint8)
             (tmp_path / "png" / kind / case).mkdir(parents=True)
             for index in range(SHAPE[2]):
-                cut = np.rot90(array[::-1, :, index])
+                cut = np.rot90(array[::-1, :, index])[:, ::-1]
                 Image.fromarray(cut).save(tmp_path / "png" / kind / case / f"axial_{index:04d}.png")
     write_case(tmp_path / "ct", "test", "c", 9)
     collages = ["--collages", "0.2", "--collage_size", "8", "--collage_grid", "2"]
