@@ -290,12 +290,14 @@ def is_array(spec: InputSpec, image: Path | bytes) -> bool:
 class PartFile:
     """File of results that survives a killed run. An incomplete item at its end is removed when the file is opened.
 
+    An empty file, of a run that was killed before its first result, takes any settings and inputs.
+
     Args:
         path: path of the file. `made_of` is stored in a JSON file beside it.
         made_of: settings and inputs on which the results depend.
 
     Raises:
-        ValueError: if the file exists and was written with other settings or inputs.
+        ValueError: if the file has results of other settings or inputs.
     """
 
     def __init__(self, path: Path, made_of: dict[str, Any]):
@@ -304,7 +306,7 @@ class PartFile:
         self.made_of_path = path.with_name(path.name + ".json")
 
     def __enter__(self) -> Self:
-        if self.path.exists():
+        if self.path.exists() and self.path.stat().st_size:
             stored = json.loads(self.made_of_path.read_text())
             changed = [name for name, value in self.made_of.items() if stored.get(name) != value]
             if changed:
@@ -321,7 +323,7 @@ class PartFile:
     def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
         self.file.close()
         if error_type is not None and issubclass(error_type, ValueError) and len(self) == 0:
-            self.delete()  # A wrong argument, which would make this file refuse the right one.
+            self.delete()  # A wrong argument. With this file, `part_path` would allow to replace an existing output.
 
     def whole_size(self) -> int:
         """Return the number of bytes of complete items."""

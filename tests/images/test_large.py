@@ -215,8 +215,10 @@ def test_incomplete_lines_and_rows_are_removed(tmp_path):
 
 
 def test_part_file_with_other_settings_is_refused(tmp_path):
-    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}):
+    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (2,)}):
         pass
+    with LineFile(tmp_path / "lines", {"of": [1, 2], "by": (3,)}) as lines:  # The file has no results yet.
+        lines.append(0)
     with LineFile(tmp_path / "lines", {"of": [1, 2], "by": [3]}):
         pass
     with pytest.raises(ValueError, match="lines .*different by"):
