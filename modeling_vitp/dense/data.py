@@ -310,8 +310,10 @@ def mask_array(mask: Picture, name: str, by: str) -> np.ndarray:
         # With `color`, 8-bit gray and palette images are converted to RGB too.
         is_plain = mask.mode in (VALUES if by == "value" else ("I", "I;16", "I;16B", "F"))
         mask = np.asarray(mask if is_plain else mask.convert("RGB"))
-    if mask.ndim == 3 and by == "value" and (mask == mask[..., :1]).all():
-        mask = mask[..., 0]  # A gray mask that was saved with three channels.
+    if mask.ndim == 3 and mask.shape[2] in (2, 4):
+        mask = mask[..., :-1]  # Without the transparency of a TIFF.
+    if mask.ndim == 3 and (mask.shape[2] == 1 or (by == "value" and (mask == mask[..., :1]).all())):
+        mask = mask[..., 0]  # A gray mask, which may have been saved with three channels.
     return whole_numbers(mask, name).astype(np.int32)
 
 

@@ -18,7 +18,14 @@ from PIL import Image
 from volumes_on_disk import write_series
 
 from modeling_vitp.dense.arguments import DenseArguments
-from modeling_vitp.dense.data import DenseData, LabelEncoding, balanced_weights, count_pixels, slice_volumes
+from modeling_vitp.dense.data import (
+    DenseData,
+    LabelEncoding,
+    balanced_weights,
+    count_pixels,
+    infer_classes,
+    slice_volumes,
+)
 from modeling_vitp.training.fine_tuning_data import find_samples
 
 
@@ -220,6 +227,24 @@ def test_palette_is_read_by_index_or_color(tmp_path):
     classes = [{"name": "tree", "color": [200, 100, 0]}, {"name": "ground", "color": [10, 20, 30]}]
     by_color = DenseData(classes=classes, splits=splits, root=str(tmp_path), mask_encoding="color")
     assert by_color.open(["train"])[0]["mask"].tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+def test_transparency_of_tiff_mask_is_ignored(tmp_path, bands):
+    data = labelled_folder(tmp_path, {"a": None})
+    stored = np.stack([small_mask(0, 1)] * (bands - 1) + [small_mask(200)])
+    write_bands(tmp_path / "masks" / "a.tif", stored)
+    data.splits["train"]["mask"] = "masks/{name}.tif"
+    assert np.array_equal(data.open(["train"])[0]["mask"], small_mask(0, 1))
+    assert [item["value"] for item in infer_classes([tmp_path / "masks" / "a.tif"])["classes"]] == [0, 1]
+
+
+def test_submission_needs_whole_images(tmp_path):
+    data = labelled_folder(tmp_path, {"a": small_mask(0, 1)})
+    data.check_submission({"split": "train", "file": "{name}.png"})
+    data.splits["train"]["tile"] = {"size": 4, "overlap": 0}
+    with pytest.raises(ValueError, match="submission.*'train'.*tile"):
+        data.check_submission({"split": "train", "file": "{name}.png"})
 
 
 def test_negative_values_may_be_ignored():
