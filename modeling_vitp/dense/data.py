@@ -566,11 +566,12 @@ class DenseData(DataSettings):
     Args:
         classes: classes of the masks, see [`LabelEncoding`].
         splits: settings of each split. For files: arguments of [`find_samples`], and optionally `tile` for windows
-            (see [`ImageFiles`]) or `foreground_only` for volumes. For `dataset_name`: name of the split in `datasets`.
+            (see [`ImageFiles`]) or, with `volumes`, `foreground_only`. For `dataset_name`: name of the split in
+            `datasets`.
         columns: column names, see [`Rows`].
         mask_encoding, ignore: encoding of the masks, see [`LabelEncoding`].
         volumes: `plane`, and `window` or `percentiles`, if the files are volumes (NIfTI or folders of DICOM series),
-            see [`slice_volumes`].
+            see [`slice_volumes`]. `input_spec` is for images.
         images: expected number of images (or pairs) of all splits. Another number is a warning. Not used
             for volumes and for splits that are cut into windows.
     """
@@ -592,6 +593,12 @@ class DenseData(DataSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        used = {name for name in ("input_spec", "dataset_name") if getattr(self, name) is not None}
+        used |= {name for split in self.splits.values() if isinstance(split, Mapping) for name in split}
+        foreign = {"foreground_only"} if self.volumes is None else {"input_spec", "dataset_name", "tile"}
+        for name in sorted(used & foreign):
+            remedy = "without `volumes`. Set it, or remove" if self.volumes is None else "with `volumes`. Remove"
+            raise ValueError(f"data: `{name}` has no effect {remedy} `{name}`.")
         self.encoding = LabelEncoding(self.classes, self.mask_encoding, self.ignore)
 
     @classmethod

@@ -28,6 +28,8 @@ from modeling_vitp.dense.data import (
 )
 from modeling_vitp.training.fine_tuning_data import find_samples
 
+CUT = {"window": [0, 1]}
+
 
 def test_loveda_masks_are_encoded(tmp_path):
     dense_data.make_loveda(tmp_path, size=16)
@@ -173,6 +175,10 @@ def test_masks_without_labels_are_refused(tmp_path):
         ({"mask_encoding": "color"}, "Class 0: .*`color`"),
         ({"root": None}, "`root`"),
         ({"tile": 3}, "tile"),
+        ({"splits": {"train": {"image": "a/{name}.png", "foreground_only": True}}}, "`foreground_only`"),
+        ({"volumes": CUT, "splits": {"train": {"image": "{name}.nii", "tile": {"size": 8, "overlap": 0}}}}, "`tile`"),
+        ({"volumes": CUT, "input_spec": {"window": [0, 1]}}, "`input_spec`"),
+        ({"volumes": CUT, "dataset_name": "a/b", "root": None}, "`dataset_name`"),
     ],
 )
 def test_bad_configurations_are_refused(tmp_path, changes, message):
