@@ -137,6 +137,9 @@ class DenseArguments(SplitArguments):
                     f"Expected `submission` with `split` and `file`, and optionally `encoding`, got {self.submission}."
                 )
             check_type("submission: file", self.submission["file"], str)
+            encoding = self.submission.get("encoding", "mask")
+            if encoding not in ("mask", "index"):
+                raise ValueError(f"submission: expected `encoding` to be 'mask' or 'index', got {encoding!r}.")
             if "dataset_name" in self.data:
                 raise ValueError(
                     "submission: masks are named after image files. Use a data set of files instead of `dataset_name`."

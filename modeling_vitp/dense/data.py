@@ -608,7 +608,7 @@ class DenseData(DataSettings):
         If the folder has no file of `splits`, but a standard layout, its splits are used. The classes of the
         configuration are kept if they fit the values in the masks. If only their number fits, the values get their
         names in order; otherwise the classes are those of [`infer_classes`]. An `eval_split` that the folder lacks, and
-        a `submission` with fields that its file names lack, are left out.
+        a `submission` of a split that it lacks or with fields that its file names lack, are left out.
 
         Training splits named train or val are replaced by the split trainval if the folder has no split train.
 
@@ -618,11 +618,16 @@ class DenseData(DataSettings):
         if has_other_layout(args.data):
             args.data = settings_of_folder(args.data)
             args.eval_split = args.eval_split if args.eval_split in args.data["splits"] else None
-            if args.submission is not None and {*fields_of(args.submission["file"])} > {"name"}:
+            submission = args.submission
+            if submission is not None and (
+                submission["split"] not in args.data["splits"] or {*fields_of(submission["file"])} > {"name"}
+            ):
                 args.submission = None
         data = super().from_arguments(args, output_dir)
         if "trainval" in data.splits and "train" not in data.splits and {*args.train_splits} <= {"train", "val"}:
             args.train_splits, args.eval_split = ["trainval"], None
+        if args.submission is not None:
+            data.check_submission(args.submission)
         is_cut = data.volumes is not None or any("tile" in split for split in data.splits.values())
         if data.images is not None and data.root is not None and not is_cut:
             number = sum(len(find_samples(data.root, split, name)) for name, split in data.splits.items())
@@ -675,6 +680,17 @@ class DenseData(DataSettings):
                 samples, self.encoding, foreground_only=settings.get("foreground_only", False), **self.volumes
             )
         return Rows(rows, self.encoding, name=name)
+
+    def check_submission(self, settings: Mapping[str, str]) -> None:
+        """Raise a `ValueError` if masks of a split cannot be written as `submission` says."""
+        name = settings["split"]
+        split = self.split_settings(name)
+        if self.volumes is not None or "tile" in split:
+            raise ValueError(f"submission: expected whole images in {name!r}, got `tile` or `volumes`. Remove it.")
+        known = fields_of(next(iter(image_patterns(split, name).values()))) + ["case"] * ("cases" in split)
+        unknown = [field for field in fields_of(settings["file"]) if field not in known]
+        if unknown:
+            raise ValueError(f"submission: file has the unknown field {unknown[0]!r}. Fields of {name!r}: {known}.")
 
     def check_disjoint(self, names: Sequence[str]) -> None:
         """Raise a `ValueError` if two of the splits share an image, even under different names, a patient or a case."""

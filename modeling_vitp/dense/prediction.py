@@ -552,12 +552,7 @@ def write_masks(
 
     Returns:
         The folder.
-
-    Raises:
-        ValueError: if the split is cut into windows.
     """
-    if any(window is not None for _, window in samples.rows):
-        raise ValueError("submission: the server scores whole images. Remove `tile` from the split.")
     shutil.rmtree(folder, ignore_errors=True)
     for index, (sample, _) in enumerate(tqdm(samples.rows, desc="Writing masks")):
         prediction = trainer.predict_labels(samples[index]["images"], is_test=True)

@@ -230,6 +230,9 @@ def test_changed_settings_are_refused_on_resume(tmp_path, caplog):
         ({"per_device_train_batch_size": 1, "submission": None}, "per_device_train_batch_size"),
         ({"train_splits": ["test"]}, "has no masks"),
         ({"submission": {"split": "test"}}, "submission.*file"),
+        ({"submission": {"split": "test", "file": "{image}.png"}}, "submission.*'image'"),
+        ({"submission": {"split": "tset", "file": "{name}.png"}}, "'tset'"),
+        ({"submission": {"split": "test", "file": "{name}.png", "encoding": "indices"}}, "submission.*'indices'"),
         ({"submission": {"split": "a", "file": "b"}, "data": {"dataset_name": "x"}}, "dataset_name"),
     ],
 )
