@@ -31,7 +31,7 @@ from ..configuration_vitp import ViTPVisionConfig
 from ..convert.export import export_backbone
 from ..evaluation.comparison import Progress, check_same_settings
 from ..evaluation.intervals import Score, paired_difference
-from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor
+from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, is_reduced
 from ..instructions.answer_prior import LITTLE, check_answer_priors
 from ..instructions.dry_run import summarize_sources
 from ..instructions.from_annotations.layouts import LAYOUTS
@@ -243,8 +243,8 @@ class Adaptation:
     def phrases(self) -> dict[str, str | None]:
         """Return the phrases of the classes for `make_instructions --names`; those of masks by value or color.
 
-        The value 0 of masks is the background, which no question is about, unless `class_names` has a phrase for it.
-        No question is about ignored values either.
+        The value 0 or color black of masks is the background, which no question is about, unless `class_names` has a
+        phrase for it. No question is about ignored values either.
         """
         given = self.args.class_names or {}
         if self.labels.task != "segmentation":
@@ -255,7 +255,7 @@ class Adaptation:
             raise ValueError(f"class_names: class {unknown[0]!r} not found. Classes: {', '.join(classes)}.")
         for entry in self.labels.data["classes"]:
             key = str(entry["value"]) if "value" in entry else ",".join(map(str, entry["color"]))
-            names[key] = given.get(entry["name"], None if key == "0" else entry["name"])
+            names[key] = given.get(entry["name"], None if key in ("0", "0,0,0") else entry["name"])
         return names
 
     def check_instructions(self) -> dict[str, Any]:
@@ -762,7 +762,7 @@ def has_8_bits(path: Path) -> bool:
         return True
     try:
         with Image.open(path) as picture:
-            return picture.mode in PIL_8BIT_MODES
+            return picture.mode in PIL_8BIT_MODES and not is_reduced(picture, bands=True)
     except (OSError, Image.DecompressionBombError):
         return False
 

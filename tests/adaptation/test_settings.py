@@ -12,6 +12,7 @@ import yaml
 from classification_data import write_folders
 from detection_data import write_coco, write_dota
 from paths import ROOT
+from pictures import write_bands
 from PIL import Image
 from prepared_folders import write_rsar
 from tiny_models import TEXT
@@ -20,7 +21,7 @@ from vision_families import MEAN, save_vit
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import adapt as adapting
 from modeling_vitp.adaptation import comparison, labels
-from modeling_vitp.adaptation.adapt import Adaptation
+from modeling_vitp.adaptation.adapt import Adaptation, has_8_bits
 from modeling_vitp.adaptation.arguments import AdaptArguments
 from modeling_vitp.adaptation.comparison import Comparison
 from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
@@ -89,6 +90,20 @@ def test_ignored_value_of_masks_is_in_no_question(tmp_path, is_deep):
     found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
     assert found.phrases() == {"255": None, "0": None, "1": "class 1"}
     found.make_instructions("train")
+
+
+def test_black_of_color_masks_is_background(tmp_path):
+    found = adaptation(tmp_path)
+    colors = [{"name": "rest", "color": [0, 0, 0]}, {"name": "roof", "color": [255, 255, 255]}]
+    found.labels = SimpleNamespace(task="segmentation", data={"classes": colors, "mask_encoding": "color"})
+    assert found.phrases() == {"0,0,0": None, "255,255,255": "roof"}
+
+
+def test_deep_and_four_band_images_have_no_collages(tmp_path):
+    write_bands(tmp_path / "deep.png", np.zeros((3, 8, 8), np.uint16))
+    write_bands(tmp_path / "four.tif", np.zeros((4, 8, 8), np.uint8))
+    Image.new("RGB", (8, 8)).save(tmp_path / "colors.png")
+    assert [has_8_bits(tmp_path / name) for name in ("deep.png", "four.tif", "colors.png")] == [False, False, True]
 
 
 def test_names_of_backbones_are_unique(tmp_path):

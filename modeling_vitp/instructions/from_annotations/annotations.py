@@ -12,6 +12,7 @@ from PIL import Image
 from ...images.reading import VALUES, Window, read_image, whole_numbers
 from ..boxes import Box
 
+GRAY = 0x010101  # Color 0xRRGGBB of the gray value 1.
 MIN_REGION_SHARE = 1e-4  # Minimum share of the image of a clear region of a mask.
 
 
@@ -122,6 +123,9 @@ def read_mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, boo
 
 def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str | None], path: Path) -> LabelMap:
     """Convert the values of a mask, see [`read_mask_values`], to a label map; `path` is for error messages."""
+    # A gray mask may have been saved with three channels. With names of colors, gray values are colors too.
+    if is_color and not any("," in name for name in names) and not (values % GRAY).any():
+        values, is_color = values // GRAY, False
     phrases = tuple(dict.fromkeys(phrase for phrase in names.values() if phrase is not None))
     numbers = np.zeros(values.shape, dtype=np.int32)
     for value in np.unique(values).tolist():

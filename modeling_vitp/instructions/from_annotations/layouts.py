@@ -535,8 +535,8 @@ class GeoJson(Layout):
 class Masks(Pairs):
     """Image and mask pairs of the same name: `SPLIT/images` with `SPLIT/masks`, or `images/SPLIT` with `masks/SPLIT`.
 
-    A mask has one channel of class numbers, or three color channels. `names` has each value as text (`"3"` or
-    `"255,0,0"`), with `null` for the background. A region is an 8-connected component of a class.
+    A mask has one channel of class numbers (or three equal channels), or three color channels. `names` has each value
+    as text (`"3"` or `"255,0,0"`), with `null` for the background. A region is an 8-connected component of a class.
     """
 
     subject, annotation = "regions", "mask"

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
+from ...image_processing_vitp import is_reduced
 from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_picture, said, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
@@ -112,6 +113,11 @@ def open_scene(path: Path) -> tuple[Image.Image, bool]:
         return read_picture(path.read_bytes()), False
     try:
         with Image.open(path) as scene:
+            if is_reduced(scene, bands=True):
+                raise ValueError(
+                    f"{path} has more bits or bands than Pillow keeps. Collages need 8-bit RGB. For windows, convert "
+                    "the image to TIFF, for example with gdal_translate."
+                )
             scene.load()
             return scene, scene.format == "JPEG"
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:

@@ -26,7 +26,7 @@ from annotated_images import (
 from PIL import Image
 
 from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage
+from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, read_labels
 from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split
 from modeling_vitp.training.arguments import PretrainArguments
 from modeling_vitp.training.data import open_data
@@ -168,6 +168,16 @@ def test_masks_are_read(tmp_path, is_color):
                 seen[check(question, answer, objects, 64, 64)] += 1
     assert set(seen) >= {"yes", "no", "largest class", "all", "one", "referring", "caption", "map"}
     assert seen["yes"] == seen["no"]
+
+
+@pytest.mark.parametrize("is_color", [False, True])
+def test_equal_channels_of_mask_are_gray_unless_names_are_colors(tmp_path, is_color):
+    mask = np.array([[0, 1], [2, 2]], dtype=np.uint8)
+    Image.fromarray(np.stack([mask] * 3, -1)).save(tmp_path / "mask.png")
+    names = {"0": None, "1": "water", "2": "grass"}
+    if is_color:
+        names = {",".join([value] * 3): name for value, name in names.items()} | {"255,0,0": "road"}
+    assert np.array_equal(read_labels(tmp_path / "mask.png", (2, 2), names).numbers, mask)
 
 
 def test_change_pairs_are_read(tmp_path):
