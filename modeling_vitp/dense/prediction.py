@@ -350,6 +350,8 @@ def open_geotiff(path: Path, like: DatasetReader, **profile) -> Iterator[Dataset
         profile |= {"gcps": points, "crs": points_crs}
     elif not like.transform.is_identity:
         profile |= {"transform": like.transform, "crs": like.crs}
+    if like.rpcs:
+        profile |= {"rpcs": like.rpcs}
     with (
         appears_whole(path) as unfinished,
         rasterio.open(

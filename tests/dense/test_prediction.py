@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 from tiny_models import HEAD, adapter_config
 from torch.nn import functional as F
@@ -367,6 +368,18 @@ def test_ground_control_points_are_kept(model, tmp_path):
         kept, crs = file.gcps
     assert [(point.row, point.col, point.x, point.y) for point in kept] == [(p.row, p.col, p.x, p.y) for p in points]
     assert crs == rasterio.crs.CRS.from_string(GROUND["crs"])
+
+
+def test_rational_polynomial_coefficients_are_kept(model, tmp_path):
+    """Check an image with RPCs, as many satellite images have."""
+    names = ("height", "lat", "long", "line", "samp")
+    values = {f"{name}_{kind}": 50.0 for name in names for kind in ("off", "scale")}
+    values |= {f"{name}_{kind}_coeff": [1.0] + [0.5] * 19 for name in names[3:] for kind in ("num", "den")}
+    rpcs = RPC(**values)
+    write_tiff(tmp_path / "scene.tif", scene(), transform=None, crs=None, rpcs=rpcs)
+    predict_large(model, ViTPSegmentationImageProcessor(), tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
+    with rasterio.open(tmp_path / "classes.tif") as file:
+        assert {name: getattr(file.rpcs, name) for name in values} == values
 
 
 def test_windows_are_augmented(model, tmp_path):
