@@ -239,6 +239,8 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
             Dropout of whole channels before the classifier of UPerNet, in training.
         class_weights (`list[float]`, *optional*):
             Weights of the classes in the loss, in the order of `id2label`.
+        volume_plane (`str`, *optional*):
+            Plane of the slices of volumes that the model was trained on: `"axial"`, `"coronal"` or `"sagittal"`.
 
     The other arguments are those of [`~transformers.UperNetConfig`].
     """
@@ -251,6 +253,7 @@ class ViTPSegmentationConfig(ConfigNamesItsFiles, UperNetConfig):
     decode_head_kwargs: dict | None = None
     classifier_dropout: float | int = 0.0
     class_weights: list[float] | None = None
+    volume_plane: str | None = None
 
     def __post_init__(self, **kwargs):
         self.backbone_config = multi_scale_config(self.backbone_config)

@@ -74,6 +74,7 @@ def main(
         workers = training_args.dataloader_num_workers
         pixels, weights = weigh_classes(train_dataset, data.encoding.names, weights, workers)
     model = load_dense_model(entry.model_class, model_args, data.encoding.names, weights, data.image_spec)
+    model.config.volume_plane = data.plane
     trainer = ViTPSegmentationTrainer(
         model,
         training_args,

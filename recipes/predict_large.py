@@ -52,9 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--scales", type=within("(0, inf)", float), nargs="+", help="Scales of test-time augmentation: 1.")
     add("--flip", action="store_true", help="Test-time augmentation with horizontal flips.")
     add = parser.add_argument_group("volumes").add_argument
-    add(
-        "--plane", choices=("axial", "coronal", "sagittal"), help="Plane of the slices: that of the training, or axial."
-    )
+    add("--plane", choices=("axial", "coronal", "sagittal"), help="Plane of the slices: by default as in training.")
     add("--intensities", type=float, nargs=2, help="Intensities shown as black and white: by default as in training.")
     add(
         "--percentiles",
@@ -78,7 +76,6 @@ def main(argv: list[str] | None = None) -> int:
     load_plugins(args.pop("plugins"))
     import modeling_vitp
     from modeling_vitp.auto.registry import MODELS
-    from modeling_vitp.cards.record import read_record
     from modeling_vitp.dense.data import LabelEncoding
     from modeling_vitp.images.volumes import is_volume
 
@@ -104,13 +101,6 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"Expected --classes with {config.num_labels} classes, got {len(args['colors'])}.")
     if is_detector and len(images) != 1:
         raise ValueError(f"{name} takes 1 image, got {len(images)}.")
-    if kind == "volumes":
-        trained = (read_record(name).get("evaluated_on") or {}).get("data", {}).get("volumes")
-        plane = args.setdefault("plane", (trained or {}).get("plane", "axial"))
-        if trained and plane != trained.get("plane", "axial"):
-            raise ValueError(
-                f"--plane {plane}: {name} was trained on {trained.get('plane', 'axial')} slices. Remove --plane."
-            )
     model = (
         getattr(transformers, entry.auto_class)
         .from_pretrained(name, dtype=args.pop("dtype"))

@@ -665,6 +665,11 @@ class DenseData(DataSettings):
         names = [name for name in ("window", "percentiles") if (self.volumes or {}).get(name) is not None]
         return {name: self.volumes[name] for name in names} or self.input_spec
 
+    @property
+    def plane(self) -> str | None:
+        """Plane of the slices of volumes; `None` for images."""
+        return None if self.volumes is None else self.volumes.get("plane", "axial")
+
     def _open(self, name: str) -> MaskedImages:
         settings = self.split_settings(name)
         if self.dataset_name is not None:

@@ -385,7 +385,7 @@ def predict_volume(
     volumes: str | os.PathLike | Sequence[str | os.PathLike],
     output: str | os.PathLike,
     *,
-    plane: str = "axial",
+    plane: str | None = None,
     intensities: Sequence[float] | None = None,
     percentiles: Sequence[float] | None = None,
     window: int | tuple[int, int] = 512,
@@ -415,7 +415,7 @@ def predict_volume(
             (first) volume. The header of a NIfTI volume is kept, except for the data type, value range and intent
             (label). For a DICOM series, the affine has the position, orientation and spacing of the series. The class
             names are stored in a header extension, a comment in JSON.
-        plane: plane in which the model was trained.
+        plane: plane in which the model was trained. Default: the plane in the configuration of the model.
         intensities: low and high value in the units of the volume (Hounsfield units for CT), mapped to black and white.
         percentiles: low and high percentile of the non-zero values of the volume, instead of `intensities`.
         window, stride, batch_size: see [`~modeling_vitp.dense.prediction.sliding_window`]. Default stride: three
@@ -426,8 +426,8 @@ def predict_volume(
 
     Raises:
         ValueError: if a volume cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), the channels differ
-            in shape or position, neither `intensities` nor `percentiles` are known, the model takes image pairs, or an
-            unfinished run had different arguments.
+            in shape or position, neither `intensities` nor `percentiles` are known, the plane is unknown or not that of
+            the training, the model takes image pairs, or an unfinished run had different arguments.
         FileExistsError: if `output` or `probabilities` exists.
     """
     paths = [Path(path) for path in ([volumes] if isinstance(volumes, (str, os.PathLike)) else volumes)]
@@ -448,6 +448,12 @@ def predict_volume(
     num_labels = model.config.num_labels
     if num_labels > MAX_CLASSES:
         raise ValueError(f"Expected a model with at most {MAX_CLASSES} classes for a uint8 output, got {num_labels}.")
+    trained_plane = model.config.volume_plane
+    if plane is None and trained_plane is None:
+        raise ValueError("The plane of the training is unknown. Set `plane` to axial, coronal or sagittal.")
+    if None not in (plane, trained_plane) and plane != trained_plane:
+        raise ValueError(f"Expected the `plane` of the training, {trained_plane}, got {plane}. Remove `plane`.")
+    plane = plane or trained_plane
     if intensities is None and percentiles is None:
         spec = image_processor.input_spec or {}
         intensities, percentiles = spec.get("window"), spec.get("percentiles")

@@ -83,6 +83,7 @@ def test_the_recipe_runs_on_it(wheel, tmp_path):
     counts = np.bincount(tissue[..., train].ravel())
     assert metrics["train_pixels"] == dict(zip(build_brain_mri.TISSUES, counts.tolist()))
     assert 0 <= metrics["test"]["test_mean_dice"] <= 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["volume_plane"] == "axial"
     data = DenseData.from_dict(dense_data.read_config("brain_mri")["data"] | {"root": str(tmp_path / "data")})
     samples = data.open(["test"])
     assert len(samples) == 16 and samples[0]["id"] == "slab_03/axial_0000"

@@ -109,7 +109,9 @@ def test_nifti_equals_prediction_of_slices(model, tmp_path, plane):
 
 
 def test_series_becomes_nifti_at_its_position(model, tmp_path):
-    predict_volume(model, ViTPSegmentationImageProcessor(**SETTINGS), CT_SERIES, tmp_path / "c.nii", **WINDOWS)
+    predict_volume(
+        model, ViTPSegmentationImageProcessor(**SETTINGS), CT_SERIES, tmp_path / "c.nii", plane="axial", **WINDOWS
+    )
     result = nibabel.load(tmp_path / "c.nii")
     assert result.shape == (16, 16, 5) and result.header.get_xyzt_units()[0] == "mm"
     check_geometry(result.affine, CT_SERIES)
@@ -144,10 +146,13 @@ def test_script_predicts_channels_and_nifti_2(model, tmp_path, capsys):
         script.main([*words, "--classes", "x.yaml"])
 
     # The plane is that of the training by default, and another one is refused.
-    record = {"evaluated_on": {"data": {"volumes": {"plane": "coronal"}}}}
-    (tmp_path / "model" / "run.json").write_text(json.dumps(record))
     words = [*words[:-2], "--output", str(tmp_path / "again.nii.gz")]
-    with pytest.raises(ValueError, match="--plane axial.*coronal"):
+    with pytest.raises(ValueError, match="`plane`"):
+        script.main(words)
+    config = ViTPSegmentationConfig.from_pretrained(tmp_path / "model")
+    config.volume_plane = "coronal"
+    config.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="`plane`.*coronal.*axial"):
         script.main([*words, "--plane", "axial"])
     assert script.main(words) == 0
     np.testing.assert_array_equal(nibabel.load(tmp_path / "again.nii.gz").get_fdata(), result.get_fdata())
@@ -161,7 +166,8 @@ class Killed(Exception):
 def test_killed_run_resumes_to_same_file(model, tmp_path, monkeypatch, calls):
     path = write_nifti(tmp_path / "v.nii")
     processor = ViTPSegmentationImageProcessor(**SETTINGS)
-    options = {"probabilities": tmp_path / "p.nii.gz", **WINDOWS, "window": 48, "stride": 48}  # One call per slice.
+    options = {"probabilities": tmp_path / "p.nii.gz", "plane": "axial"}
+    options |= WINDOWS | {"window": 48, "stride": 48}  # One call per slice.
 
     def run(name, **more):
         predict_volume(model, processor, path, tmp_path / f"{name}.nii.gz", **options | more)
@@ -201,6 +207,7 @@ def test_bad_prediction_arguments_are_refused(model, tmp_path):
     nibabel.save(moved, tmp_path / "moved.nii")
 
     def run(volumes=path, output="c.nii.gz", spec=SETTINGS, **options):
+        options = {"plane": "axial"} | options
         predict_volume(model, ViTPSegmentationImageProcessor(**spec), volumes, tmp_path / output, **options)
 
     with pytest.raises(ValueError, match=".nii.gz.*c.tif"):
@@ -237,7 +244,7 @@ from modeling_vitp import ViTPSegmentationImageProcessor, predict_volume
 used = []
 
 class Model(torch.nn.Conv2d):
-    config = SimpleNamespace(num_labels=2, id2label={{0: "rest", 1: "liver"}})
+    config = SimpleNamespace(num_labels=2, id2label={{0: "rest", 1: "liver"}}, volume_plane=None)
     images_per_sample, device, dtype = 1, torch.device("cpu"), torch.float32
 
     def forward(self, pixel_values):
