@@ -252,6 +252,7 @@ def predict_large(
             quarters of the window.
         scales, flip: test-time augmentation of each window, see [`~modeling_vitp.dense.prediction.augmented`].
         probabilities: path of a second GeoTIFF with one band of probabilities per class, uint8 with a scale of 1/255.
+            Pixels without data are 0, and not valid in its mask.
         colors: red, green and blue in [0, 255] of each class. Default: `tab20` of matplotlib.
 
     Raises:
@@ -320,20 +321,26 @@ def predict_large(
                 layers = layers.to(torch.uint8).cpu().numpy()
                 no_data = [source.has_no_data(top, top + band.shape[2]) for source in sources if source.is_masked]
                 if no_data:
-                    layers[0][np.logical_or.reduce(no_data)] = NO_CLASS
+                    is_empty = np.logical_or.reduce(no_data)
+                    layers[:, is_empty] = 0
+                    layers[0, is_empty] = NO_CLASS
                 rows.append(layers.swapaxes(0, 1))
                 progress.update(band.shape[2])
 
         names = [model.config.id2label[index] for index in range(num_labels)]
         tab20 = matplotlib.colormaps["tab20"]
         colors = colors or [tuple(round(255 * part) for part in tab20(index % 20)[:3]) for index in range(num_labels)]
+        nodata = NO_CLASS if any(source.is_masked for source in sources) else None
         if probabilities is not None:
-            with open_geotiff(outputs[1], first, count=num_labels) as file:
+            # The mask is a part of the file, because a file beside it would not be renamed with it.
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), open_geotiff(outputs[1], first, count=num_labels) as file:
                 file.scales = [1 / 255] * num_labels
                 file.descriptions = names
                 for top, layers in rows.read(BLOCK):
-                    file.write(layers[:, 1:].swapaxes(0, 1), window=whole_rows(first, top, top + len(layers)))
-        nodata = NO_CLASS if any(source.is_masked for source in sources) else None
+                    area = whole_rows(first, top, top + len(layers))
+                    file.write(layers[:, 1:].swapaxes(0, 1), window=area)
+                    if nodata is not None:
+                        file.write_mask(layers[:, 0] != nodata, window=area)
         with open_geotiff(outputs[0], first, count=1, nodata=nodata) as file:
             file.write_colormap(1, dict(enumerate(colors)))
             file.update_tags(classes=json.dumps(names))

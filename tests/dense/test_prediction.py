@@ -290,13 +290,18 @@ def test_nodata_pixels_have_no_class(model, tmp_path):
     image[:, 40:, 70:] = -9999
     write_tiff(tmp_path / "scene.tif", image, nodata=-9999)
     processor = ViTPSegmentationImageProcessor(input_spec={"percentiles": [0, 100]})
-    predict_large(model, processor, tmp_path / "scene.tif", tmp_path / "classes.tif", **WINDOWS)
+    paths = {"output": tmp_path / "classes.tif", "probabilities": tmp_path / "p.tif"}
+    predict_large(model, processor, tmp_path / "scene.tif", **paths, **WINDOWS)
     window = [[int(band[band != -9999].min()), int(band.max())] for band in image]
     expected = in_memory(model, processor, image, input_spec={"window": window}).argmax(0).numpy()
     expected[40:, 70:] = 255
     with rasterio.open(tmp_path / "classes.tif") as file:
         assert file.nodata == 255
         np.testing.assert_array_equal(file.read(1), expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"scene.tif", "classes.tif", "p.tif"}
+    with rasterio.open(tmp_path / "p.tif") as file:
+        np.testing.assert_array_equal(file.dataset_mask() == 0, expected == 255)
+        assert not file.read()[:, expected == 255].any()
 
 
 @pytest.mark.parametrize("name", ["scene.tif", "scene.png", "scene.jpg", "no_suffix"])
