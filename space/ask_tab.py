@@ -9,7 +9,7 @@ import limits
 from answers import PROGRESS, QUESTION, check_length, draw_boxes, encode, stream_answer
 from checking import UnavailableModel
 from computing import PRIVATE, answering, turn, write_png
-from loading import PACKED, QUICKSTART, FullModel, Models
+from loading import PACKED, FullModel, Models
 from PIL import Image
 from reading import Reading
 from uploading import CROWNS, forget, image_input, image_upload, name_of, open_upload, picture_of
@@ -26,7 +26,7 @@ NOT_LEARNED = [
     "Where is the largest tree?",
     "Describe the image.",
 ]
-"""Questions of the quickstart's training that its model, in `quickstart/`, answers no better than a constant does."""
+"""Questions of the quickstart's training that the packed model, `PACKED`, answers no better than a constant does."""
 QUICKSTART_NOTE = (
     "Measured on 132 images of unseen ground: the number of trees is wrong by 3.2 on average. Always saying 4, the "
     "median of the training ground, is wrong by 3.9, the answers to other images by 4.7, and 7, the best number in "
@@ -121,7 +121,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
 
 def examples_for(models: Models, model: str) -> tuple[list, str]:
     """Return the example questions for a model, marked if it has not learned them, and a note about them."""
-    if models.source(model) not in (str(PACKED), str(QUICKSTART)):
+    if models.source(model) != str(PACKED):  # the user's own quickstart was not measured
         return PROMPTS, OTHER_NOTE
     return [QUESTION, *((f"not learned: {question}", question) for question in NOT_LEARNED)], QUICKSTART_NOTE
 

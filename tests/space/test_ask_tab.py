@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 from types import SimpleNamespace
 
 import ask_tab
@@ -84,6 +85,14 @@ def test_unlearned_questions_of_packed_model_are_marked(models, packed):
     assert choices[0] == QUESTION and "3.2" in note
     assert all(label == f"not learned: {question}" for label, question in choices[1:]) and len(choices) > 5
     assert ask_tab.examples_for(models, TINY) == (ask_tab.PROMPTS, ask_tab.OTHER_NOTE)
+
+
+def test_figures_of_packed_model_are_not_shown_for_users_quickstart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(PACKED, tmp_path / "outputs" / "quickstart")
+    own = Models()
+    assert own.source(own.default) == "outputs/quickstart"
+    assert ask_tab.examples_for(own, own.default) == (ask_tab.PROMPTS, ask_tab.OTHER_NOTE)
 
 
 @pytest.mark.slow
