@@ -1,6 +1,7 @@
 """Error reports of commands: one line on stderr. An unexpected error also has a log file with its traceback."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
@@ -29,6 +30,10 @@ OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValid
 # Messages of torch about a device that does not exist.
 OF_DEVICE = "Torch not compiled with|at start of device string|No CUDA GPUs|no NVIDIA driver|invalid device ordinal"
 READ_TRACEBACK = "read the traceback; --debug prints it."  # remedy of unexpected errors
+# Errors of a pipe or of a process of this machine, such as a worker of a DataLoader. Those of the Hub's clients have
+# classes of their own.
+PIPE_ERRORS = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
+LOG_DAYS = 7  # a log is kept
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -87,11 +92,25 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     is_debug = take_debug(sys.argv)
     try:
         status = main()
+    except SystemExit as end:  # of `--help`
+        status = end.code
     except KeyboardInterrupt as error:
         status = report_error(error, is_debug)
     except Exception as error:  # every error is reported in one line
-        status = report_error(error, is_debug)
+        is_unread = isinstance(error, BrokenPipeError) and not flush_output("\n")
+        status = FAILURE if is_unread else report_error(error, is_debug)
+    flush_output()
     sys.exit(status)
+
+
+def flush_output(end: str = "") -> bool:
+    """Write the buffered output and `end`. If its reader has ended, such as `head`, drop it and return `False`."""
+    try:
+        print(end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+        return False
+    return True
 
 
 def take_debug(words: list[str]) -> bool:
@@ -189,7 +208,7 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
         return what, "check the name.", MISTAKE
     if names & {"DatasetNotFoundError"}:
         return one_line(str(error)), "check the name, or log in with `hf auth login`.", MISTAKE
-    if names & {
+    if not isinstance(error, PIPE_ERRORS) and names & {
         "ConnectError",
         "ConnectTimeout",
         "ReadTimeout",
@@ -212,14 +231,21 @@ def is_offline() -> bool:
 
 
 def write_log(error: BaseException) -> Path | None:
-    """Write the traceback, without tokens, to a file of the user outside of the command's output; return its path."""
+    """Write the traceback, without tokens, to a file of the user outside of the command's output; return its path.
+
+    Each process has a file of its own. Files older than `LOG_DAYS` are deleted.
+    """
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}"
     text = re.sub(r"(--?\w*token[ =])\S+|hf_[A-Za-z0-9]{16,}", r"\1…", text)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     for folder in (cache / "vitp", Path(tempfile.gettempdir()) / f"vitp-{os.getuid()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "error.log"
+            for old in folder.glob("error*.log"):
+                with contextlib.suppress(OSError):  # another process deletes it
+                    if time.time() - old.stat().st_mtime > LOG_DAYS * 86400:
+                        old.unlink()
+            path = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
             path.unlink(missing_ok=True)
             with open(
                 os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="backslashreplace"

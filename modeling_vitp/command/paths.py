@@ -1,6 +1,7 @@
 """Paths and Hub ids in the arguments of commands, and files of the package."""
 
 import difflib
+import logging
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from huggingface_hub import constants
 
 from .errors import WrongPath, is_offline
 
+logger = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[1]
 # The Gradio app is in the installed package, but beside the package in a clone.
 SPACE = PACKAGE / "space" if (PACKAGE / "space").is_dir() else PACKAGE.parent / "space"
@@ -58,10 +60,12 @@ def check_paths(arguments: Sequence[object]) -> None:
                     raise WrongPath(f"{name}={not_there(str(path))}")
                 elif is_dry_run and name == "model_name_or_path":
                     continue  # the estimate assumes its shape
-                elif looks_like_path(path) or (name == "dataset_name" and hint_nearest(Path(path))):
+                elif looks_like_path(path) or (name == "dataset_name" and "/" not in path and hint_nearest(Path(path))):
                     more = "" if "/" in path else " The Hub is searched for NAMESPACE/NAME."
                     raise WrongPath(f"{name}={not_there(path)}{more}")
                 elif not is_dry_run or name == "start":  # whose shape a plan of `adapt` needs
+                    if hint := hint_nearest(Path(path)):
+                        logger.warning("%s=%r is searched on the Hub: folder not found%s", name, path, hint)
                     ids.append((name, path))
     if ids:
         # The environment decides, except that a program may connect its clients to another Hub.
@@ -156,10 +160,11 @@ def not_there(path: str) -> str:
 
 
 def looks_like_path(text: str) -> bool:
-    """Return whether a text cannot be a Hub id, or is similar to the name of a local folder."""
+    """Return whether a text cannot be a Hub id, or is one word that is similar to the name of a local folder."""
     is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith("/") or "," in text
     is_path |= Path(text).suffix in FILE_SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text)
-    return is_path or hint_nearest(Path(text), 0.6 if "/" in text else 0.75) != ""
+    # The ids of a family are similar: a folder OpenGVLab/InternVL3-1B says nothing about OpenGVLab/InternVL3-2B.
+    return is_path or ("/" not in text and hint_nearest(Path(text), 0.75) != "")
 
 
 def hint_nearest(path: Path, similarity: float = 0.6) -> str:

@@ -1,5 +1,6 @@
 """Errors of the Hub and of missing packages, each explained in one line."""
 
+import os
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError
@@ -118,11 +119,22 @@ def test_duplicate_yaml_key_is_named(tmp_path):
 
 
 def test_mistyped_path_names_the_nearest(tmp_path, monkeypatch):
-    (tmp_path / "outputs" / "my_run").mkdir(parents=True)
+    (tmp_path / "my_run").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("modeling_vitp.command.paths.check_hub", lambda place: pytest.fail(f"asked for {place}"))
-    line, status = told(lambda: check_paths([Given("outputs/my_rum")]))
-    assert status == 2 and "'outputs/my_rum': file or folder not found, did you mean 'outputs/my_run'?" in line
+    line, status = told(lambda: check_paths([Given("my_rum")]))
+    assert status == 2 and "'my_rum': file or folder not found, did you mean 'my_run'?" in line
+
+
+@pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name"])
+def test_hub_id_similar_to_a_folder_is_searched(tmp_path, monkeypatch, caplog, name):
+    (tmp_path / "OpenGVLab" / "InternVL3-1B").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    asked = []
+    monkeypatch.setattr("modeling_vitp.command.paths.check_hub", asked.append)
+    check_paths([SimpleNamespace(**{name: "OpenGVLab/InternVL3-2B"})])
+    assert asked == ["OpenGVLab/InternVL3-2B"] and "did you mean 'OpenGVLab/InternVL3-1B'?" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["lava", "llava,sharegpt"])
@@ -168,19 +180,51 @@ def test_status_distinguishes_mistake_and_failure(error, status, monkeypatch, ca
         run_program(fail)
     (line,) = capsys.readouterr().err.splitlines()
     assert end.value.code == status and ("(traceback: " in line) == (status == 1)
-    log = tmp_path / "vitp" / "error.log"
-    assert type(error).__name__ in log.read_text() if status == 1 else not log.exists()
+    logs = [log.read_text() for log in tmp_path.glob("vitp/error-*.log")]
+    assert len(logs) == (status == 1) and all(type(error).__name__ in log for log in logs)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError(104, "reset")])
+def test_broken_pipe_is_not_reported_as_the_hub(error):
+    worker = RuntimeError("DataLoader worker (pid 7) exited unexpectedly")
+    worker.__cause__ = error
+    for found in (error, worker):
+        what, _, status = explain_error(found)
+        assert "Hub" not in what and str(found) in what and status == 1
+
+
+@pytest.mark.parametrize("words", [["few"], 10_000 * ["many"]], ids=["few", "many"])
+def test_closed_output_ends_quietly(words, monkeypatch, capsys):
+    """The reader of the output has ended, as in `vitp … | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "argv", ["vitp probe"])
+    with open(writer, "w") as output, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit):
+            run_program(lambda: print(*words))
+    assert capsys.readouterr().err == ""
 
 
 def test_log_has_no_token_and_one_reader(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     secret, other = "hf_" + 34 * "x", "hf_" + 34 * "y"
     monkeypatch.setattr(sys, "argv", ["vitp pretrain", "--hub_token", "private", "--push_to_hub_token=own", secret])
-    (tmp_path / "vitp").mkdir()
-    (tmp_path / "vitp" / "error.log").touch(0o644)
     log = write_log(KeyError(other))
-    assert log.stat().st_mode & 0o777 == 0o600
+    log.chmod(0o644)
+    assert write_log(KeyError(other)).stat().st_mode & 0o777 == 0o600
     assert not any(word in log.read_text() for word in ("private", "=own", secret, other))
+
+
+def test_log_is_kept_beside_those_of_other_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = write_log(KeyError("first"))
+    old = first.with_name("error-20200101-000000-1.log")
+    old.touch()
+    os.utime(old, (0, 0))
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    second = write_log(KeyError("second"))
+    assert "first" in first.read_text() and "second" in second.read_text() and not old.exists()
 
 
 def test_dangling_output_link_is_named(tmp_path):
