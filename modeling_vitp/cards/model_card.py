@@ -84,14 +84,15 @@ def fill_card(
     base = config.get("base_model_name_or_path")  # missing if the model was combined or built from scratch
     if is_adapter and base and not Path(base).exists():
         bases = base
-    metadata |= {
+    of_run = {
         "library_name": entry.library_name,
         "pipeline_tag": entry.pipeline_tag,
         "base_model": bases,
         "datasets": [entry["dataset"] for entry in record.get("data") or () if entry.get("dataset")],
         "tags": list(dict.fromkeys([*metadata.get("tags", []), "vitp"])),
-        **{key: license.get(key) for key in FIELDS},
     }
+    metadata |= {key: value for key, value in of_run.items() if value}  # others stay as the user wrote them
+    metadata |= {key: license.get(key) for key in FIELDS}
     card = ModelCard(f"---\n{{}}\n---\n\n{text.strip()}\n", ignore_metadata_errors=True)
     for key, value in metadata.items():
         if value not in (None, []) and key != "model-index":
@@ -99,6 +100,8 @@ def fill_card(
     results = eval_results(entry, metrics, record)
     if results:
         card.data["model_name"], card.data["eval_results"] = repo_id.split("/")[-1], results
+    elif own is not None and own.data.eval_results:
+        card.data["model_name"], card.data["eval_results"] = own.data.model_name, own.data.eval_results
     return card
 
 
@@ -123,10 +126,12 @@ def describe_training(record: dict[str, Any]) -> str | None:
     parts = []
     if record.get("command"):
         parts.append(f"```bash\n{record['command']}\n```")
-    if record.get("base_model"):
-        verb = "Distilled" if teacher_of(record) else "Initialized"
-        parts.append(f"{verb} from {', '.join(f'`{base}`' for base in record['base_model'])}.")
     settings = record.get("settings") or {}
+    if teacher_of(record):
+        start = f" Initialized from `{settings['student']}`." if settings.get("student") else ""
+        parts.append(f"Distilled from `{teacher_of(record)}`.{start}")
+    elif record.get("base_model"):
+        parts.append(f"Initialized from {', '.join(f'`{base}`' for base in record['base_model'])}.")
     parts.append(settings_table({SETTINGS.get(name, name): value for name, value in settings.items()}))
     data = record.get("data") or []
     columns = list(dict.fromkeys(key for entry in data for key, value in entry.items() if value not in (None, [])))

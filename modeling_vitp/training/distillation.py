@@ -347,6 +347,8 @@ class ViTPDistillationTrainer(ViTTrainer):
         settings = super().run_settings()
         settings["fixed"]["teacher_image_size"] = self.teacher_side
         settings["free"]["teacher"] = public_name(self.teacher.name_or_path)
+        start = self.distiller.student.name_or_path
+        settings["free"]["student"] = public_name(start) if start else None
         return settings
 
     def extra_settings(self) -> dict[str, Any]:
@@ -480,6 +482,8 @@ def load_student(
         elif config_class.model_type.startswith("vitp_"):
             raise ValueError(f"student_config: expected a ViT such as 'vitp_vision', got {config_class.model_type!r}.")
         student = build_vit(own_vision_config(fields))
+    if args.student is None:
+        student.name_or_path = ""  # that of the configuration, which has given no weights
     config = student.config
     tower_of(config).freeze_unused(student)
     check_same_bands("the student", getattr(config, "band_names", None), args.teacher, names)

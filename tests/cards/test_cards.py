@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from datasets import Dataset
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import disable_progress_bars
 from paths import ROOT
 from peft import LoraConfig, get_peft_model
@@ -33,7 +33,7 @@ from modeling_vitp import (
     spread_bands,
 )
 from modeling_vitp.auto.registry import find_model
-from modeling_vitp.cards.model_card import headlines
+from modeling_vitp.cards.model_card import describe_training, headlines
 from modeling_vitp.cards.record import copy_record, provenance, read_record, stated_licenses, write_record
 from modeling_vitp.cards.sections import portable_command, set_section
 from modeling_vitp.convert.checkpoint import convert_checkpoint
@@ -168,6 +168,25 @@ def test_user_text_is_kept(hub, logged_in, folder):
     assert card.text.startswith("\n# My ships\n\nOf the harbour.\n\n## Limits\n\nNone known.\n\n## How to load\n")
     assert card.data.tags == ["ships", "vitp"] and card.data.language == "de" and card.data.license == "cc-by-nc-4.0"
     assert "tester/one" not in card.content and card.text.count("## How to load") == 1
+
+
+def test_user_metadata_is_kept_without_a_record(hub, logged_in, folder):
+    for name in ("run.json", "metrics.json"):
+        (folder / name).unlink()
+    result = EvalResult("object-detection", "org/mine", "Mine", "map", 0.5)
+    own = ModelCardData(model_name="Ships", eval_results=[result], datasets=["org/mine"], base_model="org/base")
+    (folder / "README.md").write_text(f"---\n{own.to_yaml()}\n---\n# My ships\n")
+    assert push(folder, "tester/m", "--what", "model") == 0
+    found = card_of(hub, "tester/m").data
+    assert found.datasets == ["org/mine"] and found.base_model == "org/base"
+    assert found.model_name == "Ships" and found.eval_results[0].metric_value == 0.5
+
+
+def test_start_of_a_distilled_model_is_no_teacher():
+    record = {"settings": {"teacher": "org/large"}, "base_model": ["org/large", "org/small"]}
+    assert "Initialized" not in describe_training(record)
+    record["settings"]["student"] = "org/small"
+    assert describe_training(record).startswith("Distilled from `org/large`. Initialized from `org/small`.")
 
 
 def test_conversion_keeps_license(hub, logged_in, folder, tmp_path):

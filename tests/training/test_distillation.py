@@ -153,6 +153,7 @@ def test_recipe_exports_the_trained_student(folder, tmp_path):
     assert Image.open(tmp_path / "out" / "watch" / "step-000002.png").size[0] > 300
     card = (backbone / "README.md").read_text()
     assert "distilled from the patch features of `teacher`" in card and "pretrained with" not in card
+    assert "Distilled from `teacher`." in card and "Initialized" not in card
 
 
 def test_resumed_run_equals_undisturbed_run(folder, tmp_path):
@@ -219,6 +220,15 @@ def test_every_family_can_teach_and_learn(folder, tmp_path, family):
     student = AutoModel.from_pretrained(tmp_path / "out" / "backbone")
     assert student.config.model_type == FAMILIES[family][1].model_type
     assert main(command(folder, tmp_path / "again", student=tmp_path / "out" / "backbone", student_config=None)) == 0
+
+
+def test_student_is_recorded_only_with_its_weights(folder, tmp_path):
+    start, (teacher, processor) = str(folder / "teacher"), load_teacher(str(folder / "teacher"))
+    for options, name in (({"student": start}, "teacher"), ({"student_config": start}, None)):
+        student = load_student(DistillationArguments(teacher=start, data=["images"], **options), teacher, processor)
+        args, data = ViTPDistillationConfig(str(tmp_path), **OPTIONS), ImageFiles([str(folder / "images")], None)
+        trainer = ViTPDistillationTrainer(student, teacher, args, data, processing_class=processor)
+        assert trainer.run_settings()["free"]["student"] == name
 
 
 def test_default_student_has_the_sizes_of_the_teacher(folder):
