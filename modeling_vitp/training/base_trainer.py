@@ -506,8 +506,11 @@ class BaseTrainer:
         else:
             print(f"On the Hub: {done.commit_url}")
             return 0
-        command = f"vitp push_to_hub {shlex.quote(str(output_dir))} {self.hub_model_id} --what model"
-        logger.error("The run is saved in %s, but the push failed: %s. Push again with: %s", output_dir, cause, command)
+        words = ["vitp", "push_to_hub", str(output_dir), self.hub_model_id, "--what", "model"]
+        words += ["--revision", args.hub_revision] if args.hub_revision else []
+        words += ["--private"] if args.hub_private_repo else []
+        again = shlex.join(words)
+        logger.error("The run is saved in %s, but the push failed: %s. Push again with: %s", output_dir, cause, again)
         return 1
 
     def push_to_hub(

@@ -63,17 +63,18 @@ def test_failed_push_does_not_stop_training(hub, settings, tmp_path, caplog, pau
     assert summaries(hub) == ["End of training"]
     assert "A push failed" in caplog.text
 
-    hub.fail("POST", "*/commit/main", 500, times=None)
+    hub.fail("POST", "*/commit/*", 500, times=None)
     caplog.clear()
     settings |= {"hub_model_id": "tester/second", "output_dir": str(tmp_path / "second"), "hub_strategy": "end"}
+    settings |= {"hub_private_repo": True, "hub_revision": "v2"}
     assert train(tmp_path, **settings, max_steps=1) == 1
     (error,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    command = f"vitp push_to_hub {tmp_path / 'second'} tester/second --what model"
+    command = f"vitp push_to_hub {tmp_path / 'second'} tester/second --what model --revision v2 --private"
     assert "the Hub is not available" in error and error.endswith(command)
     assert (tmp_path / "second" / "metrics.json").is_file() and (tmp_path / "second" / "backbone").is_dir()
     hub.failures.clear()
     assert push_to_hub.main(command.split()[2:]) == 0
-    assert hub.files("tester/second")["model.safetensors"] == (tmp_path / "second/model.safetensors").read_bytes()
+    assert hub.files("tester/second", "v2")["model.safetensors"] == (tmp_path / "second/model.safetensors").read_bytes()
 
 
 def test_background_push_is_retried(hub, settings, tmp_path, pauses):
