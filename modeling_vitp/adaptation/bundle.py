@@ -18,7 +18,7 @@ from ..command.errors import one_line
 from ..convert.onnx import export_onnx
 from ..convert.timm_folder import MODEL_TYPE, export_timm
 from ..hub.files import model_files
-from ..hub.upload import BUNDLE_CONFIG, read_model_type, write_model_card
+from ..hub.upload import BUNDLE_CONFIG, FINE_TUNED, read_model_type, write_model_card
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp_backbone import open_vit
 from ..probing.backbones import load_backbone
@@ -28,7 +28,7 @@ from ..training.checkpointing import write_whole
 if TYPE_CHECKING:
     from .report import AdaptationReport
 
-TIMM, ONNX, FINE_TUNED, EMBEDDINGS = "timm", "backbone.onnx", "fine_tuned", "embeddings.parquet"
+TIMM, ONNX, EMBEDDINGS = "timm", "backbone.onnx", "embeddings.parquet"
 COMMAND = f"vitp adapt --config {BUNDLE_CONFIG}"
 CONTENTS = {  # descriptions in the card
     "config.json": "The adapted backbone is in this folder, for transformers.",
@@ -71,9 +71,13 @@ def write_bundle(
     for name in (TIMM, FINE_TUNED, *(path.name for path in folder.glob(f".{ONNX}.*"))):  # left by an interrupted call
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / ONNX).unlink(missing_ok=True)
+    model = model_files(fine_tuned)
+    model.pop("README.md", None)  # for a repo of its own
+    # With `subfolder`, transformers reads the code from the root.
+    copy_files({name: path for name, path in model.items() if name.endswith(".py")}, folder)
     copy_files(model_files(backbone), folder)
     copy_record(backbone, folder)
-    copy_files(model_files(fine_tuned), folder / FINE_TUNED)
+    copy_files(model, folder / FINE_TUNED)
     copy_files({name: folder.parent / name for name in report.pictures}, folder)
     notes = [*export_others(folder), *embed(images, folder)]
     # The working folder of the command is that of the configuration's paths.

@@ -38,7 +38,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..auto.registry import MODELS, find_model
 from ..cards.model_card import fill_card
-from ..cards.record import FIELDS, RECORD, agreed_license, card_metadata, license_files, stated_licenses
+from ..cards.record import FIELDS, RECORD, agreed_license, card_metadata, license_files, run_folder, stated_licenses
+from ..cards.sections import with_section
 from ..command.errors import one_line
 from ..command.paths import SECONDS, SPACE
 from .failures import FAILURES, explain_failure, limit_waits, retry
@@ -51,7 +52,8 @@ MODEL_VARIABLE = "VITP_MODEL"  # environment variable that names the model of th
 THUMBNAIL = "thumbnail.jpg"  # of the demo's card
 MAX_PACKED = 900_000_000  # bytes of a model in the repo of a demo, which the Hub limits to 1 GB
 LOCAL_KEYS = ("_name_or_path", "name_or_path")  # local path of a file's source; not read by anything
-BUNDLE_CONFIG = "adapt.yaml"  # configuration in a bundle of `vitp adapt`
+# Configuration and folder in a bundle of `vitp adapt`.
+BUNDLE_CONFIG, FINE_TUNED = "adapt.yaml", "fine_tuned"
 PICKLES = set(".bin .ckpt .joblib .pickle .pkl .pt .pth".split())  # loading them can run code
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
@@ -155,9 +157,9 @@ def gather_model(
             raise ValueError(f"{checkpoint} is a {model_type!r} model, which cannot be pushed as {what!r}.{hint}")
     run = Path(run or source)
     files: dict[str, Path | bytes] = dict(model_files(folder))
-    for name in ("metrics.json", "loss.png", *(path.name for path in license_files(run))):
-        if (run / name).is_file():
-            files.setdefault(name, run / name)
+    for path in (run / "metrics.json", run / "loss.png", *license_files(run_folder(run))):
+        if path.is_file():
+            files.setdefault(path.name, path)
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(f"Expected safetensors weights in {checkpoint}, found none.")
     for name, path in files.items():
@@ -188,6 +190,14 @@ def gather_bundle(folder: Path, repo_id: str, license: str | None) -> Contents:
 def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
     folder = Path(checkpoint)
     if not folder.is_dir():
+    if (folder / FINE_TUNED).is_dir():
+        auto_class = find_model(read_model_type(folder / FINE_TUNED)).auto_class
+        options = f'"{repo_id}", subfolder="{FINE_TUNED}", trust_remote_code=True'
+        code = f"from transformers import AutoImageProcessor, {auto_class}\n\n"
+        code += f"model = {auto_class}.from_pretrained(\n    {options}\n)\n"
+        code += f"image_processor = AutoImageProcessor.from_pretrained(\n    {options}\n)"
+        section = f"```python\n{code}\n```"
+        contents.card.text = "\n" + with_section(contents.card.text, "Fine-tuned model", section)
         raise ValueError(f"Expected the folder of a data set, got {checkpoint}.")
     check_no_secrets(folder)
     files: dict[str, Path | bytes] = visible_files(folder)

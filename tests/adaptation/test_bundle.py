@@ -1,7 +1,10 @@
 """Bundles of adaptations: opened by the libraries they are for, written twice, and pushed to the Hub of the tests."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +31,7 @@ from modeling_vitp import (
     export_backbone,
 )
 from modeling_vitp.adaptation.bundle import write_bundle
+from modeling_vitp.hub.upload import write_model_card
 from modeling_vitp.modeling_vitp_backbone import open_vit
 
 NO_ONNX = "The backbone was not exported for ONNX: import of onnxruntime halted; None in sys.modules."
@@ -72,6 +76,7 @@ def make_run(folder: Path, family: str) -> None:
     model = ViTPForImageClassification.from_backbone(backbone, id2label={0: "field", 1: "forest"})
     model.save_pretrained(folder / "tuned")
     AutoImageProcessor.from_pretrained(backbone).save_pretrained(folder / "tuned")
+    write_model_card("model", folder / "tuned")
     (folder / "tuned/optimizer.pt").write_bytes(b"state")
     for index in range(5):
         path = folder / "data" / "ab"[index % 2] / f"{index}.png"
@@ -133,6 +138,9 @@ def test_backbone_and_fine_tuned_model_open(written):
     tuned = AutoModelForImageClassification.from_pretrained(folder / "bundle/fine_tuned")
     assert tuned.config.id2label == {0: "field", 1: "forest"}
     assert not (folder / "bundle/fine_tuned/optimizer.pt").exists()
+    assert not (folder / "bundle/fine_tuned/README.md").exists()
+    code = [path.name for path in (folder / "bundle/fine_tuned").glob("*.py")]
+    assert code and all((folder / "bundle" / name).is_file() for name in code)
 
 
 def test_embeddings_have_a_row_for_each_image(written):
@@ -234,11 +242,26 @@ def test_bundle_is_pushed_whole(hub, logged_in, written, capsys):
     torch.testing.assert_close(states_of("tester/adapted", noise()), states_of(folder / "bundle", noise()))
     card = card_of(hub, "tester/adapted")
     assert 'from_pretrained("tester/adapted"' in card.text and 'from_pretrained("bundle"' not in card.text
-    assert card.text == ModelCard(files["README.md"].decode()).text.replace('"bundle"', '"tester/adapted"')
+    text, section, code = card.text.partition("\n## Fine-tuned model\n")
+    assert text == ModelCard(files["README.md"].decode()).text.replace('"bundle"', '"tester/adapted"')
+    assert section and 'AutoModelForImageClassification.from_pretrained(\n    "tester/adapted"' in code
     assert card.data.license == "cc-by-nc-4.0"
     assert len(hub.repo("tester/adapted").history("main")) == 2  # of the new repo, and of the push
     assert push(folder / "bundle", "tester/again", "--what", "adaptation") == 0
     assert in_repo(hub, "tester/again").keys() == sent.keys()
+
+
+@pytest.mark.slow
+def test_fine_tuned_model_opens_from_the_hub(hub, logged_in, written, tmp_path):
+    """The code of the card runs without this package."""
+    assert push(written[1], "tester/adapted", "--what", "adaptation") == 0
+    (code,) = re.findall(r"```python\n(.*?)```", card_of(hub, "tester/adapted").text.split("## Fine-tuned")[1], re.S)
+    program = f"import sys\nsys.modules['modeling_vitp'] = None\n{code}\nprint(*model.config.id2label.values())"
+    environment = {**os.environ, **hub.environment(tmp_path / "fresh", logged_in)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.split() == ["field", "forest"], done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,20 @@ def test_license_files_and_links(hub, logged_in, folder, tmp_path):
     assert both["run (another)"] == {"license": "gpl-3.0"} and both["run"] == {"license": "cc-by-nc-4.0"}
 
 
+def test_checkpoint_has_the_license_file_of_its_run(hub, logged_in, folder):
+    record = RECORD | {"licenses": {"run": {"license": "other", "license_name": "terms", "license_link": "LICENSE"}}}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "LICENSE").write_text("terms")
+    checkpoint = folder / "checkpoint-2"
+    checkpoint.mkdir()
+    for path in model_files(folder).values():
+        if path.name not in ("LICENSE", "metrics.json"):
+            path.rename(checkpoint / path.name)
+    assert push(checkpoint, "tester/m", "--what", "model") == 0
+    assert card_of(hub, "tester/m").data.license_link == "LICENSE"
+    assert hub.files("tester/m")["LICENSE"] == b"terms"
+
+
 def test_license_files_of_two_sources_are_kept(tmp_path):
     """A run has a ViT and a language model; a folder `LICENSES` (of REUSE) is not a license file."""
     for name in ("vit", "llm"):
