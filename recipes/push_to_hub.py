@@ -44,6 +44,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parse_words(parser, argv)
     if args.create_pr and args.revision not in (None, "main"):
         parser.error("--create_pr only supports main. Remove --revision.")
+    if args.base_model and args.what != "adapter":
+        parser.error(f"--base_model is for --what adapter, got --what {args.what}. Remove it.")
+    if args.license and args.what == "space" and not Path(args.checkpoint).is_dir():
+        parser.error(f"--license is for a model that is packed with the demo, not for {args.checkpoint}. Remove it.")
     return args
 
 
@@ -74,10 +78,6 @@ def main(argv: list[str] | None = None) -> int:
             if args.dry_run:
                 print("Nothing was sent (--dry_run).")
                 return 0
-            if args.private and found == "public":
-                raise ValueError(
-                    f"{args.repo_id} exists and is public. Make it private in its settings, or remove --private."
-                )
             message = args.commit_message or f"Upload {args.what} with modeling-vitp"
             private = True if args.private else None
             done = push(api, contents, args.repo_id, private, args.revision, message, args.create_pr)

@@ -42,7 +42,8 @@ from ..cards.record import FIELDS, RECORD, agreed_license, card_metadata, licens
 from ..cards.sections import with_section
 from ..command.errors import one_line
 from ..command.paths import SECONDS, SPACE
-from .failures import FAILURES, explain_failure, limit_waits, retry
+from ..images.reading import IMAGE_SUFFIXES
+from .failures import FAILURES, explain_failure, retry
 from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,12 @@ BUNDLE_CONFIG, FINE_TUNED = "adapt.yaml", "fine_tuned"
 PICKLES = set(".bin .ckpt .joblib .pickle .pkl .pt .pth".split())  # loading them can run code
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
-ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]+/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
+# An id of Open Images, `/m/01g317`, is not a path.
+ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]{2,}/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
+ABSOLUTE_IN_JSON = re.compile(r'"(?:file://)?(?:~|/[^/\s"][^/\n"]+|[A-Za-z]:)(?:/|\\\\)[^\n"]+')
+# Patterns of absolute paths in the files of a data set, by suffix.
+ABSOLUTE_BY_SUFFIX = dict.fromkeys((".json", ".jsonl"), ABSOLUTE_IN_JSON)
+ABSOLUTE_BY_SUFFIX |= dict.fromkeys((".csv", ".tsv", ".yaml", ".yml"), ABSOLUTE_IN_TEXT)
 # Files of an earlier push that would be loaded beside or instead of the new ones.
 STALE = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
 STALE += ["processor_config.json", "preprocessor_config.json"]  # the first has priority if both exist
@@ -184,12 +190,6 @@ def gather_bundle(folder: Path, repo_id: str, license: str | None) -> Contents:
         if name != RECORD:  # stays here; the card states what it has
             is_config = suffix == ".json" and path.name not in NOT_CONFIGS
             contents.files.setdefault(name, portable_config(path, None) if is_config else path)
-    return contents
-
-
-def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
-    folder = Path(checkpoint)
-    if not folder.is_dir():
     if (folder / FINE_TUNED).is_dir():
         auto_class = find_model(read_model_type(folder / FINE_TUNED)).auto_class
         options = f'"{repo_id}", subfolder="{FINE_TUNED}", trust_remote_code=True'
@@ -198,9 +198,25 @@ def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
         code += f"image_processor = AutoImageProcessor.from_pretrained(\n    {options}\n)"
         section = f"```python\n{code}\n```"
         contents.card.text = "\n" + with_section(contents.card.text, "Fine-tuned model", section)
+    return contents
+
+
+def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
+    folder = Path(checkpoint)
+    if not folder.is_dir():
         raise ValueError(f"Expected the folder of a data set, got {checkpoint}.")
+    for path in folder.rglob("*"):
+        if path.is_symlink() and path.is_dir() and not path.name.startswith("."):
+            raise ValueError(
+                f"Nothing was sent: {path} is a link to a folder. Push a copy of the data set, made with cp -rL."
+            )
     check_no_secrets(folder)
     files: dict[str, Path | bytes] = visible_files(folder)
+    for name, path in files.items():
+        if pattern := ABSOLUTE_BY_SUFFIX.get(path.suffix.lower()):
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    check_relative(name, line, pattern)
     if not any(path.suffix.lower() in DATA_SUFFIXES for path in files.values()):
         raise ValueError(f"Expected data files (Parquet, JSON Lines, images …) in {checkpoint}, found none.")
     card = DatasetCard.load(folder / "README.md") if "README.md" in files else DatasetCard("---\n{}\n---\n")
@@ -261,8 +277,13 @@ def local_folder(checkpoint: str | Path) -> Path:
 
 
 def visible_files(folder: Path) -> dict[str, Path]:
-    """Return the files that are not hidden, by path."""
-    return {name: path for name, path in all_files(folder).items() if not re.search(r"(^|/)[._]", name)}
+    """Return the files that are not hidden, by path. Images and Parquet with a leading `_` are not hidden."""
+    found = {}
+    for name, path in all_files(folder).items():
+        is_data = path.suffix.lower() in IMAGE_SUFFIXES | {".parquet"}
+        if not re.search(r"(^|/)\." if is_data else r"(^|/)[._]", name):
+            found[name] = path
+    return found
 
 
 def read_model_type(folder: Path) -> str | None:
@@ -272,10 +293,10 @@ def read_model_type(folder: Path) -> str | None:
     return json.loads((folder / "config.json").read_text()).get("model_type")
 
 
-def check_relative(name: str, text: str) -> None:
+def check_relative(name: str, text: str, pattern: re.Pattern[str] = ABSOLUTE_IN_TEXT) -> None:
     """Raise a `ValueError` if the text of a file has an absolute path."""
-    if found := ABSOLUTE_IN_TEXT.search(text):
-        path = found[0].rstrip(".")
+    if found := pattern.search(text):
+        path = found[0].strip('"').rstrip(".")
         raise ValueError(f"Nothing was sent: {name} has an absolute path, {path}. Make it relative.")
 
 
@@ -360,21 +381,27 @@ def push(
 
     Args:
         repo_id: target repo, created if it does not exist.
-        private: whether a new repo is private. Defaults to the Hub's setting.
+        private: whether a new repo is private. Defaults to the Hub's setting. If `True`, a public repo is an error.
         revision: branch to push to, created if it does not exist, or `refs/pr/NUMBER`.
         commit_message: message of the commit and title of a pull request.
         create_pr: whether to open a pull request with the commit.
 
     Raises:
-        ValueError: if the Hub rejects the card.
+        ValueError: if the Hub rejects the card, or if `private` is set and the repo is public.
         HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, RuntimeError: if the client fails, after retries if
             these can help. The branch is unchanged.
     """
     repo = {"repo_id": repo_id, "repo_type": contents.repo_type}
     retry(lambda: contents.card.validate(contents.repo_type))
+    found = visibility(api, contents, repo_id)
+    if private and found == "public":
+        raise ValueError(
+            f"Expected a private repo, but {repo_id} exists and is public. Make it private in its settings, or push "
+            "without asking for a private one."
+        )
     if not create_pr:
         sdk = {"space_sdk": contents.card.data.get("sdk")} if contents.repo_type == "space" else {}
-        if visibility(api, contents, repo_id) is None:
+        if found is None:
             retry(lambda: api.create_repo(**repo, private=private, exist_ok=True, **sdk))
         if revision is not None and not revision.startswith("refs/"):
             retry(lambda: api.create_branch(**repo, branch=revision, exist_ok=True))
@@ -382,7 +409,6 @@ def push(
     additions = [CommitOperationAdd(name, content) for name, content in contents.files.items()]
     fresh = [copy.copy(addition) for addition in additions]
     # The client retries each file by itself.
-    limit_waits()
     api.preupload_lfs_files(
         repo_id, additions, repo_type=contents.repo_type, revision=revision, create_pr=create_pr, free_memory=False
     )

@@ -27,6 +27,7 @@ from modeling_vitp import (
 from modeling_vitp.auto.registry import MODELS
 from modeling_vitp.cards.model_card import code_example
 from modeling_vitp.command.errors import WrongArguments, WrongPath
+from modeling_vitp.hub.upload import push_folder
 
 
 def writes(hub) -> list[str]:
@@ -107,6 +108,44 @@ def test_data_set_is_pushed_without_hidden_files(hub, logged_in, tmp_path, capsy
     (rows / "images" / ".env").write_text("")
     assert push(rows, "tester/rows", "--what", "dataset") == 1
     assert "images/.env (a file of secrets)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.jsonl", '{"id": 1}\n{"images": ["/home/me/a.png"], "text": "A"}\n'),
+        ("meta.json", '{"ships": {"root": "/home/me/a.png"}}'),
+        ("meta.json", '{"root": "C:\\\\Users\\\\me"}'),
+        ("train.csv", "image,label\n/home/me/a.png,1\n"),
+        ("data.yaml", "train: /home/me/a.png\n"),
+    ],
+)
+def test_data_set_with_absolute_paths_is_refused(hub, logged_in, tmp_path, capsys, name, content):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / name).write_text(content)
+    assert push(tmp_path / "rows", "tester/rows", "--what", "dataset") == 1
+    error = capsys.readouterr().err
+    assert name in error and ("/home/me/a.png" in error or "Users" in error) and writes(hub) == []
+
+
+def test_texts_of_a_data_set_are_not_paths(hub, logged_in, tmp_path):
+    rows = [{"images": ["images/_a.png"], "text": text} for text in ("A:\nyes/no", "/m/01g317", "see https://a.b/c/d")]
+    (tmp_path / "rows" / "images").mkdir(parents=True)
+    (tmp_path / "rows" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "rows" / "images" / "_a.png").write_bytes(b"image")
+    (tmp_path / "rows" / "_notes.jsonl").write_text("{}")
+    assert push(tmp_path / "rows", "tester/rows", "--what", "dataset") == 0
+    files = in_repo(hub, "tester/rows", repo_type="dataset")
+    assert set(files) == {"README.md", "train.jsonl", "images/_a.png"}
+
+
+def test_data_set_with_a_linked_folder_is_refused(hub, logged_in, tmp_path, capsys):
+    for name in ("rows", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text('{"images": ["images/a.png"]}')
+    (tmp_path / "rows" / "images").symlink_to(tmp_path / "elsewhere")
+    assert push(tmp_path / "rows", "tester/rows", "--what", "dataset") == 1
+    assert "rows/images" in capsys.readouterr().err and writes(hub) == []
 
 
 def test_demo_card_names_model(hub, logged_in, tmp_path, monkeypatch, capsys):
@@ -197,6 +236,22 @@ def test_public_repo_is_not_treated_as_private(hub, logged_in, folder, capsys):
     hub.create("tester/m")
     assert push(folder, "tester/m", "--what", "model", "--private") == 1
     assert "tester/m exists and is public" in capsys.readouterr().err and in_repo(hub, "tester/m") == {}
+    with pytest.raises(ValueError, match="tester/m"):  # as the training pushes
+        push_folder(hub.api(), folder, "tester/m", private=True)
+    assert in_repo(hub, "tester/m") == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["tester/model", "--what", "model", "--base_model", "org/base"], "--base_model"),
+        (["tester/model", "--what", "space", "--license", "mit"], "--license"),
+    ],
+)
+def test_option_without_an_effect_is_refused(hub, logged_in, words, option):
+    with pytest.raises(WrongArguments, match=option):
+        push(words[0], "tester/m", *words[1:])
+    assert writes(hub) == []
 
 
 def test_stale_files_of_an_earlier_push_are_deleted(hub, logged_in, folder, capsys):
