@@ -15,7 +15,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session
 
 from ..command.errors import one_line
 
@@ -37,7 +36,6 @@ def retry(step: Callable[[], T], after_lost_answer: bool = True) -> T:
         after_lost_answer: whether to retry if no answer arrived, although the step may have succeeded.
     """
     for number in range(RETRIES):
-        limit_waits()
         try:
             return step()
         except Exception as error:  # several clients have errors of their own
@@ -48,24 +46,6 @@ def retry(step: Callable[[], T], after_lost_answer: bool = True) -> T:
                 raise
             pause(error, wait, number)
     return step()
-
-
-def limit_waits() -> None:
-    """Limit the waits of the Hub's client, which waits as long as a server asks, to `LONGEST_WAIT`."""
-    hooks = get_session().event_hooks
-    if limit_asked_wait not in hooks["response"]:
-        get_session().event_hooks = {**hooks, "response": [*hooks["response"], limit_asked_wait]}
-
-
-def limit_asked_wait(response: httpx2.Response) -> None:
-    """Limit the wait that a response asks for to `LONGEST_WAIT`."""
-    for header, form in (("Retry-After", r"\s*(\d+)\s*"), ("RateLimit", r".*;\s*t=(\d+).*")):
-        found = re.fullmatch(form, response.headers.get(header, ""))
-        if found and int(found[1]) > LONGEST_WAIT:
-            details = f"{response.url.host} asks to wait for {found[1]} s"
-            logger.warning("%s. Retrying after %d s.", details, LONGEST_WAIT)
-            start, end = found.span(1)
-            response.headers[header] = f"{found.string[:start]}{LONGEST_WAIT - 1}{found.string[end:]}"
 
 
 def pause(error: Exception, wait: float, number: int) -> None:

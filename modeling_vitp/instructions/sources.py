@@ -39,7 +39,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
 from ..command.errors import one_line
-from ..hub.failures import RETRIES, limit_waits, pause, retry, seconds_to_wait
+from ..hub.failures import RETRIES, pause, retry, seconds_to_wait
 from ..images.reading import IMAGE_SUFFIXES
 from .rows import FEATURES, SourceSettings
 from .schemas import (
@@ -348,7 +348,6 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
         raise source_error(error, source) from error
     number = retries = 0
     while True:
-        limit_waits()
         try:
             if files:
                 rows = itertools.islice(line_rows(source, files), part + number * parts, None, parts)
