@@ -47,9 +47,26 @@ def sample_id_of(example: dict[str, Any]) -> Any:
 
 
 def content_id(example: dict[str, Any]) -> str:
-    """Return the id of a row without one: a hash of its messages, the same in every worker, rank and order."""
-    content = json.dumps(example.get("messages"), sort_keys=True, default=str)
-    return "content:" + hashlib.sha256(content.encode()).hexdigest()[:16]
+    """Return the id of a row without one: a hash of its messages and images, the same in every worker, rank and order.
+
+    Without the images, rows with the same answer would share the draws of VRL, which would then reveal the answer.
+    """
+    digest = hashlib.sha256(json.dumps(example.get("messages"), sort_keys=True, default=str).encode())
+    for image in images_of(example):
+        digest.update(hashlib.sha256(stored_bytes(image)).digest())
+    return "content:" + digest.hexdigest()[:16]
+
+
+def stored_bytes(image: Any) -> bytes:
+    """Return the encoded bytes of an image, its path if the row has no bytes, or the pixels of a decoded image."""
+    if isinstance(image, dict):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, bytes):
+        return image
+    if image is None or isinstance(image, str):
+        return str(image).encode(errors="backslashreplace")
+    pixels = np.asarray(image)
+    return f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
 
 
 def images_of(example: dict[str, Any]) -> list:
@@ -366,7 +383,9 @@ def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
     if hasattr(dataset, "set_epoch"):
         dataset.set_epoch(0)
     rows = [dataset[index * len(dataset) // num_rows] for index in range(num_rows)] if len(dataset) else []
-    digest = hashlib.sha256("".join(f"{row.get('id')}{content_id(row)}" for row in rows).encode()).hexdigest()
+    # Of the messages alone, because a user's transform may change the images at random.
+    texts = [f"{row.get('id')}{content_id({'messages': row.get('messages')})}" for row in rows]
+    digest = hashlib.sha256("".join(texts).encode()).hexdigest()
     return f"{len(dataset)} rows, {digest[:16]}"
 
 

@@ -450,7 +450,8 @@ class RowReader:
         try:
             if any(stored.get(self.columns.get(role)) for role in ("video", "videos")):
                 raise ValueError("videos are not supported. Store frames as a list of images.")
-            images = [encoded_image(image, image_root or self.image_root) for image in self.images_of(stored)]
+            given = self.images_of(stored)
+            images = [encoded_image(image, image_root or self.image_root) for image in given]
             row = {role: stored[column] for role, column in self.columns.items() if column in stored}
             row.setdefault("question", self.prompt)
             if self.label is not None and row["answer"] is not None:
@@ -465,9 +466,10 @@ class RowReader:
                 raise ValueError("a caption needs an image, but the row has none. Add it or remove the row.")
             messages = messages_of(after_system(row.get("system"), self.schema.turns(row)), len(images))
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
-            images, messages, error = [], [], str(problem)
-        row_id = content_id({"messages": messages or str(stored)}) if row_id is None else str(row_id)
-        return row_of(self.source, row_id, images, messages, error)
+            images, messages, given, error = [], [], [], str(problem)
+        if row_id is None:  # of paths as they are stored, so that the folder of the data may be moved
+            row_id = content_id({"messages": messages or str(stored), "images": given})
+        return row_of(self.source, str(row_id), images, messages, error)
 
     def unpacked(self, sample: dict[str, Any], number: int | None, image_root: str | None) -> dict:
         """Convert a sample of a WebDataset, see `__call__`."""

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.rows import content_of, image_size, load_images, prepare_rows
+from modeling_vitp.instructions.rows import content_id, content_of, image_size, load_images, prepare_rows
 from modeling_vitp.instructions.schemas import messages_of, to_conversations
 
 
@@ -45,6 +45,33 @@ def make_dataset(column="images", ids=None, feature=None, broken=False):
     if ids is not None:
         columns, features = {"id": ids, **columns}, {"id": Value("string"), **features}
     return Dataset.from_dict(columns, features=Features(features))
+
+
+@pytest.mark.parametrize(
+    "image_of",
+    [
+        lambda seed: {"bytes": encoded_image(picture(30, 20, seed)), "path": None},
+        lambda seed: {"bytes": None, "path": f"{seed}.png"},
+        lambda seed: picture(30, 20, seed),
+        lambda seed: np.full((2, 20, 30), seed, np.uint16),
+    ],
+    ids=["bytes", "path", "decoded", "array"],
+)
+def test_content_id_depends_on_images(image_of):
+    ids = [content_id({"messages": [USER, ANSWER], "images": [image_of(seed)]}) for seed in (0, 1, 0)]
+    assert ids[0] == ids[2] != ids[1] and content_id({"messages": [USER, ANSWER]}) not in ids
+
+
+def test_streamed_rows_with_equal_texts_have_own_ids(tmp_path):
+    """Rows that are converted and rows that are ready; ids do not depend on the folder of the images."""
+    asked = Dataset.from_list([{"question": "Count.", "answer": "4", "image": f"{row}.png"} for row in range(8)])
+    converted = [to_conversations(asked.to_iterable_dataset(), str(tmp_path / name)) for name in "ab"]
+    ids = [[row["id"] for row in rows] for rows in converted]
+    assert ids[0] == ids[1] and len(set(ids[0])) == 8
+    same = [{"messages": [USER, ANSWER], "images": [picture(30, 20, seed)]} for seed in range(8)]
+    ready = Dataset.from_list(same, features=Features({"messages": MESSAGES, "images": List(ImageFeature())}))
+    ids = [[row["id"] for row in prepare_rows(ready.to_iterable_dataset())] for _ in range(2)]
+    assert ids[0] == ids[1] and len(set(ids[0])) == 8
 
 
 @pytest.mark.parametrize("streaming", [False, True])
