@@ -181,7 +181,8 @@ def delete_old_checkpoints(newest: Path, limit: int | None, best: str | None) ->
     steps = checkpoint_steps(newest.parent)
     last = steps.pop(newest)
     older = sorted(steps, key=lambda path: (steps[path] < last, steps[path]))
-    deletable = [path for path in older if best is None or path != Path(best)]
+    # By its name, because output_dir may be relative now and absolute in the state of the run, or be moved.
+    deletable = [path for path in older if best is None or path.name != Path(best).name]
     for path in deletable[: max(len(older) + 1 - limit, 0)] if limit else ():
         shutil.rmtree(path, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from launching import locked_elsewhere
@@ -191,10 +192,12 @@ def test_crashed_run_keeps_record_of_finished_run(data_folder, tmp_path, monkeyp
         ((4, 8, 12), 12, None, None, {4, 8, 12}),
     ],
 )
-def test_checkpoints_are_deleted_by_step(tmp_path, steps, newest, limit, best, kept):
-    folder = {step: tmp_path / f"checkpoint-{step}" for step in steps}
+@pytest.mark.parametrize("parent", ["", "/before/it/was/moved/"])
+def test_checkpoints_are_deleted_by_step(tmp_path, monkeypatch, steps, newest, limit, best, kept, parent):
+    monkeypatch.chdir(tmp_path)
+    folder = {step: Path(f"checkpoint-{step}") for step in steps}
     for step, path in folder.items():
         path.mkdir()
         os.utime(path, (1e9, 2e9 - 1e6 * step))  # the clock was ahead and was set back
-    delete_old_checkpoints(folder[newest], limit, best and str(folder[best]))
+    delete_old_checkpoints(folder[newest], limit, best and f"{parent}{folder[best]}")
     assert {step for step, path in folder.items() if path.exists()} == kept
