@@ -359,7 +359,8 @@ class BaseTrainer:
 
     def mean_loss(self) -> dict[str, float]:
         """Return the mean loss over all steps of a finished run, including the steps before it was resumed."""
-        total, last = self._loss_sum.item(), 0  # the sum since the last log; logged means are added below
+        # The sum since the last log. Logged means, which are of all processes too, are added below.
+        total, last = self.accelerator.gather(self._loss_sum).mean().item(), 0
         for logs in self.state.log_history:
             if "loss" in logs:
                 total += logs["loss"] * (logs["step"] - last)

@@ -131,7 +131,8 @@ class LossTrainer(BaseTrainer, Trainer):
 
 
 @pytest.mark.parametrize(("logging_steps", "is_first"), [(10, True), (10, False), (500, False)])
-def test_train_loss_is_the_mean_over_steps(tmp_path, logging_steps, is_first):
+def test_train_loss_is_the_mean_over_steps_and_processes(tmp_path, logging_steps, is_first):
+    """A second process has three times the loss."""
     losses = [4.0] * 10 + [2.0] * 10 + [0.5] * 9
     args = LossConfig(
         str(tmp_path),
@@ -146,9 +147,10 @@ def test_train_loss_is_the_mean_over_steps(tmp_path, logging_steps, is_first):
         watch_samples=0,
     )
     trainer = LossTrainer(Losses(losses), args, train_dataset=[{"x": torch.zeros(1)}] * 40)
+    trainer.accelerator.gather = lambda value: torch.stack([value, 3 * value])
     result = trainer.train()
     mean = trainer.mean_loss()["train_loss"]
-    assert mean == pytest.approx(sum(losses) / len(losses)) == result.metrics["train_loss"]
+    assert mean == pytest.approx(2 * sum(losses) / len(losses)) == result.metrics["train_loss"]
 
 
 class Stop(TrainerCallback):
