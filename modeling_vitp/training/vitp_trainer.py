@@ -216,6 +216,13 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 "projector_steps is not supported with DeepSpeed, which does not expose gradients. Use FSDP2."
             )
         rates = {name.removesuffix("_learning_rate"): getattr(args, name) for name in RATES}
+        trained = {part_of(name) for name, weight in self.model.named_parameters() if weight.requires_grad}
+        useless = [f"{part}_learning_rate" for part in rates if rates[part] is not None and part not in trained]
+        useless += ["projector_steps"] if args.projector_steps and "projector" not in trained else []
+        if useless:
+            raise ValueError(
+                f"{useless[0]} is set, but its part of the model is frozen. Remove one of the two options."
+            )
         if self.optimizer is None and any(rate is not None for rate in rates.values()):
             model = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(model))

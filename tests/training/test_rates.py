@@ -54,6 +54,22 @@ def test_projector_steps_equal_frozen_run(tmp_path):
         assert torch.equal(weight, start[name]) == (part_of(name) != "projector"), name
 
 
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        ("projector_steps", "projector"),
+        ("projector_learning_rate", "projector"),
+        ("vision_learning_rate", "vision"),
+        ("language_model_learning_rate", "language_model"),
+    ],
+)
+def test_option_of_a_frozen_part_is_refused(tmp_path, option, part):
+    trainer = make_trainer(tmp_path, **QUIET, **{option: 1})
+    freeze(trainer.model, **{part: True})
+    with pytest.raises(ValueError, match=option):
+        trainer.create_optimizer()
+
+
 def test_all_parts_train_after_projector_steps(tmp_path):
     trainer = make_trainer(tmp_path, projector_steps=1, **QUIET, max_steps=2)
     start = weights_of(trainer.model)
