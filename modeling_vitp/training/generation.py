@@ -67,7 +67,9 @@ def generate_answers(
         return_tensors="pt",
         processor_kwargs={**sides, **(images_kwargs or {})},
     ).to(model.device, model.dtype)
-    options = {"do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id, **generate_kwargs}
+    # The defaults of the model may be those of its language model, for chat: a penalty would change greedy answers.
+    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    options = {**greedy, "pad_token_id": processor.tokenizer.pad_token_id, **generate_kwargs}
     if samples > 1:
         inputs = prefill_prompts(model, inputs, samples)
     generated = model.generate(**inputs, **options)

@@ -40,6 +40,15 @@ def test_batch_answers_equal_single_answers(vivid):
     assert len(set(together)) > 1 and all(together)
 
 
+def test_answers_ignore_penalties_of_the_language_model(vivid, monkeypatch):
+    asked = [conversation("How many trees are there?", picture(60, 56, 0))]
+    plain = generate_answers(*vivid, asked, max_new_tokens=8)
+    monkeypatch.setattr(vivid[0].generation_config, "repetition_penalty", 0.01)
+    monkeypatch.setattr(vivid[0].generation_config, "num_beams", 2)
+    assert generate_answers(*vivid, asked, max_new_tokens=8) == plain
+    assert generate_answers(*vivid, asked, max_new_tokens=8, repetition_penalty=0.01) != plain
+
+
 @pytest.mark.parametrize(
     "questions", [("How many?", "How many?"), ("Which?", "How many trees are there in the image?")]
 )
