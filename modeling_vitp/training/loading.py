@@ -359,8 +359,7 @@ def compose(
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """Combine a pretrained ViT and a pretrained causal LM with a new projector, and create their processor.
 
-    Missing special tokens of images, turns and boxes are added to the tokenizer. Their embeddings are drawn around the
-    mean of the other embeddings.
+    Missing special tokens of images, turns and boxes are added to the tokenizer, with new random embeddings.
 
     Args:
         vision_model: folder or Hub id of a ViT of any family, see [`~modeling_vitp.register_tower`].
@@ -455,7 +454,9 @@ def vision_config_of(vision_model: str, image_size: int | None = None) -> PreTra
 def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
     """Add missing special tokens to a tokenizer, and draw their embeddings.
 
-    Embedding tables are often padded with untrained rows. New tokens that use such rows get new embeddings too.
+    Embedding tables are often padded with untrained rows. New tokens that use such rows get new embeddings too. They
+    are drawn as in a new model. Around the mean of the others, they would be nearly equal, and LoRA, which does not
+    train them, could never tell the new tokens apart.
     """
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in (TURN_END, *MARKS) if token not in vocabulary]
@@ -465,7 +466,7 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedMod
     known, needed = (1 + max(some.values()) for some in (vocabulary, tokenizer.get_vocab()))
     size = language.get_input_embeddings().num_embeddings
     language.resize_token_embeddings(min(known, size))
-    language.resize_token_embeddings(max(needed, size))
+    language.resize_token_embeddings(max(needed, size), mean_resizing=False)
 
 
 def check_language_model(name: str) -> None:
