@@ -62,15 +62,23 @@ def take_names(batches: list[dict[str, Any]]) -> list[str]:
 class RunState(TrainerCallback, ExportableState):
     """Callback that restores running sums, begins epochs, publishes checkpoints and waits for pushes.
 
-    Its state in a checkpoint is the sums since the last log.
+    Its state in a checkpoint is the sums since the last log. It also restores the state of other callbacks.
     """
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        stored = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        self.trainer.restore_sums(stored and stored["attributes"])
+        stored = dict(state.stateful_callbacks) if state.global_step else {}
+        own = stored.pop(type(self).__name__, None)
+        self.trainer.restore_sums(own and own["attributes"])
+        for name, states in stored.items():
+            callbacks = [one for one in self.trainer.callback_handler.callbacks if type(one).__name__ == name]
+            # Of several callbacks of a class, transformers appends the states to a list at each checkpoint.
+            states = states[-len(callbacks) :] if isinstance(states, list) else [states]
+            for callback, one in zip(callbacks, states):
+                for attribute, value in one["attributes"].items():
+                    setattr(callback, attribute, value)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.begin_epoch()

@@ -26,6 +26,7 @@ from tiny_models import FROM_SCRATCH
 from torch import nn
 from training_run import Send, make_trainer, run, run_ranks, summary
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 from trl import ModelConfig
 
 from modeling_vitp.command.errors import RunStopped
@@ -257,6 +258,28 @@ def test_unfinished_run_is_not_exported(data_folder, tmp_path, monkeypatch):
         out = tmp_path / name / "out"
         assert last_checkpoint(out) and not (out / "model.safetensors").exists() and not (out / "backbone").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+class CountSteps(TrainerCallback, ExportableState):
+    steps = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+    def state(self):
+        return {"args": {}, "attributes": {"steps": self.steps}}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_resumed_run_restores_other_callbacks(tmp_path, number):
+    options = {"eval_strategy": "no", "save_steps": 1, "max_steps": 3}
+    for stop in (2, None):
+        trainer, counters = make_trainer(tmp_path, stop_at_step=stop, **options), [CountSteps() for _ in range(number)]
+        for counter in counters:
+            trainer.add_callback(counter)
+        with pytest.raises(RunStopped) if stop else contextlib.nullcontext():
+            trainer.train_or_resume()
+    assert [counter.steps for counter in counters] == [3] * number
 
 
 def test_unknown_signal_is_refused(tmp_path):
