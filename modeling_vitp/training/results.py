@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as transformers_logging
 
@@ -46,6 +47,7 @@ from .arguments import SplitArguments
 from .base_trainer import BaseTrainer
 from .callbacks import component_colors
 from .checkpointing import attempt, last_checkpoint, stop_on_full_disk, write_whole
+from .freezing import lora_rank
 from .generation import COLORS, first_image
 from .vitp_trainer import ViTPTrainer
 
@@ -59,9 +61,11 @@ def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list
     With `do_train` false, this is the test split, or else the evaluation split, and the other splits are not needed.
 
     Raises:
-        ValueError: if the test split is trained or selected on, or if evaluation during training or
-            `load_best_model_at_end` has no suitable split.
+        ValueError: if the test split is trained or selected on, or if evaluation during training,
+            `load_best_model_at_end` or `resample_test` has no suitable split.
     """
+    if args.resample_test and args.test_split is None:
+        raise ValueError("resample_test needs a test_split: set it, or remove resample_test.")
     if not training_args.do_train:
         training_args.eval_strategy, args.eval_split = IntervalStrategy.NO, None if args.test_split else args.eval_split
         return [split for split in (args.eval_split, args.test_split) if split]
@@ -116,10 +120,15 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
 
     Returns:
         The metrics, in all processes.
+
+    Raises:
+        ValueError: if LoRA would be trained under FSDP or ZeRO-3.
     """
     metrics: dict[str, Any] = {"seed": trainer.args.seed}
     if trainer.train_dataset is None:
         return metrics
+    if (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()) and lora_rank(trainer.model) is not None:
+        raise ValueError("LoRA cannot be trained under FSDP and ZeRO-3, which shard the weights to merge. Use DDP.")
     with no_library_bars():
         metrics |= {"train": trainer.train_or_resume(), **counted}
     skipped = count_skipped(trainer)
@@ -150,7 +159,7 @@ def save_parts(trainer: ViTPTrainer) -> None:
     """Save the merged model in the output folder and its backbone in `backbone`.
 
     The weights are read from the disk, because each process has only a part of the trainer's model under FSDP and ZeRO.
-    LoRA is merged in a copy, so that the trained model is evaluated next.
+    LoRA, which is not sharded, is merged in a copy, so that the trained model is evaluated next.
     """
     output_dir, processor = Path(trainer.args.output_dir), trainer.processing_class
     if is_peft_model(trainer.model):

@@ -116,6 +116,7 @@ def test_split_arguments_are_alike(arguments):
         ({"eval_split": "val", "test_split": "val"}, {}, "'val'.*test_split"),
         ({"test_split": "train"}, {}, "'train'.*test_split"),
         ({}, {"eval_strategy": "steps"}, "eval_split"),
+        ({"eval_split": "val", "resample_test": True}, {}, "resample_test"),
         ({"test_split": "train", "eval_split": "val"}, {"do_train": False, "eval_strategy": "steps"}, ["train"]),
         ({"eval_split": "val"}, {"do_train": False}, ["val"]),
         ({"test_split": "test"}, {}, ["train", "test"]),

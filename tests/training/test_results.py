@@ -45,6 +45,14 @@ def test_lora_run_from_scratch_writes_cards(data_folder, tmp_path, from_scratch)
     assert "eval" in json.loads((out / "metrics.json").read_text())
 
 
+def test_sharded_lora_is_refused_before_training(tmp_path):
+    trainer = make_trainer(tmp_path, lora=True)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="LoRA.*FSDP"):
+        results.train(trainer)
+    assert trainer.state.global_step == 0
+
+
 def test_kept_start_belongs_to_the_run(tmp_path):
     """A new run replaces the export of an earlier run; a resumed run keeps it."""
 
