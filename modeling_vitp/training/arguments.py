@@ -578,7 +578,7 @@ class StartArguments(Arguments):
         default=0.1,
         metadata={
             "help": "Stochastic depth rate of the ViT's last layer, ignored if its family has no stochastic depth or "
-            "the ViT is frozen."
+            "the ViT is frozen. A fine-tuned model keeps its own."
         },
     )
     freeze_backbone: bool = field(
@@ -606,7 +606,10 @@ class BackboneArguments(StartArguments):
 
     neck: str = field(
         default="adapter",
-        metadata={"help": "Neck of the ViT: 'adapter' (ViT-Adapter, the default) or 'pyramid' (faster)."},
+        metadata={
+            "help": "Neck of the ViT: 'adapter' (ViT-Adapter, the default) or 'pyramid' (faster). A fine-tuned model "
+            "keeps its own."
+        },
     )
 
 

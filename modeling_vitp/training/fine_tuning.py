@@ -30,7 +30,7 @@ from ..modeling_vitp_multi_scale import NECKS
 from ..opening import naming
 from ..vision_towers import pair
 from ..vrl import keyed_generator
-from .arguments import StartArguments
+from .arguments import BackboneArguments, StartArguments
 from .base_trainer import BaseTrainer
 from .batching import share
 from .callbacks import choose, component_colors
@@ -388,6 +388,12 @@ def load_fine_tuned(model_class: type[PreTrainedModel], args: StartArguments, **
     if missing := found["missing_keys"]:
         raise ValueError(f"head: {args.head} needs weights that {start} lacks, such as {min(missing)}.")
     own = model.config.backbone_config.to_dict()
+    # The default neck may stand for any, because a fine-tuned model does not need the option.
+    if (
+        args.neck not in (None, BackboneArguments.neck)
+        and own["model_type"] != NECKS[args.neck].config_class.model_type
+    ):
+        raise ValueError(f"neck: {args.neck} differs from that of {start}, a fine-tuned model. Remove the option.")
     given = json.loads(json.dumps(args.backbone or {}))
     if differ := sorted(name for name, value in given.items() if json.loads(json.dumps(own.get(name))) != value):
         raise ValueError(

@@ -291,6 +291,8 @@ def test_settings_of_the_head_are_applied_to_a_fine_tuned_model(fine_tuned):
         load(backbone={"deformable_heads": 2})
     with pytest.raises(ValueError, match="shapes differ.*settings"):
         load(head={"neck_channels": 8})
+    with pytest.raises(ValueError, match="neck: pyramid"):
+        load(neck="pyramid")
 
 
 def test_trained_model_is_scored_at_its_own_size(fine_tuned, caplog):
