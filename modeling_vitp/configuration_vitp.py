@@ -195,7 +195,7 @@ def settings_of_head(
         id2label: names of the classes by index, or in a list.
 
     Raises:
-        ValueError: if the configuration has no such field.
+        ValueError: if the configuration has no such field, or `num_labels` is not the number of names.
     """
     check_keys("from_backbone", settings, known_keys(config_class), config_class.__name__)
     if id2label is None and settings.get("label2id") is not None:
@@ -204,8 +204,13 @@ def settings_of_head(
         return settings
     names = dict(enumerate(id2label)) if isinstance(id2label, (list, tuple)) else id2label
     names = {int(index): label for index, label in names.items()}  # JSON has string keys
+    names = dict(sorted(names.items()))  # the order of the values is that of the classes
     if not names or sorted(names) != [*range(len(names))]:
         raise ValueError(f"Expected `id2label` to name the classes 0 to N - 1, got {id2label!r}.")
+    if settings.get("num_labels") not in (None, len(names)):
+        raise ValueError(
+            f"Expected `num_labels` to be the number of names, {len(names)}, got {settings['num_labels']}. Remove it."
+        )
     return settings | {"id2label": names, "label2id": {label: index for index, label in names.items()}}
 
 

@@ -42,6 +42,17 @@ def test_class_names_from_json_have_integer_keys(vision):
     assert config.id2label == NAMES and config.label2id == {"field": 0, "forest": 1, "water": 2}
 
 
+def test_class_names_are_sorted_by_index(vision):
+    names = {index: NAMES[index] for index in (2, 0, 1)}
+    config = ViTPForImageClassification.from_backbone(vision, id2label=names).config
+    assert [*config.id2label.values()] == [*NAMES.values()]
+
+
+def test_other_number_of_labels_than_names_is_refused(vision):
+    with pytest.raises(ValueError, match="num_labels"):
+        ViTPForImageClassification.from_backbone(vision, id2label=["a", "b"], num_labels=5)
+
+
 @torch.no_grad()
 def test_logits_are_linear_in_pooled_tokens(vision):
     images = torch.randn(2, 3, 56, 70)
