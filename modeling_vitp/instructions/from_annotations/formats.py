@@ -176,9 +176,12 @@ def dota_objects(text: str, path: Path | str) -> list[AnnotatedObject]:
         try:
             values = [float(field) for field in fields[:8]]
             corners = list(zip(values[::2], values[1::2], strict=True))
-            objects.append(oriented_object(where, fields[8], corners, len(fields) > 9 and fields[9] != "0"))
+            (is_difficult,) = map(int, fields[9:] or ["0"])
+            objects.append(oriented_object(where, fields[8], corners, bool(is_difficult)))
         except (ValueError, IndexError) as error:
-            raise ValueError(f"{where}: expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult', got {line!r}.") from error
+            raise ValueError(
+                f"{where}: expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult', the class without spaces, got {line!r}."
+            ) from error
     return objects
 
 
