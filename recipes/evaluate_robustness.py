@@ -4,8 +4,8 @@
 
 Each corruption has severities from 1 to 5. All models receive the same corrupted images; geometric corruptions also
 move masks and boxes. By default, a model is scored on the test split of its fine-tuning. If the command is started
-again with the same output folder, finished evaluations are reused, and further models, corruptions or severities are
-added.
+again with the same output folder, finished evaluations are read from it. Name all models, corruptions and severities
+again, because the results are written anew.
 """
 
 from pathlib import Path
