@@ -32,8 +32,8 @@ FEW = 20  # number of scenes of test images below which the verdict warns of its
 UNITS = {"mean_iou": "mIoU", "map": "mAP", "box_map": "box mAP", "mask_map": "mask mAP"}
 UNITS["mean_average_precision"] = "mAP"
 BLIND = (
-    "The language model answers as well about other images: it does not look at the image, so the pretraining cannot "
-    "have taught the ViT what the labels say."
+    "The answers to no kind of question are clearly better with the own image than with another: it is not shown that "
+    "the language model looks at the image, nor that the pretraining taught the ViT what the labels say."
 )
 
 
@@ -181,7 +181,7 @@ class AdaptationReport:
         return f"{points(loss.mean)} points of {self.unit} ({bounds(loss)})"
 
     def looks_at_images(self) -> bool:
-        """Return false if the answers of no kind of question are better with the own image than with another."""
+        """Return false if the answers to no kind of question are clearly better with the own image."""
         gains = []
         for scores in self.controls.get("answers", {}).values():
             # Each kind has one score here, because among several one is above 0 by chance more often.

@@ -153,8 +153,8 @@ def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_p
         shutil.copy(path, target)
     settings = SETTINGS | {"learning_rates": [1e-3], "fine_tuning_steps": 2, "force": True}
     blind = adapt(shuffled, baselines=["random"], output_dir=tmp_path / "out", **settings)
-    assert report.looks_at_images() and "does not look" not in report.verdict
-    assert not blind.looks_at_images() and "does not look at the image" in blind.verdict
+    assert report.looks_at_images() and "looks at the image" not in report.verdict
+    assert not blind.looks_at_images() and "not shown that the language model looks at the image" in blind.verdict
 
 
 def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch, quick_prior):
