@@ -55,10 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--card", type=Path, help="Data set card that gets the result as a section.")
     args = parse_words(parser, argv)
 
+    from modeling_vitp import ViTPImageProcessor
     from modeling_vitp.cards.sections import set_section
     from modeling_vitp.instructions.answer_prior import check_answer_priors
     from modeling_vitp.instructions.mixture import load_sources
     from modeling_vitp.instructions.overlap import load_test_images
+    from modeling_vitp.instructions.rows import SourceSettings
     from modeling_vitp.instructions.validation import (
         card_text,
         draw_histograms,
@@ -79,10 +81,13 @@ def main(argv: list[str] | None = None) -> int:
     else:
         options = {name: getattr(args, name) for name in ("max_length", "vrl_drop_ratio", "max_patches")}
         options |= {"num_workers": args.num_workers, "processor": processor}
+        image_processor = processor.image_processor if processor else ViTPImageProcessor()
         if args.input_spec:
             options["input_spec"] = read_mapping("input_spec", args.input_spec)
+            image_processor = image_processor.with_input_spec(options["input_spec"])
         if args.against:
-            options["test_images"] = load_test_images(args.against, args.against_split, args.num_workers)
+            spec = SourceSettings().spec_for(image_processor)
+            options["test_images"] = load_test_images(args.against, args.against_split, args.num_workers, spec)
         if args.shard:
             output = {"settings": settings, "folder": args.output_dir / "shards"}
             print_reports(validate_shard(mixture, shard=args.shard, **output, **options))

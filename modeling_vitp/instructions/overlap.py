@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..images.reading import image_files
+from ..input_spec import InputSpec
 from .from_annotations.collages import split_collage
 from .rows import load_images
 from .sources import folder_cache
@@ -157,6 +158,7 @@ class TestImages:
         images: rows of undecoded images, see `load_images`.
         names: names of the images.
         num_workers: number of processes that compute the fingerprints.
+        spec: input spec of the images.
 
     Raises:
         ValueError: If an image cannot be read; the message names it.
@@ -164,8 +166,8 @@ class TestImages:
 
     __test__ = False  # Otherwise pytest collects the class because of its name.
 
-    def __init__(self, images: Dataset, names: Sequence[str], num_workers: int = 0):
-        self.images, self.names = images, names
+    def __init__(self, images: Dataset, names: Sequence[str], num_workers: int = 0, spec: InputSpec | None = None):
+        self.images, self.names, self.spec = images, names, spec
         loader = DataLoader(range(len(names)), batch_size=8, num_workers=num_workers, collate_fn=self._fingerprints)
         with opencv_in_one_thread():
             prints = [found for batch in tqdm(loader, desc="Test images", unit=" batches of 8") for found in batch]
@@ -196,7 +198,7 @@ class TestImages:
         return [image_fingerprint(image, gray_levels(image)) for image in images]
 
     def _decode(self, index: int, mirrored: bool) -> Image.Image:
-        image = as_picture(*load_images(self.images[index]))
+        image = as_picture(*load_images(self.images[index], self.spec))
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
 
     def _gray(self, owner: int) -> np.ndarray:
@@ -287,13 +289,16 @@ def correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float((first * second).sum() / norm) if norm > 0 else 0.0
 
 
-def load_test_images(where: str, split: str | None = None, num_workers: int = 0) -> TestImages:
+def load_test_images(
+    where: str, split: str | None = None, num_workers: int = 0, spec: InputSpec | None = None
+) -> TestImages:
     """Return an index of a folder of images, or of a split of a data set (a folder of Parquet files, or a Hub id).
 
     Args:
         where: folder or Hub id.
         split: split of a data set; `test` by default.
         num_workers: number of processes that compute the fingerprints.
+        spec: input spec of the images.
 
     Raises:
         ValueError: If no images are found, one of them cannot be read, or a split of a folder of images is requested.
@@ -316,7 +321,7 @@ def load_test_images(where: str, split: str | None = None, num_workers: int = 0)
         images, names = image_rows(splits[split], where)
     if not names:
         raise ValueError(f"No images found in {where}.")
-    return TestImages(images.cast_column("image", ImageFeature(decode=False)), names, num_workers)
+    return TestImages(images.cast_column("image", ImageFeature(decode=False)), names, num_workers, spec)
 
 
 def image_rows(dataset: Dataset, where: str) -> tuple[Dataset, list[str]]:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -201,6 +202,19 @@ def test_test_images_in_the_data_are_named(files, tmp_path):
     (found,) = report["sources"]["good"]["overlap"]
     assert found == {"id": "7", "image": 0, "test_image": "seven.png", "kind": "same", "score": 1.0}
     assert f"with the test images `{tmp_path / 'test'}`: 1." in card.read_text()
+
+
+def test_test_images_are_read_with_the_input_spec(files):
+    bands = np.random.default_rng(0).integers(0, 256, (5, 50, 80), dtype=np.uint8)
+    with rasterio.open(files / "images" / "five.tif", "w", "GTiff", 80, 50, 5, dtype="uint8") as file:
+        file.write(bands)
+    (files / "test").mkdir()
+    shutil.copy(files / "images" / "five.tif", files / "test" / "copy.tif")
+    (files / "five.jsonl").write_text(line("a tree", image="five.tif") + "\n")
+    source = {"name": "five", "annotation": "five.jsonl", "image_root": "images"}
+    options = "--against", files / "test", "--input_spec", '{"bands": [4, 1, 0]}'
+    _, report = run(files, [source], *options)
+    assert [found["test_image"] for found in report["sources"]["five"]["overlap"]] == ["copy.tif"]
 
 
 @settings(deadline=None)
