@@ -27,6 +27,7 @@ from transformers import AutoModel, PreTrainedConfig, set_seed
 from trl import ModelConfig
 
 from ..command.errors import RunStopped, WrongArguments
+from ..command.paths import config_of_data
 from ..configuration_vitp import ViTPVisionConfig
 from ..convert.export import export_backbone
 from ..evaluation.comparison import Progress, check_same_settings
@@ -37,13 +38,14 @@ from ..instructions.dry_run import summarize_sources
 from ..instructions.from_annotations.layouts import LAYOUTS
 from ..instructions.mixture import load_sources
 from ..instructions.overlap import TestImages
+from ..instructions.rows import SourceSettings
 from ..instructions.validation import print_reports, save_reports, validate
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import open_vit_config
 from ..training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from ..training.checkpointing import FolderLock, last_checkpoint, write_whole
 from ..training.command_line import load_class, parse
-from ..training.loading import image_processor_of, tiling, vision_config_of
+from ..training.loading import check_from_scratch, image_processor_of, tiling, vision_config_of
 from ..training.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
 from ..training.plan import config_of_start, pretraining_operations, print_plan, work_of
 from ..training.results import no_library_bars
@@ -52,7 +54,7 @@ from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
 from .bundle import change_texts, write_bundle
 from .comparison import Comparison, fine_tuning_settings
-from .labels import labels_digest, num_windows, read_labels, write_list
+from .labels import instructions_digest, labels_digest, num_windows, read_labels, write_list
 from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine, median_size
 from .report import AdaptationReport
 from .runs import describe_seconds, run_command, run_training, write_config
@@ -173,11 +175,18 @@ class Adaptation:
                 raise ValueError(f"{option}: {path!r} not found. Expected {words}a folder or Hub id of a ViT.")
         for path in self.others:
             open_vit_config(path)
-        if "vision_model" in (start := self.pretraining_start()):
+        start, language_model = self.pretraining_start(), self.args.language_model
+        if language_model not in (None, start.get("language_model")):
+            raise ValueError(
+                f"language_model must be combined with a ViT as start, got {language_model!r} for the start {start}. "
+                "Remove it, or set start to a ViT, without from_scratch in pretraining."
+            )
+        check_from_scratch(start.get("from_scratch"))
+        if "vision_model" in start:
             open_vit_config(start["vision_model"])
 
     def check_settings(self) -> None:
-        """Lock the folder, and check that the settings and the files of the labels are those of an earlier call.
+        """Lock the folder, and check that the settings and the files of the data are those of an earlier call.
 
         If nothing was trained after the plan of the earlier call, other settings or files begin anew.
         """
@@ -186,6 +195,8 @@ class Adaptation:
         settings = {name: value for name, value in vars(self.args).items() if name not in left_out}
         settings = json.loads(json.dumps(change_texts(settings, absolute_path)))
         settings |= {"data": os.path.abspath(self.args.data), "labels": labels_digest(self.args.data)}
+        given = self.args.instructions
+        settings["files of instructions"] = None if given is None else instructions_digest(given)
         path = self.folder / "settings.json"
         if path.is_file() and "plan" not in self.progress.parts:
             recorded = json.loads(path.read_text())
@@ -226,7 +237,19 @@ class Adaptation:
         shutil.rmtree(output, ignore_errors=True)
         words = [labels.layout, labels.root, "--output_dir", output, "--seed", args.seed]
         words += ["--split", "train" if split == "train" else ALL, "--split_list", labels.lists[split]]
-        if names := self.phrases():
+        names, options = self.phrases(), {}
+        if named := labels.data.get("class_property"):
+            options["class_property"] = named
+        if config_of_data(args.data) is not None and labels.layout != "yolo":  # whose layout finds its YAML file
+            options["annotations"] = labels.root / labels.data["splits"][split]["annotations"]
+        words += [word for name, value in options.items() for word in (f"--{name}", value)]
+        left_out = {name.casefold() for name in labels.data.get("leave_out", ())}
+        if "annotations" in options and (names or left_out):
+            found = LAYOUTS[labels.layout](labels.root, **options).class_names()
+            # Test images may lack a class of `class_names`. For training images, `make_instructions` reports it.
+            names = {label: phrase for label, phrase in names.items() if split == "train" or label in found}
+            names |= {label: None for label in found if label.casefold() in left_out}
+        if names:
             path = self.folder / "instructions" / "names.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(names))
@@ -246,7 +269,7 @@ class Adaptation:
         The value 0 or color black of masks is the background, which no question is about, unless `class_names` has a
         phrase for it. No question is about ignored values either.
         """
-        given = self.args.class_names or {}
+        given = dict(self.args.class_names or {})
         if self.labels.task != "segmentation":
             return given
         names = {str(value): None for value in self.labels.data.get("ignore", ())}
@@ -267,7 +290,12 @@ class Adaptation:
         mixture, workers = load_sources(self.instructions), os.cpu_count()
         files = list(map(str, self.labels.images["test"]))
         tests = Dataset.from_dict({"image": files}).cast_column("image", ImageFeature(decode=False))
-        reports = validate(mixture, workers, test_images=TestImages(tests, files, workers))
+        args, _, model_args = self.parse_pretraining({}, 1)
+        image_processor, _ = self.tiling(args, model_args)
+        if args.input_spec is not None:
+            image_processor = image_processor.with_input_spec(args.input_spec)
+        test_images = TestImages(tests, files, workers, SourceSettings().spec_for(image_processor))
+        reports = validate(mixture, workers, test_images=test_images, input_spec=image_processor.input_spec)
         # Without a limit of time, on which the learning rate would depend, so that a resumed run has the same figures.
         answer_prior = check_answer_priors(mixture.sources, reports, None, self.args.seed, math.inf)
         path = self.folder / "validation" / "report.json"

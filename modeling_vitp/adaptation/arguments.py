@@ -16,6 +16,7 @@ CHOSEN = {
     | {
         "seed": "seed",
         "max_steps": "steps",
+        "num_train_epochs": "steps",
         "dataset_name": "instructions",
         "mixture": "instructions",
         "task": None,  # scores its own data, which are not these
@@ -25,6 +26,7 @@ CHOSEN = {
     | {
         "seed": "seeds",
         "max_steps": "fine_tuning_steps",
+        "num_train_epochs": "fine_tuning_steps",
         "learning_rate": "learning_rates",
         "data": "data",
         "train_splits": "data",

@@ -25,6 +25,7 @@ from ..images.reading import is_tiff
 from ..instructions.from_annotations.formats import STATISTICS, read_list
 from ..instructions.from_annotations.geodata import georeference
 from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, Layout, recognize_layout
+from ..instructions.mixture import load_sources
 from ..training.checkpointing import write_whole
 from ..training.fine_tuning_data import DataSettings, FileSample, images_of_files, shared_images
 from .plan import median_size
@@ -115,7 +116,8 @@ def read_labels(
             raise ValueError(f"Folder {root} of the labels not found: {config} expects the images and labels there.")
         task, name = described.task, described.layout
         layout = LAYOUTS[name](root, {"0": None})
-        data = data | {"splits": {split: data["splits"][split] for split in SPLITS if split in data["splits"]}}
+        splits = {split: data["splits"][split] for split in SPLITS if "annotations" in data["splits"].get(split, ())}
+        data = data | {"splits": splits}
     given = {split: labels_of(task, data, split, settings) for split in data["splits"]}
     pool, missing = given["train"], [split for split in SPLITS if split not in given]
     if task == "classification":
@@ -190,27 +192,47 @@ def labels_digest(data: str | Path) -> str:
 
     The text of a configuration counts as well. Hidden files, and statistics that GDAL writes beside images, do not.
     """
-    config, root, digest = config_of_data(data), Path(data), hashlib.sha256()
+    config, root = config_of_data(data), Path(data)
     if config is not None:
         root = labels_of_config(config, "").root
-        digest.update(config.read_bytes())
     if not root.is_dir():
         raise ValueError(f"Folder {root} of the labels not found.")
-    for folder, folders, names in os.walk(root, followlinks=True):
+    digest = hashlib.sha256(b"" if config is None else config.read_bytes())
+    add_files(digest, root)
+    return digest.hexdigest()
+
+
+def instructions_digest(name: str) -> str:
+    """Return a digest of the names, sizes and modification times of the local files of instructions.
+
+    Args:
+        name: data set or mixture, see [`~modeling_vitp.instructions.mixture.load_sources`].
+    """
+    digest, places = hashlib.sha256(), [name]
+    for source in load_sources(name).sources:
+        places += [source.folder, source.annotation, source.dataset, source.image_root]
+    for place in dict.fromkeys(filter(None, places)):  # Hub ids have no files here
+        add_files(digest, Path(place))
+    return digest.hexdigest()
+
+
+def add_files(digest: "hashlib._Hash", root: Path) -> None:
+    """Add the states of a file, or of the files of a folder, to a digest."""
+    walked = [(root.parent, [], [root.name])] if root.is_file() else os.walk(root, followlinks=True)
+    for folder, folders, names in walked:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = os.path.join(folder, name)
             if not name.startswith(".") and not name.endswith(STATISTICS) and os.path.exists(path):
                 state = os.stat(path)
                 digest.update(f"{os.path.relpath(path, root)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
 
 
 def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
     """Return the labels and the settings of a configuration of `vitp finetune_detection`, without reading the labels.
 
     Args:
-        config: YAML file, whose data have the splits `train` and `test`.
+        config: YAML file, whose data have the split `train`.
         folder: folder for lists of training images, see [`with_label_fraction`].
 
     Raises:
@@ -220,9 +242,9 @@ def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
     if settings.get("task") not in BOX_TASKS:
         raise ValueError(f"Expected a configuration of finetune_detection with a 'task' of boxes, got {config}.")
     data = DetectionData.from_dict(settings.get("data"))
-    if data.root is None or not {"train", "test"} <= data.splits.keys():
-        raise ValueError(f"Expected annotation files with the splits 'train' and 'test' as `data` of {config}.")
-    names = ("data", "output_dir", "seed", "model_name_or_path", "eval_split", "test_split")
+    if data.root is None or "annotations" not in data.splits.get("train", ()):
+        raise ValueError(f"Expected a split 'train' with `annotations` in `data` of {config}.")
+    names = ("data", "output_dir", "seed", "model_name_or_path", "eval_split", "test_split", "submission")
     root, described = Path(data.root).resolve(), settings["data"]
     settings = {name: value for name, value in settings.items() if name not in names}
     lists = {"train": Path(folder) / "train.txt"}

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rasterio
 import yaml
 from classification_data import write_folders
-from detection_data import write_coco, write_dota
+from datasets import load_dataset
+from detection_data import write_coco, write_dota, write_voc
 from paths import ROOT
 from pictures import write_bands
 from PIL import Image
@@ -29,7 +31,11 @@ from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.training.plan import config_of_start
 
-FROM_SCRATCH = {"vision_config": {"image_size": [32, 32], "patch_size": [8, 8]}}
+FROM_SCRATCH = {
+    "vocab_size": 300,
+    "vision_config": {"image_size": [32, 32], "patch_size": [8, 8]},
+    "text_config": {"hidden_size": 48},
+}
 QUICKSTART = str(ROOT / "space" / "quickstart")
 
 
@@ -46,6 +52,11 @@ def adaptation(folder: Path, **settings) -> Adaptation:
         ({"output_dir": "data/out"}, "must not contain each other"),
         ({"output_dir": "."}, "must not contain each other"),
         ({"fine_tuning": {"learning_rate": 1e-3}}, "fine_tuning must not set learning_rate: set learning_rates"),
+        ({"fine_tuning": {"num_train_epochs": 3}}, "fine_tuning must not set num_train_epochs: set fine_tuning_steps"),
+        ({"pretraining": {"num_train_epochs": 3}}, "pretraining must not set num_train_epochs: set steps"),
+        ({"language_model": "a/b"}, "language_model .*'a/b'"),
+        ({"start": QUICKSTART, "language_model": "a/b"}, "language_model .*'a/b'"),
+        ({"pretraining": {"from_scratch": {"vision_config": {}}}}, "from_scratch: text_config and vocab_size missing"),
         ({"fine_tuning": {"test_split": "val"}}, "fine_tuning must not set test_split: set data"),
         ({"fine_tuning": {"eval_split": "test"}}, "fine_tuning must not set eval_split: set data"),
         ({"fine_tuning": {"report_to": "wandb"}}, "fine_tuning must not set report_to: remove"),
@@ -214,6 +225,76 @@ def test_labels_may_change_until_the_plan_is_kept(tmp_path):
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(ValueError, match="data of the labels not found"):
         adaptation(tmp_path).check_settings()
+
+
+def test_instructions_may_change_until_the_plan_is_kept(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "0.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a tree"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.png", "conversations": turns}) + "\n")
+    source = {"name": "own", "annotation": "rows.jsonl", "image_root": "images"}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"root": str(tmp_path), "sources": [source]}))
+    settings = {"instructions": str(tmp_path / "mixture.yaml")}
+    first = adaptation(tmp_path, **settings)
+    first.check_settings()
+    first.progress.result("checks", int)
+    adaptation(tmp_path, **settings).check_settings()
+    assert Progress(first.progress.path).parts
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "0.png")
+    second = adaptation(tmp_path, **settings)
+    second.check_settings()
+    assert not second.progress.parts
+    second.progress.result("plan", int)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"image": "0.png", "conversations": turns}) + "\n")
+    with pytest.raises(ValueError, match="different files of instructions"):
+        adaptation(tmp_path, **settings).check_settings()
+
+
+def test_instructions_use_the_annotations_of_the_configuration(tmp_path):
+    """DIOR has two folders of annotations, of which only the oriented ones have capitalized classes."""
+    names = [f"site_{index:03}" for index in range(12)]
+    for is_oriented in (False, True):
+        write_voc(tmp_path / "data", names, is_oriented)
+    for split, part in (("train", names[:8]), ("test", names[8:])):
+        (tmp_path / "data" / f"{split}.txt").write_text("\n".join(part))
+    files = {"images": "images", "annotations": "Annotations/Oriented Bounding Boxes"}
+    splits = {split: files | {"list": f"{split}.txt"} for split in ("train", "test")}
+    data = {"root": str(tmp_path / "data"), "format": "voc", "splits": splits}
+    data |= {"classes": ["ship"], "leave_out": ["plane", "tower"]}
+    config = tmp_path / "boxes.yaml"
+    config.write_text(yaml.safe_dump({"task": "oriented", "data": data}))
+    found = adaptation(tmp_path, data=str(config))
+    found.labels = read_labels(config, tmp_path / "out" / "splits")
+    for split in ("train", "test"):
+        found.make_instructions(split)
+        rows = load_dataset(str(tmp_path / "out" / "instructions" / split), split="train")
+        text = json.dumps(rows["messages"][:])
+        assert "ship" in text and "plane" not in text
+
+
+def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch):
+    spec = {"bands": [4, 1, 0]}
+    for index in range(2):
+        bands = np.random.default_rng(index).integers(0, 256, (5, 40, 40), dtype=np.uint8)
+        with rasterio.open(tmp_path / f"{index}.tif", "w", "GTiff", 40, 40, 5, dtype="uint8") as file:
+            file.write(bands)
+    found = adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "input_spec": spec, "bf16": False})
+    found.labels = SimpleNamespace(images={"test": [tmp_path / "0.tif", tmp_path / "1.tif"]})
+    monkeypatch.setattr(adapting, "load_sources", lambda name: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 0)
+    Path(found.instructions).mkdir(parents=True)
+    seen = {}
+
+    def validate(mixture, workers, **options):
+        seen.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapting, "validate", validate)
+    with pytest.raises(KeyboardInterrupt):
+        found.check_instructions()
+    assert seen["input_spec"] == spec and seen["test_images"].spec.bands == (4, 1, 0)
 
 
 def test_small_label_fractions_have_a_folder_each():
