@@ -413,7 +413,8 @@ class ViTPProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
         """Render chat messages and, with `tokenize=True`, encode them.
 
-        See [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`. Messages are
+        See [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`, in which
+        `add_special_tokens` defaults to `False`, as in training: the template has all special tokens. Messages are
         dictionaries, or dataclasses or pydantic models with the same fields.
 
         Raises:
@@ -425,6 +426,11 @@ class ViTPProcessor(ProcessorMixin):
         batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
         conversations = [plain_messages(messages) for messages in (conversation if batched else [conversation])]
         template = self.template(chat_template)
+        if kwargs.get("tokenize"):
+            options = kwargs.get("processor_kwargs") or {}
+            if "add_special_tokens" not in options.get("text_kwargs", {}):
+                options = {"add_special_tokens": False, **options}
+            kwargs["processor_kwargs"] = options
         for row, messages in enumerate(conversations):
             try:
                 check_messages(messages, allow_image_tokens=bool(kwargs.get("sanitize_control_tokens")))

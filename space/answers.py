@@ -68,6 +68,7 @@ def encode(
     return processor(
         images=list(images) or None,
         text=processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True),
+        add_special_tokens=False,
         input_spec=None,
         vrl_drop_ratio=drop_ratio,
         vrl_keys=[(seed,)],

@@ -58,7 +58,7 @@ def generate_answers(
     Returns:
         `samples` answers to the first conversation, then to the second, and so on.
     """
-    sides = {"padding": True, "padding_side": "left", "add_special_tokens": False}
+    sides = {"padding": True, "padding_side": "left"}
     inputs = processor.apply_chat_template(
         list(conversations),
         add_generation_prompt=True,

@@ -49,7 +49,7 @@ def conversations(draw):
 def check(processor, messages, ratio=0.5, prob=1.0, images_kwargs=None):
     """Compare both encodings. If one raises an error, the other has to raise one too, with any message."""
     key, images_kwargs = (3, "a row", 1), images_kwargs or {}
-    options = {"vrl_drop_ratio": ratio, "vrl_apply_prob": prob, "vrl_keys": [key], "add_special_tokens": False}
+    options = {"vrl_drop_ratio": ratio, "vrl_apply_prob": prob, "vrl_keys": [key]}
     try:
         expected = processor.apply_chat_template(
             [messages],
@@ -128,6 +128,8 @@ def test_added_special_tokens_are_left_out(processor):
     adds = ViTPProcessor(processor.image_processor, tokenizer, image_seq_length=TOKENS_PER_TILE)
     messages = [{"role": "user", "content": [PICTURE]}, ANSWER]
     check(adds, messages)
+    ids = adds.apply_chat_template([QUESTION], tokenize=True, processor_kwargs={"add_special_tokens": True})
+    assert ids[0][0] == ids[0][-1] == end[1]
     # An earlier call may have switched on truncation and padding.
     adds.tokenizer("a", truncation=True, max_length=3, padding="max_length")
     check(adds, messages)

@@ -1,5 +1,6 @@
 """Answers and their probabilities, compared with InternVL of transformers; boxes drawn on images."""
 
+import copy
 import threading
 import time
 
@@ -24,6 +25,7 @@ from loading import FullModel
 from pictures import picture
 from PIL import Image, ImageColor
 from tiny_models import TOKENS_PER_TILE
+from tokenizers.processors import TemplateProcessing
 
 from modeling_vitp.instructions.boxes import GridBox
 
@@ -44,6 +46,15 @@ def native(vivid):
 @pytest.fixture
 def image():
     return picture(168, 112)
+
+
+def test_question_is_encoded_as_in_training(processor, image):
+    processor = copy.deepcopy(processor)
+    end = ("<|im_end|>", processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{end[0]} $A", None, [end])
+    message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}
+    trained = processor.encode_conversation([message])["input_ids"]
+    assert encode(processor, [image], QUESTION)["input_ids"][0, : len(trained)].tolist() == trained.tolist()
 
 
 def native_log_probs(native, processor, image, answer, drop_ratio, seed):
