@@ -212,7 +212,11 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
         )
         self.upsample = nn.ConvTranspose2d(config.hidden_size, config.hidden_size, 2, 2)
         self.norms = nn.ModuleList(NORMS[config.spatial_prior_norm](config.hidden_size) for _ in range(4))
+        self.freeze_skipped_maps()
         self.post_init()
+
+    def layers_of_map(self, index: int) -> list[nn.Module]:
+        return [self.norms[index], *([self.spatial_prior.projections[0], self.upsample] if index == 0 else [])]
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

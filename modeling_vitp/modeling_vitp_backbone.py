@@ -114,6 +114,17 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         self.embeddings = InternVLVisionEmbeddings(config)
         self.encoder = ViTPVisionEncoder(config)
 
+    def freeze_skipped_maps(self) -> None:
+        """Freeze the layers of maps that are not returned, because data-parallel training waits for their gradient."""
+        for index, stage in enumerate(self.stage_names):
+            if stage not in self.out_features:
+                for layers in self.layers_of_map(index):
+                    layers.requires_grad_(False)
+
+    def layers_of_map(self, index: int) -> list[nn.Module]:
+        """Return the layers that only the map of this index depends on."""
+        raise NotImplementedError
+
     @property
     def tower(self) -> tuple[VisionTower, nn.Module]:
         """Family and model of the ViT."""

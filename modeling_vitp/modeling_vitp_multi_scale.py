@@ -61,7 +61,11 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone):
                 PyramidLevel(config, [nn.MaxPool2d(2)], width),
             ]
         )
+        self.freeze_skipped_maps()
         self.post_init()
+
+    def layers_of_map(self, index: int) -> list[nn.Module]:
+        return [self.pyramid[index]]
 
     def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
         if self.config.vit_config is None:

@@ -92,6 +92,16 @@ def tiny_model(detector):
     return model_class(model_class.config_class(backbone_config=backbone, **HEADS[detector], **widths))
 
 
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_each_trained_weight_has_a_gradient(detector):
+    """Data-parallel training waits for the gradient of every weight that is trained."""
+    torch.manual_seed(0)
+    model = tiny_model(detector).train()
+    box = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])}
+    model(pixel_values=torch.randn(2, 3, 64, 64), labels=[box, box]).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None] == []
+
+
 @pytest.mark.parametrize("detector", ["rt_detr_v2", "deformable_detr"])
 def test_large_image_equals_its_windows(tmp_path, detector):
     """Check adjacent windows of 48 pixels that are resized to 64 pixels."""

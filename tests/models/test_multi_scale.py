@@ -243,6 +243,13 @@ def test_unused_maps_update_no_statistics(stages):
 # Feature pyramid
 
 
+def test_layers_of_skipped_maps_are_frozen():
+    settings = {**TINY, "pyramid_channels": 8, "out_features": ["stride8", "stride16"]}
+    pyramid = ViTPFeaturePyramid(ViTPFeaturePyramidConfig(**settings))
+    frozen = {name.split(".")[1] for name, weight in pyramid.named_parameters() if not weight.requires_grad}
+    assert frozen == {"0", "3"}
+
+
 def vision_of(pyramid: ViTPFeaturePyramid) -> ViTPVisionModel:
     vision = ViTPVisionModel(ViTPVisionConfig(**TINY)).eval()
     vision.load_state_dict({key: value for key, value in pyramid.state_dict().items() if "pyramid" not in key})
