@@ -100,10 +100,11 @@ class Backbone:
         if depths == 1:
             return self.tokens(pixels)[1]
         states = self._run(pixels, output_hidden_states=True).hidden_states
-        num_layers = len(states) - 1
+        layers = states if self.model.config.model_type == "timm_wrapper" else states[1:]  # timm omits the embeddings
+        num_layers = len(layers)
         if depths > num_layers:
             raise ValueError(f"depths must be at most {num_layers}, the number of layers of {self.name}, got {depths}.")
-        chosen = [states[round((index + 1) * num_layers / depths)] for index in range(depths)]
+        chosen = [layers[round((index + 1) * num_layers / depths) - 1] for index in range(depths)]
         maps = [self._split(state, pixels)[1] for state in chosen]
         if len({item.shape for item in maps}) > 1:
             raise ValueError(f"The maps of the layers of {self.name} differ in size. Set depths=1, got {depths}.")

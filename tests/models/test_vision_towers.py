@@ -414,6 +414,16 @@ def test_probes_open_vit(folder):
     torch.testing.assert_close(maps, wanted, atol=1e-5, rtol=0)
 
 
+def test_depths_are_layers(folder):
+    backbone, outputs = load_backbone(str(folder)), []
+    tower = tower_of(backbone.model.config)
+    middle = backbone.model.get_submodule(tower.layers)[1]
+    middle.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    maps = backbone.maps(images(backbone.model.config), 2)[..., :32].flatten(1, 2)
+    torch.testing.assert_close(maps, outputs[0][:, tower.num_prefix_tokens(backbone.model.config) :])
+    assert backbone.maps(images(backbone.model.config), 4).shape[-1] == 4 * 32
+
+
 def test_vit_of_whole_clip_is_opened(tmp_path, language_model):
     whole = save_clip(tmp_path)
     vit = open_vit(tmp_path)
