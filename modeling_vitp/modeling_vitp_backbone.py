@@ -106,9 +106,16 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     config: ViTPMultiScaleConfig
     opens = VISION_MODELS  # not another neck's folder
 
+    def __init__(self, config: ViTPMultiScaleConfig):
+        if config.vit_config is not None and config._attn_implementation is not None:
+            config.vit_config._attn_implementation = config._attn_implementation
+        super().__init__(config)
+
     def build_vit(self, config: ViTPMultiScaleConfig) -> None:
         """Create the ViT: ViTP's as modules of this model itself, one of another family as `vit`."""
         if config.vit_config is not None:
+            # transformers sets the dtype of a model's parts, but not that of the parts of these.
+            config.vit_config.dtype = torch.get_default_dtype()
             self.vit = build_vit(config.vit_config)
             return
         self.embeddings = InternVLVisionEmbeddings(config)
@@ -203,7 +210,8 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         if not isinstance(resized, InternVLVisionModel):
             drop_path_rate = settings.get("drop_path_rate")
             vit_config = other_family_config(resized, band_names, {"drop_path_rate": drop_path_rate})
-            model = cls(cls.config_class(vit_config=vit_config, **settings))
+            attention = vit_config._attn_implementation
+            model = cls(cls.config_class(vit_config=vit_config, attn_implementation=attention, **settings))
             model.vit.load_state_dict(resized.state_dict())
             return model
         if band_names is not None:
@@ -231,7 +239,7 @@ def check_no_dtype(kwargs: dict[str, Any]) -> None:
 def other_family_config(
     vit: PreTrainedModel, band_names: list[str] | None, settings: dict[str, Any]
 ) -> PreTrainedConfig:
-    """Return a copy of the configuration of a ViT that is not an InternViT, with other settings.
+    """Return a float32 copy of the configuration of a ViT that is not an InternViT, with other settings.
 
     A `drop_path_rate` is ignored if the family has no stochastic depth.
 
@@ -240,6 +248,7 @@ def other_family_config(
     """
     tower = tower_of(vit.config)
     config = tower.prepare(vit.config)
+    config.dtype = torch.float32
     if band_names is not None:
         raise ValueError(f"band_names: only InternViT takes other bands than RGB, not {config.model_type!r}.")
     settings = dict(settings)
@@ -348,7 +357,10 @@ def resize_backbone(
         positions = prefix + tower.positions
         state[positions] = resample_positions(state[positions], image_size // patch_size)
     with no_init_weights():
-        resized = type(model)(new if inner is None else type(config).from_dict(config.to_dict() | {"vit_config": new}))
+        if inner is not None:
+            fields, attention = config.to_dict() | {"vit_config": new}, config._attn_implementation
+            new = type(config).from_dict(fields, attn_implementation=attention)
+        resized = type(model)(new)
     resized.to(model.device, model.dtype).load_state_dict(state)
     if inner is None and not isinstance(resized, InternVLVisionModel):
         tower.freeze_unused(resized)

@@ -68,11 +68,10 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone):
         return [self.pyramid[index]]
 
     def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
-        if self.config.vit_config is None:
-            states = self.layernorm(self.encoder(self.embeddings(pixel_values)).last_hidden_state)[:, 1:]
-        else:
-            tower, vit = self.tower
-            states = tower.patch_tokens(vit, pixel_values)
+        tower, vit = self.tower
+        # Layer by layer, because the hidden states of a whole model within this one are not recorded.
+        tokens = tower.encode(vit, *tower.embed(vit, pixel_values))
+        states = tokens[:, tower.num_prefix_tokens(vit.config) :]
         features = states.transpose(1, 2).unflatten(2, (pixel_values.shape[-2] // 16, pixel_values.shape[-1] // 16))
         return [self.pyramid[index](features) for index in wanted]
 
@@ -87,6 +86,10 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
 
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _keys_to_ignore_on_load_missing = [r"backbone\.embeddings\.cls_token$"]  # not used by the adapter
 
     @staticmethod
@@ -130,7 +133,7 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
         """
         pretrained = open_neck(backbone, neck, image_size, backbone_kwargs)
         kwargs = settings_of_head(cls.config_class, kwargs, id2label)
-        attention = {"backbone_config": pretrained.config._attn_implementation}
+        attention = pretrained.config._attn_implementation  # not part of the fields
         model = cls(cls.config_class(backbone_config=pretrained.config, attn_implementation=attention, **kwargs))
         model.backbone = pretrained
         return model

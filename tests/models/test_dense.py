@@ -116,6 +116,8 @@ def test_hidden_states_and_attentions_equal_vit(vision, neck, asked):
     model = ViTPForSemanticSegmentation.from_backbone(vision, neck, **head).eval()
     change = ViTPForChangeDetection.from_backbone(vision, neck, **head).eval()
     model.backbone = change.backbone = backbone
+    for network in (model, change):
+        network.set_attn_implementation("eager")
     for network, inputs in ((backbone, [images]), (model, [images]), (change, [images, others])):
         silent = network(*inputs)
         assert silent.hidden_states is None and silent.attentions is None

@@ -319,6 +319,50 @@ def test_task_models_start_from_vit(folder, model_class, tmp_path):
     assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
+def segmenter_on(vit, **backbone_kwargs) -> ViTPForSemanticSegmentation:
+    settings = {"id2label": CLASSES, "hidden_size": 16, "auxiliary_channels": 16}
+    return ViTPForSemanticSegmentation.from_backbone(
+        vit, "pyramid", backbone_kwargs={"pyramid_channels": 16, **backbone_kwargs}, **settings
+    )
+
+
+def dtypes_of(model) -> set[torch.dtype]:
+    return {weight.dtype for weight in model.parameters()}
+
+
+def test_dtype_reaches_vit(folder, tmp_path):
+    segmenter_on(folder).save_pretrained(tmp_path)
+    model = ViTPForSemanticSegmentation.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert dtypes_of(model) == {torch.bfloat16}
+    assert model(torch.randn(1, 3, 64, 64)).logits.dtype == torch.bfloat16
+    vit = open_vit(folder, dtype=torch.bfloat16)
+    for model in (segmenter_on(vit), ViTPForImageClassification.from_backbone(vit, id2label=CLASSES)):
+        assert dtypes_of(model) == {torch.float32}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_reaches_vit(folder, tmp_path, attention):
+    model = segmenter_on(folder, attn_implementation=attention)
+    model.save_pretrained(tmp_path)
+    again = ViTPForSemanticSegmentation.from_pretrained(tmp_path, attn_implementation=attention)
+    assert model.config._attn_implementation == again.config._attn_implementation == attention
+    for backbone in (model.backbone, again.backbone, resize_backbone(again.backbone, image_size=128)):
+        assert backbone.config._attn_implementation == backbone.vit.config._attn_implementation == attention
+
+
+def test_hidden_states_of_pyramid_equal_vit(folder):
+    pyramid = ViTPFeaturePyramid.from_backbone(folder, pyramid_channels=8).eval()
+    tower, vit = pyramid.tower
+    pixels = torch.randn(1, 3, 64, 64)
+    found = pyramid(pixels, output_hidden_states=True).hidden_states
+    if vit.config.model_type == "timm_wrapper":
+        assert not found
+        return
+    wanted = vit(**tower.inputs(vit, pixels), output_hidden_states=True).hidden_states
+    assert len(found) == len(wanted) == 5
+    torch.testing.assert_close(found[:-1], wanted[:-1])  # the model may return the last one with its norm
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_classifier_pools_patches_or_cls_token(folder, pooling):
     vit = open_vit(folder).eval()
