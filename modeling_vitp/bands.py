@@ -31,7 +31,8 @@ def spread_bands(model: PreTrainedModel, band_names: Sequence[str]) -> PreTraine
         The model. Its configuration has the `band_names`, and their number as `num_channels`.
 
     Raises:
-        ValueError: if a name is missing, empty or repeated, or the model already takes other bands.
+        ValueError: if a name is missing, empty or repeated, the model already takes other bands, or it is a neck on a
+            ViT of another family.
     """
     names = check_band_names(band_names)
     configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
@@ -51,12 +52,14 @@ def spread_config(config: PreTrainedConfig, band_names: Sequence[str]) -> bool:
     """Set the bands in the configuration of a model, or of its ViT, and return whether the configuration changed.
 
     Raises:
-        ValueError: if the configuration is for other bands.
+        ValueError: if the configuration is for other bands, or for a neck on a ViT of another family.
     """
     parts = [config, *(getattr(config, name, None) for name in ("vision_config", "backbone_config"))]
     parts = [part for part in parts if isinstance(part, InternVLVisionConfig)]
     changed = False
     for part in parts:
+        if (vit := getattr(part, "vit_config", None)) is not None:
+            raise ValueError(f"band_names: only InternViT takes other bands than RGB, not {vit.model_type!r}.")
         own = getattr(part, "band_names", None)
         if own == list(band_names):
             continue

@@ -36,7 +36,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 
 from .configuration_vitp import ViTPConfig, ViTPVisionConfig, patch_grid
 from .opening import NamesItsFiles, naming, way_to_vit
-from .vision_towers import pair, tower_of
+from .vision_towers import TimmTower, pair, tower_of
 
 # Model types that may be mistaken for a checkpoint of ours. Their parameters have other names, which transformers only
 # reports: the model would keep its random weights.
@@ -90,7 +90,8 @@ def check_kind(cls: type, name: str, options: dict) -> None:
     except OSError:  # reported by the loading itself, unless no config.json is needed (an adapter, one file)
         return
     found, own = fields.get("model_type"), cls.config_class.model_type
-    if found in (None, own) or found in cls.opens:
+    other_vit = (fields.get("vit_config") or {}).get("model_type")
+    if found in (None, own) or (found in cls.opens and other_vit is None):
         return
     if own == ViTPConfig.model_type and found in VISION_MODELS:
         raise ValueError(f"{name} is a ViT alone ({found!r}), without the language model of {cls.__name__}.")
@@ -99,7 +100,7 @@ def check_kind(cls: type, name: str, options: dict) -> None:
             f"{name} is a checkpoint of {LANGUAGE_MODELS[found]}, whose parameter names differ from those of "
             f"{cls.__name__}. Convert it with `vitp convert {name} FOLDER`, and load FOLDER."
         )
-    kind = f"{name} is a {found!r}"
+    kind = f"{name} is a {found!r}" + ("" if other_vit is None else f" on a {other_vit!r}")
     if found in LANGUAGE_MODELS:
         kind = f"{name} is a vision-language model ({LANGUAGE_MODELS[found]})"
     raise ValueError(f"{kind}, but {cls.__name__} loads a {own!r}. {way_to_vit(name, fields)}")
@@ -234,16 +235,21 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             `(num_tiles, tokens_per_tile, text_hidden_size)`, or with VRL `(num_kept, 1, text_hidden_size)`: each
             token is a group, so that `generate` can assign tokens to samples when it expands the batch for beam search.
         """
-        if vision_feature_layer != -1:
-            kwargs["output_hidden_states"] = True
         tower = tower_of(self.config.vision_config)
+        if vision_feature_layer != -1:
+            if isinstance(tower, TimmTower):
+                raise ValueError(
+                    f"Expected vision_feature_layer=-1, got {vision_feature_layer}: timm returns other layers as maps "
+                    "without prefix tokens."
+                )
+            kwargs["output_hidden_states"] = True
         inputs = tower.inputs(self.vision_tower, pixel_values.to(dtype=self.dtype))
         # The first argument by position, as older PEFT's wrapper of fully trained modules takes it.
         vision_outputs = self.vision_tower(inputs.pop("pixel_values"), **inputs, return_dict=True, **kwargs)
         if vision_feature_layer == -1:
             features = vision_outputs.last_hidden_state
         else:
-            features = vision_outputs.hidden_states[vision_feature_layer]
+            features = vision_outputs.hidden_states[vision_feature_layer].contiguous()  # those of SigLIP are not
         if vision_feature_select_strategy == "default":
             features = features[:, tower.num_prefix_tokens(self.config.vision_config) :]
 

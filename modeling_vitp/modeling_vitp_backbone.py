@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .bands import spread_bands
-from .configuration_vitp import ViTPVisionConfig
+from .configuration_vitp import ViTPVisionConfig, patch_grid
 from .configuration_vitp_dense import MULTI_SCALE_CONFIGS, ViTPBackboneConfig, ViTPMultiScaleConfig
 from .modeling_vitp import (
     HUB_OPTIONS,
@@ -339,7 +339,8 @@ def resize_backbone(
         image_size: side of an image in pixels, a multiple of the patch size. Defaults to the model's.
 
     Raises:
-        ValueError: if a size is not positive, or the image size is not a multiple of the patch size.
+        ValueError: if a size is not positive, the image size is not a multiple of the patch size, or the stored grid is
+            not square.
     """
     # The attention implementation is not part of the fields.
     config = type(model.config).from_dict(model.config.to_dict(), attn_implementation=model.config._attn_implementation)
@@ -354,6 +355,12 @@ def resize_backbone(
     kernel = prefix + tower.patch_kernel
     state[kernel] = tower.resample_kernel(state[kernel], old, patch_size)
     if tower.positions is not None and prefix + tower.positions in state:
+        height, width = patch_grid(old)
+        if height != width:
+            raise ValueError(
+                f"Expected a ViT with a square grid of position embeddings, got {height} x {width} patches "
+                f"(image_size={old.image_size}). Choose a ViT for square images."
+            )
         positions = prefix + tower.positions
         state[positions] = resample_positions(state[positions], image_size // patch_size)
     with no_init_weights():

@@ -78,17 +78,23 @@ def way_to_vit(name: str | Path, fields: dict) -> str:
     """
     found = fields.get("model_type")
     model = f"{(fields.get('architectures') or ['AutoModel'])[0]}.from_pretrained('{name}')"
-    backbone = (fields.get("backbone_config") or {}).get("model_type")
+    backbone_config = fields.get("backbone_config") or {}
+    backbone = backbone_config.get("model_type")
     if found in ("vitp_vision", "vitp_backbone", "internvl_vision"):
         return f"It is a ViT alone: load it with from_backbone('{name}')."
     if found in ("vitp_adapter", "vitp_feature_pyramid"):
+        if fields.get("vit_config"):
+            return f"Load its ViT with {model}.vit."
         return f"Load its ViT with ViTPVisionModel.from_pretrained('{name}')."
-    if backbone == "vitp_vision":
+    if backbone == "vitp_vision" or found == "vitp_image_classification":
         return f"Load its ViT with {model}.backbone."
     if backbone in ("vitp_adapter", "vitp_feature_pyramid"):
+        vit = "ViTPVisionModel.from_pretrained('FOLDER') loads its ViT"
+        if backbone_config.get("vit_config"):
+            vit = f"{model}.backbone.vit is its ViT"
         return (
             f"Save its backbone with {model}.backbone.save_pretrained('FOLDER'): from_backbone('FOLDER') loads it with "
-            "its neck, and ViTPVisionModel.from_pretrained('FOLDER') loads its ViT."
+            f"its neck, and {vit}."
         )
     if found == "vitp":
         return f"Export its ViT with `vitp export_backbone {name} FOLDER`, and load FOLDER."

@@ -31,6 +31,7 @@ from modeling_vitp import (
     ViTPForImageClassification,
     ViTPForObjectDetection,
     ViTPForSemanticSegmentation,
+    ViTPVisionModel,
     compose,
     convert_checkpoint,
     export_backbone,
@@ -361,6 +362,46 @@ def test_hidden_states_of_pyramid_equal_vit(folder):
     wanted = vit(**tower.inputs(vit, pixels), output_hidden_states=True).hidden_states
     assert len(found) == len(wanted) == 5
     torch.testing.assert_close(found[:-1], wanted[:-1])  # the model may return the last one with its norm
+
+
+def test_other_bands_are_refused_by_neck(folder, tmp_path):
+    ViTPFeaturePyramid.from_backbone(folder, pyramid_channels=8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="band_names"):
+        ViTPFeaturePyramid.from_backbone(tmp_path, band_names=["VV", "VH"])
+
+
+def test_errors_explain_vit_of_model(folder, tmp_path):
+    segmenter, family = segmenter_on(folder), AutoConfig.from_pretrained(folder).model_type
+    segmenter.save_pretrained(tmp_path / "segmenter")
+    segmenter.backbone.save_pretrained(tmp_path / "neck")
+    ViTPForImageClassification.from_backbone(folder, id2label=CLASSES).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(ValueError, match=rf"'{family}'.*ViTPFeaturePyramid\.from_pretrained\('.*'\)\.vit\."):
+        ViTPVisionModel.from_pretrained(tmp_path / "neck")
+    with pytest.raises(ValueError, match=r"ViTPForSemanticSegmentation\.from_pretrained\('.*'\)\.backbone\.vit "):
+        open_vit(tmp_path / "segmenter")
+    with pytest.raises(ValueError, match=r"ViTPForImageClassification\.from_pretrained\('.*'\)\.backbone\."):
+        open_vit(tmp_path / "classifier")
+
+
+def test_earlier_feature_layer(vlm):
+    pixels = images(vlm.config.vision_config)
+    last = vlm.eval().get_image_features(pixels).pooler_output
+    if vlm.config.vision_config.model_type == "timm_wrapper":
+        with pytest.raises(ValueError, match="vision_feature_layer"):
+            vlm.get_image_features(pixels, vision_feature_layer=-2)
+        return
+    earlier = vlm.get_image_features(pixels, vision_feature_layer=-2).pooler_output
+    assert earlier.shape == last.shape and not torch.equal(earlier, last)
+
+
+def test_grid_that_is_not_square_is_refused(tmp_path):
+    arguments = FAMILIES["timm_wrapper"][1].model_args | {"img_size": [64, 128]}
+    config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=arguments)
+    TimmWrapperModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"\[64, 128\]"):
+        resize_backbone(open_vit(tmp_path), image_size=64)
+    with pytest.raises(ValueError, match=r"\[64, 128\]"):
+        ViTPAdapter.from_backbone(tmp_path, **ADAPTER)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
