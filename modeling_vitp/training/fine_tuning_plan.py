@@ -72,7 +72,7 @@ def dry_run(
     for bf16 in speeds:
         step = measure_step(copy.deepcopy(model).train(), lambda model: task_loss(model, batch, size), bf16)
         for checkpointing in (False, True):
-            cost = step.cost(int(checkpointing), training_args.optim)
+            cost = step.cost(int(checkpointing), training_args.optim).with_buckets(devices)
             operations, speed = accumulation * cost.operations, speeds[bf16]
             seconds = speed and operations / (speed * args.plan_utilization)
             parts = [cost.weights, cost.gradients, cost.optimizer, cost.activations, cost.memory]

@@ -111,7 +111,7 @@ class BatchShape:
 
     Args:
         samples: number of samples.
-        tiles: tiles per sample.
+        tiles: tiles per sample. A mean may be a fraction, see [`mean_operations`].
         text_tokens: text tokens per sample.
         drop_ratio: VRL's drop ratio r.
         answer_tokens: text tokens per sample that are answers, by default all.
@@ -119,7 +119,7 @@ class BatchShape:
     """
 
     samples: int
-    tiles: int
+    tiles: float
     text_tokens: int
     drop_ratio: float = 0.0
     answer_tokens: int | None = None
@@ -158,6 +158,10 @@ class StepCost:
     @property
     def operations(self) -> float:
         return sum(self.forward.values()) + self.backward
+
+    def with_buckets(self, devices: int) -> "StepCost":
+        """Return the cost on several devices with DDP, which copies the gradients to buckets to sum them."""
+        return dataclasses.replace(self, gradients=2 * self.gradients) if devices > 1 else self
 
 
 @dataclass(eq=False)
@@ -338,6 +342,8 @@ def print_plan(
         f"tiles, {work.longest.text_tokens} text tokens) in bf16 with all weights on each device, time for the mean "
         "sample."
     )
+    if devices > 1:
+        print("Gradients count twice, because DDP copies them to buckets.")
     padding = {
         ratio: padding_of_samples(training_args, devices, summaries, config.image_seq_length, ratio)
         for ratio in {0.0, 0.75, configured.drop_ratio}
@@ -369,15 +375,16 @@ def print_plan(
         step = measure(dataclasses.replace(batch, drop_ratio=setup.drop_ratio), setup.lora)
         return step.cost(setup.checkpoint_every, training_args.optim)
 
-    def mean(setup: Setup) -> StepCost:
+    def mean(setup: Setup) -> float:
         empty = 0 if setup.padding_free else padding[setup.drop_ratio]
-        return cost(dataclasses.replace(work.mean, padding=empty), setup)
+        batch = dataclasses.replace(work.mean, padding=empty)
+        return mean_operations(lambda batch: cost(batch, setup).operations, batch)
 
     rows, room, hours_of = [], {}, {}
     for change, setup in changes(configured, args.freeze_language_model, any(padding.values())).items():
         whole = dataclasses.replace(setup, drop_ratio=0.0)
-        peak = cost(work.longest, whole if work.undropped else setup)
-        operations = work.operations_per_step(mean(setup).operations, work.undropped and mean(whole).operations)
+        peak = cost(work.longest, whole if work.undropped else setup).with_buckets(devices)
+        operations = work.operations_per_step(mean(setup), work.undropped and mean(whole))
         hours_of[setup] = hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
         parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
         left = device.memory - peak.memory / GIB
@@ -398,7 +405,7 @@ def print_plan(
         option = f"true --activation_checkpointing_kwargs '{kwargs}'" if fastest else "false"
         print(f"\nFastest setting with {SPARE:.0%} of the device free: --activation_checkpointing {option}")
     if work.devices > 1:
-        trained = cost(work.mean, configured).gradients / dtype.itemsize
+        trained = cost(work.longest, configured).gradients / dtype.itemsize
         moved = traffic(config, trained, work.devices, work.accumulation)
         sizes = " and ".join(f"{size / 1e9:.3g} GB with {name}" for name, size in moved.items())
         print(f"\nAs configured, each device receives {sizes} per step, and sends the same amount.")
@@ -414,10 +421,20 @@ def pretraining_operations(config: ViTPConfig, work: Work, drop_ratio: float, **
         options: arguments of [`step_cost`], such as `prepare`.
     """
     dropped, undropped = (
-        step_cost(config, dataclasses.replace(work.mean, drop_ratio=ratio), **options).operations
+        mean_operations(
+            lambda batch: step_cost(config, batch, **options).operations,
+            dataclasses.replace(work.mean, drop_ratio=ratio),
+        )
         for ratio in (drop_ratio, 0.0)
     )
     return work.steps * work.devices * work.operations_per_step(dropped, undropped)
+
+
+def mean_operations(operations: Callable[[BatchShape], float], mean: BatchShape) -> float:
+    """Return the operations of a batch with a mean number of tiles, interpolated between whole numbers of tiles."""
+    share, whole = math.modf(mean.tiles)
+    fewer, more = (dataclasses.replace(mean, tiles=int(whole) + extra) for extra in (0, 1))
+    return operations(fewer) if share == 0 else (1 - share) * operations(fewer) + share * operations(more)
 
 
 def fastest_checkpointing(room: Mapping[int, float], least: float) -> int | None:
@@ -536,7 +553,7 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
         from_scratch: whether VRL's warm-up is half of the steps by default.
     """
     steps = number_of_steps(args, devices, sum(summary.effective for summary in summaries))
-    tiles = round(sum(summary.share * summary.tiles for summary in summaries))
+    tiles = round(sum(summary.share * summary.tiles for summary in summaries), 2)
     text = round(sum(summary.share * summary.text_tokens for summary in summaries))
     most, most_text = (max(lengths) for lengths in zip(*(summary.longest for summary in summaries)))
     most_text = min(most_text, args.max_length or most_text)
