@@ -31,11 +31,14 @@ def spread_bands(model: PreTrainedModel, band_names: Sequence[str]) -> PreTraine
         The model. Its configuration has the `band_names`, and their number as `num_channels`.
 
     Raises:
-        ValueError: if a name is missing, empty or repeated, the model already takes other bands, or it is a neck on a
-            ViT of another family.
+        ValueError: if a name is missing, empty or repeated, the model already takes other bands, or its ViT is of
+            another family.
     """
     names = check_band_names(band_names)
     configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
+    if not any(isinstance(config, InternVLVisionConfig) for config in configs.values()):
+        kind = model.config.model_type
+        raise ValueError(f"band_names: only InternViT takes other bands than RGB, and {kind!r} has none.")
     changed = [spread_config(config, names) for config in configs.values()]
     if not any(changed):
         return model

@@ -104,7 +104,10 @@ class AdaptArguments(Arguments):
     )
     class_names: dict | str | None = field(
         default=None,
-        metadata={"help": 'Phrases of the classes in the questions as JSON, such as \'{"class 1": "a tree"}\'.'},
+        metadata={
+            "help": "Phrases of the classes in the questions as JSON, without an article, such as "
+            """'{"class 1": "tree"}'."""
+        },
     )
     scene_pattern: str | None = field(
         default=None,

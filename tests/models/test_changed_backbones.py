@@ -10,7 +10,15 @@ from pictures import write_bands
 from pushed_runs import push
 from tiny_models import FROM_SCRATCH, VISION, VISION_16, adapter_config
 from torch import nn
-from transformers import AutoBackbone, AutoImageProcessor, AutoModel, InternVLVisionConfig, InternVLVisionModel
+from transformers import (
+    AutoBackbone,
+    AutoImageProcessor,
+    AutoModel,
+    Dinov2Config,
+    Dinov2Model,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+)
 
 from modeling_vitp import (
     ViTPAdapter,
@@ -42,6 +50,12 @@ COLORS = {
 def tiny_vit(**settings) -> ViTPVisionModel:
     torch.manual_seed(0)
     return ViTPVisionModel(ViTPVisionConfig(**{**VISION, **settings})).eval()
+
+
+def test_bands_of_another_family_are_refused():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    with pytest.raises(ValueError, match="dinov2"):
+        spread_bands(Dinov2Model(Dinov2Config(**sizes)), SAR)
 
 
 @pytest.mark.parametrize("name", COLORS)
