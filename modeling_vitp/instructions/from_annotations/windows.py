@@ -11,7 +11,6 @@ from PIL import Image, UnidentifiedImageError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
-from ...image_processing_vitp import is_reduced
 from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_picture, said, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
@@ -111,6 +110,8 @@ def open_scene(path: Path) -> tuple[Image.Image, bool]:
     """Decode a scene, which is cached for the next window, and return it with whether it is a JPEG."""
     if is_dicom_file(path):
         return read_picture(path.read_bytes()), False
+    from ...image_processing_vitp import is_reduced  # imports torch, which `--help` does not need
+
     try:
         with Image.open(path) as scene:
             if is_reduced(scene, bands=True):
