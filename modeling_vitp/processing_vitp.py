@@ -366,12 +366,15 @@ class ViTPProcessor(ProcessorMixin):
         """
         template = self.template()
         check_tool_calls(messages, template)
-        (text,), (spans,) = render_jinja_template(
-            conversations=[messages],
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
+        try:
+            (text,), (spans,) = render_jinja_template(
+                conversations=[messages],
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        except TemplateError as error:
+            raise self.not_rendered(error) from error
         parts = [part for message in messages for part in message.get("content") or () if isinstance(part, dict)]
         (images,) = self._images_by_sample([part["image"] for part in parts if part["type"] == "image"], [text])
         options = {**self.images_kwargs, "return_tensors": None, **(images_kwargs or {})}
@@ -440,8 +443,11 @@ class ViTPProcessor(ProcessorMixin):
         try:
             return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **kwargs)
         except TemplateError as error:
-            name = self.tokenizer.name_or_path
-            raise ValueError(f"The chat_template of {name} cannot render the messages: {error}") from error
+            raise self.not_rendered(error) from error
+
+    def not_rendered(self, error: TemplateError) -> ValueError:
+        name = self.tokenizer.name_or_path
+        return ValueError(f"The chat_template of {name} cannot render the messages: {error}")
 
 
 def plain_messages(conversation: Any) -> Any:

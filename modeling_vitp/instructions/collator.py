@@ -8,6 +8,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from jinja2 import TemplateError
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as tv
@@ -360,7 +361,7 @@ def mask_token_id(processor: ViTPProcessor) -> int:
     Raises:
         ValueError: If the tokenizer has none of these tokens.
     """
-    tokenizer, template = processor.tokenizer, processor.chat_template
+    tokenizer, template = processor.tokenizer, processor.template()
     for name in ("mask_token", "pad_token", "unk_token"):
         token = getattr(tokenizer, name)
         is_end = token == tokenizer.eos_token and "eos_token" in template
@@ -516,7 +517,7 @@ class SampleLength:
         try:
             settings = (self.source_settings or {}).get(example.get("source"), SourceSettings())
             num_tokens = self.num_tokens(example["messages"], images_of(example), settings)
-        except (ValueError, TypeError, KeyError, OSError):
+        except (ValueError, TypeError, KeyError, OSError, TemplateError):
             return 0  # The collator raises the error.
         return num_tokens if self.max_length is None else min(num_tokens, self.max_length)
 
@@ -529,7 +530,7 @@ class SampleLength:
         messages = settings.with_system_prompt(place_images(messages))
         messages = prepare_multimodal_messages(messages, images=images)
         tokenizer = self.processor.tokenizer
-        text = tokenizer.apply_chat_template(messages, chat_template=self.processor.chat_template, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, chat_template=self.processor.template(), tokenize=False)
         # Each image adds a start and an end token, and replaces one placeholder token of the text.
         return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + len(images) + num_kept
 

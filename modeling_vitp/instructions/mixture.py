@@ -60,6 +60,7 @@ LOOKED_AT = 16  # Number of rows of a source that are read to describe its image
 CHECKED = 200  # Number of rows of each source that are checked.
 CHECK_SECONDS = 20.0
 MOST_PROCESSES = 16
+MOST_HELD = 1000  # Number of rows of a stream that are held to draw some of them.
 EMPTY = 2**20  # Number of empty rows that share memory; the rows of a mixture are stored in its sources.
 
 
@@ -532,13 +533,16 @@ def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool
     """Yield the rows of a stream of unknown length with the copy number of each row, from 0.
 
     If the fractional part of the rate is `p / q` in lowest terms, p of every q rows are drawn at random; at most p rows
-    are kept in memory. For the last rows, fewer than q, the number is rounded half up. If `is_part`, it is rounded at
-    random, so that the total over all parts is correct on average.
+    are kept in memory. If p is above `MOST_HELD`, the nearest fraction with a smaller p is used. For the last rows,
+    fewer than q, the number is rounded half up. If `is_part`, it is rounded at random, so that the total over all parts
+    is correct on average.
     """
     if source.first_rows and source.rate < 1:
         yield from ((row, 0) for row in itertools.islice(rows, effective_rows(source, source.rows)))
         return
     whole, part = divmod(Fraction(str(source.rate)), 1)
+    if part.numerator > MOST_HELD:
+        part = part.limit_denominator(math.floor(MOST_HELD / part))
     generator = keyed_generator(*key, source.name, "draw")
     held, seen = [], 0
     for row in rows:

@@ -6,6 +6,7 @@ mixtures, their validation and the trainer look it up here.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -316,9 +317,9 @@ def messages_of(turns: list[dict], num_images: int) -> list[dict]:
         if isinstance(content, list):
             parts = [message_part(part, index) for part in content]
         else:
-            content = check_text(content, f"the content of message {index}")
-            is_answer = ROLE_OF[role] == "assistant"
-            parts = [{"type": "text", "text": content}] if is_answer else split_at_places(content)
+            parts = [{"type": "text", "text": check_text(content, f"the content of message {index}")}]
+        if ROLE_OF[role] != "assistant" and all(part["type"] == "text" for part in parts):
+            parts = [piece for part in parts for piece in split_at_places(part["text"])]
         if turn.get(GIVEN) and ROLE_OF[role] == "assistant":
             parts = [{**part, "type": GIVEN} for part in parts]
         messages.append({"role": ROLE_OF[role], "content": parts})
@@ -526,7 +527,7 @@ def unpack(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return a sample of a WebDataset as a row.
 
     The row has the key as `id`, the fields of the JSON file, texts by their file extension, and all images as `images`,
-    which replace the image names in the JSON.
+    which replace the image names in the JSON, in the order of a list of these, else of the numbers in their names.
 
     Raises:
         ValueError: If a file of the sample cannot be read.
@@ -538,13 +539,28 @@ def unpack(stored: Mapping[str, Any]) -> dict[str, Any]:
     fields = members.pop(JSON, None) or {}
     if not isinstance(fields, dict):
         raise ValueError(f"its JSON must be a mapping, got {str(fields)[:80]!r}.")
-    images = [members.pop(name) for name in list(members) if is_image(name)]
+    images = {name: members.pop(name) for name in list(members) if is_image(name)}
     videos = [name for name in members if ending(name) in VIDEOS and members[name] is not None]
     row = {"id": stored[KEY], **members, **fields}
     if images:
         row.pop("image", None)
-        row["images"] = [image for image in images if image is not None]
+        images = {name: image for name, image in images.items() if image is not None}
+        row["images"] = [images[name] for name in in_order([*images], fields)]
     return {**row, "videos": videos} if videos else row
+
+
+def in_order(images: list[str], fields: Mapping[str, Any]) -> list[str]:
+    """Return the image files of a sample in the order of its JSON, else by their numbers, else as they are stored."""
+    named = fields.get("images") or fields.get("image")
+    listed = [
+        max((image for image in images if re.search(rf"(^|[./]){re.escape(image)}$", str(name))), key=len, default="")
+        for name in (named if isinstance(named, list) else [])
+    ]
+    if sorted(listed) == sorted(images):
+        return listed
+    if all(re.search(r"\d", image) for image in images):
+        return sorted(images, key=lambda image: [int(part) for part in re.findall(r"\d+", image)])
+    return images
 
 
 def ending(member: str) -> str:

@@ -1,7 +1,7 @@
 """Batches of training and evaluation: shards of processes, global batches, and batches of samples of similar length.
 
 The rows of an optimizer step depend only on the seed, the epoch and the size of the global batch, unless the streams of
-a mixture are split.
+a mixture are split, or worker processes read a stream.
 """
 
 import itertools

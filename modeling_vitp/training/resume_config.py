@@ -294,7 +294,9 @@ def order_of(mixture: Mixture) -> list[str]:
 
 
 def hash_source(source: Source, part: Dataset | IterableDataset) -> str | None:
-    settings = {name: value for name, value in dataclasses.asdict(source).items() if name not in NOT_ROWS}
+    # The order of a mixture depends on the number of rows that a stream is said to have.
+    unused = NOT_ROWS - {"rows"} if isinstance(part, IterableDataset) else NOT_ROWS
+    settings = {name: value for name, value in dataclasses.asdict(source).items() if name not in unused}
     if isinstance(part, Dataset):
         rows = hash_rows(part)
     elif source.annotation:

@@ -121,6 +121,11 @@ class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
             raise ValueError(
                 "completion_only_loss=False is not supported: the loss is computed on answers only. Remove it."
             )
+        if self.shuffle_dataset:
+            raise ValueError(
+                "shuffle_dataset=True is not supported: data sets are shuffled in every epoch, and streams are read in "
+                "their order. Remove it; a mixture shuffles streams."
+            )
         if self.eval_packing:
             raise ValueError("eval_packing=True is not supported for rows with images. Remove it.")
         if self.padding_free and self.neftune_noise_alpha:

@@ -590,8 +590,9 @@ def test_mask_token_does_not_end_a_turn(tokens, expected):
 def test_mask_token_is_not_the_eos_of_a_template():
     tokenizer = build_tokenizer(["How many trees?"], 400)
     _, processor = build_model(tokenizer, VISION, TEXT)
-    processor.chat_template = "{{ eos_token }}"
-    assert mask_token_id(processor) == tokenizer.pad_token_id
+    for template in ("{{ eos_token }}", {"default": "{{ eos_token }}", "pad_token": ""}):
+        processor.chat_template = template
+        assert mask_token_id(processor) == tokenizer.pad_token_id
     tokenizer.eos_token = tokenizer.pad_token
     with pytest.raises(ValueError, match="tokenizer.mask_token"):
         mask_token_id(processor)

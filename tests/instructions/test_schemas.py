@@ -48,13 +48,16 @@ def written(exchanges, images):
         for role, content in zip(("user", "assistant"), exchange)
     ]
     placed = [{**messages[0], "content": "<image>\n" * len(images) + messages[0]["content"]}, *messages[1:]]
-    parts = [{"role": one["role"], "content": [text(one["content"])]} for one in messages]
+    parts, placed_parts = (
+        [{"role": one["role"], "content": [text(one["content"])]} for one in turns] for turns in (messages, placed)
+    )
     parts[0]["content"] = [{"type": "image"}] * len(images) + parts[0]["content"]
     turns = [turn(named[one["role"]], one["content"]) for one in placed]
     rows = [
         {"messages": messages, "images": images},
         {"messages": placed, "images": images},
         {"messages": parts, "images": images},
+        {"messages": placed_parts, "images": images},
         {"messages": turns, "images": images},
         {"conversations": turns, "images": images},
         {"conversations": turns, "image": images},

@@ -702,6 +702,18 @@ def late(*samples):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_web_dataset_images_keep_their_order(tmp_path, streaming):
+    before, after = map(encoded_image, PICTURES[:2])
+    numbered = {f"{number}.png": [before, after][number % 2] for number in (0, 1, 10, 2)}
+    listed = {"json": json.dumps(SAID | {"image": ["001.before.png", "001.after.png"]}).encode()}
+    samples = [{"json": json.dumps(SAID).encode(), **numbered}, {**listed, "after.png": after, "before.png": before}]
+    files = [(f"{key:03d}.{name}", content) for key, sample in enumerate(samples) for name, content in sample.items()]
+    write_archive(tmp_path / "train.tar", dict(files))
+    rows = [[image["bytes"] for image in row["images"]] for row in train_rows(tmp_path, dataset_streaming=streaming)]
+    assert rows == [[before, after, before, before], [before, after]]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_late_web_dataset_sample_keeps_all_files(tmp_path, streaming):
     image = encoded_image(PICTURES[1])
     told = json.dumps({**SAID, "system": "Count."}).encode()

@@ -178,6 +178,13 @@ def test_unrenderable_conversation_is_named(processor, conversation, message, to
         processor.apply_chat_template(conversation, tokenize=tokenize)
 
 
+def test_error_of_a_template_is_a_value_error(processor, monkeypatch):
+    monkeypatch.setattr(processor, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    for encode in (processor.encode_conversation, processor.apply_chat_template):
+        with pytest.raises(ValueError, match="roles must alternate"):
+            encode([QUESTION])
+
+
 @dataclass
 class Message:
     role: str

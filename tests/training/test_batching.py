@@ -81,6 +81,14 @@ def test_run_without_batches_is_refused(tmp_path):
         trainer.train()
 
 
+def test_named_template_has_the_same_lengths(collator, mixed_rows, monkeypatch):
+    rows = list(mixed_rows)[:4]
+    expected = [SampleLength.of(collator)(row) for row in rows]
+    named = {"default": collator.processor.chat_template, "other": ""}
+    monkeypatch.setattr(collator.processor, "chat_template", named)
+    assert min(expected) > 0 and [SampleLength.of(collator)(row) for row in rows] == expected
+
+
 def test_batches_by_length_have_little_padding(collator, mixed_rows):
     rows = list(mixed_rows)
     lengths = [SampleLength.of(collator)(example) for example in rows]

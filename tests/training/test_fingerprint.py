@@ -88,8 +88,8 @@ def mixture(tmp_path, data_folder):
     lines = [{"image": "a.png", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It"}]}]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(line) for line in lines * 3) + "\n")
 
-    def write(streaming: bool, rate: float = 1):
-        annotated = {"name": "annotated", "annotation": "rows.jsonl", "image_root": ".", "rate": rate, "rows": 3}
+    def write(streaming: bool, rate: float = 1, rows: int = 3):
+        annotated = {"name": "annotated", "annotation": "rows.jsonl", "image_root": ".", "rate": rate, "rows": rows}
         sources = [{"name": "trees", "folder": "data", "rows": 4}, annotated]
         sources = [{**source, "streaming": streaming} for source in sources]
         (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"root": str(tmp_path), "sources": sources}))
@@ -108,6 +108,8 @@ def test_changed_source_is_named(mixture, tmp_path, streaming):
         return [name for name in known if now[name] != known[name]]
 
     assert [name for name, value in mixture(streaming, rate=2).items() if value != known[name]] == ["annotated"]
+    changed = mixture(streaming, rows=7)
+    assert [name for name in known if changed[name] != known[name]] == (["annotated"] if streaming else [])
     file = tmp_path / "rows.jsonl"
     text = file.read_text()
     file.write_text(text.replace("It", "Is"))

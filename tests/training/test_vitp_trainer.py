@@ -320,6 +320,7 @@ def test_trainer_accepts_model_folder(model_and_processor, rows, tmp_path, monke
     [
         ({"completion_only_loss": False}, "completion_only_loss=False"),
         ({"eval_packing": True}, "eval_packing=True"),
+        ({"shuffle_dataset": True}, "shuffle_dataset=True"),
         ({"activation_offloading": True, "use_cpu": True}, "activation_offloading=True"),
     ],
     ids=str,
