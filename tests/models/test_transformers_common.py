@@ -245,7 +245,11 @@ def test_models_pass_common_tests(common, listed, name):
         "test_resize_embeddings": name == "language",
         "_is_composite": name == "language",
     }
-    failed = transformers_tests.run(name, [mixin], contents, LEFT_OUT.get(name, {}))
+    left_out = LEFT_OUT.get(name, {})
+    if name == "change":
+        of_attention = [test for test in dir(mixin) if test.startswith("test_eager_matches_sdpa_inference_")]
+        left_out = left_out | dict.fromkeys(of_attention, "it gives the first image alone; segmentation passes it")
+    failed = transformers_tests.run(name, [mixin], contents, left_out)
     assert not failed, "\n\n".join(f"{test}: {trace}" for test, trace in failed.items())
 
 
