@@ -527,7 +527,7 @@ def unpack(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return a sample of a WebDataset as a row.
 
     The row has the key as `id`, the fields of the JSON file, texts by their file extension, and all images as `images`,
-    which replace the image names in the JSON, in the order of a list of these, else of the numbers in their names.
+    which replace the image names in the JSON, in the order of [`in_order`].
 
     Raises:
         ValueError: If a file of the sample cannot be read.
@@ -550,7 +550,11 @@ def unpack(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_order(images: list[str], fields: Mapping[str, Any]) -> list[str]:
-    """Return the image files of a sample in the order of its JSON, else by their numbers, else as they are stored."""
+    """Return the image files of a sample in the order of its JSON.
+
+    Images that the JSON does not list are ordered by number if their names differ in numbers alone. Others keep the
+    order in which they are stored.
+    """
     named = fields.get("images") or fields.get("image")
     listed = [
         max((image for image in images if re.search(rf"(^|[./]){re.escape(image)}$", str(name))), key=len, default="")
@@ -558,7 +562,7 @@ def in_order(images: list[str], fields: Mapping[str, Any]) -> list[str]:
     ]
     if sorted(listed) == sorted(images):
         return listed
-    if all(re.search(r"\d", image) for image in images):
+    if len({re.sub(r"\d+", "0", image) for image in images}) == 1:
         return sorted(images, key=lambda image: [int(part) for part in re.findall(r"\d+", image)])
     return images
 

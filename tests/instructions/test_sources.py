@@ -706,11 +706,13 @@ def test_web_dataset_images_keep_their_order(tmp_path, streaming):
     before, after = map(encoded_image, PICTURES[:2])
     numbered = {f"{number}.png": [before, after][number % 2] for number in (0, 1, 10, 2)}
     listed = {"json": json.dumps(SAID | {"image": ["001.before.png", "001.after.png"]}).encode()}
-    samples = [{"json": json.dumps(SAID).encode(), **numbered}, {**listed, "after.png": after, "before.png": before}]
+    plain = {"json": json.dumps(SAID).encode()}
+    samples = [{**plain, **numbered}, {**listed, "after.png": after, "before.png": before}]
+    samples.append({**plain, "s2.png": before, "s1_radar.png": after})
     files = [(f"{key:03d}.{name}", content) for key, sample in enumerate(samples) for name, content in sample.items()]
     write_archive(tmp_path / "train.tar", dict(files))
     rows = [[image["bytes"] for image in row["images"]] for row in train_rows(tmp_path, dataset_streaming=streaming)]
-    assert rows == [[before, after, before, before], [before, after]]
+    assert rows == [[before, after, before, before], [before, after], [before, after]]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
