@@ -47,14 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--device", help="Device of the model: by default the accelerator, or cpu without one.")
     args = vars(parse_words(parser, argv))
 
-    import torch
-
     from modeling_vitp.probing.backbones import load_backbone
     from modeling_vitp.probing.embedding import embed_images
+    from modeling_vitp.training.vitp_config import default_device
 
     if args["input_spec"] is not None:
         args["input_spec"] = read_mapping("input_spec", args["input_spec"])
-    device = args.pop("device") or torch.accelerator.current_accelerator() or "cpu"
+    device = args.pop("device") or default_device()
     backbone = load_backbone(args.pop("model"), device, args.pop("model_dtype"))
     images, output = args.pop("images"), args.pop("output")
     number = embed_images(backbone, images, output, **args)

@@ -69,7 +69,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = vars(parse_words(parser, argv))
 
-    import torch
     import transformers
     from transformers import AutoConfig, AutoImageProcessor
 
@@ -78,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.auto.registry import MODELS
     from modeling_vitp.dense.data import LabelEncoding
     from modeling_vitp.images.volumes import is_volume
+    from modeling_vitp.training.vitp_config import default_device
 
     tags = ("image-segmentation", "object-detection")
     models = {model_type: entry for model_type, entry in MODELS.items() if entry.pipeline_tag in tags}
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     model = (
         getattr(transformers, entry.auto_class)
         .from_pretrained(name, dtype=args.pop("dtype"))
-        .to(device or torch.accelerator.current_accelerator() or "cpu")
+        .to(device or default_device())
     )
     image_processor = AutoImageProcessor.from_pretrained(name)
     if "input_spec" in args:

@@ -21,8 +21,6 @@ from modeling_vitp.training.command_line import parse
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(argv, __doc__, (ProbeArguments,))
 
-    import torch
-
     from modeling_vitp.cards.sections import table
     from modeling_vitp.command.paths import Shard
     from modeling_vitp.evaluation.comparison import probe_table, summarize_draws
@@ -30,9 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.metrics.report import without_nan
     from modeling_vitp.probing.backbones import load_with_controls
     from modeling_vitp.probing.few_labels import draw_labels
+    from modeling_vitp.training.vitp_config import default_device
 
     output_dir, main_scores = Path(args.output_dir), {}
-    args.device = args.device or str(torch.accelerator.current_accelerator() or "cpu")
+    args.device = args.device or str(default_device())
     task, features = open_probe(args), output_dir / "features"
     loading = {"batch_size": args.batch_size, "num_workers": args.num_workers}
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-import torch
 import yaml
 
 from ..cards.record import copy_record
@@ -24,6 +23,7 @@ from ..modeling_vitp_backbone import open_vit
 from ..probing.backbones import load_backbone
 from ..probing.embedding import embed_images
 from ..training.checkpointing import write_whole
+from ..training.vitp_config import default_device
 
 if TYPE_CHECKING:
     from .report import AdaptationReport
@@ -121,7 +121,7 @@ def embed(images: Sequence[str | os.PathLike], folder: Path) -> list[str]:
     """Embed images by the backbone of a bundle, and return a sentence if some of them cannot be read."""
     output = folder / EMBEDDINGS
     if not output.exists():
-        backbone = load_backbone(str(folder), torch.accelerator.current_accelerator() or "cpu")
+        backbone = load_backbone(str(folder), default_device())
         backbone.name = "the adapted backbone"  # stored in the file, instead of a path
         root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in images])
         embed_images(backbone, images, output, root=root, bad_images="skip")

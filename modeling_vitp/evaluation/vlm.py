@@ -30,6 +30,7 @@ from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..training.checkpointing import attempt, write_whole
 from ..training.generation import Answered, add_features, draw_answers, first_image, generate_answers
+from ..training.vitp_config import default_device
 from .answer_scores import named_choice, read_choices, score_answers
 from .arguments import VLMArguments
 from .comparison import short_names
@@ -266,10 +267,9 @@ def open_rows(args: VLMArguments) -> Dataset:
 
 
 def open_model(name: str, bf16: bool) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     options = {"dtype": torch.bfloat16} if bf16 else {}
     model = ViTPForConditionalGeneration.from_pretrained(name, **options)
-    return model.to(device).eval(), ViTPProcessor.from_pretrained(name)
+    return model.to(default_device()).eval(), ViTPProcessor.from_pretrained(name)
 
 
 def ask_questions(

@@ -147,8 +147,15 @@ class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
         self.accelerator_config.dispatch_batches = False
 
 
+def default_device() -> torch.device:
+    """Return the accelerator of the machine, or the CPU without one."""
+    # `current_accelerator` alone is CUDA for every CUDA build of torch, also on a machine without a GPU.
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
 def has_fast_bf16() -> bool:
     """Return whether the training device has native bfloat16 arithmetic."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
+    device = default_device()
+    if device.type != "cpu":
+        return device.type != "cuda" or torch.cuda.is_bf16_supported(False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

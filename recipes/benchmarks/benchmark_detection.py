@@ -8,7 +8,6 @@ forward, backward and AdamW on one image of noise, with random weights. All meas
 """
 
 import argparse
-import platform
 import statistics
 import sys
 
@@ -36,20 +35,14 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from modeling_vitp.recipes.benchmarks.detection_speed import (
-        DETECTORS,
-        device_here,
-        operators,
-        time_calls,
-        training_step,
-    )
-    from modeling_vitp.training.vitp_config import has_fast_bf16
+    from modeling_vitp.recipes.benchmarks.detection_speed import DETECTORS, operators, time_calls, training_step
+    from modeling_vitp.recipes.benchmarks.measuring import describe_device
+    from modeling_vitp.training.vitp_config import default_device, has_fast_bf16
 
     torch.set_num_threads(args.threads)
-    device = device_here()
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{args.threads} thread(s), {platform.machine()}"
+    device = default_device()
     precision = "bf16 autocast" if has_fast_bf16() else "float32"
-    print(f"{device.type}, {where}; PyTorch {torch.__version__}; operators in float32, steps in {precision}")
+    print(f"{describe_device(device)}; operators in float32, steps in {precision}")
     print("| what | runs | min, s | median, s | max, s |")
     print("|---|---|---|---|---|")
 

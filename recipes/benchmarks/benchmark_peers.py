@@ -9,7 +9,6 @@ Times are wall-clock time and CPU time of this process, which depends less on ot
 """
 
 import argparse
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -44,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         rows_of,
         take_turns,
     )
-    from modeling_vitp.recipes.benchmarks.detection_speed import device_here
+    from modeling_vitp.recipes.benchmarks.measuring import describe_device
+    from modeling_vitp.training.vitp_config import default_device
 
     torch.set_num_threads(args.threads)
-    device, dtype = device_here(), getattr(torch, args.dtype)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{args.threads} thread(s), {platform.machine()}"
-    print(f"{device.type}, {where}; PyTorch {torch.__version__}; {args.shape}, {args.dtype}")
+    dtype = getattr(torch, args.dtype)
+    print(f"{describe_device(default_device())}; {args.shape}, {args.dtype}")
     makers = dict(zip(NAMES, (compare_features, compare_windows, compare_training_step, compare_conversion)))
     for name in args.compare:
         print(name, file=sys.stderr)

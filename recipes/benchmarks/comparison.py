@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Dinov2Config, UperNetConfig, UperNetForSemanticSegmentation
 
-from modeling_vitp.configuration_vitp import ViTPVisionConfig
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.convert.keys import VISION_TOWER, locate_tensor
 from modeling_vitp.convert.tensor_files import SINGLE_FILE
@@ -32,7 +31,9 @@ from modeling_vitp.dense.prediction import BLOCK, predict_large
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.modeling_vitp_dense import ViTPForSemanticSegmentation
-from modeling_vitp.recipes.benchmarks.detection_speed import SHAPES, device_here
+from modeling_vitp.recipes.benchmarks import measuring
+from modeling_vitp.recipes.benchmarks.measuring import SHAPES
+from modeling_vitp.training.vitp_config import default_device
 
 HEADER = ["", "runs", "s: min", "median", "max", "of ViTP's", "CPU time, s", "of ViTP's"]
 PATCH = 14
@@ -71,12 +72,9 @@ def take_turns(comparison: Comparison, runs: int) -> dict[str, list[tuple[float,
     seconds = {name: [] for name in comparison.calls}
     for _ in range(runs):
         for name, call in comparison.calls.items():
-            start, start_of_cpu = time.perf_counter(), time.process_time()
-            result = call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - start, time.process_time() - start_of_cpu))
-            del result
+            start, start_of_cpu = measuring.now(), time.process_time()
+            call()
+            seconds[name].append((measuring.now() - start, time.process_time() - start_of_cpu))
     return seconds
 
 
@@ -97,9 +95,7 @@ def rows_of(comparison: Comparison, seconds: dict[str, list[tuple[float, float]]
 
 def build_vit(shape: str, image_size: int, dtype: torch.dtype) -> ViTPVisionModel:
     """Build an InternViT with random weights and layer scale, on the accelerator if available."""
-    torch.manual_seed(0)
-    config = ViTPVisionConfig(**SHAPES[shape], image_size=[image_size] * 2, patch_size=[PATCH] * 2, attention_bias=True)
-    return ViTPVisionModel(config).to(device_here(), dtype).eval()
+    return measuring.build_vit(shape, image_size, PATCH).to(default_device(), dtype).eval()
 
 
 def timm_vit(vit: ViTPVisionModel) -> nn.Module:
@@ -147,7 +143,7 @@ def compare_features(shape: str, dtype: torch.dtype, image_size: int = 448) -> C
     """Compare the computation of the features of one image.
 
     Args:
-        shape: a key of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        shape: a key of [`~modeling_vitp.recipes.benchmarks.measuring.SHAPES`].
         image_size: side in pixels, a multiple of 14.
     """
     vit = build_vit(shape, image_size, dtype)
@@ -201,7 +197,7 @@ def compare_windows(
     """Compare prediction in windows that overlap by a quarter, whose logits are averaged with equal weights.
 
     Args:
-        shape: shape of the ViT, a key of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        shape: shape of the ViT, a key of [`~modeling_vitp.recipes.benchmarks.measuring.SHAPES`].
         folder: folder for the image and the maps.
         size: height and width of the image.
         window: side of a window, a multiple of 32.
@@ -291,11 +287,11 @@ def compare_training_step(
     """Compare a step of forward, backward and AdamW on two images, with bfloat16 autocast as in training.
 
     Args:
-        shape: shape of the ViT, a key of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        shape: shape of the ViT, a key of [`~modeling_vitp.recipes.benchmarks.measuring.SHAPES`].
         image_size: side in pixels, a multiple of 224.
         adapter, head: settings of the ViT-Adapter and of UPerNet.
     """
-    device, vit = device_here(), build_vit(shape, image_size, torch.float32)
+    device, vit = default_device(), build_vit(shape, image_size, torch.float32)
     ours = ViTPForSemanticSegmentation.from_backbone(
         vit, image_size=image_size, backbone_kwargs=adapter, num_labels=NUM_LABELS, **head
     )
@@ -311,25 +307,12 @@ def compare_training_step(
     pixels = torch.randn(STEP_BATCH, 3, image_size, image_size, generator=draws).to(device)
     labels = torch.randint(NUM_LABELS, (STEP_BATCH, image_size, image_size), generator=draws).to(device)
 
-    def step_of(model: torch.nn.Module):
-        model = model.to(device).train()
-        optimizer = torch.optim.AdamW([part for part in model.parameters() if part.requires_grad], lr=1e-5, fused=True)
-
-        def step() -> torch.Tensor:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = model(pixel_values=pixels, labels=labels).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.detach()
-
-        return step
-
     def check(results: dict[str, torch.Tensor]) -> None:
         tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # Our losses are summed in float32.
         assert abs(results[SAME] - results[OURS]) < tolerance * results[OURS], "the losses of the same model differ"
 
-    calls = {name: step_of(model) for name, model in models.items()}
+    inputs, bf16 = {"pixel_values": pixels, "labels": labels}, dtype == torch.bfloat16
+    calls = {name: measuring.training_step(model, inputs, device, bf16, fused=True) for name, model in models.items()}
     return Comparison(f"a step on {STEP_BATCH} images of {image_size}²", calls, check)
 
 
@@ -337,7 +320,7 @@ def compare_conversion(shape: str, dtype: torch.dtype, folder: Path) -> Comparis
     """Compare the conversion of InternViT's own checkpoint, which splits the fused query, key and value tensors.
 
     Args:
-        shape: a key of [`~modeling_vitp.recipes.benchmarks.detection_speed.SHAPES`].
+        shape: a key of [`~modeling_vitp.recipes.benchmarks.measuring.SHAPES`].
         folder: folder for the checkpoints.
     """
     vit, ours, source = build_vit(shape, 448, dtype).cpu(), folder / "vit", folder / "original"

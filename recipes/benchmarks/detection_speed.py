@@ -1,25 +1,19 @@
 """Timed calls for detection: operators and training steps, with those of torchvision and transformers."""
 
 import math
-import time
 from collections.abc import Callable
 
 import torch
 import torchvision
 from transformers import DeformableDetrForObjectDetection, PreTrainedModel
 
-from modeling_vitp.configuration_vitp import ViTPVisionConfig
 from modeling_vitp.detection.one_stage import on_backbone
-from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
+from modeling_vitp.recipes.benchmarks import measuring
 from modeling_vitp.rotated_boxes import corners, roi_align_rotated, rotated_iou, rotated_nms
 from modeling_vitp.training.vitp_config import has_fast_bf16
 
 SCENE, NUM_BOXES, NUM_POOLED, NUM_OBJECTS, NUM_LABELS = 1024, 2000, 512, 20, 20
-SHAPES = {
-    "vit_s": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
-    "vit_l": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-}
 DETECTORS: dict[str, Callable[..., PreTrainedModel]] = {
     "ViTP, Cascade R-CNN": ViTPForObjectDetection.from_backbone,
     "ViTP, Oriented R-CNN": ViTPForOrientedObjectDetection.from_backbone,
@@ -27,10 +21,6 @@ DETECTORS: dict[str, Callable[..., PreTrainedModel]] = {
         DeformableDetrForObjectDetection, *args, **options
     ),
 }
-
-
-def device_here() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def operators(device: torch.device) -> dict[str, Callable[[], torch.Tensor]]:
@@ -75,38 +65,25 @@ def training_step(detector: str, shape: str, image_size: int, device: torch.devi
 
     Args:
         detector: a key of [`DETECTORS`].
-        shape: a key of [`SHAPES`].
+        shape: a key of [`~modeling_vitp.recipes.benchmarks.measuring.SHAPES`].
         image_size: side of the image in pixels, a multiple of 32.
     """
-    torch.manual_seed(0)
-    vision = ViTPVisionConfig(**SHAPES[shape], image_size=[image_size] * 2, patch_size=[16, 16], attention_bias=True)
     names = {index: f"class {index}" for index in range(NUM_LABELS)}
-    model = DETECTORS[detector](ViTPVisionModel(vision), id2label=names).to(device).train()
-    optimizer = torch.optim.AdamW([part for part in model.parameters() if part.requires_grad], lr=1e-5)
+    model = DETECTORS[detector](measuring.build_vit(shape, image_size, 16), id2label=names)
     pixels = torch.randn(1, 3, image_size, image_size).to(device)
     boxes = torch.cat([0.2 + 0.6 * torch.rand(NUM_OBJECTS, 2), 0.05 + 0.1 * torch.rand(NUM_OBJECTS, 2)], 1)
     labels = {"class_labels": torch.arange(NUM_OBJECTS) % NUM_LABELS, "boxes": boxes}
     labels["corners"] = corners(torch.cat([boxes, torch.zeros(NUM_OBJECTS, 1)], 1))
     labels = [{name: values.to(device) for name, values in labels.items()}]
-
-    def step() -> torch.Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bf16()):
-            loss = model(pixel_values=pixels, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
-    return step
+    inputs = {"pixel_values": pixels, "labels": labels}
+    return measuring.training_step(model, inputs, device, has_fast_bf16(), fused=False)
 
 
 def time_calls(call: Callable[[], torch.Tensor], runs: int) -> list[float]:
     """Return the seconds of each of `runs` calls, after one warm-up call."""
     times = []
     for _ in range(1 + runs):
-        start = time.perf_counter()
-        result = call()
-        if result.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        start = measuring.now()
+        call()
+        times.append(measuring.now() - start)
     return times[1:]

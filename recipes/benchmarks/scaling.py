@@ -33,7 +33,7 @@ from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.probing.backbones import Backbone, extract, load_backbone
 from modeling_vitp.processing_vitp import message_texts
-from modeling_vitp.recipes.benchmarks.memory import most_resident
+from modeling_vitp.recipes.benchmarks.measuring import most_resident
 from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
 
 STRIP, ROWS_A_FILE, SOURCE_ROWS, BATCH, BATCHES = 500, 5000, 10_000, 8, 1000

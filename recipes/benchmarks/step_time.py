@@ -4,7 +4,6 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -14,10 +13,10 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from modeling_vitp.configuration_vitp import ViTPConfig
 from modeling_vitp.modeling_vitp import ViTPForConditionalGeneration
-from modeling_vitp.recipes.benchmarks.memory import most_resident
+from modeling_vitp.recipes.benchmarks.measuring import most_resident, now
 from modeling_vitp.training.model_patches import checkpoint_activations
 from modeling_vitp.training.plan import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
-from modeling_vitp.training.vitp_config import has_fast_bf16
+from modeling_vitp.training.vitp_config import default_device, has_fast_bf16
 from modeling_vitp.vrl import draw_visual_tokens, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32
@@ -127,7 +126,7 @@ def time_steps(
         fast dtype.
     """
     drop_ratio = CASES[case]
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = default_device()
     model = build_vlm(shape, drop_ratio is not None).to(device).train()
     if drop_ratio is None:
         from trl.trainer.utils import add_fused_lm_head  # since TRL 1.15
@@ -154,14 +153,14 @@ def time_steps(
             return -model(**batch).log_probs.sum() / (batch_size * ANSWER_TOKENS)
 
     for _ in range(1 + steps):
-        marks = [now(device)]
+        marks = [now()]
         loss = forward()
-        marks.append(now(device))
+        marks.append(now())
         loss.backward()
-        marks.append(now(device))
+        marks.append(now())
         optimizer.step()
         optimizer.zero_grad()
-        clock.append([*marks, now(device)])
+        clock.append([*marks, now()])
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
@@ -175,7 +174,7 @@ def time_steps(
         "times": [marks[3] - marks[0] for marks in clock[1:]],
         "forward": [marks[1] - marks[0] for marks in clock[1:]],
         "backward": [marks[2] - marks[1] for marks in clock[1:]],
-        "parts": seconds_of_parts(model, forward, device),
+        "parts": seconds_of_parts(model, forward),
         "peak": peak,
         "length": batch["input_ids"].shape[1],
         "operations": step_cost(config, samples).operations,
@@ -187,32 +186,25 @@ def time_steps(
     }
 
 
-def seconds_of_parts(model: torch.nn.Module, forward: Callable[[], object], device: torch.device) -> dict[str, float]:
+def seconds_of_parts(model: torch.nn.Module, forward: Callable[[], object]) -> dict[str, float]:
     """Return the seconds of ViT, projector, language model, and the rest (head, loss, merging) of one forward pass."""
     seconds, handles = dict.fromkeys(PARTS, 0.0), []
     for part, name in PARTS.items():
 
         def begin(*_, part=part) -> None:
-            seconds[part] -= now(device)
+            seconds[part] -= now()
 
         def end(*_, part=part) -> None:
-            seconds[part] += now(device)
+            seconds[part] += now()
 
         module = model.get_submodule(name)
         handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    start = now(device)
+    start = now()
     forward()
-    whole = now(device) - start
+    whole = now() - start
     for handle in handles:
         handle.remove()
     return {**seconds, "head and loss": whole - sum(seconds.values())}
-
-
-def now(device: torch.device) -> float:
-    """Return the time in seconds after the device has finished its queued work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def summary_row(runs: list[dict], batch_size: int) -> list[str]:
@@ -245,10 +237,10 @@ def gemm_peak(config: ViTPConfig, rows: int, dtype: torch.dtype, device: torch.d
         left = torch.randn(rows, part.hidden_size, device=device).to(dtype)
         right = torch.randn(part.hidden_size, part.intermediate_size, device=device).to(dtype)
         left @ right
-        start, runs = now(device), 0
-        while now(device) - start < seconds:
+        start, runs = now(), 0
+        while now() - start < seconds:
             for _ in range(math.ceil(1e9 / (2 * rows * right.numel()))):
                 left @ right
                 runs += 1
-        best = max(best, 2 * runs * rows * right.numel() / (now(device) - start))
+        best = max(best, 2 * runs * rows * right.numel() / (now() - start))
     return best

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from modeling_vitp.recipes.benchmarks.memory import most_resident
+from modeling_vitp.recipes.benchmarks.measuring import most_resident
 
 SECONDS = 20  # time limit of one input
 BYTES = 1 << 30  # limit of the additional memory of all inputs of a test

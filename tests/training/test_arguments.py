@@ -22,6 +22,7 @@ from modeling_vitp.recipes import embed, make_instructions, predict_large, valid
 from modeling_vitp.recipes.benchmarks import benchmark, benchmark_loader
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, TreeFinetuningPlan
 from modeling_vitp.training.arguments import Arguments, BackboneArguments, PretrainArguments, check_type, check_within
+from modeling_vitp.training.vitp_config import default_device
 
 ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <= a, ")": lambda x, a: x < a}
 
@@ -93,6 +94,15 @@ def test_one_process_uses_one_gpu(tmp_path, monkeypatch, caplog):
     args = ViTPTrainingConfig(str(tmp_path), bf16=False, per_device_train_batch_size=3, global_batch_size=6)
     assert (args.n_gpu, args.train_batch_size, args.gradient_accumulation_steps) == (1, 3, 2)
     assert "4 GPUs are visible" in caplog.text
+
+
+def test_device_without_a_gpu_is_the_cpu(monkeypatch):
+    # as of a CUDA build
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert default_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert default_device() == torch.device("cuda")
 
 
 @pytest.mark.parametrize("pins", [True, False])

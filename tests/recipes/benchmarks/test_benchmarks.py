@@ -11,8 +11,9 @@ from PIL import Image
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.recipes.benchmarks import benchmark_loader, detection_speed, scaling
 from modeling_vitp.recipes.benchmarks.benchmark_detection import main
-from modeling_vitp.recipes.benchmarks.detection_speed import DETECTORS, SHAPES, operators, time_calls, training_step
+from modeling_vitp.recipes.benchmarks.detection_speed import DETECTORS, operators, time_calls, training_step
 from modeling_vitp.recipes.benchmarks.loading_speed import SIZES, synthetic_mixture
+from modeling_vitp.recipes.benchmarks.measuring import SHAPES
 from modeling_vitp.recipes.benchmarks.step_time import beside_busy
 
 

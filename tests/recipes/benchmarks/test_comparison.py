@@ -12,7 +12,7 @@ from modeling_vitp.dense.prediction import sliding_window
 from modeling_vitp.recipes.benchmarks import comparison as peers
 from modeling_vitp.recipes.benchmarks.benchmark_peers import main
 from modeling_vitp.recipes.benchmarks.comparison import HEADER, Comparison, rows_of, take_turns
-from modeling_vitp.recipes.benchmarks.detection_speed import SHAPES
+from modeling_vitp.recipes.benchmarks.measuring import SHAPES
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 HEAD = {"hidden_size": 16, "auxiliary_channels": 16}

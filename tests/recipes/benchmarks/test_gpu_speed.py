@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPConfig, ViTPDataCollator, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import normalize_tiles
-from modeling_vitp.recipes.benchmarks.step_time import gemm_peak, now, options_of
+from modeling_vitp.recipes.benchmarks.measuring import now
+from modeling_vitp.recipes.benchmarks.step_time import gemm_peak, options_of
 from modeling_vitp.training.loading import build_tokenizer
 from modeling_vitp.training.plan import count_operations
-from modeling_vitp.training.vitp_config import has_fast_bf16
+from modeling_vitp.training.vitp_config import default_device, has_fast_bf16
 
 
 def messages_of(row: dict) -> dict:
@@ -28,7 +29,7 @@ def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, worke
         `share`, the speed relative to bare matrix products, and `waiting`, the share of the time spent on the loader. A
         first pass over the same batches warms up and counts the operations.
     """
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = default_device()
     trees = load_dataset(str(AERIAL_TREES), split="train", cache_dir=str(tmp_path)).cast_column("image", Image(False))
     rows = [{"id": str(n), **messages_of(trees[n % len(trees)])} for n in range(batch_size * batches)]
     config = ViTPConfig(**options_of(shape))
@@ -64,10 +65,10 @@ def speed_of_training(tmp_path, shape: str, batch_size: int, batches: int, worke
             step(batch)
     iterator = iter(loader)
     batch = next(iterator)  # starts the workers
-    start = last = now(device)
+    start = last = now()
     while batch is not None:
         tiles += step(batch)
-        asked = now(device)
+        asked = now()
         batch = next(iterator, None)
         last = time.perf_counter()
         waiting += last - asked
