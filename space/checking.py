@@ -34,7 +34,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from modeling_vitp.convert.tensor_files import not_finite
 from modeling_vitp.images.dicom import open_dicom
-from modeling_vitp.images.reading import PNG, TIFF
+from modeling_vitp.images.reading import JPEG_2000, PNG, TIFF
 
 FILES = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map)"
@@ -244,9 +244,6 @@ def check_weights(name: str, model: nn.Module, loading: dict[str, Any]) -> None:
     wrong = not_finite(dict(model.named_parameters()))
     if wrong:
         raise UnavailableModel(f"{name} has weights that are NaN or infinite, such as {wrong[0]}.")
-
-
-JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xffO\xffQ")  # first bytes of a JP2 file and of a bare codestream
 
 
 def check_header(path: Path) -> None:

@@ -7,7 +7,6 @@ has the same form: `backbone`, `backbone_at_start`, and the probe results in `me
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,26 +61,86 @@ class ControlArguments(Arguments):
     )
 
 
-@dataclass
-class Encoding:
-    """Function that converts a row to the view that [`TreeInstructions`] draws, as inputs of a ViT.
+class PatchClassifier(nn.Module):
+    """ViT with a linear layer that classifies each patch. The ViT is trained in place."""
+
+    def __init__(self, vit: ViTPVisionModel, num_classes: int):
+        super().__init__()
+        self.vit = vit
+        self.head = nn.Linear(vit.config.hidden_size, num_classes)
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> TokenClassifierOutput:
+        """Classify the patches and compute the cross-entropy loss.
+
+        Args:
+            pixel_values: float32 of shape `(batch, channels, height, width)`.
+            labels: classes, int64 of shape `(batch, patches)`, row by row; -100 for a patch without a label.
+        """
+        logits = self.head(self.vit(pixel_values=pixel_values).last_hidden_state[:, 1:])
+        return TokenClassifierOutput(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits=logits)
+
+
+class Views(Dataset):
+    """Views that [`TreeInstructions`] draws, as inputs of a ViT, with pairs of epoch and row as indices.
+
+    The views are those of the pretraining: they depend only on seed, row id and epoch.
 
     Args:
+        rows: rows with an `id`.
         transform: instructions that draw the view.
         image_processor: image processor of the ViT.
         grid: patches a side, to add a label for each patch (1 for tree); `None` for no labels.
+        seed: seed of the views.
     """
 
-    transform: TreeInstructions
-    image_processor: ViTPImageProcessor
-    grid: int | None
+    def __init__(
+        self,
+        rows: Dataset,
+        transform: TreeInstructions,
+        image_processor: ViTPImageProcessor,
+        grid: int | None,
+        seed: int,
+    ):
+        self.rows, self.transform, self.image_processor = prepare_rows(rows), transform, image_processor
+        self.grid, self.seed = grid, seed
 
-    def __call__(self, row: dict, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        view, _ = self.transform.draw(row, generator)
-        inputs = {"pixel_values": self.image_processor([view.image], return_tensors="pt")["pixel_values"][0]}
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        epoch, position = index
+        row = self.rows[position]
+        view, _ = self.transform.draw(row, keyed_generator(self.seed, row["id"], epoch, "transform"))
+        pixels = self.image_processor([view.image], return_tensors="pt")["pixel_values"][0]
+        inputs = {"pixel_values": pixels, "id": row["id"]}
         if self.grid is not None:
             inputs["labels"] = torch.from_numpy(cell_means(view.crowns, self.grid).ravel() > 0.5).long()
         return inputs
+
+
+class ViewTrainer(BaseTrainer, Trainer):
+    """Trainer with the settings, batches and views of [`~modeling_vitp.ViTPTrainer`] for a model that returns a `loss`.
+
+    Args:
+        model: model to train.
+        args: training arguments.
+        views: training data.
+    """
+
+    def __init__(self, model: nn.Module, args: ViTPTrainingConfig, views: Views):
+        super().__init__(model, args, train_dataset=views, data_collator=default_data_collator)
+        self.model_accepts_loss_kwargs = False
+
+    def training_data(self) -> Any:
+        return self.train_dataset.rows
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        names = "seed dataloader_drop_last per_device_train_batch_size gradient_accumulation_steps"
+        objective = type(self.accelerator.unwrap_model(self.model)).__name__
+        fixed = {name: getattr(self.args, name) for name in names.split()}
+        fixed |= {"data_seed": self.data_seed, "objective": objective} | optimizer_settings(self.args)
+        free = free_settings(self.args)
+        return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,13 +163,10 @@ def main(argv: list[str] | None = None) -> int:
         is_labeled = control.objective == "masks"
         grid = vit.config.image_size[0] // vit.config.patch_size[0] if is_labeled else None
         training_args.eval_strategy = "no"
-        trainer = ViewTrainer(
-            PatchClassifier(vit, num_classes=2) if is_labeled else MaskedAutoencoder(vit),
-            training_args,
-            rows,
-            Encoding(transform, image_processor, grid),
-        )
-        metrics["train"] = trainer.train_or_resume()
+        seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+        views = Views(rows, transform, image_processor, grid, seed)
+        trained = PatchClassifier(vit, num_classes=2) if is_labeled else MaskedAutoencoder(vit)
+        metrics["train"] = ViewTrainer(trained, training_args, views).train_or_resume()
     export_backbone(vit, output_dir / "backbone", image_processor)
     measured = probe_backbone(splits, output_dir, training_args.seed, training_args.device)
     metrics["task"] = {split: {"backbone": found} for split, found in measured.items()}
@@ -122,76 +178,3 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     vitp_command.run(main)
-
-
-class PatchClassifier(nn.Module):
-    """ViT with a linear layer that classifies each patch. The ViT is trained in place."""
-
-    def __init__(self, vit: ViTPVisionModel, num_classes: int):
-        super().__init__()
-        self.vit = vit
-        self.head = nn.Linear(vit.config.hidden_size, num_classes)
-
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> TokenClassifierOutput:
-        """Classify the patches and compute the cross-entropy loss.
-
-        Args:
-            pixel_values: float32 of shape `(batch, channels, height, width)`.
-            labels: classes, int64 of shape `(batch, patches)`, row by row; -100 for a patch without a label.
-        """
-        logits = self.head(self.vit(pixel_values=pixel_values).last_hidden_state[:, 1:])
-        return TokenClassifierOutput(loss=F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits=logits)
-
-
-Encode = Callable[[dict[str, Any], torch.Generator], dict[str, torch.Tensor]]
-
-
-class Views(Dataset):
-    """Data set of model inputs with pairs of epoch and row as indices.
-
-    The random views depend only on seed, row id and epoch.
-
-    Args:
-        rows: rows with an `id`.
-        encode: function of a row with encoded images, and a generator. The generator is the one that
-            [`~modeling_vitp.instructions.collator.ViTPDataCollator`] passes to a `sample_transform`.
-        seed: seed of the views.
-    """
-
-    def __init__(self, rows: Dataset, encode: Encode, seed: int):
-        self.rows, self.encode, self.seed = prepare_rows(rows), encode, seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        epoch, position = index
-        row = self.rows[position]
-        inputs = self.encode(row, keyed_generator(self.seed, row["id"], epoch, "transform"))
-        return {**inputs, "id": row["id"]}
-
-
-class ViewTrainer(BaseTrainer, Trainer):
-    """Trainer with the settings, batches and views of [`~modeling_vitp.ViTPTrainer`] for a model that returns a `loss`.
-
-    Args:
-        model: model to train.
-        args: training arguments.
-        rows, encode: as for [`Views`].
-    """
-
-    def __init__(self, model: nn.Module, args: ViTPTrainingConfig, rows: Dataset, encode: Encode):
-        seed = args.seed if args.data_seed is None else args.data_seed
-        super().__init__(model, args, train_dataset=Views(rows, encode, seed), data_collator=default_data_collator)
-        self.model_accepts_loss_kwargs = False
-
-    def training_data(self) -> Any:
-        return self.train_dataset.rows
-
-    def run_settings(self) -> dict[str, dict[str, Any]]:
-        names = "seed dataloader_drop_last per_device_train_batch_size gradient_accumulation_steps"
-        objective = type(self.accelerator.unwrap_model(self.model)).__name__
-        fixed = {name: getattr(self.args, name) for name in names.split()}
-        fixed |= {"data_seed": self.data_seed, "objective": objective} | optimizer_settings(self.args)
-        free = free_settings(self.args)
-        return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}

@@ -15,8 +15,7 @@ import PIL.Image
 
 from modeling_vitp.evaluation.answer_scores import choose_option
 from modeling_vitp.instructions.boxes import write_boxes
-from modeling_vitp.instructions.from_annotations.formats import parse_xml, voc_objects
-from modeling_vitp.recipes.datasets.remote_sensing import PERCENT_BOX
+from modeling_vitp.recipes.datasets.remote_sensing import PERCENT_BOX, DiorRSVG
 
 LETTERS = "ABCDEFGH"
 
@@ -64,21 +63,15 @@ def rsvqa(root: Path, prefix: str, images: str) -> list[dict]:
 
 
 def dior_rsvg(root: Path, indices: str = "test.txt") -> list[dict]:
-    """Read DIOR-RSVG (Zhan et al. 2023): VOC's XML with a `description` of each object, and the split's object numbers.
-
-    Objects are numbered over the files in the order of their names.
-    """
-    wanted = set(map(int, (root / indices).read_text().split()))
-    documents, number = [], -1
-    for path in sorted((root / "Annotations").glob("*.xml")):
-        tree = parse_xml(path)
-        image = root / "JPEGImages" / tree.findtext("filename")
-        for member, found in zip(tree.iterfind("object"), voc_objects(tree, path)):
-            number += 1
-            if number in wanted:
-                with PIL.Image.open(image) as opened:
-                    answer = write_boxes([found.box], opened.size[::-1])
-                documents.append(document(number, [image], member.findtext("description"), [answer]))
+    """Read DIOR-RSVG (Zhan et al. 2023): VOC's XML with descriptions of objects, and the split's object numbers."""
+    wanted, documents = set((root / indices).read_text().split()), []
+    for number, entry in DiorRSVG(root).objects():
+        if number in wanted:
+            _, name, box, expression = entry.content
+            image = root / "JPEGImages" / name
+            with PIL.Image.open(image) as opened:
+                answer = write_boxes([box], opened.size[::-1])
+            documents.append(document(number, [image], expression, [answer]))
     return documents
 
 

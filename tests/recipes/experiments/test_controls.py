@@ -13,7 +13,7 @@ from transformers import set_seed
 from modeling_vitp import ViTPTrainingConfig, ViTPVisionConfig, ViTPVisionModel
 from modeling_vitp.instructions.collator import STEP, ViTPDataCollator
 from modeling_vitp.instructions.rows import sample_texts
-from modeling_vitp.recipes.experiments.controls import Encoding, PatchClassifier, Views, ViewTrainer
+from modeling_vitp.recipes.experiments.controls import PatchClassifier, Views, ViewTrainer
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions, repeat
 from modeling_vitp.training.batching import EpochBatchSampler, StepSampler
 from modeling_vitp.training.loading import start_from_scratch
@@ -34,8 +34,8 @@ def quickstart():
 def test_views_equal_the_pretraining(quickstart):
     rows, transform, _, processor = quickstart
     collator = ViTPDataCollator(processor, vrl_drop_ratio=0.75, vrl_warmup_steps=5, seed=3, sample_transform=transform)
-    views = Views(rows, Encoding(transform, processor.image_processor, 14), seed=3)
-    unlabeled = Views(rows, Encoding(transform, processor.image_processor, None), seed=3)
+    views = Views(rows, transform, processor.image_processor, 14, seed=3)
+    unlabeled = Views(rows, transform, processor.image_processor, None, seed=3)
     for epoch, place in ((0, 1), (1, 1), (4, 22), (4, 38)):
         collator.set_epoch(epoch)
         batch = collator([{**rows[place], STEP: 0}])
@@ -58,7 +58,7 @@ def test_views_equal_the_pretraining(quickstart):
 def test_optimizer_of_controls_must_match_on_resume(tmp_path):
     args = ViTPTrainingConfig(str(tmp_path), learning_rate=0.5, bf16=False, report_to="none")
     rows = Dataset.from_dict({"id": ["a"], "image": [None]})
-    settings = ViewTrainer(nn.Linear(1, 1), args, rows, None).run_settings()
+    settings = ViewTrainer(nn.Linear(1, 1), args, Views(rows, None, None, None, seed=0)).run_settings()
     assert settings["fixed"]["learning_rate"] == 0.5 and "learning_rate" not in settings["free"]
 
 
