@@ -31,8 +31,6 @@ from modeling_vitp.images.pixels import shown, to_pixels
 from modeling_vitp.images.reading import JPEG_2000, PNG, TIFF, is_dicom
 from modeling_vitp.images.volumes import NIFTI, open_volume
 
-MAX_SIDE = 20_000
-MAX_PIXELS = 128_000_000  # a Sentinel-2 tile has 120.6 million
 CACHE = 64  # GDAL's cache in MiB; the default is 5% of the machine's memory
 Fractions = tuple[float, float, float, float]
 PHOTOGRAPHS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")  # HEIF if a plugin of Pillow reads it
@@ -158,7 +156,7 @@ def read_image(
     position: float = 50.0,
     window: Fractions | None = None,
 ) -> Reading:
-    """Read an image file and reduce its longer side to at most `max_side` pixels.
+    """Read an image file of a size that [`checking.check_header`] accepts, and reduce its sides to `max_side` pixels.
 
     - JPEG, PNG, WebP, GIF (the first frame), BMP and AVIF with 8 bits are rotated by their EXIF tag.
     - TIFF, GeoTIFF, JPEG 2000 and 16-bit PNG: the bands that the file names red, green and blue are read, otherwise the
@@ -229,21 +227,12 @@ class Area(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, size: tuple[int, int], window: Fractions | None, max_side: int) -> "Area":
-        """Return the area of a window in an image of this width and height.
-
-        Raises:
-            UnreadableImage: if the image is empty, or the window is too large.
-        """
+        """Return the area of a window in an image of a width and height. Raise [`UnreadableImage`] if it is empty."""
         if not all(size):
             raise UnreadableImage(f"{path.name} is empty: {size[0]} × {size[1]} pixels.")
         left, top, right, bottom = window or (0, 0, 1, 1)
         x, y = min(int(left * size[0]), size[0] - 1), min(int(top * size[1]), size[1] - 1)
         width, height = max(1, round(right * size[0]) - x), max(1, round(bottom * size[1]) - y)
-        if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-            raise UnreadableImage(
-                f"{path.name} has {width:,} × {height:,} pixels. At most {MAX_SIDE:,} on a side and "
-                f"{MAX_PIXELS // 10**6} million in all can be opened. Reduce or crop it first."
-            )
         scale = min(1.0, max_side / max(width, height))
         reduced = max(1, round(scale * width)), max(1, round(scale * height))
         return cls(x, y, (width, height), reduced, window is not None)
@@ -321,7 +310,6 @@ def _read_dicom(
     path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, position: float
 ) -> Reading:
     dataset = open_dicom(path, path.name)
-    Area.of(path, (dataset.Columns, dataset.Rows), None, max_side)  # The size is checked before pixels are decoded.
     frames = number_of_frames(dataset)
     index = min(int(position / 100 * frames), frames - 1)
     frame = read_frame(dataset, path.name, index)

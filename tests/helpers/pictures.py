@@ -1,6 +1,8 @@
 """Generated pictures for tests."""
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,3 +28,14 @@ def write_bands(path: Path, bands: np.ndarray, **profile) -> Path:
         ) as file:
             file.write(bands)
     return path
+
+
+def png_file(width: int, height: int, depth: int = 8, color: int = 2, num_bytes: int = 1000) -> bytes:
+    """Return a PNG whose header has this size, bit depth and color type, with zeros as data, usually too few."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    data = zlib.compress(bytes(num_bytes))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")

@@ -4,7 +4,6 @@ import gzip
 import io
 import struct
 import tracemalloc
-import zlib
 from contextlib import nullcontext
 
 import limits
@@ -14,23 +13,15 @@ import pydicom
 import pytest
 import rasterio
 from checking import check_header
-from pictures import picture
+from pictures import picture, png_file
 from PIL import Image
 from pydicom.data import get_testdata_file
 from reading import UnreadableImage
 
 
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 @pytest.mark.parametrize("side", [13_300, 60_000])
 def test_large_png_is_not_decoded(tmp_path, side):
-    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
-    rows = zlib.compress(b"\0" * 10**7)
-    (tmp_path / "a.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    )
+    (tmp_path / "a.png").write_bytes(png_file(side, side, color=6, num_bytes=10**7))
     tracemalloc.start()
     try:
         check_header(tmp_path / "a.png")
@@ -44,8 +35,7 @@ def test_large_png_is_not_decoded(tmp_path, side):
 
 def test_deep_png_with_alpha_is_limited(tmp_path):
     for color, refused in ((2, False), (6, True)):
-        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2500, 2500, 16, color, 0, 0, 0))
-        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+        (tmp_path / "a.png").write_bytes(png_file(2500, 2500, depth=16, color=color))
         with pytest.raises(UnreadableImage, match="2,500 × 2,500") if refused else nullcontext():
             check_header(tmp_path / "a.png")
 
