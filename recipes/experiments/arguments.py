@@ -1,7 +1,6 @@
 """Command-line arguments of experiments."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
@@ -149,33 +148,38 @@ class ExperimentArguments(Arguments):
         base = read_yaml(self.base)
         if not isinstance(base, dict):
             raise ValueError(f"Expected base to be a pretraining configuration, got {self.base!r}.")
-        sources = (base.get("mixture") or {}).get("sources", ())
+        sources = {source.get("name") for source in (base.get("mixture") or {}).get("sources", ())}
+        folders: dict[str, str] = {}
         for arm, settings in self.arms.items():
             check_type("the name of an arm", arm, str)
             check_type(f"arm {arm!r}", settings, dict | None)
-            left_out = set((settings or {}).get("without_sources", ()))
-            if unknown := left_out - {source.get("name") for source in sources}:
+            settings, folder = settings or {}, slug(arm)
+            other = folders.setdefault(folder, arm)
+            if other != arm or not folder.strip("."):
+                raise ValueError(
+                    f"arms: {arm!r} needs a name of its own in letters from a to z and digits, for its folder. "
+                    f"{folder!r} is that of {other!r}."
+                )
+            if unknown := set(settings.get("without_sources", ())) - sources:
                 raise ValueError(f"arm {arm!r}: `without_sources` names unknown sources: {sorted(unknown)}.")
-            if "label_share" in (settings or {}):
-                check_type(f"arm {arm!r}: label_share", settings["label_share"], float)
-                check_within(f"arm {arm!r}: label_share", settings["label_share"], "(0, 1]")
-            check_type(f"arm {arm!r}: without_scenes", (settings or {}).get("without_scenes"), list[str] | None)
-            if "objective" in (settings or {}) and settings["objective"] not in OBJECTIVES:
+            check_type(f"arm {arm!r}: label_share", settings.get("label_share"), float | None)
+            check_within(f"arm {arm!r}: label_share", settings.get("label_share"), "(0, 1]")
+            check_type(f"arm {arm!r}: without_scenes", settings.get("without_scenes"), list[str] | None)
+            if settings.get("objective", "none") not in OBJECTIVES:
                 raise ValueError(
                     f"Expected objective of arm {arm!r} to be one of {', '.join(OBJECTIVES)}, got "
                     f"{settings['objective']!r}."
+                )
+            if settings.get("after", arm) not in self.arms:
+                raise ValueError(f"arm {arm!r}: `after` names the unknown arm {settings['after']!r}.")
+            if shared := settings.keys() & {"output_dir", "seed"}:
+                raise ValueError(
+                    f"arm {arm!r}: set {', '.join(sorted(shared))} for the whole experiment, not in an arm."
                 )
         for title, path in self.measures.items():
             check_type(f"measure {title!r}", path, str)
         if self.control not in self.arms:
             raise ValueError(f"control: unknown arm {self.control!r}. Found: {', '.join(map(repr, self.arms))}.")
-        unknown = {(settings or {}).get("after", self.control) for settings in self.arms.values()} - set(self.arms)
-        if unknown:
-            raise ValueError(f"arms: `after` names unknown arms: {', '.join(sorted(map(repr, unknown)))}.")
-        check_arm_folders(self.arms)
-        shared = {name for settings in self.arms.values() for name in settings or {}} & {"output_dir", "seed"}
-        if shared:
-            raise ValueError(f"arms: {', '.join(sorted(shared))} must be set for the whole experiment, not in an arm.")
 
     @property
     def needs_task(self) -> bool:
@@ -189,20 +193,6 @@ class ExperimentArguments(Arguments):
 def slug(arm: str) -> str:
     """Return the folder name of an arm: its letters a to z, digits and dots, in lower case."""
     return re.sub(r"[^a-z0-9.]+", "_", arm.lower()).strip("_")
-
-
-def check_arm_folders(arms: Iterable[str]) -> None:
-    """Raise a `ValueError` if arms do not have distinct, non-empty folder names of [`slug`]."""
-    folders: dict[str, str] = {}
-    for arm in arms:
-        folder = slug(arm)
-        if not folder.strip("."):
-            raise ValueError(
-                f"arms: the name {arm!r} needs a letter from a to z or a digit for its folder. Rename the arm."
-            )
-        other = folders.setdefault(folder, arm)
-        if other != arm:
-            raise ValueError(f"arms: {other!r} and {arm!r} would both use the folder {folder!r}. Rename one of them.")
 
 
 def check_keys(name: str, given: dict, arguments: type) -> None:

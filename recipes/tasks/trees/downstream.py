@@ -249,8 +249,6 @@ def label_subset(trees: Sequence[int], share: float, seed: int) -> list[int]:
         share: share of the windows, in (0, 1].
         seed: seed of the draw.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"label_shares: expected a share in (0, 1], got {share}.")
     generator = np.random.default_rng(seed)
     for _ in range(10_000):
         chosen = np.sort(generator.permutation(len(trees))[: max(round(share * len(trees)), 1)]).tolist()

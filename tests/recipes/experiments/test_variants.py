@@ -153,9 +153,9 @@ def test_command_prints_plan_and_table(plan, tmp_path, monkeypatch, capsys):
     ("changes", "message"),
     [
         ({"control": "nothing"}, "control: .*'nothing'"),
-        ({"arms": {"as it is": {"seed": 3}}}, "arms: seed"),
+        ({"arms": {"as it is": {"seed": 3}}}, "arm 'as it is': set seed"),
         ({"base": "nothing"}, "configuration 'nothing'"),
-        ({"arms": {"as it is": {"after": "another"}}}, "arms: .*'another'"),
+        ({"arms": {"as it is": {"after": "another"}}}, "arm 'as it is': .*'another'"),
         (
             {"finetuning": {"rates": [1]}},
             r"finetuning: missing keys \['data', 'learning_rates'\], unknown keys \['rates'\]",
@@ -185,11 +185,10 @@ def test_non_numeric_measure_is_named(plan, found):
 
 def test_bad_plans_are_refused(plan):
     for one, other in [("无VRL", "有VRL"), ("VRL -", "VRL +"), ("lr 1e-4", "lr 1e+4"), ("A b", "a_B")]:
-        said = re.escape(f"arms: {one!r} and {other!r}")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=f"{re.escape(f'arms: {other!r}')}.*{re.escape(repr(one))}"):
             ExperimentArguments(**{**plan, "arms": {one: None, other: {"max_steps": 20}}, "control": one})
     for name in ("α", "+", ".."):
-        with pytest.raises(ValueError, match=re.escape(f"arms: the name {name!r}")):
+        with pytest.raises(ValueError, match=re.escape(f"arms: {name!r}")):
             ExperimentArguments(**{**plan, "arms": {"as it is": None, name: {"max_steps": 20}}})
     with pytest.raises(ValueError, match="seeds"):
         ExperimentArguments(**{**plan, "seeds": []})
