@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import limits
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
@@ -151,7 +152,7 @@ def in_colors(pixels: np.ndarray, band_names: Sequence[str] | None) -> np.ndarra
 
 def read_image(
     path: str | os.PathLike,
-    max_side: int = 2048,
+    max_side: int = limits.SIDE,
     input_spec: dict | None = None,
     position: float = 50.0,
     window: Fractions | None = None,

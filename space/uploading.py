@@ -82,12 +82,12 @@ def thumbnails() -> str:
     return "\n".join(rules)
 
 
-def image_upload(label: str = "Image", elem_id: str | None = None) -> gr.File:
+def image_upload(label: str, elem_id: str) -> gr.File:
     """Create an upload, whose value is the path of the file. Gradio refuses paths of other files."""
     return gr.File(label=f"{label}: drop or paste", height=140, elem_id=elem_id, elem_classes="image-upload")
 
 
-def image_input(elem_id: str, value: str | None = None, label: str = "Image") -> ImageInput:
+def image_input(elem_id: str, value: str, label: str = "Image") -> ImageInput:
     """Create an upload with a selector of example images, of which `value` is selected at first."""
     upload = image_upload(label, elem_id)
     example = gr.Radio(list(EXAMPLES), value=value, label="… or an example", info=KINDS, elem_classes="examples")
@@ -132,7 +132,7 @@ def forget(triggers: Sequence[Callable], outputs: Sequence[Any], cancels: Sequen
 
 
 def open_upload(
-    path: str | None, max_side: int = 2048, input_spec: dict | None = None, adjustment: Adjustment = UNADJUSTED
+    path: str | None, max_side: int = limits.SIDE, input_spec: dict | None = None, adjustment: Adjustment = UNADJUSTED
 ) -> Reading:
     """Open an uploaded image.
 
