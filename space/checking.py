@@ -104,7 +104,7 @@ def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
     return config
 
 
-def check_values(name: str, file: str, fields: Any, has_numbers: bool = True) -> None:
+def check_values(name: str, file: str, fields: Any, has_numbers: bool) -> None:
     """Check the values of a JSON file: numbers against the limits of their key, and the length of strings and lists."""
     for key, value in values(name, file, fields):
         if isinstance(value, str):

@@ -645,7 +645,7 @@ def vit_of(name: str, one: FullModel | FineTuned) -> LoadedBackbone:
     return replace(LoadedBackbone.of(name, model, one.image_processor), input_spec=one.input_spec)
 
 
-def random_twin(name: str, trained: LoadedBackbone, seed: int = 1) -> LoadedBackbone:
+def random_twin(name: str, trained: LoadedBackbone) -> LoadedBackbone:
     """Return the same ViT with randomly initialized weights."""
     config = type(trained.model.config).from_dict(trained.model.config.to_dict())
     model_class = type(trained.model)
@@ -654,7 +654,7 @@ def random_twin(name: str, trained: LoadedBackbone, seed: int = 1) -> LoadedBack
         config = ViTPVisionConfig.from_dict(config.to_dict() | {"model_type": ViTPVisionConfig.model_type})
         model_class = ViTPVisionModel
     with BUILDING, torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(1)
         model = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
     limit_attention(model)
     return replace(trained, name=name, model=model.eval().to(device(), trained.model.dtype))

@@ -265,7 +265,7 @@ class Explained(NamedTuple):
 
 @torch.no_grad()
 def explain(
-    full: FullModel, image: Image.Image, question: str, drop_ratio: float, seed: int, max_new_tokens: int = 16
+    full: FullModel, image: Image.Image, question: str, drop_ratio: float, seed: int, max_new_tokens: int
 ) -> Explained:
     """Return the greedy answer at a drop ratio and its attention, averaged over layers, heads and answer tokens."""
     model, processor = full.model, full.processor

@@ -223,14 +223,13 @@ def summary_row(runs: list[dict], batch_size: int) -> list[str]:
     ]
 
 
-def gemm_peak(config: ViTPConfig, rows: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
+def gemm_peak(config: ViTPConfig, rows: int, dtype: torch.dtype, device: torch.device) -> float:
     """Return the operations a second of the largest matrix products in ViT and language model, the faster of both.
 
-    This speed is an upper limit for a training step.
+    This speed is an upper limit for a training step. Each of the two products is repeated for about a second.
 
     Args:
         rows: number of tokens in one product.
-        seconds: approximate duration of each measurement.
     """
     best = 0.0
     for part in (config.vision_config, config.text_config):
@@ -238,7 +237,7 @@ def gemm_peak(config: ViTPConfig, rows: int, dtype: torch.dtype, device: torch.d
         right = torch.randn(part.hidden_size, part.intermediate_size, device=device).to(dtype)
         left @ right
         start, runs = now(), 0
-        while now() - start < seconds:
+        while now() - start < 1:
             for _ in range(math.ceil(1e9 / (2 * rows * right.numel()))):
                 left @ right
                 runs += 1

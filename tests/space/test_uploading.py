@@ -21,7 +21,7 @@ def path_and_more(path: str | None, event: gr.EventData, model: str, progress: g
 def test_selected_example_precedes_upload(example, name):
     """Inputs that Gradio adds keep their position in the handler."""
     with gr.Blocks():
-        image, model = image_input("image"), gr.Textbox()
+        image, model = image_input("image", None), gr.Textbox()
         handler, inputs = image.with_path(path_and_more, [model])
     assert inputs == [image.upload, image.example, model]
     given = ["own.png", example, "quickstart", 1, 2]

@@ -33,8 +33,8 @@ BOX_STEP = 20  # step of box corners on the grid of 1000; a tree is 40 to 200 wi
 TURNS = 5
 
 
-def prepare(datasets: DatasetDict, repeats: int = 64) -> tuple[Dataset, Dataset]:
-    """Return training rows, with each window `repeats` times an epoch under distinct ids, and test rows with questions.
+def prepare(datasets: DatasetDict) -> tuple[Dataset, Dataset]:
+    """Return training rows, with each window 64 times an epoch under distinct ids, and test rows with questions.
 
     Raises:
         ValueError: if the ground of a training row overlaps that of a test row.
@@ -43,10 +43,10 @@ def prepare(datasets: DatasetDict, repeats: int = 64) -> tuple[Dataset, Dataset]
         check_apart(datasets["train"], datasets[split])
     test = datasets["test"]
     messages = [question_turn(COUNT, str(len(boxes))) for boxes in test["boxes"]]
-    return repeat(datasets["train"], repeats), test.add_column("messages", messages)
+    return repeat(datasets["train"], 64), test.add_column("messages", messages)
 
 
-def repeat(rows: Dataset, repeats: int = 64) -> Dataset:
+def repeat(rows: Dataset, repeats: int) -> Dataset:
     """Repeat each row `repeats` times under distinct ids."""
     names = rows["id"]
     ids = [f"{name}#{copy}" for copy in range(repeats) for name in names]
