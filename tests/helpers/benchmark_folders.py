@@ -1,22 +1,15 @@
 """Miniatures of public benchmarks in their download layouts."""
 
 import csv
-import json
 from pathlib import Path
 
-from pictures import picture
+from public_set_data import save_json, save_picture
 
 TYPES = ("presence", "comp", "count", "rural_urban")
 
 
-def write_json(path: Path, content) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
 def save(path: Path, seed: int, width: int = 60, height: int = 56) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture(width, height, seed).save(path)
+    save_picture(path, width, height, seed)
 
 
 def write_benchmarks(folder: Path) -> None:
@@ -54,7 +47,7 @@ def write_vrsbench(root: Path) -> None:
             {"image_id": name, "question": question, "ground_truth": answer, "question_id": number, "type": about}
             for number, (name, (question, answer, about)) in enumerate(zip(names, found))
         ]
-        write_json(root / f"VRSBench_EVAL_{kind}.json", lines)
+        save_json(root / f"VRSBench_EVAL_{kind}.json", lines)
 
 
 def write_rsvqa(root: Path, prefix: str, images: str, first: int) -> None:
@@ -70,8 +63,8 @@ def write_rsvqa(root: Path, prefix: str, images: str, first: int) -> None:
         answers.append(
             {"id": number, "question_id": number, "people_id": 0, "answer": said[number - 1], "active": True}
         )
-    write_json(root / f"{prefix}_questions.json", {"questions": questions})
-    write_json(root / f"{prefix}_answers.json", {"answers": answers})
+    save_json(root / f"{prefix}_questions.json", {"questions": questions})
+    save_json(root / f"{prefix}_answers.json", {"answers": answers})
 
 
 def write_dior_rsvg(root: Path) -> None:
@@ -101,7 +94,7 @@ def write_levir_cc(root: Path) -> None:
             {"raw": f" {number} houses {verb} beside the road . "} for verb in ("appear", "are built", "stand")
         ]
         entries.append({"filename": name, "filepath": split, "split": split, "sentences": sentences, "changeflag": 1})
-    write_json(root / "LevirCCcaptions.json", {"images": entries})
+    save_json(root / "LevirCCcaptions.json", {"images": entries})
 
 
 def write_pmc_vqa(root: Path) -> None:
@@ -137,4 +130,4 @@ def write_omnimedvqa(root: Path) -> None:
             about = {"dataset": source, "question_id": f"{source}_{number}", "question_type": "Disease Diagnosis"}
             told = {"question": "Is it healthy?", "gt_answer": ("No", "Yes")[number], "image_path": image}
             entries.append({**about, **told, **options, key: modality})
-        write_json(root / "QA_information" / "Open-access" / f"{source}.json", entries)
+        save_json(root / "QA_information" / "Open-access" / f"{source}.json", entries)

@@ -58,10 +58,13 @@ def dior_rsvg(folder: Path) -> int:
     return 3
 
 
-def asked(question: str, answer: str, *more: str) -> list[dict]:
-    """Return turns in the format of LLaVA."""
-    texts = (f"<image>\n{question}", answer, *more)
+def turns(*texts: str) -> list[dict]:
+    """Return questions and answers in the format of LLaVA."""
     return [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)]
+
+
+def asked(question: str, *more: str) -> list[dict]:
+    return turns(f"<image>\n{question}", *more)
 
 
 @miniature
@@ -110,7 +113,7 @@ def refgeo_part(folder: Path, part: str, suffix: str = ".jpg") -> None:
         for n in range(3)
     ]
     for split, of_split in (("train", rows[:2]), ("test", rows[1:])):  # The second image is in both splits.
-        save_text(folder / f"metainfo/{part}_{split}.jsonl", "\n".join(map(json.dumps, of_split)) + "\n")
+        save_lines(folder / f"metainfo/{part}_{split}.jsonl", of_split)
     for n in range(3):
         save_picture(folder / f"images/{part}/{n:05d}{suffix}", seed=n)
 
@@ -268,8 +271,7 @@ def save_lines(path: Path, rows: Iterable[object]) -> None:
 
 def llava(image: object, *texts: str, **fields: object) -> dict:
     """Return a LLaVA conversation of questions and answers."""
-    turns = [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]
-    return fields | ({} if image is None else {"image": image}) | {"conversations": turns}
+    return fields | ({} if image is None else {"image": image}) | {"conversations": turns(*texts)}
 
 
 def encoded(seed: int, form: str = "PNG") -> str:

@@ -205,21 +205,6 @@ def test_corruptions_are_compared_with_floor(client, saved):
         assert floor < 0.999
 
 
-def test_two_images(client, saved):
-    before, after = picture(64, 48), picture(64, 48, seed=1)
-    *_, same, _ = client.predict(saved(before), saved(before, "b.png"), resolution=6, api_name="/two_images")
-    assert same[0]["mean"] == pytest.approx(1, abs=1e-5)
-    a, b, changed, _ = client.predict(
-        saved(before), saved(after, "b.png"), second_backbone=TWIN, resolution=6, api_name="/two_images"
-    )
-    assert len(changed) == 2 and all(one["mean"] < 0.999 for one in changed)
-    assert Image.open(a).size == Image.open(b).size == (768, 576)
-    with pytest.raises(AppError, match="No second image"):
-        client.predict(saved(before), None, api_name="/two_images")
-    with pytest.raises(AppError, match="64 × 48 and 64 × 64"):
-        client.predict(saved(before), saved(picture(64, 64), "b.png"), api_name="/two_images")
-
-
 def test_about(client, folder):
     text = client.predict(api_name="/about")
     assert TINY in text and "Apache-2.0" in text and "2509.17562" in text and re.search(r"\d{4}-\d\d-\d\d", text)
