@@ -253,7 +253,7 @@ def check(question, answer, objects, width=WIDTH, height=HEIGHT):
     return kind
 
 
-def map_of(key, covered, size, side=7):
+def map_of(key, covered, size):
     """Return the words of a map from the pixels of each class; `key` is the question's description of the words."""
     signs = {}
     for word in re.split(", | or ", key):
@@ -261,11 +261,11 @@ def map_of(key, covered, size, side=7):
         signs[label or (None if sign in ("none", "background") else sign)] = sign
     ground = ~np.any([np.zeros(size, bool), *covered.values()], axis=0)
     covered = {None: ground, **dict(sorted(covered.items()))}
-    of_row, of_column = ((np.arange(length) + 0.5) // (length / side) for length in size)
+    of_row, of_column = ((np.arange(length) + 0.5) // (length / 7) for length in size)
     cells = [
         {label: int(pixels[np.ix_(of_row == row, of_column == column)].sum()) for label, pixels in covered.items()}
-        for row in range(side)
-        for column in range(side)
+        for row in range(7)
+        for column in range(7)
     ]
     return [signs[max(counts, key=counts.get)] for counts in cells]
 

@@ -58,10 +58,10 @@ def save(image, path: Path) -> None:
     image.save(path)
 
 
-def labelled_folder(root: Path, masks: dict[str, np.ndarray | None], size: tuple[int, int] = (8, 6)) -> DenseData:
+def labelled_folder(root: Path, masks: dict[str, np.ndarray | None]) -> DenseData:
     """Write images of one color to `images/`, and the masks that are not `None`."""
     for name, mask in masks.items():
-        save(Image.new("RGB", size, (10, 20, 30)), root / "images" / f"{name}.png")
+        save(Image.new("RGB", (8, 6), (10, 20, 30)), root / "images" / f"{name}.png")
         if mask is not None:
             save(Image.fromarray(mask), root / "masks" / f"{name}.png")
     (root / "masks").mkdir(parents=True, exist_ok=True)
@@ -91,14 +91,14 @@ def make_loveda(root: Path, size: int = 64) -> None:
                     save(Image.fromarray(mask), root / split / area / "masks_png" / name)
 
 
-def make_uavid(root: Path, size: tuple[int, int] = (96, 54)) -> None:
+def make_uavid(root: Path) -> None:
     """Write color masks and oblong images."""
     rng = np.random.default_rng(1)
     colours = np.array([item["color"] for item in read_config("uavid")["data"]["classes"]], dtype=np.uint8)
     for split, sequences in {"train": ("seq1", "seq2"), "val": ("seq16",), "test": ("seq21",)}.items():
         for sequence in sequences:
             for index in range(2):
-                labels = blobs(rng, size, 8)
+                labels = blobs(rng, (96, 54), 8)
                 folder, name = root / f"uavid_{split}" / sequence, f"{100 * index:06d}.png"
                 save(picture_of(labels, rng), folder / "Images" / name)
                 if split != "test":
@@ -117,16 +117,13 @@ def make_levir_cd(root: Path, size: int = 64) -> None:
             save(Image.fromarray(np.where(before != after, 255, 0).astype(np.uint8)), root / split / "label" / name)
 
 
-def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
+def make_amos(root: Path) -> None:
     """Write CT volumes in Hounsfield units, with the first axis to the left; 0007 is in the validation split."""
     rng = np.random.default_rng(3)
-    for split, patients in {
-        "Tr": (1, 2, 7),
-        "Va": (101, 102),
-    }.items():  # The hash of its name puts 0007 in the validation split.
+    for split, patients in {"Tr": (1, 2, 7), "Va": (101, 102)}.items():  # The hash of its name decides for 0007.
         for patient in patients:
-            labels = np.stack([blobs(rng, shape[1::-1], 16) for _ in range(shape[2])], axis=-1)
-            values = (labels * 25 - 150 + rng.integers(-5, 6, shape)).astype(np.int16)
+            labels = np.stack([blobs(rng, (48, 40), 16) for _ in range(6)], axis=-1)
+            values = (labels * 25 - 150 + rng.integers(-5, 6, labels.shape)).astype(np.int16)
             affine = np.diag([-1.5, 1.5, 5.0, 1.0])
             name = f"amos_{patient:04d}.nii.gz"
             for kind, array in (("images", values), ("labels", labels)):
@@ -134,12 +131,12 @@ def make_amos(root: Path, shape: tuple[int, int, int] = (40, 48, 6)) -> None:
                 nibabel.save(nibabel.Nifti1Image(array, affine), root / f"{kind}{split}" / name)
 
 
-def make_organs(root: Path, shape: tuple[int, int, int] = (64, 64, 4)) -> None:
+def make_organs(root: Path) -> None:
     """Write CT volumes in Hounsfield units with masks of three classes."""
     rng = np.random.default_rng(4)
     for split, patients in {"train": (1, 2), "test": (3,)}.items():
         for patient in patients:
-            labels = rng.integers(0, 3, shape).astype(np.uint8)
+            labels = rng.integers(0, 3, (64, 64, 4)).astype(np.uint8)
             for kind, array in (("images", labels.astype(np.int16) * 100 - 100), ("masks", labels)):
                 (root / split / kind).mkdir(parents=True, exist_ok=True)
                 nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), root / split / kind / f"{patient}.nii.gz")

@@ -30,8 +30,8 @@ def draw_objects(seed: int, number: int | None = None) -> list[tuple[str, np.nda
     return objects
 
 
-def draw_mask(corners: np.ndarray, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
-    return cv2.fillPoly(np.zeros(size, np.uint8), [corners.round().astype(np.int32)], 1)
+def draw_mask(corners: np.ndarray) -> np.ndarray:
+    return cv2.fillPoly(np.zeros((HEIGHT, WIDTH), np.uint8), [corners.round().astype(np.int32)], 1)
 
 
 def draw_image(objects: Sequence[tuple[str, np.ndarray]], seed: int) -> Image.Image:
@@ -110,11 +110,11 @@ def write_geopackage(root: Path, names: Sequence[str]) -> dict[str, list]:
     return found
 
 
-def coco_contents(found: dict[str, list], suffix: str = ".png") -> dict:
+def coco_contents(found: dict[str, list]) -> dict:
     """Write COCO's JSON with polygons, and run lengths for every second object; categories have another order."""
     images, annotations = [], []
     for image_id, (name, objects) in enumerate(found.items(), start=10):
-        images.append({"id": image_id, "file_name": f"{name}{suffix}", "height": HEIGHT, "width": WIDTH})
+        images.append({"id": image_id, "file_name": f"{name}.png", "height": HEIGHT, "width": WIDTH})
         for label, corners in objects:
             (left, top), (right, bottom) = corners.min(0).tolist(), corners.max(0).tolist()
             outline = [corners.flatten().tolist()]

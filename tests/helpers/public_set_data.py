@@ -4,11 +4,11 @@ import base64
 import csv
 import io
 import json
-import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pictures import picture
+from row_formats import write_archive
 
 MINIATURES: dict[str, Callable[[Path], int]] = {}  # writers by name, which return the number of resulting rows
 
@@ -209,15 +209,6 @@ def vhm(folder: Path) -> int:
     return 2
 
 
-def save_archive(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
 @miniature
 def gaia(folder: Path) -> int:
     for split, seed in (("train", 0), ("val", 2), ("test", 4)):
@@ -228,7 +219,7 @@ def gaia(folder: Path) -> int:
             fields = {"id": f"{split}-{n}", "captions": [f"A storm over {split} {n}.", "Clouds and the sea."]}
             members |= {f"00000000{n}.png": buffer.getvalue(), f"00000000{n}.txt": b"alt"}
             members |= {f"00000000{n}.json": json.dumps(fields).encode()}
-        save_archive(folder / split / "00000.tar", members)
+        write_archive(folder / split / "00000.tar", members)
         save_json(folder / f"{split}_data.json", [])
     return 4
 

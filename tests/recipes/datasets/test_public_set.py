@@ -7,7 +7,8 @@ import pytest
 import yaml
 from paths import CONFIGS
 from pictures import picture
-from public_set_data import MINIATURES, dior_rsvg, gaia, levir_cc, rsvqa, save_archive, save_json, save_text, vrsbench
+from public_set_data import MINIATURES, dior_rsvg, gaia, levir_cc, rsvqa, save_json, save_text, vrsbench
+from row_formats import write_archive
 
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.instructions.dry_run import make_command
@@ -153,10 +154,10 @@ def test_broken_file_is_reported_and_skipped(tmp_path):
     gaia(tmp_path / "gaia")
     content = (tmp_path / "gaia/val/00000.tar").read_bytes()
     (tmp_path / "gaia/train/00001.tar").write_bytes(content[: len(content) // 2])
-    save_archive(
+    write_archive(
         tmp_path / "gaia/train/00002.tar", {"1.png": b"no image", "1.json": b'{"id": 1, "captions": ["Sea."]}'}
     )
-    save_archive(tmp_path / "gaia/train/00003.tar", {"2.png": b"no image", "2.json": b"{"})
+    write_archive(tmp_path / "gaia/train/00003.tar", {"2.png": b"no image", "2.json": b"{"})
     made, rows = make("gaia", tmp_path / "gaia", tmp_path / "out")
     assert made.rows >= 4 and {row["id"] for row in rows} >= {"train-0", "train-1", "val-0", "val-1"}
     assert [any(name in line for line in made.unused) for name in ("00001.tar", "00002.tar", "00003.tar")] == [True] * 3
