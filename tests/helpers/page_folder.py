@@ -82,10 +82,10 @@ def write_models(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     torch.manual_seed(0)
     tiny = VISION | {"hidden_size": 64, "num_hidden_layers": 4}
     model, processor = build_model(tokenizer, tiny, TEXT, {"max_patches": 6})
-    for name in ("outputs/quickstart", "outputs/my_run", "my-org/my-vitp"):
+    for name in ("outputs/quickstart", "outputs/my_run"):
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
-    for name in ("outputs/quickstart/backbone", "outputs/my_run/backbone", "my-org/another", "my-org/my-backbone"):
+    for name in ("outputs/quickstart/backbone", "outputs/my_run/backbone", "my-org/my-backbone"):
         export_backbone(model, folder / name, processor.image_processor)
     export_backbone(model, folder / "outputs/my_domain/bundle", processor.image_processor)
     (folder / "adapt.yaml").write_text("data: my_coco\nstart: facebook/dinov2-base\noutput_dir: outputs/my_domain\n")
