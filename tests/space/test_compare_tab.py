@@ -19,7 +19,7 @@ from compare_tab import (
     summary_of,
     two_images,
 )
-from handlers import button_of, run, start_of
+from handlers import button_of, cosine, normalized, run, start_of
 from loading import RANDOM, TINY, Models
 from maps import TWIN
 from pictures import picture
@@ -32,7 +32,6 @@ from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.corruptions import SEVERITIES, corrupt, motion
 
 SIDE = 56
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +45,10 @@ def backbone(tmp_path_factory):
 def encoder(backbone, layer=-1):
     @torch.no_grad()
     def encode(image):
-        pixels = torch.from_numpy((image / 255 - MEAN) / STD).movedim(-1, 0)[None].float()
-        states = backbone(pixels, output_hidden_states=True).hidden_states[layer][0, 1:]
+        states = backbone(normalized(image), output_hidden_states=True).hidden_states[layer][0, 1:]
         return states.T.unflatten(1, (image.shape[0] // 14, image.shape[1] // 14))
 
     return encode
-
-
-def cosine(a, b):
-    """Return the cosine similarity of two arrays of shape (channels, rows, columns)."""
-    a, b = np.float64(a), np.float64(b)
-    return (a * b).sum(0) / np.sqrt((a**2).sum(0)) / np.sqrt((b**2).sum(0))
 
 
 def bilinear(features, x, y):

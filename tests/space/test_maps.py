@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from handlers import cosine, normalized
 from loading import Models
 from maps import (
     ATTENTION,
@@ -47,7 +48,6 @@ from transformers import AutoModel
 from modeling_vitp import ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.images.pixels import align_scores, colors_of, principal_scores
 
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 VIEW = View(PCA, resolution=6, opacity=1.0)
 GRIDS = {"odd": (61, 83), "tall": (400, 30), "one pixel wide": (500, 1), "one pixel high": (1, 77), "square": (56, 56)}
 
@@ -73,8 +73,7 @@ def plain(folder):
 
     @torch.no_grad()
     def run(image):
-        pixels = torch.from_numpy((image / 255 - MEAN) / STD).movedim(-1, 0)[None].float()
-        return model(pixels, output_hidden_states=True, output_attentions=True)
+        return model(normalized(image), output_hidden_states=True, output_attentions=True)
 
     return run
 
@@ -82,10 +81,6 @@ def plain(folder):
 @pytest.fixture(scope="module")
 def image():
     return np.asarray(picture(6 * 14, 4 * 14))
-
-
-def cosine(a, b):
-    return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3, None])

@@ -20,6 +20,7 @@ from app import build_app, launch_options
 from checking import UnavailableModel
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from handlers import cosine, normalized
 from huggingface_hub import SpaceCard
 from loading import PACKED, RANDOM, TINY, Models
 from maps import ATTENTION, FROM_CLS, FROM_POINT, PCA, ROLLOUT, SIMILARITY, TWIN
@@ -41,8 +42,6 @@ from modeling_vitp import (
 )
 from modeling_vitp.hub.upload import gather_contents
 from modeling_vitp.images.corruptions import SEVERITIES
-
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +87,6 @@ def saved(tmp_path):
     return save
 
 
-def cosine(a, b):
-    return a @ b / np.sqrt((a @ a) * (b @ b))
-
-
 def test_api_functions_return_plain_values(client, saved):
     """Each function is called once; their results are tested below and with the tabs."""
     image, later = saved(picture(64, 48)), saved(picture(64, 48, seed=1), "later.png")
@@ -116,9 +111,8 @@ def test_maps_and_features_equal_transformers(client, folder, saved):
     image = picture(6 * 14, 4 * 14)
     upload = saved(image)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    pixels = torch.from_numpy((np.asarray(image) / 255 - MEAN) / STD).movedim(-1, 0)[None].float()
     with torch.no_grad():
-        outputs = model(pixels, output_hidden_states=True, output_attentions=True)
+        outputs = model(normalized(np.asarray(image)), output_hidden_states=True, output_attentions=True)
     states = outputs.hidden_states[2][0, 1:].double().numpy().reshape(4, 6, -1)
     attentions = [layer[0].double().numpy() for layer in outputs.attentions]
     flow = np.eye(25)

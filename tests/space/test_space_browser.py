@@ -6,12 +6,9 @@ The controls are found in the page itself, so that those of a new tab are tested
 
 import base64
 import io
-import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from urllib.parse import parse_qs, urlencode, urlparse
 
@@ -20,6 +17,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from finding import PIXELS, TRAINED, UNTRAINED, read_finding
+from handlers import normalized, running_app
 from loading import PACKED, Models
 from maps import PCA, SIMILARITY
 from matplotlib import colormaps
@@ -48,7 +46,6 @@ WAIT = 60_000  # milliseconds, on a busy machine
 IMAGE = ROOT / "space" / "examples" / "trees_florida.jpg"
 SCREENSHOTS = ROOT / "outputs" / "screenshots"
 TABS = {"backbone": "Look inside", "vrl": "Hide parts", "ask": "Ask", "compare": "Compare", "apply": "Apply"}
-MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 READ = "async (kind) => { const [item] = await navigator.clipboard.read(); const blob = await item.getType(kind); %s }"
 SIZES = {"desktop": (1440, 900), "phone": (390, 844)}
 expect.set_options(timeout=WAIT)
@@ -93,33 +90,11 @@ def silent_hub():
 @pytest.fixture(scope="module")
 def url(folder, silent_hub):
     """Start the app with the packed model from the command line and return its address."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": silent_hub,
-        "GRADIO_TEMP_DIR": str(folder / "uploads"),
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "PYTHONUNBUFFERED": "1",
-        "VITP_BACKBONES": str(folder / "deep"),
-        "VITP_FINE_TUNED": "ships,land,changes",
-    }
-    for name in ("VITP_MODEL", "GRADIO_SERVER_PORT"):
-        environment.pop(name, None)
-    log = folder / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "space" / "app.py"], cwd=folder, env=environment, stdout=output, stderr=output
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield found.group()
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert "Traceback" not in log.read_text(), log.read_text()
+    environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": silent_hub, "VITP_BACKBONES": str(folder / "deep")}
+    with running_app(folder, environment | {"VITP_FINE_TUNED": "ships,land,changes"}) as (url, _):
+        yield url
+    log = (folder / "log").read_text()
+    assert "Traceback" not in log, log
 
 
 @pytest.fixture(scope="module")
@@ -350,9 +325,8 @@ def test_shorter_column_stays_in_view(pages, tab, column):
 def features(name):
     """Return the features of an example by the packed model, of shape `(28, 28, channels)`."""
     vit = ViTPForConditionalGeneration.from_pretrained(PACKED, dtype=torch.float32).model.vision_tower.eval()
-    small = np.asarray(Image.open(EXAMPLES[name]).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)) / 255
-    values = torch.from_numpy((small - MEAN) / STD).movedim(-1, 0)[None].float()
-    return vit(values).last_hidden_state[0, 1:].reshape(28, 28, -1)
+    small = np.asarray(Image.open(EXAMPLES[name]).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC))
+    return vit(normalized(small)).last_hidden_state[0, 1:].reshape(28, 28, -1)
 
 
 def test_painted_similarities_are_exact_within_tolerance(map_page):

@@ -9,9 +9,7 @@ import io
 import itertools
 import json
 import os
-import re
 import statistics
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,9 +19,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from handlers import running_app
 from loading import PACKED
 from local_hub import LocalHub
-from paths import ROOT
 from pictures import picture
 from tiny_models import VISION
 
@@ -67,27 +65,8 @@ def hub(tmp_path):
 @pytest.fixture
 def app(hub, tmp_path):
     """Start the app and return its address and process."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "PYTHONUNBUFFERED": "1",
-        **hub.environment(tmp_path / "home"),
-    }
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        process = psutil.Popen(
-            [sys.executable, ROOT / "space" / "app.py"], cwd=tmp_path, env=environment, stdout=output, stderr=output
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while not (found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield found.group(), process
-    finally:
-        process.terminate()
-        process.wait(30)
+    with running_app(tmp_path, hub.environment(tmp_path / "home")) as found:
+        yield found
 
 
 def cpu_seconds(process=psutil) -> float:
