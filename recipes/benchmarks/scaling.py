@@ -19,7 +19,7 @@ import PIL.Image
 import rasterio
 import torch
 from accelerate.data_loader import SkipBatchSampler
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset
 from rasterio.windows import Window
 
 from modeling_vitp.configuration_vitp import ViTPVisionConfig
@@ -29,6 +29,7 @@ from modeling_vitp.image_processing_vitp import ViTPImageProcessor
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import read_picture
+from modeling_vitp.instructions.from_annotations.storage import FEATURES
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.probing.backbones import Backbone, extract, load_backbone
@@ -39,13 +40,6 @@ from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
 STRIP, ROWS_A_FILE, SOURCE_ROWS, BATCH, BATCHES = 500, 5000, 10_000, 8, 1000
 VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION |= {"image_size": [224, 224], "patch_size": [16, 16], "attention_bias": True}
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "images": List(Image()),
-        "messages": List({"role": Value("string"), "content": Value("string")}),
-    }
-)
 
 
 # Data for the measurements

@@ -94,16 +94,12 @@ class HuatuoOA(PublicSet):
 
 
 @register_public_set("huatuo_vqa")
-class HuatuoVQA(PublicSet):
+class HuatuoVQA(HuatuoOA):
     """PubMedVision, instruction tuning part of HuatuoGPT-Vision: questions about figures."""
 
     title = "PubMedVision, instruction tuning (Chen et al. 2024, HuatuoGPT-Vision)"
-    license = "Apache-2.0 on its page; the figures have the licenses of their articles"
-    obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
-    paper_rows = 647_000
-    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
+    tasks = ("vqa",)
     annotations = ("PubMedVision_InstructionTuning_VQA.json",)
-    seen = "its page and public loaders"
     layout = """
         PubMedVision_InstructionTuning_VQA.json    LLaVA conversations, `image` a list of names like images/pmc_1_0.jpg
         images/pmc_1_0.jpg                         from images_0.zip to images_19.zip, `unzip -j images_0.zip -d images`

@@ -13,7 +13,7 @@ import rasterio
 import shapely
 import torch
 import yaml
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset
 from georeferenced import feature, save_geojson, save_geopackage, save_geotiff, to_ground
 from page_blocks import ADAPT, file_name, find_pages, read_page
 from paths import FIXTURES, ROOT
@@ -45,15 +45,9 @@ from modeling_vitp import (
     convert_checkpoint,
     export_backbone,
 )
+from modeling_vitp.instructions.from_annotations.storage import FEATURES
 from modeling_vitp.training.loading import build_model
 
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "images": List(Image()),
-        "messages": List({"role": Value("string"), "content": Value("string")}),
-    }
-)
 LINKED = ("recipes", "modeling_vitp", "space")  # folders of the project that commands of a page read
 SCENES = ("OSBS_029", "SOAP_061", "2019_YELL_2_541000_4977000_image_crop")
 
