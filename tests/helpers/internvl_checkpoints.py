@@ -8,8 +8,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_models import TEXT, VISION
-from torch import nn
+from tiny_models import TEXT, VISION, vivid
 from transformers import AutoConfig, InternVLConfig, InternVLForConditionalGeneration
 
 FIXTURE = original_checkpoint.FOLDER
@@ -121,15 +120,6 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
     assert found.keys() == wanted.keys()
     for key, tensor in wanted.items():
         assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
-
-
-def vivid(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Set random weights, including norms and layer scales, that are large enough to change the outputs."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * 0.15)
-    return model.eval()
 
 
 def native_model(

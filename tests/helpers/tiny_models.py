@@ -1,6 +1,7 @@
 """Settings of tiny models, and models with weights that differ from the initialization."""
 
 import torch
+from torch import nn
 
 from modeling_vitp import ViTPAdapterConfig
 from modeling_vitp.training.loading import build_model
@@ -34,12 +35,17 @@ def adapter_config() -> ViTPAdapterConfig:
     return ViTPAdapterConfig(**VISION_16, deformable_heads=4, spatial_prior_channels=8)
 
 
+def vivid(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Set random weights, including norms and layer scales, that are large enough to change the outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.15)
+    return model.eval()
+
+
 def vivid_model(tokenizer, **vision):
     """Build a model with weights of order one and drop path, and its processor."""
     torch.manual_seed(0)
     model, processor = build_model(tokenizer, {**VISION, "drop_path_rate": 0.2, **vision}, TEXT, {"max_patches": 6})
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * 0.15)
-    return model.eval(), processor
+    return vivid(model, seed=1), processor
