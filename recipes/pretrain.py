@@ -65,9 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.from_scratch is not None and training_args.vrl_warmup_steps is None:
         training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
 
-    scratch = args.from_scratch, sample_texts(data.train, transform, training_args.seed), args.drop_path_rate
-    vision = args.vision_model, args.language_model, args.vision_image_size
-    model, processor = load_start(model_args, *scratch, *vision)
+    model, processor = load_start(args, model_args, sample_texts(data.train, transform, training_args.seed))
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
     freeze(model, *frozen)
     peft_config = lora_config(model, model_args, *frozen, args.lora_on_vision)

@@ -36,6 +36,8 @@ from ..vision_towers import TOWERS, pair, tower_of
 if TYPE_CHECKING:  # the Space loads models without TRL
     from trl import ModelConfig
 
+    from .arguments import PretrainArguments
+
 logger = logging.getLogger(__name__)
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -70,30 +72,21 @@ def check_options(model_args: "ModelConfig", from_scratch: dict | None, model_in
 
 
 def load_start(
-    model_args: "ModelConfig",
-    from_scratch: dict | None,
-    texts: Iterable[str],
-    drop_path_rate: float | None = None,
-    vision_model: str | None = None,
-    language_model: str | None = None,
-    image_size: int | None = None,
+    args: "PretrainArguments", model_args: "ModelConfig", texts: Iterable[str]
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """Load or build the model and processor that the arguments describe.
 
     Args:
+        args: arguments of the start. With `from_scratch`, `vision_model` provides the initial weights of the ViT and
+            the settings of the image processor, unless `from_scratch` overrides them.
         model_args: arguments of the model.
-        from_scratch: configuration of a model with random weights, see [`check_from_scratch`].
         texts: texts that the tokenizer of a model from scratch is trained on.
-        drop_path_rate: stochastic depth rate of the ViT, by default that of its configuration.
-        vision_model: folder or Hub id of a backbone. With `from_scratch`, it provides the initial weights of the ViT
-            and the settings of the image processor, unless `from_scratch` overrides them.
-        language_model: folder or Hub id of a causal LM, combined with `vision_model`.
-        image_size: side of a tile in pixels for `language_model`, see [`compose`].
 
     Raises:
         ValueError: if not exactly one start is given, the checkpoint has another model type, or its keys do not match.
     """
-    name = model_args.model_name_or_path
+    name, from_scratch, drop_path_rate = model_args.model_name_or_path, args.from_scratch, args.drop_path_rate
+    vision_model, language_model, image_size = args.vision_model, args.language_model, args.vision_image_size
     if (vision_model is None) != (language_model is None) and (from_scratch is None or vision_model is None):
         raise ValueError("vision_model and language_model belong together: set both, or neither.")
     if sum(start is not None for start in (name, from_scratch, language_model)) != 1:
@@ -379,7 +372,8 @@ def compose(
     vision = open_vit(vision_model, drop_path_rate, **options)
     if side != pair(vision.config.image_size)[0]:
         vision = resize_backbone(vision, image_size=side)
-    language = load_language(language_model, options)
+    language, report = AutoModelForCausalLM.from_pretrained(language_model, output_loading_info=True, **options)
+    check_report(language_model, report)
     for name, part in ((vision_model, vision), (language_model, language)):
         check_finite(part.state_dict(), name)
     tokenizer = AutoTokenizer.from_pretrained(language_model)
@@ -474,12 +468,6 @@ def check_language_model(name: str) -> None:
     model_type = AutoConfig.from_pretrained(name).model_type
     if model_type in TOWERS:
         raise ValueError(f"Expected language_model {name} to be a causal LM, found a ViT ({model_type!r}).")
-
-
-def load_language(name: str, options: dict) -> PreTrainedModel:
-    model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
-    check_report(name, report)
-    return model
 
 
 def check_report(name: str, report: dict) -> None:

@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
     rows, _ = prepare(splits)
     transform = TreeInstructions(splits["train"], **(args.task_options or {}))
-    model, processor = load_start(model_args, args.from_scratch, [], args.drop_path_rate)
+    model, processor = load_start(args, model_args, [])
     vit, image_processor = model.model.vision_tower, processor.image_processor
     export_backbone(vit, output_dir / START, image_processor)
 

@@ -16,6 +16,7 @@ from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration, export_backbone
 from modeling_vitp.convert.checkpoint import convert_checkpoint
+from modeling_vitp.training.arguments import PretrainArguments
 from modeling_vitp.training.loading import load_start
 
 GENERATION = {"max_new_tokens": 8, "do_sample": False}
@@ -173,7 +174,7 @@ def test_every_kind_is_loaded_without_this_package(hub, pushed, tmp_path):
 # Uses of a Hub id by recipes and package.
 LOADERS = {
     "model": lambda name, folder: ViTPForConditionalGeneration.from_pretrained(name).model.vision_tower,
-    "start": lambda name, folder: load_start(ModelConfig(model_name_or_path=name), None, ())[0].model.vision_tower,
+    "start": lambda name, folder: load_start(PretrainArguments("rows"), ModelConfig(name), ())[0].model.vision_tower,
     "export": lambda name, folder: AutoModel.from_pretrained(export_backbone(name, folder / "exported")),
     "convert": lambda name, folder: AutoModel.from_pretrained(convert_checkpoint(name, folder / "new", "backbone")),
 }

@@ -45,7 +45,7 @@ from modeling_vitp import (
 from modeling_vitp.command.errors import MISTAKE, explain_error
 from modeling_vitp.configuration_vitp import known_keys
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training.arguments import BackboneArguments
+from modeling_vitp.training.arguments import BackboneArguments, PretrainArguments
 from modeling_vitp.training.fine_tuning import check_start
 from modeling_vitp.training.loading import (
     build_tokenizer,
@@ -57,6 +57,10 @@ from modeling_vitp.training.loading import (
     load_start,
     tiling,
 )
+
+
+def load(model_args=None, texts=(), **arguments):
+    return load_start(PretrainArguments("rows", **arguments), model_args or ModelConfig(), texts)
 
 
 def test_internvl_checkpoint_is_loaded(tmp_path):
@@ -73,7 +77,7 @@ def test_internvl_checkpoint_is_loaded(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     GotOcr2ImageProcessor(size={"height": 56, "width": 56}, image_mean=[0.4, 0.5, 0.6]).save_pretrained(tmp_path)
 
-    model, processor = load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [], drop_path_rate=0.1)
+    model, processor = load(ModelConfig(model_name_or_path=str(tmp_path)), drop_path_rate=0.1)
     assert isinstance(model, ViTPForConditionalGeneration)
     assert [layer.drop_path.drop_prob for layer in model.model.vision_tower.encoder.layer] == [0.0, 0.05, 0.1]
     assert list(processor.image_processor.image_mean) == [0.4, 0.5, 0.6]
@@ -85,7 +89,7 @@ def test_internvl_checkpoint_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_model_from_scratch_has_requested_attention(implementation):
-    model, _ = load_start(ModelConfig(attn_implementation=implementation), FROM_SCRATCH, ["How many? 3 trees"])
+    model, _ = load(ModelConfig(attn_implementation=implementation), ["How many? 3 trees"], from_scratch=FROM_SCRATCH)
     parts = (model.config, model.config.vision_config, model.config.text_config)
     assert {part._attn_implementation for part in parts} == {implementation}
 
@@ -93,7 +97,7 @@ def test_model_from_scratch_has_requested_attention(implementation):
 def test_other_model_type_is_refused(tmp_path):
     Qwen2Config(**TEXT).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'qwen2' model"):
-        load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [])
+        load(ModelConfig(model_name_or_path=str(tmp_path)))
 
 
 def test_checkpoint_with_missing_weights_is_refused(model_and_processor, tmp_path):
@@ -102,7 +106,7 @@ def test_checkpoint_with_missing_weights_is_refused(model_and_processor, tmp_pat
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="missing_keys.*lambda_1"):
-        load_start(ModelConfig(model_name_or_path=str(tmp_path)), None, [])
+        load(ModelConfig(model_name_or_path=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def save_language_model(folder, model_type="llama", tokenizer=None, **settings):
 
 def composed(vision_folder, language_folder, **kwargs):
     start = {"vision_model": str(vision_folder), "language_model": str(language_folder)}
-    return load_start(ModelConfig(), None, [], **start, **kwargs)
+    return load(**start, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -311,13 +315,13 @@ def test_composed_model_trains(vision_folder, tmp_path):
 
 
 def test_from_scratch_loads_weights_of_backbone(vision_folder):
-    model, _ = load_start(ModelConfig(), FROM_SCRATCH, [], vision_model=str(vision_folder))
+    model, _ = load(from_scratch=FROM_SCRATCH, vision_model=str(vision_folder))
     given = load_file(vision_folder / "model.safetensors")
     found = model.model.vision_tower.state_dict()
     assert given.keys() == found.keys() and all(torch.equal(given[key], found[key]) for key in given)
     other = FROM_SCRATCH | {"vision_config": VISION | {"intermediate_size": 24}}
     with pytest.raises(ValueError, match="do not fit from_scratch.vision_config: size mismatch"):
-        load_start(ModelConfig(), other, [], vision_model=str(vision_folder))
+        load(from_scratch=other, vision_model=str(vision_folder))
 
 
 def test_from_scratch_reads_images_as_its_backbone(vision_folder, tmp_path):
@@ -327,7 +331,7 @@ def test_from_scratch_reads_images_as_its_backbone(vision_folder, tmp_path):
     ViTPImageProcessor(**own).save_pretrained(vision_folder)
     for settings in ({}, {"max_patches": 1, "image_mean": [0.5] * 3}):
         scratch = FROM_SCRATCH | {"image_processor": settings}
-        _, processor = load_start(ModelConfig(), scratch, [], vision_model=str(vision_folder))
+        _, processor = load(from_scratch=scratch, vision_model=str(vision_folder))
         planned, tokens = tiling(None, scratch, str(vision_folder))
         found = [one.to_dict() for one in (processor.image_processor, planned)]
         for name, value in (own | settings).items():
@@ -357,9 +361,9 @@ def test_incompatible_starts_are_refused(vision_folder, tmp_path):
     both = {"vision_model": str(vision_folder), "language_model": str(tmp_path / "lm")}
     for part in both:
         with pytest.raises(ValueError, match="vision_model and language_model"):
-            load_start(ModelConfig(), None, [], **{part: both[part]})
+            load(**{part: both[part]})
     with pytest.raises(ValueError, match="Give either model_name_or_path or from_scratch"):
-        load_start(ModelConfig(model_name_or_path="x"), None, [], **both)
+        load(ModelConfig(model_name_or_path="x"), **both)
     with pytest.raises(ValueError, match="vision_model .*'llama'"):
         composed(tmp_path / "lm", tmp_path / "lm")
 
