@@ -44,15 +44,23 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w./])(?:~|/(?!/)|[A-Za-z]:\\)[^\s\"',:=]*[/\\]([^/\\\s\"',:=]+)", r"\1", text)
 
 
-def portable_command(recipe: str, arguments: Sequence[str]) -> str:
-    """Return a command line for a card: without tokens, and with absolute paths shortened to their last part."""
-    words, skip = ["vitp", recipe], False
+def without_tokens(arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command line without options for tokens and their values."""
+    words, is_value = [], False
     for word in arguments:
         is_token = word.startswith("-") and word.split("=")[0].endswith("token")
-        if not (skip or is_token):
-            option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-            words.append(option + equals + without_folders(value))
-        skip = is_token and "=" not in word
+        if not (is_value or is_token):
+            words.append(word)
+        is_value = is_token and "=" not in word
+    return words
+
+
+def portable_command(recipe: str, arguments: Sequence[str]) -> str:
+    """Return a command line for a card: without tokens, and with absolute paths shortened to their last part."""
+    words = ["vitp", recipe]
+    for word in without_tokens(arguments):
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        words.append(option + equals + without_folders(value))
     return shlex.join(words)
 
 

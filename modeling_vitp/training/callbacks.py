@@ -23,13 +23,16 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.trainer_callback import ExportableState
 
+from ..cards.sections import without_tokens
 from ..command.errors import RunStopped, one_line
+from ..configuration_vitp import patch_grid
 from ..convert.tensor_files import not_finite
 from ..images.pixels import align_scores, colors_of, principal_scores
+from ..vision_towers import tower_of
 
 logger = logging.getLogger(__name__)
 FOLDER, COMPONENTS = "watch", "components.safetensors"
@@ -160,9 +163,7 @@ class SaveOnSignal(TrainerCallback):
 
     def restore(self) -> None:
         for number, before in self._before.items():
-            # The handler of transformers' just-in-time checkpoint would ignore later signals.
-            is_jit = getattr(before, "__module__", None) == "transformers.trainer_jit_checkpoint"
-            signal.signal(number, signal.SIG_DFL if is_jit or before is None else before)
+            signal.signal(number, signal.SIG_DFL if before is None else before)
         self._before = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -240,14 +241,7 @@ def next_command(args) -> str:
     if args.world_size > 1 or not sys.argv[0]:
         return "Resume with the command that started the run."
     program = sys.argv[0] if sys.argv[0].startswith("vitp ") else f"{shlex.quote(sys.executable)} {sys.argv[0]}"
-    words, is_value = [], False
-    for word in sys.argv[1:]:
-        is_token = word.startswith("-") and word.split("=")[0].endswith("token")
-        if is_token or is_value:
-            is_value = is_token and "=" not in word
-        else:
-            words.append(word)
-    return f"Resume with: {program} {shlex.join(words)}"
+    return f"Resume with: {program} {shlex.join(without_tokens(sys.argv[1:]))}"
 
 
 class LogPredictionsCallback(TrainerCallback):
@@ -334,6 +328,19 @@ def choose(samples: Dataset, number: int, seed: int) -> list:
     """Return random samples of a data set in its order, determined by the seed."""
     indices = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:number]
     return [samples[index] for index in indices.sort().values.tolist()]
+
+
+def patch_maps(vit: PreTrainedModel, pixel_values: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
+    """Return the patch features of a ViT as maps, float32 `(batch_size, channels, rows, columns)`.
+
+    Args:
+        vit: ViT of any family, see [`~modeling_vitp.register_tower`].
+        pixel_values: normalized images `(batch_size, num_channels, height, width)`.
+        head: module that is applied to the features of each patch.
+    """
+    tokens = tower_of(vit.config).patch_tokens(vit, pixel_values.to(vit.dtype))
+    tokens = tokens if head is None else head(tokens)
+    return tokens.float().transpose(1, 2).unflatten(2, patch_grid(vit.config, pixel_values.shape[-2:]))
 
 
 def component_colors(features: Sequence[torch.Tensor], folder: Path) -> list[np.ndarray]:
