@@ -29,6 +29,7 @@ class Arguments:
         file_fields: names of mapping fields that also accept the name of a file.
         limits: interval of each numeric field, such as `"[0, 1)"`, see [`check_within`].
         choices: allowed values of each field.
+        unsupported: reason by the name of a library's option that may not be set.
 
     Raises:
         ValueError: if a value is not allowed; the message names the field, its value and the allowed values.
@@ -37,16 +38,24 @@ class Arguments:
     file_fields: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[dict[str, str]] = {}
     choices: ClassVar[dict[str, Sequence[str]]] = {}
+    unsupported: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self):
         self._read_mappings()
-        own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments)]
-        for name, interval in {k: v for cls in reversed(own) for k, v in vars(cls).get("limits", {}).items()}.items():
+        limits, choices, unsupported = {}, {}, {}
+        for cls in reversed(type(self).__mro__):  # a subclass takes precedence
+            limits |= vars(cls).get("limits", {})
+            choices |= vars(cls).get("choices", {})
+            unsupported |= vars(cls).get("unsupported", {})
+        for name, interval in limits.items():
             check_within(name, getattr(self, name), interval)
-        for name, known in {k: v for cls in reversed(own) for k, v in vars(cls).get("choices", {}).items()}.items():
+        for name, known in choices.items():
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {value!r}.")
+        for name, reason in unsupported.items():
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)} is not supported: {reason}")
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
 
@@ -253,12 +262,9 @@ class RunArguments(Arguments):
             raise ValueError(
                 f"Expected save_on_signal: SIGTERM, SIGINT, SIGHUP or none, got {', '.join(sorted(unknown))}."
             )
+        self.save_on_signal = [name for name in self.save_on_signal if name != "none"]
         if hasattr(super(), "__post_init__"):
             super().__post_init__()
-
-    @property
-    def saving_signals(self) -> list[str]:
-        return [name for name in self.save_on_signal if name != "none"]
 
 
 @dataclass
@@ -293,8 +299,12 @@ class PretrainArguments(PlanArguments, ScriptArguments):
     """Arguments of the training data, the start of the model, and its frozen parts."""
 
     file_fields = ("mixture", "probe_data")
-    limits = {"unfreeze_vision_layers": "[0, inf)", "drop_path_rate": "[0, 1)", "max_patches": "[1, inf)"}
-    limits |= {"vision_image_size": "[1, inf)"}
+    limits = {
+        "unfreeze_vision_layers": "[0, inf)",
+        "drop_path_rate": "[0, 1)",
+        "max_patches": "[1, inf)",
+        "vision_image_size": "[1, inf)",
+    }
 
     mixture: dict | str | None = field(
         default=None,
@@ -539,12 +549,6 @@ class VRLArguments(RunArguments):
             "and counts it and uses another row instead. Evaluation always stops."
         },
     )
-    remove_unused_columns: bool = field(
-        default=False,
-        metadata={
-            "help": "Whether unused columns are removed. Default: false, because the collator selects its columns."
-        },
-    )
 
 
 @dataclass
@@ -629,7 +633,6 @@ class FineTuningSettings(RunArguments):
         default=True,
         metadata={"help": "Whether to train. If false, the model is only scored and its predictions are drawn."},
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Without effect: no column is removed."})
     layer_decay: float = field(
         default=0.9,
         metadata={
@@ -647,15 +650,6 @@ class FineTuningSettings(RunArguments):
         default=False,
         metadata={"help": "Whether position embeddings have weight decay, as in the authors' release. Default: false."},
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.remove_unused_columns = False  # the errors of a step name the ids of its samples
-
-    def layer_decay_settings(self) -> dict[str, float | bool | None]:
-        """Return the settings for the record of a run; `None` for an option that is off."""
-        options = ("level_embeddings_at_input", "position_weight_decay")
-        return {"layer_decay": self.layer_decay} | {name: getattr(self, name) or None for name in options}
 
 
 @dataclass

@@ -22,7 +22,7 @@ from ..modeling_vitp_detection import (
 )
 from ..rotated_boxes import align_in_image
 from .arguments import SplitArguments, StartArguments
-from .plan import GIB, INTERNVL2_5_1B, SPARE, describe_device, measure_step, number_of_steps
+from .plan import GIB, INTERNVL2_5_1B, MEMORY_HEADER, SPARE, describe_device, measure_step, memory_cells
 
 SMALL_CARD = 24  # GiB
 
@@ -60,7 +60,7 @@ def dry_run(
     samples = None
     if training_args.max_steps <= 0 and (root is None or Path(root).is_dir()):
         samples = len(open_samples())
-    steps = number_of_steps(training_args, devices, samples)
+    steps = training_args.number_of_steps(samples, devices)
     if model_args.from_scratch is None:
         model = load().to("meta")
     else:
@@ -75,15 +75,12 @@ def dry_run(
             cost = step.cost(int(checkpointing), training_args.optim).with_buckets(devices)
             operations, speed = accumulation * cost.operations, speeds[bf16]
             seconds = speed and operations / (speed * args.plan_utilization)
-            parts = [cost.weights, cost.gradients, cost.optimizer, cost.activations, cost.memory]
-            left = device.memory - cost.memory / GIB
-            if left >= SPARE * device.memory:
+            if cost.memory / GIB <= (1 - SPARE) * device.memory:
                 fitting.append((cost.operations / (speed or 1), bf16, checkpointing))
             rows.append(
                 [
                     ("bf16" if bf16 else "float32") + ", activation checkpointing" * checkpointing,
-                    *(f"{part / GIB:.2f}" for part in parts),
-                    f"{left:.1f} free" if left >= 0 else f"{-left:.1f} missing",
+                    *memory_cells(cost, device),
                     "fits" if cost.memory / GIB <= (1 - SPARE) * SMALL_CARD else "does not fit",
                     f"{operations / 1e12:.3g}",
                     f"{seconds * (steps or 1000) / 3600:.3g}" if seconds else "?",
@@ -94,8 +91,7 @@ def dry_run(
         f"A step has {batch * accumulation * devices} samples of {size} x {size} pixels, {batch} at once on a device."
     )
     hours = f"hours of {steps:,} steps" if steps else "hours of 1,000 steps"
-    header = "GiB:, weights, gradients, optimizer, activations, total, of the device".split(", ")
-    print("\n" + table([*header, f"{SMALL_CARD} GiB card", "TFLOP per step", hours], rows))
+    print("\n" + table([*MEMORY_HEADER, f"{SMALL_CARD} GiB card", "TFLOP per step", hours], rows))
     if steps is None:
         print(f"\nThe training images are not in {root}, so the number of steps is unknown.")
     if not fitting:

@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, PreTrainedModel, TrainingArguments
+from transformers import AutoConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig, SFTConfig
 
@@ -73,10 +73,9 @@ CHECKPOINTING = {
     2: "activation checkpointing of every 2nd layer",
     1: "activation checkpointing",
 }
+MEMORY_HEADER = ["GiB:", "weights", "gradients", "optimizer", "activations", "total", "of the device"]
 SPARE = 0.1  # share of a device's memory that stays free, the error of the estimate
 CUSTOM_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.IGNORECASE)
-
-
 LEAST_SAMPLES = 4096  # minimum number of drawn samples, rounded up to whole steps
 PARTS = {
     "ViT": "model.vision_tower",
@@ -386,17 +385,11 @@ def print_plan(
         peak = cost(work.longest, whole if work.undropped else setup).with_buckets(devices)
         operations = work.operations_per_step(mean(setup), work.undropped and mean(whole))
         hours_of[setup] = hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
-        parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
-        left = device.memory - peak.memory / GIB
         if dataclasses.replace(setup, checkpoint_every=configured.checkpoint_every) == configured:
-            room[setup.checkpoint_every] = left
-        fits = f"{left:.1f} free" if left >= 0 else f"{-left:.1f} missing"
-        cells = [*(f"{part / GIB:.2f}" for part in parts), fits, f"{operations / 1e12:.3g}", f"{hours:.3g}"]
-        rows.append([change, *cells, f"{hours * work.devices:.3g}"])
-    header = (
-        "GiB:, weights, gradients, optimizer, activations, total, of the device, TFLOP per step, hours, device hours"
-    )
-    print("\n" + table(header.split(", "), rows))
+            room[setup.checkpoint_every] = device.memory - peak.memory / GIB
+        numbers = operations / 1e12, hours, hours * work.devices
+        rows.append([change, *memory_cells(peak, device), *(f"{number:.3g}" for number in numbers)])
+    print("\n" + table([*MEMORY_HEADER, "TFLOP per step", "hours", "device hours"], rows))
     samples = work.mean.samples * work.accumulation * work.devices
     print(f"\nAs configured, {work.steps:,} steps of {samples} samples take {hours_of[configured]:.3g} hours.")
     fastest = fastest_checkpointing(room, SPARE * device.memory)
@@ -409,6 +402,13 @@ def print_plan(
         moved = traffic(config, trained, work.devices, work.accumulation)
         sizes = " and ".join(f"{size / 1e9:.3g} GB with {name}" for name, size in moved.items())
         print(f"\nAs configured, each device receives {sizes} per step, and sends the same amount.")
+
+
+def memory_cells(cost: StepCost, device: Device) -> list[str]:
+    """Return the cells of a table under `MEMORY_HEADER`, without the first one."""
+    parts = cost.weights, cost.gradients, cost.optimizer, cost.activations, cost.memory
+    left = device.memory - cost.memory / GIB
+    return [*(f"{part / GIB:.2f}" for part in parts), f"{left:.1f} free" if left >= 0 else f"{-left:.1f} missing"]
 
 
 def pretraining_operations(config: ViTPConfig, work: Work, drop_ratio: float, **options: Any) -> float:
@@ -552,7 +552,7 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
         summaries: summaries of the sources.
         from_scratch: whether VRL's warm-up is half of the steps by default.
     """
-    steps = number_of_steps(args, devices, sum(summary.effective for summary in summaries))
+    steps = args.number_of_steps(sum(summary.effective for summary in summaries), devices)
     tiles = round(sum(summary.share * summary.tiles for summary in summaries), 2)
     text = round(sum(summary.share * summary.text_tokens for summary in summaries))
     most, most_text = (max(lengths) for lengths in zip(*(summary.longest for summary in summaries)))
@@ -563,15 +563,6 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
     warmup = (steps // 2 if from_scratch else 0) if warmup is None else min(warmup, steps)
     undropped = 1 - (1 - warmup / max(steps, 1)) * args.vrl_apply_prob if args.vrl_drop_ratio else 0.0
     return Work(steps, undropped, args.gradient_accumulation_steps, devices, *shapes)
-
-
-def number_of_steps(args: TrainingArguments, devices: int, rows: int | None) -> int | None:
-    """Return the optimizer steps of a run on a number of rows, `None` if they depend on an unknown number."""
-    if args.max_steps > 0 or rows is None:
-        return args.max_steps if args.max_steps > 0 else None
-    samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * devices
-    batches = rows // samples if args.dataloader_drop_last else math.ceil(rows / samples)
-    return math.ceil(args.num_train_epochs * batches)
 
 
 def padding_of_samples(

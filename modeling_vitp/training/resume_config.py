@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +26,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from ..hub.failures import retry
-from ..instructions.mixture import Mixture, MixtureDataset, MixtureStream
+from ..instructions.mixture import MixtureDataset, MixtureStream
 from ..instructions.schemas import RowReader
 from ..instructions.sources import Source, line_files, load_columns
 from .checkpointing import last_checkpoint, read_checkpoint_record
@@ -117,7 +116,7 @@ def hash_of_weights(model: nn.Module, is_main: bool, is_chosen: Callable[[str, n
     return broadcast_object_list([digest.hexdigest()[:16]])[0]
 
 
-def default_warmup(args: Any, data: Dataset | IterableDataset) -> int:
+def default_warmup(args: TrainingArguments, data: Dataset | IterableDataset) -> int:
     """Return the default steps of VRL's warm-up for a language model from scratch, half of all steps.
 
     A resumed run keeps the number of the original run, even if the number of steps has changed.
@@ -130,11 +129,8 @@ def default_warmup(args: Any, data: Dataset | IterableDataset) -> int:
     record = read_checkpoint_record(checkpoint) if checkpoint is not None else {}
     if record:
         return record["settings"]["fixed"].get("vrl_warmup_steps") or 0
-    if args.max_steps > 0 or isinstance(data, IterableDataset):  # streams require max_steps
-        return max(args.max_steps, 0) // 2
-    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    num_batches = len(data) // batch_size if args.dataloader_drop_last else math.ceil(len(data) / batch_size)
-    return math.ceil(args.num_train_epochs * num_batches) // 2
+    num_rows = None if isinstance(data, IterableDataset) else len(data)
+    return (args.number_of_steps(num_rows, args.world_size) or 0) // 2
 
 
 def check_resume(
@@ -179,17 +175,13 @@ def check_resume_settings(
         ValueError: if settings that must match differ; the message names them with both values.
     """
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the record
-    # Older records have the settings of the optimizer under `free`.
-    recorded = recorded | {"fixed": recorded.get("free", {}) | recorded.get("fixed", {})}
-    differences = {
-        kind: [
-            f"{name} was {recorded.get(kind, {}).get(name)!r} and is {value!r}"
-            for name, value in values.items()
-            if recorded.get(kind, {}).get(name) != value and (kind != "given" or name in recorded.get(kind, {}))
-        ]
-        for kind, values in settings.items()
-    }
-    wrong = [item for kind in ("fixed", "model", "given") for item in differences.get(kind, [])]
+    wrong, changed = [], []
+    for kind in ("fixed", "model", "given", "free"):
+        before = recorded.get(kind, {})
+        for name, value in settings.get(kind, {}).items():
+            if before.get(name) != value and (kind != "given" or name in before):
+                found = f"{name} was {before.get(name)!r} and is {value!r}"
+                (changed if kind == "free" else wrong).append(found)
     if wrong:
         start = " from its weights: set the checkpoint as model_name_or_path, and another output_dir."
         if recorded.get("model", {}).get("use_peft"):
@@ -198,11 +190,11 @@ def check_resume_settings(
             f"{checkpoint} belongs to a run with other settings: {'; '.join(wrong)}. Restore them to resume, or "
             f"start a new run{start}"
         )
-    if differences["free"]:
+    if changed:
         logger.warning(
             "Resuming from %s with changed settings; the result differs from an uninterrupted run: %s.",
             checkpoint,
-            "; ".join(differences["free"]),
+            "; ".join(changed),
         )
 
 
@@ -269,11 +261,11 @@ def fingerprint_data(data: Any) -> dict[str, str | None]:
         data: data set, stream, mixture, list of file paths, text that represents annotations, or dictionary of these.
     """
     if isinstance(data, MixtureDataset | MixtureStream):
-        mixture = dataclasses.asdict(data.mixture) | {"sources": None, "modalities": None}
-        if not getattr(data, "is_split", False):  # unsplit mixtures have the same hash as without this setting
-            del mixture["split_streams"]
-        parts = {source.name: hash_source(source, part) for source, part in zip(data.mixture.sources, data.parts)}
-        return {"how sources are mixed": digest([str(mixture), str(order_of(data.mixture))]), **parts}
+        mixture, sources = dataclasses.asdict(data.mixture), data.mixture.sources
+        mixture |= {"sources": [source.name for source in sources], "modalities": None}
+        mixture["split_streams"] = getattr(data, "is_split", False)
+        parts = {source.name: hash_source(source, part) for source, part in zip(sources, data.parts)}
+        return {"how sources are mixed": digest([str(mixture)]), **parts}
     if isinstance(data, Dataset):
         return {"rows": hash_rows(data)}
     if isinstance(data, IterableDataset):
@@ -287,10 +279,6 @@ def fingerprint_data(data: Any) -> dict[str, str | None]:
     if isinstance(data, str):
         return {"annotations": digest([data])}
     return {"rows": None}
-
-
-def order_of(mixture: Mixture) -> list[str]:
-    return [source.name for source in mixture.sources]
 
 
 def hash_source(source: Source, part: Dataset | IterableDataset) -> str | None:

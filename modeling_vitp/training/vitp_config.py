@@ -1,6 +1,7 @@
 """Training configuration of pretraining, and its base, which all trainers share."""
 
 import logging
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,18 +35,16 @@ class BaseConfig(RunArguments):
         "gradient_accumulation_steps": "[1, inf)",
         "dataloader_num_workers": "[0, inf)",
     }
+    unsupported = {
+        "auto_find_batch_size": "batches keep their size, so that a run resumes exactly. Set a smaller "
+        "per_device_train_batch_size with the same global_batch_size.",
+        "restore_callback_states_from_checkpoint": "callbacks of this package are bound to their trainer, which "
+        "restores their state anyway. Remove it.",
+        "enable_jit_checkpoint": "save_on_signal does the same. Remove it.",
+    }
 
     def __post_init__(self):
-        if self.auto_find_batch_size:
-            raise ValueError(
-                "auto_find_batch_size=True is not supported: batches keep their size, so that a run resumes exactly. "
-                "Set a smaller per_device_train_batch_size with the same global_batch_size."
-            )
-        if self.restore_callback_states_from_checkpoint:
-            raise ValueError(
-                "restore_callback_states_from_checkpoint=True is not supported: callbacks of this package are bound to "
-                "their trainer, which restores their state anyway. Remove it."
-            )
+        self.remove_unused_columns = False  # the errors of a step name the ids of its samples
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16()
@@ -101,6 +100,14 @@ class BaseConfig(RunArguments):
             )
         return steps
 
+    def number_of_steps(self, num_rows: int | None, num_processes: int) -> int | None:
+        """Return the optimizer steps of a run, `None` if they depend on an unknown number of rows."""
+        if self.max_steps > 0 or num_rows is None:
+            return self.max_steps if self.max_steps > 0 else None
+        batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * num_processes
+        num_batches = num_rows // batch_size if self.dataloader_drop_last else math.ceil(num_rows / batch_size)
+        return math.ceil(self.num_train_epochs * num_batches)
+
     @property
     def checkpoint_every(self) -> int:
         """Number N for activation checkpointing of every N-th layer, 0 without activation checkpointing."""
@@ -112,31 +119,27 @@ class BaseConfig(RunArguments):
 class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
     """[`~trl.SFTConfig`] with VRL and with defaults for ViTP: 4,096 tokens, and bf16 on hardware that supports it."""
 
+    unsupported = {
+        "ignore_data_skip": "rows would be trained on twice. Remove it: skipping batches reads no images.",
+        "shuffle_dataset": "data sets are shuffled in every epoch, and streams are read in their order. Remove it; a "
+        "mixture shuffles streams.",
+        "eval_packing": "rows have images. Remove it.",
+        "use_liger_kernel": "only logits of answers are computed. Remove it.",
+        "label_smoothing_factor": "it is for image classification. Remove it.",
+    }
+
     def __post_init__(self):
         # The collator encodes rows with their images. TRL would tokenize a text-only data set in advance.
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
-        if self.ignore_data_skip:
-            raise ValueError("ignore_data_skip would train on rows twice. Remove it: skipping batches reads no images.")
         if self.completion_only_loss is False:
             raise ValueError(
                 "completion_only_loss=False is not supported: the loss is computed on answers only. Remove it."
             )
-        if self.shuffle_dataset:
-            raise ValueError(
-                "shuffle_dataset=True is not supported: data sets are shuffled in every epoch, and streams are read in "
-                "their order. Remove it; a mixture shuffles streams."
-            )
-        if self.eval_packing:
-            raise ValueError("eval_packing=True is not supported for rows with images. Remove it.")
         if self.padding_free and self.neftune_noise_alpha:
             raise ValueError(
                 "padding_free=True: neftune_noise_alpha would be scaled by the total length of all samples. Remove one "
                 "of the two."
             )
-        if self.use_liger_kernel:
-            raise ValueError("use_liger_kernel=True is not supported: only logits of answers are computed. Remove it.")
-        if self.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is only supported for image classification. Remove it.")
         self.loss_type = self.loss_type or "nll"  # without it, TRL 1.14 replaces the model's forward pass
         super().__post_init__()
         if self.activation_offloading and self.use_cpu:

@@ -185,6 +185,7 @@ MEANINGLESS = [
     (ExperimentArguments, EXPERIMENT, {"probe_color_jitter": {"hue": 0.1}}),
     (ExperimentArguments, EXPERIMENT, {"control": "none"}),
     (ViTPTrainingConfig, {}, {"auto_find_batch_size": True}),
+    (ViTPTrainingConfig, {}, {"enable_jit_checkpoint": True}),
     (ViTPSegmentationTrainingConfig, {}, {"restore_callback_states_from_checkpoint": True}),
     (TreeFinetuningPlan, FINETUNING, {"label_shares": [0.0]}),
     (TreeFinetuningPlan, FINETUNING, {"layer_decays": [1.5]}),

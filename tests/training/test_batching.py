@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sample_rows import sized_row
 from tiny_models import FROM_SCRATCH, TEXT, VISION
 from torch.utils.data import DataLoader
-from training_run import FEATURES, make_rows, make_trainer, run
+from training_run import FEATURES, OPTIONS, make_rows, make_trainer, run
 
-from modeling_vitp import ViTPDataCollator
+from modeling_vitp import ViTPDataCollator, ViTPTrainingConfig
 from modeling_vitp.instructions.collator import STEP, SampleLength, normalize_tiles
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
@@ -421,16 +421,15 @@ def test_default_warmup_is_half_from_scratch(data_folder, tmp_path):
 
 
 def test_default_warmup_counts_epochs(tmp_path):
-    settings = {"resume_from_checkpoint": None, "output_dir": tmp_path, "max_steps": -1, "num_train_epochs": 2.5}
-    settings |= {"train_batch_size": 2, "gradient_accumulation_steps": 2, "world_size": 1}
-    settings["dataloader_drop_last"] = False
+    args = ViTPTrainingConfig(str(tmp_path), **OPTIONS | {"max_steps": -1, "num_train_epochs": 2.5})
     rows = make_rows()  # three steps per epoch; the Trainer counts 8 in 2.5 epochs
-    assert default_warmup(SimpleNamespace(**settings), rows) == 4
+    assert default_warmup(args, rows) == 4
     assert make_trainer(tmp_path, max_steps=-1, num_train_epochs=2.5, **ONCE).train().global_step == 8
-    assert default_warmup(SimpleNamespace(**{**settings, "max_steps": 9}), rows.to_iterable_dataset()) == 4
-    dropped = {**settings, "dataloader_drop_last": True}  # two steps per epoch, 5 in total
-    assert default_warmup(SimpleNamespace(**dropped), rows) == 2
+    args.max_steps = 9
+    assert default_warmup(args, rows.to_iterable_dataset()) == 4
+    args.max_steps, args.dataloader_drop_last = -1, True  # two steps per epoch, 5 in total
+    assert default_warmup(args, rows) == 2
     for step, recorded in ((1, {"vrl_warmup_steps": 7}), (2, {})):
         (tmp_path / f"checkpoint-{step}").mkdir()
         publish_checkpoint(tmp_path / f"checkpoint-{step}", {"fixed": recorded, "free": {}})
-        assert default_warmup(SimpleNamespace(**settings), rows) == recorded.get("vrl_warmup_steps", 0)
+        assert default_warmup(args, rows) == recorded.get("vrl_warmup_steps", 0)
