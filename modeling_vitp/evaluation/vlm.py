@@ -349,7 +349,7 @@ def draw_questions(
         picture = Answered(question.id, question.text, question.references[0], own, other)
         with torch.no_grad():
             messages = conversation_of(collator, rows, question)
-            add_features(model, collator.processor, first_image(messages), {"max_patches": 1}, picture)
+            add_features(model, collator.processor, first_image(messages), {}, picture)
         shown.append(picture)
     if shown:
         maps = [colors_of(principal_scores(one.features.float().cpu())) for one in shown]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -17,7 +17,6 @@ from huggingface_hub import CommitInfo, HfApi
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, seed_worker
 from transformers.utils import PushInProgress
 
@@ -53,7 +52,14 @@ from .checkpointing import (
     weight_bytes,
     weight_names,
 )
-from .resume_config import check_loaded, check_resume, fingerprint_data, start_fingerprint
+from .resume_config import (
+    check_loaded,
+    check_resume,
+    fingerprint_data,
+    free_settings,
+    optimizer_settings,
+    start_fingerprint,
+)
 
 logger = logging.getLogger(__name__)
 # Files of running pushes, linked here because their checkpoints may be deleted during the push.
@@ -80,8 +86,15 @@ class BaseTrainer:
     - Predictions of a few samples are drawn during training, see
       [`~modeling_vitp.training.callbacks.LogPredictionsCallback`].
 
-    A subclass implements [`run_settings`], [`train_sampler`], [`watched_samples`] and [`draw_samples`].
+    A subclass implements [`watched_samples`] and [`draw_samples`].
+
+    Attributes:
+        fixed: names of further arguments that must match on resume, see [`run_settings`].
+        free: names of further arguments that may differ on resume.
     """
+
+    fixed: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ()
 
     _resumed_from: str | None = None  # the resumed checkpoint, until the first step begins
     _resumed_state: TrainerState | None = None
@@ -95,9 +108,14 @@ class BaseTrainer:
     def run_settings(self) -> dict[str, dict[str, Any]]:
         """Return the settings that must match (`fixed`) or may differ (`free`) on resume.
 
-        [`~modeling_vitp.training.resume_config.check_resume_settings`] compares them.
+        [`~modeling_vitp.training.resume_config.check_resume_settings`] compares them. A subclass may add others.
         """
-        raise NotImplementedError
+        args = self.args
+        fixed = {name: getattr(args, name) for name in ("seed", "dataloader_drop_last", *self.fixed)}
+        fixed |= {"data_seed": self.data_seed, "global batch size": self.get_total_train_batch_size(args)}
+        fixed |= optimizer_settings(args)
+        free = free_settings(args) | {name: getattr(args, name) for name in self.free}
+        return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
 
     def extra_settings(self) -> dict[str, Any]:
         """Return settings that must match on resume if both the run and the checkpoint have them."""
@@ -150,7 +168,8 @@ class BaseTrainer:
                 return self._train(resume_from_checkpoint, *args, **kwargs)
         except BaseException as error:
             is_outermost = True
-            self._drop_unfinished_checkpoint()
+            if self._unfinished is not None and self.args.should_save:
+                shutil.rmtree(self._unfinished, ignore_errors=True)  # it may have filled the disk
             if isinstance(error, KeyboardInterrupt):
                 last = last_checkpoint(self.args.output_dir)
                 saved = f"the last checkpoint is {last}" if last else f"nothing is saved in {self.args.output_dir} yet"
@@ -167,7 +186,8 @@ class BaseTrainer:
                 raise ValueError(f"No complete checkpoint to resume from found in {self.args.output_dir}.")
         if self._recorded is None:
             start = getattr(getattr(self.model, "config", None), "_name_or_path", None)
-            self.record(None, [start], [{"samples": len_of(self.train_dataset)}], None)
+            samples = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # of a stream
+            self.record(None, [start], [{"samples": samples}], None)
         self._settings = self.run_settings() | {"given": self.extra_settings()}
         self._data = self._from_main_process(lambda: fingerprint_data(self.training_data()))
         if resume_from_checkpoint:
@@ -180,12 +200,7 @@ class BaseTrainer:
         self._write_record()
         logger.info(self._describe_run())
         self._finite = StopAtNotFinite(self)
-        args, names = self.args, self.args.saving_signals
-        if args.enable_jit_checkpoint:
-            # The callback of transformers returns as if the run were complete; SaveOnSignal replaces it.
-            self.pop_callback(JITCheckpointCallback)
-            names = sorted({"SIGTERM", *names})
-        signals = SaveOnSignal(self, names)
+        args, signals = self.args, SaveOnSignal(self, self.args.save_on_signal)
         callbacks = [RunState(self), self._finite]
         if args.watch_samples and self.is_world_process_zero():
             callbacks.append(LogPredictionsCallback(self, args.watch_samples))
@@ -259,16 +274,17 @@ class BaseTrainer:
 
     def train_sampler(self) -> GlobalBatchSampler:
         """Return a sampler of the training batches of this process, as keys of `train_dataset`."""
-        args = self.args
         return EpochBatchSampler(
-            len(self.train_dataset),
-            args.train_batch_size,
-            args.gradient_accumulation_steps,
-            args.world_size,
-            args.process_index,
-            self.data_seed,
-            drop_last=args.dataloader_drop_last,
+            len(self.train_dataset), self.args.train_batch_size, seed=self.data_seed, **self._sharding()
         )
+
+    def _sharding(self) -> dict[str, Any]:
+        return {
+            "accumulation_steps": self.args.gradient_accumulation_steps,
+            "num_processes": self.args.world_size,
+            "process_index": self.args.process_index,
+            "drop_last": self.args.dataloader_drop_last,
+        }
 
     def get_train_dataloader(self) -> DataLoader:
         self._sampler = self.train_sampler()
@@ -304,7 +320,7 @@ class BaseTrainer:
             # Without a generator of its own, the loader draws worker seeds from the global generator. A resumed run
             # would draw them at other times than an uninterrupted run, and stochastic depth would differ.
             generator=torch.Generator(),
-            worker_init_fn=partial(ignore_signals_in_worker, args.saving_signals, seed),
+            worker_init_fn=partial(ignore_signals_in_worker, args.save_on_signal, seed),
             **kwargs,
         )
 
@@ -423,11 +439,6 @@ class BaseTrainer:
         if self.args.should_save:
             delete_old_checkpoints(checkpoint, self._save_total_limit, self.state.best_model_checkpoint)
 
-    def _drop_unfinished_checkpoint(self) -> None:
-        """Delete an incomplete checkpoint after an error, because it may have filled the disk."""
-        if self._unfinished is not None and self.args.should_save:
-            shutil.rmtree(self._unfinished, ignore_errors=True)
-
     def _check_disk_space(self, what: str = "the model") -> None:
         """Raise [`RunStopped`] if the disk has no room for the weights and the optimizer state."""
         args, is_checkpoint = self.args, what == "a checkpoint"
@@ -470,10 +481,6 @@ class BaseTrainer:
         shutil.rmtree(running, ignore_errors=True)
         is_finished = any(folder.glob("*.safetensors*")) or (folder / METRICS).is_file()
         write_record(running if is_finished else folder, command, self._settings, *about)
-
-    def _record_folder(self) -> Path:
-        running = Path(self.args.output_dir) / RUNNING
-        return running if running.is_dir() else Path(self.args.output_dir)
 
     def keep_record(self) -> None:
         """Replace the record of an earlier run, after the weights of this run are saved."""
@@ -571,9 +578,11 @@ class BaseTrainer:
 
     def _contents_of(self, checkpoint: Path) -> Contents:
         """Return the files of a checkpoint to push, as hard links that survive the deletion of the checkpoint."""
-        strategy, outbox = self.args.hub_strategy, Path(self.args.output_dir) / OUTBOX / checkpoint.name
+        strategy, folder = self.args.hub_strategy, Path(self.args.output_dir)
+        outbox, running = folder / OUTBOX / checkpoint.name, folder / RUNNING
         link_files(model_files(checkpoint), outbox / "model")
-        contents = gather_contents("model", outbox / "model", self.hub_model_id, run=self._record_folder())
+        record = running if running.is_dir() else folder
+        contents = gather_contents("model", outbox / "model", self.hub_model_id, run=record)
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             files = all_files(checkpoint)
             files.pop(TRAINING_ARGS_NAME, None)
@@ -582,8 +591,3 @@ class BaseTrainer:
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             contents.files |= {f"{name}/{path}": outbox / "checkpoint" / path for path in files}
         return contents
-
-
-def len_of(dataset: Any) -> int | None:
-    """Return the number of samples of a data set, or `None` for a stream."""
-    return len(dataset) if hasattr(dataset, "__len__") else None

@@ -154,13 +154,9 @@ class RankStream(torch.utils.data.IterableDataset):
 
     Args:
         dataset: the stream. If it has a method `set_epoch`, the workers call it too.
-        batch_size: see [`GlobalBatchSampler`].
-        accumulation_steps: see [`GlobalBatchSampler`].
-        num_processes: see [`GlobalBatchSampler`].
-        process_index: see [`GlobalBatchSampler`].
+        batch_size, accumulation_steps, num_processes, process_index, drop_last: see [`GlobalBatchSampler`].
         length: function that returns the length of a row. If given, rows of similar length in a global batch share a
             batch.
-        drop_last: see [`GlobalBatchSampler`].
     """
 
     def __init__(
@@ -276,7 +272,7 @@ class WholeBatchStream(RankStream):
         return rows[self.process_index * self.batch_size : (self.process_index + 1) * self.batch_size]
 
 
-class WholeBatchSampler(BatchRebalanceSampler):
+class WholeBatchSampler(torch.utils.data.Sampler):
     """Sampler for evaluation with the same batches as on one process, in order.
 
     Each process has the same number of batches. Accelerate would fill the last batches with rows from the beginning,

@@ -31,7 +31,6 @@ FULL = "The disk of {} is full", "Free some space"
 CAUSES = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
-    errno.EFBIG: ("A file in {} exceeds the limit of `ulimit -f`", "Raise the limit"),
     errno.EROFS: ("The disk of {} is read-only", "Mount it for writing or set another output_dir,"),
 }
 STATE_FILES = 1 << 20  # minimum bytes of a checkpoint beside weights and optimizer state
@@ -162,9 +161,12 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 def checkpoint_steps(folder: str | Path) -> dict[Path, int]:
     """Return the step of each checkpoint in a folder."""
-    paths = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
-    matches = {path: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name) for path in paths}
-    return {path: int(match[1]) for path, match in matches.items() if match}
+    steps = {}
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
+        if match and path.is_dir():
+            steps[path] = int(match[1])
+    return steps
 
 
 def delete_old_checkpoints(newest: Path, limit: int | None, best: str | None) -> None:
@@ -283,7 +285,7 @@ def format_size(number: int) -> str:
 
 @contextmanager
 def stop_on_full_disk(folder: str | Path) -> Iterator[None]:
-    """Convert errors of a disk that is full, limited or read-only to [`RunStopped`] with a message in one line."""
+    """Convert errors of a disk that is full or read-only to [`RunStopped`] with a message in one line."""
     try:
         yield
     except Exception as error:
@@ -307,11 +309,7 @@ def cause_of_failed_write(error: BaseException | None, folder: str | Path) -> in
                 return number
         # The error of torch does not contain the reason why writing failed.
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
-            if free_bytes(folder) < STATE_FILES:
-                return errno.ENOSPC
-            import resource  # not on Windows
-
-            return errno.EFBIG if resource.getrlimit(resource.RLIMIT_FSIZE)[0] >= 0 else None
+            return errno.ENOSPC if free_bytes(folder) < STATE_FILES else None
         error = error.__cause__ or error.__context__
     return None
 
@@ -325,6 +323,17 @@ def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *arg
         logger.error("The run is complete in %s, but %s failed: %s.", output_dir, what, cause)
         return 1
     return 0
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write, which replaces `folder` at the end. A killed run leaves no incomplete `folder`."""
+    written = folder.with_suffix(".writing")
+    shutil.rmtree(written, ignore_errors=True)
+    with stop_on_full_disk(folder.parent):
+        yield written
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(written, folder)
 
 
 def write_whole(path: Path, text: str) -> None:

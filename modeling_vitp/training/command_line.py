@@ -149,12 +149,15 @@ def check_output(parsed: Sequence[Any]) -> None:
 
     Transformers sets `output_dir` to "trainer_output" if it is missing.
     """
-    folders = [getattr(settings, "output_dir", None) for settings in parsed]
-    if "trainer_output" in folders and not getattr(parsed[0], "dry_run", False):
+    folder = next((settings.output_dir for settings in parsed if hasattr(settings, "output_dir")), None)
+    if folder == "trainer_output" and not getattr(parsed[0], "dry_run", False):
         raise ValueError("output_dir is missing: set the output folder of the run, --output_dir outputs/NAME.")
-    for folder in filter(None, folders):
-        check_not_file("output_dir", folder)
-        for name, value in ((name, getattr(settings, name, None)) for settings in parsed for name in INPUTS):
+    if not folder:
+        return
+    check_not_file("output_dir", folder)
+    for settings in parsed:
+        for name in INPUTS:
+            value = getattr(settings, name, None)
             if value and Path(value).exists() and Path(value).resolve() == Path(folder).resolve():
                 raise ValueError(f"output_dir={folder!r} is {name}, which would be overwritten. Set a new folder.")
 
@@ -257,8 +260,7 @@ def check_words(parser: TrlParser, words: Sequence[str], own: Sequence[str], inh
         in_file = parser.set_defaults_with_config(**settings)
         del words[index : index + 2]
     _, remaining = parser.parse_known_args(words)
-    before = [None, *remaining]
-    for previous, word in zip(before, remaining):
+    for previous, word in zip([None, *remaining], remaining):
         # A word after an option of the libraries is its value; such an option may have several.
         if not word.startswith("-") and (previous is None or (not previous.startswith("-") and is_config(word))):
             hint = f"did you mean --config {word}?" if is_config(word) else "expected --OPTION VALUE."

@@ -2,8 +2,7 @@
 
 import math
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import InterpolationMode, v2
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from ..bands import check_same_bands
 from ..cards.record import public_name
 from ..command.paths import not_there
-from ..configuration_vitp import OWN_VISION_TYPES, ViTPVisionConfig, own_vision_config, patch_grid
+from ..configuration_vitp import OWN_VISION_TYPES, ViTPVisionConfig, own_vision_config
 from ..convert.export import export_backbone
 from ..convert.tensor_files import check_finite
 from ..image_processing_vitp import ViTPImageProcessor
@@ -33,13 +32,12 @@ from ..modeling_vitp import build_vit
 from ..modeling_vitp_backbone import open_vit, open_vit_config, square
 from ..vision_towers import pair, tower_of
 from .arguments import DistillationArguments, DistillationSettings, ViewSettings
-from .base_trainer import BaseTrainer
 from .batching import share
-from .callbacks import choose, component_colors
-from .checkpointing import stop_on_full_disk
-from .fine_tuning import AugmentedSamples
+from .callbacks import choose, component_colors, patch_maps
+from .checkpointing import written_whole
+from .fine_tuning import AugmentedSamples, SampleTrainer
 from .loading import check_config, config_class_of, image_processor_of
-from .resume_config import free_settings, hash_of_weights, optimizer_settings
+from .resume_config import hash_of_weights
 from .vitp_config import BaseConfig
 
 # Default student, a ViT-S.
@@ -53,14 +51,10 @@ STATISTICS = 256  # images that the mean and the variance of the teacher's featu
 class ViewConfig(ViewSettings, BaseConfig):
     """Base of the training configurations of a [`ViTTrainer`], a mixin that precedes `TrainingArguments`."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.remove_unused_columns = False  # the errors of a step name the ids of its samples
-        if self.push_to_hub:
-            raise ValueError(
-                "push_to_hub is not supported during training. Push the ViT at the end with `vitp push_to_hub "
-                f"{self.output_dir}/backbone NAMESPACE/NAME --what backbone`."
-            )
+    unsupported = {
+        "push_to_hub": "push the ViT at the end with `vitp push_to_hub OUTPUT_DIR/backbone NAMESPACE/NAME --what "
+        "backbone`."
+    }
 
 
 @dataclass
@@ -150,7 +144,7 @@ class Distiller(nn.Module):
 
     def predict(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the predicted features of the teacher, float32 `(batch_size, width, rows, columns)`."""
-        return as_maps(self.student, pixel_values, self.projection)
+        return patch_maps(self.student, pixel_values, self.projection)
 
     def target(self, teacher_maps: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
         """Return the teacher's features on a grid, standardized, `(batch_size, width, *grid)`."""
@@ -175,13 +169,6 @@ class Distiller(nn.Module):
         return 1 - cosine + F.smooth_l1_loss(predicted, target), cosine
 
 
-def as_maps(vit: PreTrainedModel, pixel_values: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
-    """Return the patch features of a ViT as maps, float32 `(batch_size, channels, rows, columns)`."""
-    tokens = tower_of(vit.config).patch_tokens(vit, pixel_values.to(vit.dtype))
-    tokens = tokens if head is None else head(tokens)
-    return tokens.float().transpose(1, 2).unflatten(2, patch_grid(vit.config, pixel_values.shape[-2:]))
-
-
 def resized(pixel_values: torch.Tensor, side: int) -> torch.Tensor:
     """Resize square images to `side` pixels (bicubic, antialiased)."""
     if pixel_values.shape[-1] == side:
@@ -189,7 +176,7 @@ def resized(pixel_values: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(pixel_values, (side, side), mode="bicubic", antialias=True)
 
 
-class ViTTrainer(BaseTrainer, Trainer):
+class ViTTrainer(SampleTrainer, Trainer):
     """Trainer of a ViT on random resized crops of images without labels.
 
     - Crops and flips depend on the seed and the epoch only. A run that resumes from a checkpoint ends with the same
@@ -204,6 +191,9 @@ class ViTTrainer(BaseTrainer, Trainer):
         processing_class: image processor of the ViT.
         side: side of the crops in pixels.
     """
+
+    fixed = ("crop_area", "horizontal_flip", "vertical_flip")
+    counted = "images"
 
     def __init__(
         self,
@@ -233,20 +223,15 @@ class ViTTrainer(BaseTrainer, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        # The loss is the mean over a batch, so the Trainer has to divide it by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        args, config = self.args, self.vit.config
-        names = "seed", "data_seed", "crop_area", "horizontal_flip", "vertical_flip", "dataloader_drop_last"
-        fixed = {name: getattr(args, name) for name in names} | {
-            "global batch size": self.get_total_train_batch_size(args),
+        settings, config = super().run_settings(), self.vit.config
+        settings["fixed"] |= {
             "training samples": len(self.train_dataset),
             "objective": type(self.accelerator.unwrap_model(self.model)).__name__,
             "ViT": {name: getattr(config, name) for name in SHAPE if hasattr(config, name)},
-            **optimizer_settings(args),
         }
-        return {"fixed": fixed, "free": free_settings(args)}
+        return settings
 
     def training_data(self) -> Any:
         return {"images": [path for path, _ in self.train_dataset.samples.files]}
@@ -262,7 +247,7 @@ class ViTTrainer(BaseTrainer, Trainer):
 
     def patch_maps(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the maps `(channels, rows, columns)` of an image `(1, num_channels, side, side)` to draw, by title."""
-        return {"features": as_maps(self.vit, pixels)[0]}
+        return {"features": patch_maps(self.vit, pixels)[0]}
 
     def draw_samples(self, samples: list, path: Path) -> None:
         """Draw images with their [`patch_maps`] in common principal components."""
@@ -287,13 +272,8 @@ class ViTTrainer(BaseTrainer, Trainer):
         if self.is_in_train:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir) / "backbone"
-            written = folder.with_suffix(".writing")  # a killed run leaves no incomplete backbone
-            shutil.rmtree(written, ignore_errors=True)
-            with stop_on_full_disk(self.args.output_dir):
+            with written_whole(Path(output_dir or self.args.output_dir) / "backbone") as written:
                 export_backbone(self.vit, written, self.processing_class)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(written, folder)
 
     def _share(self) -> int:
         return 0  # the output folder has no model but `backbone`, whose card is written with it
@@ -388,7 +368,7 @@ class ViTPDistillationTrainer(ViTTrainer):
     @torch.no_grad()
     def teacher_maps(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the features of the teacher, float32 `(batch_size, channels, rows, columns)`."""
-        return as_maps(self.teacher, resized(pixel_values, self.teacher_side))
+        return patch_maps(self.teacher, resized(pixel_values, self.teacher_side))
 
     def compare(self, model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return loss and cosine similarity, see [`Distiller`]."""
@@ -409,25 +389,15 @@ class ViTPDistillationTrainer(ViTTrainer):
         return self.loader_of(Subset(dataset, [(0, index) for index in mine]), args.per_device_eval_batch_size)
 
     @torch.no_grad()
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        self.callback_handler.eval_dataloader = dataloader
+    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
         model, sums = self.distiller.eval(), torch.zeros(3, device=self.args.device)
-        for batch in dataloader:
+        for batch in batches:
             pixels = batch["pixel_values"].to(self.args.device)
             with self.compute_loss_context_manager():
                 loss, cosine = self.compare(model, pixels)
             sums += len(pixels) * torch.stack([torch.ones_like(loss), loss, cosine])
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         number, loss, cosine = self.accelerator.reduce(sums).tolist()
-        metrics = {f"{metric_key_prefix}_loss": loss / number, f"{metric_key_prefix}_cosine": cosine / number}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(number))
+        return {"loss": loss / number, "cosine": cosine / number}
 
     def patch_maps(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         predicted = self.distiller.predict(resized(pixels, self.side))

@@ -37,7 +37,6 @@ from .callbacks import choose, component_colors
 from .fine_tuning_data import parts_of
 from .freezing import find_vit, freeze_vit, layer_decay_groups, lora_rank
 from .loading import check_config
-from .resume_config import free_settings, optimizer_settings
 
 logger = logging.getLogger(__name__)
 
@@ -69,43 +68,81 @@ class AugmentedSamples(Dataset):
         return sample, keyed_generator(self.seed, sample["id"], epoch, "augmentation")
 
 
-class FineTuningTrainer(BaseTrainer):
-    """Base trainer of models with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`].
+class SampleTrainer(BaseTrainer):
+    """Base trainer of models on [`AugmentedSamples`], in which each process scores a part of the evaluated samples.
 
-    A subclass also inherits from [`~transformers.Trainer`], and its arguments from
-    [`~modeling_vitp.training.arguments.FineTuningSettings`].
+    A subclass also inherits from [`~transformers.Trainer`].
 
     Attributes:
-        fixed: names of the task's arguments that must match on resume, see [`run_settings`].
-        free: names of the task's arguments that may differ on resume.
         counted: name of the things that are scored, such as pixels, for the warning about scores that are NaN.
-        scored_with: names of arguments that the scores depend on, for the record of the run.
-        evaluates_one_by_one: whether an evaluation batch is one sample, or a list of samples.
-        metric: metric with the main score. For instance segmentation, that of the masks.
     """
 
-    fixed: ClassVar[tuple[str, ...]] = ()
-    free: ClassVar[tuple[str, ...]] = ()
     counted: ClassVar[str]
-    scored_with: ClassVar[tuple[str, ...]] = ()
-    evaluates_one_by_one: ClassVar[bool] = False
-    metric: DistributedMetric
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         # The model's loss is the mean over its batch, so the Trainer has to divide it by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
+    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
+        """Return the scores over the samples of all processes, NaN for scores without anything to count.
+
+        Args:
+            batches: batches of this process from `get_eval_dataloader`.
+            is_test: whether this is the final evaluation on the test split.
+        """
+        raise NotImplementedError
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self.callback_handler.eval_dataloader = dataloader
+        scores = self.score(self._with_callbacks(dataloader), metric_key_prefix == "test")
+        uncounted = [name for name, value in scores.items() if math.isnan(value)]
+        if uncounted:
+            logger.warning("%s: scores without any %s are NaN: %s.", description, self.counted, ", ".join(uncounted))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        num_samples = len(dataloader.dataset.dataset)
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+
+    def _with_callbacks(self, dataloader: DataLoader) -> Iterator:
+        """Yield the batches, and call `on_prediction_step` of the callbacks after each batch."""
+        for batch in dataloader:
+            yield batch
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+
+class FineTuningTrainer(SampleTrainer):
+    """Base trainer of models with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`].
+
+    The arguments of a subclass inherit from [`~modeling_vitp.training.arguments.FineTuningSettings`].
+
+    Attributes:
+        scored_with: names of arguments that the scores depend on, for the record of the run.
+        evaluates_one_by_one: whether an evaluation batch is one sample, or a list of samples.
+        metric: metric with the main score. For instance segmentation, that of the masks.
+    """
+
+    scored_with: ClassVar[tuple[str, ...]] = ()
+    evaluates_one_by_one: ClassVar[bool] = False
+    metric: DistributedMetric
+
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        args, names = self.args, ("seed", "data_seed", *self.fixed, "dataloader_drop_last")
-        fixed = {name: getattr(args, name) for name in names} | self.data_settings()
-        model = self.accelerator.unwrap_model(self.model)
+        settings, args, model = super().run_settings(), self.args, self.accelerator.unwrap_model(self.model)
         prefix, tower = find_vit(model)
-        kernel = model.get_parameter(prefix + tower.patch_kernel)
-        fixed |= {"freeze_backbone": not kernel.requires_grad or None, "backbone_lora_r": lora_rank(model)}
-        fixed |= optimizer_settings(args) | args.layer_decay_settings()
-        free = free_settings(args) | {name: getattr(args, name) for name in self.free}
-        return {"fixed": fixed, "free": {name: value for name, value in free.items() if name not in fixed}}
+        settings["fixed"] |= self.data_settings() | {
+            "freeze_backbone": not model.get_parameter(prefix + tower.patch_kernel).requires_grad or None,
+            "backbone_lora_r": lora_rank(model),
+            "layer_decay": args.layer_decay,
+            "level_embeddings_at_input": args.level_embeddings_at_input or None,
+            "position_weight_decay": args.position_weight_decay or None,
+        }
+        return settings
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, its processor and its card. LoRA is merged unless the folder is a checkpoint."""
@@ -125,7 +162,6 @@ class FineTuningTrainer(BaseTrainer):
     def data_settings(self) -> dict[str, Any]:
         """Return the settings of the data that must match on resume."""
         return {
-            "global batch size": self.get_total_train_batch_size(self.args),
             "training samples": len(self.train_dataset),
             "classes": self.names,
         }
@@ -147,10 +183,6 @@ class FineTuningTrainer(BaseTrainer):
     def draw_samples(self, samples: list, path: Path) -> None:
         images = [sample.get("images") or [sample["image"]] for sample in samples]
         self.draw(samples, path, self.component_maps(images, path.parent))
-
-    def draw_results(self, samples: list, path: Path) -> None:
-        """Draw predictions with the settings of the test split as a PNG."""
-        self.draw(samples, path, is_test=True)
 
     def scoring_settings(self) -> dict[str, Any]:
         """Return the settings that the scores depend on, for the record of the run."""
@@ -228,42 +260,10 @@ class FineTuningTrainer(BaseTrainer):
         features = states[-rows * columns :].T.unflatten(1, (rows, columns))
         return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
 
-    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
-        """Return the scores over the samples of all processes, NaN for scores without anything to count.
-
-        Args:
-            batches: batches of this process from [`get_eval_dataloader`].
-            is_test: whether this is the final evaluation on the test split.
-        """
-        raise NotImplementedError
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        self.callback_handler.eval_dataloader = dataloader
-        scores = self.score(self._with_callbacks(dataloader), metric_key_prefix == "test")
-        uncounted = [name for name, value in scores.items() if math.isnan(value)]
-        if uncounted:
-            logger.warning("%s: scores without any %s are NaN: %s.", description, self.counted, ", ".join(uncounted))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        num_samples = len(dataloader.dataset.dataset)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
-
     @property
     def main_score(self) -> str | None:
         """Name of the main score of the task in the scores of a split."""
         return self.metric.main_score
-
-    def _with_callbacks(self, dataloader: DataLoader) -> Iterator:
-        """Yield the batches, and call `on_prediction_step` of the callbacks after each batch."""
-        for batch in dataloader:
-            yield batch
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -349,44 +349,46 @@ def load_on_backbone(
             need, or the start has other bands.
     """
     check_start(model_class, args)
-    band_names = InputSpec.from_dict(input_spec).band_names
-    id2label = dict(enumerate(names))
-    revision = {"revision": args.model_revision}
-    if args.from_scratch is not None:
-        bands = {} if band_names is None else {"band_names": band_names}
-        start, more = ViTPVisionModel(ViTPVisionConfig(**args.from_scratch | bands)), {}
+    name, revision = args.model_name_or_path, {"revision": args.model_revision}
+    band_names, id2label = InputSpec.from_dict(input_spec).band_names, dict(enumerate(names))
+    found = {} if name is None else PreTrainedConfig.get_config_dict(name, **revision)[0]
+    if found.get("model_type") == model_class.config_class.model_type:
+        model = load_fine_tuned(model_class, args, id2label)
     else:
-        start, more = args.model_name_or_path, revision
-        model_type = PreTrainedConfig.get_config_dict(start, **revision)[0].get("model_type")
-        if model_type == model_class.config_class.model_type:
-            model = load_fine_tuned(model_class, args, **revision)
-            if model.config.id2label != id2label:
-                raise ValueError(
-                    f"Expected {start} to have classes {names}, found {list(model.config.id2label.values())}."
-                )
-            check_same_bands(start, bands_of(model), "data: input_spec", band_names)
-            check_finite(model.state_dict(), start)
-            return with_frozen_vit(model, args)
-    if band_names is not None:
-        more = {**more, "band_names": band_names}
-    drop_path_rate = 0.0 if args.freeze_backbone and not args.backbone_lora_r else args.drop_path_rate
-    backbone = {"drop_path_rate": drop_path_rate, **(args.backbone or {}), **more}
-    head = {**settings, **(args.head or {})}
-    build = build or model_class.from_backbone
-    neck = {} if args.neck is None else {"neck": args.neck}
-    model = build(start, **neck, id2label=id2label, backbone_kwargs=backbone, **head)
-    name = args.model_name_or_path or "from_scratch"
-    check_same_bands(name, bands_of(model), "data: input_spec", band_names)
-    check_finite(model.state_dict(), name)
-    return with_frozen_vit(model, args)
+        bands = {} if band_names is None else {"band_names": band_names}
+        if name is None:
+            start, more = ViTPVisionModel(ViTPVisionConfig(**args.from_scratch | bands)), bands
+        else:
+            start, more = name, revision | bands
+        drop_path_rate = 0.0 if args.freeze_backbone and not args.backbone_lora_r else args.drop_path_rate
+        backbone = {"drop_path_rate": drop_path_rate, **(args.backbone or {}), **more}
+        head = {**settings, **(args.head or {})}
+        neck = {} if args.neck is None else {"neck": args.neck}
+        build = build or model_class.from_backbone
+        model = build(start, **neck, id2label=id2label, backbone_kwargs=backbone, **head)
+    own_bands = getattr(model.config.backbone_config, "band_names", None)
+    check_same_bands(name or "from_scratch", own_bands, "data: input_spec", band_names)
+    check_finite(model.state_dict(), name or "from_scratch")
+    if args.freeze_backbone or args.backbone_lora_r:
+        freeze_vit(model, args.backbone_lora_r)
+    return model
 
 
-def load_fine_tuned(model_class: type[PreTrainedModel], args: StartArguments, **revision: Any) -> PreTrainedModel:
-    """Load a fine-tuned model with the settings in `args.head`; those in `args.backbone` must be the model's own."""
-    start = args.model_name_or_path
-    model, found = model_class.from_pretrained(start, **revision, **(args.head or {}), output_loading_info=True)
+def load_fine_tuned(
+    model_class: type[PreTrainedModel], args: StartArguments, id2label: dict[int, str]
+) -> PreTrainedModel:
+    """Load a fine-tuned model with the settings in `args.head`.
+
+    Raises:
+        ValueError: if its classes, its neck or the settings in `args.backbone` are not the model's own.
+    """
+    start, head = args.model_name_or_path, args.head or {}
+    model, found = model_class.from_pretrained(start, revision=args.model_revision, **head, output_loading_info=True)
     if missing := found["missing_keys"]:
         raise ValueError(f"head: {args.head} needs weights that {start} lacks, such as {min(missing)}.")
+    if model.config.id2label != id2label:
+        found, expected = [*model.config.id2label.values()], [*id2label.values()]
+        raise ValueError(f"Expected {start} to have classes {expected}, found {found}.")
     own = model.config.backbone_config.to_dict()
     # The default neck may stand for any, because a fine-tuned model does not need the option.
     if (
@@ -401,18 +403,6 @@ def load_fine_tuned(model_class: type[PreTrainedModel], args: StartArguments, **
             f"{ {name: own.get(name) for name in differ} }, or remove them with --backbone '{{}}'."
         )
     return model
-
-
-def with_frozen_vit(model: PreTrainedModel, args: StartArguments) -> PreTrainedModel:
-    """Freeze the ViT and add LoRA to it, if the arguments say so."""
-    if args.freeze_backbone or args.backbone_lora_r:
-        freeze_vit(model, args.backbone_lora_r)
-    return model
-
-
-def bands_of(model: PreTrainedModel) -> list[str] | None:
-    """Return the names of the bands of a task model, `None` for red, green and blue."""
-    return getattr(model.config.backbone_config, "band_names", None)
 
 
 def load_image_processor(

@@ -17,15 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from transformers import Cache, DynamicCache
 
-from ..configuration_vitp import patch_grid
+from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import shown
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
 from ..modeling_vitp import CACHE, ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor, message_texts
-from ..vision_towers import tower_of
-from .callbacks import choose, component_colors
+from .callbacks import choose, component_colors, patch_maps
 
 MAX_NEW_TOKENS = 64
 MOST_QUESTIONS = 3  # of a row, in a picture
@@ -152,7 +151,7 @@ def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, 
     answered = Answered(str(sample_id_of(row)), *map(numbered, (questions, references, answers)))
     image = first_image(messages[: turns[-1]])
     if image is not None:
-        add_features(model, processor, image, {**settings.images_kwargs, "max_patches": 1}, answered)
+        add_features(model, processor, image, settings.images_kwargs, answered)
     return answered
 
 
@@ -168,18 +167,23 @@ def first_image(messages: Sequence[dict[str, Any]]) -> Any:
 
 
 def add_features(
-    model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, options: dict, answered: Answered
+    model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, images_kwargs: dict, answered: Answered
 ) -> None:
     """Add the size of an image, its tile, and the features of the ViT to an answer."""
     answered.size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
-    image_processor = processor.image_processor
-    pixels = image_processor(image, return_tensors="pt", **options)["pixel_values"][:1]
-    scale, shift = (np.array(values) for values in (image_processor.image_std, image_processor.image_mean))
-    unit = (pixels[0].permute(1, 2, 0).numpy() * scale + shift).transpose(2, 0, 1)
-    answered.image = shown(torch.from_numpy(unit), image_processor.band_names or COLORS)
+    pixels, answered.image = tile_of(image, processor.image_processor, images_kwargs)
     vit = next(module for module in model.modules() if isinstance(module, ViTPModel)).vision_tower
-    states = tower_of(vit.config).patch_tokens(vit, pixels.to(model.device, model.dtype))[0]
-    answered.features = states.T.unflatten(1, patch_grid(vit.config, pixels.shape[-2:]))
+    answered.features = patch_maps(vit, pixels.to(model.device))[0]
+
+
+def tile_of(
+    image: Any, image_processor: ViTPImageProcessor, images_kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return an image as one tile: normalized of shape `(1, channels, height, width)`, and as RGB for display."""
+    pixels = image_processor(image, return_tensors="pt", **{**images_kwargs, "max_patches": 1})["pixel_values"][:1]
+    std, mean = torch.tensor(image_processor.image_std), torch.tensor(image_processor.image_mean)
+    unit = pixels[0] * std[:, None, None] + mean[:, None, None]
+    return pixels, shown(unit, image_processor.band_names or COLORS)
 
 
 def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Path, title: str = "") -> None:

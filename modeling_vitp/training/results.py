@@ -6,13 +6,11 @@ Results are saved before the next step that may fail: weights, then the backbone
 import copy
 import json
 import logging
-import os
 import shlex
-import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,21 +32,18 @@ from transformers.utils import logging as transformers_logging
 from ..auto.registry import ModelEntry, find_model
 from ..cards.model_card import headlines
 from ..cards.record import copy_record
-from ..configuration_vitp import patch_grid
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
 from ..hub.upload import write_model_card
-from ..images.pixels import shown
 from ..metrics.report import without_nan
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import open_vit
-from ..vision_towers import tower_of
 from .arguments import SplitArguments
 from .base_trainer import BaseTrainer
-from .callbacks import component_colors
-from .checkpointing import attempt, last_checkpoint, stop_on_full_disk, write_whole
+from .callbacks import component_colors, patch_maps
+from .checkpointing import attempt, last_checkpoint, stop_on_full_disk, write_whole, written_whole
 from .freezing import lora_rank
-from .generation import COLORS, first_image
+from .generation import first_image, tile_of
 from .vitp_trainer import ViTPTrainer
 
 logger = logging.getLogger(__name__)
@@ -101,12 +96,8 @@ def keep_start(trainer: ViTPTrainer) -> None:
     folder = Path(args.output_dir) / START
     is_resumed = folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir))
     if trainer.is_world_process_zero() and not is_resumed:
-        written = folder.with_suffix(".writing")
-        shutil.rmtree(written, ignore_errors=True)
-        with stop_on_full_disk(args.output_dir), no_library_bars():
+        with written_whole(folder) as written, no_library_bars():
             export_backbone(trainer.model, written, trainer.processing_class.image_processor)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(written, folder)
 
 
 def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
@@ -265,7 +256,7 @@ def draw_pictures(trainer: BaseTrainer, samples: Dataset | None, number: int) ->
     number = min(number, len(samples or ()))
     if number:
         shown = [samples[index * len(samples) // number] for index in range(number)]
-        trainer.draw_results(shown, output_dir / "predictions.png")
+        trainer.draw(shown, output_dir / "predictions.png", is_test=True)
 
 
 def draw_losses(log_history: list[dict], path: Path, of_answers: bool = True) -> None:
@@ -303,22 +294,21 @@ def draw_summary(trainer: ViTPTrainer, number: int = 3) -> None:
         number: of images, at most.
     """
     output_dir, image_processor = Path(trainer.args.output_dir), trainer.processing_class.image_processor
-    tiles = []
+    tiles, columns = [], {}
     for row in trainer.watched_samples(number):
         messages, _, settings = trainer.watched_collator.conversation(row)
         image = first_image(messages)
         if image is not None:
-            options = {**settings.images_kwargs, "max_patches": 1}
-            tiles.append(image_processor(image, return_tensors="pt", **options)["pixel_values"][:1])
-    columns: dict[str, list[np.ndarray]] = {}
-    if tiles:
-        scale, shift = (torch.tensor(getattr(image_processor, name)) for name in ("image_std", "image_mean"))
-        unit = [tile[0] * scale[:, None, None] + shift[:, None, None] for tile in tiles]
-        columns["image"] = [shown(one, image_processor.band_names or COLORS) for one in unit]
+            pixels, picture = tile_of(image, image_processor, settings.images_kwargs)
+            tiles.append(pixels)
+            columns.setdefault("image", []).append(picture)
     with tempfile.TemporaryDirectory() as folder:  # keeps the components of the first ViT
         for title, name in (("ViT before training", START), ("ViT after training", "backbone")):
             if tiles and (output_dir / name).is_dir():
-                columns[title] = component_colors(vit_features(output_dir / name, tiles), Path(folder))
+                vit = open_vit(output_dir / name)
+                with torch.no_grad():
+                    maps = [patch_maps(vit, pixels)[0] for pixels in tiles]
+                columns[title] = component_colors(maps, Path(folder))
 
     watched = sorted((output_dir / "watch").glob("step-*.png"))[-1:]
     predictions = [path for path in (output_dir / "predictions.png", *watched) if path.is_file()][:1]
@@ -337,16 +327,6 @@ def draw_summary(trainer: ViTPTrainer, number: int = 3) -> None:
         axis.set_title(title)
         axis.axis("off")
     figure.savefig(output_dir / "summary.png", dpi=110)
-
-
-@torch.no_grad()
-def vit_features(folder: Path, tiles: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the last features of an exported backbone for each tile, of shape `(channels, rows, columns)`."""
-    vit, features = open_vit(folder), []
-    for pixels in tiles:
-        states = tower_of(vit.config).patch_tokens(vit, pixels.to(vit.dtype))[0]
-        features.append(states.T.unflatten(1, patch_grid(vit.config, pixels.shape[-2:])))
-    return features
 
 
 def write_part_card(part: str, output_dir: Path) -> None:

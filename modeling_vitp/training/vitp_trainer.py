@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset
+from peft import get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader
@@ -51,9 +52,7 @@ from .resume_config import (
     base_fingerprint,
     check_loaded,
     check_tokenizer,
-    free_settings,
     frozen_parts,
-    optimizer_settings,
 )
 from .vitp_config import ViTPTrainingConfig
 
@@ -96,6 +95,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     """
 
     _tag_names = ["trl", "sft", "vitp"]
+    fixed = ("train_sampling_strategy", *RATES)
 
     def __init__(
         self,
@@ -115,13 +115,14 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             raise ValueError("train_dataset is required: a data set of conversations with images.")
         if args is not None and not isinstance(args, ViTPTrainingConfig):
             raise ValueError(f"Expected args to be a ViTPTrainingConfig, got a {type(args).__name__}.")
-        init_kwargs = None if args is None else args.model_init_kwargs
+        if args is None:
+            name = model if isinstance(model, str | Path) else model.config._name_or_path
+            args = ViTPTrainingConfig(f"{Path(name or 'model').name}-SFT")
+        init_kwargs = args.model_init_kwargs
         if isinstance(model, str | Path):
-            args = args or ViTPTrainingConfig(f"{Path(model).name}-SFT")
             model, processor = load_checkpoint(str(model), **{"dtype": "float32", **(init_kwargs or {})})
             processing_class, args.model_init_kwargs = processing_class or processor, None
-        args = args or ViTPTrainingConfig(f"{Path(model.config._name_or_path or 'model').name}-SFT")
-        if processing_class is None:
+        elif processing_class is None:
             processing_class = ViTPProcessor.from_pretrained(model.config._name_or_path)
         check_compatible(model, processing_class)
         # A transform or another collator may read any format, so that its rows are not converted.
@@ -153,9 +154,9 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             )
         if not isinstance(data_collator, ViTPDataCollator):
             raise ValueError(f"Expected data_collator to be a ViTPDataCollator, got {type(data_collator).__name__}.")
-        if args.padding_free and not getattr(data_collator, "padding_free", False):
+        if args.padding_free and not data_collator.padding_free:
             raise ValueError("padding_free=True: the data_collator pads. Create it with padding_free=True.")
-        if getattr(data_collator, "padding_free", False):
+        if data_collator.padding_free:
             check_attention(model)
         for name in ("vrl_drop_ratio", "vrl_apply_prob", "vrl_warmup_steps", "answer_mask_ratio"):
             setattr(model.config, name, getattr(data_collator, name))
@@ -193,8 +194,6 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def check_rows(self) -> None:
         """Encode the first rows, at most those of the whole run, to find invalid rows early, see [`check_rows`]."""
-        if not isinstance(self.data_collator, ViTPDataCollator):
-            return
         needed = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args) or None
         options = {"most_rows": needed, "in_processes": self.args.dataloader_num_workers > 0}
         allowed = self.args.allow_text_only
@@ -205,7 +204,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
                 logger.info("%s %s", name, check_rows(dataset, self.eval_data_collator, **options))
 
     def _train(self, *args, **kwargs):
-        is_padding_free = getattr(self.data_collator, "padding_free", False)
+        is_padding_free = self.data_collator.padding_free
         with attention_by_sequence(self.model) if is_padding_free else contextlib.nullcontext():
             return super()._train(*args, **kwargs)
 
@@ -252,7 +251,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def train_sampler(self) -> GlobalBatchSampler:
         dataset = self.train_dataset
-        return (StepSampler if self.data_collator.vrl_warmup_steps > 0 else GlobalBatchSampler)(
+        sampler_class = StepSampler if self.data_collator.vrl_warmup_steps > 0 else GlobalBatchSampler
+        return sampler_class(
             len(dataset),
             self.args.train_batch_size,
             seed=self.data_seed,
@@ -291,14 +291,6 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         self.data_collator.set_epoch(epoch)
         if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(epoch)
-
-    def _sharding(self) -> dict[str, Any]:
-        return {
-            "accumulation_steps": self.args.gradient_accumulation_steps,
-            "num_processes": self.args.world_size,
-            "process_index": self.args.process_index,
-            "drop_last": self.args.dataloader_drop_last,
-        }
 
     def _rank_stream(self, dataset: IterableDataset, batch_size: int) -> RankStream:
         length = SampleLength.of(self.data_collator) if self.args.train_sampling_strategy in BY_LENGTH else None
@@ -428,8 +420,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         inputs = {**inputs, "use_cache": False}
         labels = inputs.pop("labels")
         if "pixel_values" in inputs:
-            processor = getattr(self.data_collator, "processor", self.processing_class)
-            inputs["pixel_values"] = normalize_tiles(inputs["pixel_values"], processor.image_processor)
+            image_processor = self.data_collator.processor.image_processor
+            inputs["pixel_values"] = normalize_tiles(inputs["pixel_values"], image_processor)
         scores = model(**inputs, answer_labels=labels)
         losses = -scores.log_probs
         if self.args.loss_type == "dft":  # https://huggingface.co/papers/2508.05629
@@ -493,13 +485,9 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         args, collator, image_processor = self.args, self.data_collator, self.processing_class.image_processor
-        model = self.accelerator.unwrap_model(self.model)
-        fixed = {
-            "seed": args.seed,
-            "data_seed": self.data_seed,
-            "global batch size": self.get_total_train_batch_size(args),
-            "train_sampling_strategy": args.train_sampling_strategy,
-            "dataloader_drop_last": args.dataloader_drop_last,
+        settings, model = super().run_settings(), self.accelerator.unwrap_model(self.model)
+        fixed, free = settings["fixed"], settings["free"]
+        fixed |= {
             "vrl_drop_ratio": collator.vrl_drop_ratio,
             "vrl_apply_prob": collator.vrl_apply_prob,
             "vrl_warmup_steps": collator.vrl_warmup_steps or None,
@@ -512,19 +500,16 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             "input_spec": image_processor.input_spec,
             "drop_path_rate": getattr(model.config.vision_config, "drop_path_rate", None),
             TRAINING_DATA: describe_rows(self.train_dataset),
-            **optimizer_settings(args),
-            **{name: getattr(args, name) for name in RATES},
         }
-        free = free_settings(args)
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             names = "per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"
             fixed |= {name: free[name] for name in names} | {"dataloader_num_workers": args.dataloader_num_workers}
         free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
-        free["padding_free"] = getattr(collator, "padding_free", False) or None
+        free["padding_free"] = collator.padding_free or None
         trained = frozen_parts(model) | adapter_settings(model)
         if trained["use_peft"]:
             trained["weights under the adapter"] = self.weights_under_adapter
-        return {"fixed": fixed, "free": free, "model": trained}
+        return settings | {"model": trained}
 
     @cached_property
     def weights_under_adapter(self) -> str:
@@ -532,8 +517,9 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         return base_fingerprint(self.model, self.is_world_process_zero())
 
     def running_sums(self) -> dict[str, Any]:
+        answers = self._answer_sums.get("train")
         sums = super().running_sums() | {
-            "answers": self._sums_of_answers(),
+            "answers": None if answers is None else self.accelerator.reduce(answers, "sum").tolist(),
             "num_trained_tokens": self._num_trained_tokens,
             "num_tokens_and_places": self._num_tokens_and_places.tolist(),
         }
@@ -541,10 +527,6 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             num_trained = self.state.global_step * self.args.gradient_accumulation_steps
             sums["stream"] = dict(zip(("epoch", "first_batch"), self._stream.start_of(num_trained)))
         return sums
-
-    def _sums_of_answers(self) -> list[float] | None:
-        sums = self._answer_sums.get("train")
-        return None if sums is None else self.accelerator.reduce(sums, "sum").tolist()
 
     def restore_sums(self, sums: dict[str, Any] | None) -> None:
         super().restore_sums(sums)
@@ -560,8 +542,6 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         check_tokenizer(checkpoint, self.processing_class.tokenizer)
         adapter_file = Path(checkpoint) / "adapter_model.safetensors"
         if is_peft_model(self.model) and adapter_file.is_file():
-            from peft import get_peft_model_state_dict
-
             expected = set(get_peft_model_state_dict(self.model))
             with safe_open(adapter_file, "pt") as file:
                 check_loaded(expected - set(file.keys()), set(file.keys()) - expected)

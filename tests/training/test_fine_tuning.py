@@ -90,7 +90,7 @@ def test_uncounted_scores_are_named(tmp_path, monkeypatch, caplog, prefix, is_te
 @pytest.mark.parametrize(("number", "shown"), [(0, []), (2, [0, 2]), (9, [0, 1, 2, 3])])
 def test_pictures_spread_over_samples(tmp_path, monkeypatch, number, shown):
     drawn, trainer = [], make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
-    monkeypatch.setattr(ViTPSegmentationTrainer, "draw_results", lambda self, samples, path: drawn.extend(samples))
+    monkeypatch.setattr(ViTPSegmentationTrainer, "draw", lambda self, samples, path, is_test: drawn.extend(samples))
     assert results.finish(trainer, [0, 1, 2, 3], number) == 0
     assert drawn == shown
 
