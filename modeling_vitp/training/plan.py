@@ -507,8 +507,14 @@ def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[V
         return ViTPConfig(vision_config=vision, text_config=text.to_dict()), ""
     name = model_args.model_name_or_path
     if name is not None and Path(name).is_dir():
-        fields = AutoConfig.from_pretrained(name)
-        return ViTPConfig(vision_config=fields.vision_config.to_dict(), text_config=fields.text_config.to_dict()), ""
+        start = AutoConfig.from_pretrained(name)
+        config = ViTPConfig(
+            vision_config=start.vision_config.to_dict(),
+            text_config=start.text_config.to_dict(),
+            downsample_ratio=start.downsample_ratio,
+            tie_word_embeddings=start.tie_word_embeddings,
+        )
+        return config, ""
     return ViTPConfig(
         **INTERNVL2_5_1B
     ), " The model to start from is not on this machine: the shape of InternVL2.5-1B is assumed."

@@ -15,13 +15,15 @@ import yaml
 from launching import finish, start_program
 from peft import LoraConfig
 from pictures import picture
-from tiny_models import FROM_SCRATCH
+from tiny_models import FROM_SCRATCH, TEXT, VISION
+from trl import ModelConfig
 
 from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPTrainingConfig
 from modeling_vitp.instructions.dry_run import summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training import plan
+from modeling_vitp.training.arguments import PretrainArguments
 from modeling_vitp.training.model_patches import checkpoint_activations
 from modeling_vitp.training.plan import (
     DEVICES,
@@ -32,6 +34,7 @@ from modeling_vitp.training.plan import (
     StepCost,
     Work,
     changes,
+    config_of_start,
     count_operations,
     describe_device,
     empty_batch,
@@ -56,6 +59,13 @@ def rows():
     lines = [line for line in text.getvalue().splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
     return text.getvalue(), {name: values for name, *values in cells}
+
+
+def test_start_keeps_its_ratio_and_tied_weights(tmp_path):
+    parts = {"vision_config": VISION, "text_config": TEXT}
+    ViTPConfig(**parts, downsample_ratio=0.25, tie_word_embeddings=True).save_pretrained(tmp_path)
+    config, assumed = config_of_start(PretrainArguments("rows"), ModelConfig(str(tmp_path)))
+    assert (config.image_seq_length, config.tie_word_embeddings, assumed) == (1, True, "")
 
 
 @pytest.mark.slow
