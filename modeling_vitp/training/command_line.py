@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -281,15 +281,21 @@ def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequenc
     for word in remaining:
         name = word.removeprefix("--").split("=")[0].replace("-", "_")
         if word.startswith("--") and not {name, name.removeprefix("no_")} & known:
-            nearest = difflib.get_close_matches(name, {*own, *known}, 1, 0.6)
-            others = [command for command, module in OWN_ARGUMENTS.items() if name in field_names(module)]
-            hint = f": did you mean {nearest[0]!r}?" if nearest else "."
-            hint = f": it belongs to {' and '.join(others)}." if others else hint
-            longer = sorted(full for full in {*own, *known} if full.endswith(f"_{name}"))
-            hint = f": did you mean {' or '.join(longer)}?" if 0 < len(longer) < 5 else hint
-            if name == "dataset_name" and "data_root" in own:
-                hint = ": set --data_root FOLDER, or dataset_name in `data`."
-            raise ValueError(f"unknown option {name!r}{hint}")
+            raise ValueError(f"unknown option {name!r}{hint_for(name, {*own, *known})}")
+
+
+def hint_for(name: str, known: Collection[str]) -> str:
+    """Return the end of the error message for an unknown option, given the known options of the command."""
+    if name == "dataset_name" and "data_root" in known:
+        return ": set --data_root FOLDER, or dataset_name in `data`."
+    longer = sorted(full for full in known if full.endswith(f"_{name}"))
+    if 0 < len(longer) < 5:
+        return f": did you mean {' or '.join(longer)}?"
+    others = [command for command, module in OWN_ARGUMENTS.items() if name in field_names(module)]
+    if others:
+        return f": it belongs to {' and '.join(others)}."
+    nearest = difflib.get_close_matches(name, known, 1, 0.6)
+    return f": did you mean {nearest[0]!r}?" if nearest else "."
 
 
 @cache
