@@ -251,10 +251,6 @@ class LogPredictionsCallback(TrainerCallback):
     the output folder, and an image in TensorBoard, trackio and wandb if the run reports to them. A step that already
     has a picture is not drawn again, so that a resumed run logs no image twice. Drawing does not change the training:
     weights are identical to the bit. If a picture fails, a warning is logged.
-
-    Args:
-        trainer: [`~modeling_vitp.training.base_trainer.BaseTrainer`] that chooses and draws the samples.
-        number: number of samples.
     """
 
     def __init__(self, trainer: Trainer, number: int):

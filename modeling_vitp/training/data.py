@@ -71,14 +71,7 @@ def load_task(args: PretrainArguments) -> ModuleType | None:
 def open_data(
     args: PretrainArguments, mixture: Mixture | None, task: ModuleType | None, seed: int, evaluates: bool = False
 ) -> PretrainData:
-    """Open the data sets of a pretraining.
-
-    Args:
-        args: arguments that name the data.
-        mixture: mixture to train on, if any.
-        task: module of the task, if any.
-        seed: seed of the order of a mixture.
-        evaluates: whether the run evaluates during training.
+    """Open the data sets of a pretraining, which evaluates on some rows during training if `evaluates` is true.
 
     Raises:
         ValueError: if the evaluation split is missing, or if a mixture or a task does not allow one.

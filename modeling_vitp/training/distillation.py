@@ -426,7 +426,6 @@ def load_student(
     """Build a student with random weights, or load one to start from, in float32.
 
     Args:
-        args: arguments of the student.
         teacher: teacher, whose image and patch size are the default.
         image_processor: image processor of the teacher, whose bands the student takes.
 

@@ -336,8 +336,6 @@ def load_on_backbone(
     """Load the model in float32, with a new head unless it is a fine-tuned model.
 
     Args:
-        model_class: class of the model.
-        args: arguments of the start.
         names: names of the classes.
         build: function with the arguments of `model_class.from_backbone`, which is the default.
         input_spec: input spec of the data. If it names bands, the RGB weights of a backbone are spread over them, see

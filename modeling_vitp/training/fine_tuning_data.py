@@ -383,11 +383,8 @@ def digest_of_pieces(image: StoredImage) -> bytes:
 
 
 def digest_of_all(image: StoredImage) -> bytes:
-    seen = hashlib.blake2b()
     with image.open() as file:
-        while chunk := file.read(1 << 20):
-            seen.update(chunk)
-    return seen.digest()
+        return hashlib.file_digest(file, hashlib.blake2b).digest()
 
 
 def is_of_one_color(image: StoredImage) -> bool:

@@ -46,8 +46,6 @@ def dry_run(
     """Print memory per device and hours of a fine-tuning.
 
     Args:
-        args: arguments of the data and of the estimate.
-        training_args: training arguments.
         model_args: arguments of the start, after [`assume_start`].
         load: function that returns the model.
         open_samples: function that returns the training samples.

@@ -46,8 +46,6 @@ def generate_answers(
     All visual tokens are kept. The mode and the device of the model do not change.
 
     Args:
-        model: the model.
-        processor: processor of the model.
         conversations: messages that end with a question, with images in the format of the chat template. The number of
             images may differ.
         images_kwargs: arguments of the image processor for all conversations.
@@ -190,9 +188,7 @@ def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Pat
     """Draw a figure with one row per answer: the image with boxes, the features of the ViT, and the texts.
 
     Args:
-        rows: answers.
         maps: feature maps of the rows with an image, uint8 of shape `(rows, columns, 3)`.
-        path: PNG file.
         title: beginning of the title, before what boxes and colors mean.
     """
     figure = Figure(figsize=(10, 2.8 * len(rows) + 0.3), layout="constrained")

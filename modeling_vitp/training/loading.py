@@ -251,9 +251,6 @@ def apply_input_spec(
     bands, see [`~modeling_vitp.spread_bands`].
 
     Args:
-        input_spec: input spec of the images.
-        model: model to change.
-        processor: processor to change.
         use_peft: whether an adapter is trained. An adapter can only be used with a base model that is saved.
 
     Raises:

@@ -415,7 +415,6 @@ def pretraining_operations(config: ViTPConfig, work: Work, drop_ratio: float, **
     """Return the floating-point operations of a pretraining over all devices, without padding and recomputed layers.
 
     Args:
-        config: configuration of the model.
         work: amount of work, see [`work_of`].
         drop_ratio: VRL's drop ratio r.
         options: arguments of [`step_cost`], such as `prepare`.
@@ -459,7 +458,6 @@ def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int,
     pass; gradients are scattered once per step.
 
     Args:
-        config: configuration of the model.
         trained: number of trainable weights.
         devices: number of devices n.
         accumulation: micro-batches per optimizer step.
@@ -553,9 +551,6 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
     """Return the steps of a run over a mixture, its mean sample, and a sample with the most tiles and the most text.
 
     Args:
-        args: training arguments.
-        devices: number of devices.
-        summaries: summaries of the sources.
         from_scratch: whether VRL's warm-up is half of the steps by default.
     """
     steps = args.number_of_steps(sum(summary.effective for summary in summaries), devices)
@@ -579,8 +574,6 @@ def padding_of_samples(
     Args:
         args: training arguments; batches are formed according to `train_sampling_strategy`.
         devices: number of devices that share the samples of a step.
-        summaries: summaries of the sources with measured samples.
-        tokens_per_tile: visual tokens per tile.
         drop_ratio: VRL's drop ratio r, which may differ from that of the training.
     """
     shares = np.array([summary.share for summary in summaries])
@@ -631,7 +624,6 @@ def step_cost(
     """Return the cost of one step on one device without sharding.
 
     Args:
-        config: configuration of the model.
         batch: shape of a micro-batch.
         checkpoint_every: N, where every N-th layer, counted over the ViT and the language model, is recomputed in the
             backward pass; 0 for none.
@@ -697,7 +689,6 @@ def measure_step(
     """Measure forward and backward pass of a model on the meta device, with tensors that have no values.
 
     Args:
-        model: model in training mode.
         loss: function that returns the loss of a batch of the model.
         bf16: whether to autocast to bfloat16.
         parts: names of modules, as PyTorch's counter of operations writes them, by part of the model.

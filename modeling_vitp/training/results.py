@@ -106,7 +106,6 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
     Without a `train_dataset`, nothing is trained or saved.
 
     Args:
-        trainer: trainer of the run.
         counted: further entries of the metrics, such as numbers of training samples.
 
     Returns:
@@ -183,9 +182,6 @@ def fine_tune(
     """Train, score both splits, and finish the run, see [`train`], [`evaluate`], [`finish`] and [`report`].
 
     Args:
-        trainer: trainer of the run.
-        eval_dataset: samples of the evaluation split, if any.
-        test_dataset: samples of the test split, if any.
         num_pictures: number of samples in `predictions.png`.
         submit: function that writes the files for a benchmark's server.
         score_controls: function that returns further scores on the test split.
@@ -260,13 +256,7 @@ def draw_pictures(trainer: BaseTrainer, samples: Dataset | None, number: int) ->
 
 
 def draw_losses(log_history: list[dict], path: Path, of_answers: bool = True) -> None:
-    """Draw training and evaluation loss over the steps, from a trainer's log.
-
-    Args:
-        log_history: log of the trainer.
-        path: PNG file.
-        of_answers: whether the losses are those of a pretraining.
-    """
+    """Draw training and evaluation loss over the steps of a trainer's log, those of a pretraining if `of_answers`."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     labels = ("training (under VRL)", "evaluation (every visual token)") if of_answers else ("training", "evaluation")

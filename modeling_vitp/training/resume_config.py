@@ -120,10 +120,6 @@ def default_warmup(args: TrainingArguments, data: Dataset | IterableDataset) -> 
     """Return the default steps of VRL's warm-up for a language model from scratch, half of all steps.
 
     A resumed run keeps the number of the original run, even if the number of steps has changed.
-
-    Args:
-        args: [`~modeling_vitp.ViTPTrainingConfig`].
-        data: training data, which determine the number of steps without `max_steps`.
     """
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     record = read_checkpoint_record(checkpoint) if checkpoint is not None else {}
@@ -166,7 +162,6 @@ def check_resume_settings(
     """Compare the settings of a run with the settings of a checkpoint.
 
     Args:
-        checkpoint: folder of the checkpoint.
         recorded: settings of the checkpoint.
         settings: settings of the run. `fixed` and `model` (trainable parts) must match; `free` may differ, with a
             warning; `given` (initial weights and input spec) must match if both have the setting.
@@ -204,7 +199,6 @@ def check_data(
     """Compare the fingerprint of a run's data with the fingerprint of a checkpoint.
 
     Args:
-        checkpoint: folder of the checkpoint.
         recorded: fingerprint of the checkpoint.
         data: fingerprint of the run.
         may_change: whether changed data cause a warning instead of an error.
