@@ -199,16 +199,7 @@ class BaseTrainer:
         self._check_disk_space()
         self._write_record()
         logger.info(self._describe_run())
-        self._finite = StopAtNotFinite(self)
-        args, signals = self.args, SaveOnSignal(self, self.args.save_on_signal)
-        callbacks = [RunState(self), self._finite]
-        if args.watch_samples and self.is_world_process_zero():
-            callbacks.append(LogPredictionsCallback(self, args.watch_samples))
-        for callback in (*callbacks, signals):  # SaveOnSignal is last: it raises after the others
-            self.pop_callback(type(callback))
-            self.add_callback(callback)
-        handlers = self.callback_handler.callbacks  # RunState is first: it makes checkpoints valid
-        handlers.sort(key=lambda callback: not isinstance(callback, RunState))
+        args, signals = self.args, self._set_callbacks()
         signals.install()
         self._resumed_from, self._resumed_state = resume_from_checkpoint or None, None
         if resume_from_checkpoint:
@@ -231,6 +222,19 @@ class BaseTrainer:
                 # End persistent workers here. The garbage collector would delete their queues first, and then wait
                 # for each worker until a timeout.
                 self._loader._iterator = None
+
+    def _set_callbacks(self) -> SaveOnSignal:
+        """Add the callbacks of this class, in place of those of an earlier training, and return the last one."""
+        self._finite, signals = StopAtNotFinite(self), SaveOnSignal(self, self.args.save_on_signal)
+        callbacks = [RunState(self), self._finite]
+        if self.args.watch_samples and self.is_world_process_zero():
+            callbacks.append(LogPredictionsCallback(self, self.args.watch_samples))
+        for callback in (*callbacks, signals):  # SaveOnSignal is last: it raises after the others
+            self.pop_callback(type(callback))
+            self.add_callback(callback)
+        handlers = self.callback_handler.callbacks  # RunState is first: it makes checkpoints valid
+        handlers.sort(key=lambda callback: not isinstance(callback, RunState))
+        return signals
 
     def _describe_run(self) -> str:
         args, every = self.args, self.args.checkpoint_every
