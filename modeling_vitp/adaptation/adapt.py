@@ -425,7 +425,7 @@ class Adaptation:
         image_processor, _ = self.tiling(args, model_args)
         print("\nPretraining", end="")
         summaries = summarize_sources(load_sources(self.instructions), image_processor)
-        print_plan(args, training_args, model_args, summaries, image_processor)
+        print_plan(args, training_args, model_args, summaries)
         print("\nOne fine-tuning. Weights of the start are not needed for its estimate.")
         path = self.folder / "plan" / "fine_tune.yaml"
         settings = {"model_name_or_path": self.backbone(RANDOM, plan["seeds"][0]), "output_dir": str(path.parent)}

@@ -27,7 +27,6 @@ from trl import ModelConfig, SFTConfig
 
 from ..cards.sections import table
 from ..configuration_vitp import ViTPConfig
-from ..image_processing_vitp import ViTPImageProcessor
 from ..instructions.dry_run import SourceSummary, print_commands, print_mixture
 from ..instructions.mixture import Mixture
 from ..modeling_vitp import ViTPForConditionalGeneration
@@ -304,7 +303,7 @@ def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: Model
     devices = max(args.plan_devices, training_args.world_size)
     training_args.gradient_accumulation_steps = training_args.accumulation_on(devices)
     summaries = print_mixture(mixture, training_args, image_processor, tokens_per_tile, devices)
-    print_plan(args, training_args, model_args, summaries, image_processor)
+    print_plan(args, training_args, model_args, summaries)
     print_commands(summaries)
     gc.freeze()  # at its end, Python would search all of the model's objects for cycles, which takes seconds
     return 0
@@ -315,7 +314,6 @@ def print_plan(
     training_args: SFTConfig,
     model_args: ModelConfig,
     summaries: Sequence[SourceSummary],
-    image_processor: ViTPImageProcessor,
 ) -> None:
     """Print memory per device and duration of the configured run and of variants with one changed setting.
 
@@ -332,11 +330,8 @@ def print_plan(
         training_args.vrl_drop_ratio, training_args.checkpoint_every, model_args.use_peft, training_args.padding_free
     )
     print(
-        f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of",
-        end=" ",
-    )
-    print(f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumed}")
-    print(
+        f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of "
+        f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumed}\n"
         f"Memory is estimated for a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} "
         f"tiles, {work.longest.text_tokens} text tokens) in bf16 with all weights on each device, time for the mean "
         "sample."
@@ -351,24 +346,20 @@ def print_plan(
         print(f"Each row also has {padding[configured.drop_ratio]} padding tokens on average.")
     if work.undropped:
         print(f"VRL drops no tokens of {work.undropped:.0%} of the samples; memory is estimated for these.")
-    frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model
+    frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
 
-    def prepare(lora: bool) -> Callable[[ViTPForConditionalGeneration], LoraConfig | None]:
+    def prepare(lora: bool, model: ViTPForConditionalGeneration) -> LoraConfig | None:
+        freeze(model, *frozen)
         with_lora = dataclasses.replace(model_args, use_peft=lora)
-
-        def freeze_parts(model: ViTPForConditionalGeneration) -> LoraConfig | None:
-            freeze(model, *frozen, args.unfreeze_vision_layers)
-            return lora_config(model, with_lora, *frozen, args.unfreeze_vision_layers, args.lora_on_vision and lora)
-
-        return freeze_parts
+        return lora_config(model, with_lora, *frozen, args.lora_on_vision and lora)
 
     dtype = getattr(torch, str(model_args.dtype), torch.float32)
 
     @functools.cache
     def measure(batch: BatchShape, lora: bool) -> Step:
-        return measure_pretraining(
-            config, batch, dtype=dtype, prepare=prepare(lora), layers_are_alike=args.unfreeze_vision_layers == 0
-        )
+        layers_are_alike = args.unfreeze_vision_layers == 0
+        prepare_model = functools.partial(prepare, lora)
+        return measure_pretraining(config, batch, dtype=dtype, prepare=prepare_model, layers_are_alike=layers_are_alike)
 
     def cost(batch: BatchShape, setup: Setup) -> StepCost:
         step = measure(dataclasses.replace(batch, drop_ratio=setup.drop_ratio), setup.lora)
