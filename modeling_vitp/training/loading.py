@@ -48,15 +48,15 @@ NEEDED = ("vision_config", "text_config", "vocab_size")  # required keys of from
 
 def check_options(model_args: "ModelConfig", from_scratch: dict | None, model_init_kwargs: dict | None = None) -> None:
     """Raise a `ValueError` if an option of the model would have no effect."""
-    packed = [name for name in vars(model_args) if name.startswith(("load_in_", "bnb_", "use_bnb_"))]
-    packed = [name for name in packed if getattr(model_args, name) != getattr(type(model_args)(), name)]
+    defaults = type(model_args)()
+    changed = [name for name, value in vars(model_args).items() if value != getattr(defaults, name)]
+    packed = [name for name in changed if name.startswith(("load_in_", "bnb_", "use_bnb_"))]
     if packed:
         raise ValueError(
             f"{' and '.join(packed)}: training of quantized weights is not supported. Remove the option. To save "
             "memory, use use_peft, the options freeze_… or --dtype bfloat16."
         )
-    lora = [name for name in vars(model_args) if name.startswith(("lora_", "use_rslora", "use_dora"))]
-    lora = [name for name in lora if getattr(model_args, name) != getattr(type(model_args)(), name)]
+    lora = [name for name in changed if name.startswith(("lora_", "use_rslora", "use_dora"))]
     if lora and not model_args.use_peft:
         raise ValueError(f"{' and '.join(lora)}: LoRA options have no effect without use_peft. Add --use_peft true.")
     if from_scratch is not None and model_args.dtype not in (None, "auto", "float32"):
