@@ -22,7 +22,7 @@ SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.tra
 class Arguments:
     """Base of argument classes.
 
-    A mapping in a configuration file is given as JSON on the command line. Limits apply to numbers and to each number
+    A mapping in a configuration file is given as JSON on the command line. Limits and choices also apply to each item
     of a list; `None` is not checked.
 
     Attributes:
@@ -51,8 +51,9 @@ class Arguments:
             check_within(name, getattr(self, name), interval)
         for name, known in choices.items():
             value = getattr(self, name)
-            if value is not None and value not in known:
-                raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {value!r}.")
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None and item not in known:
+                    raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {item!r}.")
         for name, reason in unsupported.items():
             if getattr(self, name):
                 raise ValueError(f"{name}={getattr(self, name)} is not supported: {reason}")
@@ -202,6 +203,7 @@ class RunArguments(Arguments):
     """Arguments of all trainers: precision, batch size, signals, resuming and logged predictions."""
 
     limits = {"watch_samples": "[0, inf)", "global_batch_size": "[1, inf)", "stop_at_step": "[1, inf)"}
+    choices = {"save_on_signal": ("SIGTERM", "SIGINT", "SIGHUP", "none")}
 
     bf16: bool | None = field(
         default=None,
@@ -256,15 +258,8 @@ class RunArguments(Arguments):
     def __post_init__(self):
         if isinstance(self.save_on_signal, str):
             self.save_on_signal = self.save_on_signal.split()
-        check_type("save_on_signal", self.save_on_signal, list[str])
-        unknown = set(self.save_on_signal) - {"SIGTERM", "SIGINT", "SIGHUP", "none"}
-        if unknown:
-            raise ValueError(
-                f"Expected save_on_signal: SIGTERM, SIGINT, SIGHUP or none, got {', '.join(sorted(unknown))}."
-            )
+        super().__post_init__()
         self.save_on_signal = [name for name in self.save_on_signal if name != "none"]
-        if hasattr(super(), "__post_init__"):
-            super().__post_init__()
 
 
 @dataclass

@@ -245,16 +245,16 @@ class ViTTrainer(SampleTrainer, Trainer):
     def watched_samples(self, number: int) -> list:
         return choose((self.eval_dataset or self.train_dataset).samples, number, self.data_seed)
 
-    def patch_maps(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def maps_to_draw(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the maps `(channels, rows, columns)` of an image `(1, num_channels, side, side)` to draw, by title."""
         return {"features": patch_maps(self.vit, pixels)[0]}
 
     def draw_samples(self, samples: list, path: Path) -> None:
-        """Draw images with their [`patch_maps`] in common principal components."""
+        """Draw images with their [`maps_to_draw`] in common principal components."""
         views, maps = ImageViews(samples, self.whole_view, self.processing_class, self.data_seed), []
         for sample in samples:
             with self.compute_loss_context_manager():
-                maps.append(self.patch_maps(views.pixels(sample["image"])[None].to(self.args.device)))
+                maps.append(self.maps_to_draw(views.pixels(sample["image"])[None].to(self.args.device)))
         colors = component_colors([torch.cat([*of_image.values()], 2) for of_image in maps], path.parent)
         columns = 1 + len(maps[0])
         figure = Figure(figsize=(2.5 * columns, 2.7 * len(samples)), layout="constrained")
@@ -399,7 +399,7 @@ class ViTPDistillationTrainer(ViTTrainer):
         number, loss, cosine = self.accelerator.reduce(sums).tolist()
         return {"loss": loss / number, "cosine": cosine / number}
 
-    def patch_maps(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def maps_to_draw(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         predicted = self.distiller.predict(resized(pixels, self.side))
         target = self.distiller.target(self.teacher_maps(pixels), predicted.shape[-2:])
         return {"teacher": target[0], "student": predicted[0]}
