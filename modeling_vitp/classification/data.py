@@ -556,9 +556,7 @@ class ClassificationData(DataSettings):
         return self._opened[name]
 
     def _read_rows(self, name: str) -> RowImages:
-        folder = Path(self.dataset_name)
-        cache = folder_cache(folder) if folder.is_dir() else None
-        split = self.splits.get(name, name)
+        cache, split = folder_cache(self.dataset_name), self.splits.get(name, name)
         open_rows = partial(datasets.load_dataset, self.dataset_name, self.dataset_config, cache_dir=cache, split=split)
         return RowImages(retry(open_rows), self.input_spec, self.columns, name)
 

@@ -110,8 +110,8 @@ def summarize_sources(mixture: Mixture, image_processor: ViTPImageProcessor) -> 
 def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:
     """Return the maximum number of tiles of a sample of one image."""
     if source.image_size is not None:
-        return sum(image_processor.num_tiles([(source.image_size,) * 2], source.settings.images_kwargs))
-    limit = image_processor.max_patches_of_image(1, source.settings.images_kwargs)
+        return sum(image_processor.num_tiles([(source.image_size,) * 2], source.images_kwargs))
+    limit = image_processor.max_patches_of_image(1, source.images_kwargs)
     return limit + 1 if limit > 1 else 1
 
 
@@ -122,7 +122,7 @@ def measure(source: Source, image_processor: ViTPImageProcessor) -> tuple[list[t
         try:
             if row["error"]:
                 raise ValueError(row["error"])
-            tiles = sum(num_tiles(load_images(row), source.settings, image_processor))
+            tiles = sum(num_tiles(load_images(row), source, image_processor))
         except ValueError as error:
             errors.append(f"row {row['id']}: {error}")
             continue

@@ -61,8 +61,6 @@ CHECKED = 200  # Number of rows of each source that are checked.
 CHECK_SECONDS = 20.0
 MOST_PROCESSES = 16
 MOST_HELD = 1000  # Number of rows of a stream that are held to draw some of them.
-EMPTY = 2**20  # Number of empty rows that share memory; the rows of a mixture are stored in its sources.
-
 
 MIXTURE_KEYS = {"sources": list, "resample": str, "modalities": list, "shuffle_buffer": int} | {
     "detection": bool,
@@ -356,7 +354,9 @@ class MixtureDataset(Dataset):
     def __init__(self, mixture: Mixture, parts: list[Dataset], seed: int):
         self.mixture, self.parts, self.seed = mixture, parts, seed
         num_rows = sum(effective_rows(source, len(part)) for source, part in zip(mixture.sources, parts))
-        super().__init__(InMemoryTable(no_content(num_rows)), info=DatasetInfo(features=FEATURES))
+        # The rows are stored in the sources. Columns of the type null need no memory.
+        super().__init__(InMemoryTable.from_pydict({name: pa.nulls(num_rows) for name in FEATURES}))
+        self.info.features = FEATURES
         # Persistent workers see changes of the epoch because it is in shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._order = None
@@ -402,16 +402,6 @@ class MixtureDataset(Dataset):
 
     def __iter__(self) -> Iterator[dict]:
         return (self[index] for index in range(len(self)))
-
-
-def no_content(num_rows: int) -> pa.Table:
-    """Return a table of `num_rows` empty rows, which share memory."""
-    whole, rest = divmod(num_rows, EMPTY)
-    columns = []
-    for field in FEATURES.arrow_schema:
-        empty = pa.nulls(min(EMPTY, num_rows), field.type)
-        columns.append(pa.chunked_array([empty] * whole + [empty[:rest]] * (rest > 0), field.type))
-    return pa.table(columns, FEATURES.arrow_schema)
 
 
 class MixtureStream(IterableDataset):

@@ -314,8 +314,7 @@ def load_test_images(
         images = Dataset.from_dict({"image": list(map(str, files))})
         names = [path.relative_to(folder).as_posix() for path in files]
     else:
-        cache = folder_cache(folder) if folder.is_dir() else None
-        splits, split = load_dataset(where, cache_dir=cache), split or "test"
+        splits, split = load_dataset(where, cache_dir=folder_cache(where)), split or "test"
         if split not in splits:
             raise ValueError(f"Split {split!r} not found in {where}. Found: {sorted(splits)}.")
         images, names = image_rows(splits[split], where)

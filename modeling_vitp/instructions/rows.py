@@ -237,7 +237,7 @@ def makes_images(transform: SampleTransform | None) -> bool:
     return getattr(transform, "makes_images", False)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceSettings:
     """Encoding settings for the rows of one source of a mixture; `None` uses the setting of the processor.
 

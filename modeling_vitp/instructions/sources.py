@@ -45,7 +45,6 @@ from .rows import FEATURES, SourceSettings
 from .schemas import (
     RENAME,
     RowReader,
-    check_unmerged,
     columns_of,
     load_stored,
     looks_like_image,
@@ -74,7 +73,7 @@ csv.field_size_limit(2**31 - 1)  # Images that are stored as text exceed Python'
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Source(SourceSettings):
     """Description of one source of a mixture. Exactly one of `dataset`, `folder` and `annotation` is set.
 
     Args:
@@ -101,9 +100,9 @@ class Source:
         modality: one or several image modalities, such as optical, sar or ct.
         tasks: tasks of the questions, such as caption, vqa or grounding.
         general: whether the source is general data, which prevents forgetting.
-        max_patches, image_size, system_prompt, input_spec, jpeg_degradation: see [`SourceSettings`].
         first_rows: whether a rate below 1 takes the first rows, as the code released with the paper does, instead of
             random ones.
+        options: fields of [`SourceSettings`].
     """
 
     name: str
@@ -125,16 +124,7 @@ class Source:
     modality: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     general: bool = False
-    max_patches: int | None = None
-    image_size: int | None = None
-    system_prompt: str | None = None
-    input_spec: dict | None = None
-    jpeg_degradation: bool = False
     first_rows: bool = False
-
-    @property
-    def settings(self) -> SourceSettings:
-        return SourceSettings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SourceSettings)})
 
     @property
     def location(self) -> str:
@@ -170,19 +160,8 @@ def read_source(source: Source) -> Dataset | IterableDataset:
     if source.streaming:
         return IterableDataset.from_generator(stream_rows, features=FEATURES, gen_kwargs={"source": source})
     try:
-        if source.annotation:
-            return Dataset.from_generator(
-                annotation_rows,
-                features=FEATURES,
-                gen_kwargs={
-                    "source": source,
-                    "state": file_state(Path(source.annotation)),
-                },
-            )
-        files, state = line_files(source), None
-        if files:
-            state = folder_cache(Path(source.folder or source.dataset))
-        else:
+        files, state = line_files(source), folder_cache(source.location)
+        if not files:
             try:
                 dataset = retry(partial(load_columns, source))
             except DatasetGenerationError:
@@ -245,7 +224,7 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
             split=source.split,
             revision=source.revision,
             streaming=source.streaming,
-            cache_dir=folder_cache(Path(source.dataset)) if Path(source.dataset).is_dir() else None,
+            cache_dir=folder_cache(source.dataset),
         )
     folder = Path(source.folder)
     options = {"split": source.split, "streaming": source.streaming, "cache_dir": folder_cache(folder)}
@@ -285,50 +264,42 @@ def reader_of(source: Source, features: Features | dict) -> RowReader:
         raise ValueError(f"Source {source.name!r}, {source.location}: {error}") from error
 
 
-def annotation_rows(source: Source, state: str | None = None) -> Iterator[dict]:
-    """Yield rows of an InternVL JSON Lines file, whose ids are line numbers, or of a JSON list of such rows.
-
-    `state` is part of the cache key: it changes if the file changes.
-    """
-    for number, entry in numbered_rows(source.annotation):
-        yield annotation_row(entry, source, str(number))
-
-
 def line_rows(source: Source, files: dict[Path, str | None], state: str | None = None) -> Iterator[dict]:
-    """Yield the rows of a source of JSON files; see [`annotation_rows`] for `state`."""
-    names = dict.fromkeys(name for _, entry in read_lines(files) if isinstance(entry, dict) for name in entry)
-    reader = reader_of(source, names)
-    for number, (path, entry) in enumerate(read_lines(files)):
-        if isinstance(entry, ValueError):
-            yield row_of(source.name, str(number), [], [], str(entry))
-        else:
-            yield reader({name: entry.get(name) for name in names}, number, files[path])
+    """Yield the rows of JSON, CSV and text files.
+
+    The id of a row without one is the number of its line in an annotation, or else its number in all files.
+
+    Args:
+        source: source of the rows.
+        files: files with their image folders, see [`line_files`].
+        state: part of the cache key, which changes if the files change.
+
+    Raises:
+        ValueError: If a file cannot be read, or the columns of all rows of a folder match no schema.
+    """
+    if source.columns or not source.annotation:
+        reader_of(source, dict.fromkeys(name for *_, row in read_lines(files) if isinstance(row, dict) for name in row))
+    for count, (path, number, entry) in enumerate(read_lines(files)):
+        yield line_row(entry, source, str(number if source.annotation else count), files[path])
 
 
-def annotation_row(entry: dict | ValueError, source: Source, row_id: str) -> dict:
-    """Return a row that is read by its own fields; other rows may have other fields."""
+def line_row(entry: dict | ValueError, source: Source, row_id: str, image_root: str | None) -> dict:
+    """Return a row that is read by its own fields, because other rows may have other fields."""
     try:
         if isinstance(entry, ValueError):
             raise entry
-        if not isinstance(entry, dict):
-            raise ValueError(f"expected a mapping with `conversations`, got {str(entry)[:80]!r}.")
-        fields = {field: value for field, value in entry.items() if value is not None}
+        fields = {name: value for name, value in entry.items() if value is not None}
         columns = tuple((role, name) for role, name in source.columns.items() if name in fields)
-        return reader_of_fields(tuple(fields), columns, source.name, source.prompt, source.image_root)(fields, row_id)
+        return reader_of_fields(tuple(fields), columns, source.name, source.prompt)(fields, row_id, image_root)
     except ValueError as error:
         return row_of(source.name, row_id, [], [], str(error))
 
 
 @lru_cache(maxsize=1000)
 def reader_of_fields(
-    names: tuple[str, ...],
-    columns: tuple[tuple[str, str], ...],
-    source: str,
-    prompt: str | None,
-    image_root: str | None,
+    names: tuple[str, ...], columns: tuple[tuple[str, str], ...], source: str, prompt: str | None
 ) -> RowReader:
-    options = {"source": source, "prompt": prompt, "image_root": image_root}
-    return RowReader.of(dict.fromkeys(names), dict(columns), **options)
+    return RowReader.of(dict.fromkeys(names), dict(columns), source=source, prompt=prompt)
 
 
 def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]:
@@ -337,10 +308,6 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
     After a transient error, the stream continues from the same row.
     """
     try:
-        if source.annotation:
-            rows = annotation_rows(source)
-            yield from itertools.islice(rows, part, None, parts)
-            return
         if files := line_files(source):
             yield from itertools.islice(line_rows(source, files), part, None, parts)
             return
@@ -395,10 +362,10 @@ def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:
 
 def schema_of(source: Source) -> str:
     """Return the name of the schema of a source, from its columns or its first row that is a conversation."""
-    if source.annotation is None and not line_files(source):
+    files = line_files(source)
+    if not files:
         return columns_of_stream(source)[1].name
-    rows = numbered_rows(source.annotation) if source.annotation else read_lines(line_files(source))
-    for _, entry in itertools.islice(rows, LOOKED_AT):
+    for *_, entry in itertools.islice(read_lines(files), LOOKED_AT):
         try:
             return reader_of(source, entry).name
         except (ValueError, TypeError):
@@ -412,32 +379,33 @@ def all_rows(stream: IterableDataset) -> Iterator[dict]:
         yield from (dict(zip(batch, values)) for values in zip(*batch.values()))
 
 
-def file_state(path: Path) -> str:
-    stat = path.stat()
-    return f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-
-
-def folder_cache(folder: Path) -> str:
-    """Return a cache folder for this state of a folder.
+def folder_cache(name: str | Path) -> str | None:
+    """Return a cache folder for this state of a folder or file, or `None` for a Hub id.
 
     If the folder has a card, `datasets` alone would use an outdated cache after the files have changed, or the cache of
     another folder with the same name and the same file names.
     """
-    state = hashlib.sha256(str(folder.resolve()).encode())
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        state.update(f"{path.relative_to(folder)}\0{file_state(path)}\0".encode())
+    place = Path(name)
+    if not place.exists():
+        return None
+    state = hashlib.sha256(str(place.resolve()).encode())
+    for path in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
+        stat = path.stat()
+        state.update(f"{path.relative_to(place)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / state.hexdigest()[:16])
 
 
 def line_files(source: Source) -> dict[Path, str | None]:
-    """Return the JSON files of a source, each with its image folder or `None`.
+    """Return the JSON, CSV or text files with the rows of a source, each with its image folder or `None`.
 
-    The files are JSON Lines of a local data set, image metadata, or JSON beside images.
+    The files are the annotation, JSON Lines of a local data set, image metadata, or JSON, CSV or text beside images.
+    The result is empty if the rows are in other files.
     """
-    folder = None if source.is_on_hub or source.annotation else Path(source.folder or source.dataset)
-    if folder is None:
+    if source.annotation:
+        return {Path(source.annotation): source.image_root}
+    if source.is_on_hub:
         return {}
-    builder = None
+    folder, builder = Path(source.location), None
     if source.folder and any(folder.rglob(METADATA)):
         builder = load_dataset_builder("imagefolder", data_dir=source.folder)
     elif source.dataset and any(folder.rglob("*.jsonl")):
@@ -449,7 +417,7 @@ def line_files(source: Source) -> dict[Path, str | None]:
         return dict.fromkeys(files, source.image_root)
     if source.folder or has_images(folder):
         files = annotation_files(folder, source.columns, source.prompt).get(source.split, ())
-        return {path: root_of(path, folder, source) for path in files}
+        return {path: source.image_root or image_root(path, folder) for path in files}
     return {}
 
 
@@ -464,22 +432,18 @@ def download_line_files(source: Source) -> dict[Path, str | None]:
     return dict.fromkeys(map(Path, DownloadManager().download(addresses)), source.image_root)
 
 
-def root_of(path: Path, folder: Path, source: Source) -> str | None:
-    """Return the `image_root` of the source, or the folder where the images of the first rows are found."""
-    if source.image_root is not None:
-        return source.image_root
-    return image_root(path, folder)
+def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, int, dict[str, Any] | ValueError]]:
+    """Yield file, number and content of the rows of files; an error replaces the content.
 
-
-def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any] | ValueError]]:
-    """Yield the rows of the files, or the error of a row. Columns of `imagefolder` metadata are renamed."""
+    Columns of `imagefolder` metadata are renamed.
+    """
     for path in files:
         for number, entry in numbered_rows(path):
             if not isinstance(entry, (dict, ValueError)):
                 entry = ValueError(f"line {number} of {path}: expected a mapping, got {str(entry)[:80]!r}.")
             if path.name == METADATA and isinstance(entry, dict):
                 entry = {image_column(name): value for name, value in entry.items()}
-            yield path, entry
+            yield path, number, entry
 
 
 def image_column(name: str) -> str:
@@ -487,11 +451,6 @@ def image_column(name: str) -> str:
     if name in ("file_name", "file_names"):
         return "image" + name[len("file_name") :]
     return name.removesuffix("_file_names").removesuffix("_file_name")
-
-
-def first_bad_line(files: Iterable[Path]) -> str | None:
-    """Return the error of the first line that cannot be parsed."""
-    return next((str(entry) for _, entry in read_lines(files) if isinstance(entry, ValueError)), None)
 
 
 def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -721,7 +680,7 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         load_stored,
         **place_of(name, script_args.dataset_config),
         streaming=script_args.dataset_streaming,
-        cache_dir=folder_cache(Path(name)) if Path(name).is_dir() else None,
+        cache_dir=folder_cache(name),
     )
     try:
         splits = retry(load)
@@ -733,22 +692,15 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
             split = script_args.dataset_train_split
             files = retry(partial(download_line_files, Source(name, dataset=name, split=split)))
         try:
-            line = first_bad_line(files)
+            line = next((str(entry) for *_, entry in read_lines(files) if isinstance(entry, ValueError)), None)
         except ValueError as list_error:  # The file is a JSON list, which is parsed as a whole.
             raise ValueError(f"{name} cannot be read: {list_error}. Repair the file.") from error
         hint = "In a source of a mixture, such a row can be skipped."
         cause = f"{line}. {hint}" if line else one_line(str(error.__cause__ or error))
         raise ValueError(f"{name} cannot be read: {cause}") from error
-    train, test = (part.partition("[")[0] for part in (script_args.dataset_train_split, script_args.dataset_test_split))
+    train = base_of(script_args.dataset_train_split)
     if train not in splits:
         raise ValueError(f"Split {train!r} not found in {name}. Found: {sorted(splits)}. Set dataset_train_split.")
-    for split in (train, test):
-        if split in splits:
-            columns = {key: value for key, value in (splits[split].features or {}).items() if key in ("id", "messages")}
-            try:
-                check_unmerged(columns)
-            except ValueError as error:
-                raise ValueError(f"{name}, split {split!r}: {error}") from error
     return splits
 
 

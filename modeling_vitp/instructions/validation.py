@@ -200,7 +200,7 @@ class RowChecker:
         if row["error"]:
             kind = "image places" if "image place" in row["error"] else "malformed"
             return RowReport(row["id"], [(kind, row["error"])], 0, None, None, [])
-        spec = self.source.settings.spec_for(self.image_processor)
+        spec = self.source.spec_for(self.image_processor)
         for place, stored in enumerate(row["images"]):
             try:
                 images += load_images({"images": [stored]}, spec)
@@ -211,15 +211,15 @@ class RowChecker:
                 continue
             if getattr(images[-1], "mode", None) != "RGB":
                 try:
-                    self.image_processor(images[-1:], **self.source.settings.images_kwargs)
+                    self.image_processor(images[-1:], **self.source.images_kwargs)
                 except ValueError as error:
                     problems.append(("image not taken", f"image {place}: {error}"))
         problems += self.check_messages(row)
-        settings, is_whole = self.source.settings, len(images) == len(row["images"])
-        tiles = sum(num_tiles(images, settings, self.image_processor))
+        is_whole = len(images) == len(row["images"])
+        tiles = sum(num_tiles(images, self.source, self.image_processor))
         tokens = None
         if self.length is not None and is_whole and not {"malformed", "image places"} & {kind for kind, _ in problems}:
-            tokens = self.length.num_tokens(row["messages"], images, settings)
+            tokens = self.length.num_tokens(row["messages"], images, self.source)
             if self.max_length is not None and tokens > self.max_length:
                 problems.append(("too long", f"{tokens} tokens, max_length={self.max_length}"))
         digests = [pixel_digest(image) for image in images]

@@ -247,7 +247,7 @@ def load_backbone(
     if spec is not None:
         names = image_processor.band_names
         image_processor.input_spec = None if names is None else {"band_names": names}
-    state = f"{folder_cache(Path(where)) if Path(where).is_dir() else commit} {random_seed}"
+    state = f"{folder_cache(where) or commit} {random_seed}"
     return Backbone(name, encoder.to(device).eval(), image_processor, spec, commit, state)
 
 

@@ -83,7 +83,7 @@ def open_data(
                 "A mixture has no rows to evaluate on during training. Set eval_strategy: no, or train on a "
                 "dataset_name with a dataset_test_split."
             )
-        settings = {source.name: source.settings for source in mixture.sources}
+        settings = {source.name: source for source in mixture.sources}
         return print_schemas(PretrainData(open_mixture(mixture, seed), settings=settings))
     if task is not None:
         if name != PretrainArguments.dataset_test_split:

@@ -374,7 +374,7 @@ def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table |
         yield item.table
     elif isinstance(item, Source):
         yield item
-        yield from map(str, [item.annotation] if item.annotation else line_files(item))
+        yield from map(str, line_files(item))
     elif isinstance(item, partial):
         yield from walk([item.func, item.args, item.keywords], seen, depth - 1)
     elif isinstance(item, Mapping):

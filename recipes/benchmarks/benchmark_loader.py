@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             tokenizer = build_tokenizer(["How many ships are in the harbor? There are 4 ships."], vocab_size=400)
             processor = ViTPProcessor(ViTPImageProcessor(), tokenizer)
-        settings = {source.name: source.settings for source in mixture.sources}
+        settings = {source.name: source for source in mixture.sources}
         ours = ViTPDataCollator(processor, vrl_drop_ratio=args.vrl_drop_ratio, source_settings=settings)
         collators = {
             "decode and resize": bare_collator(processor),

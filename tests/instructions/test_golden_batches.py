@@ -109,7 +109,7 @@ def batches(folder, processor):
         mixture = load_mixture(mixture)
         opened = open_mixture(mixture, seed=3)
         opened.set_epoch(epoch)
-        settings = {source.name: source.settings for source in mixture.sources}
+        settings = {source.name: source for source in mixture.sources}
         return f"{name}, epoch {epoch}", list(opened), {"source_settings": settings}, epoch
 
     for name, (write, _) in FORMATS.items():

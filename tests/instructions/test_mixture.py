@@ -38,10 +38,9 @@ from modeling_vitp.instructions.mixture import (
     draw_rows,
     effective_rows,
     load_mixture,
-    no_content,
     open_mixture,
 )
-from modeling_vitp.instructions.rows import SourceSettings, degrade, images_of
+from modeling_vitp.instructions.rows import FEATURES, SourceSettings, degrade, images_of
 from modeling_vitp.instructions.sources import Source, read_source
 from modeling_vitp.training.resume_config import fingerprint_data
 
@@ -190,13 +189,10 @@ def test_mixture_supports_index_slice_and_column(folder):
         dataset[len(dataset)]
 
 
-@pytest.mark.parametrize("number", [0, 3, 4, 11])
-def test_empty_rows_share_memory(monkeypatch, number):
-    monkeypatch.setattr("modeling_vitp.instructions.mixture.EMPTY", 4)
-    table = no_content(number)
-    assert table.equals(pa.table([pa.nulls(number, field.type) for field in table.schema], table.schema))
-    whole = [chunk for chunk in table.column("id").chunks if len(chunk) == 4]
-    assert len(whole) == number // 4 and len({chunk.buffers()[1].address for chunk in whole}) <= 1
+def test_rows_of_mixture_need_no_memory(folder):
+    mixture = opened(folder)
+    assert len(mixture) == mixture.num_rows == sum(COUNTS.values()) and mixture.data.nbytes == 0
+    assert mixture.features == FEATURES and mixture.column_names == [*FEATURES]
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
@@ -440,7 +436,7 @@ def test_trainer_skips_or_raises(tmp_path, trainer_of, streaming):
     (tmp_path / "bad.jsonl").write_text("\n".join(lines) + "\n")
     entry = {"name": "bad", "annotation": "bad.jsonl", "rows": 6, "streaming": streaming}
     mixture = load_mixture({"root": str(tmp_path), "sources": [entry]})
-    settings = {source.name: source.settings for source in mixture.sources}
+    settings = {source.name: source for source in mixture.sources}
     trainer = trainer_of(open_mixture(mixture, 0), on_error="skip", max_steps=3, source_settings=settings)
     trainer.train()
     assert trainer.data_collator.skipped["bad"] >= 1
@@ -559,7 +555,7 @@ def test_annotations_of_meta_json_come_from_hub(hub, tmp_path, monkeypatch, capl
     assert [source.missing() for source in mixture.sources] == [None, None] and mixture.sources[0].is_on_hub
     opened = open_mixture(mixture, seed=0)
     assert [list(part) for part in opened.parts] == [list(part) for part in local.parts]
-    assert [source.settings.jpeg_degradation for source in opened.mixture.sources] == [True, False]
+    assert [source.jpeg_degradation for source in opened.mixture.sources] == [True, False]
     assert [len(part) for part in opened.parts] == [4, 4] and len(opened) == 4 * 5 + 2
     assert len(images_of(opened.parts[1][0])) == 2
     assert fingerprint_data(opened).keys() == fingerprint_data(local).keys()

@@ -138,7 +138,7 @@ def test_texts_changed_by_reader_raise_error(tmp_path):
     (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for streaming in (False, True):
         with pytest.raises(ValueError, match="data, split 'train': the column 'messages' has texts in some rows"):
-            load_rows(ScriptArguments(dataset_name=str(tmp_path / "data"), dataset_streaming=streaming))
+            open_splits(ScriptArguments(dataset_name=str(tmp_path / "data"), dataset_streaming=streaming))
         first, second = read_source(source("", dataset=str(tmp_path / "data"), streaming=streaming))
         assert first["messages"][0]["content"] == [text("007")] and "'3' of type int" in second["error"]
 

@@ -129,6 +129,7 @@ class Layout:
         if "--names" in self.required_options and not names:
             raise ValueError('Masks need --names, a JSON file such as {"0": null, "1": "building"}.')
         self.root, self.names, self.annotations = root, names, annotations
+        self.found: set[str] = set()  # Classes of which `phrase` was asked.
 
     @classmethod
     def matches(cls, root: Path) -> bool:
@@ -164,6 +165,7 @@ class Layout:
         return patient_of(path)
 
     def phrase(self, label: str) -> str | None:
+        self.found.add(label)
         phrase = self.names[label] if label in self.names else plain_words(label)
         if phrase == "":
             raise ValueError(f"The class {label!r} has no words in its name. Set its phrase with --names.")

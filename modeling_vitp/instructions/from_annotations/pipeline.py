@@ -86,7 +86,6 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
         ValueError: If no images are found, an annotation is invalid, or the annotations answer no question.
     """
     names = read_annotation(args.names) if args.names else None
-    names = Names(names) if isinstance(names, dict) else names
     options = {name: getattr(args, name) for name in LAYOUT_OPTIONS if getattr(args, name) is not None}
     found = recognize_layout(args.root) if args.layout == "folders" else None
     if found not in (None, "folders"):
@@ -104,8 +103,8 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
         print(f"{path} is excluded: it is identical to the held-out {other}.", file=sys.stderr)
 
     scenes = images = annotate_all(layout, chosen, args.on_error)
-    if isinstance(names, Names) and layout.subject in ("objects", "scene"):
-        names.check(layout)  # masks have values instead of class names, and may lack some of them
+    if layout.subject in ("objects", "scene"):  # masks have values instead of class names, and may lack some of them
+        check_names(layout)
     if args.window is not None:
         images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
     number = round(args.collages * len(images))
@@ -118,29 +117,18 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
     return Instructions(images, conversations, vocabulary, copies)
 
 
-class Names(dict):
-    """Phrases of the classes in --names, with the set of the classes that occur in the annotations."""
-
-    def __init__(self, names: dict[str, str | None]):
-        super().__init__(names)
-        self.found: set[str] = set()
-
-    def __contains__(self, label: object) -> bool:
-        self.found.add(label)
-        return super().__contains__(label)
-
-    def check(self, layout: Layout) -> None:
-        """Raise a `ValueError` if a class occurs in no split. Images are only read until all classes are found."""
-        for image_id, paths in (item for images in layout.splits().values() for item in images.items()):
-            if not self.keys() - self.found:
-                return
-            with suppress(Exception):  # an image that is not used may be invalid
-                layout.annotate(image_id, paths)
-        if wrong := sorted(self.keys() - self.found):
-            found = ", ".join(sorted(self.found))
-            raise ValueError(
-                f"--names: class {wrong[0]!r} not found in {layout.root}. Found: {found}. Correct or remove it."
-            )
+def check_names(layout: Layout) -> None:
+    """Raise a `ValueError` if a class of --names occurs in no split. Images are read until all classes are found."""
+    for image_id, paths in (item for images in layout.splits().values() for item in images.items()):
+        if layout.names.keys() <= layout.found:
+            return
+        with suppress(Exception):  # an image that is not used may be invalid
+            layout.annotate(image_id, paths)
+    if wrong := sorted(layout.names.keys() - layout.found):
+        found = ", ".join(sorted(layout.found))
+        raise ValueError(
+            f"--names: class {wrong[0]!r} not found in {layout.root}. Found: {found}. Correct or remove it."
+        )
 
 
 def choose_split(
