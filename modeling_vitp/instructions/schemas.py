@@ -141,7 +141,6 @@ OTHER_NAMES |= {name: name for name in ("image", "images", "caption")}
 OF_IMAGES = {"image", "width", "height"}  # Columns of a schema that contain no text.
 BESIDE = ("system", "video", "videos")  # Columns that are read in addition to those of the schema.
 IMAGES = ("images", "image")  # If a row has both columns, the one that is not empty is used.
-RENAME = "Rename or remove columns, or set `columns`."
 
 
 def text_columns() -> list[str]:
@@ -150,14 +149,13 @@ def text_columns() -> list[str]:
 
 
 def recognize(
-    names: Iterable[str], mapped: Mapping[str, str] | None = None, prompt: str | None = None, remedy: str = RENAME
+    names: Iterable[str], mapped: Mapping[str, str] | None = None, prompt: str | None = None
 ) -> tuple[Schema, dict[str, str]]:
     """Return the schema that matches these column names, and a mapping from the schema's columns to the names.
 
     Args:
         mapped: mapping of the user from the schema's columns to other names.
         prompt: question of rows with an answer column only.
-        remedy: advice in the error message.
 
     Raises:
         ValueError: If no schema or several match. The message lists the columns, and those that each schema needs.
@@ -185,7 +183,8 @@ def recognize(
         kinds = " and ".join(schema.name for schema in matching)
         found = f"match several schemas: {kinds}" if matching else "match no schema"
         needed = "; ".join(f"{schema.name} need {', '.join(schema.columns)}" for schema in SCHEMAS)
-        raise ValueError(f"the columns {names} {found}. {remedy} {fitting(names, renamed) or needed}.")
+        hint = fitting(names, renamed) or needed
+        raise ValueError(f"the columns {names} {found}. Rename or remove columns, or set `columns`. {hint}.")
     roles = (*matching[0].columns, *BESIDE)
     columns = {role: role for role in roles if role in names and role not in OF_IMAGES} | {
         role: column for role, column in mapped.items() if role in (*roles, "id", *IMAGES)
@@ -399,7 +398,6 @@ class RowReader:
         cls,
         stored: Mapping[str, Any],
         mapped: Mapping[str, str] | None = None,
-        remedy: str = RENAME,
         **options,
     ) -> "RowReader":
         """Return a reader for rows with these columns.
@@ -416,7 +414,7 @@ class RowReader:
         unknown = [column for column in (mapped or {}).values() if column not in names]
         if unknown:
             raise ValueError(f"column {unknown[0]!r} not found. Found: {names}.")
-        schema, columns = recognize(names, mapped, options.get("prompt"), remedy)
+        schema, columns = recognize(names, mapped, options.get("prompt"))
         label = stored.get(columns.get("answer"))
         label = label if isinstance(label, ClassLabel) else None
         reader = cls(schema, columns, label=label, is_packed=is_packed, mapped=mapped, **options)
@@ -686,16 +684,12 @@ def to_conversations(
     stored = columns_of(dataset)
     mapped = ({"id": "id"} if KEY in stored or "id" in stored else {}) | (columns or {})
     reader = RowReader.of(stored, mapped, image_root=image_root, prompt=prompt)
-    is_ready = reader.schema.name == "messages" and not reader.is_packed and not has_other_turns(stored["messages"])
-    is_ready = is_ready and len(set(IMAGES) & set(stored)) == 1 and not set(BESIDE) & set(stored)
-    is_ready = is_ready and not columns and image_root is None
+    if columns or image_root is not None or reader.is_packed or reader.schema.name != "messages":
+        return with_reader(dataset, reader)
+    turn = stored["messages"].feature if isinstance(stored["messages"], List) else None
+    has_roles = not isinstance(turn, Mapping) or "role" in turn
+    is_ready = has_roles and len(set(IMAGES) & set(stored)) == 1 and set(BESIDE).isdisjoint(stored)
     return dataset if is_ready else with_reader(dataset, reader)
-
-
-def has_other_turns(feature: Any) -> bool:
-    """Return whether messages are stored as turns without the field `role`."""
-    turn = feature.feature if isinstance(feature, List) else None
-    return isinstance(turn, Mapping) and "role" not in turn
 
 
 def schema_name(dataset: Dataset | IterableDataset) -> str:

@@ -43,7 +43,6 @@ from ..hub.failures import RETRIES, pause, retry, seconds_to_wait
 from ..images.reading import IMAGE_SUFFIXES
 from .rows import FEATURES, SourceSettings
 from .schemas import (
-    RENAME,
     RowReader,
     columns_of,
     load_stored,
@@ -65,10 +64,6 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LISTS = {".json", ".jsonl", *DELIMITERS}
 LOOKED_AT = 20  # Number of rows that are read to find the image folder of a file.
 ENDLESS = 2**62
-REMEDY = (
-    "Set `columns` to the names of the messages, the prompt and the completion, the caption, or the question and the "
-    "answer (or set `prompt` and an answer column)."
-)
 csv.field_size_limit(2**31 - 1)  # Images that are stored as text exceed Python's default limit.
 
 
@@ -160,7 +155,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
     if source.streaming:
         return IterableDataset.from_generator(stream_rows, features=FEATURES, gen_kwargs={"source": source})
     try:
-        files, state = line_files(source), folder_cache(source.location)
+        files = line_files(source)
         if not files:
             try:
                 dataset = retry(partial(load_columns, source))
@@ -169,7 +164,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
                 if not files:
                     raise
         if files:
-            kwargs = {"source": source, "files": files, "state": state}
+            kwargs = {"source": source, "files": files, "state": folder_cache(source.location)}
             return Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
     except Exception as error:  # The readers raise many types; the user needs the name of the source.
         raise source_error(error, source) from error
@@ -259,7 +254,7 @@ def reader_of(source: Source, features: Features | dict) -> RowReader:
     """Return the row reader of a source with these columns; a `ValueError` names the source."""
     options = {"source": source.name, "prompt": source.prompt, "image_root": source.image_root}
     try:
-        return RowReader.of(features, source.columns, REMEDY, **options)
+        return RowReader.of(features, source.columns, **options)
     except ValueError as error:
         raise ValueError(f"Source {source.name!r}, {source.location}: {error}") from error
 
@@ -277,7 +272,7 @@ def line_rows(source: Source, files: dict[Path, str | None], state: str | None =
     Raises:
         ValueError: If a file cannot be read, or the columns of all rows of a folder match no schema.
     """
-    if source.columns or not source.annotation:
+    if source.columns or not source.annotation:  # an error names wrong columns before any row is read
         reader_of(source, dict.fromkeys(name for *_, row in read_lines(files) if isinstance(row, dict) for name in row))
     for count, (path, number, entry) in enumerate(read_lines(files)):
         yield line_row(entry, source, str(number if source.annotation else count), files[path])
@@ -643,14 +638,19 @@ def is_object(line: bytes) -> bool:
 
 
 def image_root(file: Path, folder: Path) -> str | None:
-    """Return the folder that image paths in a JSON file are relative to, or `None` if the paths are absolute.
+    """Return the folder that image paths in a JSON or CSV file are relative to, or `None` if the paths are absolute.
 
     Candidates are the folder of the file, the folder of the data set, and `images` in either, then the other folders of
     the data set. The first candidate is returned that contains an image of the first rows.
     """
     rows = (row for _, row in numbered_rows(file) if isinstance(row, dict))
-    roots = [root for parent in (file.parent, folder) for root in (parent, parent / "images")]
-    roots += [path for pattern in ("*", "images/*") for path in sorted(folder.glob(pattern)) if path.is_dir()]
+
+    def roots() -> Iterator[Path]:
+        for parent in (file.parent, folder):
+            yield from (parent, parent / "images")
+        for pattern in ("*", "images/*"):  # slow in a large folder
+            yield from (path for path in sorted(folder.glob(pattern)) if path.is_dir())
+
     values = (
         [one for value in row.values() for one in (value if isinstance(value, list) else [value])] for row in rows
     )
@@ -661,7 +661,7 @@ def image_root(file: Path, folder: Path) -> str | None:
                 continue
             if Path(path).is_absolute():
                 return None
-            found = next((str(root) for root in roots if (root / path).is_file()), None)
+            found = next((str(root) for root in roots() if (root / path).is_file()), None)
             if found is not None:
                 return found
     return str(file.parent)
@@ -727,26 +727,22 @@ def open_splits(
     opened = {}
     for part in (args.dataset_train_split, args.dataset_test_split):
         if base_of(part) in splits:
+            split = splits[base_of(part)]
             try:
-                opened[part] = take(open_split(splits[base_of(part)], root, **settings), part)
+                if isinstance(split, Source):
+                    rows = read_source(split)
+                    rows.info.description = schema_of(split)
+                else:
+                    rows = to_conversations(split, root, columns, prompt)
+                opened[part] = take(rows, part)
             except ValueError as error:
-                reason = re.sub(r"^Source '.*?: (?=the columns )", "", str(error)).replace(REMEDY, RENAME)
+                reason = re.sub(r"^Source '.*?: (?=the columns )", "", str(error))
                 raise ValueError(f"{name}, split {part!r}: {reason}") from error
     if args.dataset_train_split not in opened:
         raise ValueError(
             f"Split {args.dataset_train_split!r} not found in {name}. Found: {sorted(splits)}. Set dataset_train_split."
         )
     return opened, sorted(splits)
-
-
-def open_split(
-    split: Source | Dataset | IterableDataset, root: str | None, columns: Mapping[str, str], prompt: str | None
-) -> Dataset | IterableDataset:
-    if not isinstance(split, Source):
-        return to_conversations(split, root, columns, prompt)
-    rows = read_source(split)
-    rows.info.description = schema_of(split)
-    return rows
 
 
 def json_sources(place: Path, root: str | None, **settings) -> dict[str, Source]:

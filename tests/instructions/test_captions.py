@@ -1,17 +1,18 @@
 """Captions in each layout that a folder may have, names of image columns, and rows without images."""
 
-import io
 import json
-import tarfile
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from pictures import picture
+from row_formats import write_archive, write_lines
+from sample_rows import encoded_image
 from training_run import make_rows, make_trainer
 from trl import ScriptArguments
 
 from modeling_vitp.instructions.schemas import CAPTION_QUESTIONS
-from modeling_vitp.instructions.sources import Source, open_splits, read_source
+from modeling_vitp.instructions.sources import Source, line_files, open_splits, read_source
 from modeling_vitp.recipes import validate_data
 
 CAPTIONS = ["a green field", "two ships, a harbor", "a road"]
@@ -23,10 +24,6 @@ def save_images(folder):
     for number in range(3):
         picture(40, 32, number).save(folder / f"{number}.png")
     return [(f"{number}.png", caption) for number, caption in enumerate(CAPTIONS)]
-
-
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_csv(folder, name="train.csv", head="image,caption\n", images="images"):
@@ -60,17 +57,13 @@ def write_texts(folder):
         (folder / "train" / name).with_suffix(".txt").write_text(text + "\n")
 
 
-def write_archive(folder, suffix):
-    folder.mkdir()
-    with tarfile.open(folder / "train-0000.tar", "w") as archive:
-        for number, caption in enumerate(CAPTIONS):
-            image = io.BytesIO()
-            picture(40, 32, number).save(image, "PNG")
-            text = caption if suffix == "txt" else json.dumps({"caption": caption})
-            for name, content in (("png", image.getvalue()), (suffix, text.encode())):
-                member = tarfile.TarInfo(f"{number:03d}.{name}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+def write_archives(folder, suffix):
+    files = {}
+    for number, caption in enumerate(CAPTIONS):
+        text = caption if suffix == "txt" else json.dumps({"caption": caption})
+        files[f"{number:03d}.png"] = encoded_image(picture(40, 32, number))
+        files[f"{number:03d}.{suffix}"] = text.encode()
+    write_archive(folder / "train-0000.tar", files)
 
 
 LAYOUTS = {
@@ -84,8 +77,8 @@ LAYOUTS = {
     "JSON with lists": write_lists,
     "COCO": write_coco,
     "text files": write_texts,
-    "WebDataset with texts": lambda folder: write_archive(folder, "txt"),
-    "WebDataset with JSON": lambda folder: write_archive(folder, "json"),
+    "WebDataset with texts": lambda folder: write_archives(folder, "txt"),
+    "WebDataset with JSON": lambda folder: write_archives(folder, "json"),
 }
 
 
@@ -184,6 +177,14 @@ def test_caption_in_another_encoding_is_named(tmp_path):
     write_texts(tmp_path)
     (tmp_path / "train/1.txt").write_bytes("forêt".encode("latin-1"))
     assert ["1.txt" in (row["error"] or "") for row in train_rows(tmp_path)] == [False, True, False]
+
+
+def test_images_beside_texts_are_not_searched(tmp_path, monkeypatch):
+    """Listing the folder for each of 10,000 texts would take hours."""
+    write_texts(tmp_path)
+    monkeypatch.setattr(Path, "glob", lambda *_: pytest.fail("a folder is listed"))
+    files = line_files(Source("s", folder=str(tmp_path)))
+    assert len(files) == 3 and set(files.values()) == {str(tmp_path / "train")}
 
 
 def test_list_beside_folders_of_classes_is_not_read(tmp_path):

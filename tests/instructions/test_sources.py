@@ -649,6 +649,17 @@ def test_csv_columns_can_be_mapped(tmp_path, header, options, streaming):
     assert spoken(rows) == [(question(0), answer(0), 1)]
 
 
+@pytest.mark.parametrize("place", [{"folder": ""}, {"annotation": "rows.jsonl"}], ids=["folder", "annotation"])
+def test_missing_column_of_json_is_named(tmp_path, place):
+    names = save_images(tmp_path, PICTURES)
+    rows = [{"name": name, "image": name, "conversations": turns(0)} for name in names]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    place = {key: str(tmp_path / value) for key, value in place.items()}
+    assert [row["id"] for row in read_source(Source("s", **place, columns={"id": "name"}))] == names
+    with pytest.raises(ValueError, match="'s'.*column 'nmae' not found.*conversations"):
+        read_source(Source("s", **place, columns={"id": "nmae"}))
+
+
 def test_parquet_file_is_read(tmp_path):
     FORMATS["messages"][0](tmp_path, PICTURES)
     (file,) = tmp_path.glob("*.parquet")
