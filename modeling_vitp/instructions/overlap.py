@@ -28,7 +28,7 @@ from .sources import folder_cache
 
 HASH_SIDE = 8  # Frequencies in each direction, which give 64 bits.
 HASH_DISTANCE = 12  # Maximum Hamming distance, in bits, of candidates.
-HASH_CHECK_SIDE = 64
+HASH_CHECK_SIZE = (64, 64)
 SIDE_LIMITS = (256, 1024)  # Limits of the long side, in pixels, for feature detection.
 PIXELS_PER_FEATURE = 400
 DESCRIPTOR_DISTANCE = 0.45  # Maximum distance of RootSIFT descriptors, which is at most sqrt(2).
@@ -229,7 +229,8 @@ class TestImages:
         distances = np.bitwise_count(self.hashes[:, None] ^ own.hashes)
         for index in np.flatnonzero((distances.min(axis=1) <= HASH_DISTANCE) & self.has_contrast).tolist():
             turned = orientations(pixels)[int(distances[index].argmin())]
-            score = correlation(*(shrink(image, HASH_CHECK_SIDE) for image in (turned, self._gray(2 * index))))
+            pair = turned, self._gray(2 * index)
+            score = correlation(*(cv2.resize(image, HASH_CHECK_SIZE, interpolation=cv2.INTER_AREA) for image in pair))
             if score >= MIN_CORRELATION:
                 yield index, "near-duplicate", score
 
@@ -278,10 +279,6 @@ class TestImages:
         return owner // 2, "near-duplicate" if min(shares) >= WHOLE else "crop", score
 
 
-def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
-    return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
-
-
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Return the normalized cross-correlation of two arrays of the same shape; 0 if either is constant."""
     first, second = (values.astype(np.float64) - values.mean() for values in (first, second))
@@ -295,7 +292,6 @@ def load_test_images(
     """Return an index of a folder of images, or of a split of a data set (a folder of Parquet files, or a Hub id).
 
     Args:
-        where: folder or Hub id.
         split: split of a data set; `test` by default.
         num_workers: number of processes that compute the fingerprints.
         spec: input spec of the images.

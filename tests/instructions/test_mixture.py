@@ -272,7 +272,7 @@ def trainer_of(model, processor, tmp_path):
 
 
 class Forget(TrainerCallback):
-    """Collator that ignores the rows that are checked before training."""
+    """Callback that forgets the rows that are checked before training."""
 
     def __init__(self, seen: list):
         self.seen = seen

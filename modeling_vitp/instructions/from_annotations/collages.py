@@ -83,11 +83,9 @@ def draw_collages(
     depend on the seed, n and the images.
 
     Args:
-        images: annotated images.
         number: number of collages.
         size: approximate side of a collage in pixels.
         grids: values of N, one of which is drawn for each collage.
-        seed: seed of the draws.
 
     Raises:
         ValueError: If all images are smaller than a crop.
@@ -129,7 +127,6 @@ def make_collage(
     """Return a collage with the regions of its crops.
 
     Args:
-        collage_id: id of the collage.
         crops: crops in reading order.
         labels: label map of the collage, if the images have masks.
         boxes: boxes of the regions of each image, by its id, float64 `(num_regions, 4)`.

@@ -301,9 +301,10 @@ def yolo_objects(text: str, path: Path | str, size: tuple[int, int], names: dict
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             objects.append(AnnotatedObject(where, label, box))
             continue
-        (*xs,), (*ys,) = zip(*points)
+        xs, ys = zip(*points)
         area = abs(sum(xs[k - 1] * ys[k] - xs[k] * ys[k - 1] for k in range(len(points)))) / 2
-        corners, outline = tuple(points) if len(points) == 4 else None, [[value for point in points for value in point]]
+        corners = tuple(points) if len(points) == 4 else None
+        outline = [[value for point in points for value in point]]
         box = (min(xs), min(ys), max(xs), max(ys))
         objects.append(AnnotatedObject(where, label, box, corners, area=area, segmentation=outline))
     return objects
@@ -395,8 +396,8 @@ def check_coco(contents: dict, path: Path) -> None:
         for index, entry in enumerate(entries):
             for key in keys:
                 value = entry.get(key) if isinstance(entry, dict) else None
-                is_text = isinstance(value, str) and (value or key not in ("file_name", "name"))
-                if not is_text and not (isinstance(value, int) and key not in ("file_name", "name")):
+                is_name = key in ("file_name", "name")
+                if not isinstance(value, str if is_name else (int, str)) or (is_name and not value):
                     raise ValueError(f"{path}: entry {index} of `{kind}` has no valid {key!r}: {str(entry)[:80]!r}.")
     for kind, key in (("images", "id"), ("categories", "id"), ("images", "file_name")):
         seen = set()

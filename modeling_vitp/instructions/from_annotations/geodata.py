@@ -233,7 +233,10 @@ def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
     """
     contents = read_annotation(path)
     kind = contents.get("type") if isinstance(contents, dict) else None
-    items = [contents] if kind == "Feature" else contents.get("features") if kind == "FeatureCollection" else None
+    if kind == "Feature":
+        items = [contents]
+    else:
+        items = contents.get("features") if kind == "FeatureCollection" else None
     if not isinstance(items, list):
         raise ValueError(f"{path}: expected a GeoJSON FeatureCollection with `features`, got {str(contents)[:80]!r}.")
     try:
@@ -434,9 +437,9 @@ def clip_rings(rings: list[Ring], axis: int, bound: float, sign: int) -> list[Ri
             ends[:, axis] = bound
             chains.append(np.concatenate([ends[:1], ring[order[:count]], ends[1:]]))
     ends = sorted((chain[end, 1 - axis], index, end) for index, chain in enumerate(chains) for end in (0, -1))
-    partners = {
-        one[1:]: other[1:] for k in range(0, len(ends), 2) for one, other in (ends[k : k + 2], ends[k : k + 2][::-1])
-    }
+    partners = {}
+    for (_, *first), (_, *second) in zip(ends[::2], ends[1::2]):
+        partners[tuple(first)], partners[tuple(second)] = tuple(second), tuple(first)
     left = dict.fromkeys(range(len(chains)))
     while left:
         joined, index, entry = [], next(iter(left)), 0

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...images.reading import IMAGE_SUFFIXES, image_files, is_dicom_file, patient_of, stored_orientation, stored_size
+from ...images.reading import IMAGE_SUFFIXES, check_upright, image_files, is_dicom_file, patient_of, stored_size
 from ...images.volumes import NIFTI, VolumeSlices, check_cut
 from ..boxes import box_area, clip
 from .annotations import (
@@ -76,12 +76,7 @@ def register_layout(name: str) -> Callable[[type["Layout"]], type["Layout"]]:
 
 
 def recognize_layout(folder: str | Path, layouts: Collection[str] = LAYOUTS) -> str | None:
-    """Return the name of the first registered layout that a folder has, or `None`. No image is read.
-
-    Args:
-        folder: folder of a data set.
-        layouts: names of the layouts to choose from.
-    """
+    """Return the name of the first of `layouts` that a folder has, or `None`. No image is read."""
     folder = Path(folder)
     names = (name for name, layout in LAYOUTS.items() if name in layouts and layout.matches(folder))
     return next(names, None) if folder.is_dir() else None
@@ -716,13 +711,17 @@ class ClassFolders(Layout):
     @classmethod
     def matches(cls, root):
         splits = cls(root)._split_folders.values()
-        found = [path for folder in splits or [root] for path in folder.iterdir() if path.is_dir()]
+        folders = [path for folder in splits or [root] for path in folder.iterdir() if path.is_dir()]
         # Readers of the classes name an empty folder in their error.
-        classes = [path for path in found if path.name[0] != "." and any(one.name[0] != "." for one in path.iterdir())]
-        names, others = {path.name for path in classes}, {*Masks.image_folders, *Masks.mask_folders}
-        is_split = any(map(SPLIT_NAME.fullmatch, names)) or (not splits and len([*filter(split_in, names)]) > 1)
-        is_named = len(names) > 1 and not is_split and not any(name.lower() in others for name in names)
-        return is_named and all(any(map(is_image, path.iterdir())) for path in classes)
+        classes = [
+            path for path in folders if path.name[0] != "." and any(one.name[0] != "." for one in path.iterdir())
+        ]
+        names = {path.name for path in classes}
+        if any(map(SPLIT_NAME.fullmatch, names)) or (not splits and len([*filter(split_in, names)]) > 1):
+            return False
+        if len(names) < 2 or any(name.lower() in (*Masks.image_folders, *Masks.mask_folders) for name in names):
+            return False
+        return all(any(one.suffix.lower() in IMAGE_SUFFIXES for one in path.iterdir()) for path in classes)
 
     @cached_property
     def _split_folders(self) -> dict[str, Path]:
@@ -776,10 +775,6 @@ def has_dota_lines(folder: Path) -> bool:
     return False
 
 
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
 def have_common_names(root: Path, *groups: tuple[str, ...]) -> bool:
     """Return whether an image id occurs in the folders of each of several groups of names, see [`images_in`]."""
     ids = [set() for _ in groups]
@@ -819,14 +814,8 @@ def split_of_path(path: Path) -> str:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """Return height and width. Raise a `ValueError` if the file is not an upright image."""
-    try:
-        size, orientation = stored_size(path), stored_orientation(path)
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow raises many types for a broken file.
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if orientation != 1:
-        raise ValueError(f"{path} is rotated by its EXIF data, so that boxes may not match. Save it upright.")
+    size = stored_size(path)
+    check_upright(path)
     return size
 
 

@@ -141,8 +141,6 @@ def choose_split(
     are held out.
 
     Args:
-        layout: layout of the data set.
-        split: name of the split.
         listed: ids, paths below the root of the layout, file names, or file names without suffix.
 
     Raises:
@@ -233,7 +231,6 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
     """Read the annotations of all images.
 
     Args:
-        layout: layout of the data set.
         chosen: files of the images, by id. Images outside of the layout's root are invalid, also through links.
         on_error: "raise" raises an error for an invalid annotation; "skip" reports it and excludes the image.
 

@@ -68,8 +68,6 @@ def save_rows(
 
     Args:
         rows: rows of the split or the shard, whose images are `{"bytes", "path"}`.
-        folder: output folder.
-        split: name of the split.
         shard: shard of the rows. The files of other shards of the same division are kept.
         file_bytes: size of the images, in bytes, at which a new file is started.
     """
