@@ -219,7 +219,6 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
             split=source.split,
             revision=source.revision,
             streaming=source.streaming,
-            cache_dir=folder_cache(source.dataset),
         )
     folder = Path(source.folder)
     options = {"split": source.split, "streaming": source.streaming, "cache_dir": folder_cache(folder)}
@@ -240,7 +239,7 @@ def place_of(name: str, config: str | None) -> dict[str, object]:
     """
     path = Path(name)
     if not path.is_file():
-        return {"path": name, "name": config}
+        return {"path": name, "name": config, "cache_dir": folder_cache(name)}
     if path.suffix.lower() in LISTS:
         raise ValueError(f"expected {', '.join(BUILDERS)}, got {name}. Set it as `annotation`, with `image_root`.")
     if path.suffix.lower() not in BUILDERS:
@@ -676,12 +675,7 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         ValueError: If the split to train on does not exist.
     """
     name = script_args.dataset_name
-    load = partial(
-        load_stored,
-        **place_of(name, script_args.dataset_config),
-        streaming=script_args.dataset_streaming,
-        cache_dir=folder_cache(name),
-    )
+    load = partial(load_stored, **place_of(name, script_args.dataset_config), streaming=script_args.dataset_streaming)
     try:
         splits = retry(load)
     except datasets.exceptions.DatasetGenerationError as error:
