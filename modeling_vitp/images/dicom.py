@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 
 from ..input_spec import InputSpec
-from .reading import is_dicom_file
+from .reading import is_dicom_file, read_errors
 
 try:
     import pydicom
@@ -54,10 +54,8 @@ def open_dicom(file: BinaryIO | str | os.PathLike, name: str | Path, with_pixels
     Raises:
         ValueError: if the file is damaged, or has no image.
     """
-    try:
+    with read_errors(name):
         dataset = pydicom.dcmread(file, stop_before_pixels=not with_pixels)
-    except Exception as error:  # pydicom raises many error types for a broken file.
-        raise ValueError(f"{name} cannot be read: {str(error) or type(error).__name__}") from error
     if "Rows" not in dataset or "Columns" not in dataset or (with_pixels and "PixelData" not in dataset):
         raise ValueError(f"{name} is DICOM without an image (modality {dataset.get('Modality', 'unknown')}).")
     return dataset
@@ -202,11 +200,8 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     first = slices[0][1]
     values = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=(len(slices), first.Rows, first.Columns))
     for index, (path, _) in enumerate(slices):
-        try:
+        with read_errors(path):
             values[index] = read_frame(open_dicom(path, path), path).values
-        except Exception as error:  # The type depends on the decoder.
-            is_named = isinstance(error, ValueError) and str(path) in str(error)
-            raise error if is_named else ValueError(f"{path} cannot be read: {error}") from error
     return values.transpose(2, 1, 0), affine
 
 
@@ -216,10 +211,8 @@ def read_headers(folder: Path) -> list[tuple[Path, pydicom.Dataset]]:
     for path in sorted(folder.iterdir()):
         if not path.is_file() or not is_dicom_file(path):
             continue
-        try:
+        with read_errors(path):
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        except Exception as error:  # pydicom raises many error types for a broken file.
-            raise ValueError(f"{path} cannot be read: {error}") from error
         if "Rows" in dataset and "Columns" in dataset:
             headers.append((path, dataset))
     if not headers:

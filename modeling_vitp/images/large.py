@@ -34,6 +34,7 @@ from .reading import (
     lacks_end,
     open_raster,
     over_white,
+    read_errors,
     read_picture,
     stores_colors,
     tiff_tags,
@@ -253,7 +254,9 @@ def ranged(spec: InputSpec | None, image: Path | bytes, is_part: bool) -> InputS
     """
     if spec is None or spec.percentiles is None:
         return spec
-    return (whole_range if isinstance(image, bytes) else whole_range_of_file)(spec, image, is_part)
+    if isinstance(image, bytes):
+        return whole_range(spec, image, is_part)
+    return whole_range_of_file(spec, image, is_part)
 
 
 def whole_range(spec: InputSpec, image: Path | bytes, is_part: bool) -> InputSpec:
@@ -271,10 +274,8 @@ def whole_range(spec: InputSpec, image: Path | bytes, is_part: bool) -> InputSpe
 
 @lru_cache(maxsize=100_000)
 def whole_range_of_file(spec: InputSpec, path: Path, is_part: bool) -> InputSpec:
-    try:
+    with read_errors(path):
         return whole_range(spec, path, is_part)
-    except Exception as error:  # The type depends on the decoder.
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def is_array(spec: InputSpec, image: Path | bytes) -> bool:

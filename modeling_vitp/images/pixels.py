@@ -45,11 +45,11 @@ def to_pixels(
 
 def normalized(pixels: torch.Tensor, image_processor: TorchvisionBackend) -> torch.Tensor:
     """Normalize the output of [`to_pixels`] like the image processor, float32 of the same shape."""
-    own, values = image_processor, pixels
+    own = image_processor
     if pixels.is_floating_point() or getattr(own, "input_spec", None) is not None:
-        values = 255 * F.to_dtype(pixels, scale=True)  # An input spec gives values in [0, 255].
-    values, mean, std = values.as_subclass(torch.Tensor), tuple(own.image_mean), tuple(own.image_std)
-    return own.rescale_and_normalize(values, own.do_rescale, own.rescale_factor, own.do_normalize, mean, std).float()
+        pixels = 255 * F.to_dtype(pixels, scale=True)  # An input spec gives values in [0, 255].
+    pixels, mean, std = pixels.as_subclass(torch.Tensor), tuple(own.image_mean), tuple(own.image_std)
+    return own.rescale_and_normalize(pixels, own.do_rescale, own.rescale_factor, own.do_normalize, mean, std).float()
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,21 @@ class ColorJitter:
             gamma, gain, bias = draws
             return ((1 + self.gain * gain) * values ** (self.gamma * gamma).exp() + self.bias * bias).clamp(0, 1)
 
-        own, table = image_processor, recolor(torch.arange(256) / 255)
-        mean, std = (torch.tensor(own.image_mean), torch.tensor(own.image_std)) if own.do_normalize else (0.0, 1.0)
-        high = 255 * own.rescale_factor if own.do_rescale else 255
+        table = recolor(torch.arange(256) / 255)
+        mean, std, high = 0.0, 1.0, 255
+        if image_processor.do_normalize:
+            mean, std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
+        if image_processor.do_rescale:
+            high = 255 * image_processor.rescale_factor
         recolored = []
         for tile in tiles:
-            values = tile.flatten(1)
-            if tile.dtype == torch.uint8:
+            is_raw, values = tile.dtype == torch.uint8, tile.flatten(1)
+            if is_raw:
                 values = table.gather(1, values.long())
             else:
                 values = recolor(((values.T * std + mean).T / high).clamp(0, 1))
-            values = values.mean(0).expand_as(values) if is_gray else values
-            is_raw = tile.dtype == torch.uint8
+            if is_gray:
+                values = values.mean(0).expand_as(values)
             values = (255 * values).round().to(torch.uint8) if is_raw else ((high * values.T - mean) / std).T
             recolored.append(values.reshape(tile.shape))
         return recolored

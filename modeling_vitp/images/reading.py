@@ -8,14 +8,12 @@ import hashlib
 import io
 import os
 import re
-import stat
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, BinaryIO
 
 import huggingface_hub
@@ -69,8 +67,8 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
             return decode(path, spec, as_stored)
         picture = decode_scene(path, spec, as_stored)
         return picture.crop(window) if isinstance(picture, PIL.Image.Image) else cut(picture, window)
-    try:
-        with open_file(path) as file:
+    with read_errors(path):
+        with path.open("rb") as file:
             tags = tiff_tags(file)
         in_color = not as_stored and not (spec is not None and spec.takes_bands)
         is_plain = stores_colors(tags) and 338 not in tags  # Tag 338 marks extra bands and transparency.
@@ -82,8 +80,6 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
         with open_raster(path) as file:
             check_count(file.count, spec, path)
             picture = turn(bands_last(file.read(window=area)), orientation)
-    except (rasterio.errors.RasterioError, MemoryError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
     if in_color:
         check_colors(path, tags)
         if not is_deep_tiff(tags):
@@ -128,12 +124,20 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
     return image
 
 
-def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
+@contextmanager
+def read_errors(name: str | Path) -> Iterator[None]:
+    """Convert the errors of a decoder, which are of many types, to a `ValueError` that names the file."""
     try:
-        with open_file(path) as file:
-            return read_picture(file.read(), spec, as_stored)
-    except Exception as error:  # Pillow raises many error types for a broken file.
-        raise ValueError(f"{path} cannot be read: {said(error)}") from error
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(name) in str(error):
+            raise
+        raise ValueError(f"{name} cannot be read: {said(error)}") from error
+
+
+def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
+    with read_errors(path):
+        return read_picture(path.read_bytes(), spec, as_stored)
 
 
 # The windows of one scene (image or pair, and mask) are often read one after another.
@@ -187,11 +191,8 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
 @cache
 def stored_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image file as returned by `read_image`, from its header."""
-    try:
-        with open_file(path) as file:
-            return picture_size(file)
-    except Exception as error:  # The type depends on the decoder.
-        raise ValueError(f"{path} cannot be read: {said(error)}") from error
+    with read_errors(path), path.open("rb") as file:
+        return picture_size(file)
 
 
 def stored_orientation(path: Path) -> int:
@@ -204,7 +205,7 @@ def stored_orientation(path: Path) -> int:
     try:
         if is_dicom_file(path):  # The preamble of DICOM may be the header of a TIFF.
             return 1
-        with open_file(path) as file:
+        with path.open("rb") as file:
             return read_header(file)[2]
     except (FileNotFoundError, IsADirectoryError):
         raise
@@ -251,7 +252,7 @@ def check_file(path: Path) -> None:
     if path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path} is a volume, and an image was expected. Set `volumes` in `data`.")
     try:
-        with open_file(path) as file:
+        with path.open("rb") as file:
             check_whole(file)
     except Exception as error:  # The type depends on the decoder.
         raise ValueError(f"{path} cannot be read: {said(error)}. Repair or remove the file.") from error
@@ -264,7 +265,9 @@ def said(error: Exception) -> str:
             f"its {error.args[0].split('(')[-1].split(')')[0]} exceed the limit for one image. Convert it to TIFF, of "
             "which single windows are read: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE"
         )
-    return "it is not an image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "it is not an image"
+    return str(error) or type(error).__name__
 
 
 def is_tiff(path: Path) -> bool:
@@ -285,7 +288,7 @@ def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         is_content = isinstance(source, bytes)
         try:
-            with io.BytesIO(source) if is_content else open_file(source) as file:
+            with io.BytesIO(source) if is_content else source.open("rb") as file:
                 driver = raster_driver(file.read(12))
             if is_content:
                 dataset = stack.enter_context(stack.enter_context(rasterio.MemoryFile(source)).open(driver=driver))
@@ -312,13 +315,6 @@ def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the i
             (spec or InputSpec()).check_number(number)
         except ValueError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
-
-
-def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading, and raise a `ValueError` for a pipe or a device, which has no end."""
-    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is a pipe or a device, expected a file")
-    return path.open("rb")
 
 
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
@@ -430,7 +426,7 @@ def is_dicom(head: bytes) -> bool:
 
 
 def is_dicom_file(path: Path) -> bool:
-    with open_file(path) as file:
+    with path.open("rb") as file:
         return is_dicom(file.read(132))
 
 
@@ -461,7 +457,7 @@ def content_digest(path: Path) -> bytes:
         for part in sorted(content_digest(file) for file in path.iterdir() if file.is_file()):
             digest.update(part)
         return digest.digest()
-    with gzip.open(path) if path.name.lower().endswith(".nii.gz") else open_file(path) as file:
+    with gzip.open(path) if path.name.lower().endswith(".nii.gz") else path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.digest()
@@ -469,7 +465,7 @@ def content_digest(path: Path) -> bytes:
 
 def packed_key(path: Path) -> int:
     """Return the size of a file, or for gzip the checksum and size of its content, which any packer stores."""
-    with open_file(path) as file:
+    with path.open("rb") as file:
         if file.read(2) != b"\x1f\x8b":
             return path.stat().st_size
         file.seek(-8, 2)
@@ -524,8 +520,8 @@ def fetch(url: str) -> bytes:
     """Fetch an image from a URL, with limits of size and time, if the user has enabled it.
 
     Raises:
-        ValueError: if fetching is not enabled, the request fails, the image has more than `FETCH_BYTES`, or is not
-            complete after `FETCH_SECONDS`.
+        ValueError: if fetching is not enabled, the request fails, the server sends nothing for `FETCH_SECONDS`, or the
+            image has more than `FETCH_BYTES` or is not complete after `FETCH_SECONDS`.
     """
     shown = url[:200]
     if not OF_THE_WEB.match(url):
@@ -537,19 +533,6 @@ def fetch(url: str) -> bytes:
         )
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ValueError(f"{shown} is a URL, and HF_HUB_OFFLINE is set. Unset it to fetch the image.")
-    result: list[bytes | Exception] = []
-    # A separate thread, because the timeouts of the client apply to each chunk and not to the whole download.
-    reader = Thread(target=lambda: result.append(download(url)), daemon=True)
-    reader.start()
-    reader.join(FETCH_SECONDS)
-    if not result:
-        raise ValueError(f"{shown} was not complete after {FETCH_SECONDS} s.")
-    if isinstance(result[0], Exception):
-        raise ValueError(f"{shown} cannot be fetched: {' '.join(str(result[0]).split())}") from result[0]
-    return result[0]
-
-
-def download(url: str) -> bytes | Exception:
     import httpx2
 
     content, start = bytearray(), time.monotonic()
@@ -560,9 +543,9 @@ def download(url: str) -> bytes | Exception:
             for chunk in response.iter_raw():
                 content += chunk
                 if len(content) > FETCH_BYTES:
-                    return ValueError(f"it has more than {FETCH_BYTES >> 20} MiB")
+                    raise ValueError(f"it has more than {FETCH_BYTES >> 20} MiB")
                 if time.monotonic() > start + FETCH_SECONDS:
-                    return ValueError(f"it was not complete after {FETCH_SECONDS} s")
-    except Exception as error:  # Returned, because the waiting thread raises it.
-        return error
+                    raise ValueError(f"it was not complete after {FETCH_SECONDS} s")
+    except Exception as error:
+        raise ValueError(f"{shown} cannot be fetched: {' '.join(str(error).split())}") from error
     return bytes(content)

@@ -14,6 +14,8 @@ from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
+from .reading import read_errors
+
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 NIFTI = (".nii", ".nii.gz")
 MILLIMETERS = {"micron": 1e-3, "meter": 1e3}  # Length of other units that a NIfTI header may have.
@@ -153,13 +155,11 @@ def open_series(folder: Path) -> Volume:
 
 
 def open_nifti(path: Path) -> Volume:
-    try:
+    with read_errors(path):
         image = nibabel.load(path)
         proxy = image.dataobj
         if len(proxy.shape) == 3 and 0 not in proxy.shape:
             stored = map_file(Path(image.file_map["image"].filename), proxy)
-    except Exception as error:  # nibabel raises many error types for a broken file.
-        raise ValueError(f"{path} cannot be read: {error}") from error
     if len(proxy.shape) != 3:
         raise ValueError(
             f"Expected a volume with three axes, {path} has {len(proxy.shape)}. Save its volumes separately, for "
@@ -178,10 +178,6 @@ def open_nifti(path: Path) -> Volume:
     header = image.header
     if not isinstance(header, nibabel.Nifti1Header):
         header = nibabel.Nifti1Header.from_header(header)
-    try:
-        header.get_xyzt_units()
-    except KeyError as error:
-        raise ValueError(f"{path} has the unknown unit {int(header['xyzt_units'])} in xyzt_units.") from error
     return Volume(path, stored, image.affine, header, (float(proxy.slope), float(proxy.inter)))
 
 

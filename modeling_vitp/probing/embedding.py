@@ -31,6 +31,7 @@ from ..images.reading import (
     is_dicom_file,
     is_tiff,
     open_raster,
+    read_errors,
     read_image,
     stored_size,
     windows,
@@ -131,22 +132,19 @@ class ImageWindows(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor | str | None:
         file, window = self.locate(index)
         try:
-            if window is not None and file.is_masked and not has_data(file.path, window):
-                return None
-            picture = read_image(file.path, window, self.spec)
-            return self.preprocessing(to_pixels(picture, ranged(self.spec, file.path, window is not None)))
-        except Exception as error:  # The type depends on the decoder.
-            return cannot_read(file.path, error)
+            with read_errors(file.path):
+                if window is not None and file.is_masked and not has_data(file.path, window):
+                    return None
+                picture = read_image(file.path, window, self.spec)
+                return self.preprocessing(to_pixels(picture, ranged(self.spec, file.path, window is not None)))
+        except ValueError as error:
+            return str(error)
 
 
 def has_data(path: Path, window: Window) -> bool:
     left, top, right, bottom = window
     with open_raster(path) as image:
         return bool(image.dataset_mask(window=((top, bottom), (left, right))).any())
-
-
-def cannot_read(path: Path, error: Exception) -> str:
-    return str(error) if str(path) in str(error) else f"{path} cannot be read: {error}"
 
 
 def collate(items: list[torch.Tensor | str | None]) -> tuple[torch.Tensor | None, np.ndarray, list[str]]:
@@ -231,7 +229,7 @@ def embed_images(
         try:
             files.append(ImageFile.open(path, fields))
         except ValueError as error:
-            report(cannot_read(path, error))
+            report(str(error))
     preprocessing = Preprocessing(backbone.image_processor, image_size)
     data = ImageWindows(files, window, stride, None if spec is None else fields, preprocessing)
     for item in (data[index] for index in range(len(data))):  # The first readable image gives the width.
