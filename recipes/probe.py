@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.cards.sections import table
     from modeling_vitp.command.paths import Shard
     from modeling_vitp.evaluation.comparison import probe_table, summarize_draws
-    from modeling_vitp.evaluation.intervals import paired_difference
     from modeling_vitp.metrics.report import without_nan
+    from modeling_vitp.metrics.resampling import paired_difference
     from modeling_vitp.probing.backbones import load_with_controls
     from modeling_vitp.probing.few_labels import draw_labels
     from modeling_vitp.training.vitp_config import default_device

@@ -31,7 +31,6 @@ from ..command.paths import config_of_data
 from ..configuration_vitp import ViTPVisionConfig
 from ..convert.export import export_backbone
 from ..evaluation.comparison import Progress, check_same_settings
-from ..evaluation.intervals import Score, paired_difference
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, is_reduced
 from ..instructions.answer_prior import LITTLE, check_answer_priors
 from ..instructions.dry_run import summarize_sources
@@ -40,6 +39,7 @@ from ..instructions.mixture import load_sources
 from ..instructions.overlap import TestImages
 from ..instructions.rows import SourceSettings
 from ..instructions.validation import print_reports, save_reports, validate
+from ..metrics.resampling import Score, paired_difference
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import open_vit_config
 from ..training.arguments import SFT_MODULES, PretrainArguments, VRLArguments

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..cards.sections import table
-from ..evaluation.intervals import Difference
+from ..metrics.resampling import Difference
 
 # Names in charts are the user's: they are not formulas, and the browser draws them.
 CHARTS = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "report"}

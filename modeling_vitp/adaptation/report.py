@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from ..cards.model_card import cell_text
-from ..evaluation.intervals import Difference, Score, paired_difference
+from ..metrics.resampling import Difference, Score, paired_difference
 from ..training.checkpointing import write_whole
 from .pages import (
     CHARTS,

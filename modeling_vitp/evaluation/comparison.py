@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedConfig
 
 from ..cards.sections import table
 from ..training.checkpointing import write_whole
@@ -66,6 +67,18 @@ def check_same_settings(record: Path, settings: dict[str, Any]) -> None:
     changed = sorted(name for name in settings | recorded if settings.get(name) != recorded.get(name))
     if changed:
         raise ValueError(f"{record} belongs to a run with different {', '.join(changed)}. Set another output_dir.")
+
+
+def read_model_type(name: str) -> str | None:
+    """Return the model type of a folder or Hub id.
+
+    Raises:
+        ValueError: If the configuration cannot be read.
+    """
+    try:
+        return PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+    except OSError as error:
+        raise ValueError(f"The model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -1,24 +1,17 @@
 """Robustness of fine-tuned models: scores under the paper's corruptions, absolute and relative to clean images."""
 
 import json
-import logging
 import math
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-if "ipykernel" not in sys.modules:  # a notebook keeps its backend
-    matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from accelerate import PartialState
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import PreTrainedConfig
 
 from ..auto.registry import MODELS
 from ..cards.sections import table
@@ -26,18 +19,14 @@ from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
 from ..training.checkpointing import FolderLock, write_whole
 from .arguments import RobustnessArguments
-from .comparison import Progress, check_same_settings, short_names
+from .comparison import Progress, check_same_settings, read_model_type, short_names
 from .robustness_tasks import TASKS, RobustnessTask
 
-logger = logging.getLogger(__name__)
 CLEAN = "clean"
 
 
 def open_robustness_task(name: str, args: RobustnessArguments) -> RobustnessTask:
-    try:
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    except OSError as error:
-        raise ValueError(f"The model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    model_type = read_model_type(name)
     known = {name: entry.robustness_task for name, entry in MODELS.items() if entry.robustness_task is not None}
     if model_type not in known:
         raise ValueError(f"Expected a fine-tuned model ({', '.join(known)}), got {name} of type {model_type!r}.")
@@ -185,8 +174,8 @@ def draw_robustness(metrics: dict[str, Any], path: Path) -> None:
     names = list(metrics["models"][0]["corruptions"])
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)
-    size = (1 + 2.4 * columns, 0.8 + 2.0 * lines)
-    figure, axes = plt.subplots(lines, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure = Figure(figsize=(1 + 2.4 * columns, 0.8 + 2.0 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
     for axis, name in zip(axes.flat, names):
         for model in metrics["models"]:
             points = [(item["severity"], item["score"]) for item in model["conditions"] if item["corruption"] == name]
@@ -199,4 +188,3 @@ def draw_robustness(metrics: dict[str, Any], path: Path) -> None:
     figure.supxlabel("severity (0: clean)", fontsize=9)
     figure.supylabel(metrics["score"].replace("_", " "), fontsize=9)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

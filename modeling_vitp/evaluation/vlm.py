@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import json
-import logging
 import random
 import re
 from collections import Counter
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig
 from trl import ScriptArguments
 
 from ..cards.sections import table
@@ -25,7 +23,7 @@ from ..instructions.boxes import MARKS, read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, is_given, prepare_rows, sample_id_of
 from ..instructions.sources import open_splits
-from ..metrics.resampling import resample
+from ..metrics.resampling import resample_mean
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..training.checkpointing import attempt, write_whole
@@ -33,9 +31,8 @@ from ..training.generation import Answered, add_features, draw_answers, first_im
 from ..training.vitp_config import default_device
 from .answer_scores import named_choice, read_choices, score_answers
 from .arguments import VLMArguments
-from .comparison import short_names
+from .comparison import read_model_type, short_names
 
-logger = logging.getLogger(__name__)
 # Questions for a caption and for a map, and the maximum number of words of other answers.
 CAPTION = re.compile(r"\[caption\]|\b(?:describe|description|caption)\b", re.IGNORECASE)
 MAP = re.compile(r"\b(?:map|cells?)\b", re.IGNORECASE)
@@ -198,7 +195,11 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
             cannot be used.
     """
     for name in args.models:
-        check_model(name)
+        model_type = read_model_type(name)
+        if model_type != ViTPForConditionalGeneration.config_class.model_type:
+            raise ValueError(
+                f"Expected a vision-language model, as created by `vitp pretrain`, got {name} of type {model_type!r}."
+            )
     rows = open_rows(args)
     questions, left_out = read_questions(rows, args.kind)
     if not questions:
@@ -235,24 +236,12 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
             for kind in metrics["questions"]
         }
         metrics["models"].append({"model": label, "scores": scores})
-        write_answers(output_dir / f"answers_{label.replace('/', '--')}.jsonl", questions, own, other)
+        file = output_dir / f"answers_{label.replace('/', '--')}"
+        write_answers(Path(f"{file}.jsonl"), questions, own, other)
         write_whole(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        picture = output_dir / f"answers_{label.replace('/', '--')}.png"
-        shown = model, collator, rows, list(zip(questions, own, other)), args.pictures, picture
+        shown = model, collator, rows, list(zip(questions, own, other)), args.pictures, Path(f"{file}.png")
         attempt(output_dir, "the picture of answers", draw_questions, *shown)
     return metrics
-
-
-def check_model(name: str) -> None:
-    """Raise a `ValueError` unless `name` is a ViTP vision-language model."""
-    try:
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-    except OSError as error:
-        raise ValueError(f"The model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if model_type != ViTPForConditionalGeneration.config_class.model_type:
-        raise ValueError(
-            f"Expected a vision-language model, as created by `vitp pretrain`, got {name} of type {model_type!r}."
-        )
 
 
 def open_rows(args: VLMArguments) -> Dataset:
@@ -297,26 +286,14 @@ def compare(kind: str, answered: Sequence[tuple[Question, str, str]], seed: int)
     questions, *answers = zip(*answered)
     texts, references = [question.text for question in questions], [question.references for question in questions]
     own, other = (score_answers(kind, texts, one, references) for one in answers)
-    images = np.unique([" ".join(question.images) for question in questions], return_inverse=True)[1]
+    images = [" ".join(question.images) for question in questions]
     compared = {}
     for name, values in own.items():
         compared[name] = {"own": float(np.mean(values)), "other_images": float(np.mean(other[name]))}
         if isinstance(values, np.ndarray):
-            compared[name]["gain"] = bootstrap_interval(values - other[name], images, seed)
+            resampled = resample_mean(values - other[name], images, seed)
+            compared[name]["gain"] = np.percentile(resampled, [2.5, 97.5]).tolist()
     return compared
-
-
-def bootstrap_interval(values: np.ndarray, groups: np.ndarray, seed: int) -> list[float]:
-    """Return the 2.5th and the 97.5th percentile of the mean, from a bootstrap over groups.
-
-    Args:
-        values: values of shape `(num_values,)`.
-        groups: group of each value, integers from 0 without gaps.
-        seed: seed of the draws.
-    """
-    sums, counts = np.bincount(groups, values), np.bincount(groups)
-    resampled = [sums[draw].sum() / counts[draw].sum() for draw in resample(len(sums), seed)]
-    return np.percentile(resampled, [2.5, 97.5]).tolist()
 
 
 def write_answers(path: Path, questions: Sequence[Question], own: Sequence[str], other: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Base class of the metrics, which computes results over all processes."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import evaluate
@@ -38,6 +38,10 @@ class DistributedMetric(evaluate.Metric):
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    def add(self, *, prediction, reference):
+        """Add one prediction and its reference, see `add_batch`."""
+        self.add_batch(predictions=[prediction], references=[reference])
 
     def compute(self, *, predictions=None, references=None, **kwargs) -> dict[str, Any]:
         """Return the result for all batches added so far, and reset the metric.
@@ -82,6 +86,14 @@ class DistributedMetric(evaluate.Metric):
     def _score(self, cases: Sequence, key: str) -> float:
         """Return one number of the result. Metrics whose other numbers take long override this method."""
         return self._compute(cases)[key]
+
+
+def group_by_case(case_ids: Iterable[Hashable]) -> list[list[int]]:
+    """Return the indices of the images of each case, in the order of the cases."""
+    cases = {}
+    for index, case in enumerate(case_ids):
+        cases.setdefault(case, []).append(index)
+    return [cases[case] for case in sorted(cases)]
 
 
 def gather_parts(part: Any, num_process: int, name: str) -> list[Any]:

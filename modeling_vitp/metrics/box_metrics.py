@@ -9,7 +9,7 @@ import torch
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
-from .base import DistributedMetric
+from .base import DistributedMetric, group_by_case
 from .resampling import BOX_RESAMPLES
 
 
@@ -38,11 +38,6 @@ class BoxMetric(DistributedMetric):
         boxes = {"boxes": ListOf(ListOf(Value("float64"))), "labels": ListOf(Value("int64"))}
         features = {"predictions": {**boxes, "scores": ListOf(Value("float64"))}, "references": boxes}
         return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=Features(features))
-
-    def add(self, *, prediction: Mapping, reference: Mapping, image_id: Hashable | None = None):
-        """Add the detections and the objects of one image, see `add_batch`."""
-        ids = None if image_id is None else [image_id]
-        self.add_batch(predictions=[prediction], references=[reference], image_ids=ids)
 
     def add_batch(
         self,
@@ -85,14 +80,13 @@ class BoxMetric(DistributedMetric):
     def _join(self, parts: list[dict[Hashable, tuple[Hashable, Any]]]) -> list[list[int]]:
         """Return the indices of the images of each case, and set `images` to the statistics of the images."""
         kept = {image_id: image for part in parts for image_id, image in part.items()}
-        self.images, cases = [], {}
-        for case_id, image in (kept[key] for key in sorted(kept)):
-            cases.setdefault(case_id, []).append(len(self.images))
-            self.images.append(image)
-        return [cases[key] for key in sorted(cases)]
+        images = [kept[image_id] for image_id in sorted(kept)]
+        self.images = [statistics for _, statistics in images]
+        return group_by_case(case for case, _ in images)
 
     def _take(self, indices):
-        return [self.images[index] for index in sorted(image for case in indices for image in self.cases[case])]
+        images = sorted(image for case in indices for image in self.cases[case])
+        return [self.images[index] for index in images]
 
     def _labels(self, side: Mapping, name: str) -> np.ndarray:
         """Return the class indices of a prediction or reference, int64 of shape `(n,)`."""

@@ -97,10 +97,6 @@ class PixelMetric(DistributedMetric):
     def set_names(self, names: Sequence[str]) -> None:
         """Set the names of the classes. Metrics that depend on class names override this method."""
 
-    def add(self, *, prediction, reference):
-        """Count one label map, `(height, width)`, and its reference; see `add_batch`."""
-        self.add_batch(predictions=[prediction], references=[reference])
-
     def add_batch(self, *, predictions: Sequence, references: Sequence, case_ids: Sequence[Hashable] | None = None):
         """Count a batch.
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from modeling_vitp.adaptation.pages import read_blocks
 from modeling_vitp.adaptation.report import ADAPTED, RANDOM, AdaptationReport
-from modeling_vitp.evaluation.intervals import resample
+from modeling_vitp.metrics.resampling import resample
 
 EVIL = "<script>alert(1)</script> | *a*"
 VOID = {"meta", "img", "br"}

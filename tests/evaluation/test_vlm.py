@@ -120,17 +120,6 @@ def test_model_of_other_type_raises_error(place, tmp_path):
             arguments(place, **wrong)
 
 
-def test_bootstrap_interval_over_images():
-    rng = np.random.default_rng(0)
-    values, images = rng.normal(0.3, 1, 400), np.arange(400)
-    low, high = vlm.bootstrap_interval(values, images, 0)
-    assert low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.02)
-    assert high == pytest.approx(values.mean() + 1.96 * values.std() / 20, abs=0.02)
-    # Answers about the same image are equal, so that draws are over images.
-    repeated = vlm.bootstrap_interval(np.repeat(values, 3), np.repeat(images, 3), 0)
-    assert repeated == pytest.approx([low, high])
-
-
 CHOICES = "Which organ?\nA. left lung\nB. heart"
 
 

@@ -237,7 +237,9 @@ def test_order_of_images_does_not_matter(name):
     for order in (range(10), reversed(range(10))):
         metric = load(name)
         for place in order:
-            metric.add(prediction=predictions[place], reference=references[place], image_id=f"image {place}")
+            metric.add_batch(
+                predictions=[predictions[place]], references=[references[place]], image_ids=[f"image {place}"]
+            )
         results.append(metric.compute())
     np.testing.assert_equal(*results)
 
@@ -300,9 +302,9 @@ def test_bad_masks_are_refused():
 
 def test_image_added_twice_is_refused():
     metric = load("average_precision")
-    metric.add(prediction=BOX, reference=BOX, image_id="P0")
+    metric.add_batch(predictions=[BOX], references=[BOX], image_ids=["P0"])
     with pytest.raises(ValueError, match="image 'P0'"):
-        metric.add(prediction=BOX, reference=BOX, image_id="P0")
+        metric.add_batch(predictions=[BOX], references=[BOX], image_ids=["P0"])
     with pytest.raises(ValueError, match="1, 2, 2 and 2"):
         metric.add_batch(predictions=[BOX], references=[BOX, BOX])
 

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, spread_bands
-from modeling_vitp.evaluation.intervals import Score, paired_difference, resample
+from modeling_vitp.metrics.resampling import Score, paired_difference, resample
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.classification import ClassificationProbe, open_samples

@@ -49,10 +49,6 @@ class Classification(base.DistributedMetric):
     def __len__(self) -> int:
         return sum(len(references) for _, references, _ in self.kept)
 
-    def add(self, *, prediction, reference):
-        """Add the scores and the label or labels of one image, see `add_batch`."""
-        self.add_batch(predictions=[prediction], references=[reference])
-
     def add_batch(self, *, predictions: Sequence, references: Sequence, case_ids: Sequence[Hashable] | None = None):
         """Add a batch of images.
 
@@ -90,11 +86,9 @@ class Classification(base.DistributedMetric):
 
         Set `images` to the scores of each image followed by its label or labels, float64.
         """
-        batches, cases = [batch for part in parts for batch in part], {}
-        self.images = np.concatenate([np.column_stack(batch[:2]) for batch in batches])
-        for index, case in enumerate(chain.from_iterable(ids for *_, ids in batches)):
-            cases.setdefault(case, []).append(index)
-        return [cases[key] for key in sorted(cases)]
+        batches = [batch for part in parts for batch in part]
+        self.images = np.concatenate([np.column_stack([scores, labels]) for scores, labels, _ in batches])
+        return base.group_by_case(case for *_, case_ids in batches for case in case_ids)
 
     def _take(self, indices: np.ndarray) -> np.ndarray:
         return self.images[list(chain.from_iterable(self.cases[index] for index in indices))]

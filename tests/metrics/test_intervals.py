@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from modeling_vitp.evaluation.intervals import RESAMPLES, Score, paired_difference, resample
+from modeling_vitp.metrics.resampling import RESAMPLES, Score, paired_difference, resample, resample_mean
 
 
 def scores_of(images: np.ndarray) -> list[Score]:
@@ -109,3 +109,14 @@ def test_tiles_of_few_scenes_are_not_as_many_images():
             for way, models in enumerate((found, by_scene)):
                 clear[-1][way] += paired_difference(*map(scores_of, models)).is_clear
     assert clear == [[4, 4], [27, 7], [68, 3]]
+
+
+def test_mean_is_resampled_over_cases():
+    rng = np.random.default_rng(0)
+    values, images = rng.normal(0.3, 1, 400), np.arange(400)
+    resampled = resample_mean(values, images)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    assert low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.02)
+    assert high == pytest.approx(values.mean() + 1.96 * values.std() / 20, abs=0.02)
+    # Values of the same image are equal, so that draws are over images.
+    assert resample_mean(np.repeat(values, 3), np.repeat(images, 3)) == pytest.approx(resampled)
