@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
@@ -181,7 +183,7 @@ class PatchPixels(Backbone):
 
     @classmethod
     def of(cls, backbone: Backbone) -> "PatchPixels":
-        if getattr(backbone.model.config, "patch_size", None) is None:
+        if backbone._patch() is None:
             raise ValueError(f"The pixel control needs a `patch_size`, which {backbone.name} does not have.")
         return cls(**{**vars(backbone), "name": f"{backbone.name}, pixels of its patches"})
 
@@ -190,8 +192,7 @@ class PatchPixels(Backbone):
 
         `depths` is ignored.
         """
-        patch = self.model.config.patch_size
-        height, width = (patch, patch) if isinstance(patch, int) else patch
+        height, width = self._patch()
         rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
         pixels = pixels[:, :, : rows * height, : columns * width].to(self.model.device, torch.float32)
         patches = pixels.unflatten(3, (columns, width)).unflatten(2, (rows, height))
@@ -301,29 +302,23 @@ def square_size(image_processor: BaseImageProcessor) -> int:
 
 
 class Pixels(Dataset):
-    """Data set of preprocessed images, float32 `(channels, height, width)`."""
+    """Data set of preprocessed images, float32 `(channels, height, width)`, of the given indices."""
 
-    def __init__(self, images: Dataset, preprocessing: Preprocessing):
-        self.images, self.preprocessing = images, preprocessing
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.preprocessing(self.images[index])
-
-
-class ImagesOf(Dataset):
-    """Data set of images, from their number and a function of their index."""
-
-    def __init__(self, number: int, image: Callable[[int], torch.Tensor]):
-        self.number, self.image = number, image
+    def __init__(self, indices: range, read: Callable[[int], torch.Tensor], preprocessing: Preprocessing):
+        self.indices, self.read, self.preprocessing = indices, read, preprocessing
 
     def __len__(self) -> int:
-        return self.number
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.image(index)
+        return self.preprocessing(self.read(self.indices[index]))
+
+
+def state_of(images: datasets.Dataset | Iterable[Path], *settings: Any) -> str:
+    """Return a text that changes if rows, files (by their modification time) or settings change."""
+    if isinstance(images, datasets.Dataset):
+        return f"{images._fingerprint} {settings}"
+    return f"{[(path, path.stat().st_mtime_ns) for path in images]} {settings}"
 
 
 def collate_pixels(pixels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -337,7 +332,8 @@ def collate_pixels(pixels: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def extract(
     backbone: Backbone,
-    images: Dataset,
+    num_images: int,
+    read: Callable[[int], torch.Tensor],
     encode: Callable[[torch.Tensor], torch.Tensor],
     image_size: int | None,
     key: str,
@@ -353,7 +349,8 @@ def extract(
 
     Args:
         backbone: backbone.
-        images: data set of images as from [`~modeling_vitp.images.pixels.to_pixels`].
+        num_images: number of images.
+        read: function that returns an image by its index, as from [`~modeling_vitp.images.pixels.to_pixels`].
         encode: function from a batch of pixels, float32 `(batch, channels, height, width)`, to features, `(batch, …)`.
         image_size: image size in pixels, see [`~modeling_vitp.probing.backbones.Preprocessing`].
         key: text that identifies the images and settings on which the features depend.
@@ -370,19 +367,19 @@ def extract(
         ValueError: If an image cannot be read, its features are not finite, or a shard is missing.
     """
     digest = hashlib.sha256(f"{backbone.name}\0{backbone.state}\0{backbone.model.dtype}\0{image_size}\0{key}".encode())
-    path, rows = folder / f"{digest.hexdigest()[:20]}.npy", range(len(images))
+    path, rows = folder / f"{digest.hexdigest()[:20]}.npy", range(num_images)
     if shard and not path.is_file():  # Shards have whole batches, because features depend slightly on the batch.
-        batches = shard.part(-(-len(images) // batch_size))
+        batches = shard.part(-(-num_images // batch_size))
         rows = rows[batches.start * batch_size : batches.stop * batch_size]
         path = path.with_suffix(f".{rows.start}-{rows.stop}.npy")
     if path.is_file():
         return np.load(path, mmap_mode="r")
     if not shard and (parts := find_parts(path)):
-        save_features(joined(parts, len(images)), len(images), path)
+        save_features(joined(parts, num_images), num_images, path)
         for _, _, part in parts:
             part.unlink()
         return np.load(path, mmap_mode="r")
-    pixels = Subset(Pixels(images, Preprocessing(backbone.image_processor, image_size)), rows)
+    pixels = Pixels(rows, read, Preprocessing(backbone.image_processor, image_size))
     loader = DataLoader(pixels, batch_size, num_workers=num_workers, collate_fn=collate_pixels)
 
     def encoded() -> Iterator[np.ndarray]:
@@ -400,18 +397,25 @@ def extract(
 
 
 def extract_maps(
-    backbone: Backbone, images: Dataset, depths: int, image_size: int | None, key: str, folder: Path, **loading
+    backbone: Backbone,
+    num_images: int,
+    read: Callable[[int], torch.Tensor],
+    depths: int,
+    image_size: int | None,
+    key: str,
+    folder: Path,
+    **loading,
 ) -> np.ndarray:
     """Return the patch tokens of all images, float32 `(images, rows, columns, width)`; see [`extract`].
 
     Args:
-        backbone, images, key, folder, loading: see [`extract`].
+        backbone, num_images, read, key, folder, loading: see [`extract`].
         depths: number of depths, see [`Backbone.maps`].
         image_size: image size in pixels; by default that of the image processor.
     """
     side = backbone.in_patches(image_size or square_size(backbone.image_processor))
     encode = partial(backbone.maps, depths=depths)
-    return extract(backbone, images, encode, side, f"{key} {depths}", folder, **loading)
+    return extract(backbone, num_images, read, encode, side, f"{key} {depths}", folder, **loading)
 
 
 def save_features(blocks: Iterable[np.ndarray], length: int, path: Path) -> None:

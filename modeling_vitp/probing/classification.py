@@ -10,8 +10,8 @@ import torch
 from ..classification.data import ClassificationData, ClassifiedImages, FileImages
 from ..images.reading import image_files
 from ..input_spec import InputSpec
-from ..metrics.resampling import Score, Scores, resample
-from .backbones import Backbone, ImagesOf, extract
+from ..metrics.resampling import Score, Scores, resample_mean
+from .backbones import Backbone, extract, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear, nearest_neighbours
 
@@ -61,10 +61,8 @@ class ClassificationProbe:
         scores = {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(classes))}
         if not self.intervals:
             return Scores(scores)
-        cases = np.unique(self.cases, return_inverse=True)[1]
-        counts, sums = np.bincount(cases), np.bincount(cases, right)
-        resampled = [sums[draw].sum() / counts[draw].sum() for draw in resample(len(counts))]
-        return Scores(scores, Score(scores["accuracy"], resampled, len(counts)))
+        resampled = resample_mean(right, self.cases).tolist()
+        return Scores(scores, Score(scores["accuracy"], resampled, len(set(self.cases))))
 
     def probe(
         self,
@@ -94,10 +92,11 @@ class ClassificationProbe:
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
         return extract(
             backbone,
-            ImagesOf(len(samples), samples.image),
+            len(samples),
+            samples.image,
             lambda pixels: backbone.pool(pixels, self.pooling),
             image_size,
-            f"{samples_state(samples)} {spec} {self.pooling}",
+            state_of(samples.files_or_rows(), getattr(samples, "column", None), spec, self.pooling),
             folder,
             description=f"{backbone.name}, {split}",
             **loading,
@@ -167,21 +166,8 @@ def open_samples(
     return dict(zip(("train", "test"), opened)), names
 
 
-def samples_state(samples: ClassifiedImages) -> str:
-    """Return a text that changes if the images change."""
-    if isinstance(samples, FileImages):
-        return str([(path, path.stat().st_mtime_ns) for path in samples.files_or_rows()])
-    return f"{samples.rows._fingerprint} {samples.column}"
-
-
 def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return indices of training and test images: a random `share` of each class, with a fixed seed, is for testing.
-
-    Raises:
-        ValueError: If the share is not in (0, 1).
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"test_share must be in (0, 1), got {share}.")
+    """Return indices of training and test images: a random `share` of each class, with a fixed seed, is for testing."""
     order = np.random.default_rng(0).permutation(len(labels))
     test = [order[labels[order] == label] for label in np.unique(labels)]
     test = np.sort(np.concatenate([images[: int(share * len(images) + 0.5)] for images in test]))

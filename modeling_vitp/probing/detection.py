@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from ..detection.annotations import ImageObjects
-from ..detection.data import DetectionData, ObjectImages
+from ..detection.data import DetectionData
 from ..input_spec import InputSpec
 from ..metrics.pixel_metrics import mean_of_counted
 from ..metrics.ranking import area_under_curve, average_precision, log_odds, weighted_areas
 from ..metrics.resampling import BOX_RESAMPLES, Score, Scores, resample
-from .backbones import Backbone, ImagesOf, extract_maps
+from .backbones import Backbone, extract_maps, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear
 
@@ -168,15 +168,16 @@ class DetectionProbe:
         samples = self.samples[role].subset(range(len(self.samples[role])))
         spec = backbone.reading(self.data.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
-        description = f"{backbone.name}, {role}"
-        images, key = ImagesOf(len(samples), samples.image), f"{object_state(samples)} {spec}"
-        return extract_maps(backbone, images, self.depths, image_size, key, folder, description=description, **loading)
-
-
-def object_state(samples: ObjectImages) -> str:
-    """Return a text that changes if the images change."""
-    if samples.rows is not None:
-        return (
-            f"{samples.rows._fingerprint} {samples.column} {[(place.image, place.window) for place in samples.places]}"
+        places = [(place.image, place.window) for place in samples.places]
+        images = [image for image, _ in places] if samples.rows is None else samples.rows
+        return extract_maps(
+            backbone,
+            len(samples),
+            samples.image,
+            self.depths,
+            image_size,
+            state_of(images, samples.column, places, spec),
+            folder,
+            description=f"{backbone.name}, {role}",
+            **loading,
         )
-    return str([(place.image, place.window, place.image.stat().st_mtime_ns) for place in samples.places])

@@ -11,27 +11,16 @@ from ..vrl import keyed_generator
 
 @dataclass(frozen=True)
 class FewLabels:
-    """Number of training labels, as `shots` or as `share`.
+    """Number of training labels, either as `shots` or as `share`.
 
     Args:
         shots: number of images per class. If images have several classes, images are drawn until each class occurs in
             this many.
         share: share of the images in (0, 1], applied to each class if each image has one class.
-
-    Raises:
-        ValueError: If not exactly one of them is set, or a value is out of range.
     """
 
     shots: int | None = None
     share: float | None = None
-
-    def __post_init__(self):
-        if (self.shots is None) == (self.share is None):
-            raise ValueError("FewLabels: set either `shots` or `share`.")
-        if self.shots is not None and self.shots < 1:
-            raise ValueError(f"shots must be at least 1, got {self.shots}.")
-        if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(f"share must be in (0, 1], got {self.share}.")
 
     def __str__(self) -> str:
         if self.shots is not None:

@@ -5,19 +5,14 @@ answers therefore do not show that the ViT has learned anything. To measure this
 compared with those of the ViT at the start, of the same ViT with random weights, and of the raw pixels of a patch.
 """
 
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
-
-if "ipykernel" not in sys.modules:  # a notebook keeps its backend
-    matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from ..cards.sections import table
 from ..dense.data import DenseData
@@ -180,12 +175,12 @@ def palette_of(task: SegmentationProbe) -> np.ndarray:
 def draw_panels(rows: Iterable[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
     """Save rows of uint8 RGB panels with titles to an image file."""
     rows = list(rows)
-    shape = len(rows), len(rows[0])
-    figure, axes = plt.subplots(*shape, figsize=(2.3 * shape[1], 2.5 * shape[0]), squeeze=False, layout="constrained")
+    height, width = len(rows), len(rows[0])
+    figure = Figure(figsize=(2.3 * width, 2.5 * height), layout="constrained")
+    axes = figure.subplots(height, width, squeeze=False)
     for line, panels in zip(axes, rows):
         for axis, (title, panel) in zip(line, panels):
             axis.imshow(panel, interpolation="nearest")
             axis.set_title(title, fontsize=8)
             axis.axis("off")
     figure.savefig(path, dpi=110)
-    plt.close(figure)

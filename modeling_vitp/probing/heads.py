@@ -1,6 +1,7 @@
 """Heads of the probes: nearest neighbors, a linear layer, and a small nonlinear network."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ def nearest_neighbours(
     return torch.cat(predicted).cpu().numpy()
 
 
+@dataclass(eq=False)
 class LinearProbe:
     """Linear layer on features, which are standardized with the statistics of the training features.
 
@@ -55,8 +57,10 @@ class LinearProbe:
         mean, std: statistics of the training features, `(width,)`.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, std: torch.Tensor):
-        self.weight, self.bias, self.mean, self.std = weight, bias, mean, std
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Return logits, float32 `(…, classes)`, of features `(…, width)`."""

@@ -20,7 +20,7 @@ from ..images.corruptions import SEVERITIES, CorruptedImages
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..metrics.resampling import Scores
-from .backbones import Backbone, ImagesOf, extract_maps
+from .backbones import Backbone, extract_maps, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear, fit_nonlinear
 
@@ -160,13 +160,24 @@ class SegmentationProbe:
         if data.volumes is None:
             data = dataclasses.replace(data, input_spec=backbone.reading(data.input_spec))
         samples = data.open([self.splits[role]])
-        state = f"{state_of(samples)} {data.input_spec}"
-        if role == "test" and self.corruption is not None:
-            samples, state = CorruptedImages(samples, *self.corruption), f"{state} {self.corruption}"
-        images = ImagesOf(len(samples), partial(single_image, samples))
-        description = f"{backbone.name}, {role}"
+        corruption = self.corruption if role == "test" else None
+        if isinstance(samples, ImageFiles):
+            images = [path for sample, _ in samples.rows for path in sample.images]
+            parts = [window for _, window in samples.rows]
+        else:
+            images, parts = samples.rows, samples.image_columns
+        if corruption is not None:
+            samples = CorruptedImages(samples, *corruption)
         return extract_maps(
-            backbone, images, self.depths, image_size, state, folder, description=description, **loading
+            backbone,
+            len(samples),
+            partial(single_image, samples),
+            self.depths,
+            image_size,
+            state_of(images, parts, data.input_spec, corruption),
+            folder,
+            description=f"{backbone.name}, {role}",
+            **loading,
         )
 
 
@@ -201,14 +212,6 @@ def interpolate(logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Interpolate logits of patches, `(rows, columns, classes)`, bilinearly to pixels, `(classes, height, width)`."""
     logits = logits.permute(2, 0, 1)[None]
     return F.interpolate(logits, shape, mode="bilinear", align_corners=False)[0]
-
-
-def state_of(samples: MaskedImages) -> str:
-    """Return a text that changes if the images change."""
-    if isinstance(samples, ImageFiles):
-        files = [(path, box, path.stat().st_mtime_ns) for sample, box in samples.rows for path in sample.images]
-        return str(files)
-    return f"{samples.rows._fingerprint} {samples.image_columns}"
 
 
 SHOWN = ("patch_auc", "mean_iou")

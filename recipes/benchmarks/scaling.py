@@ -125,7 +125,7 @@ def extract_features(folder: Path, side: int) -> None:
     backbone = load_backbone(str(folder / "backbone"))
     image = Scene(folder / f"{side}.tif")
     with tempfile.TemporaryDirectory(dir=folder) as output:  # an empty folder, without files of earlier measurements
-        extract(backbone, image, lambda pixels: backbone.maps(pixels, 1), 224, str(side), Path(output))
+        extract(backbone, 1, image.__getitem__, lambda pixels: backbone.maps(pixels, 1), 224, str(side), Path(output))
 
 
 def stream(folder: Path, number: int, processes: int, process: int, is_split: bool) -> list[int]:
