@@ -88,6 +88,14 @@ class DistributedMetric(evaluate.Metric):
         return self._compute(cases)[key]
 
 
+def as_array(values: Any) -> np.ndarray:
+    """Return a tensor (on any device, of any dtype), array or list as an array; floats of a tensor as float64."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.double() if values.is_floating_point() else values).numpy()
+
+
 def group_by_case(case_ids: Iterable[Hashable]) -> list[list[int]]:
     """Return the indices of the images of each case, in the order of the cases."""
     cases = {}

@@ -5,11 +5,10 @@ from typing import Any
 
 import evaluate
 import numpy as np
-import torch
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
-from .base import DistributedMetric, group_by_case
+from .base import DistributedMetric, as_array, group_by_case
 from .resampling import BOX_RESAMPLES
 
 
@@ -104,14 +103,11 @@ def array(side: Mapping, key: str, name: str) -> np.ndarray:
     """Return a value of a prediction or reference as an array."""
     if key not in side:
         raise ValueError(f"no key {key!r} in the {name}. Found: {', '.join(side)}.")
-    value = side[key]
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.array(value)
+    return as_array(side[key])
 
 
 def numbers(side: Mapping, key: str, name: str, length: int, *shapes: tuple[int, ...]) -> np.ndarray:
     """Return finite numbers of a prediction or reference, float64 of shape `(length, *shape)` for one of `shapes`."""
-    if isinstance(side.get(key), torch.Tensor):
-        side = {key: side[key].float()}  # NumPy does not support bfloat16.
     values = array(side, key, name).astype(np.float64)
     if not length and not values.size:
         return values.reshape(0, *shapes[0])

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from transformers.utils.hub import resolve_revision
 from ..bands import check_same_bands
 from ..command.paths import Shard
 from ..image_processing_vitp import ViTPImageProcessor
+from ..images.large import appears_whole
 from ..input_spec import InputSpec
 from ..instructions.sources import folder_cache
 from ..modeling_vitp import VISION_MODELS
@@ -421,16 +421,15 @@ def extract_maps(
 def save_features(blocks: Iterable[np.ndarray], length: int, path: Path) -> None:
     """Write `length` rows of float32 features block by block. The file is renamed to `path` when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     features, done = None, 0
-    for block in blocks:
-        if features is None:
-            shape = (length, *block.shape[1:])
-            features = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-        features[done : done + len(block)] = block
-        done += len(block)
-    features.flush()
-    os.replace(partial, path)
+    with appears_whole(path) as unfinished:
+        for block in blocks:
+            if features is None:
+                shape = (length, *block.shape[1:])
+                features = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
+            features[done : done + len(block)] = block
+            done += len(block)
+        features.flush()
 
 
 def find_parts(path: Path) -> list[tuple[int, int, Path]]:

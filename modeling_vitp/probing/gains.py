@@ -66,9 +66,10 @@ def measure_gains(
     *test_splits: str,
     backbones: dict[str, Backbone],
     folder: Path,
-    depths: int = DEPTHS,
 ) -> dict[str, dict]:
     """Return the scores of each backbone, and the gains of `BACKBONE` over the others, for each test split.
+
+    The tokens of up to `DEPTHS` depths are probed, see [`~modeling_vitp.probing.backbones.Backbone.maps`].
 
     Args:
         data: images with masks.
@@ -76,13 +77,12 @@ def measure_gains(
         test_splits: test splits, which must not be used in pretraining.
         backbones: backbone and controls, see [`load_backbones`].
         folder: folder of the plots, `SPLIT.png`.
-        depths: number of depths, see [`~modeling_vitp.probing.backbones.Backbone.maps`], limited to that of layers.
 
     Returns:
         Results by split: `control` (most frequent class everywhere), `scores` by backbone and probe, `gains` by probe
         and backbone (differences in `patch_auc`), and `token_similarity` by backbone, see [`token_similarity`].
     """
-    depths = min(depths, backbones[BACKBONE].model.config.num_hidden_layers)
+    depths = min(DEPTHS, backbones[BACKBONE].model.config.num_hidden_layers)
     tasks = {
         split: SegmentationProbe(data, {"train": train_split, "test": split}, 1e-2, depths) for split in test_splits
     }
@@ -145,10 +145,10 @@ def gains_table(measured: dict) -> str:
     return table(["read from", *titles], rows)
 
 
-def panels_of_truth(task: SegmentationProbe, number: int = 4) -> dict[int, list[tuple[str, np.ndarray]]]:
-    """Return image and mask of some test samples, by their index."""
+def panels_of_truth(task: SegmentationProbe) -> dict[int, list[tuple[str, np.ndarray]]]:
+    """Return image and mask of up to four test samples, by their index."""
     samples, rows = task.samples["test"], {}
-    for index in np.linspace(0, len(samples) - 1, min(number, len(samples))).astype(int).tolist():
+    for index in np.linspace(0, len(samples) - 1, min(4, len(samples))).astype(int).tolist():
         sample = samples[index]
         image = sample["images"][0].permute(1, 2, 0).numpy()
         rows[index] = [("image", image), ("truth", palette_of(task)[sample["mask"].numpy()])]

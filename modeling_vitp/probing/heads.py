@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 ROWS_AT_ONCE = 65536
+HIDDEN_SIZE, BATCH_SIZE = 64, 512  # Of the nonlinear probe.
 KEPT_BYTES = 2**30  # Features up to this size are read and standardized once for all iterations of L-BFGS.
 
 
@@ -135,15 +136,14 @@ class NonlinearProbe(nn.Module):
     Args:
         mean, std: statistics of the training features, `(width,)`.
         num_classes: number of classes.
-        hidden_size: number of hidden units.
     """
 
-    def __init__(self, mean: torch.Tensor, std: torch.Tensor, num_classes: int, hidden_size: int = 64):
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor, num_classes: int):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.layers = nn.Sequential(
-            nn.Linear(len(mean), hidden_size), nn.GELU(), nn.Dropout(0.2), nn.Linear(hidden_size, num_classes)
+            nn.Linear(len(mean), HIDDEN_SIZE), nn.GELU(), nn.Dropout(0.2), nn.Linear(HIDDEN_SIZE, num_classes)
         )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -158,19 +158,17 @@ def fit_nonlinear(
     seed: int = 0,
     device: str | torch.device = "cpu",
     steps: int = 500,
-    batch_size: int = 512,
 ) -> NonlinearProbe:
     """Fit a [`NonlinearProbe`] on random positions with AdamW (cosine decay from 1e-3, weight decay 0.05).
 
-    All backbones have the same training budget, and no model selection takes place. Weights and batches
-    are drawn on the CPU, and dropout on the device, so that scores differ a little between devices.
+    All backbones have the same training budget, and no model selection takes place. Weights and batches are drawn on
+    the CPU, and dropout on the device, so that scores differ a little between devices.
 
     Args:
         features, counts, used: see [`fit_linear`].
         seed: seed of the weights, the batches and dropout.
         device: device of the computation.
-        steps: number of training steps.
-        batch_size: number of positions per step.
+        steps: number of training steps, each on `BATCH_SIZE` positions.
     """
     width, num_classes = features.shape[-1], counts.shape[-1]
     mean, std, _ = standardization(labeled_positions(features, counts, used, device), width, device)
@@ -182,7 +180,7 @@ def fit_nonlinear(
         optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            chosen = tuple(labeled[:, torch.randint(labeled.shape[1], (batch_size,)).numpy()])
+            chosen = tuple(labeled[:, torch.randint(labeled.shape[1], (BATCH_SIZE,)).numpy()])
             targets = torch.from_numpy(counts[chosen]).float().to(device)
             logits = probe(torch.from_numpy(features[chosen]).to(device))
             loss = -(targets * logits.log_softmax(-1)).sum() / targets.sum()

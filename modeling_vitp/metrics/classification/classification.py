@@ -5,7 +5,6 @@ from itertools import chain
 
 import evaluate
 import numpy as np
-import torch
 from datasets import Features, List, Value
 
 from modeling_vitp.metrics import base, pixel_metrics, ranking
@@ -62,7 +61,7 @@ class Classification(base.DistributedMetric):
         Raises:
             ValueError: if a shape or length is wrong, a score is NaN, or a label is not a class index.
         """
-        scores, labels = (as_array(values) for values in (predictions, references))
+        scores, labels = base.as_array(predictions), base.as_array(references)
         shape = (len(labels), self.num_labels)
         if scores.shape != shape or labels.shape != (shape if self.multi_label else shape[:1]):
             raise ValueError(
@@ -124,7 +123,3 @@ class Classification(base.DistributedMetric):
             result["label_accuracy"] = float((truth == predicted).mean())
             result["mean_average_precision"] = float(np.mean(precisions)) if precisions else float("nan")
         return result
-
-
-def as_array(values: Sequence) -> np.ndarray:
-    return values.detach().double().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
