@@ -148,8 +148,9 @@ class ProbeArguments(Arguments):
         ignored = [name for name in SETTINGS if getattr(self, name) != getattr(type(self), name)]
         if self.data is not None and ignored:
             raise ValueError(f"{ignored[0]} is for `dataset_name`. Set `{SETTINGS[ignored[0]]}` in `data` instead.")
-        if self.data is None and self.annotations != "masks":
-            raise ValueError(f"annotations={self.annotations!r} needs `data`.")
+        for name in ("annotations", "data_root"):
+            if self.data is None and (value := getattr(self, name)) != getattr(type(self), name):
+                raise ValueError(f"{name}={value!r} needs `data`.")
         if self.annotations == "masks" and self.data is not None and {"format", "box_format"} & self.data.keys():
             raise ValueError("Expected masks, got `data` with a box format. Set --annotations boxes.")
         if self.data is not None and self.data_root is not None:

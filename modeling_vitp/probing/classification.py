@@ -128,12 +128,12 @@ def open_samples(
     wanted = [train_split] if test_share is not None else [train_split, test_split]
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"train_split and test_split must differ, got {train_split!r}. Change one or set test_share.")
-    folders = [Path(name) / split for split in wanted]
-    images = [(path, folder) for folder in folders if folder.is_dir() for path in image_files(folder)]
-    if {folder for _, folder in images} == {*folders}:
-        stray = next((path for path, folder in images if len(path.relative_to(folder).parts) != 2), None)
-        if stray is not None:
-            raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {stray}. Move the file.")
+    files = {Path(name) / split: image_files(Path(name) / split) for split in wanted}
+    if all(files.values()):
+        for folder, paths in files.items():
+            stray = [path for path in paths if path.parent.parent != folder]
+            if stray:
+                raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {stray[0]}. Move the file.")
         source = {"root": name}
     else:
         columns = {"image": image_column, "label": label_column}
@@ -152,15 +152,14 @@ def open_samples(
             data.check_files({role: part.samples for role, part in parts.items()})
         else:
             data.check_rows({role: (part.rows, [part.column]) for role, part in parts.items()})
-    images = np.bincount(opened[0].labels, minlength=len(names))
-    tested = np.bincount(opened[1].labels, minlength=len(names))
-    unknown = [one for one, trained, number in zip(names, images, tested) if number and not trained]
+    trained, tested = (np.bincount(part.labels, minlength=len(names)) for part in opened)
+    unknown = [names[label] for label in np.flatnonzero((tested > 0) & (trained == 0))]
     if unknown:
         raise ValueError(f"{name}: no training images found for the classes {unknown} of the test images.")
-    new_labels = torch.from_numpy(np.cumsum(images > 0) - 1)
+    new_labels = torch.from_numpy(np.cumsum(trained > 0) - 1)
     for part in opened:
         part.labels = new_labels[part.labels]
-    names = [one for one, number in zip(names, images) if number]
+    names = [names[label] for label in np.flatnonzero(trained)]
     if len(names) < 2:
         raise ValueError(f"{name}, split {train_split!r}: expected at least two classes, got {names}.")
     return dict(zip(("train", "test"), opened)), names

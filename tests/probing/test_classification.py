@@ -255,6 +255,7 @@ def test_multi_band_backbone_gets_its_bands(tmp_path):
         ("none held out", ["--test_share", "0.1"], "test_share=0.1"),
         ("pooling", ["--pooling", "max"], "'max'"),
         ("both", ["--data", "{}"], "either `dataset_name`"),
+        ("no data", ["--data_root", "images"], "data_root='images'"),
     ],
 )
 def test_invalid_class_data_are_named(tmp_path, what, arguments, message):
