@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -205,14 +205,9 @@ def stored_orientation(path: Path) -> int:
     try:
         if is_dicom_file(path):  # The preamble of DICOM may be the header of a TIFF.
             return 1
-        with path.open("rb") as file:
+        with read_errors(path), path.open("rb") as file, suppress(PIL.UnidentifiedImageError):
             return read_header(file)[2]
-    except (FileNotFoundError, IsADirectoryError):
-        raise
-    except PIL.UnidentifiedImageError:
         return 1
-    except (OSError, SyntaxError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
     finally:
         PIL.Image.MAX_IMAGE_PIXELS = limit
 
