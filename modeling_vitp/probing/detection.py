@@ -1,5 +1,6 @@
 """Probe of boxes: a linear layer that predicts whether a patch contains the center of an object of a class."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,9 +124,7 @@ class DetectionProbe:
         """
         train = self.features(backbone, "train", image_size, folder, **loading)
         test = self.features(backbone, "test", image_size, folder, **loading)
-        known, wanted = (
-            self.centres(role, features.shape[1:3]) for role, features in (("train", train), ("test", test))
-        )
+        known, wanted = self.centres("train", train.shape[1:3]), self.centres("test", test.shape[1:3])
         counted = wanted.any(-1)
         # Windows of an image, and images of a scene, are resampled together.
         cases = np.unique([place.case for place in self.samples["test"].places], return_inverse=True)[1]
@@ -165,8 +164,7 @@ class DetectionProbe:
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
-        samples = self.samples[role].subset(range(len(self.samples[role])))
-        spec = backbone.reading(self.data.input_spec)
+        samples, spec = copy.copy(self.samples[role]), backbone.reading(self.data.input_spec)
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
         places = [(place.image, place.window) for place in samples.places]
         images = [image for image, _ in places] if samples.rows is None else samples.rows

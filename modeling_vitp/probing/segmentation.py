@@ -1,7 +1,6 @@
 """Probes of masks: a linear layer and a small nonlinear network on each patch, also on corrupted images."""
 
 import copy
-import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from ..dense.data import ClassPixels, DenseData, ImageFiles, MaskedImages
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.corruptions import SEVERITIES, CorruptedImages
+from ..input_spec import InputSpec
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..metrics.resampling import Scores
@@ -156,11 +156,13 @@ class SegmentationProbe:
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
-        data = self.data
-        if data.volumes is None:
-            data = dataclasses.replace(data, input_spec=backbone.reading(data.input_spec))
-        samples = data.open([self.splits[role]])
+        samples, spec = copy.copy(self.samples[role]), self.data.input_spec
         corruption = self.corruption if role == "test" else None
+        if corruption is not None:
+            samples = copy.copy(samples.samples)
+        if self.data.volumes is None:
+            spec = backbone.reading(spec)
+            samples.spec = None if spec is None else InputSpec.from_dict(spec)
         if isinstance(samples, ImageFiles):
             images = [path for sample, _ in samples.rows for path in sample.images]
             parts = [window for _, window in samples.rows]
@@ -174,7 +176,7 @@ class SegmentationProbe:
             partial(single_image, samples),
             self.depths,
             image_size,
-            state_of(images, parts, data.input_spec, corruption),
+            state_of(images, parts, spec, corruption),
             folder,
             description=f"{backbone.name}, {role}",
             **loading,
@@ -245,19 +247,11 @@ def probe_robustness(
         clean, corrupted = score(task), {}
         for name in tqdm(SEVERITIES, desc=f"{backbone.name}, corruptions"):
             corrupted[name] = [score(task.under(name, severity, seed)) for severity in severities]
-    return {
-        probe: {
-            shown: summarize_corruptions(
-                clean[probe][shown],
-                {name: [scores[probe][shown] for scores in found] for name, found in corrupted.items()},
-            )
-            for shown in SHOWN
-        }
-        for probe in clean
-    }
 
+    def summarize(probe: str, shown: str) -> dict:
+        whole = clean[probe][shown]
+        means = {name: float(np.mean([one[probe][shown] for one in scores])) for name, scores in corrupted.items()}
+        average = float(np.mean(list(means.values())))
+        return {"clean": whole, "average": average, "relative": average / whole, "corruptions": means}
 
-def summarize_corruptions(clean: float, corrupted: dict[str, list[float]]) -> dict:
-    means = {name: float(np.mean(scores)) for name, scores in corrupted.items()}
-    average = float(np.mean(list(means.values())))
-    return {"clean": clean, "average": average, "relative": average / clean, "corruptions": means}
+    return {probe: {shown: summarize(probe, shown) for shown in SHOWN} for probe in clean}
