@@ -41,7 +41,7 @@ from ..training.resume_config import fingerprint_data
 from .arguments import RobustnessArguments
 
 
-class Progress(TrainerCallback):
+class UpdateCallback(TrainerCallback):
     """Callback that calls a function after each batch."""
 
     def __init__(self, update: Callable[[], Any]):
@@ -143,7 +143,7 @@ class RobustnessTask:
         if corruption is not None:
             samples = CorruptedImages(samples, corruption, severity, self.seed, self.move)
         starts = iter(range(0, len(samples), self.images_per_step))
-        progress = Progress(lambda: update(min(self.images_per_step, len(samples) - next(starts))))
+        progress = UpdateCallback(lambda: update(min(self.images_per_step, len(samples) - next(starts))))
         self.trainer.add_callback(progress)
         try:
             loader = self.trainer.get_eval_dataloader(samples)
