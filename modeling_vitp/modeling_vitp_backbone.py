@@ -34,7 +34,7 @@ from .modeling_vitp import (
     ViTPVisionPreTrainedModel,
     build_vit,
 )
-from .opening import naming, way_to_vit
+from .opening import naming, read_config_fields, way_to_vit
 from .vision_towers import TOWERS, VisionTower, pair, resample_positions, tower_of
 
 STRIDES = (4, 8, 16, 32)
@@ -199,9 +199,7 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         settings = {name: kwargs.pop(name) for name in names & kwargs.keys()}
         band_names = settings.pop("band_names", None)
         if not isinstance(backbone, PreTrainedModel):
-            with naming(backbone, PreTrainedConfig):
-                model_type = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0].get("model_type")
-            if model_type == cls.config_class.model_type:
+            if read_config_fields(backbone, **kwargs).get("model_type") == cls.config_class.model_type:
                 model = cls.from_pretrained(backbone, **{"dtype": torch.float32, **settings, **kwargs})
                 return model if band_names is None else spread_bands(model, band_names)
             backbone = open_vit(backbone, **kwargs)
@@ -302,8 +300,7 @@ def open_vit_config(backbone: str | Path, **kwargs) -> PreTrainedConfig:
     Raises:
         ValueError: if the model is of no known family.
     """
-    with naming(backbone, PreTrainedConfig):
-        fields = PreTrainedConfig.get_config_dict(backbone, **kwargs)[0]
+    fields = read_config_fields(backbone, **kwargs)
     model_type = fields.get("model_type")
     if model_type in VISION_MODELS:
         return ViTPVisionConfig.from_pretrained(backbone, **kwargs)

@@ -144,6 +144,16 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         raise ValueError(found or f"{files} cannot be opened: {reason}") from error
 
 
+def read_config_fields(name: str | Path, **kwargs) -> dict:
+    """Return the content of the config.json of a folder or Hub id. An error names the file.
+
+    Args:
+        kwargs: arguments of `from_pretrained`, such as `revision`.
+    """
+    with naming(name, PreTrainedConfig):
+        return PreTrainedConfig.get_config_dict(name, **kwargs)[0]
+
+
 def is_failure(error: BaseException) -> bool:
     """Return whether an error is an exception, or a panic of a library in Rust."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -10,8 +10,8 @@
 
 SOURCE is a Hub id, a folder or a safetensors file: a ViTP model, transformers' `internvl`, a checkpoint of InternVL's
 own code (InternVL2.5, InternVL3), a ViT alone, a ViT-Adapter (ours or the original), or UPerNet or a two-stage detector
-on one (ours or OpenMMLab's). The layout is recognized by the names of the tensors. Tensors are copied as bytes under
-new names, without loading them, to a temporary folder that is moved into place at the end.
+on one (ours or OpenMMLab's). The layout is recognized by the names of the tensors. Tensors are copied under new names,
+one shard at a time, to a temporary folder that is moved into place at the end.
 """
 
 import argparse

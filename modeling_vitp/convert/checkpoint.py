@@ -2,7 +2,6 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,17 +31,18 @@ from ..cards.record import (
 )
 from ..command.paths import check_new
 from ..modeling_vitp import VISION_MODELS
+from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming
 from ..processing_vitp import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, ViTPProcessor
 from ..vision_towers import TOWERS
-from .export import AUTO_MAP, image_settings, native_vision_config, save_code, save_image_processor
+from .export import AUTO_MAP, image_settings, native_vision_config, save_image_processor
 from .internvl import (
     VIDEO_TOKEN,
     drop_video_token,
     write_rope_for_version_4,
     write_tokenizer_config_for_version_4,
 )
-from .keys import TARGETS, locate_tensor
+from .keys import TARGETS, arrange_tensors
 from .original_config import (
     adapter_to_original,
     chat_to_original,
@@ -51,7 +51,7 @@ from .original_config import (
     vision_to_original,
 )
 from .reading import Checkpoint, meta_model, plain_tokenizer, read_checkpoint_source
-from .tensor_files import DTYPES, TensorBytes, refuse_not_finite, write_checkpoint
+from .tensor_files import StoredTensor, refuse_not_finite, write_checkpoint
 
 logger = logging.get_logger(__name__)
 
@@ -148,7 +148,8 @@ def convert_checkpoint(
     temporary.mkdir()
     try:
         WRITERS[to](checkpoint, temporary)
-        wrong = write_checkpoint(temporary, arrange(checkpoint, to))
+        layout = checkpoint.original_layout if to == "original" else to
+        wrong = write_checkpoint(temporary, arrange_tensors(checkpoint.tensors, layout))
         if not allow_nan:
             refuse_not_finite(source, wrong)
         write_conversion_card(checkpoint, to, license_fields, temporary, target.name)
@@ -160,13 +161,13 @@ def convert_checkpoint(
 
 
 @dataclass(frozen=True)
-class ChangedTensor(TensorBytes):
-    """Bytes that replace a tensor of a file."""
+class ChangedTensor(StoredTensor):
+    """Tensor that replaces one of a file."""
 
-    content: bytes
+    content: torch.Tensor | None = None
 
-    def read(self) -> Iterator[bytes]:
-        yield self.content
+    def load(self) -> torch.Tensor:
+        return self.content
 
 
 def set_input_spec(checkpoint: Checkpoint, input_spec: dict) -> None:
@@ -185,18 +186,10 @@ def set_input_spec(checkpoint: Checkpoint, input_spec: dict) -> None:
         return
     for name, tensor in checkpoint.tensors.items():
         if name.endswith(tuple(f"{convolution}.weight" for convolution in FIRST_CONVOLUTIONS)):
-            kernel = spread_kernel(load_tensor(tensor), names)
-            content = kernel.contiguous().view(torch.uint8).numpy().tobytes()
+            kernel = spread_kernel(tensor.load(), names).contiguous()
             checkpoint.tensors[name] = ChangedTensor(
-                tensor.path, tensor.start, tensor.dtype, tuple(kernel.shape), content
+                tensor.path, tensor.key, tensor.dtype, tuple(kernel.shape), content=kernel
             )
-
-
-def load_tensor(tensor: TensorBytes) -> torch.Tensor:
-    content = bytearray()
-    for chunk in tensor.read():
-        content += chunk
-    return torch.frombuffer(content, dtype=getattr(torch, DTYPES[tensor.dtype])).view(tensor.shape)
 
 
 def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
@@ -240,20 +233,6 @@ def write_conversion_card(
         f"layout `{to}` with `vitp convert`. They are the same to the bit.\n\n{terms}\n"
     )
     card.save(folder / "README.md")
-
-
-def arrange(checkpoint: Checkpoint, to: str) -> dict[str, list[TensorBytes]]:
-    """Return the tensors under the names of the target, each as a list of blocks of rows."""
-    layout = checkpoint.original_layout if to == "original" else to
-    arranged = {}
-    for name, tensor in checkpoint.tensors.items():
-        found = locate_tensor(name, layout)
-        if found is not None:
-            arranged.setdefault(found.key, {})[found.part] = tensor
-    for key, blocks in arranged.items():
-        if len({tensor.dtype for tensor in blocks.values()}) > 1:
-            raise ValueError(f"{checkpoint.name}: expected one dtype for the parts of {key}, got several.")
-    return {key: [blocks[part] for part in sorted(blocks)] for key, blocks in arranged.items()}
 
 
 def write_vitp(checkpoint: Checkpoint, folder: Path) -> None:
@@ -314,7 +293,7 @@ def write_backbone(checkpoint: Checkpoint, folder: Path) -> None:
     config.dtype = checkpoint.config.dtype
     config.auto_map = AUTO_MAP
     config.save_pretrained(folder)
-    save_code(folder)
+    custom_object_save(ViTPExportedBackbone, folder)
     save_image_processor(folder, vision_config, checkpoint.image_processor)
 
 

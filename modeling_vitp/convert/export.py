@@ -24,9 +24,9 @@ from ..cards.record import read_json
 from ..configuration_vitp import ViTPVisionConfig, patch_grid
 from ..configuration_vitp_dense import MULTI_SCALE_CONFIGS
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
+from ..modeling_vitp import ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import ViTPExportedBackbone
-from ..opening import naming, way_to_vit
+from ..opening import naming
 from ..processing_vitp import ViTPProcessor
 from ..vision_towers import TOWERS, pair, tower_of
 from .tensor_files import check_finite, main_dtype, open_like_folder, read_tensors
@@ -83,7 +83,7 @@ def export_backbone(
         native.load_state_dict(vision_model.state_dict())
         native.config.auto_map = AUTO_MAP
         native.save_pretrained(output_dir)
-        save_code(output_dir)
+        custom_object_save(ViTPExportedBackbone, output_dir)
     else:
         tower_of(vision_model.config).save(vision_model, output_dir)
     open_like_folder(output_dir)
@@ -113,10 +113,9 @@ def open_trained_vision_model(
     """Return the vision model to export and its image processor, see [`export_backbone`] for arguments and errors."""
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
-        check_language_model(name)
+        model = ViTPForConditionalGeneration.from_pretrained(name, dtype=trained_dtype(name))
         if image_processor is None:
-            image_processor = ViTPProcessor.from_pretrained(model).image_processor
-        model = ViTPForConditionalGeneration.from_pretrained(model, dtype=trained_dtype(model))
+            image_processor = ViTPProcessor.from_pretrained(name).image_processor
     vision_model = trained_vision_model(model)
     band_names = getattr(vision_model.config, "band_names", None)
     if image_processor is None and band_names is not None:
@@ -136,27 +135,11 @@ def open_trained_vision_model(
 
 def trained_dtype(name: str | Path) -> str:
     """Return the dtype of the fully trained weights beside a LoRA adapter, or `auto` without an adapter."""
-    file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    with naming(name, ViTPForConditionalGeneration):
+        file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     weights = read_tensors(Path(file)) if file else {}
     in_full = {key: weight for key, weight in weights.items() if "lora_" not in key}
     return main_dtype(in_full) if in_full else "auto"
-
-
-def check_language_model(name: str) -> None:
-    """Raise a `ValueError` with advice unless a folder or Hub id has a vision-language model."""
-    try:
-        with naming(name, PreTrainedConfig):
-            fields = PreTrainedConfig.get_config_dict(name)[0]
-    except ValueError:  # reported when the model is loaded
-        return
-    model_type = fields.get("model_type")
-    if model_type in [*VISION_MODELS]:
-        raise ValueError(f"{name} is already a backbone ({model_type!r}). Use it as it is.")
-    if model_type is not None and model_type not in [*LANGUAGE_MODELS]:
-        raise ValueError(
-            f"Expected a vision-language model, got {name} of type {model_type!r}. Export the model that it was "
-            f"trained from. {way_to_vit(name, fields)}"
-        )
 
 
 def trained_vision_model(model: nn.Module) -> PreTrainedModel:
@@ -199,11 +182,6 @@ def native_vision_config(config: ViTPVisionConfig) -> InternVLVisionConfig:
     if fields.get("band_names") is None:
         fields.pop("band_names", None)
     return InternVLVisionConfig(**fields)
-
-
-def save_code(output_dir: str | Path) -> None:
-    """Write the code of a backbone of [`ViTPVisionModel`] and what it imports."""
-    custom_object_save(ViTPExportedBackbone, output_dir)
 
 
 def save_image_processor(output_dir: str | Path, config: PreTrainedConfig, image_processor: ViTPImageProcessor) -> None:

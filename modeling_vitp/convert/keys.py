@@ -5,7 +5,10 @@ layout is a function of them, so that the complete set of a file's keys follows 
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 TARGETS = ("vitp", "backbone", "internvl", "original", "adapter", "segmentation", "detection")
 BENCHMARK_NAMES = ("dior", "dior_r", "dota_v2", "sardet_100k", "rsar", "ssdd")  # keys of `original_config.BENCHMARKS`
@@ -156,6 +159,16 @@ def locate_tensor(name: str, layout: str) -> Location | None:
     if layout.startswith(("original", "timm")) and name.startswith((VISION_TOWER, BACKBONE)) and fused:
         return Location(key, "qkv".index(fused[1]), 3)
     return Location(key)
+
+
+def arrange_tensors(tensors: Mapping[str, T], layout: str) -> dict[str, list[T]]:
+    """Return the tensors under the names of a layout, each as the blocks of its rows in their order."""
+    arranged: dict[str, dict[int, T]] = {}
+    for name, tensor in tensors.items():
+        found = locate_tensor(name, layout)
+        if found is not None:
+            arranged.setdefault(found.key, {})[found.part] = tensor
+    return {key: [blocks[part] for part in sorted(blocks)] for key, blocks in arranged.items()}
 
 
 def recognize_layout(keys: set[str]) -> str | None:

@@ -389,7 +389,6 @@ def segmentation_from_original(
 
     Raises:
         ValueError: see [`adapter_from_original`]; also if the head differs from ours.
-        ValueError: as [`adapter_from_original`], and if the head is not like ours.
     """
     prefix = "backbone."
     adapter = adapter_from_original(
@@ -560,7 +559,7 @@ def detection_from_original(
     elif "detector" not in settings:
         logger.warning(
             "Settings that are not visible in the tensors (thresholds, overlaps, class names) are assumed to be those "
-            "of the published %s.  Set the benchmark if the detector is one of %s.",
+            "of the published %s. Set the benchmark if the detector is one of %s.",
             config_class.model_type,
             ", ".join(BENCHMARKS),
         )

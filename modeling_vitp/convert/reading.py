@@ -38,7 +38,7 @@ from .original_config import (
     vision_from_tensors,
     with_deformable_attention,
 )
-from .tensor_files import TensorBytes, main_dtype, read_checkpoint
+from .tensor_files import StoredTensor, main_dtype, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Checkpoint:
     folder: Path
     layout: str
     config: Config
-    tensors: dict[str, TensorBytes]
+    tensors: dict[str, StoredTensor]
     image_processor: ViTPImageProcessor | DenseImageProcessor
     processor: ViTPProcessor | None  # if there is a tokenizer
 
@@ -150,7 +150,7 @@ def read_checkpoint_source(
     return Checkpoint(source, folder if file is None else root, layout, config, tensors, image_processor, processor)
 
 
-def without_head(source: str, weights: dict[str, TensorBytes]) -> dict[str, TensorBytes]:
+def without_head(source: str, weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Return the backbone of a model with an unsupported head, and log the omitted tensors."""
     left_out = weights.keys() - {key for key in weights if key.startswith(BACKBONE)}
     if left_out:
@@ -184,7 +184,7 @@ def local_path(source: str, revision: str | None, file: str | None = None) -> Pa
         raise ValueError(f"Expected a file, a folder or an available Hub repo, got {source}: {reason}") from error
 
 
-def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benchmark: str | None = None) -> Config:
+def read_config(layout: str, fields: dict, weights: dict[str, StoredTensor], benchmark: str | None = None) -> Config:
     """Return the configuration of the source in our classes."""
     if layout == "original":
         return chat_from_original(fields)
@@ -222,8 +222,8 @@ def read_config(layout: str, fields: dict, weights: dict[str, TensorBytes], benc
 
 
 def match_tensors(
-    source: str, model: PreTrainedModel, layout: str, weights: dict[str, TensorBytes]
-) -> dict[str, TensorBytes]:
+    source: str, model: PreTrainedModel, layout: str, weights: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
     """Return the tensors under our names.
 
     Raises:
@@ -254,9 +254,7 @@ def match_tensors(
         listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
         raise ValueError(f"The tensors of {source} do not match its configuration. {listed}")
     for name, other in tied.items():
-        if name in tensors and not all(
-            a == b for a, b in zip(tensors[name].read(), tensors[other].read(), strict=True)
-        ):
+        if name in tensors and not torch.equal(*(tensors[each].load().view(torch.uint8) for each in (name, other))):
             raise ValueError(
                 f"{source}: the configuration ties {locations[name].key} and {locations[other].key}, but their weights "
                 "differ. Set tie_word_embeddings to false in config.json."

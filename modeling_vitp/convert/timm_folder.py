@@ -8,15 +8,15 @@ import torch
 from PIL.Image import Resampling
 from safetensors.torch import save_file
 from torch import nn
-from transformers import InternVLVisionConfig, InternVLVisionModel, PreTrainedConfig
+from transformers import InternVLVisionConfig, InternVLVisionModel
 
 from ..cards.record import write_json
 from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import VISION_MODELS
 from ..modeling_vitp_backbone import open_vit
-from ..opening import naming
+from ..opening import read_config_fields
 from .export import check_output_dir, open_trained_vision_model, save_image_processor
-from .keys import VISION_TOWER, locate_tensor
+from .keys import VISION_TOWER, arrange_tensors
 from .tensor_files import SINGLE_FILE, open_like_folder
 
 ARCHITECTURE = "vit_intern300m_patch14_448"  # entry of timm's registry; `model_args` set any other shape
@@ -61,9 +61,7 @@ def export_timm(
     """
     check_output_dir(output_dir, MODEL_TYPE)
     if isinstance(model, (str, Path)):
-        with naming(model, PreTrainedConfig):
-            fields = PreTrainedConfig.get_config_dict(model)[0]
-        if fields.get("model_type") in VISION_MODELS:
+        if read_config_fields(model).get("model_type") in VISION_MODELS:
             image_processor = image_processor or ViTPImageProcessor.from_pretrained(model)
             model = open_vit(model, dtype="auto")
     vision_model, image_processor = open_trained_vision_model(model, image_processor, allow_nan)
@@ -143,8 +141,5 @@ def timm_model_args(config: InternVLVisionConfig) -> dict[str, Any]:
 
 def weights_in_layout(model: InternVLVisionModel, layout: str) -> dict[str, torch.Tensor]:
     """Return the weights of a ViT under the names of a layout of `keys.py`, with its fused queries, keys and values."""
-    parts = {}
-    for name, tensor in model.state_dict().items():
-        key, part, _ = locate_tensor(VISION_TOWER + name, layout)
-        parts.setdefault(key, {})[part] = tensor
-    return {key: torch.cat([tensors[part] for part in sorted(tensors)]) for key, tensors in parts.items()}
+    state = {VISION_TOWER + name: tensor for name, tensor in model.state_dict().items()}
+    return {key: torch.cat(blocks) for key, blocks in arrange_tensors(state, layout).items()}

@@ -42,7 +42,6 @@ from modeling_vitp import (
 )
 from modeling_vitp.convert import __main__ as command
 from modeling_vitp.convert import tensor_files
-from modeling_vitp.convert.checkpoint import load_tensor
 from modeling_vitp.training.loading import build_tokenizer, check_compatible
 
 
@@ -354,15 +353,15 @@ def test_nonempty_folder_is_not_written(fixture_as_vitp, tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device"), MemoryError])
 def test_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, monkeypatch, error):
-    read, calls = tensor_files.TensorBytes.read, []
+    load, calls = tensor_files.StoredTensor.load, []
 
     def interrupted(tensor):
         calls.append(list(tmp_path.iterdir()))
         if len(calls) == 20:
             raise error
-        return read(tensor)
+        return load(tensor)
 
-    monkeypatch.setattr(tensor_files.TensorBytes, "read", interrupted)
+    monkeypatch.setattr(tensor_files.StoredTensor, "load", interrupted)
     with pytest.raises(error if isinstance(error, type) else OSError):
         convert_checkpoint(fixture_as_vitp, tmp_path / "target", "internvl")
     assert [path.name.startswith(".target.") for path in calls[-1]] == [True]
@@ -656,10 +655,3 @@ def test_stem_of_an_adapter_is_spread(tmp_path):
     expected = spread_bands(model, SPEC["band_names"]).state_dict()
     assert all(torch.equal(expected[name], value) for name, value in found.items())
     assert found["backbone.spatial_prior.stem.0.weight"].shape[1] == 2
-
-
-def test_tensor_read_in_chunks_is_whole(tmp_path, monkeypatch):
-    tensor = torch.randn(5, 7)
-    save_file({"kernel": tensor}, tmp_path / "model.safetensors")
-    monkeypatch.setattr(tensor_files, "BUFFER_BYTES", 16)
-    assert torch.equal(load_tensor(tensor_files.read_checkpoint(tmp_path)["kernel"]), tensor)
