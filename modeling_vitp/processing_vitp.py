@@ -42,10 +42,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Tokenizer settings that neither pad nor truncate, and whose outputs belong to single tokens.
-OF_EACH_TOKEN = ("add_special_tokens", "return_offsets_mapping", "return_special_tokens_mask", "return_token_type_ids")
-OF_EACH_TOKEN += ("padding_side", "verbose")
-
 
 class ViTPProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {
@@ -180,7 +176,7 @@ class ViTPProcessor(ProcessorMixin):
                 tiles, num_tiles = self._tile(sample_images, images_kwargs)
             except (ValueError, TypeError, OSError) as error:
                 raise ValueError(f"Images of sample {row} of the batch: {error}") from error
-            key = None if vrl_keys is None else _as_tuple(vrl_keys[row])
+            key = None if vrl_keys is None else vrl_keys[row]
             kept, by_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, key)
             kept_tokens.append(kept + len(pixel_values) * self.image_seq_length)
             kept_by_image.append(by_image)
@@ -191,8 +187,9 @@ class ViTPProcessor(ProcessorMixin):
             "return_text_replacement_offsets", merged.get("return_text_replacement_offsets", False)
         )
         text_kwargs.pop("return_mm_token_type_ids", None)
-        num_kept = [[len(local) for local, _ in kept] for kept in kept_by_image]
-        data, replacement_offsets = self._tokenize(text, num_kept, text_kwargs, return_offsets)
+        image_texts = [self._tokens_of_image(len(local)) for kept in kept_by_image for local, _ in kept]
+        text, replacement_offsets = self.get_text_with_replacements(text, image_texts)
+        data = dict(self.tokenizer(text, return_attention_mask=True, **text_kwargs))
         positions = [
             self._positions(ids, mask, kept, row).tolist()
             for row, (ids, mask, kept) in enumerate(zip(data["input_ids"], data["attention_mask"], kept_by_image))
@@ -223,28 +220,6 @@ class ViTPProcessor(ProcessorMixin):
     @staticmethod
     def _tokens_of_image(number: int) -> str:
         return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
-
-    def _tokenize(
-        self, text: list[str], num_kept: list[list[int]], text_kwargs: dict, return_offsets: bool
-    ) -> tuple[dict, list | None]:
-        """Tokenize texts with the kept tokens of each image, and return the offsets of the images in the texts.
-
-        Image tokens are tokenized once and then repeated, unless rows are truncated or padded or the offsets are
-        requested.
-        """
-        counts = [count for row in num_kept for count in row]
-        is_plain = all(name in OF_EACH_TOKEN or value in (None, False) for name, value in text_kwargs.items())
-        if is_plain and not return_offsets:
-            short, _ = self.get_text_with_replacements(list(text), [self._tokens_of_image(1)] * len(counts))
-            data = self.tokenizer(short, return_attention_mask=True, **text_kwargs)
-            are_image = [np.array(ids, np.int64) == self.image_token_id for ids in data["input_ids"]]
-            if [is_image.sum() for is_image in are_image] == list(map(len, num_kept)):
-                return {
-                    name: [_repeat(*row, name == "offset_mapping") for row in zip(rows, are_image, num_kept)]
-                    for name, rows in data.items()
-                }, None
-        whole, offsets = self.get_text_with_replacements(list(text), list(map(self._tokens_of_image, counts)))
-        return dict(self.tokenizer(whole, return_attention_mask=True, **text_kwargs)), offsets
 
     def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
         """Assign images to texts by the number of image tokens in each text."""
@@ -286,12 +261,13 @@ class ViTPProcessor(ProcessorMixin):
         return tiles["pixel_values"], tiles["num_patches"]
 
     def _draw(
-        self, num_tiles: list[int], drop_ratio: float, apply_prob: float, key: tuple | None
+        self, num_tiles: list[int], drop_ratio: float, apply_prob: float, key: object | None
     ) -> tuple[torch.LongTensor, list[tuple[np.ndarray, int]]]:
         """Return the kept visual tokens of a sample, and those of each image, see [`_split_by_image`]."""
         num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
         if drop_ratio > 0:
-            generator = None if key is None else keyed_generator(*key)
+            parts = key if isinstance(key, (list, tuple)) else (key,)
+            generator = None if key is None else keyed_generator(*parts)
             kept = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
         else:
             kept = torch.arange(sum(num_tokens))
@@ -451,7 +427,7 @@ class ViTPProcessor(ProcessorMixin):
 
 
 def plain_messages(conversation: Any) -> Any:
-    """Convert messages to dictionaries without empty fields, and images in OpenAI's format to transformers' format."""
+    """Convert messages to dictionaries without empty fields, as newer transformers does."""
     messages = getattr(conversation, "messages", conversation)
     if not isinstance(messages, (list, tuple)):
         return messages
@@ -465,19 +441,7 @@ def plain_message(message: Any) -> Any:
         message = dataclasses.asdict(message)
     if not isinstance(message, Mapping):
         return message
-    message = {name: value for name, value in message.items() if value is not None}
-    if isinstance(message.get("content"), list):
-        message["content"] = [
-            {"type": "image", "url": url} if (url := openai_url(part)) is not None else part
-            for part in message["content"]
-        ]
-    return message
-
-
-def openai_url(part: Any) -> str | None:
-    """Return the URL of an image in OpenAI's format, `None` for other parts."""
-    found = part.get("image_url") if isinstance(part, dict) and part.get("type") == "image_url" else None
-    return found.get("url", "") if isinstance(found, dict) else found
+    return {name: value for name, value in message.items() if value is not None}
 
 
 def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> None:
@@ -534,10 +498,6 @@ def check_tool_calls(messages: list[dict], template: str) -> None:
         )
 
 
-def _as_tuple(key) -> tuple:
-    return tuple(key) if isinstance(key, (list, tuple)) else (key,)
-
-
 def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.ndarray, int]]:
     """Return for each image its kept tokens, as indices into its own tokens, and its number of tokens.
 
@@ -549,29 +509,6 @@ def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.nd
     splits = np.searchsorted(kept, ends).tolist()
     bounds = zip([0, *splits], splits, ends.tolist(), num_tokens)
     return [(kept[first:last] - (end - full), full) for first, last, end, full in bounds]
-
-
-def _repeat(values: list, is_image: np.ndarray, num_kept: list[int], are_offsets: bool) -> list:
-    """Repeat the values of image tokens, from one for each image to the number of its kept tokens.
-
-    Args:
-        values: values of the `sequence_length` tokens of the short text.
-        is_image: bool, `(sequence_length,)`.
-        num_kept: number of kept tokens of each image.
-        are_offsets: whether the values are the tokens' start and end in the text, which are converted to those in the
-            full text.
-    """
-    counts = np.ones(len(is_image), np.int64)
-    counts[is_image] = num_kept
-    repeated = np.repeat(np.array(values, np.int64), counts, axis=0)
-    if not are_offsets:
-        return repeated.tolist()
-    repeated = repeated.reshape(-1, 2)  # also for an empty text
-    gained = (counts - 1) * len(IMAGE_TOKEN)
-    number = np.arange(len(repeated)) - np.repeat(counts.cumsum() - counts, counts)  # index within its image, or 0
-    shift = np.repeat(gained.cumsum() - gained, counts) + number * len(IMAGE_TOKEN)
-    # Tokens added by the tokenizer have no position in the text and keep the offsets (0, 0).
-    return list(map(tuple, np.where(repeated.any(1), repeated.T + shift, 0).T.tolist()))
 
 
 __all__ = ["ViTPProcessor"]
