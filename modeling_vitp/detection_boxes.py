@@ -8,7 +8,7 @@ import math
 import torch
 import torchvision
 
-from .rotated_boxes import corners, enclosing_boxes, rectangles, standard_form
+from .rotated_boxes import corners, enclosing_boxes, half_turn, rectangles, standard_form, suppress_by_label
 
 STRIDES = (4, 8, 16, 32, 64)
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
@@ -160,19 +160,9 @@ def centers_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
 
 
-def half_turn(angle: torch.Tensor) -> torch.Tensor:
-    """Return the angle in [-π/2, π/2) of the same direction."""
-    return torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
-
-
 def nms_by_label(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, labels: torch.Tensor) -> torch.Tensor:
     """Return the indices of the upright boxes after non-maximum suppression within each label, by descending score."""
-    kept = [torch.zeros(0, dtype=torch.long, device=boxes.device)]
-    for label in labels.unique():
-        members = (labels == label).nonzero()[:, 0]
-        kept.append(members[torchvision.ops.nms(boxes[members], scores[members], iou_threshold)])
-    kept = torch.cat(kept).sort().values
-    return kept[scores[kept].argsort(descending=True, stable=True)]
+    return suppress_by_label(torchvision.ops.nms, boxes, scores, iou_threshold, labels)
 
 
 def match(overlaps: torch.Tensor, positive: float, negative: float, low_quality: float | None = None) -> torch.Tensor:

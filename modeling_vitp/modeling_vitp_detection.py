@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.image_transforms import center_to_corners_format
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -299,8 +300,7 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
 
     def read_boxes(self, label: dict[str, torch.Tensor], size: torch.Tensor) -> torch.Tensor:
         """Return the boxes of an image's objects, `(n, 4)` in pixels."""
-        boxes = self.part_of(label, "boxes", (4,)) * size.flip(-1).repeat(2)
-        return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], -1)
+        return center_to_corners_format(self.part_of(label, "boxes", (4,)) * size.flip(-1).repeat(2))
 
     def write_boxes(self, boxes: torch.Tensor, size: torch.Tensor) -> dict[str, torch.Tensor]:
         """Convert boxes in pixels to the fields of the output."""

@@ -7,6 +7,7 @@ gradients.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -18,9 +19,13 @@ ROIS_AT_ONCE = 256
 def standard_form(boxes: torch.Tensor) -> torch.Tensor:
     """Return the same rectangles `(…, 5)` with width >= height and the angle in [-π/2, π/2)."""
     centers, width, height, angle = boxes.split([2, 1, 1, 1], -1)
-    angle = torch.where(width < height, angle + math.pi / 2, angle)
-    angle = torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
+    angle = half_turn(torch.where(width < height, angle + math.pi / 2, angle))
     return torch.cat([centers, torch.maximum(width, height), torch.minimum(width, height), angle], -1)
+
+
+def half_turn(angle: torch.Tensor) -> torch.Tensor:
+    """Return the angle in [-π/2, π/2) of the same direction."""
+    return torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
 
 
 def corners(boxes: torch.Tensor) -> torch.Tensor:
@@ -46,8 +51,7 @@ def rectangles(points: torch.Tensor) -> torch.Tensor:
     first, second, third, fourth = points.unbind(-2)
     width, height = (second - first).norm(dim=-1), (third - second).norm(dim=-1)
     side = torch.where((width > height)[..., None], second - first, fourth - first)
-    angle = torch.atan2(side[..., 1], side[..., 0])
-    angle = torch.remainder(angle + math.pi / 2, math.pi) - math.pi / 2
+    angle = half_turn(torch.atan2(side[..., 1], side[..., 0]))
     sides = torch.stack([torch.maximum(width, height), torch.minimum(width, height), angle], -1)
     return torch.cat([(first + third) / 2, sides], -1)
 
@@ -150,12 +154,7 @@ def rotated_nms(
         Indices `(kept,)`, int64, by descending score.
     """
     if labels is not None:
-        kept = [torch.zeros(0, dtype=torch.long, device=boxes.device)]
-        for label in labels.unique():
-            members = (labels == label).nonzero()[:, 0]
-            kept.append(members[rotated_nms(boxes[members], scores[members], iou_threshold)])
-        kept = torch.cat(kept).sort().values
-        return kept[scores[kept].argsort(descending=True, stable=True)]
+        return suppress_by_label(rotated_nms, boxes, scores, iou_threshold, labels)
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes.detach()[order]
     better, worse = meeting_pairs(boxes, boxes)
@@ -170,6 +169,18 @@ def rotated_nms(
         kept = torch.ones_like(before)
         kept[worse[before[better]]] = False
     return order[kept]
+
+
+def suppress_by_label(
+    nms: Callable, boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, labels: torch.Tensor
+) -> torch.Tensor:
+    """Return the indices of the boxes that `nms` keeps among those of the same label, by descending score."""
+    kept = [torch.zeros(0, dtype=torch.long, device=boxes.device)]
+    for label in labels.unique():
+        members = (labels == label).nonzero()[:, 0]
+        kept.append(members[nms(boxes[members], scores[members], iou_threshold)])
+    kept = torch.cat(kept).sort().values
+    return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
 def roi_align_rotated(
