@@ -74,6 +74,22 @@ class CheckpointsOfOurs(NamesItsFiles):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
+class TaskModel(CheckpointsOfOurs):
+    """Base class of the models of tasks on a ViT, whose configuration has a `backbone_config`."""
+
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def requested_outputs(self, kwargs: dict[str, Any]) -> dict[str, bool]:
+        """Return whether hidden states and attentions are requested, by a call or else by the configuration."""
+        names = ("output_hidden_states", "output_attentions")
+        return {name: getattr(self.config, name) if kwargs.get(name) is None else kwargs[name] for name in names}
+
+
 def build_vit(config: PreTrainedConfig) -> PreTrainedModel:
     """Return a ViT with random weights: a [`ViTPVisionModel`], or transformers' model of another family."""
     if config.model_type == ViTPVisionConfig.model_type:
@@ -465,10 +481,6 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         self.model = ViTPModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | BaseModelOutputWithPooling:
-        """Return the projected visual tokens, see [`ViTPModel.get_image_features`]."""
-        return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.LongTensor:
         check_continuation(cache_in(model_kwargs))

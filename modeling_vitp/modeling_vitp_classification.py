@@ -14,12 +14,12 @@ from transformers.utils.generic import can_return_tuple
 from .bands import spread_bands
 from .configuration_vitp import ViTPVisionConfig, settings_of_head
 from .configuration_vitp_classification import ViTPImageClassificationConfig
-from .modeling_vitp import CheckpointsOfOurs, build_vit
+from .modeling_vitp import TaskModel, build_vit
 from .modeling_vitp_backbone import check_no_dtype, open_vit, other_family_config, resize_backbone
 from .vision_towers import tower_of
 
 
-class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
+class ViTPForImageClassification(TaskModel, PreTrainedModel):
     """Image classification model: LayerNorm and a linear layer on the ViT's pooled tokens, as in BEiT.
 
     BEiT (arXiv 2106.08254) pools by the mean of the patch tokens. The CLS token can be used instead.
@@ -29,13 +29,7 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
     config_class = ViTPImageClassificationConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
     _no_split_modules = ["ViTPVisionLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def __init__(self, config: ViTPImageClassificationConfig):
         super().__init__(config)
@@ -117,16 +111,13 @@ class ViTPForImageClassification(CheckpointsOfOurs, PreTrainedModel):
             `logits` of shape `(batch_size, num_labels)`, and with labels `loss`, the mean over the batch, according to
             `problem_type`. If requested, `hidden_states` and `attentions` of the ViT.
         """
-        requested = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        requested = {name: getattr(self.config, name) if value is None else value for name, value in requested.items()}
-        tower, config = tower_of(self.config.backbone_config), self.config.backbone_config
-        outputs = self.backbone(
-            **tower.inputs(self.backbone, pixel_values.to(self.dtype)), return_dict=True, **requested
-        )
-        states = outputs.last_hidden_state
-        pooled = (
-            states[:, tower.num_prefix_tokens(config) :].mean(dim=1) if self.config.pooling == "mean" else states[:, 0]
-        )
+        tower = tower_of(self.config.backbone_config)
+        inputs = tower.inputs(self.backbone, pixel_values.to(self.dtype))
+        outputs = self.backbone(**inputs, return_dict=True, **self.requested_outputs(kwargs))
+        pooled = outputs.last_hidden_state[:, 0]
+        if self.config.pooling == "mean":
+            number = tower.num_prefix_tokens(self.config.backbone_config)
+            pooled = outputs.last_hidden_state[:, number:].mean(dim=1)
         logits = self.classifier(self.layernorm(pooled))
         loss = None if labels is None else self.loss_of(logits, labels)
         return ImageClassifierOutput(

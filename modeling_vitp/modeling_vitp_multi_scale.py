@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_vitp import settings_of_head
 from .configuration_vitp_dense import ViTPFeaturePyramidConfig
-from .modeling_vitp import CheckpointsOfOurs, final_norm
+from .modeling_vitp import TaskModel, final_norm
 from .modeling_vitp_adapter import ChannelLayerNorm, ViTPAdapter
 from .modeling_vitp_backbone import ViTPMultiScaleBackbone, resize_backbone
 
@@ -81,15 +81,9 @@ NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
 BACKBONES = {backbone.config_class.model_type: backbone for backbone in NECKS.values()}
 
 
-class OnMultiScaleBackbone(CheckpointsOfOurs):
+class OnMultiScaleBackbone(TaskModel):
     """Base class of the models with a multi-scale `backbone`, [`ViTPAdapter`] or [`ViTPFeaturePyramid`]."""
 
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean over the batch
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _keys_to_ignore_on_load_missing = [r"backbone\.embeddings\.cls_token$"]  # not used by the adapter
 
     @staticmethod
@@ -139,9 +133,7 @@ class OnMultiScaleBackbone(CheckpointsOfOurs):
         return model
 
     def run_backbone(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        requested = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        requested = {name: getattr(self.config, name) if value is None else value for name, value in requested.items()}
-        return self.backbone(pixel_values, return_dict=True, **requested)
+        return self.backbone(pixel_values, return_dict=True, **self.requested_outputs(kwargs))
 
 
 def open_neck(

@@ -1,6 +1,5 @@
 """Visual Robustness Learning (VRL, arXiv 2509.17562): random choice of the visual tokens for the language model."""
 
-import functools
 import hashlib
 import math
 from fractions import Fraction
@@ -44,10 +43,7 @@ def num_kept_tokens(num_tokens: int, drop_ratio: float) -> int:
 
     In floats, (1 - 0.7) * 10 is 3.0000000000000004 and its ceiling 4; as a decimal, 0.7 keeps 3 of 10.
     """
-    return num_tokens - math.floor(_as_written(check_drop_ratio(drop_ratio)) * num_tokens)
-
-
-_as_written = functools.lru_cache(lambda ratio: Fraction(str(ratio)))
+    return num_tokens - math.floor(Fraction(str(check_drop_ratio(drop_ratio))) * num_tokens)
 
 
 def keyed_generator(*key: object) -> torch.Generator:
