@@ -56,7 +56,7 @@ def write_record(
     for source in filter(Path.is_dir, map(Path, sources)):
         for path in license_files(run_folder(source)):
             copy_license(path, output_dir)
-    (output_dir / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(output_dir / RECORD, record)
 
 
 def copy_license(path: Path, folder: Path) -> None:
@@ -100,7 +100,7 @@ def copy_record(source: str | Path, target: str | Path) -> None:
     """Copy record, metrics and license of a model to a part of it, such as its backbone."""
     source, target = Path(source), Path(target)
     if not source.is_dir():
-        (target / RECORD).write_text(json.dumps(provenance([str(source)]), indent=2) + "\n")
+        write_json(target / RECORD, provenance([str(source)]))
         return
     run = run_folder(source)
     for path in (run / RECORD, source / METRICS, *license_files(run), *license_files(source)):
@@ -108,7 +108,7 @@ def copy_record(source: str | Path, target: str | Path) -> None:
             shutil.copyfile(path, target / path.name)
     record, licenses = read_json(target / RECORD), provenance([str(source)])["licenses"]
     if any(licenses.values()) and not record.get("licenses"):  # stated in the card alone
-        (target / RECORD).write_text(json.dumps(record | {"licenses": licenses}, indent=2) + "\n")
+        write_json(target / RECORD, record | {"licenses": licenses})
 
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:

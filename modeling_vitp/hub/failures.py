@@ -91,7 +91,7 @@ def status_of(error: BaseException) -> int | None:
 
 def explain_failure(error: Exception, repo_id: str) -> str:
     """Return the cause of a failure in one line."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
         return f"{one_line(str(error))} {explain_failure(error.__cause__, repo_id)}"
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to reach the Hub"

@@ -38,7 +38,16 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..auto.registry import MODELS, find_model
 from ..cards.model_card import fill_card
-from ..cards.record import FIELDS, RECORD, agreed_license, card_metadata, license_files, run_folder, stated_licenses
+from ..cards.record import (
+    FIELDS,
+    RECORD,
+    agreed_license,
+    card_metadata,
+    license_files,
+    read_json,
+    run_folder,
+    stated_licenses,
+)
 from ..cards.sections import with_section
 from ..command.errors import one_line
 from ..command.paths import SECONDS, SPACE
@@ -290,7 +299,7 @@ def read_model_type(folder: Path) -> str | None:
     """Return the `model_type` of a model's folder."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a model: config.json is missing.")
-    return json.loads((folder / "config.json").read_text()).get("model_type")
+    return read_json(folder / "config.json").get("model_type")
 
 
 def check_relative(name: str, text: str, pattern: re.Pattern[str] = ABSOLUTE_IN_TEXT) -> None:
