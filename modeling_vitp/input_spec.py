@@ -41,10 +41,7 @@ class InputSpec:
 
     def __post_init__(self):
         if self.band_names is not None:
-            try:
-                check_band_names(self.band_names)
-            except ValueError as error:
-                raise ValueError(f"input_spec: {error}") from None
+            check_band_names(self.band_names)
         if self.bands is not None and not (
             isinstance(self.bands, (list, tuple))
             and len(self.bands) in self._numbers
