@@ -202,16 +202,20 @@ def settings_of_head(
         id2label = {index: label for label, index in settings["label2id"].items()}
     if id2label is None:
         return settings
+    labels, number = label_settings(id2label), settings.get("num_labels")
+    if number not in (None, len(id2label)):
+        raise ValueError(f"Expected `num_labels` to be the number of names, {len(id2label)}, got {number}. Remove it.")
+    return settings | labels
+
+
+def label_settings(id2label: dict | list[str] | tuple[str, ...]) -> dict[str, dict]:
+    """Return `id2label` and `label2id` of classes that are named by index or in a list. The names must be complete."""
     names = dict(enumerate(id2label)) if isinstance(id2label, (list, tuple)) else id2label
     names = {int(index): label for index, label in names.items()}  # JSON has string keys
     names = dict(sorted(names.items()))  # the order of the values is that of the classes
-    if not names or sorted(names) != [*range(len(names))]:
+    if not names or [*names] != [*range(len(names))]:
         raise ValueError(f"Expected `id2label` to name the classes 0 to N - 1, got {id2label!r}.")
-    if settings.get("num_labels") not in (None, len(names)):
-        raise ValueError(
-            f"Expected `num_labels` to be the number of names, {len(names)}, got {settings['num_labels']}. Remove it."
-        )
-    return settings | {"id2label": names, "label2id": {label: index for index, label in names.items()}}
+    return {"id2label": names, "label2id": {label: index for index, label in names.items()}}
 
 
 __all__ = ["ViTPConfig", "ViTPVisionConfig"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..configuration_vitp import ViTPConfig, ViTPVisionConfig
+from ..configuration_vitp import ViTPConfig, ViTPVisionConfig, label_settings
 from ..configuration_vitp_dense import ViTPAdapterConfig, ViTPChangeDetectionConfig, ViTPSegmentationConfig
 from ..configuration_vitp_detection import (
     ViTPInstanceSegmentationConfig,
@@ -51,21 +51,22 @@ VISION_FIELDS = {
 }
 REQUIRED_VISION_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 REQUIRED_VISION_FIELDS += ("norm_type", "qkv_bias", "qk_normalization", "image_size", "patch_size")
-# Defaults of the original code, and the only values that our model supports.
-CHAT_SETTINGS = {
-    "ps_version": ("v1", "v2"),
-    "select_layer": (-1, -1),
-    "pad2square": (False, False),
-    "use_backbone_lora": (0, 0),
-    "use_llm_lora": (0, 0),
-}
+# The only values of the original code that our model supports.
+CHAT_SETTINGS = {"ps_version": "v2", "select_layer": -1, "pad2square": False, "use_backbone_lora": 0, "use_llm_lora": 0}
 
 
-def refuse_differences(config: dict, settings: dict[str, tuple], what: str) -> None:
-    for name, (default, needed) in settings.items():
-        value = config.get(name, default)
-        if value != needed:
-            raise ValueError(f"{what} has {name}={value!r}, but only {needed!r} can be converted exactly.")
+def refuse_differences(config: dict[str, Any], needed: dict[str, Any], what: str = "config.json") -> None:
+    """Raise a `ValueError` if a setting has another value than the needed one. A missing setting has this value."""
+    for name, value in needed.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{what} has {name}={config[name]!r}, but only {value!r} can be converted exactly.")
+
+
+def check_visible(settings: dict[str, Any], visible: dict[str, Any]) -> None:
+    """Raise a `ValueError` if a setting differs from the value that the tensors show."""
+    for name, value in visible.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"config.json has {name}={settings[name]}, but the tensors have {value}.")
 
 
 def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
@@ -77,7 +78,7 @@ def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
     missing = [name for name in REQUIRED_VISION_FIELDS if name not in config]
     if missing:
         raise ValueError(f"The configuration of the ViT lacks the fields {missing}.")
-    refuse_differences(config, {"dropout": (0.0, 0.0), "hidden_act": ("gelu", "gelu")}, "vision_config")
+    refuse_differences(config, {"dropout": 0.0, "hidden_act": "gelu"}, "vision_config")
     if config["norm_type"] not in NORM_TYPES:
         raise ValueError(f"Expected norm_type to be one of {NORM_TYPES} in vision_config, got {config['norm_type']!r}.")
     if config["qk_normalization"] and config.get("layer_norm_eps", 1e-6) != 1e-6:
@@ -124,7 +125,7 @@ def vision_to_original(config: ViTPVisionConfig) -> dict[str, Any]:
     settings = config.to_dict()
     needed = {"use_mask_token": False, "use_absolute_position_embeddings": True, "use_mean_pooling": True}
     needed |= {"hidden_dropout_prob": 0, "projection_dropout": 0, "hidden_act": "gelu"}
-    refuse_differences(settings, {name: (None, value) for name, value in needed.items()}, "vision_config")
+    refuse_differences(settings, needed, "vision_config")
     if config.use_qk_norm and config.layer_norm_eps != 1e-6:
         raise ValueError(f"vision_config has QK norm with {config.layer_norm_eps=}, but the original code uses 1e-6.")
     for name in ("image_size", "patch_size"):
@@ -150,10 +151,9 @@ def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
     for name in ("vision_config", "llm_config"):
         if not isinstance(config.get(name), dict):
             raise ValueError(f"config.json lacks {name}, which an original InternVL checkpoint must have.")
-    refuse_differences(config, CHAT_SETTINGS, "config.json")
+    refuse_differences({"ps_version": "v1", **config}, CHAT_SETTINGS | {"template": TEMPLATE})
     if config.get("dynamic_image_size", False):
-        refuse_differences(config, {"use_thumbnail": (False, True)}, "config.json with dynamic_image_size")
-    refuse_differences(config, {"template": (TEMPLATE, TEMPLATE)}, "config.json")
+        refuse_differences({"use_thumbnail": False, **config}, {"use_thumbnail": True})
     vision_config, llm_config = config["vision_config"], config["llm_config"]
     if config.get("force_image_size") not in (None, vision_config.get("image_size")):
         raise ValueError(
@@ -170,11 +170,11 @@ def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
 def chat_to_original(config: ViTPConfig, min_patches: int, max_patches: int) -> dict[str, Any]:
     """Return our configuration as InternVL's own; see [`chat_from_original`] for the errors."""
     needed = {"projector_hidden_act": "gelu", "vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
-    refuse_differences(config.to_dict(), {name: (None, value) for name, value in needed.items()}, "config.json")
+    refuse_differences(config.to_dict(), needed)
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
-        **{name: needed for name, (_, needed) in CHAT_SETTINGS.items()},
+        **CHAT_SETTINGS,
         "downsample_ratio": config.downsample_ratio,
         "template": TEMPLATE,
         "dynamic_image_size": True,
@@ -261,12 +261,13 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
 
     Args:
         settings: arguments of the original class, may be empty.
-        shapes: shapes of the tensors by their original names without a prefix.
+        shapes: shapes of the tensors by their original names, with or without the prefix of a backbone.
 
     Raises:
         ValueError: if the settings contradict the tensors, or lack a value that neither the tensors show nor the
             published models share.
     """
+    shapes = {key.removeprefix("backbone."): shape for key, shape in shapes.items()}
     try:
         visible = visible_vit_settings(shapes)
         width = visible["hidden_size"]
@@ -279,12 +280,11 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
     except KeyError as error:
         raise ValueError(f"The backbone is not a ViT-Adapter on an InternViT: it lacks {error}.") from error
     attention = recognize_deformable_attention(settings, visible["deformable_ratio"])
-    for ours, theirs in ADAPTER_VISIBLE_FIELDS.items():
-        if theirs == "deform_ratio" and attention == "mmcv":
-            continue  # mmcv ignores it
-        if settings.get(theirs, visible[ours]) != visible[ours]:
-            raise ValueError(f"config.json has {theirs}={settings[theirs]}, but the tensors have {visible[ours]}.")
-    refuse_differences(settings, {"use_final_norm": (True, True)}, "config.json")
+    shown = {theirs: visible[ours] for ours, theirs in ADAPTER_VISIBLE_FIELDS.items()}
+    if attention == "mmcv":
+        shown.pop("deform_ratio")  # mmcv ignores it
+    check_visible(settings, shown)
+    refuse_differences(settings, {"use_final_norm": True})
     if visible["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
         raise ValueError("The layers of the adapter's interactions are not visible in the tensors. " + ASK)
     if width not in INTERN_VIT_HEADS and "num_heads" not in settings:
@@ -390,10 +390,7 @@ def segmentation_from_original(
     Raises:
         ValueError: see [`adapter_from_original`]; also if the head differs from ours.
     """
-    prefix = "backbone."
-    adapter = adapter_from_original(
-        settings, {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-    )
+    adapter = adapter_from_original(settings, shapes)
     try:
         num_labels, channels, _, _ = shapes["decode_head.conv_seg.weight"]
         in_channels = shapes["decode_head.lateral_convs.0.conv.weight"][1]
@@ -412,18 +409,9 @@ def segmentation_from_original(
             "auxiliary_num_convs": count_values(r"auxiliary_head\.convs\.(\d+)\.", shapes),
             "auxiliary_concat_input": "auxiliary_head.conv_cat.conv.weight" in shapes,
         }
-    said = dict(settings.get("segmentation", {}))
-    names = ordered_names(said.pop("id2label", dict(enumerate(range(num_labels)))))
-    if len(names) != num_labels:
-        raise ValueError(f"config.json names {len(names)} classes, but the head has {num_labels}.")
-    labels = label_fields(names) if "segmentation" in settings else {"num_labels": num_labels}
+    said = with_labels(settings.get("segmentation", {}), num_labels)
     return config_classes[in_channels](
-        backbone_config=adapter,
-        hidden_size=channels,
-        use_auxiliary_head=bool(auxiliary),
-        **labels,
-        **auxiliary,
-        **said,
+        backbone_config=adapter, hidden_size=channels, use_auxiliary_head=bool(auxiliary), **auxiliary, **said
     )
 
 
@@ -435,18 +423,19 @@ def segmentation_to_original(config: ViTPSegmentationConfig) -> dict[str, Any]:
     Raises:
         ValueError: for settings that [`adapter_to_original`] refuses, and for other heads than UPerNet.
     """
-    refuse_differences({"decode_head": config.decode_head}, {"decode_head": ("upernet", "upernet")}, "config.json")
+    refuse_differences({"decode_head": config.decode_head}, {"decode_head": "upernet"})
     settings = {name: getattr(config, name) for name in HIDDEN_OF_SEGMENTATION}
     return adapter_to_original(config.backbone_config) | {"segmentation": settings}
 
 
-def ordered_names(id2label: dict) -> list[str]:
-    """Return the names of the classes in the order of their indices, which are strings in JSON."""
-    return [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
-
-
-def label_fields(names: list[str]) -> dict[str, dict]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+def with_labels(settings: dict[str, Any], num_labels: int) -> dict[str, Any]:
+    """Return the settings of a head with the names of its classes, or only their number if they have no names."""
+    if "id2label" not in settings:
+        return {**settings, "num_labels": num_labels}
+    names = settings["id2label"]
+    if len(names) != num_labels:
+        raise ValueError(f"config.json names {len(names)} classes, but the head has {num_labels}.")
+    return {**settings, **label_settings(names)}
 
 
 def count_values(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
@@ -506,7 +495,6 @@ BENCHMARKS = {
 # Configuration by the number of deltas of the region proposal network at each position, for three anchors.
 KINDS = {12: ViTPObjectDetectionConfig, 18: ViTPOrientedObjectDetectionConfig}
 PER_STAGE = ("stage_iou_thresholds", "stage_loss_weights", "stage_box_stds")
-DETECTOR_VISIBLE_FIELDS = ("neck_channels", "neck_top_down", "head_hidden_size", "class_agnostic_boxes")
 
 
 def detection_from_original(
@@ -522,10 +510,7 @@ def detection_from_original(
     Raises:
         ValueError: see [`adapter_from_original`]; also if the detector is not supported or not the benchmark's.
     """
-    prefix = "backbone."
-    adapter = adapter_from_original(
-        settings, {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-    )
+    adapter = adapter_from_original(settings, shapes)
     stages = count_values(r"roi_head\.bbox_head\.(\d)\.", shapes)
     head = "roi_head.bbox_head.0" if stages else "roi_head.bbox_head"
     try:
@@ -553,9 +538,10 @@ def detection_from_original(
         "head_hidden_size": hidden,
         "class_agnostic_boxes": box_values == config_class.num_box_values,
     }
-    hidden_settings = stage_settings(config_class, max(stages, 1)) | hidden_of(settings, visible)
+    said = settings.get("detector", {})
+    check_visible(said, visible)
     if benchmark is not None:
-        hidden_settings |= benchmark_settings(benchmark, config_class, labels)
+        said = {**said, **benchmark_settings(benchmark, config_class, labels)}
     elif "detector" not in settings:
         logger.warning(
             "Settings that are not visible in the tensors (thresholds, overlaps, class names) are assumed to be those "
@@ -563,12 +549,8 @@ def detection_from_original(
             config_class.model_type,
             ", ".join(BENCHMARKS),
         )
-    if "id2label" not in hidden_settings:
-        hidden_settings["num_labels"] = labels
-    config = config_class(backbone_config=adapter, **visible, **hidden_settings)
-    if config.num_labels != labels:
-        raise ValueError(f"config.json names {config.num_labels} classes, but the head has {labels}.")
-    return config
+    fields = stage_settings(config_class, max(stages, 1)) | with_labels(said, labels) | visible
+    return config_class(backbone_config=adapter, **fields)
 
 
 def stage_settings(config_class: type[ViTPObjectDetectionConfig], stages: int) -> dict[str, Any]:
@@ -580,18 +562,6 @@ def stage_settings(config_class: type[ViTPObjectDetectionConfig], stages: int) -
             "detectors are not visible in the tensors."
         )
     return {name: list(values[:stages]) for name, values in published.items()}
-
-
-def hidden_of(settings: dict[str, Any], visible: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of `detector` that the tensors do not show. Visible settings must agree."""
-    said = dict(settings.get("detector", {}))
-    for name in DETECTOR_VISIBLE_FIELDS:
-        if said.get(name, visible[name]) != visible[name]:
-            raise ValueError(f"config.json has {name}={said[name]}, but the tensors have {visible[name]}.")
-        said.pop(name, None)
-    if "id2label" in said:
-        said |= label_fields(ordered_names(said["id2label"]))
-    return said
 
 
 def benchmark_settings(benchmark: str, config_class: type[ViTPObjectDetectionConfig], labels: int) -> dict[str, Any]:
@@ -607,7 +577,7 @@ def benchmark_settings(benchmark: str, config_class: type[ViTPObjectDetectionCon
             "file. Score the detector class by class before relying on the names.",
             benchmark,
         )
-    return known.settings | label_fields(known.names)
+    return known.settings | {"id2label": dict(enumerate(known.names))}
 
 
 def detection_to_original(config: ViTPObjectDetectionConfig) -> dict[str, Any]:

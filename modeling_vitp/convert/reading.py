@@ -199,7 +199,7 @@ def read_config(layout: str, fields: dict, weights: dict[str, StoredTensor], ben
     if layout in ("original_detection", "original_cascade"):
         return detection_from_original(fields, shapes, benchmark)
     if layout.startswith("original_adapter"):
-        return adapter_from_original(fields, {key.removeprefix(BACKBONE): shape for key, shape in shapes.items()})
+        return adapter_from_original(fields, shapes)
     if layout.startswith("original_vision"):
         if fields.get("model_type") == "intern_vit_6b":
             return vision_from_original(fields)
