@@ -285,17 +285,17 @@ def check_settings(processor: TorchvisionBackend, channels: int) -> None:
 
     size = getattr(processor, "size", None)
     sides = vars(size).values() if isinstance(size, SizeDict) else [size]
-    valid = {name: getattr(processor, name) in (True, False, None) for name in SWITCHES if hasattr(processor, name)}
-    valid["rescale_factor"] = not isinstance(processor.rescale_factor, (list, tuple))
-    valid["rescale_factor"] &= processor.rescale_factor != 0 and is_between(processor.rescale_factor, -1e6, 1e6)
-    valid["image_mean"] = is_between(processor.image_mean, -1e6, 1e6)
-    valid["image_std"] = is_between(processor.image_std, 1e-9, 1e6)
-    for name in ("image_mean", "image_std"):
-        valid[name] &= not processor.do_normalize or getattr(processor, name) is not None
-    valid["resample"] = getattr(processor, "resample", None) in (None, *PIL.Image.Resampling)
-    valid["size"] = all(is_between(side, 1, 1 << 16) for side in sides)
-    for name in (name for name, is_valid in valid.items() if not is_valid):
-        raise ValueError(f"{name} of the image processor is out of range: {str(getattr(processor, name))[:80]}.")
+    factor, mean, std = processor.rescale_factor, processor.image_mean, processor.image_std
+    valid = {name: getattr(processor, name, None) in (True, False, None) for name in SWITCHES} | {
+        "rescale_factor": not isinstance(factor, (list, tuple)) and factor != 0 and is_between(factor, -1e6, 1e6),
+        "image_mean": is_between(mean, -1e6, 1e6) and (mean is not None or not processor.do_normalize),
+        "image_std": is_between(std, 1e-9, 1e6) and (std is not None or not processor.do_normalize),
+        "resample": getattr(processor, "resample", None) in (None, *PIL.Image.Resampling),
+        "size": all(is_between(side, 1, 1 << 16) for side in sides),
+    }
+    for name, is_valid in valid.items():
+        if not is_valid:
+            raise ValueError(f"{name} of the image processor is out of range: {str(getattr(processor, name))[:80]}.")
 
 
 def spread_values(values: list[float], band_names: list[str]) -> list[float]:

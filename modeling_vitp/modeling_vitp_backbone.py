@@ -35,7 +35,7 @@ from .modeling_vitp import (
     build_vit,
 )
 from .opening import naming, read_config_fields, way_to_vit
-from .vision_towers import TOWERS, VisionTower, pair, resample_positions, tower_of
+from .vision_towers import TOWERS, VisionTower, other_families, pair, resample_positions, tower_of
 
 STRIDES = (4, 8, 16, 32)
 OURS = {*LANGUAGE_MODELS, *MULTI_SCALE_CONFIGS}
@@ -307,10 +307,9 @@ def open_vit_config(backbone: str | Path, **kwargs) -> PreTrainedConfig:
     if model_type in VISION_PARTS:
         model_type, fields = VISION_PARTS[model_type], fields["vision_config"]
     if model_type not in TOWERS or model_type in MULTI_SCALE_CONFIGS:
-        families = [name for name in TOWERS if not name.startswith("vitp_")]
         raise ValueError(
             f"{backbone} is a {model_type!r}. Expected an exported backbone or a ViT of one of these families: "
-            f"{', '.join([*families, *VISION_PARTS])}. "
+            f"{', '.join([*other_families(), *VISION_PARTS])}. "
             + (way_to_vit(backbone, fields) if model_type in OURS or "backbone_config" in fields else "")
         )
     return TOWERS[model_type].prepare(CONFIG_MAPPING[model_type].from_dict(fields))

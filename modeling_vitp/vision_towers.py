@@ -40,6 +40,11 @@ def tower_of(config: PreTrainedConfig) -> "VisionTower":
     return TOWERS[config.model_type]
 
 
+def other_families() -> list[str]:
+    """Return the model types of the registered families except InternViT."""
+    return [model_type for model_type in TOWERS if not model_type.startswith(("internvl_", "vitp_"))]
+
+
 def pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     """Return a height and a width from one side or from both."""
     return (size, size) if isinstance(size, int) else tuple(size)

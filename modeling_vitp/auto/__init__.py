@@ -36,7 +36,7 @@ from ..modeling_vitp_detection import (
 )
 from ..modeling_vitp_multi_scale import ViTPFeaturePyramid
 from ..processing_vitp import ViTPProcessor
-from ..vision_towers import TOWERS, VisionTower, register_tower
+from ..vision_towers import VisionTower, other_families, register_tower
 from .registry import ModelEntry, register_model
 
 # Code of the model cards. `yours` marks the lines that readers replace.
@@ -244,8 +244,8 @@ for _entry in (
             graph_outputs=() if model_type in WITHOUT_GRAPH else ("last_hidden_state",),
             headline_metrics=LOSS,
         )
-        for model_type in TOWERS
-        if model_type != "timm_wrapper" and not model_type.startswith(("vitp_", "internvl_"))
+        for model_type in other_families()
+        if model_type != "timm_wrapper"
     ),
     ModelEntry("vitp_backbone", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPBackbone),
     ModelEntry("vitp_feature_pyramid", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPFeaturePyramid),

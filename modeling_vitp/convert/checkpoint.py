@@ -30,11 +30,10 @@ from ..cards.record import (
     write_json,
 )
 from ..command.paths import check_new
-from ..modeling_vitp import VISION_MODELS
 from ..modeling_vitp_backbone import ViTPExportedBackbone
 from ..opening import naming
 from ..processing_vitp import IMAGE_END_TOKEN, IMAGE_START_TOKEN, IMAGE_TOKEN, ViTPProcessor
-from ..vision_towers import TOWERS
+from ..vision_towers import other_families
 from .export import AUTO_MAP, image_settings, native_vision_config, save_image_processor
 from .internvl import (
     VIDEO_TOKEN,
@@ -61,9 +60,6 @@ NAMED_TOKENS = {
     "context_image_token": IMAGE_TOKEN,
     "video_token": VIDEO_TOKEN,
 }
-
-# Families of ViT that no layout has names for.
-FAMILIES = {name for name in TOWERS if name not in VISION_MODELS and not name.startswith("vitp_")}
 
 
 def convert_checkpoint(
@@ -133,7 +129,7 @@ def convert_checkpoint(
         )
     parts = [getattr(checkpoint.config, name, None) for name in ("vision_config", "vit_config", "backbone_config")]
     parts += [getattr(part, "vit_config", None) for part in parts]
-    other = next((part.model_type for part in parts if part is not None and part.model_type in FAMILIES), None)
+    other = next((part.model_type for part in parts if part is not None and part.model_type in other_families()), None)
     if other is not None and to != "vitp":
         raise ValueError(
             f"{source} has a ViT of the family {other!r}, which keeps its own format. Export the ViT with `vitp "
