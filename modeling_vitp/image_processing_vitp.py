@@ -249,8 +249,10 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
 
 def layout_of(image: torch.Tensor, num_bands: int) -> ChannelDimension | None:
     """Return the channel layout of an image if exactly one outer axis has `num_bands` entries, else `None`."""
-    found = [image.ndim == 3 and image.shape[axis] == num_bands for axis in (0, -1)]
-    return {(True, False): ChannelDimension.FIRST, (False, True): ChannelDimension.LAST}.get(tuple(found))
+    is_first, is_last = (image.ndim == 3 and image.shape[axis] == num_bands for axis in (0, -1))
+    if is_first == is_last:
+        return None
+    return ChannelDimension.FIRST if is_first else ChannelDimension.LAST
 
 
 def settings_with(settings: dict, input_spec: dict | None) -> dict:

@@ -201,16 +201,15 @@ def read_config(layout: str, fields: dict, weights: dict[str, StoredTensor], ben
     if layout.startswith("original_adapter"):
         return adapter_from_original(fields, shapes)
     if layout.startswith("original_vision"):
-        if fields.get("model_type") == "intern_vit_6b":
-            return vision_from_original(fields)
-        if fields and not isinstance(fields.get("vision_config"), dict):
+        if not fields:
+            return vision_from_tensors({key.removeprefix("vision_model."): shape for key, shape in shapes.items()})
+        vision_config = fields if fields.get("model_type") == "intern_vit_6b" else fields.get("vision_config")
+        if not isinstance(vision_config, dict):
             raise ValueError(
                 f"config.json (model_type {fields.get('model_type')!r}) lacks vision_config, which a ViT in the "
                 "original layout must have."
             )
-        if fields.get("vision_config"):
-            return vision_from_original(fields["vision_config"])
-        return vision_from_tensors({key.removeprefix("vision_model."): shape for key, shape in shapes.items()})
+        return vision_from_original(vision_config)
     if layout == "backbone":
         return ViTPVisionConfig.from_dict({**fields, "model_type": ViTPVisionConfig.model_type})
     for name in ("vision_config", "text_config"):
