@@ -44,7 +44,7 @@ from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.training.freezing import freeze, layer_decay_groups
 from modeling_vitp.training.model_patches import checkpoint_activations
 from modeling_vitp.training.plan import BatchShape, step_cost
-from modeling_vitp.vision_towers import TOWERS, pair, tower_of
+from modeling_vitp.vision_towers import TOWERS, VisionTower, other_families, pair, tower_of
 
 SIZES = {"native": (1, 1), "large": (2, 2), "wide": (1, 2)}
 ADAPTER = {"deformable_heads": 2, "spatial_prior_channels": 8}
@@ -242,6 +242,12 @@ def test_conversion_refers_to_export(vlm, composed, tmp_path):
     for layout in ("internvl", "backbone", "original"):
         with pytest.raises(ValueError, match="vitp export_backbone"):
             convert_checkpoint(tmp_path / "model", tmp_path / layout, layout)
+
+
+def test_family_registered_later_is_listed(monkeypatch):
+    """A family from outside this package, registered after the import of the conversion."""
+    monkeypatch.setitem(TOWERS, "my_vit", VisionTower())
+    assert "my_vit" in other_families() and not {"vitp_vision", "internvl_vision"} & {*other_families()}
 
 
 def test_image_processor_has_mean_and_std_of_vit(composed):
