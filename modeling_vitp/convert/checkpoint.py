@@ -231,10 +231,13 @@ def write_conversion_card(
     card.save(folder / "README.md")
 
 
-def write_vitp(checkpoint: Checkpoint, folder: Path) -> None:
-    config = checkpoint.config
-    config.architectures = [checkpoint.entry.model_class.__name__]
-    custom_object_save(meta_model(config), folder, config=config)
+def write_own(checkpoint: Checkpoint, folder: Path, config: PreTrainedConfig | None = None) -> None:
+    """Write the configuration of a model of this package, by default of the whole one, its code and its processor."""
+    config = config or checkpoint.config
+    model = meta_model(config)
+    config.architectures = [type(model).__name__]
+    config.dtype = checkpoint.config.dtype
+    custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
     (checkpoint.processor or checkpoint.image_processor).save_pretrained(folder)
     if checkpoint.processor is not None:
@@ -293,18 +296,8 @@ def write_backbone(checkpoint: Checkpoint, folder: Path) -> None:
     save_image_processor(folder, vision_config, checkpoint.image_processor)
 
 
-def write_dense(checkpoint: Checkpoint, folder: Path, config: PreTrainedConfig | None = None) -> None:
-    config = config or checkpoint.config
-    model = meta_model(config)
-    config.architectures = [type(model).__name__]
-    config.dtype = checkpoint.config.dtype
-    custom_object_save(model, folder, config=config)
-    config.save_pretrained(folder)
-    checkpoint.image_processor.save_pretrained(folder)
-
-
 def write_adapter(checkpoint: Checkpoint, folder: Path) -> None:
-    write_dense(checkpoint, folder, getattr(checkpoint.config, "backbone_config", None))
+    write_own(checkpoint, folder, getattr(checkpoint.config, "backbone_config", None))
 
 
 def write_original(checkpoint: Checkpoint, folder: Path) -> None:
@@ -345,11 +338,11 @@ DENSE_TO_ORIGINAL = {
     "original_cascade": detection_to_original,
 }
 WRITERS = {
-    "vitp": write_vitp,
+    "vitp": write_own,
     "backbone": write_backbone,
     "internvl": write_internvl,
-    "segmentation": write_dense,
-    "detection": write_dense,
+    "segmentation": write_own,
+    "detection": write_own,
     "adapter": write_adapter,
     "original": write_original,
 }
