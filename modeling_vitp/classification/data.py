@@ -1,5 +1,6 @@
 """Image classification data sets that are described by a configuration: splits, classes, files or rows."""
 
+import copy
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -21,7 +22,7 @@ from ..images.pixels import on_one_grid, to_pixels
 from ..images.reading import Picture, check_whole, image_files, read_image, read_picture
 from ..input_spec import InputSpec
 from ..instructions.from_annotations.layouts import recognize_layout
-from ..instructions.rows import content_of, undecoded
+from ..instructions.rows import content_of
 from ..instructions.sources import folder_cache
 from ..training.arguments import check_type
 from ..training.fine_tuning_data import (
@@ -29,17 +30,15 @@ from ..training.fine_tuning_data import (
     FIELD,
     DataSettings,
     FileSample,
-    check_shared_cases,
+    cases_of_rows,
+    check_image_columns,
+    encoded_rows,
     find_samples,
     parts_of,
 )
 
 Label = str | int  # Name or index of a class.
-
-
 USUAL = {"image": ("image", "images", "img"), "label": ("label", "labels", "class", "fine_label")}
-
-
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CLASS = "class"  # Field of a path pattern that holds the class name.
 MOST_SHOWN = 3
@@ -160,8 +159,14 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.stored)
 
-    def set_classes(self, names: Sequence[str], multi_label: bool) -> "ClassifiedImages":
-        """Encode the labels in the class order of a model and return the data set.
+    def subset(self, chosen: Sequence[int]) -> Self:
+        """Return a data set with the images at the given indices."""
+        subset = copy.copy(self)
+        subset.stored = [self.stored[index] for index in chosen]
+        return subset
+
+    def set_classes(self, names: Sequence[str], multi_label: bool) -> Self:
+        """Encode the labels in the class order of a model, and return the data set.
 
         If the data set defines class names and the model has at least one of them, integer labels are matched by name.
         Otherwise integer labels are class indices of the model.
@@ -251,10 +256,10 @@ class FileImages(ClassifiedImages):
     def files_or_rows(self) -> list[Path]:
         return [path for sample in self.samples for path in sample.images]
 
-    def subset(self, kept: Sequence[int]) -> "FileImages":
-        self.samples = [self.samples[index] for index in kept]
-        self.stored = [self.stored[index] for index in kept]
-        return self
+    def subset(self, chosen: Sequence[int]) -> Self:
+        subset = super().subset(chosen)
+        subset.samples = [self.samples[index] for index in chosen]
+        return subset
 
 
 class RowImages(ClassifiedImages):
@@ -272,13 +277,8 @@ class RowImages(ClassifiedImages):
         self.name = name
         self.column = find_column(rows, "image", columns, name)
         label = find_column(rows, "label", columns, name)
-        if not isinstance(rows.features[self.column], datasets.Image):
-            raise ValueError(
-                f"Split {name!r}: expected the column {self.column!r} to be an `Image` feature, got "
-                f"{rows.features[self.column]}."
-            )
-        self.rows = rows.cast(undecoded(rows.features))
-        self.cases = next((list(rows[case]) for case in CASES if case in rows.column_names), None)
+        check_image_columns(rows, [self.column], name)
+        self.rows, self.cases = encoded_rows(rows), cases_of_rows(rows)
         stored, known = stored_labels(rows, label, name)
         super().__init__(stored, known, input_spec)
 
@@ -286,7 +286,7 @@ class RowImages(ClassifiedImages):
         return str(self.rows[index]["id"]) if "id" in self.rows.column_names else str(index)
 
     def case(self, index: int) -> str:
-        return str(index) if self.cases is None else str(self.cases[index])
+        return str(index) if self.cases is None else self.cases[index]
 
     def where(self, index: int) -> str:
         path = self.rows[index][self.column].get("path")
@@ -298,11 +298,11 @@ class RowImages(ClassifiedImages):
     def check_whole(self, index: int) -> None:
         check_whole(io.BytesIO(content_of(self.rows[index][self.column])))
 
-    def subset(self, kept: Sequence[int]) -> "RowImages":
-        self.rows = self.rows.select(kept)
-        self.cases = self.cases and [self.cases[index] for index in kept]
-        self.stored = [self.stored[index] for index in kept]
-        return self
+    def subset(self, chosen: Sequence[int]) -> Self:
+        subset = super().subset(chosen)
+        subset.rows = self.rows.select(chosen)
+        subset.cases = self.cases and [self.cases[index] for index in chosen]
+        return subset
 
 
 def find_column(rows: datasets.Dataset, role: str, columns: Mapping | None, name: str) -> str | list[str]:
@@ -610,12 +610,8 @@ class ClassificationData(DataSettings):
         parts = {name: self.open_split(name) for name in names}
         if self.root is not None:
             self.check_files({name: part.samples for name, part in parts.items()})
-            return
-        if len({self.splits.get(name, name) for name in names}) < len(names):
-            raise ValueError(f"Two of the splits {list(names)} are the same split. Check `splits` in `data`.")
-        known = {name: [case for case in CASES if case in part.rows.column_names] for name, part in parts.items()}
-        check_shared_cases({name: parts[name].rows[columns[0]] for name, columns in known.items() if columns})
-        self.check_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
+        else:
+            self.check_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
 
 
 def check_folders(root: Path, pattern: str | Sequence[str], samples: Sequence[FileSample]) -> None:

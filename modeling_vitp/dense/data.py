@@ -34,14 +34,15 @@ from ..images.reading import (
 from ..images.volumes import VolumeSlices, check_cut, files_of
 from ..input_spec import InputSpec
 from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, images_in, recognize_layout
-from ..instructions.rows import content_of, is_decoded
+from ..instructions.rows import content_of
 from ..training.arguments import check_type, is_of
 from ..training.batching import share
 from ..training.fine_tuning_data import (
-    CASES,
     DataSettings,
     FileSample,
-    check_shared_cases,
+    cases_of_rows,
+    check_image_columns,
+    encoded_rows,
     fields_of,
     find_samples,
     hold_out,
@@ -243,14 +244,19 @@ class MaskedImages(torch.utils.data.Dataset):
     Args:
         encoding: encoding of the masks.
         input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
+
+    Attributes:
+        rows: sources of the samples.
     """
+
+    rows: Sequence
 
     def __init__(self, encoding: LabelEncoding, input_spec: dict | None = None):
         self.encoding = encoding
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.rows)
 
     def case(self, index: int) -> str:
         raise NotImplementedError
@@ -267,7 +273,7 @@ class MaskedImages(torch.utils.data.Dataset):
 
     def files_or_rows(self) -> Any:
         """Return the paths or rows that the samples are read from."""
-        return getattr(self, "rows", None)
+        return self.rows
 
     def __getitem__(self, index: int) -> dict:
         name, images, mask = self.read(index)
@@ -345,9 +351,6 @@ class ImageFiles(MaskedImages):
             tiles = [None] if tile is None else windows(stored_size(sample.images[0]), **tile)
             self.rows += [(sample, window) for window in tiles]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def case(self, index: int) -> str:
         return self.rows[index][0].case
 
@@ -415,33 +418,22 @@ class Rows(MaskedImages):
         name: str = "",
     ):
         super().__init__(encoding, input_spec)
-        rows = rows.select_columns(rows.column_names)
-        # `datasets` decodes to 8 bits, which loses precision of 16-bit images and TIFF, so the images stay undecoded.
-        rows.info.features = datasets.Features(
-            {
-                column: datasets.Image(decode=False) if is_decoded(feature) else feature
-                for column, feature in rows.features.items()
-            }
-        )
-        self.rows, self.name, columns = rows, name, columns or {}
+        self.rows, self.cases = encoded_rows(rows), cases_of_rows(rows)
+        self.name, columns = name, columns or {}
         known = rows.column_names
 
         def column(role: str, *others: str) -> str | None:
             return columns.get(role) or next((other for other in (role, *others) if other in known), None)
 
-        images = [column("before"), column("after")] if column("before") else [column("image")]
+        self.image_columns = [column("before"), column("after")] if column("before") else [column("image")]
         self.mask_column = column("mask", "label", "annotation", "segmentation")
-        self.image_columns = images
-        missing = {*images, self.mask_column} - {*known, None}
-        if None in images or missing:
+        missing = {*self.image_columns, self.mask_column} - {*known, None}
+        if None in self.image_columns or missing:
             found = ", ".join(known)
             raise ValueError(
                 f"Split {name!r} has no column {missing or 'image'}. Found: {found}. Set `columns` in `data`."
             )
-        self.cases = next((rows[name] for name in CASES if name in known), None)
-
-    def __len__(self) -> int:
-        return len(self.rows)
+        check_image_columns(rows, [*self.image_columns, *filter(None, [self.mask_column])], name)
 
     def case(self, index: int) -> str:
         return str(index) if self.cases is None else self.cases[index]
@@ -450,7 +442,8 @@ class Rows(MaskedImages):
         row = self.rows[index]
         name = str(row.get("id", index))
         images = [self._picture(name, row, column) for column in self.image_columns]
-        return name, images, self._mask(name, row)
+        mask = None if self.mask_column is None else self._picture(name, row, self.mask_column)[:2]
+        return name, images, mask
 
     def __getitem__(self, index: int) -> dict:
         """Return a sample, for slices of volumes with `place` and `spacing`, see [`slice_volumes`]."""
@@ -464,19 +457,12 @@ class Rows(MaskedImages):
             return None
         columns = [name for name in (self.mask_column, "id") if name in self.rows.column_names]
         row = self.rows.select_columns(columns)[index]
-        return self._mask(str(row.get("id", index)), row)
-
-    def _mask(self, name: str, row: dict):
-        if self.mask_column is None:
-            return None
-        return self._picture(name, row, self.mask_column)[:2]
+        return self._picture(str(row.get("id", index)), row, self.mask_column)[:2]
 
     def _picture(self, name: str, row: dict, column: str) -> tuple[str, Picture, InputSpec | None]:
         stored, where = row[column], f"{name} ({column})"
         if stored is None:
             raise ValueError(f"Row {name} of split {self.name!r}: the column {column!r} is empty.")
-        if not isinstance(stored, dict):
-            return where, stored, self.spec
         try:
             content = content_of(stored)
             if column == self.mask_column:
@@ -701,11 +687,8 @@ class DenseData(DataSettings):
         """Raise a `ValueError` if two of the splits share an image, even under different names, a patient or a case."""
         if self.root is not None:
             self.check_files({name: find_samples(self.root, self.splits[name], name) for name in names})
-        elif len({self.splits[name] for name in names}) < len(names):
-            raise ValueError(f"Two of the splits {list(names)} are the same split. Check `splits` in `data`.")
         elif len(names) > 1:
             opened = {name: self._open(name) for name in names}
-            check_shared_cases({name: rows.cases or () for name, rows in opened.items()})
             self.check_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
 
 

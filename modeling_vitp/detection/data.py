@@ -18,14 +18,10 @@ from ..images.pixels import to_pixels
 from ..images.reading import Picture, Window, cut, read_image, read_picture, windows
 from ..input_spec import InputSpec
 from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, recognize_layout
-from ..instructions.rows import content_of, undecoded
+from ..instructions.rows import content_of
 from ..rotated_boxes import smallest_rectangles
 from ..training.arguments import check_type
-from ..training.fine_tuning_data import (
-    DataSettings,
-    FileSample,
-    hold_out,
-)
+from ..training.fine_tuning_data import DataSettings, FileSample, check_image_columns, encoded_rows, hold_out
 from ..vrl import keyed_generator
 from .annotations import (
     BOX_FORMATS,
@@ -146,13 +142,11 @@ class ObjectImages(torch.utils.data.Dataset):
             raise ValueError(f"{name}: {error}") from error
 
     def _row(self, place: Place) -> tuple[str, Picture, InputSpec | None]:
-        stored, name = self.rows[place.image][self.column], f"Row {place.id}"
-        picture, spec = stored, self.spec
+        name = f"Row {place.id}"
         try:
-            if isinstance(stored, dict):
-                content = content_of(stored)
-                picture = read_picture(content, self.spec)
-                spec = ranged(self.spec, content, place.window is not None)
+            content = content_of(self.rows[place.image][self.column])
+            picture = read_picture(content, self.spec)
+            spec = ranged(self.spec, content, place.window is not None)
         except Exception as error:  # Pillow raises many error types for a broken file.
             raise ValueError(f"{name}: the image cannot be read: {error}") from error
         if place.window is None:
@@ -282,9 +276,7 @@ class DetectionData(DataSettings):
             settings = self.split_settings(name)
             found = read_files(self.root, self.format, settings, name, self.class_property)
             return ObjectImages(self._places(found, settings, task, name), self.input_spec, task == "instances")
-        settings, rows = self._read(name)
-        rows = rows.cast(undecoded(rows.features))
-        columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
+        settings, rows, columns = self._read(name, task)
         if "labels" not in columns and len(self.names.names) > 1:
             raise ValueError(
                 f"Split {name!r} has no column of labels for the classes {self.names.names}. Found: "
@@ -294,13 +286,16 @@ class DetectionData(DataSettings):
         places = self._places(found, settings, task, name)
         return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
 
-    def _read(self, name: str) -> tuple[Mapping[str, Any], datasets.Dataset]:
-        """Return the settings and the rows of a split of `dataset_name`."""
+    def _read(self, name: str, task: str) -> tuple[Mapping[str, Any], datasets.Dataset, dict[str, str]]:
+        """Return the settings, the rows and the columns of a split of `dataset_name`."""
         settings = self.split_settings(name)
         settings = settings if isinstance(settings, Mapping) else {"split": settings}
         if "split" not in settings or set(settings) - {"split", "tile"}:
             raise ValueError(f"Split {name!r}: expected `split`, and optionally `tile`, got {dict(settings)}.")
-        return settings, datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"])
+        rows = encoded_rows(datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"]))
+        columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
+        check_image_columns(rows, [columns["image"]], name)
+        return settings, rows, columns
 
     def _places(self, found: Iterator[AnnotatedFile], settings: Mapping, task: str, name: str) -> list[Place]:
         places, wrong = [], []
@@ -327,32 +322,14 @@ class DetectionData(DataSettings):
         Unless the configuration allows it, images with equal content under different names are an error too.
         """
         if self.root is None:
-            stored = {}
-            seen: list[tuple[str, str, int, int]] = []
-            for name in names:
-                settings, rows = self._read(name)
-                for part in rows_of_split(settings["split"], rows):
-                    for other, whole, start, end in seen:
-                        if other != name and whole == part[0] and max(start, part[1]) < min(end, part[2]):
-                            raise ValueError(f"Splits {other!r} and {name!r} share rows of {whole!r}.")
-                    seen.append((name, *part))
-                rows = rows.cast(undecoded(rows.features))
-                columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
-                stored[name] = rows, [columns["image"]]
-            self.check_rows(stored)
+            stored = {name: self._read(name, task)[1:] for name in names}
+            self.check_rows({name: (rows, [columns["image"]]) for name, (rows, columns) in stored.items()})
             return
         samples = {}
         for name in names:
             images = dict.fromkeys(place.image for place in self._open(name, task).places)
             samples[name] = [FileSample(image.stem, {}, (image,), None) for image in images]
         self.check_files(samples)
-
-
-def rows_of_split(spec: str, rows: datasets.Dataset) -> Iterator[tuple[str, int, int]]:
-    """Yield split name, first row and end row of each part of a split specification such as "train[:80%]"."""
-    lengths = {name: split.num_examples for name, split in rows.info.splits.items()}
-    for part in datasets.ReadInstruction.from_spec(spec).to_absolute(lengths):
-        yield part.splitname, part.from_ or 0, lengths[part.splitname] if part.to is None else part.to
 
 
 def common_folder(paths: Iterable[Path], root: Path) -> str:

@@ -144,7 +144,7 @@ def open_samples(
     data.check_disjoint(wanted)
     if test_share is not None:
         train, test = hold_out(opened[0].labels.numpy(), test_share)
-        opened = [copy.copy(opened[0]).subset(kept).set_classes(names, False) for kept in (train, test)]
+        opened = [opened[0].subset(kept).set_classes(names, False) for kept in (train, test)]
         if not len(test):
             raise ValueError(f"{name}: test_share={test_share} holds out no test images. Increase it.")
         parts = dict(zip(("train", "held out"), opened))

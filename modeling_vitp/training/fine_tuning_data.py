@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 import yaml
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, Image, ReadInstruction
 from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
@@ -26,7 +26,7 @@ from ..cards.record import public_name
 from ..configuration_vitp import check_keys
 from ..images.reading import identity, packed_key, patient_of, read_picture
 from ..images.volumes import files_of
-from ..instructions.rows import content_of
+from ..instructions.rows import content_of, undecoded
 from .arguments import SplitArguments, check_type
 
 logger = logging.getLogger(__name__)
@@ -559,7 +559,8 @@ class DataSettings:
         self.check_shared(check_no_shared_images, images_of_files(samples))
 
     def check_rows(self, rows: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
-        """Raise a `ValueError` if two splits share an image, see [`images_of_rows`]."""
+        """Raise a `ValueError` if two splits share rows, a patient, a case or an image, see [`images_of_rows`]."""
+        check_shared_rows({name: split for name, (split, _) in rows.items()})
         self.check_shared(check_no_shared_images, images_of_rows(rows))
 
     def check_shared(self, check: Callable[[Any], None], images: Any) -> None:
@@ -594,11 +595,43 @@ def save_inferred(configuration: dict[str, Any], path: Path) -> None:
     logger.info("The configuration of the data is saved as %s. To change it, pass an edited copy as --config.", path)
 
 
-def check_shared_cases(cases: Mapping[str, Iterable[str]]) -> None:
-    """Raise a `ValueError` if two splits share a case."""
+def encoded_rows(rows: Dataset) -> Dataset:
+    """Return rows whose images stay encoded, because `datasets` decodes 16-bit images and TIFF to 8 bits.
+
+    `Dataset.cast` is not used, because it writes a copy of all images.
+    """
+    rows = rows.select_columns(rows.column_names)
+    rows.info.features = undecoded(rows.features)
+    return rows
+
+
+def check_image_columns(rows: Dataset, columns: Iterable[str], name: str) -> None:
+    """Raise a `ValueError` if a column of the split `name` does not store images."""
+    for column in columns:
+        feature = rows.features[column]
+        if not isinstance(feature, Image):
+            raise ValueError(f"Split {name!r}: expected the column {column!r} to be an `Image` feature, got {feature}.")
+
+
+def cases_of_rows(rows: Dataset) -> list[str] | None:
+    """Return the patient or the case of each row, `None` if there is no column with one of these names."""
+    column = next((name for name in CASES if name in rows.column_names), None)
+    return None if column is None else list(map(str, rows[column]))
+
+
+def check_shared_rows(splits: Mapping[str, Dataset]) -> None:
+    """Raise a `ValueError` if two splits of a data set, such as "train[:80%]", share rows, a patient or a case."""
+    ranges: list[tuple[str, str, int, int]] = []
     owners: dict[str, str] = {}
-    for name, split_cases in cases.items():
-        for case in set(split_cases):
+    for name, rows in splits.items():
+        lengths = {split: info.num_examples for split, info in rows.info.splits.items()}
+        for part in ReadInstruction.from_spec(str(rows.split)).to_absolute(lengths):
+            start, end = part.from_ or 0, lengths[part.splitname] if part.to is None else part.to
+            for other, whole, other_start, other_end in ranges:
+                if other != name and whole == part.splitname and max(start, other_start) < min(end, other_end):
+                    raise ValueError(f"Splits {other!r} and {name!r} share rows of {whole!r}.")
+            ranges.append((name, part.splitname, start, end))
+        for case in set(cases_of_rows(rows) or ()):
             if owners.setdefault(case, name) != name:
                 raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
 

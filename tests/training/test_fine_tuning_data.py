@@ -6,12 +6,14 @@ import shutil
 import dense_data
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value, load_dataset
 from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
 
+from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.dense.data import DenseData
+from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.images.reading import read_picture
 from modeling_vitp.training import fine_tuning_data as shared_images
 from modeling_vitp.training.fine_tuning_data import PIECE, fill, find_samples, in_part
@@ -141,6 +143,27 @@ def test_shared_case_of_rows_is_refused(tmp_path, field):
     save("test", ["c", "a"])
     with pytest.raises(ValueError, match="The case 'a' is in both splits 'train' and 'test'"):
         DenseData(classes=TWO, splits=splits, dataset_name=str(tmp_path)).check_disjoint(["train", "test"])
+
+
+@pytest.mark.parametrize("data_class", [ClassificationData, DenseData, DetectionData])
+def test_rows_of_splits_are_compared_and_not_copied(tmp_path, data_class):
+    objects = {"bbox": [[[0.0, 0.0, 2.0, 2.0]]] * 4, "category": [[0]] * 4}
+    columns = {"image": [noise(index) for index in range(4)], "label": [0, 1, 0, 1], "objects": objects}
+    if data_class is DenseData:
+        columns["label"] = [Image.new("L", (8, 6))] * 4
+    images = {name: ImageFeature() for name in ("image", "label") if isinstance(columns[name][0], Image.Image)}
+    numbers = {"objects": {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))}}
+    features = Features({"label": Value("int64"), **images, **numbers})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    splits = {"train": "train[:3]", "test": "train[3:]", "more": "train[2:]"}
+    classes = TWO if data_class is DenseData else ["a", "b"]
+    data = data_class(classes=classes, splits=splits, dataset_name=str(tmp_path), allow_shared_images=True)
+    task = ["horizontal"] if data_class is DetectionData else []
+    data.check_disjoint(["train", "test"], *task)
+    with pytest.raises(ValueError, match="'train' and 'more' share rows of 'train'"):
+        data.check_disjoint(["train", "more"], *task)
+    stored = load_dataset(str(tmp_path), split="train[:3]").cache_files
+    assert data.open(["train"], *task).rows.cache_files == stored
 
 
 SPLITS = {name: {"image": f"{name}/{{n}}.png"} for name in ("train", "val", "test")}
