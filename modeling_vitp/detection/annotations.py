@@ -291,9 +291,14 @@ class ImageObjects:
         masks = np.zeros((len(self), bottom - top, right - left), np.uint8)
         for mask, outline in zip(masks, self.segmentations):
             if outline is not None:
-                whole = run_lengths.decode([run_lengths.segmToRle(outline, *size[::-1])])[..., 0]
-                mask[:] = whole[top:bottom, left:right]
+                mask[:] = draw_outline(outline, size)[top:bottom, left:right]
         return masks
+
+
+def draw_outline(outline: list | dict, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask of COCO polygons or run lengths in an image of this size, uint8 of shape `(height, width)`."""
+    height, width = size
+    return run_lengths.decode([run_lengths.segmToRle(outline, width, height)])[..., 0]
 
 
 class ClassNames:
@@ -417,7 +422,7 @@ def check_outline(outline: list | dict | None, size: tuple[int, int]) -> None:
                 f"expected run lengths with `counts` and the size {list(size)}, got {outline.get('size')}."
             )
         try:
-            run_lengths.decode([run_lengths.segmToRle(outline, width, height)])
+            draw_outline(outline, size)
         except (ValueError, RuntimeError) as error:
             counts = str(outline["counts"])[:60]
             raise ValueError(f"the run lengths {counts!r} do not encode a mask of size {list(size)}.") from error
@@ -438,9 +443,8 @@ def smallest_rectangle(outline: Sequence[Sequence[float]] | dict) -> tuple[Point
         outline: polygons [x1, y1, x2, y2, …], or run lengths with `size`, whose pixels are squares of side 1.
     """
     if isinstance(outline, dict):
-        mask = run_lengths.decode([run_lengths.segmToRle(outline, *outline["size"][::-1])])[..., 0]
-        pixels = np.argwhere(mask)[:, None, ::-1] + np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
-        points = pixels.reshape(-1, 2).astype(float)
+        pixels = np.argwhere(draw_outline(outline, outline["size"]))[:, None, ::-1]
+        points = (pixels + np.array([(0, 0), (1, 0), (1, 1), (0, 1)])).reshape(-1, 2).astype(float)
         if not len(points):
             raise ValueError("the run lengths have no pixel of the object.")
     else:

@@ -93,8 +93,17 @@ def turned(sample: Sample, angle: float) -> Sample:
     if turned.masks is None:
         return turned
     turned = turned.take(turned.masks.flatten(1).any(1).bool())
-    boxes = masks_to_boxes(turned.masks) + torch.tensor([0, 0, 1, 1])  # from the last pixels to their outer borders
-    return replace(turned, corners=boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2)))
+    return replace(turned, corners=corners_of(boxes_around(turned.masks)))
+
+
+def boxes_around(masks: torch.Tensor) -> torch.Tensor:
+    """Return the upright boxes around masks that are not empty, to the outer borders of the last pixels, `(n, 4)`."""
+    return masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+
+
+def corners_of(boxes: torch.Tensor) -> torch.Tensor:
+    """Return the corners `(n, 4, 2)` of upright boxes x1, y1, x2, y2, from the top left one clockwise."""
+    return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2))
 
 
 def stays(sample: Sample) -> torch.Tensor:
@@ -137,9 +146,9 @@ def moved(item: dict[str, Any], matrix: torch.Tensor, is_oriented: bool) -> dict
         if "masks" in item:
             item["masks"] = move_labels(item["masks"], matrix, 0)
             is_visible = item["masks"].flatten(1).bool().any(1)
-            boxes[is_visible] = (masks_to_boxes(item["masks"][is_visible]) + torch.tensor([0, 0, 1, 1])).double()
+            boxes[is_visible] = boxes_around(item["masks"][is_visible]).double()
             is_kept &= is_visible
-        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2)).clamp(torch.zeros(2), size)
+        corners = corners_of(boxes).clamp(torch.zeros(2), size)
     item["corners"] = corners.float()
     is_kept |= item["crowd"]  # A crowd region still covers objects without annotation where it is visible.
     names = ("labels", "corners", "difficult", "crowd", "area", "masks")

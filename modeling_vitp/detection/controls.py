@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from faster_coco_eval.core import mask as run_lengths
 from torch.nn import functional as F
 
+from ..image_processing_vitp_detection import mask_of
 from ..metrics.report import name_classes
+from .augmentation import corners_of
 from .data import ObjectImages
 from .trainer import ViTPDetectionTrainer, reference
 
@@ -93,8 +95,7 @@ def grid(samples: list[Objects], cells: int) -> Objects:
     boxes = torch.cat(boxes)
     found = {"labels": classes.repeat_interleave(len(centers)), "scores": torch.ones(len(boxes))}
     if key == "corners":
-        left, top, right, bottom = boxes.unbind(1)
-        return found | {"corners": torch.stack([left, top, right, top, right, bottom, left, bottom], 1).view(-1, 4, 2)}
+        return found | {"corners": corners_of(boxes)}
     found["boxes"] = boxes
     if "masks" in samples[0]:
         size = samples[0]["masks"].shape[-2:]
@@ -112,9 +113,8 @@ def relative(objects: Objects, item: dict) -> Objects:
     objects = {name: objects[name] for name in ("labels", "scores", key, "masks") if name in objects}
     objects = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in objects.items()}
     if isinstance(objects.get("masks"), list):
-        masks = [run_lengths.decode([run_lengths.segmToRle(mask, width, height)])[..., 0] for mask in objects["masks"]]
-        empty = torch.zeros(0, height, width, dtype=torch.uint8)
-        objects["masks"] = torch.cat([empty, *(torch.from_numpy(mask)[None] for mask in masks)])
+        masks = np.array([mask_of(mask) for mask in objects["masks"]], np.uint8)
+        objects["masks"] = torch.from_numpy(masks.reshape(-1, height, width))
     return stretched(objects, (1 / height, 1 / width))
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
-from faster_coco_eval.core import mask as run_lengths
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Polygon
 
+from ..image_processing_vitp_detection import mask_of
 from ..images.pixels import shown
+from .augmentation import corners_of
 
 SHOWN = 0.3  # Smallest score of the detections that are drawn.
 
@@ -46,7 +46,8 @@ def draw_detections(
     for row, sample, detected in zip(axes, samples, detections):
         panels = [("detected", detected)]
         if is_annotated:
-            panels.insert(0, ("annotated", {"labels": sample["labels"], **annotated(sample)}))
+            annotated = {name: sample[name] for name in ("labels", "corners", "masks") if name in sample}
+            panels.insert(0, ("annotated", annotated))
         for axis, (title, objects) in zip(row, panels):
             height, width = sample["image"].shape[-2:]
             axis.imshow(
@@ -58,10 +59,6 @@ def draw_detections(
     handles = [Patch(facecolor=color, label=name) for name, color in zip(names, colors)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def annotated(sample: Mapping) -> dict:
-    return {name: sample[name] for name in ("corners", "masks") if name in sample}
 
 
 def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
@@ -77,8 +74,7 @@ def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
             text.set_in_layout(False)
         if "masks" in objects:
             mask = objects["masks"][index]
-            if isinstance(mask, dict):
-                mask = run_lengths.decode([run_lengths.segmToRle(mask, *mask["size"][::-1])])[..., 0]
+            mask = mask_of(mask) if isinstance(mask, dict) else mask
             layer = np.zeros((*np.shape(mask), 4))
             layer[np.asarray(mask) > 0] = (*colors[label][:3], 0.4)
             axis.imshow(layer, interpolation="nearest", extent=(0, layer.shape[1], layer.shape[0], 0))
@@ -86,7 +82,4 @@ def draw_objects(axis: Axes, objects: Mapping, colors: Sequence) -> None:
 
 def outlines(objects: Mapping) -> np.ndarray:
     """Return the corners of the boxes, `(n, 4, 2)`."""
-    if "corners" in objects:
-        return torch.as_tensor(objects["corners"]).cpu().numpy()
-    left, top, right, bottom = objects["boxes"].cpu().numpy().reshape(-1, 4).T
-    return np.stack([[left, top], [right, top], [right, bottom], [left, bottom]]).transpose(2, 0, 1)
+    return (objects["corners"] if "corners" in objects else corners_of(objects["boxes"])).cpu().numpy()

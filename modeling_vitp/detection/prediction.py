@@ -19,15 +19,16 @@ from rasterio.transform import AffineTransformer, GCPTransformer
 from rasterio.warp import transform_geom
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..detection_boxes import nms_by_label
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
 from ..images.large import LargeImage, LineFile, appears_whole, file_stamp, open_images, part_path, weights_digest
 from ..images.reading import Window, window_starts
 from ..rotated_boxes import intersections, rectangles, rotated_nms, smallest_rectangles
+from .data import DetectionData, ObjectImages, areas
 
 if TYPE_CHECKING:
-    from .data import DetectionData, ObjectImages
     from .trainer import ViTPDetectionTrainer
 
 # Detected object: `label`, `score`, `box` (x1, y1, x2, y2) or `corners` (four x, y) in pixels of the image, and
@@ -198,14 +199,13 @@ def write_coco(parts: Iterable[list[Found]], image: DatasetReader, names: Sequen
         for part in parts:
             for found in part:
                 rings = [np.round(polygon[0][:-1], PIXEL_DECIMALS) for polygon in outline(found)]
-                points = np.concatenate(rings) if "box" not in found else np.reshape(found["box"], (2, 2))
-                low, high = points.min(0), points.max(0)
+                left, top, right, bottom = bounds_of(found)
                 annotation = {
                     "id": next(number),
                     "image_id": 1,
                     "category_id": found["label"] + 1,
-                    "bbox": np.round([*low, *(high - low)], PIXEL_DECIMALS).tolist(),
-                    "area": round(sum(map(area, rings)), PIXEL_DECIMALS),
+                    "bbox": np.round([left, top, right - left, bottom - top], PIXEL_DECIMALS).tolist(),
+                    "area": round(sum(float(areas(ring[None])[0]) for ring in rings), PIXEL_DECIMALS),
                     "iscrowd": 0,
                     "segmentation": [ring.flatten().tolist() for ring in rings],
                     "score": round(found["score"], SCORE_DECIMALS),
@@ -213,12 +213,6 @@ def write_coco(parts: Iterable[list[Found]], image: DatasetReader, names: Sequen
                 yield annotation | ({"corners": rings[0].tolist()} if "corners" in found else {})
 
     write_list(path, head, "annotations", annotations())
-
-
-def area(ring: np.ndarray) -> float:
-    """Return the area of a polygon `(points, 2)`."""
-    x, y = ring.T
-    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
 def write_list(path: Path, head: dict[str, Any], name: str, items: Iterable[dict]) -> None:
@@ -389,14 +383,24 @@ def detect(
         threshold: score above which objects are returned.
     """
     outputs = model(inputs["pixel_values"].to(model.device, model.dtype), inputs["pixel_mask"].to(model.device))
-    options = {"threshold": threshold, "target_sizes": [size] * len(inputs["pixel_values"])}
+    sizes = [size] * len(inputs["pixel_values"])
+    return [list(objects_of(result)) for result in post_process(image_processor, outputs, threshold, sizes)]
+
+
+def post_process(
+    image_processor: BaseImageProcessor, outputs: ModelOutput, threshold: float, sizes: list[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """Return the detections in images of `sizes` `(height, width)` as the image processor does for the task.
+
+    Masks are run lengths, see [`~modeling_vitp.image_processing_vitp_detection.mask_of`].
+    """
     if getattr(outputs, "pred_corners", None) is not None:
-        results = image_processor.post_process_oriented_object_detection(outputs, **options)
-    elif getattr(outputs, "pred_masks", None) is not None:
-        results = image_processor.post_process_instance_segmentation(outputs, return_run_lengths=True, **options)
-    else:
-        results = image_processor.post_process_object_detection(outputs, **options)
-    return [list(objects_of(result)) for result in results]
+        return image_processor.post_process_oriented_object_detection(outputs, threshold, target_sizes=sizes)
+    if getattr(outputs, "pred_masks", None) is not None:
+        return image_processor.post_process_instance_segmentation(
+            outputs, threshold, target_sizes=sizes, return_run_lengths=True
+        )
+    return image_processor.post_process_object_detection(outputs, threshold, target_sizes=sizes)
 
 
 def objects_of(result: dict[str, Any]) -> Iterator[Found]:
@@ -490,9 +494,6 @@ def merged(rows: LineFile, nms_threshold: float) -> Iterator[list[Found]]:
         first += len(row)
 
 
-__all__ = ["detect_large"]
-
-
 def merge(
     detections: Sequence[dict[str, torch.Tensor]], starts: Sequence[tuple[int, int]], nms_threshold: float
 ) -> dict[str, torch.Tensor]:
@@ -533,7 +534,7 @@ def best_of_overlapping(
     return nms_by_label(places, scores, nms_threshold, labels)
 
 
-def write_submission(trainer: "ViTPDetectionTrainer", data: "DetectionData", settings: dict[str, Any]) -> None:
+def write_submission(trainer: "ViTPDetectionTrainer", data: DetectionData, settings: dict[str, Any]) -> None:
     """Write the merged detections of a split to `Task1` in the output folder, see [`write_task1`]."""
     samples = data.open([settings["split"]], trainer.task)
     detections = detect_whole(trainer, samples, settings.get("nms", MERGED))
@@ -542,7 +543,7 @@ def write_submission(trainer: "ViTPDetectionTrainer", data: "DetectionData", set
 
 
 def detect_whole(
-    trainer: "ViTPDetectionTrainer", samples: "ObjectImages", nms_threshold: float
+    trainer: "ViTPDetectionTrainer", samples: ObjectImages, nms_threshold: float
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Return the merged detections of whole images, by image id."""
     parts: dict[str, list] = {}

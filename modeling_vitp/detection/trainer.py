@@ -39,6 +39,7 @@ from .augmentation import Augmentation, Sample, lie_in, targets
 from .data import ObjectImages
 from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
 from .pictures import SHOWN, draw_detections
+from .prediction import post_process
 
 logger = logging.getLogger(__name__)
 
@@ -241,15 +242,8 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             batch = {name: torch.cat([inputs[index][name] for index in indices]) for name in inputs[indices[0]]}
             with self.compute_loss_context_manager():
                 outputs = model(**{name: values.to(self.args.device) for name, values in batch.items()})
-            sizes = {"target_sizes": [tuple(images[index].shape[-2:]) for index in indices]}
-            if self.task == "oriented":
-                results = processor.post_process_oriented_object_detection(outputs, threshold, **sizes)
-            elif self.task == "instances":
-                sizes["return_run_lengths"] = True
-                results = processor.post_process_instance_segmentation(outputs, threshold, **sizes)
-            else:
-                results = processor.post_process_object_detection(outputs, threshold, **sizes)
-            found |= zip(indices, results)
+            sizes = [tuple(images[index].shape[-2:]) for index in indices]
+            found |= zip(indices, post_process(processor, outputs, threshold, sizes))
         return [found[index] for index in range(len(images))]
 
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
