@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,12 @@ from ..images.volumes import NIFTI, Volume, VolumeSlices, check_cut, files_of
 from ..training.fine_tuning_data import fill
 
 if TYPE_CHECKING:
-    from .data import DenseData, ImageFiles, LabelEncoding
+    from .data import DenseData
     from .trainer import ViTPSegmentationTrainer
 
+NO_CLASS = 255  # Value of pixels without data in the output.
+MAX_CLASSES = 256  # Of volumes, which have a class in every voxel.
+BLOCK = 512  # Block size of the GeoTIFFs in pixels, which are written one row of blocks at a time.
 # Function from one or several images of shape `(batch, channels, height, width)` to logits of shape
 # `(batch, classes, height, width)`.
 Predict = Callable[..., torch.Tensor]
@@ -205,11 +208,26 @@ def augmented(predict: Predict, scales: Sequence[float] = (1.0,), flip: bool = F
     return predict_augmented
 
 
-__all__ = ["augmented", "predict_bands", "sliding_window"]
+def logits_of(model: PreTrainedModel) -> Predict:
+    """Return a function from pixel values, on any device, to the logits of a model in evaluation mode."""
+    model.eval()
+    return lambda *pixel_values: model(*(values.to(model.device, model.dtype) for values in pixel_values)).logits
 
 
-NO_CLASS = 255  # Value of pixels without data in the output.
-BLOCK = 512  # Block size of the GeoTIFFs in pixels, which are written one row of blocks at a time.
+def layers_of(logits: torch.Tensor, with_probabilities: bool) -> np.ndarray:
+    """Return the class indices and, with probabilities, a layer of 255 times the probability for each class.
+
+    Args:
+        logits: logits of shape `(classes, height, width)`.
+        with_probabilities: whether to return the probabilities.
+
+    Returns:
+        uint8 of shape `(1, height, width)` or `(1 + classes, height, width)`.
+    """
+    layers = logits.max(0, keepdim=True).indices  # On the CPU, `argmax` is ten times slower.
+    if with_probabilities:
+        layers = torch.cat([layers, (logits.softmax(0) * 255).round()])
+    return layers.to(torch.uint8).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -274,12 +292,9 @@ def predict_large(
         raise ValueError(f"Expected a model with at most {NO_CLASS} classes for a uint8 output, got {num_labels}.")
     if len(paths) != model.images_per_sample:
         raise ValueError(f"Expected {model.images_per_sample} image(s) for {type(model).__name__}, got {len(paths)}.")
-    model.eval()
-
-    def logits(*pixel_values: torch.Tensor) -> torch.Tensor:
-        return model(*(values.to(model.device, model.dtype) for values in pixel_values)).logits
-
-    predict = augmented(logits, scales, flip) if flip or tuple(scales) != (1.0,) else logits
+    predict = logits_of(model)
+    if flip or tuple(scales) != (1.0,):
+        predict = augmented(predict, scales, flip)
 
     with ExitStack() as stack:
         sources = stack.enter_context(open_images(paths, image_processor))
@@ -315,10 +330,7 @@ def predict_large(
                 start=len(rows),
             )
             for top, band in bands:
-                layers = band.max(1).indices  # On the CPU, `argmax` is ten times slower.
-                if probabilities is not None:
-                    layers = torch.cat([layers, (band[0].softmax(0) * 255).round()])
-                layers = layers.to(torch.uint8).cpu().numpy()
+                layers = layers_of(band[0], probabilities is not None)
                 no_data = [source.has_no_data(top, top + band.shape[2]) for source in sources if source.is_masked]
                 if no_data:
                     is_empty = np.logical_or.reduce(no_data)
@@ -377,12 +389,6 @@ def open_geotiff(path: Path, like: DatasetReader, **profile) -> Iterator[Dataset
         ) as file,
     ):
         yield file
-
-
-__all__ = ["predict_large"]
-
-
-MAX_CLASSES = 256
 
 
 @torch.inference_mode()
@@ -472,15 +478,13 @@ def predict_volume(
     check_cut(plane, intensities, percentiles)
     slices = VolumeSlices(paths, plane, intensities, percentiles)
     volume = slices.volumes[0]
-    model.eval()
+    logits = logits_of(model)
 
-    def logits(pixel_values: torch.Tensor) -> torch.Tensor:
-        return model(pixel_values.to(model.device, model.dtype)).logits
-
-    def whole(pixel_values: torch.Tensor) -> torch.Tensor:
+    def predict(pixel_values: torch.Tensor) -> torch.Tensor:
         return sliding_window(logits, pixel_values, window, stride, batch_size)
 
-    predict = augmented(whole, scales, flip) if flip or tuple(scales) != (1.0,) else whole
+    if flip or tuple(scales) != (1.0,):
+        predict = augmented(predict, scales, flip)
     made_of = {
         "volumes": [[file_stamp(file) for file in files_of(path)] for path in paths],
         "model": weights_digest(model),
@@ -499,11 +503,7 @@ def predict_volume(
     with RowFile(part, (layers, *volume.size(plane)), made_of) as rows:
         for index in tqdm(range(len(rows), len(slices)), initial=len(rows), total=len(slices), desc=outputs[0].name):
             pixels = image_processor(slices.image(index), do_resize=False, input_spec=None, return_tensors="pt")
-            scores = predict(pixels.pixel_values)[0]
-            labels = scores.max(0, keepdim=True).indices
-            if probabilities is not None:
-                labels = torch.cat([labels, (scores.softmax(0) * 255).round()])
-            rows.append(labels.to(torch.uint8).cpu().numpy()[None])
+            rows.append(layers_of(predict(pixels.pixel_values)[0], probabilities is not None)[None])
         predicted = volume.uncut(np.moveaxis(rows.whole(), 1, -1), plane)
         names = [model.config.id2label[index] for index in range(num_labels)]
         if probabilities is not None:
@@ -542,38 +542,21 @@ def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], i
 
 
 def write_submission(trainer: "ViTPSegmentationTrainer", data: "DenseData", settings: dict[str, Any]) -> None:
-    """Write the predicted masks of a split to `submission` in the output folder, see [`write_masks`]."""
-    folder = Path(trainer.args.output_dir) / "submission"
-    write_masks(data.open([settings["split"]]), trainer, data.encoding, settings, folder)
-    print(f"Submission for the benchmark server: {folder}.zip")
-
-
-def write_masks(
-    samples: "ImageFiles",
-    trainer: "ViTPSegmentationTrainer",
-    encoding: "LabelEncoding",
-    settings: Mapping,
-    folder: Path,
-) -> Path:
-    """Predict each sample with test-time augmentation, and write the masks to a folder and to a zip archive beside it.
+    """Predict the masks of a split with test-time augmentation, and write them to `submission` in the output folder.
 
     Args:
-        samples: samples of the split that the server scores.
         trainer: trainer of the model.
-        encoding: encoding of the masks.
-        settings: `file`, the path pattern of a mask with the fields of the images of the split; and `encoding`,
-            `"mask"` for the encoding of the data set (default) or `"index"` for class indices from 0.
-        folder: output folder, created or replaced.
-
-    Returns:
-        The folder.
+        data: data set with the split.
+        settings: `split`; `file`, the path pattern of a mask with the fields of the images of the split; and
+            `encoding`, `"mask"` for the encoding of the data set (default) or `"index"` for class indices from 0.
     """
+    folder = Path(trainer.args.output_dir) / "submission"
     shutil.rmtree(folder, ignore_errors=True)
+    samples = data.open([settings["split"]])
     for index, (sample, _) in enumerate(tqdm(samples.rows, desc="Writing masks")):
         prediction = trainer.predict_labels(samples[index]["images"], is_test=True)
         path = folder / fill(settings["file"], sample.fields)
         path.parent.mkdir(parents=True, exist_ok=True)
-        mask = prediction if settings.get("encoding", "mask") == "index" else encoding.decode(prediction)
+        mask = prediction if settings.get("encoding", "mask") == "index" else data.encoding.decode(prediction)
         PIL.Image.fromarray(mask).save(path)
-    shutil.make_archive(str(folder), "zip", folder)
-    return folder
+    print(f"Submission for the benchmark server: {shutil.make_archive(str(folder), 'zip', folder)}")
