@@ -1,32 +1,11 @@
 """Training augmentation for image classification with torchvision transforms."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as F
 
 from ..training.fine_tuning_data import BandJitter
-
-
-class RandomQuarterTurn(v2.Transform):
-    """Random rotation by 90, 180 or 270 degrees, each equally likely.
-
-    Args:
-        probability: probability that an image is rotated.
-    """
-
-    def __init__(self, probability: float):
-        super().__init__()
-        self.probability = probability
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        turns = torch.randint(1, 4, ()).item()
-        return {"angle": 90 * turns if torch.rand(()) < self.probability else 0}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return F.rotate(inpt, params["angle"], expand=True) if params["angle"] else inpt
 
 
 class Augmentation:
@@ -39,7 +18,7 @@ class Augmentation:
         crop_area: smallest and largest crop area as a fraction of the image area. The aspect ratio of the crop is
             between 3:4 and 4:3, the torchvision default.
         flip: probabilities of a horizontal and a vertical flip.
-        quarter_turns: probability of a rotation, see [`RandomQuarterTurn`].
+        quarter_turns: probability of a rotation by 90, 180 or 270 degrees, each equally likely.
         photometric: whether to jitter brightness, contrast and saturation by a factor of up to 0.4, and hue by 0.05.
         of_colors: whether images are RGB, uint8. If false, images have any bands, float32 in [0, 1].
     """
@@ -53,11 +32,12 @@ class Augmentation:
         photometric: bool = True,
         of_colors: bool = True,
     ):
+        turns = [v2.RandomRotation((angle, angle), expand=True) for angle in (90, 180, 270)]
         steps = [
             v2.RandomResizedCrop(image_size, tuple(crop_area), interpolation=InterpolationMode.BICUBIC, antialias=True),
             v2.RandomHorizontalFlip(flip[0]),
             v2.RandomVerticalFlip(flip[1]),
-            RandomQuarterTurn(quarter_turns),
+            v2.RandomApply([v2.RandomChoice(turns)], quarter_turns),
         ]
         jitters = [BandJitter((0.6, 1.4), from_mean) for from_mean in (False, True)]
         jitters = [v2.ColorJitter(0.4, 0.4, 0.4, 0.05)] if of_colors else jitters
