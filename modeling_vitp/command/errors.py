@@ -138,7 +138,7 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
     """Return the message of an error, the remedy unless it is in the message, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted.", None if error.args else "run the same command again.", 130
-    if hasattr(error, "status") and hasattr(error, "args") and isinstance(error.status, int):
+    if isinstance(getattr(error, "status", None), int):
         return str(error), None, error.status
     if isinstance(error, WrongArguments):
         remedy = None if isinstance(error, WrongPath) else f"{program()} {error.options} lists the options."
@@ -206,7 +206,7 @@ def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
             )
         what = f"{repo} is not a local folder, and not on the Hub or not visible for this user."
         return what, "check the name.", MISTAKE
-    if names & {"DatasetNotFoundError"}:
+    if "DatasetNotFoundError" in names:
         return one_line(str(error)), "check the name, or log in with `hf auth login`.", MISTAKE
     if not isinstance(error, PIPE_ERRORS) and names & {
         "ConnectError",
@@ -233,7 +233,7 @@ def is_offline() -> bool:
 def write_log(error: BaseException) -> Path | None:
     """Write the traceback, without tokens, to a file of the user outside of the command's output; return its path.
 
-    Each process has a file of its own. Files older than `LOG_DAYS` are deleted.
+    Files older than `LOG_DAYS` are deleted.
     """
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}"
     text = re.sub(r"(--?\w*token[ =])\S+|hf_[A-Za-z0-9]{16,}", r"\1…", text)
@@ -245,13 +245,11 @@ def write_log(error: BaseException) -> Path | None:
                 with contextlib.suppress(OSError):  # another process deletes it
                     if time.time() - old.stat().st_mtime > LOG_DAYS * 86400:
                         old.unlink()
-            path = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-            path.unlink(missing_ok=True)
-            with open(
-                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="backslashreplace"
-            ) as file:
+            # The file has a name of its own, and only the user can read it.
+            handle, path = tempfile.mkstemp(".log", f"error-{time.strftime('%Y%m%d-%H%M%S')}-", folder)
+            with open(handle, "w", errors="backslashreplace") as file:
                 file.write(text)
-            return path
+            return Path(path)
         except OSError:
             continue
     return None

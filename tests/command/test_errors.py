@@ -222,7 +222,6 @@ def test_log_is_kept_beside_those_of_other_processes(tmp_path, monkeypatch):
     old = first.with_name("error-20200101-000000-1.log")
     old.touch()
     os.utime(old, (0, 0))
-    monkeypatch.setattr(os, "getpid", lambda: 0)
     second = write_log(KeyError("second"))
     assert "first" in first.read_text() and "second" in second.read_text() and not old.exists()
 
@@ -262,13 +261,3 @@ def test_unfinished_run_is_refused(tmp_path, name):
     assert "model_name_or_path='" in what and "not finished" in what and status == 2
     assert what.removesuffix(" None").endswith("run/checkpoint-12.")
     check_paths([Given(str(tmp_path / "run" / "checkpoint-12"))])
-
-
-@pytest.mark.parametrize("ends", ["[*a8, *a8]", "&a9 [*a9]"])
-def test_aliases_of_aliases_are_refused(tmp_path, ends):
-    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join(10 * [f'*a{i - 1}'])}]" for i in range(1, 9)), f"end: {ends}"]
-    (tmp_path / "a.yaml").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="a.yaml.* aliases"):
-        read_yaml(tmp_path / "a.yaml")
-    (tmp_path / "b.yaml").write_text("a: &a [x, y]\nb: *a\nc: [*a, *a]")
-    assert read_yaml(tmp_path / "b.yaml")["c"] == 2 * [["x", "y"]]
