@@ -57,7 +57,7 @@ from .comparison import Comparison, fine_tuning_settings
 from .labels import instructions_digest, labels_digest, num_windows, read_labels, write_list
 from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine, median_size
 from .report import AdaptationReport
-from .runs import describe_seconds, run_command, run_training, write_config
+from .runs import describe_seconds, run_command, run_recipe, write_config
 
 logger = logging.getLogger(__name__)
 EARLY = 0.1  # share of the steps after which the backbone is compared with its start
@@ -122,7 +122,7 @@ class Adaptation:
 
     def __init__(self, args: AdaptArguments):
         self.args, self.folder = args, Path(args.output_dir)
-        self.progress, self.log = Progress(self.folder / "progress.json"), self.folder / "commands.log"
+        self.progress = Progress(self.folder / "progress.json")
         self.lock = FolderLock(self.folder)  # released when this object is deleted
         self.shown = ""  # last line of `begin`
 
@@ -261,7 +261,7 @@ class Adaptation:
             words += ["--on_error", "skip"]
         if split == "train" and subject in ("objects", "regions") and all(map(has_8_bits, labels.images[split])):
             words += ["--collages", 1]
-        run_command("make_instructions", list(map(str, words)), self.log)
+        run_command("make_instructions", list(map(str, words)), output.with_name(f"{split}.log"))
 
     def phrases(self) -> dict[str, str | None]:
         """Return the phrases of the classes for `make_instructions --names`; those of masks by value or color.
@@ -380,44 +380,58 @@ class Adaptation:
         if "plan" not in self.progress.parts:
             self.begin("plan")
         chosen = self.progress.result("plan/batch", self.choose_batch)
+        costs = None
         if args.steps is None or args.fine_tuning_steps is None or args.seeds is None:
             costs = Costs(**self.progress.result("plan/costs", lambda: asdict(self.measure_costs(chosen))))
+        if args.dry_run:
+            plan = self.choose_plan(chosen, costs)
         else:
-            costs = Costs(0.0, 0.0, 0.0)
-
-        def choose() -> dict[str, Any]:
-            steps = {"steps": args.steps, "fine_tuning_steps": args.fine_tuning_steps, "seeds": args.seeds}
-            if costs.step:
-                epoch = -(-chosen["rows"] // chosen["settings"]["global_batch_size"])
-                batch = self.fine_tuning_settings()["per_device_train_batch_size"]
-                samples = len(self.labels.images["train"]) * num_windows(self.labels, "train")
-                epochs = epoch, max(samples // batch, 1)
-                seeds = None if args.seeds is None else len(args.seeds)
-                found = choose_steps(args.seconds, costs, *epochs, MAE in args.baselines, self.num_fine_tunings, seeds)
-                steps = {name: found[name] if value is None else value for name, value in steps.items()}
-            runs = self.num_fine_tunings(len(steps["seeds"]))
-            seconds = {"pretraining": steps["steps"] * costs.step}
-            seconds |= {"mae": seconds["pretraining"]} if MAE in args.baselines else {}
-            seconds["fine_tuning"] = runs * (steps["fine_tuning_steps"] * costs.fine_tuning_step + costs.evaluation)
-            machine = {"machine": describe_machine(), "budget": args.budget, "fine_tunings": runs}
-            planned = seconds if costs.step else {}
-            return steps | machine | {"settings": chosen["settings"], "planned_seconds": planned}
-
-        plan = choose() if args.dry_run else self.progress.result("plan", choose)
+            plan = self.progress.result("plan", lambda: self.choose_plan(chosen, costs))
         if plan["budget"] != args.budget:
             print(f"The plan of the budget {plan['budget']} is kept. For {args.budget}, set another output_dir.")
         settings = ", ".join(f"{name} {value}" for name, value in plan["settings"].items())
-        needed = describe_seconds(sum(plan["planned_seconds"].values()))
         print(
             f"\nPlan on {plan['machine']}: {plan['steps']} steps of pretraining ({settings}); {plan['fine_tunings']} "
             f"fine-tunings of {plan['fine_tuning_steps']} steps, seeds {plan['seeds']}. Models: "
             f"{', '.join(self.models)}."
-            + f" Pretraining and fine-tuning take about {needed} of {plan['budget']}."
-            * bool(plan["planned_seconds"])
         )
+        if plan["planned_seconds"]:
+            needed = describe_seconds(sum(plan["planned_seconds"].values()))
+            print(f"Pretraining and fine-tuning take about {needed} of {plan['budget']}.")
         if args.dry_run and "plan_device" in args.pretraining:
             self.print_estimates(plan)
         return plan
+
+    def choose_plan(self, chosen: dict[str, Any], costs: Costs | None) -> dict[str, Any]:
+        """Return the plan.
+
+        Args:
+            chosen: rows and settings of [`choose_batch`].
+            costs: measured costs; `None` if the arguments have the steps and the seeds.
+        """
+        args = self.args
+        steps = {"steps": args.steps, "fine_tuning_steps": args.fine_tuning_steps, "seeds": args.seeds}
+        if costs is not None:
+            epoch = -(-chosen["rows"] // chosen["settings"]["global_batch_size"])
+            batch = self.fine_tuning_settings()["per_device_train_batch_size"]
+            samples = len(self.labels.images["train"]) * num_windows(self.labels, "train")
+            epochs = epoch, max(samples // batch, 1)
+            seeds = None if args.seeds is None else len(args.seeds)
+            found = choose_steps(args.seconds, costs, *epochs, MAE in args.baselines, self.num_fine_tunings, seeds)
+            steps = {name: found[name] if value is None else value for name, value in steps.items()}
+        runs, planned = self.num_fine_tunings(len(steps["seeds"])), {}
+        if costs is not None:
+            planned["pretraining"] = steps["steps"] * costs.step
+            if MAE in args.baselines:
+                planned["mae"] = planned["pretraining"]
+            planned["fine_tuning"] = runs * (steps["fine_tuning_steps"] * costs.fine_tuning_step + costs.evaluation)
+        return steps | {
+            "machine": describe_machine(),
+            "budget": args.budget,
+            "fine_tunings": runs,
+            "settings": chosen["settings"],
+            "planned_seconds": planned,
+        }
 
     def print_estimates(self, plan: dict[str, Any]) -> None:
         """Print memory and hours of the pretraining and of a fine-tuning on `plan_device`, from the models' shapes."""
@@ -486,12 +500,12 @@ class Adaptation:
         for steps in MEASURED_STEPS:
             output = folder / f"pretraining_{steps}"
             settings = self.pretraining_settings(**chosen["settings"]) | {"save_strategy": "no", "watch_samples": 0}
-            metrics = run_training("pretrain", settings | {"max_steps": steps}, output)
+            metrics = run_recipe("pretrain", settings | {"max_steps": steps}, output)
             seconds["pretraining", steps] = metrics["train"]["train_runtime"]
             output = folder / f"fine_tuning_{steps}"
             backbone = self.start or str(folder / f"pretraining_{steps}" / "backbone")
             settings = self.fine_tuning_settings() | {"model_name_or_path": backbone, "save_strategy": "no"}
-            metrics = run_training(f"finetune_{self.labels.task}", settings | {"max_steps": steps}, output)
+            metrics = run_recipe(f"finetune_{self.labels.task}", settings | {"max_steps": steps}, output)
             seconds["fine_tuning", steps] = metrics["train"]["train_runtime"]
             evaluation = metrics["eval"]["eval_runtime"]
         shutil.rmtree(folder)
@@ -502,9 +516,9 @@ class Adaptation:
         return Costs(step, fine_tuning_step, evaluation)
 
     def num_fine_tunings(self, seeds: int) -> int:
-        """Return the number of fine-tunings, with those of the search of the learning rate."""
-        args, rates = self.args, len(self.args.learning_rates)
-        return len(self.models) * ((rates if rates > 1 else 0) + seeds * len(args.label_fractions) - (rates > 1))
+        """Return the number of fine-tunings. The best one of the search of the learning rate is also a scored one."""
+        others = len(self.args.learning_rates) - 1
+        return len(self.models) * (others + seeds * len(self.args.label_fractions))
 
     # Pretraining
 
@@ -550,7 +564,7 @@ class Adaptation:
 
             def train_to_early() -> None:
                 try:
-                    run_training("pretrain", settings | {"stop_at_step": early}, output)
+                    run_recipe("pretrain", settings | {"stop_at_step": early}, output)
                 except RunStopped as error:
                     if error.status:
                         raise
@@ -562,21 +576,23 @@ class Adaptation:
                     f"After {early} of {steps} steps the frozen backbone is worse than its start: {found['text']}. "
                     "Lower learning_rate in `pretraining`, or check the labels. To go on anyway, add --force."
                 )
-        self.progress.result("pretraining/run", lambda: run_training("pretrain", settings, output)["train"])
+        self.progress.result("pretraining/run", lambda: run_recipe("pretrain", settings, output)["train"])
         if MAE in self.models:
             self.begin("mae")
             self.progress.result("mae", self.train_mae)
 
     def look_early(self, checkpoint: str) -> dict[str, Any]:
         """Compare the frozen backbone of a checkpoint with the start, by a linear probe on the validation split."""
-        backbone = str(export_backbone(checkpoint, self.folder / "early" / "backbone"))
-        entries = self.probe([backbone, self.backbone(self.start_name, self.args.seed)], "val", self.folder / "early")
+        folder = self.folder / "early"
+        backbones = [str(export_backbone(checkpoint, folder / "backbone"))]
+        backbones.append(self.backbone(self.start_name, self.args.seed))
+        entries = self.probe(backbones, "val", folder / "probe")
         ours, start = (entry for entry in entries if entry["probe"] == "linear")
         scores = ([Score(entry["score"], entry["resampled"], entry["cases"])] for entry in (ours, start))
         found = paired_difference(*scores)
         text = f"{ours['score']:.3f} instead of {start['score']:.3f}"
         text += f" (95% interval of the difference {found.low:+.3f} to {found.high:+.3f})"
-        shutil.rmtree(self.folder / "early")
+        shutil.rmtree(folder)
         print(f"After {EARLY:.0%} of the steps, a linear probe of the backbone reaches {text}.")
         return {"is_worse": found.high < 0, "text": text}
 
@@ -630,24 +646,19 @@ class Adaptation:
 
     def probe(self, backbones: Sequence[str], split: str, folder: Path) -> list[dict[str, Any]]:
         """Run `vitp probe`, and return the main score of each backbone and probe with its resampled values."""
-        start = self.start
-        size = (
-            self.vision_config
-            if start is None
-            else vision_config_of(start, self.args.pretraining.get("vision_image_size"))
-        )
+        config = self.vision_config
+        if self.start is not None:
+            config = vision_config_of(self.start, self.args.pretraining.get("vision_image_size"))
         settings = {
             "backbones": backbones,
             "data": self.probed_data(split),
-            "image_size": pair(size.image_size)[0],  # the same for all, unlike the crops of published image processors
+            # The same for all, unlike the crops of published image processors.
+            "image_size": pair(config.image_size)[0],
             "annotations": ANNOTATIONS[self.labels.task],
             "test_split": split,
             "intervals": True,
-            "output_dir": str(folder),
         }
-        write_config(folder / "config.yaml", settings)
-        run_command("probe", ["--config", str(folder / "config.yaml")], self.log)
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = run_recipe("probe", settings, folder)
         shutil.rmtree(folder / "features", ignore_errors=True)
         shown = {"classification": "accuracy", "segmentation": "mean_iou", "detection": "centre_auc"}[self.labels.task]
         return [
@@ -709,17 +720,13 @@ class Adaptation:
         """Return the scores of answers to questions about test images, with their own images and with others."""
         if self.args.instructions is not None:
             return {"answers": {}}
-        folder = self.folder / "controls"
         settings = {
             "models": [str(self.folder / "pretraining")],
             "dataset_name": str(self.folder / "instructions" / "test"),
             "split": "train",
             "limit": QUESTIONS,
-            "output_dir": str(folder),
         }
-        write_config(folder / "config.yaml", settings)
-        run_command("evaluate_vlm", ["--config", str(folder / "config.yaml")], self.log)
-        return {"answers": json.loads((folder / "metrics.json").read_text())["models"][0]["scores"]}
+        return {"answers": run_recipe("evaluate_vlm", settings, self.folder / "controls")["models"][0]["scores"]}
 
     # Results
 

@@ -13,7 +13,7 @@ from ..instructions.from_annotations.formats import read_list
 from ..vision_towers import pair
 from .labels import TaskData, with_label_fraction
 from .plan import median_size
-from .runs import remove_weights, run_training
+from .runs import remove_weights, run_recipe
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Comparison:
             settings["per_device_train_batch_size"] = min(batch, number)
 
         def run() -> float | None:
-            metrics = run_training(f"finetune_{self.labels.task}", settings, folder)
+            metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder)
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
             return metrics["eval"][f"eval_{metrics['main_score']}"] if "eval" in metrics else None
@@ -110,7 +110,7 @@ class Comparison:
         }
 
         def run() -> dict[str, Any]:
-            metrics = run_training(f"finetune_{self.labels.task}", settings, folder / "test")
+            metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder / "test")
             name = metrics["main_score"]
             resampled = {"resampled": metrics["test_resampled"], "cases": metrics["test_cases"]}
             return {"metric": name, "score": metrics["test"][f"test_{name}"], **resampled}

@@ -19,6 +19,7 @@ from ..classification.data import ClassificationData
 from ..command.paths import config_of_data, read_yaml
 from ..dense.data import DenseData
 from ..detection.annotations import FORMATS
+from ..detection.arguments import TASKS as BOX_TASKS
 from ..detection.data import DetectionData, object_windows
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.reading import is_tiff
@@ -42,7 +43,6 @@ TASKS: dict[str, tuple[tuple[str, ...], type[DataSettings]]] = {
     "segmentation": (("masks",), DenseData),
     "detection": (tuple(FORMATS), DetectionData),
 }
-BOX_TASKS = ("horizontal", "oriented", "instances")  # Values of the setting `task` of detection.
 # Numbers of a tile at the end of a file name, as in `areaA_3_4`, `P0001__1024__0___0` and `scene12-x512-y0`.
 TILE = re.compile(
     r"([-_. ]+((x|y|r|c|row|col|column|tile|patch|chip|crop|window|slice|frame)[-_]?)?\d+)+", re.IGNORECASE

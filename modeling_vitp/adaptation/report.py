@@ -12,6 +12,7 @@ import numpy as np
 from ..cards.model_card import cell_text
 from ..metrics.resampling import Difference, Score, paired_difference
 from ..training.checkpointing import write_whole
+from .arguments import ADAPTED, RANDOM
 from .pages import (
     CHARTS,
     Block,
@@ -27,10 +28,14 @@ from .pages import (
 )
 
 REPORT, README, PAGE = "report.json", "README.md", "report.html"
-ADAPTED, RANDOM = "adapted", "random"  # names of models
 FEW = 20  # number of scenes of test images below which the verdict warns of its intervals
-UNITS = {"mean_iou": "mIoU", "map": "mAP", "box_map": "box mAP", "mask_map": "mask mAP"}
-UNITS["mean_average_precision"] = "mAP"
+UNITS = {
+    "mean_iou": "mIoU",
+    "map": "mAP",
+    "box_map": "box mAP",
+    "mask_map": "mask mAP",
+    "mean_average_precision": "mAP",
+}
 BLIND = (
     "The answers to no kind of question are clearly better with the own image than with another: it is not shown that "
     "the language model looks at the image, nor that the pretraining taught the ViT what the labels say."
@@ -108,9 +113,13 @@ class AdaptationReport:
     def unit(self) -> str:
         return UNITS.get(self.metric, self.metric.replace("_", " "))
 
+    def runs(self, model: str, labels: float) -> list[dict]:
+        """Return the entries of a model in `fine_tuned` that are trained on a fraction of the labels."""
+        return [run for run in self.fine_tuned if (run["model"], run["labels"]) == (model, labels)]
+
     def scores(self, model: str, labels: float = 1.0) -> dict[int, Score]:
         """Return the test score of a fine-tuned model by seed."""
-        runs = [run for run in self.fine_tuned if (run["model"], run["labels"]) == (model, labels)]
+        runs = self.runs(model, labels)
         return {run["seed"]: Score(run["score"], run["resampled"], run["cases"]) for run in runs}
 
     def differences(self, labels: float = 1.0) -> dict[str, Difference]:
@@ -213,7 +222,7 @@ class AdaptationReport:
         """Return the row of each fine-tuned backbone in a table."""
         rows, differences = {}, self.differences(labels)
         for name in self.models:
-            runs = [run for run in self.fine_tuned if (run["model"], run["labels"]) == (name, labels)]
+            runs = self.runs(name, labels)
             values = [run["score"] for run in runs]
             if values:
                 spread = f" ± {points(np.std(values, ddof=1))}" if len(values) > 1 else ""
@@ -290,7 +299,6 @@ class AdaptationReport:
         stages = [[stage, duration(planned.get(stage)), duration(used.get(stage))] for stage in {**planned, **used}]
         stages += [["all", *(duration(sum(one.values())) for one in (planned, used))]] if stages else []
         settings = {key: value for key, value in self.plan.items() if not key.endswith("_seconds")}
-        settings |= settings.pop("settings", {})
         rows = [[key.replace("_", " "), cell_text(value)] for key, value in settings.items()]
         return [Table(["setting", "value"], rows), Table(["stage", "planned, h:mm:ss", "used, h:mm:ss"], stages)]
 

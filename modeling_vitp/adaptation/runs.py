@@ -35,8 +35,10 @@ def run_command(name: str, words: Sequence[str], log: Path, check: bool = True) 
         raise RunStopped(f"vitp {name} failed, see the end of {log}.", status)
 
 
-def run_training(name: str, settings: dict[str, Any], output: Path, check: bool = True) -> dict[str, Any]:
-    """Run or resume a training command whose configuration is kept beside its output folder; return its metrics.
+def run_recipe(name: str, settings: dict[str, Any], output: Path, check: bool = True) -> dict[str, Any]:
+    """Run or resume a command that writes `metrics.json`, and return the metrics.
+
+    The configuration and the output of the command are kept beside its output folder.
 
     Args:
         name, check: as for [`run_command`].
@@ -50,7 +52,7 @@ def run_training(name: str, settings: dict[str, Any], output: Path, check: bool 
 
 
 def config_of(output: Path) -> Path:
-    """Return the configuration file of [`run_training`]."""
+    """Return the configuration file of [`run_recipe`]."""
     return output.with_name(f"{output.name}.yaml")
 
 

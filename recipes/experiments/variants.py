@@ -18,7 +18,7 @@ import numpy as np
 
 from modeling_vitp.adaptation.comparison import Comparison, fine_tuning_settings
 from modeling_vitp.adaptation.labels import labels_of_config, read_labels
-from modeling_vitp.adaptation.runs import config_of, run_training
+from modeling_vitp.adaptation.runs import config_of, run_recipe
 from modeling_vitp.cards.sections import table
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.command.paths import read_yaml
@@ -194,7 +194,7 @@ class Experiment:
                 dataset = {**base, **settings, **changes}["dataset_name"]
                 self.task.write_labeled(dataset, seed, folder / "labeled", **rows)
             name = "experiments.controls" if "objective" in settings else "pretrain"
-            return run_training(name, config, folder, check=False)  # An arm may fail a gate.
+            return run_recipe(name, config, folder, check=False)  # An arm may fail a gate.
 
         return progress_of(folder).result("pretraining", run)
 

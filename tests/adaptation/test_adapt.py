@@ -80,7 +80,7 @@ def test_figures_equal_those_of_the_separate_commands(adapted, tmp_path):
     options = ["--test_split", "test", "--output_dir", str(tmp_path / "run")]
     assert not finetune_classification.main(["--config", str(config), *options])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["test_accuracy"] == entry["score"]
-    config = folder / "frozen" / "config.yaml"
+    config = folder / "frozen.yaml"
     assert not probe.main(["--config", str(config), "--output_dir", str(tmp_path / "probe")])
     results = json.loads((tmp_path / "probe" / "metrics.json").read_text())["results"]
     assert [one["scores"]["accuracy"]["mean"] for one in results] == [one["score"] for one in report.frozen]
@@ -89,8 +89,8 @@ def test_figures_equal_those_of_the_separate_commands(adapted, tmp_path):
 def test_finished_adaptation_is_not_run_again(adapted, classes, monkeypatch):
     report, folder = adapted
     monkeypatch.setattr(adapting, "run_command", None)
-    monkeypatch.setattr(adapting, "run_training", None)
-    monkeypatch.setattr(comparison, "run_training", None)
+    monkeypatch.setattr(adapting, "run_recipe", None)
+    monkeypatch.setattr(comparison, "run_recipe", None)
     settings = SETTINGS | {"label_fractions": [0.5]}
     again = adapt(classes, baselines=["random", "mae"], output_dir=folder, **settings)
     assert (again.fine_tuned, again.verdict) == (report.fine_tuned, report.verdict)

@@ -34,7 +34,7 @@ def make_report(means: dict[str, float], start: str = "dinov2-base", seeds: int 
         "data": {"name": "my_coco", "images": {"train": 70, "val": 10, "test": 20}, "how": "Split by image."},
         "plan": {
             "steps": 1000,
-            "settings": {"vrl_drop_ratio": 0.75},
+            "vrl_drop_ratio": 0.75,
             "planned_seconds": {"pretraining": 3600, "fine_tuning": 1800},
             "used_seconds": {"pretraining": 3700.4},
         },

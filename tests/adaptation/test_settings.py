@@ -147,14 +147,13 @@ def test_probes_see_some_images_at_one_size(tmp_path, monkeypatch):
     write_rsar(tmp_path / "data")
     monkeypatch.setattr(adapting, "PROBED", 5)
     save_vit(tmp_path / "vit", "dinov2")
-    found, config = adaptation(tmp_path, start=str(tmp_path / "vit")), tmp_path / "out" / "frozen" / "config.yaml"
+    found, probed = adaptation(tmp_path, start=str(tmp_path / "vit")), []
     file = tmp_path / "data" / "RSAR" / "train" / "annfiles" / "0000001.txt"
     file.write_text(file.read_text().partition("20 20")[0])
     found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
-    metrics = json.dumps({"results": []})
-    monkeypatch.setattr(adapting, "run_command", lambda *args: (config.parent / "metrics.json").write_text(metrics))
-    found.probe(["a", "b"], "test", config.parent)
-    settings = yaml.safe_load(config.read_text())
+    monkeypatch.setattr(adapting, "run_recipe", lambda *args: probed.append(args) or {"results": []})
+    found.probe(["a", "b"], "test", tmp_path / "out" / "frozen")
+    ((_, settings, _),) = probed
     assert settings["image_size"] == 56
     data = DetectionData.from_dict(settings["data"])
     images = {split: {place.image for place in data.open([split], "oriented").places} for split in ("train", "test")}
@@ -308,11 +307,11 @@ def test_batch_is_not_larger_than_the_fraction_of_the_labels(tmp_path, monkeypat
     runs = Comparison(labels, settings, 1, [1e-3], tmp_path / "runs", Progress(tmp_path / "progress.json"))
     batches = []
 
-    def run_training(name, settings, folder):
+    def run_recipe(name, settings, folder):
         batches.append(settings["per_device_train_batch_size"])
         return {"main_score": "accuracy", "eval": {"eval_accuracy": 1.0}}
 
-    monkeypatch.setattr(comparison, "run_training", run_training)
+    monkeypatch.setattr(comparison, "run_recipe", run_recipe)
     for fraction in (1.0, 0.5, 0.2, 0.01):
         runs.fine_tune("a", "backbone", 1e-3, 0, fraction)
     assert batches == [8, 8, 3, 1]

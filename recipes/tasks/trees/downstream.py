@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import set_seed
 
-from modeling_vitp.adaptation.runs import remove_weights, run_training
+from modeling_vitp.adaptation.runs import remove_weights, run_recipe
 from modeling_vitp.command.paths import find_config, find_data, read_yaml
 from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.probing.backbones import Backbone, load_backbone
@@ -123,7 +123,7 @@ class Downstream:
             write_test(scored, data / "test")
             settings = {"data": config["data"] | {"root": str(data)}, "seed": seed, "learning_rate": rate}
             settings |= {"layer_decay": decay, "model_name_or_path": str(folder / "backbone"), "num_pictures": 0}
-            metrics = run_training("finetune_segmentation", config | settings, output)
+            metrics = run_recipe("finetune_segmentation", config | settings, output)
             remove_weights(output)
             shutil.rmtree(data)
             return metrics["test"][SCORE]
