@@ -611,7 +611,7 @@ class ClassificationData(DataSettings):
         if self.root is not None:
             self.check_files({name: part.samples for name, part in parts.items()})
         else:
-            self.check_rows({name: (part.rows, [part.column]) for name, part in parts.items()})
+            self.check_splits({name: (part.rows, [part.column]) for name, part in parts.items()})
 
 
 def check_folders(root: Path, pattern: str | Sequence[str], samples: Sequence[FileSample]) -> None:

@@ -689,7 +689,7 @@ class DenseData(DataSettings):
             self.check_files({name: find_samples(self.root, self.splits[name], name) for name in names})
         elif len(names) > 1:
             opened = {name: self._open(name) for name in names}
-            self.check_rows({name: (part.rows, part.image_columns) for name, part in opened.items()})
+            self.check_splits({name: (part.rows, part.image_columns) for name, part in opened.items()})
 
 
 def has_other_layout(settings: Mapping[str, Any]) -> bool:

@@ -323,7 +323,7 @@ class DetectionData(DataSettings):
         """
         if self.root is None:
             stored = {name: self._read(name, task)[1:] for name in names}
-            self.check_rows({name: (rows, [columns["image"]]) for name, (rows, columns) in stored.items()})
+            self.check_splits({name: (rows, [columns["image"]]) for name, (rows, columns) in stored.items()})
             return
         samples = {}
         for name in names:

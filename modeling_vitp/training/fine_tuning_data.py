@@ -559,9 +559,13 @@ class DataSettings:
         self.check_shared(check_no_shared_images, images_of_files(samples))
 
     def check_rows(self, rows: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
-        """Raise a `ValueError` if two splits share rows, a patient, a case or an image, see [`images_of_rows`]."""
-        check_shared_rows({name: split for name, (split, _) in rows.items()})
+        """Raise a `ValueError` if two splits share an image, see [`images_of_rows`]."""
         self.check_shared(check_no_shared_images, images_of_rows(rows))
+
+    def check_splits(self, rows: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
+        """Raise a `ValueError` if two splits share rows, a patient, a case or an image, see [`check_rows`]."""
+        check_shared_rows({name: split for name, (split, _) in rows.items()})
+        self.check_rows(rows)
 
     def check_shared(self, check: Callable[[Any], None], images: Any) -> None:
         """Run a check of shared images; with `allow_shared_images`, log its error as a warning."""
