@@ -142,6 +142,8 @@ class ClassifiedImages(torch.utils.data.Dataset):
     (see [`~modeling_vitp.classification.data.encode`]).
 
     Args:
+        ids: id of each image.
+        cases: case of the metrics that each image belongs to: its patient, scene or itself.
         stored: classes of each image, as stored in the data set.
         known: names of all classes, if the data set defines them.
         input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
@@ -152,8 +154,15 @@ class ClassifiedImages(torch.utils.data.Dataset):
 
     labels: torch.Tensor
 
-    def __init__(self, stored: Sequence[Sequence[Label]], known: Sequence[str] | None, input_spec: dict | None):
-        self.stored, self.known = list(stored), known
+    def __init__(
+        self,
+        ids: Sequence[str],
+        cases: Sequence[str],
+        stored: Sequence[Sequence[Label]],
+        known: Sequence[str] | None,
+        input_spec: dict | None,
+    ):
+        self.ids, self.cases, self.stored, self.known = list(ids), list(cases), list(stored), known
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
 
     def __len__(self) -> int:
@@ -162,7 +171,8 @@ class ClassifiedImages(torch.utils.data.Dataset):
     def subset(self, chosen: Sequence[int]) -> Self:
         """Return a data set with the images at the given indices."""
         subset = copy.copy(self)
-        subset.stored = [self.stored[index] for index in chosen]
+        for name in ("ids", "cases", "stored"):
+            setattr(subset, name, [getattr(self, name)[index] for index in chosen])
         return subset
 
     def set_classes(self, names: Sequence[str], multi_label: bool) -> Self:
@@ -178,13 +188,6 @@ class ClassifiedImages(torch.utils.data.Dataset):
             ]
         self.labels = encode(stored, names, multi_label, self.where)
         return self
-
-    def id(self, index: int) -> str:
-        raise NotImplementedError
-
-    def case(self, index: int) -> str:
-        """Return the case of the metrics that an image belongs to: its patient, scene or itself."""
-        raise NotImplementedError
 
     def where(self, index: int) -> str:
         """Return the name of an image in errors."""
@@ -212,7 +215,7 @@ class ClassifiedImages(torch.utils.data.Dataset):
             raise ValueError(f"{self.where(index)}: the image cannot be read: {error}") from error
 
     def __getitem__(self, index: int) -> dict:
-        known = {"id": self.id(index), "case": self.case(index)}
+        known = {"id": self.ids[index], "case": self.cases[index]}
         return {**known, "image": self.image(index), "label": self.labels[index]}
 
 
@@ -224,14 +227,9 @@ class FileImages(ClassifiedImages):
     """
 
     def __init__(self, samples: Sequence[FileSample], stored: Sequence[Sequence[Label]], input_spec: dict | None):
-        super().__init__(stored, None, input_spec)
+        ids, cases = [sample.id for sample in samples], [sample.case for sample in samples]
+        super().__init__(ids, cases, stored, None, input_spec)
         self.samples = list(samples)
-
-    def id(self, index: int) -> str:
-        return self.samples[index].id
-
-    def case(self, index: int) -> str:
-        return self.samples[index].case
 
     def where(self, index: int) -> str:
         return str(self.samples[index].images[0])
@@ -278,15 +276,11 @@ class RowImages(ClassifiedImages):
         self.column = find_column(rows, "image", columns, name)
         label = find_column(rows, "label", columns, name)
         check_image_columns(rows, [self.column], name)
-        self.rows, self.cases = encoded_rows(rows), cases_of_rows(rows)
+        self.rows = encoded_rows(rows)
         stored, known = stored_labels(rows, label, name)
-        super().__init__(stored, known, input_spec)
-
-    def id(self, index: int) -> str:
-        return str(self.rows[index]["id"]) if "id" in self.rows.column_names else str(index)
-
-    def case(self, index: int) -> str:
-        return str(index) if self.cases is None else self.cases[index]
+        numbers = range(len(rows))
+        ids = list(map(str, rows["id"] if "id" in rows.column_names else numbers))
+        super().__init__(ids, cases_of_rows(rows) or list(map(str, numbers)), stored, known, input_spec)
 
     def where(self, index: int) -> str:
         path = self.rows[index][self.column].get("path")
@@ -301,7 +295,6 @@ class RowImages(ClassifiedImages):
     def subset(self, chosen: Sequence[int]) -> Self:
         subset = super().subset(chosen)
         subset.rows = self.rows.select(chosen)
-        subset.cases = self.cases and [self.cases[index] for index in chosen]
         return subset
 
 

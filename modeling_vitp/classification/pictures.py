@@ -42,8 +42,11 @@ def draw_predictions(
         axis.axis("off")
     for index, (sample, probabilities) in enumerate(zip(samples, scores)):
         row, column = parts * (index // columns), index % columns
-        truth = true_classes(sample["label"])
-        predicted = predicted_classes(probabilities, sample["label"].ndim == 1)
+        label = sample["label"]
+        if label.ndim == 1:  # Multi-label: 1 for the classes of the image.
+            truth, predicted = (mask.nonzero().flatten().tolist() for mask in (label, probabilities > THRESHOLD))
+        else:
+            truth, predicted = [label.item()], [probabilities.argmax().item()]
         axis = axes[row, column]
         axis.imshow(shown(sample["image"], band_names), interpolation="nearest")
         predictions = [f"{names[index]} {probabilities[index]:.2f}" for index in predicted]
@@ -53,14 +56,6 @@ def draw_predictions(
             axes[row + 1, column].imshow(components[index], interpolation="nearest")
             axes[row + 1, column].set_title("backbone", fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def true_classes(label: torch.Tensor) -> list[int]:
-    return label.nonzero().flatten().tolist() if label.ndim == 1 else [label.item()]
-
-
-def predicted_classes(scores: torch.Tensor, multi_label: bool) -> list[int]:
-    return (scores > THRESHOLD).nonzero().flatten().tolist() if multi_label else [scores.argmax().item()]
 
 
 def listed(texts: Sequence[str]) -> str:

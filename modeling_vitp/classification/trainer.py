@@ -94,9 +94,7 @@ class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
         side = {"height": args.image_size, "width": args.image_size}
         image_processor = processing_class or ViTPImageProcessor(size=side)
         if train_dataset is not None:
-            flips = args.horizontal_flip, args.vertical_flip
-            colors = args.photometric, image_processor.band_names is None
-            augmentation = Augmentation(args.image_size, args.crop_area, flips, args.quarter_turns, *colors)
+            augmentation = Augmentation(args, of_colors=image_processor.band_names is None)
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
         super().__init__(

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..training.fine_tuning_data import BandJitter
+from .arguments import DenseSettings
 
 
 class RandomScaledCrop(v2.Transform):
@@ -138,43 +139,25 @@ class Augmentation:
     separately, because the lighting differs between two dates.
 
     Args:
-        crop_size: side of the crops, in pixels.
-        scale, max_class_share: see [`RandomScaledCrop`].
-        flip: probabilities of a horizontal and a vertical flip.
-        photometric: whether to distort colors.
-        exchange: probability that the images of a pair are swapped.
+        settings: settings of the changes, see also [`RandomScaledCrop`], [`random_rotation_or_reflection`],
+            [`distort_colors`] and [`distort_bands`].
         fill: padding color, see [`RandomScaledCrop`].
         of_colors: whether images are RGB, uint8. If false, images have any bands, float32 in [0, 1].
-        color_jitter: strengths of the color distortion, see [`distort_colors`] and [`distort_bands`].
-        rotation, rotation_angle, reflection: see [`random_rotation_or_reflection`].
     """
 
-    def __init__(
-        self,
-        crop_size: int,
-        scale: tuple[float, float] = (0.5, 2.0),
-        max_class_share: float = 0.75,
-        flip: tuple[float, float] = (0.5, 0.0),
-        photometric: bool = True,
-        exchange: float = 0.0,
-        fill: Sequence[float] = (0, 0, 0),
-        of_colors: bool = True,
-        color_jitter: Sequence[float] = (0.125, 0.5, 0.5, 0.1),
-        rotation: float = 0.0,
-        rotation_angle: float = 180.0,
-        reflection: float = 0.0,
-    ):
+    def __init__(self, settings: DenseSettings, fill: Sequence[float] = (0, 0, 0), of_colors: bool = True):
         self.geometry = v2.Compose(
             [
-                random_rotation_or_reflection(rotation, rotation_angle, reflection),
-                RandomScaledCrop(crop_size, scale, max_class_share, fill),
-                v2.RandomHorizontalFlip(flip[0]),
-                v2.RandomVerticalFlip(flip[1]),
+                random_rotation_or_reflection(settings.rotation, settings.rotation_angle, settings.reflection),
+                RandomScaledCrop(settings.crop_size, settings.scale_range, settings.max_class_share, fill),
+                v2.RandomHorizontalFlip(settings.horizontal_flip),
+                v2.RandomVerticalFlip(settings.vertical_flip),
             ]
         )
         distortion = distort_colors if of_colors else distort_bands
-        self.colors = partial(distortion, strengths=color_jitter) if photometric else v2.Identity()
-        self.exchange = exchange
+        strengths = settings.color_jitter
+        self.colors = partial(distortion, strengths=strengths) if settings.photometric else v2.Identity()
+        self.exchange_time = settings.exchange_time
 
     def __call__(
         self, images: list[tv_tensors.Image], mask: tv_tensors.Mask, seed: int
@@ -190,6 +173,6 @@ class Augmentation:
             torch.default_generator.manual_seed(seed)
             images, mask = self.geometry(images, mask)
             images = [self.colors(image) for image in images]
-            if len(images) > 1 and torch.rand(()) < self.exchange:
+            if len(images) > 1 and torch.rand(()) < self.exchange_time:
                 images = images[::-1]
         return images, mask

@@ -247,9 +247,11 @@ class MaskedImages(torch.utils.data.Dataset):
 
     Attributes:
         rows: sources of the samples.
+        cases: case of each sample.
     """
 
     rows: Sequence
+    cases: Sequence[str]
 
     def __init__(self, encoding: LabelEncoding, input_spec: dict | None = None):
         self.encoding = encoding
@@ -259,7 +261,7 @@ class MaskedImages(torch.utils.data.Dataset):
         return len(self.rows)
 
     def case(self, index: int) -> str:
-        raise NotImplementedError
+        return self.cases[index]
 
     def read(self, index: int) -> tuple[str, list[tuple[str, Picture, InputSpec | None]], tuple[str, Picture] | None]:
         """Return the id, the images and the mask of a sample.
@@ -350,9 +352,7 @@ class ImageFiles(MaskedImages):
         for sample in samples:
             tiles = [None] if tile is None else windows(stored_size(sample.images[0]), **tile)
             self.rows += [(sample, window) for window in tiles]
-
-    def case(self, index: int) -> str:
-        return self.rows[index][0].case
+        self.cases = [sample.case for sample, _ in self.rows]
 
     def files_or_rows(self) -> list[Path]:
         files = {sample.id: sample for sample, _ in self.rows}
@@ -418,7 +418,7 @@ class Rows(MaskedImages):
         name: str = "",
     ):
         super().__init__(encoding, input_spec)
-        self.rows, self.cases = encoded_rows(rows), cases_of_rows(rows)
+        self.rows, self.cases = encoded_rows(rows), cases_of_rows(rows) or list(map(str, range(len(rows))))
         self.name, columns = name, columns or {}
         known = rows.column_names
 
@@ -434,9 +434,6 @@ class Rows(MaskedImages):
                 f"Split {name!r} has no column {missing or 'image'}. Found: {found}. Set `columns` in `data`."
             )
         check_image_columns(rows, [*self.image_columns, *filter(None, [self.mask_column])], name)
-
-    def case(self, index: int) -> str:
-        return str(index) if self.cases is None else self.cases[index]
 
     def read(self, index: int):
         row = self.rows[index]

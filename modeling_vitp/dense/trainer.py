@@ -117,20 +117,8 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
         image_processor = processing_class or ViTPSegmentationImageProcessor()
         if train_dataset is not None:
             of_colors = image_processor.band_names is None
-            augmentation = Augmentation(
-                args.crop_size,
-                args.scale_range,
-                args.max_class_share,
-                (args.horizontal_flip, args.vertical_flip),
-                args.photometric,
-                args.exchange_time,
-                fill=[255 * value if of_colors else value for value in image_processor.image_mean],
-                of_colors=of_colors,
-                color_jitter=args.color_jitter,
-                rotation=args.rotation,
-                rotation_angle=args.rotation_angle,
-                reflection=args.reflection,
-            )
+            fill = [255 * value if of_colors else value for value in image_processor.image_mean]
+            augmentation = Augmentation(args, fill, of_colors)
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
         if args.world_size > 1 and args.device.type == "cuda":

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import datasets
@@ -54,12 +54,8 @@ class AnnotatedFile:
     case: str | None = None
 
 
-class FileReader(Protocol):
-    """Reader of the annotation file of one image."""
-
-    def __call__(self, annotation: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]: ...
-
-
+# Function from the annotation file, the image file and the size of an image to its objects.
+FileReader = Callable[[Path, Path, tuple[int, int]], list[AnnotatedObject]]
 # File suffix, reader and `is_sparse` of each annotation format, by its name in `format` of a configuration.
 FORMATS: dict[str, tuple[str, FileReader, bool]] = {}
 

@@ -1,7 +1,6 @@
 """Detection in images of any size, with GeoJSON, COCO and DOTA submission files as output."""
 
 import json
-import math
 import os
 import shutil
 import zipfile
@@ -43,7 +42,7 @@ CUT_SHARE = 0.7  # An object that a window border cuts is dropped if another obj
 OUTWARDS = (-1, -1, 1, 1)  # Signs of the outward direction at the left, top, right and bottom side of a box.
 
 WGS84 = "EPSG:4326"
-DECIMALS = 9  # Decimals of a degree, a tenth of a millimeter.
+DECIMALS = 9  # Of coordinates, a tenth of a millimeter if they are degrees.
 PIXEL_DECIMALS, SCORE_DECIMALS = 3, 6
 
 MERGED = 0.1  # Default IoU threshold for merging the windows of a submission.
@@ -105,19 +104,12 @@ class Ground:
             self.coordinate_system = "pixels of the image, x to the right and y down from the top left corner"
         corners = outline({"box": [0, 0, image.width, image.height]})
         try:
-            self.decimals = self.decimals_of_a_pixel()
             self.geometries([corners])
         except Exception as error:  # GDAL raises many error types.
             raise ValueError(
                 f"{image.name}: the coordinates cannot be transformed to longitude and latitude ({error}). Use the "
                 "suffix .json for COCO output in pixels."
             ) from error
-
-    def decimals_of_a_pixel(self) -> int:
-        """Return the number of decimals that resolve a thousandth of a pixel, which may be a millionth of a degree."""
-        (left, top), (right, bottom) = np.stack(self.transformer.xy([0, 1], [0, 1], offset="ul"), 1)
-        side = max(abs(right - left), abs(bottom - top))
-        return PIXEL_DECIMALS + max(math.ceil(-math.log10(side)), 0) if 0 < side < math.inf else DECIMALS
 
     def geometries(self, outlines: Sequence[list[Polygon]]) -> list[dict[str, Any]]:
         """Convert polygons in pixels to GeoJSON geometries (RFC 7946).
@@ -136,9 +128,8 @@ class Ground:
         return {"type": "MultiPolygon", "coordinates": transformed}
 
     def transform(self, ring: list[list[float]]) -> list[list[float]]:
-        xs, ys = np.transpose(ring)
-        points = np.stack(self.transformer.xy(ys, xs, offset="ul"), 1)
-        return (points if self.crs else points.round(self.decimals)).tolist()
+        xs, ys = np.transpose(ring).round(PIXEL_DECIMALS)
+        return np.stack(self.transformer.xy(ys, xs, offset="ul"), 1).round(DECIMALS).tolist()
 
 
 def wind_rings(geometry: dict[str, Any]) -> dict[str, Any]:

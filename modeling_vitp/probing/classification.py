@@ -44,7 +44,7 @@ class ClassificationProbe:
 
     def __post_init__(self):
         self.labels = {role: samples.labels.numpy() for role, samples in self.samples.items()}
-        self.cases = [self.samples["test"].case(index) for index in range(len(self.samples["test"]))]
+        self.cases = self.samples["test"].cases
 
     @property
     def presence(self) -> np.ndarray:

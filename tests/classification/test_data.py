@@ -321,7 +321,7 @@ def test_file_names_may_have_dots(tmp_path):
     names = [
         f"{name}/{file}" for name in "ab" for file in ("1.2.840.0", "1.2.840.1", "S2A.tile0.2020", "S2A.tile0.2021")
     ]
-    assert [samples.id(index) for index in range(len(samples))] == names
+    assert samples.ids == names
 
 
 def make_table(folder, rows, header="pid,label,fold"):
@@ -338,7 +338,7 @@ def table_data(folder, **where):
     found = ClassificationData.from_dict({"root": str(folder), "table": table, "splits": {"train": split}})
     found.find_classes(["train"])
     samples = found.open(["train"])
-    return {samples.id(index): found.classes[label] for index, label in enumerate(samples.labels.tolist())}
+    return {name: found.classes[label] for name, label in zip(samples.ids, samples.labels.tolist())}
 
 
 def test_row_labels_all_images_of_patient(tmp_path):

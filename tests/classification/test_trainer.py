@@ -1,5 +1,7 @@
 """Tests of the classification trainer: training samples, augmentation and prediction."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from classification_data import SMALL, write_folders
 from torch.nn import functional as F
 
 from modeling_vitp import ViTPForImageClassification, ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel
+from modeling_vitp.classification.arguments import ClassificationSettings
 from modeling_vitp.classification.augmentation import Augmentation
 from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.classification.trainer import (
@@ -78,16 +81,16 @@ def test_input_spec_is_applied_once(trained):
 
 def test_augmentation_rotates_flips_and_jitters():
     image = torch.arange(3 * 16 * 16, dtype=torch.uint8).view(3, 16, 16)
-    plain = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 0.0, photometric=False)
-    turned = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 1.0, photometric=False)
+    off = ClassificationSettings(image_size=16, crop_area=[1.0, 1.0], horizontal_flip=0.0, photometric=False)
+    plain, turned = Augmentation(off), Augmentation(replace(off, quarter_turns=1.0))
     # Seeds whose crop is the whole image.
     square = [seed for seed in range(40) if torch.equal(plain(image, seed), image)]
     rotations = [torch.rot90(image, number, (1, 2)) for number in (1, 2, 3)]
     found = [[torch.equal(turned(image, seed), rotated) for rotated in rotations].index(True) for seed in square]
     assert set(found) == {0, 1, 2}
-    mirrored = Augmentation(16, (1.0, 1.0), (1.0, 1.0), 0.0, photometric=False)
+    mirrored = Augmentation(replace(off, horizontal_flip=1.0, vertical_flip=1.0))
     assert torch.equal(mirrored(image, square[0]), image.flip(1, 2))
-    colored = Augmentation(16, (1.0, 1.0), (0.0, 0.0), 0.0, photometric=True)
+    colored = Augmentation(replace(off, photometric=True))
     assert torch.equal(colored(image, square[0]), colored(image, square[0]))
     assert not torch.equal(colored(image, square[0]), image)
 

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import tv_tensors
 
+from modeling_vitp.dense.arguments import DenseSettings
 from modeling_vitp.dense.augmentation import Augmentation, RandomScaledCrop, class_share, distort_colors
+
+
+def augmentation(crop_size, scale=(0.5, 2.0), flip=(0.5, 0.0), fill=(0, 0, 0), of_colors=True, **changes):
+    flips = dict(zip(("horizontal_flip", "vertical_flip"), flip))
+    changed = DenseSettings(crop_size=crop_size, scale_range=[*scale], **flips, **changes)
+    return Augmentation(changed, fill, of_colors)
 
 
 def sample(height: int, width: int, num_images: int = 1):
@@ -28,7 +35,7 @@ def sample(height: int, width: int, num_images: int = 1):
 @settings(max_examples=40, deadline=None)
 def test_crops_of_images_and_mask_agree(height, width, size, scale, seed):
     images, mask = sample(height, width, 2)
-    augment = Augmentation(size, scale, flip=(0.5, 0.5), photometric=False, fill=(1, 2, 3))
+    augment = augmentation(size, scale, flip=(0.5, 0.5), photometric=False, fill=(1, 2, 3))
     (before, after), cropped = augment(images, mask, seed)
     assert before.shape == (3, size, size) and cropped.shape == (size, size)
     assert torch.equal(before, after)
@@ -46,7 +53,7 @@ def test_crops_of_images_and_mask_agree(height, width, size, scale, seed):
 
 def test_crop_at_scale_two_is_enlarged():
     images, mask = sample(64, 64)
-    (image,), cropped = Augmentation(32, (2.0, 2.0), photometric=False, flip=(0, 0))(images, mask, 3)
+    (image,), cropped = augmentation(32, (2.0, 2.0), photometric=False, flip=(0, 0))(images, mask, 3)
     assert image[0].max().int() - image[0].min().int() in (15, 16)
     assert (image[2].float() / 60 - cropped).abs().median() < 0.05
 
@@ -67,7 +74,7 @@ def test_scaled_mask_is_aligned_with_image(factor):
 
 def test_augmentation_depends_on_seed_alone():
     images, mask = sample(40, 40, 2)
-    augment = Augmentation(32, flip=(0.5, 0.5), exchange=0.5)
+    augment = augmentation(32, flip=(0.5, 0.5), exchange_time=0.5)
     torch.manual_seed(0)
     first = augment(images, mask, 5)
     torch.manual_seed(1)
@@ -103,20 +110,20 @@ def test_class_share_counts_labeled_pixels(values):
 def test_pairs_are_swapped_and_distorted():
     images = [tv_tensors.Image(torch.full((3, 8, 8), value, dtype=torch.uint8)) for value in (50, 200)]
     mask = tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8))
-    exchange = Augmentation(8, (1.0, 1.0), photometric=False, exchange=0.5)
+    exchange = augmentation(8, (1.0, 1.0), photometric=False, exchange_time=0.5)
     first = [exchange(images, mask, seed)[0][0].max().item() for seed in range(100)]
     assert {*first} == {50, 200}
     assert first.count(200) / 100 == pytest.approx(0.5, abs=0.15)
-    never = Augmentation(8, (1.0, 1.0), photometric=False)
+    never = augmentation(8, (1.0, 1.0), photometric=False)
     assert {never(images, mask, seed)[0][0].max().item() for seed in range(5)} == {50}
     same = [tv_tensors.Image(torch.full((3, 8, 8), 100, dtype=torch.uint8)) for _ in range(2)]
-    colored = [Augmentation(8, (1.0, 1.0))(same, mask, seed)[0] for seed in range(5)]
+    colored = [augmentation(8, (1.0, 1.0))(same, mask, seed)[0] for seed in range(5)]
     assert any(not torch.equal(before, after) for before, after in colored)
 
 
 def test_flips_have_their_probabilities():
     images, mask = sample(16, 16)
-    augment = Augmentation(16, (1.0, 1.0), flip=(0.5, 0.25), photometric=False)
+    augment = augmentation(16, (1.0, 1.0), flip=(0.5, 0.25), photometric=False)
     flipped = np.array(
         [
             [image[1, 0, 0] > 0, image[0, 0, 0] > 0]
@@ -131,7 +138,7 @@ def test_bands_are_jittered_one_by_one():
     mean = torch.linspace(0.3, 0.6, 5).view(5, 1, 1)
     image = (mean + 0.1 * torch.randn(5, 40, 40, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     fixed = {"scale": (1.0, 1.0), "flip": (0.0, 0.0), "of_colors": False}
-    augment = Augmentation(40, **fixed)
+    augment = augmentation(40, **fixed)
     kinds = set()
     for seed in range(12):
         (found,), _ = augment([tv_tensors.Image(image)], tv_tensors.Mask(torch.zeros(40, 40, dtype=torch.uint8)), seed)
@@ -150,7 +157,7 @@ def test_bands_are_jittered_one_by_one():
 
 def test_bands_are_filled_with_their_mean():
     image, fill = torch.full((4, 8, 8), 0.5), [0.1, 0.2, 0.3, 0.4]
-    augment = Augmentation(16, (1.0, 1.0), flip=(0, 0), photometric=False, fill=fill, of_colors=False)
+    augment = augmentation(16, (1.0, 1.0), flip=(0, 0), photometric=False, fill=fill, of_colors=False)
     (found,), mask = augment([tv_tensors.Image(image)], tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.uint8)), 0)
     assert torch.allclose(found[:, -1, -1], torch.tensor(fill)) and mask[-1, -1] == 255
 
@@ -160,7 +167,7 @@ def test_rotation_turns_both_images_and_mask_alike():
     rows, columns = np.mgrid[:81, :81]
     image = tv_tensors.Image(torch.tensor(np.stack([rows, columns, 0 * rows + 90]), dtype=torch.uint8))
     mask = tv_tensors.Mask(torch.tensor(rows // 16 + 6 * (columns // 16), dtype=torch.uint8))
-    augment = Augmentation(81, (1.0, 1.0), flip=(0, 0), photometric=False, rotation=1.0, rotation_angle=40)
+    augment = augmentation(81, (1.0, 1.0), flip=(0, 0), photometric=False, rotation=1.0, rotation_angle=40)
     angles = []
     for seed in range(40):
         (before, after), turned = augment([image, image], mask, seed)
@@ -184,7 +191,7 @@ def test_reflections_have_four_axes():
     images, mask = sample(24, 24)
     pixels = np.stack([*images[0][:2], mask])
     axes = [pixels[:, ::-1], pixels[..., ::-1], pixels.transpose(0, 2, 1), pixels[:, ::-1, ::-1].transpose(0, 2, 1)]
-    augment = Augmentation(24, (1.0, 1.0), flip=(0, 0), photometric=False, reflection=0.8)
+    augment = augmentation(24, (1.0, 1.0), flip=(0, 0), photometric=False, reflection=0.8)
     mirrored = [augment(images, mask, seed) for seed in range(200)]
     mirrored = [np.stack([*image[:2], turned]) for (image,), turned in mirrored]
     shares = np.mean([[np.array_equal(found, expected) for expected in axes] for found in mirrored], axis=0)
