@@ -260,9 +260,6 @@ class MaskedImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def case(self, index: int) -> str:
-        return self.cases[index]
-
     def read(self, index: int) -> tuple[str, list[tuple[str, Picture, InputSpec | None]], tuple[str, Picture] | None]:
         """Return the id, the images and the mask of a sample.
 
@@ -286,7 +283,7 @@ class MaskedImages(torch.utils.data.Dataset):
                     f"Expected images of the same size and bands, {image_name} has {size(tensor)}, {images[0][0]} has "
                     f"{size(tensors[0])}."
                 )
-        item = {"id": name, "case": self.case(index), "images": tensors}
+        item = {"id": name, "case": self.cases[index], "images": tensors}
         if mask is not None:
             item["mask"] = torch.from_numpy(self.encode(mask))
             if item["mask"].shape != tensors[0].shape[-2:]:

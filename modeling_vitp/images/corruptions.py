@@ -208,9 +208,6 @@ class CorruptedImages(Dataset):
         corrupted = [corrupt(image, *settings, seed) for image, seed in zip(images, seeds)]
         return {**sample, "images": corrupted} if "images" in sample else {**sample, "image": corrupted[0]}
 
-    def case(self, index: int) -> str:
-        return self.samples.case(index)
-
     def mask(self, index: int) -> torch.Tensor | None:
         """Return the mask of a sample, moved with its images, which are read only if they move."""
         is_moved = motion(self.corruption, self.severity, 1, 1) is not None

@@ -141,7 +141,7 @@ class SegmentationProbe:
         metric, logits, labels = self._metric(), [], []
         masks = tqdm(self.masks("test"), desc=f"{description}, scoring", total=len(features))
         for index, (maps, mask) in enumerate(zip(features, masks, strict=True)):
-            scores, case = probe(torch.tensor(maps)).cpu(), self.samples["test"].case(index)
+            scores, case = probe(torch.tensor(maps)).cpu(), self.samples["test"].cases[index]
             predicted = interpolate(scores, mask.shape).max(0).indices.numpy()
             metric.add_batch(predictions=[predicted], references=[mask], case_ids=[case])
             counts = pixels_by_patch(mask, scores.shape[:2], len(self.names))

@@ -118,7 +118,7 @@ def cases_of(found: TaskData, split: str) -> dict[Path, str]:
         return {place.image: place.case for place in places}
     samples = data.open([split])
     files = samples.samples if found.task == "classification" else [sample for sample, _ in samples.rows]
-    return {sample.images[0]: samples.case(index) for index, sample in enumerate(files)}
+    return {sample.images[0]: case for sample, case in zip(files, samples.cases)}
 
 
 @pytest.mark.parametrize("layout", WRITERS)
