@@ -283,14 +283,17 @@ class RowImages(ClassifiedImages):
         super().__init__(ids, cases_of_rows(rows) or list(map(str, numbers)), stored, known, input_spec)
 
     def where(self, index: int) -> str:
-        path = self.rows[index][self.column].get("path")
+        path = self.stored_image(index).get("path")
         return f"Row {index} of split {self.name!r}" + (f" ({path})" if path else "")
 
+    def stored_image(self, index: int) -> dict:
+        return self.rows[index][self.column] or {}  # An empty cell is an image without content, an error.
+
     def read(self, index: int) -> Picture:
-        return read_picture(content_of(self.rows[index][self.column]), self.spec)
+        return read_picture(content_of(self.stored_image(index)), self.spec)
 
     def check_whole(self, index: int) -> None:
-        check_whole(io.BytesIO(content_of(self.rows[index][self.column])))
+        check_whole(io.BytesIO(content_of(self.stored_image(index))))
 
     def subset(self, chosen: Sequence[int]) -> Self:
         subset = super().subset(chosen)

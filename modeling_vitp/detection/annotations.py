@@ -482,6 +482,8 @@ def read_rows(
                 "or set another column as `id` in `columns`."
             )
         try:
+            if row[columns["image"]] is None:
+                raise ValueError(f"the column {columns['image']!r} is empty.")
             size = image_size(row[columns["image"]])
             values = {key: values_of(row, column) for key, column in lists.items()}
             if values.get("area", ()) is None:

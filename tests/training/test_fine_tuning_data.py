@@ -145,25 +145,39 @@ def test_shared_case_of_rows_is_refused(tmp_path, field):
         DenseData(classes=TWO, splits=splits, dataset_name=str(tmp_path)).check_disjoint(["train", "test"])
 
 
-@pytest.mark.parametrize("data_class", [ClassificationData, DenseData, DetectionData])
+def rows_of(data_class: type, folder, images: list) -> dict:
+    """Write rows of a task to a folder, and return their setting `data`."""
+    objects = {"bbox": [[[0.0, 0.0, 2.0, 2.0]]] * len(images), "category": [[0]] * len(images)}
+    is_dense = data_class is DenseData
+    labels = [Image.new("L", (8, 6)) if is_dense else index % 2 for index in range(len(images))]
+    numbers = {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))}
+    label = ImageFeature() if is_dense else Value("int64")
+    features = Features({"image": ImageFeature(), "label": label, "objects": numbers})
+    columns = {"image": images, "label": labels, "objects": objects}
+    Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+    return {"dataset_name": str(folder), "classes": TWO if is_dense else ["a", "b"], "splits": {"train": "train"}}
+
+
+TASKS = {ClassificationData: (), DenseData: (), DetectionData: ("horizontal",)}
+
+
+@pytest.mark.parametrize("data_class", TASKS)
 def test_rows_of_splits_are_compared_and_not_copied(tmp_path, data_class):
-    objects = {"bbox": [[[0.0, 0.0, 2.0, 2.0]]] * 4, "category": [[0]] * 4}
-    columns = {"image": [noise(index) for index in range(4)], "label": [0, 1, 0, 1], "objects": objects}
-    if data_class is DenseData:
-        columns["label"] = [Image.new("L", (8, 6))] * 4
-    images = {name: ImageFeature() for name in ("image", "label") if isinstance(columns[name][0], Image.Image)}
-    numbers = {"objects": {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))}}
-    features = Features({"label": Value("int64"), **images, **numbers})
-    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
-    splits = {"train": "train[:3]", "test": "train[3:]", "more": "train[2:]"}
-    classes = TWO if data_class is DenseData else ["a", "b"]
-    data = data_class(classes=classes, splits=splits, dataset_name=str(tmp_path), allow_shared_images=True)
-    task = ["horizontal"] if data_class is DetectionData else []
+    described, task = rows_of(data_class, tmp_path, [noise(index) for index in range(4)]), TASKS[data_class]
+    described["splits"] = {"train": "train[:3]", "test": "train[3:]", "more": "train[2:]"}
+    data = data_class(**described, allow_shared_images=True)
     data.check_disjoint(["train", "test"], *task)
     with pytest.raises(ValueError, match="'train' and 'more' share rows of 'train'"):
         data.check_disjoint(["train", "more"], *task)
     stored = load_dataset(str(tmp_path), split="train[:3]").cache_files
     assert data.open(["train"], *task).rows.cache_files == stored
+
+
+@pytest.mark.parametrize("data_class", TASKS)
+def test_row_without_image_is_named(tmp_path, data_class):
+    data = data_class(**rows_of(data_class, tmp_path, [noise(0), None]))
+    with pytest.raises(ValueError, match="[Rr]ow 1 of split 'train'"):
+        data.open(["train"], *TASKS[data_class])[1]
 
 
 SPLITS = {name: {"image": f"{name}/{{n}}.png"} for name in ("train", "val", "test")}
