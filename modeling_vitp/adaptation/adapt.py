@@ -124,6 +124,7 @@ class Adaptation:
         self.args, self.folder = args, Path(args.output_dir)
         self.progress = Progress(self.folder / "progress.json")
         self.lock = FolderLock(self.folder)  # released when this object is deleted
+        self.plan: dict[str, Any] = {}
         self.shown = ""  # last line of `begin`
 
     @no_library_bars()
@@ -211,12 +212,9 @@ class Adaptation:
     def begin(self, stage: str) -> None:
         """Print the stage and the estimated time that is left."""
         number = list(STAGES).index(stage)
-        planned = getattr(self, "plan", {}).get("planned_seconds", {})
-        left = sum(
-            max(seconds - self.progress.seconds(name), 0)
-            for name, seconds in planned.items()
-            if list(STAGES).index(name) >= number
-        )
+        planned = self.plan.get("planned_seconds", {})
+        later = [name for name in list(STAGES)[number:] if name in planned]
+        left = sum(max(planned[name] - self.progress.seconds(name), 0) for name in later)
         about = f"; about {describe_seconds(left)} left" if planned else ""
         text = f"\n[{number + 1}/{len(STAGES)}] {STAGES[stage]}{about}"
         if text != self.shown:

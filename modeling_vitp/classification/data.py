@@ -33,7 +33,9 @@ from ..training.fine_tuning_data import (
     cases_of_rows,
     check_image_columns,
     encoded_rows,
+    find_columns,
     find_samples,
+    missing_column,
     parts_of,
 )
 
@@ -273,11 +275,13 @@ class RowImages(ClassifiedImages):
 
     def __init__(self, rows: datasets.Dataset, input_spec: dict | None, columns: Mapping | None, name: str):
         self.name = name
-        self.column = find_column(rows, "image", columns, name)
-        label = find_column(rows, "label", columns, name)
+        found = find_columns(rows.features, USUAL, columns or {}, name)
+        for role in USUAL.keys() - found.keys():
+            raise missing_column(rows.features, role, name)
+        self.column = found["image"]
         check_image_columns(rows, [self.column], name)
         self.rows = encoded_rows(rows)
-        stored, known = stored_labels(rows, label, name)
+        stored, known = stored_labels(rows, found["label"], name)
         numbers = range(len(rows))
         ids = list(map(str, rows["id"] if "id" in rows.column_names else numbers))
         super().__init__(ids, cases_of_rows(rows) or list(map(str, numbers)), stored, known, input_spec)
@@ -299,21 +303,6 @@ class RowImages(ClassifiedImages):
         subset = super().subset(chosen)
         subset.rows = self.rows.select(chosen)
         return subset
-
-
-def find_column(rows: datasets.Dataset, role: str, columns: Mapping | None, name: str) -> str | list[str]:
-    """Return the column of a role, or a list of columns if the configuration lists one column per class."""
-    setting = (columns or {}).get(role)
-    wanted = USUAL[role] if setting is None else [setting] if isinstance(setting, str) else setting
-    found = [column for column in wanted if column in rows.column_names]
-    if setting is not None and not isinstance(setting, str) and len(found) == len(wanted):
-        return found
-    if not found or len(found) < len(wanted) and setting is not None:
-        missing = sorted(set(wanted) - set(found)) if setting is not None else role
-        raise ValueError(
-            f"Split {name!r} has no column {missing}. Found: {', '.join(rows.column_names)}. Set `columns` in `data`."
-        )
-    return found[0]
 
 
 def stored_labels(

@@ -44,16 +44,24 @@ from ..training.fine_tuning_data import (
     check_image_columns,
     encoded_rows,
     fields_of,
+    find_columns,
     find_samples,
     hold_out,
     image_patterns,
     match_files,
+    missing_column,
     parts_of,
 )
 from .arguments import DenseArguments
 
 Color = tuple[int, int, int]
-SPELLINGS = {"colour": "color"}  # British spelling that is accepted in configurations.
+# Usual names of columns.
+USUAL = {
+    "image": ("image",),
+    "before": ("before",),
+    "after": ("after",),
+    "mask": ("mask", "label", "annotation", "segmentation"),
+}
 SPLITS = ("train", "val", "test")
 LARGEST_VALUE = (1 << 24) - 1  # Largest allowed value in a mask.
 
@@ -90,7 +98,6 @@ class LabelEncoding:
     """
 
     def __init__(self, classes: Sequence[Mapping], by: str = "value", ignore: Sequence = ()):
-        by = SPELLINGS.get(by, by)
         if by not in ("value", "color"):
             raise ValueError(f"Expected `mask_encoding` to be 'value' or 'color', got {by!r}.")
         check_type("classes", classes, Sequence[Mapping])
@@ -103,7 +110,6 @@ class LabelEncoding:
         self.by, self.ignore = by, ignore
         self.classes = []
         for index, settings in enumerate(classes):
-            settings = {SPELLINGS.get(name, name): value for name, value in settings.items()}
             unknown = set(settings) - set(DenseClass.__dataclass_fields__)
             if unknown or "name" not in settings or (by == "color" and "color" not in settings):
                 needed = "`name` and `color`" if by == "color" else "`name`"
@@ -401,8 +407,7 @@ class Rows(MaskedImages):
         rows: data set with image columns, a mask column, and optionally `id` and `patient` or `case`.
         encoding: encoding of the masks.
         input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
-        columns: names of the columns `image` (or `before` and `after`) and `mask`, if they are different. The mask is
-            also found as `label`, `annotation` or `segmentation`.
+        columns: names of the columns `image` (or `before` and `after`) and `mask`, if they are not those of `USUAL`.
         name: name of the split in errors.
     """
 
@@ -416,20 +421,13 @@ class Rows(MaskedImages):
     ):
         super().__init__(encoding, input_spec)
         self.rows, self.cases = encoded_rows(rows), cases_of_rows(rows) or list(map(str, range(len(rows))))
-        self.name, columns = name, columns or {}
-        known = rows.column_names
-
-        def column(role: str, *others: str) -> str | None:
-            return columns.get(role) or next((other for other in (role, *others) if other in known), None)
-
-        self.image_columns = [column("before"), column("after")] if column("before") else [column("image")]
-        self.mask_column = column("mask", "label", "annotation", "segmentation")
-        missing = {*self.image_columns, self.mask_column} - {*known, None}
-        if None in self.image_columns or missing:
-            found = ", ".join(known)
-            raise ValueError(
-                f"Split {name!r} has no column {missing or 'image'}. Found: {found}. Set `columns` in `data`."
-            )
+        self.name = name
+        found = find_columns(rows.features, USUAL, columns or {}, name)
+        roles = ("before", "after") if "before" in found else ("image",)
+        for role in set(roles) - found.keys():
+            raise missing_column(rows.features, role, name)
+        self.image_columns = [found[role] for role in roles]
+        self.mask_column = found.get("mask")
         check_image_columns(rows, [*self.image_columns, *filter(None, [self.mask_column])], name)
 
     def read(self, index: int):

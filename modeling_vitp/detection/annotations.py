@@ -28,7 +28,7 @@ from ..instructions.from_annotations.formats import (
 from ..instructions.from_annotations.geodata import FeatureFile, feature_files
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
-from ..training.fine_tuning_data import in_part, read_cases
+from ..training.fine_tuning_data import feature_of, find_columns, in_part, missing_column, read_cases
 
 # Types of the settings of a split of files.
 SETTINGS = dict.fromkeys(("images", "annotations", "list", "cases"), str)
@@ -451,6 +451,18 @@ def smallest_rectangle(outline: Sequence[Sequence[float]] | dict) -> tuple[Point
 
 
 BOX_FORMATS = ("xywh", "xyxy")
+# Usual names of columns. A name with a dot is a field of a column with all objects of an image.
+USUAL = {
+    "image": ("image",),
+    "id": ("id", "image_id"),
+    "boxes": ("objects.bbox", "objects.boxes"),
+    "corners": ("objects.corners",),
+    "labels": ("objects.category", "objects.label", "objects.labels", "objects.categories"),
+    "crowd": ("objects.iscrowd", "objects.crowd"),
+    "difficult": ("objects.difficult",),
+    "area": ("objects.area",),
+    "masks": ("objects.segmentation",),
+}
 
 
 def read_rows(
@@ -461,8 +473,7 @@ def read_rows(
     Args:
         rows: data set with undecoded images.
         columns: names of the columns for `image`, `boxes` or `corners`, and optionally `id`, `labels`, `crowd`,
-            `difficult`, `area` and `masks`. A name with a dot is a field of a column with all objects of an image. See
-            [`find_columns`].
+            `difficult`, `area` and `masks`, see [`columns_of`].
         box_format: format of `boxes` in pixels, `"xywh"` or `"xyxy"`, with x, y of the top left corner first.
         name: name of the split in errors.
 
@@ -529,48 +540,18 @@ def row_objects(
         )
 
 
-def find_columns(
+def columns_of(
     features: datasets.Features, settings: Mapping[str, str], name: str, is_oriented: bool = False
 ) -> dict[str, str]:
-    """Return the columns for [`read_rows`]: those of the settings, and columns with usual names.
-
-    The usual names are `image`, `id` (or `image_id`), and `objects` with the fields `bbox` (or `boxes`, `corners`),
-    `category` (or `label`, `labels`, `categories`), `iscrowd` (or `crowd`), `difficult`, `area` and `segmentation`.
-    """
-    usual = {"image": ("image",), "id": ("id", "image_id")}
-    usual |= {"boxes": ("objects.bbox", "objects.boxes"), "corners": ("objects.corners",)}
-    usual["labels"] = tuple(f"objects.{field}" for field in ("category", "label", "labels", "categories"))
-    usual["crowd"] = ("objects.iscrowd", "objects.crowd")
-    usual |= {"difficult": ("objects.difficult",), "area": ("objects.area",), "masks": ("objects.segmentation",)}
-    unknown = set(settings) - usual.keys()
-    if unknown:
-        raise ValueError(f"columns: unknown option(s) {sorted(unknown)}. Options: {sorted(usual)}.")
-    columns = {}
-    for key, candidates in usual.items():
-        wanted = (settings[key],) if key in settings else candidates
-        found = [column for column in wanted if feature_of(features, column) is not None]
-        if key in settings and not found:
-            raise ValueError(
-                f"Split {name!r} has no column {settings[key]!r}. Found: {', '.join(sorted(features))}. Set `columns`."
-            )
-        columns |= {key: found[0]} if found else {}
-    if "image" not in columns or not {"boxes", "corners"} & columns.keys():
-        raise ValueError(
-            f"Split {name!r} has no image column or no box column. Found: {', '.join(sorted(features))}. Set `columns`."
-        )
+    """Return the columns for [`read_rows`], see [`~modeling_vitp.training.fine_tuning_data.find_columns`]."""
+    columns = find_columns(features, USUAL, settings, name)
+    if "image" not in columns:
+        raise missing_column(features, "image", name)
+    if not {"boxes", "corners"} & columns.keys():
+        raise missing_column(features, "boxes", name)
     if {"boxes", "corners"} <= columns.keys():
         del columns["boxes" if is_oriented else "corners"]
     return columns
-
-
-def feature_of(features: Any, column: str) -> Any:
-    """Return the feature of a column or of a field of a column, or `None` if it does not exist."""
-    for part in column.split("."):
-        features = getattr(features, "feature", features)
-        if not isinstance(features, dict) or part not in features:
-            return None
-        features = features[part]
-    return getattr(features, "feature", features)
 
 
 def values_of(row: Mapping, column: str) -> list:

@@ -1,5 +1,6 @@
 """Detection data sets that are described by a configuration: files or rows, whole images or windows."""
 
+import copy
 import hashlib
 import logging
 import os.path
@@ -30,7 +31,7 @@ from .annotations import (
     ClassNames,
     ImageObjects,
     collect,
-    find_columns,
+    columns_of,
     read_files,
     read_rows,
 )
@@ -103,8 +104,8 @@ class ObjectImages(torch.utils.data.Dataset):
 
     def subset(self, chosen: Sequence[int]) -> "ObjectImages":
         """Return a data set with the samples at the given indices."""
-        subset = ObjectImages([self.places[index] for index in chosen], None, self.with_masks, self.rows, self.column)
-        subset.spec = self.spec
+        subset = copy.copy(self)
+        subset.places = [self.places[index] for index in chosen]
         return subset
 
     def count(self, names: Sequence[str]) -> dict[str, int]:
@@ -248,9 +249,7 @@ class DetectionData(DataSettings):
             name: {key: value for key, value in split.items() if key != "tile"} if isinstance(split, Mapping) else split
             for name, split in self.splits.items()
         }
-        whole = replace(self, splits=splits)
-        whole.names = self.names
-        return whole
+        return replace(self, splits=splits)
 
     def _join(self, parts: list[ObjectImages]) -> ObjectImages:
         first = parts[0]
@@ -293,7 +292,7 @@ class DetectionData(DataSettings):
         if "split" not in settings or set(settings) - {"split", "tile"}:
             raise ValueError(f"Split {name!r}: expected `split`, and optionally `tile`, got {dict(settings)}.")
         rows = encoded_rows(datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"]))
-        columns = find_columns(rows.features, self.columns or {}, name, task == "oriented")
+        columns = columns_of(rows.features, self.columns or {}, name, task == "oriented")
         check_image_columns(rows, [columns["image"]], name)
         return settings, rows, columns
 

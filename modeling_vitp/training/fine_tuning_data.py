@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 import yaml
 from accelerate import PartialState
-from datasets import Dataset, Image, ReadInstruction
+from datasets import Dataset, Features, Image, ReadInstruction
 from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
@@ -49,7 +49,7 @@ KEYS = {
     + ("area", "masks"),
     "tile": ("size", "overlap"),
     "volumes": ("plane", "window", "percentiles", "num_proc"),
-    "classes": ("name", "value", "color", "colour", "as"),
+    "classes": ("name", "value", "color", "as"),
 }
 
 
@@ -607,6 +607,53 @@ def encoded_rows(rows: Dataset) -> Dataset:
     rows = rows.select_columns(rows.column_names)
     rows.info.features = undecoded(rows.features)
     return rows
+
+
+def find_columns(
+    features: Features, usual: Mapping[str, Sequence[str]], settings: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+    """Return the column of each role: that of the settings, or the first one with a usual name that exists.
+
+    Args:
+        features: features of the rows.
+        usual: usual names of the column of each role. A name with a dot is a field of a column.
+        settings: column of some roles, or a list of columns.
+        name: name of the split in errors.
+
+    Raises:
+        ValueError: if a role or a column of the settings does not exist.
+    """
+    unknown = sorted(settings.keys() - usual.keys())
+    if unknown:
+        raise ValueError(f"columns: unknown option(s) {unknown}. Options: {sorted(usual)}.")
+    columns = {}
+    for role, names in usual.items():
+        chosen = settings.get(role)
+        if chosen is None:
+            found = [column for column in names if feature_of(features, column) is not None]
+            columns |= {role: found[0]} if found else {}
+            continue
+        for column in [chosen] if isinstance(chosen, str) else chosen:
+            if feature_of(features, column) is None:
+                raise missing_column(features, column, name)
+        columns[role] = chosen
+    return columns
+
+
+def missing_column(features: Features, column: str, name: str) -> ValueError:
+    """Return the error for a column that does not exist."""
+    found = ", ".join(sorted(features))
+    return ValueError(f"Split {name!r} has no column {column!r}. Found: {found}. Set `columns` in `data`.")
+
+
+def feature_of(features: Any, column: str) -> Any:
+    """Return the feature of a column or of a field of a column, or `None` if it does not exist."""
+    for part in column.split("."):
+        features = getattr(features, "feature", features)
+        if not isinstance(features, dict) or part not in features:
+            return None
+        features = features[part]
+    return getattr(features, "feature", features)
 
 
 def check_image_columns(rows: Dataset, columns: Iterable[str], name: str) -> None:

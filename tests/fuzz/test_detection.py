@@ -10,7 +10,7 @@ import torch
 from detection_data import NAMES, write_coco, write_dota, write_geopackage, write_images, write_voc, write_yolo
 from fuzzing import damage, limits, mutate, outcome
 
-from modeling_vitp.detection.annotations import ClassNames, collect, find_columns, read_rows
+from modeling_vitp.detection.annotations import ClassNames, collect, columns_of, read_rows
 from modeling_vitp.detection.data import DetectionData
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,7 @@ def test_malformed_object_row_is_named(tmp_path):
     counts = {"error": 0, "right": 0}
 
     def read(rows):
-        columns = find_columns(rows.features, {}, "train")
+        columns = columns_of(rows.features, {}, "train")
         for item in read_rows(rows, columns, "xywh", "train"):
             objects, wrong = collect(item.found, classes, item.size, "masks" in columns)
             if wrong:

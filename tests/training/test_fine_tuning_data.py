@@ -147,7 +147,7 @@ def test_shared_case_of_rows_is_refused(tmp_path, field):
 
 def rows_of(data_class: type, folder, images: list) -> dict:
     """Write rows of a task to a folder, and return their setting `data`."""
-    objects = {"bbox": [[[0.0, 0.0, 2.0, 2.0]]] * len(images), "category": [[0]] * len(images)}
+    objects = [{"bbox": [[0.0, 0.0, 2.0, 2.0]], "category": [0]}] * len(images)
     is_dense = data_class is DenseData
     labels = [Image.new("L", (8, 6)) if is_dense else index % 2 for index in range(len(images))]
     numbers = {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))}
