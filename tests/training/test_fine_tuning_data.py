@@ -2,11 +2,12 @@
 
 import hashlib
 import shutil
+from pathlib import Path
 
 import dense_data
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
@@ -169,8 +170,8 @@ def test_rows_of_splits_are_compared_and_not_copied(tmp_path, data_class):
     data.check_disjoint(["train", "test"], *task)
     with pytest.raises(ValueError, match="'train' and 'more' share rows of 'train'"):
         data.check_disjoint(["train", "more"], *task)
-    stored = load_dataset(str(tmp_path), split="train[:3]").cache_files
-    assert data.open(["train"], *task).rows.cache_files == stored
+    files = [Path(file["filename"]).name for file in data.open(["train"], *task).rows.cache_files]
+    assert files and not [name for name in files if name.startswith("cache-")]  # results of `Dataset.map`
 
 
 @pytest.mark.parametrize("data_class", TASKS)
