@@ -467,21 +467,25 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
         splits: names of the splits. The first one has the images that are not in the others.
         seed: random seed.
     """
-    sizes, labels = np.bincount(scenes), {label: k for k, label in enumerate(sorted(set().union(*classes)))}
+    sizes = np.bincount(scenes)
+    labels = {label: k for k, label in enumerate(sorted(set().union(*classes)))}
     pairs = {(scene, labels[label]) for scene, found in zip(scenes.tolist(), classes) for label in found}
     owners, owned = np.array(sorted(pairs)).T  # Each class of each scene.
     rare = np.unique(owners[np.bincount(owned)[owned] == 1])
     common = np.setdiff1d(np.arange(len(sizes)), rare)
-    random, number, wanted, best = np.random.default_rng(seed), len(splits), SHARE * len(scenes), None
+    random, best = np.random.default_rng(seed), None
+    number, wanted = len(splits), SHARE * len(scenes)
     for _ in range(DRAWS):
         order = np.concatenate([random.permutation(common), random.permutation(rare)])
-        sums, parts, end = np.concatenate([[0], sizes[order].cumsum()]), np.zeros(len(sizes), int), 0
+        sums = np.concatenate([[0], sizes[order].cumsum()])
+        parts, end = np.zeros(len(sizes), int), 0
         for part in range(1, number):
             start, last = end, len(sizes) - number + part  # Each split that follows has a scene.
             ends = np.arange(start + 1, last + 1)
             end = ends[abs(sums[ends] - sums[start] - max(wanted, MIN_IMAGES)).argmin()]
             parts[order[start:end]] = part
-        counts, lacks = np.bincount(parts, sizes, number), np.ones((number, len(labels)), bool)
+        counts = np.bincount(parts, sizes, number)
+        lacks = np.ones((number, len(labels)), bool)
         lacks[parts[owners], owned] = False
         score = sum(counts < MIN_IMAGES), lacks[0].sum(), lacks[1:].sum(), abs(counts[1:] - wanted).sum()
         if best is None or score < best[0]:

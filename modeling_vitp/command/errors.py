@@ -17,14 +17,14 @@ from typing import NoReturn
 
 MISTAKE, FAILURE = 2, 1  # exit statuses
 # Extra that installs a package, by the name of the imported module.
-EXTRAS = dict.fromkeys(
-    ("accelerate", "cv2", "datasets", "evaluate", "httpx2", "matplotlib", "nibabel", "peft", "rasterio", "trl"),
-    "recipes",
-)
-EXTRAS |= {"gradio": "space", "monai": "medical", "pydicom": "medical"} | dict.fromkeys(
-    ("onnx", "onnxruntime", "onnxscript"), "onnx"
-)
-EXTRAS["pycocoevalcap"] = "captions"
+RECIPES = ("accelerate", "cv2", "datasets", "evaluate", "httpx2", "matplotlib", "nibabel", "peft", "rasterio", "trl")
+EXTRAS = {
+    **dict.fromkeys(RECIPES, "recipes"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    **dict.fromkeys(("monai", "pydicom"), "medical"),
+    "gradio": "space",
+    "pycocoevalcap": "captions",
+}
 # Errors of transformers' configurations, by name so that transformers is not imported.
 OF_SETTINGS = ("StrictDataclassFieldValidationError", "StrictDataclassClassValidationError")
 # Messages of torch about a device that does not exist.
