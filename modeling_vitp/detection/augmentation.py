@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from ..image_processing_vitp_detection import fitted_size
 from ..images.corruptions import move_labels
 from ..rotated_boxes import enclosing_boxes, smallest_rectangles
+from .arguments import DetectionSettings
 
 MIN_TURNED_SIDE = 5.0  # Smallest side of an object after a rotation in pixels, as in the authors' release.
 
@@ -167,32 +168,28 @@ class Augmentation:
     """Resize, random flips and random rotation.
 
     Args:
-        size, keep_ratio: size of the output, see [`resized`].
-        flips: probabilities of a horizontal flip, a vertical flip, and both. At most one of the three is applied.
-        rotation: probability of a rotation by an angle that is drawn uniformly.
-        right_angle_classes: indices of classes for which an image is rotated by multiples of 90 degrees only.
+        settings: settings of the changes.
+        names: names of the classes, for `right_angle_classes`.
     """
 
-    def __init__(
-        self,
-        size: int,
-        keep_ratio: bool = True,
-        flips: tuple[float, float, float] = (0.5, 0.0, 0.0),
-        rotation: float = 0.0,
-        right_angle_classes: Sequence[int] = (),
-    ):
-        self.size, self.keep_ratio, self.flips, self.rotation = size, keep_ratio, flips, rotation
-        self.right_angle_classes = torch.tensor(list(right_angle_classes), dtype=torch.int64)
+    def __init__(self, settings: DetectionSettings, names: Sequence[str]):
+        unknown = sorted(set(settings.right_angle_classes) - set(names))
+        if unknown:
+            raise ValueError(f"right_angle_classes: unknown classes {unknown}. Classes: {list(names)}.")
+        right_angle_classes = [names.index(name) for name in settings.right_angle_classes]
+        self.settings = settings
+        self.right_angle_classes = torch.tensor(right_angle_classes, dtype=torch.int64)
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the augmented sample. A rotation that would remove all objects is not applied."""
         draw, turns, angle, quarters = torch.rand(4, generator=generator).tolist()
-        sample = resized(sample, self.size, self.keep_ratio)
-        horizontal, vertical, both = self.flips
-        if draw < horizontal + vertical + both:
+        settings = self.settings
+        sample = resized(sample, settings.image_size, settings.keep_ratio)
+        horizontal, vertical = settings.horizontal_flip, settings.vertical_flip
+        if draw < horizontal + vertical + settings.diagonal_flip:
             is_vertical = draw >= horizontal
             sample = flipped(sample, not horizontal <= draw < horizontal + vertical, is_vertical)
-        if turns < self.rotation:
+        if turns < settings.rotation:
             is_right = torch.isin(sample.labels, self.right_angle_classes).any()
             angle = 90.0 * int(4 * quarters) if is_right else 360 * angle - 180
             rotated = turned(sample, angle)

@@ -143,18 +143,13 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         image_processor = processing_class or ViTPDetectionImageProcessor()
         self.band_names = getattr(image_processor, "band_names", None)  # Image processors of transformers lack it.
         if train_dataset is not None:
-            flips = args.horizontal_flip, args.vertical_flip, args.diagonal_flip
-            unknown = set(args.right_angle_classes) - set(self.names)
-            if unknown:
-                raise ValueError(f"right_angle_classes: unknown classes {sorted(unknown)}. Classes: {self.names}.")
-            right = [self.names.index(name) for name in args.right_angle_classes]
             if task == "horizontal" and args.rotation and set(self.names) - set(args.right_angle_classes):
                 logger.warning(
                     "rotation=%s enlarges horizontal boxes: each becomes the upright box around the rotated box, not "
                     "around the object. Set rotation to 0, or train with task='instances' on outlines.",
                     args.rotation,
                 )
-            augmentation = Augmentation(args.image_size, args.keep_ratio, flips, args.rotation, right)
+            augmentation = Augmentation(args, self.names)
             seed = args.seed if args.data_seed is None else args.data_seed
             train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, task == "oriented")
         super().__init__(

@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detection_data import build_augmentation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import FIXTURES
 from safetensors.torch import load_file
 
 from modeling_vitp.detection.augmentation import (
-    Augmentation,
     Sample,
     flipped,
     moved,
@@ -67,7 +67,7 @@ def test_image_corners_and_mask_agree(seed, keep_ratio):
     points = corners(torch.tensor([[60.0, 50, 15 + side, 15 + other, angle]]))
     mask = painted(points[0], 100, 130)
     sample = Sample(mask.expand(3, -1, -1) * 255, points, torch.tensor([0]), mask[None])
-    augment, state = Augmentation(110, keep_ratio, (0.25, 0.25, 0.25), rotation=0.7), generator.get_state()
+    augment, state = build_augmentation(110, keep_ratio, (0.25, 0.25, 0.25), rotation=0.7), generator.get_state()
     moved = augment(sample, generator)
     assert moved.size == resized_size((100, 130), 110, keep_ratio)
     # With masks, a rotated box becomes the upright one around its mask.
@@ -91,7 +91,7 @@ def test_augmentation_depends_on_generator_alone():
         corners(torch.tensor([[40.0, 30, 20, 10, 0.3]])),
         torch.tensor([0]),
     )
-    augmentation = Augmentation(64, flips=(0.25, 0.25, 0.25), rotation=0.5)
+    augmentation = build_augmentation(64, flips=(0.25, 0.25, 0.25), rotation=0.5)
     results = []
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
@@ -105,7 +105,7 @@ def test_flips_have_their_probabilities():
     sample = Sample(
         torch.zeros(3, 10, 10, dtype=torch.uint8), torch.tensor([[[1.0, 2], [4, 2], [4, 3], [1, 3]]]), torch.tensor([0])
     )
-    augmentation = Augmentation(10, flips=(0.2, 0.3, 0.4))
+    augmentation = build_augmentation(10, flips=(0.2, 0.3, 0.4))
     generator, counts = torch.Generator().manual_seed(0), {}
     for _ in range(2000):
         middle = tuple(augmentation(sample, generator).corners.mean((0, 1)).tolist())
@@ -122,11 +122,11 @@ def test_some_classes_rotate_by_right_angles():
     generator = torch.Generator().manual_seed(0)
     angles = set()
     for _ in range(60):
-        moved = Augmentation(80, flips=(0, 0, 0), rotation=1.0, right_angle_classes=[5])(sample, generator)
+        moved = build_augmentation(80, flips=(0, 0, 0), rotation=1.0, right_angle_classes=["5"])(sample, generator)
         side = moved.corners[0, 1] - moved.corners[0, 0]
         angles.add(round(math.degrees(math.atan2(side[1], side[0])), 2) % 360)
     assert angles == {0, 90, 180, 270}
-    moved = Augmentation(80, flips=(0, 0, 0), rotation=1.0, right_angle_classes=[7])(sample, generator)
+    moved = build_augmentation(80, flips=(0, 0, 0), rotation=1.0, right_angle_classes=["7"])(sample, generator)
     side = moved.corners[0, 1] - moved.corners[0, 0]
     assert min(abs(side)) > 0.1
 
@@ -137,9 +137,9 @@ def test_rotation_that_removes_all_is_skipped():
     )
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
-        assert len(Augmentation(80, rotation=1.0)(sample, generator).labels) == 1
+        assert len(build_augmentation(80, rotation=1.0)(sample, generator).labels) == 1
     nothing = Sample(torch.zeros(3, 80, 80, dtype=torch.uint8), torch.zeros(0, 4, 2), torch.zeros(0).long())
-    assert Augmentation(40, rotation=1.0)(nothing, generator).corners.shape == (0, 4, 2)
+    assert build_augmentation(40, rotation=1.0)(nothing, generator).corners.shape == (0, 4, 2)
 
 
 @pytest.mark.parametrize("angle", [30, 45, 90])

@@ -11,14 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from detection_data import HEIGHT, NAMES, WIDTH, write_coco, write_dota
+from detection_data import HEIGHT, NAMES, WIDTH, build_augmentation, write_coco, write_dota
 from evaluate import load
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tiny_models import adapter_config
 
-from modeling_vitp.detection.augmentation import Augmentation
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.detection.trainer import (
     TASK_MODELS,
@@ -50,7 +49,9 @@ def tiny_detector(task):
 
 def test_sample_is_normalized_with_relative_boxes(tmp_path):
     samples = open_samples(tmp_path, "horizontal")
-    training = TrainingSamples(samples, Augmentation(WIDTH, flips=(0, 0, 0)), ViTPDetectionImageProcessor(), 0, False)
+    training = TrainingSamples(
+        samples, build_augmentation(WIDTH, flips=(0, 0, 0)), ViTPDetectionImageProcessor(), 0, False
+    )
     item, raw = training[0, 1], samples[1]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = (raw["image"].double().numpy() / 255 - mean[:, None, None]) / std[:, None, None]
@@ -78,7 +79,7 @@ def test_input_spec_is_applied_once(tmp_path):
 
 def test_samples_depend_on_seed_and_epoch(tmp_path):
     samples, processor = open_samples(tmp_path, "oriented"), ViTPDetectionImageProcessor()
-    augmentation = Augmentation(64, flips=(0.25, 0.25, 0.25), rotation=0.7)
+    augmentation = build_augmentation(64, flips=(0.25, 0.25, 0.25), rotation=0.7)
 
     def draws(seed, epoch):
         training = TrainingSamples(samples, augmentation, processor, seed, True)
@@ -132,7 +133,9 @@ def test_scores_do_not_depend_on_batch_size(tmp_path, task):
 def test_batch_is_padded_with_masks(tmp_path):
     samples, processor = open_samples(tmp_path, "instances"), ViTPDetectionImageProcessor()
     plain = {"flips": (0, 0, 0)}
-    items = [TrainingSamples(samples, Augmentation(size, **plain), processor, 0, False)[0, 0] for size in (48, 96)]
+    items = [
+        TrainingSamples(samples, build_augmentation(size, **plain), processor, 0, False)[0, 0] for size in (48, 96)
+    ]
     batch = collate(items)
     assert batch["pixel_values"].shape == (2, 3, 80, 96) and batch["pixel_mask"].shape == (2, 80, 96)
     assert batch["pixel_mask"].sum((1, 2)).tolist() == [40 * 48, 80 * 96]

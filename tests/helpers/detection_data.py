@@ -12,6 +12,9 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from rasterio import Affine
 
+from modeling_vitp.detection.arguments import DetectionSettings
+from modeling_vitp.detection.augmentation import Augmentation
+
 NAMES = ["ship", "plane"]
 COLORS = [(230, 60, 60), (60, 60, 230)]
 WIDTH, HEIGHT = 96, 80
@@ -132,3 +135,11 @@ def write_coco(root: Path, names: Sequence[str]) -> dict[str, list]:
     found = write_images(root / "images", names)
     (root / "instances.json").write_text(json.dumps(coco_contents(found)))
     return found
+
+
+def build_augmentation(size: int, keep_ratio: bool = True, flips=(0.5, 0.0, 0.0), **changes) -> Augmentation:
+    """Return an augmentation for the classes "0" to "9", also for sizes that are no multiple of 16."""
+    chances = dict(zip(("horizontal_flip", "vertical_flip", "diagonal_flip"), flips))
+    settings = DetectionSettings(keep_ratio=keep_ratio, **chances, **changes)
+    settings.image_size = size
+    return Augmentation(settings, [str(label) for label in range(10)])
