@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 from ..cards.record import write_json
 
@@ -122,7 +123,7 @@ def write_checkpoint(folder: Path, tensors: dict[str, list[StoredTensor]]) -> li
     for key, blocks in tensors.items():
         shards.setdefault(blocks[0].path, {})[key] = blocks
     weight_map, total_size, wrong = {}, 0, []
-    for number, source in enumerate(sorted(shards), start=1):
+    for number, source in enumerate(tqdm(sorted(shards), desc="Converting", unit="shard"), start=1):
         name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         shard = {}
         for key, blocks in shards[source].items():

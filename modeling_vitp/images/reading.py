@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import time
 import warnings
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def read_image(path: Path, window: Window | None, spec: "InputSpec | None" = Non
         picture = decode_scene(path, spec, as_stored)
         return picture.crop(window) if isinstance(picture, PIL.Image.Image) else cut(picture, window)
     with read_errors(path):
-        with path.open("rb") as file:
+        with open_file(path) as file:
             tags = tiff_tags(file)
         in_color = not as_stored and not (spec is not None and spec.takes_bands)
         is_plain = stores_colors(tags) and 338 not in tags  # Tag 338 marks extra bands and transparency.
@@ -137,7 +138,8 @@ def read_errors(name: str | Path) -> Iterator[None]:
 
 def decode(path: Path, spec: "InputSpec | None" = None, as_stored: bool = False) -> Picture:
     with read_errors(path):
-        return read_picture(path.read_bytes(), spec, as_stored)
+        with open_file(path) as file:
+            return read_picture(file.read(), spec, as_stored)
 
 
 # The windows of one scene (image or pair, and mask) are often read one after another.
@@ -191,7 +193,7 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
 @cache
 def stored_size(path: Path) -> tuple[int, int]:
     """Return height and width of an image file as returned by `read_image`, from its header."""
-    with read_errors(path), path.open("rb") as file:
+    with read_errors(path), open_file(path) as file:
         return picture_size(file)
 
 
@@ -205,7 +207,7 @@ def stored_orientation(path: Path) -> int:
     try:
         if is_dicom_file(path):  # The preamble of DICOM may be the header of a TIFF.
             return 1
-        with read_errors(path), path.open("rb") as file, suppress(PIL.UnidentifiedImageError):
+        with read_errors(path), open_file(path) as file, suppress(PIL.UnidentifiedImageError):
             return read_header(file)[2]
         return 1
     finally:
@@ -247,7 +249,7 @@ def check_file(path: Path) -> None:
     if path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path} is a volume, and an image was expected. Set `volumes` in `data`.")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             check_whole(file)
     except Exception as error:  # The type depends on the decoder.
         raise ValueError(f"{path} cannot be read: {said(error)}. Repair or remove the file.") from error
@@ -283,7 +285,7 @@ def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         is_content = isinstance(source, bytes)
         try:
-            with io.BytesIO(source) if is_content else source.open("rb") as file:
+            with io.BytesIO(source) if is_content else open_file(source) as file:
                 driver = raster_driver(file.read(12))
             if is_content:
                 dataset = stack.enter_context(stack.enter_context(rasterio.MemoryFile(source)).open(driver=driver))
@@ -310,6 +312,13 @@ def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the i
             (spec or InputSpec()).check_number(number)
         except ValueError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading, and raise a `ValueError` for a pipe or a device, which has no end."""
+    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a pipe or a device, expected a file")
+    return path.open("rb")
 
 
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
@@ -421,7 +430,7 @@ def is_dicom(head: bytes) -> bool:
 
 
 def is_dicom_file(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return is_dicom(file.read(132))
 
 
@@ -452,7 +461,7 @@ def content_digest(path: Path) -> bytes:
         for part in sorted(content_digest(file) for file in path.iterdir() if file.is_file()):
             digest.update(part)
         return digest.digest()
-    with gzip.open(path) if path.name.lower().endswith(".nii.gz") else path.open("rb") as file:
+    with gzip.open(path) if path.name.lower().endswith(".nii.gz") else open_file(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.digest()
@@ -460,7 +469,7 @@ def content_digest(path: Path) -> bytes:
 
 def packed_key(path: Path) -> int:
     """Return the size of a file, or for gzip the checksum and size of its content, which any packer stores."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if file.read(2) != b"\x1f\x8b":
             return path.stat().st_size
         file.seek(-8, 2)

@@ -178,6 +178,10 @@ def open_nifti(path: Path) -> Volume:
     header = image.header
     if not isinstance(header, nibabel.Nifti1Header):
         header = nibabel.Nifti1Header.from_header(header)
+    try:
+        header.get_xyzt_units()
+    except KeyError as error:
+        raise ValueError(f"{path} has the unknown unit {int(header['xyzt_units'])} in xyzt_units.") from error
     return Volume(path, stored, image.affine, header, (float(proxy.slope), float(proxy.inter)))
 
 

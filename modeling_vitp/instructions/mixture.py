@@ -54,6 +54,7 @@ from .sources import (
 
 logger = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.yaml)(?<!\.yml)(?<!\.json)")
+LARGEST = {"rate": 1_000_000, "max_patches": 100_000, "image_size": 100_000}
 EMPTY_PASSES = 100  # Number of passes without a row, possible at a low rate, after which an error is raised.
 LOOKED_AT = 16  # Number of rows of a source that are read to describe its images.
 CHECKED = 200  # Number of rows of each source that are checked.
@@ -144,6 +145,8 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
             if isinstance(mixture, dict) and "mixture" in mixture:
                 mixture = mixture["mixture"]
                 if isinstance(mixture, str):
+                    if Path(mixture).exists() and path.samefile(mixture):
+                        raise ValueError(f"`mixture` of {path} must be another file, got {path}.")
                     try:
                         return load_mixture(mixture)
                     except ValueError as error:
@@ -238,8 +241,9 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
     if entry.get("streaming") and "rows" not in entry:
         raise ValueError(f"{origin}: a streaming source needs `rows`, its approximate number of rows.")
     for key in ("rate", "rows", "max_patches", "image_size"):
-        if key in entry and not 0 < entry[key] < math.inf:
-            raise ValueError(f"{origin}: {key} must be above 0 and finite, got {entry[key]!r}.")
+        most = LARGEST.get(key, math.inf)
+        if key in entry and not 0 < entry[key] <= most:
+            raise ValueError(f"{origin}: {key} must be above 0 and at most {most:,}, got {entry[key]!r}.")
     known = ("id", "images", "system", *text_columns())
     unknown = sorted(map(str, set(entry.get("columns", {})) - set(known)))
     if unknown:

@@ -19,7 +19,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value, Vid
 from datasets.utils.file_utils import xopen
 
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
-from ..images.reading import Picture, fetch, is_url, picture_size, read_picture, said
+from ..images.reading import Picture, fetch, is_url, open_file, picture_size, read_picture, said
 from ..input_spec import InputSpec
 from ..processing_vitp import GIVEN, message_texts
 from ..vrl import keyed_generator
@@ -132,7 +132,8 @@ def content_of(image: dict) -> bytes:
             return file.read()
     if is_url(path):
         return fetch(path)
-    return Path(path).read_bytes()
+    with open_file(Path(path)) as file:
+        return file.read()
 
 
 def image_size(image: Any) -> tuple[int, int]:

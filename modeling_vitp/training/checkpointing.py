@@ -31,6 +31,7 @@ FULL = "The disk of {} is full", "Free some space"
 CAUSES = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
+    errno.EFBIG: ("A file in {} exceeds the limit of `ulimit -f`", "Raise the limit"),
     errno.EROFS: ("The disk of {} is read-only", "Mount it for writing or set another output_dir,"),
 }
 STATE_FILES = 1 << 20  # minimum bytes of a checkpoint beside weights and optimizer state
@@ -285,7 +286,7 @@ def format_size(number: int) -> str:
 
 @contextmanager
 def stop_on_full_disk(folder: str | Path) -> Iterator[None]:
-    """Convert errors of a disk that is full or read-only to [`RunStopped`] with a message in one line."""
+    """Convert errors of a disk that is full, limited or read-only to [`RunStopped`] with a message in one line."""
     try:
         yield
     except Exception as error:
@@ -309,7 +310,11 @@ def cause_of_failed_write(error: BaseException | None, folder: str | Path) -> in
                 return number
         # The error of torch does not contain the reason why writing failed.
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
-            return errno.ENOSPC if free_bytes(folder) < STATE_FILES else None
+            if free_bytes(folder) < STATE_FILES:
+                return errno.ENOSPC
+            import resource  # not on Windows
+
+            return errno.EFBIG if resource.getrlimit(resource.RLIMIT_FSIZE)[0] >= 0 else None
         error = error.__cause__ or error.__context__
     return None
 

@@ -261,3 +261,22 @@ def test_unfinished_run_is_refused(tmp_path, name):
     assert "model_name_or_path='" in what and "not finished" in what and status == 2
     assert what.removesuffix(" None").endswith("run/checkpoint-12.")
     check_paths([Given(str(tmp_path / "run" / "checkpoint-12"))])
+
+
+@pytest.mark.parametrize("ends", ["[*a8, *a8]", "&a9 [*a9]"])
+def test_aliases_of_aliases_are_refused(tmp_path, ends):
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join(10 * [f'*a{i - 1}'])}]" for i in range(1, 9)), f"end: {ends}"]
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="a.yaml.* aliases"):
+        read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("a: &a [x, y]\nb: *a\nc: [*a, *a]")
+    assert read_yaml(tmp_path / "b.yaml")["c"] == 2 * [["x", "y"]]
+
+
+def test_arguments_in_the_wrong_order_are_recognized(tmp_path):
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text("{}")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(WrongPath, match="vit' is a model.*MODEL IMAGES"):
+        check_paths([SimpleNamespace(model=str(tmp_path / "photos"), images=[str(tmp_path / "vit")])])
+    check_paths([SimpleNamespace(model=str(tmp_path / "vit"), images=[str(tmp_path / "photos")])])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import threading
 import time
@@ -396,6 +397,16 @@ def test_too_large_png_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(ValueError, match="a.png.*1200 pixels"):
         ViTPSegmentationImageProcessor()(str(tmp_path / "a.png"))
+
+
+def test_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    pipe = {"path": str(tmp_path / "a.png"), "bytes": None}
+    for read in (lambda: read_image(tmp_path / "a.png", None), lambda: load_images({"images": [pipe]})):
+        with pytest.raises(ValueError, match="a.png.* pipe"):
+            read()
+    with pytest.raises(ValueError, match="a.png.* pipe"):
+        check_file(tmp_path / "a.png")
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.data())

@@ -140,6 +140,14 @@ def no_spacing(folder):
     return path
 
 
+def unknown_unit(folder):
+    path = nifti(np.zeros((2, 2, 2), dtype=np.uint8))(folder)
+    content = bytearray(path.read_bytes())
+    content[123] = 7  # xyzt_units
+    path.write_bytes(content)
+    return path
+
+
 def edited(**tags):
     return series(lambda files: [edit(file, **tags) for file in files])
 
@@ -149,6 +157,7 @@ BAD = {
     "orientation of four": (edited(ImageOrientationPatient=[1, 0, 0, 1]), "ImageOrientationPatient of .*"),
     "position": (edited(ImagePositionPatient=["nan", 0, 0]), "ImagePositionPatient of .* finite"),
     "empty axis": (nifti(np.zeros((2, 0, 2), dtype=np.uint8)), "empty: .*0"),
+    "unknown unit": (unknown_unit, "unit 7"),
     "a slice is missing": (series(lambda files: files[2].unlink()), "missing: .*4.00 mm apart"),
     "a scout is among them": (lambda _: OTHERS / "77654033" / "CT2", "202.50 mm apart, .*1.25 mm"),
     "a slice is there twice": (series(lambda files: shutil.copy(files[2], files[2].parent / "x")), "same position"),

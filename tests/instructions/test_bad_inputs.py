@@ -182,6 +182,9 @@ def test_invalid_nested_mixture_file_is_named(tmp_path):
     path.write_text(f"mixture: {tmp_path / 'none.yaml'}")
     with pytest.raises(ValueError, match="recipe.yaml: .*none.yaml"):
         load_mixture(path)
+    path.write_text(f"mixture: {path}")
+    with pytest.raises(ValueError, match="`mixture` of .*recipe.yaml"):
+        load_mixture(path)
 
 
 @pytest.mark.parametrize("name", ["none.yaml", "none/at/all", "no name"])

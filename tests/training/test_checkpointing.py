@@ -76,14 +76,14 @@ def test_run_resumes_after_full_disk(tmp_path, small_disk, monkeypatch, checked)
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
         OSError(errno.EROFS, "Read-only file system"),
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
     ],
-    ids=["quota", "read-only", "safetensors"],
+    ids=["limit", "read-only", "safetensors"],
 )
 def test_failed_write_names_the_folder(tmp_path, error):
-    with pytest.raises(RunStopped, match=rf"{tmp_path} is (read-only|full): "):
+    with pytest.raises(RunStopped, match=rf"{tmp_path} (is read-only|exceeds the limit of `ulimit -f`): "):
         with stop_on_full_disk(tmp_path):
             raise error
 
