@@ -24,9 +24,9 @@ from ..cards.record import read_json
 from ..configuration_vitp import ViTPVisionConfig, patch_grid
 from ..configuration_vitp_dense import MULTI_SCALE_CONFIGS
 from ..image_processing_vitp import ViTPImageProcessor
-from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import ViTPExportedBackbone
-from ..opening import naming
+from ..opening import read_config_fields, way_to_vit
 from ..processing_vitp import ViTPProcessor
 from ..vision_towers import TOWERS, pair, tower_of
 from .tensor_files import check_finite, main_dtype, open_like_folder, read_tensors
@@ -113,9 +113,10 @@ def open_trained_vision_model(
     """Return the vision model to export and its image processor, see [`export_backbone`] for arguments and errors."""
     name = str(model) if isinstance(model, (str, Path)) else "the backbone"
     if isinstance(model, (str, Path)):
-        model = ViTPForConditionalGeneration.from_pretrained(name, dtype=trained_dtype(name))
+        check_language_model(name)
         if image_processor is None:
             image_processor = ViTPProcessor.from_pretrained(name).image_processor
+        model = ViTPForConditionalGeneration.from_pretrained(name, dtype=trained_dtype(name))
     vision_model = trained_vision_model(model)
     band_names = getattr(vision_model.config, "band_names", None)
     if image_processor is None and band_names is not None:
@@ -135,11 +136,26 @@ def open_trained_vision_model(
 
 def trained_dtype(name: str | Path) -> str:
     """Return the dtype of the fully trained weights beside a LoRA adapter, or `auto` without an adapter."""
-    with naming(name, ViTPForConditionalGeneration):
-        file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
+    file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     weights = read_tensors(Path(file)) if file else {}
     in_full = {key: weight for key, weight in weights.items() if "lora_" not in key}
     return main_dtype(in_full) if in_full else "auto"
+
+
+def check_language_model(name: str) -> None:
+    """Raise a `ValueError` with advice unless a folder or Hub id has a vision-language model."""
+    try:
+        fields = read_config_fields(name)
+    except ValueError:  # reported when the model is loaded
+        return
+    model_type = fields.get("model_type")
+    if model_type in [*VISION_MODELS]:
+        raise ValueError(f"{name} is already a backbone ({model_type!r}). Use it as it is.")
+    if model_type is not None and model_type not in [*LANGUAGE_MODELS]:
+        raise ValueError(
+            f"Expected a vision-language model, got {name} of type {model_type!r}. Export the model that it was "
+            f"trained from. {way_to_vit(name, fields)}"
+        )
 
 
 def trained_vision_model(model: nn.Module) -> PreTrainedModel:

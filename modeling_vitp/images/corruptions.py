@@ -208,6 +208,10 @@ class CorruptedImages(Dataset):
         corrupted = [corrupt(image, *settings, seed) for image, seed in zip(images, seeds)]
         return {**sample, "images": corrupted} if "images" in sample else {**sample, "image": corrupted[0]}
 
+    @property
+    def cases(self) -> list[str]:
+        return self.samples.cases
+
     def mask(self, index: int) -> torch.Tensor | None:
         """Return the mask of a sample, moved with its images, which are read only if they move."""
         is_moved = motion(self.corruption, self.severity, 1, 1) is not None

@@ -271,12 +271,3 @@ def test_aliases_of_aliases_are_refused(tmp_path, ends):
         read_yaml(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("a: &a [x, y]\nb: *a\nc: [*a, *a]")
     assert read_yaml(tmp_path / "b.yaml")["c"] == 2 * [["x", "y"]]
-
-
-def test_arguments_in_the_wrong_order_are_recognized(tmp_path):
-    (tmp_path / "vit").mkdir()
-    (tmp_path / "vit" / "config.json").write_text("{}")
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(WrongPath, match="vit' is a model.*MODEL IMAGES"):
-        check_paths([SimpleNamespace(model=str(tmp_path / "photos"), images=[str(tmp_path / "vit")])])
-    check_paths([SimpleNamespace(model=str(tmp_path / "vit"), images=[str(tmp_path / "photos")])])

@@ -265,7 +265,7 @@ def test_mean_iou_of_resamples_equals_scikit_learn(task, backbone, tmp_path, qui
             interpolate(heads["linear", ALL][0](torch.tensor(maps)), mask.shape).argmax(0).numpy()
             for maps, mask in zip(features, masks)
         ]
-        order = sorted(range(images), key=part.samples["test"].case)
+        order = sorted(range(images), key=part.samples["test"].cases.__getitem__)
         for draw, resampled in list(zip(resample(images), scores.main.resampled))[:5]:
             chosen = [order[index] for index in draw]
             truth, found = (np.concatenate([maps[index].ravel() for index in chosen]) for maps in (masks, predicted))
