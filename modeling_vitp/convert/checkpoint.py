@@ -162,7 +162,7 @@ class ChangedTensor(StoredTensor):
 
     content: torch.Tensor | None = None
 
-    def load(self) -> torch.Tensor:
+    def load(self, files: dict | None = None) -> torch.Tensor:
         return self.content
 
 

@@ -41,10 +41,12 @@ class StoredTensor:
         shape = (self.shape[0] // num_parts, *self.shape[1:])
         return replace(self, shape=shape, part=part, num_parts=num_parts)
 
-    def load(self) -> torch.Tensor:
-        """Return the tensor, in memory that is mapped to the file."""
-        with safe_open(self.path, "pt") as file:
-            tensor = file.get_tensor(self.key)
+    def load(self, files: dict[Path, safe_open] | None = None) -> torch.Tensor:
+        """Return the tensor, in memory that is mapped to the file; tensors of the same `files` share the mapping."""
+        files = {} if files is None else files
+        if self.path not in files:
+            files[self.path] = safe_open(self.path, "pt")
+        tensor = files[self.path].get_tensor(self.key)
         return tensor if self.num_parts == 1 else tensor.chunk(self.num_parts)[self.part]
 
 
@@ -125,10 +127,12 @@ def write_checkpoint(folder: Path, tensors: dict[str, list[StoredTensor]]) -> li
     weight_map, total_size, wrong = {}, 0, []
     for number, source in enumerate(tqdm(sorted(shards), desc="Converting", unit="shard"), start=1):
         name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        shard = {}
+        shard, files = {}, {}
         for key, blocks in shards[source].items():
-            loaded = [block.load() for block in blocks]
-            shard[key] = loaded[0] if len(loaded) == 1 else torch.cat(loaded)
+            if len(blocks) == 1:
+                shard[key] = blocks[0].load(files)
+            else:  # mappings of their own end with the copy
+                shard[key] = torch.cat([block.load() for block in blocks])
         wrong += not_finite(shard)
         save_file(shard, folder / name, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, name)

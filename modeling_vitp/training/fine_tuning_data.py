@@ -665,7 +665,7 @@ def check_image_columns(rows: Dataset, columns: Iterable[str], name: str) -> Non
 
 
 def cases_of_rows(rows: Dataset) -> list[str] | None:
-    """Return the patient or the case of each row, `None` if there is no column with one of these names."""
+    """Return the patient or the case of each row, or `None` without such a column."""
     column = next((name for name in CASES if name in rows.column_names), None)
     return None if column is None else list(map(str, rows[column]))
 

@@ -355,11 +355,11 @@ def test_nonempty_folder_is_not_written(fixture_as_vitp, tmp_path):
 def test_interrupted_conversion_leaves_nothing(fixture_as_vitp, tmp_path, monkeypatch, error):
     load, calls = tensor_files.StoredTensor.load, []
 
-    def interrupted(tensor):
+    def interrupted(tensor, *files):
         calls.append(list(tmp_path.iterdir()))
         if len(calls) == 20:
             raise error
-        return load(tensor)
+        return load(tensor, *files)
 
     monkeypatch.setattr(tensor_files.StoredTensor, "load", interrupted)
     with pytest.raises(error if isinstance(error, type) else OSError):

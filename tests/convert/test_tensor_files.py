@@ -76,7 +76,7 @@ def test_memory_is_that_of_one_shard(tmp_path):
         assert finish([start_program(words, output)]) == [0], output.read_text()
         before, after = map(int, output.read_text().splitlines()[-1].split())
         print(f"{to}: {(after - before) / 1e6:.0f} MB beyond the start; largest shard {max(sizes) / 1e6:.0f} MB")
-        assert after - before <= 1.5 * max(sizes)  # queries, keys and values map the pages between them several times
+        assert after - before <= 1.3 * max(sizes)
     for shard in source.glob("*.safetensors"):
         with safe_open(shard, "pt") as before, safe_open(tmp_path / "back" / shard.name, "pt") as after:
             assert set(before.keys()) == set(after.keys())
