@@ -371,8 +371,8 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             return_dict=True,
             **kwargs,
         )
-        if not compiling and cache_in(outputs) is not None and jump_ahead(position_ids):
-            cache_in(outputs).positions_have_gaps = True
+        if not compiling and CACHE in outputs and jump_ahead(position_ids):
+            outputs[CACHE].positions_have_gaps = True
         return outputs
 
     def _check_no_image_tokens(self, input_ids: torch.LongTensor, cache: Cache | None) -> None:
@@ -408,7 +408,7 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
 
 
 def cache_in(values: Mapping[str, Any]) -> Cache | None:
-    """Return the key-value cache among arguments or outputs, which older transformers calls `past_key_values`."""
+    """Return the key-value cache among arguments, which older transformers calls `past_key_values`."""
     return values.get("cache") if values.get("cache") is not None else values.get("past_key_values")
 
 

@@ -1,4 +1,5 @@
 import copy
+import logging
 from types import SimpleNamespace
 
 import original_checkpoint
@@ -558,6 +559,16 @@ def test_cache_is_used_under_both_names(vivid, native, processor, name, drop_rat
         assert cache.get_seq_length() == prompt["input_ids"].shape[1]
         found = model(**step, **{name: cache}).logits[:, -1]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_training_and_generation_use_no_deprecated_name(vivid, processor, monkeypatch, use_cache):
+    warnings = []
+    monkeypatch.setattr(logging.Logger, "warning_once", lambda _, message, *args: warnings.append(message))
+    inputs = encode(processor, "seven_tiles", DROP_RATIO)
+    vivid.train()(**inputs, labels=inputs["input_ids"], use_cache=use_cache)
+    vivid.eval().generate(**inputs, max_new_tokens=2, do_sample=False, use_cache=use_cache)
+    assert warnings == []
 
 
 @torch.no_grad()
