@@ -51,7 +51,7 @@ class Arguments:
             check_within(name, getattr(self, name), interval)
         for name, known in choices.items():
             value = getattr(self, name)
-            for item in value if isinstance(value, list) else [value]:
+            for item in value if isinstance(value, (list, tuple)) else [value]:
                 if item is not None and item not in known:
                     raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {item!r}.")
         for name, reason in unsupported.items():

@@ -280,9 +280,11 @@ def test_resumed_run_restores_other_callbacks(tmp_path, number):
     assert [counter.steps for counter in counters] == [3] * number
 
 
-def test_unknown_signal_is_refused(tmp_path):
+def test_signals_are_read_and_unknown_ones_refused(tmp_path):
     with pytest.raises(ValueError, match="save_on_signal.*SIGUSR1"):
         make_trainer(tmp_path, save_on_signal=["SIGUSR1"])
+    for names in (("SIGTERM", "SIGINT"), "SIGTERM SIGINT"):
+        assert make_trainer(tmp_path, save_on_signal=names).args.save_on_signal == ["SIGTERM", "SIGINT"]
 
 
 @pytest.mark.slow
