@@ -319,6 +319,7 @@ def test_trainer_accepts_model_folder(model_and_processor, rows, tmp_path, monke
     ("option", "message"),
     [
         ({"completion_only_loss": False}, "completion_only_loss=False"),
+        ({"packing": True}, "packing=True.*padding_free"),
         ({"eval_packing": True}, "eval_packing=True"),
         ({"shuffle_dataset": True}, "shuffle_dataset=True"),
         ({"activation_offloading": True, "use_cpu": True}, "activation_offloading=True"),
