@@ -37,7 +37,7 @@ from .callbacks import choose, component_colors, patch_maps
 from .checkpointing import written_whole
 from .fine_tuning import AugmentedSamples, SampleTrainer
 from .loading import check_config, config_class_of, image_processor_of
-from .resume_config import hash_of_weights
+from .resume_config import NUM_SAMPLES, hash_of_weights
 from .vitp_config import BaseConfig
 
 # Default student, a ViT-S.
@@ -227,7 +227,7 @@ class ViTTrainer(SampleTrainer, Trainer):
     def run_settings(self) -> dict[str, dict[str, Any]]:
         settings, config = super().run_settings(), self.vit.config
         settings["fixed"] |= {
-            "training samples": len(self.train_dataset),
+            NUM_SAMPLES: len(self.train_dataset),
             "objective": type(self.accelerator.unwrap_model(self.model)).__name__,
             "ViT": {name: getattr(config, name) for name in SHAPE if hasattr(config, name)},
         }

@@ -37,6 +37,7 @@ from .callbacks import choose, component_colors
 from .fine_tuning_data import parts_of
 from .freezing import find_vit, freeze_vit, layer_decay_groups, lora_rank
 from .loading import check_config
+from .resume_config import NUM_SAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class FineTuningTrainer(SampleTrainer):
     def data_settings(self) -> dict[str, Any]:
         """Return the settings of the data that must match on resume."""
         return {
-            "training samples": len(self.train_dataset),
+            NUM_SAMPLES: len(self.train_dataset),
             "classes": self.names,
         }
 

@@ -48,7 +48,8 @@ ADAPTER = {
     "lora_target_modules": "target_modules",
     "lora_modules_to_save": "modules_to_save",
 }
-TRAINING_DATA = "training data"  # name of the setting that describes the training rows
+# Names of the settings that describe the training rows, and that count the samples of the other trainings.
+TRAINING_DATA, NUM_SAMPLES = "training data", "training samples"
 HASHED_VALUES = 64  # approximate number of hashed values of each weight
 VISION_LAYER = re.compile(rf"\b{VISION}\..*?\b(?:layer|layers|blocks)\.(\d+)\.")  # of any family of ViT
 PRETRAINED = re.compile(rf"{VISION_LAYER.pattern}|\bencoder\.layer\.|\blanguage_model\.")
@@ -151,7 +152,7 @@ def check_resume(
         return
     check_data(checkpoint, record["data"] or {}, data, allow_changed_data)
     if allow_changed_data:
-        fixed = {name: value for name, value in settings["fixed"].items() if name != TRAINING_DATA}
+        fixed = {name: value for name, value in settings["fixed"].items() if name not in (TRAINING_DATA, NUM_SAMPLES)}
         settings = settings | {"fixed": fixed}
     check_resume_settings(checkpoint, record["settings"], settings)
 
