@@ -44,6 +44,7 @@ PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
 SAMPLE = "The trees stand in rows."
 NEEDED = ("vision_config", "text_config", "vocab_size")  # required keys of from_scratch
+STARTS = {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}
 
 
 def check_options(model_args: "ModelConfig", from_scratch: dict | None, model_init_kwargs: dict | None = None) -> None:
@@ -125,26 +126,12 @@ def load_checkpoint(
         options: arguments of `from_pretrained` (`dtype`, `attn_implementation` …).
     """
     revision = {"revision": revision or "main"}
-    classes = {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}
-    with naming(name, PreTrainedConfig):
-        fields = PreTrainedConfig.get_config_dict(name, **revision)[0]
-        check_fields(f"{name}/config.json", fields)
-    model_type = fields.get("model_type")
-    if model_type in [*VISION_MODELS, *TOWERS, *VISION_PARTS]:
-        raise ValueError(
-            f"{name} is a backbone without a language model. Set it as --vision_model, with language_model or "
-            "from_scratch."
-        )
-    if model_type not in [*classes]:
-        raise ValueError(
-            f"{name} is a {model_type!r} model. Expected {' or '.join(classes)}. Convert checkpoints of InternVL's own "
-            f"code first: vitp convert {name} FOLDER."
-        )
+    model_type = read_start(name, **revision)["model_type"]
     with naming(name, PreTrainedConfig):
         config = AutoConfig.from_pretrained(name, **revision)
     if drop_path_rate is not None:
         tower_of(config.vision_config).set_drop_path_rate(config.vision_config, drop_path_rate)
-    model, report = classes[model_type].from_pretrained(
+    model, report = STARTS[model_type].from_pretrained(
         name, config=config, output_loading_info=True, **options, **revision
     )
     check_report(name, report)
@@ -152,6 +139,29 @@ def load_checkpoint(
     if model_type == "vitp":
         return model, ViTPProcessor.from_pretrained(name, **revision)
     return from_internvl(model), internvl_processor(name, **revision)
+
+
+def read_start(name: str, revision: str = "main") -> dict[str, Any]:
+    """Return the content of the config.json of a model to start from, a folder or Hub id.
+
+    Raises:
+        ValueError: if the model is neither a ViTP nor transformers' InternVL.
+    """
+    with naming(name, PreTrainedConfig):
+        fields = PreTrainedConfig.get_config_dict(name, revision=revision)[0]
+        check_fields(f"{name}/config.json", fields)
+    model_type = fields.get("model_type")
+    if model_type in [*VISION_MODELS, *TOWERS, *VISION_PARTS]:
+        raise ValueError(
+            f"{name} is a backbone without a language model. Set it as --vision_model, with language_model or "
+            "from_scratch."
+        )
+    if model_type not in [*STARTS]:
+        raise ValueError(
+            f"{name} is a {model_type!r} model. Expected {' or '.join(STARTS)}. Convert checkpoints of InternVL's own "
+            f"code first: vitp convert {name} FOLDER."
+        )
+    return fields
 
 
 def check_from_scratch(settings: dict | None) -> None:
@@ -233,7 +243,7 @@ def tiling(
         config = ViTPConfig(vision_config=vision_config_of(backbone, image_size))
         image_processor = image_processor_of(backbone, pair(config.vision_config.image_size))
     elif name is not None and Path(name).is_dir():
-        fields = PreTrainedConfig.get_config_dict(name)[0]
+        fields = read_start(name)
         config = ViTPConfig(vision_config=fields["vision_config"], downsample_ratio=fields.get("downsample_ratio", 0.5))
         image_processor = ViTPImageProcessor.from_pretrained(name)
     else:

@@ -347,6 +347,11 @@ def test_tiling_equals_composed_image_processor(vision_folder, tmp_path):
     assert planned.size != ViTPImageProcessor().size
 
 
+def test_tiling_of_backbone_alone_is_refused(vision_folder):
+    with pytest.raises(ValueError, match="vit is a backbone without a language model"):
+        tiling(str(vision_folder), None)
+
+
 def test_composed_weights_are_float32(vision_folder, tmp_path):
     save_language_model(tmp_path / "lm")
     for folder, model_class in ((vision_folder, ViTPVisionModel), (tmp_path / "lm", AutoModelForCausalLM)):
