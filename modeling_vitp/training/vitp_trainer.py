@@ -70,8 +70,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     - With `vrl_warmup_steps`, the drop ratio is 0 in the first optimizer steps, and the drop ratio of the last step is
       logged as "vrl_drop_ratio".
     - The rows of an optimizer step do not depend on the number of processes, except those of split streams and of
-      streams that worker processes read. At the end of an epoch, no row is repeated
-      or lost, see [`GlobalBatchSampler`], [`RankStream`] and, for split streams, [`MixtureStream`].
+      streams that worker processes read. At the end of an epoch, no row is repeated or lost, see
+      [`GlobalBatchSampler`], [`RankStream`] and, for split streams, [`MixtureStream`].
     - `padding_free` supports images: the samples of a batch are concatenated in one row.
     - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows, unless the data set has a
       column `length_column_name`; "padding_share" is logged.
