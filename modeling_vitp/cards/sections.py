@@ -45,10 +45,11 @@ def without_folders(text: str) -> str:
 
 
 def without_tokens(arguments: Sequence[str]) -> list[str]:
-    """Return the words of a command line without options for tokens and their values."""
+    """Return the words of a command line without options for tokens of the Hub and their values."""
     words, is_value = [], False
     for word in arguments:
-        is_token = word.startswith("-") and word.split("=")[0].endswith("token")
+        option = word.split("=")[0]
+        is_token = option.startswith("-") and option.endswith("token") and option not in ("--eos_token", "--pad_token")
         if not (is_value or is_token):
             words.append(word)
         is_value = is_token and "=" not in word

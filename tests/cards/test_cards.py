@@ -464,6 +464,7 @@ def test_set_section_keeps_other_sections(tmp_path):
         (["--config", "/home/me/my.yaml"], "--config my.yaml"),
         (["--hub_token", "hf_x", "--seed", "1"], "--seed 1"),
         (["--hub_token=hf_x", "--hub_token", "hf_y"], ""),
+        (["--eos_token", "</s>", "--hub-token", "hf_x", "--pad_token=<pad>"], "--eos_token '</s>' '--pad_token=<pad>'"),
         (["--output_dir=~/out/a", "--mixture", '{"root": "/data/b"}'], '--output_dir=a --mixture \'{"root": "b"}\''),
         (["--data_root", "/home/jane doe/patient study/x/", "--a=C:\\my data\\b"], "--data_root x --a=b"),
         (["--endpoint", "https://hf.co/a/b/c"], "--endpoint https://hf.co/a/b/c"),
