@@ -244,7 +244,7 @@ def make_source(entry: dict, root: Path, released_compatible: bool, origin: str)
         most = LARGEST.get(key, math.inf)
         if key in entry and not 0 < entry[key] <= most:
             raise ValueError(f"{origin}: {key} must be above 0 and at most {most:,}, got {entry[key]!r}.")
-    known = ("id", "images", "system", *text_columns())
+    known = ("id", "images", "image", "system", *text_columns())
     unknown = sorted(map(str, set(entry.get("columns", {})) - set(known)))
     if unknown:
         raise ValueError(f"{origin}: unknown keys {unknown} in columns. Known keys: {', '.join(known)}.")

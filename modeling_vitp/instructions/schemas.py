@@ -189,8 +189,9 @@ def recognize(
     columns = {role: role for role in roles if role in names and role not in OF_IMAGES} | {
         role: column for role, column in mapped.items() if role in (*roles, "id", *IMAGES)
     }
-    images = {} if "images" in columns else dict(zip(IMAGES, [name for name in IMAGES if name in names]))
-    return matching[0], {**images, **columns}
+    if columns.keys().isdisjoint(IMAGES):
+        columns |= dict(zip(IMAGES, [name for name in IMAGES if name in names]))
+    return matching[0], columns
 
 
 def fitting(names: list[str], renamed: dict[str, str]) -> str:

@@ -84,9 +84,9 @@ class Source(SourceSettings):
             over symbolic links, are errors. If it is not set, paths are used as they are, except for JSON in a
             `folder`: there the default is the folder of the JSON file or `images` beside it.
         streaming: whether rows are read on demand, without a copy on disk.
-        columns: names of the columns for `id`, `images`, and `messages`, `conversations` (with `system`), `prompt` and
-            `completion`, `caption`, or `question` and `answer`. Columns of a CSV file without a header are numbers
-            from 0.
+        columns: names of the columns for `id`, `image` or `images`, and `messages`, `conversations` (with `system`),
+            `prompt` and `completion`, `caption`, or `question` and `answer`. Columns of a CSV file without a header are
+            numbers from 0.
         prompt: question of every row, for a source with an answer column only or with captions.
         rows: number of rows, if it is known before the source is read. The dry run uses it, unless it can count a JSON
             Lines file. A streaming source needs it to compute its share; an estimate is enough.
@@ -271,29 +271,31 @@ def line_rows(source: Source, files: dict[Path, str | None], state: str | None =
     Raises:
         ValueError: If a file cannot be read, or the columns of all rows of a folder match no schema.
     """
+    reader = None
     if source.columns or not source.annotation:  # an error names wrong columns before any row is read
-        reader_of(source, dict.fromkeys(name for *_, row in read_lines(files) if isinstance(row, dict) for name in row))
+        names = dict.fromkeys(name for *_, row in read_lines(files) if isinstance(row, dict) for name in row)
+        reader = reader_of(source, names)
     for count, (path, number, entry) in enumerate(read_lines(files)):
-        yield line_row(entry, source, str(number if source.annotation else count), files[path])
+        yield line_row(entry, source, str(number if source.annotation else count), files[path], reader)
 
 
-def line_row(entry: dict | ValueError, source: Source, row_id: str, image_root: str | None) -> dict:
-    """Return a row that is read by its own fields, because other rows may have other fields."""
+def line_row(
+    entry: dict | ValueError, source: Source, row_id: str, image_root: str | None, reader: RowReader | None
+) -> dict:
+    """Return a row that is read by the columns of all rows, or without a `reader` by its own fields."""
     try:
         if isinstance(entry, ValueError):
             raise entry
         fields = {name: value for name, value in entry.items() if value is not None}
-        columns = tuple((role, name) for role, name in source.columns.items() if name in fields)
-        return reader_of_fields(tuple(fields), columns, source.name, source.prompt)(fields, row_id, image_root)
+        reader = reader or reader_of_fields(tuple(fields), source.name, source.prompt)
+        return reader(dict.fromkeys(reader.columns.values()) | fields, row_id, image_root)
     except ValueError as error:
         return row_of(source.name, row_id, [], [], str(error))
 
 
 @lru_cache(maxsize=1000)
-def reader_of_fields(
-    names: tuple[str, ...], columns: tuple[tuple[str, str], ...], source: str, prompt: str | None
-) -> RowReader:
-    return RowReader.of(dict.fromkeys(names), dict(columns), source=source, prompt=prompt)
+def reader_of_fields(names: tuple[str, ...], source: str, prompt: str | None) -> RowReader:
+    return RowReader.of(dict.fromkeys(names), source=source, prompt=prompt)
 
 
 def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]:

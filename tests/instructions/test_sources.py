@@ -660,6 +660,28 @@ def test_missing_column_of_json_is_named(tmp_path, place):
         read_source(Source("s", **place, columns={"id": "nmae"}))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("place", [{"folder": ""}, {"dataset": "rows.jsonl"}], ids=["folder", "file"])
+def test_empty_column_is_not_replaced_by_another(tmp_path, place, streaming):
+    first, second = save_images(tmp_path, PICTURES[:2])
+    rows = [
+        {"photo": first, "alt": "a field", "text": "noise", "image": second},
+        {"photo": first, "alt": None, "text": "noise"},
+        {"photo": None, "alt": "a field", "image": second},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    place = {key: str(tmp_path / value) for key, value in place.items()}
+    columns = source("", **place, columns={"image": "photo", "caption": "alt"}).columns
+    if "folder" in place:
+        found = list(read_source(Source("s", **place, columns=columns, streaming=streaming)))
+    else:
+        args = ScriptArguments(dataset_name=place["dataset"], dataset_streaming=streaming)
+        found = list(open_splits(args, columns=columns)[0]["train"])
+    assert [Path(image["path"]).name for row in found for image in row["images"]] == [first]
+    assert found[0]["messages"][1]["content"] == [text("a field")]
+    assert ["caption" in (row["error"] or "") for row in found] == [False, True, True]
+
+
 def test_parquet_file_is_read(tmp_path):
     FORMATS["messages"][0](tmp_path, PICTURES)
     (file,) = tmp_path.glob("*.parquet")
