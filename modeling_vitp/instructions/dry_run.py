@@ -122,7 +122,8 @@ def measure(source: Source, image_processor: ViTPImageProcessor) -> tuple[list[t
         try:
             if row["error"]:
                 raise ValueError(row["error"])
-            tiles = sum(num_tiles(load_images(row), source, image_processor))
+            images = load_images(row, source.spec_for(image_processor))
+            tiles = sum(num_tiles(images, source, image_processor))
         except ValueError as error:
             errors.append(f"row {row['id']}: {error}")
             continue

@@ -2,11 +2,12 @@ import json
 import shlex
 import socket
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from paths import CONFIGS
-from pictures import picture
+from pictures import picture, write_bands
 from row_formats import FORMATS, answer, question
 
 from modeling_vitp import ViTPImageProcessor
@@ -144,6 +145,17 @@ def test_rows_of_folder_are_counted(tmp_path):
     mixture.write_text(f"sources:\n  - {{name: mine, dataset: {tmp_path / 'mine'}, split: train, rate: 2}}\n")
     (summary,) = summarize_sources(load_mixture(mixture), ViTPImageProcessor(max_patches=12))
     assert (summary.rows, summary.effective, summary.missing) == (7, 14, None)
+
+
+def test_bands_of_a_source_are_read(tmp_path):
+    write_bands(tmp_path / "0.tif", np.zeros((12, 448, 896), np.uint16))
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Sea."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.tif", "conversations": turns}))
+    source = {"name": "sentinel2", "annotation": "rows.jsonl", "image_root": "."}
+    source["input_spec"] = {"band_names": [f"B{number}" for number in range(12)], "window": [0, 10000]}
+    mixture = load_mixture({"root": str(tmp_path), "sources": [source]})
+    (summary,) = summarize_sources(mixture, ViTPImageProcessor())
+    assert summary.unusable is None and summary.measured and summary.tiles == 3
 
 
 def test_dry_run_needs_a_mixture(tmp_path):
