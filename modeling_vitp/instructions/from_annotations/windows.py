@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
-from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_picture, said, windows
+from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_errors, read_picture, windows
 from ..boxes import box_area, clip
 from .annotations import AnnotatedImage
 
@@ -77,7 +77,7 @@ def image_bytes(image: AnnotatedImage) -> list[dict]:
 def tiff_window(path: Path, window: Window) -> bytes | None:
     """Return a window of a TIFF as TIFF, or `None` if PNG can store the window and Pillow can decode the file."""
     left, top, right, bottom = window
-    with open_raster(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
+    with read_errors(path), open_raster(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
         if (scene.count, scene.dtypes[0]) in PNG_TYPES and opens(path):
             return None
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -108,11 +108,11 @@ def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:
 @lru_cache(maxsize=1)
 def open_scene(path: Path) -> tuple[Image.Image, bool]:
     """Decode a scene, which is cached for the next window, and return it with whether it is a JPEG."""
-    if is_dicom_file(path):
-        return read_picture(path.read_bytes()), False
     from ...image_processing_vitp import is_reduced  # imports torch, which `--help` does not need
 
-    try:
+    with read_errors(path):
+        if is_dicom_file(path):
+            return read_picture(path.read_bytes()), False
         with Image.open(path) as scene:
             if is_reduced(scene, bands=True):
                 raise ValueError(
@@ -121,5 +121,3 @@ def open_scene(path: Path) -> tuple[Image.Image, bool]:
                 )
             scene.load()
             return scene, scene.format == "JPEG"
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read: {said(error)}") from error
