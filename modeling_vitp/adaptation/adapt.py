@@ -367,7 +367,9 @@ class Adaptation:
             "report_to": "none",
         }
         if start.get("language_model"):
-            defaults |= {"learning_rate": 5e-5, "projector_learning_rate": 1e-3}
+            defaults["learning_rate"] = 5e-5
+            if not self.args.pretraining.get("freeze_projector"):  # A frozen part has no learning rate.
+                defaults["projector_learning_rate"] = 1e-3
         fixed = {"dataset_name": self.instructions, "seed": self.args.seed, "eval_strategy": "no", "report_to": "none"}
         own = {name: value for name, value in self.args.pretraining.items() if name not in OF_START}
         return defaults | settings | own | start | fixed

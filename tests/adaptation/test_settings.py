@@ -74,6 +74,13 @@ def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, sett
     assert os.listdir() == ["data"]
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen):
+    save_vit(tmp_path / "vit", "dinov2")
+    found = adaptation(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze_projector": is_frozen})
+    assert ("projector_learning_rate" in found.pretraining_settings()) != is_frozen
+
+
 def test_setting_of_the_fine_tuning_is_reported_before_the_pretraining(tmp_path):
     write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
     with pytest.raises(ValueError, match="fine_tuning: unknown option 'foo'.*finetune_classification --help_all"):
