@@ -76,7 +76,7 @@ def training_step(detector: str, shape: str, image_size: int, device: torch.devi
     labels["corners"] = corners(torch.cat([boxes, torch.zeros(NUM_OBJECTS, 1)], 1))
     labels = [{name: values.to(device) for name, values in labels.items()}]
     inputs = {"pixel_values": pixels, "labels": labels}
-    return measuring.training_step(model, inputs, device, has_fast_bf16(), fused=False)
+    return measuring.training_step(model, inputs, device, has_fast_bf16(), fused=None)
 
 
 def time_calls(call: Callable[[], torch.Tensor], runs: int) -> list[float]:

@@ -27,13 +27,13 @@ def build_vit(shape: str, image_size: int, patch_size: int) -> ViTPVisionModel:
 
 
 def training_step(
-    model: torch.nn.Module, inputs: dict, device: torch.device, bf16: bool, fused: bool
+    model: torch.nn.Module, inputs: dict, device: torch.device, bf16: bool, fused: bool | None
 ) -> Callable[[], torch.Tensor]:
     """Return a function that does forward, backward and AdamW on `inputs`, and returns the loss.
 
     Args:
         bf16: whether to compute in bfloat16 autocast.
-        fused: whether to use the fused AdamW.
+        fused: whether to use the fused AdamW. `None` is PyTorch's choice, which `False` is not on a GPU.
     """
     model = model.to(device).train()
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-5, fused=fused)
