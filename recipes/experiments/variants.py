@@ -10,11 +10,8 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from modeling_vitp.adaptation.comparison import Comparison, fine_tuning_settings
 from modeling_vitp.adaptation.labels import labels_of_config, read_labels
@@ -328,8 +325,8 @@ def paired_table(summary: Sequence[Mapping], control: str) -> str:
 def draw_arms(summary: Sequence[Mapping], path: Path) -> None:
     """Draw a panel for each measure, with a point for every seed and the mean of each arm with its interval."""
     measures = list(dict.fromkeys(row["measure"] for row in summary))
-    figure, axes = plt.subplots(1, len(measures), figsize=(4 * len(measures), 3.6), squeeze=False, layout="constrained")
-    for axis, measure in zip(axes[0], measures):
+    figure = Figure(figsize=(4 * len(measures), 3.6), layout="constrained")
+    for axis, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures):
         rows = [row for row in summary if row["measure"] == measure]
         for place, row in enumerate(rows):
             axis.plot([place] * len(row["values"]), row["values"], "o", color="0.7", markersize=4)
@@ -337,4 +334,3 @@ def draw_arms(summary: Sequence[Mapping], path: Path) -> None:
         axis.set_xticks(range(len(rows)), [row["arm"] for row in rows], rotation=30, ha="right", fontsize=8)
         axis.set_title(measure, fontsize=9)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

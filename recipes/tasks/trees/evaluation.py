@@ -4,10 +4,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from transformers import set_seed
@@ -198,9 +199,9 @@ def draw_tree_predictions(
     rows: int = 2,
 ):
     """Draw test crops with all true boxes, the largest tree's true and predicted boxes, and the answers."""
-    figure, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 4.1 * rows), layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, 4.1 * rows), layout="constrained")
     chosen = np.linspace(0, len(dataset) - 1, columns * rows).astype(int)
-    for axis, index in zip(axes.flat, chosen):
+    for axis, index in zip(figure.subplots(rows, columns).flat, chosen):
         row = dataset[int(index)]
         boxes, size = trees_in(row)
         axis.imshow(row["image"])
@@ -219,12 +220,11 @@ def draw_tree_predictions(
         axis.set_yticks([])
     figure.suptitle("White: all trees. Green: the largest. The model's answer in words: red, by maps: blue.")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def outline_box(axis, box: Box, color: str, width: float):
     left, top, right, bottom = box
-    axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=width))
+    axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=color, lw=width))
 
 
 def write_probe_data(
