@@ -162,9 +162,10 @@ class ExperimentArguments(Arguments):
                 )
             if unknown := set(settings.get("without_sources", ())) - sources:
                 raise ValueError(f"arm {arm!r}: `without_sources` names unknown sources: {sorted(unknown)}.")
-            check_type(f"arm {arm!r}: label_share", settings.get("label_share"), float | None)
-            check_within(f"arm {arm!r}: label_share", settings.get("label_share"), "(0, 1]")
-            check_type(f"arm {arm!r}: without_scenes", settings.get("without_scenes"), list[str] | None)
+            share, scenes = settings.get("label_share", 1.0), settings.get("without_scenes", [])
+            check_type(f"arm {arm!r}: label_share", share, float)
+            check_within(f"arm {arm!r}: label_share", share, "(0, 1]")
+            check_type(f"arm {arm!r}: without_scenes", scenes, list[str])
             if settings.get("objective", "none") not in OBJECTIVES:
                 raise ValueError(
                     f"Expected objective of arm {arm!r} to be one of {', '.join(OBJECTIVES)}, got "

@@ -156,6 +156,8 @@ def test_command_prints_plan_and_table(plan, tmp_path, monkeypatch, capsys):
         ({"arms": {"as it is": {"seed": 3}}}, "arm 'as it is': set seed"),
         ({"base": "nothing"}, "configuration 'nothing'"),
         ({"arms": {"as it is": {"after": "another"}}}, "arm 'as it is': .*'another'"),
+        ({"arms": {"as it is": {"label_share": None}}}, "arm 'as it is': label_share .*None"),
+        ({"arms": {"as it is": {"without_scenes": None}}}, "arm 'as it is': without_scenes .*None"),
         (
             {"finetuning": {"rates": [1]}},
             r"finetuning: missing keys \['data', 'learning_rates'\], unknown keys \['rates'\]",
