@@ -221,7 +221,8 @@ def embed_images(
 
     def report(message: str) -> None:
         if bad_images == "raise":
-            raise ValueError(f"{message} Repair or remove the file, or set `bad_images` to 'skip' to leave it out.")
+            remedy = "Repair or remove the file, or set `bad_images` to 'skip' to leave it out."
+            raise ValueError(f"{message.rstrip('.')}. {remedy}")
         logger.warning("Skipping an image: %s", message)
 
     files = []
