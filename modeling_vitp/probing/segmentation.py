@@ -1,9 +1,8 @@
-"""Probes of masks: a linear layer and a small nonlinear network on each patch, also on corrupted images."""
+"""Probes of masks: a linear layer and a small nonlinear network on each patch."""
 
 import copy
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from tqdm import tqdm
 
 from ..dense.data import ClassPixels, DenseData, ImageFiles, MaskedImages
 from ..image_processing_vitp_dense import IGNORE_INDEX
-from ..images.corruptions import SEVERITIES, CorruptedImages
 from ..input_spec import InputSpec
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
@@ -53,14 +51,6 @@ class SegmentationProbe:
         self.names = data.encoding.names
         self.samples = {role: data.open([name]) for role, name in splits.items()}
         data.check_disjoint(list(splits.values()))
-        self.corruption: tuple[str, int, int] | None = None
-
-    def under(self, corruption: str, severity: int, seed: int) -> "SegmentationProbe":
-        """Return the task with corrupted test images, see [`~modeling_vitp.images.corruptions.CorruptedImages`]."""
-        task = copy.copy(self)
-        task.corruption = corruption, severity, seed
-        task.samples = {**self.samples, "test": CorruptedImages(self.samples["test"], *task.corruption)}
-        return task
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -157,9 +147,6 @@ class SegmentationProbe:
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
         samples, spec = copy.copy(self.samples[role]), self.data.input_spec
-        corruption = self.corruption if role == "test" else None
-        if corruption is not None:
-            samples = copy.copy(samples.samples)
         if self.data.volumes is None:
             spec = backbone.reading(spec)
             samples.spec = None if spec is None else InputSpec.from_dict(spec)
@@ -168,15 +155,13 @@ class SegmentationProbe:
             parts = [window for _, window in samples.rows]
         else:
             images, parts = samples.rows, samples.image_columns
-        if corruption is not None:
-            samples = CorruptedImages(samples, *corruption)
         return extract_maps(
             backbone,
             len(samples),
             partial(single_image, samples),
             self.depths,
             image_size,
-            state_of(images, parts, spec, corruption),
+            state_of(images, parts, spec),
             folder,
             description=f"{backbone.name}, {role}",
             **loading,
@@ -214,44 +199,3 @@ def interpolate(logits: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Interpolate logits of patches, `(rows, columns, classes)`, bilinearly to pixels, `(classes, height, width)`."""
     logits = logits.permute(2, 0, 1)[None]
     return F.interpolate(logits, shape, mode="bilinear", align_corners=False)[0]
-
-
-SHOWN = ("patch_auc", "mean_iou")
-
-
-def probe_robustness(
-    task: SegmentationProbe, backbone: Backbone, severities: Sequence[int], seed: int, folder: Path
-) -> dict[str, dict[str, dict]]:
-    """Return the scores of probes of a frozen backbone, fitted once, on clean and on corrupted test images.
-
-    Args:
-        task: probing task.
-        backbone: frozen backbone.
-        severities: severities of each corruption, from 1 to 5.
-        seed: seed of the corruptions: noise, clouds, gaps, directions.
-        folder: folder for temporary feature files.
-
-    Returns:
-        Scores by probe and score name (`patch_auc`, `mean_iou`): `clean`; `corruptions`, the mean over the severities
-        of each corruption; `average`, the mean over the corruptions; and `relative`, `average` divided by `clean`.
-    """
-    labels = FewLabels(share=1.0)
-    draws = {labels: [np.arange(len(task.samples["train"]))]}
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as features:
-        heads = task.fit(backbone, draws, None, Path(features))
-
-        def score(task: SegmentationProbe) -> dict[str, dict[str, float]]:
-            return {probe: draw[0] for (probe, _), draw in task.score(heads, backbone, None, Path(features)).items()}
-
-        clean, corrupted = score(task), {}
-        for name in tqdm(SEVERITIES, desc=f"{backbone.name}, corruptions"):
-            corrupted[name] = [score(task.under(name, severity, seed)) for severity in severities]
-
-    def summarize(probe: str, shown: str) -> dict:
-        whole = clean[probe][shown]
-        means = {name: float(np.mean([one[probe][shown] for one in scores])) for name, scores in corrupted.items()}
-        average = float(np.mean(list(means.values())))
-        return {"clean": whole, "average": average, "relative": average / whole, "corruptions": means}
-
-    return {probe: {shown: summarize(probe, shown) for shown in SHOWN} for probe in clean}

@@ -1,4 +1,4 @@
-"""Probes of masks: labels of patches, corruptions, and the recipe."""
+"""Probes of masks: labels of patches, and the recipe."""
 
 import copy
 import json
@@ -18,11 +18,10 @@ from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.dense.data import DenseData
-from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.few_labels import FewLabels
-from modeling_vitp.probing.segmentation import SegmentationProbe, interpolate, pixels_by_patch, probe_robustness
+from modeling_vitp.probing.segmentation import SegmentationProbe, interpolate, pixels_by_patch
 from modeling_vitp.recipes.probe import main
 
 
@@ -60,46 +59,6 @@ def backbone(tmp_path_factory):
     torch.manual_seed(0)
     model = ViTPVisionModel(ViTPVisionConfig(**dense_data.TINY, initializer_range=0.2))
     return load_backbone(str(export_backbone(model, tmp_path_factory.mktemp("backbone"), ViTPImageProcessor())))
-
-
-@pytest.mark.parametrize("corruption", ["gaussian_noise", "rotation"])
-def test_clean_probe_scores_corrupted_images(task, backbone, corruption, tmp_path):
-    everything = {ALL: [np.arange(len(task.samples["train"]))]}
-    heads = task.fit(backbone, everything, None, tmp_path)
-    found = task.under(corruption, 4, seed=5).score(heads, backbone, None, tmp_path)["linear", ALL][0]["patch_auc"]
-    clean = task.score(heads, backbone, None, tmp_path)["linear", ALL][0]["patch_auc"]
-    assert found != clean
-    probe, logits, labels = heads["linear", ALL][0], [], []
-    for sample in CorruptedImages(task.data.open(["val"]), corruption, 4, 5):
-        pixels = backbone.image_processor(sample["images"][0], return_tensors="pt")["pixel_values"]
-        scores = probe(backbone.maps(pixels)[0])
-        counts = pixels_by_patch(sample["mask"].numpy(), scores.shape[:2], len(task.names))
-        logits.append(scores[counts.any(-1)].log_softmax(-1))
-        labels.append(counts.argmax(-1)[counts.any(-1)])
-    odds, labels = torch.cat(logits).exp(), np.concatenate(labels)
-    areas = [roc_auc_score(labels == label, torch.logit(odds[:, label].double())) for label in np.unique(labels)]
-    assert found == pytest.approx(np.mean(areas), abs=1e-3)
-
-
-def test_corruptions_are_summarized(task, backbone, tmp_path, monkeypatch):
-    def score(self, heads, *args):
-        value = 0.9
-        if self.corruption is not None:
-            name, severity, seed = self.corruption
-            assert seed == 7
-            value = 0.1 * severity if name == "haze" else 0.8
-        return {key: [{"patch_auc": value, "mean_iou": value / 2}] for key in heads}
-
-    monkeypatch.setattr(SegmentationProbe, "score", score)
-    found = probe_robustness(task, backbone, [1, 3], 7, tmp_path)
-    assert set(found) == {"linear", "nonlinear"}
-    area, iou = found["linear"]["patch_auc"], found["linear"]["mean_iou"]
-    assert list(area["corruptions"]) == list(SEVERITIES)
-    assert area["corruptions"]["haze"] == pytest.approx(0.2)
-    assert area["average"] == pytest.approx((0.2 + 11 * 0.8) / 12)
-    assert area["relative"] == pytest.approx(area["average"] / 0.9)
-    assert iou["clean"] == 0.45 and iou["relative"] == pytest.approx(area["relative"])
-    assert not list(tmp_path.iterdir())
 
 
 def read_metrics(folder) -> dict:
@@ -256,20 +215,19 @@ def test_mean_iou_of_resamples_equals_scikit_learn(task, backbone, tmp_path, qui
     everything, images = {ALL: [np.arange(len(task.samples["train"]))]}, len(task.samples["test"])
     task = copy.copy(task)
     task.intervals = True
-    for part in (task, task.under("gaussian_noise", 4, seed=5)):
-        heads = part.fit(backbone, everything, None, tmp_path)
-        (scores,) = part.score(heads, backbone, None, tmp_path)["linear", ALL]
-        assert scores.main.value == scores["mean_iou"] and len(scores.main.resampled) == 1000
-        features, masks = part.features(backbone, "test", None, tmp_path), list(part.masks("test"))
-        predicted = [
-            interpolate(heads["linear", ALL][0](torch.tensor(maps)), mask.shape).argmax(0).numpy()
-            for maps, mask in zip(features, masks)
-        ]
-        order = sorted(range(images), key=part.samples["test"].cases.__getitem__)
-        for draw, resampled in list(zip(resample(images), scores.main.resampled))[:5]:
-            chosen = [order[index] for index in draw]
-            truth, found = (np.concatenate([maps[index].ravel() for index in chosen]) for maps in (masks, predicted))
-            counted = truth != 255
-            classes = np.union1d(truth[counted], found[counted])
-            expected = jaccard_score(truth[counted], found[counted], labels=classes, average="macro")
-            assert resampled == pytest.approx(expected)
+    heads = task.fit(backbone, everything, None, tmp_path)
+    (scores,) = task.score(heads, backbone, None, tmp_path)["linear", ALL]
+    assert scores.main.value == scores["mean_iou"] and len(scores.main.resampled) == 1000
+    features, masks = task.features(backbone, "test", None, tmp_path), list(task.masks("test"))
+    predicted = [
+        interpolate(heads["linear", ALL][0](torch.tensor(maps)), mask.shape).argmax(0).numpy()
+        for maps, mask in zip(features, masks)
+    ]
+    order = sorted(range(images), key=task.samples["test"].cases.__getitem__)
+    for draw, resampled in list(zip(resample(images), scores.main.resampled))[:5]:
+        chosen = [order[index] for index in draw]
+        truth, found = (np.concatenate([maps[index].ravel() for index in chosen]) for maps in (masks, predicted))
+        counted = truth != 255
+        classes = np.union1d(truth[counted], found[counted])
+        expected = jaccard_score(truth[counted], found[counted], labels=classes, average="macro")
+        assert resampled == pytest.approx(expected)

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset
+from tqdm import tqdm
 from transformers import set_seed
 
 from modeling_vitp.adaptation.runs import remove_weights, run_recipe
 from modeling_vitp.command.paths import find_config, find_data, read_yaml
+from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
 from modeling_vitp.images.pixels import ColorJitter
-from modeling_vitp.probing.backbones import Backbone, load_backbone
+from modeling_vitp.probing.backbones import Backbone, extract_maps, load_backbone
+from modeling_vitp.probing.few_labels import FewLabels
 from modeling_vitp.probing.gains import DEPTHS, gains_of, load_backbones, measure_gains
-from modeling_vitp.probing.segmentation import SegmentationProbe, probe_robustness
+from modeling_vitp.probing.segmentation import SegmentationProbe, single_image
 from modeling_vitp.recipes.data.build_aerial_trees import FEATURES, cut
 from modeling_vitp.recipes.data.build_tree_masks import check_apart, row_boxes, write_test, write_train
 from modeling_vitp.recipes.experiments.arguments import ExperimentArguments, TreeFinetuningPlan, slug
@@ -178,7 +181,7 @@ class Downstream:
         return found
 
     def corruptions(self, folder: Path, seed: int) -> dict[str, dict[str, dict]]:
-        """Return the result of [`~modeling_vitp.probing.segmentation.probe_robustness`] on the test split."""
+        """Return the result of [`probe_robustness`] on the test split."""
         tasks, backbone = self.frozen(folder, seed)
         return probe_robustness(tasks["test"], backbone, self.args.corruption_severities, seed, folder)
 
@@ -272,3 +275,63 @@ def write_splits(splits: dict[str, Dataset], folder: Path) -> str:
             rows.to_parquet(written / "data" / f"{name}-00000-of-00001.parquet")
         written.rename(folder)
     return str(folder)
+
+
+class CorruptedProbe(SegmentationProbe):
+    """Probe of 8-bit RGB images with corrupted test images.
+
+    Features are stored by backbone and corruption: their folder must be of one task.
+
+    Args:
+        task: probe with clean images.
+        corruption, severity, seed: see [`~modeling_vitp.images.corruptions.CorruptedImages`].
+    """
+
+    def __init__(self, task: SegmentationProbe, corruption: str, severity: int, seed: int):
+        vars(self).update(vars(task))
+        self.corruption = corruption, severity, seed
+        self.samples = {**task.samples, "test": CorruptedImages(task.samples["test"], *self.corruption)}
+
+    def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
+        """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
+        samples, key = self.samples[role], f"{role} {self.corruption}"
+        read = partial(single_image, samples)
+        return extract_maps(backbone, len(samples), read, self.depths, image_size, key, folder, **loading)
+
+
+def probe_robustness(
+    task: SegmentationProbe, backbone: Backbone, severities: Sequence[int], seed: int, folder: Path
+) -> dict[str, dict[str, dict]]:
+    """Return the scores of probes of a frozen backbone, fitted once, on clean and on corrupted test images.
+
+    Args:
+        task: probing task.
+        backbone: frozen backbone.
+        severities: severities of each corruption, from 1 to 5.
+        seed: seed of the corruptions: noise, clouds, gaps, directions.
+        folder: folder for temporary feature files.
+
+    Returns:
+        Scores by probe and score name (`patch_auc`, `mean_iou`): `clean`; `corruptions`, the mean over the severities
+        of each corruption; `average`, the mean over the corruptions; and `relative`, `average` divided by `clean`.
+    """
+    labels = FewLabels(share=1.0)
+    draws = {labels: [np.arange(len(task.samples["train"]))]}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as features:
+        heads = task.fit(backbone, draws, None, Path(features))
+
+        def score(task: SegmentationProbe) -> dict[str, dict[str, float]]:
+            return {probe: draw[0] for (probe, _), draw in task.score(heads, backbone, None, Path(features)).items()}
+
+        clean, corrupted = score(task), {}
+        for name in tqdm(SEVERITIES, desc=f"{backbone.name}, corruptions"):
+            corrupted[name] = [score(CorruptedProbe(task, name, severity, seed)) for severity in severities]
+
+    def summarize(probe: str, shown: str) -> dict:
+        whole = clean[probe][shown]
+        means = {name: float(np.mean([one[probe][shown] for one in scores])) for name, scores in corrupted.items()}
+        average = float(np.mean(list(means.values())))
+        return {"clean": whole, "average": average, "relative": average / whole, "corruptions": means}
+
+    return {probe: {shown: summarize(probe, shown) for shown in ("patch_auc", "mean_iou")} for probe in clean}
