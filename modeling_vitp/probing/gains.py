@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..cards.sections import table
 from ..dense.data import DenseData
-from ..images.pixels import colors_of, principal_scores
+from ..images.pixels import colors_of, principal_scores, shown
 from .backbones import Backbone, PatchPixels, load_backbone
 from .few_labels import FewLabels
 from .segmentation import Probe, SegmentationProbe, interpolate
@@ -87,7 +87,7 @@ def measure_gains(
         split: SegmentationProbe(data, {"train": train_split, "test": split}, 1e-2, depths) for split in test_splits
     }
     found = {split: {"control": task.control(), "scores": {}, "token_similarity": {}} for split, task in tasks.items()}
-    rows = {split: panels_of_truth(task) for split, task in tasks.items()}
+    rows = {split: panels_of_truth(task, backbones[BACKBONE]) for split, task in tasks.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, backbone in backbones.items():
         with tempfile.TemporaryDirectory(dir=folder) as features:
@@ -145,12 +145,13 @@ def gains_table(measured: dict) -> str:
     return table(["read from", *titles], rows)
 
 
-def panels_of_truth(task: SegmentationProbe) -> dict[int, list[tuple[str, np.ndarray]]]:
-    """Return image and mask of up to four test samples, by their index."""
-    samples, rows = task.samples["test"], {}
+def panels_of_truth(task: SegmentationProbe, backbone: Backbone) -> dict[int, list[tuple[str, np.ndarray]]]:
+    """Return image, as a backbone reads it, and mask of up to four test samples, by their index."""
+    samples, rows = task.read_for(backbone, "test"), {}
+    band_names = None if samples.spec is None else samples.spec.band_names
     for index in np.linspace(0, len(samples) - 1, min(4, len(samples))).astype(int).tolist():
         sample = samples[index]
-        image = sample["images"][0].permute(1, 2, 0).numpy()
+        image = shown(sample["images"][0], band_names)
         rows[index] = [("image", image), ("truth", palette_of(task)[sample["mask"].numpy()])]
     return rows
 

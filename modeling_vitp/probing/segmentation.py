@@ -144,12 +144,17 @@ class SegmentationProbe:
     def _metric(self) -> evaluate.Metric:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)
 
+    def read_for(self, backbone: Backbone, role: str) -> MaskedImages:
+        """Return the samples of a split, `train` or `test`, with the input spec of the data or of the backbone."""
+        samples = copy.copy(self.samples[role])
+        if self.data.volumes is None:
+            spec = backbone.reading(self.data.input_spec)
+            samples.spec = None if spec is None else InputSpec.from_dict(spec)
+        return samples
+
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
-        samples, spec = copy.copy(self.samples[role]), self.data.input_spec
-        if self.data.volumes is None:
-            spec = backbone.reading(spec)
-            samples.spec = None if spec is None else InputSpec.from_dict(spec)
+        samples = self.read_for(backbone, role)
         if isinstance(samples, ImageFiles):
             images = [path for sample, _ in samples.rows for path in sample.images]
             parts = [window for _, window in samples.rows]
@@ -161,7 +166,7 @@ class SegmentationProbe:
             partial(single_image, samples),
             self.depths,
             image_size,
-            state_of(images, parts, spec),
+            state_of(images, parts, samples.spec),
             folder,
             description=f"{backbone.name}, {role}",
             **loading,

@@ -4,14 +4,16 @@ import dense_data
 import numpy as np
 import pytest
 import torch
+from pictures import write_bands
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel
 
-from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
+from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone, spread_bands
 from modeling_vitp.dense.data import DenseData
+from modeling_vitp.probing import gains
 from modeling_vitp.probing.gains import (
     BACKBONE,
     PIXELS,
@@ -133,6 +135,25 @@ def test_same_backbone_has_no_gain(data, run, tmp_path, quick_probe):
     arms = load_backbones(run / "backbone", run / "backbone", seed=3)
     measured = measure_gains(data, "train", "test", backbones=arms, folder=tmp_path)["test"]
     assert measured["gains"]["linear"][START] == measured["gains"]["nonlinear"][START] == 0
+
+
+def test_backbone_reads_and_shows_its_own_bands(data, tmp_path, monkeypatch, quick_probe):
+    names, scenes, rng = ["B02", "B03", "B04", "B08"], [], np.random.default_rng(0)
+    for split, number in (("train", 3), ("test", 2)):
+        for index in range(number):
+            scenes.append(rng.integers(0, 3000, (4, SIDE, SIDE), dtype=np.uint16))
+            write_bands(tmp_path / split / f"image/{index}.tif", scenes[-1])
+            dense_data.save(Image.open(f"{data.root}/{split}/mask/{index}.png"), tmp_path / split / f"mask/{index}.png")
+    processor = ViTPImageProcessor(input_spec={"band_names": names, "window": [0, 3000]})
+    folder = export_backbone(spread_bands(dense_data.tiny_backbone(), names), tmp_path / "backbone", processor)
+    splits = {split: {**files, "image": f"{split}/image/{{name}}.tif"} for split, files in data.splits.items()}
+    data = DenseData(classes=dense_data.TWO, splits=splits, root=str(tmp_path), ignore=[255])
+    drawn = []
+    monkeypatch.setattr(gains, "draw_panels", lambda rows, path: drawn.extend(rows))
+    measured = measure_gains(data, "train", "test", backbones=load_backbones(folder, folder, 0), folder=tmp_path)
+    assert measured["test"]["gains"]["linear"][START] == 0
+    for row, bands in zip(drawn, scenes[3:], strict=True):
+        assert abs(row[0][1] - 255 * (bands[[2, 1, 0]].transpose(1, 2, 0) / 3000)).max() < 1
 
 
 def test_random_weights_depend_on_the_seed(run):
