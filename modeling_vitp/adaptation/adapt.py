@@ -413,7 +413,9 @@ class Adaptation:
         steps = {"steps": args.steps, "fine_tuning_steps": args.fine_tuning_steps, "seeds": args.seeds}
         if costs is not None:
             epoch = -(-chosen["rows"] // chosen["settings"]["global_batch_size"])
-            batch = self.fine_tuning_settings()["per_device_train_batch_size"]
+            settings = self.fine_tuning_settings()
+            accumulated = settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
+            batch = settings.get("global_batch_size") or accumulated
             samples = len(self.labels.images["train"]) * num_windows(self.labels, "train")
             epochs = epoch, max(samples // batch, 1)
             seeds = None if args.seeds is None else len(args.seeds)

@@ -27,6 +27,7 @@ from modeling_vitp.adaptation.adapt import Adaptation, has_8_bits
 from modeling_vitp.adaptation.arguments import AdaptArguments
 from modeling_vitp.adaptation.comparison import Comparison
 from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
+from modeling_vitp.adaptation.plan import Costs
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.training.plan import config_of_start
@@ -79,6 +80,19 @@ def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen):
     save_vit(tmp_path / "vit", "dinov2")
     found = adaptation(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze_projector": is_frozen})
     assert ("projector_learning_rate" in found.pretraining_settings()) != is_frozen
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch"),
+    [({}, 2), ({"gradient_accumulation_steps": 2}, 4), ({"global_batch_size": 8}, 8)],
+)
+def test_fine_tuning_has_at_most_50_epochs(tmp_path, settings, batch):
+    found = adaptation(tmp_path, fine_tuning={"per_device_train_batch_size": 2} | settings)
+    write_folders(tmp_path / "data", {"": 20}, ("field", "forest"))
+    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
+    plan = found.choose_plan({"rows": 100, "settings": {"global_batch_size": 10}}, Costs(1e-3, 1e-3, 0.0))
+    images = len(found.labels.images["train"])
+    assert images > 8 and (plan["steps"], plan["fine_tuning_steps"]) == (20 * 10, 50 * (images // batch))
 
 
 def test_setting_of_the_fine_tuning_is_reported_before_the_pretraining(tmp_path):
