@@ -190,7 +190,7 @@ def set_input_spec(checkpoint: Checkpoint, input_spec: dict) -> None:
 
 def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
     """Return the license fields of the source, of its card or its run, or the argument if the source states none."""
-    stated = stated_licenses(checkpoint.folder)
+    stated = stated_licenses(checkpoint.root)
     if given is not None:
         stated.pop(ITS_FILE, None)  # the name of a license is not read from its text
     fields = agreed_license(stated, given)
@@ -208,9 +208,9 @@ def write_conversion_card(
     checkpoint: Checkpoint, to: str, license_fields: dict[str, str], folder: Path, name: str
 ) -> None:
     """Write a card with the license of the source, and copy its license files."""
-    for file in (*license_files(run_folder(checkpoint.folder)), *license_files(checkpoint.folder)):
+    for file in (*license_files(run_folder(checkpoint.root)), *license_files(checkpoint.root)):
         shutil.copyfile(file, folder / file.name)
-    said = card_metadata(checkpoint.folder).get("base_model") or read_record(checkpoint.folder).get("base_model")
+    said = card_metadata(checkpoint.root).get("base_model") or read_record(checkpoint.root).get("base_model")
     data = ModelCardData(
         **license_fields,
         base_model=(said or None) if Path(checkpoint.name).exists() else checkpoint.name,

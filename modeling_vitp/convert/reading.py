@@ -56,7 +56,8 @@ class Checkpoint:
     """Checkpoint in our classes, with its tensors under the names of this package."""
 
     name: str
-    folder: Path
+    root: Path  # of the card and the license
+    folder: Path  # of the weights, their configuration and their tokenizer
     layout: str
     config: Config
     tensors: dict[str, StoredTensor]
@@ -147,7 +148,8 @@ def read_checkpoint_source(
             f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id} of the tokenizer, but image_token_id is "
             f"{config.image_token_id} in config.json."
         )
-    return Checkpoint(source, folder if file is None else root, layout, config, tensors, image_processor, processor)
+    root = folder if file is None else root
+    return Checkpoint(source, root, folder, layout, config, tensors, image_processor, processor)
 
 
 def without_head(source: str, weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

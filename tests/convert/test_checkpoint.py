@@ -515,6 +515,20 @@ def test_tokenizer_of_an_original_checkpoint(tmp_path):
     assert slow(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
+@pytest.mark.parametrize("to", ["internvl", "original"])
+def test_file_in_a_subfolder_is_converted_as_its_folder(internvl_repo, tmp_path, to):
+    folder = convert_checkpoint(internvl_repo, tmp_path / "models" / "chat", license="mit")
+    build_tokenizer(["Wie viele sind es?"], vocab_size=330).save_pretrained(folder.parent)
+    (folder.parent / "generation_config.json").write_text('{"eos_token_id": 3}')
+    shutil.move(folder / "README.md", folder.parent)  # the card is that of the repo
+    found = convert_checkpoint(folder.parent, tmp_path / "found", to, file="chat/model.safetensors")
+    wanted = convert_checkpoint(folder, tmp_path / "wanted", to, license="mit")
+    names = {path.name for path in wanted.iterdir()}
+    assert names == {path.name for path in found.iterdir()} and "tokenizer.json" in names
+    assert [name for name in names if (found / name).read_bytes() != (wanted / name).read_bytes()] == ["README.md"]
+    assert metadata_load(found / "README.md")["license"] == "mit"
+
+
 @pytest.mark.parametrize(
     ("settings", "max_patches"),
     [
