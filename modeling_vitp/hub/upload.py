@@ -66,8 +66,8 @@ LOCAL_KEYS = ("_name_or_path", "name_or_path")  # local path of a file's source;
 BUNDLE_CONFIG, FINE_TUNED = "adapt.yaml", "fine_tuned"
 PICKLES = set(".bin .ckpt .joblib .pickle .pkl .pt .pth".split())  # loading them can run code
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
-ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]*|[A-Za-z]:)[/\\][^\n]+")
 # An id of Open Images, `/m/01g317`, is not a path.
+ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]+|[A-Za-z]:)[/\\][^\n]+")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]{2,}/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
 # A text may begin with a path. A path alone has no space after its last slash or suffix, and no period at the end.
 # JPEG in base64 begins with /9j/.

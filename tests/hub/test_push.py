@@ -63,7 +63,7 @@ def test_backbone_is_exported_before_push(hub, logged_in, folder, tmp_path):
 def test_classifier_is_pulled_by_auto_classes(hub, logged_in, tmp_path):
     torch.manual_seed(0)
     vit = ViTPVisionModel(ViTPVisionConfig(**VISION))
-    names = {0: "field", 1: "forest", 2: "water"}
+    names = {0: "field", 1: "forest", 2: "/m/01g317"}  # the last one is an id of Open Images, and not a path
     model = ViTPForImageClassification.from_backbone(vit, id2label=names, problem_type="multi_label_classification")
     model.save_pretrained(tmp_path / "run")
     ViTPImageProcessor(size={"height": 56, "width": 56}).save_pretrained(tmp_path / "run")
