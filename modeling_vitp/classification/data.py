@@ -275,9 +275,9 @@ class RowImages(ClassifiedImages):
 
     def __init__(self, rows: datasets.Dataset, input_spec: dict | None, columns: Mapping | None, name: str):
         self.name = name
-        found = find_columns(rows.features, USUAL, columns or {}, name)
+        found = find_columns(rows.column_names, USUAL, columns or {}, name)
         for role in USUAL.keys() - found.keys():
-            raise missing_column(rows.features, role, name)
+            raise missing_column(rows.column_names, role, name)
         self.column = found["image"]
         check_image_columns(rows, [self.column], name)
         self.rows = encoded_rows(rows)

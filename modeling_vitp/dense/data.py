@@ -422,10 +422,10 @@ class Rows(MaskedImages):
         super().__init__(encoding, input_spec)
         self.rows, self.cases = encoded_rows(rows), cases_of_rows(rows) or list(map(str, range(len(rows))))
         self.name = name
-        found = find_columns(rows.features, USUAL, columns or {}, name)
+        found = find_columns(rows.column_names, USUAL, columns or {}, name)
         roles = ("before", "after") if "before" in found else ("image",)
         for role in set(roles) - found.keys():
-            raise missing_column(rows.features, role, name)
+            raise missing_column(rows.column_names, role, name)
         self.image_columns = [found[role] for role in roles]
         self.mask_column = found.get("mask")
         check_image_columns(rows, [*self.image_columns, *filter(None, [self.mask_column])], name)

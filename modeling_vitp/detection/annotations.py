@@ -28,7 +28,7 @@ from ..instructions.from_annotations.formats import (
 from ..instructions.from_annotations.geodata import FeatureFile, feature_files
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
-from ..training.fine_tuning_data import feature_of, find_columns, in_part, missing_column, read_cases
+from ..training.fine_tuning_data import find_columns, in_part, missing_column, read_cases
 
 # Types of the settings of a split of files.
 SETTINGS = dict.fromkeys(("images", "annotations", "list", "cases"), str)
@@ -481,11 +481,12 @@ def read_rows(
         ValueError: if a row is invalid, or if two rows have the same id.
     """
     lists = {key: column for key, column in columns.items() if key not in ("image", "id")}
-    needed = {column.split(".")[0] for column in (*lists.values(), *filter(None, [columns.get("id")]))}
-    names = getattr(feature_of(rows.features, columns.get("labels", "")), "names", None)
+    needed = {column if column in rows.features else column.split(".")[0] for column in columns.values()}
+    labels = with_fields(rows.features).get(columns.get("labels"))
+    names = getattr(getattr(labels, "feature", labels), "names", None)
     seen: dict[str, int] = {}
-    for index, row in enumerate(rows.select_columns(sorted(needed | {columns["image"]}))):
-        row_id = str(row[columns["id"]]) if "id" in columns else str(index)
+    for index, row in enumerate(rows.select_columns(sorted(needed))):
+        row_id = str(values_of(row, columns["id"]) if "id" in columns else index)
         where = f"row {row_id} of split {name!r}"
         if (first := seen.setdefault(row_id, index)) != index:
             raise ValueError(
@@ -544,20 +545,29 @@ def columns_of(
     features: datasets.Features, settings: Mapping[str, str], name: str, is_oriented: bool = False
 ) -> dict[str, str]:
     """Return the columns for [`read_rows`], see [`~modeling_vitp.training.fine_tuning_data.find_columns`]."""
-    columns = find_columns(features, USUAL, settings, name)
+    known = with_fields(features)
+    columns = find_columns(known, USUAL, settings, name)
     if "image" not in columns:
-        raise missing_column(features, "image", name)
+        raise missing_column(known, "image", name)
     if not {"boxes", "corners"} & columns.keys():
-        raise missing_column(features, "boxes", name)
+        raise missing_column(known, "boxes", name)
     if {"boxes", "corners"} <= columns.keys():
         del columns["boxes" if is_oriented else "corners"]
     return columns
 
 
+def with_fields(features: datasets.Features) -> dict[str, Any]:
+    """Return the features of columns and of their fields, such as `objects.bbox`, by name."""
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    parts = {name: fields for name, fields in inner.items() if isinstance(fields, dict)}
+    fields = {f"{name}.{field}": kind for name, fields in parts.items() for field, kind in fields.items()}
+    return fields | dict(features)
+
+
 def values_of(row: Mapping, column: str) -> list:
     """Return the values of a column, or of a field of its objects (a mapping of lists, or a list of mappings)."""
+    if column in row:
+        return row[column]
     top, _, field = column.partition(".")
     value = row[top]
-    if not field:
-        return value
     return value[field] if isinstance(value, Mapping) else [item[field] for item in value]

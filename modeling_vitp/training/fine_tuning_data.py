@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 import yaml
 from accelerate import PartialState
-from datasets import Dataset, Features, Image, ReadInstruction
+from datasets import Dataset, Image, ReadInstruction
 from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
@@ -610,13 +610,13 @@ def encoded_rows(rows: Dataset) -> Dataset:
 
 
 def find_columns(
-    features: Features, usual: Mapping[str, Sequence[str]], settings: Mapping[str, Any], name: str
+    known: Collection[str], usual: Mapping[str, Sequence[str]], settings: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
     """Return the column of each role: that of the settings, or the first one with a usual name that exists.
 
     Args:
-        features: features of the rows.
-        usual: usual names of the column of each role. A name with a dot is a field of a column.
+        known: names of the columns of the rows.
+        usual: usual names of the column of each role.
         settings: column of some roles, or a list of columns.
         name: name of the split in errors.
 
@@ -630,36 +630,26 @@ def find_columns(
     for role, names in usual.items():
         chosen = settings.get(role)
         if chosen is None:
-            found = [column for column in names if feature_of(features, column) is not None]
+            found = [column for column in names if column in known]
             columns |= {role: found[0]} if found else {}
             continue
         for column in [chosen] if isinstance(chosen, str) else chosen:
-            if feature_of(features, column) is None:
-                raise missing_column(features, column, name)
+            if column not in known:
+                raise missing_column(known, column, name)
         columns[role] = chosen
     return columns
 
 
-def missing_column(features: Features, column: str, name: str) -> ValueError:
+def missing_column(known: Collection[str], column: str, name: str) -> ValueError:
     """Return the error for a column that does not exist."""
-    found = ", ".join(sorted(features))
+    found = ", ".join(sorted(known))
     return ValueError(f"Split {name!r} has no column {column!r}. Found: {found}. Set `columns` in `data`.")
-
-
-def feature_of(features: Any, column: str) -> Any:
-    """Return the feature of a column or of a field of a column, or `None` if it does not exist."""
-    for part in column.split("."):
-        features = getattr(features, "feature", features)
-        if not isinstance(features, dict) or part not in features:
-            return None
-        features = features[part]
-    return getattr(features, "feature", features)
 
 
 def check_image_columns(rows: Dataset, columns: Iterable[str], name: str) -> None:
     """Raise a `ValueError` if a column of the split `name` does not store images."""
     for column in columns:
-        feature = rows.features[column]
+        feature = rows.features.get(column)
         if not isinstance(feature, Image):
             raise ValueError(f"Split {name!r}: expected the column {column!r} to be an `Image` feature, got {feature}.")
 

@@ -146,15 +146,15 @@ def test_shared_case_of_rows_is_refused(tmp_path, field):
         DenseData(classes=TWO, splits=splits, dataset_name=str(tmp_path)).check_disjoint(["train", "test"])
 
 
-def rows_of(data_class: type, folder, images: list) -> dict:
+def rows_of(data_class: type, folder, images: list, image: str = "image") -> dict:
     """Write rows of a task to a folder, and return their setting `data`."""
     objects = [{"bbox": [[0.0, 0.0, 2.0, 2.0]], "category": [0]}] * len(images)
     is_dense = data_class is DenseData
     labels = [Image.new("L", (8, 6)) if is_dense else index % 2 for index in range(len(images))]
     numbers = {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))}
     label = ImageFeature() if is_dense else Value("int64")
-    features = Features({"image": ImageFeature(), "label": label, "objects": numbers})
-    columns = {"image": images, "label": labels, "objects": objects}
+    features = Features({image: ImageFeature(), "label": label, "objects": numbers})
+    columns = {image: images, "label": labels, "objects": objects}
     Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
     return {"dataset_name": str(folder), "classes": TWO if is_dense else ["a", "b"], "splits": {"train": "train"}}
 
@@ -179,6 +179,17 @@ def test_row_without_image_is_named(tmp_path, data_class):
     data = data_class(**rows_of(data_class, tmp_path, [noise(0), None]))
     with pytest.raises(ValueError, match="[Rr]ow 1 of split 'train'"):
         data.open(["train"], *TASKS[data_class])[1]
+
+
+@pytest.mark.parametrize("data_class", TASKS)
+def test_dot_in_name_of_image_column_is_no_field(tmp_path, data_class):
+    """Check a column as those of WebDataset, whose names are suffixes of files such as `seg.png`."""
+    described, task = rows_of(data_class, tmp_path, [noise(0), noise(1)], "rgb.png"), TASKS[data_class]
+    item = data_class(**described, columns={"image": "rgb.png"}).open(["train"], *task)[1]
+    (image,) = item["images"] if "images" in item else [item["image"]]
+    assert np.array_equal(image.permute(1, 2, 0), noise(1))
+    with pytest.raises(ValueError, match="'train'.*'objects.bbox'"):
+        data_class(**described, columns={"image": "objects.bbox"}).open(["train"], *task)
 
 
 SPLITS = {name: {"image": f"{name}/{{n}}.png"} for name in ("train", "val", "test")}
