@@ -5,7 +5,6 @@ import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +16,11 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..hub.failures import retry
 from ..images.pixels import on_one_grid, to_pixels
 from ..images.reading import Picture, check_whole, image_files, read_image, read_picture
 from ..input_spec import InputSpec
 from ..instructions.from_annotations.layouts import recognize_layout
 from ..instructions.rows import content_of
-from ..instructions.sources import folder_cache
 from ..training.arguments import check_type
 from ..training.fine_tuning_data import (
     CASES,
@@ -536,14 +533,12 @@ class ClassificationData(DataSettings):
 
     def _open(self, name: str) -> ClassifiedImages:
         if name not in self._opened:
-            samples = self._read_files(name) if self.root is not None else self._read_rows(name)
+            if self.root is not None:
+                samples = self._read_files(name)
+            else:
+                samples = RowImages(self.load_rows(self.splits.get(name, name)), self.input_spec, self.columns, name)
             self._opened[name] = self._without_bad(samples, name)
         return self._opened[name]
-
-    def _read_rows(self, name: str) -> RowImages:
-        cache, split = folder_cache(self.dataset_name), self.splits.get(name, name)
-        open_rows = partial(datasets.load_dataset, self.dataset_name, self.dataset_config, cache_dir=cache, split=split)
-        return RowImages(retry(open_rows), self.input_spec, self.columns, name)
 
     def _read_files(self, name: str) -> FileImages:
         root = Path(self.root)

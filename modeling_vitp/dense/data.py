@@ -651,8 +651,7 @@ class DenseData(DataSettings):
     def _open(self, name: str) -> MaskedImages:
         settings = self.split_settings(name)
         if self.dataset_name is not None:
-            rows = datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings)
-            return Rows(rows, self.encoding, self.input_spec, self.columns, name)
+            return Rows(self.load_rows(settings), self.encoding, self.input_spec, self.columns, name)
         samples = find_samples(self.root, settings, name)
         if self.volumes is None:
             files = ImageFiles(samples, self.encoding, self.input_spec, settings.get("tile"))

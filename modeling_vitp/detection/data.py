@@ -291,7 +291,7 @@ class DetectionData(DataSettings):
         settings = settings if isinstance(settings, Mapping) else {"split": settings}
         if "split" not in settings or set(settings) - {"split", "tile"}:
             raise ValueError(f"Split {name!r}: expected `split`, and optionally `tile`, got {dict(settings)}.")
-        rows = encoded_rows(datasets.load_dataset(self.dataset_name, self.dataset_config, split=settings["split"]))
+        rows = encoded_rows(self.load_rows(settings["split"]))
         columns = columns_of(rows.features, self.columns or {}, name, task == "oriented")
         check_image_columns(rows, [columns["image"]], name)
         return settings, rows, columns

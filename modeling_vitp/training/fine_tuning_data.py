@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self, get_type_hints
 
@@ -18,15 +19,17 @@ import pyarrow.compute as pc
 import torch
 import yaml
 from accelerate import PartialState
-from datasets import Dataset, Image, ReadInstruction
+from datasets import Dataset, Image, ReadInstruction, load_dataset
 from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
 from ..cards.record import public_name
 from ..configuration_vitp import check_keys
+from ..hub.failures import retry
 from ..images.reading import identity, packed_key, patient_of, read_picture
 from ..images.volumes import files_of
 from ..instructions.rows import content_of, undecoded
+from ..instructions.sources import folder_cache
 from .arguments import SplitArguments, check_type
 
 logger = logging.getLogger(__name__)
@@ -531,6 +534,11 @@ class DataSettings:
 
     def _join(self, parts: list[torch.utils.data.Dataset]) -> torch.utils.data.Dataset:
         return ConcatDataset(parts)
+
+    def load_rows(self, split: str) -> Dataset:
+        """Return a split of `dataset_name`; if that is a folder, as its files are now, see [`folder_cache`]."""
+        where, cache = (self.dataset_name, self.dataset_config), folder_cache(self.dataset_name)
+        return retry(partial(load_dataset, *where, cache_dir=cache, split=split))
 
     def split_settings(self, name: str) -> Mapping | str:
         if name not in self.splits:

@@ -182,6 +182,16 @@ def test_row_without_image_is_named(tmp_path, data_class):
 
 
 @pytest.mark.parametrize("data_class", TASKS)
+def test_changed_rows_of_folder_with_card_are_read(tmp_path, data_class):
+    """Check a folder whose card names its files, of which `datasets` alone reads an outdated cache."""
+    files = "{config_name: default, data_files: [{split: train, path: train.parquet}]}"
+    (tmp_path / "README.md").write_text(f"---\nconfigs: [{files}]\n---\n")
+    for number in (2, 3):
+        data = data_class(**rows_of(data_class, tmp_path, [noise(index) for index in range(number)]))
+        assert len(data.open(["train"], *TASKS[data_class])) == number
+
+
+@pytest.mark.parametrize("data_class", TASKS)
 def test_dot_in_name_of_image_column_is_no_field(tmp_path, data_class):
     """Check a column as those of WebDataset, whose names are suffixes of files such as `seg.png`."""
     described, task = rows_of(data_class, tmp_path, [noise(0), noise(1)], "rgb.png"), TASKS[data_class]
