@@ -376,13 +376,15 @@ def load_on_backbone(
 def load_fine_tuned(
     model_class: type[PreTrainedModel], args: StartArguments, id2label: dict[int, str]
 ) -> PreTrainedModel:
-    """Load a fine-tuned model with the settings in `args.head`.
+    """Load a fine-tuned model in float32 with the settings in `args.head`.
 
     Raises:
         ValueError: if its classes, its neck or the settings in `args.backbone` are not the model's own.
     """
-    start, head = args.model_name_or_path, args.head or {}
-    model, found = model_class.from_pretrained(start, revision=args.model_revision, **head, output_loading_info=True)
+    start, settings = args.model_name_or_path, {"dtype": torch.float32, **(args.head or {})}
+    model, found = model_class.from_pretrained(
+        start, revision=args.model_revision, output_loading_info=True, **settings
+    )
     if missing := found["missing_keys"]:
         raise ValueError(f"head: {args.head} needs weights that {start} lacks, such as {min(missing)}.")
     if model.config.id2label != id2label:

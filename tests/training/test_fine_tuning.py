@@ -295,6 +295,12 @@ def test_settings_of_the_head_are_applied_to_a_fine_tuned_model(fine_tuned):
         load(neck="pyramid")
 
 
+def test_fine_tuned_start_is_loaded_in_float32(tmp_path, fine_tuned):
+    ViTPForObjectDetection.from_pretrained(fine_tuned, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    model = load_on_backbone(ViTPForObjectDetection, BackboneArguments(model_name_or_path=str(tmp_path)), ["ship"])
+    assert {model.config.dtype, *(weight.dtype for weight in model.parameters())} == {torch.float32}
+
+
 def test_trained_model_is_scored_at_its_own_size(fine_tuned, caplog):
     args, size = BackboneArguments(model_name_or_path=fine_tuned), {"max_height": 64, "max_width": 64}
     load = partial(load_image_processor, ViTPDetectionImageProcessor, args, do_resize=True, size=size)
