@@ -603,11 +603,11 @@ class BackboneArguments(StartArguments):
 
     choices = {"neck": ("adapter", "pyramid")}
 
-    neck: str = field(
-        default="adapter",
+    neck: str | None = field(
+        default=None,
         metadata={
-            "help": "Neck of the ViT: 'adapter' (ViT-Adapter, the default) or 'pyramid' (faster). A fine-tuned model "
-            "keeps its own."
+            "help": "Neck of the ViT: 'adapter' (ViT-Adapter) or 'pyramid' (faster). By default 'adapter', or for a "
+            "fine-tuned model its own, which it keeps."
         },
     )
 

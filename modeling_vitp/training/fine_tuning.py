@@ -311,14 +311,15 @@ def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_tra
                 f"fine-tuned model of type {model_class.config_class.model_type!r}."
             )
     check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
-    keys = {name: known_keys(neck.config_class) for name, neck in NECKS.items()} if args.neck is not None else {}
+    has_neck, neck = isinstance(args, BackboneArguments), args.neck or "adapter"
+    keys = {name: known_keys(backbone.config_class) for name, backbone in NECKS.items()} if has_neck else {}
     for name, found in keys.items():
-        if others := sorted({*(args.backbone or {})} & found - keys[args.neck]):
+        if others := sorted({*(args.backbone or {})} & found - keys[neck]):
             raise ValueError(
-                f"backbone: {others} are settings of neck: {name}, but neck is {args.neck}. To remove the settings in "
-                "the configuration, add --backbone '{}'."
+                f"backbone: {others} are settings of neck: {name}, but neck is {neck}. To remove the settings in the "
+                "configuration, add --backbone '{}'."
             )
-    check_config("backbone", args.backbone, ViTPVisionConfig if args.neck is None else NECKS[args.neck].config_class)
+    check_config("backbone", args.backbone, NECKS[neck].config_class if has_neck else ViTPVisionConfig)
     check_config("head", args.head, model_class.config_class, ("backbone_config", "id2label", "label2id"))
     for place in ("from_scratch", "backbone", "head"):
         for name, value in (getattr(args, place) or {}).items():
@@ -391,12 +392,11 @@ def load_fine_tuned(
         found, expected = [*model.config.id2label.values()], [*id2label.values()]
         raise ValueError(f"Expected {start} to have classes {expected}, found {found}.")
     own = model.config.backbone_config.to_dict()
-    # The default neck may stand for any, because a fine-tuned model does not need the option.
-    if (
-        args.neck not in (None, BackboneArguments.neck)
-        and own["model_type"] != NECKS[args.neck].config_class.model_type
-    ):
-        raise ValueError(f"neck: {args.neck} differs from that of {start}, a fine-tuned model. Remove the option.")
+    if args.neck is not None and own["model_type"] != NECKS[args.neck].config_class.model_type:
+        raise ValueError(
+            f"neck: {args.neck} differs from that of {start}, a fine-tuned model, which keeps its own. Remove the "
+            "option, or set the other neck."
+        )
     given = json.loads(json.dumps(args.backbone or {}))
     if differ := sorted(name for name, value in given.items() if json.loads(json.dumps(own.get(name))) != value):
         raise ValueError(

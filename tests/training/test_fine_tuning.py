@@ -295,6 +295,16 @@ def test_settings_of_the_head_are_applied_to_a_fine_tuned_model(fine_tuned):
         load(neck="pyramid")
 
 
+def test_default_neck_that_is_set_is_not_ignored(tmp_path):
+    """Check a start with the other neck, which keeps its neck only if none is set."""
+    head = {**dense_data.HEAD, "id2label": dict(enumerate("ab")), "backbone_kwargs": {"pyramid_channels": 16}}
+    ViTPForSemanticSegmentation.from_backbone(dense_data.tiny_backbone(), "pyramid", **head).save_pretrained(tmp_path)
+    start = partial(BackboneArguments, model_name_or_path=str(tmp_path))
+    assert load_on_backbone(ViTPForSemanticSegmentation, start(), ["a", "b"]).backbone.config.pyramid_channels == 16
+    with pytest.raises(ValueError, match="neck: adapter"):
+        load_on_backbone(ViTPForSemanticSegmentation, start(neck="adapter"), ["a", "b"])
+
+
 def test_fine_tuned_start_is_loaded_in_float32(tmp_path, fine_tuned):
     ViTPForObjectDetection.from_pretrained(fine_tuned, dtype=torch.bfloat16).save_pretrained(tmp_path)
     model = load_on_backbone(ViTPForObjectDetection, BackboneArguments(model_name_or_path=str(tmp_path)), ["ship"])
