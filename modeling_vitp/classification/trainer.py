@@ -19,6 +19,7 @@ from ..training.arguments import StartArguments
 from ..training.fine_tuning import AugmentedSamples, FineTuningTrainer, load_on_backbone
 from ..training.fine_tuning_data import parts_of
 from ..training.vitp_config import BaseConfig
+from ..vision_towers import pair, tower_of
 from .arguments import SCORED_WITH, ClassificationSettings
 from .augmentation import Augmentation
 from .pictures import draw_predictions
@@ -124,15 +125,11 @@ class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
         draw_predictions(samples, scores, self.names, path, maps, self.processing_class.band_names)
 
     def patch_features(self, image: torch.Tensor) -> torch.Tensor:
-        pixels = self.pixels_of([image])
-        rows, columns = (side // patch for side, patch in zip(pixels.shape[-2:], self.patch_size))
+        pixels, vit = self.pixels_of([image]), self.accelerator.unwrap_model(self.model).backbone
+        rows, columns = (side // patch for side, patch in zip(pixels.shape[-2:], pair(vit.config.patch_size)))
         with self.compute_loss_context_manager():
-            tokens = self.accelerator.unwrap_model(self.model).backbone(pixels).last_hidden_state[0, 1:]
+            (tokens,) = tower_of(vit.config).patch_tokens(vit, pixels)
         return tokens.T.unflatten(1, (rows, columns))
-
-    @property
-    def patch_size(self) -> Sequence[int]:
-        return self.accelerator.unwrap_model(self.model).config.backbone_config.patch_size
 
     def pixels_of(self, images: list[torch.Tensor]) -> torch.Tensor:
         """Return model inputs for images of any size, see [`~modeling_vitp.images.pixels.to_pixels`]."""

@@ -38,6 +38,7 @@ from modeling_vitp import (
     resize_backbone,
 )
 from modeling_vitp.auto.registry import MODELS
+from modeling_vitp.classification.trainer import ViTPClassificationTrainer, ViTPClassificationTrainingConfig
 from modeling_vitp.convert.onnx import export_onnx
 from modeling_vitp.modeling_vitp_backbone import open_vit
 from modeling_vitp.probing.backbones import load_backbone
@@ -426,6 +427,17 @@ def test_classifier_pools_patches_or_cls_token(folder, pooling):
         pooled = states[:, 0] if pooling == "cls" else library_features(library_model(folder), pixels).mean(1)
         wanted = model.classifier(model.layernorm(pooled))
         torch.testing.assert_close(model(pixels).logits, wanted, atol=1e-5, rtol=0)
+
+
+def test_pictures_of_classifier_show_patches(folder, tmp_path):
+    model = ViTPForImageClassification.from_backbone(folder, id2label=CLASSES)
+    side = pair(model.backbone.config.image_size)[0]
+    args = ViTPClassificationTrainingConfig(str(tmp_path), image_size=side, bf16=False, use_cpu=True, report_to="none")
+    trainer = ViTPClassificationTrainer(model.eval(), args)
+    image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = library_features(library_model(folder), trainer.pixels_of([image]))[0].T
+        torch.testing.assert_close(trainer.patch_features(image), wanted.unflatten(1, (4, 4)), atol=1e-5, rtol=0)
 
 
 def test_layer_decay_has_rate_of_each_layer(folder):
