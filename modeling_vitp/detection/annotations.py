@@ -28,7 +28,7 @@ from ..instructions.from_annotations.formats import (
 from ..instructions.from_annotations.geodata import FeatureFile, feature_files
 from ..instructions.rows import image_size
 from ..training.arguments import check_type
-from ..training.fine_tuning_data import find_columns, in_part, missing_column, read_cases
+from ..training.fine_tuning_data import cases_of_rows, find_columns, in_part, missing_column, read_cases
 
 # Types of the settings of a split of files.
 SETTINGS = dict.fromkeys(("images", "annotations", "list", "cases"), str)
@@ -471,7 +471,7 @@ def read_rows(
     """Yield the images of a data set of rows with their objects.
 
     Args:
-        rows: data set with undecoded images.
+        rows: data set with undecoded images, and optionally `patient` or `case`.
         columns: names of the columns for `image`, `boxes` or `corners`, and optionally `id`, `labels`, `crowd`,
             `difficult`, `area` and `masks`, see [`columns_of`].
         box_format: format of `boxes` in pixels, `"xywh"` or `"xyxy"`, with x, y of the top left corner first.
@@ -484,7 +484,7 @@ def read_rows(
     needed = {column if column in rows.features else column.split(".")[0] for column in columns.values()}
     labels = with_fields(rows.features).get(columns.get("labels"))
     names = getattr(getattr(labels, "feature", labels), "names", None)
-    seen: dict[str, int] = {}
+    seen, cases = {}, cases_of_rows(rows)
     for index, row in enumerate(rows.select_columns(sorted(needed))):
         row_id = str(values_of(row, columns["id"]) if "id" in columns else index)
         where = f"row {row_id} of split {name!r}"
@@ -503,7 +503,7 @@ def read_rows(
             found = list(row_objects(values, names, box_format, where))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
-        yield AnnotatedFile(row_id, index, size, found)
+        yield AnnotatedFile(row_id, index, size, found, cases and cases[index])
 
 
 def row_objects(

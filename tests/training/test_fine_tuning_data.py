@@ -153,8 +153,9 @@ def rows_of(data_class: type, folder, images: list, image: str = "image") -> dic
     labels = [Image.new("L", (8, 6)) if is_dense else index % 2 for index in range(len(images))]
     numbers = {"bbox": List(List(Value("float64"))), "category": List(Value("int64"))}
     label = ImageFeature() if is_dense else Value("int64")
-    features = Features({image: ImageFeature(), "label": label, "objects": numbers})
-    columns = {image: images, "label": labels, "objects": objects}
+    features = Features({image: ImageFeature(), "label": label, "objects": numbers, "patient": Value("int64")})
+    patients = [*range(7, 7 + len(images))]
+    columns = {image: images, "label": labels, "objects": objects, "patient": patients}
     Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
     return {"dataset_name": str(folder), "classes": TWO if is_dense else ["a", "b"], "splits": {"train": "train"}}
 
@@ -189,6 +190,12 @@ def test_changed_rows_of_folder_with_card_are_read(tmp_path, data_class):
     for number in (2, 3):
         data = data_class(**rows_of(data_class, tmp_path, [noise(index) for index in range(number)]))
         assert len(data.open(["train"], *TASKS[data_class])) == number
+
+
+@pytest.mark.parametrize("data_class", TASKS)
+def test_patient_of_row_is_its_case(tmp_path, data_class):
+    samples = data_class(**rows_of(data_class, tmp_path, [noise(0), noise(1)])).open(["train"], *TASKS[data_class])
+    assert [sample["case"] for sample in samples] == ["7", "8"]
 
 
 @pytest.mark.parametrize("data_class", TASKS)
