@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from ..configuration_vitp_classification import ViTPImageClassificationConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import normalized
 from ..metrics.report import name_classes
 from ..modeling_vitp_classification import ViTPForImageClassification
+from ..opening import read_config_fields
 from ..training.arguments import StartArguments
 from ..training.fine_tuning import AugmentedSamples, FineTuningTrainer, load_on_backbone
 from ..training.fine_tuning_data import parts_of
@@ -166,7 +167,7 @@ def classes_of(args: StartArguments) -> list[str] | None:
     """Return the class names of a fine-tuned classifier, or `None` if the given model is not one."""
     if args.model_name_or_path is None:
         return None
-    settings = PreTrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)[0]
+    settings = read_config_fields(args.model_name_or_path, revision=args.model_revision)
     if settings.get("model_type") != ViTPImageClassificationConfig.model_type:
         return None
     return list(ViTPImageClassificationConfig.from_dict(settings).id2label.values())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
-from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..bands import check_same_bands
@@ -27,7 +27,7 @@ from ..metrics.report import metric_path
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
 from ..modeling_vitp_multi_scale import NECKS
-from ..opening import naming
+from ..opening import read_config_fields
 from ..vision_towers import pair
 from ..vrl import keyed_generator
 from .arguments import BackboneArguments, StartArguments
@@ -303,8 +303,7 @@ def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_tra
             "and remove from_scratch with --from_scratch '{}'."
         )
     if not do_train:
-        with naming(args.model_name_or_path, PreTrainedConfig):
-            found, _ = PreTrainedConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)
+        found = read_config_fields(args.model_name_or_path, revision=args.model_revision)
         if found.get("model_type") != model_class.config_class.model_type:
             raise ValueError(
                 f"do_train is false, but {args.model_name_or_path} is of type {found.get('model_type')!r}. Expected a "
@@ -351,7 +350,7 @@ def load_on_backbone(
     check_start(model_class, args)
     name, revision = args.model_name_or_path, {"revision": args.model_revision}
     band_names, id2label = InputSpec.from_dict(input_spec).band_names, dict(enumerate(names))
-    found = {} if name is None else PreTrainedConfig.get_config_dict(name, **revision)[0]
+    found = {} if name is None else read_config_fields(name, **revision)
     if found.get("model_type") == model_class.config_class.model_type:
         model = load_fine_tuned(model_class, args, id2label)
     else:
