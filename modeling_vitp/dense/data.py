@@ -607,7 +607,7 @@ class DenseData(DataSettings):
         if args.submission is not None:
             data.check_submission(args.submission)
         is_cut = data.volumes is not None or any("tile" in split for split in data.splits.values())
-        if data.images is not None and data.root is not None and not is_cut:
+        if data.images is not None and data.root is not None and Path(data.root).is_dir() and not is_cut:
             number = sum(len(find_samples(data.root, split, name)) for name, split in data.splits.items())
             if number != data.images:
                 logger.warning(

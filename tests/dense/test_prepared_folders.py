@@ -98,6 +98,12 @@ def test_expected_number_gives_no_warning(tmp_path, caplog):
     assert not caplog.messages and {*data.splits} == {"train", "val", "test"}
 
 
+def test_dry_run_needs_no_folder_for_expected_number(tmp_path):
+    config = read_config("whu_cd")["data"]
+    args = DenseArguments(data=config, data_root=str(tmp_path / "missing"), dry_run=True)
+    assert DenseData.from_arguments(args, str(tmp_path)).images == config["images"]
+
+
 def test_folder_without_known_layout_names_pattern(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"A/{name}.png"):
