@@ -69,9 +69,10 @@ NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 # An id of Open Images, `/m/01g317`, is not a path.
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]+|[A-Za-z]:)[/\\][^\n]+")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]{2,}/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
-# A text may begin with a path. A path alone has no space after its last slash or suffix, and no period at the end.
-# JPEG in base64 begins with /9j/.
-PATH = r"(?:file://)?(?:~|/(?!9j/)[^/\s{0}][^/\n{0}]+|[A-Za-z]:)(?:/|{1})(?:[^\n{0}]*(?:[/.]|{1}))?[^\s{0}]*[^\s.{0}]"
+# A text may begin with a path. A path alone ends with a slash, or has no space after its last slash or suffix and no
+# period at the end. JPEG in base64 begins with /9j/.
+PATH = r"(?:file://)?(?:~|/(?!9j/)[^/\s{0}][^/\n{0}]+|[A-Za-z]:)(?:/|{1})"
+PATH += r"(?:[^\n{0}]*(?:[/.]|{1}))?(?:[^\s{0}]*[^\s.{0}]|(?<=[/\\]))"
 ABSOLUTE_IN_JSON = re.compile('"' + PATH.format('"', r"\\\\") + '"')
 ABSOLUTE_IN_TABLE = re.compile(r'(?:^|[\t,;"]) ?' + PATH.format(r'\t,;"', r"\\") + r'(?=[\t\r\n,;"]|$)')
 # Patterns of absolute paths in the files of a data set, by suffix.

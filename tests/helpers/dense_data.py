@@ -10,8 +10,10 @@ from paths import CONFIGS
 from pictures import write_bands
 from PIL import Image
 
-from modeling_vitp import ViTPVisionConfig, ViTPVisionModel
+from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.dense.data import DenseData
+from modeling_vitp.probing.backbones import Backbone, load_backbone
+from modeling_vitp.probing.segmentation import SegmentationProbe
 
 TINY = {
     "hidden_size": 32,
@@ -27,9 +29,19 @@ HEAD = {"hidden_size": 16, "auxiliary_channels": 16}
 TWO = [{"name": "ground"}, {"name": "tree"}]
 
 
-def tiny_backbone() -> ViTPVisionModel:
+def tiny_backbone(**settings) -> ViTPVisionModel:
     torch.manual_seed(0)
-    return ViTPVisionModel(ViTPVisionConfig(**TINY))
+    return ViTPVisionModel(ViTPVisionConfig(**TINY, **settings))
+
+
+def loveda_probe(root: Path) -> SegmentationProbe:
+    make_loveda(root)
+    data = DenseData.from_dict(read_config("loveda")["data"] | {"root": str(root)})
+    return SegmentationProbe(data, {"train": "train", "test": "val"}, 1e-2)
+
+
+def probed_backbone(folder: Path) -> Backbone:
+    return load_backbone(str(export_backbone(tiny_backbone(initializer_range=0.2), folder, ViTPImageProcessor())))
 
 
 def read_config(name: str) -> dict:

@@ -117,6 +117,8 @@ def test_data_set_is_pushed_without_hidden_files(hub, logged_in, tmp_path, capsy
         ("meta.json", '{"ships": {"root": "/home/me/a.png"}}'),
         ("meta.json", '{"root": "C:\\\\Users\\\\me"}'),
         ("meta.json", '{"root": "/home/me/my files/a"}'),
+        ("meta.json", '{"root": "/home/me/my files/"}'),
+        ("train.csv", "folder,label\n/home/me/my files/,1\n"),
         ("train.csv", "image,label\n/home/me/a.png,1\n"),
         ("train.csv", 'image,label\n1,"[""/home/me/my files/a.png""]"\n'),
         ("train.tsv", "label\timage\n1\t/home/me/a.png\n"),

@@ -16,12 +16,9 @@ from sklearn.metrics import jaccard_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
-from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.metrics.resampling import resample
-from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.few_labels import FewLabels
-from modeling_vitp.probing.segmentation import SegmentationProbe, interpolate, pixels_by_patch
+from modeling_vitp.probing.segmentation import interpolate, pixels_by_patch
 from modeling_vitp.recipes.probe import main
 
 
@@ -48,17 +45,12 @@ ALL = FewLabels(share=1.0)
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    dense_data.make_loveda(root, size=64)
-    data = DenseData.from_dict(dense_data.read_config("loveda")["data"] | {"root": str(root)})
-    return SegmentationProbe(data, {"train": "train", "test": "val"}, 1e-2)
+    return dense_data.loveda_probe(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    torch.manual_seed(0)
-    model = ViTPVisionModel(ViTPVisionConfig(**dense_data.TINY, initializer_range=0.2))
-    return load_backbone(str(export_backbone(model, tmp_path_factory.mktemp("backbone"), ViTPImageProcessor())))
+    return dense_data.probed_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def read_metrics(folder) -> dict:
