@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from .record import FIELDS, METRICS, card_metadata, read_json, read_record
-from .sections import table, with_section
+from .sections import section_pattern, table, with_section
 
 PAPER = "[ViTP (Visual insTruction Pretraining, arXiv 2509.17562)](https://arxiv.org/abs/2509.17562)"
 
@@ -32,6 +32,7 @@ SETTINGS = {  # descriptions in the table of settings
     "vrl_warmup_steps": "first optimizer steps, without VRL",
     "answer_mask_ratio": "share of answer tokens masked in the input",
 }
+FROM_METRICS = "From the `metrics.json` of the run, which has further values."
 NOT_RESULTS = ("runtime", "per_second", "epoch", "num_tokens", "entropy", "_time")
 
 
@@ -75,6 +76,10 @@ def fill_card(
         "License": describe_license(license),
         "Citation": CITATION,
     }
+    # Results of an earlier run in the folder; those that the user wrote stay.
+    is_outdated = not sections["Evaluation"] and FROM_METRICS in text
+    if is_outdated:
+        text = section_pattern("Evaluation").sub("", text)
     for title, section in sections.items():
         if section:
             text = with_section(text, title, section)
@@ -100,7 +105,7 @@ def fill_card(
     results = eval_results(entry, metrics, record)
     if results:
         card.data["model_name"], card.data["eval_results"] = repo_id.split("/")[-1], results
-    elif own is not None and own.data.eval_results:
+    elif own is not None and own.data.eval_results and not is_outdated:
         card.data["model_name"], card.data["eval_results"] = own.data.model_name, own.data.eval_results
     return card
 
@@ -154,7 +159,7 @@ def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]
     rows += [row for row in results if "/" not in row[1] and row[:2] not in keys]
     is_whole = entry.push_as == "model" or teacher_of(record)
     of = "" if is_whole else "Of the whole model that this is a part of. "
-    parts = [f"{of}From the `metrics.json` of the run, which has further values."]
+    parts = [f"{of}{FROM_METRICS}"]
     parts.append(table(["split", "metric", "value"], [[*names, cell_text(value)] for *names, value in rows]))
     task = metrics.get("task") or {}
     by_class: dict[str, dict[str, dict[str, float]]] = {}

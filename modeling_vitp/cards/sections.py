@@ -17,10 +17,14 @@ def set_section(path: Path, title: str, text: str) -> None:
 def with_section(card: str, title: str, text: str) -> str:
     """Return the text of a card with a section `## title`, in place of an existing one or at the end."""
     section = f"## {title}\n\n{text.strip()}\n"
-    pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    pattern = section_pattern(title)
     if pattern.search(card):
         return pattern.sub(lambda found: section + ("\n" if found.end() < len(card) else ""), card)
     return f"{card.rstrip()}\n\n{section}".lstrip()
+
+
+def section_pattern(title: str) -> re.Pattern[str]:
+    return re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def set_metadata(path: Path, title: str, text: str, **metadata) -> None:

@@ -487,9 +487,10 @@ class BaseTrainer:
         write_record(running if is_finished else folder, command, self._settings, *about)
 
     def keep_record(self) -> None:
-        """Replace the record of an earlier run, after the weights of this run are saved."""
+        """Replace the record of an earlier run, and remove its metrics, after the weights of this run are saved."""
         running = Path(self.args.output_dir) / RUNNING
         if self.is_world_process_zero() and running.is_dir():
+            (running.parent / METRICS).unlink(missing_ok=True)
             for path in running.iterdir():
                 os.replace(path, running.parent / path.name)
             running.rmdir()

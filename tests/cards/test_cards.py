@@ -182,6 +182,21 @@ def test_user_metadata_is_kept_without_a_record(hub, logged_in, folder):
     assert found.model_name == "Ships" and found.eval_results[0].metric_value == 0.5
 
 
+def test_results_of_an_earlier_run_are_removed(folder):
+    (folder / "README.md").write_text("# Ships\n\n## Limits\n\nNone known.\n")
+    write_model_card("model", folder)
+    assert "0.625" in (folder / "README.md").read_text()
+    (folder / "metrics.json").write_text(json.dumps({"seed": 4, "train": METRICS["train"]}))
+    write_model_card("model", folder)
+    card = ModelCard.load(folder / "README.md")
+    assert "Evaluation" not in card.text and "0.625" not in card.text and card.data.eval_results is None
+    assert "None known." in card.text and "## Training" in card.text and "## Citation" in card.text
+
+    (folder / "README.md").write_text("# Ships\n\n## Evaluation\n\nMine.\n")
+    write_model_card("model", folder)
+    assert "Mine." in (folder / "README.md").read_text()
+
+
 def test_start_of_a_distilled_model_is_no_teacher():
     record = {"settings": {"teacher": "org/large"}, "base_model": ["org/large", "org/small"]}
     assert "Initialized" not in describe_training(record)

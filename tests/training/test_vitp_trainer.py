@@ -157,6 +157,19 @@ def test_saved_config_records_vrl_ratios(tokenizer, rows, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trainer.model.parameters()))
 
 
+def test_metrics_of_an_earlier_run_are_removed(tokenizer, rows, tmp_path):
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text(json.dumps({"eval": {"eval_loss": 0.125}}))
+    trainer = make_trainer(tokenizer, rows, tmp_path, max_steps=1, save_strategy="no")
+    trainer.train()
+    assert metrics.is_file()
+    trainer.save_model()
+    assert not metrics.is_file() and "0.125" not in (tmp_path / "README.md").read_text()
+    metrics.write_text("{}")
+    trainer.save_model()
+    assert metrics.is_file()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumed_run_is_exact(tokenizer, rows, tmp_path, workers, stop):
