@@ -132,6 +132,13 @@ def test_splits_are_checked(splits, options, named, tmp_path):
         results.check_splits(settings, args)
 
 
+def test_scoring_does_not_replace_the_metrics_of_a_model(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    settings = ViTPSegmentationTrainingConfig(str(tmp_path), bf16=False, do_train=False)
+    with pytest.raises(ValueError, match=f"do_train.*{tmp_path}.*output_dir"):
+        results.check_splits(settings, DenseArguments(data={"a": 1}, test_split="test"))
+
+
 def test_changed_schedule_is_a_warning(tmp_path, caplog):
     trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
     trainer.train_dataset = []
