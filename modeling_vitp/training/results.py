@@ -209,8 +209,8 @@ def fine_tune(
         metrics["test"] |= score_controls()
     if not trainer.is_world_process_zero():
         return 0
-    status = finish(trainer, test_dataset or eval_dataset, num_pictures, submit)
     save_metrics(trainer, metrics)
+    status = finish(trainer, test_dataset or eval_dataset, num_pictures, submit)
     return report(metrics, Path(trainer.args.output_dir), trainer.model.config.model_type) or status
 
 

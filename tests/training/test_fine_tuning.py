@@ -18,6 +18,7 @@ from modeling_vitp import (
     ViTPForSemanticSegmentation,
     ViTPSegmentationImageProcessor,
 )
+from modeling_vitp.cards.record import read_json
 from modeling_vitp.classification.arguments import ClassificationArguments
 from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.data import DenseData
@@ -137,6 +138,17 @@ def test_scoring_does_not_replace_the_metrics_of_a_model(tmp_path):
     settings = ViTPSegmentationTrainingConfig(str(tmp_path), bf16=False, do_train=False)
     with pytest.raises(ValueError, match=f"do_train.*{tmp_path}.*output_dir"):
         results.check_splits(settings, DenseArguments(data={"a": 1}, test_split="test"))
+
+
+def test_card_is_written_from_all_metrics(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
+    found = {}
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, metric_key_prefix: {f"{metric_key_prefix}_mean_iou": 0.5})
+    monkeypatch.setattr(trainer, "share", lambda: found.update(read_json(tmp_path / "metrics.json")) or 0)
+    monkeypatch.setattr(results, "train", lambda trainer: {"seed": 0})
+    trainer.train_dataset = []
+    results.fine_tune(trainer, None, [], score_controls=lambda: {"test_swapped": 0.25})
+    assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25} and found["main_score"] == "mean_iou"
 
 
 def test_changed_schedule_is_a_warning(tmp_path, caplog):
