@@ -1,8 +1,10 @@
 """Conversion of images to normalized tiles: 8-bit RGB, and all other images by an input spec."""
 
+import base64
 import logging
 import os
 import re
+import tempfile
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +14,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
-from transformers import BatchFeature, GotOcr2ImageProcessor, PreTrainedConfig
+from transformers import BatchFeature, GotOcr2ImageProcessor, PreTrainedConfig, image_utils
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -130,7 +132,7 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         return type(self).from_dict(settings_with(self.to_dict(), input_spec))
 
     def fetch_images(self, images: ImageInput, spec: InputSpec | None = None):
-        """Open paths and URLs without loss of alpha, bit depth or bands.
+        """Open paths, URLs and images in base64 without loss of alpha, bit depth or bands.
 
         Pillow reads a file if it can read it without loss, otherwise rasterio does.
 
@@ -145,7 +147,12 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         if not isinstance(images, str):
             return super().fetch_images(images)
         try:
-            return read_file(images, spec) if os.path.isfile(images) else super().fetch_images(images)
+            if os.path.isfile(images):
+                return read_file(images, spec)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "image")
+                path.write_bytes(stored_content(images))
+                return read_file(str(path), spec)
         except (OSError, SyntaxError, ValueError, RuntimeError, PIL.Image.DecompressionBombError) as error:
             raise ValueError(f"image {images[:200]!r} cannot be read: {error}") from error
 
@@ -303,6 +310,17 @@ def check_settings(processor: TorchvisionBackend, channels: int) -> None:
 def spread_values(values: list[float], band_names: list[str]) -> list[float]:
     """Return a mean or standard deviation for red, green and blue as one value for each band."""
     return spread(torch.tensor(values, dtype=torch.float64), band_names).tolist()
+
+
+def stored_content(image: str) -> bytes:
+    """Return the file of an image at a URL or in base64, which transformers' own loader converts to 8-bit RGB."""
+    if image.startswith(("http://", "https://")):
+        return image_utils.httpx.get(image, timeout=None, follow_redirects=True).raise_for_status().content
+    encoded = image.partition(",")[2] if image.startswith("data:image/") else image
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except ValueError:
+        raise ValueError("expected an existing file, an http(s) URL or an image in base64") from None
 
 
 def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:

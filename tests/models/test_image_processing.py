@@ -1,5 +1,7 @@
 """Images of any depth, mode and layout, compared with plain transformers, Pillow and numpy."""
 
+import base64
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import picture
 from PIL import Image, ImageOps
-from transformers import GotOcr2ImageProcessor
+from transformers import GotOcr2ImageProcessor, image_utils
 
 from modeling_vitp import ViTPImageProcessor, ViTPSegmentationImageProcessor
 from modeling_vitp.input_spec import band_percentiles
@@ -424,6 +426,23 @@ def test_path_equals_opened_image(name, tmp_path):
     for spec in (None, {"gamma": 0.5}):
         expected = unit(image, input_spec=spec)
         assert_close(unit(str(path), size=expected.shape[1:], input_spec=spec), expected)
+
+
+@pytest.mark.parametrize("way", ["https", "data", "base64"])
+@pytest.mark.parametrize("name", ["rgb.png", "16 bit.png", "rgba.png", "16 bit.tif"])
+def test_url_equals_path(name, way, tmp_path, monkeypatch):
+    path = tmp_path / name
+    FILES[name]().save(path)
+    encoded = base64.encodebytes(path.read_bytes()).decode()
+    where = {"https": "https://example.org/image", "data": f"data:image/png;base64,{encoded}", "base64": encoded}[way]
+
+    def get(url, **options):
+        request = image_utils.httpx.Request("GET", url)
+        return image_utils.httpx.Response(200, content=path.read_bytes(), request=request)
+
+    monkeypatch.setattr(image_utils.httpx, "get", get)
+    expected = unit(str(path))
+    assert_close(unit(where, size=expected.shape[1:]), expected)
 
 
 def test_orientation_of_file_is_applied(tmp_path):
