@@ -286,6 +286,10 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
         code = code.replace("import Image\n", "import Image\nfrom transformers import AutoImageProcessor\n")
     parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
     bands = next((len(part["band_names"]) for part in parts if part.get("band_names")), None)
+    spec = read_pushed(files, "preprocessor_config.json").get("input_spec")
+    if spec and "pipeline(" in code:
+        bands = bands or 1 + max(spec.get("bands") or [0])
+        code = code.replace("# yours", "# yours, as an array: the pipeline reads files as 8-bit RGB")
     if bands is not None:
         code = code.replace("from PIL import Image", "import numpy as np").replace("zeros(1, 3,", f"zeros(1, {bands},")
         code = code.replace('Image.new("RGB", (640, 480))', f"np.zeros(({bands}, 480, 640), np.uint16)")

@@ -15,12 +15,14 @@ from paths import ROOT
 from peft import LoraConfig, get_peft_model
 from pictures import picture
 from pushed_runs import card_of, push, train
+from tiny_models import VISION
 
 from modeling_vitp import (
     ViTPDetectionImageProcessor,
     ViTPFeaturePyramid,
     ViTPForChangeDetection,
     ViTPForConditionalGeneration,
+    ViTPForImageClassification,
     ViTPForInstanceSegmentation,
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
@@ -28,6 +30,8 @@ from modeling_vitp import (
     ViTPImageProcessor,
     ViTPProcessor,
     ViTPSegmentationImageProcessor,
+    ViTPVisionConfig,
+    ViTPVisionModel,
     export_backbone,
     export_timm,
     spread_bands,
@@ -449,6 +453,19 @@ def test_example_of_a_backbone_runs(hub, logged_in, folder):
     names = {}
     exec(code_of(card_of(hub, "tester/b")), names)
     assert names["features"].shape == (1, 17, 32)
+
+
+@pytest.mark.parametrize("spec", [None, {"bands": [3, 2, 1], "window": [0, 3000]}, {"band_names": ["VV", "VH"]}])
+def test_example_of_a_classifier_runs(hub, logged_in, tmp_path, spec):
+    bands = (spec or {}).get("band_names")
+    vit = ViTPVisionModel(ViTPVisionConfig(**VISION, band_names=bands))
+    ViTPForImageClassification.from_backbone(vit, num_labels=2).save_pretrained(tmp_path / "c")
+    ViTPImageProcessor(size={"height": 56, "width": 56}, input_spec=spec).save_pretrained(tmp_path / "c")
+    assert push(tmp_path / "c", "tester/c", "--what", "model") == 0
+    code, names = code_of(card_of(hub, "tester/c")), {}
+    exec(code, names)
+    assert {one["label"] for one in names["found"]} == {"LABEL_0", "LABEL_1"}
+    assert ("as an array" in code) == (spec is not None)  # the pipeline converts files to 8-bit RGB
 
 
 def test_exported_part_keeps_record_and_license(folder, tmp_path):
