@@ -25,12 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     check_new(args.output_dir)
 
     from modeling_vitp import export_backbone, export_timm
-    from modeling_vitp.cards.record import copy_record
     from modeling_vitp.hub.upload import write_model_card
 
     export = export_timm if args.format == "timm" else export_backbone
     folder = export(args.checkpoint, args.output_dir)
-    copy_record(args.checkpoint, folder)
     write_model_card("backbone", folder)
     print(f"The backbone is in {folder}")
     return 0

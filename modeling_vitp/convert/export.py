@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..bands import describe_bands
-from ..cards.record import read_json
+from ..cards.record import METRICS, RECORD, copy_record, read_json
 from ..configuration_vitp import ViTPVisionConfig, patch_grid
 from ..configuration_vitp_dense import MULTI_SCALE_CONFIGS
 from ..image_processing_vitp import ViTPImageProcessor
@@ -50,7 +50,8 @@ def export_backbone(
     own `InternVLVisionModel` without remote code and without this package. `ViTPVisionModel.from_pretrained`, or
     `AutoModel` with `trust_remote_code=True`, loads it as [`ViTPVisionModel`], and `AutoBackbone` loads it from the Hub
     as [`ViTPBackbone`]. The features are the same to the bit. The image processor resizes an image to one tile without
-    cutting it, so that feature extraction returns one row for each image.
+    cutting it, so that feature extraction returns one row for each image. Of a checkpoint, the record and the license
+    are copied.
 
     A ViT of another family keeps its own `model_type` and its own class of transformers or timm.
 
@@ -88,7 +89,16 @@ def export_backbone(
         tower_of(vision_model.config).save(vision_model, output_dir)
     open_like_folder(output_dir)
     save_image_processor(output_dir, vision_model.config, image_processor)
+    replace_record(model, output_dir)
     return Path(output_dir)
+
+
+def replace_record(model: nn.Module | str | Path, output_dir: str | Path) -> None:
+    """Copy record, metrics and license of a checkpoint to its exported backbone, and remove those of another one."""
+    for name in (RECORD, METRICS):
+        (Path(output_dir) / name).unlink(missing_ok=True)
+    if isinstance(model, (str, Path)):
+        copy_record(model, output_dir)
 
 
 def check_output_dir(output_dir: str | Path, model_type: str) -> None:

@@ -15,7 +15,7 @@ from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import VISION_MODELS
 from ..modeling_vitp_backbone import open_vit
 from ..opening import read_config_fields
-from .export import check_output_dir, open_trained_vision_model, save_image_processor
+from .export import check_output_dir, open_trained_vision_model, replace_record, save_image_processor
 from .keys import VISION_TOWER, arrange_tensors
 from .tensor_files import SINGLE_FILE, open_like_folder
 
@@ -60,6 +60,7 @@ def export_timm(
         ValueError: in the cases of [`export_backbone`], and if timm's `VisionTransformer` lacks a setting of the ViT.
     """
     check_output_dir(output_dir, MODEL_TYPE)
+    source = model
     if isinstance(model, (str, Path)):
         if read_config_fields(model).get("model_type") in VISION_MODELS:
             image_processor = image_processor or ViTPImageProcessor.from_pretrained(model)
@@ -78,6 +79,7 @@ def export_timm(
     save_file(weights_in_layout(vision_model, "timm"), folder / SINGLE_FILE, {"format": "pt"})
     open_like_folder(folder)
     save_image_processor(folder, vision_model.config, image_processor)
+    replace_record(source, folder)
     return folder
 
 

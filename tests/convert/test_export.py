@@ -25,6 +25,7 @@ from modeling_vitp import (
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
+    export_timm,
     spread_bands,
 )
 
@@ -326,6 +327,20 @@ def test_export_of_folder_equals_export_of_model(exported, tmp_path):
         assert file_names(folder) == file_names(wanted)
         for name in file_names(wanted):
             assert (folder / name).read_bytes() == (wanted / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("export", [export_backbone, export_timm])
+def test_export_has_the_record_of_its_checkpoint(model_and_processor, tmp_path, export):
+    run, (model, processor) = tmp_path / "run", model_and_processor
+    model.save_pretrained(run)
+    processor.save_pretrained(run)
+    record = {"base_model": ["org/start"], "licenses": {"org/start": {"license": "cc-by-nc-4.0"}}}
+    for name, fields in (("run.json", record), ("metrics.json", {"eval": {"eval_loss": 0.25}})):
+        (run / name).write_text(json.dumps(fields))
+    folder = export(run, tmp_path / "backbone")
+    assert json.loads((folder / "run.json").read_text()) == record and (folder / "metrics.json").is_file()
+    export(model, folder)  # the weights of another run
+    assert not {"run.json", "metrics.json"} & file_names(folder)
 
 
 def test_export_of_the_vision_model_alone(exported, tower, tmp_path):
