@@ -541,6 +541,7 @@ class BaseTrainer:
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
+        self.keep_record()
         if not self.is_world_process_zero():
             return None
         self.finish_pushes()

@@ -123,11 +123,17 @@ def test_lora_pushes_the_merged_model(hub, settings, folder, tmp_path, capsys):
 def test_trainer_pushes_only_the_model(hub, logged_in, model_and_processor, tmp_path):
     model, processor = model_and_processor
     token = hub.token()
-    args = ViTPTrainingConfig(str(tmp_path / "out"), hub_model_id="tester/direct", hub_token=token, bf16=False)
+    options = {"max_steps": 1, "save_strategy": "no", "allow_text_only": True, "bf16": False}
+    args = ViTPTrainingConfig(str(tmp_path / "out"), hub_model_id="tester/direct", hub_token=token, **options)
     rows = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "there"}]}]
     trainer = ViTPTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=processor)
     (tmp_path / "out" / "optimizer.pt").write_bytes(b"state")
+    earlier = {"metrics.json": {"eval": {"eval_loss": 0.125}}, "run.json": {"command": "vitp pretrain --seed 9"}}
+    for name, fields in earlier.items():  # of another run
+        (tmp_path / "out" / name).write_text(json.dumps(fields))
+    trainer.train()
     trainer.push_to_hub()
+    assert "metrics.json" not in hub.files("tester/direct") and "--seed 9" not in card_of(hub, "tester/direct").text
     assert set(hub.files("tester/direct")) == {".gitattributes", *model_files(tmp_path / "out")}
     saved = torch.load(tmp_path / "out" / "training_args.bin", weights_only=False)
     assert saved.hub_token is None and args.hub_token == token
