@@ -134,7 +134,7 @@ class InputSpec:
         self.check_number(image.shape[0])
         if self.bands is not None:
             image = image[list(self.bands)]
-        low, high = self._range(image)
+        low, high = (bound.to(image.device) for bound in self._range(image))
         scaled = ((image.to(torch.float64) - low) / (high - low)).nan_to_num(nan=0.0).clamp(0, 1)
         return (255 * scaled**self.gamma).float().expand(self.num_channels, -1, -1)
 
@@ -196,6 +196,7 @@ def is_list_of_pairs(value) -> bool:
 
 def band_percentiles(band: torch.Tensor, percentiles: tuple[float, float]) -> list[float]:
     """Return interpolated percentiles of the finite values (`torch.quantile` is limited to 16 million elements)."""
+    band = band.cpu()
     values = band.numpy() if band.dtype != torch.bfloat16 else band.float().numpy()
     finite = np.isfinite(values)
     if not finite.any():

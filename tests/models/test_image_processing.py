@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from transformers import GotOcr2ImageProcessor, image_utils
 
 from modeling_vitp import ViTPImageProcessor, ViTPSegmentationImageProcessor
-from modeling_vitp.input_spec import band_percentiles
+from modeling_vitp.input_spec import InputSpec, band_percentiles
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HEIGHT, WIDTH = 7, 10
@@ -194,6 +194,12 @@ def test_windows_and_gamma_agree_with_numpy(name, dtype):
     spec, expected = SPECS[name]
     array = np.random.default_rng(0).integers(-600, 600, (3, HEIGHT, WIDTH)).astype(dtype)
     assert_close(unit(array, input_spec=spec), oracle(array, **expected))
+
+
+@pytest.mark.parametrize("spec", [{}, {"window": (0, 3000)}, {"window": ((0, 1), (0, 2), (0, 3))}])
+def test_image_stays_on_its_device(spec):
+    image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint16, device="meta")
+    assert InputSpec(**spec)(image).device == image.device
 
 
 @pytest.mark.parametrize("bands", [[4, 0, 2], [3], [1, 1, 1]])
