@@ -270,7 +270,7 @@ class ViTPProcessor(ProcessorMixin):
             generator = None if key is None else keyed_generator(*parts)
             kept = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
         else:
-            kept = torch.arange(sum(num_tokens))
+            kept = torch.arange(sum(num_tokens), device="cpu")
         return kept, _split_by_image(kept.numpy(), num_tokens)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:

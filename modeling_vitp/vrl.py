@@ -78,6 +78,7 @@ def draw_visual_tokens(
         ValueError: if `drop_ratio` is outside [0, 1) or `apply_prob` outside [0, 1].
     """
     num_kept = num_kept_tokens(num_tokens, drop_ratio)
-    if torch.rand((), generator=generator, dtype=torch.float64) >= check_apply_prob(apply_prob):
+    options = {"generator": generator, "device": "cpu"}  # not torch's default device
+    if torch.rand((), dtype=torch.float64, **options) >= check_apply_prob(apply_prob):
         num_kept = num_tokens
-    return torch.randperm(num_tokens, generator=generator)[:num_kept].sort().values
+    return torch.randperm(num_tokens, **options)[:num_kept].sort().values

@@ -557,6 +557,18 @@ def test_images_may_be_paths_as_objects(processor, tmp_path, way):
     )
 
 
+@pytest.mark.parametrize("ratio", [0, 0.75])
+def test_default_device_is_not_used(processor, ratio):
+    """Processors run on the CPU, also with `torch.set_default_device`."""
+    images, texts = make_batch(BATCHES["mixed"])
+    kwargs = {"images": images, "text": texts, "vrl_drop_ratio": ratio, "vrl_keys": make_keys(texts)}
+    expected = processor(**kwargs)
+    with torch.device("meta"):
+        output = processor(**kwargs)
+    assert output["input_ids"] == expected["input_ids"]
+    assert all(torch.equal(output[name], expected[name]) for name in expected if name[:2] in ("pi", "vi"))
+
+
 def test_empty_text_has_no_tokens(processor):
     output = processor(text=["", "a"], return_offsets_mapping=True, vrl_drop_ratio=0.5)
     alone = processor.tokenizer(["", "a"], return_offsets_mapping=True)
