@@ -112,8 +112,7 @@ def fill_card(
 
 def describe_input(files: dict[str, Path | bytes]) -> str | None:
     """Return a table of the image processor's settings."""
-    processor = read_pushed(files, "processor_config.json").get("image_processor") or {}
-    processor = processor or read_pushed(files, "preprocessor_config.json")
+    processor = read_image_processor(files)
     size = processor.get("size") or {}
     spec = processor.get("input_spec") or {}
     rows = {
@@ -285,15 +284,24 @@ def code_example(entry: Any, config: dict[str, Any], files: dict[str, Path | byt
         code = code.replace("transform(image)[None]", 'transform(image, return_tensors="pt").pixel_values')
         code = code.replace("import Image\n", "import Image\nfrom transformers import AutoImageProcessor\n")
     parts = (config, config.get("vision_config") or {}, config.get("backbone_config") or {})
-    bands = next((len(part["band_names"]) for part in parts if part.get("band_names")), None)
-    spec = read_pushed(files, "preprocessor_config.json").get("input_spec")
+    channels = next((len(part["band_names"]) for part in parts if part.get("band_names")), None)
+    if channels is not None:
+        code = code.replace("zeros(1, 3,", f"zeros(1, {channels},")
+    spec = read_image_processor(files).get("input_spec") or {}
+    bands = 1 + max(spec["bands"]) if spec.get("bands") else channels  # of the user's image
     if spec and "pipeline(" in code:
-        bands = bands or 1 + max(spec.get("bands") or [0])
+        bands = bands or 1
         code = code.replace("# yours", "# yours, as an array: the pipeline reads files as 8-bit RGB")
     if bands is not None:
-        code = code.replace("from PIL import Image", "import numpy as np").replace("zeros(1, 3,", f"zeros(1, {bands},")
+        code = code.replace("from PIL import Image", "import numpy as np")
         code = code.replace('Image.new("RGB", (640, 480))', f"np.zeros(({bands}, 480, 640), np.uint16)")
     return f"```python\n{code.strip()}\n```"
+
+
+def read_image_processor(files: dict[str, Path | bytes]) -> dict[str, Any]:
+    """Return the settings of the image processor among the pushed files, or `{}` if it is missing."""
+    settings = read_pushed(files, "processor_config.json").get("image_processor")
+    return settings or read_pushed(files, "preprocessor_config.json")
 
 
 def read_pushed(files: dict[str, Path | bytes], name: str) -> dict[str, Any]:

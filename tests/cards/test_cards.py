@@ -448,7 +448,12 @@ def test_card_of_the_project(hub, logged_in, folder, tmp_path, monkeypatch):
     assert names["features"].shape == (1, 17, 32)
 
 
-def test_example_of_a_backbone_runs(hub, logged_in, folder):
+@pytest.mark.parametrize("bands", [None, [3, 2, 1]])
+def test_example_of_a_backbone_runs(hub, logged_in, folder, bands):
+    if bands is not None:
+        processor = ViTPProcessor.from_pretrained(folder)
+        processor.image_processor.input_spec = {"bands": bands, "window": [0, 3000]}
+        processor.save_pretrained(folder)
     assert push(folder, "tester/b", "--what", "backbone") == 0
     names = {}
     exec(code_of(card_of(hub, "tester/b")), names)
