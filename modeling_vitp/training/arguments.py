@@ -669,7 +669,8 @@ class SplitArguments(PlanArguments):
         default=None,
         metadata={
             "help": "Split that is scored during training, according to eval_strategy, and at the end; '' for none. "
-            "The last checkpoint is the result unless load_best_model_at_end is set."
+            "The last checkpoint is the result unless load_best_model_at_end is set, which selects by "
+            "metric_for_best_model, by default the main score."
         },
     )
     test_split: str | None = field(

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import functional as F
 from transformers import BaseImageProcessor, PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..bands import check_same_bands
 from ..configuration_vitp import ViTPVisionConfig, known_keys
@@ -132,6 +132,11 @@ class FineTuningTrainer(SampleTrainer):
     scored_with: ClassVar[tuple[str, ...]] = ()
     evaluates_one_by_one: ClassVar[bool] = False
     metric: DistributedMetric
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        if self.args.metric_for_best_model == "loss":  # The default of transformers, but evaluation computes no loss.
+            self.args.metric_for_best_model, self.args.greater_is_better = self.main_score, True
+        return super().train(*args, **kwargs)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         settings, args, model = super().run_settings(), self.args, self.accelerator.unwrap_model(self.model)

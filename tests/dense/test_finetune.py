@@ -215,6 +215,17 @@ def test_changed_settings_are_refused_on_resume(tmp_path, caplog):
     assert "class_weights" in caplog.text and "[1.0, 2.0, 1.0" in caplog.text
 
 
+def test_best_checkpoint_has_best_main_score(tmp_path):
+    dense_data.make_loveda(tmp_path / "data", size=64)
+    settings = {"train_splits": ["train"], "eval_split": "val", "submission": None, "test_scales": [1.0]}
+    settings |= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    assert main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings)) == 0
+    state = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())
+    scores = [logs["eval_mean_iou"] for logs in state["log_history"] if "eval_mean_iou" in logs]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert len(scores) == 2 and metrics["eval"]["eval_mean_iou"] == max(scores)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
