@@ -38,6 +38,7 @@ from ..instructions.rows import content_of
 from ..training.arguments import check_type, is_of
 from ..training.batching import share
 from ..training.fine_tuning_data import (
+    CASES,
     DataSettings,
     FileSample,
     cases_of_rows,
@@ -253,7 +254,7 @@ class MaskedImages(torch.utils.data.Dataset):
 
     Attributes:
         rows: sources of the samples.
-        cases: case of each sample.
+        cases: patient or case of each sample, the unit of resamples.
     """
 
     rows: Sequence
@@ -404,7 +405,8 @@ class Rows(MaskedImages):
     """Segmentation data set of the rows of a `datasets` data set, from the Hub or from volumes.
 
     Args:
-        rows: data set with image columns, a mask column, and optionally `id` and `patient` or `case`.
+        rows: data set with image columns, a mask column, and optionally `id` and `patient` or `case`. With both, a
+            case is a volume of the patient.
         encoding: encoding of the masks.
         input_spec: conversion of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
         columns: names of the columns `image` (or `before` and `after`) and `mask`, if they are not those of `USUAL`.
@@ -438,11 +440,13 @@ class Rows(MaskedImages):
         return name, images, mask
 
     def __getitem__(self, index: int) -> dict:
-        """Return a sample, for slices of volumes with `place` and `spacing`, see [`slice_volumes`]."""
-        item, slice_columns = super().__getitem__(index), ["place", "spacing"]
-        if not {*slice_columns} <= {*self.rows.column_names}:
-            return item
-        return item | self.rows.select_columns(slice_columns)[index]
+        """Return a sample, for slices of volumes with `patient`, `place` and `spacing`, see [`slice_volumes`]."""
+        item, known = super().__getitem__(index), {*self.rows.column_names}
+        if {*CASES} <= known:
+            item |= {"patient": item["case"], "case": str(self.rows.select_columns(["case"])[index]["case"])}
+        if {"place", "spacing"} <= known:
+            item |= self.rows.select_columns(["place", "spacing"])[index]
+        return item
 
     def read_mask(self, index: int):
         if self.mask_column is None:
@@ -475,9 +479,10 @@ def slice_volumes(
 ) -> datasets.Dataset:
     """Convert volumes to a data set with one row per slice.
 
-    The columns are `id`, `case` (id of the volume), `image`, and `mask` if the samples have masks. Without
-    `foreground_only` the rows also have `place`, the index of the slice in its volume, and `spacing` (see
-    [`~modeling_vitp.images.volumes.Volume.spacing`]). [`~modeling_vitp.images.volumes.Volume`] cuts the slices.
+    The columns are `id`, `patient` (or another case of the sample, see [`FileSample`]), `case` (id of the volume),
+    `image`, and `mask` if the samples have masks. Without `foreground_only` the rows also have `place`, the index of
+    the slice in its volume, and `spacing` (see [`~modeling_vitp.images.volumes.Volume.spacing`]).
+    [`~modeling_vitp.images.volumes.Volume`] cuts the slices.
 
     Args:
         samples: samples with one file (NIfTI, or the folder of a DICOM series), which becomes a gray image, or with
@@ -494,7 +499,7 @@ def slice_volumes(
             position from its mask or the other channels, or has a mask with values that are not integers.
     """
     check_cut(plane, window, percentiles)
-    features = {"id": datasets.Value("string"), "case": datasets.Value("string"), "image": datasets.Image()}
+    features = dict.fromkeys(("id", "patient", "case"), datasets.Value("string")) | {"image": datasets.Image()}
     if samples[0].mask is not None:
         features["mask"] = datasets.Image()
     if not foreground_only:
@@ -525,7 +530,8 @@ def slices(files: list[tuple[FileSample, list[int]]], settings: Mapping) -> Iter
     for sample, _ in files:
         cuts = VolumeSlices(sample.images, plane, settings["window"], settings["percentiles"], sample.mask)
         for index in range(len(cuts)):
-            row = {"id": f"{sample.id}/{plane}_{index:04d}", "case": sample.id, "image": cuts.image(index)}
+            row = {"id": f"{sample.id}/{plane}_{index:04d}", "patient": sample.case, "case": sample.id}
+            row["image"] = cuts.image(index)
             if sample.mask is not None:
                 labels = cuts.mask(index)
                 indices = encoding.encode(labels.astype(np.int32), str(sample.mask))

@@ -200,7 +200,7 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
                 "references": [sample["mask"].numpy()],
                 "case_ids": [sample["case"]],
             }
-            self.metric.add_batch(**scored)
+            self.metric.add_batch(**scored, group_ids=[sample.get("patient", sample["case"])])
             if surfaces is not None and "spacing" in sample:
                 surfaces.add_batch(**scored, spacings=[sample["spacing"]], places=[sample["place"]])
         metrics = name_classes(self.metric.compute(), self.names)

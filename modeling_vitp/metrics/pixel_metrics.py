@@ -1,5 +1,6 @@
 """Base class and functions of the metrics of label maps. Pixels are counted per case, and maps are not kept."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import evaluate
@@ -88,7 +89,7 @@ class PixelMetric(DistributedMetric):
     def __init__(self, *args, num_labels: int, ignore_index: int | None = None, **kwargs):
         self.num_labels = num_labels
         self.ignore_index = ignore_index
-        self.kept: dict[Hashable, np.ndarray] = {}
+        self.kept: dict[tuple[Hashable, Hashable], np.ndarray] = {}
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -97,7 +98,14 @@ class PixelMetric(DistributedMetric):
     def set_names(self, names: Sequence[str]) -> None:
         """Set the names of the classes. Metrics that depend on class names override this method."""
 
-    def add_batch(self, *, predictions: Sequence, references: Sequence, case_ids: Sequence[Hashable] | None = None):
+    def add_batch(
+        self,
+        *,
+        predictions: Sequence,
+        references: Sequence,
+        case_ids: Sequence[Hashable] | None = None,
+        group_ids: Sequence[Hashable] | None = None,
+    ):
         """Count a batch.
 
         Args:
@@ -105,27 +113,41 @@ class PixelMetric(DistributedMetric):
                 of different sizes must be a list.
             case_ids: case of each map, all numbers or all strings. The maps of a case (slices of a volume) may be added
                 in any batch and process. Default: each map is a case.
+            group_ids: group of the case of each map, such as the patient of a volume; all numbers or all strings. Only
+                resamples use them. Default: each case is a group.
 
         Raises:
             ValueError: if the arguments differ in number or shape, or have a value that is not a class index.
         """
         if case_ids is None:
             case_ids = [(self.process_id, len(self) + index) for index in range(len(references))]
-        if not len(predictions) == len(case_ids) == len(references):
+        group_ids = case_ids if group_ids is None else group_ids
+        if not len(predictions) == len(case_ids) == len(group_ids) == len(references):
             raise ValueError(
-                f"{self.name}: expected as many predictions and case_ids as references, got {len(predictions)}, "
-                f"{len(case_ids)} and {len(references)}."
+                f"{self.name}: expected as many predictions, case_ids and group_ids as references, got "
+                f"{len(predictions)}, {len(case_ids)} and {len(references)}, and {len(group_ids)} group_ids."
             )
-        for index, (prediction, reference, case) in enumerate(zip(predictions, references, case_ids)):
+        for index, (prediction, reference, *case) in enumerate(zip(predictions, references, group_ids, case_ids)):
             try:
                 areas = count_areas(prediction, reference, self.num_labels, self.ignore_index)
             except ValueError as error:
                 raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
-            self.kept[case] = self.kept.get(case, 0) + areas
+            self.kept[tuple(case)] = self.kept.get(tuple(case), 0) + areas
 
-    def _join(self, parts: list[dict[Hashable, np.ndarray]]) -> np.ndarray:
+    def _join(self, parts: list[dict[tuple[Hashable, Hashable], np.ndarray]]) -> np.ndarray:
+        """Return the index of the first case and the number of cases of each group, int64 of shape `(groups, 2)`.
+
+        Set `areas` to the pixel counts of the cases, group by group.
+        """
         total = {}
         for part in parts:
             for case, areas in part.items():
                 total[case] = total.get(case, 0) + areas
-        return np.stack([total[case] for case in sorted(total)])
+        self.areas = np.stack([total[case] for case in sorted(total)])
+        counts = np.array([*Counter(group for group, _ in sorted(total)).values()])
+        return np.stack([np.cumsum(counts) - counts, counts], axis=1)
+
+    def _take(self, indices):
+        starts, counts = self.cases[indices].T
+        ends = np.cumsum(counts)
+        return self.areas[np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])]

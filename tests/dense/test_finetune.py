@@ -158,12 +158,14 @@ def test_volumes_of_patient_are_separate_cases(tmp_path):
         for name, folder in (("train", "Tr"), ("test", "Va"))
     }
     described = dense_data.read_config("amos2022")["data"] | {"splits": splits, "root": str(tmp_path / "data")}
-    settings = {"eval_split": None, "num_pictures": 0, "data": described}
+    settings = {"eval_split": None, "num_pictures": 0, "data": described, "resample_test": True}
     assert main(dense_data.smoke_arguments("amos2022", tmp_path / "data", tmp_path / "out", **settings)) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["test_cases"] == 1 and len({*metrics["test_resampled"]}) == 1  # One patient is resampled.
+    metrics = metrics["test"]
     samples = DenseData.from_dict(described).open(["test"])
     cases = [samples[index]["case"] for index in range(len(samples))]
-    assert set(cases) == {"p1/3", "p1/4"}
+    assert set(cases) == {"p1/3", "p1/4"} and set(samples.cases) == {"p1"}
     dice = []
     for case in set(cases):
         mine = Subset(samples, [index for index, other in enumerate(cases) if other == case])

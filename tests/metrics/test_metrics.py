@@ -203,6 +203,8 @@ def test_unequal_numbers_are_refused():
         load("change_detection").add_batch(predictions=[[[0]]], references=[[[0]], [[0]]])
     with pytest.raises(ValueError, match="2, 1 and 2"):
         load("dice", num_labels=2).add_batch(predictions=[[[0]]] * 2, references=[[[0]]] * 2, case_ids=["a"])
+    with pytest.raises(ValueError, match="1 group_ids"):
+        load("dice", num_labels=2).add_batch(predictions=[[[0]]] * 2, references=[[[0]]] * 2, group_ids=["a"])
 
 
 @pytest.mark.slow

@@ -96,6 +96,21 @@ def test_resampled_scores_equal_repeated_images(kind):
     np.testing.assert_equal(metric.compute_cases(np.arange(NUMBER)), result)
 
 
+def test_cases_of_a_group_are_resampled_together():
+    cases, groups = [of_maps(np.random.default_rng(index)) for index in range(4)], ["b", "a", "b", "a"]
+    grouped, joined = load("dice"), load("dice")
+    for index, (case, group) in enumerate(zip(cases, groups)):
+        ids = {"case_ids": [f"{index}"] * PARTS, "group_ids": [group] * PARTS}
+        grouped.add_batch(**case, **ids)
+        joined.add_batch(**case, case_ids=ids["group_ids"])
+    own = load("dice").compute(
+        **{key: np.concatenate([case[key] for case in cases]) for key in cases[0]},
+        case_ids=np.arange(4).repeat(PARTS).tolist(),
+    )
+    assert grouped.compute() == own != joined.compute()
+    assert grouped.score_images() == joined.score_images() and grouped.score_images().cases == 2
+
+
 def test_other_score_is_resampled_and_unknown_score_refused():
     metric = load("mean_iou")
     for index in range(NUMBER):
