@@ -106,8 +106,8 @@ def read_files(
             is the COCO file, or a folder with one file per image, and may be missing; for GeoJSON or GeoPackage it is a
             file or a folder, see [`~modeling_vitp.instructions.from_annotations.geodata.feature_files`]. `list` is a
             file with the names of the images of the split, or their paths below `root`, one per line. `part` is a range
-            in [0, 1) that selects images by a hash of their name, and `part_seed` selects others. `cases` is a JSON
-            file with the case (such as a scene) of each image by its path below `root`.
+            in [0, 1) that selects images by a hash of their name or case, and `part_seed` selects others. `cases` is a
+            JSON file with the case (such as a scene) of each image by its path below `root`.
         name: name of the split in errors.
         class_property: property with the class of a feature, with `"geojson"`.
 
@@ -154,22 +154,24 @@ def read_files(
         if len(set(listed)) < len(listed):
             raise ValueError(f"{root / settings['list']} lists {max(listed, key=listed.count)!r} twice.")
     chosen = sorted(set(annotated) | (set(images) if form != "coco" else set())) if listed is None else listed
+    known = [key for key in chosen if key in images]
+    cases = dict(zip(known, read_cases(root, settings, [images[key] for key in known])))
     if "part" in settings:
-        chosen = [key for key in chosen if key not in images or in_part(images[key].stem, settings)]
+        of_case = {key: case.get("case", images[key].stem) for key, case in cases.items()}
+        chosen = [key for key in chosen if key not in images or in_part(of_case[key], settings)]
     for key in chosen:
         if key not in images:
             where = root / settings["annotations" if listed is None else "list"]
             raise ValueError(f"No image for {key!r} of {where} in {root / settings['images']}.")
         if key not in annotated:
             raise ValueError(f"No annotation for {images[key]} in {root / settings['annotations']}.")
-    cases = read_cases(root, settings, [images[key] for key in chosen])
-    for key, case in zip(chosen, cases):
+    for key in chosen:
         path = below(root, images[key].relative_to(root))
         check_file(path)
         check_upright(path)
         size = stored_size(path)
         found = None if annotated[key] is None else reader(annotated[key], path, size)
-        yield AnnotatedFile(key, path, size, found, **case)
+        yield AnnotatedFile(key, path, size, found, **cases[key])
 
 
 def images_by_name(folder: Path) -> dict[str, Path]:

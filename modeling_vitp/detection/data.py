@@ -316,7 +316,7 @@ class DetectionData(DataSettings):
         return places
 
     def check_disjoint(self, names: Sequence[str], task: str) -> None:
-        """Raise a `ValueError` if two of the splits share rows, a file, or a patient.
+        """Raise a `ValueError` if two of the splits share rows, a file, a patient or a case.
 
         Unless the configuration allows it, images with equal content under different names are an error too.
         """
@@ -326,8 +326,11 @@ class DetectionData(DataSettings):
             return
         samples = {}
         for name in names:
-            images = dict.fromkeys(place.image for place in self._open(name, task).places)
-            samples[name] = [FileSample(image.stem, {}, (image,), None) for image in images]
+            images = {place.image: {"case": place.case} for place in self._open(name, task).places}
+            has_cases = "cases" in self.split_settings(name)
+            samples[name] = [
+                FileSample(image.stem, case if has_cases else {}, (image,), None) for image, case in images.items()
+            ]
         self.check_files(samples)
 
 

@@ -49,6 +49,7 @@ from modeling_vitp.detection.trainer import reference
 from modeling_vitp.instructions.from_annotations.formats import AnnotatedObject
 from modeling_vitp.metrics.report import METRICS_FOLDER
 from modeling_vitp.training.command_line import load_plugins
+from modeling_vitp.training.fine_tuning_data import hashed_position
 
 IMAGES = ["a_001", "b_002", "empty_003", "c_004"]
 SPLITS = {
@@ -770,6 +771,24 @@ def test_dicom_patient_in_two_splits_is_refused(tmp_path, monkeypatch):
         described.check_disjoint(["train", "test"], "oriented")
     allowed = describe(tmp_path, "dota", splits=splits, allow_shared_images=True)
     allowed.check_disjoint(["train", "test"], "oriented")
+
+
+def test_scene_is_in_one_split(tmp_path):
+    names = [f"{letter}_{number:03}" for letter in "abcd" for number in range(4)]
+    write_dota(tmp_path, names)
+    scenes = {f"images/{name}.png": f"scene {name[0]}" for name in names}
+    (tmp_path / "scenes.json").write_text(json.dumps(scenes))
+    common = SPLITS["dota"] | {"cases": "scenes.json"}
+    ends = sorted(hashed_position(scene) for scene in set(scenes.values()))[1:3]
+    splits = {"train": common | {"part": [0.0, sum(ends) / 2]}, "test": common | {"part": [sum(ends) / 2, 1.0]}}
+    described = describe(tmp_path, "dota", splits=splits)
+    described.check_disjoint(["train", "test"], "oriented")
+    assert [len(described.open([name], "oriented")) for name in splits] == [8, 8]
+    for name, chosen in (("train", names[::2]), ("test", names[1::2])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(chosen))
+    described = describe(tmp_path, "dota", splits={name: common | {"list": f"{name}.txt"} for name in splits})
+    with pytest.raises(ValueError, match="case scene a .*'train' and 'test'"):
+        described.check_disjoint(["train", "test"], "oriented")
 
 
 @pytest.mark.parametrize("stored", ["files", "rows"])
