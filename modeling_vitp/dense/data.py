@@ -706,6 +706,7 @@ def settings_of_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
         inferred["classes"] = known if all("color" in item for item in known) else inferred["classes"]
     else:
         values = [item["value"] for item in inferred["classes"]] + inferred["ignore"]
+        values = [value for value in values if value not in settings.get("ignore", ())]
         spans = [span(item.value) for item in LabelEncoding(known).classes]
         matches = [[first <= value <= last for value in values] for first, last in spans]
         if all(map(any, matches)) and all(map(any, zip(*matches))):  # for example masks that were saved as JPEG

@@ -76,6 +76,7 @@ def test_prepared_uavid_has_names_of_configuration(tmp_path):
         ("covid_qu_ex", [0, 1, 254, 255], [0, 0, 1, 1]),  # saved as JPEG
         ("covid_qu_ex", [0, 1], [0, 1]),
         ("isaid", [(0, 0, 0), (0, 0, 63)], [0, 1]),
+        ("loveda", [0, 1, 2, 3, 4, 5, 6, 7], [255, 0, 1, 2, 3, 4, 5, 6]),  # 0 is ignored
     ],
 )
 def test_other_masks_keep_classes_of_configuration(config, values, expected, tmp_path):
