@@ -279,13 +279,13 @@ class RowImages(ClassifiedImages):
         check_image_columns(rows, [self.column], name)
         self.rows = encoded_rows(rows)
         stored, known = stored_labels(rows, found["label"], name)
-        numbers = range(len(rows))
-        ids = list(map(str, rows["id"] if "id" in rows.column_names else numbers))
-        super().__init__(ids, cases_of_rows(rows) or list(map(str, numbers)), stored, known, input_spec)
+        self.numbers = range(len(rows))  # Of the rows in the data set, also in a subset.
+        ids = list(map(str, rows["id"] if "id" in rows.column_names else self.numbers))
+        super().__init__(ids, cases_of_rows(rows) or list(map(str, self.numbers)), stored, known, input_spec)
 
     def where(self, index: int) -> str:
         path = self.stored_image(index).get("path")
-        return f"Row {index} of split {self.name!r}" + (f" ({path})" if path else "")
+        return f"Row {self.numbers[index]} of split {self.name!r}" + (f" ({path})" if path else "")
 
     def stored_image(self, index: int) -> dict:
         return self.rows[index][self.column] or {}  # An empty cell is an image without content, an error.
@@ -298,7 +298,7 @@ class RowImages(ClassifiedImages):
 
     def subset(self, chosen: Sequence[int]) -> Self:
         subset = super().subset(chosen)
-        subset.rows = self.rows.select(chosen)
+        subset.rows, subset.numbers = self.rows.select(chosen), [self.numbers[index] for index in chosen]
         return subset
 
 
