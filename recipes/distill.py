@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     data = [{"name": ", ".join(map(public_name, args.data)), "images": len(trainer.train_dataset)}]
     evaluated_on = {"name": ", ".join(map(public_name, args.eval_data)), "eval": "held-out images"}
     sources = [args.teacher, args.student]
-    trainer.record(command_of(argv), sources, data, evaluated_on if args.eval_data else None)
+    trainer.record(command_of("distill", argv), sources, data, evaluated_on if args.eval_data else None)
     metrics = results.train(trainer)
     results.evaluate(trainer, metrics, "eval", trainer.eval_dataset)
     if not trainer.is_world_process_zero():

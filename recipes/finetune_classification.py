@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
-        trainer.record(command_of(argv), [model_args.model_name_or_path], *described)
+        trainer.record(command_of("finetune_classification", argv), [model_args.model_name_or_path], *described)
     scored = scored.get(args.eval_split), scored.get(args.test_split)
     return results.fine_tune(trainer, *scored, args.num_pictures, resample_test=args.resample_test, **counted)
 

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     counted = {}
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
-        trainer.record(command_of(argv), [model_args.model_name_or_path], *described)
+        trainer.record(command_of("finetune_detection", argv), [model_args.model_name_or_path], *described)
         counted = {"train_images": len(train_dataset), "train_objects": train_dataset.count(data.names.names)}
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
     controls = None

@@ -86,7 +86,8 @@ def main(
     )
     if train_dataset is not None:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
-        trainer.record(command_of(argv), [model_args.model_name_or_path], *described)
+        recipe = "finetune_segmentation" if expected == 1 else "finetune_change_detection"
+        trainer.record(command_of(recipe, argv), [model_args.model_name_or_path], *described)
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
     shown = args.num_pictures, submit, None, args.resample_test
     return results.fine_tune(trainer, eval_dataset, test_dataset, *shown, train_pixels=pixels)

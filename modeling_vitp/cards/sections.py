@@ -69,6 +69,6 @@ def portable_command(recipe: str, arguments: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def command_of(argv: Sequence[str] | None) -> str:
-    """Return the command of this process for a card, with its own arguments if `argv` is `None`."""
-    return portable_command(Path(sys.argv[0]).stem, sys.argv[1:] if argv is None else argv)
+def command_of(recipe: str, argv: Sequence[str] | None) -> str:
+    """Return the command of a recipe for a card, with the arguments of this process if `argv` is `None`."""
+    return portable_command(recipe, sys.argv[1:] if argv is None else argv)

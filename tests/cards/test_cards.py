@@ -39,7 +39,7 @@ from modeling_vitp import (
 from modeling_vitp.auto.registry import find_model
 from modeling_vitp.cards.model_card import describe_training, headlines
 from modeling_vitp.cards.record import copy_record, provenance, read_record, stated_licenses, write_record
-from modeling_vitp.cards.sections import portable_command, set_section
+from modeling_vitp.cards.sections import command_of, portable_command, set_section
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.hub.files import model_files
 from modeling_vitp.hub.upload import write_model_card
@@ -510,6 +510,12 @@ def test_set_section_keeps_other_sections(tmp_path):
 )
 def test_recorded_command_has_no_token_or_path(words, expected):
     assert portable_command("pretrain", words) == f"vitp pretrain {expected}".strip()
+
+
+def test_command_of_a_run_in_another_program_names_the_recipe(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipes/adapt.py", "--seed", "2"])
+    assert command_of("pretrain", ["--config", "run.yaml"]) == "vitp pretrain --config run.yaml"
+    assert command_of("pretrain", None) == "vitp pretrain --seed 2"
 
 
 def test_example_of_a_backbone_for_timm_runs(hub, logged_in, folder, tmp_path):
