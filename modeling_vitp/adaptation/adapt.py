@@ -311,6 +311,11 @@ class Adaptation:
             )
         elif not is_passed:
             problems.append(f"The instructions are invalid, see {path}.")
+        if self.labels.test_scenes == 1:
+            problems.append(
+                f"All {len(files)} test images are of one scene or patient: the verdict would be 'Not decided'. Add "
+                "images of other scenes, or set scene_pattern so that they are told apart."
+            )
         priors = {report.name: report.answer_prior for report in reports if report.answer_prior is not None}
         for name in (name for name, prior in priors.items() if prior.hidden_bits < LITTLE):
             problems.append(

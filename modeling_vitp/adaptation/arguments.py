@@ -154,7 +154,7 @@ class AdaptArguments(Arguments):
         default=False,
         metadata={
             "help": "Go on where the command would stop: answers that follow from their questions, test images in the "
-            "training data, a backbone that is worse after a tenth of the steps. Default: false."
+            "training data or of one scene, a backbone that is worse after a tenth of the steps. Default: false."
         },
     )
     output_dir: str | None = field(default=None, metadata={"help": "Output folder. The same command resumes in it."})

@@ -459,7 +459,8 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
     """Draw the split of each training image, with about `SHARE` of the images in each split but the first.
 
     Of many random splits, the one is chosen that has the most classes in the first split, then the most in the others,
-    and then the sizes closest to the wanted ones. Scenes with the only images of a class are drawn last.
+    and then the sizes closest to the wanted ones. Scenes with the only images of a class are drawn last. With three
+    scenes for each split, each has at least two, because differences on a single scene are not decided.
 
     Args:
         scenes: scene of each image, int of shape `(images,)`.
@@ -475,13 +476,14 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
     common = np.setdiff1d(np.arange(len(sizes)), rare)
     random, best = np.random.default_rng(seed), None
     number, wanted = len(splits), SHARE * len(scenes)
+    least = 2 if len(sizes) >= 3 * number else 1
     for _ in range(DRAWS):
         order = np.concatenate([random.permutation(common), random.permutation(rare)])
         sums = np.concatenate([[0], sizes[order].cumsum()])
         parts, end = np.zeros(len(sizes), int), 0
         for part in range(1, number):
-            start, last = end, len(sizes) - number + part  # Each split that follows has a scene.
-            ends = np.arange(start + 1, last + 1)
+            start, last = end, len(sizes) - least * (number - part)  # The splits that follow have their scenes.
+            ends = np.arange(start + least, last + 1)
             end = ends[abs(sums[ends] - sums[start] - max(wanted, MIN_IMAGES)).argmin()]
             parts[order[start:end]] = part
         counts = np.bincount(parts, sizes, number)

@@ -150,7 +150,7 @@ class AdaptationReport:
         number = self.data.get("images", {}).get("test", FEW)
         scenes = self.data.get("test_scenes", number)
         if scenes == 1:
-            best, first = "", "Not decided: all test images are of one scene."
+            best, first = "", "Not decided: all test images are of one scene or patient."
         elif best != self.start:
             verb = "they are" if best == RANDOM else "it is"
             first = f"Use {label(best)}: {verb} better than the adapted backbone by {self.loss(differences[best])}."
@@ -167,7 +167,7 @@ class AdaptationReport:
             first = f"Keep {start}: no difference to the adapted backbone was found ({gain})."
         others = [self.compare(name, one) for name, one in differences.items() if name != best]
         found = f"{number} images" if scenes == number else f"images of {scenes} scenes or patients"
-        few = f"The test split has {found}: with so few, do not rely on the intervals." * (scenes < FEW)
+        few = f"The test split has {found}: with so few, do not rely on the intervals." * (1 < scenes < FEW)
         return " ".join(filter(None, [first, *others, few, "" if self.looks_at_images() else BLIND]))
 
     def compare(self, name: str, difference: Difference) -> str:

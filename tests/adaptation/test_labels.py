@@ -269,6 +269,15 @@ def test_patients_stay_in_one_split(tmp_path, monkeypatch):
     assert sum(map(len, patients)) == 6 and "6 patients" in found.how
 
 
+def test_drawn_splits_have_two_scenes(tmp_path):
+    """One scene has 15% of the images."""
+    root = tmp_path / "data"
+    write_masks(root, [f"{scene}_{n}" for scene in "abcdefghi" for n in range(7 if scene == "a" else 5)])
+    for seed in range(3):
+        scenes = scenes_of(read_labels(root, tmp_path / f"{seed}", seed=seed))
+        assert [len(scenes[split]) for split in ("val", "test")] == [2, 2]
+
+
 def test_identical_images_stay_in_one_split(tmp_path):
     root = tmp_path / "data"
     write_folders(root, [f"{name}x" for name in "abcdefghijkl"])

@@ -129,7 +129,7 @@ def test_verdict_warns_of_few_test_images(number):
     assert "The test split has images of 2 scenes or patients: with so few" in verdict
     data["test_scenes"] = 1
     verdict = make_report({ADAPTED: 0.60, "dinov2-base": 0.50}, data=data).verdict
-    assert verdict.startswith("Not decided: all test images are of one scene.")
+    assert verdict.startswith("Not decided: all test images are of one scene or patient.")
 
 
 @pytest.mark.parametrize("lows, is_blind", [([-0.1, 0.0], True), ([-0.1, 0.01], False), ([], False)])

@@ -317,6 +317,19 @@ def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch):
     assert seen["input_spec"] == spec and seen["test_images"].spec.bands == (4, 1, 0)
 
 
+@pytest.mark.parametrize("scenes", [1, 2])
+def test_test_images_of_one_scene_are_a_problem(tmp_path, monkeypatch, scenes):
+    found = adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False})
+    found.labels = SimpleNamespace(images={"test": [tmp_path / "0.png", tmp_path / "1.png"]}, test_scenes=scenes)
+    Path(found.instructions).mkdir(parents=True)
+    monkeypatch.setattr(adapting, "load_sources", lambda name: SimpleNamespace(sources=[]))
+    monkeypatch.setattr(adapting, "TestImages", lambda *args: None)
+    monkeypatch.setattr(adapting, "validate", lambda *args, **options: [])
+    monkeypatch.setattr(adapting, "check_answer_priors", lambda *args: "")
+    problems = found.check_instructions()["problems"]
+    assert any("one scene" in problem for problem in problems) == (scenes == 1)
+
+
 def test_small_label_fractions_have_a_folder_each():
     runs = Comparison(None, {}, 1, [1e-3], Path("runs"), None)
     assert len({runs.run_folder("a", 1e-3, 0, fraction) for fraction in (0.001, 0.002, 0.1, 0.101, 1.0)}) == 5
