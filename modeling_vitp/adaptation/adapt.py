@@ -141,6 +141,8 @@ class Adaptation:
         print(self.labels.how)
         self.parse_fine_tuning()
         if args.instructions is None:
+            Path(self.instructions).mkdir(parents=True, exist_ok=True)  # otherwise the next line misses a data set
+            self.parse_pretraining({}, 1)  # reports a wrong setting or a missing model before questions are made
             self.begin("instructions")
             for split in ("train", "test"):
                 self.progress.result(f"instructions/{split}", lambda split=split: self.make_instructions(split))

@@ -95,10 +95,16 @@ def test_fine_tuning_has_at_most_50_epochs(tmp_path, settings, batch):
     assert images > 8 and (plan["steps"], plan["fine_tuning_steps"]) == (20 * 10, 50 * (images // batch))
 
 
-def test_setting_of_the_fine_tuning_is_reported_before_the_pretraining(tmp_path):
+def test_settings_of_the_trainings_are_checked_before_questions_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapting, "run_command", None)
     write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
     with pytest.raises(ValueError, match="fine_tuning: unknown option 'foo'.*finetune_classification --help_all"):
         adaptation(tmp_path, fine_tuning={"foo": 1}).run()
+    with pytest.raises(ValueError, match="pretraining: unknown option 'foo'.*pretrain --help_all"):
+        adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "foo": 1}).run()
+    save_vit(tmp_path / "vit", "dinov2")
+    with pytest.raises(ValueError, match="language_model='lm'"):
+        adaptation(tmp_path, start=str(tmp_path / "vit"), language_model="lm", pretraining=None).run()
 
 
 def test_phrase_of_an_unknown_class_is_an_error(tmp_path):
