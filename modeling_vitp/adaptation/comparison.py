@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..command.errors import TrainingDiverged
 from ..evaluation.comparison import Progress
 from ..instructions.from_annotations.formats import read_list
 from ..vision_towers import pair
@@ -39,10 +40,24 @@ class Comparison:
     begin: Callable[[], Any] = lambda: None
 
     def choose_rate(self, model: str, backbone: str, seed: int) -> float:
-        """Fine-tune a backbone with each learning rate, and return the best one on the validation split."""
+        """Fine-tune a backbone with each learning rate, and return the best one on the validation split.
+
+        Learning rates whose training diverges are left out.
+
+        Raises:
+            TrainingDiverged: if the training diverges with each of them.
+        """
         if len(self.learning_rates) == 1:
             return self.learning_rates[0]
-        scores = {rate: self.fine_tune(model, backbone, rate, seed) for rate in self.learning_rates}
+        scores, reason = {}, ""
+        for rate in self.learning_rates:
+            try:
+                scores[rate] = self.fine_tune(model, backbone, rate, seed)
+            except TrainingDiverged as error:
+                reason = str(error)  # The error itself would keep the model in memory.
+                print(f"The learning rate {rate:g} is left out for {model}: {reason}")
+        if not scores:
+            raise TrainingDiverged(f"The fine-tuning of {model} diverges with each of `learning_rates`: {reason}")
         best = max(scores, key=scores.get)
         for rate in scores:
             if rate != best:

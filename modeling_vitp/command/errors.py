@@ -67,6 +67,10 @@ class RunStopped(RuntimeError):
         self.status = status
 
 
+class TrainingDiverged(RunStopped):
+    """Error for a run whose loss or weights are NaN or infinite."""
+
+
 def refuse(message: str) -> NoReturn:
     """Raise [`WrongArguments`] instead of `ArgumentParser.error`, which prints the usage and ends the process."""
     raise WrongArguments(" ".join(message.split()))

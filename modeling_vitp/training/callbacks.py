@@ -28,7 +28,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from transformers.trainer_callback import ExportableState
 
 from ..cards.sections import without_tokens
-from ..command.errors import RunStopped, one_line
+from ..command.errors import RunStopped, TrainingDiverged, one_line
 from ..configuration_vitp import patch_grid
 from ..convert.tensor_files import not_finite
 from ..images.pixels import align_scores, colors_of, principal_scores
@@ -102,7 +102,7 @@ class RunState(TrainerCallback, ExportableState):
 
 
 class StopAtNotFinite(TrainerCallback):
-    """Callback that raises [`RunStopped`] after the first step with a loss or weights that are NaN or infinite.
+    """Callback that raises [`TrainingDiverged`] after the first step with a loss or weights that are NaN or infinite.
 
     A gradient that is not finite is detected by the weights. A step that a GradScaler skips does not change them.
 
@@ -129,7 +129,7 @@ class StopAtNotFinite(TrainerCallback):
         else:
             what = f"the loss is {sum(loss.item() for loss in self.losses)}"
         names = ", ".join(map(repr, self.samples)) or "without ids"
-        raise RunStopped(
+        raise TrainingDiverged(
             f"Step {state.global_step} is not finite: {what}. Samples of the step: {names}. The step is not saved. "
             "Start a new run from the last checkpoint (model_name_or_path) with a smaller learning_rate, or resume "
             "without these samples (allow_changed_data)."

@@ -28,6 +28,7 @@ from modeling_vitp.adaptation.arguments import AdaptArguments
 from modeling_vitp.adaptation.comparison import Comparison
 from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
 from modeling_vitp.adaptation.plan import Costs
+from modeling_vitp.command.errors import TrainingDiverged
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.training.plan import config_of_start
@@ -355,6 +356,22 @@ def test_batch_is_not_larger_than_the_fraction_of_the_labels(tmp_path, monkeypat
     for fraction in (1.0, 0.5, 0.2, 0.01):
         runs.fine_tune("a", "backbone", 1e-3, 0, fraction)
     assert batches == [8, 8, 3, 1]
+
+
+def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
+    write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
+    labels, settings = read_labels(tmp_path / "data", tmp_path / "splits"), {"per_device_train_batch_size": 4}
+    runs = Comparison(labels, settings, 1, [1e-4, 3e-4, 9.0], tmp_path / "runs", Progress(tmp_path / "progress.json"))
+
+    def run_recipe(name, settings, folder):
+        if settings["learning_rate"] > 1 or "all" in settings["model_name_or_path"]:
+            raise TrainingDiverged("Step 1 is not finite.")
+        return {"main_score": "accuracy", "eval": {"eval_accuracy": settings["learning_rate"]}}
+
+    monkeypatch.setattr(comparison, "run_recipe", run_recipe)
+    assert runs.choose_rate("a", "backbone", 0) == 3e-4
+    with pytest.raises(TrainingDiverged, match="fine-tuning of b diverges with each of `learning_rates`: Step 1"):
+        runs.choose_rate("b", "all", 0)
 
 
 def test_forgotten_part_runs_again(tmp_path):

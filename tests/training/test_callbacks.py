@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import ModelConfig
 
-from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.command.errors import RunStopped, TrainingDiverged
 from modeling_vitp.images.pixels import colors_of, principal_scores
 from modeling_vitp.recipes import finetune_segmentation
 from modeling_vitp.training.arguments import PretrainArguments
@@ -68,7 +68,7 @@ def poison(trainer, what: str, step: int) -> list:
 def test_step_not_finite_names_its_samples(tmp_path, stream, what):
     trainer = make_trainer(tmp_path, stream=stream, save_steps=1, eval_strategy="no", logging_steps=1)
     seen = poison(trainer, what, 3)
-    with pytest.raises(RunStopped, match="Step 3 is not finite") as stop:
+    with pytest.raises(TrainingDiverged, match="Step 3 is not finite") as stop:
         trainer.train()
     assert seen
     assert all(repr(name) in str(stop.value) for name in seen)
