@@ -4,7 +4,7 @@ import copy
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -366,7 +366,7 @@ class LabelTable:
                 rows = pd.read_parquet(path)
             else:
                 # Names may have leading zeros, and a class may be called "None", so pandas must not convert them.
-                types = {"dtype": {self.name: str}, "keep_default_na": False, "na_values": [""]}
+                types = {"dtype": dict.fromkeys((self.name, *CASES), str), "keep_default_na": False, "na_values": [""]}
                 rows = pd.read_csv(path, sep=SEPARATORS[suffix], **types)
         except (OSError, ValueError, pd.errors.ParserError) as error:
             raise ValueError(f"table: {path} cannot be read: {error}") from error
@@ -386,6 +386,8 @@ class LabelTable:
         taken: dict[int, tuple[str | None, Path]],
     ) -> tuple[list[FileSample], list[list[Label]]]:
         """Return the samples that have a row in the table, and the classes of each.
+
+        A column `patient` or `case` of the table is a field of the samples, unless the pattern has this field.
 
         Args:
             samples: image files of the split.
@@ -417,6 +419,7 @@ class LabelTable:
             repeated = names[names.duplicated()].iloc[0]
             raise ValueError(f"table: {root / self.file} has several rows for {repeated!r}. Keep one.")
         stored = dict(zip(names, zip(rows.index, self._labels(rows, root))))
+        owners = {field: rows[field].dropna().astype(str) for field in CASES if field in rows.columns}
         kept, labels, used = [], [], set()
         for sample in samples:
             path = sample.images[0]
@@ -426,7 +429,8 @@ class LabelTable:
             field, key = next((item for item in keys if item[1] in stored), (None, None))
             if key is not None:
                 row, classes = stored[key]
-                kept.append(sample)
+                known = {field: owner[row] for field, owner in owners.items() if row in owner}
+                kept.append(replace(sample, fields={**known, **sample.fields}))
                 labels.append(classes)
                 used.add(key)
                 first_field, first = taken.setdefault(row, (field, path))

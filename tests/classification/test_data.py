@@ -356,6 +356,18 @@ def test_row_labels_all_images_of_patient(tmp_path):
     assert table_data(tmp_path, fold=1) == {name: label for name, label in whole.items() if not name.startswith("p2")}
 
 
+def test_patient_column_of_a_table_is_the_case(tmp_path):
+    rows = [f"p{patient}_{place},ill,{patient},{place}" for patient in range(2) for place in range(2)]
+    make_table(tmp_path, [*rows, "p2_0,well,,0", "p2_1,well,2,1"], "file_name,label,patient,part")
+    splits = {name: {"image": "images/{name}.png", "where": {"part": part}} for part, name in enumerate("ab")}
+    settings = {"root": str(tmp_path), "table": {"file": "labels.csv"}}
+    found = ClassificationData.from_dict(settings | {"splits": splits | {"all": {"image": "images/{name}.png"}}})
+    found.find_classes(["a"])
+    assert found.open(["all"]).cases == ["0", "0", "1", "1", "p2_0", "2"]
+    with pytest.raises(ValueError, match="patient 0 is in both splits 'a' and 'b'"):
+        found.check_disjoint(["a", "b"])
+
+
 def test_integers_with_missing_values_are_matched(tmp_path):
     """Check integer columns with missing values, which pandas reads as floats."""
     make_table(tmp_path, ["p0,ill,1", "p1,well,1", "p2,ill,"])
