@@ -43,6 +43,12 @@ TASKS: dict[str, tuple[tuple[str, ...], type[DataSettings]]] = {
     "segmentation": (("masks",), DenseData),
     "detection": (tuple(FORMATS), DetectionData),
 }
+# Command and page for the layouts that no task reads.
+SINGLE_COMMANDS = {
+    "volumes": ("finetune_segmentation", "medical.md"),
+    "changes": ("finetune_change_detection", "finetune_segmentation.md"),
+}
+TABLES = {".csv", ".tsv", ".parquet", ".xlsx"}
 # Numbers of a tile at the end of a file name, as in `areaA_3_4`, `P0001__1024__0___0` and `scene12-x512-y0`.
 TILE = re.compile(
     r"([-_. ]+((x|y|r|c|row|col|column|tile|patch|chip|crop|window|slice|frame)[-_]?)?\d+)+", re.IGNORECASE
@@ -296,18 +302,23 @@ def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]
     layout = recognize_layout(root, LAYOUTS if kind is None else TASKS[kind][0])
     kind = next((kind for kind, (layouts, _) in TASKS.items() if layout in layouts), None)
     if kind is None and layout is not None:
+        recipe, page = SINGLE_COMMANDS[layout]
         raise ValueError(
-            f"adapt does not read the layout {layout!r} of {root}. Use the single commands instead: make_instructions, "
-            "pretrain and fine-tuning, for volumes as in recipes/medical.md."
+            f"adapt does not read the layout {layout!r} of {root}. Use the commands make_instructions, pretrain and "
+            f"{recipe} instead, see recipes/{page}."
         )
     if kind is None:
         files = Counter(path.suffix.lower() or "no suffix" for path in root.rglob("*") if path.is_file())
         found = ", ".join(f"{number} {suffix}" for suffix, number in files.most_common(5)) or "no files"
+        of_table = (
+            "Labels in a table are read by finetune_classification, see recipes/finetune_classification.md; for adapt, "
+            "move the images to a folder for each class. "
+        )
         raise ValueError(
             f"No labels found in {root}{f' for {task}' if task else ''}. Expected boxes ({', '.join(FORMATS)}), "
-            "masks of the same names as their images (images and masks), or folders of at least two classes. Found: "
-            f"{found}. Captions and instructions alone are not a task to compare backbones on: add labeled images of "
-            "your task."
+            "masks of the same names as their images (images and masks), or folders of at least two classes with the "
+            f"images directly in them. Found: {found}. {of_table if TABLES & files.keys() else ''}Captions and "
+            "instructions alone are not a task to compare backbones on: add labeled images of your task."
         )
     box_task = task if task in BOX_TASKS else "oriented" if layout == "dota" else "horizontal"
     return kind, layout, {} if kind != "detection" or box_task == "horizontal" else {"task": box_task}
