@@ -28,8 +28,10 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.metrics.resampling import paired_difference
     from modeling_vitp.probing.backbones import load_with_controls
     from modeling_vitp.probing.few_labels import draw_labels
+    from modeling_vitp.training.checkpointing import check_no_model
     from modeling_vitp.training.vitp_config import default_device
 
+    check_no_model(args.output_dir)
     output_dir, main_scores = Path(args.output_dir), {}
     args.device = args.device or str(default_device())
     task, features = open_probe(args), output_dir / "features"

@@ -17,7 +17,7 @@ from ..auto.registry import MODELS
 from ..cards.sections import table
 from ..images.corruptions import SEVERITIES, parameters
 from ..metrics.report import without_nan
-from ..training.checkpointing import FolderLock, write_whole
+from ..training.checkpointing import FolderLock, check_no_model, write_whole
 from .arguments import RobustnessArguments
 from .comparison import Progress, check_same_settings, read_model_type, short_names
 from .robustness_tasks import TASKS, RobustnessTask
@@ -41,11 +41,12 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
 
     Raises:
         ValueError: If a corruption is unknown, a model or its data are invalid, the models have different data, or the
-            output folder belongs to another evaluation.
+            output folder belongs to another evaluation or to a model.
         RunStopped: If another process writes to the output folder.
     """
     if PartialState().num_processes > 1:
         raise ValueError("Robustness must be evaluated in one process. Start the command without a launcher.")
+    check_no_model(args.output_dir)
     conditions = [(name, severity) for name in args.corruptions or SEVERITIES for severity in args.severities]
     for condition in conditions:
         parameters(*condition)

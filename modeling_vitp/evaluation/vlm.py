@@ -26,7 +26,7 @@ from ..instructions.sources import open_splits
 from ..metrics.resampling import resample_mean
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor, message_texts
-from ..training.checkpointing import attempt, write_whole
+from ..training.checkpointing import attempt, check_no_model, write_whole
 from ..training.generation import Answered, add_features, draw_answers, first_image, generate_answers
 from ..training.vitp_config import default_device
 from .answer_scores import named_choice, read_choices, score_answers
@@ -191,9 +191,10 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
         Metrics: a description of the questions, and `models` with the scores by kind, see [`compare`].
 
     Raises:
-        ValueError: If the rows have no questions about images, all questions are about the same image, or a model
-            cannot be used.
+        ValueError: If the output folder is that of a model, the rows have no questions about images, all questions are
+            about the same image, or a model cannot be used.
     """
+    check_no_model(args.output_dir)
     for name in args.models:
         model_type = read_model_type(name)
         if model_type != ViTPForConditionalGeneration.config_class.model_type:

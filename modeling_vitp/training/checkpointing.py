@@ -241,6 +241,12 @@ def check_free(folder: str | Path) -> None:
             lock.release()
 
 
+def check_no_model(output_dir: str | Path) -> None:
+    """Raise a `ValueError` if a folder has a model, whose `metrics.json` a later evaluation would replace."""
+    if any(Path(output_dir).glob("*.safetensors")):
+        raise ValueError(f"{output_dir} has a model, whose metrics.json would be replaced. Set another --output_dir.")
+
+
 def free_bytes(folder: str | Path) -> int:
     return shutil.disk_usage(folder).free
 

@@ -41,7 +41,7 @@ from ..modeling_vitp_backbone import open_vit
 from .arguments import SplitArguments
 from .base_trainer import BaseTrainer
 from .callbacks import component_colors, patch_maps
-from .checkpointing import attempt, last_checkpoint, stop_on_full_disk, write_whole, written_whole
+from .checkpointing import attempt, check_no_model, last_checkpoint, stop_on_full_disk, write_whole, written_whole
 from .freezing import lora_rank
 from .generation import first_image, tile_of
 from .vitp_trainer import ViTPTrainer
@@ -62,11 +62,7 @@ def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list
     if args.resample_test and args.test_split is None:
         raise ValueError("resample_test needs a test_split: set it, or remove resample_test.")
     if not training_args.do_train:
-        if any(Path(training_args.output_dir).glob("*.safetensors")):
-            raise ValueError(
-                f"do_train is false, but {training_args.output_dir} has a model, whose metrics.json would be replaced. "
-                "Set another --output_dir."
-            )
+        check_no_model(training_args.output_dir)
         training_args.eval_strategy, args.eval_split = IntervalStrategy.NO, None if args.test_split else args.eval_split
         return [split for split in (args.eval_split, args.test_split) if split]
     if args.test_split in {*args.train_splits, args.eval_split} - {None}:

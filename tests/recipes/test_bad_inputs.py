@@ -93,6 +93,14 @@ MISTAKES = [  # words, and a pattern of the error line
     ("export_backbone model", "required: output_dir"),
     ("finetune_detection --config dota_v2 --submission '{\"nmss\": 0.5}'", "submission.*nmss"),
     ("probe --dataset_name data", "backbones"),
+    *(
+        (f"{words} --output_dir trained", "trained has a model.*metrics.json.*--output_dir")
+        for words in (
+            "probe --backbones vit --dataset_name data",
+            "evaluate_vlm --models model --dataset_name data",
+            "evaluate_robustness --models boxes",
+        )
+    ),
     ("convert", "required: source, target .*vitp convert --help"),
     ("convert empty out --to vit", "--to: invalid choice: 'vit'"),
     ("make_instructions kitti empty out", "invalid choice: 'kitti'"),
@@ -228,7 +236,7 @@ MISTAKES = [  # words, and a pattern of the error line
 @pytest.fixture
 def desk(tmp_path, monkeypatch, data_folder):
     """Change to a folder with data, an empty folder, configurations of models, and invalid files."""
-    for name in ("model", "empty", "texts"):
+    for name in ("model", "empty", "texts", "trained"):
         (tmp_path / name).mkdir()
     types = {"bert": "bert", "vit": "internvl_vision", "boxes": "vitp_object_detection"}
     for name, model_type in (types | {"masks": "vitp_segmentation"}).items():
@@ -237,7 +245,7 @@ def desk(tmp_path, monkeypatch, data_folder):
     key = {"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH}
     tasked = {"mixture": {"sources": []}, "task": "trees", "from_scratch": FROM_SCRATCH}
     files = {"broken.yaml": "a: [1, 2\nb: }", "empty.yaml": "{}", "texts/train.csv": "note,label\na ship,1\n"}
-    files |= {"scene.png": "", "texts/scan.nii.gz": "", "binary.yaml": "\x89PNG"}
+    files |= {"trained/model.safetensors": "", "scene.png": "", "texts/scan.nii.gz": "", "binary.yaml": "\x89PNG"}
     files |= {"dash.yaml": "dataset_name: data\nlearning-rate: 1", "empty.txt": ""}
     files |= {"names.yaml": "dataset_name: [data]", "signal.yaml": "dataset_name: data\nsave_on_signal: 3"}
     files |= {"classes.yaml": "data: {root: data}", "arms.yaml": "arms: {x: {label_share: 0.5}}\nmeasures: {m: a.b}"}
