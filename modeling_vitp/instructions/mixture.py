@@ -120,12 +120,13 @@ class Mixture:
     split_streams: bool = False
 
 
-def load_mixture(mixture: str | Path | dict) -> Mixture:
+def load_mixture(mixture: str | Path | dict, parents: tuple[Path, ...] = ()) -> Mixture:
     """Read a mixture file and check all of its keys, without access to the data.
 
     Args:
         mixture: YAML file with `sources`, a recipe with such a mapping (or the path of such a file) under `mixture`, a
             released meta JSON, or the mapping itself.
+        parents: files that lead to this one by their `mixture`, none of which it may name.
 
     Raises:
         ValueError: If a key is invalid. The message names the file, the source and the key.
@@ -145,10 +146,11 @@ def load_mixture(mixture: str | Path | dict) -> Mixture:
             if isinstance(mixture, dict) and "mixture" in mixture:
                 mixture = mixture["mixture"]
                 if isinstance(mixture, str):
-                    if Path(mixture).exists() and path.samefile(mixture):
-                        raise ValueError(f"`mixture` of {path} must be another file, got {path}.")
+                    files = (*parents, path)
+                    if Path(mixture).exists() and any(map(Path(mixture).samefile, files)):
+                        raise ValueError(f"`mixture` of {path} must be another file, got {mixture}.")
                     try:
-                        return load_mixture(mixture)
+                        return load_mixture(mixture, files)
                     except ValueError as error:
                         raise ValueError(f"{path}: {error}") from error
     if not isinstance(mixture, dict) or not mixture.get("sources"):
