@@ -278,7 +278,7 @@ def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
     path = root / entry["meta"]
     common = {key: value for key, value in entry.items() if key != "meta"}
     try:
-        meta = json.loads(path.read_text())
+        meta = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{origin}: the meta JSON {path} cannot be read: {error}") from error
     if not isinstance(meta, dict):

@@ -577,7 +577,7 @@ def decode_member(key: str, name: str, content: bytes) -> Any:
     if is_image(name):
         return {"path": f"{key}.{name}", "bytes": content}
     if ending(name) in TEXTS:
-        return content.decode()
+        return content.decode("utf-8-sig")
     return int(content) if ending(name) in NUMBER_FILES else content
 
 

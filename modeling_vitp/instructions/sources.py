@@ -463,7 +463,7 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
         return
     if path.suffix.lower() == ".txt":
         try:
-            yield 0, {"id": path.stem, "image": captioned_image(path).name, "caption": path.read_text(encoding="utf-8")}
+            yield 0, {"id": path.stem, "image": captioned_image(path).name, "caption": path.read_text("utf-8-sig")}
         except UnicodeDecodeError as error:
             yield 0, ValueError(f"{path}: {error}. Save it as UTF-8.")
         return

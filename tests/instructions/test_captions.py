@@ -52,17 +52,17 @@ def write_coco(folder):
     (folder / "annotations" / "captions_train2017.json").write_text(content)
 
 
-def write_texts(folder):
+def write_texts(folder, encoding="utf-8", newline="\n"):
     for name, text in save_images(folder / "train"):
-        (folder / "train" / name).with_suffix(".txt").write_text(text + "\n")
+        (folder / "train" / name).with_suffix(".txt").write_text(text + "\n", encoding, newline=newline)
 
 
-def write_archives(folder, suffix):
+def write_archives(folder, suffix, encoding="utf-8"):
     files = {}
     for number, caption in enumerate(CAPTIONS):
         text = caption if suffix == "txt" else json.dumps({"caption": caption})
         files[f"{number:03d}.png"] = encoded_image(picture(40, 32, number))
-        files[f"{number:03d}.{suffix}"] = text.encode()
+        files[f"{number:03d}.{suffix}"] = text.encode(encoding)
     write_archive(folder / "train-0000.tar", files)
 
 
@@ -77,7 +77,9 @@ LAYOUTS = {
     "JSON with lists": write_lists,
     "COCO": write_coco,
     "text files": write_texts,
+    "text files of Windows": lambda folder: write_texts(folder, "utf-8-sig", "\r\n"),
     "WebDataset with texts": lambda folder: write_archives(folder, "txt"),
+    "WebDataset with texts of Windows": lambda folder: write_archives(folder, "txt", "utf-8-sig"),
     "WebDataset with JSON": lambda folder: write_archives(folder, "json"),
 }
 

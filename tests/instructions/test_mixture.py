@@ -504,7 +504,7 @@ def meta(tmp_path):
             "force_image_size": 224,
         },
     }
-    (folder / "meta.json").write_text(json.dumps(entries))
+    (folder / "meta.json").write_text(json.dumps(entries), "utf-8-sig")  # as some editors on Windows save it
     return folder
 
 
