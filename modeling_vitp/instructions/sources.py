@@ -16,9 +16,10 @@ import logging
 import mmap
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import datasets
 from datasets import (
@@ -497,13 +498,23 @@ def parsed_lines(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:
                 yield number, error
 
 
+@contextmanager
+def open_csv(path: Path) -> Iterator[TextIO]:
+    """Open a CSV file; a `ValueError` names it if its text is not UTF-8."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}. Save it as UTF-8.") from None
+
+
 def csv_names(path: Path) -> tuple[list[str], bool]:
     """Return the names of the columns of a CSV file, and whether its first line has them.
 
     A first line with the name of an image file is a row. The columns of two texts are then `image` and `caption`, other
     columns are numbered from 0.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with open_csv(path) as file:
         first = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
     images = [looks_like_image(value) for value in first]
     if not any(images):
@@ -513,13 +524,27 @@ def csv_names(path: Path) -> tuple[list[str], bool]:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
-    """Yield number and content of the rows of a CSV file; all values are texts."""
+    """Yield number and content of the rows of a CSV file; all values are texts.
+
+    A quotation mark that is neither doubled nor at an end of its field is an error. Otherwise a field that begins with
+    such a mark would contain the rows after it.
+    """
     names, is_header = csv_names(path)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, None if is_header else names, delimiter=DELIMITERS[path.suffix.lower()])
-        for number, row in enumerate(rows):
-            if None in row or None in row.values():
-                row = ValueError(f"line {rows.line_num} of {path}: expected as many fields as in the first line.")
+    with open_csv(path) as file:
+        rows = csv.DictReader(file, names, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+        if is_header:
+            next(rows.reader, None)
+        for number in itertools.count():
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                remedy = "Write a text with quotation marks in quotation marks, and those inside twice."
+                row = ValueError(f"line {rows.reader.line_num} of {path}: {error}. {remedy}")
+            else:
+                if row is None:
+                    return
+                if None in row or None in row.values():
+                    row = ValueError(f"line {rows.line_num} of {path}: expected as many fields as in the first line.")
             yield number, row
 
 

@@ -209,6 +209,8 @@ def broken(tmp_path):
     for name, content in {"comma": b'[{"image": "a.png"},]', "latin": '[{"image": "ä.png"}]'.encode("latin-1")}.items():
         save_images(tmp_path / name, [picture(8, 8)])
         (tmp_path / name / "rows.json").write_bytes(content)
+    save_images(tmp_path / "latin table", [picture(8, 8)])
+    (tmp_path / "latin table/rows.csv").write_bytes("image,caption\n0.png,forêt\n".encode("latin-1"))
     for suffix in ("json", "jsonl", "csv", "tsv"):
         (tmp_path / f"rows.{suffix}").write_text("question,answer\nq,a\n")
     return tmp_path
@@ -223,6 +225,7 @@ SOURCES = [
     ({"folder": "cut"}, "cut .*"),
     ({"folder": "comma"}, "rows.json .*Expecting value"),
     ({"folder": "latin"}, "rows.json .*UTF-8"),
+    ({"folder": "latin table"}, "rows.csv: .*UTF-8"),
     *(({"dataset": f"rows.{suffix}"}, f"rows.{suffix} .*`annotation`") for suffix in ("json", "jsonl", "csv", "tsv")),
 ]
 
@@ -245,10 +248,11 @@ def open_train(place, split="train", **options):
         ({"llava.json": json.dumps([{"conversations": turns(0)}] * 3)[:-30]}, "llava.json"),
         ({"train.jsonl": '{"messages": []}\n{"mess'}, r"line 2 of .*train.jsonl"),
         ({"rows.json": json.dumps([{"note": "a"}]), "a.png": PNG}, "split 'train': the columns"),
+        ({"rows.csv": "image,caption\na.png,forêt\n".encode("latin-1"), "a.png": PNG}, "rows.csv: .*UTF-8"),
         ([{"note": "a"}], r"split 'train': the columns \['note'\]"),
         ([{"messages": [], "question": "q", "answer": "a"}], "split 'train': the columns .*messages and questions"),
     ],
-    ids=["cut list", "cut line", "columns of json", "columns", "columns of two"],
+    ids=["cut list", "cut line", "columns of json", "latin CSV", "columns", "columns of two"],
 )
 def test_unreadable_data_set_is_named(tmp_path, write, named):
     if isinstance(write, list):

@@ -649,6 +649,18 @@ def test_csv_columns_can_be_mapped(tmp_path, header, options, streaming):
     assert spoken(rows) == [(question(0), answer(0), 1)]
 
 
+@pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv", "\t")])
+def test_unpaired_quotation_mark_is_row_error(tmp_path, suffix, mark):
+    """Otherwise the first caption would be all text up to the next such mark, and its rows would be lost."""
+    names = save_images(tmp_path, PICTURES)
+    captions = ['"A road', "A ship", '"Big" tree', '"A ""red"" car"']
+    lines = [f"{name}{mark}{caption}\n" for name, caption in zip(names, captions)]
+    (tmp_path / f"train{suffix}").write_text(f"image{mark}caption\n" + "".join(lines))
+    damaged, whole = train_rows(tmp_path)
+    assert f"line 4 of {tmp_path}/train{suffix}: " in damaged["error"]
+    assert whole["messages"][1]["content"] == [text('A "red" car')]
+
+
 @pytest.mark.parametrize("place", [{"folder": ""}, {"annotation": "rows.jsonl"}], ids=["folder", "annotation"])
 def test_missing_column_of_json_is_named(tmp_path, place):
     names = save_images(tmp_path, PICTURES)
