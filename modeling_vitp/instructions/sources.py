@@ -270,14 +270,21 @@ def line_rows(source: Source, files: dict[Path, str | None], state: str | None =
         state: part of the cache key, which changes if the files change.
 
     Raises:
-        ValueError: If a file cannot be read, or the columns of all rows of a folder match no schema.
+        ValueError: If a file cannot be read, there are no rows, no row of a folder can be read, or the columns of its
+            rows match no schema.
     """
     reader = None
     if source.columns or not source.annotation:  # an error names wrong columns before any row is read
         names = dict.fromkeys(name for *_, row in read_lines(files) if isinstance(row, dict) for name in row)
+        errors = (entry for *_, entry in read_lines(files) if isinstance(entry, ValueError))
+        if not names and (error := next(errors, None)):
+            raise error
         reader = reader_of(source, names)
+    count = -1
     for count, (path, number, entry) in enumerate(read_lines(files)):
         yield line_row(entry, source, str(number if source.annotation else count), files[path], reader)
+    if count < 0:
+        raise ValueError("expected rows, found none.")
 
 
 def line_row(

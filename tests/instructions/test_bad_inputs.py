@@ -206,6 +206,10 @@ def broken(tmp_path):
     file.write_bytes(file.read_bytes()[:-200])
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.json").write_text('[{"conversations": ')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "empty.json").write_text("[]")
+    save_images(tmp_path / "wide", [picture(8, 8)])
+    (tmp_path / "wide" / "rows.jsonl").write_text('{"image": "0.png", "caption": "A road"}\n', "utf-16")
     for name, content in {"comma": b'[{"image": "a.png"},]', "latin": '[{"image": "ä.png"}]'.encode("latin-1")}.items():
         save_images(tmp_path / name, [picture(8, 8)])
         (tmp_path / name / "rows.json").write_bytes(content)
@@ -222,6 +226,9 @@ SOURCES = [
     ({"folder": "parquet", "columns": {"answer": "caption"}}, "'caption'"),
     ({"folder": "parquet", "columns": {"answer": "images"}}, "`columns`"),
     ({"folder": "empty"}, "empty, found nothing"),
+    ({"annotation": "empty.json"}, "empty.json .*expected rows, found none"),
+    ({"annotation": "empty.jsonl"}, "empty.jsonl .*expected rows, found none"),
+    ({"folder": "wide"}, "line 1 of .*rows.jsonl .*UTF-8"),
     ({"folder": "cut"}, "cut .*"),
     ({"folder": "comma"}, "rows.json .*Expecting value"),
     ({"folder": "latin"}, "rows.json .*UTF-8"),
