@@ -435,6 +435,7 @@ def plain_messages(conversation: Any) -> Any:
 
 
 def plain_message(message: Any) -> Any:
+    """Convert a message or a part of one to a dictionary without empty fields."""
     if hasattr(message, "model_dump"):  # pydantic
         message = message.model_dump()
     elif dataclasses.is_dataclass(message):

@@ -21,7 +21,7 @@ from datasets.utils.file_utils import xopen
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
 from ..images.reading import Picture, fetch, is_url, open_file, picture_size, read_picture, said
 from ..input_spec import InputSpec
-from ..processing_vitp import GIVEN, message_texts
+from ..processing_vitp import GIVEN, message_texts, plain_message
 from ..vrl import keyed_generator
 
 # Streamed data sets refer to files on the Hub, or in an archive there, by such paths.
@@ -195,16 +195,21 @@ def is_given(message: dict[str, Any]) -> bool:
 
 
 def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replace each `<image>` in a question by an image part, and set the type of given parts to text."""
+    """Replace each `<image>` in a question by an image part, and set the type of given parts to text.
+
+    Empty fields are removed. A table has them if other rows have these fields, and TRL and chat templates would take an
+    empty `image` of a part for an image.
+    """
     is_placed = any(has_place(message) for message in messages)
     placed = []
-    for message in messages:
+    for message in map(plain_message, messages):
         content = message["content"]
         # TRL would also put all images before the first question, if that remains a string.
         if is_placed and message["role"] != "assistant" and isinstance(content, str):
             message = {**message, "content": split_at_places(content)}
-        elif is_given(message):
-            message = {**message, "content": [{**part, "type": "text"} for part in content]}
+        elif isinstance(content, list):
+            kind = {"type": "text"} if is_given(message) else {}
+            message = {**message, "content": [plain_message(part) | kind for part in content]}
         placed.append(message)
     return placed
 

@@ -31,7 +31,7 @@ from datasets.builder import Key
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..images.reading import IMAGE_SUFFIXES, OF_THE_WEB, below, is_url
-from ..processing_vitp import GIVEN
+from ..processing_vitp import GIVEN, plain_message
 from .rows import FEATURES, check_image_part, content_id, number_rows, split_at_places, undecoded
 
 ROLE_OF = {
@@ -75,7 +75,7 @@ def schema(name: str, *columns: str, is_last: bool = False) -> Callable:
 
 @schema("messages", "messages")
 def listed_turns(row: dict) -> list[dict]:
-    return as_list(row["messages"])
+    return turns_of(row["messages"])
 
 
 @schema("prompts and completions", "prompt", "completion")
@@ -84,7 +84,7 @@ def completed_turns(row: dict) -> list[dict]:
     parts = []
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         turns = row[name]
-        turns = [{"role": role, "content": turns}] if isinstance(turns, str) else as_list(turns)
+        turns = [{"role": role, "content": turns}] if isinstance(turns, str) else turns_of(turns)
         if not isinstance(turns, list) or not turns:
             raise ValueError(f"the {name} must be a text or a list of turns, got {str(turns)[:80]!r}.")
         parts.append(turns)
@@ -96,7 +96,7 @@ def completed_turns(row: dict) -> list[dict]:
 @schema("LLaVA conversations", "conversations", "image")
 @schema("ShareGPT conversations", "conversations")
 def conversation_turns(row: dict) -> list[dict]:
-    return as_list(row["conversations"])
+    return turns_of(row["conversations"])
 
 
 @schema("questions and answers", "question", "answer")
@@ -218,6 +218,12 @@ def looks_like_image(value: Any) -> bool:
 def as_list(turns: Any) -> Any:
     """Return turns as a list of dictionaries, also if they are stored as a dictionary of lists."""
     return [dict(zip(turns, values)) for values in zip(*turns.values())] if isinstance(turns, dict) else turns
+
+
+def turns_of(turns: Any) -> Any:
+    """Return turns as [`as_list`] does, without the empty fields that they have if other turns have these fields."""
+    turns = as_list(turns)
+    return [plain_message(turn) for turn in turns] if isinstance(turns, list) else turns
 
 
 class Written(str):

@@ -17,6 +17,7 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions import schemas
+from modeling_vitp.instructions.collator import SampleLength
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.schemas import SCHEMAS, RowReader, recognize, schema_name, to_conversations
@@ -210,6 +211,34 @@ def test_conflicting_system_turns_raise_error(first):
     assert [message["role"] for message in made(row)["messages"]] == ["system", "user", "assistant"]
     wrong = RowReader.of(dict.fromkeys(row))({**row, "system": "Be long."}, 1)
     assert "its `system` is 'Be long.'" in wrong["error"]
+
+
+def test_turns_of_merged_schemas_are_read():
+    """A table of rows with `from` and rows with `role` has both in every turn, empty in the turns without them."""
+    shown = [{"conversations": SPOKEN[1]["conversations"]}, {"conversations": ASKED}]
+    merged = Dataset.from_list([{"system": "Be short.", **row} for row in shown])
+    assert merged[0]["conversations"][0].keys() == {"from", "value", "role", "content"}
+    rows = list(to_conversations(merged))
+    assert [row["error"] for row in rows] == [None, None]
+    assert rows[0]["messages"] == rows[1]["messages"] == made({"system": "Be short.", "messages": ASKED})["messages"]
+
+
+def test_empty_fields_of_messages_are_ignored(processor):
+    """A table has the fields of tool calls and of images in every message and part if any row has them."""
+    images, asked = [picture(56, 56)], [{"type": "image"}, text("How many?")]
+    plain = [{"role": "user", "content": asked}, {"role": "assistant", "content": [text("3")]}]
+    filled = [
+        {**turn, "tool_calls": None, "content": [{"text": None, "image": None, **part} for part in turn["content"]]}
+        for turn in plain
+    ]
+    template = processor.chat_template.replace("{{ part['text'] }}", "{{ 'image' in part }}{{ part['text'] }}")
+    strict = ViTPProcessor(processor.image_processor, processor.tokenizer, processor.image_seq_length, template)
+    for one in (processor, strict):
+        expected, found = (
+            ViTPDataCollator(one)([{"id": "a", "images": images, "messages": messages}]) for messages in (plain, filled)
+        )
+        assert_same(found, expected)
+        assert SampleLength(one)({"images": images, "messages": filled}) == found["input_ids"].shape[1]
 
 
 QUESTION, ANSWER = {"role": "user", "content": "How many?"}, {"role": "assistant", "content": "12 trees."}
