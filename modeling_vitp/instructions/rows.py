@@ -172,7 +172,7 @@ def check_image_part(part: dict, index: int) -> None:
 
 
 def check_answers(messages: list[dict[str, Any]]) -> None:
-    """Raise a `ValueError` if no answer is trained on, an answer is empty, or an answer precedes all questions."""
+    """Raise a `ValueError` if no answer is trained on, or one is empty, has an image or precedes all questions."""
     answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
     if all(is_given(message) for _, message in answers):
         raise ValueError("no assistant message to train on. Add one or remove the row.")
@@ -183,6 +183,8 @@ def check_answers(messages: list[dict[str, Any]]) -> None:
                 f"the answer in message {index} comes before the first question. Reorder the messages or remove the "
                 "row."
             )
+        if message.get("content") and has_place(message):
+            raise ValueError(f"the answer in message {index} has an image. Move it to a question or remove the row.")
         if not "".join(message_texts(message)).strip():
             raise ValueError(f"the answer in message {index} is empty. Add its text or remove the row.")
 

@@ -57,7 +57,7 @@ ERRORS = {
     "image unreadable": "an image file exists but cannot be decoded",
     "image not taken": "an image can be decoded, but the image processor does not support its bands",
     "image places": "the numbers of images and of image places differ",
-    "empty answer": "an answer is empty or missing",
+    "empty answer": "an answer is empty or missing, or has an image",
     "box": "a box does not have four integers from 0 to 1000, or has an empty area",
     "too long": "more tokens than max_length after the drop: training would cut the answer or stop",
     "overlap": "an image is in the test set, whole or in part",

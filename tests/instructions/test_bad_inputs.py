@@ -51,6 +51,7 @@ ROWS = {
     "answer without parts": ({"messages": [*LATER, answered([])]}, "message 3 "),
     "answer without content": ({"messages": [*LATER, answered(None)]}, "message 3 "),
     "answer part without text": ({"messages": [USER, answered([text("12"), text(None)])]}, "message 1 .*text"),
+    "image in an answer": ({"messages": [USER, answered([PLACE, text("12")])]}, "message 1 has an image"),
     "no assistant turn": ({"messages": [USER]}, "assistant"),
     "answer before a question": ({"messages": [ANSWER, USER]}, "message 0 "),
     "no messages": ({"messages": []}, "messages"),

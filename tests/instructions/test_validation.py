@@ -41,6 +41,7 @@ def line(answer, image="0.png", question="<image>\nWhat is there?"):
     return json.dumps({"image": image, "conversations": turns})
 
 
+DONE = {"type": "text", "text": "Done."}
 BROKEN = {  # Line of JSON Lines -> problem.
     line("a tree"): None,
     line("a bush", image="nowhere.png"): "image missing",
@@ -59,6 +60,7 @@ BROKEN = {  # Line of JSON Lines -> problem.
     line("a tree "): None,
     line("a tree  "): None,
     line("many words " * 40): "too long",
+    json.dumps({"image": "0.png", "messages": talk("Draw it.", [{"type": "image"}, DONE])}): "empty answer",
 }
 
 
@@ -111,8 +113,9 @@ def test_problems_are_found_in_their_rows(files, checkpoint, capsys):
         expected[kind] += 1
     assert bad["problems"] == expected and set(expected) == {*ERRORS, "duplicate", "loose box"}
     numbers = {kind: [i for i, found in enumerate(BROKEN.values(), 1) if found == kind] for kind in ERRORS}
+    numbers |= {"loose box": [10], "duplicate": [len(BROKEN) + 1]}
     for kind, examples in bad["examples"].items():
-        assert [int(example["id"]) for example in examples] == numbers.get(kind, [10 if kind == "loose box" else 18])
+        assert [int(example["id"]) for example in examples] == numbers[kind]
     assert "nowhere.png" in bad["examples"]["image missing"][0]["problem"]
     assert "image 0: the image has 4 bands. Name the one or three" in bad["examples"]["image not taken"][0]["problem"]
     hints = [", probably in pixels: boxes must be in thousandths" in box["problem"] for box in bad["examples"]["box"]]
