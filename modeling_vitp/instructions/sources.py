@@ -483,7 +483,8 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     if isinstance(rows, dict) and {"images", "annotations"} <= rows.keys():
         try:
             names = {image["id"]: image["file_name"] for image in rows["images"]}
-            captions = [one for one in rows["annotations"] if "caption" in one]
+            # The caption of a box describes its object, not the image.
+            captions = [one for one in rows["annotations"] if "caption" in one and "bbox" not in one]
             rows = [{"id": one["id"], "image": names[one["image_id"]], "caption": one["caption"]} for one in captions]
         except (KeyError, TypeError) as error:
             raise ValueError(

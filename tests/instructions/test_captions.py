@@ -14,6 +14,8 @@ from trl import ScriptArguments
 from modeling_vitp.instructions.schemas import CAPTION_QUESTIONS
 from modeling_vitp.instructions.sources import Source, line_files, open_splits, read_source
 from modeling_vitp.recipes import validate_data
+from modeling_vitp.training.arguments import PretrainArguments
+from modeling_vitp.training.data import open_data
 
 CAPTIONS = ["a green field", "two ships, a harbor", "a road"]
 MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]
@@ -173,6 +175,19 @@ def test_damaged_coco_captions_are_named(change, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="captions_train2017.json.*image_id"):
         train_rows(tmp_path / "data")
+
+
+def test_captions_of_boxes_are_not_those_of_images(tmp_path):
+    write_coco(tmp_path / "data")
+    file = tmp_path / "data/annotations/captions_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1] |= {"bbox": [1, 1, 5, 5], "category_id": 1}
+    file.write_text(json.dumps(content))
+    assert [texts_of(row)[1] for row in train_rows(tmp_path / "data")] == [CAPTIONS[0], CAPTIONS[2]]
+    content = {**content, "annotations": content["annotations"][1:2], "categories": [{"id": 1, "name": "ship"}]}
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="found annotations.* vitp make_instructions coco"):
+        open_data(PretrainArguments(dataset_name=str(tmp_path / "data")), None, None, seed=0)
 
 
 def test_caption_in_another_encoding_is_named(tmp_path):
