@@ -5,7 +5,7 @@ import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -115,21 +115,20 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
 
 
-def check_size(stated: tuple[int, int], size: tuple[int, int], path: Path, image: Path) -> None:
-    """Raise a `ValueError` if the height and width in an annotation differ from those of the image."""
-    if stated != size:
-        raise ValueError(f"{path}: {stated[1]} x {stated[0]} pixels is not the size of {image}, {size[1]} x {size[0]}.")
+def check_size(stated: Iterable[Any], size: tuple[int, int], path: Path, image: Path) -> None:
+    """Raise a `ValueError` if the height and width in an annotation, if it has any, differ from those of the image."""
+    try:
+        height, width = (int(float(side)) for side in stated)
+    except (TypeError, ValueError, OverflowError):
+        return
+    if height > 0 and width > 0 and (height, width) != size:  # Some files state 0.
+        raise ValueError(f"{path}: {width} x {height} pixels is not the size of {image}, {size[1]} x {size[0]}.")
 
 
 def read_voc(path: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
     """Return the objects of a Pascal VOC file; `size` is the height and width of its image."""
     root = parse_xml(path)
-    try:
-        height, width = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("height", "width"))
-    except (ValueError, OverflowError):
-        height = width = 0
-    if height > 0 and width > 0:  # Some files state 0.
-        check_size((height, width), size, path, image)
+    check_size((root.findtext(f"size/{side}") for side in ("height", "width")), size, path, image)
     return voc_objects(root, path)
 
 
@@ -333,7 +332,7 @@ class CocoFile:
 
     def objects(self, entry: dict, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Return the objects of an entry of `images`; `size` is the height and width of the file `image`."""
-        check_size((entry.get("height", size[0]), entry.get("width", size[1])), size, self.path, image)
+        check_size((entry.get("height"), entry.get("width")), size, self.path, image)
         return [coco_object(annotation, self.categories, self.path) for annotation in self._annotations[entry["id"]]]
 
 

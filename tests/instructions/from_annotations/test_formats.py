@@ -1,11 +1,13 @@
 """Objects of annotation files."""
 
 import os
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from modeling_vitp.instructions.from_annotations.formats import (
+    CocoFile,
     check_coco,
     coco_object,
     dota_objects,
@@ -63,3 +65,13 @@ def test_label_of_a_yolo_image_below_a_root_with_dots(tmp_path):
     image = tmp_path / "data" / "images" / "train" / "a.png"
     label = yolo_label(image, tmp_path / "run" / ".." / "data")
     assert os.path.normpath(label) == str(tmp_path / "data" / "labels" / "train" / "a.txt")
+
+
+@pytest.mark.parametrize("stated", [{"height": "30", "width": "40"}, {"height": 0, "width": 0}, {"height": None}, {}])
+def test_size_of_coco_image_may_be_text_or_missing(stated):
+    contents = {"images": [{"id": 1, "file_name": "a.png", **stated}], "categories": [], "annotations": []}
+    file = CocoFile(Path("a.json"), contents)
+    assert file.objects(file.images[0], Path("a.png"), (30, 40)) == []
+    file.images[0] |= {"height": "40", "width": "30"}
+    with pytest.raises(ValueError, match="a.json: 30 x 40 .* 40 x 30"):
+        file.objects(file.images[0], Path("a.png"), (30, 40))
