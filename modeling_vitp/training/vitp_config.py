@@ -62,6 +62,8 @@ class BaseConfig(RunArguments):
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = kwargs
             self.gradient_checkpointing = self.activation_checkpointing
         super().__post_init__()
+        if not (self.bf16 or self.fp16):
+            self.mixed_precision = "no"  # not that of accelerate's launcher, which would train in bf16 all the same
         if self.n_gpu > 1:  # nn.DataParallel would cut tiles and rows at different places
             logger.warning("%s GPUs are visible, but one process uses one GPU; accelerate launch uses all.", self.n_gpu)
             self._n_gpu = 1

@@ -105,6 +105,14 @@ def test_device_without_a_gpu_is_the_cpu(monkeypatch):
     assert default_device() == torch.device("cuda")
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"), [({"bf16": False}, "no"), ({"bf16": True}, "bf16"), ({"fp16": True}, "fp16")]
+)
+def test_precision_does_not_follow_launcher(tmp_path, monkeypatch, options, wanted):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as of recipes/accelerate/ddp.yaml
+    assert ViTPTrainingConfig(str(tmp_path / "out"), **options).mixed_precision == wanted
+
+
 @pytest.mark.parametrize("pins", [True, False])
 def test_pinned_batches_are_copied_without_blocking(tmp_path, monkeypatch, pins):
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)  # nothing is pinned on a CPU
