@@ -223,8 +223,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a recipe as a program with logging, see [`~modeling_vitp.command.errors.run_program`]."""
     gc.set_threshold(10_000)  # With 700, going through the objects of the imports takes a fifth of their time.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING  # each line once for all processes
     for name in ("training", "classification", "dense", "detection", "evaluation", "recipes"):
-        logging.getLogger(f"modeling_vitp.{name}").setLevel(logging.INFO)
+        logging.getLogger(f"modeling_vitp.{name}").setLevel(level)
     errors.run_program(main)
 
 

@@ -1,6 +1,7 @@
 """Folders and checkpoints of the command line, and threads of commands."""
 
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -13,7 +14,9 @@ from pictures import picture
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training import plan
 from modeling_vitp.training.checkpointing import publish_checkpoint
-from modeling_vitp.training.command_line import check_output, find_checkpoint
+from modeling_vitp.training.command_line import check_output, errors, find_checkpoint, run
+
+LOGGED = ("training", "classification", "dense", "detection", "evaluation", "recipes")
 
 
 def write_checkpoint(folder, step):
@@ -104,3 +107,16 @@ def test_thread_spinning_follows_environment(tmp_path):
 def test_library_does_not_change_threads(tmp_path):
     plain = spins(tmp_path / "script.py", "")
     assert spins(tmp_path / "script.py", "import modeling_vitp") == plain > 1000
+
+
+@pytest.mark.parametrize(("rank", "level"), [(None, "INFO"), ("0", "INFO"), ("1", "WARNING")])
+def test_first_process_alone_logs_progress(monkeypatch, rank, level):
+    monkeypatch.setattr(errors, "run_program", lambda main: None)
+    loggers = [logging.getLogger(f"modeling_vitp.{name}") for name in LOGGED]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logger.level)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    run(lambda: 0)
+    assert {logging.getLevelName(logger.level) for logger in loggers} == {level}
