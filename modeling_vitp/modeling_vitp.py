@@ -71,6 +71,9 @@ class CheckpointsOfOurs(NamesItsFiles):
         """Save the model, as in transformers, with the names of its parameters."""
         # The older names of some ViTs, which transformers would write, are missed when a Trainer resumes.
         kwargs.setdefault("save_original_format", False)
+        # FSDP2 makes the model an instance of a class of torch, whose code would be saved in place of the model's.
+        sharded, own = type(self), next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
+        sharded.__name__, sharded.__module__ = own.__name__, own.__module__
         super().save_pretrained(save_directory, *args, **kwargs)
 
 

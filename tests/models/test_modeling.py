@@ -9,6 +9,7 @@ from internvl_oracle import blocked_mask, build_native, shake
 from pictures import picture
 from tiny_models import TEXT, TOKENS_PER_TILE, VISION
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -931,6 +932,16 @@ def test_auto_class_opens_saved_vision_model(tmp_path):
     assert again.config.drop_path_rate == 0.3
     assert again.encoder.layer[-1].drop_path.drop_prob == pytest.approx(0.3)
     assert_same_weights(again, model)
+
+
+def test_sharded_model_saves_own_code(vivid, tmp_path):
+    """FSDP2 replaces the class of the model by a subclass that is created in a module of torch."""
+    where = {"__module__": "torch.distributed.fsdp._fully_shard._fsdp_init"}
+    vivid.__class__ = type("FSDPViTPForConditionalGeneration", (FSDPModule, type(vivid)), where)
+    vivid.save_pretrained(tmp_path)
+    auto_map = ViTPConfig.from_pretrained(tmp_path).auto_map
+    assert auto_map["AutoModelForImageTextToText"] == "modeling_vitp.ViTPForConditionalGeneration"
+    assert (tmp_path / "modeling_vitp.py").is_file() and not [*tmp_path.glob("_fsdp*")]
 
 
 def test_configuration_survives_saving(tmp_path):
