@@ -586,6 +586,8 @@ def test_graph_equals_model_at_three_sizes(folder, composed, tmp_path):
 
 
 def test_fsdp_and_checkpointing_know_the_layers(vlm):
+    names = {type(module).__name__ for module in vlm.modules()}
+    assert vlm._no_split_modules <= names  # accelerate raises an error for a missing one
     layers = vlm.model.vision_tower.get_submodule(tower_of(vlm.config.vision_config).layers)
     if vlm.config.vision_config.model_type == "timm_wrapper":
         pytest.skip("timm has its own checkpointing")
