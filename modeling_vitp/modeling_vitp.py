@@ -352,7 +352,9 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             self._check_no_image_tokens(input_ids, cache)
         if pixel_values is None and mm_encoder_outputs is None and self.training and torch.is_grad_enabled():
             pixel_values, visual_token_indices = self._unseen_tile()
-        if visual_token_indices is not None and pixel_values is not None:
+        if pixel_values is not None and (visual_token_indices is not None or mm_encoder_outputs is None):
+            # The ViT runs before the embeddings in any batch: FSDP and ZeRO-3 gather weights in the order of their use,
+            # which must be the same in all processes.
             mm_encoder_outputs = {
                 **(mm_encoder_outputs or {}),
                 "image": self.get_image_features(

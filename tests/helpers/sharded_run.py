@@ -70,7 +70,10 @@ def trainer_of(folder: Path, accumulation: int = 1, **options):
     if world > 1:
         state = AcceleratorState()
         state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            state_dict_type="FULL_STATE_DICT",
+            cpu_ram_efficient_loading=False,
         )
         state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         trainer.is_fsdp_enabled = True
@@ -82,8 +85,11 @@ def gradients(folder: Path) -> None:
     trainer, watch = trainer_of(folder, accumulation, optim="sgd", learning_rate=0.1, max_grad_norm=0), Watch()
     trainer.add_callback(watch)
     trainer.train()
+    loss = trainer.evaluate()["eval_loss"]  # of two processes, the second one has no row
+    trainer.save_model(folder / "saved", _internal_call=True)
     if dist.get_rank() == 0:
         torch.save(watch.gradients, folder / "gradients.pt")
+        (folder / "evaluated.json").write_text(json.dumps(loss))
 
 
 def of_trainer(folder: Path, accumulation: int) -> list[list[tuple[str, int]]]:

@@ -169,6 +169,21 @@ def test_text_batch_gives_vit_zero_gradients(vivid, native, processor):
     assert not any(gradient.any() for gradient in actual.values())
 
 
+@pytest.mark.parametrize("drop_ratio", [0.0, DROP_RATIO])
+def test_modules_run_in_same_order_without_images(vivid, processor, drop_ratio):
+    """Sharded weights are gathered in this order, which must be the same in all processes."""
+    seen = []
+    for name, module in vivid.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+    with_images = encode(processor, "several_images", drop_ratio)
+    orders = []
+    for inputs in (with_images, processor(text=TEXTS[:2], padding=True, return_tensors="pt")):
+        seen.clear()
+        vivid.train()(**inputs, use_cache=False)
+        orders.append([*seen])
+    assert orders[0] == orders[1]
+
+
 @pytest.mark.parametrize("layer", [-2, 1])
 def test_vision_feature_layer_equals_internvl(vivid, native, processor, layer):
     inputs = encode(processor, "different_tiles")

@@ -361,6 +361,16 @@ def test_sharded_gradients_equal_one_process(results):
 
 
 @pytest.mark.slow
+def test_sharded_evaluation_and_saving_equal_one_process(results):
+    """The second process evaluates no row, and runs the ViT without images."""
+    one, two = (json.loads((results[world] / "evaluated.json").read_text()) for world in (1, 2))
+    assert two == pytest.approx(one, abs=1e-6)
+    one, two = (ViTPForConditionalGeneration.from_pretrained(results[world] / "saved") for world in (1, 2))
+    for expected, found in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
 def test_sharded_step_equals_collectives_of_loop(results):
     """Parameters of a block are gathered twice, and its gradients are scattered once.
 
