@@ -554,7 +554,8 @@ class BaseTrainer:
         """Wait for background pushes to end."""
         if self.push_in_progress is not None:
             self.push_in_progress.wait_until_done()
-        shutil.rmtree(Path(self.args.output_dir) / OUTBOX, ignore_errors=True)
+        if self.is_world_process_zero():  # the only process that knows when the pushes end
+            shutil.rmtree(Path(self.args.output_dir) / OUTBOX, ignore_errors=True)
 
     push_in_progress: PushInProgress | None = None
 

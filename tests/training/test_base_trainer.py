@@ -1,6 +1,7 @@
-"""Trainers override only public members of the trainers of transformers and TRL."""
+"""Public members that trainers override, and what processes other than the first one do."""
 
 import pytest
+from training_run import make_trainer
 from transformers import Trainer
 from trl import SFTTrainer
 
@@ -8,6 +9,7 @@ from modeling_vitp import ViTPTrainer
 from modeling_vitp.classification.trainer import ViTPClassificationTrainer
 from modeling_vitp.dense.trainer import ViTPSegmentationTrainer
 from modeling_vitp.detection.trainer import ViTPDetectionTrainer
+from modeling_vitp.training import base_trainer
 
 
 @pytest.mark.parametrize(
@@ -19,3 +21,17 @@ def test_trainer_overrides_no_private_member(trainer):
     overridden = {name for cls in ours for name in vars(cls) if name in theirs and not name.startswith("__")}
     assert {"train", "save_model", "training_step"} <= overridden
     assert {name for name in overridden if name.startswith("_")} - {"_tag_names"} == set()
+
+
+@pytest.fixture
+def other_process(tmp_path, monkeypatch):
+    """Trainer of the second process of a run."""
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+    return trainer
+
+
+def test_files_of_push_are_deleted_by_first_process(other_process, tmp_path):
+    (tmp_path / base_trainer.OUTBOX).mkdir()
+    other_process.finish_pushes()
+    assert (tmp_path / base_trainer.OUTBOX).is_dir()
