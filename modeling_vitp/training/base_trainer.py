@@ -151,6 +151,10 @@ class BaseTrainer:
             raise ValueError(error)
         return result
 
+    def _last_checkpoint(self) -> str | None:
+        # Nodes with folders of their own (save_on_each_node) may have been killed after different checkpoints.
+        return self._from_main_process(last_checkpoint, self.args.output_dir)
+
     @property
     def data_seed(self) -> int:
         """Seed of the data: `data_seed`, or `seed` if it is not set."""
@@ -181,7 +185,7 @@ class BaseTrainer:
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args_, **kwargs) -> TrainOutput:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = self._last_checkpoint()
             if resume_from_checkpoint is None:
                 raise ValueError(f"No complete checkpoint to resume from found in {self.args.output_dir}.")
         if self._recorded is None:
@@ -262,7 +266,7 @@ class BaseTrainer:
         Returns:
             Training metrics with the mean loss over all steps of the run, including steps before it was resumed.
         """
-        checkpoint = self.args.resume_from_checkpoint or last_checkpoint(self.args.output_dir)
+        checkpoint = self.args.resume_from_checkpoint or self._last_checkpoint()
         if checkpoint is not None and not self.args.resume_from_checkpoint:
             logger.info("Resuming from %s. To start a new run, set another output_dir.", checkpoint)
         return self.train(resume_from_checkpoint=checkpoint).metrics

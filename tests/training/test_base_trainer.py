@@ -1,5 +1,7 @@
 """Public members that trainers override, and what processes other than the first one do."""
 
+from types import SimpleNamespace
+
 import pytest
 from training_run import make_trainer
 from transformers import Trainer
@@ -35,3 +37,12 @@ def test_files_of_push_are_deleted_by_first_process(other_process, tmp_path):
     (tmp_path / base_trainer.OUTBOX).mkdir()
     other_process.finish_pushes()
     assert (tmp_path / base_trainer.OUTBOX).is_dir()
+
+
+def test_all_processes_resume_from_checkpoint_of_first(other_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_trainer, "last_checkpoint", lambda folder: pytest.fail("looked in the folder of a node"))
+    monkeypatch.setattr(base_trainer, "broadcast_object_list", lambda objects: [str(tmp_path / "checkpoint-4"), None])
+    monkeypatch.setattr(
+        ViTPTrainer, "train", lambda self, resume_from_checkpoint: SimpleNamespace(metrics=resume_from_checkpoint)
+    )
+    assert other_process.train_or_resume() == str(tmp_path / "checkpoint-4")
