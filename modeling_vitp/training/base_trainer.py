@@ -184,6 +184,11 @@ class BaseTrainer:
                 lock.release()
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args_, **kwargs) -> TrainOutput:
+        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            raise ValueError(
+                "fsdp_state_dict_type must be FULL_STATE_DICT, as in recipes/accelerate/fsdp2.yaml: with another one, "
+                "which is accelerate's default, no model would be saved at the end."
+            )
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
             if resume_from_checkpoint is None:

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
 from training_run import make_trainer
 from transformers import Trainer
 from trl import SFTTrainer
@@ -23,6 +25,16 @@ def test_trainer_overrides_no_private_member(trainer):
     overridden = {name for cls in ours for name in vars(cls) if name in theirs and not name.startswith("__")}
     assert {"train", "save_model", "training_step"} <= overridden
     assert {name for name in overridden if name.startswith("_")} - {"_tag_names"} == set()
+
+
+def test_sharded_state_dict_is_refused(tmp_path, monkeypatch):
+    """transformers would save no model at the end, without an error."""
+    trainer = make_trainer(tmp_path)
+    trainer.is_fsdp_enabled = True
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    monkeypatch.setattr(AcceleratorState(), "fsdp_plugin", plugin, raising=False)
+    with pytest.raises(ValueError, match="fsdp_state_dict_type must be FULL_STATE_DICT"):
+        trainer.train()
 
 
 @pytest.fixture
