@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as transformers_logging
 
@@ -131,6 +132,8 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
         trainer.save_model(folder / "adapter" if is_peft_model(trainer.model) else folder, _internal_call=True)
     trainer.keep_record()
     save_metrics(trainer, metrics)
+    if trainer.is_world_process_zero():
+        unset_hf_deepspeed_config()  # This process alone loads models from here on: ZeRO-3 would wait for the others.
     if isinstance(trainer, ViTPTrainer) and trainer.is_world_process_zero():
         with stop_on_full_disk(folder), no_library_bars():
             save_parts(trainer)

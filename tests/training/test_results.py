@@ -5,6 +5,7 @@ import math
 import shlex
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -15,6 +16,7 @@ from pushed_runs import train
 from tiny_models import FROM_SCRATCH
 from training_run import make_trainer
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from modeling_vitp.training import results
@@ -258,3 +260,14 @@ def test_losses_of_any_length_are_drawn(log_history, tmp_path):
         warnings.simplefilter("error")
         draw_losses(log_history, tmp_path / "loss.png")
     assert Image.open(tmp_path / "loss.png").size == (660, 440)
+
+
+def test_parts_are_saved_without_sharding_under_zero3(tmp_path, monkeypatch):
+    """Under ZeRO-3, `from_pretrained` shards a model over all processes, but only the first one saves the parts."""
+    trainer, seen, zero3 = make_trainer(tmp_path), [], SimpleNamespace(is_zero3=lambda: True)
+    for name, result in (("train_or_resume", {}), ("save_model", None)):
+        monkeypatch.setattr(trainer, name, lambda *args, result=result, **kwargs: result)
+    monkeypatch.setattr(results, "save_parts", lambda trainer: seen.append(is_deepspeed_zero3_enabled()))
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", lambda: zero3)
+    results.train(trainer)
+    assert seen == [False]
