@@ -100,7 +100,7 @@ def build_vit(config: PreTrainedConfig) -> PreTrainedModel:
     vit = AutoModel.from_config(config)
     tower_of(config).freeze_unused(vit)
     # Some families name blocks of their whole model, such as the text embeddings of CLIP, which FSDP would not find.
-    vit._no_split_modules &= {type(module).__name__ for module in vit.modules()}
+    vit._no_split_modules = {type(module).__name__ for module in vit.modules()} & {*(vit._no_split_modules or ())}
     return vit
 
 
