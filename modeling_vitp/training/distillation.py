@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import InterpolationMode, v2
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 
 from ..bands import check_same_bands
@@ -223,6 +224,11 @@ class ViTTrainer(SampleTrainer, Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            raise ValueError("FSDP and ZeRO-3 shard the ViT, which the first process exports at the end. Use DDP.")
+        return super().train(*args, **kwargs)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
         settings, config = super().run_settings(), self.vit.config

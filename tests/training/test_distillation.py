@@ -243,6 +243,14 @@ def test_student_is_recorded_only_with_its_weights(folder, tmp_path):
         assert trainer.run_settings()["free"]["student"] == name
 
 
+def test_sharded_training_is_refused(folder, tmp_path):
+    trainer = make_trainer(folder, tmp_path)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="FSDP.*DDP"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_default_student_has_the_sizes_of_the_teacher(folder):
     teacher, processor = load_teacher(str(folder / "teacher"))
     student = load_student(DistillationArguments(teacher="teacher", data=["images"]), teacher, processor)
