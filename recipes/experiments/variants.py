@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from matplotlib.figure import Figure
 
 from modeling_vitp.adaptation.comparison import Comparison, fine_tuning_settings
@@ -100,29 +101,31 @@ class Experiment:
         """
         args, path = self.args, Path(self.args.output_dir) / "metrics.json"
         plan, base = json.loads(json.dumps([plan_of(args), read_yaml(args.base)]))
-        if path.is_file():
-            try:
-                there = json.loads(path.read_text())
-                kept, tuned = scores_of(there), dict(there.get("tuning") or {})
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"{path} has no scores of an experiment. Set another output_dir.") from error
-            for name, value in (("plan", plan), ("base", base)):
-                if there.get(name) != value:
-                    raise ValueError(f"{path} belongs to another {name}. Set another output_dir.")
-            scores, tuning = kept | scores, tuned | (tuning or {})
-        seeds = {arm: {seed for seed, of in scores if of == arm} for arm in args.arms}
-        runs = [
-            {"seed": seed, "arm": arm, **scores[seed, arm]}
-            for seed in sorted(set().union(*seeds.values()))
-            for arm in args.arms
-            if seed in seeds[arm]
-        ]
-        arms = [arm for arm in args.arms if seeds[arm] & seeds[args.control]]
-        shared = set.intersection(*(seeds[arm] for arm in arms)) if arms else set()
-        whole = [run for run in runs if run["arm"] in arms and run["seed"] in shared]
-        metrics = {"plan": plan, "base": base, "summary": paired_summary(whole, args.control), "runs": runs}
-        metrics |= {"tuning": tuning} if tuning else {}
-        write_whole(path, json.dumps(metrics, indent=2) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(".metrics.lock")):  # Other processes add their scores to the same file.
+            if path.is_file():
+                try:
+                    there = json.loads(path.read_text())
+                    kept, tuned = scores_of(there), dict(there.get("tuning") or {})
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise ValueError(f"{path} has no scores of an experiment. Set another output_dir.") from error
+                for name, value in (("plan", plan), ("base", base)):
+                    if there.get(name) != value:
+                        raise ValueError(f"{path} belongs to another {name}. Set another output_dir.")
+                scores, tuning = kept | scores, tuned | (tuning or {})
+            seeds = {arm: {seed for seed, of in scores if of == arm} for arm in args.arms}
+            runs = [
+                {"seed": seed, "arm": arm, **scores[seed, arm]}
+                for seed in sorted(set().union(*seeds.values()))
+                for arm in args.arms
+                if seed in seeds[arm]
+            ]
+            arms = [arm for arm in args.arms if seeds[arm] & seeds[args.control]]
+            shared = set.intersection(*(seeds[arm] for arm in arms)) if arms else set()
+            whole = [run for run in runs if run["arm"] in arms and run["seed"] in shared]
+            metrics = {"plan": plan, "base": base, "summary": paired_summary(whole, args.control), "runs": runs}
+            metrics |= {"tuning": tuning} if tuning else {}
+            write_whole(path, json.dumps(metrics, indent=2) + "\n")
         return metrics
 
     def tuning(self, arm: str, tune: Callable[[], dict]) -> dict:

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from trl import ModelConfig
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.recipes.experiments import controls, experiment
 from modeling_vitp.recipes.experiments.arguments import ROWS, ExperimentArguments
-from modeling_vitp.recipes.experiments.variants import Experiment, interval, merge_settings, plan_of
+from modeling_vitp.recipes.experiments.variants import Experiment, interval, merge_settings, plan_of, scores_of
 from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import parse
@@ -108,6 +110,18 @@ def test_summary_is_paired_by_seed(plan):
     assert rows["two layers"]["difference_interval"] == pytest.approx((high - low) / 2, rel=1e-3)
     assert rows["two layers"]["difference_interval"] < rows["two layers"]["interval"]
     assert rows["as it is"]["difference"] == rows["as it is"]["difference_interval"] == 0
+
+
+def test_processes_that_save_at_once_keep_all_scores(plan, monkeypatch):
+    def write(path, text):
+        time.sleep(0.1)  # Without a lock, the others read the file now.
+        path.write_text(text)
+
+    monkeypatch.setattr("modeling_vitp.recipes.experiments.variants.write_whole", write)
+    keys = [(seed, arm) for seed in range(2) for arm in ARMS]
+    with ThreadPoolExecutor(len(keys)) as pool:
+        list(pool.map(lambda key: Experiment(ExperimentArguments(**plan)).save({key: {"AUC": 0.5}}), keys))
+    assert scores_of(json.loads(Path(plan["output_dir"], "metrics.json").read_text())).keys() == {*keys}
 
 
 def test_finished_runs_are_kept(plan):
