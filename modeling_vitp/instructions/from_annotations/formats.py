@@ -117,10 +117,11 @@ def is_number(value: object) -> bool:
 
 def check_size(stated: Iterable[Any], size: tuple[int, int], path: Path, image: Path) -> None:
     """Raise a `ValueError` if the height and width in an annotation, if it has any, differ from those of the image."""
+    height, width = stated
     try:
-        height, width = (int(float(side)) for side in stated)
+        height, width = int(float(height or 0)), int(float(width or 0))
     except (TypeError, ValueError, OverflowError):
-        return
+        raise ValueError(f"{path}: expected the height and width of {image}, got {height!r} and {width!r}.") from None
     if height > 0 and width > 0 and (height, width) != size:  # Some files state 0.
         raise ValueError(f"{path}: {width} x {height} pixels is not the size of {image}, {size[1]} x {size[0]}.")
 
@@ -128,7 +129,8 @@ def check_size(stated: Iterable[Any], size: tuple[int, int], path: Path, image: 
 def read_voc(path: Path, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
     """Return the objects of a Pascal VOC file; `size` is the height and width of its image."""
     root = parse_xml(path)
-    check_size((root.findtext(f"size/{side}") for side in ("height", "width")), size, path, image)
+    stated = (root.findtext(f"size/{side}", "") for side in ("height", "width"))
+    check_size((side if re.fullmatch(r"\s*[\d.]+\s*", side) else 0 for side in stated), size, path, image)
     return voc_objects(root, path)
 
 
