@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..configuration_vitp import check_keys
 from .arguments import RunArguments, VRLArguments, check_type, check_within, read_mapping
 
 logger = logging.getLogger(__name__)
+LAUNCHER_PRECISION = "ACCELERATE_MIXED_PRECISION"  # environment variable of `accelerate launch`
 HAS_ACTIVATION_CHECKPOINTING = any(field.name == "activation_checkpointing" for field in fields(TrainingArguments))
 
 
@@ -47,7 +49,11 @@ class BaseConfig(RunArguments):
         self.remove_unused_columns = False  # the errors of a step name the ids of its samples
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
+            self.fp16 = self.fp16 or os.environ.get(LAUNCHER_PRECISION) == "fp16"
             self.bf16 = not self.fp16 and has_fast_bf16()
+        if not (self.bf16 or self.fp16):
+            # transformers, accelerate and DeepSpeed would train in the precision of the launcher.
+            os.environ[LAUNCHER_PRECISION] = "no"
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         for name in self._VALID_DICT_FIELDS:
@@ -62,8 +68,6 @@ class BaseConfig(RunArguments):
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = kwargs
             self.gradient_checkpointing = self.activation_checkpointing
         super().__post_init__()
-        if not (self.bf16 or self.fp16):
-            self.mixed_precision = "no"  # not that of accelerate's launcher, which would train in bf16 all the same
         if self.n_gpu > 1:  # nn.DataParallel would cut tiles and rows at different places
             logger.warning("%s GPUs are visible, but one process uses one GPU; accelerate launch uses all.", self.n_gpu)
             self._n_gpu = 1

@@ -1,6 +1,7 @@
 """Allowed values of arguments."""
 
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 
@@ -106,11 +107,20 @@ def test_device_without_a_gpu_is_the_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"), [({"bf16": False}, "no"), ({"bf16": True}, "bf16"), ({"fp16": True}, "fp16")]
+    ("launcher", "options", "wanted"),
+    [
+        ("bf16", {"bf16": False}, "no"),  # bf16 as in recipes/accelerate/ddp.yaml
+        ("bf16", {"bf16": True}, "bf16"),
+        ("bf16", {"fp16": True}, "fp16"),
+        ("fp16", {}, "fp16"),
+        ("fp16", {"bf16": False}, "no"),
+    ],
 )
-def test_precision_does_not_follow_launcher(tmp_path, monkeypatch, options, wanted):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as of recipes/accelerate/ddp.yaml
-    assert ViTPTrainingConfig(str(tmp_path / "out"), **options).mixed_precision == wanted
+def test_precision_is_that_of_the_options(tmp_path, monkeypatch, launcher, options, wanted):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    args = ViTPTrainingConfig(str(tmp_path / "out"), **options)
+    assert args.mixed_precision == wanted and (args.bf16, args.fp16) == (wanted == "bf16", wanted == "fp16")
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == ("no" if wanted == "no" else launcher)  # DeepSpeed reads it
 
 
 @pytest.mark.parametrize("pins", [True, False])
