@@ -566,7 +566,10 @@ def test_default_device_is_not_used(processor, ratio):
     with torch.device("meta"):
         output = processor(**kwargs)
     assert output["input_ids"] == expected["input_ids"]
-    assert all(torch.equal(output[name], expected[name]) for name in expected if name[:2] in ("pi", "vi"))
+    names = {"visual_token_indices"} & expected.keys()
+    if Version(transformers.__version__) >= Version("5.24"):  # 5.20 makes the tiles on the default device
+        names.add("pixel_values")
+    assert all(torch.equal(output[name], expected[name]) for name in names)
 
 
 def test_empty_text_has_no_tokens(processor):
