@@ -476,7 +476,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         return dataclasses.replace(self.eval_data_collator, sample_transform=self.data_collator.sample_transform)
 
     def draw_samples(self, samples: list[dict[str, Any]], path: Path) -> None:
-        draw_answered_rows(self.accelerator.unwrap_model(self.model), self.watched_collator, samples, path)
+        with self.accelerator.autocast():  # flash attention takes no float32
+            draw_answered_rows(self.accelerator.unwrap_model(self.model), self.watched_collator, samples, path)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Do nothing, because TRL's card is for text generation; [`save_model`] writes a card instead."""

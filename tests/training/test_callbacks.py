@@ -361,6 +361,15 @@ def test_every_step_has_one_picture(stopped_and_resumed):
         assert np.array_equal(image, np.asarray(Image.open(path).convert("RGB")))
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_pictures_are_drawn_in_the_precision_of_training(tmp_path, bf16):
+    trainer, found = make_trainer(tmp_path, bf16=bf16), []
+    layer, picture = trainer.model.model.vision_tower.encoder.layer[0].mlp.fc1, tmp_path / "step.png"
+    layer.register_forward_hook(lambda module, inputs, output: found.append(output.dtype))
+    trainer.draw_samples(trainer.watched_samples(1), picture)
+    assert {*found} == {torch.bfloat16 if bf16 else torch.float32} and picture.is_file()
+
+
 def test_new_run_removes_older_pictures(tmp_path):
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "step-000007.png").touch()
