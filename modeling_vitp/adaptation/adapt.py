@@ -56,7 +56,7 @@ from .bundle import change_texts, write_bundle
 from .comparison import Comparison, fine_tuning_settings
 from .labels import instructions_digest, labels_digest, num_windows, read_labels, write_list
 from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine, median_size
-from .report import AdaptationReport
+from .report import PROBE_SCORES, AdaptationReport
 from .runs import describe_seconds, run_command, run_recipe, write_config
 
 logger = logging.getLogger(__name__)
@@ -669,7 +669,7 @@ class Adaptation:
         }
         metrics = run_recipe("probe", settings, folder)
         shutil.rmtree(folder / "features", ignore_errors=True)
-        shown = {"classification": "accuracy", "segmentation": "mean_iou", "detection": "centre_auc"}[self.labels.task]
+        shown = PROBE_SCORES[self.labels.task][0]
         return [
             {"backbone": entry["backbone"], "probe": entry["probe"]}
             | {"score": entry["scores"][shown]["mean"], "resampled": entry["resampled"][0], "cases": entry["cases"]}

@@ -36,6 +36,12 @@ UNITS = {
     "mask_map": "mask mAP",
     "mean_average_precision": "mAP",
 }
+# Main score of `vitp probe` for each task, and its name.
+PROBE_SCORES = {
+    "classification": ("accuracy", "accuracy"),
+    "segmentation": ("mean_iou", "mIoU"),
+    "detection": ("centre_auc", "AUC of patches with the center of an object"),
+}
 BLIND = (
     "The answers to no kind of question are clearly better with the own image than with another: it is not shown that "
     "the language model looks at the image, nor that the pretraining taught the ViT what the labels say."
@@ -273,7 +279,8 @@ class AdaptationReport:
             is_other = ours is not None and model != ADAPTED
             difference = cell(paired_difference([ours], [theirs])) if is_other else ""
             rows.append([probe, label(model), points(theirs.value), difference])
-        text = "Test scores of probes of frozen features, in points. The intervals cover test images only."
+        score = PROBE_SCORES[self.task][1]
+        text = f"Test scores of probes of frozen features: {score}, in points. The intervals cover test images only."
         return [text, Table(["probe", "backbone", "score", self.header[3]], rows)] if rows else []
 
     def describe_controls(self) -> list[Block]:

@@ -261,6 +261,7 @@ def test_pages_have_the_figures_of_the_data(full_report, folder):
                 assert figures == pytest.approx([100 * gap.mean, 100 * gap.low, 100 * gap.high], abs=0.0501)
                 assert row[3].startswith("**") == gap.is_clear
             assert {row[1], row[3].strip("*")} - {""} <= set(page.texts)
+    assert "mIoU" in full_report.sections()["Frozen"][0]
     frozen = {row[1]: row[2:] for row in tables[2].rows}
     assert frozen["mae"][0] == "30.0" and frozen["mae"][1].startswith("**+20.0 (")
     assert ["kind 0", "accuracy", "60.0", "50.0", "1.0 to 20.0"] in tables[3].rows
