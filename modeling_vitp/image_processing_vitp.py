@@ -38,6 +38,7 @@ NEEDS_RASTERIO = "multi-band images and color images of more than 8 bits need ra
 # Modes that Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) have more than 8 bits.
 PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 
+FETCH_SECONDS = 30  # after which a server that sends nothing is given up
 # GDAL drivers of single images, by a pattern of the first bytes.
 DRIVERS = {
     rb"II[*+]\0|MM\0[*+]": "GTiff",
@@ -315,7 +316,11 @@ def spread_values(values: list[float], band_names: list[str]) -> list[float]:
 def stored_content(image: str) -> bytes:
     """Return the file of an image at a URL or in base64, which transformers' own loader converts to 8-bit RGB."""
     if image.startswith(("http://", "https://")):
-        return image_utils.httpx.get(image, timeout=None, follow_redirects=True).raise_for_status().content
+        httpx = image_utils.httpx  # that of transformers; its package depends on the release
+        try:
+            return httpx.get(image, timeout=FETCH_SECONDS, follow_redirects=True).raise_for_status().content
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ValueError(f"the server did not send it: {error}") from error
     encoded = image.partition(",")[2] if image.startswith("data:image/") else image
     try:
         return base64.b64decode("".join(encoded.split()), validate=True)

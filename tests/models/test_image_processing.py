@@ -451,6 +451,19 @@ def test_url_equals_path(name, way, tmp_path, monkeypatch):
     assert_close(unit(where, size=expected.shape[1:]), expected)
 
 
+@pytest.mark.parametrize("answer", [404, "no connection"])
+def test_failed_request_names_the_url(answer, monkeypatch):
+    def get(url, **options):
+        request = image_utils.httpx.Request("GET", url)
+        if answer == 404:
+            return image_utils.httpx.Response(answer, request=request)
+        raise image_utils.httpx.ConnectError(answer, request=request)
+
+    monkeypatch.setattr(image_utils.httpx, "get", get)
+    with pytest.raises(ValueError, match=f"https://example.org/none.png.*{answer}"):
+        unit("https://example.org/none.png")
+
+
 def test_orientation_of_file_is_applied(tmp_path):
     image = picture(WIDTH, HEIGHT)
     exif = Image.Exif()
