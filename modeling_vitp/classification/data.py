@@ -79,6 +79,11 @@ def encode(
     positions = {name: position for position, name in enumerate(names)}
     encoded = torch.zeros(len(stored), len(names))
     for index, labels in enumerate(stored):
+        if {*labels} <= {0, 1} and len({*labels}) < len(labels):
+            raise ValueError(
+                f"{where(index)} has 1 or 0 for each class, {labels}, expected the indices of its classes, "
+                f"{[position for position, label in enumerate(labels) if label]}. Store these instead."
+            )
         if len(labels) != 1 and not multi_label:
             kind = "has no class" if not labels else f"has {len(labels)} classes, {', '.join(map(str, labels))}"
             raise ValueError(f"{where(index)} {kind}. Give exactly one, or set `multi_label: true` in `data`.")

@@ -173,6 +173,7 @@ def test_binary_columns_are_classes(stored):
         ([0, -3], Value("int64"), {"classes": ["a", "b"]}, "label -3"),
         ([0, -1], ClassLabel(names=["a", "b"]), {}, "Row 1 of split 'train'.* no class"),
         ([[0, 1], [1]], List(Value("int64")), {}, "Row 0 .* 2 classes, 0, 1.*multi_label"),
+        ([[2], [0, 1, 0]], List(Value("int64")), {"multi_label": True}, r"Row 1 .*\[0, 1, 0\].* indices .*\[1\]"),
         (["a", "a"], Value("string"), {}, r"classes.*\['a'\]"),
         ([0, 1], Value("int64"), {"columns": {"label": "kind"}}, "no column .*kind"),
         ([0, 1], Value("int64"), {"columns": {"image": "label"}}, "'label'"),
