@@ -466,9 +466,14 @@ class LabelTable:
                     )
             return [[label for label in labels if label != self.no_class] for labels in stored]
         values = rows[list(self.label)]
-        odd = ~values.isin([0, 1]).all(axis=1)
-        if odd.any():
-            raise ValueError(f"table: {root / self.file}, row {odd.idxmax()}: class columns must hold 0 or 1.")
+        odd = ~values.isin([0, 1])
+        if odd.any(axis=None):
+            row = odd.any(axis=1).idxmax()
+            column = odd.loc[row].idxmax()
+            raise ValueError(
+                f"table: {root / self.file}, row {row}: expected 1 or 0 in the column {column!r}, got "
+                f"{values.loc[row, column]}. Fill it in, or remove the row and its images."
+            )
         return [[name for name, value in zip(self.label, row) if value] for row in values.to_numpy()]
 
 

@@ -459,6 +459,15 @@ def test_empty_cell_is_not_no_class(tmp_path, no_class, is_taken):
             table.labels_of(samples, tmp_path, None, "train", {})
 
 
+@pytest.mark.parametrize(("cell", "found"), [("", "nan"), ("-1", "-1")])
+def test_unknown_class_of_table_is_refused(tmp_path, cell, found):
+    picture(8, 8).save(tmp_path / "0.png")
+    (tmp_path / "labels.csv").write_text(f"file_name,mass,edema\n0.png,1,{cell}\n")
+    samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
+    with pytest.raises(ValueError, match=f"labels.csv, row 0: .*'edema', got {found}.* remove the row"):
+        LabelTable("labels.csv", label=["mass", "edema"]).labels_of(samples, tmp_path, None, "train", {})
+
+
 def test_table_with_semicolons_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_text("file_name;label\n0.png;a\n")
     with pytest.raises(ValueError, match="'file_name' .*file_name;label.* commas"):
