@@ -663,9 +663,15 @@ def check_image_columns(rows: Dataset, columns: Iterable[str], name: str) -> Non
 
 
 def cases_of_rows(rows: Dataset) -> list[str] | None:
-    """Return the patient or the case of each row, or `None` without such a column."""
+    """Return the patient or the case of each row, or `None` without such a column.
+
+    A row whose patient is missing is a case of its own.
+    """
     column = next((name for name in CASES if name in rows.column_names), None)
-    return None if column is None else list(map(str, rows[column]))
+    if column is None:
+        return None
+    own = f"row {{}} of {rows.split}".format
+    return [own(index) if case is None else str(case) for index, case in enumerate(rows[column])]
 
 
 def check_shared_rows(splits: Mapping[str, Dataset]) -> None:

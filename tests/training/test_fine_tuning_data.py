@@ -137,10 +137,12 @@ def test_shared_case_of_rows_is_refused(tmp_path, field):
         features = Features({"image": ImageFeature(), field: Value("string")})
         Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{split}.parquet")
 
-    save("train", ["a", "a", "b"])
-    save("test", ["c"])
+    save("train", ["a", "a", "b", None, None])
+    save("test", [None, "c"])
     splits = {"train": "train", "test": "test"}
-    DenseData(classes=TWO, splits=splits, dataset_name=str(tmp_path)).check_disjoint(["train", "test"])
+    data = DenseData(classes=TWO, splits=splits, dataset_name=str(tmp_path))
+    data.check_disjoint(["train", "test"])
+    assert len({*data.open(["train"]).cases}) == 4  # A row without a patient is a case of its own.
     save("test", ["c", "a"])
     with pytest.raises(ValueError, match="The case 'a' is in both splits 'train' and 'test'"):
         DenseData(classes=TWO, splits=splits, dataset_name=str(tmp_path)).check_disjoint(["train", "test"])
