@@ -1,6 +1,7 @@
 """Probes of image classes: nearest neighbors and a linear layer."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def open_samples(
     opened = [data.open([split]) for split in wanted]
     data.check_disjoint(wanted)
     if test_share is not None:
-        train, test = hold_out(opened[0].labels.numpy(), test_share)
+        train, test = hold_out(opened[0].labels.numpy(), opened[0].cases, test_share)
         opened = [opened[0].subset(kept).set_classes(names, False) for kept in (train, test)]
         if not len(test):
             raise ValueError(f"{name}: test_share={test_share} holds out no test images. Increase it.")
@@ -165,9 +166,18 @@ def open_samples(
     return dict(zip(("train", "test"), opened)), names
 
 
-def hold_out(labels: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return indices of training and test images: a random `share` of each class, with a fixed seed, is for testing."""
-    order = np.random.default_rng(0).permutation(len(labels))
-    test = [order[labels[order] == label] for label in np.unique(labels)]
-    test = np.sort(np.concatenate([images[: int(share * len(images) + 0.5)] for images in test]))
-    return np.setdiff1d(np.arange(len(labels)), test), test
+def hold_out(labels: np.ndarray, cases: Sequence[str], share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices of training and test images: a random `share` of each class, with a fixed seed, is for testing.
+
+    The images of a patient or another case stay together. The class of a case is that of its first image.
+    """
+    images_of = {}
+    for index, case in enumerate(cases):
+        images_of.setdefault(case, []).append(index)
+    groups = [*images_of.values()]
+    labels = labels[[images[0] for images in groups]]
+    order = np.random.default_rng(0).permutation(len(groups))
+    of_class = [order[labels[order] == label] for label in np.unique(labels)]
+    held = np.concatenate([chosen[: int(share * len(chosen) + 0.5)] for chosen in of_class])
+    test = np.sort(np.array([index for group in held for index in groups[group]], int))
+    return np.setdiff1d(np.arange(len(cases)), test), test

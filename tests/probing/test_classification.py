@@ -153,6 +153,17 @@ def test_held_out_share_is_tested(tmp_path):
     assert read_metrics(tmp_path / "out")["results"][1]["scores"]["accuracy"]["mean"] == 1.0
 
 
+def test_patients_are_held_out_as_a_whole(tmp_path):
+    columns = {"image": [picture(8, 8, index) for index in range(24)], "label": [0, 0, 1, 1] * 6}
+    columns["patient"] = [str(index // 2 % 8) for index in range(24)]
+    features = Features({"image": ImageFeature(), "label": Value("int64"), "patient": Value("string")})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    samples, _ = open_samples(str(tmp_path), None, "train", "test", 0.5)
+    patients = {role: {*part.cases} for role, part in samples.items()}
+    assert not patients["train"] & patients["test"] and len(patients["test"]) == 4
+    assert np.bincount(samples["test"].labels).tolist() == [6, 6]
+
+
 def test_hub_backbones_and_data_are_probed(hub, tmp_path):
     """Probe a backbone at two commits; downloaded data give the scores of the folder."""
     make_classes(tmp_path / "data", {"train": {"a": 3, "b": 3}, "test": {"a": 2, "b": 2}})
