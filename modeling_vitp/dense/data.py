@@ -106,8 +106,8 @@ class LabelEncoding:
             raise ValueError(
                 f"Expected 2 to {IGNORE_INDEX - 1} `classes`, including the background, got {len(classes)}."
             )
-        self._negative = [item for item in ignore if by == "value" and is_of(item, int) and item < 0]
-        ignore = [tuple(item) if isinstance(item, list) else item for item in ignore if item not in self._negative]
+        self.negative = [item for item in ignore if by == "value" and is_of(item, int) and item < 0]
+        ignore = [tuple(item) if isinstance(item, list) else item for item in ignore if item not in self.negative]
         self.by, self.ignore = by, ignore
         self.classes = []
         for index, settings in enumerate(classes):
@@ -192,7 +192,7 @@ class LabelEncoding:
             codes = mask
             inside = (codes >= 0) & (codes < len(self._lookup))
             indices = np.where(inside, self._lookup[np.where(inside, codes, 0)], -1)
-            indices[np.isin(codes, self._negative)] = IGNORE_INDEX
+            indices[np.isin(codes, self.negative)] = IGNORE_INDEX
         unknown = indices == -1
         if unknown.any():
             values = np.unique(codes[unknown])
@@ -510,7 +510,8 @@ def slice_volumes(
         for sample in samples
     ]
     settings = {"plane": plane, "window": window, "percentiles": percentiles, "foreground_only": foreground_only}
-    settings |= {"classes": [(item.value, item.name) for item in encoding.classes], "ignore": encoding.ignore}
+    classes, ignore = [(item.value, item.name) for item in encoding.classes], encoding.ignore + encoding.negative
+    settings |= {"classes": classes, "ignore": ignore}
     settings["first_column"] = "right or anterior"  # Part of the cache key: slices of older caches are mirrored.
     try:
         return datasets.Dataset.from_generator(

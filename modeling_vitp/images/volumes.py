@@ -14,7 +14,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from .reading import read_errors
+from .reading import read_errors, whole_numbers
 
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 NIFTI = (".nii", ".nii.gz")
@@ -286,9 +286,6 @@ class VolumeSlices:
         return PIL.Image.fromarray(channels[0] if len(channels) == 1 else np.stack(channels, -1))
 
     def mask(self, index: int) -> np.ndarray:
-        """Return the mask of a slice, uint8 of shape `(height, width)`."""
-        values = self.labels.cut(self.plane, index)
-        labels = values.astype(np.uint8)
-        if (labels != values).any():
-            raise ValueError(f"The mask {self.labels.path} must have integer values in [0, 255].")
-        return labels
+        """Return the mask of a slice, uint8 or, for other values than 0 to 255, int32 of shape `(height, width)`."""
+        values = whole_numbers(self.labels.cut(self.plane, index), self.labels.path)
+        return values.astype(np.uint8 if 0 <= values.min() <= values.max() < 256 else np.int32)

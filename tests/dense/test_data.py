@@ -391,6 +391,19 @@ def test_volume_channels_and_foreground_are_used(tmp_path):
     assert samples[0]["mask"].unique().tolist() == [0, 3]
 
 
+def test_values_of_volumes_may_need_more_than_8_bits(tmp_path):
+    labels = np.zeros((3, 4, 5), np.int16)
+    labels[0], labels[1, 2], labels[2, 3] = 2035, -1, 300
+    for kind, array in (("image", np.ones((3, 4, 5), np.int16)), ("mask", labels)):
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / f"{kind}_1.nii.gz")
+    splits = {"train": {"image": "image_{patient}.nii.gz", "mask": "mask_{patient}.nii.gz"}}
+    settings = {"root": str(tmp_path), "splits": splits, "volumes": CUT, "ignore": [-1, 300]}
+    classes = [{"name": "rest", "value": 0}, {"name": "insula", "value": 2035}]
+    samples = DenseData.from_dict(settings | {"classes": classes}).open(["train"])
+    counts = sum(samples[index]["mask"].flatten().bincount(minlength=256) for index in range(len(samples)))
+    assert [counts[label].item() for label in (0, 1, 255)] == [30, 20, 10]
+
+
 @pytest.mark.parametrize("what", ["nan", "shape", "affine", "fraction", "value", "broken"])
 def test_bad_volumes_are_refused(tmp_path, what):
     values, labels = np.ones((3, 4, 5), dtype=np.float32), np.zeros((3, 4, 5), dtype=np.float32)
