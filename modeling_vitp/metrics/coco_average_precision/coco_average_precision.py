@@ -16,7 +16,7 @@ class CocoAveragePrecision(box_metrics.BoxMetric):
     `(n, height, width)` or a list of COCO run lengths (`{"size": [height, width], "counts": …}`), which are kept.
     References may have `crowd`, `(n,)`, regions in which detections are ignored, and `area` in pixels, `(n,)`, which
     determines whether an object is small, medium or large. Default area: that of the box or mask. Up to 100 detections
-    per class and image are evaluated.
+    per class and image are evaluated. Objects that are marked as difficult count like others: COCO has no such mark.
 
     `evaluate.load(str(METRICS_FOLDER / "coco_average_precision"), num_labels=6)` loads the metric.
 
