@@ -69,10 +69,10 @@ def main(
             other = "vitp finetune_change_detection" if expected == 1 else "vitp finetune_segmentation"
             raise ValueError(f"Expected {expected} image(s) in a sample, got {len(dataset[0]['images'])}. Use {other}.")
 
-    pixels, weights = None, args.class_weights
+    pixels = weights = None
     if train_dataset is not None:
         workers = training_args.dataloader_num_workers
-        pixels, weights = weigh_classes(train_dataset, data.encoding.names, weights, workers)
+        pixels, weights = weigh_classes(train_dataset, data.encoding.names, args.class_weights, workers)
     model = load_dense_model(entry.model_class, model_args, data.encoding.names, weights, data.image_spec)
     model.config.volume_plane = data.plane
     trainer = ViTPSegmentationTrainer(

@@ -226,6 +226,14 @@ def test_best_checkpoint_has_best_main_score(tmp_path):
     scores = [logs["eval_mean_iou"] for logs in state["log_history"] if "eval_mean_iou" in logs]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(scores) == 2 and metrics["eval"]["eval_mean_iou"] == max(scores)
+    # The class weights of the training's configuration do not matter to a scoring.
+    again = {"model_name_or_path": str(tmp_path / "out"), "from_scratch": None, "class_weights": "balanced"}
+    arguments = dense_data.smoke_arguments(
+        "loveda", tmp_path / "data", tmp_path / "scored", **settings | again, do_train=False
+    )
+    assert main(arguments) == 0
+    metrics = json.loads((tmp_path / "scored" / "metrics.json").read_text())
+    assert metrics["eval"]["eval_mean_iou"] == max(scores)
 
 
 @pytest.mark.parametrize(
