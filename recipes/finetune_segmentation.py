@@ -36,7 +36,7 @@ def main(
     from modeling_vitp import ViTPSegmentationImageProcessor
     from modeling_vitp.auto.registry import find_model
     from modeling_vitp.cards.sections import command_of
-    from modeling_vitp.dense.data import DenseData, weigh_classes
+    from modeling_vitp.dense.data import DenseData, count_pixels, weigh_classes
     from modeling_vitp.dense.prediction import write_submission
     from modeling_vitp.dense.trainer import ViTPSegmentationTrainer, check_dense_start, load_dense_model
     from modeling_vitp.training import fine_tuning_plan, results
@@ -75,6 +75,9 @@ def main(
         pixels, weights = weigh_classes(train_dataset, data.encoding.names, args.class_weights, workers)
     model = load_dense_model(entry.model_class, model_args, data.encoding.names, weights, data.image_spec)
     model.config.volume_plane = data.plane
+    for kind, dataset in (("evaluation", eval_dataset), ("test", test_dataset)):
+        if train_dataset is not None and dataset is not None:  # A bad mask would stop the run when it is scored.
+            count_pixels(dataset, data.encoding.names, training_args.dataloader_num_workers, kind)
     trainer = ViTPSegmentationTrainer(
         model,
         training_args,

@@ -782,14 +782,17 @@ class ClassPixels(Dataset):
         part, part_index = self.masks[index]
         mask = part.mask(part_index)
         if mask is None:
-            raise ValueError("A training split has no masks. Set `mask` in its settings.")
+            raise ValueError("A split that is trained on or scored has no masks. Set `mask` in its settings.")
         return mask.flatten().bincount(minlength=IGNORE_INDEX + 1)[: self.num_classes]
 
 
-def count_pixels(samples: Dataset, names: Sequence[str], num_workers: int = 0) -> dict[str, int]:
+def count_pixels(
+    samples: Dataset, names: Sequence[str], num_workers: int = 0, kind: str = "training"
+) -> dict[str, int]:
     """Return the number of pixels of each class over a data set, by class name.
 
-    All masks are read and checked; processes share the work. Classes that never occur are logged as a warning.
+    All masks are read and checked; processes share the work. Classes that never occur are logged as a warning, in which
+    `kind` says which masks were read.
 
     Raises:
         ValueError: if a mask is missing, cannot be read or has values outside the classes, or if no pixel is labeled.
@@ -803,10 +806,10 @@ def count_pixels(samples: Dataset, names: Sequence[str], num_workers: int = 0) -
     if state.num_processes > 1:
         counts = sum(gather_object([counts]))
     if not counts.any():
-        raise ValueError("The training masks have no labeled pixels: all values are in `ignore`.")
+        raise ValueError(f"The {kind} masks have no labeled pixels: all values are in `ignore`.")
     absent = [name for name, count in zip(names, counts.tolist()) if not count]
     if absent:
-        logger.warning("Classes without pixels in the training masks: %s.", ", ".join(absent))
+        logger.warning("Classes without pixels in the %s masks: %s.", kind, ", ".join(absent))
     return dict(zip(names, counts.tolist()))
 
 

@@ -264,6 +264,17 @@ def test_bad_recipe_settings_are_refused(tmp_path, changes, message):
         main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings))
 
 
+@pytest.mark.parametrize("split", ["eval_split", "test_split"])
+def test_bad_mask_of_scored_split_is_refused_before_training(tmp_path, split):
+    dense_data.make_loveda(tmp_path / "data", size=16)
+    path = sorted(tmp_path.glob("data/Val/**/masks_png/*.png"))[-1]
+    Image.fromarray(np.full((16, 16), 99, np.uint8)).save(path)
+    settings = {"train_splits": ["train"], "save_steps": 1, "submission": None, split: "val"}
+    with pytest.raises(ValueError, match=f"{path.name} has 256 pixel.*: 99"):
+        main(dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", **settings))
+    assert not list(tmp_path.glob("out/checkpoint-*"))
+
+
 def test_number_of_images_must_fit_the_model(tmp_path):
     dense_data.make_loveda(tmp_path / "data", size=16)
     arguments = dense_data.smoke_arguments("loveda", tmp_path / "data", tmp_path / "out", submission=None)
