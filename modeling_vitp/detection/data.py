@@ -357,9 +357,9 @@ def cut_into_windows(
 ) -> Iterator[Place]:
     """Yield the samples of an image: the whole image, or its windows, whose ids contain their position.
 
-    A window has the objects with at least the share `min_object_share` of their area in it, and the crowd regions that
-    reach into it. Upright boxes are clipped to the window. Oriented boxes may reach beyond it, because a clipped
-    oriented box is not a rectangle.
+    A window has the objects with at least the share `min_object_share` of their area in it. If the share is 0, and for
+    crowd regions, any part is enough. Upright boxes are clipped to the window. Oriented boxes may reach beyond it,
+    because a clipped oriented box is not a rectangle.
     """
     case = item.id if item.case is None else item.case
     if tile is None:
@@ -368,7 +368,7 @@ def cut_into_windows(
     for window in object_windows(item.size, tile["size"], tile["overlap"], tile["min_image_share"]):
         inner = objects
         if objects is not None:
-            least = np.where(objects.crowd, np.finfo(float).tiny, tile["min_object_share"])
+            least = np.where(objects.crowd, 0, tile["min_object_share"]).clip(np.finfo(float).tiny)
             inner = objects.take(inside(objects.corners, window, tile["size"], least))
             inner = inner if is_oriented else inner.clipped_to(window)
         name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"

@@ -475,6 +475,9 @@ def test_windows_keep_the_crowds_that_reach_into_them():
     places = list(cut_into_windows(image, objects, tile, is_oriented=False))
     assert [place.objects.crowd.tolist() for place in places] == [[True], [True], [True], [True]]
     assert [place.objects.boxes()[0].tolist() for place in places[:2]] == [[0, 0, 48, 48], [48, 0, 60, 48]]
+    tile = read_tile({"size": 48, "overlap": 0, "min_object_share": 0.0}, "test")
+    places = list(cut_into_windows(image, objects, tile, is_oriented=False))
+    assert [len(place.objects) for place in places] == [2, 2, 1, 1]  # Without the objects of other windows.
 
 
 def test_share_of_empty_images_is_limited(tmp_path):
