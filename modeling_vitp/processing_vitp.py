@@ -152,12 +152,15 @@ class ViTPProcessor(ProcessorMixin):
 
         Raises:
             ValueError: if the numbers of images and of their positions differ, a text has a literal image token,
-                truncation would cut image tokens, or an option is out of range.
+                truncation would cut image tokens, an option is out of range, or videos or audio are passed.
         """
         vrl_drop_ratio = check_drop_ratio(vrl_drop_ratio or 0.0)
         vrl_apply_prob = check_apply_prob(1.0 if vrl_apply_prob is None else vrl_apply_prob)
         if images is None and text is None:
             raise ValueError("Expected `images`, `text` or both, got neither.")
+        other = next((name for name in ("videos", "audio") if kwargs.get(name) is not None), None)
+        if other is not None:  # transformers ignores it without a warning
+            raise ValueError(f"Expected `images` and `text`, got {other}. Pass frames of a video as `images`.")
         merged = self._merge_with_defaults(kwargs)
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = text_kwargs.pop("return_tensors", None)

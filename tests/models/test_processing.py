@@ -321,6 +321,12 @@ def test_return_tensors_changes_type_only(processor, return_tensors, kind):
         np.testing.assert_array_equal(np.asarray(output[name]), expected[name].numpy())
 
 
+@pytest.mark.parametrize("modality", ["videos", "audio"])
+def test_other_modalities_are_refused(processor, modality):
+    with pytest.raises(ValueError, match=modality):
+        processor(text="Describe the video.", **{modality: [np.zeros((2, 56, 56, 3), np.uint8)]})
+
+
 @pytest.mark.parametrize("return_tensors, kind", [(None, torch.Tensor), ("pt", torch.Tensor), ("np", np.ndarray)])
 def test_images_without_text_are_only_tiled(processor, return_tensors, kind):
     pictures = [picture(170, 50), picture(56, 56)]
