@@ -26,6 +26,7 @@ from transformers.image_utils import (
     to_numpy_array,
 )
 from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessorKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .bands import check_same_bands, describe_bands, spread
 from .input_spec import InputSpec
@@ -99,12 +100,17 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         """
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
         fields, _ = PreTrainedConfig.get_config_dict(backbone, **hub)
-        if fields.get("model_type") == "timm_wrapper" or "pretrained_cfg" in fields:  # timm has no file of its own
-            timm = fields.get("pretrained_cfg") or {}
-            settings = {f"image_{name}": list(timm[name]) for name in ("mean", "std") if name in timm}
+        is_timm = fields.get("model_type") == "timm_wrapper" or "pretrained_cfg" in fields
+        timm = fields.get("pretrained_cfg") or {}
+        settings = {f"image_{name}": list(timm[name]) for name in ("mean", "std") if name in timm}
+        # timm writes no file of its own, but an export to its format has one, with the input spec.
+        if is_timm and not cached_file(
+            backbone, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False, **hub
+        ):
             kwargs = {name: value for name, value in kwargs.items() if name not in hub}
         else:
-            settings, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
+            stored, kwargs = cls.get_image_processor_dict(backbone, **kwargs)
+            settings |= stored
         own = {name: settings[name] for name in cls.of_backbone if name in settings}
         size = own.get("size")
         if not isinstance(size, dict) or {*size} != {"height", "width"}:  # not the size of a tile

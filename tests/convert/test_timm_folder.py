@@ -14,6 +14,7 @@ from transformers import AutoModel, GotOcr2ImageProcessor
 from modeling_vitp import (
     ViTPBackbone,
     ViTPImageProcessor,
+    ViTPSegmentationImageProcessor,
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
@@ -153,6 +154,7 @@ def test_other_bands_are_channels(folder, vit, tmp_path):
     assert settings["input_size"] == (4, 56, 56) and settings["mean"][:3] == MEAN[::-1] and len(settings["std"]) == 4
     saved = ViTPImageProcessor.from_pretrained(tmp_path / "timm")
     assert saved.band_names == names and saved.size == {"height": 56, "width": 56}
+    assert ViTPSegmentationImageProcessor.from_backbone(tmp_path / "timm").input_spec == saved.input_spec
     gray = open_timm(tmp_path / "timm", in_chans=1)
     assert_same(gray.patch_embed.proj.weight, radar.embeddings.patch_embeddings.projection.weight.sum(1, keepdim=True))
 
