@@ -64,6 +64,12 @@ features = model(transform(image)[None])  # (1, width), the mean of the patch to
 VIT_EXAMPLE = BACKBONE_EXAMPLE.replace(
     "(1, 1 + patches, width), the CLS token first", "(1, tokens, width), the patches last"
 )
+MAE_EXAMPLE = BACKBONE_EXAMPLE[: BACKBONE_EXAMPLE.index("features =")] + (
+    """outputs = backbone(**inputs)
+order = outputs.ids_restore[..., None]  # the model shuffles the patches
+features = outputs.last_hidden_state[:, 1:].take_along_dim(order, 1)  # (1, patches, width)
+"""
+)
 MAPS_EXAMPLE = """
 import torch
 from transformers import AutoBackbone
@@ -238,7 +244,7 @@ for _entry in (
             model_type,
             "AutoModel",
             "image-feature-extraction",
-            VIT_EXAMPLE,
+            MAE_EXAMPLE if model_type == "vit_mae" else VIT_EXAMPLE,
             description="A vision transformer as an image backbone, trained further with {paper}.",
             push_as="backbone",
             graph_outputs=() if model_type in WITHOUT_GRAPH else ("last_hidden_state",),

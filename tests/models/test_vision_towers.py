@@ -198,6 +198,17 @@ def test_export_stays_in_its_family(folder, vlm, composed, tmp_path):
         )
 
 
+def test_example_of_card_has_patches_in_order(vlm, composed, tmp_path):
+    export_backbone(vlm, tmp_path, composed[1].image_processor)
+    vit = open_vit(tmp_path).eval()
+    example, names = MODELS[vit.config.model_type].example, {}
+    exec(example.format(repo=tmp_path, source="local-dir", trust="", trust_processor=""), names)
+    if "backbone" not in names or "spatial_shapes" in names["inputs"]:  # timm's own code, or patches as inputs
+        return
+    wanted = tower_of(vit.config).patch_tokens(vit, names["inputs"]["pixel_values"])
+    torch.testing.assert_close(names["features"][:, -wanted.shape[1] :], wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_export_does_not_replace_the_original(folder, vlm, composed):
     before = (folder / "config.json").read_text()
     with pytest.raises(ValueError, match="exists"):
