@@ -75,6 +75,7 @@ from modeling_vitp.detection.one_stage import DETECTORS
 from modeling_vitp.modeling_vitp_backbone import ViTPMultiScaleBackbone
 from modeling_vitp.processing_vitp import CHAT_TEMPLATE
 from modeling_vitp.training.loading import build_model, build_tokenizer
+from modeling_vitp.vision_towers import TOWERS
 
 QUICKSTART = Path("outputs/quickstart")
 PACKED = Path(__file__).parent / "quickstart"
@@ -208,6 +209,9 @@ class LoadedBackbone:
 
     @torch.no_grad()
     def run(self, pixel_values: torch.Tensor, **options):
+        tower = TOWERS.get(self.model.config.model_type)
+        if tower is not None:  # A masked autoencoder would shuffle the patches.
+            return self.model(**tower.inputs(self.model, pixel_values), **options)
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
             options["interpolate_pos_encoding"] = True
         return self.model(pixel_values=pixel_values, **options)
@@ -600,6 +604,8 @@ def load(name: str, folder: Path, model_class: Any, make_room: Callable[[int], N
     """
     configs = model_class.config_class if hasattr(model_class, "config_class") else AutoConfig
     config = configs.from_pretrained(folder, **options)
+    if config.model_type in REFERENCE_TYPES and config.model_type in TOWERS:
+        config = TOWERS[config.model_type].prepare(config)  # Without masking.
     saved_in = config.dtype or torch.float32
     make_room(check_shapes(name, folder, model_class, config))
     model, loading = model_class.from_pretrained(

@@ -15,11 +15,13 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
     ViTImageProcessor,
+    ViTMAEConfig,
+    ViTMAEModel,
 )
 
 from modeling_vitp.images.pixels import principal_scores
 
-KINDS = ("vit", "dinov2", "dinov3", "clip", "siglip")
+KINDS = ("vit", "dinov2", "dinov3", "clip", "siglip", "vit_mae")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 
@@ -33,7 +35,9 @@ def models(tmp_path_factory):
     tile = SMALL | {"image_size": 64, "patch_size": 16}
     DINOv3ViTModel(DINOv3ViTConfig(**tile, num_register_tokens=3)).save_pretrained(folder / "dinov3")
     SiglipVisionModel(SiglipVisionConfig(**tile)).save_pretrained(folder / "siglip")
-    for kind, processor in (("dinov3", ViTImageProcessor), ("siglip", SiglipImageProcessor)):
+    ViTMAEModel(ViTMAEConfig(**tile)).save_pretrained(folder / "vit_mae")
+    processors = {"dinov3": ViTImageProcessor, "siglip": SiglipImageProcessor, "vit_mae": ViTImageProcessor}
+    for kind, processor in processors.items():
         processor(size={"height": 64, "width": 64}, image_mean=MEAN, image_std=STD).save_pretrained(folder / kind)
     return folder, Models(TINY, [str(folder / kind) for kind in KINDS])
 
@@ -48,6 +52,8 @@ def test_reference_features_equal_transformers(models, kind):
     assert kind not in ("dinov3", "siglip") or (list(own.image_mean), list(own.image_std)) == (MEAN, STD)
     pixels = torch.from_numpy((image / 255 - own.image_mean) / own.image_std).movedim(-1, 0)[None].float()
     options = {} if kind == "dinov3" else {"interpolate_pos_encoding": True}
+    if kind == "vit_mae":
+        encoder.config.mask_ratio, options["noise"] = 0.0, torch.arange(24)[None]
     with torch.no_grad():
         outputs = encoder(pixels, output_hidden_states=True, output_attentions=True, **options)
     for layer, states in ((1, outputs.hidden_states[1]), (2, outputs.last_hidden_state)):
