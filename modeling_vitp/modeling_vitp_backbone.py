@@ -202,7 +202,7 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
             if read_config_fields(backbone, **kwargs).get("model_type") == cls.config_class.model_type:
                 model = cls.from_pretrained(backbone, **{"dtype": torch.float32, **settings, **kwargs})
                 return model if band_names is None else spread_bands(model, band_names)
-            backbone = open_vit(backbone, **kwargs)
+        backbone = open_vit(backbone, **kwargs)
         grid = pair(backbone.config.image_size)[0] // pair(backbone.config.patch_size)[0]
         resized = resize_backbone(backbone, patch_size=16, image_size=16 * grid)
         if not isinstance(resized, InternVLVisionModel):
@@ -267,9 +267,15 @@ def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | Non
         kwargs: arguments of `from_pretrained`, such as `revision`.
 
     Raises:
-        ValueError: if the model is of no known family, weights are missing, or the family has no stochastic depth.
+        ValueError: if the model is of no known family or has a neck, weights are missing, or the family has no
+            stochastic depth.
     """
     if isinstance(backbone, PreTrainedModel):
+        if backbone.config.model_type in MULTI_SCALE_CONFIGS:
+            raise ValueError(
+                f"Expected a ViT, got a {type(backbone).__name__}. Save it with save_pretrained('FOLDER'), and pass "
+                "FOLDER."
+            )
         tower_of(backbone.config)
         return backbone
     kwargs = {"dtype": torch.float32, **kwargs}

@@ -392,6 +392,9 @@ def test_errors_explain_vit_of_model(folder, tmp_path):
     segmenter, family = segmenter_on(folder), AutoConfig.from_pretrained(folder).model_type
     segmenter.save_pretrained(tmp_path / "segmenter")
     segmenter.backbone.save_pretrained(tmp_path / "neck")
+    for model_class in (ViTPForImageClassification, ViTPForSemanticSegmentation):
+        with pytest.raises(ValueError, match="ViTPFeaturePyramid.*save_pretrained"):
+            model_class.from_backbone(segmenter.backbone, id2label=CLASSES)
     ViTPForImageClassification.from_backbone(folder, id2label=CLASSES).save_pretrained(tmp_path / "classifier")
     with pytest.raises(ValueError, match=rf"'{family}'.*ViTPFeaturePyramid\.from_pretrained\('.*'\)\.vit\."):
         ViTPVisionModel.from_pretrained(tmp_path / "neck")
