@@ -56,6 +56,13 @@ class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
             config["model_type"] = cls.model_type
         return config, kwargs
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Create the configuration, with the keyword arguments merged in before it is completed and validated."""
+        own = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+        overrides = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
     def validate_drop_path_rate(self):
         if not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"Expected `drop_path_rate` in [0, 1), got {self.drop_path_rate}.")

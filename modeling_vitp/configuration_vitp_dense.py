@@ -1,7 +1,5 @@
 """Configurations of the ViT as a backbone for dense tasks, and of the models built on it."""
 
-import dataclasses
-
 from huggingface_hub.dataclasses import strict
 from transformers import InternVLVisionConfig, PreTrainedConfig, UperNetConfig
 from transformers.backbone_utils import BackboneConfigMixin
@@ -53,12 +51,11 @@ class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Create the configuration, with the keyword arguments merged in before it is validated."""
-        names = {field.name for field in dataclasses.fields(cls)} | {"out_features", "out_indices"}
-        overrides = {name: kwargs.pop(name) for name in names & kwargs.keys()}
-        if overrides.keys() & {"out_features", "out_indices"}:
-            config_dict = {**config_dict, "out_features": None, "out_indices": None}
-        return super().from_dict({**config_dict, **overrides}, **kwargs)
+        """Create the configuration; keyword arguments replace the stages to return as a whole."""
+        overrides = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
+        if overrides:
+            config_dict = {**config_dict, "out_features": None, "out_indices": None, **overrides}
+        return super().from_dict(config_dict, **kwargs)
 
 
 @strict

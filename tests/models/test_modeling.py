@@ -977,6 +977,14 @@ def test_configuration_survives_saving(tmp_path):
         assert again.to_diff_dict() == config.to_diff_dict()
 
 
+def test_settings_of_call_complete_configuration(tmp_path):
+    ViTPVisionConfig(**VISION).save_pretrained(tmp_path)
+    config = ViTPVisionConfig.from_pretrained(tmp_path, image_size=112, band_names=["VV", "VH"])
+    assert ([*config.image_size], config.num_channels) == ([112, 112], 2)
+    with pytest.raises(ValueError, match="112 x 56|square"):
+        ViTPVisionConfig.from_pretrained(tmp_path, image_size=[112, 56])
+
+
 @pytest.mark.parametrize(
     ("vision_config", "downsample_ratio", "wanted"),
     [
