@@ -38,7 +38,7 @@ from .opening import naming, read_config_fields, way_to_vit
 from .vision_towers import TOWERS, VisionTower, other_families, pair, resample_positions, tower_of
 
 STRIDES = (4, 8, 16, 32)
-OURS = {*LANGUAGE_MODELS, *MULTI_SCALE_CONFIGS}
+WITH_INTERNVIT = {*LANGUAGE_MODELS, *MULTI_SCALE_CONFIGS, "intern_vit_6b"}  # the last in InternVL's own code
 VISION_PARTS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model"}
 
 
@@ -316,7 +316,7 @@ def open_vit_config(backbone: str | Path, **kwargs) -> PreTrainedConfig:
         raise ValueError(
             f"{backbone} is a {model_type!r}. Expected an exported backbone or a ViT of one of these families: "
             f"{', '.join([*other_families(), *VISION_PARTS])}. "
-            + (way_to_vit(backbone, fields) if model_type in OURS or "backbone_config" in fields else "")
+            + (way_to_vit(backbone, fields) if model_type in WITH_INTERNVIT or "backbone_config" in fields else "")
         )
     return TOWERS[model_type].prepare(CONFIG_MAPPING[model_type].from_dict(fields))
 

@@ -558,6 +558,12 @@ def test_unknown_family_names_known_ones(tmp_path, language_model, opening):
         opening(str(tmp_path), *arguments)
 
 
+def test_internvit_in_its_own_code_refers_to_conversion(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "intern_vit_6b"}')
+    with pytest.raises(ValueError, match="vitp convert .* --to backbone"):
+        open_vit(tmp_path)
+
+
 def test_configuration_names_known_families():
     with pytest.raises(ValueError, match="'swin'.*dinov3_vit"):
         ViTPConfig(vision_config={"model_type": "swin"})
