@@ -206,8 +206,8 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         grid = pair(backbone.config.image_size)[0] // pair(backbone.config.patch_size)[0]
         resized = resize_backbone(backbone, patch_size=16, image_size=16 * grid)
         if not isinstance(resized, InternVLVisionModel):
-            drop_path_rate = settings.get("drop_path_rate")
-            vit_config = other_family_config(resized, band_names, {"drop_path_rate": drop_path_rate})
+            settings.setdefault("drop_path_rate", tower_of(resized.config).drop_path_rate(resized.config))
+            vit_config = other_family_config(resized, band_names, {})
             attention = vit_config._attn_implementation
             model = cls(cls.config_class(vit_config=vit_config, attn_implementation=attention, **settings))
             model.vit.load_state_dict(resized.state_dict())

@@ -103,6 +103,10 @@ class VisionTower:
         """Return whether layers can be skipped at random in training."""
         return hasattr(config, "drop_path_rate")
 
+    def drop_path_rate(self, config: PreTrainedConfig) -> float:
+        """Return the rate of stochastic depth of a configuration, 0 if the family has none."""
+        return getattr(config, "drop_path_rate", 0.0)
+
     def set_drop_path_rate(self, config: PreTrainedConfig, rate: float) -> None:
         """Change the rate of stochastic depth of a configuration.
 
@@ -331,6 +335,9 @@ class TimmTower(VisionTower):
 
     def has_stochastic_depth(self, config):
         return True
+
+    def drop_path_rate(self, config):
+        return config.model_args.get("drop_path_rate", 0.0)
 
     def set_drop_path_rate(self, config, rate):
         config.model_args = config.model_args | {"drop_path_rate": rate}

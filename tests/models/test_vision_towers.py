@@ -313,6 +313,18 @@ def test_multi_scale_maps_start_from_vit(folder, neck, tmp_path):
     assert pair(large.vit.config.image_size) == pair(large.config.image_size) == (128, 128)
 
 
+def test_neck_keeps_stochastic_depth_of_vit(folder):
+    vit = open_vit(folder)
+    tower = tower_of(vit.config)
+    assert ViTPFeaturePyramid.from_backbone(vit).config.drop_path_rate == 0.0
+    if not tower.has_stochastic_depth(vit.config):
+        return
+    tower.set_drop_path_rate(vit.config, 0.3)
+    for settings, rate in (({}, 0.3), ({"drop_path_rate": 0.1}, 0.1)):
+        config = ViTPFeaturePyramid.from_backbone(vit, **settings).config
+        assert config.drop_path_rate == tower.drop_path_rate(config.vit_config) == rate
+
+
 @pytest.mark.parametrize("model_class", [ViTPForSemanticSegmentation, ViTPForChangeDetection, ViTPForObjectDetection])
 def test_task_models_start_from_vit(folder, model_class, tmp_path):
     settings = {"neck": "pyramid", "id2label": CLASSES, "backbone_kwargs": {"pyramid_channels": 16}}
