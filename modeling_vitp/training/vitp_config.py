@@ -127,8 +127,8 @@ class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
 
     unsupported = {
         "ignore_data_skip": "rows would be trained on twice. Remove it: skipping batches reads no images.",
-        "shuffle_dataset": "data sets are shuffled in every epoch, and streams are read in their order. Remove it; a "
-        "mixture shuffles streams.",
+        "shuffle_dataset": "data sets and streams are shuffled in every epoch. Remove it; "
+        "train_sampling_strategy: sequential keeps their order.",
         "packing": "a step has fixed rows. Remove it; padding_free trains without padding.",
         "eval_packing": "rows have images. Remove it.",
         "use_liger_kernel": "only logits of answers are computed. Remove it.",

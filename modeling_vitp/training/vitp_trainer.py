@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from ..instructions.collator import NO_LABEL, STEP, SampleLength, ViTPDataCollator, normalize_tiles, with_raw_tiles
-from ..instructions.mixture import check_rows, replacement_rows
+from ..instructions.mixture import MixtureStream, check_rows, replacement_rows
 from ..instructions.rows import SampleTransform, SourceSettings, describe_rows, prepare_rows
 from ..instructions.schemas import to_conversations
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
@@ -57,6 +57,7 @@ from .resume_config import (
 from .vitp_config import ViTPTrainingConfig
 
 logger = logging.getLogger(__name__)
+SHUFFLE_BUFFER = 1000  # rows of a stream, in each worker
 RATES = ("vision_learning_rate", "projector_learning_rate", "language_model_learning_rate")
 
 
@@ -72,6 +73,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     - The rows of an optimizer step do not depend on the number of processes, except those of split streams and of
       streams that worker processes read. At the end of an epoch, no row is repeated or lost, see
       [`GlobalBatchSampler`], [`RankStream`] and, for split streams, [`MixtureStream`].
+    - Rows are shuffled in every epoch, those of a stream in a buffer, unless `train_sampling_strategy` is "sequential".
     - `padding_free` supports images: the samples of a batch are concatenated in one row.
     - `train_sampling_strategy` "group_by_length" and "batch_rebalance" measure the rows, unless the data set has a
       column `length_column_name`; "padding_share" is logged.
@@ -298,6 +300,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         sharding = self._sharding()
         if getattr(dataset, "is_split", False):
             dataset = dataset.of_process(sharding.pop("num_processes"), sharding.pop("process_index"))
+        elif not isinstance(dataset, MixtureStream) and self.args.train_sampling_strategy != "sequential":
+            dataset = dataset.shuffle(self.data_seed, buffer_size=SHUFFLE_BUFFER)  # a mixture shuffles its own rows
         return stream(dataset, batch_size, length=length, **sharding)
 
     def _lengths(self, dataset: Dataset) -> list[int]:

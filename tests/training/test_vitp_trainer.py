@@ -1,3 +1,4 @@
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -21,6 +22,7 @@ from modeling_vitp import (
     ViTPTrainer,
     ViTPTrainingConfig,
 )
+from modeling_vitp.training.callbacks import take_names
 from modeling_vitp.training.loading import build_model
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -384,6 +386,18 @@ def test_grpo_supports_several_images_per_sample(model, processor, tmp_path):
 def test_epoch_strategy_is_refused_on_a_stream(tokenizer, rows, tmp_path, name):
     with pytest.raises(ValueError, match=name):
         make_trainer(tokenizer, rows.to_iterable_dataset(), tmp_path, **{name: "epoch"})
+
+
+def test_stream_is_shuffled_unless_sequential(tokenizer, rows, tmp_path):
+    def epochs(strategy):
+        trainer = make_trainer(tokenizer, rows.to_iterable_dataset(), tmp_path, train_sampling_strategy=strategy)
+        names = [take_names([batch]) for batch in itertools.islice(trainer.get_train_dataloader(), 6)]
+        return [sum(names[:3], []), sum(names[3:], [])]
+
+    assert epochs("sequential") == [rows["id"], rows["id"]]
+    first, second = shuffled = epochs("random")
+    assert sorted(first) == sorted(second) == rows["id"] and len({*map(tuple, (rows["id"], *shuffled))}) == 3
+    assert epochs("random") == shuffled
 
 
 def test_save_model_leaves_model_processor_card_and_record(tokenizer, rows, tmp_path):
