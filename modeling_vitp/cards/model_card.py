@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .record import FIELDS, METRICS, card_metadata, read_json, read_record
+from .record import FIELDS, METRICS, card_metadata, datasets_of, read_json, read_record
 from .sections import section_pattern, table, with_section
 
 PAPER = "[ViTP (Visual insTruction Pretraining, arXiv 2509.17562)](https://arxiv.org/abs/2509.17562)"
@@ -93,7 +93,7 @@ def fill_card(
         "library_name": entry.library_name,
         "pipeline_tag": entry.pipeline_tag,
         "base_model": bases,
-        "datasets": [entry["dataset"] for entry in record.get("data") or () if entry.get("dataset")],
+        "datasets": datasets_of(record),
         "tags": list(dict.fromkeys([*metadata.get("tags", []), "vitp"])),
     }
     metadata |= {key: value for key, value in of_run.items() if value}  # others stay as the user wrote them

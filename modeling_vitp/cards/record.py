@@ -99,6 +99,7 @@ def run_folder(folder: str | Path) -> Path:
 def copy_record(source: str | Path, target: str | Path) -> None:
     """Copy record, metrics and license of a model to a part of it, such as its backbone."""
     source, target = Path(source), Path(target)
+    forget_sources(target)
     if not source.is_dir():
         write_json(target / RECORD, provenance([str(source)]))
         return
@@ -109,6 +110,23 @@ def copy_record(source: str | Path, target: str | Path) -> None:
     record, licenses = read_json(target / RECORD), provenance([str(source)])["licenses"]
     if any(licenses.values()) and not record.get("licenses"):  # stated in the card alone
         write_json(target / RECORD, record | {"licenses": licenses})
+
+
+def forget_sources(folder: Path) -> None:
+    """Remove the base model and the data sets of a folder's record from its card, before a new record replaces it."""
+    path, record = folder / "README.md", read_record(folder)
+    if not path.is_file():
+        return
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    for key, value in {"base_model": record.get("base_model"), "datasets": datasets_of(record)}.items():
+        if value and card.data.get(key) == value:
+            card.data.pop(key)
+    card.save(path)
+
+
+def datasets_of(record: dict[str, Any]) -> list[str]:
+    """Return the Hub ids of a run's data sets."""
+    return [entry["dataset"] for entry in record.get("data") or () if entry.get("dataset")]
 
 
 def provenance(sources: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from ..bands import describe_bands
-from ..cards.record import METRICS, RECORD, copy_record, read_json
+from ..cards.record import METRICS, RECORD, copy_record, forget_sources, read_json
 from ..configuration_vitp import ViTPVisionConfig, patch_grid
 from ..configuration_vitp_dense import MULTI_SCALE_CONFIGS
 from ..image_processing_vitp import ViTPImageProcessor
@@ -95,6 +95,7 @@ def export_backbone(
 
 def replace_record(model: nn.Module | str | Path, output_dir: str | Path) -> None:
     """Copy record, metrics and license of a checkpoint to its exported backbone, and remove those of another one."""
+    forget_sources(Path(output_dir))
     for name in (RECORD, METRICS):
         (Path(output_dir) / name).unlink(missing_ok=True)
     if isinstance(model, (str, Path)):

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, seed_worker
 from transformers.utils import PushInProgress
 
-from ..cards.record import METRICS, copy_record, write_record
+from ..cards.record import METRICS, copy_record, forget_sources, write_record
 from ..command.errors import one_line
 from ..convert.tensor_files import open_like_folder
 from ..hub.failures import FAILURES, explain_failure
@@ -496,10 +496,11 @@ class BaseTrainer:
         write_record(running if is_finished else folder, command, self._settings, *about)
 
     def keep_record(self) -> None:
-        """Replace the record of an earlier run, and remove its metrics, after the weights of this run are saved."""
+        """Replace the record, metrics and sources of an earlier run, after the weights of this run are saved."""
         running = Path(self.args.output_dir) / RUNNING
         if self.is_world_process_zero() and running.is_dir():
             (running.parent / METRICS).unlink(missing_ok=True)
+            forget_sources(running.parent)
             for path in running.iterdir():
                 os.replace(path, running.parent / path.name)
             running.rmdir()

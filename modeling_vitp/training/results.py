@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import shlex
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -162,6 +163,8 @@ def save_parts(trainer: ViTPTrainer) -> None:
         open_like_folder(output_dir)
         processor.save_pretrained(output_dir)
         del merged
+    else:
+        shutil.rmtree(output_dir / "adapter", ignore_errors=True)  # of an earlier run
     model = ViTPForConditionalGeneration.from_pretrained(output_dir)
     export_backbone(model, output_dir / "backbone", processor.image_processor)
 

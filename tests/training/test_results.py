@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from PIL import Image
 from pushed_runs import train
 from tiny_models import FROM_SCRATCH
@@ -45,6 +46,22 @@ def test_lora_run_from_scratch_writes_cards(data_folder, tmp_path, from_scratch)
         assert (out / part / "README.md").is_file()
     assert ViTPForConditionalGeneration.from_pretrained(out)
     assert "eval" in json.loads((out / "metrics.json").read_text())
+
+
+def test_next_run_in_folder_drops_adapter_and_sources(data_folder, tmp_path, from_scratch):
+    out, options = tmp_path / "out", {**from_scratch, "save_strategy": "no"}
+    assert train(tmp_path, **options, use_peft=True, lora_r=2) == 0 and (out / "adapter").is_dir()
+    for folder in (out, out / "backbone"):
+        record = json.loads((folder / "run.json").read_text())
+        record |= {"base_model": ["org/base"], "data": [{"dataset": "org/rows"}]}
+        (folder / "run.json").write_text(json.dumps(record))
+        card = ModelCard.load(folder / "README.md")
+        card.data.base_model, card.data.datasets, card.data.language = ["org/base"], ["org/rows"], "de"
+        card.save(folder / "README.md")
+    assert train(tmp_path, **options) == 0 and not (out / "adapter").exists()
+    for folder in (out, out / "backbone"):
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.base_model is card.data.datasets is None and card.data.language == "de"
 
 
 def test_sharded_lora_is_refused_before_training(tmp_path):
