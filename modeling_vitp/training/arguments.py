@@ -55,7 +55,7 @@ class Arguments:
                 if item is not None and item not in known:
                     raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {item!r}.")
         for name, reason in unsupported.items():
-            if getattr(self, name):
+            if getattr(self, name, None):  # older TRL lacks some
                 raise ValueError(f"{name}={getattr(self, name)} is not supported: {reason}")
         if hasattr(super(), "__post_init__"):
             super().__post_init__()

@@ -132,6 +132,8 @@ class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
         "packing": "a step has fixed rows. Remove it; padding_free trains without padding.",
         "eval_packing": "rows have images. Remove it.",
         "use_liger_kernel": "only logits of answers are computed. Remove it.",
+        "pad_token": "it would be ignored. Set pad_token of the tokenizer.",
+        "router_aux_loss_coef": "the loss is computed on answers only, without a loss of the router. Remove it.",
         "label_smoothing_factor": "it is for image classification. Remove it.",
     }
 
@@ -142,6 +144,8 @@ class ViTPTrainingConfig(VRLArguments, BaseConfig, SFTConfig):
             raise ValueError(
                 "completion_only_loss=False is not supported: the loss is computed on answers only. Remove it."
             )
+        if self.chat_template_path and not self.chat_template_path.endswith((".jinja", ".j2")):
+            raise ValueError(f"Expected chat_template_path to be a .jinja file, got {self.chat_template_path!r}.")
         if self.padding_free and self.neftune_noise_alpha:
             raise ValueError(
                 "padding_free=True: neftune_noise_alpha would be scaled by the total length of all samples. Remove one "

@@ -337,6 +337,13 @@ def test_trainer_accepts_model_folder(model_and_processor, rows, tmp_path, monke
         ({"packing": True}, "packing=True.*padding_free"),
         ({"eval_packing": True}, "eval_packing=True"),
         ({"shuffle_dataset": True}, "shuffle_dataset=True"),
+        ({"pad_token": "<pad>"}, "pad_token"),
+        pytest.param(
+            {"router_aux_loss_coef": 0.01},
+            "router_aux_loss_coef",
+            marks=pytest.mark.skipif(not hasattr(SFTConfig, "router_aux_loss_coef"), reason="older TRL"),
+        ),
+        ({"chat_template_path": "Qwen/Qwen3-0.6B"}, "chat_template_path.*jinja.*Qwen3"),
         ({"activation_offloading": True, "use_cpu": True}, "activation_offloading=True"),
     ],
     ids=str,
