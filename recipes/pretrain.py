@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
     if task is not None or args.probe_data is not None:
         results.keep_start(trainer)
+    elif trainer.is_world_process_zero():
+        results.remove_pictured(output_dir)
     described = describe_data(args, mixture, data.train), describe_evaluation(args)
     trainer.record(command_of("pretrain", argv), sources, *described)
     metrics = results.train(trainer)

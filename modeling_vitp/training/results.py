@@ -103,6 +103,12 @@ def keep_start(trainer: ViTPTrainer) -> None:
             export_backbone(trainer.model, written, trainer.processing_class.image_processor)
 
 
+def remove_pictured(output_dir: Path) -> None:
+    """Remove what the summary of an earlier run with a task shows: the backbone at its start and its predictions."""
+    shutil.rmtree(output_dir / START, ignore_errors=True)
+    (output_dir / "predictions.png").unlink(missing_ok=True)
+
+
 def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
     """Train or resume a run, and save the weights; for pretraining also the backbone, and LoRA in `adapter`.
 

@@ -48,7 +48,7 @@ def test_lora_run_from_scratch_writes_cards(data_folder, tmp_path, from_scratch)
     assert "eval" in json.loads((out / "metrics.json").read_text())
 
 
-def test_next_run_in_folder_drops_adapter_and_sources(data_folder, tmp_path, from_scratch):
+def test_next_run_in_folder_drops_parts_of_earlier_run(data_folder, tmp_path, from_scratch):
     out, options = tmp_path / "out", {**from_scratch, "save_strategy": "no"}
     assert train(tmp_path, **options, use_peft=True, lora_r=2) == 0 and (out / "adapter").is_dir()
     for folder in (out, out / "backbone"):
@@ -58,7 +58,10 @@ def test_next_run_in_folder_drops_adapter_and_sources(data_folder, tmp_path, fro
         card = ModelCard.load(folder / "README.md")
         card.data.base_model, card.data.datasets, card.data.language = ["org/base"], ["org/rows"], "de"
         card.save(folder / "README.md")
-    assert train(tmp_path, **options) == 0 and not (out / "adapter").exists()
+    (out / results.START).mkdir()
+    (out / "predictions.png").touch()
+    assert train(tmp_path, **options) == 0
+    assert not any((out / name).exists() for name in ("adapter", results.START, "predictions.png"))
     for folder in (out, out / "backbone"):
         card = ModelCard.load(folder / "README.md")
         assert card.data.base_model is card.data.datasets is None and card.data.language == "de"
