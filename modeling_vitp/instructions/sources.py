@@ -6,6 +6,7 @@ one line that describes what is wrong with the row. Reading continues after a ro
 decides whether to stop or to skip.
 """
 
+import codecs
 import csv
 import dataclasses
 import glob
@@ -63,6 +64,7 @@ NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "stat
 TABLES = {".parquet", ".tar", ".arrow"}
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LISTS = {".json", ".jsonl", *DELIMITERS}
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LOOKED_AT = 20  # Number of rows that are read to find the image folder of a file.
 ENDLESS = 2**62
 csv.field_size_limit(2**31 - 1)  # Images that are stored as text exceed Python's default limit.
@@ -557,10 +559,14 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
 
 
 def captioned_image(path: Path) -> Path | None:
-    """Return the image with the name of a text file, or `None`, also if the text has no words."""
+    """Return the image with the name of a text file, or `None`, also if the text has no words.
+
+    UTF-16 counts as words, so that the reader of the text says how to save it.
+    """
     images = (path.with_suffix(suffix) for one in sorted(IMAGE_SUFFIXES) for suffix in (one, one.upper()))
     image = next((image for image in images if image.is_file()), None)
-    return image if image and re.search("[^\\W\\d]{2}", path.read_text(encoding="utf-8", errors="replace")) else None
+    text = path.read_bytes() if image else b""
+    return image if text.startswith(UTF16) or re.search("[^\\W\\d]{2}", text.decode(errors="replace")) else None
 
 
 def is_coco_captions(path: Path) -> bool:

@@ -190,9 +190,10 @@ def test_captions_of_boxes_are_not_those_of_images(tmp_path):
         open_data(PretrainArguments(dataset_name=str(tmp_path / "data")), None, None, seed=0)
 
 
-def test_caption_in_another_encoding_is_named(tmp_path):
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_caption_in_another_encoding_is_named(tmp_path, encoding):
     write_texts(tmp_path)
-    (tmp_path / "train/1.txt").write_bytes("forêt".encode("latin-1"))
+    (tmp_path / "train/1.txt").write_bytes("forêt".encode(encoding))
     assert ["1.txt" in (row["error"] or "") for row in train_rows(tmp_path)] == [False, True, False]
 
 
