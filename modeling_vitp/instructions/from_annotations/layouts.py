@@ -17,7 +17,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...images.reading import IMAGE_SUFFIXES, check_upright, image_files, is_dicom_file, patient_of, stored_size
+from ...images.reading import (
+    IMAGE_SUFFIXES,
+    check_file,
+    check_upright,
+    image_files,
+    is_dicom_file,
+    patient_of,
+    stored_size,
+)
 from ...images.volumes import NIFTI, VolumeSlices, check_cut
 from ..boxes import box_area, clip
 from .annotations import (
@@ -813,9 +821,10 @@ def split_of_path(path: Path) -> str:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Return height and width. Raise a `ValueError` if the file is not an upright image."""
+    """Return height and width. Raise a `ValueError` if the file is not an upright image, or is truncated."""
     size = stored_size(path)
     check_upright(path)
+    check_file(path)
     return size
 
 
