@@ -30,7 +30,9 @@ from ..command.errors import RunStopped, WrongArguments
 from ..command.paths import config_of_data
 from ..configuration_vitp import ViTPVisionConfig
 from ..convert.export import export_backbone
+from ..evaluation.arguments import VLMArguments
 from ..evaluation.comparison import Progress, check_same_settings
+from ..evaluation.vlm import choose_questions
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, is_reduced
 from ..instructions.answer_prior import LITTLE, check_answer_priors
 from ..instructions.dry_run import summarize_sources
@@ -146,6 +148,9 @@ class Adaptation:
             self.begin("instructions")
             for split in ("train", "test"):
                 self.progress.result(f"instructions/{split}", lambda split=split: self.make_instructions(split))
+            # The controls come last: their errors must not wait for the trainings.
+            asked = VLMArguments(**self.control_settings())
+            self.progress.result("instructions/asked", lambda: len(choose_questions(asked)[1]))
         self.begin("checks")
         checks = self.progress.result("checks", self.check_instructions)
         if checks["problems"] and not args.force:
@@ -725,17 +730,21 @@ class Adaptation:
                     results.append(comparison.score(model, self.backbone(model, seed), rate, seed, fraction, is_kept))
         return results
 
-    def ask_about_other_images(self) -> dict[str, Any]:
-        """Return the scores of answers to questions about test images, with their own images and with others."""
-        if self.args.instructions is not None:
-            return {"answers": {}}
-        settings = {
+    def control_settings(self) -> dict[str, Any]:
+        """Return the configuration of `vitp evaluate_vlm` for questions about test images."""
+        return {
             "models": [str(self.folder / "pretraining")],
             "dataset_name": str(self.folder / "instructions" / "test"),
             "split": "train",
             "limit": QUESTIONS,
         }
-        return {"answers": run_recipe("evaluate_vlm", settings, self.folder / "controls")["models"][0]["scores"]}
+
+    def ask_about_other_images(self) -> dict[str, Any]:
+        """Return the scores of answers to questions about test images, with their own images and with others."""
+        if self.args.instructions is not None:
+            return {"answers": {}}
+        found = run_recipe("evaluate_vlm", self.control_settings(), self.folder / "controls")
+        return {"answers": found["models"][0]["scores"]}
 
     # Results
 

@@ -201,21 +201,7 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
             raise ValueError(
                 f"Expected a vision-language model, as created by `vitp pretrain`, got {name} of type {model_type!r}."
             )
-    rows = open_rows(args)
-    questions, left_out = read_questions(rows, args.kind)
-    if not questions:
-        raise ValueError(f"No questions that can be scored found in {len(rows)} rows of {args.dataset_name}.")
-    indices = other_images([question.images for question in questions])
-    pairs = [(one, questions[index]) for one, index in zip(questions, indices) if index is not None]
-    if not pairs:
-        raise ValueError("All questions are about the same image, so that images cannot be swapped. Add rows.")
-    left_out += indices.count(None)
-    if args.limit is not None and args.limit < len(pairs):
-        chosen = random.Random(args.seed).sample(range(len(pairs)), args.limit)
-        pairs = [pairs[index] for index in sorted(chosen)]
-    questions, partners = (list(side) for side in zip(*pairs))
-    if any(question.kind == "caption" for question in questions):
-        importlib.import_module("pycocoevalcap")  # A missing package must raise an error before the first model runs.
+    rows, questions, partners, left_out = choose_questions(args)
     metrics = {
         "dataset": args.dataset_name,
         "split": args.split,
@@ -243,6 +229,31 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
         shown = model, collator, rows, list(zip(questions, own, other)), args.pictures, Path(f"{file}.png")
         attempt(output_dir, "the picture of answers", draw_questions, *shown)
     return metrics
+
+
+def choose_questions(args: VLMArguments) -> tuple[Dataset, list[Question], list[Question], int]:
+    """Return the rows, the questions to ask, a question with other images for each, and the number of others.
+
+    Raises:
+        ValueError: If the rows have no questions about images, or all questions are about the same image.
+        ModuleNotFoundError: If the package that scores captions is missing.
+    """
+    rows = open_rows(args)
+    questions, left_out = read_questions(rows, args.kind)
+    if not questions:
+        raise ValueError(f"No questions that can be scored found in {len(rows)} rows of {args.dataset_name}.")
+    indices = other_images([question.images for question in questions])
+    pairs = [(one, questions[index]) for one, index in zip(questions, indices) if index is not None]
+    if not pairs:
+        raise ValueError("All questions are about the same image, so that images cannot be swapped. Add rows.")
+    left_out += indices.count(None)
+    if args.limit is not None and args.limit < len(pairs):
+        chosen = random.Random(args.seed).sample(range(len(pairs)), args.limit)
+        pairs = [pairs[index] for index in sorted(chosen)]
+    questions, partners = (list(side) for side in zip(*pairs))
+    if any(question.kind == "caption" for question in questions):
+        importlib.import_module("pycocoevalcap")  # A missing package must raise an error before the first model runs.
+    return rows, questions, partners, left_out
 
 
 def open_rows(args: VLMArguments) -> Dataset:

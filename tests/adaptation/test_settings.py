@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
 from modeling_vitp.adaptation.plan import Costs
 from modeling_vitp.command.errors import TrainingDiverged
 from modeling_vitp.detection.data import DetectionData
+from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.training.plan import config_of_start
 
@@ -106,6 +108,17 @@ def test_settings_of_the_trainings_are_checked_before_questions_are_made(tmp_pat
     save_vit(tmp_path / "vit", "dinov2")
     with pytest.raises(ValueError, match="language_model='lm'"):
         adaptation(tmp_path, start=str(tmp_path / "vit"), language_model="lm", pretraining=None).run()
+
+
+def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path, monkeypatch):
+    """Answers of more than six words are scored as captions: a storage tank, the largest of 5."""
+    write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
+    monkeypatch.setattr(vlm, "answer_kind", lambda question, answer: "caption")
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    found = adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False})
+    monkeypatch.setattr(found, "check_instructions", None)
+    with pytest.raises(ModuleNotFoundError, match="pycocoevalcap"):
+        found.run()
 
 
 def test_phrase_of_an_unknown_class_is_an_error(tmp_path):
