@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Comparison:
     def choose_rate(self, model: str, backbone: str, seed: int) -> float:
         """Fine-tune a backbone with each learning rate, and return the best one on the validation split.
 
-        Learning rates whose training diverges are left out.
+        Learning rates whose training diverges are left out, also when the search resumes.
 
         Raises:
             TrainingDiverged: if the training diverges with each of them.
@@ -50,11 +51,20 @@ class Comparison:
         if len(self.learning_rates) == 1:
             return self.learning_rates[0]
         scores, reason = {}, ""
-        for rate in self.learning_rates:
+
+        def tune(rate: float) -> dict[str, Any]:
             try:
-                scores[rate] = self.fine_tune(model, backbone, rate, seed)
+                return {"score": self.fine_tune(model, backbone, rate, seed)}
             except TrainingDiverged as error:
-                reason = str(error)  # The error itself would keep the model in memory.
+                return {"diverged": str(error)}
+
+        for rate in self.learning_rates:
+            # Not of the stage `fine_tuning`, whose seconds are those of `fine_tune`.
+            found = self.progress.result(f"learning_rates/{model}/{rate:g}", partial(tune, rate))
+            if "score" in found:
+                scores[rate] = found["score"]
+            else:
+                reason = found["diverged"]
                 print(f"The learning rate {rate:g} is left out for {model}: {reason}")
         if not scores:
             raise TrainingDiverged(f"The fine-tuning of {model} diverges with each of `learning_rates`: {reason}")

@@ -376,13 +376,18 @@ def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
     labels, settings = read_labels(tmp_path / "data", tmp_path / "splits"), {"per_device_train_batch_size": 4}
     runs = Comparison(labels, settings, 1, [1e-4, 3e-4, 9.0], tmp_path / "runs", Progress(tmp_path / "progress.json"))
 
+    tried = []
+
     def run_recipe(name, settings, folder):
+        tried.append(settings["learning_rate"])
         if settings["learning_rate"] > 1 or "all" in settings["model_name_or_path"]:
             raise TrainingDiverged("Step 1 is not finite.")
         return {"main_score": "accuracy", "eval": {"eval_accuracy": settings["learning_rate"]}}
 
     monkeypatch.setattr(comparison, "run_recipe", run_recipe)
     assert runs.choose_rate("a", "backbone", 0) == 3e-4
+    runs.progress = Progress(tmp_path / "progress.json")  # of a resumed run
+    assert runs.choose_rate("a", "backbone", 0) == 3e-4 and tried == runs.learning_rates
     with pytest.raises(TrainingDiverged, match="fine-tuning of b diverges with each of `learning_rates`: Step 1"):
         runs.choose_rate("b", "all", 0)
 
