@@ -604,7 +604,7 @@ class Adaptation:
         ours, start = (entry for entry in entries if entry["probe"] == "linear")
         scores = ([Score(entry["score"], entry["resampled"], entry["cases"])] for entry in (ours, start))
         found = paired_difference(*scores)
-        text = f"{ours['score']:.3f} instead of {start['score']:.3f}"
+        text = f"{PROBE_SCORES[self.labels.task][1]} {ours['score']:.3f} instead of {start['score']:.3f}"
         text += f" (95% interval of the difference {found.low:+.3f} to {found.high:+.3f})"
         shutil.rmtree(folder)
         print(f"After {EARLY:.0%} of the steps, a linear probe of the backbone reaches {text}.")

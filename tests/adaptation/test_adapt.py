@@ -167,7 +167,7 @@ def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch, quick_prior)
         return [{"probe": "linear", "cases": 1000, **entries[name]} for name in backbones]
 
     monkeypatch.setattr(adapting.Adaptation, "probe", probe)
-    with pytest.raises(RunStopped, match="After 2 of 20 steps .*0.200 instead of 0.800"):
+    with pytest.raises(RunStopped, match="After 2 of 20 steps .*: accuracy 0.200 instead of 0.800"):
         adapt(classes, baselines=["random"], output_dir=tmp_path / "out", **SETTINGS | {"steps": 20})
 
 
