@@ -5,6 +5,7 @@ answer. The question and its wording depend on the seed and the id of the image 
 """
 
 import math
+import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -486,11 +487,11 @@ def with_article(label: str) -> str:
 
 
 def plural(label: str) -> str:
-    """Return a label with the plural of its last word."""
+    """Return a label with the plural of its last word, which may be a plural already, such as `buildings`."""
     *before, word = label.split(" ")
     if word in IRREGULAR_PLURALS:
         word = IRREGULAR_PLURALS[word]
-    elif word in SAME_PLURALS:
+    elif word in SAME_PLURALS or re.search("[^isu]s$", word):
         pass
     elif word.endswith(("s", "x", "z", "ch", "sh")):
         word += "es"

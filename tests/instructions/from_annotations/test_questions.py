@@ -237,6 +237,8 @@ def test_map_words_are_classes_or_letters():
         ("railway", "railways"),
         ("fish", "fish"),
         ("series", "series"),
+        ("glass", "glasses"),
+        ("large buildings", "large buildings"),
     ],
 )
 def test_plurals(one, several):
