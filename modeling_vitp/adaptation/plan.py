@@ -13,8 +13,8 @@ import torch
 from trl import ModelConfig
 
 from ..image_processing_vitp import ViTPImageProcessor
+from ..images.reading import stored_size
 from ..instructions.dry_run import SourceSummary
-from ..instructions.from_annotations.layouts import upright_size
 from ..training.arguments import PretrainArguments
 from ..training.plan import GIB, SPARE, config_of_start, step_cost, work_of
 from ..training.vitp_config import ViTPTrainingConfig
@@ -59,7 +59,7 @@ def memory() -> float:
 def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
     """Return the median height and width of images, from the headers of some of them."""
     chosen = images[:: max(len(images) // number, 1)]
-    heights, widths = zip(*(upright_size(path) for path in chosen))
+    heights, widths = zip(*(stored_size(path) for path in chosen))
     return round(statistics.median(heights)), round(statistics.median(widths))
 
 

@@ -16,6 +16,7 @@ from prepared_folders import write_rsar
 from rasterio import Affine
 
 from modeling_vitp.adaptation.labels import TASKS, TaskData, labels_of, read_labels, stem_of, with_label_fraction
+from modeling_vitp.adaptation.plan import median_size
 from modeling_vitp.instructions.from_annotations.formats import read_list
 from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
 from modeling_vitp.instructions.from_annotations.pipeline import build_instructions, choose_split
@@ -119,6 +120,17 @@ def cases_of(found: TaskData, split: str) -> dict[Path, str]:
     samples = data.open([split])
     files = samples.samples if found.task == "classification" else [sample for sample, _ in samples.rows]
     return {sample.images[0]: case for sample, case in zip(files, samples.cases)}
+
+
+def test_photos_of_classes_may_be_stored_turned(tmp_path):
+    write_folders(tmp_path / "data", SCENES)
+    for path in (tmp_path / "data").rglob("*.png"):
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.open(path).save(path, exif=exif)
+    found = read_labels(tmp_path / "data", tmp_path / "splits")
+    assert sum(map(len, found.images.values())) == len(SCENES)
+    assert median_size(found.images["train"]) == (10, 8)  # upright, of a stored height of 8
 
 
 @pytest.mark.parametrize("layout", WRITERS)

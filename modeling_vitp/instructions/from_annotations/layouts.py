@@ -749,7 +749,9 @@ class ClassFolders(Layout):
         expected = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")
         if len(paths[0].relative_to(self.root).parts) != len(expected):
             raise ValueError(f"Expected images at {'/'.join(expected)} in {self.root}, got {paths[0]}. Move the file.")
-        return [AnnotatedImage(image_id, paths, upright_size(paths[0]), label=self.phrase(paths[0].parent.name))]
+        size = stored_size(paths[0])  # of any orientation, which the class does not depend on
+        check_file(paths[0])
+        return [AnnotatedImage(image_id, paths, size, label=self.phrase(paths[0].parent.name))]
 
 
 @lru_cache(maxsize=1)

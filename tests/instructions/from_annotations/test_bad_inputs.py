@@ -124,7 +124,7 @@ OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must 
     ("folders", lambda root: noise(root / "train/overview.png", 1), "SPLIT/CLASS/NAME .*train/overview.png"),
     ("folders", lambda root: noise(root / "train/river/2019/a.png", 1), "SPLIT/CLASS/NAME .*train/river/2019/a.png"),
     ("folders", lambda root: (root / "train/river/3.png").symlink_to(__file__), r"3\.png"),
-    ("folders", turn("train/river/1.png"), r"1\.png .*orientation"),
+    ("coco", turn("images/train2017/001.png"), r"001\.png .*orientation"),
     ("folders", lambda root: os.truncate(root / "train/river/1.png", 200), r"1\.png cannot be read"),
     ("volumes", remove("train/masks/a.nii.gz"), r"No mask .*a\.nii\.gz"),
     ("volumes", save_mask("train/masks/a.nii.gz", np.full(SHAPE, 2, np.uint8)), r"a\.nii\.gz has the value 2"),
