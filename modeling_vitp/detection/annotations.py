@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 
-from ..images.reading import IMAGE_SUFFIXES, Window, below, check_file, check_upright, stored_size
+from ..images.reading import IMAGE_SUFFIXES, Window, below, check_file, check_upright, image_files, stored_size
 from ..instructions.from_annotations.formats import (
     AnnotatedObject,
     CocoFile,
@@ -177,11 +177,10 @@ def read_files(
 def images_by_name(folder: Path) -> dict[str, Path]:
     """Return the images of a folder and its subfolders, by name without suffix."""
     images = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            if path.stem in images:
-                raise ValueError(f"{images[path.stem]} and {path} are two images with the same name.")
-            images[path.stem] = path
+    for path in image_files(folder):
+        if path.stem in images:
+            raise ValueError(f"{images[path.stem]} and {path} are two images with the same name.")
+        images[path.stem] = path
     if not images:
         raise ValueError(f"No images found in {folder}.")
     return images

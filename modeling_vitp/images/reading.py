@@ -506,7 +506,16 @@ real_path = lru_cache(maxsize=4096)(os.path.realpath)
 
 def image_files(folder: Path) -> list[Path]:
     """Return the image files of a folder and its subfolders, by suffix."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return [path for path in visible_paths(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def visible_paths(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return the paths below a folder whose name matches a pattern, without hidden files and folders.
+
+    `tar` of macOS writes a file `._0.png` beside `0.png`, and Jupyter copies to `.ipynb_checkpoints`.
+    """
+    found = sorted(folder.rglob(pattern))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def identity(path: Path) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ...images.reading import below, image_files
+from ...images.reading import below, image_files, visible_paths
 from ..boxes import Box
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -90,7 +90,7 @@ def files_by_key(
     Raises:
         ValueError: If two files have the same key, or no file is found.
     """
-    paths = sorted(path for path in folder.rglob(f"*{suffix}") if not path.name.lower().endswith(STATISTICS))
+    paths = [path for path in visible_paths(folder, f"*{suffix}") if not path.name.lower().endswith(STATISTICS)]
     paths = [path for path in paths if within in path.relative_to(folder).parent.as_posix().lower()] or paths
     files = {}
     for path in paths:

@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 from rasterio.transform import AffineTransformer
 from rasterio.warp import transform_bounds, transform_geom
 
-from ...images.reading import open_raster
+from ...images.reading import open_raster, visible_paths
 from .formats import AnnotatedObject, is_number, read_annotation
 from .windows import MIN_VISIBLE
 
@@ -164,7 +164,7 @@ def feature_files(
         ValueError: If no file is found, or several files are equally near to an image.
     """
     images = list(images)
-    paths = [where] if where.is_file() else sorted(p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths = [where] if where.is_file() else [p for p in visible_paths(where) if p.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(f"No GeoJSON or GeoPackage file ({', '.join(SUFFIXES)}) found in {where}.")
     base = root if where.is_relative_to(root) else where

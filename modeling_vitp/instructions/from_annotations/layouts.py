@@ -25,6 +25,7 @@ from ...images.reading import (
     is_dicom_file,
     patient_of,
     stored_size,
+    visible_paths,
 )
 from ...images.volumes import NIFTI, VolumeSlices, check_cut
 from ..boxes import box_area, clip
@@ -211,7 +212,7 @@ class Coco(Layout):
 
     @classmethod
     def matches(cls, root):
-        return any(map(has_coco_boxes, sorted(root.rglob("*.json"))))
+        return any(map(has_coco_boxes, visible_paths(root, "*.json")))
 
     def splits(self):
         return {
@@ -223,7 +224,7 @@ class Coco(Layout):
     def _files(self) -> dict[str, tuple[CocoFile, list[Path]]]:
         """Annotation file of each split, and the folders in which its images are searched."""
         where = self.annotations or self.root
-        candidates = [where] if where.is_file() else sorted(where.rglob("*.json"))
+        candidates = [where] if where.is_file() else visible_paths(where, "*.json")
         candidates = [path for path in candidates if path.name.startswith("instances")] or candidates
         files = {}
         for path in candidates:
@@ -442,7 +443,7 @@ class Dota(Pairs):
 
     @classmethod
     def matches(cls, root):
-        folders = sorted({path.parent for path in root.rglob("*.txt")})
+        folders = sorted({path.parent for path in visible_paths(root, "*.txt")})
         return any(has_dota_lines(folder) for folder in folders)
 
     @cached_property
@@ -604,7 +605,7 @@ class ChangePairs(Layout):
     def _captions(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """Captions by file name and split; the split is `UNSPLIT` if the file does not state it."""
         where = self.annotations or self.root
-        files = [where] if where.is_file() else sorted(where.rglob("*captions*.json"))
+        files = [where] if where.is_file() else visible_paths(where, "*captions*.json")
         captions = defaultdict(dict)
         for path in files:
             try:
@@ -775,7 +776,7 @@ def is_voc(path: Path) -> bool:
 
 def has_dota_lines(folder: Path) -> bool:
     """Return whether the first nonempty text file in a folder has objects of DOTA."""
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted(folder.glob("[!.]*.txt")):
         try:
             objects = dota_objects(read_text(path), path)
         except ValueError:

@@ -354,6 +354,19 @@ def test_coco_images_are_found_by_their_split(tmp_path, place):
     assert [row["images"][0].tobytes() for row in found] == [row["images"][0].tobytes() for row in expected]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hidden_files_are_ignored(layout, tmp_path):
+    LAYOUTS[layout][0](tmp_path, "train", NAMES["train"][:4])
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        copy = path.parent / ".ipynb_checkpoints" / path.name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert layouts.recognize_layout(tmp_path) == layout
+    found = layouts.LAYOUTS[layout](tmp_path)
+    assert len(annotate_all(found, choose_split(found, "train")[0])) == 4
+
+
 @pytest.mark.parametrize("layout", [*LAYOUTS, "folders", "masks"])
 def test_pretraining_on_annotations_prints_the_command(layout, tmp_path):
     if layout in LAYOUTS:
