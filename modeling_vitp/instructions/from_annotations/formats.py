@@ -349,10 +349,13 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
     if not isinstance(category, (int, str)) or category not in names:
         raise ValueError(f"{where}: expected `category_id` to be an id of `categories`, got {category!r}.")
     try:
-        left, top, width, height = read_numbers(annotation["bbox"])
+        left, top, width, height = sides = read_numbers(annotation["bbox"])
         box = (left, top, left + width, top + height)
+        is_relative = all(0 <= side <= 1 for side in sides) and any(side % 1 for side in sides)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{where}: expected `bbox` to be four numbers, got {annotation.get('bbox')!r}.") from error
+    if is_relative:
+        raise ValueError(f"{where}: expected `bbox` in pixels, got {sides}, which is relative to the image.")
     try:
         area, outline = read_numbers([annotation.get("area"), annotation.get("segmentation") or None])
         is_crowd = read_flag(annotation.get("iscrowd"), "iscrowd")

@@ -114,7 +114,7 @@ OF_ONE_IMAGE = [  # Layout, change that breaks it, and text that the error must 
     ("geojson", remove("train/labels/003.geojson"), r"003\.tif .*003\.geojson"),
     *(
         ("coco", entry("annotations", bbox=box), COCO_FILE)
-        for box in ([1, 2, "x", 4], [1, 2, float("nan"), 4], 3, None)
+        for box in ([1, 2, "x", 4], [1, 2, float("nan"), 4], [0, 0.2, 0.5, 1.0], 3, None)
     ),
     *(("coco", entry("annotations", category_id=value), f"{COCO_FILE}.*category_id") for value in (99, [], None)),
     *(("coco", entry("annotations", area=value), COCO_FILE) for value in ("large", float("inf"))),
