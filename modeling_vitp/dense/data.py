@@ -561,6 +561,7 @@ class DenseData(DataSettings):
             for volumes and for splits that are cut into windows.
     """
 
+    infer_options = ("classes",)
     template = (
         "data: {root: FOLDER, splits: {train: {image: 'train/images/{name}.png', mask: 'train/masks/{name}.png'}, "
         "test: {image: 'test/images/{name}.png', mask: 'test/masks/{name}.png'}}, "
@@ -624,7 +625,7 @@ class DenseData(DataSettings):
         return data
 
     @classmethod
-    def infer(cls, root):
+    def infer(cls, root, classes=None):
         name = recognize_layout(root, ("masks", "changes"))
         if name is None:
             wanted = "images and masks of the same name, such as train/images and train/masks"
@@ -642,7 +643,15 @@ class DenseData(DataSettings):
             (settings,) = splits.values()
             splits = hold_out(settings, (sample.case for sample in find_samples(root, settings, "train")))
         masks = [path for images in found["mask"].values() for (path,) in images.values()]
-        return {"root": str(root), "splits": splits, **infer_classes(masks)}
+        inferred = infer_classes(masks)
+        lossy = next((path for path in masks if path.suffix.lower() in (".jpg", ".jpeg")), None)
+        if lossy and len(inferred["classes"]) > 2 and not classes:
+            raise ValueError(
+                f"{lossy} is a JPEG, whose compression changes the values of a mask: {len(inferred['classes'])} values "
+                "found. Save the masks as PNG with one value for each class, or set `classes` in a configuration, "
+                "with the first and the last value of each."
+            )
+        return {"root": str(root), "splits": splits, **inferred}
 
     @property
     def image_spec(self) -> dict | None:
@@ -702,7 +711,8 @@ def has_other_layout(settings: Mapping[str, Any]) -> bool:
 
 def settings_of_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with the splits and mask values of the folder, and class names as far as they are known."""
-    inferred, known = DenseData.infer(Path(settings["root"])), settings.get("classes", ())
+    known = settings.get("classes", ())
+    inferred = DenseData.infer(Path(settings["root"]), known)
     if "mask_encoding" in inferred:
         inferred["classes"] = known if all("color" in item for item in known) else inferred["classes"]
     else:

@@ -97,6 +97,17 @@ def test_patterns_and_values_are_inferred(tmp_path):
         assert sorted(files[0], key=str) == sorted(files[1], key=str)
 
 
+def test_values_of_jpeg_masks_are_no_classes(tmp_path):
+    dense_data.make_loveda(tmp_path / "data", size=16)
+    for path in (tmp_path / "data").rglob("masks_png/*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    with pytest.raises(ValueError, match=r"\.jpg is a JPEG.* values found"):
+        DenseData.infer(tmp_path / "data")
+    settings = {"root": str(tmp_path / "data"), "classes": TWO}
+    assert DenseData.from_arguments(DenseArguments(data=settings), str(tmp_path)).classes == TWO
+
+
 def test_pairs_are_inferred(tmp_path):
     dense_data.make_levir_cd(tmp_path / "data", size=16)
     inferred = DenseData.infer(tmp_path / "data")
