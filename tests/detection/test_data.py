@@ -203,6 +203,24 @@ def test_lists_and_exports_of_yolo_are_read(tmp_path):
         DetectionData.infer(tmp_path / "data")
 
 
+@pytest.mark.parametrize("folders", [("images", "labels"), ("", "")])  # of Label Studio, of LabelImg
+def test_classes_file_of_yolo_is_read(tmp_path, folders):
+    written = write_yolo(tmp_path / "written", IMAGES)
+    for source, target in zip(("images", "labels"), folders):
+        shutil.copytree(tmp_path / "written" / source, tmp_path / target, dirs_exist_ok=True)
+    (tmp_path / folders[1] / "classes.txt").replace(tmp_path / "classes.txt")
+    shutil.rmtree(tmp_path / "written")
+    inferred = DetectionData.infer(tmp_path)
+    train = {name: inferred["splits"]["train"][name] for name in ("images", "annotations")}
+    assert inferred["classes"] == ["plane", "ship"] and list(train.values()) == [folder or "." for folder in folders]
+    samples = describe(tmp_path, "yolo", splits={"train": train}).open(["train"], "oriented")
+    assert len(samples) == len(IMAGES)
+    for item in samples:
+        labels, corners = zip(*written[item["id"]]) if written[item["id"]] else ((), np.zeros((0, 4, 2)))
+        assert item["labels"].tolist() == [NAMES.index(label) for label in labels]
+        np.testing.assert_allclose(item["corners"], corners, atol=1e-4)
+
+
 def test_unknown_folder_is_refused_with_template(tmp_path):
     write_images(tmp_path / "images", IMAGES)
     arguments = DetectionArguments(data_root=str(tmp_path))

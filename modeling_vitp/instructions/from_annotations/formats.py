@@ -18,7 +18,7 @@ from ..boxes import Box
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # Fields of `robndbox` in DIOR-R.
-YOLO_SPLITS = ("train", "val", "test")
+YOLO_SPLITS, YOLO_CLASSES = ("train", "val", "test"), "classes.txt"
 STATISTICS = ".aux.xml"  # GDAL writes such a file beside an image whose statistics it has computed.
 CLASS_FLAG = re.compile(r"\s+-1$|\s{2,}[01]$")  # Flags in the class lists of Pascal VOC; `scene 1` is a name.
 COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id",)}
@@ -194,13 +194,19 @@ def oriented_object(where: str, label: str, corners: list[Point], is_difficult: 
 class YoloFile:
     """YAML file of a YOLO data set: its class names by index, and the images of its splits.
 
+    LabelImg and Label Studio write `classes.txt` instead, with a name in each line. All its images are the split
+    `train`: those in `images`, or else in its own folder.
+
     Raises:
         ValueError: If the file cannot be read, or lacks `names` or all splits. The message names it.
     """
 
     def __init__(self, path: Path):
         try:
-            contents = yaml.safe_load(read_text(path))
+            if path.name == YOLO_CLASSES:
+                contents = {"names": read_list(path), "train": "images" if (path.parent / "images").is_dir() else "."}
+            else:
+                contents = yaml.safe_load(read_text(path))
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(contents, dict) or not (contents.get("names") and contents.keys() & {*YOLO_SPLITS}):
@@ -236,22 +242,27 @@ class YoloFile:
 
 
 def find_yolo(folder: Path) -> YoloFile | None:
-    """Return the first YAML file in a folder that describes a YOLO data set, or `None`."""
+    """Return the first YAML file in a folder that describes a YOLO data set, or else `classes.txt`, or `None`."""
     for path in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
         try:
             return YoloFile(path)
         except ValueError:
             continue
-    return None
+    classes = YoloFile(folder / YOLO_CLASSES) if (folder / YOLO_CLASSES).is_file() else None
+    is_labeled = classes and any(yolo_label(image, folder).is_file() for image in classes.images("train"))
+    return classes if is_labeled else None
 
 
 @lru_cache
 def yolo_names(folder: Path) -> dict[int, str]:
-    """Return the class names in the YAML file of the nearest folder above the labels."""
+    """Return the class names in the YAML file or `classes.txt` of the nearest folder above the labels."""
     for parent in (folder, *folder.parents):
         if file := find_yolo(parent):
             return file.names
-    raise ValueError(f"No YAML file with `names` and `train`, `val` or `test` found in {folder} or a folder above it.")
+    raise ValueError(
+        f"No YAML file with `names` and `train`, `val` or `test`, and no {YOLO_CLASSES}, found in {folder} or a folder "
+        "above it."
+    )
 
 
 def yolo_label(image: Path, root: Path) -> Path:

@@ -381,6 +381,7 @@ class Pairs(Layout):
 class Yolo(Layout):
     """YOLO text: `data.yaml` with `names` and the images of the splits; `labels/NAME.txt` for `images/NAME.png`.
 
+    Exports of LabelImg and Label Studio have `classes.txt` instead, and no splits: all images are for training.
     A line has a class index and a box, an oriented box or a polygon. Answers contain the upright box around it, clipped
     to the image. An image without a label file has no objects.
     """
@@ -396,7 +397,9 @@ class Yolo(Layout):
         where = self.annotations or self.root
         file = YoloFile(where) if where.is_file() else find_yolo(where)
         if file is None:
-            raise ValueError(f"No YAML file with `names`, and `train`, `val` or `test`, found in {where}.")
+            raise ValueError(
+                f"No YAML file with `names` and `train`, `val` or `test`, and no classes.txt, found in {where}."
+            )
         return file
 
     def splits(self):
