@@ -271,7 +271,7 @@ def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | Non
             stochastic depth.
     """
     if isinstance(backbone, PreTrainedModel):
-        if backbone.config.model_type in MULTI_SCALE_CONFIGS:
+        if isinstance(backbone, ViTPMultiScaleBackbone):
             raise ValueError(
                 f"Expected a ViT, got a {type(backbone).__name__}. Save it with save_pretrained('FOLDER'), and pass "
                 "FOLDER."

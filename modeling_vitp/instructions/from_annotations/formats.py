@@ -243,14 +243,14 @@ class YoloFile:
 
 def find_yolo(folder: Path) -> YoloFile | None:
     """Return the first YAML file in a folder that describes a YOLO data set, or else `classes.txt`, or `None`."""
-    for path in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
+    for path in (*sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))), *folder.glob(YOLO_CLASSES)):
         try:
-            return YoloFile(path)
+            file = YoloFile(path)
         except ValueError:
             continue
-    classes = YoloFile(folder / YOLO_CLASSES) if (folder / YOLO_CLASSES).is_file() else None
-    is_labeled = classes and any(yolo_label(image, folder).is_file() for image in classes.images("train"))
-    return classes if is_labeled else None
+        if path.name != YOLO_CLASSES or any(yolo_label(image, folder).is_file() for image in file.images("train")):
+            return file
+    return None
 
 
 @lru_cache
