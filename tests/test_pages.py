@@ -24,9 +24,7 @@ MAIN = [  # run by the default suite, but for their commands that begin as one o
     "README.md",
     "modeling_vitp/README.md",
     "recipes/configs/README.md",
-    "recipes/finetune_segmentation.md",
     "recipes/make_instructions.md",
-    "recipes/pretrain.md",
 ]
 PATHS = {  # text of any page, and of one, -> what stands for it, of paths and sizes
     "": {"/datasets/": "datasets/"},

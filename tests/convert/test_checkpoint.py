@@ -283,7 +283,7 @@ def test_stored_tied_head_is_kept(tmp_path):
     tiles=st.integers(1, 3),
     kind=st.sampled_from(["internvl", "original"]),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @torch.no_grad()
 def test_logits_equal_transformers(
     tmp_path, heads, head_dim, vision_layers, grid, patch, norm_type, flags, text_heads, text_layers, tiles, kind

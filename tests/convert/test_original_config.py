@@ -250,7 +250,7 @@ def test_attention_of_our_adapter_is_refused(tmp_path):
     ids=["narrow", "full", "mmcv", "mmcv without dropout"],
 )
 @pytest.mark.parametrize("norm", ["layer_norm", "batch_norm"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_round_trip_of_an_adapter_is_exact(tmp_path, norm, dtype, attention):
     torch.manual_seed(0)
     config = ViTPAdapterConfig.from_dict(adapter_config(norm).to_dict() | attention)

@@ -115,7 +115,7 @@ def test_uavid_submission_has_mask_colors(tmp_path):
         assert {*map(tuple, mask.reshape(-1, 3).tolist())} <= colors
 
 
-@pytest.mark.parametrize("change", [1, 0])
+@pytest.mark.parametrize("change", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_levir_cd_trains_and_scores(tmp_path, change):
     """Check the recipe also with change as the first class."""
     dense_data.make_levir_cd(tmp_path / "data", size=80)

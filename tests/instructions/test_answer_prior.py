@@ -73,8 +73,8 @@ def measure(make, seed=0, **options):
     ("make", "hidden", "visible", "tolerance"),
     [
         (independent, 4, 4, 0.03),
-        (chain, 2, chain_bits(), 0.15),
-        (constant, 0, 0, 0.02),
+        pytest.param(chain, 2, chain_bits(), 0.15, marks=pytest.mark.slow),
+        pytest.param(constant, 0, 0, 0.02, marks=pytest.mark.slow),
         (asked, 0, 0, 0.3),
         (repeated, 3, 3 / 8, 0.2),
     ],
@@ -155,6 +155,7 @@ def mixture(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_guessed_sources_are_named_first(mixture, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(answer_prior, "MAX_ROWS", 150)
     monkeypatch.setattr(answer_prior, "STEPS", 50)

@@ -880,10 +880,10 @@ def test_bfloat16_is_close_to_float32(vivid, processor, drop_ratio):
     assert torch.cosine_similarity(actual, wanted, dim=0) > 0.99
 
 
-COMPILERS = pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 
-@COMPILERS
+@pytest.mark.parametrize("backend", COMPILERS)
 @torch.no_grad()
 def test_compiled_vision_model_is_one_graph(vivid, backend):
     torch._dynamo.reset()
@@ -893,7 +893,8 @@ def test_compiled_vision_model_is_one_graph(vivid, backend):
     torch.testing.assert_close(actual.pooler_output, wanted.pooler_output, atol=1e-5, rtol=0)
 
 
-@COMPILERS
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", COMPILERS)
 def test_compiled_vrl_step_is_one_graph(vivid, processor, backend):
     torch._dynamo.reset()
     inputs = encode(processor, "different_tiles", DROP_RATIO)

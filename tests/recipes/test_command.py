@@ -58,7 +58,8 @@ def test_version_and_help(capsys):
     assert texts[-1] == texts[-2] and "output_dir" in texts[-1]
 
 
-@pytest.mark.parametrize("name", ["pretrain", pytest.param("benchmark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pretrain", "benchmark"])
 def test_recipe_has_same_help_by_three_calls(name):
     path = (RECIPES | LABORATORY)[name].relative_to(ROOT)
     module = ".".join(["modeling_vitp", *path.with_suffix("").parts])

@@ -126,7 +126,8 @@ def stopped(folder, number: int, step: int, **options) -> RunStopped:
     return stop.value
 
 
-@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 3, 5])
 def test_run_stopped_by_signal_is_exact(tmp_path, step, monkeypatch, capfd):
     """The third step has an evaluation."""
     monkeypatch.setattr(sys, "argv", ["vitp pretrain", "--config", "a b.yaml", "--hub_token", "hf_secret"])
@@ -184,7 +185,7 @@ class SendToAll(TrainerCallback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("persistent", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_signal_to_the_group_spares_workers(interruptible, tmp_path, number, persistent):
     options = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent, "eval_strategy": "no"}
     trainer = make_trainer(tmp_path, save_on_signal=["SIGTERM", "SIGINT"], **options)

@@ -214,7 +214,13 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("frozen", "layers"), [({"vision"}, 1), ({"projector"}, 0), ({"language_model"}, 0), ({"vision", "projector"}, 0)]
+    ("frozen", "layers"),
+    [
+        ({"vision"}, 1),
+        ({"language_model"}, 0),
+        pytest.param({"projector"}, 0, marks=pytest.mark.slow),
+        pytest.param({"vision", "projector"}, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_run_changes_only_unfrozen_parts(data_folder, tmp_path, frozen, layers):
     start = start_of(data_folder, tmp_path / "start")
@@ -236,7 +242,10 @@ def assert_backbone_is_that_of_the_model(output_dir: Path) -> None:
     assert all(torch.equal(exported[name], weight) for name, weight in wanted.items())
 
 
-@pytest.mark.parametrize(("frozen", "layers"), [(set(), 0), ({"vision"}, 2), ({"vision", "projector"}, 0)])
+@pytest.mark.parametrize(
+    ("frozen", "layers"),
+    [({"vision"}, 2), *(pytest.param(parts, 0, marks=pytest.mark.slow) for parts in (set(), {"vision", "projector"}))],
+)
 def test_lora_run_is_resumed_merged_and_exported(data_folder, tmp_path, frozen, layers):
     start = start_of(data_folder, tmp_path / "start")
     before = weights_of(start)
