@@ -37,6 +37,7 @@ from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, is_reduc
 from ..instructions.answer_prior import LITTLE, check_answer_priors
 from ..instructions.dry_run import summarize_sources
 from ..instructions.from_annotations.layouts import LAYOUTS
+from ..instructions.from_annotations.questions import PHRASINGS
 from ..instructions.mixture import load_sources
 from ..instructions.overlap import TestImages
 from ..instructions.rows import SourceSettings
@@ -235,13 +236,18 @@ class Adaptation:
         return self.args.instructions or str(self.folder / "instructions" / "train")
 
     def make_instructions(self, split: str) -> None:
-        """Make questions from the labels of a split; for training, also about collages of its 8-bit images."""
+        """Make questions from the labels of a split; for training, also about collages of its 8-bit images.
+
+        Test images have no questions for the description of a box, which would be scored as captions.
+        """
         args, labels = self.args, self.labels
         subject = LAYOUTS[labels.layout].subject
         output = self.folder / "instructions" / split
         shutil.rmtree(output, ignore_errors=True)
         words = [labels.layout, labels.root, "--output_dir", output, "--seed", args.seed]
         words += ["--split", "train" if split == "train" else ALL, "--split_list", labels.lists[split]]
+        if split == "test":
+            words += ["--kinds", *(kind for kind in PHRASINGS[subject] if kind != "region_caption")]
         names, options = self.phrases(), {}
         if named := labels.data.get("class_property"):
             options["class_property"] = named

@@ -111,7 +111,7 @@ def test_settings_of_the_trainings_are_checked_before_questions_are_made(tmp_pat
 
 
 def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path, monkeypatch):
-    """Answers of more than six words are scored as captions: a storage tank, the largest of 5."""
+    """Answers of more than six words are scored as captions."""
     write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
     monkeypatch.setattr(vlm, "answer_kind", lambda question, answer: "caption")
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
@@ -119,6 +119,21 @@ def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path,
     monkeypatch.setattr(found, "check_instructions", None)
     with pytest.raises(ModuleNotFoundError, match="pycocoevalcap"):
         found.run()
+
+
+def test_controls_of_boxes_ask_for_no_captions(tmp_path):
+    """In training, a box is described as `a cargo ship, the largest of 2`."""
+    write_dota(tmp_path / "data", [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(3)])
+    for path in (tmp_path / "data" / "annfiles").iterdir():
+        path.write_text("4 4 24 4 24 24 4 24 ship 0\n50 10 58 10 58 18 50 18 ship 0\n60 50 90 50 90 75 60 75 plane 0\n")
+    found = adaptation(tmp_path, class_names={"ship": "cargo ship"})
+    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
+    scored = {}
+    for split in ("train", "test"):
+        found.make_instructions(split)
+        arguments = found.control_settings() | {"dataset_name": str(tmp_path / "out" / "instructions" / split)}
+        scored[split] = {question.kind for question in vlm.choose_questions(vlm.VLMArguments(**arguments))[1]}
+    assert scored == {"train": {"caption", "vqa", "grounding", "map"}, "test": {"vqa", "grounding", "map"}}
 
 
 def test_phrase_of_an_unknown_class_is_an_error(tmp_path):
