@@ -118,10 +118,12 @@ def forget_sources(folder: Path) -> None:
     if not path.is_file():
         return
     card = ModelCard.load(path, ignore_metadata_errors=True)
-    for key, value in {"base_model": record.get("base_model"), "datasets": datasets_of(record)}.items():
-        if value and card.data.get(key) == value:
-            card.data.pop(key)
-    card.save(path)
+    sources = {"base_model": record.get("base_model"), "datasets": datasets_of(record)}
+    named = [key for key, value in sources.items() if value and card.data.get(key) == value]
+    for key in named:
+        card.data.pop(key)
+    if named:
+        card.save(path)
 
 
 def datasets_of(record: dict[str, Any]) -> list[str]:
