@@ -322,6 +322,7 @@ class TimmTower(VisionTower):
         config = model.config
         sizes = {"input_size": [config.num_channels, *config.image_size], "crop_pct": 1.0, "crop_mode": "squash"}
         config.pretrained_cfg = (getattr(config, "pretrained_cfg", None) or {}) | sizes
+        config.num_labels = 0  # timm would expect the weights of a head
         model.save_pretrained(folder, state_dict=state)
 
     def resize(self, config, image_size, patch_size):
