@@ -52,7 +52,7 @@ def seconds(calls: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[
     return least
 
 
-def loading_times(folder, num_rows, side, num_workers) -> dict[str, float]:
+def loading_times(folder, num_rows, side, num_workers, turns: int = TURNS) -> dict[str, float]:
     dataset = open_mixture(load_mixture(synthetic_mixture(folder, num_rows, side)), seed=0)
     tokenizer = build_tokenizer(["How many ships are in the harbour? There are 4 ships."], vocab_size=400)
     processor = ViTPProcessor(ViTPImageProcessor(), tokenizer)
@@ -62,7 +62,7 @@ def loading_times(folder, num_rows, side, num_workers) -> dict[str, float]:
     def read(collator):
         return lambda: sum(1 for _ in DataLoader(dataset, 4, num_workers=num_workers, collate_fn=collator))
 
-    return seconds({name: read(collator) for name, collator in collators.items()})
+    return seconds({name: read(collator) for name, collator in collators.items()}, turns)
 
 
 def test_collator_keeps_up_with_decode_and_resize(tmp_path):
@@ -72,7 +72,7 @@ def test_collator_keeps_up_with_decode_and_resize(tmp_path):
 
 
 def test_loader_with_workers_keeps_up_with_decode_and_resize(tmp_path):
-    least = loading_times(tmp_path, 48, 1024, num_workers=2)
+    least = loading_times(tmp_path, 48, 1024, num_workers=2, turns=2 * TURNS)  # The measured ratio is near its bound.
     assert least["bare"] / least["ours"] > BARE_IN_WORKERS
     assert least["trl"] / least["ours"] > TRL_IN_WORKERS
 
