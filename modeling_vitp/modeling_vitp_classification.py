@@ -105,11 +105,11 @@ class ViTPForImageClassification(TaskModel, PreTrainedModel):
                 Normalized images; height and width are multiples of the patch size.
             labels (`torch.Tensor`, *optional*):
                 Classes, int64 of shape `(batch_size,)`. With several labels an image, 0 or 1 for each class, of shape
-                `(batch_size, num_labels)`.
+                `(batch_size, num_labels)`. Labels of -100 are unknown and left out of the loss.
 
         Returns:
-            `logits` of shape `(batch_size, num_labels)`, and with labels `loss`, the mean over the batch, according to
-            `problem_type`. If requested, `hidden_states` and `attentions` of the ViT.
+            `logits` of shape `(batch_size, num_labels)`, and with labels `loss`, the mean over the known labels of the
+            batch, according to `problem_type`. If requested, `hidden_states` and `attentions` of the ViT.
         """
         tower = tower_of(self.config.backbone_config)
         inputs = tower.inputs(self.backbone, pixel_values.to(self.dtype))
@@ -129,7 +129,10 @@ class ViTPForImageClassification(TaskModel, PreTrainedModel):
 
     def loss_of(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.config.problem_type == "multi_label_classification":
-            labels = labels.to(logits.dtype)
+            is_known = labels != -100
+            targets, weight = labels.where(is_known, 0).to(logits.dtype), is_known.to(logits.dtype)
+            total = nn.functional.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum")
+            return total / is_known.sum().clamp(min=1)
         try:
             return self.loss_function(labels, logits, self.config)
         except IndexError as error:

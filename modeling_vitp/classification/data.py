@@ -42,8 +42,13 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CLASS = "class"  # Field of a path pattern that holds the class name.
 MOST_SHOWN = 3
 MOST_CLASSES = 100_000
+UNKNOWN = -100  # Label of a class that an image may or may not have.
 
 logger = logging.getLogger(__name__)
+
+
+class Unknown(str):
+    """Name of a class that an image may or may not have."""
 
 
 def names_of(stored: Sequence[Sequence[Label]]) -> list[str]:
@@ -71,7 +76,7 @@ def encode(
 
     Returns:
         Class indices, int64 of shape `(images,)`. With `multi_label`, float32 of shape `(images, classes)`, 1 for the
-        classes of an image and 0 for the others.
+        classes of an image, -100 for an [`Unknown`] class and 0 for the others.
 
     Raises:
         ValueError: if an image has an unknown class or a wrong number of classes.
@@ -96,13 +101,13 @@ def encode(
                     f"{where(index)} has the unknown {kind}. The {len(names)} training classes, from 0: {shown}. "
                     "Remove the image, add training images of the class, or list it in `classes`."
                 )
-            encoded[index, position] = 1
+            encoded[index, position] = UNKNOWN if isinstance(label, Unknown) else 1
     return encoded if multi_label else encoded.argmax(1)
 
 
 def count(labels: torch.Tensor, names: Sequence[str]) -> dict[str, int]:
     """Return the number of images of each class, by class name."""
-    counts = labels.sum(0).long() if labels.ndim == 2 else labels.bincount(minlength=len(names))
+    counts = (labels == 1).sum(0) if labels.ndim == 2 else labels.bincount(minlength=len(names))
     return dict(zip(names, counts.tolist()))
 
 
@@ -137,6 +142,44 @@ def divided(value: object, separator: str | None = None) -> list[Label]:
     if int(value) != value:
         raise ValueError(f"Expected an integer or a name as class, got {value}.")
     return [int(value)]
+
+
+def cell_key(value: object) -> float | str:
+    """Return a cell of a label column as a number or a text. A missing value gives an empty text."""
+    try:
+        return float(value) if value is not None and value == value else ""
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def labels_of_columns(
+    columns: pd.DataFrame, label_values: Mapping | None, where: Callable[[Any], str]
+) -> list[list[Label]]:
+    """Return the classes of images from a table with one column per class.
+
+    Args:
+        columns: the columns of the classes, named after them.
+        label_values: what cells other than 1 and 0 mean, see [`ClassificationData`].
+        where: function from the index of a row to its name in errors.
+
+    Raises:
+        ValueError: if the meaning of a cell is not known.
+    """
+    meanings = {1.0: 1, 0.0: 0} | {cell_key(cell): value for cell, value in (label_values or {}).items()}
+    states = np.empty(columns.shape, dtype=object)
+    for number, column in enumerate(columns):
+        codes, cells = pd.factorize(columns[column], use_na_sentinel=False)
+        for code, cell in enumerate(cells):
+            key, rows = cell_key(cell), codes == code
+            if key not in meanings:
+                raise ValueError(
+                    f"{where(columns.index[rows.argmax()])}: expected 1 or 0 in the column {column!r}, got {cell}. "
+                    "Fill it in, remove the row and its images, or give its meaning in `label_values`."
+                )
+            states[rows, number] = meanings[key]
+    return [
+        [Unknown(name) if state is None else name for name, state in zip(columns, row) if state != 0] for row in states
+    ]
 
 
 class ClassifiedImages(torch.utils.data.Dataset):
@@ -273,9 +316,17 @@ class RowImages(ClassifiedImages):
         columns: names of the `image` and `label` columns, if they are not the usual ones. `label` may be a list with
             one column per class, 1 for the classes of an image and 0 for the others.
         name: name of the split in errors.
+        label_values: see [`ClassificationData`].
     """
 
-    def __init__(self, rows: datasets.Dataset, input_spec: dict | None, columns: Mapping | None, name: str):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        input_spec: dict | None,
+        columns: Mapping | None,
+        name: str,
+        label_values: Mapping | None = None,
+    ):
         self.name = name
         found = find_columns(rows.column_names, USUAL, columns or {}, name)
         for role in USUAL.keys() - found.keys():
@@ -283,7 +334,7 @@ class RowImages(ClassifiedImages):
         self.column = found["image"]
         check_image_columns(rows, [self.column], name)
         self.rows = encoded_rows(rows)
-        stored, known = stored_labels(rows, found["label"], name)
+        stored, known = stored_labels(rows, found["label"], name, label_values)
         self.numbers = range(len(rows))  # Of the rows in the data set, also in a subset.
         ids = list(map(str, rows["id"] if "id" in rows.column_names else self.numbers))
         super().__init__(ids, cases_of_rows(rows) or list(map(str, self.numbers)), stored, known, input_spec)
@@ -308,18 +359,12 @@ class RowImages(ClassifiedImages):
 
 
 def stored_labels(
-    rows: datasets.Dataset, column: str | Sequence[str], name: str
+    rows: datasets.Dataset, column: str | Sequence[str], name: str, label_values: Mapping | None
 ) -> tuple[list[list[Label]], list[str] | None]:
     """Return the classes of each row, and the names of all classes if the columns define them."""
     if not isinstance(column, str):
-        table = np.array([rows[name] for name in column], dtype=object)
-        wrong = np.argwhere(~np.isin(table.astype(str), ["0", "1", "False", "True", "0.0", "1.0"]))
-        if len(wrong):
-            index, row = wrong[0]
-            raise ValueError(
-                f"Row {row} of split {name!r}: expected {column[index]} 0 or 1, got {table[index, row]!r}."
-            )
-        return [[label for label, value in zip(column, values) if float(value)] for values in table.T], list(column)
+        table = pd.DataFrame({label: rows[label] for label in column})
+        return labels_of_columns(table, label_values, lambda row: f"Row {row} of split {name!r}"), list(column)
     feature = rows.features[column]
     feature = getattr(feature, "feature", feature)
     stored = [divided(value) for value in rows[column]]
@@ -341,13 +386,15 @@ class LabelTable:
     """Table of labels for image files: the `table` setting in `data`.
 
     Args:
-        file: path of the table, relative to the root of the data set.
+        file: path of the table, relative to the root of the data set. [`ClassificationData`] replaces `{split}` in it
+            by the name of the split.
         name: column that identifies the image of a row: the path relative to the root, the file name with or without
             extension, or the value of a field of the pattern, which several files may share.
         label: column of the class or classes of an image, as a list or as text split at `separator`; or a list with one
             column per class, 1 for the classes of an image and 0 for the others.
         separator: separator between the classes in a text.
         no_class: text for an image without any class. If set, empty labels are an error.
+        label_values: see [`ClassificationData`], which sets it.
     """
 
     file: str
@@ -355,6 +402,7 @@ class LabelTable:
     label: str | Sequence[str] = "label"
     separator: str | None = None
     no_class: str | None = None
+    label_values: Mapping | None = None
 
     def read(self, root: Path) -> pd.DataFrame:
         """Return all rows of the table.
@@ -465,16 +513,8 @@ class LabelTable:
                         "the image has no class, or remove the row."
                     )
             return [[label for label in labels if label != self.no_class] for labels in stored]
-        values = rows[list(self.label)]
-        odd = ~values.isin([0, 1])
-        if odd.any(axis=None):
-            row = odd.any(axis=1).idxmax()
-            column = odd.loc[row].idxmax()
-            raise ValueError(
-                f"table: {root / self.file}, row {row}: expected 1 or 0 in the column {column!r}, got "
-                f"{values.loc[row, column]}. Fill it in, or remove the row and its images."
-            )
-        return [[name for name, value in zip(self.label, row) if value] for row in values.to_numpy()]
+        where = f"table: {root / self.file}, row {{}}".format
+        return labels_of_columns(rows[list(self.label)], self.label_values, where)
 
 
 @dataclass(kw_only=True)
@@ -491,6 +531,8 @@ class ClassificationData(DataSettings):
         multi_label: whether an image may have any number of classes.
         columns: column names, see [`RowImages`].
         table: table with the labels of the files, see [`LabelTable`].
+        label_values: what other cells than 1 and 0 mean if `label` is a list of columns: 1, 0, or `None` if the label
+            is unknown. Unknown labels are left out of the loss and the scores. The cell "" is an empty one.
         bad_images: `"raise"` raises an error for a file that is not an image, and for a truncated JPEG or PNG; `"skip"`
             leaves such files out and logs their number. Rows of `dataset_name` are checked with `"skip"` only.
     """
@@ -500,15 +542,21 @@ class ClassificationData(DataSettings):
     classes: Sequence[str] | None = None
     multi_label: bool = False
     table: Mapping | None = None
+    label_values: Mapping[str | int | float, int | None] | None = None
     bad_images: str = "raise"
 
     def __post_init__(self):
         super().__post_init__()
         if self.classes is not None and len(set(self.classes)) < max(len(self.classes), 2):
             raise ValueError(f"data: `classes` must be two or more distinct names, got {list(self.classes)}.")
+        columns = (self.table or self.columns or {}).get("label")
+        if self.label_values and (not self.multi_label or columns is None or isinstance(columns, str)):
+            raise ValueError("data: `label_values` needs `multi_label: true` and a list of columns as `label`.")
+        if not {*(self.label_values or {}).values()} <= {1, 0, None}:
+            raise ValueError(f"data: expected the values 1, 0 and null in `label_values`, got {self.label_values}.")
         self.is_listed = self.classes is not None
         self._opened: dict[str, ClassifiedImages] = {}
-        self._taken: dict[int, tuple[str | None, Path]] = {}  # Rows of the table that belong to a file.
+        self._taken: dict[str, dict[int, tuple[str | None, Path]]] = {}  # Rows of each table that belong to a file.
 
     def find_classes(self, train_splits: Sequence[str], of_model: Sequence[str] | None = None) -> list[str]:
         """Return the class names, and use them as the classes of this data set.
@@ -550,7 +598,8 @@ class ClassificationData(DataSettings):
             if self.root is not None:
                 samples = self._read_files(name)
             else:
-                samples = RowImages(self.load_rows(self.splits.get(name, name)), self.input_spec, self.columns, name)
+                rows = self.load_rows(self.splits.get(name, name))
+                samples = RowImages(rows, self.input_spec, self.columns, name, self.label_values)
             self._opened[name] = self._without_bad(samples, name)
         return self._opened[name]
 
@@ -567,11 +616,14 @@ class ClassificationData(DataSettings):
         samples = find_samples(root, settings, name)
         if self.table is not None:
             check_type("data: table", self.table, Mapping[str, str | Sequence[str]])
-            unknown = sorted(set(self.table) - set(LabelTable.__dataclass_fields__))
+            options = LabelTable.__dataclass_fields__.keys() - {"label_values"}
+            unknown = sorted(set(self.table) - options)
             if unknown or "file" not in self.table:
                 problem = f"unknown option(s) {unknown}" if unknown else "`file` is missing"
-                raise ValueError(f"data: table: {problem}. Options: {sorted(LabelTable.__dataclass_fields__)}.")
-            samples, stored = LabelTable(**self.table).labels_of(samples, root, where, name, self._taken)
+                raise ValueError(f"data: table: {problem}. Options: {sorted(options)}.")
+            file = self.table["file"].replace("{split}", name)
+            table = LabelTable(**self.table | {"file": file}, label_values=self.label_values)
+            samples, stored = table.labels_of(samples, root, where, name, self._taken.setdefault(file, {}))
             return FileImages(samples, stored, self.input_spec)
         if CLASS not in samples[0].fields:
             raise ValueError(f"Split {name!r} has no labels. Use the field {{{CLASS}}} in the pattern, or a `table`.")

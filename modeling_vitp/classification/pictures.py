@@ -43,15 +43,18 @@ def draw_predictions(
     for index, (sample, probabilities) in enumerate(zip(samples, scores)):
         row, column = parts * (index // columns), index % columns
         label = sample["label"]
-        if label.ndim == 1:  # Multi-label: 1 for the classes of the image.
-            truth, predicted = (mask.nonzero().flatten().tolist() for mask in (label, probabilities > THRESHOLD))
+        if label.ndim == 1:  # Multi-label: 1 for the classes of the image, -100 for unknown ones.
+            masks = label == 1, probabilities > THRESHOLD
+            truth, predicted = (mask.nonzero().flatten().tolist() for mask in masks)
+            is_correct = torch.equal(*(mask[label >= 0] for mask in masks))
         else:
             truth, predicted = [label.item()], [probabilities.argmax().item()]
+            is_correct = truth == predicted
         axis = axes[row, column]
         axis.imshow(shown(sample["image"], band_names), interpolation="nearest")
         predictions = [f"{names[index]} {probabilities[index]:.2f}" for index in predicted]
         title = f"{sample['id']}\ntrue: {listed([names[index] for index in truth])}\npredicted: {listed(predictions)}"
-        axis.set_title(title, fontsize=8, color=RIGHT if predicted == truth else WRONG)
+        axis.set_title(title, fontsize=8, color=RIGHT if is_correct else WRONG)
         if components:
             axes[row + 1, column].imshow(components[index], interpolation="nearest")
             axes[row + 1, column].set_title("backbone", fontsize=8)

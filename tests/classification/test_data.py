@@ -161,9 +161,12 @@ def test_binary_columns_are_classes(stored):
     settings = {"multi_label": True, "columns": {"label": ["mass", "edema"]}}
     name = stored(train=Dataset.from_dict(data, features=features))
     assert opened({"dataset_name": name, **settings}).labels.tolist() == [[1, 1], [0, 0], [1, 0]]
-    name = stored(train=Dataset.from_dict(data | {"mass": [1, 2, 0]}, features=features))
-    with pytest.raises(ValueError, match="Row 1 of split 'train': .*mass.* got 2"):
+    name = stored(train=Dataset.from_dict(data | {"mass": [1, 2, None]}, features=features))
+    with pytest.raises(ValueError, match="Row 1 of split 'train': .*mass.* got 2.*label_values"):
         opened({"dataset_name": name, **settings})
+    samples = opened({"dataset_name": name, **settings, "label_values": {2: None, "": 0}})
+    assert samples.labels.tolist() == [[1, 1], [-100, 0], [0, 0]]
+    assert count(samples.labels, ["mass", "edema"]) == {"mass": 1, "edema": 1}
 
 
 @pytest.mark.parametrize(
@@ -466,6 +469,44 @@ def test_unknown_class_of_table_is_refused(tmp_path, cell, found):
     samples = [FileSample("0", {}, (tmp_path / "0.png",), None)]
     with pytest.raises(ValueError, match=f"labels.csv, row 0: .*'edema', got {found}.* remove the row"):
         LabelTable("labels.csv", label=["mass", "edema"]).labels_of(samples, tmp_path, None, "train", {})
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"": 0, "-1": None}, [[1, 0], [0, -100], [-100, 1]]),
+        ({"": None, -1.0: 1}, [[1, -100], [0, 1], [1, 1]]),
+    ],
+)
+def test_cells_have_the_meaning_of_label_values(tmp_path, values, expected):
+    for number in range(3):
+        picture(8, 8, number).save(tmp_path / f"{number}.png")
+    (tmp_path / "labels.csv").write_text("file_name,mass,edema\n0.png,1.0,\n1.png,0.0,-1.0\n2.png,-1.0,1.0\n")
+    table = {"file": "labels.csv", "label": ["mass", "edema"]}
+    settings = {"root": str(tmp_path), "table": table, "splits": {"train": {"image": "{name}.png"}}}
+    samples = opened(settings | {"multi_label": True, "classes": ["mass", "edema"], "label_values": values})
+    assert samples.labels.tolist() == expected
+
+
+def test_each_split_may_have_a_table(tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        picture(8, 8, len(split)).save(tmp_path / split / "0.png")
+        (tmp_path / f"{split}.csv").write_text(f"file_name,label\n{split}/0.png,{split}\n")
+    settings = {"root": str(tmp_path), "table": {"file": "{split}.csv"}, "classes": ["train", "valid"]}
+    splits = {split: {"image": f"{split}/{{name}}.png"} for split in ("train", "valid")}
+    data = ClassificationData.from_dict(settings | {"splits": splits})
+    assert [data.open([split]).labels.tolist() for split in splits] == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    "change", [{"multi_label": False}, {"table": {"file": "labels.csv"}}, {"label_values": {"": 2}}]
+)
+def test_useless_label_values_are_refused(tmp_path, change):
+    table = {"file": "labels.csv", "label": ["mass", "edema"]}
+    settings = {"root": str(tmp_path), "table": table, "multi_label": True, "label_values": {"-1": None}}
+    with pytest.raises(ValueError, match="label_values"):
+        ClassificationData.from_dict(settings | change)
 
 
 def test_table_with_semicolons_is_refused(tmp_path):

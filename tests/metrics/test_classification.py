@@ -1,5 +1,7 @@
 """Tests of the classification metrics against scikit-learn and loops."""
 
+from collections.abc import Sequence
+
 import evaluate
 import numpy as np
 import pytest
@@ -35,36 +37,52 @@ def test_single_label_scores_equal_scikit_learn(metrics, seed, number, occurring
     f1 = sklearn.metrics.f1_score(labels, found, labels=range(4), average=None, zero_division=np.nan)
     np.testing.assert_allclose(result["per_category_f1"], f1, atol=1e-12)
     assert result["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, found, average="macro"))
-    check_areas(result, scores, labels[:, None] == np.arange(4))
+    check_areas(result, scores.T, (labels[:, None] == np.arange(4)).T)
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 2**32 - 1), number=st.integers(1, 12), share=st.sampled_from([0.0, 0.3, 1.0]))
-def test_multi_label_scores_equal_scikit_learn(metrics, seed, number, share):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    number=st.integers(1, 12),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    unknown=st.sampled_from([0.0, 0.4]),
+)
+def test_multi_label_scores_equal_scikit_learn(metrics, seed, number, share, unknown):
+    """Check that unknown labels do not count in any score."""
     random = np.random.default_rng(seed)
     scores, labels = random.integers(0, 5, (number, 4)) / 4, (random.random((number, 4)) < share).astype(int)
+    labels[random.random((number, 4)) < unknown] = -100
+    labels[0, 0] = max(labels[0, 0], 0)
     found = (scores > 0.5).astype(int)
     result = metrics[True].compute(predictions=torch.tensor(scores), references=torch.tensor(labels).float())
-    assert result["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, found))
-    assert result["label_accuracy"] == pytest.approx(1 - sklearn.metrics.hamming_loss(labels, found))
-    f1 = [sklearn.metrics.f1_score(a, b, zero_division=np.nan) for a, b in zip(labels.T, found.T)]
+    known = [np.flatnonzero(row >= 0) for row in labels]
+    right = [(row == other)[places] for row, other, places in zip(labels, found, known) if len(places)]
+    assert result["accuracy"] == pytest.approx(np.mean([row.all() for row in right]))
+    assert result["label_accuracy"] == pytest.approx(np.concatenate(right).mean())
+    if not unknown:
+        assert result["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, found))
+        assert result["label_accuracy"] == pytest.approx(1 - sklearn.metrics.hamming_loss(labels, found))
+    by_class = [(labels[:, k] >= 0) for k in range(4)]
+    truths, founds, ranks = (
+        [column[kept] for column, kept in zip(table.T, by_class)] for table in (labels, found, scores)
+    )
+    f1 = [sklearn.metrics.f1_score(a, b, zero_division=np.nan) if len(a) else np.nan for a, b in zip(truths, founds)]
     np.testing.assert_allclose(result["per_category_f1"], f1, atol=1e-12)
     counted = [value for value in f1 if not np.isnan(value)]
     assert result["macro_f1"] == pytest.approx(np.mean(counted) if counted else np.nan, nan_ok=True)
-    check_areas(result, scores, labels.astype(bool))
+    check_areas(result, ranks, [column.astype(bool) for column in truths])
     precisions = [
-        sklearn.metrics.average_precision_score(is_there, one)
-        for is_there, one in zip(labels.T, scores.T)
-        if any(is_there)
+        sklearn.metrics.average_precision_score(is_there, one) for is_there, one in zip(truths, ranks) if any(is_there)
     ]
     expected = np.mean(precisions) if precisions else np.nan
     assert result["mean_average_precision"] == pytest.approx(expected, nan_ok=True)
 
 
-def check_areas(result: dict, scores: np.ndarray, truth: np.ndarray) -> None:
+def check_areas(result: dict, scores: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> None:
+    """Compare the areas with scikit-learn, given the scores and the truth of each class."""
     expected = [
         sklearn.metrics.roc_auc_score(is_there, one) if 0 < is_there.sum() < len(is_there) else np.nan
-        for is_there, one in zip(truth.T, scores.T)
+        for is_there, one in zip(truth, scores)
     ]
     np.testing.assert_allclose(result["per_category_auroc"], expected, atol=1e-12)
     counted = [value for value in expected if not np.isnan(value)]
@@ -100,6 +118,7 @@ def test_batches_add_up_and_are_reset():
         (False, [[0.1, float("nan")]], [1], "image 0 of the batch .*NaN"),
         (True, [[0.1, 0.9]], [1], r"labels of shape \(1, 2\), got .*\(1,\)"),
         (True, [[0.1, 0.9]], [[0, 0.5]], r"labels in \[0, 1\].*\[0.5\]"),
+        (True, [[0.1, 0.9]], [[0, -1]], r"labels in \[0, 1\].*\[-1\]"),
     ],
 )
 def test_bad_labels_are_refused(several, scores, labels, message):

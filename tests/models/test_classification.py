@@ -81,6 +81,11 @@ def test_loss_is_cross_entropy_or_binary(vision):
     shares = outputs.logits.sigmoid()
     torch.testing.assert_close(outputs.loss, -(labels * shares.log() + (1 - labels) * (1 - shares).log()).mean())
     assert many(images, labels=labels.long()).loss == outputs.loss
+    is_known = torch.rand(labels.shape) < 0.5
+    losses = -(labels * shares.log() + (1 - labels) * (1 - shares).log())
+    loss = many(images, labels=labels.where(is_known, -100)).loss
+    torch.testing.assert_close(loss, losses[is_known].mean())
+    assert many(images, labels=torch.full_like(labels, -100)).loss == 0
 
 
 def test_classifier_starts_from_exported_backbone(vision, tmp_path):

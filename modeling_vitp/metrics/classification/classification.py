@@ -9,6 +9,8 @@ from datasets import Features, List, Value
 
 from modeling_vitp.metrics import base, pixel_metrics, ranking
 
+UNKNOWN = -100
+
 
 class Classification(base.DistributedMetric):
     """Classification scores over a data set, as defined by scikit-learn.
@@ -31,7 +33,8 @@ class Classification(base.DistributedMetric):
     Returns:
         `accuracy` (share of images with all labels correct), `macro_f1`, `auroc`, and the lists per class
         `per_category_f1` and `per_category_auroc`. With `multi_label` also `label_accuracy` (share of correct labels
-        over all images and classes) and `mean_average_precision`, the mean over the classes that occur.
+        over all images and classes) and `mean_average_precision`, the mean over the classes that occur. Unknown labels
+        are left out of all scores.
     """
 
     def __init__(self, *args, num_labels: int, multi_label: bool = False, threshold: float = 0.5, **kwargs):
@@ -53,8 +56,8 @@ class Classification(base.DistributedMetric):
 
         Args:
             predictions: class scores, `(n, num_labels)`, as array, tensor or list. With `multi_label`, probabilities.
-            references: class indices, integers `(n,)`. With `multi_label`, 1 for the classes of an image and 0 for the
-                others, `(n, num_labels)`.
+            references: class indices, integers `(n,)`. With `multi_label`, 1 for the classes of an image, -100 for
+                unknown ones and 0 for the others, `(n, num_labels)`.
             case_ids: case of each image, such as its scene or patient; all numbers or all strings. Only resamples use
                 them. Default: each image is a case.
 
@@ -71,7 +74,10 @@ class Classification(base.DistributedMetric):
         if np.isnan(scores).any():
             raise ValueError(f"{self.name}: image {np.argwhere(np.isnan(scores))[0, 0]} of the batch has a NaN score.")
         last = 1 if self.multi_label else self.num_labels - 1
-        wrong = np.unique(labels[(labels < 0) | (labels > last) | (labels != np.rint(labels))]).tolist()
+        is_label = (labels >= 0) & (labels <= last) & (labels == np.rint(labels))
+        if self.multi_label:
+            is_label |= labels == UNKNOWN
+        wrong = np.unique(labels[~is_label]).tolist()
         if wrong:
             raise ValueError(f"{self.name}: expected integer labels in [0, {last}], got {wrong[:10]}.")
         if case_ids is None:
@@ -92,24 +98,28 @@ class Classification(base.DistributedMetric):
     def _take(self, indices: np.ndarray) -> np.ndarray:
         return self.images[list(chain.from_iterable(self.cases[index] for index in indices))]
 
-    def _classes(self, cases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return true and predicted classes, bool of shape `(images, num_labels)`."""
+    def _classes(self, cases: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return true, predicted and known classes, bool of shape `(images, num_labels)`. Only known ones are true."""
         scores, labels = np.split(cases, [self.num_labels], axis=1)
         if self.multi_label:
-            return labels.astype(bool), scores > self.threshold
+            is_known = labels != UNKNOWN
+            return labels == 1, (scores > self.threshold) & is_known, is_known
         classes = np.arange(self.num_labels)
-        return labels == classes, scores.argmax(1)[:, None] == classes
+        return labels == classes, scores.argmax(1)[:, None] == classes, np.ones(scores.shape, dtype=bool)
 
     def _score(self, cases: np.ndarray, key: str) -> float:
         if key != "accuracy":
             return super()._score(cases, key)
-        truth, predicted = self._classes(cases)
-        return float((truth == predicted).all(1).mean())
+        truth, predicted, is_known = self._classes(cases)
+        is_counted = is_known.any(1)
+        return float(pixel_metrics.ratio((truth == predicted)[is_counted].all(1).sum(), is_counted.sum()))
 
     def _compute(self, cases: np.ndarray) -> dict:
-        scores, (truth, predicted) = cases[:, : self.num_labels], self._classes(cases)
+        truth, predicted, is_known = self._classes(cases)
         f1 = pixel_metrics.ratio(2 * (truth & predicted).sum(0), truth.sum(0) + predicted.sum(0))
-        areas = np.array([ranking.area_under_curve(*columns) for columns in zip(scores.T, truth.T)])
+        columns = zip(cases.T, truth.T, is_known.T)
+        ranked = [(scores[known], is_positive[known]) for scores, is_positive, known in columns]
+        areas = np.array([ranking.area_under_curve(*column) for column in ranked])
         result = {
             "accuracy": self._score(cases, "accuracy"),
             "macro_f1": float(pixel_metrics.mean_of_counted(f1)),
@@ -118,8 +128,7 @@ class Classification(base.DistributedMetric):
             "per_category_auroc": areas.tolist(),
         }
         if self.multi_label:
-            occurring = [label for label in range(self.num_labels) if truth[:, label].any()]
-            precisions = [ranking.average_precision(scores[:, label], truth[:, label]) for label in occurring]
-            result["label_accuracy"] = float((truth == predicted).mean())
+            precisions = [ranking.average_precision(*column) for column in ranked if column[1].any()]
+            result["label_accuracy"] = float(pixel_metrics.ratio((truth == predicted)[is_known].sum(), is_known.sum()))
             result["mean_average_precision"] = float(np.mean(precisions)) if precisions else float("nan")
         return result
