@@ -203,12 +203,15 @@ def test_lists_and_exports_of_yolo_are_read(tmp_path):
         DetectionData.infer(tmp_path / "data")
 
 
-@pytest.mark.parametrize("folders", [("images", "labels"), ("", "")])  # of Label Studio, of LabelImg
-def test_classes_file_of_yolo_is_read(tmp_path, folders):
+@pytest.mark.parametrize(
+    ("folders", "place"),
+    [(("images", "labels"), ""), (("images", "labels"), "labels"), (("", ""), "")],  # Label Studio; LabelImg twice
+)
+def test_classes_file_of_yolo_is_read(tmp_path, folders, place):
     written = write_yolo(tmp_path / "written", IMAGES)
     for source, target in zip(("images", "labels"), folders):
         shutil.copytree(tmp_path / "written" / source, tmp_path / target, dirs_exist_ok=True)
-    (tmp_path / folders[1] / "classes.txt").replace(tmp_path / "classes.txt")
+    (tmp_path / folders[1] / "classes.txt").replace(tmp_path / place / "classes.txt")
     shutil.rmtree(tmp_path / "written")
     inferred = DetectionData.infer(tmp_path)
     train = {name: inferred["splits"]["train"][name] for name in ("images", "annotations")}

@@ -194,17 +194,19 @@ def oriented_object(where: str, label: str, corners: list[Point], is_difficult: 
 class YoloFile:
     """YAML file of a YOLO data set: its class names by index, and the images of its splits.
 
-    LabelImg and Label Studio write `classes.txt` instead, with a name in each line. All its images are the split
-    `train`: those in `images`, or else in its own folder.
+    LabelImg and Label Studio write `classes.txt` instead, with a name in each line, in the folder of the data set or in
+    its folder `labels`. All its images are the split `train`: those in `images`, or else in the folder of the data set.
 
     Raises:
         ValueError: If the file cannot be read, or lacks `names` or all splits. The message names it.
     """
 
     def __init__(self, path: Path):
+        own = path.parent
         try:
             if path.name == YOLO_CLASSES:
-                contents = {"names": read_list(path), "train": "images" if (path.parent / "images").is_dir() else "."}
+                own = own.parent if own.name == "labels" else own
+                contents = {"names": read_list(path), "train": "images" if (own / "images").is_dir() else "."}
             else:
                 contents = yaml.safe_load(read_text(path))
         except yaml.YAMLError as error:
@@ -216,9 +218,9 @@ class YoloFile:
         names = contents["names"]
         names = names.items() if isinstance(names, dict) else enumerate(names)
         self.path, self.names = path, {index: str(name) for index, name in names}
-        folder = path.parent / str(contents.get("path") or "")
+        folder = own / str(contents.get("path") or "")
         # The file may state the folder of another machine, or its own folder relative to a folder above.
-        self.folder = folder if folder.is_dir() and not folder.samefile(path.parent) else path.parent
+        self.folder = folder if folder.is_dir() and not folder.samefile(own) else own
         self.sources = {}
         for split in YOLO_SPLITS:
             named = contents.get(split) or []
@@ -243,7 +245,10 @@ class YoloFile:
 
 def find_yolo(folder: Path) -> YoloFile | None:
     """Return the first YAML file in a folder that describes a YOLO data set, or else `classes.txt`, or `None`."""
-    for path in (*sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))), *folder.glob(YOLO_CLASSES)):
+    paths = sorted((*folder.glob("*.yaml"), *folder.glob("*.yml")))
+    if folder.name != "labels":  # its classes.txt belongs to the folder above, where a YAML file comes first
+        paths += [*folder.glob(YOLO_CLASSES), *folder.glob(f"labels/{YOLO_CLASSES}")]
+    for path in paths:
         try:
             file = YoloFile(path)
         except ValueError:
