@@ -228,7 +228,7 @@ def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
         names.append("size")
     described = {"model_type": model.config.model_type} | {key: settings.get(key) for key in names}
     if model.config.model_type not in TOWERS:
-        described["id2label"] = model.config.id2label
+        described |= {"id2label": model.config.id2label, "problem_type": model.config.problem_type}
     if isinstance(model, ViTPForOrientedObjectDetection):  # left to do after the graph
         described |= {key: getattr(model.config, key) for key in ("score_threshold", "nms_threshold", "max_detections")}
     return {key: json.dumps(value) for key, value in described.items() if value is not None}

@@ -46,7 +46,8 @@ def write_model(folder, name, neck="pyramid"):
     vit = ViTPVisionModel(ViTPVisionConfig(**VISION_16 | {"num_hidden_layers": layers}))
     names = {0: "house", 1: "tree", 2: "road"}
     if name == "classification":
-        model, image_processor = ViTPForImageClassification.from_backbone(vit, id2label=names), ViTPImageProcessor()
+        settings = {"id2label": names, "problem_type": "multi_label_classification"}
+        model, image_processor = ViTPForImageClassification.from_backbone(vit, **settings), ViTPImageProcessor()
     else:
         model_class, image_processor_class, settings = TASKS[name]
         settings = {key: value for key, value in settings.items() if key != "num_labels"} | {"id2label": names}
@@ -86,6 +87,8 @@ def test_classification_graph_has_the_logits(tmp_path):
         found, images = run_graph(tmp_path / "a.onnx", size, batch)
         with torch.no_grad():
             assert_near(found["logits"], model(**images).logits)
+    metadata = onnxruntime.InferenceSession(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["problem_type"]) == "multi_label_classification"
 
 
 @pytest.mark.slow
