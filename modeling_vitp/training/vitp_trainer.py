@@ -26,6 +26,7 @@ from ..instructions.rows import SampleTransform, SourceSettings, describe_rows, 
 from ..instructions.schemas import to_conversations
 from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
 from ..processing_vitp import ViTPProcessor
+from ..vision_towers import tower_of
 from .base_trainer import BaseTrainer
 from .batching import (
     BY_LENGTH,
@@ -503,7 +504,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             "max_length": collator.max_length,
             "max_patches": image_processor.max_patches,
             "input_spec": image_processor.input_spec,
-            "drop_path_rate": getattr(model.config.vision_config, "drop_path_rate", None),
+            "drop_path_rate": tower_of(model.config.vision_config).drop_path_rate(model.config.vision_config),
             TRAINING_DATA: describe_rows(self.train_dataset),
         }
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
