@@ -32,6 +32,7 @@ from ..training.fine_tuning_data import (
     encoded_rows,
     find_columns,
     find_samples,
+    in_part,
     missing_column,
     parts_of,
 )
@@ -613,7 +614,7 @@ class ClassificationData(DataSettings):
             )
         settings = dict(settings) if isinstance(settings, Mapping) else settings
         where = settings.pop("where", None) if isinstance(settings, dict) else None
-        samples = find_samples(root, settings, name)
+        samples = find_samples(root, settings, name, use_part=self.table is None)
         if self.table is not None:
             check_type("data: table", self.table, Mapping[str, str | Sequence[str]])
             options = LabelTable.__dataclass_fields__.keys() - {"label_values"}
@@ -624,7 +625,12 @@ class ClassificationData(DataSettings):
             file = self.table["file"].replace("{split}", name)
             table = LabelTable(**self.table | {"file": file}, label_values=self.label_values)
             samples, stored = table.labels_of(samples, root, where, name, self._taken.setdefault(file, {}))
-            return FileImages(samples, stored, self.input_spec)
+            found = FileImages(samples, stored, self.input_spec)
+            if "part" in settings:  # The table may have the patients, which are not divided.
+                found = found.subset([index for index, case in enumerate(found.cases) if in_part(case, settings)])
+            if not found:
+                raise ValueError(f"Split {name!r} has no sample left after `part`.")
+            return found
         if CLASS not in samples[0].fields:
             raise ValueError(f"Split {name!r} has no labels. Use the field {{{CLASS}}} in the pattern, or a `table`.")
         check_folders(root, settings["image"], samples)

@@ -78,7 +78,7 @@ class FileSample:
         return next((self.fields[name] for name in CASES if name in self.fields), self.id)
 
 
-def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSample]:
+def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool = True) -> list[FileSample]:
     """Find the samples of a split, in the order of their ids.
 
     Args:
@@ -92,6 +92,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
             and `part_seed` selects others. `cases` is a JSON file relative to `root` with the case (such as a scene) of
             each sample by the path of its first image below `root`.
         name: name of the split, for errors.
+        use_part: whether to apply `part`. If not, the caller does, when it knows the cases.
 
     Raises:
         ValueError: if files are missing; the message names them.
@@ -131,7 +132,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str) -> list[FileSam
         )
         for key, case in zip(keys, cases)
     ]
-    if "part" in settings:
+    if use_part and "part" in settings:
         samples = [sample for sample in samples if in_part(sample.case, settings)]
     if not samples:
         raise ValueError(f"Split {name!r} has no sample left after `list` and `part`.")

@@ -370,6 +370,12 @@ def test_patient_column_of_a_table_is_the_case(tmp_path):
     assert found.open(["all"]).cases == ["0", "0", "1", "1", "p2_0", "2"]
     with pytest.raises(ValueError, match="patient 0 is in both splits 'a' and 'b'"):
         found.check_disjoint(["a", "b"])
+    # A part has all images of a patient.
+    splits = {name: {"image": "images/{name}.png", "part": part} for name, part in (("a", [0, 0.5]), ("b", [0.5, 1]))}
+    found = ClassificationData.from_dict(settings | {"splits": splits, "classes": ["ill", "well"]})
+    found.check_disjoint(["a", "b"])
+    parts = [found.open([name]).cases for name in splits]
+    assert all(parts) and sorted(sum(parts, [])) == ["0", "0", "1", "1", "2", "p2_0"]
 
 
 def test_integers_with_missing_values_are_matched(tmp_path):
