@@ -444,7 +444,9 @@ def load_student(
         student = open_vit(args.student)
         check_finite(student.state_dict(), args.student)
     elif isinstance(args.student_config, str):
-        student = build_vit(own_vision_config(open_vit_config(args.student_config)))
+        config = own_vision_config(open_vit_config(args.student_config))
+        config.dtype = torch.float32  # The stored one is often bfloat16, in which AdamW's small steps are lost.
+        student = build_vit(config)
     else:
         fields = args.student_config or {}
         config_class = config_class_of("student_config", fields, ViTPVisionConfig.model_type)

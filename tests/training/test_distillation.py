@@ -243,6 +243,14 @@ def test_student_is_recorded_only_with_its_weights(folder, tmp_path):
         assert trainer.run_settings()["free"]["student"] == name
 
 
+def test_student_is_trained_in_float32(folder, tmp_path):
+    start, teacher = str(tmp_path / "start"), load_teacher(str(folder / "teacher"))
+    Dinov2Model.from_pretrained(folder / "teacher").bfloat16().save_pretrained(start)
+    for options in ({"student": start}, {"student_config": start}):
+        student = load_student(DistillationArguments(teacher=start, data=["images"], **options), *teacher)
+        assert {weight.dtype for weight in student.parameters()} == {torch.float32}
+
+
 def test_sharded_training_is_refused(folder, tmp_path):
     trainer = make_trainer(folder, tmp_path)
     trainer.is_fsdp_enabled = True
