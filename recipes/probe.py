@@ -85,6 +85,8 @@ def open_probe(args: ProbeArguments):
         data = ClassificationData.from_dict(args.data)
         if data.multi_label:
             raise ValueError("Probes need one class for each image, but `data` has multi_label: true.")
+        if args.train_split == args.test_split:
+            raise ValueError(f"train_split and test_split must differ, got {args.train_split!r}.")
         names = data.find_classes([args.train_split])
         data.check_disjoint([args.train_split, args.test_split])
         samples = {"train": data.open([args.train_split]), "test": data.open([args.test_split])}

@@ -387,11 +387,15 @@ def test_held_out_copies_are_logged(tmp_path, caplog):
     assert "'held out'" in caplog.text
 
 
-def test_images_of_several_classes_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "test_split", "message"),
+    [({"multi_label": True}, "test", "multi_label"), ({}, "train", "must differ, got 'train'")],
+)
+def test_invalid_described_classes_are_refused(tmp_path, settings, test_split, message):
     make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    settings = {"root": str(tmp_path / "data"), "multi_label": True}
-    with pytest.raises(ValueError, match="multi_label"):
-        open_probe(ProbeArguments(backbones=["b"], data=settings, annotations="classes"))
+    data = {"root": str(tmp_path / "data")} | settings
+    with pytest.raises(ValueError, match=message):
+        open_probe(ProbeArguments(backbones=["b"], data=data, annotations="classes", test_split=test_split))
 
 
 @pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])
