@@ -364,8 +364,11 @@ def extract(
         Memory-mapped features, float32 `(images, …)`.
 
     Raises:
-        ValueError: If an image cannot be read, its features are not finite, or a shard is missing.
+        ValueError: If `image_size` is not a multiple of the patch size, an image cannot be read, its features are not
+            finite, or a shard is missing.
     """
+    if image_size is not None:
+        backbone.in_patches(image_size)
     digest = hashlib.sha256(f"{backbone.name}\0{backbone.state}\0{backbone.model.dtype}\0{image_size}\0{key}".encode())
     path, rows = folder / f"{digest.hexdigest()[:20]}.npy", range(num_images)
     if shard and not path.is_file():  # Shards have whole batches, because features depend slightly on the batch.
@@ -413,7 +416,7 @@ def extract_maps(
         depths: number of depths, see [`Backbone.maps`].
         image_size: image size in pixels; by default that of the image processor.
     """
-    side = backbone.in_patches(image_size or square_size(backbone.image_processor))
+    side = image_size or square_size(backbone.image_processor)
     encode = partial(backbone.maps, depths=depths)
     return extract(backbone, num_images, read, encode, side, f"{key} {depths}", folder, **loading)
 

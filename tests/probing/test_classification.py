@@ -263,6 +263,7 @@ def test_multi_band_backbone_gets_its_bands(tmp_path):
         ("share", ["--shares", "0"], "shares"),
         ("test share", ["--test_share", "1"], "test_share"),
         ("all held out", ["--test_share", "0.8"], r"classes \['b'\]"),
+        ("no whole patches", ["--image_size", "50"], "image_size must be a multiple of 16 x 16"),
         ("none held out", ["--test_share", "0.1"], "test_share=0.1"),
         ("pooling", ["--pooling", "max"], "'max'"),
         ("both", ["--data", "{}"], "either `dataset_name`"),
