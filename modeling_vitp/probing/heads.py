@@ -172,8 +172,8 @@ def fit_nonlinear(
     """
     width, num_classes = features.shape[-1], counts.shape[-1]
     mean, std, _ = standardization(labeled_positions(features, counts, used, device), width, device)
-    labeled = [(image, *place) for image in used for place in np.argwhere(counts[image].sum(-1) > 0)]
-    labeled = np.array(labeled).T  # Indices of each labeled position in `features`.
+    labeled = np.argwhere(counts.any(-1)[used]).T  # Indices of each labeled position in `features`.
+    labeled[0] = used[labeled[0]]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = NonlinearProbe(mean.cpu(), std.cpu(), num_classes).to(device)
