@@ -53,9 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(training_args.seed)
     check_free(output_dir)
     if args.probe_data is not None:  # an error after the training would be late
-        probe_data = DenseData.from_dict(args.probe_data)
-        for split in args.probe_splits:
-            probe_data.split_settings(split)
+        from modeling_vitp.probing.segmentation import SegmentationProbe
+
+        SegmentationProbe(DenseData.from_dict(args.probe_data), dict(zip(("train", "test"), args.probe_splits)), 1e-2)
     wanted, task = args.task, load_task(args)
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     data = open_data(args, mixture, task, seed, training_args.eval_strategy != "no" and args.task == wanted)

@@ -47,9 +47,12 @@ class SegmentationProbe:
     def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False):
         if splits["train"] == splits["test"]:
             raise ValueError(f"train_split and test_split must differ, got {splits['train']!r}.")
-        self.data, self.splits, self.l2, self.depths, self.intervals = data, splits, l2, depths, intervals
+        self.data, self.l2, self.depths, self.intervals = data, l2, depths, intervals
         self.names = data.encoding.names
         self.samples = {role: data.open([name]) for role, name in splits.items()}
+        for role, name in splits.items():
+            if self.samples[role].mask(0) is None:
+                raise ValueError(f"Split {name!r} has no masks. Set `mask` in its settings.")
         data.check_disjoint(list(splits.values()))
 
     @cached_property
@@ -69,10 +72,7 @@ class SegmentationProbe:
     def masks(self, role: str) -> Iterator[np.ndarray]:
         """Yield the masks of a split: class indices, uint8 `(height, width)`."""
         for index in range(len(self.samples[role])):
-            mask = self.samples[role].mask(index)
-            if mask is None:
-                raise ValueError(f"Split {self.splits[role]!r} has no masks. Set `mask` in its settings.")
-            yield mask.numpy()
+            yield self.samples[role].mask(index).numpy()
 
     def control(self) -> dict[str, float]:
         """Return the scores of a constant prediction: the most frequent class of the training pixels."""

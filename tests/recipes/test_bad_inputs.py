@@ -170,6 +170,7 @@ MISTAKES = [  # words, and a pattern of the error line
     ("finetune_segmentation --output_dir out --model_name_or_path vit --data '{\"root\": 3}'", "data: root to be text"),
     (f"{START} --probe_data lovda --probe_root empty", "'lovda'.*loveda"),
     (f"{START} --probe_data loveda --probe_root empty --probe_splits train", "give two"),
+    (f"{START} --probe_data loveda --probe_root empty", "'train'.*empty/Train"),
     (f"{SEGMENT} --model_name_or_path vit --output_dir out", "loveda|LoveDA|data"),
     (f"{CLASSIFY} --model_name_or_path vit", "data_root.*dataset_name"),
     (f"{CLASSIFY} --model_name_or_path vit --data_root imags", "imags"),
