@@ -184,7 +184,7 @@ def read_colors(dataset: DatasetReader, bands: list[int], alpha: int | None, **o
         alpha: index of the transparency band, see [`transparency`].
         options: options of rasterio that select the pixels.
     """
-    is_small = dataset.width * dataset.height <= PIL.Image.MAX_IMAGE_PIXELS
+    is_small = dataset.width * dataset.height <= (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
     if dataset.driver == "JPEG" and "window" in options and is_small:
         # GDAL interpolates subsampled colors in another way than Pillow, which reads the images of training.
         (top, bottom), (left, right) = options["window"]

@@ -75,6 +75,14 @@ def test_jpeg_has_pixels_of_training(tmp_path, mode, subsampling):
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-3)
 
 
+@pytest.mark.parametrize("suffix", ["tif", "jpg"])
+def test_pixel_limit_of_pillow_may_be_removed(tmp_path, monkeypatch, suffix):
+    Image.fromarray(COLORS).save(tmp_path / f"a.{suffix}")
+    expected, _, _ = in_rows(tmp_path / f"a.{suffix}", None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    np.testing.assert_array_equal(in_rows(tmp_path / f"a.{suffix}", None)[0], expected)
+
+
 TRANSPARENT = {
     "default.tif": lambda path: write_tiff(path, RGBA),
     "rgba.tif": lambda path: write_tiff(path, RGBA, photometric="RGB", alpha="YES"),
