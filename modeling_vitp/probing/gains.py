@@ -5,6 +5,7 @@ answers therefore do not show that the ViT has learned anything. To measure this
 compared with those of the ViT at the start, of the same ViT with random weights, and of the raw pixels of a patch.
 """
 
+import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -127,10 +128,11 @@ def token_similarity(features: np.ndarray) -> float:
     Args:
         features: patch tokens, `(images, rows, columns, width)`.
     """
-    tokens = torch.nn.functional.normalize(torch.tensor(features).flatten(1, 2), dim=-1)
-    number = tokens.shape[1]
-    of_pairs = tokens.sum(1).square().sum(-1) - number  # The similarity of each token with itself is subtracted.
-    return (of_pairs / (number * (number - 1))).mean().item()
+    number, of_pairs = math.prod(features.shape[1:3]), []
+    for maps in features:  # One at a time, because a mapped file may be larger than memory.
+        tokens = torch.nn.functional.normalize(torch.tensor(maps).flatten(0, 1), dim=-1)
+        of_pairs.append(tokens.sum(0).square().sum().item() - number)  # Without the similarity of each with itself.
+    return float(np.mean(of_pairs)) / (number * (number - 1))
 
 
 def gains_table(measured: dict) -> str:
