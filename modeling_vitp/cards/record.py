@@ -15,6 +15,8 @@ from huggingface_hub import ModelCard, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .sections import section_pattern
+
 RECORD, METRICS = "run.json", "metrics.json"
 ITS_CARD, ITS_FILE = "its card", "its license file"
 ROWS = "training data"  # shown in the table of data
@@ -113,13 +115,17 @@ def copy_record(source: str | Path, target: str | Path) -> None:
 
 
 def forget_sources(folder: Path) -> None:
-    """Remove the base model and the data sets of a folder's record from its card, before a new record replaces it."""
+    """Remove base model, data sets and license of a folder's record from its card, before a new record replaces it."""
     path, record = folder / "README.md", read_record(folder)
     if not path.is_file():
         return
     card = ModelCard.load(path, ignore_metadata_errors=True)
     sources = {"base_model": record.get("base_model"), "datasets": datasets_of(record)}
     named = [key for key, value in sources.items() if value and card.data.get(key) == value]
+    license = {key: value for key in FIELDS if (value := card.data.get(key))}
+    if license and license in record.get("licenses", {}).values():
+        named += license
+        card.text = section_pattern("License").sub("", card.text)
     for key in named:
         card.data.pop(key)
     if named:

@@ -38,7 +38,14 @@ from modeling_vitp import (
 )
 from modeling_vitp.auto.registry import find_model
 from modeling_vitp.cards.model_card import describe_training, headlines
-from modeling_vitp.cards.record import copy_record, provenance, read_record, stated_licenses, write_record
+from modeling_vitp.cards.record import (
+    copy_record,
+    forget_sources,
+    provenance,
+    read_record,
+    stated_licenses,
+    write_record,
+)
 from modeling_vitp.cards.sections import command_of, portable_command, set_section
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.hub.files import model_files
@@ -199,6 +206,19 @@ def test_results_of_an_earlier_run_are_removed(folder):
     (folder / "README.md").write_text("# Ships\n\n## Evaluation\n\nMine.\n")
     write_model_card("model", folder)
     assert "Mine." in (folder / "README.md").read_text()
+
+
+def test_license_of_an_earlier_run_is_removed(folder):
+    for mine in ("", "---\nlicense: mit\n---\n"):
+        (folder / "run.json").write_text(json.dumps({**RECORD, "licenses": {} if mine else RECORD["licenses"]}))
+        (folder / "README.md").write_text(f"{mine}# Ships\n")
+        write_model_card("model", folder)
+        assert "## License" in (folder / "README.md").read_text()
+        forget_sources(folder)
+        (folder / "run.json").write_text(json.dumps({"licenses": {"org/other": {}}}))
+        write_model_card("model", folder)
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.license == ("mit" if mine else None) and ("## License" in card.text) == bool(mine)
 
 
 def test_start_of_a_distilled_model_is_no_teacher():
