@@ -171,15 +171,18 @@ def local_path(source: str, revision: str | None, file: str | None = None) -> Pa
         return Path(source)
     try:
         if file is None:
-            wanted = HUB_FILES
+            wanted, unread = HUB_FILES, "*/*.safetensors"
         else:  # with what lies beside it, such as its configuration
             beside = file[: file.rfind("/") + 1]
             settings = [beside + pattern for pattern in HUB_FILES if not pattern.endswith(("safetensors", "md"))]
-            wanted = [file, "README.md", *LICENSE_FILES, *settings]
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-        if file is not None and not (folder / file).is_file():
+            wanted, unread = [file, "README.md", *LICENSE_FILES, *settings], None
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=unread))
+        if not (any(folder.glob("*.safetensors")) if file is None else (folder / file).is_file()):
             found = [name for name in list_repo_files(source, revision=revision) if name.endswith(".safetensors")]
-            raise ValueError(f"the file {file} is missing. Found: {', '.join(found) or 'no safetensors'}")
+            if file is not None:
+                raise ValueError(f"the file {file} is missing. Found: {', '.join(found) or 'no safetensors'}")
+            if found:
+                raise ValueError(f"all its weights are in folders. Set file (--file) to one of {', '.join(found)}")
         return folder
     except Exception as error:  # the HTTP package depends on the version of huggingface_hub
         reason = " ".join(str(error).split())

@@ -232,6 +232,10 @@ def test_one_file_of_a_repo_is_downloaded(hub, tmp_path):
     assert not any("med.safetensors" in request.path for request in hub.requests)
     assert InternVLVisionModel.from_pretrained(tmp_path / "backbone").config.hidden_size == 1024
     assert metadata_load(tmp_path / "backbone" / "README.md")["license"] == "cc-by-nc-4.0"
+    hub.requests.clear()
+    with pytest.raises(ValueError, match="org/weights.*--file.*ckpts/med.safetensors, ckpts/rs.safetensors"):
+        convert_checkpoint("org/weights", tmp_path / "other")
+    assert not any(".safetensors" in request.path for request in hub.requests)
     with pytest.raises(ValueError, match="org/weights.*ckpts/sea.safetensors.*ckpts/med.safetensors"):
         convert_checkpoint("org/weights", tmp_path / "other", file="ckpts/sea.safetensors")
     (tmp_path / "folder").mkdir()
