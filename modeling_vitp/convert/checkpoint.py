@@ -17,7 +17,7 @@ from transformers import (
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from ..bands import FIRST_CONVOLUTIONS, spread_config, spread_kernel
+from ..bands import FIRST_CONVOLUTIONS, describe_bands, spread_config, spread_kernel
 from ..cards.record import (
     ITS_FILE,
     agreed_license,
@@ -224,9 +224,12 @@ def write_conversion_card(
         terms = "The source states no license. Find out its license before you use or share these weights."
     else:
         terms = f"License of the source, which also applies to these weights: {license}."
+    same = "They are the same to the bit"
+    if any(isinstance(tensor, ChangedTensor) for tensor in checkpoint.tensors.values()):
+        same += f", except those for pixels, spread over {describe_bands(checkpoint.image_processor.band_names)}"
     card = ModelCard(
         f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), converted to the "
-        f"layout `{to}` with `vitp convert`. They are the same to the bit.\n\n{terms}\n"
+        f"layout `{to}` with `vitp convert`. {same}.\n\n{terms}\n"
     )
     card.save(folder / "README.md")
 

@@ -656,6 +656,7 @@ def test_only_patch_kernel_of_model_is_spread(fixture_as_vitp, tmp_path):
     assert before.keys() == after.keys()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert changed == ["model.vision_tower.embeddings.patch_embeddings.projection.weight"]
+    assert "spread over 2 bands (VV, VH)" in (folder / "README.md").read_text()
     with pytest.raises(ValueError, match="'internvl'"):
         convert_checkpoint(fixture_as_vitp, tmp_path / "internvl", "internvl", input_spec=SPEC)
 
