@@ -42,7 +42,7 @@ FILES = re.compile(
 )
 """Names of the files that a model may be opened from. Code, templates, pickles and folders are excluded."""
 CLASSES = re.compile(
-    r"(ViTP\w*|ViT|CLIP|Siglip|Bit|DINOv3ViT|GotOcr2)(ImageProcessor(Fast|Pil)?|FeatureExtractor)|InternVLVideoProcessor|"
+    r"(ViTP\w*|ViT|CLIP|Siglip2?|Bit|DINOv3ViT|GotOcr2)(ImageProcessor(Fast|Pil)?|FeatureExtractor)|InternVLVideoProcessor|"
     r"(Qwen2|Llama|Gemma|GPT2|PreTrained)Tokenizer(Fast)?|TokenizersBackend"
 )
 """Names of the classes of processors and tokenizers that a visitor's model may have. Some others load further files."""

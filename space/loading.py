@@ -97,7 +97,7 @@ LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral", "phi3", "gemma2", "gemm
 WITH_MAPS = {one.config_class.model_type: one for one in (ViTPBackbone, ViTPAdapter, ViTPFeaturePyramid)}
 ON_PATCHES = ("internvl_vision", "vitp_vision", *WITH_MAPS)
 REFERENCE_TYPES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "clip", "clip_vision_model", "siglip")
-REFERENCE_TYPES += ("siglip_vision_model", "vit", "vit_mae", "ijepa")
+REFERENCE_TYPES += ("siglip_vision_model", "siglip2_vision_model", "vit", "vit_mae", "ijepa")
 HEADS = DETECTORS | {
     name: (entry.model_class, entry.image_processor_class)
     for name, entry in MODELS.items()
@@ -149,6 +149,7 @@ class LoadedBackbone:
     @classmethod
     def of(cls, name: str, model: PreTrainedModel, image_processor: BaseImageProcessor) -> "LoadedBackbone":
         """Wrap a ViT and take mean, std and bands from an image processor of any class."""
+        model = getattr(model, "vit", model)  # of another family, in a model with feature maps
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
         settings = {key: value for key in names if (value := getattr(image_processor, key, None)) is not None}
         bands = getattr(image_processor, "band_names", None)
@@ -193,6 +194,8 @@ class LoadedBackbone:
         """
         # Backbones with `stage_names` do not return a last_hidden_state.
         is_last = layer == self.depth and not hasattr(self.model, "stage_names")
+        if not is_last:
+            self.check_recorded()
         outputs = self.run(pixel_values, output_hidden_states=not is_last)
         states = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
         rows, columns = self.grid(pixel_values)
@@ -216,8 +219,14 @@ class LoadedBackbone:
             options["interpolate_pos_encoding"] = True
         return self.model(pixel_values=pixel_values, **options)
 
+    def check_recorded(self) -> None:
+        """Raise a `ValueError` for a ViT of timm, which does not return the outputs of its layers."""
+        if self.model.config.model_type == "timm_wrapper":
+            raise ValueError(f"{self.name}: only the features of the last layer of a ViT of timm can be shown.")
+
     def attention_layers(self) -> list[tuple[nn.Module, int]]:
         """Return the attention module of each layer and the index of the attention weights in its outputs."""
+        self.check_recorded()
         recorded = self.model._can_record_outputs["attentions"]
         kind, index = (recorded.target_class, recorded.index) if isinstance(recorded, OutputRecorder) else (recorded, 1)
         return [(module, index) for module in self.model.modules() if isinstance(module, kind)]

@@ -257,6 +257,8 @@ def gather_space(model: str | Path, repo_id: str, license: str | None) -> Conten
         card.data["models"] = card.data["preload_from_hub"] = [str(model)]
         return Contents("space", files, card, {MODEL_VARIABLE: str(model)})
     what, name = find_model(read_model_type(Path(model))).push_as, Path(model).resolve().name
+    if "timm_wrapper" in Path(model, "config.json").read_text():
+        raise ValueError(f"{model} needs timm, which the demo of the Hub does not install. Choose a model without it.")
     packed = gather_model(what, model, name, license, None, None)
     size = sum(path.stat().st_size for path in packed.files.values() if isinstance(path, Path))
     if size > MAX_PACKED:

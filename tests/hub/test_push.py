@@ -23,6 +23,7 @@ from modeling_vitp import (
     ViTPVisionConfig,
     ViTPVisionModel,
     export_backbone,
+    export_timm,
 )
 from modeling_vitp.auto.registry import MODELS
 from modeling_vitp.cards.model_card import code_example
@@ -378,12 +379,14 @@ def test_model_missing_locally_and_in_cache_is_named():
         (["{backbone}", "tester/m", "--what", "model"], "Push it with --what backbone"),
         (["{folder}", "tester/m", "--what", "adapter"], "has no adapter"),
         (["{folder}/checkpoint-2", "tester/m", "--what", "dataset"], "data files"),
+        (["{timm}", "tester/m", "--what", "space"], "needs timm"),
     ],
 )
 def test_mistakes_are_named_in_one_line(hub, logged_in, folder, capsys, words, says):
     backbone = export_backbone(folder, folder.parent / "backbone") if "{backbone}" in words else ""
+    timm = export_timm(folder, folder.parent / "timm") if "{timm}" in words else ""
     capsys.readouterr()
-    assert push(*(word.format(folder=folder, backbone=backbone) for word in words)) == 1
+    assert push(*(word.format(folder=folder, backbone=backbone, timm=timm) for word in words)) == 1
     error = capsys.readouterr().err
     assert says in error and error.startswith("error: ") and error.count("\n") == 1
     assert writes(hub) == []

@@ -18,7 +18,9 @@ from transformers import (
     ViTMAEConfig,
     ViTMAEModel,
 )
+from vision_families import library_features, save_vit
 
+from modeling_vitp import ViTPFeaturePyramid, ViTPImageProcessor
 from modeling_vitp.images.pixels import principal_scores
 
 KINDS = ("vit", "dinov2", "dinov3", "clip", "siglip", "vit_mae")
@@ -74,3 +76,23 @@ def test_references_share_a_grid(models):
     twin = models.backbone("dinov2" + RANDOM)
     assert twin.name == "dinov2" + RANDOM and type(twin.model) is type(models.backbone("dinov2").model)
     assert (patch_features(twin, image, 6) - patch_features(models.backbone("dinov2"), image, 6)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", ["dinov3_vit", "siglip2_vision_model", "timm_wrapper"])
+def test_vit_in_a_model_with_maps_is_shown(family, tmp_path):
+    vit, is_timm, image = save_vit(tmp_path / "vit", family), family == "timm_wrapper", np.asarray(picture(96, 64))
+    ViTPFeaturePyramid.from_backbone(tmp_path / "vit", pyramid_channels=8).save_pretrained(tmp_path / "maps")
+    ViTPImageProcessor(image_mean=MEAN, image_std=STD).save_pretrained(tmp_path / "maps")
+    models = Models(str(tmp_path / "maps"), [] if is_timm else [str(tmp_path / "vit")])
+    for name in models.names:
+        backbone = models.backbone(name)
+        pixels = (image / 255 - backbone.image_processor.image_mean) / backbone.image_processor.image_std
+        expected = library_features(vit, torch.from_numpy(pixels).movedim(-1, 0)[None].float())[0].T.reshape(32, 4, 6)
+        np.testing.assert_allclose(patch_features(backbone, image, 6), expected, atol=1e-5)
+        if is_timm:
+            for compute in (patch_features, attention_heads):
+                with pytest.raises(ValueError, match="of timm"):
+                    compute(backbone, image, 6, 1)
+        else:
+            assert attention_heads(backbone, image, 6, 1, (1, 2)).shape == (2, 4, 6)
+            assert patch_features(backbone, image, 6, 1).shape == (32, 4, 6)
