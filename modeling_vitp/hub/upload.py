@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -82,6 +82,8 @@ ABSOLUTE_BY_SUFFIX |= dict.fromkeys((".yaml", ".yml"), ABSOLUTE_IN_TEXT)
 # Files of an earlier push that would be loaded beside or instead of the new ones.
 STALE = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
 STALE += ["processor_config.json", "preprocessor_config.json"]  # the first has priority if both exist
+# Parquet file of a data set: split, number and count of its shard, as `make_instructions` and `datasets` name them.
+SHARD = re.compile(r"(.+?)(?:-(\d{5})-of-(\d{5}))?(?:-\d{5})?\.parquet")
 
 
 @dataclass
@@ -501,17 +503,30 @@ def visibility(api: HfApi, contents: Contents, repo_id: str, retries: bool = Tru
 
 def stale_files(api: HfApi, contents: Contents, repo_id: str, revision: str | None) -> list[str]:
     """Return the files of an earlier push that would be loaded beside or instead of the contents."""
-    if contents.repo_type != "model":
+    if contents.repo_type == "space":
         return []
     try:
-        present = api.list_repo_files(repo_id, revision=revision)
+        present = api.list_repo_files(repo_id, repo_type=contents.repo_type, revision=revision)
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return []
-    return sorted(
-        name
-        for name in present
-        if "/" not in name and name not in contents.files and any(fnmatch(name, pattern) for pattern in STALE)
-    )
+    is_stale = is_stale_model_file if contents.repo_type == "model" else stale_shards(contents.files)
+    return sorted(name for name in present if name not in contents.files and is_stale(name))
+
+
+def is_stale_model_file(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in STALE)
+
+
+def stale_shards(pushed: Iterable[str]) -> Callable[[str], bool]:
+    """Return whether a file of a data set has rows of a pushed split, and is not another shard of the same division."""
+    shards = {found.groups() for found in map(SHARD.fullmatch, pushed) if found}
+
+    def is_stale(name: str) -> bool:
+        found = SHARD.fullmatch(name)
+        of_split = {shard for shard in shards if found and shard[0] == found[1]}
+        return bool(of_split) and (found.groups() in of_split or found[3] not in {shard[2] for shard in of_split})
+
+    return is_stale
 
 
 def link_files(files: dict[str, Path], folder: Path) -> None:

@@ -279,6 +279,30 @@ def test_stale_files_of_an_earlier_push_are_deleted(hub, logged_in, folder, caps
     assert "processor_config.json" not in files and "preprocessor_config.json" in files
 
 
+@pytest.mark.parametrize(
+    ("pushed", "deleted"),
+    [
+        ("train-00000", {"train-00001", "train-00001-of-00008-00000", "train-00002-of-00008-00000"}),
+        ("train-00001-of-00008-00001", {"train-00000", "train-00001", "train-00001-of-00008-00000"}),
+        (
+            "train-00000-of-00001",
+            {"train-00000", "train-00001", "train-00001-of-00008-00000", "train-00002-of-00008-00000"},
+        ),
+        ("test", {"test-00000-of-00002"}),
+    ],
+)
+def test_rows_of_an_earlier_push_are_deleted(hub, logged_in, tmp_path, capsys, pushed, deleted):
+    earlier = "train-00000 train-00001 train-00001-of-00008-00000 train-00002-of-00008-00000 test-00000-of-00002"
+    hub.create("tester/rows", {f"{name}.parquet": b"old" for name in earlier.split()}, repo_type="dataset")
+    (tmp_path / "rows").mkdir()
+    Dataset.from_dict({"text": ["one"]}).to_parquet(tmp_path / "rows" / f"{pushed}.parquet")
+    assert push(tmp_path / "rows", "tester/rows", "--what", "dataset") == 0
+    files = in_repo(hub, "tester/rows", repo_type="dataset")
+    assert {name.removesuffix(".parquet") for name in files} == {*earlier.split(), pushed, "README.md"} - deleted
+    listed = capsys.readouterr().out
+    assert all(f"deleted {name}.parquet" in listed for name in deleted)
+
+
 def test_absolute_paths_are_refused(hub, logged_in, folder, capsys):
     config = json.loads((folder / "config.json").read_text())
     text_config = {**config["text_config"], "_name_or_path": "/a/b"}
