@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 from .. import detection_boxes, modeling_vitp_detection
 from ..auto.registry import MODELS, find_model
 from ..configuration_vitp import ViTPVisionConfig
+from ..image_processing_vitp import ViTPImageProcessor
 from ..modeling_vitp import LANGUAGE_MODELS, VISION_MODELS, ViTPVisionModel
 from ..modeling_vitp_backbone import VISION_PARTS, open_vit
 from ..modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
@@ -222,7 +223,11 @@ def export_program(model: PreTrainedModel | str | Path) -> ExportedProgram:
 def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
     """Return the metadata of a graph: settings of the image processor and names of the classes, each as JSON."""
     with naming(name, BaseImageProcessor):
-        settings = AutoImageProcessor.from_pretrained(name).to_dict()
+        if model.config.model_type == "timm_wrapper":  # transformers makes timm's transform, without the input spec
+            size = dict(zip(("height", "width"), model.config.image_size))
+            settings = ViTPImageProcessor.from_backbone(name, size=size).to_dict()
+        else:
+            settings = AutoImageProcessor.from_pretrained(name).to_dict()
     names = ["image_mean", "image_std", "rescale_factor", "do_resize", "input_spec"]
     if settings.get("do_resize"):
         names.append("size")
