@@ -230,7 +230,7 @@ def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
             settings = AutoImageProcessor.from_pretrained(name).to_dict()
     names = ["image_mean", "image_std", "rescale_factor", "do_resize", "input_spec"]
     if settings.get("do_resize"):
-        names.append("size")
+        names += ["size", "resample"]
     described = {"model_type": model.config.model_type} | {key: settings.get(key) for key in names}
     if model.config.model_type not in TOWERS:
         described |= {"id2label": model.config.id2label, "problem_type": model.config.problem_type}

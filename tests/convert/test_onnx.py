@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from onnxscript import ir
+from PIL import Image
 from tiny_models import VISION, adapter_config
 from transformers import AutoModel
 
@@ -98,7 +99,8 @@ def test_command_prints_differences_and_writes_graph(exported):
 def test_metadata_has_the_settings_of_the_image_processor(exported):
     metadata = onnxruntime.InferenceSession(exported.folder / "graphs/vit.onnx").get_modelmeta().custom_metadata_map
     metadata = {key: json.loads(value) for key, value in metadata.items()}
-    assert metadata.keys() == {"model_type", "image_mean", "image_std", "rescale_factor", "do_resize", "size"}
+    keys = {"model_type", "image_mean", "image_std", "rescale_factor", "do_resize", "size", "resample"}
+    assert metadata.keys() == keys and metadata["resample"] == Image.Resampling.BICUBIC
     assert metadata["image_mean"] == [0.485, 0.456, 0.406] and metadata["image_std"] == [0.229, 0.224, 0.225]
     assert metadata["size"] == {"height": 56, "width": 56} and metadata["do_resize"] is True
 
