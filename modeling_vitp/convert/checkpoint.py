@@ -229,7 +229,7 @@ def write_conversion_card(
         same += f", except those for pixels, spread over {describe_bands(checkpoint.image_processor.band_names)}"
     card = ModelCard(
         f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), converted to the "
-        f"layout `{to}` with `vitp convert`. {same}.\n\n{terms}\n"
+        f"layout `{to}` with `vitp convert`. {same}.\n\n## License\n\n{terms}\n"
     )
     card.save(folder / "README.md")
 

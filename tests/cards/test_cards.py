@@ -241,6 +241,15 @@ def test_conversion_keeps_license(hub, logged_in, folder, tmp_path):
     assert "the same to the bit" in card.text and "trust_remote_code" not in code_of(card)
 
 
+def test_license_of_a_push_replaces_statement_of_conversion(hub, logged_in, folder, tmp_path):
+    (folder / "run.json").unlink()
+    convert_checkpoint(folder, tmp_path / "internvl", "internvl")
+    assert "states no license" in (tmp_path / "internvl" / "README.md").read_text()
+    assert push(tmp_path / "internvl", "tester/i", "--what", "model", "--license", "mit") == 0
+    card = card_of(hub, "tester/i")
+    assert "states no license" not in card.text and card.text.count("## License") == 1 and card.data.license == "mit"
+
+
 def test_unread_license_is_read_again(hub, logged_in, folder):
     (folder / "run.json").write_text(json.dumps(RECORD | {"licenses": {"org/start": {}, "run": {}}}))
     hub.create("org/start", {"README.md": "---\nlicense: cc-by-nc-4.0\n---\n"})
