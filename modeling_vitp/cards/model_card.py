@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from .record import FIELDS, METRICS, card_metadata, datasets_of, read_json, read_record
+from .record import FIELDS, METRICS, card_metadata, datasets_of, load_card, read_json, read_record
 from .sections import section_pattern, table, with_section
 
 PAPER = "[ViTP (Visual insTruction Pretraining, arXiv 2509.17562)](https://arxiv.org/abs/2509.17562)"
@@ -58,7 +58,7 @@ def fill_card(
     is_adapter = entry.push_as == "adapter"
     config = read_pushed(files, "adapter_config.json" if is_adapter else "config.json")
     path = folder / "README.md"
-    own = ModelCard.load(path) if path.is_file() and PLACEHOLDER not in path.read_text() else None
+    own = load_card(path) if path.is_file() and PLACEHOLDER not in path.read_text() else None
 
     text = own.text if own is not None else f"\n# {repo_id.split('/')[-1]}\n"
     description = (entry.description or "").format(paper=PAPER)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, hf_hub_url
+import yaml
+from huggingface_hub import ModelCard, RepoCard, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -119,7 +120,10 @@ def forget_sources(folder: Path) -> None:
     path, record = folder / "README.md", read_record(folder)
     if not path.is_file():
         return
-    card = ModelCard.load(path, ignore_metadata_errors=True)
+    try:
+        card = load_card(path, ignore_metadata_errors=True)
+    except ValueError:  # reported when the card is written; the run goes on
+        return
     sources = {"base_model": record.get("base_model"), "datasets": datasets_of(record)}
     named = [key for key, value in sources.items() if value and card.data.get(key) == value]
     license = {key: value for key in FIELDS if (value := card.data.get(key))}
@@ -195,15 +199,28 @@ def versions() -> dict[str, str]:
 
 
 def card_metadata(name: str | Path) -> dict[str, Any]:
-    """Return the metadata of the card in a folder or Hub repo, or `{}` if the card is missing or unreadable."""
+    """Return the metadata of the card in a folder or Hub repo, or `{}` if the card is missing or not available.
+
+    Raises:
+        ValueError: if the metadata of the card in a folder are not YAML.
+    """
     folder = Path(name)
     try:
         if not folder.is_dir():
             return ModelCard.load(str(name), ignore_metadata_errors=True).data.to_dict()
         card = folder / "README.md"
-        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+        return load_card(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
         return {}
+
+
+def load_card(path: Path, card_class: type[RepoCard] = ModelCard, **kwargs) -> RepoCard:
+    """Load a card from a file. Raise a `ValueError` that names the file and the place if its metadata are not YAML."""
+    try:
+        return card_class.load(path, **kwargs)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Expected YAML between the lines --- of {path}, found: {reason}. Correct it.") from error
 
 
 def license_of(name: str | Path) -> dict[str, str]:

@@ -44,6 +44,7 @@ from ..cards.record import (
     agreed_license,
     card_metadata,
     license_files,
+    load_card,
     read_json,
     run_folder,
     stated_licenses,
@@ -236,7 +237,7 @@ def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
                     check_relative(name, line, pattern)
     if not any(path.suffix.lower() in DATA_SUFFIXES for path in files.values()):
         raise ValueError(f"Expected data files (Parquet, JSON Lines, images …) in {checkpoint}, found none.")
-    card = DatasetCard.load(folder / "README.md") if "README.md" in files else DatasetCard("---\n{}\n---\n")
+    card = load_card(folder / "README.md", DatasetCard) if "README.md" in files else DatasetCard("---\n{}\n---\n")
     metadata = card_metadata(folder)
     stated = {"its card": {key: metadata[key] for key in FIELDS if isinstance(metadata.get(key), str)}}
     for key, value in agreed_license(stated, license).items():

@@ -221,6 +221,14 @@ def test_license_of_an_earlier_run_is_removed(folder):
         assert card.data.license == ("mit" if mine else None) and ("## License" in card.text) == bool(mine)
 
 
+def test_card_that_is_not_yaml_does_not_stop_a_run(folder):
+    (folder / "README.md").write_text("---\ntitle: Ships: a model\n---\n")
+    forget_sources(folder)
+    with pytest.raises(ValueError, match="README.md.*mapping values"):
+        write_model_card("model", folder)
+    assert (folder / "README.md").read_text() == "---\ntitle: Ships: a model\n---\n"
+
+
 def test_start_of_a_distilled_model_is_no_teacher():
     record = {"settings": {"teacher": "org/large"}, "base_model": ["org/large", "org/small"]}
     assert "Initialized" not in describe_training(record)

@@ -404,13 +404,18 @@ def test_model_missing_locally_and_in_cache_is_named():
         (["{folder}", "tester/m", "--what", "adapter"], "has no adapter"),
         (["{folder}/checkpoint-2", "tester/m", "--what", "dataset"], "data files"),
         (["{timm}", "tester/m", "--what", "space"], "needs timm"),
+        (["{titled}", "tester/m", "--what", "model"], "README.md, found: mapping values"),
+        (["{titled}", "tester/m", "--what", "dataset"], "README.md, found: mapping values"),
     ],
 )
 def test_mistakes_are_named_in_one_line(hub, logged_in, folder, capsys, words, says):
     backbone = export_backbone(folder, folder.parent / "backbone") if "{backbone}" in words else ""
     timm = export_timm(folder, folder.parent / "timm") if "{timm}" in words else ""
+    if "{titled}" in words:
+        (folder / "README.md").write_text("---\ntitle: Ships: a model\n---\n")
     capsys.readouterr()
-    assert push(*(word.format(folder=folder, backbone=backbone, timm=timm) for word in words)) == 1
+    places = {"folder": folder, "backbone": backbone, "timm": timm, "titled": folder}
+    assert push(*(word.format(**places) for word in words)) == 1
     error = capsys.readouterr().err
     assert says in error and error.startswith("error: ") and error.count("\n") == 1
     assert writes(hub) == []
