@@ -508,8 +508,10 @@ def stale_files(api: HfApi, contents: Contents, repo_id: str, revision: str | No
         return []
     try:
         present = api.list_repo_files(repo_id, repo_type=contents.repo_type, revision=revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
+    except RepositoryNotFoundError:
         return []
+    except RevisionNotFoundError:  # a new branch begins with the files of main
+        return [] if revision is None else stale_files(api, contents, repo_id, None)
     is_stale = is_stale_model_file if contents.repo_type == "model" else stale_shards(contents.files)
     return sorted(name for name in present if name not in contents.files and is_stale(name))
 

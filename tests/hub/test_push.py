@@ -268,6 +268,8 @@ def test_option_without_an_effect_is_refused(hub, logged_in, words, option):
 def test_stale_files_of_an_earlier_push_are_deleted(hub, logged_in, folder, capsys):
     earlier = dict.fromkeys(("model-00001-of-00002.safetensors", "notes.txt", "deep/x.safetensors"), b"old")
     hub.create("tester/m", earlier)
+    assert push(folder, "tester/m", "--what", "model", "--revision", "new", "--dry_run") == 0
+    assert "deleted model-00001-of-00002.safetensors" in capsys.readouterr().out
     assert push(folder, "tester/m", "--what", "model") == 0
     assert "deleted model-00001-of-00002.safetensors" in capsys.readouterr().out
     files = set(hub.files("tester/m"))
