@@ -26,7 +26,7 @@ from PIL import Image
 from transformers import AutoModel, PreTrainedConfig, set_seed
 from trl import ModelConfig
 
-from ..command.errors import RunStopped, WrongArguments
+from ..command.errors import RunStopped, TrainingDiverged, WrongArguments
 from ..command.paths import config_of_data
 from ..configuration_vitp import ViTPVisionConfig
 from ..convert.export import export_backbone
@@ -128,6 +128,7 @@ class Adaptation:
         self.progress = Progress(self.folder / "progress.json")
         self.lock = FolderLock(self.folder)  # released when this object is deleted
         self.plan: dict[str, Any] = {}
+        self.diverged: list[str] = []  # sentences on fine-tunings that are left out
         self.shown = ""  # last line of `begin`
 
     @no_library_bars()
@@ -725,7 +726,8 @@ class Adaptation:
     def fine_tune_backbones(self) -> list[dict[str, Any]]:
         """Fine-tune all models with all seeds and label fractions, and return their scores on the test split.
 
-        The learning rate of a model is the best of the first seed on the validation split with all labels.
+        The learning rate of a model is the best of the first seed on the validation split with all labels. If the
+        training of another seed or fraction diverges, it is left out.
         """
         results, seeds, comparison = [], self.plan["seeds"], self.comparison
         for model in self.models:
@@ -733,7 +735,15 @@ class Adaptation:
             for fraction in self.args.label_fractions:
                 for seed in seeds:
                     is_kept = seed == seeds[0] and fraction == 1
-                    results.append(comparison.score(model, self.backbone(model, seed), rate, seed, fraction, is_kept))
+                    run = model, self.backbone(model, seed), rate, seed, fraction, is_kept
+                    try:
+                        results.append(comparison.score(*run))
+                    except TrainingDiverged as error:
+                        if is_kept:
+                            raise
+                        of_labels = f" and {100 * fraction:g}% of the labels" if fraction < 1 else ""
+                        self.diverged.append(f"{model} with seed {seed}{of_labels} is left out: {error}")
+                        print(self.diverged[-1])
         return results
 
     def control_settings(self) -> dict[str, Any]:
@@ -767,6 +777,7 @@ class Adaptation:
         if "pretraining/look" in self.progress.parts:
             controls["early"] = self.progress.parts["pretraining/look"]["result"]["text"]
         notes = ["Images of another place, time or device than those of the test split were not tested."]
+        notes += self.diverged
         if len(plan["seeds"]) == 1:
             notes.append("Each model was fine-tuned with one seed: the randomness of training is not in the intervals.")
         if not controls["answers"]:

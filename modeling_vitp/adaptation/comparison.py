@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class Comparison:
     def choose_rate(self, model: str, backbone: str, seed: int) -> float:
         """Fine-tune a backbone with each learning rate, and return the best one on the validation split.
 
-        Learning rates whose training diverges are left out, also when the search resumes.
+        Learning rates whose training diverges are left out.
 
         Raises:
             TrainingDiverged: if the training diverges with each of them.
@@ -51,20 +50,11 @@ class Comparison:
         if len(self.learning_rates) == 1:
             return self.learning_rates[0]
         scores, reason = {}, ""
-
-        def tune(rate: float) -> dict[str, Any]:
-            try:
-                return {"score": self.fine_tune(model, backbone, rate, seed)}
-            except TrainingDiverged as error:
-                return {"diverged": str(error)}
-
         for rate in self.learning_rates:
-            # Not of the stage `fine_tuning`, whose seconds are those of `fine_tune`.
-            found = self.progress.result(f"learning_rates/{model}/{rate:g}", partial(tune, rate))
-            if "score" in found:
-                scores[rate] = found["score"]
-            else:
-                reason = found["diverged"]
+            try:
+                scores[rate] = self.fine_tune(model, backbone, rate, seed)
+            except TrainingDiverged as error:
+                reason = error
                 print(f"The learning rate {rate:g} is left out for {model}: {reason}")
         if not scores:
             raise TrainingDiverged(f"The fine-tuning of {model} diverges with each of `learning_rates`: {reason}")
@@ -86,6 +76,9 @@ class Comparison:
             rate: learning rate.
             seed: seed of the head, of the batches and of the drawn labels.
             fraction: fraction of the training images.
+
+        Raises:
+            TrainingDiverged: if the training diverges. It is not run again.
         """
         folder = self.run_folder(model, rate, seed, fraction)
         part = f"fine_tuning/{model}/{folder.name}"
@@ -105,13 +98,19 @@ class Comparison:
             batch = settings["per_device_train_batch_size"]
             settings["per_device_train_batch_size"] = min(batch, number)
 
-        def run() -> float | None:
-            metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder)
+        def run() -> dict[str, Any]:
+            try:
+                metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder)
+            except TrainingDiverged as error:
+                return {"diverged": str(error)}
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
-            return metrics["eval"][f"eval_{metrics['main_score']}"] if "eval" in metrics else None
+            return {"score": metrics["eval"][f"eval_{metrics['main_score']}"] if "eval" in metrics else None}
 
-        return self.progress.result(part, run)
+        found = self.progress.result(part, run)
+        if "diverged" in found:
+            raise TrainingDiverged(found["diverged"])
+        return found["score"]
 
     def score(
         self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0, is_kept: bool = False
@@ -121,6 +120,9 @@ class Comparison:
         Args:
             model, backbone, rate, seed, fraction: as for [`~modeling_vitp.adaptation.comparison.Comparison.fine_tune`].
             is_kept: whether to keep the weights of the fine-tuned model, and to draw predictions.
+
+        Raises:
+            TrainingDiverged: if the training diverges.
         """
         self.fine_tune(model, backbone, rate, seed, fraction)
         folder = self.run_folder(model, rate, seed, fraction)

@@ -405,6 +405,34 @@ def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
     assert runs.choose_rate("a", "backbone", 0) == 3e-4 and tried == runs.learning_rates
     with pytest.raises(TrainingDiverged, match="fine-tuning of b diverges with each of `learning_rates`: Step 1"):
         runs.choose_rate("b", "all", 0)
+    assert len(tried) == 6
+    with pytest.raises(TrainingDiverged, match="Step 1"):
+        runs.score("b", "all", 9.0, 0)  # recorded, not run again
+    assert len(tried) == 6
+
+
+def test_seed_that_diverges_is_left_out(tmp_path, monkeypatch):
+    adaptation = Adaptation(AdaptArguments(data="data", start="vit", output_dir=str(tmp_path), label_fractions=[0.1]))
+    adaptation.plan = {"seeds": [0, 1]}
+
+    def score(model, backbone, rate, seed, fraction, is_kept):
+        if (model, seed, fraction) in bad:
+            raise TrainingDiverged("Step 1 is not finite.")
+        return {"model": model, "seed": seed, "labels": fraction}
+
+    monkeypatch.setattr(Adaptation, "models", {"a": "", "b": ""})
+    monkeypatch.setattr(Adaptation, "backbone", lambda self, model, seed: model)
+    monkeypatch.setattr(Adaptation, "comparison", SimpleNamespace(choose_rate=lambda *args: 1e-4, score=score))
+    bad = [("a", 1, 0.1), ("b", 1, 1.0)]
+    scored = [(run["model"], run["seed"], run["labels"]) for run in adaptation.fine_tune_backbones()]
+    assert scored == [("a", 0, 1.0), ("a", 1, 1.0), ("a", 0, 0.1), ("b", 0, 1.0), ("b", 0, 0.1), ("b", 1, 0.1)]
+    assert [text.split(" is left out")[0] for text in adaptation.diverged] == [
+        "a with seed 1 and 10% of the labels",
+        "b with seed 1",
+    ]
+    bad = [("a", 0, 1.0)]
+    with pytest.raises(TrainingDiverged):
+        adaptation.fine_tune_backbones()
 
 
 def test_forgotten_part_runs_again(tmp_path):
