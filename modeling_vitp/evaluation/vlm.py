@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from trl import ScriptArguments
 
 from ..cards.sections import table
+from ..images.large import weights_digest
 from ..images.pixels import colors_of, principal_scores
 from ..instructions.boxes import MARKS, read_boxes
 from ..instructions.collator import ViTPDataCollator
@@ -185,7 +186,8 @@ def conversation_of(
 def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
     """Score the answers of all models to each question, with its own image and with another one.
 
-    After each model, `metrics.json`, `answers_MODEL.jsonl` and `answers_MODEL.png` are written.
+    After each model, `metrics.json`, `answers_MODEL.jsonl` and `answers_MODEL.png` are written. An interrupted
+    evaluation goes on after the last batch of questions.
 
     Returns:
         Metrics: a description of the questions, and `models` with the scores by kind, see [`compare`].
@@ -212,12 +214,14 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
         "seed": args.seed,
         "models": [],
     }
-    output_dir = Path(args.output_dir)
+    output_dir, logs = Path(args.output_dir), []
+    asked = hashlib.sha256(repr((questions, partners, args.batch_size, args.max_new_tokens)).encode()).hexdigest()
     for name, label in zip(args.models, short_names(args.models)):
         model, processor = open_model(name, args.bf16)
-        collator = ViTPDataCollator(processor)
-        own = ask_questions(model, collator, rows, questions, None, args, label)
-        other = ask_questions(model, collator, rows, questions, partners, args, f"{label}, other images")
+        collator, state = ViTPDataCollator(processor), f"{asked} {weights_digest(model)}"
+        logs.append(AnswerLog(output_dir / f"unfinished_{label.replace('/', '--')}.jsonl", state))
+        own = ask_questions(model, collator, rows, questions, None, args, label, logs[-1])
+        other = ask_questions(model, collator, rows, questions, partners, args, f"{label}, other images", logs[-1])
         scores = {
             kind: compare(kind, [one for one in zip(questions, own, other) if one[0].kind == kind], args.seed)
             for kind in metrics["questions"]
@@ -228,7 +232,33 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
         write_whole(output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         shown = model, collator, rows, list(zip(questions, own, other)), args.pictures, Path(f"{file}.png")
         attempt(output_dir, "the picture of answers", draw_questions, *shown)
+    for log in logs:
+        log.path.unlink()
     return metrics
+
+
+class AnswerLog:
+    """File with the answers to each batch of questions, so that an interrupted evaluation goes on.
+
+    Args:
+        path: JSON Lines file: the state, then a list of answers for each batch. A file of another state is replaced.
+        state: hash of the model and the questions.
+    """
+
+    def __init__(self, path: Path, state: str):
+        self.path, lines = path, path.read_text().split("\n") if path.is_file() else []
+        self.left = lines[1:-1] if lines[:1] == [state] else []  # The last line is empty, or was not written in full.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(f"{line}\n" for line in (state, *self.left)))
+
+    def answers(self, ask: Callable[[], list[str]]) -> list[str]:
+        """Return the answers to the next batch from the file, or else ask and append them."""
+        if self.left:
+            return json.loads(self.left.pop(0))
+        answers = ask()
+        with self.path.open("a") as file:
+            file.write(json.dumps(answers) + "\n")
+        return answers
 
 
 def choose_questions(args: VLMArguments) -> tuple[Dataset, list[Question], list[Question], int]:
@@ -281,12 +311,17 @@ def ask_questions(
     partners: Sequence[Question] | None,
     args: VLMArguments,
     description: str,
+    log: AnswerLog,
 ) -> list[str]:
     """Return the greedy answers to questions, with their own images or those of their partners."""
     pairs, answers = list(zip(questions, partners or [None] * len(questions))), []
     for start in tqdm(range(0, len(pairs), args.batch_size), desc=description):
-        batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + args.batch_size]]
-        answers += generate_answers(model, collator.processor, batch, max_new_tokens=args.max_new_tokens)
+
+        def ask(start=start) -> list[str]:
+            batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + args.batch_size]]
+            return generate_answers(model, collator.processor, batch, max_new_tokens=args.max_new_tokens)
+
+        answers += log.answers(ask)
     return answers
 
 

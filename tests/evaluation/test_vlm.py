@@ -78,6 +78,36 @@ def test_visual_model_gains_from_own_images(place, tmp_path, monkeypatch):
     assert captions["cider"]["own"] > captions["cider"]["other_images"] and "gain" not in captions["bleu_4"]
 
 
+def test_interrupted_evaluation_goes_on(place, tmp_path, monkeypatch):
+    asked, options = [], {"output_dir": str(tmp_path / "out"), "batch_size": 5, "pictures": 0}
+
+    def answering(model, processor, conversations, **_):
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        asked.append([message[0]["content"] for message in conversations])
+        return [str(len(asked)) for _ in conversations]
+
+    monkeypatch.setattr(vlm, "generate_answers", answering)
+    stop = 4  # of 3 batches with own images and 3 with others
+    with pytest.raises(KeyboardInterrupt):
+        vlm.evaluate_vlm(arguments(place, **options))
+    with next((tmp_path / "out").glob("unfinished_*")).open("a") as file:
+        file.write('["cut')
+    stop = None
+    vlm.evaluate_vlm(arguments(place, **options))
+    assert len(asked) == 6
+    lines = [json.loads(line) for line in (tmp_path / "out" / "answers_model.jsonl").read_text().splitlines()]
+    assert [line["answer"] for line in lines] == [*"111112222233"]
+    assert [line["answer_with_other_image"] for line in lines] == [*"444445555566"]
+    assert not list((tmp_path / "out").glob("unfinished_*"))
+    stop = 8
+    with pytest.raises(KeyboardInterrupt):
+        vlm.evaluate_vlm(arguments(place, **options))
+    stop = None
+    vlm.evaluate_vlm(arguments(place, **options, max_new_tokens=5))  # other answers, which are not mixed
+    assert len(asked) == 14
+
+
 def test_command_writes_table_metrics_and_picture(place, tmp_path, capsys):
     words = ["--models", str(place / "model"), "--dataset_name", str(place / "rows"), "--output_dir", str(tmp_path)]
     assert main([*words, "--limit", "5", "--max_new_tokens", "4", "--pictures", "1", "--batch_size", "2"]) == 0
