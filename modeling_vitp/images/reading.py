@@ -9,6 +9,7 @@ import io
 import os
 import re
 import stat
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ VALUES = ("1", "L", "P", "I", "I;16", "I;16B", "F")  # Pillow modes with one num
 Picture = PIL.Image.Image | np.ndarray
 Window = tuple[int, int, int, int]  # Left, top, right, bottom in pixels.
 
+LIMIT_LOCK = threading.Lock()  # Of Pillow's limit for the size of images, which all threads share.
 FETCH_VARIABLE = "VITP_FETCH_IMAGES"  # An environment variable, so that data loader workers see it too.
 FETCH_BYTES, FETCH_SECONDS = 32 << 20, 20  # Limits for one image.
 IS_URL = re.compile(r"[a-z][a-z0-9+.-]+:/+|[^/]*::[a-z]", re.IGNORECASE)
@@ -203,15 +205,16 @@ def stored_orientation(path: Path) -> int:
     Raises:
         ValueError: if the header cannot be read.
     """
-    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # No limit, because no pixel is decoded.
-    try:
-        if is_dicom_file(path):  # The preamble of DICOM may be the header of a TIFF.
+    with LIMIT_LOCK:  # Another thread would read, and later restore, the limit that is lifted here.
+        limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # No limit, because no pixel is decoded.
+        try:
+            if is_dicom_file(path):  # The preamble of DICOM may be the header of a TIFF.
+                return 1
+            with read_errors(path), open_file(path) as file, suppress(PIL.UnidentifiedImageError):
+                return read_header(file)[2]
             return 1
-        with read_errors(path), open_file(path) as file, suppress(PIL.UnidentifiedImageError):
-            return read_header(file)[2]
-        return 1
-    finally:
-        PIL.Image.MAX_IMAGE_PIXELS = limit
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
 def check_upright(path: Path) -> None:

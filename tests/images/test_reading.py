@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -552,3 +553,21 @@ def test_image_path_in_part_is_refused(tmp_path, streaming):
     errors = [row["error"] for row in read_source(source)]
     assert all("has a part that contains an image" in error for error in errors[:3])
     assert "must be a path or an HTTP URL" in errors[3]
+
+
+def test_threads_restore_the_limit_of_pillow(monkeypatch):
+    barrier, limit = threading.Barrier(2), PIL.Image.MAX_IMAGE_PIXELS
+
+    def wait(path):
+        with suppress(threading.BrokenBarrierError):
+            if barrier.wait(0.5) == 1:  # the thread that came last
+                time.sleep(0.2)
+        return True
+
+    monkeypatch.setattr(reading, "is_dicom_file", wait)
+    threads = [threading.Thread(target=reading.stored_orientation, args=["a.png"]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert PIL.Image.MAX_IMAGE_PIXELS == limit
