@@ -233,7 +233,7 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
         shown = model, collator, rows, list(zip(questions, own, other)), args.pictures, Path(f"{file}.png")
         attempt(output_dir, "the picture of answers", draw_questions, *shown)
     for log in logs:
-        log.path.unlink()
+        log.path.unlink(missing_ok=True)
     return metrics
 
 
