@@ -30,7 +30,7 @@ from rasterio.errors import NotGeoreferencedWarning
 if TYPE_CHECKING:  # input_spec imports torch, which would slow down `--help`.
     from ..input_spec import InputSpec
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".dcm"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".dcm"}
 
 # First bytes of files by format, and end marks of the formats that have one.
 PNG, TIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\xff\xd8\xff"

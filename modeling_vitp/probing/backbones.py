@@ -16,7 +16,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel, set_seed
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    BaseImageProcessor,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers.image_utils import ChannelDimension
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.hub import resolve_revision
@@ -220,7 +228,7 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(where, **revision)
         is_other_family = config.model_type in {*TOWERS, *VISION_PARTS} - VISION_MODELS
-        if is_other_family:
+        if is_other_family or type(config) not in MODEL_MAPPING:  # If so, an error names the way to its ViT.
             config = open_vit_config(where, **revision)
         if config.model_type in OWN_PREPROCESSING:
             side = pair(config.image_size)[0]

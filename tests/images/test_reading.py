@@ -36,6 +36,7 @@ from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import (
     check_file,
     check_whole,
+    image_files,
     open_raster,
     read_image,
     read_picture,
@@ -263,6 +264,7 @@ def test_jpeg_2000_keeps_units(tmp_path, bits, count):
     profile = {"driver": "JP2OpenJPEG", "count": count, "height": 64, "width": 72, "dtype": dtype}
     with rasterio.open(path, "w", **profile, NBITS=bits, REVERSIBLE="YES", QUALITY=100) as file:
         file.write(bands)
+    assert image_files(tmp_path) == [path]
     if bits == 8 and count == 4:
         return  # Pillow reads the fourth band as transparency.
     wanted = bands[0] if count == 1 else bands.transpose(1, 2, 0)

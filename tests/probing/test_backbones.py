@@ -20,6 +20,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from modeling_vitp import ViTPForImageClassification, ViTPImageClassificationConfig
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.probing.backbones import Preprocessing, load_backbone, square_size
 from modeling_vitp.recipes.probe import main
@@ -95,11 +96,17 @@ def test_random_weights_replace_trained_weights(tmp_path):
     assert torch.equal(states[1], states[2]) and not torch.equal(states[0], states[1])
 
 
-@pytest.mark.parametrize(("kind", "message"), [("nothing", "cannot be loaded"), ("bert", "of type 'bert'")])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("nothing", "cannot be loaded"), ("bert", "of type 'bert'"), ("classifier", "from_pretrained.*backbone")],
+)
 def test_invalid_backbone_is_named(tmp_path, kind, message):
     if kind == "bert":
         BertModel(BertConfig(**SMALL, vocab_size=20)).save_pretrained(tmp_path / kind)
         ViTImageProcessor().save_pretrained(tmp_path / kind)
+    if kind == "classifier":
+        config = ViTPImageClassificationConfig(backbone_config={**SMALL, "image_size": [16, 16], "patch_size": [8, 8]})
+        ViTPForImageClassification(config).save_pretrained(tmp_path / kind)
     with pytest.raises(ValueError, match=f"{kind}.*{message}"):
         load_backbone(str(tmp_path / kind))
 
