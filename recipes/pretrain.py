@@ -39,13 +39,13 @@ def main(argv: list[str] | None = None) -> int:
 
     from transformers import set_seed
 
-    from modeling_vitp import ViTPForConditionalGeneration, ViTPTrainer
+    from modeling_vitp import ViTPTrainer
     from modeling_vitp.cards.sections import command_of
     from modeling_vitp.dense.data import DenseData
-    from modeling_vitp.instructions.rows import sample_texts
+    from modeling_vitp.instructions.rows import SourceSettings, sample_texts
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
-    from modeling_vitp.training.data import describe_data, describe_evaluation, load_task, open_data
+    from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
     from modeling_vitp.training.resume_config import default_warmup
 
@@ -56,16 +56,14 @@ def main(argv: list[str] | None = None) -> int:
         from modeling_vitp.probing.segmentation import SegmentationProbe
 
         SegmentationProbe(DenseData.from_dict(args.probe_data), dict(zip(("train", "test"), args.probe_splits)), 1e-2)
-    wanted, task = args.task, load_task(args)
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    data = open_data(args, mixture, task, seed, training_args.eval_strategy != "no" and args.task == wanted)
-    if data.eval is None:
+    data = open_data(args, mixture, seed, training_args.eval_strategy != "no")
+    if data.eval is None and not data.test_images:
         training_args.eval_strategy = "no"
-    transform = task.transform(data.splits["train"], **(args.task_options or {})) if task is not None else None
     if args.from_scratch is not None and training_args.vrl_warmup_steps is None:
         training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
 
-    model, processor = load_start(args, model_args, sample_texts(data.train, transform, training_args.seed))
+    model, processor = load_start(args, model_args, sample_texts(data.train, data.transform, training_args.seed))
     frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
     freeze(model, *frozen)
     peft_config = lora_config(model, model_args, *frozen, args.lora_on_vision)
@@ -73,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:
         apply_input_spec(args.input_spec, model, processor, model_args.use_peft)
+    if data.transform is not None:
+        data.read_with(SourceSettings().spec_for(processor.image_processor))
 
     trainer = ViTPTrainer(
         model,
@@ -80,12 +80,12 @@ def main(argv: list[str] | None = None) -> int:
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=processor,
-        sample_transform=transform,
+        sample_transform=data.transform,
         source_settings=data.settings,
         peft_config=peft_config,
     )
     sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
-    if task is not None or args.probe_data is not None:
+    if data.test_images or args.probe_data is not None:
         results.keep_start(trainer)
     elif trainer.is_world_process_zero():
         results.remove_pictured(output_dir)
@@ -96,11 +96,6 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
 
-    if task is not None:
-        with results.no_library_bars():
-            trained = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
-            metrics["task"] = task.evaluate(trained, processor, data.splits, output_dir, training_args.seed)
-        results.save_metrics(trainer, metrics)
     if args.probe_data is not None:
         from modeling_vitp.probing.gains import probe_run
 

@@ -220,18 +220,6 @@ def config_of_data(data: str | Path) -> Path | None:
         return None
 
 
-def find_task(name: str) -> str:
-    """Return the module of a task in `recipes/tasks`.
-
-    Raises:
-        ValueError: if the task does not exist; the message lists all tasks.
-    """
-    tasks = [path.name for path in Path(str(files(RECIPES)), "tasks").iterdir() if (path / "__init__.py").is_file()]
-    if name not in tasks:
-        raise ValueError(f"Expected a task of recipes/tasks ({', '.join(sorted(tasks))}), got {name!r}.")
-    return f"{RECIPES}.tasks.{name}"
-
-
 def find_data(name: str) -> str:
     """Return a folder or Hub id, with `recipes/…` replaced by the package's folder if it does not exist here."""
     packaged = Path(str(files(RECIPES))).joinpath(*Path(name).parts[1:])

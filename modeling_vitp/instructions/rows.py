@@ -401,8 +401,11 @@ def sample_texts(
 ) -> Iterator[str]:
     """Yield the texts of the first rows' messages, after the transform, to train a tokenizer."""
     for row in itertools.islice(prepare_rows(dataset), num_samples):
-        if sample_transform is not None:
+        generator = keyed_generator(seed, row.get("id"), "tokenizer")
+        if hasattr(sample_transform, "messages"):  # which needs no pixels
+            row = {"messages": sample_transform.messages(row, generator)}
+        elif sample_transform is not None:
             row = {**row, "images": [] if makes_images(sample_transform) else load_images(row)}
-            row = sample_transform(row, keyed_generator(seed, row.get("id"), "tokenizer"))
+            row = sample_transform(row, generator)
         for message in row["messages"]:
             yield from message_texts(message)

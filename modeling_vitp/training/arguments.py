@@ -1,6 +1,7 @@
 """Arguments of pretraining and fine-tuning, with checks of their values. Importing them loads no heavy library."""
 
 import argparse
+import difflib
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from trl import ScriptArguments
 
-from ..command.paths import Shard, find_data, find_task, read_section
+from ..command.paths import Shard, find_data, read_section
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
@@ -73,6 +74,16 @@ class Arguments:
             is_mapping = types[name] == dict | str | None and name not in self.file_fields
             check_type(name, getattr(self, name), dict | None if is_mapping else types[name])
         check_inherited(self, names)
+
+
+def check_keys(name: str, value: Mapping | None, arguments: type) -> None:
+    """Raise a `ValueError` that names a key of a mapping that is no field of the arguments, with the nearest field."""
+    known = [item.name for item in fields(arguments)]
+    for key in value or ():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
+            raise ValueError(f"{name}: unknown key {key!r}. {hint}")
 
 
 def check_inherited(item: Any, own: Collection[str] = ()) -> None:
@@ -290,6 +301,80 @@ class PlanArguments(Arguments):
 
 
 @dataclass
+class AnnotationOptions(Arguments):
+    """Options of instructions that are drawn from labeled images, see [`DrawnInstructions`].
+
+    Those that `vitp make_instructions` has too mean the same.
+    """
+
+    limits = {
+        "turns": "[1, inf)",
+        "max_boxes": "[1, inf)",
+        "map_side": "[1, inf)",
+        "window": "[1, inf)",
+        "overlap": "[0, inf)",
+        "scale": "(0, inf)",
+        "mosaics": "[0, 1]",
+        "collages": "[0, inf)",
+        "collage_grid": "[2, 16]",
+        "collage_size": "[1, inf)",
+        "percentiles": "[0, 100]",
+    }
+    choices = {"on_error": ("raise", "skip"), "plane": ("axial", "coronal", "sagittal")}
+
+    layout: str | None = field(default=None, metadata={"help": "Layout of the folder. By default it is recognized."})
+    split: str = field(default="train", metadata={"help": "Split to train on."})
+    split_list: str | None = field(
+        default=None, metadata={"help": "File with the names of the images to train on, one per line."}
+    )
+    files: str | None = field(
+        default=None, metadata={"help": "File or folder of the labels, if the folder has several of them."}
+    )
+    names: dict | None = field(
+        default=None, metadata={"help": "Phrase of each class, or of each value of masks; null leaves a class out."}
+    )
+    kinds: list[str] | None = field(
+        default=None, metadata={"help": "Kinds of questions. By default all that the labels answer."}
+    )
+    turns: int = field(default=5, metadata={"help": "Maximum number of questions about a view."})
+    max_boxes: int = field(default=20, metadata={"help": "Maximum number of boxes per answer."})
+    map_side: int = field(default=7, metadata={"help": "Number of cells per side of a map."})
+    window: int | None = field(
+        default=None,
+        metadata={"help": "Side of the views in pixels. By default the shorter side of each image."},
+    )
+    overlap: int = field(default=0, metadata={"help": "Overlap in pixels of the windows that are scored."})
+    scale: list[float] = field(
+        default_factory=lambda: [0.8, 1.2], metadata={"help": "Lowest and highest random factor of the side of a view."}
+    )
+    turn: bool = field(default=True, metadata={"help": "Whether views are turned and mirrored."})
+    mosaics: float = field(
+        default=0.0, metadata={"help": "Share of mosaics of four crops among the views of one image."}
+    )
+    collages: float = field(default=0.0, metadata={"help": "Number of collages for each view of one image."})
+    collage_grid: list[int] = field(
+        default_factory=lambda: [7], metadata={"help": "Numbers of crops per side of a collage, drawn for each."}
+    )
+    collage_size: int = field(default=448, metadata={"help": "Side of a collage in pixels."})
+    on_error: str = field(default="raise", metadata={"help": "Behavior on invalid labels: raise or skip."})
+    plane: str | None = field(default=None, metadata={"help": "Plane of the slices of volumes."})
+    intensities: list[float] | None = field(
+        default=None, metadata={"help": "Intensities of volumes that are shown as black and white."}
+    )
+    percentiles: list[float] | None = field(
+        default=None, metadata={"help": "Percentiles of each volume that are shown as black and white."}
+    )
+    class_property: str | None = field(
+        default=None, metadata={"help": "Property of GeoJSON or GeoPackage with the class."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
+            raise ValueError(f"Expected scale to be a low and a high factor, got {self.scale}.")
+
+
+@dataclass
 class PretrainArguments(PlanArguments, ScriptArguments):
     """Arguments of the training data, the start of the model, and its frozen parts."""
 
@@ -329,15 +414,19 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             "of five questions for a caption."
         },
     )
-    task: str | None = field(
+    annotations: str | None = field(
         default=None,
         metadata={
-            "help": "Module under recipes/tasks that converts annotated rows to instructions for training and scores "
-            "the model at the end. Not needed for a data set of conversations."
+            "help": "Folder of labeled images, in a layout of `make_instructions`. New crops and conversations about "
+            "their labels are drawn in each epoch. Replaces dataset_name."
         },
     )
-    task_options: dict | str | None = field(
-        default=None, metadata={"help": "Options of the task's instructions as JSON, see its `transform`."}
+    annotation_options: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of annotations as JSON: those of `make_instructions` (names, kinds, window, collages …), "
+            "and scale, turn and mosaics, see recipes/pretrain.md."
+        },
     )
     from_scratch: dict | str | None = field(
         default=None,
@@ -421,13 +510,22 @@ class PretrainArguments(PlanArguments, ScriptArguments):
     def __post_init__(self):
         super().__post_init__()
         self.from_scratch, self.dataset_name = self.from_scratch or None, self.dataset_name or None
-        if self.mixture is None and self.dataset_name is None:
-            raise ValueError("The training data are missing: set --config, dataset_name or mixture.")
-        if self.mixture is not None and self.dataset_name is not None:
+        self.annotations, self.mixture = self.annotations or None, self.mixture or None
+        if self.mixture is None and self.dataset_name is None and self.annotations is None:
+            raise ValueError("The training data are missing: set --config, dataset_name, annotations or mixture.")
+        given = [name for name in ("mixture", "dataset_name", "annotations") if getattr(self, name) is not None]
+        if len(given) > 1:
             raise ValueError(
-                f"dataset_name={self.dataset_name!r} and a mixture are both set. Remove one of the two, for example "
-                "with --dataset_name ''."
+                f"{' and '.join(given)} are set. Remove all but one of them, for example with --{given[1]} ''."
             )
+        if self.annotations is not None:
+            self.annotations = find_data(self.annotations)
+            if not Path(self.annotations).is_dir():
+                raise ValueError(f"annotations={self.annotations!r}: folder not found.")
+        elif self.annotation_options:
+            raise ValueError("annotation_options needs annotations. Remove annotation_options.")
+        check_keys("annotation_options", self.annotation_options, AnnotationOptions)
+        self.labels = None if self.annotations is None else AnnotationOptions(**(self.annotation_options or {}))
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)
         for name in ("image_root", "columns", "prompt"):
@@ -441,18 +539,12 @@ class PretrainArguments(PlanArguments, ScriptArguments):
                 "dry_run needs a mixture, and the configuration has dataset_name. Give the data set as a mixture: "
                 f"--dataset_name '' --mixture {shlex.quote(json.dumps(self.as_mixture()))}."
             )
-        if self.task is not None:
-            find_task(self.task)
         if isinstance(self.probe_data, str):
             self.probe_data = read_section(self.probe_data, "data")
         if self.probe_data is not None and self.probe_root is not None:
             self.probe_data["root"] = self.probe_root
         if len(self.probe_splits) != 2:
             raise ValueError(f"probe_splits={self.probe_splits}: give two splits, for training and for scoring.")
-        if self.task_options and self.task is None:
-            raise ValueError("task_options needs a task: set task, or remove task_options.")
-        if self.mixture is not None and self.task is not None:
-            raise ValueError("task and mixture exclude each other: a task reads dataset_name. Remove one of the two.")
 
     def as_mixture(self) -> dict:
         """Return `dataset_name` as the one source of a mixture, in the keys of its file."""

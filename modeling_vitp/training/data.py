@@ -1,21 +1,21 @@
-"""Data of pretraining: a mixture, a data set, or rows that a task converts to instructions."""
+"""Data of pretraining: a mixture, a data set of conversations, or labeled images."""
 
-import importlib
-import inspect
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, IterableDataset
 
 from ..cards.record import public_name
-from ..command.paths import find_task
+from ..input_spec import InputSpec
+from ..instructions.from_annotations.annotations import AnnotatedImage
+from ..instructions.from_annotations.drawing import DrawnInstructions
 from ..instructions.from_annotations.layouts import make_instructions_command
+from ..instructions.from_annotations.source import LabelSource
 from ..instructions.mixture import Mixture, describe_schemas, open_mixture
 from ..instructions.rows import SourceSettings, images_of
-from ..instructions.sources import LOOKED_AT, base_of, load_rows, open_splits, take
+from ..instructions.sources import LOOKED_AT, open_splits
 from .arguments import PretrainArguments
 
 
@@ -27,54 +27,30 @@ class PretrainData:
         train: training rows.
         eval: rows for evaluation during training.
         settings: encoding settings of each source of a mixture.
-        splits: stored splits of the data set, for a task. Its `train` has the rows selected by `dataset_train_split`.
+        transform: transform that draws views and conversations of labeled images.
+        labels: folder of labeled images.
+        test_images: labeled images of its test split.
     """
 
     train: Dataset | IterableDataset
     eval: Dataset | IterableDataset | None = None
     settings: dict[str, SourceSettings] | None = None
-    splits: DatasetDict | None = None
+    transform: DrawnInstructions | None = None
+    labels: LabelSource | None = None
+    test_images: list[AnnotatedImage] = field(default_factory=list)
+
+    def read_with(self, spec: InputSpec) -> None:
+        """Set the input spec of labeled images, and store fixed windows of the test images as `eval`."""
+        self.transform.scenes.spec = spec
+        if self.test_images:
+            self.eval = self.labels.store(self.transform, self.test_images)
 
 
-def load_task(args: PretrainArguments) -> ModuleType | None:
-    """Return the module of the task, or `None` if there is none or `dataset_name` is other data than the task reads.
-
-    In the second case the task is removed from the arguments, and a line says so.
-
-    Raises:
-        ValueError: if `task_options` has an unknown key, or settings of the rows are given to a task, which does not
-            read them.
-    """
-    if args.task is None:
-        return None
-    task = importlib.import_module(find_task(args.task))
-    known = list(inspect.signature(task.transform).parameters)[1:]
-    for name in args.task_options or {}:
-        if name not in known:
-            raise ValueError(f"task_options: unknown key {name!r}. Known: {', '.join(known)}.")
-    try:
-        splits = load_rows(args)
-        is_read = task.SPLITS <= splits.keys() and task.COLUMNS <= {*splits["train"].column_names}
-    except ValueError:
-        is_read = False
-    if not is_read:
-        if PartialState().is_main_process:
-            print(f"{args.dataset_name} is not data of the task {args.task!r}: training on it without the task.")
-        args.task = args.task_options = None
-        return None
-    for name in ("image_root", "columns", "prompt"):
-        if getattr(args, name) is not None:
-            raise ValueError(f"Expected no {name} with the task {args.task!r}, which reads its own columns. Remove it.")
-    return task
-
-
-def open_data(
-    args: PretrainArguments, mixture: Mixture | None, task: ModuleType | None, seed: int, evaluates: bool = False
-) -> PretrainData:
+def open_data(args: PretrainArguments, mixture: Mixture | None, seed: int, evaluates: bool = False) -> PretrainData:
     """Open the data sets of a pretraining, which evaluates on some rows during training if `evaluates` is true.
 
     Raises:
-        ValueError: if the evaluation split is missing, or if a mixture or a task does not allow one.
+        ValueError: if the evaluation split is missing, or if a mixture does not allow one.
     """
     name = args.dataset_test_split
     if mixture is not None:
@@ -85,12 +61,8 @@ def open_data(
             )
         settings = {source.name: source for source in mixture.sources}
         return print_schemas(PretrainData(open_mixture(mixture, seed), settings=settings))
-    if task is not None:
-        if name != PretrainArguments.dataset_test_split:
-            raise ValueError(f"dataset_test_split={name!r}: a task is scored on its own splits. Remove the option.")
-        splits = load_rows(args)
-        splits["train"] = take(splits[base_of(args.dataset_train_split)], args.dataset_train_split)
-        return PretrainData(*task.prepare(splits), splits=splits)
+    if args.annotations is not None:
+        return open_annotations(args, seed, evaluates)
     command = make_instructions_command(args.dataset_name)
     try:
         opened, names = open_splits(args, args.image_root, args.columns, args.prompt)
@@ -101,7 +73,8 @@ def open_data(
         if command is None:
             raise
         raise ValueError(
-            f"Expected conversations in {args.dataset_name}, found annotations. Make instructions from them: {command}"
+            f"Expected conversations in {args.dataset_name}, found labeled images. Train on them with --annotations "
+            f"instead of --dataset_name, or make instructions from them: {command}"
         ) from error
     if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
         raise ValueError(
@@ -109,6 +82,26 @@ def open_data(
             "eval_strategy: no."
         )
     return print_schemas(PretrainData(opened[args.dataset_train_split], opened.get(name)))
+
+
+def open_annotations(args: PretrainArguments, seed: int, evaluates: bool = False) -> PretrainData:
+    """Open labeled images, whose training views and conversations are drawn anew in every epoch.
+
+    The test split, if the folder has one, is for scores: windows of its images with all their questions.
+
+    Raises:
+        ValueError: if a label is invalid, or the run evaluates and the folder has no test split.
+    """
+    root, split = Path(args.annotations), args.dataset_test_split
+    labels = LabelSource.open(root, args.labels)
+    if split not in labels.splits and (evaluates or split != PretrainArguments.dataset_test_split):
+        raise ValueError(
+            f"No split {split!r} in {root}. Found: {', '.join(labels.splits)}. Set dataset_test_split, or "
+            "eval_strategy: no."
+        )
+    transform = labels.draw(seed)
+    test_images = labels.images(split) if split in labels.splits else []
+    return PretrainData(transform.rows(), transform=transform, labels=labels, test_images=test_images)
 
 
 def print_schemas(data: PretrainData) -> PretrainData:
@@ -122,6 +115,9 @@ def describe_data(
     args: PretrainArguments, mixture: Mixture | None, dataset: Dataset | IterableDataset
 ) -> list[dict[str, object]]:
     """Return a description of the training data for the record of the run; `dataset` is a Hub id or `None`."""
+    if args.annotations is not None:
+        name = public_name(args.annotations)
+        return [{"name": name, "dataset": None, "split": args.labels.split, "rows": len(dataset)}]
     if mixture is None:
         rows = len(dataset) if isinstance(dataset, Dataset) else None
         on_hub = {"dataset": None if Path(args.dataset_name).exists() else args.dataset_name}
@@ -141,6 +137,8 @@ def describe_data(
 
 def describe_evaluation(args: PretrainArguments) -> dict[str, str] | None:
     """Return a description of the evaluation data for the record of the run."""
+    if args.annotations is not None:
+        return {"name": public_name(args.annotations), "eval": args.dataset_test_split}
     if args.dataset_name is None:
         return None
     on_hub = {} if Path(args.dataset_name).exists() else {"dataset": args.dataset_name}

@@ -104,8 +104,13 @@ def read_labels(path: Path, size: tuple[int, int], names: Mapping[str, str | Non
     return number_classes(*read_mask_values(path, size), names, path)
 
 
-def read_mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bool]:
-    """Return the values of a mask, int64 `(height, width)`, and whether they are colors 0xRRGGBB."""
+def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> tuple[np.ndarray, bool]:
+    """Return the values of a mask, int64 `(height, width)`, and whether they are colors 0xRRGGBB.
+
+    Args:
+        path: file of the mask.
+        size: expected height and width; any if `None`.
+    """
     picture = read_image(path, None, as_stored=True)
     if isinstance(picture, Image.Image):
         picture = np.asarray(picture if picture.mode in VALUES else picture.convert("RGB"))
@@ -116,7 +121,7 @@ def read_mask_values(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, boo
             f"{path}."
         )
     values = whole_numbers(picture, path)
-    if values.shape[:2] != size:
+    if size is not None and values.shape[:2] != size:
         raise ValueError(f"Expected height and width {size}, as of the image, got {values.shape[:2]} in mask {path}.")
     return (values @ [1 << 16, 1 << 8, 1] if is_color else values), is_color
 
@@ -129,12 +134,17 @@ def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str |
     phrases = tuple(dict.fromkeys(phrase for phrase in names.values() if phrase is not None))
     numbers = np.zeros(values.shape, dtype=np.int32)
     for value in np.unique(values).tolist():
-        key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
+        key = mask_key(value, is_color)
         if key not in names:
             raise ValueError(f"{path} has the value {key}, which is missing in --names.")
         if names[key] is not None:
             numbers[values == value] = phrases.index(names[key]) + 1
     return LabelMap(numbers, phrases)
+
+
+def mask_key(value: int, is_color: bool) -> str:
+    """Return the text that stands for a value of a mask in names: `"3"`, or `"255,0,0"` for a color 0xRRGGBB."""
+    return f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
 
 
 def regions_of(labels: LabelMap) -> tuple[Region, ...]:

@@ -40,19 +40,29 @@ class Crop:
     def side(self) -> int:
         return self.window[2] - self.window[0]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels. Only squares are turned."""
+        left, top, right, bottom = self.window
+        return bottom - top, right - left
+
     def turn_picture(self, scene: Image.Image) -> Image.Image:
         """Return the crop of a Pillow image of the whole scene."""
-        crop = scene.crop(self.window).convert("RGB")
-        steps = (Image.Transpose.TRANSPOSE, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
-        for is_applied, step in zip(self.turn, steps):
-            crop = crop.transpose(step) if is_applied else crop
-        return crop
+        return Image.fromarray(self.orient(np.asarray(scene.crop(self.window).convert("RGB"))))
 
     def turn_numbers(self, numbers: np.ndarray) -> np.ndarray:
         """Return the crop of an array of shape `(height, width)` of the whole image."""
         left, top, right, bottom = self.window
-        crop, (is_transposed, flips_x, flips_y) = numbers[top:bottom, left:right], self.turn
-        return (crop.T if is_transposed else crop)[:: 1 - 2 * flips_y, :: 1 - 2 * flips_x]
+        return self.orient(numbers[top:bottom, left:right])
+
+    def orient(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the pixels of the window, of shape `(height, width, ...)`, in the orientation of the crop."""
+        is_transposed, flips_x, flips_y = self.turn
+        if is_transposed:
+            pixels = pixels.swapaxes(0, 1)
+        if flips_x:
+            pixels = pixels[:, ::-1]
+        return pixels[::-1] if flips_y else pixels
 
     def turn_box(self, box: Box) -> Box:
         """Return a box in the oriented crop, from a box in pixels of the window."""
@@ -99,11 +109,6 @@ def draw_collages(
         if size < grid or not weights[grid].any():
             raise ValueError(f"All images are smaller than a crop of {size // grid} pixels. Reduce collage_size.")
 
-    def draw_crop(image: AnnotatedImage, side: int, generator: torch.Generator) -> Crop:
-        top, left = (torch.randint(length - side + 1, (), generator=generator).item() for length in image.size)
-        turn = torch.randint(2, (3,), generator=generator).bool().tolist()
-        return Crop(image, (left, top, left + side, top + side), tuple(turn))
-
     drawn = []
     for index in range(number):
         generator = keyed_generator(seed, "collage", index)
@@ -111,14 +116,27 @@ def draw_collages(
         chosen = torch.multinomial(weights[grid], grid * grid, replacement=True, generator=generator).tolist()
         drawn.append([draw_crop(images[choice], size // grid, generator) for choice in chosen])
     labels = compose_labels(drawn) if images[0].mask is not None else [None] * number
-    boxes = {image.id: np.array([region.box for region in image.regions]).reshape(-1, 4) for image in images}
+    boxes = {image.id: boxes_of(image) for image in images}
     return [make_collage(f"collages/{index:06}", *parts, boxes) for index, parts in enumerate(zip(drawn, labels))]
+
+
+def boxes_of(image: AnnotatedImage) -> np.ndarray:
+    """Return the boxes of the regions of an image, float64 `(num_regions, 4)`."""
+    return np.array([region.box for region in image.regions], dtype=np.float64).reshape(-1, 4)
+
+
+def draw_crop(image: AnnotatedImage, side: int, generator: torch.Generator, turn: bool = True) -> Crop:
+    """Draw a square of an image at a random position, and in a random orientation if `turn` is true."""
+    top, left = (torch.randint(length - side + 1, (), generator=generator).item() for length in image.size)
+    turns = torch.randint(2, (3,), generator=generator).bool().tolist() if turn else (False, False, False)
+    return Crop(image, (left, top, left + side, top + side), tuple(turns))
 
 
 def corners_of(crops: Sequence[Crop]) -> list[tuple[int, int]]:
     """Return the left and the top of each crop in the collage."""
-    columns, side = round(len(crops) ** 0.5), crops[0].side
-    return [(side * (index % columns), side * (index // columns)) for index in range(len(crops))]
+    columns = round(len(crops) ** 0.5)
+    height, width = crops[0].size
+    return [(width * (index % columns), height * (index // columns)) for index in range(len(crops))]
 
 
 def make_collage(
@@ -132,7 +150,8 @@ def make_collage(
         boxes: boxes of the regions of each image, by its id, float64 `(num_regions, 4)`.
     """
     corners = corners_of(crops)
-    size = (corners[-1][1] + crops[0].side, corners[-1][0] + crops[0].side)
+    height, width = crops[0].size
+    size = (corners[-1][1] + height, corners[-1][0] + width)
     if labels is not None:
         return Collage(collage_id, (), size, regions_of(labels), mask=lambda: labels, crops=tuple(crops))
     regions, slivers = [], []
@@ -154,12 +173,16 @@ def move_region(region: Region, crop: Crop, corner: tuple[int, int]) -> Region:
 
 def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[LabelMap]:
     """Return the label map of each collage; each mask is read once."""
-    sides = [round(len(crops) ** 0.5) * crops[0].side for crops in drawn]
-    canvases, phrases = [np.zeros((side, side), dtype=np.uint16) for side in sides], ()
+    canvases, phrases = [], ()
+    for crops in drawn:
+        columns = round(len(crops) ** 0.5)
+        height, width = crops[0].size
+        canvases.append(np.zeros((columns * height, columns * width), dtype=np.uint16))
     for image, uses in by_image(drawn):
         numbers, phrases = image.mask()
         for index, crop, (x, y) in uses:
-            canvases[index][y : y + crop.side, x : x + crop.side] = crop.turn_numbers(numbers)
+            height, width = crop.size
+            canvases[index][y : y + height, x : x + width] = crop.turn_numbers(numbers)
     return [LabelMap(canvas, phrases) for canvas in canvases]
 
 

@@ -564,6 +564,10 @@ class Masks(Pairs):
         files = image_files(self.annotations)
         return {path.relative_to(self.annotations).with_suffix("").as_posix(): path for path in files}
 
+    def mask_files(self) -> list[Path]:
+        """Return the files of all masks."""
+        return list(self._files.values())
+
     def annotate(self, image_id, paths):
         size = upright_size(paths[0])
         mask = partial(read_labels, self._file(image_id, paths[0]), size, self.names)

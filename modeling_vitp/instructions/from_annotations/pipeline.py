@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -17,7 +18,7 @@ from .annotations import AnnotatedImage
 from .collages import draw_collages
 from .formats import read_annotation, read_list
 from .layouts import LAYOUTS, Layout, recognize_layout
-from .questions import PHRASINGS, Asker, Exchange, make_conversations
+from .questions import PHRASINGS, Asker, Exchange, make_conversations, vocabulary_of
 from .windows import windows_of
 
 VOLUME_OPTIONS = ("plane", "intensities", "percentiles")
@@ -79,42 +80,73 @@ def layouts_about(*subjects: str) -> str:
     return ", ".join(name for name, layout in LAYOUTS.items() if layout.subject in subjects)
 
 
+@dataclass
+class LabeledImages:
+    """Labeled images of a split.
+
+    Args:
+        layout: layout of the labels.
+        images: images with their labels.
+        copies: excluded files, each with the identical held-out file.
+    """
+
+    layout: Layout
+    images: list[AnnotatedImage]
+    copies: list[tuple[Path, Path]]
+
+
+def read_labeled_images(root: Path, args: Any, split: str, split_list: Path | None = None) -> LabeledImages:
+    """Read the labels of a split. The pixels of the images are not read, but those of masks are.
+
+    Args:
+        root: folder of the labeled images.
+        args: options `layout`, `names` (a mapping, or a JSON file), `annotations`, `on_error` and `LAYOUT_OPTIONS`.
+        split: split of the images, see [`choose_split`].
+        split_list: file with the names of the images to read, one per line; all images of the split if `None`.
+
+    Raises:
+        ValueError: If no images are found, or a label is invalid.
+    """
+    names = read_annotation(args.names) if isinstance(args.names, Path) else args.names
+    options = {name: getattr(args, name) for name in LAYOUT_OPTIONS if getattr(args, name) is not None}
+    found = recognize_layout(root) if args.layout == "folders" else None
+    if found not in (None, "folders"):
+        raise ValueError(
+            f"{root} has the layout {found!r}, whose folders are not classes. Run vitp make_instructions {found}."
+        )
+    layout = LAYOUTS[args.layout](root, names, args.annotations, **options)
+    listed = read_list(split_list) if split_list else None
+    if listed == []:
+        raise ValueError(f"Expected the name of an image in each line of {split_list}, found no name.")
+    chosen, held_out = choose_split(layout, split, listed)
+    check_case_splits(layout, chosen, held_out)
+    chosen, copies = leave_out_copies(chosen, held_out)
+    for path, other in copies:
+        print(f"{path} is excluded: it is identical to the held-out {other}.", file=sys.stderr)
+    images = annotate_all(layout, chosen, args.on_error)
+    if layout.subject in ("objects", "scene"):  # masks have values instead of class names, and may lack some of them
+        check_names(layout)
+    return LabeledImages(layout, images, copies)
+
+
 def build_instructions(args: argparse.Namespace) -> Instructions:
     """Read the annotations of a split and generate questions. The pixels of the images are not read.
 
     Raises:
         ValueError: If no images are found, an annotation is invalid, or the annotations answer no question.
     """
-    names = read_annotation(args.names) if args.names else None
-    options = {name: getattr(args, name) for name in LAYOUT_OPTIONS if getattr(args, name) is not None}
-    found = recognize_layout(args.root) if args.layout == "folders" else None
-    if found not in (None, "folders"):
-        raise ValueError(
-            f"{args.root} has the layout {found!r}, whose folders are not classes. Run vitp make_instructions {found}."
-        )
-    layout = LAYOUTS[args.layout](args.root, names, args.annotations, **options)
-    listed = read_list(args.split_list) if args.split_list else None
-    if listed == []:
-        raise ValueError(f"Expected the name of an image in each line of {args.split_list}, found no name.")
-    chosen, held_out = choose_split(layout, args.split, listed)
-    check_case_splits(layout, chosen, held_out)
-    chosen, copies = leave_out_copies(chosen, held_out)
-    for path, other in copies:
-        print(f"{path} is excluded: it is identical to the held-out {other}.", file=sys.stderr)
-
-    scenes = images = annotate_all(layout, chosen, args.on_error)
-    if layout.subject in ("objects", "scene"):  # masks have values instead of class names, and may lack some of them
-        check_names(layout)
+    labeled = read_labeled_images(args.root, args, args.split, args.split_list)
+    scenes = images = labeled.images
     if args.window is not None:
         images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
     number = round(args.collages * len(images))
     images = images + draw_collages(scenes, number, args.collage_size, args.collage_grid, args.seed)
-    vocabulary = Counter(label for image in images for label in sorted(image.classes))
-    asker = Asker(layout.subject, vocabulary, args.max_boxes, args.map_side, args.seed)
+    vocabulary = vocabulary_of(images)
+    asker = Asker(labeled.layout.subject, vocabulary, args.max_boxes, args.map_side, args.seed)
     conversations = make_conversations(images, asker, args.kinds, args.turns)
     if not any(conversations):
         raise ValueError(f"The annotation of {args.root} answers no question of the kinds {', '.join(args.kinds)}.")
-    return Instructions(images, conversations, vocabulary, copies)
+    return Instructions(images, conversations, vocabulary, labeled.copies)
 
 
 def check_names(layout: Layout) -> None:

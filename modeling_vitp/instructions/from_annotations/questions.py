@@ -8,7 +8,7 @@ import math
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -312,6 +312,11 @@ def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
         yield {}, f"{text}, most of it in the {place}." if 2 * most >= MARGIN * total else f"{text}.", None
 
 
+def vocabulary_of(images: Iterable[AnnotatedImage]) -> Counter[str]:
+    """Return the number of images of each class."""
+    return Counter(label for image in images for label in sorted(image.classes))
+
+
 def make_conversations(
     images: Sequence[AnnotatedImage], asker: Asker, kinds: Sequence[str], turns: int
 ) -> list[list[Exchange]]:
@@ -319,10 +324,7 @@ def make_conversations(
 
     For each class, yes and no are equally frequent answers; surplus exchanges are removed.
     """
-    conversations = []
-    for image in images:
-        exchanges = [exchange for kind in kinds for exchange in asker.ask(kind, image)]
-        conversations.append(shuffled(exchanges, keyed_generator(asker.seed, image.id, "turns"))[:turns])
+    conversations = [converse(image, asker, kinds, turns) for image in images]
     by_class = defaultdict(lambda: {"yes": [], "no": []})
     for index, conversation in enumerate(conversations):
         for exchange in conversation:
@@ -337,6 +339,47 @@ def make_conversations(
         [exchange for exchange in conversation if (index, exchange) not in surplus]
         for index, conversation in enumerate(conversations)
     ]
+
+
+def converse(
+    image: AnnotatedImage,
+    asker: Asker,
+    kinds: Sequence[str],
+    turns: int,
+    rates: Mapping[tuple[str | None, str], float] | None = None,
+) -> list[Exchange]:
+    """Return at most `turns` exchanges about an image, of random kinds, in random order.
+
+    Args:
+        image: labeled image.
+        asker: questions about the image.
+        kinds: kinds of questions.
+        turns: maximum number of exchanges.
+        rates: shares of the presence exchanges to keep, see [`balancing_rates`]; all by default.
+    """
+    exchanges = [exchange for kind in kinds for exchange in asker.ask(kind, image)]
+    chosen = shuffled(exchanges, keyed_generator(asker.seed, image.id, "turns"))[:turns]
+    if rates is None:
+        return chosen
+    generator, kept = keyed_generator(asker.seed, image.id, "balance"), []
+    for exchange in chosen:
+        rate = rates.get((exchange.about, exchange.answer), 0.0) if exchange.kind == "presence" else 1.0
+        if torch.rand((), generator=generator).item() < rate:
+            kept.append(exchange)
+    return kept
+
+
+def balancing_rates(exchanges: Iterable[Exchange]) -> dict[tuple[str | None, str], float]:
+    """Return the share of presence exchanges to keep, by class and answer, for equally frequent yes and no.
+
+    A class with only one of the two answers gets the share 0.
+    """
+    counts = Counter((exchange.about, exchange.answer) for exchange in exchanges)
+    rates = {}
+    for (label, answer), count in counts.items():
+        fewest = min(counts[label, "yes"], counts[label, "no"])
+        rates[label, answer] = fewest / count
+    return rates
 
 
 def class_or_absent(
