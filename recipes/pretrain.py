@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
+    from modeling_vitp.training.requirements import check_requirements
     from modeling_vitp.training.resume_config import default_warmup
 
     output_dir = Path(training_args.output_dir)
@@ -96,15 +97,38 @@ def main(argv: list[str] | None = None) -> int:
     if not trainer.is_world_process_zero():
         return 0
 
-    if args.probe_data is not None:
-        from modeling_vitp.probing.gains import probe_run
-
-        where = args.probe_data, args.probe_splits, output_dir, training_args.seed, training_args.device
-        with results.no_library_bars():
-            metrics["probe"] = probe_run(*where)
-        results.save_metrics(trainer, metrics)
+    with results.no_library_bars():
+        metrics |= score_run(args, data, output_dir, training_args)
+    metrics["requirements"] = check_requirements(args.require, metrics)
+    results.save_metrics(trainer, metrics)
     status = results.finish(trainer)
     return results.report(metrics, output_dir, model.config.model_type) or status
+
+
+def score_run(args, data, output_dir: Path, training_args) -> dict:
+    """Return the scores of a finished run: probes of its frozen backbone, and answers about unseen images."""
+    from datasets import Dataset
+
+    from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
+    from modeling_vitp.evaluation.pretraining import answers_table, score_pretraining, texts_of
+    from modeling_vitp.probing.gains import gains_table, probe_run
+    from modeling_vitp.probing.labeled_views import probe_labels
+
+    scores, seed, device = {}, training_args.seed, training_args.device
+    if args.probe_data is not None:
+        scores["probe"] = probe_run(args.probe_data, args.probe_splits, output_dir, seed, device)
+    elif data.test_images:
+        scores["probe"] = probe_labels(data.transform, data.test_images, output_dir, seed, device)
+    if scores.get("probe"):
+        print(f"\nProbes of frozen features:\n\n{gains_table(scores['probe'])}\n")
+    if isinstance(data.eval, Dataset):
+        model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(device)
+        processor = ViTPProcessor.from_pretrained(output_dir)
+        trained = texts_of(data.train, data.transform, seed)
+        scores["answers"] = score_pretraining(model, processor, data.eval, trained, seed, data.transform is not None)
+        if scores["answers"]:
+            print(f"\nAnswers about unseen images:\n\n{answers_table(scores['answers'])}\n")
+    return {name: value for name, value in scores.items() if value}
 
 
 if __name__ == "__main__":

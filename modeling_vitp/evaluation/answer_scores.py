@@ -61,6 +61,29 @@ def score_words(
     return {"accuracy": np.array([normalize_answer(one) in found for one, found in zip(answers, wanted)], dtype=float)}
 
 
+def score_counts(
+    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """Score the numbers of answers: whether a number equals a reference, and its absolute error.
+
+    The error of an answer without a number is that of 0.
+    """
+    numbers = [read_number(answer) for answer in answers]
+    errors = []
+    for number, several in zip(numbers, references):
+        wanted = [read_number(reference) or 0 for reference in several]
+        errors.append(min(abs((number or 0) - reference) for reference in wanted))
+    has_number = np.array([number is not None for number in numbers])
+    errors = np.array(errors, dtype=float)
+    return {"mean_error": errors, "accuracy": ((errors == 0) & has_number).astype(float)}
+
+
+def read_number(answer: str) -> int | None:
+    """Return the first integer of an answer, written in digits or as a word up to ten, or `None`."""
+    words = [NUMBERS.get(word, word) for word in WORD.findall(answer.lower())]
+    return next((int(word) for word in words if word.isdecimal()), None)
+
+
 def normalize_answer(text: str) -> str:
     """Normalize a text as VQA does (Antol et al. 2015): lower case, digits up to ten, no articles or punctuation.
 
@@ -215,6 +238,7 @@ def tokenize(text: str) -> str:
 
 Score = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], dict[str, np.ndarray | float]]
 KINDS: dict[str, Score] = {
+    "count": score_counts,
     "grounding": score_boxes,
     "choice": score_choices,
     "vqa": score_words,

@@ -34,8 +34,9 @@ from .answer_scores import named_choice, read_choices, score_answers
 from .arguments import VLMArguments
 from .comparison import read_model_type, short_names
 
-# Questions for a caption and for a map, and the maximum number of words of other answers.
+# Questions for a caption, a number and a map, and the maximum number of words of other answers.
 CAPTION = re.compile(r"\[caption\]|\b(?:describe|description|caption)\b", re.IGNORECASE)
+COUNT = re.compile(r"\b(?:how many|number of|count)\b", re.IGNORECASE)
 MAP = re.compile(r"\b(?:map|cells?)\b", re.IGNORECASE)
 MOST_WORDS = 6
 LONGEST_WORD = 20  # Maximum number of letters of a word.
@@ -118,6 +119,7 @@ def image_key(image: Any) -> str:
 def answer_kind(question: str, reference: str) -> str | None:
     """Return the kind of an answer, or `None` if it is not scored.
 
+    - `count`: the question asks for a number, and the answer is an integer.
     - `grounding`: the answer is one box. Several boxes, or a box in a longer text, are not scored.
     - `choice`: the answer is one of the choices that the question lists.
     - `map`: the question is about a map or its cells, and the answer is a map, see [`is_map`].
@@ -129,6 +131,8 @@ def answer_kind(question: str, reference: str) -> str | None:
         return "grounding" if len(boxes) == 1 and len(rest.split()) <= MOST_WORDS else None
     if named_choice(reference, read_choices(question)):
         return "choice"
+    if COUNT.search(question) and reference.strip().isdecimal():
+        return "count"
     if MAP.search(question) and is_map(question, reference):
         return "map"
     is_long = len(reference.split()) > MOST_WORDS
@@ -220,8 +224,9 @@ def evaluate_vlm(args: VLMArguments) -> dict[str, Any]:
         model, processor = open_model(name, args.bf16)
         collator, state = ViTPDataCollator(processor), f"{asked} {weights_digest(model)}"
         logs.append(AnswerLog(output_dir / f"unfinished_{label.replace('/', '--')}.jsonl", state))
-        own = ask_questions(model, collator, rows, questions, None, args, label, logs[-1])
-        other = ask_questions(model, collator, rows, questions, partners, args, f"{label}, other images", logs[-1])
+        options = args.batch_size, args.max_new_tokens
+        own = ask_questions(model, collator, rows, questions, None, *options, label, logs[-1])
+        other = ask_questions(model, collator, rows, questions, partners, *options, f"{label}, other images", logs[-1])
         scores = {
             kind: compare(kind, [one for one in zip(questions, own, other) if one[0].kind == kind], args.seed)
             for kind in metrics["questions"]
@@ -309,17 +314,18 @@ def ask_questions(
     rows: Dataset,
     questions: Sequence[Question],
     partners: Sequence[Question] | None,
-    args: VLMArguments,
+    batch_size: int,
+    max_new_tokens: int,
     description: str,
     log: AnswerLog,
 ) -> list[str]:
     """Return the greedy answers to questions, with their own images or those of their partners."""
     pairs, answers = list(zip(questions, partners or [None] * len(questions))), []
-    for start in tqdm(range(0, len(pairs), args.batch_size), desc=description):
+    for start in tqdm(range(0, len(pairs), batch_size), desc=description):
 
         def ask(start=start) -> list[str]:
-            batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + args.batch_size]]
-            return generate_answers(model, collator.processor, batch, max_new_tokens=args.max_new_tokens)
+            batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + batch_size]]
+            return generate_answers(model, collator.processor, batch, max_new_tokens=max_new_tokens)
 
         answers += log.answers(ask)
     return answers

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from .segmentation import Probe, SegmentationProbe, interpolate
 
 BACKBONE, START, RANDOM, PIXELS = "backbone", "at the start", "random weights", "pixels of a patch"
 DEPTHS = 4
+TITLES = {"patch_auc": "AUC of a patch", "mean_iou": "mean IoU", "accuracy": "accuracy"}  # Of scores in tables.
 ALL_LABELS = FewLabels(share=1.0)
 
 
@@ -57,8 +59,12 @@ def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int
     """
     backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
     measured = measure_gains(DenseData.from_dict(settings), *splits, backbones=backbones, folder=output_dir / "probe")
-    print(f"\nProbes of frozen features on split {splits[1]!r}:\n\n{gains_table(measured[splits[1]])}\n")
-    return measured[splits[1]]
+    return with_least_gain(measured[splits[1]])
+
+
+def with_least_gain(measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the scores of [`measure_gains`] of a split with `least_gain`, the smallest gain of each probe."""
+    return {**measured, "least_gain": {probe: min(gains.values()) for probe, gains in measured["gains"].items()}}
 
 
 def measure_gains(
@@ -110,13 +116,11 @@ def measure_gains(
     return found
 
 
-def gains_of(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """Return the difference in `patch_auc` of `BACKBONE` to each other backbone, by probe."""
+def gains_of(scores: dict[str, dict], score: str = "patch_auc") -> dict[str, dict[str, float]]:
+    """Return the difference of a score of `BACKBONE` to that of each other backbone, by probe."""
     return {
         probe: {
-            name: scores[BACKBONE][probe]["patch_auc"] - scores[name][probe]["patch_auc"]
-            for name in scores
-            if name != BACKBONE
+            name: scores[BACKBONE][probe][score] - scores[name][probe][score] for name in scores if name != BACKBONE
         }
         for probe in scores[BACKBONE]
     }
@@ -137,13 +141,12 @@ def token_similarity(features: np.ndarray) -> float:
 
 def gains_table(measured: dict) -> str:
     """Return a Markdown table with a row for each backbone, and a column for each probe and score."""
-    probes = list(measured["gains"])
-    columns = [(probe, score) for probe in probes for score in ("patch_auc", "mean_iou")]
-    rows = [
-        [name, *(f"{by_probe[probe][score]:.3f}" for probe, score in columns)]
-        for name, by_probe in measured["scores"].items()
-    ]
-    titles = [f"{probe}: {'AUC of a patch' if score == 'patch_auc' else 'mean IoU'}" for probe, score in columns]
+    by_probe = measured["scores"][BACKBONE]
+    columns = [(probe, score) for probe in by_probe for score in TITLES if score in by_probe[probe]]
+    rows = []
+    for name, scores in measured["scores"].items():
+        rows.append([name, *(f"{scores[probe][score]:.3f}" for probe, score in columns)])
+    titles = [f"{probe}: {TITLES[score]}" for probe, score in columns]
     return table(["read from", *titles], rows)
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 from trl import ScriptArguments
 
 from ..command.paths import Shard, find_data, read_section
+from .requirements import Requirement
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
@@ -470,6 +471,13 @@ class PretrainArguments(PlanArguments, ScriptArguments):
         default_factory=lambda: ["train", "test"],
         metadata={"help": "Two splits of probe_data: the training split and the scored split of the probes."},
     )
+    require: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Scores that the run must reach at its end, as JSON by their keys in metrics.json, such as "
+            '\'{"probe.least_gain.linear": "> 0.02"}\'. Otherwise its exit status is 1.'
+        },
+    )
     freeze_vision: bool = field(default=False, metadata={"help": "Freeze the ViT. Default: false."})
     freeze_projector: bool = field(default=False, metadata={"help": "Freeze the projector. Default: false."})
     freeze_language_model: bool = field(
@@ -525,6 +533,8 @@ class PretrainArguments(PlanArguments, ScriptArguments):
         elif self.annotation_options:
             raise ValueError("annotation_options needs annotations. Remove annotation_options.")
         check_keys("annotation_options", self.annotation_options, AnnotationOptions)
+        for score, text in (self.require or {}).items():
+            Requirement.parse(score, text)
         self.labels = None if self.annotations is None else AnnotationOptions(**(self.annotation_options or {}))
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)

@@ -136,7 +136,7 @@ class DrawnInstructions:
                 return view, exchanges
         raise ValueError(f"{MOST_DRAWS} views of {image.id!r} answer no question of the kinds {', '.join(self.kinds)}.")
 
-    def draw_view(self, image: AnnotatedImage, generator: torch.Generator) -> Collage:
+    def draw_view(self, image: AnnotatedImage, generator: torch.Generator, is_mosaic_allowed: bool = True) -> Collage:
         """Draw a view of one image: a crop, or a mosaic of smaller crops."""
         view_id = f"{image.id}@{draw_number(generator)}"
         if image.captions:  # which are about the whole image
@@ -146,7 +146,8 @@ class DrawnInstructions:
         side = self._draw_side(self.view.window or min(image.size), generator)
         side = max(min(side, *image.size), 1)
         is_mosaic = torch.rand((), generator=generator).item() < self.view.mosaics
-        grid = MOSAIC_SIDE if is_mosaic and image.label is None and side >= MOSAIC_SIDE else 1
+        is_mosaic &= is_mosaic_allowed and image.label is None and side >= MOSAIC_SIDE
+        grid = MOSAIC_SIDE if is_mosaic else 1
         has_fixed_labels = image.label is not None or any(region.caption for region in image.regions)
         turn = self.view.turn and not has_fixed_labels
         crops = [draw_crop(image, side // grid, generator, turn) for _ in range(grid**2)]

@@ -137,7 +137,7 @@ class Asker:
     """
 
     def __init__(self, subject: str, vocabulary: dict[str, int], max_boxes: int = 20, map_side: int = 7, seed: int = 0):
-        self.phrasings, self.is_scene = PHRASINGS[subject], subject == "scene"
+        self.subject, self.phrasings, self.is_scene = subject, PHRASINGS[subject], subject == "scene"
         self.vocabulary, self.max_boxes, self.seed = dict(sorted(vocabulary.items())), max_boxes, seed
         self.map_side, self.signs = map_side, signs_of(self.vocabulary)
 

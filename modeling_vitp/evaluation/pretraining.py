@@ -1,0 +1,222 @@
+"""Answers of a pretrained model to questions about unseen images, beside answers that do not use the image.
+
+A projector and a language model can learn to guess answers. Each score therefore stands beside two controls: answers to
+the same questions with another image, and the best constant answer of the training data.
+"""
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from tqdm.auto import tqdm
+
+from ..cards.sections import table
+from ..instructions.boxes import read_boxes
+from ..instructions.collator import ViTPDataCollator
+from ..instructions.rows import SampleTransform, images_of, is_given, prepare_rows
+from ..metrics.resampling import resample_mean
+from ..modeling_vitp import ViTPForConditionalGeneration
+from ..processing_vitp import ViTPProcessor, message_texts
+from ..training.generation import generate_answers
+from ..vrl import keyed_generator
+from .answer_scores import read_number, score_answers
+from .vlm import Question, answer_kind, conversation_of, other_images, read_questions
+
+MOST_QUESTIONS = 200  # Of each kind.
+MOST_CONSTANTS = 200  # Number of training answers from which the best constant answer is chosen.
+TRAINED_ROWS = 500  # Number of training rows from which these are taken.
+BATCH_SIZE = 32
+CACHED_TOKENS = 1 << 17  # Limit of the tokens in the cache of a batch of sampled answers.
+COUNT_SAMPLES = 51  # Sampled answers to a question for a number.
+MAX_NEW_TOKENS = {"count": 4, "vqa": 16, "choice": 16, "grounding": 48, "map": 256, "caption": 64}
+# Main score of each kind, by which the constant answer is chosen, and whether lower values are better.
+MAIN_SCORES = {"count": ("mean_error", True), "grounding": ("mean_iou", False), "map": ("mean_iou", False)}
+MAIN_SCORES |= {"vqa": ("accuracy", False), "choice": ("accuracy", False)}
+
+
+def score_pretraining(
+    model: ViTPForConditionalGeneration,
+    processor: ViTPProcessor,
+    rows: Sequence[dict[str, Any]],
+    trained: Iterable[Sequence[dict[str, str]]],
+    seed: int,
+    are_independent: bool = False,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the scores of answers by kind of the question and name of the score.
+
+    An answer that is a number is the median of `COUNT_SAMPLES` sampled answers, because the median minimizes the mean
+    error; other answers are greedy. Captions are not scored, see [`~modeling_vitp.evaluation.vlm.evaluate_vlm`].
+
+    Args:
+        model: pretrained model.
+        processor: its processor.
+        rows: conversations about images that the model has not seen.
+        trained: messages of training conversations, for the constant answers.
+        seed: seed of the chosen questions and of sampling.
+        are_independent: whether the questions of a conversation do not depend on each other, so that each is asked
+            alone. By default, earlier questions and correct answers precede a question.
+
+    Returns:
+        Of each score `own`, `other_images` and `constant`. `least_gain` is the smallest improvement of `own` over the
+        two others; a score with an error has `ratio_to_other_images` and `ratio_to_constant` too. `gain` is the 95%
+        bootstrap interval, over images, of the difference of `own` to `other_images`. Empty without questions that can
+        be scored.
+    """
+    rows = split_turns(rows) if are_independent else rows
+    questions, _ = read_questions(rows)
+    partners = other_images([question.images for question in questions])
+    by_kind: dict[str, list[tuple[Question, Question]]] = defaultdict(list)
+    for question, partner in zip(questions, partners):
+        if partner is not None and question.kind in MAIN_SCORES:
+            by_kind[question.kind].append((question, questions[partner]))
+    constants = best_constants(trained)
+    collator = ViTPDataCollator(processor)
+    torch.manual_seed(seed)
+    scores = {}
+    for kind, pairs in by_kind.items():
+        if len(pairs) > MOST_QUESTIONS:
+            chosen = random.Random(seed).sample(range(len(pairs)), MOST_QUESTIONS)
+            pairs = [pairs[index] for index in sorted(chosen)]
+        asked = [question for question, _ in pairs]
+        own = ask(model, collator, rows, [(question, None) for question in asked], kind, "own images")
+        other = ask(model, collator, rows, pairs, kind, "other images")
+        constant = [constants.get(kind, "")] * len(asked)
+        scores[kind] = compare(kind, asked, own, other, constant, seed)
+    return scores
+
+
+def texts_of(
+    rows: Dataset | IterableDataset, transform: SampleTransform | None, seed: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages of the first training rows, for the constant answers."""
+    for row in itertools.islice(prepare_rows(rows), TRAINED_ROWS):
+        if hasattr(transform, "messages"):
+            yield transform.messages(row, keyed_generator(seed, row["id"], "constants"))
+        elif transform is None:
+            yield row["messages"]
+
+
+def split_turns(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each question of conversations, with the same images."""
+    single_rows = []
+    for row in rows:
+        images, messages = images_of(row), row["messages"]
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant" and turn > 0 and not is_given(message):
+                pair = messages[turn - 1 : turn + 1]
+                single_rows.append({"id": f"{row['id']}#{turn}", "images": images, "messages": pair})
+    return single_rows
+
+
+def best_constants(conversations: Iterable[Sequence[dict[str, str]]]) -> dict[str, str]:
+    """Return the constant answer of each kind that has the best main score on training answers."""
+    by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for messages in conversations:
+        for question, answer in zip(messages[:-1], messages[1:]):
+            if answer["role"] == "assistant" and question["role"] == "user":
+                texts = " ".join(message_texts(question)), " ".join(message_texts(answer))
+                kind = answer_kind(*texts)
+                if kind in MAIN_SCORES and len(by_kind[kind]) < MOST_CONSTANTS:
+                    by_kind[kind].append(texts)
+    constants = {}
+    for kind, pairs in by_kind.items():
+        questions, answers = zip(*pairs)
+        references = [(answer,) for answer in answers]
+        name, is_error = MAIN_SCORES[kind]
+        values = {}
+        for candidate in candidates_of(kind, answers):
+            value = float(np.mean(score_answers(kind, questions, [candidate] * len(answers), references)[name]))
+            values[candidate] = -value if is_error else value
+        constants[kind] = max(values, key=values.get)
+    return constants
+
+
+def candidates_of(kind: str, answers: Sequence[str]) -> list[str]:
+    """Return the answers that may be the best constant: of maps, each of their words in all cells."""
+    if kind == "map":
+        longest = max(len(answer.split()) for answer in answers)
+        words = sorted({word for answer in answers for word in answer.split()})
+        return [" ".join([word] * longest) for word in words]
+    if kind == "grounding":
+        return [answer for answer in dict.fromkeys(answers) if read_boxes(answer)[0]]
+    return list(dict.fromkeys(answers))
+
+
+@torch.no_grad()
+def ask(
+    model: ViTPForConditionalGeneration,
+    collator: ViTPDataCollator,
+    rows: Sequence[dict[str, Any]],
+    pairs: Sequence[tuple[Question, Question | None]],
+    kind: str,
+    description: str,
+) -> list[str]:
+    """Return the answers to questions of one kind, with their own images or those of another question."""
+    model.eval()
+    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS[kind]}
+    samples, batch_size = 1, BATCH_SIZE
+    if kind == "count":
+        samples = COUNT_SAMPLES
+        options |= {"samples": samples, "do_sample": True, "top_k": 0}
+        prompt = collator([rows[pairs[0][0].row]])["input_ids"].shape[1]
+        batch_size = max(min(BATCH_SIZE, CACHED_TOKENS // (samples * prompt)), 1)
+    answers = []
+    for start in tqdm(range(0, len(pairs), batch_size), desc=f"{kind}, {description}"):
+        batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + batch_size]]
+        sampled = generate_answers(model, collator.processor, batch, **options)
+        answers += [middle_answer(sampled[first : first + samples]) for first in range(0, len(sampled), samples)]
+    return answers
+
+
+def middle_answer(answers: Sequence[str]) -> str:
+    """Return the answer with the median number; the first answer if none has a number."""
+    numbered = [answer for answer in answers if read_number(answer) is not None]
+    if len(answers) == 1 or not numbered:
+        return answers[0]
+    return sorted(numbered, key=read_number)[(len(numbered) - 1) // 2]
+
+
+def compare(
+    kind: str,
+    questions: Sequence[Question],
+    own: Sequence[str],
+    other: Sequence[str],
+    constant: Sequence[str],
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Return each score of three lists of answers, see [`score_pretraining`]."""
+    texts = [question.text for question in questions]
+    references = [question.references for question in questions]
+    values = {"own": own, "other_images": other, "constant": constant}
+    values = {name: score_answers(kind, texts, answers, references) for name, answers in values.items()}
+    images = [" ".join(question.images) for question in questions]
+    compared = {}
+    for score, of_own in values["own"].items():
+        means = {name: float(np.mean(of_name[score])) for name, of_name in values.items()}
+        is_error = (score, True) == MAIN_SCORES[kind]
+        gains = [means["own"] - means[name] for name in ("other_images", "constant")]
+        found: dict[str, Any] = {**means, "least_gain": min(-gain if is_error else gain for gain in gains)}
+        if is_error:
+            for name in ("other_images", "constant"):
+                found[f"ratio_to_{name}"] = means["own"] / means[name] if means[name] else float("inf")
+        difference = of_own - values["other_images"][score]
+        found["gain"] = np.percentile(resample_mean(difference, images, seed), [2.5, 97.5]).tolist()
+        found["questions"] = len(questions)
+        compared[score] = found
+    return compared
+
+
+def answers_table(scores: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Return a Markdown table with a row for each score."""
+    columns = ["answers", "questions", "with own images", "with other images", "best constant"]
+    lines = []
+    for kind, of_kind in scores.items():
+        for score, found in of_kind.items():
+            values = [f"{found[name]:.3f}" for name in ("own", "other_images", "constant")]
+            lines.append([f"{kind}: {score.replace('_', ' ')}", found["questions"], *values])
+    return table(columns, lines)
