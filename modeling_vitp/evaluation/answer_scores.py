@@ -197,10 +197,30 @@ def score_boxes(
 def score_maps(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Score the share of correct cells, in order, with respect to the most similar reference."""
-    pairs = [(cells(answer), map(cells, found)) for answer, found in zip(answers, references)]
-    shares = [max(sum(map(str.__eq__, own, one)) / len(one) for one in wanted) for own, wanted in pairs]
-    return {"accuracy": np.array(shares)}
+    """Score the cells of a map, in order: the share of correct ones, and the mean IoU of the words of both maps.
+
+    With several references, the scores are those of the best one.
+    """
+    accuracies, overlaps = [], []
+    for answer, several in zip(answers, references):
+        own, maps = cells(answer), [cells(reference) for reference in several]
+        accuracies.append(max(share_of_equal_cells(own, wanted) for wanted in maps))
+        overlaps.append(max(mean_iou_of_words(own, wanted) for wanted in maps))
+    return {"accuracy": np.array(accuracies), "mean_iou": np.array(overlaps)}
+
+
+def share_of_equal_cells(own: Sequence[str], wanted: Sequence[str]) -> float:
+    return sum(map(str.__eq__, own, wanted)) / len(wanted)
+
+
+def mean_iou_of_words(own: Sequence[str], wanted: Sequence[str]) -> float:
+    """Return the intersection over union of the cells with a word, as a mean over the words of two maps."""
+    own = [*own[: len(wanted)], *[""] * (len(wanted) - len(own))]
+    overlaps = []
+    for word in {*own, *wanted} - {""}:
+        is_own, is_wanted = np.array([[cell == word for cell in one] for one in (own, wanted)])
+        overlaps.append((is_own & is_wanted).sum() / (is_own | is_wanted).sum())
+    return float(np.mean(overlaps))
 
 
 def cells(text: str) -> list[str]:

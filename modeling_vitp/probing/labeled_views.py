@@ -24,7 +24,7 @@ from .classification import ClassificationProbe
 from .few_labels import FewLabels
 from .gains import PIXELS, gains_of, load_backbones, measure_gains, with_least_gain
 
-MOST_VIEWS = 500  # Of the training images, and of the test images.
+MOST_VIEWS = 200  # Of the training images, and of the test images.
 NEIGHBORS, TEMPERATURE, L2 = 20, 0.07, 1e-2  # Of the probes of classes, as those of `vitp probe`.
 
 

@@ -27,13 +27,14 @@ from ...input_spec import InputSpec
 from ...vrl import keyed_generator
 from .annotations import AnnotatedImage, LabelMap
 from .collages import Collage, Crop, boxes_of, compose_labels, corners_of, draw_crop, make_collage
-from .questions import Asker, Exchange, balancing_rates, converse
+from .questions import Asker, Exchange, balancing_rates, converse, pick
 
 CACHE_BYTES = 256 << 20  # Limit of the decoded images that a process keeps.
 COLLAGE_IMAGES = 16  # Most images of a collage: each may have to be decoded for it.
 MOSAIC_SIDE = 2  # Crops per side of a mosaic.
 BALANCE_VIEWS = 500  # Number of views from which the rates of yes and no are estimated.
 MOST_DRAWS = 50  # Number of views after which an image is said to answer no question.
+MAP_KINDS = ("map", "fine_map")  # Kinds that are asked about collages.
 NO_TURN = (False, False, False)
 
 
@@ -89,7 +90,8 @@ class DrawnInstructions:
         self.scenes = SceneCache(spec)
         self.images = [self._with_cached_mask(image) for image in images]
         self.asker, self.kinds, self.turns, self.view = asker, list(kinds), turns, settings
-        self.collage_share = settings.collages / (1 + settings.collages) if "map" in kinds else 0.0
+        self.map_kinds = [kind for kind in MAP_KINDS if kind in kinds]
+        self.collage_share = settings.collages / (1 + settings.collages) if self.map_kinds else 0.0
         self.settings = dataclasses.asdict(settings) | {
             "kinds": self.kinds,
             "turns": turns,
@@ -128,7 +130,7 @@ class DrawnInstructions:
         for _ in range(MOST_DRAWS):
             if torch.rand((), generator=generator).item() < self.collage_share:
                 view = self.draw_collage(generator)
-                exchanges = self.asker.ask("map", view)
+                exchanges = self.asker.ask(pick(self.map_kinds, generator), view)
             else:
                 view = self.draw_view(image, generator)
                 exchanges = converse(view, self.asker, self.kinds, self.turns, self.rates)

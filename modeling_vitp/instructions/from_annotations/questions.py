@@ -26,6 +26,7 @@ NEGATIVE_SHARE = 0.2  # Share of counting and grounding questions that ask about
 NUM_OPTIONS = 4
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 BACKGROUND, NO_CLASS = "background", "none"  # Words for the background of a map, without and with letters.
+COVER_LETTERS = string.ascii_lowercase[:16]  # For each set of covered quarters of a cell.
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 T = TypeVar("T")
 
@@ -38,6 +39,11 @@ MAP = (
     "What covers most of each cell of a grid of {side} x {side} over the image, row by row? {key}",
     "Divide the image into {side} rows of {side} cells and say what covers most of each, in reading order. {key}",
     "Map the image in {side} x {side} cells, from the top left to the bottom right. {key}",
+)
+
+FINE_MAP = (
+    "Map the {labels} in {side} x {side} cells, with a letter for the covered quarters of each.",
+    "Which quarters of each of {side} x {side} cells do {labels} cover? Write a letter for each cell.",
 )
 
 CAPTION_REGION = (
@@ -59,6 +65,7 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # Templates by subject of 
         "referring": LOCATE_ONE,
         "region_caption": CAPTION_REGION,
         "map": MAP,
+        "fine_map": FINE_MAP,
     },
     "scene": {
         "classification": (
@@ -90,6 +97,7 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # Templates by subject of 
         "referring": LOCATE_ONE,
         "region_caption": CAPTION_REGION,
         "map": MAP,
+        "fine_map": FINE_MAP,
     },
     "change": {
         "presence": (
@@ -288,6 +296,35 @@ def map_of_cells(asker: Asker, image: AnnotatedImage, generator: torch.Generator
     if covers is not None and set(covers) <= signs.keys():
         words = {"side": asker.map_side, "key": f"Write {listing(explained(signs), 'or')}."}
         yield words, " ".join(signs[cover] for cover in covers), None
+
+
+@register_kind("fine_map")
+def fine_map(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
+    """Ask for the quarters of each cell of a grid that a class covers, with one letter per cell.
+
+    A letter from `a` to `p` counts the covered quarters of the cell: top left 1, top right 2, bottom left 4, bottom
+    right 8. It is a capital if the center of an object of the class lies in the cell.
+    """
+    side = asker.map_side
+    if min(image.size) < 2 * side or (image.mask is None and not all(region.is_clear for region in image.visible)):
+        return
+    covered_pixels = dict(covered_by_class(image))
+    if not asker.vocabulary:
+        return
+    label = pick(sorted(covered_pixels) or list(asker.vocabulary), generator)
+    covered = covered_pixels.get(label, np.zeros(image.size, dtype=bool))
+    pixels_per_quarter = sum_per_cell(np.ones(image.size, dtype=bool), 2 * side)
+    is_covered = 2 * sum_per_cell(covered, 2 * side) > pixels_per_quarter
+    quarters_of_cells = is_covered.reshape(side, 2, side, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    letters = [COVER_LETTERS[number] for number in quarters_of_cells @ [1, 2, 4, 8]]
+    for region in image.regions if image.mask is None else ():
+        if region.label == label:
+            height, width = image.size
+            x, y = region.center
+            column, row = min(int(x * side / width), side - 1), min(int(y * side / height), side - 1)
+            cell = row * side + column
+            letters[cell] = letters[cell].upper()
+    yield {**words_for(label), "side": side}, " ".join(letters), None
 
 
 @register_kind("change_caption")
@@ -489,19 +526,23 @@ def cell_covers(image: AnnotatedImage, side: int) -> list[str | None] | None:
     """
     if min(image.size) < side or (image.mask is None and not all(region.is_clear for region in image.visible)):
         return None
-    starts = [[-((-2 * cell * length + side) // (2 * side)) for cell in range(side)] for length in image.size]
-
-    def per_cell(covered: np.ndarray) -> np.ndarray:
-        rows = np.add.reduceat(covered, starts[0], axis=0, dtype=np.int64)
-        return np.add.reduceat(rows, starts[1], axis=1).flatten()
-
     ground, phrases, counts = np.ones(image.size, dtype=bool), [None], []
     for phrase, covered in sorted(covered_by_class(image), key=lambda pair: pair[0]):
         ground &= ~covered
         phrases.append(phrase)
-        counts.append(per_cell(covered))
-    most = np.stack([per_cell(ground), *counts]).argmax(axis=0)
+        counts.append(sum_per_cell(covered, side).flatten())
+    most = np.stack([sum_per_cell(ground, side).flatten(), *counts]).argmax(axis=0)
     return [phrases[index] for index in most.tolist()]
+
+
+def sum_per_cell(covered: np.ndarray, side: int) -> np.ndarray:
+    """Return the number of true pixels in each cell of a grid, int64 `(side, side)`.
+
+    A pixel belongs to the cell that contains its center.
+    """
+    starts = [[-((-2 * cell * length + side) // (2 * side)) for cell in range(side)] for length in covered.shape]
+    rows = np.add.reduceat(covered, starts[0], axis=0, dtype=np.int64)
+    return np.add.reduceat(rows, starts[1], axis=1)
 
 
 def covered_by_class(image: AnnotatedImage) -> Iterator[tuple[str, np.ndarray]]:
