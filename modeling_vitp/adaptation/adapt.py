@@ -237,43 +237,63 @@ class Adaptation:
         return self.args.instructions or str(self.folder / "instructions" / "train")
 
     def make_instructions(self, split: str) -> None:
-        """Make questions from the labels of a split; for training, also about collages of its 8-bit images.
+        """Make questions from the labels of a split.
 
+        The pretraining draws its own from the same labels: those of the training images are for checks and estimates.
         Test images have no questions for the description of a box, which would be scored as captions.
         """
-        args, labels = self.args, self.labels
-        subject = LAYOUTS[labels.layout].subject
         output = self.folder / "instructions" / split
         shutil.rmtree(output, ignore_errors=True)
-        words = [labels.layout, labels.root, "--output_dir", output, "--seed", args.seed]
-        words += ["--split", "train" if split == "train" else ALL, "--split_list", labels.lists[split]]
+        options = self.label_options(split)
         if split == "test":
-            words += ["--kinds", *(kind for kind in PHRASINGS[subject] if kind != "region_caption")]
-        names, options = self.phrases(), {}
+            subject = LAYOUTS[self.labels.layout].subject
+            options["kinds"] = [kind for kind in PHRASINGS[subject] if kind != "region_caption"]
+        if names := options.pop("names", None):
+            options["names"] = self.folder / "instructions" / "names.json"
+            options["names"].parent.mkdir(parents=True, exist_ok=True)
+            write_whole(options["names"], json.dumps(names))
+        if "files" in options:
+            options["annotations"] = options.pop("files")
+        words = [options.pop("layout"), self.labels.root, "--output_dir", output, "--seed", self.args.seed]
+        for name, value in options.items():
+            words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+        run_command("make_instructions", list(map(str, words)), output.with_name(f"{split}.log"))
+
+    def label_options(self, split: str) -> dict[str, Any]:
+        """Return the options of instructions about the labels of a split, as `annotation_options` of `vitp pretrain`.
+
+        Instructions for training are also about collages of 8-bit images.
+        """
+        labels = self.labels
+        subject = LAYOUTS[labels.layout].subject
+        options: dict[str, Any] = {
+            "layout": labels.layout,
+            "split": "train" if split == "train" else ALL,
+            "split_list": str(labels.lists[split]),
+        }
+        names = self.phrases()
         if named := labels.data.get("class_property"):
             options["class_property"] = named
-        if config_of_data(args.data) is not None and labels.layout != "yolo":  # whose layout finds its YAML file
-            options["annotations"] = labels.root / labels.data["splits"][split]["annotations"]
-        words += [word for name, value in options.items() for word in (f"--{name}", value)]
+        if config_of_data(self.args.data) is not None and labels.layout != "yolo":  # whose layout finds its YAML file
+            options["files"] = str(labels.root / labels.data["splits"][split]["annotations"])
         left_out = {name.casefold() for name in labels.data.get("leave_out", ())}
-        if "annotations" in options and (names or left_out):
-            found = LAYOUTS[labels.layout](labels.root, **options).class_names()
+        if "files" in options and (names or left_out):
+            class_property = {"class_property": named} if named else {}
+            layout = LAYOUTS[labels.layout](labels.root, annotations=Path(options["files"]), **class_property)
+            found = layout.class_names()
             # Test images may lack a class of `class_names`. For training images, `make_instructions` reports it.
             names = {label: phrase for label, phrase in names.items() if split == "train" or label in found}
             names |= {label: None for label in found if label.casefold() in left_out}
         if names:
-            path = self.folder / "instructions" / "names.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(names))
-            words += ["--names", path]
+            options["names"] = names
         tile = labels.data["splits"][split].get("tile")
         if subject == "objects" and tile is not None:
-            words += ["--window", tile["size"], "--overlap", tile["overlap"]]
+            options |= {"window": tile["size"], "overlap": tile["overlap"]}
         if labels.data.get("bad_objects") == "skip":
-            words += ["--on_error", "skip"]
+            options["on_error"] = "skip"
         if split == "train" and subject in ("objects", "regions") and all(map(has_8_bits, labels.images[split])):
-            words += ["--collages", 1]
-        run_command("make_instructions", list(map(str, words)), output.with_name(f"{split}.log"))
+            options["collages"] = 1
+        return options
 
     def phrases(self) -> dict[str, str | None]:
         """Return the phrases of the classes for `make_instructions --names`; those of masks by value or color.
@@ -389,8 +409,15 @@ class Adaptation:
             defaults["learning_rate"] = 5e-5
             if not self.args.pretraining.get("freeze_projector"):  # A frozen part has no learning rate.
                 defaults["projector_learning_rate"] = 1e-3
-        fixed = {"dataset_name": self.instructions, "seed": self.args.seed, "eval_strategy": "no", "report_to": "none"}
+        fixed = {"seed": self.args.seed, "eval_strategy": "no", "report_to": "none"}
         own = {name: value for name, value in self.args.pretraining.items() if name not in OF_START}
+        if self.args.instructions is not None:
+            fixed["dataset_name"] = self.instructions
+        else:
+            given = own.pop("annotation_options", {})
+            fixed["annotations"] = str(self.labels.root)
+            fixed["annotation_options"] = self.label_options("train") | given
+            fixed["dataset_test_split"] = ""  # The test images are scored by later stages.
         return defaults | settings | own | start | fixed
 
     def make_plan(self) -> dict[str, Any]:

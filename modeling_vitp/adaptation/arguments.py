@@ -19,7 +19,8 @@ CHOSEN = {
         "num_train_epochs": "steps",
         "dataset_name": "instructions",
         "mixture": "instructions",
-        "task": None,  # scores its own data, which are not these
+        "annotations": "data",
+        "require": None,
         "probe_data": None,
     },
     "fine_tuning": FIXED

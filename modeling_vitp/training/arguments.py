@@ -69,6 +69,9 @@ class Arguments:
         types = get_type_hints(type(self))  # the parser changes the types stored in the fields
         for name in names & {item.name for item in fields(self)}:
             value = getattr(self, name)
+            if value == "" and dict in get_args(types[name]):
+                value = None  # as on a command line that replaces the mapping of a configuration
+                setattr(self, name, value)
             if isinstance(value, str) and dict in get_args(types[name]):
                 if value.lstrip().startswith(("{", "[")) or name not in self.file_fields:
                     setattr(self, name, read_mapping(name, value))

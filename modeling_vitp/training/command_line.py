@@ -53,7 +53,7 @@ HELP = {
     "dataset_name": "Training data: a folder, a file (JSON, CSV, Parquet, tar), or the id of a data set of the Hub.",
     "dataset_config": "Configuration of a data set of the Hub that has several.",
     "dataset_train_split": "Split to train on, or a part of it, such as train[:100]. Default: train.",
-    "dataset_test_split": "Split to evaluate on. Default: test.",
+    "dataset_test_split": "Split to evaluate on. Default: test. Of annotations also '' for none.",
     "dataset_streaming": "Whether rows are read as they are needed, without a copy on disk. Default: false.",
     **dict.fromkeys(("ignore_bias_buffers", "load_in_8bit", "load_in_4bit", "lora_task_type"), argparse.SUPPRESS),
     **dict.fromkeys(
@@ -61,7 +61,8 @@ HELP = {
         argparse.SUPPRESS,
     ),
 }
-INPUTS = ("model_name_or_path", "vision_model", "language_model", "dataset_name", "data_root")  # of training runs
+INPUTS = ("model_name_or_path", "vision_model", "language_model", "dataset_name", "annotations", "data_root")
+DATA = ("dataset_name", "annotations", "mixture")  # options of pretraining data, of which a run has one
 
 
 def parse(
@@ -106,7 +107,7 @@ def parse(
         sys.exit(0)
     options = "--help_all" if whole else "--help"
     try:
-        words = with_config(words)
+        words = with_given_data(with_config(words))
         check_words(parser, words, [item.name for dataclass in own for item in fields(dataclass)], inherited)
         *parsed, _, _ = parser.parse_args_and_config(
             words, return_remaining_strings=True, separate_remaining_strings=True
@@ -142,6 +143,23 @@ def with_output(words: list[str]) -> list[str]:
         return words
     config = Path(words[words.index("--config") + 1])
     return words if "output_dir" in (read_yaml(config) or {}) else [*words, "--output_dir", f"outputs/{config.stem}"]
+
+
+def with_given_data(words: list[str]) -> list[str]:
+    """Return the words with the data of the configuration removed if the words name others.
+
+    Requirements of the configuration are removed too, because they are about its data.
+    """
+    if "--config" not in words:
+        return words
+    config = read_yaml(words[words.index("--config") + 1])
+    given = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    if not isinstance(config, dict) or not given & {*DATA}:
+        return words
+    replaced = [name for name in (*DATA, "require") if name in config and name not in given]
+    if "annotations" not in given and "annotation_options" in config:
+        replaced.append("annotation_options")
+    return [*words, *(word for name in replaced for word in (f"--{name}", ""))]
 
 
 def check_output(parsed: Sequence[Any]) -> None:

@@ -94,13 +94,14 @@ def open_annotations(args: PretrainArguments, seed: int, evaluates: bool = False
     """
     root, split = Path(args.annotations), args.dataset_test_split
     labels = LabelSource.open(root, args.labels)
-    if split not in labels.splits and (evaluates or split != PretrainArguments.dataset_test_split):
+    has_test_split = split in labels.splits
+    if not has_test_split and (evaluates or split not in ("", PretrainArguments.dataset_test_split)):
         raise ValueError(
             f"No split {split!r} in {root}. Found: {', '.join(labels.splits)}. Set dataset_test_split, or "
             "eval_strategy: no."
         )
     transform = labels.draw(seed)
-    test_images = labels.images(split) if split in labels.splits else []
+    test_images = labels.images(split) if has_test_split else []
     return PretrainData(transform.rows(), transform=transform, labels=labels, test_images=test_images)
 
 
