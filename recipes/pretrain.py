@@ -114,20 +114,23 @@ def score_run(args, data, output_dir: Path, training_args) -> dict:
     from modeling_vitp.probing.gains import gains_table, probe_run
     from modeling_vitp.probing.labeled_views import probe_labels
 
-    scores, seed, device = {}, training_args.seed, training_args.device
+    scores, tables, seed, device = {}, [], training_args.seed, training_args.device
     if args.probe_data is not None:
         scores["probe"] = probe_run(args.probe_data, args.probe_splits, output_dir, seed, device)
     elif data.test_images:
         scores["probe"] = probe_labels(data.transform, data.test_images, output_dir, seed, device)
     if scores.get("probe"):
-        print(f"\nProbes of frozen features:\n\n{gains_table(scores['probe'])}\n")
+        tables += ["Probes of frozen features:", gains_table(scores["probe"])]
     if isinstance(data.eval, Dataset):
         model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(device)
         processor = ViTPProcessor.from_pretrained(output_dir)
         trained = texts_of(data.train, data.transform, seed)
         scores["answers"] = score_pretraining(model, processor, data.eval, trained, seed, data.transform is not None)
         if scores["answers"]:
-            print(f"\nAnswers about unseen images:\n\n{answers_table(scores['answers'])}\n")
+            tables += ["Answers about unseen images:", answers_table(scores["answers"])]
+    if tables:
+        scores["summary"] = "\n\n".join(tables)
+        print(f"\n{scores['summary']}")
     return {name: value for name, value in scores.items() if value}
 
 

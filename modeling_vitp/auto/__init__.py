@@ -170,7 +170,15 @@ DETECTION = {
     "robustness_task": "detection",
     "headline_metrics": {"map": "mAP", "map_50": "mAP@50", "map_75": "mAP@75"},
 }
-LOSS = {"loss": "Loss"}
+PRETRAINED = {
+    "loss": "Loss",
+    "probe/linear/patch_auc": "AUROC of a linear probe",
+    "probe/nonlinear/patch_auc": "AUROC of a nonlinear probe",
+    "probe/linear/accuracy": "Accuracy of a linear probe",
+    "answers/count/mean_error": "Mean error of numbers",
+    "answers/map/mean_iou": "Mean IoU of maps",
+    "answers/grounding/mean_iou": "Mean IoU of boxes",
+}
 # Their code fixes the size of the image, or the number of patches, when it is traced.
 WITHOUT_GRAPH = ("dinov2_with_registers", "siglip2_vision_model", "vit_mae")
 
@@ -185,7 +193,7 @@ for _entry in (
         "A vision-language model trained end to end with {paper} to pretrain its vision transformer.",
         layout="vitp",
         original_layout="original",
-        headline_metrics=LOSS,
+        headline_metrics=PRETRAINED,
     ),
     ModelEntry(
         "internvl",
@@ -194,7 +202,7 @@ for _entry in (
         ANSWER_EXAMPLE,
         description="A vision-language model trained end to end with {paper}, in transformers' InternVL layout.",
         layout="internvl",
-        headline_metrics=LOSS,
+        headline_metrics=PRETRAINED,
     ),
     ModelEntry(
         "adapter",
@@ -204,7 +212,7 @@ for _entry in (
         description="A LoRA adapter, with fully trained vision transformer and projector, trained with {paper}.",
         library_name="peft",
         push_as="adapter",
-        headline_metrics=LOSS,
+        headline_metrics=PRETRAINED,
     ),
     ModelEntry(
         "vitp_vision",
@@ -226,7 +234,7 @@ for _entry in (
         description="A vision transformer as an image backbone, pretrained with {paper}.",
         push_as="backbone",
         layout="backbone",
-        headline_metrics=LOSS,
+        headline_metrics=PRETRAINED,
     ),
     ModelEntry(
         "timm_wrapper",
@@ -237,7 +245,7 @@ for _entry in (
         library_name="timm",
         push_as="backbone",
         graph_outputs=("last_hidden_state",),
-        headline_metrics=LOSS,
+        headline_metrics=PRETRAINED,
     ),
     *(
         ModelEntry(
@@ -248,7 +256,7 @@ for _entry in (
             description="A vision transformer as an image backbone, trained further with {paper}.",
             push_as="backbone",
             graph_outputs=() if model_type in WITHOUT_GRAPH else ("last_hidden_state",),
-            headline_metrics=LOSS,
+            headline_metrics=PRETRAINED,
         )
         for model_type in other_families()
         if model_type != "timm_wrapper"

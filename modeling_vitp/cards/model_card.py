@@ -149,7 +149,7 @@ def describe_training(record: dict[str, Any]) -> str | None:
 
 
 def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> str | None:
-    """Return the headline metrics, the other metrics of the whole split, those by class, and the task's own summary."""
+    """Return the headline metrics, the others of the whole split, those by class, and the scores of a pretraining."""
     results, shown = list(results_of(metrics, record)), headlines(entry, metrics, record)
     if not results:
         return None
@@ -160,9 +160,8 @@ def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]
     of = "" if is_whole else "Of the whole model that this is a part of. "
     parts = [f"{of}{FROM_METRICS}"]
     parts.append(table(["split", "metric", "value"], [[*names, cell_text(value)] for *names, value in rows]))
-    task = metrics.get("task") or {}
     by_class: dict[str, dict[str, dict[str, float]]] = {}
-    for split, name, value in results_of({**metrics, "task": {}}, record):
+    for split, name, value in results_of({**metrics, "probe": {}, "answers": {}}, record):
         metric, _, label = name.partition("/")
         if label:
             by_class.setdefault(split, {}).setdefault(label, {})[metric] = value
@@ -170,11 +169,13 @@ def describe_results(entry: Any, metrics: dict[str, Any], record: dict[str, Any]
         columns = list(dict.fromkeys(metric for of_class in scores.values() for metric in of_class))
         lines = [[label, *(cell_text(of_class.get(key)) for key in columns)] for label, of_class in scores.items()]
         parts += [f"By class, {split}:", table(["class", *columns], lines)]
-    if task.get("summary"):
-        parts.append(task["summary"])
-    if task.get("checks"):
-        lines = [[check["name"], check["required"], cell_text(check["reached"])] for check in task["checks"]]
-        parts.append(table(["gate", "required", "reached"], lines))
+    if metrics.get("summary"):
+        parts.append(metrics["summary"])
+    if metrics.get("requirements"):
+        lines = []
+        for found in metrics["requirements"]:
+            lines.append([found["score"], f"{found['relation']} {found['bound']:g}", cell_text(found["reached"])])
+        parts.append(table(["score", "required", "reached"], lines))
     return "\n\n".join(parts)
 
 
@@ -210,17 +211,21 @@ def results_of(metrics: dict[str, Any], record: dict[str, Any]) -> Iterator[tupl
         split = (record.get("evaluated_on") or {}).get(section, section)
         for name, value in numbers_of(metrics.get(section) or {}):
             yield split, name.removeprefix(f"{section}_"), value
-    for split, scores in (metrics.get("task") or {}).items():
-        if isinstance(scores, dict) and split != "gate":
-            yield from ((split, name, value) for name, value in numbers_of(scores))
+    split = (record.get("evaluated_on") or {}).get("eval", "test")
+    backbone = ((metrics.get("probe") or {}).get("scores") or {}).get("backbone") or {}
+    for name, value in numbers_of(backbone, "probe/"):
+        yield split, name, value
+    for kind, scores in (metrics.get("answers") or {}).items():
+        for name, found in scores.items():
+            yield split, f"answers/{kind}/{name}", found["own"]
 
 
 def headlines(entry: Any, metrics: dict[str, Any], record: dict[str, Any]) -> list[tuple[str, str, str, float]]:
     """Return split, name, title and value of at most ten results that a reader looks at first.
 
-    The declaration of the model type names them, and the task of a pretraining in its own `headline_metrics`.
+    The declaration of the model type names them.
     """
-    titles = {**entry.headline_metrics, **(metrics.get("task") or {}).get("headline_metrics", {})}
+    titles = entry.headline_metrics
     results = list(results_of(metrics, record))
     found = [(split, name, titles[name], value) for split, name, value in results if name in titles]
     return (found or [(split, name, name, value) for split, name, value in results if "/" not in name])[:10]
