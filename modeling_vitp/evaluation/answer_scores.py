@@ -1,12 +1,15 @@
 """Scores of answers by kind of the expected answer; a score is the mean of its values."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 
-from ..instructions.boxes import iou, read_boxes
+from ..instructions.boxes import Box, iou, read_boxes
+from ..instructions.from_annotations.questions import COVER_LETTERS
 
 ACCURATE_IOU = 0.5
 NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11))))
@@ -209,6 +212,36 @@ def score_maps(
     return {"accuracy": np.array(accuracies), "mean_iou": np.array(overlaps)}
 
 
+def score_fine_maps(
+    questions: Sequence[str], answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """Score maps of covered quarters: the share of correct cells, and the IoU of the box of the largest covered area.
+
+    If neither the answer nor the reference has a covered area, the IoU is 1; if one of them has none, it is 0.
+    """
+    accuracies, overlaps = [], []
+    for answer, several in zip(answers, references):
+        own, wanted = cells(answer), cells(several[0])
+        accuracies.append(share_of_equal_cells(own, wanted))
+        boxes = largest_area(answer), largest_area(several[0])
+        overlaps.append(iou(*boxes) if None not in boxes else float(boxes[0] is boxes[1]))
+    return {"largest_area_iou": np.array(overlaps), "accuracy": np.array(accuracies)}
+
+
+def largest_area(answer: str) -> Box | None:
+    """Return the box of the largest connected area of the covered quarters of a map, in quarters, or `None`."""
+    letters = answer.lower().split()
+    side = math.isqrt(len(letters))
+    numbers = np.array([max(COVER_LETTERS.find(letter), 0) for letter in letters[: side**2]], dtype=np.int64)
+    if not numbers.any():
+        return None
+    quarters = (numbers[:, None] >> np.arange(4)) & 1
+    covered = quarters.reshape(side, side, 2, 2).swapaxes(1, 2).reshape(2 * side, 2 * side)
+    _, _, areas, _ = cv2.connectedComponentsWithStats(covered.astype(np.uint8), connectivity=4)
+    left, top, width, height, _ = areas[1 + areas[1:, cv2.CC_STAT_AREA].argmax()].tolist()
+    return (left, top, left + width, top + height)
+
+
 def share_of_equal_cells(own: Sequence[str], wanted: Sequence[str]) -> float:
     return sum(map(str.__eq__, own, wanted)) / len(wanted)
 
@@ -263,5 +296,6 @@ KINDS: dict[str, Score] = {
     "choice": score_choices,
     "vqa": score_words,
     "map": score_maps,
+    "fine_map": score_fine_maps,
     "caption": lambda questions, answers, references: score_captions(answers, references),
 }

@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from ..cards.sections import table
-from ..instructions.boxes import read_boxes
+from ..instructions.boxes import iou, read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import SampleTransform, images_of, is_given, prepare_rows
 from ..metrics.resampling import resample_mean
@@ -24,7 +24,7 @@ from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..training.generation import generate_answers
 from ..vrl import keyed_generator
-from .answer_scores import read_number, score_answers
+from .answer_scores import largest_area, read_number, score_answers
 from .vlm import Question, answer_kind, conversation_of, other_images, read_questions
 
 MOST_QUESTIONS = 200  # Of each kind.
@@ -32,11 +32,12 @@ MOST_CONSTANTS = 200  # Number of training answers from which the best constant 
 TRAINED_ROWS = 500  # Number of training rows from which these are taken.
 BATCH_SIZE = 32
 CACHED_TOKENS = 1 << 17  # Limit of the tokens in the cache of a batch of sampled answers.
-COUNT_SAMPLES = 51  # Sampled answers to a question for a number.
-MAX_NEW_TOKENS = {"count": 4, "vqa": 16, "choice": 16, "grounding": 48, "map": 256, "caption": 64}
+# Sampled answers to a question for a number or for a fine map, of which the middle one is scored.
+SAMPLES = {"count": 51, "fine_map": 12}
+MOST_NEW_TOKENS = 512
 # Main score of each kind, by which the constant answer is chosen, and whether lower values are better.
 MAIN_SCORES = {"count": ("mean_error", True), "grounding": ("mean_iou", False), "map": ("mean_iou", False)}
-MAIN_SCORES |= {"vqa": ("accuracy", False), "choice": ("accuracy", False)}
+MAIN_SCORES |= {"fine_map": ("largest_area_iou", False), "vqa": ("accuracy", False), "choice": ("accuracy", False)}
 
 
 def score_pretraining(
@@ -49,8 +50,9 @@ def score_pretraining(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the scores of answers by kind of the question and name of the score.
 
-    An answer that is a number is the median of `COUNT_SAMPLES` sampled answers, because the median minimizes the mean
-    error; other answers are greedy. Captions are not scored, see [`~modeling_vitp.evaluation.vlm.evaluate_vlm`].
+    An answer that is a number is the median of sampled answers, because the median minimizes the mean error; a fine map
+    is the sampled one whose largest area overlaps most with those of the others. Other answers are greedy. Captions are
+    not scored, see [`~modeling_vitp.evaluation.vlm.evaluate_vlm`].
 
     Args:
         model: pretrained model.
@@ -137,11 +139,11 @@ def best_constants(conversations: Iterable[Sequence[dict[str, str]]]) -> dict[st
 
 
 def candidates_of(kind: str, answers: Sequence[str]) -> list[str]:
-    """Return the answers that may be the best constant: of maps, each of their words in all cells."""
-    if kind == "map":
+    """Return the answers that may be the best constant: of maps, also each of their words in all cells."""
+    if kind in ("map", "fine_map"):
         longest = max(len(answer.split()) for answer in answers)
         words = sorted({word for answer in answers for word in answer.split()})
-        return [" ".join([word] * longest) for word in words]
+        return [*dict.fromkeys(answers), *(" ".join([word] * longest) for word in words)]
     if kind == "grounding":
         return [answer for answer in dict.fromkeys(answers) if read_boxes(answer)[0]]
     return list(dict.fromkeys(answers))
@@ -158,10 +160,11 @@ def ask(
 ) -> list[str]:
     """Return the answers to questions of one kind, with their own images or those of another question."""
     model.eval()
-    options: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS[kind]}
-    samples, batch_size = 1, BATCH_SIZE
-    if kind == "count":
-        samples = COUNT_SAMPLES
+    tokenizer = collator.processor.tokenizer
+    longest = max(len(tokenizer(question.references[0])["input_ids"]) for question, _ in pairs)
+    options: dict[str, Any] = {"max_new_tokens": min(longest + 1, MOST_NEW_TOKENS)}  # and the end of the turn
+    samples, batch_size = SAMPLES.get(kind, 1), BATCH_SIZE
+    if samples > 1:
         options |= {"samples": samples, "do_sample": True, "top_k": 0}
         prompt = collator([rows[pairs[0][0].row]])["input_ids"].shape[1]
         batch_size = max(min(BATCH_SIZE, CACHED_TOKENS // (samples * prompt)), 1)
@@ -169,16 +172,22 @@ def ask(
     for start in tqdm(range(0, len(pairs), batch_size), desc=f"{kind}, {description}"):
         batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + batch_size]]
         sampled = generate_answers(model, collator.processor, batch, **options)
-        answers += [middle_answer(sampled[first : first + samples]) for first in range(0, len(sampled), samples)]
+        for first in range(0, len(sampled), samples):
+            answers.append(middle_answer(kind, sampled[first : first + samples]))
     return answers
 
 
-def middle_answer(answers: Sequence[str]) -> str:
-    """Return the answer with the median number; the first answer if none has a number."""
-    numbered = [answer for answer in answers if read_number(answer) is not None]
-    if len(answers) == 1 or not numbered:
-        return answers[0]
-    return sorted(numbered, key=read_number)[(len(numbered) - 1) // 2]
+def middle_answer(kind: str, answers: Sequence[str]) -> str:
+    """Return the answer with the median number, or the map whose largest area has the greatest mean IoU with the others.
+
+    Without a number or an area in any answer, the first one is returned.
+    """
+    if kind == "count":
+        numbered = [answer for answer in answers if read_number(answer) is not None]
+        return sorted(numbered, key=read_number)[(len(numbered) - 1) // 2] if numbered else answers[0]
+    boxes = {answer: largest_area(answer) for answer in answers} if kind == "fine_map" else {}
+    boxes = {answer: box for answer, box in boxes.items() if box is not None}
+    return max(boxes, key=lambda answer: sum(iou(boxes[answer], box) for box in boxes.values()), default=answers[0])
 
 
 def compare(

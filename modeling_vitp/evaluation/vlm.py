@@ -34,9 +34,10 @@ from .answer_scores import named_choice, read_choices, score_answers
 from .arguments import VLMArguments
 from .comparison import read_model_type, short_names
 
-# Questions for a caption, a number and a map, and the maximum number of words of other answers.
+# Questions for a caption, a number and maps, and the maximum number of words of other answers.
 CAPTION = re.compile(r"\[caption\]|\b(?:describe|description|caption)\b", re.IGNORECASE)
 COUNT = re.compile(r"\b(?:how many|number of|count)\b", re.IGNORECASE)
+FINE_MAP = re.compile(r"\bquarters of each\b", re.IGNORECASE)
 MAP = re.compile(r"\b(?:map|cells?)\b", re.IGNORECASE)
 MOST_WORDS = 6
 LONGEST_WORD = 20  # Maximum number of letters of a word.
@@ -122,6 +123,7 @@ def answer_kind(question: str, reference: str) -> str | None:
     - `count`: the question asks for a number, and the answer is an integer.
     - `grounding`: the answer is one box. Several boxes, or a box in a longer text, are not scored.
     - `choice`: the answer is one of the choices that the question lists.
+    - `fine_map`: the question asks for the covered quarters of cells, and the answer has a letter for each cell.
     - `map`: the question is about a map or its cells, and the answer is a map, see [`is_map`].
     - `caption`: the question asks for a description, but not of a box, or the answer has more than 6 words.
     - `vqa`: other answers.
@@ -133,6 +135,8 @@ def answer_kind(question: str, reference: str) -> str | None:
         return "choice"
     if COUNT.search(question) and reference.strip().isdecimal():
         return "count"
+    if FINE_MAP.search(question) and all(len(word) == 1 for word in reference.split()):
+        return "fine_map"
     if MAP.search(question) and is_map(question, reference):
         return "map"
     is_long = len(reference.split()) > MOST_WORDS

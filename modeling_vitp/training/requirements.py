@@ -39,10 +39,12 @@ class Requirement:
     def check(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields, the value `reached`, and whether the requirement is `passed`.
 
-        Raises:
-            ValueError: If the metrics do not have the score.
+        A score that the metrics do not have is not passed: `reached` is `None`, and `missing` says what is there.
         """
-        reached = look_up(metrics, self.score)
+        try:
+            reached = look_up(metrics, self.score)
+        except ValueError as error:
+            return {**asdict(self), "reached": None, "missing": str(error), "passed": False}
         return {**asdict(self), "reached": reached, "passed": RELATIONS[self.relation](reached, self.bound)}
 
 

@@ -354,7 +354,8 @@ def report(metrics: dict[str, Any], output_dir: Path, model_type: str) -> int:
         print(f"    {split:<14}{title:<44}{value:.4g}")
     for found in requirements:
         result = "passed" if found["passed"] else "failed"
-        print(f"{result}: {found['score']}: {found['reached']:.3f} (required: {found['relation']} {found['bound']:g})")
+        reached = found["missing"] if found["reached"] is None else f"{found['reached']:.3f}"
+        print(f"{result}: {found['score']} {found['relation']} {found['bound']:g}: {reached}")
     print(f"\nModel, processor and pictures: {output_dir}")
     if (output_dir / "summary.png").is_file():
         print(f"The run in one picture: {output_dir / 'summary.png'}")
