@@ -178,7 +178,7 @@ def ask(
 
 
 def middle_answer(kind: str, answers: Sequence[str]) -> str:
-    """Return the answer with the median number, or the map whose largest area has the greatest mean IoU with the others.
+    """Return the answer with the median number, or the map whose largest area overlaps most with those of the others.
 
     Without a number or an area in any answer, the first one is returned.
     """
