@@ -17,7 +17,7 @@ from page_blocks import SLOW, Block, Place, find_pages, read_page, run_block, ru
 from page_folder import make_folder, names_of, without_gguf, written_files
 from paths import ROOT
 
-from modeling_vitp.recipes.tasks.trees import answers, evaluation
+from lab.trees import answers, evaluation
 
 PAGES = find_pages()
 MAIN = [  # run by the default suite, but for their commands that begin as one of SLOW
@@ -130,10 +130,10 @@ def test_every_block_of_page_runs(page, place, monkeypatch):
         ("bash", "vitp pretrain --config quickstart --no_such_option 1"),
         ("bash", "vitp pretrain --config no_such_file"),
         ("bash", "python recipes/predict_large.py my_model scene.tif"),
-        ("bash", "vitp benchmark --shape large"),
+        ("bash", "python -m lab.benchmarks.benchmark --shape large"),
         ("bash", "python -m modeling_vitp.convert outputs/my_run there --to nowhere"),
-        ("bash", "accelerate launch --config_file none.yaml -m modeling_vitp.recipes.benchmarks.benchmark"),
-        ("bash", "torchrun --processes 4 -m modeling_vitp.recipes.benchmarks.benchmark"),
+        ("bash", "accelerate launch --config_file none.yaml -m lab.benchmarks.benchmark"),
+        ("bash", "torchrun --processes 4 -m lab.benchmarks.benchmark"),
         ("bash", "pip install -e '.[no_such_extra]'"),
         ("bash", "python -m pytest -m no_such_mark"),
         ("python", "from modeling_vitp import no_such_name"),

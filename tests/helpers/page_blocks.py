@@ -38,24 +38,24 @@ NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
 # Prefixes of commands of which only the arguments are parsed, with the reason.
 ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
-    "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
-    "vitp benchmark --shape small": "tests/recipes/benchmarks/test_speed_ratios.py runs it",
-    "vitp benchmark_detection --shapes": "the command before, in other sizes",
-    "vitp benchmark_growth --sides": "the command before, in other sizes",
-    "vitp benchmark_peers": "tests/recipes/benchmarks/test_comparison.py runs it",
-    "vitp experiment": "hours",
+    "python -m lab.benchmarks.benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
+    "python -m lab.benchmarks.benchmark --shape small": "lab/tests/benchmarks/test_speed_ratios.py runs it",
+    "python -m lab.benchmarks.benchmark_detection --shapes": "the command before, in other sizes",
+    "python -m lab.benchmarks.benchmark_growth --sides": "the command before, in other sizes",
+    "python -m lab.benchmarks.benchmark_peers": "lab/tests/benchmarks/test_comparison.py runs it",
+    "python -m lab.experiments.experiment": "hours",
     "vitp adapt --config adapt_rsar": "tests/adaptation/test_configs.py, in small",
     "vitp convert OpenGVLab/InternViT": "tests/convert/test_checkpoint.py, in small",
-    "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
+    "vitp finetune_detection --config lab/configs/nuclei_oriented.yaml": "what the command before makes",
     "vitp space": "it serves until it is stopped",
-    "vitp pretrain --config quickstart": "tests/recipes/test_quickstart.py runs it",
+    "vitp pretrain --config quickstart": "lab/tests/trees/test_quickstart.py runs it",
     "vitp pretrain --config remote_sensing_paper": "tests/recipes/test_command.py runs it from the wheel",
     "vitp finetune_segmentation --config loveda --dry_run": "tests/training/test_fine_tuning_plan.py, in small",
     "vitp make_instructions volumes": "tests/recipes/test_medical.py runs the same steps",
     "vitp pretrain --config brain_vlm.yaml": "tests/recipes/test_medical.py",
-    "vitp finetune_segmentation --config brain_mri": "tests/recipes/test_medical.py",
+    "vitp finetune_segmentation --config lab/configs/brain_mri.yaml": "tests/recipes/test_medical.py",
     "vitp predict_large outputs/brain_mri": "tests/recipes/test_medical.py",
-    "vitp finetune_classification --config aerial_trees_density": "what the command before makes",
+    "vitp finetune_classification --config lab/configs/aerial_trees_density.yaml": "what the command before makes",
 }
 # Commands that run in slow tests only; otherwise their arguments are parsed.
 SLOW = (
@@ -67,8 +67,8 @@ SLOW = (
     "vitp finetune_classification --config eurosat",
     "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
-    "vitp benchmark_detection",
-    "vitp benchmark_growth",
+    "python -m lab.benchmarks.benchmark_detection",
+    "python -m lab.benchmarks.benchmark_growth",
 )
 # Modules whose Python blocks are compiled but not run, with the reason.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
@@ -389,7 +389,7 @@ def pack_model(command: str, words: list[str], place: Place, patch: pytest.Monke
 
 def read_builder(module: str, first_step: str, command: str, words: list[str], place: Place, patch) -> None:
     """Parse the arguments of a script of `recipes/data` and stop at its first step."""
-    builder = import_module(f"modeling_vitp.recipes.data.{module}")
+    builder = import_module(f"lab.data.{module}")
     with patch.context() as inner:
         inner.setattr(builder, first_step, stop)
         with pytest.raises(Parsed):
@@ -423,9 +423,9 @@ OTHER_PROGRAMS = {
     "lmms-eval": read_lmms_eval,
     "torchgeo-bench": ignore,  # tests/recipes/benchmarks/test_backbones.py runs it
     "modeling_vitp.recipes.benchmarks.backbones.kaiko_eva": ignore,  # the same
-    "recipes/data/build_tree_classes.py": partial(read_builder, "build_tree_classes", "load_dataset"),
-    "recipes/data/build_nuclei.py": partial(read_builder, "build_nuclei", "open_wheel"),
-    "recipes/data/build_brain_mri.py": partial(read_builder, "build_brain_mri", "open_wheel"),
+    "lab/data/build_tree_classes.py": partial(read_builder, "build_tree_classes", "load_dataset"),
+    "lab/data/build_nuclei.py": partial(read_builder, "build_nuclei", "open_wheel"),
+    "lab/data/build_brain_mri.py": partial(read_builder, "build_brain_mri", "open_wheel"),
     "venv": ignore,
     "pip": read_pip,
     "pytest": read_pytest,
