@@ -135,7 +135,8 @@ MISTAKES = [  # words, and a pattern of the error line
     (f"{DETECT} --head '{{\"neck_chanels\": 32}}'", "'neck_chanels'.*'neck_channels'"),
     (f"{DETECT} --head '{{\"neck_channels\": 0}}'", "head.neck_channels.*got 0"),
     (
-        "finetune_segmentation --config loveda --from_scratch '{\"hidden_size\": 8}' --do_train false --output_dir out",
+        "finetune_segmentation --config loveda --model_name_or_path '' --from_scratch '{\"hidden_size\": 8}' "
+        "--do_train false --output_dir out",
         "do_train.*from_scratch.*model_name_or_path",
     ),
     # data
