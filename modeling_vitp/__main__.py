@@ -22,11 +22,10 @@ from modeling_vitp.command import errors
 from .command.paths import SPACE
 
 RECIPES = "modeling_vitp.recipes"
-LABORATORY = ("benchmarks/benchmark*.py", "experiments/experiment.py", "datasets/make_*.py")  # its command-line scripts
 CONVERT = "modeling_vitp.convert"
-GROUPS = {  # of the overview; commands of the laboratory come last
+GROUPS = {  # of the overview
     "adapt": ("adapt",),
-    "data": ("make_instructions", "validate_data"),
+    "data": ("make_instructions", "validate_data", "make_public_set"),
     "pretrain": ("pretrain", "distill"),
     "fine-tune": (
         "finetune_classification",
@@ -44,7 +43,7 @@ GROUPS = {  # of the overview; commands of the laboratory come last
 def recipes() -> dict[str, Path]:
     """Return the files of the entry points by name."""
     folder = Path(str(files(RECIPES)))
-    paths = [path for pattern in ("*.py", *LABORATORY) for path in sorted(folder.glob(pattern))]
+    paths = [*sorted(folder.glob("*.py")), *sorted(folder.glob("datasets/make_*.py"))]
     return {path.stem: path for path in paths if path.stem != "__init__"}
 
 
@@ -56,9 +55,8 @@ def summary(path: Path) -> str:
 def overview(paths: dict[str, Path]) -> str:
     """Return the commands in groups, each on one line with its summary."""
     width = max(40, shutil.get_terminal_size((160, 24)).columns - 29)
-    laboratory = sorted(set(paths).difference(*GROUPS.values()))
     lines = []
-    for group, names in (GROUPS | {"laboratory": laboratory}).items():
+    for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
         lines += [f"  {name:<26} {textwrap.shorten(summary(paths[name]), width, placeholder=' …')}" for name in names]
     return "\n".join(lines)

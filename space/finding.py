@@ -1,6 +1,6 @@
 """The finding of the first page: a linear layer tells trees from ground better on the trained ViT than on its controls.
 
-    python space/finding.py recipes/data/aerial_trees
+    python space/finding.py lab/data/aerial_trees
 
 For the packed model, for the same ViT with random weights, and for the pixels of a patch, fits a linear layer that
 tells from one patch of 8 × 8 pixels whether it shows a tree. It learns on the `train` split and is measured on images

@@ -1,4 +1,4 @@
-"""Every code block of every page runs, adapted in paths and sizes only.
+"""Every code block of every page runs, adapted in paths and sizes only. Those of `lab/` run in its own tests.
 
 The quick blocks of the main pages run by default, all others in the slow suite.
 
@@ -16,8 +16,6 @@ import pytest
 from page_blocks import SLOW, Block, Place, find_pages, read_page, run_block, run_command
 from page_folder import make_folder, names_of, without_gguf, written_files
 from paths import ROOT
-
-from modeling_vitp.recipes.tasks.trees import answers, evaluation
 
 PAGES = find_pages()
 MAIN = [  # run by the default suite, but for their commands that begin as one of SLOW
@@ -84,10 +82,6 @@ def place(everything, tmp_path, request, monkeypatch, quick_probe, quick_prior):
             names["token"] = hub.token()
         return Place(folder, names, PATHS[""] | PATHS.get(page, {}), is_slow)
 
-    monkeypatch.setattr(answers, "NUM_SAMPLES", 1)
-    monkeypatch.setattr(answers, "NUM_MAPS", 1)
-    monkeypatch.setattr(answers, "VIEWS_PER_WINDOW", 2)
-    monkeypatch.setattr(evaluation, "PROBE_VIEWS", 1)
     without_gguf(monkeypatch)
     return make
 
@@ -116,7 +110,9 @@ def test_quick_blocks_of_main_page_run(page, place, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in MAIN or slow_blocks(page)])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if not page.startswith("lab/") and (page not in MAIN or slow_blocks(page))]
+)
 def test_every_block_of_page_runs(page, place, monkeypatch):
     run_page(page, place(page, is_slow=True), monkeypatch)
 
@@ -130,10 +126,10 @@ def test_every_block_of_page_runs(page, place, monkeypatch):
         ("bash", "vitp pretrain --config quickstart --no_such_option 1"),
         ("bash", "vitp pretrain --config no_such_file"),
         ("bash", "python recipes/predict_large.py my_model scene.tif"),
-        ("bash", "vitp benchmark --shape large"),
+        ("bash", "python -m lab.benchmarks.no_such_module"),
         ("bash", "python -m modeling_vitp.convert outputs/my_run there --to nowhere"),
-        ("bash", "accelerate launch --config_file none.yaml -m modeling_vitp.recipes.benchmarks.benchmark"),
-        ("bash", "torchrun --processes 4 -m modeling_vitp.recipes.benchmarks.benchmark"),
+        ("bash", "accelerate launch --config_file none.yaml -m modeling_vitp.recipes.pretrain"),
+        ("bash", "torchrun --processes 4 -m modeling_vitp.recipes.pretrain"),
         ("bash", "pip install -e '.[no_such_extra]'"),
         ("bash", "python -m pytest -m no_such_mark"),
         ("python", "from modeling_vitp import no_such_name"),
@@ -177,9 +173,11 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_are_there(page):
     """Find files by their path from the root, from the page, or, as in tables, by their name alone."""
-    files = {path.name for name in ("modeling_vitp", "recipes", "space", "tests") for path in (ROOT / name).rglob("*")}
+    files = {
+        path.name for name in ("modeling_vitp", "recipes", "space", "tests", "lab") for path in (ROOT / name).rglob("*")
+    }
     for path in re.findall(
-        r"`((?:recipes|modeling_vitp|space|tests)/[\w./-]*|[\w./-]+\.(?:py|yaml))`", read_page(page)[0]
+        r"`((?:recipes|modeling_vitp|space|tests|lab)/[\w./-]*|[\w./-]+\.(?:py|yaml))`", read_page(page)[0]
     ):
         if re.search(r"\bNAME\b", path) or path in ("adapt.yaml", "data.yaml"):
             continue  # It is written by the reader or by a run.

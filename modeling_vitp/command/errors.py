@@ -172,7 +172,12 @@ def explain_error(error: BaseException) -> tuple[str, str | None, int]:
 
 
 def program() -> str:
-    """Return the name of the command, whether it was started as `vitp NAME`, as a file or as a module."""
+    """Return the name of the command, whether it was started as `vitp NAME`, as a file or as a module.
+
+    A program that is not part of `vitp` sets `sys.argv[0]` to `python -m MODULE`.
+    """
+    if sys.argv and sys.argv[0].startswith("python -m "):
+        return sys.argv[0]
     path = Path(sys.argv[0] if sys.argv else "vitp")
     name = path.parent.name if path.stem == "__main__" else path.stem
     return "vitp" if name == "modeling_vitp" else f"vitp {name.removeprefix('vitp')}".replace("  ", " ").strip()

@@ -1,1 +1,1 @@
-"""Speed of the package: training steps, data loading, scaling, and comparisons with other libraries."""
+"""Benchmarks of vision-language models and of backbones by other libraries, for the user's own models."""

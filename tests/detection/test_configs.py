@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from paths import CONFIGS
+from paths import CONFIGS, LAB_CONFIGS
 
 from modeling_vitp.detection.arguments import DetectionArguments, DetectionSettings
 from modeling_vitp.detection.data import DetectionData
@@ -30,7 +30,8 @@ def test_configuration_has_published_settings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # The folder of the backbone.
     (tmp_path / "outputs/remote_sensing_paper/backbone").mkdir(parents=True)
     own = DetectionArguments, DetectionSettings, BackboneArguments
-    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--output_dir", str(tmp_path)]
+    folder = CONFIGS if name in PUBLISHED else LAB_CONFIGS
+    words = ["--config", str(folder / f"{name}.yaml"), "--output_dir", str(tmp_path)]
     args, settings, _ = parse(words, "", own, WHOLE, ["transformers.training_args"])
     data = DetectionData.from_dict(args.data)
     named = {*args.train_splits, args.eval_split, args.test_split, (args.submission or {}).get("split")} - {None}

@@ -19,7 +19,6 @@ from modeling_vitp.detection.arguments import TASKS, DetectionArguments, Detecti
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.arguments import RobustnessArguments
 from modeling_vitp.probing.arguments import ProbeArguments
-from modeling_vitp.recipes.experiments.arguments import ExperimentArguments
 from modeling_vitp.training.arguments import BackboneArguments, PretrainArguments, StartArguments, VRLArguments
 from modeling_vitp.training.command_line import parse
 
@@ -30,7 +29,6 @@ CLASSES = {
     "classification": (ClassificationArguments, ClassificationSettings, StartArguments),
     "detection": (DetectionArguments, DetectionSettings, BackboneArguments),
     "probe": (ProbeArguments,),
-    "experiment": (ExperimentArguments,),
     "robustness": (RobustnessArguments,),
 }
 ODD = ["", "-1", "0", "1", "2.5", "1e400", "nan", "-inf", "true", "[]", "{}", "{", "null", "x", "--", "é\u2028", "a b"]
@@ -71,8 +69,7 @@ def test_malformed_arguments_are_named(kind, capsys):
 FILES = {
     "finetune": "loveda",
     "classification": "chest_xray14",
-    "detection": "nuclei_oriented",
-    "experiment": "experiment_backbone",
+    "detection": "dior_r",
 }
 
 

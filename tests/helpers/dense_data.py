@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import torch
 import yaml
-from paths import CONFIGS
+from paths import CONFIGS, LAB_CONFIGS
 from pictures import write_bands
 from PIL import Image
 
@@ -45,7 +45,8 @@ def probed_backbone(folder: Path) -> Backbone:
 
 
 def read_config(name: str) -> dict:
-    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    (path,) = [folder / f"{name}.yaml" for folder in (CONFIGS, LAB_CONFIGS) if (folder / f"{name}.yaml").is_file()]
+    return yaml.safe_load(path.read_text())
 
 
 def blobs(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> np.ndarray:

@@ -4,13 +4,12 @@ import copy
 import ctypes
 import gc
 import random
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from modeling_vitp.recipes.benchmarks.measuring import most_resident
 
 SECONDS = 20  # time limit of one input
 BYTES = 1 << 30  # limit of the additional memory of all inputs of a test
@@ -77,6 +76,11 @@ def damage(rng: random.Random, content: bytes) -> bytes:
     }[way]
 
 
+def peak_memory() -> int:
+    """Return the peak resident memory of this process in bytes."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
 @contextmanager
 def limits() -> Iterator[None]:
     """Fail the test if an input hangs or all inputs together take too much memory."""
@@ -90,14 +94,14 @@ def limits() -> Iterator[None]:
         trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    before = most_resident()
+    before = peak_memory()
     previous = signal.signal(signal.SIGALRM, stop)
     try:
         yield
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)
-    taken = round((most_resident() - before) * 2**30)
+    taken = peak_memory() - before
     assert taken < BYTES, f"{taken >> 20} MiB were taken"
 
 

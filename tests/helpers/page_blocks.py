@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,24 +37,18 @@ NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
 # Prefixes of commands of which only the arguments are parsed, with the reason.
 ONLY_PARSED = {
     "accelerate launch": "eight GPUs",
-    "vitp benchmark --shape internvl2_5_1b": "minutes, and 17 GiB of memory",
-    "vitp benchmark --shape small": "tests/recipes/benchmarks/test_speed_ratios.py runs it",
-    "vitp benchmark_detection --shapes": "the command before, in other sizes",
-    "vitp benchmark_growth --sides": "the command before, in other sizes",
-    "vitp benchmark_peers": "tests/recipes/benchmarks/test_comparison.py runs it",
-    "vitp experiment": "hours",
     "vitp adapt --config adapt_rsar": "tests/adaptation/test_configs.py, in small",
     "vitp convert OpenGVLab/InternViT": "tests/convert/test_checkpoint.py, in small",
-    "vitp finetune_detection --config nuclei_oriented": "what the command before makes",
+    "vitp finetune_detection --config lab/configs/nuclei_oriented.yaml": "what the command before makes",
     "vitp space": "it serves until it is stopped",
-    "vitp pretrain --config quickstart": "tests/recipes/test_quickstart.py runs it",
+    "vitp pretrain --config quickstart": "lab/tests/trees/test_quickstart.py runs it",
     "vitp pretrain --config remote_sensing_paper": "tests/recipes/test_command.py runs it from the wheel",
     "vitp finetune_segmentation --config loveda --dry_run": "tests/training/test_fine_tuning_plan.py, in small",
     "vitp make_instructions volumes": "tests/recipes/test_medical.py runs the same steps",
     "vitp pretrain --config brain_vlm.yaml": "tests/recipes/test_medical.py",
-    "vitp finetune_segmentation --config brain_mri": "tests/recipes/test_medical.py",
+    "vitp finetune_segmentation --config lab/configs/brain_mri.yaml": "tests/recipes/test_medical.py",
     "vitp predict_large outputs/brain_mri": "tests/recipes/test_medical.py",
-    "vitp finetune_classification --config aerial_trees_density": "what the command before makes",
+    "vitp finetune_classification --config lab/configs/aerial_trees_density.yaml": "what the command before makes",
 }
 # Commands that run in slow tests only; otherwise their arguments are parsed.
 SLOW = (
@@ -67,8 +60,6 @@ SLOW = (
     "vitp finetune_classification --config eurosat",
     "torchrun --nproc_per_node 4 -m modeling_vitp.recipes.finetune_classification",
     "vitp export_onnx",
-    "vitp benchmark_detection",
-    "vitp benchmark_growth",
 )
 # Modules whose Python blocks are compiled but not run, with the reason.
 ONLY_COMPILED = {"terratorch": "a hundred packages", "torchao": "it logs what it cannot load whenever it is imported"}
@@ -107,11 +98,6 @@ SMALL = {  # options by recipe that reduce the work, appended to those of the pa
     "evaluate_robustness": {"corruptions": "haze rotation", "severities": "1 5", "limit": 2},
     "evaluate_vlm": {"limit": 2, "max_new_tokens": 2, "pictures": 1},
     "validate_data": {"num_workers": 1},
-    "benchmark": {"tiles": 1, "steps": 1, "rounds": 1},
-    "benchmark_detection": {"runs": 1, "steps": 1, "image_size": 64},
-    "benchmark_growth": {"sides": 600, "rows": "", "epochs": 100, "runs": 1},  # streams: test_benchmarks.py
-    "benchmark_loader": {"rows": 4, "batch_size": 2, "workers": 0, "rounds": 1},
-    "benchmark_peers": {"runs": 1},
 }
 
 
@@ -252,6 +238,8 @@ def run_command(command: str, place: Place, patch: pytest.MonkeyPatch, only_pars
                 raise ValueError(f"{command} ended with status {status}")
     elif program in OTHER_PROGRAMS:
         OTHER_PROGRAMS[program](command, words, place, patch)
+    elif program.startswith("lab."):
+        find_module(program)
     else:
         raise ValueError(f"unknown command {command!r}")
 
@@ -387,13 +375,9 @@ def pack_model(command: str, words: list[str], place: Place, patch: pytest.Monke
     run_process([sys.executable, ROOT / "space" / "pack.py", source, place.folder / "packed" / target], place.folder)
 
 
-def read_builder(module: str, first_step: str, command: str, words: list[str], place: Place, patch) -> None:
-    """Parse the arguments of a script of `recipes/data` and stop at its first step."""
-    builder = import_module(f"modeling_vitp.recipes.data.{module}")
-    with patch.context() as inner:
-        inner.setattr(builder, first_step, stop)
-        with pytest.raises(Parsed):
-            builder.main(words)
+def find_module(program: str) -> None:
+    """Check that a module of the laboratory is there. `lab/tests/test_pages.py` runs it."""
+    assert (ROOT / program.replace(".", "/")).with_suffix(".py").is_file(), f"{program} not found"
 
 
 def read_lmms_eval(command: str, words: list[str], place: Place, patch: pytest.MonkeyPatch) -> None:
@@ -423,9 +407,6 @@ OTHER_PROGRAMS = {
     "lmms-eval": read_lmms_eval,
     "torchgeo-bench": ignore,  # tests/recipes/benchmarks/test_backbones.py runs it
     "modeling_vitp.recipes.benchmarks.backbones.kaiko_eva": ignore,  # the same
-    "recipes/data/build_tree_classes.py": partial(read_builder, "build_tree_classes", "load_dataset"),
-    "recipes/data/build_nuclei.py": partial(read_builder, "build_nuclei", "open_wheel"),
-    "recipes/data/build_brain_mri.py": partial(read_builder, "build_brain_mri", "open_wheel"),
     "venv": ignore,
     "pip": read_pip,
     "pytest": read_pytest,
@@ -471,8 +452,6 @@ def run_yaml(text: str, place: Place, patch: pytest.MonkeyPatch) -> None:
             assert set(data.open([split])[0]) >= {"images", "mask"}
         status = call("finetune_segmentation", ["--config", str(path), *small("finetune_segmentation", [])], patch)
         assert not status
-    elif "arms" in fields:
-        parse("experiment", ["--config", str(path)], patch)
     elif "dataset_name" in fields:
         parse("pretrain", ["--config", str(path)], patch)
     else:

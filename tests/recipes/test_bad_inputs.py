@@ -24,9 +24,6 @@ START = f"{PRETRAIN} {scratch()}"
 WITHOUT_VOCABULARY = "--from_scratch " + shlex.quote(json.dumps({"vision_config": VISION, "text_config": TEXT}))
 ROPE = {"text_config": TEXT | {"rope_parameters": {"rope_thet": 1e4}}}
 FILES = {"image": "{name}.nii.gz"}
-EXPERIMENT = "experiment --output_dir out --claim c --against a --control x"
-PLAN = '\'{"config": "nofile", "learning_rates": [1], "layer_decays": [1], "label_shares": [1]'
-PLAN += ', "held_out_scene": "a", "held_out_top": 0}\''
 MAP = "predict_large masks scene.png --output o.tif"
 
 
@@ -64,10 +61,6 @@ MISTAKES = [  # words, and a pattern of the error line
     ("finetune_segmentation --config lovda", "'lovda'.*loveda"),
     ("probe --backbones b --data lovda", "'lovda'.*loveda"),
     ("probe --backbones b --data '[1]'", r"data to be a mapping.*'\[1\]'"),
-    # experiments
-    (f'{EXPERIMENT} --arms \'{{"x": 3}}\' --measures \'{{"m": "a.b"}}\'', "arm 'x' to be a mapping"),
-    (f"{EXPERIMENT} --arms '{{\"x\": null}}' --measures '{{\"m\": 3}}'", "measure 'm' to be text"),
-    (f"{EXPERIMENT} --config arms.yaml --base empty.yaml", "task and dataset_name.*empty.yaml"),
     # options and their values
     (f"{SEGMENT} --batch_size 4", "'batch_size'.*per_device_eval_batch_size or per_device_train_batch_size"),
     (f"{SEGMENT} --detector d_fine", "'detector'.*vitp finetune_detection.*vitp finetune_segmentation --help_all"),
@@ -105,10 +98,6 @@ MISTAKES = [  # words, and a pattern of the error line
     ("convert empty out --to vit", "--to: invalid choice: 'vit'"),
     ("make_instructions kitti empty out", "invalid choice: 'kitti'"),
     ("push_to_hub model org/name", "required: --what"),
-    (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"label_share": 2}}}}\'', "label_share.*got 2"),
-    (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"without_scenes": "y"}}}}\'', "without_scenes.*list.*'y'"),
-    (f'{EXPERIMENT} --config arms.yaml --arms \'{{"x": {{"objective": "y"}}}}\'', "objective.*masks.*'y'"),
-    (f"{EXPERIMENT} --config arms.yaml --finetuning {PLAN}", "'nofile'"),
     # adapt
     ("adapt --data data --start vit --output_dir out --budget soon", "budget .*24h.*'soon'"),
     ("adapt --data data --output_dir out", "start is missing.*--start facebook/dinov2-base"),
@@ -146,15 +135,13 @@ MISTAKES = [  # words, and a pattern of the error line
     (f"{DETECT} --head '{{\"neck_chanels\": 32}}'", "'neck_chanels'.*'neck_channels'"),
     (f"{DETECT} --head '{{\"neck_channels\": 0}}'", "head.neck_channels.*got 0"),
     (
-        "finetune_segmentation --config aerial_trees --from_scratch '{\"hidden_size\": 8}' --do_train false "
-        "--output_dir out",
+        "finetune_segmentation --config loveda --model_name_or_path '' --from_scratch '{\"hidden_size\": 8}' "
+        "--do_train false --output_dir out",
         "do_train.*from_scratch.*model_name_or_path",
     ),
     # data
     ("pretrain --output_dir out", "--config, dataset_name or mixture"),
     (f"{PRETRAIN} --mixture empty.yaml", "dataset_name='data'.*mixture"),
-    ("pretrain --output_dir out --config tasked.yaml", "task.*mixture"),
-    (f"{PRETRAIN} --task tree", "'tree'"),
     ("pretrain --output_dir out --dataset_name ./dta", "dta.*'data'"),
     ("pretrain --output_dir out --dataset_name empty", "empty"),
     (
@@ -244,13 +231,12 @@ def desk(tmp_path, monkeypatch, data_folder):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
     key = {"dataset_name": "data", "max_step": 3, "from_scratch": FROM_SCRATCH}
-    tasked = {"mixture": {"sources": []}, "task": "trees", "from_scratch": FROM_SCRATCH}
     files = {"broken.yaml": "a: [1, 2\nb: }", "empty.yaml": "{}", "texts/train.csv": "note,label\na ship,1\n"}
     files |= {"trained/model.safetensors": "", "scene.png": "", "texts/scan.nii.gz": "", "binary.yaml": "\x89PNG"}
     files |= {"dash.yaml": "dataset_name: data\nlearning-rate: 1", "empty.txt": ""}
     files |= {"names.yaml": "dataset_name: [data]", "signal.yaml": "dataset_name: data\nsave_on_signal: 3"}
-    files |= {"classes.yaml": "data: {root: data}", "arms.yaml": "arms: {x: {label_share: 0.5}}\nmeasures: {m: a.b}"}
-    files |= {"key.yaml": yaml.safe_dump(key), "tasked.yaml": yaml.safe_dump(tasked)}
+    files |= {"classes.yaml": "data: {root: data}"}
+    files |= {"key.yaml": yaml.safe_dump(key)}
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="latin-1")
     monkeypatch.chdir(tmp_path)

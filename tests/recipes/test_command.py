@@ -20,9 +20,7 @@ from modeling_vitp.training.command_line import field_names, parse
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {path.stem: path for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__"}
-LABORATORY = {path.stem: path for path in (ROOT / "recipes").glob("*/*.py") if path.stem.startswith("benchmark_")}
-for _name in ("benchmarks/benchmark", "experiments/experiment", "datasets/make_public_set"):
-    LABORATORY[Path(_name).name] = ROOT / "recipes" / f"{_name}.py"
+RECIPES["make_public_set"] = ROOT / "recipes" / "datasets" / "make_public_set.py"
 VITP = Path(sys.executable).with_name("vitp")
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 HEAVY = ("torch", "transformers", "datasets", "peft", "evaluate", "accelerate")
@@ -37,10 +35,9 @@ def run(*command, cwd=ROOT, **environment) -> subprocess.CompletedProcess:
 def test_command_lists_every_recipe(capsys):
     main([])
     text = capsys.readouterr().out
-    product, _, laboratory = text.partition("\nlaboratory:\n")
-    for part, names in ((product, {*RECIPES, "convert", "space"}), (laboratory, {*LABORATORY})):
-        assert sorted(re.findall(r"^  (\w+) ", part, re.MULTILINE)) == sorted(names)
-    assert re.findall(r"^(\S+):$", product, re.MULTILINE) == [*GROUPS] and recipes() == RECIPES | LABORATORY
+    names = re.findall(r"^  (\w+) ", text, re.MULTILINE)
+    assert sorted(names) == sorted([*RECIPES, "convert", "space"]) and len(names) <= 20
+    assert re.findall(r"^(\S+):$", text, re.MULTILINE) == [*GROUPS] and recipes() == RECIPES
 
 
 def test_version_and_help(capsys):
@@ -59,9 +56,9 @@ def test_version_and_help(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pretrain", "benchmark"])
+@pytest.mark.parametrize("name", ["pretrain", "make_public_set"])
 def test_recipe_has_same_help_by_three_calls(name):
-    path = (RECIPES | LABORATORY)[name].relative_to(ROOT)
+    path = RECIPES[name].relative_to(ROOT)
     module = ".".join(["modeling_vitp", *path.with_suffix("").parts])
     commands = ([sys.executable, path], [VITP, name], [sys.executable, "-m", module])
     ways = [run(*command, "--help") for command in commands]
@@ -92,15 +89,15 @@ print(json.dumps(said))
 
 
 def test_help_comes_before_heavy_imports():
-    done = run(sys.executable, "-c", HELP, *RECIPES.values(), *LABORATORY.values())
+    done = run(sys.executable, "-c", HELP, *RECIPES.values())
     said = json.loads(done.stdout)
-    for name, path in (RECIPES | LABORATORY).items():
+    for name, path in RECIPES.items():
         text, heavy = said[str(path)]
         assert f"usage: vitp {name} " in text and heavy == [], name
 
 
 def test_recipes_import_the_command_before_the_package():
-    for path in (RECIPES | LABORATORY).values():
+    for path in RECIPES.values():
         nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
         ours = [name for name in names if name.partition(".")[0] in ("modeling_vitp", "vitp_command")]
@@ -145,12 +142,12 @@ def test_local_files_precede_package_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("quickstart").samefile(ROOT / "recipes/configs/quickstart.yaml")
     assert find_config("recipes/configs/loveda.yaml").samefile(ROOT / "recipes/configs/loveda.yaml")
-    assert Path(find_data("recipes/data/aerial_trees")).samefile(ROOT / "recipes/data/aerial_trees")
+    assert Path(find_data("recipes/accelerate")).samefile(ROOT / "recipes/accelerate")
     assert find_data("org/data") == "org/data" and find_data("recipes/data/others") == "recipes/data/others"
     (tmp_path / "quickstart").write_text("a: 1")
-    (tmp_path / "recipes/data/aerial_trees").mkdir(parents=True)
+    (tmp_path / "recipes/accelerate").mkdir(parents=True)
     assert find_config("quickstart") == Path("quickstart")
-    assert find_data("recipes/data/aerial_trees") == "recipes/data/aerial_trees"
+    assert find_data("recipes/accelerate") == "recipes/accelerate"
     with pytest.raises(WrongArguments, match="--config needs a name"):
         parse(["--config"], "", (VRLArguments,))
 
@@ -184,18 +181,6 @@ print(json.dumps([modeling_vitp.__file__, pretrain.__file__]))
 """
 
 
-FEW_ANSWERS = """
-from functools import partial
-from modeling_vitp.__main__ import main
-from modeling_vitp.probing import segmentation
-from modeling_vitp.recipes.tasks.trees import answers, evaluation
-segmentation.fit_nonlinear = partial(segmentation.fit_nonlinear, steps=5)
-answers.NUM_SAMPLES = answers.NUM_MAPS = evaluation.PROBE_VIEWS = 1
-answers.VIEWS_PER_WINDOW = 2
-main()
-"""
-
-
 @pytest.mark.slow
 def test_wheel_has_command_configs_and_sample(tmp_path):
     wheels, site, work = tmp_path / "wheels", tmp_path / "site", tmp_path / "work"
@@ -214,7 +199,8 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     assert all(path.startswith(str(site)) for path in json.loads(done.stdout.splitlines()[-1]))
     listed = run(*vitp, cwd=work, **here)
     assert all(f"  {name} " in listed.stdout for name in [*RECIPES, "convert"])
-    recipes = {name: site / "modeling_vitp" / "recipes" / f"{name}.py" for name in RECIPES}
+    recipes = {name: site / "modeling_vitp" / path.relative_to(ROOT) for name, path in RECIPES.items()}
+    assert not list(site.rglob("lab")) and not list(site.rglob("experiment*"))
     said = json.loads(run(sys.executable, "-c", HELP, *recipes.values(), cwd=work, **here).stdout)
     assert all(f"usage: vitp {name} " in said[str(path)][0] for name, path in recipes.items())
     before = seconds_of_children()
@@ -223,12 +209,9 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     assert seconds_of_children() - before < 10  # of CPU
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
     steps += ["--dataloader_persistent_workers", "false", "--freeze_vision", "true"]
-    quick = run(sys.executable, "-c", FEW_ANSWERS, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
-    assert quick.returncode == 1 and "gate" in quick.stderr, quick.stderr
+    quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
+    assert quick.returncode == 0, quick.stderr
     assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()
-    # The backbone of a frozen ViT is its start after any number of steps, so the gate must refuse it.
-    task = json.loads((work / "outputs/quickstart/metrics.json").read_text())["task"]
-    assert not task["passed"] and task["gate"]["least_gains"]["linear"] <= 0
 
 
 def seconds_of_children() -> float:
@@ -240,22 +223,21 @@ SAME_NAMES = """
 import importlib
 for name in ("pretrain", "finetune_segmentation", "make_instructions", "validate_data"):
     importlib.import_module(f"modeling_vitp.recipes.{name}")
-task = importlib.import_module("modeling_vitp.recipes.tasks.trees")
-data = importlib.import_module("modeling_vitp.recipes.data.build_tree_masks")
-print(task.__file__, data.__file__)
+benchmarks = importlib.import_module("modeling_vitp.recipes.benchmarks.lmms_eval.benchmarks")
+print(benchmarks.__file__)
 """
 
 
 @pytest.mark.slow
 def test_packages_of_same_name_are_ignored(tmp_path):
-    names = ("tasks", "data", "recipes", "configs", "trees", "utils", "images", "dense", "hub", "metrics")
+    names = ("benchmarks", "data", "recipes", "configs", "lab", "utils", "images", "dense", "hub", "metrics")
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise ImportError('the wrong {name}')")
     path = {"PYTHONPATH": str(tmp_path)}
     done = run(sys.executable, "-c", SAME_NAMES, cwd=tmp_path, **path)
     assert done.returncode == 0, done.stderr
-    assert "recipes/tasks/trees/__init__.py" in done.stdout and str(tmp_path) not in done.stdout
+    assert "recipes/benchmarks/lmms_eval/benchmarks.py" in done.stdout and str(tmp_path) not in done.stdout
     for command in ([VITP, "pretrain"], [sys.executable, ROOT / "recipes/pretrain.py"]):
         done = run(*command, "--help", cwd=tmp_path, **path)
         assert done.returncode == 0 and "the wrong" not in done.stderr, done.stderr

@@ -19,7 +19,6 @@ from volumes_on_disk import CT_SERIES, check_geometry
 
 from modeling_vitp.images.volumes import open_volume
 from modeling_vitp.recipes import finetune_segmentation, make_instructions, predict_large, pretrain
-from modeling_vitp.recipes.data.build_brain_mri import FOLDER, NAME, tissue_of
 
 pytestmark = pytest.mark.slow
 TRAINING = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "logging_steps": 1}
@@ -31,9 +30,12 @@ def write_brain(root: Path) -> tuple[list[float], str]:
     nilearn = importlib.util.find_spec("nilearn")
     if nilearn is None:
         pytest.skip("nilearn is not installed")
-    template = Path(nilearn.origin).parents[1] / FOLDER
-    t1, gray, white = (nibabel.load(template / NAME.format(kind)) for kind in ("t1", "gm", "wm"))
-    tissue = tissue_of(*(np.asarray(image.dataobj) for image in (gray, white)))
+    template = Path(nilearn.origin).parent / "datasets" / "data"
+    t1, gray, white = (
+        nibabel.load(template / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz") for kind in ("t1", "gm", "wm")
+    )
+    gray, white = (np.asarray(image.dataobj).astype(int) for image in (gray, white))  # probabilities from 0 to 255
+    tissue = np.where(gray + white >= 128, np.where(white > gray, 2, 1), 0).astype(np.uint8)
     for start, place in ((70, "train/{}/a"), (80, "test/{}/b"), (90, "train/{}/c")):
         part = (slice(None, None, 4), slice(None, None, 4), slice(start, start + 6))
         image = t1.slicer[part]

@@ -14,14 +14,12 @@ from api import ask
 from datasets import load_dataset
 from handlers import run, start_of
 from loading import PACKED, TINY, Models
-from paths import ROOT
+from paths import AERIAL_TREES
 from pictures import picture
 from PIL import Image, ImageColor
 from uploading import CROWNS, EXAMPLES
 
 from modeling_vitp.instructions.boxes import GridBox
-from modeling_vitp.recipes.tasks.trees.instructions import density, quarter_counts
-from modeling_vitp.recipes.tasks.trees.views import TreeScene
 from modeling_vitp.training.generation import generate_answers
 
 MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script> **how many**?"
@@ -98,34 +96,52 @@ def test_figures_of_packed_model_are_not_shown_for_users_quickstart(tmp_path, mo
 @pytest.mark.slow
 def test_learned_questions_beat_constants_and_swapped_images(packed):
     """On the test crops, the number of trees depends on the image; other answers are no better than a constant."""
-    folder = ROOT / "recipes" / "data" / "aerial_trees"
-    rows = load_dataset("parquet", data_files={"test": str(folder / "test.parquet")}, split="test")
-    scenes = [TreeScene.of(row["image"], row["boxes"]) for row in rows]
+    rows = load_dataset("parquet", data_files={"test": str(AERIAL_TREES / "test.parquet")}, split="test")
+    images, numbers, top_left, bottom_right = [], [], [], []
+    for row in rows:
+        image = row["image"].convert("RGB")
+        quarters = []
+        for left, top, right, bottom in row["boxes"]:
+            is_right = (left + right) / 2 >= min(image.size) / 2
+            is_bottom = (top + bottom) / 2 >= min(image.size) / 2
+            quarters.append((is_right, is_bottom))
+        images.append(image)
+        numbers.append(len(quarters))
+        top_left.append(quarters.count((False, False)))
+        bottom_right.append(quarters.count((True, True)))
     full = packed.full()
 
     def answers(question, step=1):
-        images = [{"type": "image", "image": Image.fromarray(scene.pixels)} for scene in scenes[::step]]
-        content = [[image, {"type": "text", "text": question}] for image in images]
+        content = [[{"type": "image", "image": image}, {"type": "text", "text": question}] for image in images[::step]]
         conversations = [[{"role": "user", "content": one}] for one in content]
         return generate_answers(full.model, full.processor, conversations, max_new_tokens=40, do_sample=False)
 
     counts = np.array([int(re.search(r"\d+", answer).group()) for answer in answers(QUESTION)])
-    true = np.array([len(scene.boxes) for scene in scenes])
+    true = np.array(numbers)
     errors = [np.abs(guess - true).mean() for guess in (counts, 4, np.roll(counts, len(true) // 2), 7)]
     assert errors == pytest.approx([3.2, 3.9, 4.7, 3.2], abs=0.1)  # as the tab says
     assert np.corrcoef(counts, true)[0, 1] > 0.4
 
     step = 3
-    some = scenes[::step]
+    densities = []
+    for number in numbers[::step]:
+        if number == 0:
+            densities.append("no")
+        elif number < 4:
+            densities.append("open")
+        elif number < 12:
+            densities.append("sparse")
+        else:
+            densities.append("dense")
     truths = {
-        "Are there more than 8 trees?": ["yes" if len(scene.boxes) > 8 else "no" for scene in some],
-        "Is there a tree in the bottom right quarter?": ["yes" if quarter_counts(scene)[3] else "no" for scene in some],
-        "How dense is the forest?": [density(scene) for scene in some],
+        "Are there more than 8 trees?": ["yes" if number > 8 else "no" for number in numbers[::step]],
+        "Is there a tree in the bottom right quarter?": ["yes" if number else "no" for number in bottom_right[::step]],
+        "How dense is the forest?": densities,
     }
     for question, truth in truths.items():
         right = np.mean([answer == one for answer, one in zip(answers(question, step), truth)])
         assert right <= max(truth.count(one) for one in set(truth)) / len(truth), question
-    top_left = np.array([quarter_counts(scene)[0] for scene in some])
+    top_left = np.array(top_left[::step])
     guesses = np.array([int(answer) for answer in answers("How many trees are in the top left quarter?", step)])
     assert np.abs(guesses - top_left).mean() >= np.abs(np.median(top_left) - top_left).mean()
     assert len(set(answers("Where is the largest tree?", 20))) == 1

@@ -9,11 +9,9 @@ import pytest
 import torch
 from finding import PIXELS, TRAINED, UNTRAINED, patch_scores, patch_vectors, pictures_of, read_finding, tree_patches
 from loading import PACKED, TINY, Models
-from paths import ROOT
+from paths import AERIAL_TREES
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-
-SAMPLE = ROOT / "recipes" / "data" / "aerial_trees"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def models():
 @pytest.mark.slow
 def test_trained_vit_is_ahead_of_both_controls(models):
     shown, areas = read_finding(models), {TRAINED: [], UNTRAINED: [], PIXELS: []}
-    rows = pd.read_parquet(SAMPLE / "test.parquet")
+    rows = pd.read_parquet(AERIAL_TREES / "test.parquet")
     trees = {
         tuple(box + [left, top] * 2) for boxes, left, top in rows[["boxes", "left", "top"]].values for box in boxes
     }

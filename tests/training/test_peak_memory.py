@@ -11,22 +11,25 @@ from torch.utils._pytree import tree_leaves
 from training_run import FEATURES, OPTIONS
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
-from modeling_vitp.recipes.benchmarks.step_time import SHAPES
 from modeling_vitp.training.loading import build_model, build_tokenizer
 from modeling_vitp.training.plan import BatchShape, step_cost
 
-# The small shape of the benchmark at half its width, because bf16 is ten times slower on some CPUs.
-VISION = SHAPES["small"]["vision"] | {
+VISION = {
+    "image_size": [224, 224],
+    "num_hidden_layers": 6,
     "hidden_size": 192,
     "num_attention_heads": 3,
     "intermediate_size": 768,
     "patch_size": [14, 14],
     "attention_bias": True,
 }
-TEXT = SHAPES["small"]["text"] | {
+TEXT = {
+    "num_hidden_layers": 8,
     "hidden_size": 256,
     "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "intermediate_size": 1024,
+    "vocab_size": 8192,
     "tie_word_embeddings": False,
 }
 SIDE = 224

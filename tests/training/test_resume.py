@@ -7,13 +7,12 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
 from launching import processes
 from training_run import make_trainer, run, start_ranks, summary, train
 
-from modeling_vitp.recipes.tasks.trees.instructions import TreeInstructions
 from modeling_vitp.training.checkpointing import check_files, is_complete, last_checkpoint, publish_checkpoint
 from modeling_vitp.training.loading import build_tokenizer
 
@@ -205,10 +204,9 @@ def test_changed_setting_is_refused(stopped, change, message):
 
 def test_changed_task_options_are_refused(stopped):
     trainer = make_trainer(stopped)
-    rows = Dataset.from_dict({"id": [], "image": [], "boxes": []})
-    trainer.data_collator.sample_transform = TreeInstructions(rows, map_share=0.1)
-    assert trainer.run_settings()["fixed"]["task_options"]["map_share"] == 0.1
-    with pytest.raises(ValueError, match=r"task_options was None and is \{'collage_share': 0.5, 'map_share': 0.1, "):
+    trainer.data_collator.sample_transform = SimpleNamespace(settings={"map_share": 0.1})
+    assert trainer.run_settings()["fixed"]["task_options"] == {"map_share": 0.1}
+    with pytest.raises(ValueError, match=r"task_options was None and is \{'map_share': 0.1\}"):
         trainer.train(resume_from_checkpoint=True)
 
 

@@ -1,0 +1,1 @@
+"""Speed of the package: training steps, data loading, scaling, and comparisons with other libraries."""

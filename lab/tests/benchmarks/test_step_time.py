@@ -1,0 +1,31 @@
+"""Measured peak memory of training steps, compared with the estimate of a dry run."""
+
+import pytest
+from launching import finish, start_program
+
+from lab.benchmarks.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
+from modeling_vitp import ViTPConfig
+from modeling_vitp.training.plan import BatchShape, step_cost
+
+MEASURE = """
+import torch
+from lab.benchmarks import step_time
+layer, conv = torch.nn.TransformerEncoderLayer(64, 4, 64), torch.nn.Conv2d(3, 64, 14, 14)  # loads kernels
+layer(conv(torch.randn(1, 3, 56, 56)).flatten(2).mT).sum().backward()
+before = step_time.most_resident()
+step_time.has_fast_bf16 = lambda: False
+step_time.gemm_peak = step_time.seconds_of_parts = lambda *_: None  # are measured after the peak
+print(step_time.time_steps("ViTP, r = {ratio}", "small", {tiles}, 1, 2, {every})["peak"] - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ratio", "tiles", "every"), [("0.75", 7, 0), ("0", 7, 0), ("0", 12, 0), ("0.75", 12, 1), ("0", 12, 2)]
+)
+def test_peak_memory_equals_measurement(tmp_path, ratio, tiles, every):
+    script, output = MEASURE.format(ratio=ratio, tiles=tiles, every=every), tmp_path / "output.txt"
+    assert finish([start_program(["-c", script], output)]) == [0], output.read_text()
+    shape = BatchShape(1, tiles, TEXT_TOKENS, float(ratio), ANSWER_TOKENS)
+    cost = step_cost(ViTPConfig(**options_of("small")), shape, every, bf16=False)
+    assert cost.memory / 2**30 == pytest.approx(float(output.read_text().splitlines()[-1]), rel=0.1)

@@ -1,0 +1,32 @@
+"""Arguments of a pretraining on the tree task."""
+
+from dataclasses import dataclass, field
+
+from modeling_vitp.training.arguments import PretrainArguments
+
+OWN_ROWS = "the tree task reads and scores rows of its own."
+TASK_OPTIONS = ("collage_share", "map_share", "mosaic_share", "kinds")
+
+
+@dataclass
+class TreePretrainArguments(PretrainArguments):
+    """Arguments of `vitp pretrain`, with options of [`~lab.trees.instructions.TreeInstructions`]."""
+
+    unsupported = dict.fromkeys(("mixture", "image_root", "columns", "prompt", "probe_data", "dry_run"), OWN_ROWS)
+
+    task: str | None = field(default="trees", metadata={"help": "Mark of a configuration of this command."})
+    task_options: dict | str | None = field(
+        default=None, metadata={"help": f"Options of the instructions as JSON: {', '.join(TASK_OPTIONS)}."}
+    )
+
+    def __post_init__(self):
+        task, options = self.task, self.task_options
+        self.task = self.task_options = None  # The parent may have fields of these names, for tasks of the package.
+        super().__post_init__()
+        self.task, self.task_options = task, options
+        self._read_mappings()
+        if self.task != "trees":
+            raise ValueError(f"Expected task to be 'trees', got {self.task!r}.")
+        unknown = sorted(set(self.task_options or {}) - set(TASK_OPTIONS))
+        if unknown:
+            raise ValueError(f"task_options: unknown keys {unknown}. Known: {', '.join(TASK_OPTIONS)}.")

@@ -1,1 +1,0 @@
-"""Sample data and the scripts that build it."""

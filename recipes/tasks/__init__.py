@@ -1,1 +1,0 @@
-"""Tasks that convert annotated rows to instructions during training."""
