@@ -411,14 +411,17 @@ class Adaptation:
                 defaults["projector_learning_rate"] = 1e-3
         fixed = {"seed": self.args.seed, "eval_strategy": "no", "report_to": "none"}
         own = {name: value for name, value in self.args.pretraining.items() if name not in OF_START}
+        return defaults | settings | own | start | fixed | self.pretraining_data()
+
+    def pretraining_data(self) -> dict[str, Any]:
+        """Return the settings of the pretraining's data: the given instructions, or the labels, to draw questions."""
         if self.args.instructions is not None:
-            fixed["dataset_name"] = self.instructions
-        else:
-            given = own.pop("annotation_options", {})
-            fixed["annotations"] = str(self.labels.root)
-            fixed["annotation_options"] = self.label_options("train") | given
-            fixed["dataset_test_split"] = ""  # The test images are scored by later stages.
-        return defaults | settings | own | start | fixed
+            return {"dataset_name": self.instructions}
+        return {
+            "annotations": str(self.labels.root),
+            "annotation_options": self.label_options("train") | self.args.pretraining.get("annotation_options", {}),
+            "dataset_test_split": "",  # The test images are scored by later stages.
+        }
 
     def make_plan(self) -> dict[str, Any]:
         """Choose batch, tiles, checkpointing, steps and seeds, print the plan, and keep it unless this is a dry run."""

@@ -500,7 +500,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             "answer_mask_ratio": collator.answer_mask_ratio or None,
             "color_jitter": collator.color_jitter,
             "projector_steps": args.projector_steps or None,
-            "drawing": getattr(collator.sample_transform, "settings", None),
+            "sample_transform": getattr(collator.sample_transform, "settings", None),
             "max_length": collator.max_length,
             "max_patches": image_processor.max_patches,
             "input_spec": image_processor.input_spec,

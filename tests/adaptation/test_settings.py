@@ -48,6 +48,12 @@ def adaptation(folder: Path, **settings) -> Adaptation:
     return Adaptation(AdaptArguments(**defaults | {"pretraining": {"from_scratch": FROM_SCRATCH}} | settings))
 
 
+@pytest.fixture
+def no_labels(monkeypatch):
+    """Give the pretraining the instructions as its data, for tests without labels."""
+    monkeypatch.setattr(Adaptation, "pretraining_data", lambda found: {"dataset_name": found.instructions})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -79,7 +85,7 @@ def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, sett
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
-def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen):
+def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen, no_labels):
     save_vit(tmp_path / "vit", "dinov2")
     found = adaptation(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze_projector": is_frozen})
     assert ("projector_learning_rate" in found.pretraining_settings()) != is_frozen
@@ -181,7 +187,7 @@ def test_names_of_backbones_are_unique(tmp_path):
     assert found.models["a-2"] == found.backbone("a-2", 0) == "c/a"
 
 
-def test_start_on_the_hub_has_its_own_shape(tmp_path, hub):
+def test_start_on_the_hub_has_its_own_shape(tmp_path, hub, no_labels):
     save_vit(tmp_path / "vit", "dinov2")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "config.json").write_text(json.dumps(TEXT | {"vocab_size": 300}))
@@ -240,7 +246,7 @@ def test_large_images_with_boxes_are_cut_in_all_stages(tmp_path, monkeypatch):
     assert words[words.index("--window") :][:4] == ["--window", "64", "--overlap", "16"]
 
 
-def test_model_as_start_replaces_from_scratch(tmp_path):
+def test_model_as_start_replaces_from_scratch(tmp_path, no_labels):
     settings = adaptation(tmp_path, start=QUICKSTART).pretraining_settings()
     assert settings["model_name_or_path"] == QUICKSTART and "from_scratch" not in settings
 
@@ -329,7 +335,7 @@ def test_instructions_use_the_annotations_of_the_configuration(tmp_path):
         assert "ship" in text and "plane" not in text
 
 
-def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch):
+def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch, no_labels):
     spec = {"bands": [4, 1, 0]}
     for index in range(2):
         bands = np.random.default_rng(index).integers(0, 256, (5, 40, 40), dtype=np.uint8)
@@ -353,7 +359,7 @@ def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scenes", [1, 2])
-def test_test_images_of_one_scene_are_a_problem(tmp_path, monkeypatch, scenes):
+def test_test_images_of_one_scene_are_a_problem(tmp_path, monkeypatch, scenes, no_labels):
     found = adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False})
     found.labels = SimpleNamespace(images={"test": [tmp_path / "0.png", tmp_path / "1.png"]}, test_scenes=scenes)
     Path(found.instructions).mkdir(parents=True)

@@ -69,14 +69,11 @@ METRICS = {
     "train": {"train_loss": 1.5, "train_runtime": 3600.0},
     "eval": {"eval_loss": 0.25, "eval_runtime": 12.0, "epoch": 1.0},
     "test": {"test_loss": 0.5, "test_mean_iou": 0.625, "test_iou/ship": None, "test_iou/tree": 0.25},
-    "task": {
-        "second_scene": {"count": {"mean_error": 3.5, "mean_error_constant": 4.5}},
-        "headline_metrics": {"count/mean_error": "Mean error"},
-        "summary": "The count beside its controls.",
-        "gate": {"max_error_ratio": 0.8},
-        "checks": [{"name": "error ratio", "required": "at most 0.8", "reached": 0.75, "passed": True}],
-        "passed": True,
-    },
+    "answers": {"count": {"mean_error": {"own": 3.5, "constant": 4.5, "ratio_to_constant": 0.75}}},
+    "summary": "The count beside its controls.",
+    "requirements": [
+        {"score": "answers.count", "relation": "<=", "bound": 0.8, "reached": 0.75, "passed": True},
+    ],
 }
 
 
@@ -124,7 +121,7 @@ def test_card_has_recorded_values(hub, logged_in, folder):
     assert results == {
         ("validation", "Loss"): 0.25,
         ("test", "Loss"): 0.5,
-        ("second_scene", "Mean error"): 3.5,
+        ("validation", "Mean error of numbers"): 3.5,
     }
     assert {one["dataset"]["type"] for one in index[0]["results"]} == {"org/ships"}
 
@@ -132,8 +129,8 @@ def test_card_has_recorded_values(hub, logged_in, folder):
     assert ["learning_rate", "2e-05"] in rows and ["r, the share of visual tokens dropped (VRL)", "0.75"] in rows
     assert ["ships", "org/ships", "64000", "2", "grounding, vqa"] in rows and ["mine", "", "", "0.1", ""] in rows
     assert ["tile, in pixels", "56 × 56"] in rows and ["test", "mean_iou", "0.625"] in rows
-    assert ["class", "iou"] in rows and ["tree", "0.25"] in rows and ["error ratio", "at most 0.8", "0.75"] in rows
-    assert METRICS["task"]["summary"] in card.text and "mean_error_constant" not in card.text
+    assert ["class", "iou"] in rows and ["tree", "0.25"] in rows and ["answers.count", "<= 0.8", "0.75"] in rows
+    assert METRICS["summary"] in card.text and "ratio_to_constant" not in card.text
     assert f"```bash\n{RECORD['command']}\n```" in card.text and "torch 2.13.0, transformers 5.24.0" in card.text
     assert "input spec" not in card.text and "ship |" not in card.text and "None" not in card.text
 

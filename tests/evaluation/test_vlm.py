@@ -65,11 +65,11 @@ def test_visual_model_gains_from_own_images(place, tmp_path, monkeypatch):
     monkeypatch.setattr(vlm, "generate_answers", looking)
     metrics = vlm.evaluate_vlm(arguments(place, output_dir=str(tmp_path), batch_size=5, pictures=0))
     (model,) = metrics["models"]
-    assert metrics["questions"] == {"grounding": 3, "vqa": 3, "choice": 3, "caption": 3} and metrics["images"] == 3
+    assert metrics["questions"] == {"grounding": 3, "count": 3, "choice": 3, "caption": 3} and metrics["images"] == 3
     assert metrics["not_scored"] == 1
-    for kind, name in (("vqa", "accuracy"), ("grounding", "accuracy_at_0.5"), ("choice", "accuracy")):
+    for kind, name in (("count", "accuracy"), ("grounding", "accuracy_at_0.5"), ("choice", "accuracy")):
         assert model["scores"][kind][name]["own"] == 1, kind
-    assert model["scores"]["vqa"]["accuracy"] == {"own": 1, "other_images": 0, "gain": [1, 1]}
+    assert model["scores"]["count"]["accuracy"] == {"own": 1, "other_images": 0, "gain": [1, 1]}
     # The other image is the next one of three.
     assert model["scores"]["choice"]["accuracy"]["other_images"] == pytest.approx(1 / 3)
     iou = model["scores"]["grounding"]["mean_iou"]
@@ -170,6 +170,8 @@ CHOICES = "Which organ?\nA. left lung\nB. heart"
         (CHOICES, "All of the above are seen here, one beside another", "caption"),
         (f"{CHOICES}\nC. Both A and B", "A and B", "choice"),
         ("How many?", "between 0 and 10", "vqa"),
+        ("What is the number of ships?", "12", "count"),
+        ("Map the trees in 2 x 2 cells, with a letter for the covered quarters of each.", "a P c a", "fine_map"),
         ("[caption] What is it?", "a road", "caption"),
         ("Describe the image in detail.", "a road", "caption"),
         ("Describe the object at [1, 2, 3, 4].", "tree", "vqa"),
@@ -222,7 +224,7 @@ def test_questions_are_read_from_rows():
     assert left_out == 1
     assert [(one.id, one.row, one.turn, one.text, one.references, one.kind) for one in questions] == [
         ("0", 0, 1, "Describe it.", ("a road", "one long road"), "caption"),
-        ("0", 0, 3, "How many trees?", ("2",), "vqa"),
+        ("0", 0, 3, "How many trees?", ("2",), "count"),
         ("2", 2, 1, "Describe it.", ("a house",), "caption"),
     ]
     assert {one.kind for one in read_questions(rows, "vqa")[0]} == {"vqa"}

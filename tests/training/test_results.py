@@ -24,6 +24,7 @@ from modeling_vitp.training import results
 from modeling_vitp.training.base_trainer import BaseTrainer
 from modeling_vitp.training.batching import GlobalBatchSampler
 from modeling_vitp.training.checkpointing import attempt, write_whole
+from modeling_vitp.training.requirements import check_requirements
 from modeling_vitp.training.results import draw_losses
 from modeling_vitp.training.vitp_config import BaseConfig
 from modeling_vitp.training.vitp_trainer import ViTPTrainer
@@ -222,23 +223,27 @@ def reported_commands(output: str) -> list[list[str]]:
 def test_report_of_a_pretraining(tmp_path, capsys):
     folder = tmp_path / "mein Ordner"
     (folder / "backbone").mkdir(parents=True)
-    check = {"name": "gain", "reached": 0.0312, "required": "more than 0.02", "passed": True}
-    task = {"test": {"auc": 0.75, "control": {"auc": 0.5}}, "headline_metrics": {"auc": "AUROC"}}
-    task |= {"gate": {"min_gain": 0.02}, "checks": [check], "passed": True}
-    metrics = {"train": {"train_loss": 1.5}, "eval": {"eval_loss": 0.25, "eval_runtime": 3.0}, "task": task}
+    probe = {"scores": {"backbone": {"linear": {"patch_auc": 0.75}}}, "least_gain": {"linear": 0.0312}}
+    metrics = {"train": {"train_loss": 1.5}, "eval": {"eval_loss": 0.25, "eval_runtime": 3.0}, "probe": probe}
+    metrics["requirements"] = check_requirements({"probe.least_gain.linear": "> 0.02"}, metrics)
     assert results.report(metrics, folder, "vitp") == 0
     output = capsys.readouterr().out
     rows = [line.split() for line in output.splitlines()]
-    assert [["train", "Loss", "1.5"], ["eval", "Loss", "0.25"], ["test", "AUROC", "0.75"]] == rows[2:5]
-    assert "passed: gain: 0.031 (required: more than 0.02)" in output and str(folder / "metrics.json") in output
+    assert [
+        ["train", "Loss", "1.5"],
+        ["eval", "Loss", "0.25"],
+        ["test", "AUROC", "of", "a", "linear", "probe", "0.75"],
+    ] == rows[2:5]
+    assert "passed: probe.least_gain.linear > 0.02: 0.031" in output and str(folder / "metrics.json") in output
     commands = reported_commands(output)
     assert [command[1] for command in commands] == ["finetune_segmentation", "pretrain", "push_to_hub"]
     assert all({str(folder), str(folder / "backbone")} & set(command) for command in commands)
 
-    task |= {"checks": [check | {"passed": False}], "passed": False}
+    metrics["requirements"] = check_requirements({"probe.least_gain.linear": "> 0.04", "answers.x": "< 1"}, metrics)
     assert results.report(metrics, folder, "vitp") == 1
     output = capsys.readouterr()
-    assert "failed: gain" in output.out and "min_gain" in output.err
+    assert "failed: probe.least_gain.linear" in output.out
+    assert "probe.least_gain.linear" in output.err and "answers.x" in output.err
 
 
 @pytest.mark.parametrize(

@@ -202,11 +202,11 @@ def test_changed_setting_is_refused(stopped, change, message):
         make_trainer(stopped, **change).train(resume_from_checkpoint=True)
 
 
-def test_changed_task_options_are_refused(stopped):
+def test_changed_transform_is_refused(stopped):
     trainer = make_trainer(stopped)
     trainer.data_collator.sample_transform = SimpleNamespace(settings={"map_share": 0.1})
-    assert trainer.run_settings()["fixed"]["task_options"] == {"map_share": 0.1}
-    with pytest.raises(ValueError, match=r"task_options was None and is \{'map_share': 0.1\}"):
+    assert trainer.run_settings()["fixed"]["sample_transform"] == {"map_share": 0.1}
+    with pytest.raises(ValueError, match=r"sample_transform was None and is \{'map_share': 0.1\}"):
         trainer.train(resume_from_checkpoint=True)
 
 
