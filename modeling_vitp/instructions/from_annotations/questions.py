@@ -578,7 +578,7 @@ def plural(label: str) -> str:
     *before, word = label.split(" ")
     if word in IRREGULAR_PLURALS:
         word = IRREGULAR_PLURALS[word]
-    elif word in SAME_PLURALS or re.search("[^isu]s$", word):
+    elif word in SAME_PLURALS or re.search("[^isu]s$|[0-9]$", word):
         pass
     elif word.endswith(("s", "x", "z", "ch", "sh")):
         word += "es"

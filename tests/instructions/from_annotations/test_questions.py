@@ -233,6 +233,7 @@ def test_map_words_are_classes_or_letters():
         ("series", "series"),
         ("glass", "glasses"),
         ("large buildings", "large buildings"),
+        ("class 1", "class 1"),
     ],
 )
 def test_plurals(one, several):
