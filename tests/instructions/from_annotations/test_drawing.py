@@ -1,0 +1,368 @@
+"""Views that are drawn while training: pixels and answers, each recomputed from the files and the stated crops."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from functools import lru_cache, partial
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from annotated_images import (
+    HEIGHT,
+    LABELS,
+    LAYOUTS,
+    NAMES,
+    SINGULAR,
+    WIDTH,
+    check,
+    fine_map_of,
+    kind_of,
+    map_of,
+    scene,
+    write_coco,
+)
+from pictures import picture, write_bands
+from PIL import Image
+from volumes_on_disk import write_series
+
+from modeling_vitp import ViTPDataCollator
+from modeling_vitp.input_spec import InputSpec
+from modeling_vitp.instructions.from_annotations import drawing
+from modeling_vitp.instructions.from_annotations.source import LabelSource
+from modeling_vitp.training.arguments import AnnotationOptions
+from modeling_vitp.vrl import keyed_generator
+
+MIXED = {"window": 200, "mosaics": 0.5, "collages": 1, "collage_grid": [2, 7], "collage_size": 280, "turns": 10}
+PAINTED = {"window": 64, "mosaics": 0.5, "collages": 1, "collage_grid": [2, 7], "collage_size": 84, "turns": 10}
+NUMBERS = [60, pytest.param(500, marks=pytest.mark.slow)]
+SIZES = [(96, 128), (128, 96), (100, 110), (90, 140), (130, 130), (97, 113)]  # Height and width.
+COLORS = {1: (250, 10, 10), 2: (10, 250, 10), 3: (1, 2, 3)}
+
+
+def opened(root, seed=3, **options):
+    return LabelSource.open(root, AnnotationOptions(**options)).draw(seed)
+
+
+def drawn_views(drawn, number, images=True):
+    """Yield view, pictures and turns for rows of several epochs."""
+    rows, seen = drawn.rows(), 0
+    for epoch in range(number):
+        for row in rows:
+            key = 0, row["id"], epoch
+            view, exchanges = drawn.draw(row, keyed_generator(*key))
+            example = drawn(row, keyed_generator(*key)) if images else {"messages": drawing.messages_of(exchanges)}
+            messages = example["messages"]
+            assert [message["role"] for message in messages] == ["user", "assistant"] * len(exchanges)
+            turns = [(q["content"], a["content"]) for q, a in zip(messages[::2], messages[1::2])]
+            yield view, example.get("images"), turns
+            seen += 1
+            if seen == number:
+                return
+
+
+def placed(view):
+    """Return each crop with its left and top in the view."""
+    side = round(len(view.crops) ** 0.5)
+    assert side**2 == len(view.crops)
+    height, width = view.size[0] // side, view.size[1] // side
+    for index, crop in enumerate(view.crops):
+        left, top, right, bottom = crop.window
+        assert (bottom - top, right - left) == (height, width)
+        assert 0 <= left < right <= crop.image.size[1] and 0 <= top < bottom <= crop.image.size[0]
+        yield crop, index % side * width, index // side * height
+
+
+def composed(view, source_of):
+    """Return the pixels of a view, each looked up at its origin in the source `(height, width, ...)` of its crop."""
+    canvas = None
+    for crop, x, y in placed(view):
+        source = source_of(crop.image)
+        left, top, right, bottom = crop.window
+        is_transposed, flips_x, flips_y = crop.turn
+        height, width = bottom - top, right - left
+        rows, columns = np.mgrid[:height, :width]
+        if flips_y:
+            rows = height - 1 - rows
+        if flips_x:
+            columns = width - 1 - columns
+        if is_transposed:
+            rows, columns = columns, rows
+        if canvas is None:
+            canvas = np.zeros((*view.size, *source.shape[2:]), source.dtype)
+        canvas[y : y + height, x : x + width] = source[top + rows, left + columns]
+    return canvas
+
+
+def moved(box, crop, x, y):
+    """Return a box in pixels of the image in the view, clipped to the crop."""
+    left, top, right, bottom = crop.window
+    points = []
+    for px, py in (box[:2], box[2:]):
+        px, py = min(max(px, left), right) - left, min(max(py, top), bottom) - top
+        if crop.turn[0]:
+            px, py = py, px
+        if crop.turn[1]:
+            px = right - left - px
+        if crop.turn[2]:
+            py = bottom - top - py
+        points.append((px + x, py + y))
+    (x0, y0), (x1, y1) = points
+    return [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
+
+
+def kind_of_view(view):
+    grid = round(len(view.crops) ** 0.5)
+    return "collage" if view.id.startswith("collage@") else "mosaic" if grid == 2 else "crop"
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def annotated(request, tmp_path_factory):
+    """Return the folder of a layout, and an independent reader: name -> [(label, box, area), …]."""
+    root = tmp_path_factory.mktemp(request.param)
+    write, read = LAYOUTS[request.param]
+    write(root, "train", NAMES["train"][:20])
+    write(root, "test", NAMES["test"][:1])
+    ends = [WIDTH, HEIGHT] * 2
+
+    @lru_cache
+    def objects(name):
+        return [
+            (label.replace("-", " ").lower(), [min(max(side, 0), end) for side, end in zip(box, ends)], area)
+            for label, box, area in read(root, name)
+        ]
+
+    return root, objects
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_answers_and_pixels_follow_from_crops(annotated, number):
+    root, objects = annotated
+    drawn = opened(root, **MIXED)
+    kinds, views, turns, grids, used = Counter(), Counter(), Counter(), set(), set()
+    for view, (rendered,), asked in drawn_views(drawn, number):
+        height, width = view.size
+        views[kind_of_view(view)] += 1
+        grids.add(len(view.crops))
+        turns.update(crop.turn for crop in view.crops)
+        used.update(Path(crop.image.id).stem for crop in view.crops)
+        pixels = composed(view, lambda image: np.asarray(scene(root, Path(image.id).stem)))
+        assert rendered.mode == "RGB" and (np.asarray(rendered) == pixels).all()
+
+        inside, parts, slivers = [], [], set()
+        for crop, x, y in placed(view):
+            for label, box, area in objects(Path(crop.image.id).stem):
+                cut = moved(box, crop, x, y)
+                cut_area = (cut[2] - cut[0]) * (cut[3] - cut[1])
+                share = cut_area / ((box[2] - box[0]) * (box[3] - box[1]))
+                parts += [(label, cut)] if share > 0 else []
+                if share >= 0.5:
+                    inside.append((label, cut, min(area * share, cut_area)))
+                elif share > 0:
+                    slivers.add(label)
+        assert asked and len(asked) <= (1 if kind_of_view(view) == "collage" else 10)
+        for question, answer in asked:
+            kinds[check(question, answer, inside, width, height, parts)] += 1
+            kind, subject = kind_of(question)
+            if answer in ("no", "0") or answer.startswith("There is no"):
+                assert SINGULAR.get(subject, subject) not in slivers
+            if kind == "one":
+                assert not any(subject.endswith(label) for label in slivers)
+    assert set(kinds) == {"presence", "counting", "all", "none", "one", "referring", "caption", "map", "fine_map"}
+    assert len(turns) == 8 and grids == {1, 4, 49}
+    assert abs(views["collage"] - number / 2) < 4 * (number / 4) ** 0.5
+    assert abs(views["mosaic"] - views["crop"]) < 4 * (number / 2) ** 0.5
+    assert used == set(NAMES["train"][:20])
+
+
+def paint(root, split, number, seed=0):
+    """Write images whose colors encode column, row and class, and return the classes by name."""
+    classes = {}
+    for index in range(number):
+        height, width = SIZES[index % len(SIZES)]
+        rng, numbers = np.random.default_rng((seed, index)), np.zeros((height, width), np.uint8)
+        for _ in range(int(rng.integers(0, 9))):
+            top, left = (int(rng.integers(0, length - 10)) for length in (height, width))
+            tall, wide = rng.integers(3, 50, 2).tolist()
+            numbers[top : top + tall, left : left + wide] = rng.integers(0, 4)
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
+        pixels[..., 2] = 10 * index + numbers
+        (root / split / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / split / "images" / f"{index}.png")
+        classes[f"{split}/{index}"] = numbers
+    return classes
+
+
+def write_masks(root, classes, to_values):
+    for name, numbers in classes.items():
+        split, _, stem = name.partition("/")
+        (root / split / "masks").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(to_values(numbers)).save(root / split / "masks" / f"{stem}.png")
+
+
+def to_colors(numbers):
+    colors = np.zeros((*numbers.shape, 3), np.uint8)
+    for number, color in COLORS.items():
+        colors[numbers == number] = color
+    return colors
+
+
+WORDS = ("road", "tree", "house")
+FORMATS = {
+    "values": (lambda numbers: 5 * numbers, {"0": None, "5": "road", "10": "tree", "15": "house"}, WORDS),
+    "three equal channels": (lambda n: np.stack([n] * 3, -1), dict(zip("0123", (None, *WORDS))), WORDS),
+    "colors": (to_colors, {"0,0,0": None, "250,10,10": "road", "10,250,10": "tree", "1,2,3": "house"}, WORDS),
+    "values without names": (lambda numbers: 5 * numbers, None, ("class 5", "class 10", "class 15")),
+    "colors without names": (to_colors, None, ("class 250,10,10", "class 10,250,10", "class 1,2,3")),
+}
+LARGEST = "What covers the largest part", "Which class has the largest area", "What is most of the image"
+PRESENCE = r"(?:Is there any|Can you see|Does the image show any) (.*?)(?: in the image)?\?"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_label_maps_are_cropped_masks(tmp_path, name, number):
+    to_values, names, words = FORMATS[name]
+    classes = paint(tmp_path, "train", 12)
+    write_masks(tmp_path, classes, to_values)
+    kinds = ["presence", "map", "fine_map", "classification"]
+    drawn = opened(tmp_path, names=names, kinds=kinds, **PAINTED)
+    seen, turns, views = Counter(), Counter(), Counter()
+    for view, (rendered,), asked in drawn_views(drawn, number):
+        views[kind_of_view(view)] += 1
+        turns.update(crop.turn for crop in view.crops)
+        truth = composed(view, lambda image: classes[image.id])
+        assert (np.asarray(rendered)[..., 2] % 10 == truth).all()
+        labels = view.mask()
+        phrases = np.array(["", *labels.phrases])
+        assert (phrases[labels.numbers] == np.array(["", *words])[truth]).all()
+        covered = {word: truth == index for index, word in enumerate(words, 1) if (truth == index).any()}
+        for question, answer in asked:
+            if question.startswith(LARGEST):
+                seen["classification"] += 1
+                areas = Counter({word: int(pixels.sum()) for word, pixels in covered.items()})
+                (first, area), *others = areas.most_common()
+                assert answer == first
+                assert area >= 1.25 * max([(truth == 0).sum(), *(other for _, other in others)])
+                continue
+            presence = re.fullmatch(PRESENCE, question)
+            if presence:
+                seen[answer] += 1
+                assert answer == ("yes" if presence[1] in covered else "no")
+                continue
+            kind, subject = kind_of(question)
+            seen[kind] += 1
+            if kind == "map":
+                assert answer.split() == map_of(subject, covered, truth.shape)
+            else:
+                (word,) = [word for word in words if subject in (word, f"{word}s")]
+                assert kind == "fine_map"
+                assert answer.split() == fine_map_of(covered.get(word, np.zeros(truth.shape, bool)))
+    assert set(seen) == {"classification", "yes", "no", "map", "fine_map"}
+    assert len(turns) == 8 and set(views) == {"crop", "mosaic", "collage"}
+
+
+@pytest.fixture(scope="module")
+def class_folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folders")
+    for split in ("train", "test"):
+        for index in range(12):
+            folder = root / split / ("AnnualCrop", "forest", "sea_lake")[index % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            height, width = SIZES[index % len(SIZES)]
+            exif = Image.Exif()
+            exif[0x0112] = 6 if index % 4 == 0 else 1  # Turned by 90 degrees for display.
+            picture(width, height, index + 100 * (split == "test")).save(folder / f"{index}.png", exif=exif)
+    return root
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_class_folders_are_never_turned(class_folders, number):
+    drawn = opened(class_folders, **{**PAINTED, "window": 48})
+    seen, windows, words = Counter(), set(), ["annual crop", "forest", "sea lake"]
+    for view, (rendered,), asked in drawn_views(drawn, number):
+        (crop,) = view.crops
+        path = class_folders / crop.image.id
+        label = {"AnnualCrop": words[0], "forest": words[1], "sea_lake": words[2]}[path.parent.name]
+        stored = Image.open(path)
+        upright = stored.transpose(Image.Transpose.ROTATE_270) if stored.getexif().get(0x0112) == 6 else stored
+        assert rendered.tobytes() == upright.crop(crop.window).tobytes()
+        windows.add(crop.window)
+        for question, answer in asked:
+            named = [word for word in words if word in question]
+            if answer in ("yes", "no"):
+                seen[answer] += 1
+                assert (answer == "yes") == (named == [label]) and len(named) == 1
+            else:
+                seen[len(named)] += 1
+                assert answer == label and len(named) in (0, 3)
+    assert set(seen) == {"yes", "no", 0, 3} and len(windows) > 0.9 * number
+
+
+def write_pairs(root, with_captions, number=8):
+    """Write pairs of which the second is the first with inverted colors in random boxes."""
+    for split in ("train", "test"):
+        for folder in ("A", "B", "label"):
+            (root / split / folder).mkdir(parents=True)
+        captions = []
+        for index in range(number):
+            height, width = SIZES[index % len(SIZES)]
+            rng, mask = np.random.default_rng((index, split == "test")), np.zeros((height, width), bool)
+            for _ in range(index % 4):
+                top, left = (int(rng.integers(0, length - 20)) for length in (height, width))
+                mask[top : top + int(rng.integers(8, 20)), left : left + int(rng.integers(8, 20))] = True
+            before = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            after = np.where(mask[..., None], 255 - before, before)
+            for folder, pixels in (("A", before), ("B", after), ("label", 255 * mask.astype(np.uint8))):
+                Image.fromarray(pixels).save(root / split / folder / f"{index}.png")
+            sentences = [{"raw": f"Change {index} of {split}."}]
+            captions.append({"filename": f"{index}.png", "split": split, "sentences": sentences})
+        if with_captions:
+            (root / f"{split}_captions.json").write_text(json.dumps({"images": captions}))
+
+
+def test_pairs_share_crop_and_orientation(tmp_path):
+    write_pairs(tmp_path, with_captions=False)
+    drawn = opened(tmp_path, **{**PAINTED, "collages": 0, "window": 48})
+    turns, answers = set(), Counter()
+    for view, (before, after), asked in drawn_views(drawn, 200):
+        turns.update(crop.turn for crop in view.crops)
+        folders = {"A": np.asarray(before), "B": np.asarray(after)}
+        for folder, pixels in folders.items():
+            path = tmp_path / "train" / folder / f"{Path(view.crops[0].image.id).name}.png"
+            assert (pixels == composed(view, lambda image, path=path: np.asarray(Image.open(path)))).all()
+        is_changed = (folders["A"] != folders["B"]).any()
+        for question, answer in asked:
+            if answer in ("yes", "no"):
+                answers[answer] += 1
+                assert answer == ("yes" if is_changed else "no")
+            elif answer in ("Nothing has changed.", "There is no changed region."):
+                answers["nothing"] += 1
+                assert not is_changed
+            else:
+                answers["other"] += 1
+                assert is_changed
+    assert len(turns) == 8 and min(answers[key] for key in ("yes", "no", "nothing", "other")) >= 5
+
+
+def test_captioned_pairs_are_whole(tmp_path):
+    write_pairs(tmp_path, with_captions=True)
+    drawn, seen = opened(tmp_path, **PAINTED), set()
+    for view, (before, after), asked in drawn_views(drawn, 60):
+        (crop,) = view.crops
+        index = Path(crop.image.id).name
+        for folder, rendered in (("A", before), ("B", after)):
+            assert rendered.tobytes() == Image.open(tmp_path / "train" / folder / f"{index}.png").tobytes()
+        seen.update(answer for _, answer in asked if answer.startswith("Change "))
+        assert all(answer == f"Change {index} of train." for _, answer in asked if answer.startswith("Change "))
+    assert len(seen) == 8
