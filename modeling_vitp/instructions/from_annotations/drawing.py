@@ -323,7 +323,11 @@ def messages_of(exchanges: Sequence[Exchange]) -> list[dict[str, str]]:
 
 
 def labels_digest(image: AnnotatedImage) -> str:
-    """Return a hash of the labels of an image, and of the state of its files."""
+    """Return a hash of the labels of an image, including the pixels of its mask, and of the state of its files."""
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in image.paths]
     labels = (image.size, image.regions, image.label, image.captions, states)
-    return hashlib.sha256(repr(labels).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(labels).encode())
+    if image.mask is not None:
+        numbers, phrases = image.mask()
+        digest.update(repr(phrases).encode() + numbers.tobytes())
+    return digest.hexdigest()[:16]
