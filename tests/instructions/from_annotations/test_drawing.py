@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import nibabel
@@ -33,7 +33,6 @@ from annotated_images import (
 )
 from pictures import picture, write_bands
 from PIL import Image
-from volumes_on_disk import write_series
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.input_spec import InputSpec
@@ -196,7 +195,7 @@ def paint(root, split, number, seed=0):
             numbers[top : top + tall, left : left + wide] = rng.integers(0, 4)
         pixels = np.zeros((height, width, 3), np.uint8)
         pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
-        pixels[..., 2] = 10 * index + numbers
+        pixels[..., 2] = 10 * (index % 25) + numbers
         (root / split / "images").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / split / "images" / f"{index}.png")
         classes[f"{split}/{index}"] = numbers
@@ -366,3 +365,243 @@ def test_captioned_pairs_are_whole(tmp_path):
         seen.update(answer for _, answer in asked if answer.startswith("Change "))
         assert all(answer == f"Change {index} of train." for _, answer in asked if answer.startswith("Change "))
     assert len(seen) == 8
+
+
+def write_bands_with_boxes(root, suffix, bands, number=6, **entries):
+    """Write 16-bit images with COCO labels, and return their bands `(bands, height, width)` by file name."""
+    images, annotations, arrays = [], [], {}
+    for index in range(number):
+        rng, (height, width) = np.random.default_rng(index), SIZES[index % len(SIZES)]
+        name = f"{index}{suffix}"
+        arrays[name] = rng.integers(0, 2**16, (bands, height, width), dtype=np.uint16)
+        write_bands(root / "train" / name, arrays[name])
+        images.append({"id": index, "file_name": name, "width": width, "height": height})
+        for _ in range(5):
+            x, y, w, h = *rng.integers(0, 60, 2).tolist(), *rng.integers(5, 30, 2).tolist()
+            annotation = {"id": len(annotations), "image_id": index, "category_id": 0, "bbox": [x, y, w, h], **entries}
+            annotations.append(annotation)
+    contents = {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "ship"}]}
+    (root / "train.json").write_text(json.dumps(contents))
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bands", "spec"),
+    [
+        (".tif", 4, {"band_names": ["B02", "B03", "B04", "B08"], "window": [0, 65535]}),
+        (".png", 1, {"window": [0, 65535]}),
+    ],
+)
+def test_16_bit_values_are_kept(tmp_path, processor, suffix, bands, spec):
+    arrays = write_bands_with_boxes(tmp_path, suffix, bands)
+    drawn = opened(tmp_path, **PAINTED)
+    drawn.scenes.spec = InputSpec.from_dict(spec)
+    turns, views = set(), set()
+    for view, (rendered,), _ in drawn_views(drawn, 60):
+        turns.update(crop.turn for crop in view.crops)
+        views.add(kind_of_view(view))
+        expected = composed(view, lambda image: arrays[image.id].transpose(1, 2, 0)).transpose(2, 0, 1)
+        assert rendered.dtype == np.uint16 and rendered.shape == expected.shape
+        assert (rendered == expected).all()
+    assert len(turns) == 8 and views == {"crop", "mosaic", "collage"}
+    processor.image_processor = processor.image_processor.with_input_spec(spec)
+    rows = [{**row, "epoch": 0} for row in list(drawn.rows())[:3]]
+    batch = ViTPDataCollator(processor, sample_transform=drawn)(rows)
+    assert batch["pixel_values"].shape[1] == (4 if bands == 4 else 3)
+    assert torch.isfinite(batch["pixel_values"]).all() and batch["pixel_values"].std() > 0.1
+
+
+def test_collage_of_different_bands_names_file(tmp_path):
+    write_bands_with_boxes(tmp_path, ".tif", 4, number=2)
+    write_bands(tmp_path / "train" / "1.tif", np.zeros((2, *SIZES[1]), np.uint16))
+    drawn = opened(tmp_path, **PAINTED)
+    drawn.scenes.spec = InputSpec(window=[0, 65535])
+    generator = keyed_generator(0)
+    views = [drawn.draw_collage(generator) for _ in range(5)]
+    view = next(view for view in views if len({crop.image.id for crop in view.crops}) == 2)
+    with pytest.raises(ValueError, match=r"[01]\.tif"):
+        drawn.scenes.render(view)
+
+
+def test_images_with_region_captions_are_not_turned(tmp_path):
+    arrays = write_bands_with_boxes(tmp_path, ".tif", 4, caption="The ship on the left.")
+    drawn, captions = opened(tmp_path, **{**PAINTED, "collages": 0}), Counter()
+    for view, (rendered,), asked in drawn_views(drawn, 60):
+        assert {crop.turn for crop in view.crops} == {(False, False, False)}
+        expected = composed(view, lambda image: arrays[image.id].transpose(1, 2, 0))
+        assert (rendered == expected.transpose(2, 0, 1)).all()
+        captions.update(answer for _, answer in asked if "left" in answer and "ref" not in answer)
+    assert captions.keys() <= {"The ship on the left."}
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    write_coco(root, "train", NAMES["train"][:30])
+    write_coco(root, "test", NAMES["test"][:1])
+    return root
+
+
+@pytest.fixture
+def painted(tmp_path):
+    classes = paint(tmp_path / "painted", "train", 12)
+    write_masks(tmp_path / "painted", classes, lambda numbers: numbers)
+    return tmp_path / "painted"
+
+
+def digests_of(drawn, keys):
+    """Return a digest of pixels and messages for each (row, epoch)."""
+    rows, digests = drawn.rows(), {}
+    for index, epoch in keys:
+        example = drawn(rows[index], keyed_generator(0, rows[index]["id"], epoch))
+        (rendered,) = example["images"]
+        digests[index, epoch] = hashlib.sha256(rendered.tobytes() + str(example["messages"]).encode()).hexdigest()
+    return digests
+
+
+KEYS = [(index, epoch) for index in range(8) for epoch in range(2)]
+
+
+def digests_in_process(drawn, keys, queue):
+    queue.put(digests_of(drawn, keys))
+
+
+@pytest.mark.parametrize("folder", ["coco", "painted"])
+def test_view_depends_on_generator_alone(request, monkeypatch, folder):
+    drawn = opened(request.getfixturevalue(folder), **PAINTED)
+    digests = digests_of(drawn, KEYS)
+    assert len(set(digests.values())) == len(KEYS)
+    assert digests_of(drawn, KEYS[::-1]) == digests
+    queue = multiprocessing.get_context("fork").SimpleQueue()
+    fork = multiprocessing.get_context("fork").Process(target=digests_in_process, args=(drawn, KEYS[3:], queue))
+    fork.start()
+    assert queue.get() == {key: digests[key] for key in KEYS[3:]}
+    fork.join()
+
+    monkeypatch.setattr(drawing, "CACHE_BYTES", 300_000)  # A few images.
+    copy = pickle.loads(pickle.dumps(drawn))
+    assert digests_of(copy, KEYS[::-1]) == digests
+    kept, all_of_them = (sum(map(drawing.number_of_bytes, one.scenes._stored.values())) for one in (copy, drawn))
+    assert kept == copy.scenes._bytes <= 300_000 < all_of_them
+
+
+@pytest.mark.slow
+def test_view_is_same_in_new_process(painted, tmp_path):
+    script = "import sys; from test_drawing import *; drawn = opened(sys.argv[1], **PAINTED); "
+    script += "print(sorted(digests_of(drawn, KEYS).items()))"
+    helpers = Path(sys.modules["annotated_images"].__file__).parent
+    printed = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{helpers}:{Path(__file__).parent}"}
+        command = [sys.executable, "-c", script, str(painted)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.strip())
+    assert printed[0] == printed[1] == str(sorted(digests_of(opened(painted, **PAINTED), KEYS).items()))
+
+
+def test_rows_are_windows_and_collages(coco):
+    rows = opened(coco, **{**MIXED, "window": 200}).rows()
+    assert len(set(rows["id"])) == len(rows) == 30 * 4 * 2  # Four windows cover 320 x 240, and a collage for each.
+    assert Counter(rows["image_index"]) == dict.fromkeys(range(30), 8)
+    assert len(opened(coco, window=200).rows()) == 30 * 4
+    assert len(opened(coco).rows()) == 30
+    assert len(opened(coco, collages=0.5).rows()) == 45
+    assert len(opened(coco, collages=1, kinds=["counting"]).rows()) == 30  # Collages are asked for maps alone.
+
+
+def test_changed_label_changes_its_rows(coco, tmp_path):
+    shutil.copytree(coco, tmp_path / "copy")
+    path = tmp_path / "copy" / "annotations" / "instances_train2017.json"
+    before = opened(tmp_path / "copy").rows()
+    contents = json.loads(path.read_text())
+    annotation = contents["annotations"][-1]
+    annotation["bbox"][2] /= 2
+    path.write_text(json.dumps(contents))
+    after = opened(tmp_path / "copy").rows()
+    changed = [one["image_index"] for one, other in zip(before, after) if one["labels"] != other["labels"]]
+    assert changed == [annotation["image_id"]]
+    assert before["id"] == after["id"]
+
+
+def test_changed_mask_changes_its_rows(tmp_path):
+    """A hole that moves changes neither the box nor the area of its region."""
+    classes = paint(tmp_path, "train", 3)
+    for numbers in classes.values():
+        numbers[:20, :20] = 1
+    classes["train/1"][5, 5] = 0
+    write_masks(tmp_path, classes, lambda numbers: numbers)
+    before = opened(tmp_path).rows()["labels"]
+    classes["train/1"][5, 5:7] = 1, 0
+    write_masks(tmp_path, classes, lambda numbers: numbers)
+    after = opened(tmp_path).rows()["labels"]
+    assert [one == other for one, other in zip(before, after)] == [True, False, True]
+
+
+def test_yes_and_no_are_equally_frequent(coco):
+    """The shares of answers are estimated from 500 views, whose error adds to that of 2,000 draws."""
+    drawn = opened(coco, window=160, kinds=["presence"])
+    answers = {}
+    for _, _, asked in drawn_views(drawn, 2000, images=False):
+        for question, answer in asked:
+            answers.setdefault(kind_of(question)[1], Counter())[answer] += 1
+    assert set(answers) == {label.replace("-", " ").lower() for label in LABELS}
+    for counts in answers.values():
+        number = counts.total()
+        assert number > 200
+        assert abs(counts["yes"] / number - 0.5) < 4 * (0.25 / number + 1 / number) ** 0.5, answers
+
+
+def test_unbalanced_class_is_balanced(tmp_path):
+    """A class in nearly every view would be a reason to answer yes without looking."""
+    classes = paint(tmp_path, "train", 30)
+    for index, numbers in enumerate(classes.values()):
+        numbers[numbers == 1] = 0
+        if index % 10:
+            numbers[::4, ::4] = 1
+    write_masks(tmp_path, classes, lambda numbers: numbers)
+    drawn = opened(tmp_path, window=64, kinds=["presence"])
+    plain, balanced = Counter(), Counter()
+    for view, _, asked in drawn_views(drawn, 600, images=False):
+        plain.update(exchange.answer for exchange in drawn.asker.ask("presence", view) if exchange.about == "class 1")
+        balanced.update(answer for question, answer in asked if "class 1" in question)
+    assert plain["yes"] > 2 * plain["no"] > 0
+    number = balanced.total()
+    assert number > 50 and abs(balanced["yes"] / number - 0.5) < 4 * (1.25 / number) ** 0.5
+
+
+def test_slices_of_volumes(tmp_path):
+    rng, volumes = np.random.default_rng(0), {}
+    for case in ("a", "b"):
+        mask = np.zeros((50, 40, 4), np.int16)  # Columns, rows, slices.
+        for label in (1, 2):
+            left, top = rng.integers(0, 20, 2)
+            mask[left : left + 18, top : top + 15, label - 1 : label + 2] = label
+        values = (rng.normal(0, 100, mask.shape) + 300 * mask).astype(np.int16)
+        volumes[case] = values, mask
+        for kind, array in (("images", values), ("masks", mask)):
+            (tmp_path / "train" / kind).mkdir(parents=True, exist_ok=True)
+            image = nibabel.Nifti1Image(array, np.diag([-1.0, -1.0, 2.0, 1.0]))
+            nibabel.save(image, tmp_path / "train" / kind / f"{case}.nii.gz")
+    names = {"0": None, "1": "liver", "2": "spleen"}
+    drawn = opened(tmp_path, names=names, window=24, collages=0.5, collage_size=42, kinds=["map"])
+
+    def slice_of(image, index):
+        case, _, name = image.id.rpartition("/")
+        return volumes[case][index][:, :, int(name.removeprefix("axial_"))].T
+
+    seen = set()
+    for view, (rendered,), ((question, answer),) in drawn_views(drawn, 20):
+        truth = composed(view, lambda image: slice_of(image, 1))
+        covered = {label: truth == value for value, label in ((1, "liver"), (2, "spleen")) if (truth == value).any()}
+        assert answer.split() == map_of(kind_of(question)[1], covered, truth.shape)
+        seen.update(answer.split())
+        assert rendered.mode == "RGB"
+        for crop, x, y in placed(view):
+            values = volumes[crop.image.id.rpartition("/")[0]][0]
+            low, high = np.percentile(values, [1, 99])
+            part = composed(view, lambda image: slice_of(image, 0))[y : y + crop.side, x : x + crop.side]
+            expected = 255 * ((part - low) / (high - low)).clip(0, 1)
+            shown = np.asarray(rendered)[y : y + crop.side, x : x + crop.side]
+            assert abs(shown - expected[..., None]).max() <= 1
+    assert seen == {"background", "liver", "spleen"}
