@@ -220,8 +220,8 @@ PATTERNS = {
 def check(question, answer, objects, width=WIDTH, height=HEIGHT, parts=None):
     """Recompute the answer from the raw annotation with plain loops and return the kind of the question.
 
-    `objects` are (label, box, area). `parts` are (label, box) of all visible parts of objects, also of those that do not
-    count as objects because most of them is outside; by default they are those of `objects`.
+    `objects` are (label, box, area). `parts` are (label, box) of all visible parts, also of objects that do not count
+    because most of them is outside; by default they are those of `objects`.
     """
     kind, subject = kind_of(question)
     if parts is None:

@@ -341,7 +341,7 @@ def test_pairs_share_crop_and_orientation(tmp_path):
             path = tmp_path / "train" / folder / f"{Path(view.crops[0].image.id).name}.png"
             assert (pixels == composed(view, lambda image, path=path: np.asarray(Image.open(path)))).all()
         is_changed = (folders["A"] != folders["B"]).any()
-        for question, answer in asked:
+        for _, answer in asked:
             if answer in ("yes", "no"):
                 answers[answer] += 1
                 assert answer == ("yes" if is_changed else "no")
