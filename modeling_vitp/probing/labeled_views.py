@@ -1,6 +1,7 @@
 """Probes of a pretraining on labeled images: patches of views, or classes of whole images, beside controls."""
 
 import itertools
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -131,7 +132,7 @@ def class_mask(view: Collage, names: Sequence[str]) -> np.ndarray:
         num_classes += covered
     for region in view.visible:
         if not region.is_clear and view.mask is None:
-            left, top, right, bottom = (round(end) for end in region.box)
+            left, top, right, bottom = (math.ceil(end - 0.5) for end in region.box)
             num_classes[top:bottom, left:right] = 2
     mask[num_classes > 1] = IGNORE_INDEX
     return mask
