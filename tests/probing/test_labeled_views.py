@@ -76,6 +76,24 @@ def test_class_mask_of_label_map_has_names_of_training():
     assert (class_mask(view, NAMES_OF_CLASSES) == np.array([0, 2, 1])[numbers]).all()
 
 
+def test_classes_without_name_are_ignored():
+    regions = [Region("tree", (0, 0, 4, 4), 16.0), Region("lake", (2, 0, 8, 4), 24.0)]
+    mask = class_mask(view_of(regions), NAMES_OF_CLASSES)
+    assert (mask[:4, :2] == 2).all() and (mask[:4, 2:8] == 255).all() and (mask[4:] == 0).all()
+
+
+def test_most_frequent_classes_are_named(coco, tmp_path, monkeypatch):
+    monkeypatch.setattr(labeled_views, "MOST_CLASSES", 2)
+    drawn, test = opened(coco, window=64)
+    data = write_views(drawn, test, tmp_path / "views", seed=0)
+    counts = sorted(drawn.asker.vocabulary.values())
+    names = [entry["name"] for entry in data.classes]
+    assert names[0] == "background" and len(names) == 3
+    assert sorted(drawn.asker.vocabulary[name] for name in names[1:]) == counts[-2:]
+    values = {int(value) for sample in data.open(["test"]) for value in sample["mask"].unique()}
+    assert 255 in values and values <= {0, 1, 2, 255}
+
+
 def test_spread_is_even():
     assert spread(range(100), 4) == [0, 33, 66, 99]
     assert spread(range(3), 4) == [0, 1, 2]
@@ -117,7 +135,7 @@ def test_written_images_and_masks_agree(tmp_path):
     options = {"window": 40, "mosaics": 0.5, "collages": 1}
     drawn, test = opened(tmp_path, names={"0": None, "1": "tree", "2": "road"}, **options)
     data = write_views(drawn, test, tmp_path / "views", seed=0)
-    of_names = {name: number for number, name in enumerate(["background", *drawn.asker.vocabulary])}
+    of_names = {entry["name"]: number for number, entry in enumerate(data.classes)}
     expected = [of_names[name] for name in ("background", "tree", "road")]
     sizes = {"train": set(), "test": set()}
     for split, number in (("train", 5 * 40), ("test", 2 * 6)):
