@@ -69,6 +69,8 @@ def score_pretraining(
         bootstrap interval, over images, of the difference of `own` to `other_images`. Empty without questions that can
         be scored.
     """
+    if isinstance(rows, Dataset):
+        rows = prepare_rows(rows)  # Encoded images are known by their content, decoded ones by their address.
     rows = split_turns(rows) if are_independent else rows
     questions, _ = read_questions(rows)
     partners = other_images([question.images for question in questions])

@@ -1,8 +1,10 @@
 """Probes of a pretraining on labeled images: patches of views, or classes of whole images, beside controls."""
 
 import itertools
+import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from .few_labels import FewLabels
 from .gains import PIXELS, gains_of, load_backbones, measure_gains, with_least_gain
 
 MOST_VIEWS = 200  # Of the training images, and of the test images.
+MOST_CLASSES = IGNORE_INDEX - 1  # Of a mask with 8 bits, beside the background.
 NEIGHBORS, TEMPERATURE, L2 = 20, 0.07, 1e-2  # Of the probes of classes, as those of `vitp probe`.
 
 
@@ -89,10 +92,10 @@ def measure_class_gains(
 def write_views(drawn: DrawnInstructions, test_images: Sequence[AnnotatedImage], folder: Path, seed: int) -> DenseData:
     """Write drawn views of the training images and windows of the test images, with masks of their classes.
 
-    Background is a class. Pixels of unclear objects, and of boxes of several classes, are ignored.
+    Background is a class. The other classes are those of the training images, at most the `MOST_CLASSES` most frequent.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    names = list(drawn.asker.vocabulary)
+    names = [name for name, _ in Counter(drawn.asker.vocabulary).most_common(MOST_CLASSES)]
     number = max(MOST_VIEWS // len(drawn.images), 1)
     train = spread(drawn.images, MOST_VIEWS)
     views = {"train": [], "test": []}
@@ -123,15 +126,21 @@ def write_views(drawn: DrawnInstructions, test_images: Sequence[AnnotatedImage],
 
 
 def class_mask(view: Collage, names: Sequence[str]) -> np.ndarray:
-    """Return the class of each pixel of a view, uint8 `(height, width)`: 0 for none, or from 1 the index in `names`."""
+    """Return the class of each pixel of a view, uint8 `(height, width)`: 0 for none, or from 1 the index in `names`.
+
+    Pixels of unclear objects, of several classes, and of classes without a name are `IGNORE_INDEX`.
+    """
     mask = np.zeros(view.size, dtype=np.uint8)
     num_classes = np.zeros(view.size, dtype=np.uint8)
     for label, covered in covered_by_class(view):
-        mask[covered] = 1 + names.index(label)
-        num_classes += covered
+        if label in names:
+            mask[covered] = 1 + names.index(label)
+            num_classes += covered
+        else:
+            num_classes[covered] = 2
     for region in view.visible:
         if not region.is_clear and view.mask is None:
-            left, top, right, bottom = (round(end) for end in region.box)
+            left, top, right, bottom = (math.ceil(end - 0.5) for end in region.box)
             num_classes[top:bottom, left:right] = 2
     mask[num_classes > 1] = IGNORE_INDEX
     return mask

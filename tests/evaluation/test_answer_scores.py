@@ -291,3 +291,49 @@ def test_empty_captions_and_single_image_are_scored():
 
 def test_caption_words_are_normalized():
     assert tokenize("Two-story houses, 0.5 km2; the tree's SHADE!") == "two-story houses 0.5 km2 the tree 's shade"
+
+
+def test_counts_match_loop():
+    rng = np.random.default_rng(0)
+    answers, references, errors, are_right = [], [], [], []
+    for _ in range(300):
+        value, wanted = rng.integers(0, 12, 2).tolist()
+        kind = rng.integers(0, 4)
+        answers.append([str(value), f"There are {value} trees, not 99.", "many trees", "three"][kind])
+        number = [value, value, None, 3][kind]
+        others = rng.integers(0, 12, rng.integers(0, 3)).tolist()
+        references.append([str(count) for count in [wanted, *others]])
+        errors.append(min(abs((number or 0) - count) for count in [wanted, *others]))
+        are_right.append(number is not None and number in [wanted, *others])
+    scores = score_answers("count", [""] * 300, answers, references)
+    assert scores["mean_error"].tolist() == errors
+    assert scores["accuracy"].tolist() == are_right
+    assert 0.05 < np.mean(are_right) < 0.9
+
+
+def test_answer_without_number_counts_as_zero_but_is_wrong():
+    scores = score_answers("count", [""], ["many"], [["0"]])
+    assert scores["mean_error"].tolist() == [0] and scores["accuracy"].tolist() == [0]
+
+
+def test_map_scores_match_loops():
+    """Maps may be too short or too long; cells that are missing are wrong."""
+    rng, words = np.random.default_rng(0), np.array(["tree", "road", "water", "none"])
+    for _ in range(200):
+        wanted = words[rng.integers(0, rng.integers(1, 5), 9)].tolist()
+        own = words[rng.integers(0, rng.integers(1, 5), rng.integers(7, 12))].tolist()
+        scores = score_answers("map", [""], [" ".join(own)], [[" ".join(wanted)]])
+        own = [own[cell] if cell < len(own) else None for cell in range(9)]
+        overlaps = []
+        for word in words:
+            both = sum(a == b == word for a, b in zip(own, wanted))
+            either = sum(a == word or b == word for a, b in zip(own, wanted))
+            if either:
+                overlaps.append(both / either)
+        assert scores["mean_iou"][0] == pytest.approx(sum(overlaps) / len(overlaps))
+        assert scores["accuracy"][0] == pytest.approx(sum(a == b for a, b in zip(own, wanted)) / 9)
+
+
+def test_letters_of_map_may_have_no_spaces():
+    scores = score_answers("map", [""], ["AABAABBBA"], [["A A B A A B B B B"]])
+    assert scores["accuracy"][0] == 8 / 9 and scores["mean_iou"][0] == pytest.approx((4 / 5 + 4 / 5) / 2)

@@ -210,14 +210,22 @@ PATTERNS = {
     "counting": r"(?:How many|What is the number of|Count the) (.*?)(?: are)?(?: in the image)?[.?]",
     "all": r"(?:Find all (.*)|Mark every (.*) in the image with a box|Give the boxes of all (.*))\.",
     "one": r"(?:Where is (.*)\?|Give the box of (.*)\.|Locate <ref>(.*)</ref> in the image\.)",
+    "fine_map": r"(?:Map the (.*) in \d+ x \d+ cells, with a letter for the covered quarters of each"
+    r"|Which quarters of each of \d+ x \d+ cells do (.*) cover\? Write a letter for each cell)\.",
     "map": r"(?:What covers most of each cell|Divide the image into|Map the image in) .*(?:\?|\.) Write (.*)\.",
     "caption": r"(?:What is in the region|Describe the object at|What does the box) <box>\[\[(.*)\]\]</box>.*",
 }
 
 
-def check(question, answer, objects, width=WIDTH, height=HEIGHT):
-    """Recompute the answer from the raw annotation with plain loops and return the kind of the question."""
+def check(question, answer, objects, width=WIDTH, height=HEIGHT, parts=None):
+    """Recompute the answer from the raw annotation with plain loops and return the kind of the question.
+
+    `objects` are (label, box, area). `parts` are (label, box) of all visible parts, also of objects that do not count
+    because most of them is outside; by default they are those of `objects`.
+    """
     kind, subject = kind_of(question)
+    if parts is None:
+        parts = [(label, box) for label, box, _ in objects]
     if kind == "presence":
         assert answer == ("yes" if any(label == subject for label, _, _ in objects) else "no")
     elif kind == "counting":
@@ -239,8 +247,12 @@ def check(question, answer, objects, width=WIDTH, height=HEIGHT):
         assert phrase in (subject, subject.removeprefix("the "))
         return "referring" if phrase == subject else "one"
     elif kind == "map":
-        covered = covered_by([(label, box) for label, box, _ in objects], width, height)
-        assert answer.split() == map_of(subject, covered, (height, width))
+        assert answer.split() == map_of(subject, covered_by(parts, width, height), (height, width))
+    elif kind == "fine_map":
+        label = SINGULAR[subject]
+        covered = covered_by(parts, width, height).get(label, np.zeros((height, width), bool))
+        centers = [((x0 + x1) / 2, (y0 + y1) / 2) for name, (x0, y0, x1, y1), _ in objects if name == label]
+        assert answer.split() == fine_map_of(covered, centers)
     else:
         grid = [int(number) for number in subject.split(", ")]
         candidates = [entry for entry in objects if same_place(grid, entry[1], width, height)]
@@ -268,6 +280,25 @@ def map_of(key, covered, size):
         for column in range(7)
     ]
     return [signs[max(counts, key=counts.get)] for counts in cells]
+
+
+def fine_map_of(covered, centers=(), side=7):
+    """Return the letters of a fine map from the pixels of a class, and the centers (x, y) of its objects."""
+    height, width = covered.shape
+    quarter_rows, quarter_columns = ((2 * np.arange(length) + 1) * side // length for length in (height, width))
+    letters = []
+    for row in range(side):
+        for column in range(side):
+            number = 0
+            for bit in range(4):
+                pixels = covered[quarter_rows == 2 * row + bit // 2][:, quarter_columns == 2 * column + bit % 2]
+                number += 2**bit if 2 * pixels.sum() > pixels.size else 0
+            has_center = any(
+                column <= x * side / width < column + 1 and row <= y * side / height < row + 1 for x, y in centers
+            )
+            letter = "abcdefghijklmnop"[number]
+            letters.append(letter.upper() if has_center else letter)
+    return letters
 
 
 def covered_by(boxes, width=WIDTH, height=HEIGHT):

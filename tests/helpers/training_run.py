@@ -20,7 +20,9 @@ from tiny_models import TEXT, VISION
 from transformers import TrainerCallback, TrainerState
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.instructions.from_annotations.source import LabelSource
 from modeling_vitp.training import base_trainer, checkpointing
+from modeling_vitp.training.arguments import AnnotationOptions
 from modeling_vitp.training.loading import build_model, build_tokenizer
 
 SIZES = [(56, 56), (112, 56), None, (168, 112), (56, 112), (112, 112), None, (56, 56), (168, 56), (56, 168)]
@@ -73,8 +75,10 @@ def make_trainer(
     lora: bool | dict = False,
     train_rows=None,
     vision: dict = VISION,
+    annotations: tuple[str, dict] | None = None,
     **options,
 ):
+    """Return a trainer of a tiny model, on generated rows, on `train_rows`, or on a folder of labels with options."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["How many trees are there? There are 12 trees in the top left quarter."], 400)
     if vision is VISION:
@@ -86,8 +90,14 @@ def make_trainer(
     args = ViTPTrainingConfig(str(folder), **{**OPTIONS, **options})
     settings = {"r": 2, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1}
     adapter = LoraConfig(**settings | (lora if isinstance(lora, dict) else {})) if lora else None
+    drawn = None
+    if annotations is not None:
+        folder_of_labels, label_options = annotations
+        drawn = LabelSource.open(folder_of_labels, AnnotationOptions(**label_options)).draw(args.seed)
+        train_rows = drawn.rows()
     datasets = {"train_dataset": train_rows, "eval_dataset": rows.select(range(3))}
-    return ViTPTrainer(model, args, **datasets, processing_class=processor, peft_config=adapter)
+    settings = {"processing_class": processor, "peft_config": adapter, "sample_transform": drawn}
+    return ViTPTrainer(model, args, **datasets, **settings)
 
 
 def summary(trainer) -> dict:

@@ -160,15 +160,19 @@ def make_collage(
         is_near = (low < crop.window[2:]).all(axis=1) & (high > crop.window[:2]).all(axis=1)
         near = tuple(crop.image.regions[index] for index in np.flatnonzero(is_near).tolist())
         window = window_of(dataclasses.replace(crop.image, regions=near), crop.window)
+        if len(crops) > 1:  # A caption may mention other regions of its image.
+            window = dataclasses.replace(
+                window, regions=tuple(dataclasses.replace(region, caption=None) for region in window.regions)
+            )
         regions += [move_region(region, crop, corner) for region in window.regions]
         slivers += [move_region(region, crop, corner) for region in window.slivers]
     return Collage(collage_id, (), size, tuple(regions), slivers=tuple(slivers), crops=tuple(crops))
 
 
 def move_region(region: Region, crop: Crop, corner: tuple[int, int]) -> Region:
-    """Return a region of a crop's window in the collage, without its caption, which may mention other regions."""
+    """Return a region of a crop's window in the collage."""
     (left, top, right, bottom), (x, y) = crop.turn_box(region.box), corner
-    return dataclasses.replace(region, box=(left + x, top + y, right + x, bottom + y), caption=None)
+    return dataclasses.replace(region, box=(left + x, top + y, right + x, bottom + y))
 
 
 def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[LabelMap]:

@@ -199,10 +199,12 @@ class DrawnInstructions:
         Columns: `id`, `image_index`, and `labels`, a hash of the image's labels, by which resumed runs see changes.
         """
         ids, indices, labels = [], [], []
+        exact_total = 0.0
         for index, image in enumerate(self.images):
             has_windows = self.view.window is not None and image.label is None and not image.captions
             number = len(windows(image.size, self.view.window, 0)) if has_windows else 1
-            number = round(number / (1 - self.collage_share))
+            exact_total += number / (1 - self.collage_share)
+            number = round(exact_total) - len(ids)  # rounded for all images together, because most have few windows
             digest = labels_digest(image)
             for repeat in range(number):
                 ids.append(f"{image.id}#{repeat}")
@@ -323,7 +325,11 @@ def messages_of(exchanges: Sequence[Exchange]) -> list[dict[str, str]]:
 
 
 def labels_digest(image: AnnotatedImage) -> str:
-    """Return a hash of the labels of an image, and of the state of its files."""
+    """Return a hash of the labels of an image, including the pixels of its mask, and of the state of its files."""
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in image.paths]
     labels = (image.size, image.regions, image.label, image.captions, states)
-    return hashlib.sha256(repr(labels).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(labels).encode())
+    if image.mask is not None:
+        numbers, phrases = image.mask()
+        digest.update(repr(phrases).encode() + numbers.tobytes())
+    return digest.hexdigest()[:16]

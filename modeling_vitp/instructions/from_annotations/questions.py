@@ -193,7 +193,8 @@ def register_kind(name: str) -> Callable:
 @register_kind("presence")
 def presence(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     if "change_caption" in asker.phrasings:
-        if any(region.is_clear for region in image.regions) or not image.regions:
+        # A crop that shows less than half of a change has no region, but is not unchanged.
+        if any(region.is_clear for region in image.regions) or not image.visible:
             yield {}, "yes" if image.regions else "no", "change"
         return
     present = sorted({region.label for region in image.regions if region.is_clear} | ({image.label} - {None}))
@@ -265,7 +266,7 @@ def grounding_all(asker: Asker, image: AnnotatedImage, generator: torch.Generato
     """Ask for all objects of a class, in reading order."""
     if "change_caption" in asker.phrasings:
         label, regions = next(iter(asker.vocabulary), None), list(image.regions)
-        if not all(region.is_clear for region in regions):
+        if not all(region.is_clear for region in regions) or (image.slivers and not regions):
             return
         regions.sort(key=lambda region: (region.box[1], region.box[0]))
     else:
@@ -361,6 +362,8 @@ def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
     """Ask for the change: one of the captions, or number, area and position of the changed regions."""
     if image.captions:
         yield {}, pick(image.captions, generator), None
+        return
+    if image.slivers:  # whose areas are not known
         return
     if not image.regions:
         yield {}, "Nothing has changed.", None
@@ -604,7 +607,7 @@ def plural(label: str) -> str:
     *before, word = label.split(" ")
     if word in IRREGULAR_PLURALS:
         word = IRREGULAR_PLURALS[word]
-    elif word in SAME_PLURALS or re.search("[^isu]s$", word):
+    elif word in SAME_PLURALS or re.search("[^isu]s$|[0-9]$", word):
         pass
     elif word.endswith(("s", "x", "z", "ch", "sh")):
         word += "es"

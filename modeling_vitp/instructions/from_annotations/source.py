@@ -109,7 +109,9 @@ class LabelSource:
             collage_grid=tuple(options.collage_grid),
             collage_size=options.collage_size,
         )
-        return DrawnInstructions(images, asker, self.kinds, options.turns, settings)
+        drawn = DrawnInstructions(images, asker, self.kinds, options.turns, settings)
+        drawn.settings |= {"intensities": self.reading.intensities, "percentiles": self.reading.percentiles}
+        return drawn
 
     def store(self, drawn: DrawnInstructions, images: Sequence[AnnotatedImage]) -> Dataset:
         """Return rows of fixed windows of images, with a question of each kind that their labels answer.

@@ -1,0 +1,150 @@
+"""Recipe `pretrain` on labeled images of the user: outputs by layout, and errors."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from annotated_images import LAYOUTS, NAMES
+from pictures import picture
+from PIL import Image
+from tiny_models import FROM_SCRATCH
+
+from modeling_vitp.evaluation import pretraining
+from modeling_vitp.instructions.from_annotations import source
+from modeling_vitp.probing import labeled_views
+from modeling_vitp.recipes import pretrain
+
+SETTINGS = {
+    "from_scratch": FROM_SCRATCH,
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "bf16": False,
+    "watch_samples": 0,
+}
+
+
+def write_config(folder, **settings):
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**SETTINGS, "output_dir": str(folder / "run"), **settings}))
+    return str(file)
+
+
+def write_masks(root, split, names):
+    for name in names:
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True, exist_ok=True)
+        numbers = np.random.default_rng(int(name)).integers(0, 3, (4, 5)).repeat(30, 0).repeat(30, 1)
+        picture(150, 120, int(name)).save(root / split / "images" / f"{name}.png")
+        Image.fromarray(numbers.astype(np.uint8)).save(root / split / "masks" / f"{name}.png")
+
+
+def write_folders(root, split, names):
+    for name in names:
+        folder = root / split / ("forest", "AnnualCrop")[int(name) % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(70, 60, int(name) + 1000 * (split == "test")).save(folder / f"{name}.png")
+
+
+WRITERS = {name: LAYOUTS[name][0] for name in ("coco", "dota", "yolo")}
+WRITERS |= {"masks": write_masks, "folders": write_folders}
+
+
+def labels_of(folder, layout, splits=("train", "test")):
+    root = folder / "MINE"
+    root.mkdir()
+    for split in splits:
+        WRITERS[layout](root, split, NAMES[split][:6])
+    return root
+
+
+def files_in(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def quick_scores(monkeypatch, quick_probe):
+    """Score few views and sample few answers."""
+    monkeypatch.setattr(pretraining, "COUNT_SAMPLES", 3)
+    monkeypatch.setattr(pretraining, "MOST_QUESTIONS", 4)
+    monkeypatch.setattr(pretraining, "MAX_NEW_TOKENS", dict.fromkeys(pretraining.MAX_NEW_TOKENS, 3))
+    monkeypatch.setattr(source, "MOST_WINDOWS", 6)
+    monkeypatch.setattr(labeled_views, "MOST_VIEWS", 6)
+
+
+@pytest.mark.parametrize(
+    "layout", [name if name == "folders" else pytest.param(name, marks=pytest.mark.slow) for name in WRITERS]
+)
+def test_annotations_of_any_layout_are_trained_on(tmp_path, quick_scores, layout):
+    root = labels_of(tmp_path, layout)
+    before = files_in(root)
+    options = json.dumps({"window": 56, "collages": 0.5, "collage_size": 56})
+    config = write_config(tmp_path, eval_strategy="steps", eval_steps=2)
+    assert pretrain.main(["--config", config, "--annotations", str(root), "--annotation_options", options]) == 0
+    assert files_in(root) == before
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["train"]["train_loss"] > 0 and metrics["eval"]["eval_loss"] > 0
+    assert set(metrics["probe"]["least_gain"]) >= {"linear"}
+    for of_kind in metrics["answers"].values():
+        for score in of_kind.values():
+            assert {"own", "other_images", "constant", "least_gain", "gain", "questions"} <= set(score)
+    kinds = {"folders": {"vqa"}, "masks": {"vqa", "map"}}.get(layout, {"vqa", "map", "count"})
+    assert kinds <= set(metrics["answers"])
+    assert metrics["requirements"] == []
+    assert (tmp_path / "run" / "backbone" / "config.json").is_file()
+
+
+def test_labels_without_test_split_are_not_scored(tmp_path):
+    root = labels_of(tmp_path, "coco", ["train"])
+    assert pretrain.main(["--config", write_config(tmp_path, annotations=str(root))]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert not {"probe", "answers", "eval"} & set(metrics)
+
+
+def test_missed_requirement_is_exit_status(tmp_path, quick_scores, capsys):
+    root = labels_of(tmp_path, "folders")
+    require = {"probe.least_gain.linear": "> 2", "train.train_loss": "> 0"}
+    assert pretrain.main(["--config", write_config(tmp_path, annotations=str(root), require=require)]) == 1
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [found["passed"] for found in metrics["requirements"]] == [False, True]
+    assert "probe.least_gain.linear" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"annotation_options": {"mosaic": 0.5}}, ["annotation_options", "mosaic", "mosaics"]),
+        ({"annotation_options": {"kinds": ["counting", "maps"]}}, ["kinds", "maps", "fine_map"]),
+        ({"annotation_options": {"layout": "cocoa"}}, ["cocoa", "geojson"]),
+        ({"annotation_options": {"scale": [1.2, 0.8]}}, ["scale"]),
+        ({"annotation_options": {"window": 0}}, ["window"]),
+        ({"annotation_options": {"collage_grid": [1]}}, ["collage_grid"]),
+        ({"annotation_options": {"percentiles": [1, 99]}}, ["percentiles", "volumes", "coco"]),
+        ({"annotation_options": {"split": "trainig"}}, ["trainig", "train"]),
+        ({"annotation_options": {"names": {"tank": "storage tank"}}}, ["tank", "plane"]),
+        ({"dataset_name": "elsewhere"}, ["dataset_name", "annotations"]),
+        ({"eval_strategy": "steps", "eval_steps": 1}, ["test", "eval_strategy"]),
+        ({"dataset_test_split": "unseen"}, ["unseen", "train"]),
+        ({"annotations": "elsewhere/missing"}, ["annotations", "elsewhere/missing"]),
+        ({"annotations": None, "dataset_name": "x", "annotation_options": {"turns": 2}}, ["annotation_options"]),
+        ({"require": {"probe.least_gain.linear": "high"}}, ["require", "probe.least_gain.linear"]),
+    ],
+    ids=lambda value: "-".join(map(str, value))[:40] if isinstance(value, list) else "",
+)
+def test_wrong_settings_are_named(tmp_path, settings, names):
+    root = labels_of(tmp_path, "coco", ["train"])
+    with pytest.raises((ValueError, SystemExit)) as error:
+        pretrain.main(["--config", write_config(tmp_path, **{"annotations": str(root), **settings})])
+    assert all(name in str(error.value) for name in names), error.value
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_folder_without_labels_is_named(tmp_path):
+    (tmp_path / "MINE").mkdir()
+    picture(60, 60).save(tmp_path / "MINE" / "a.png")
+    with pytest.raises(ValueError, match="MINE"):
+        pretrain.main(["--config", write_config(tmp_path, annotations=str(tmp_path / "MINE"))])
