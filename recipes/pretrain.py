@@ -118,7 +118,8 @@ def score_run(args, data, output_dir: Path, training_args) -> dict:
     if args.probe_data is not None:
         scores["probe"] = probe_run(args.probe_data, args.probe_splits, output_dir, seed, device)
     elif data.test_images:
-        scores["probe"] = probe_labels(data.transform, data.test_images, output_dir, seed, device)
+        jitter = training_args.color_jitter
+        scores["probe"] = probe_labels(data.transform, data.test_images, output_dir, seed, device, jitter)
     if scores.get("probe"):
         tables += ["Probes of frozen features:", gains_table(scores["probe"])]
     if isinstance(data.eval, Dataset):

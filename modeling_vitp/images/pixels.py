@@ -63,15 +63,20 @@ class ColorJitter:
         gain: largest absolute deviation of the gain from 1, in [0, 1].
         bias: largest absolute bias, as a share of the range of values, in [0, 1].
         gray: probability that each channel is replaced by the mean of the channels, in [0, 1].
+        shared: whether all channels have the same curve, which changes brightness and contrast alone.
     """
 
     gamma: float = 0.5
     gain: float = 0.35
     bias: float = 0.15
     gray: float = 0.2
+    shared: bool = False
 
     def __post_init__(self):
-        for name, value in vars(self).items():
+        if not isinstance(self.shared, bool):
+            raise ValueError(f"Expected shared of color_jitter to be true or false, got {self.shared!r}.")
+        for name in ("gamma", "gain", "bias", "gray"):
+            value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= (math.inf if name == "gamma" else 1):
                 interval = "[0, inf)" if name == "gamma" else "[0, 1]"
                 raise ValueError(f"Expected {name} of color_jitter to be a number in {interval}, got {value!r}.")
@@ -84,7 +89,9 @@ class ColorJitter:
         Args:
             tiles: uint8 in [0, 255], or float32 normalized by `image_processor`, each `(channels, height, width)`.
         """
-        draws = 2 * torch.rand(3, len(tiles[0]), 1, generator=generator) - 1
+        num_curves = 1 if self.shared else len(tiles[0])
+        draws = 2 * torch.rand(3, num_curves, 1, generator=generator) - 1
+        draws = draws.expand(3, len(tiles[0]), 1)
         is_gray = torch.rand((), generator=generator) < self.gray
 
         def recolor(values: torch.Tensor) -> torch.Tensor:

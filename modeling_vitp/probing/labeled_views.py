@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from ..classification.data import FileImages
 from ..dense.data import DenseData
 from ..image_processing_vitp_dense import IGNORE_INDEX
+from ..images.pixels import IMAGE_PROCESSOR, ColorJitter, to_pixels
 from ..instructions.from_annotations.annotations import AnnotatedImage
 from ..instructions.from_annotations.collages import Collage
 from ..instructions.from_annotations.drawing import DrawnInstructions, encode_picture
@@ -37,6 +39,7 @@ def probe_labels(
     output_dir: Path,
     seed: int,
     device: str | torch.device,
+    color_jitter: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Probe `backbone` in the folder of a run, `backbone_at_start`, random weights and bare pixels on labeled images.
 
@@ -49,6 +52,8 @@ def probe_labels(
         output_dir: folder of the run, to which pictures are written as `probe`.
         seed: seed of the views and of the random weights.
         device: device of the backbones.
+        color_jitter: fields of the [`~modeling_vitp.images.pixels.ColorJitter`] of the pretraining, which the training
+            views of 8-bit images get too.
 
     Returns:
         `scores` by backbone and probe, `gains` by probe and control, `least_gain` by probe (see [`measure_gains`] and
@@ -60,7 +65,7 @@ def probe_labels(
         del backbones[PIXELS]
         measured = measure_class_gains(drawn.images, test_images, backbones, folder)
     elif subject in ("objects", "regions"):
-        data = write_views(drawn, test_images, folder / "data", seed)
+        data = write_views(drawn, test_images, folder / "data", seed, color_jitter)
         measured = measure_gains(data, "train", "test", backbones=backbones, folder=folder)["test"]
         shutil.rmtree(folder / "data")
     else:
@@ -89,10 +94,16 @@ def measure_class_gains(
     return {"control": task.control(), "scores": scores, "gains": gains_of(scores, task.shown)}
 
 
-def write_views(drawn: DrawnInstructions, test_images: Sequence[AnnotatedImage], folder: Path, seed: int) -> DenseData:
+def write_views(
+    drawn: DrawnInstructions,
+    test_images: Sequence[AnnotatedImage],
+    folder: Path,
+    seed: int,
+    color_jitter: dict[str, Any] | None = None,
+) -> DenseData:
     """Write drawn views of the training images and windows of the test images, with masks of their classes.
 
-    Background is a class. The other classes are those of the training images, at most the `MOST_CLASSES` most frequent.
+    The training views have the random colors of the pretraining, if it has any and they have 8 bits. Background is a class. The other classes are those of the training images, at most the `MOST_CLASSES` most frequent.
     """
     shutil.rmtree(folder, ignore_errors=True)
     names = [name for name, _ in Counter(drawn.asker.vocabulary).most_common(MOST_CLASSES)]
@@ -105,12 +116,17 @@ def write_views(drawn: DrawnInstructions, test_images: Sequence[AnnotatedImage],
             views["train"].append(drawn.draw_view(image, generator, is_mosaic_allowed=False))
     windows = itertools.chain.from_iterable(drawn.fixed_views(image, 0) for image in test_images)
     views["test"] = spread(list(windows), MOST_VIEWS)
+    jitter = None if color_jitter is None else ColorJitter(**color_jitter)
     suffixes = {}
     for split, of_split in views.items():
         for kind in ("images", "masks"):
             (folder / split / kind).mkdir(parents=True)
         for index, view in enumerate(of_split):
-            content = encode_picture(drawn.scenes.render(view)[0])["bytes"]
+            picture = drawn.scenes.render(view)[0]
+            if split == "train" and jitter is not None and isinstance(picture, Image.Image):
+                generator = keyed_generator(seed, index, "probe colors")
+                picture = to_pil_image(jitter([to_pixels(picture, None)], IMAGE_PROCESSOR, generator)[0])
+            content = encode_picture(picture)["bytes"]
             suffixes[split] = "png" if content.startswith(b"\x89PNG") else "tif"
             (folder / split / "images" / f"{index:06}.{suffixes[split]}").write_bytes(content)
             Image.fromarray(class_mask(view, names)).save(folder / split / "masks" / f"{index:06}.png")

@@ -34,6 +34,7 @@ COLLAGE_IMAGES = 16  # Most images of a collage: each may have to be decoded for
 MOSAIC_SIDE = 2  # Crops per side of a mosaic.
 BALANCE_VIEWS = 500  # Number of views from which the rates of yes and no are estimated.
 MOST_DRAWS = 50  # Number of views after which an image is said to answer no question.
+MAP_SHARE = 0.4  # Of the views of one image that are asked for a map; the others have a conversation in words.
 MAP_KINDS = ("map", "fine_map")  # Kinds that are asked about collages.
 NO_TURN = (False, False, False)
 
@@ -91,7 +92,9 @@ class DrawnInstructions:
         self.images = [self._with_cached_mask(image) for image in images]
         self.asker, self.kinds, self.turns, self.view = asker, list(kinds), turns, settings
         self.map_kinds = [kind for kind in MAP_KINDS if kind in kinds]
+        self.word_kinds = [kind for kind in kinds if kind not in MAP_KINDS]
         self.collage_share = settings.collages / (1 + settings.collages) if self.map_kinds else 0.0
+        self.map_share = 0.0 if not self.map_kinds else MAP_SHARE if self.word_kinds else 1.0
         self.settings = dataclasses.asdict(settings) | {
             "kinds": self.kinds,
             "turns": turns,
@@ -128,12 +131,15 @@ class DrawnInstructions:
         """
         image = self.images[example["image_index"]]
         for _ in range(MOST_DRAWS):
-            if torch.rand((), generator=generator).item() < self.collage_share:
-                view = self.draw_collage(generator)
+            is_collage = torch.rand((), generator=generator).item() < self.collage_share
+            view = self.draw_collage(generator) if is_collage else self.draw_view(image, generator)
+            # A map is asked alone: its k-th word is then always as far from the k-th visual token, which a language
+            # model learns sooner.
+            is_map = is_collage or torch.rand((), generator=generator).item() < self.map_share
+            if is_map:
                 exchanges = self.asker.ask(pick(self.map_kinds, generator), view)
             else:
-                view = self.draw_view(image, generator)
-                exchanges = converse(view, self.asker, self.kinds, self.turns, self.rates)
+                exchanges = converse(view, self.asker, self.word_kinds, self.turns, self.rates)
             if exchanges:
                 return view, exchanges
         raise ValueError(f"{MOST_DRAWS} views of {image.id!r} answer no question of the kinds {', '.join(self.kinds)}.")

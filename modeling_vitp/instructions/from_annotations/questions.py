@@ -43,8 +43,8 @@ MAP = (
 )
 
 FINE_MAP = (
+    # One wording, so that the k-th letter is always as far from the k-th cell: a small language model learns this fast.
     "Map the {labels} in {side} x {side} cells, with a letter for the covered quarters of each.",
-    "Which quarters of each of {side} x {side} cells do {labels} cover? Write a letter for each cell.",
 )
 
 CAPTION_REGION = (
