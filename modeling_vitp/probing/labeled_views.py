@@ -103,7 +103,8 @@ def write_views(
 ) -> DenseData:
     """Write drawn views of the training images and windows of the test images, with masks of their classes.
 
-    The training views have the random colors of the pretraining, if it has any and they have 8 bits. Background is a class. The other classes are those of the training images, at most the `MOST_CLASSES` most frequent.
+    The training views have the random colors of the pretraining, if it has any and they have 8 bits. Background is a
+    class. The other classes are those of the training images, at most the `MOST_CLASSES` most frequent.
     """
     shutil.rmtree(folder, ignore_errors=True)
     names = [name for name, _ in Counter(drawn.asker.vocabulary).most_common(MOST_CLASSES)]
