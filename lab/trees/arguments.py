@@ -12,7 +12,9 @@ TASK_OPTIONS = ("collage_share", "map_share", "mosaic_share", "kinds")
 class TreePretrainArguments(PretrainArguments):
     """Arguments of `vitp pretrain`, with options of [`~lab.trees.instructions.TreeInstructions`]."""
 
-    unsupported = dict.fromkeys(("mixture", "image_root", "columns", "prompt", "probe_data", "dry_run"), OWN_ROWS)
+    unsupported = dict.fromkeys(
+        ("annotations", "mixture", "image_root", "columns", "prompt", "probe_data", "require", "dry_run"), OWN_ROWS
+    )
 
     task: str | None = field(default="trees", metadata={"help": "Mark of a configuration of this command."})
     task_options: dict | str | None = field(
@@ -20,11 +22,7 @@ class TreePretrainArguments(PretrainArguments):
     )
 
     def __post_init__(self):
-        task, options = self.task, self.task_options
-        self.task = self.task_options = None  # The parent may have fields of these names, for tasks of the package.
         super().__post_init__()
-        self.task, self.task_options = task, options
-        self._read_mappings()
         if self.task != "trees":
             raise ValueError(f"Expected task to be 'trees', got {self.task!r}.")
         unknown = sorted(set(self.task_options or {}) - set(TASK_OPTIONS))

@@ -84,8 +84,11 @@ def main(argv: list[str] | None = None) -> int:
         trained = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
         metrics["task"] = evaluation.evaluate(trained, processor, splits, output_dir, training_args.seed)
     results.save_metrics(trainer, metrics)
-    status = results.finish(trainer)
-    return results.report(metrics, output_dir, model.config.model_type) or status
+    status = results.finish(trainer) | results.report(metrics, output_dir, model.config.model_type)
+    for check in metrics["task"]["checks"]:
+        result = "passed" if check["passed"] else "failed"
+        print(f"{result}: {check['name']}: {check['reached']:.3f} (required: {check['required']})")
+    return status | (not metrics["task"]["passed"])
 
 
 if __name__ == "__main__":
