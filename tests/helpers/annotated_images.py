@@ -286,13 +286,14 @@ def fine_map_of(covered, centers=(), side=7):
     """Return the letters of a fine map from the pixels of a class, and the centers (x, y) of its objects."""
     height, width = covered.shape
     quarter_rows, quarter_columns = ((2 * np.arange(length) + 1) * side // length for length in (height, width))
+    covered_pixels, all_pixels = np.zeros((2, 2 * side, 2 * side), int)
+    np.add.at(covered_pixels, (quarter_rows[:, None], quarter_columns), covered)
+    np.add.at(all_pixels, (quarter_rows[:, None], quarter_columns), 1)
+    is_covered = 2 * covered_pixels > all_pixels
     letters = []
     for row in range(side):
         for column in range(side):
-            number = 0
-            for bit in range(4):
-                pixels = covered[quarter_rows == 2 * row + bit // 2][:, quarter_columns == 2 * column + bit % 2]
-                number += 2**bit if 2 * pixels.sum() > pixels.size else 0
+            number = sum(2**bit for bit in range(4) if is_covered[2 * row + bit // 2, 2 * column + bit % 2])
             has_center = any(
                 column <= x * side / width < column + 1 and row <= y * side / height < row + 1 for x, y in centers
             )

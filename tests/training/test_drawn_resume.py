@@ -14,7 +14,7 @@ from training_run import make_trainer, run, summary, train
 from modeling_vitp.training.checkpointing import last_checkpoint
 
 OPTIONS = {"window": 100, "mosaics": 0.5, "collages": 1, "collage_grid": [2, 7], "collage_size": 112}
-RUN = {"dataloader_num_workers": 2, "eval_strategy": "no", "max_length": None, "max_steps": 4, "save_steps": 2}
+RUN = {"dataloader_num_workers": 2, "eval_strategy": "no", "max_length": None, "max_steps": 2, "save_steps": 1}
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def test_stopped_run_resumes_exactly(tmp_path, labels):
     options = {**RUN, "annotations": (labels, OPTIONS), "save_total_limit": 2}
     whole = make_trainer(tmp_path / "run", **options)
     whole.train()
-    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
     resumed = make_trainer(tmp_path / "run", **options)
     resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "run"))
     assert summary(resumed) == summary(whole)
-    assert resumed.state.global_step == 4
+    assert resumed.state.global_step == 2
 
 
 @pytest.mark.slow

@@ -143,10 +143,8 @@ def annotated(request, tmp_path_factory):
     return root, objects
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_answers_and_pixels_follow_from_crops(annotated, number):
-    root, objects = annotated
-    drawn = opened(root, **MIXED)
+def check_views(drawn, root, objects, number):
+    """Recompute pixels and answers of drawn views; return their kinds and counts of what was drawn."""
     kinds, views, turns, grids, used = Counter(), Counter(), Counter(), set(), set()
     for view, (rendered,), asked in drawn_views(drawn, number):
         height, width = view.size
@@ -176,11 +174,42 @@ def test_answers_and_pixels_follow_from_crops(annotated, number):
                 assert SINGULAR.get(subject, subject) not in slivers
             if kind == "one":
                 assert not any(subject.endswith(label) for label in slivers)
+    return kinds, views, turns, grids, used
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_answers_and_pixels_follow_from_crops(annotated, number):
+    root, objects = annotated
+    drawn = opened(root, **MIXED)
+    kinds, views, turns, grids, used = check_views(drawn, root, objects, number)
     assert set(kinds) == {"presence", "counting", "all", "none", "one", "referring", "caption", "map", "fine_map"}
     assert len(turns) == 8 and grids == {1, 4, 49}
     assert abs(views["collage"] - number / 2) < 4 * (number / 4) ** 0.5
     assert abs(views["mosaic"] - views["crop"]) < 4 * (number / 2) ** 0.5
     assert used == set(NAMES["train"][:20])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"map_side": 7, "max_boxes": 1, "scale": [0.3, 2.0]}, {"window": 1000, "turn": False}],
+    ids=["defaults", "few boxes in views of any scale", "window larger than images"],
+)
+def test_answers_with_other_options(coco, options):
+    @lru_cache
+    def objects(name):
+        _, read = LAYOUTS["coco"]
+        return [
+            (
+                label.replace("-", " ").lower(),
+                [min(max(side, 0), end) for side, end in zip(box, [WIDTH, HEIGHT] * 2)],
+                area,
+            )
+            for label, box, area in read(coco, name)
+        ]
+
+    _, views, turns, grids, _ = check_views(opened(coco, **options), coco, objects, 60)
+    assert set(views) == {"crop"} and grids == {1}
+    assert len(turns) == (8 if options.get("turn", True) else 1)
 
 
 def paint(root, split, number, seed=0):
@@ -392,7 +421,7 @@ def write_bands_with_boxes(root, suffix, bands, number=6, **entries):
         (".png", 1, {"window": [0, 65535]}),
     ],
 )
-def test_16_bit_values_are_kept(tmp_path, processor, suffix, bands, spec):
+def test_16_bit_values_are_kept(tmp_path, monkeypatch, processor, suffix, bands, spec):
     arrays = write_bands_with_boxes(tmp_path, suffix, bands)
     drawn = opened(tmp_path, **PAINTED)
     drawn.scenes.spec = InputSpec.from_dict(spec)
@@ -403,6 +432,9 @@ def test_16_bit_values_are_kept(tmp_path, processor, suffix, bands, spec):
         expected = composed(view, lambda image: arrays[image.id].transpose(1, 2, 0)).transpose(2, 0, 1)
         assert rendered.dtype == np.uint16 and rendered.shape == expected.shape
         assert (rendered == expected).all()
+        with monkeypatch.context() as patched:
+            patched.setattr(drawing, "CACHE_BYTES", 16)  # Only the window of a TIFF is read.
+            assert (drawn.scenes.render(view)[0] == rendered).all()
     assert len(turns) == 8 and views == {"crop", "mosaic", "collage"}
     processor.image_processor = processor.image_processor.with_input_spec(spec)
     rows = [{**row, "epoch": 0} for row in list(drawn.rows())[:3]]

@@ -15,6 +15,7 @@ from annotated_images import (
     WIDTH,
     boxes_in,
     check,
+    fine_map_of,
     kind_of,
     make,
     map_of,
@@ -28,6 +29,7 @@ from PIL import Image
 from modeling_vitp.instructions.from_annotations import layouts
 from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, read_labels
 from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split
+from modeling_vitp.instructions.from_annotations.questions import plural
 from modeling_vitp.training.arguments import PretrainArguments
 from modeling_vitp.training.data import open_data
 
@@ -148,9 +150,15 @@ def test_masks_are_read(tmp_path, is_color):
                 assert answer == ("yes" if areas[label] else "no")
                 seen[answer] += 1
             elif " cells" in question or " cell " in question:
+                kind, subject = kind_of(question)
+                if kind == "fine_map":
+                    (value,) = [value for value, label in named.items() if subject in (label, plural(label))]
+                    assert answer.split() == fine_map_of(mask == value)
+                    seen[kind] += 1
+                    continue
                 covered = {label: mask == value for value, label in named.items() if areas[label]}
-                assert answer.split() == map_of(kind_of(question)[1], covered, mask.shape)
-                seen["map"] += 1
+                assert answer.split() == map_of(subject, covered, mask.shape)
+                seen[kind] += 1
             elif answer in named.values() and "box" not in question:
                 assert areas[answer] == max(areas.values()) and areas[answer] >= 64 * 64 - sum(areas.values())
                 seen["largest class"] += 1
@@ -166,7 +174,7 @@ def test_masks_are_read(tmp_path, is_color):
             else:
                 objects = [(label, box, area) for label, found in parts.items() for box, area in found]
                 seen[check(question, answer, objects, 64, 64)] += 1
-    assert set(seen) >= {"yes", "no", "largest class", "all", "one", "referring", "caption", "map"}
+    assert set(seen) >= {"yes", "no", "largest class", "all", "one", "referring", "caption", "map", "fine_map"}
     assert seen["yes"] == seen["no"]
 
 
