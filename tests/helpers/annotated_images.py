@@ -207,6 +207,8 @@ def kind_of(question):
 
 PATTERNS = {
     "presence": r"(?:Is there|Can you see|Does the image show) an? (.*?)(?: in the image)?\?",
+    "quarter_counting": r"(?:How many (.*) are in each quarter, from the top left to the bottom right\?"
+    r"|Count the (.*) in the top left, top right, bottom left and bottom right\.)",
     "counting": r"(?:How many|What is the number of|Count the) (.*?)(?: are)?(?: in the image)?[.?]",
     "all": r"(?:Find all (.*)|Mark every (.*) in the image with a box|Give the boxes of all (.*))\.",
     "one": r"(?:Where is (.*)\?|Give the box of (.*)\.|Locate <ref>(.*)</ref> in the image\.)",
@@ -230,6 +232,12 @@ def check(question, answer, objects, width=WIDTH, height=HEIGHT, parts=None):
         assert answer == ("yes" if any(label == subject for label, _, _ in objects) else "no")
     elif kind == "counting":
         assert int(answer) == sum(label == SINGULAR[subject] for label, _, _ in objects)
+    elif kind == "quarter_counting":
+        counts = dict.fromkeys(QUARTERS.values(), 0)
+        for label, (x0, y0, x1, y1), _ in objects:
+            if label == SINGULAR[subject]:
+                counts[int(x0 + x1 >= width), int(y0 + y1 >= height)] += 1
+        assert answer == "{}, {}, {}, {}".format(*counts.values())
     elif kind == "all":
         label = SINGULAR.get(subject, subject)
         expected = sorted((box for name, box, _ in objects if name == label), key=lambda box: (box[1], box[0]))

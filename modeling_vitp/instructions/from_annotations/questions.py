@@ -23,7 +23,6 @@ MARGIN = 1.25  # Minimum ratio of the areas of the largest region and the next, 
 POSITION_MARGIN = 0.05  # Minimum distance of the leftmost region from the next, as a share of the image's side.
 SAME_PLACE = 0.5  # IoU above which a box is ambiguous between two objects.
 NEGATIVE_SHARE = 0.2  # Share of counting and grounding questions that ask about absent classes.
-NUMBER_OFFSETS = (-3, -2, -1, 0, 1, 2)  # Of the number in a comparison: half of them make the answer yes.
 NUM_OPTIONS = 4
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 BACKGROUND, NO_CLASS = "background", "none"  # Words for the background of a map, without and with letters.
@@ -62,12 +61,8 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # Templates by subject of 
             "Count the {labels} in the image.",
         ),
         "quarter_counting": (
-            "How many {labels} are in each quarter of the image?",
+            "How many {labels} are in each quarter, from the top left to the bottom right?",
             "Count the {labels} in the top left, top right, bottom left and bottom right.",
-        ),
-        "comparison": (
-            "Are there more than {number} {labels} in the image?",
-            "Does the image show over {number} {labels}?",
         ),
         "grounding_one": LOCATE_ONE,
         "grounding_all": LOCATE_ALL,
@@ -232,22 +227,11 @@ def counting(asker: Asker, image: AnnotatedImage, generator: torch.Generator) ->
 
 @register_kind("quarter_counting")
 def quarter_counting(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """Ask for the number of objects of a class whose centers lie in each quarter of the image."""
+    """Ask for the numbers of objects of a class whose centers lie in the quarters of the image, in reading order."""
     label, regions = class_or_absent(asker, image, generator)
     if label is not None:
         counts = Counter(quarter_of(region, image.size) for region in regions)
-        yield words_for(label), ", ".join(f"{quarter} {counts[quarter]}" for quarter in QUARTERS), None
-
-
-@register_kind("comparison")
-def comparison(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """Ask whether there are more objects of a class than a number close to theirs, as often yes as no."""
-    classes = clear_classes(image)
-    if classes:
-        label = pick(list(classes), generator)
-        count = len(classes[label])
-        number = max(count + pick(NUMBER_OFFSETS, generator), 0)
-        yield {**words_for(label), "number": str(number)}, "yes" if count > number else "no", None
+        yield words_for(label), ", ".join(str(counts[quarter]) for quarter in QUARTERS), None
 
 
 @register_kind("grounding_one")
@@ -460,7 +444,9 @@ def class_or_absent(
     }
     is_negative = torch.rand((), generator=generator).item() < NEGATIVE_SHARE
     if is_negative or not image.classes:
-        return asker.absent(image, generator), []
+        absent = asker.absent(image, generator)
+        if absent is not None or not image.classes:
+            return absent, []
     if not classes:
         return None, []
     label = pick(list(classes), generator)

@@ -182,7 +182,19 @@ def test_answers_and_pixels_follow_from_crops(annotated, number):
     root, objects = annotated
     drawn = opened(root, **MIXED)
     kinds, views, turns, grids, used = check_views(drawn, root, objects, number)
-    assert set(kinds) == {"presence", "counting", "all", "none", "one", "referring", "caption", "map", "fine_map"}
+    expected = {
+        "presence",
+        "counting",
+        "quarter_counting",
+        "all",
+        "none",
+        "one",
+        "referring",
+        "caption",
+        "map",
+        "fine_map",
+    }
+    assert set(kinds) == expected
     assert len(turns) == 8 and grids == {1, 4, 49}
     assert abs(views["collage"] - number / 2) < 4 * (number / 4) ** 0.5
     assert abs(views["mosaic"] - views["crop"]) < 4 * (number / 2) ** 0.5

@@ -68,7 +68,19 @@ def test_answers_follow_from_raw_annotation(annotated, tmp_path):
             kinds[check(question, answer, objects(name))] += 1
             kind, subject = kind_of(question)
             answers.setdefault((kind, subject), Counter())[answer] += 1
-    assert set(kinds) == {"presence", "counting", "all", "none", "one", "referring", "caption", "map", "fine_map"}
+    expected = {
+        "presence",
+        "counting",
+        "quarter_counting",
+        "all",
+        "none",
+        "one",
+        "referring",
+        "caption",
+        "map",
+        "fine_map",
+    }
+    assert set(kinds) == expected
     assert min(kinds.values()) >= 5, kinds
     yes_and_no = {key: counts for key, counts in answers.items() if key[0] == "presence"}
     assert {subject for _, subject in yes_and_no} == {"plane", "ship", "storage tank", "bus"}
@@ -109,7 +121,7 @@ def test_half_visible_object_belongs_to_window(annotated, tmp_path):
                 assert SINGULAR.get(subject, subject) not in slivers or answer == "0" and inside
             if kind == "one":
                 assert not any(subject.endswith(label) for label in slivers)
-    assert len(seen) == 9
+    assert len(seen) == 10
 
 
 def test_rows_can_be_collated(annotated, tmp_path, processor):
