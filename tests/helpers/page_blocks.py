@@ -41,7 +41,7 @@ ONLY_PARSED = {
     "vitp convert OpenGVLab/InternViT": "tests/convert/test_checkpoint.py, in small",
     "vitp finetune_detection --config lab/configs/nuclei_oriented.yaml": "what the command before makes",
     "vitp space": "it serves until it is stopped",
-    "vitp pretrain --config quickstart": "lab/tests/trees/test_quickstart.py runs it",
+    "vitp pretrain --config quickstart": "tests/recipes/test_quickstart.py runs it",
     "vitp pretrain --config remote_sensing_paper": "tests/recipes/test_command.py runs it from the wheel",
     "vitp finetune_segmentation --config loveda --dry_run": "tests/training/test_fine_tuning_plan.py, in small",
     "vitp make_instructions volumes": "tests/recipes/test_medical.py runs the same steps",
