@@ -6,6 +6,7 @@ The arguments are those of `vitp pretrain`, and `task_options`. The rows are tho
 command is started again with the same output folder, the run resumes from its last checkpoint.
 """
 
+import sys
 from pathlib import Path
 
 from trl import ModelConfig
@@ -88,7 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     for check in metrics["task"]["checks"]:
         result = "passed" if check["passed"] else "failed"
         print(f"{result}: {check['name']}: {check['reached']:.3f} (required: {check['required']})")
-    return status | (not metrics["task"]["passed"])
+    if not metrics["task"]["passed"]:
+        print(f"The gate was NOT passed: {metrics['task']['gate']}", file=sys.stderr)
+        return 1
+    return status
 
 
 if __name__ == "__main__":
