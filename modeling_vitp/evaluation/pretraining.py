@@ -27,6 +27,7 @@ from ..vrl import keyed_generator
 from .answer_scores import largest_area, read_number, score_answers
 from .vlm import Question, answer_kind, conversation_of, other_images, read_questions
 
+MOST_ROWS = 2000  # Whose questions may be asked.
 MOST_QUESTIONS = 200  # Of each kind.
 MOST_CONSTANTS = 200  # Number of training answers from which the best constant answer is chosen.
 TRAINED_ROWS = 500  # Number of training rows from which these are taken.
@@ -70,6 +71,8 @@ def score_pretraining(
         be scored.
     """
     if isinstance(rows, Dataset):
+        if len(rows) > MOST_ROWS:
+            rows = rows.select(sorted(random.Random(seed).sample(range(len(rows)), MOST_ROWS)))
         rows = prepare_rows(rows)  # Encoded images are known by their content, decoded ones by their address.
     rows = split_turns(rows) if are_independent else rows
     questions, _ = read_questions(rows)

@@ -111,6 +111,21 @@ def test_color_jitter_of_gamma_alone_equals_torchvision():
         np.testing.assert_allclose(found[channel].numpy(), expected[0].numpy(), atol=0.501)
 
 
+def test_shared_color_jitter_keeps_gray_images_gray():
+    """All channels have one curve, with the drawn gain and bias."""
+    jitter = ColorJitter(gamma=0.0, gain=0.2, bias=0.1, gray=0.0, shared=True)
+    pixels = torch.randint(0, 256, (3, 20, 30), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    (found,) = jitter([pixels], ViTPSegmentationImageProcessor(), torch.Generator().manual_seed(1))
+    _, gain, bias = (2 * torch.rand(3, 1, 1, generator=torch.Generator().manual_seed(1)) - 1).flatten().tolist()
+    expected = 255 * (pixels / 255 * (1 + 0.2 * gain) + 0.1 * bias).clamp(0, 1)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=0.501)
+    gray = pixels[:1].expand(3, -1, -1)
+    (found,) = jitter([gray], ViTPSegmentationImageProcessor(), torch.Generator().manual_seed(2))
+    assert (found == found[:1]).all() and (found != gray).any()
+    with pytest.raises(ValueError, match="shared"):
+        ColorJitter(shared="yes")
+
+
 def test_color_jitter_draws_within_its_limits():
     """Gray values of 0 and 1 show bias and gain; a share of the draws is gray."""
     jitter, generator = ColorJitter(gamma=0.5, gain=0.2, bias=0.1, gray=0.25), torch.Generator().manual_seed(0)
