@@ -59,18 +59,22 @@ def test_constant_box_has_best_mean_iou():
     assert read_boxes(constant)[0][0][:4] == pytest.approx(max(means, key=means.get))
 
 
-def test_constant_map_has_one_word():
+def test_constant_map_has_best_mean_iou():
+    """Candidates are the maps themselves, and maps of one word."""
     maps = [["tree"] * 5 + ["road"] * 4, ["road"] * 9, ["background"] * 8 + ["tree"], ["road"] * 6 + ["tree"] * 3]
     constant = best_constants([turn(MAP, " ".join(cells)) for cells in maps])["map"].split()
-    assert candidates_of("map", ["a b", "c a a"]) == ["a a a", "b b b", "c c c"]
+    assert candidates_of("map", ["a b", "c a a"]) == ["a b", "c a a", "a a a", "b b b", "c c c"]
     means = {}
-    for word in ("tree", "road", "background"):
+    for candidate in [*maps, *([word] * 9 for word in ("tree", "road", "background"))]:
         overlaps = []
         for cells in maps:
-            of_map = [cells.count(word) / 9 if other == word else 0 for other in {*cells, word}]
+            of_map = []
+            for word in {*cells, *candidate}:
+                both = sum(one == other == word for one, other in zip(candidate, cells))
+                of_map.append(both / sum(word in pair for pair in zip(candidate, cells)))
             overlaps.append(sum(of_map) / len(of_map))
-        means[word] = sum(overlaps) / len(maps)
-    assert constant == [max(means, key=means.get)] * 9
+        means[" ".join(candidate)] = sum(overlaps) / len(maps)
+    assert means[" ".join(constant)] == max(means.values())
 
 
 def test_captions_and_systems_have_no_constant():
@@ -83,10 +87,24 @@ def test_median_of_sampled_counts():
     rng = np.random.default_rng(0)
     for number in (1, 5, 51):
         counts = rng.integers(0, 30, number).tolist()
-        assert middle_answer([f"{count} trees" for count in counts]) == f"{statistics.median_low(counts)} trees"
-    assert middle_answer(["many", "7", "none at all", "three"]) == "three"
-    assert middle_answer(["a", "b"]) == "a"
-    assert middle_answer(["2", "4"]) == "2"
+        assert (
+            middle_answer("count", [f"{count} trees" for count in counts]) == f"{statistics.median_low(counts)} trees"
+        )
+    assert middle_answer("count", ["many", "7", "none at all", "three"]) == "three"
+    assert middle_answer("count", ["a", "b"]) == "a"
+    assert middle_answer("count", ["2", "4"]) == "2"
+
+
+def test_middle_map_overlaps_most_with_the_others():
+    maps = {"left": "p a p a", "wide": "p p a a", "all": "p p p p", "none": "a a a a"}
+    boxes = {"left": (0, 0, 2, 4), "wide": (0, 0, 4, 2), "all": (0, 0, 4, 4)}
+    overlaps = {}
+    for name, box in boxes.items():
+        overlaps[name] = sum(iou(box, other) for other in boxes.values())
+    assert max(overlaps, key=overlaps.get) == "all"
+    assert middle_answer("fine_map", list(maps.values())) == maps["all"]
+    assert middle_answer("fine_map", [maps["none"], maps["left"]]) == maps["left"]
+    assert middle_answer("fine_map", [maps["none"]]) == maps["none"]
 
 
 def test_split_turns_have_one_question_each():
