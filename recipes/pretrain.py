@@ -8,6 +8,7 @@ same output folder, the run resumes from its last checkpoint.
 """
 
 from pathlib import Path
+from typing import Any
 
 from trl import ModelConfig
 
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     return results.report(metrics, output_dir, model.config.model_type) or status
 
 
-def score_run(args, data, output_dir: Path, training_args) -> dict:
+def score_run(args: PretrainArguments, data: Any, output_dir: Path, training_args: Any) -> dict[str, Any]:
     """Return the scores of a finished run: probes of its frozen backbone, and answers about unseen images."""
     from datasets import Dataset
 

@@ -338,7 +338,8 @@ class AnnotationOptions(Arguments):
         default=None, metadata={"help": "Phrase of each class, or of each value of masks; null leaves a class out."}
     )
     kinds: list[str] | None = field(
-        default=None, metadata={"help": "Kinds of questions. By default all that the labels answer."}
+        default=None,
+        metadata={"help": "Kinds of questions, of which those that the labels answer are asked. By default all."},
     )
     turns: int = field(default=5, metadata={"help": "Maximum number of questions about a view."})
     max_boxes: int = field(default=20, metadata={"help": "Maximum number of boxes per answer."})

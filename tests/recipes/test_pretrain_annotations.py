@@ -69,9 +69,9 @@ def files_in(root):
 @pytest.fixture
 def quick_scores(monkeypatch, quick_probe):
     """Score few views and sample few answers."""
-    monkeypatch.setattr(pretraining, "COUNT_SAMPLES", 3)
+    monkeypatch.setattr(pretraining, "SAMPLES", {"count": 3, "fine_map": 2})
     monkeypatch.setattr(pretraining, "MOST_QUESTIONS", 4)
-    monkeypatch.setattr(pretraining, "MAX_NEW_TOKENS", dict.fromkeys(pretraining.MAX_NEW_TOKENS, 3))
+    monkeypatch.setattr(pretraining, "MOST_NEW_TOKENS", 3)
     monkeypatch.setattr(source, "MOST_WINDOWS", 6)
     monkeypatch.setattr(labeled_views, "MOST_VIEWS", 6)
 
@@ -79,12 +79,13 @@ def quick_scores(monkeypatch, quick_probe):
 @pytest.mark.parametrize(
     "layout", [name if name == "folders" else pytest.param(name, marks=pytest.mark.slow) for name in WRITERS]
 )
-def test_annotations_of_any_layout_are_trained_on(tmp_path, quick_scores, layout):
+def test_quickstart_trains_on_labels_of_any_layout(tmp_path, quick_scores, layout):
     root = labels_of(tmp_path, layout)
     before = files_in(root)
-    options = json.dumps({"window": 56, "collages": 0.5, "collage_size": 56})
-    config = write_config(tmp_path, eval_strategy="steps", eval_steps=2)
-    assert pretrain.main(["--config", config, "--annotations", str(root), "--annotation_options", options]) == 0
+    words = ["--config", "quickstart", "--annotations", str(root), "--from_scratch", json.dumps(FROM_SCRATCH)]
+    words += "--max_steps 2 --eval_steps 2 --per_device_train_batch_size 2 --dataloader_num_workers 0".split()
+    words += "--dataloader_persistent_workers false --save_strategy no --watch_samples 0 --bf16 false".split()
+    assert pretrain.main([*words, "--output_dir", str(tmp_path / "run")]) == 0
     assert files_in(root) == before
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["train"]["train_loss"] > 0 and metrics["eval"]["eval_loss"] > 0
@@ -92,7 +93,7 @@ def test_annotations_of_any_layout_are_trained_on(tmp_path, quick_scores, layout
     for of_kind in metrics["answers"].values():
         for score in of_kind.values():
             assert {"own", "other_images", "constant", "least_gain", "gain", "questions"} <= set(score)
-    kinds = {"folders": {"vqa"}, "masks": {"vqa", "map"}}.get(layout, {"vqa", "map", "count"})
+    kinds = {"folders": {"vqa"}, "masks": {"fine_map"}}.get(layout, {"vqa", "fine_map", "count"})
     assert kinds <= set(metrics["answers"])
     assert metrics["requirements"] == []
     assert (tmp_path / "run" / "backbone" / "config.json").is_file()

@@ -13,7 +13,7 @@ from .annotations import AnnotatedImage, mask_key, read_mask_values
 from .drawing import DrawnInstructions, ViewSettings, encode_picture, messages_of
 from .layouts import LAYOUTS, UNSPLIT, Layout, recognize_layout
 from .pipeline import LAYOUT_OPTIONS, read_labeled_images
-from .questions import PHRASINGS, Asker, make_conversations, vocabulary_of
+from .questions import KINDS, PHRASINGS, Asker, make_conversations, vocabulary_of
 from .storage import FEATURES
 
 MOST_WINDOWS = 500  # Number of windows of a test split that are stored.
@@ -53,10 +53,10 @@ class LabelSource:
                 f"Expected labeled images in {root} in one of the layouts {', '.join(LAYOUTS)}, found "
                 f"{name or 'none of them'}. See recipes/make_instructions.md for their files."
             )
-        known = PHRASINGS[LAYOUTS[name].subject]
         for kind in options.kinds or ():
-            if kind not in known:
-                raise ValueError(f"kinds: unknown kind {kind!r} for the layout {name}. Known: {', '.join(known)}.")
+            if kind not in KINDS:
+                known = ", ".join(PHRASINGS[LAYOUTS[name].subject])
+                raise ValueError(f"kinds: unknown kind {kind!r}. Those of the layout {name}: {known}.")
         for option in LAYOUT_OPTIONS:
             needed = "geojson" if option == "class_property" else "volumes"
             if getattr(options, option) is not None and name != needed:
@@ -88,8 +88,9 @@ class LabelSource:
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of questions."""
-        return list(self.options.kinds or PHRASINGS[self.layout.subject])
+        """Kinds of questions: those of the options that the labels can answer, or else all that they can answer."""
+        known = list(PHRASINGS[self.layout.subject])
+        return [kind for kind in self.options.kinds or known if kind in known] or known
 
     def images(self, split: str, split_list: str | None = None) -> list[AnnotatedImage]:
         """Read the labels of a split, see [`read_labeled_images`]."""
