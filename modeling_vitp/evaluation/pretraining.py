@@ -66,9 +66,8 @@ def score_pretraining(
 
     Returns:
         Of each score `own`, `other_images` and `constant`. `least_gain` is the smallest improvement of `own` over the
-        two others; a score with an error has `ratio_to_other_images` and `ratio_to_constant` too. `gain` is the 95%
-        bootstrap interval, over images, of the difference of `own` to `other_images`. Empty without questions that can
-        be scored.
+        two others; an error has `ratio_to_other_images` and `ratio_to_constant` too. `difference` is the 95% bootstrap
+        interval, over images, of the difference of `own` to `other_images`. Empty without questions that can be scored.
     """
     if isinstance(rows, Dataset):
         if len(rows) > MOST_ROWS:
@@ -100,8 +99,12 @@ def score_pretraining(
 def texts_of(
     rows: Dataset | IterableDataset, transform: SampleTransform | None, seed: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the messages of the first training rows, for the constant answers."""
-    for row in itertools.islice(prepare_rows(rows), TRAINED_ROWS):
+    """Yield the messages of evenly spaced training rows, or the first of a stream, for the constant answers."""
+    rows = prepare_rows(rows)
+    if isinstance(rows, Dataset):
+        indices = np.linspace(0, len(rows) - 1, min(TRAINED_ROWS, len(rows))).round().astype(int)
+        rows = rows.select(indices)
+    for row in itertools.islice(rows, TRAINED_ROWS):
         if hasattr(transform, "messages"):
             yield transform.messages(row, keyed_generator(seed, row["id"], "constants"))
         elif transform is None:
@@ -171,8 +174,8 @@ def ask(
     samples, batch_size = SAMPLES.get(kind, 1), BATCH_SIZE
     if samples > 1:
         options |= {"samples": samples, "do_sample": True, "top_k": 0}
-        prompt = collator([rows[pairs[0][0].row]])["input_ids"].shape[1]
-        batch_size = max(min(BATCH_SIZE, CACHED_TOKENS // (samples * prompt)), 1)
+        length = collator([rows[pairs[0][0].row]])["input_ids"].shape[1]
+        batch_size = max(min(BATCH_SIZE, CACHED_TOKENS // (samples * length)), 1)
     answers = []
     for start in tqdm(range(0, len(pairs), batch_size), desc=f"{kind}, {description}"):
         batch = [conversation_of(collator, rows, *pair) for pair in pairs[start : start + batch_size]]
@@ -217,9 +220,10 @@ def compare(
         found: dict[str, Any] = {**means, "least_gain": min(-gain if is_error else gain for gain in gains)}
         if is_error:
             for name in ("other_images", "constant"):
-                found[f"ratio_to_{name}"] = means["own"] / means[name] if means[name] else float("inf")
+                if means[name] > 0:
+                    found[f"ratio_to_{name}"] = means["own"] / means[name]
         difference = of_own - values["other_images"][score]
-        found["gain"] = np.percentile(resample_mean(difference, images, seed), [2.5, 97.5]).tolist()
+        found["difference"] = np.percentile(resample_mean(difference, images, seed), [2.5, 97.5]).tolist()
         found["questions"] = len(questions)
         compared[score] = found
     return compared

@@ -49,7 +49,7 @@ def probe_labels(
     Args:
         drawn: transform of the training images.
         test_images: labeled images that the run has not trained on.
-        output_dir: folder of the run, to which pictures are written as `probe`.
+        output_dir: folder of the run, to which pictures of patches are written as `probe`.
         seed: seed of the views and of the random weights.
         device: device of the backbones.
         color_jitter: fields of the [`~modeling_vitp.images.pixels.ColorJitter`] of the pretraining, which the training
@@ -63,7 +63,7 @@ def probe_labels(
     backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
     if subject == "scene":
         del backbones[PIXELS]
-        measured = measure_class_gains(drawn.images, test_images, backbones, folder)
+        measured = measure_class_gains(drawn.images, test_images, backbones, output_dir)
     elif subject in ("objects", "regions"):
         data = write_views(drawn, test_images, folder / "data", seed, color_jitter)
         measured = measure_gains(data, "train", "test", backbones=backbones, folder=folder)["test"]
@@ -85,7 +85,6 @@ def measure_class_gains(
         samples[role] = FileImages(files, [[image.label] for image in chosen], None).set_classes(names, False)
     task = ClassificationProbe(samples, names, None, "mean", NEIGHBORS, TEMPERATURE, L2)
     draws = {FewLabels(share=1.0): [np.arange(len(samples["train"]))]}
-    folder.mkdir(parents=True, exist_ok=True)
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for name, backbone in backbones.items():
         with tempfile.TemporaryDirectory(dir=folder) as features:
@@ -118,7 +117,6 @@ def write_views(
     windows = itertools.chain.from_iterable(drawn.fixed_views(image, 0) for image in test_images)
     views["test"] = spread(list(windows), MOST_VIEWS)
     jitter = None if color_jitter is None else ColorJitter(**color_jitter)
-    suffixes = {}
     for split, of_split in views.items():
         for kind in ("images", "masks"):
             (folder / split / kind).mkdir(parents=True)
@@ -128,14 +126,13 @@ def write_views(
                 generator = keyed_generator(seed, index, "probe colors")
                 picture = to_pil_image(jitter([to_pixels(picture, None)], IMAGE_PROCESSOR, generator)[0])
             content = encode_picture(picture)["bytes"]
-            suffixes[split] = "png" if content.startswith(b"\x89PNG") else "tif"
-            (folder / split / "images" / f"{index:06}.{suffixes[split]}").write_bytes(content)
+            suffix = "png" if content.startswith(b"\x89PNG") else "tif"
+            (folder / split / "images" / f"{index:06}.{suffix}").write_bytes(content)
             Image.fromarray(class_mask(view, names)).save(folder / split / "masks" / f"{index:06}.png")
     return DenseData(
         classes=[{"name": name, "value": value} for value, name in enumerate(["background", *names])],
         splits={
-            split: {"image": f"{split}/images/{{name}}.{suffix}", "mask": f"{split}/masks/{{name}}.png"}
-            for split, suffix in suffixes.items()
+            split: {"image": f"{split}/images/{{name}}.*", "mask": f"{split}/masks/{{name}}.png"} for split in views
         },
         root=str(folder),
         ignore=[IGNORE_INDEX],

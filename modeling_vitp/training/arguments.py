@@ -377,6 +377,8 @@ class AnnotationOptions(Arguments):
         super().__post_init__()
         if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
             raise ValueError(f"Expected scale to be a low and a high factor, got {self.scale}.")
+        if self.window is not None and self.overlap >= self.window:
+            raise ValueError(f"Expected overlap below window={self.window}, got {self.overlap}.")
 
 
 @dataclass

@@ -159,6 +159,8 @@ def with_given_data(words: list[str]) -> list[str]:
     replaced = [name for name in (*DATA, "require") if name in config and name not in given]
     if "annotations" not in given and "annotation_options" in config:
         replaced.append("annotation_options")
+    if "require" in replaced:
+        print("The configuration's `require` is left out: it is about its own data.", file=sys.stderr)
     return [*words, *(word for name in replaced for word in (f"--{name}", ""))]
 
 

@@ -97,12 +97,16 @@ def open_annotations(args: PretrainArguments, seed: int, evaluates: bool = False
     has_test_split = split in labels.splits
     if not has_test_split and (evaluates or split not in ("", PretrainArguments.dataset_test_split)):
         raise ValueError(
-            f"No split {split!r} in {root}. Found: {', '.join(labels.splits)}. Set dataset_test_split, or "
-            "eval_strategy: no."
+            f"No split {split!r} in {root}. Found: {', '.join(labels.splits)}. Set dataset_test_split to one of them, "
+            "or to '' and eval_strategy: no."
         )
     transform = labels.draw(seed)
     test_images = labels.images(split) if has_test_split else []
-    return PretrainData(transform.rows(), transform=transform, labels=labels, test_images=test_images)
+    rows = transform.rows()
+    if PartialState().is_main_process:
+        images = f"{len(transform.images)} images, {len(rows)} rows an epoch"
+        print(f"draws: {labels.reading.layout} labels, {images}; asks for {', '.join(labels.kinds)}")
+    return PretrainData(rows, transform=transform, labels=labels, test_images=test_images)
 
 
 def print_schemas(data: PretrainData) -> PretrainData:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 RELATIONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)\s*", re.IGNORECASE)
+COMPARISON = re.compile(r"\s*(>=|<=|>|<)\s*([-+.\de]+)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,13 @@ class Requirement:
         Raises:
             ValueError: If the text is not a relation and a number; the message names the score.
         """
-        match = BOUND.fullmatch(text) if isinstance(text, str) else None
-        if match is None:
-            raise ValueError(f"require: expected {score!r} to be a relation and a number like '> 0.02', got {text!r}.")
-        return cls(score, match[1], float(match[2]))
+        try:
+            relation, bound = COMPARISON.fullmatch(text).groups()
+            return cls(score, relation, float(bound))
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"require: expected {score!r} to be a relation and a number like '> 0.02', got {text!r}."
+            ) from error
 
     def check(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields, the value `reached`, and whether the requirement is `passed`.

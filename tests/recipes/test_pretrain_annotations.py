@@ -92,7 +92,7 @@ def test_quickstart_trains_on_labels_of_any_layout(tmp_path, quick_scores, layou
     assert set(metrics["probe"]["least_gain"]) >= {"linear"}
     for of_kind in metrics["answers"].values():
         for score in of_kind.values():
-            assert {"own", "other_images", "constant", "least_gain", "gain", "questions"} <= set(score)
+            assert {"own", "other_images", "constant", "least_gain", "difference", "questions"} <= set(score)
     kinds = {"folders": {"vqa"}, "masks": {"fine_map"}}.get(layout, {"vqa", "fine_map", "count"})
     assert kinds <= set(metrics["answers"])
     assert metrics["requirements"] == []

@@ -51,7 +51,7 @@ class ViewSettings:
         mosaics: share of mosaics among the views of one image.
         collages: number of collages for each view of one image.
         collage_grid: numbers of crops per side of a collage, one of which is drawn.
-        collage_size: side of a collage in pixels, before the random factor; `window` if `None`.
+        collage_size: side of a collage in pixels, before the random factor.
     """
 
     window: int | None = None
@@ -90,7 +90,7 @@ class DrawnInstructions:
     ):
         self.scenes = SceneCache(spec)
         self.images = [self._with_cached_mask(image) for image in images]
-        self.asker, self.kinds, self.turns, self.view = asker, list(kinds), turns, settings
+        self.asker, self.kinds, self.turns, self.view_settings = asker, list(kinds), turns, settings
         self.map_kinds = [kind for kind in MAP_KINDS if kind in kinds]
         self.word_kinds = [kind for kind in kinds if kind not in MAP_KINDS]
         self.collage_share = settings.collages / (1 + settings.collages) if self.map_kinds else 0.0
@@ -142,7 +142,10 @@ class DrawnInstructions:
                 exchanges = converse(view, self.asker, self.word_kinds, self.turns, self.rates)
             if exchanges:
                 return view, exchanges
-        raise ValueError(f"{MOST_DRAWS} views of {image.id!r} answer no question of the kinds {', '.join(self.kinds)}.")
+        raise ValueError(
+            f"{MOST_DRAWS} views of {image.id!r} answer no question of the kinds {', '.join(self.kinds)}. Add kinds, "
+            "such as presence or fine_map, or leave the image out."
+        )
 
     def draw_view(self, image: AnnotatedImage, generator: torch.Generator, is_mosaic_allowed: bool = True) -> Collage:
         """Draw a view of one image: a crop, or a mosaic of smaller crops."""
@@ -151,23 +154,21 @@ class DrawnInstructions:
             height, width = image.size
             crop = Crop(image, (0, 0, width, height), NO_TURN)
             return Collage(crops=(crop,), **{**vars(image), "id": view_id})
-        side = self._draw_side(self.view.window or min(image.size), generator)
+        side = self._draw_side(self.view_settings.window or min(image.size), generator)
         side = max(min(side, *image.size), 1)
-        is_mosaic = torch.rand((), generator=generator).item() < self.view.mosaics
+        is_mosaic = torch.rand((), generator=generator).item() < self.view_settings.mosaics
         is_mosaic &= is_mosaic_allowed and image.label is None and side >= MOSAIC_SIDE
         grid = MOSAIC_SIDE if is_mosaic else 1
         has_fixed_labels = image.label is not None or any(region.caption for region in image.regions)
-        turn = self.view.turn and not has_fixed_labels
+        turn = self.view_settings.turn and not has_fixed_labels
         crops = [draw_crop(image, side // grid, generator, turn) for _ in range(grid**2)]
         return dataclasses.replace(self._assemble(view_id, crops), label=image.label)
 
     def fixed_views(self, image: AnnotatedImage, overlap: int) -> list[Collage]:
         """Return the windows that cover an image, as views that are not turned; the whole image without `window`."""
         height, width = image.size
-        has_windows = self.view.window is not None and image.label is None and not image.captions
-        areas = windows(image.size, self.view.window, overlap) if has_windows else [None]
         views = []
-        for area in areas:
+        for area in self._window_areas(image, overlap):
             left, top, right, bottom = area or (0, 0, width, height)
             view = self._assemble(f"{image.id}/{left}_{top}", [Crop(image, (left, top, right, bottom), NO_TURN)])
             views.append(dataclasses.replace(view, label=image.label, captions=image.captions))
@@ -175,9 +176,9 @@ class DrawnInstructions:
 
     def draw_collage(self, generator: torch.Generator) -> Collage:
         """Draw a collage of crops of at most `COLLAGE_IMAGES` images."""
-        grids = self.view.collage_grid
+        grids = self.view_settings.collage_grid
         grid = grids[torch.randint(len(grids), (), generator=generator).item()]
-        side = max(self._draw_side(self.view.collage_size, generator) // grid, 1)
+        side = max(self._draw_side(self.view_settings.collage_size, generator) // grid, 1)
         order = torch.randperm(len(self.images), generator=generator)[:COLLAGE_IMAGES].tolist()
         candidates = [self.images[index] for index in order]
         side = min(side, max(min(image.size) for image in candidates))
@@ -186,11 +187,17 @@ class DrawnInstructions:
         ]  # the number of positions of a crop
         weights = torch.tensor(areas, dtype=torch.float64)
         chosen = torch.multinomial(weights, grid**2, replacement=True, generator=generator).tolist()
-        crops = [draw_crop(candidates[index], side, generator, self.view.turn) for index in chosen]
+        crops = [draw_crop(candidates[index], side, generator, self.view_settings.turn) for index in chosen]
         return self._assemble(f"collage@{draw_number(generator)}", crops)
 
+    def _window_areas(self, image: AnnotatedImage, overlap: int) -> list[Window | None]:
+        """Return the windows that cover an image, or `[None]` if it is used as a whole."""
+        window = self.view_settings.window
+        has_windows = window is not None and image.label is None and not image.captions
+        return windows(image.size, window, overlap) if has_windows else [None]
+
     def _draw_side(self, side: int, generator: torch.Generator) -> int:
-        low, high = self.view.scale
+        low, high = self.view_settings.scale
         return round(side * (low + (high - low) * torch.rand((), generator=generator).item()))
 
     def _assemble(self, view_id: str, crops: list[Crop]) -> Collage:
@@ -200,16 +207,14 @@ class DrawnInstructions:
         return make_collage(view_id, crops, labels, boxes)
 
     def rows(self) -> Dataset:
-        """Return the rows of an epoch: one for each window of an image, and as many collages as `collages` asks for.
+        """Return the rows of an epoch: one for each window of an image, and further ones for the share of collages.
 
         Columns: `id`, `image_index`, and `labels`, a hash of the image's labels, by which resumed runs see changes.
         """
         ids, indices, labels = [], [], []
         exact_total = 0.0
         for index, image in enumerate(self.images):
-            has_windows = self.view.window is not None and image.label is None and not image.captions
-            number = len(windows(image.size, self.view.window, 0)) if has_windows else 1
-            exact_total += number / (1 - self.collage_share)
+            exact_total += len(self._window_areas(image, 0)) / (1 - self.collage_share)
             number = round(exact_total) - len(ids)  # rounded for all images together, because most have few windows
             digest = labels_digest(image)
             for repeat in range(number):
