@@ -133,8 +133,7 @@ class DrawnInstructions:
         for _ in range(MOST_DRAWS):
             is_collage = torch.rand((), generator=generator).item() < self.collage_share
             view = self.draw_collage(generator) if is_collage else self.draw_view(image, generator)
-            # A map is asked alone: its k-th word is then always as far from the k-th visual token, which a language
-            # model learns sooner.
+            # A map is asked alone, so that its k-th word is always as far from the k-th visual token.
             is_map = is_collage or torch.rand((), generator=generator).item() < self.map_share
             if is_map:
                 exchanges = self.asker.ask(pick(self.map_kinds, generator), view)

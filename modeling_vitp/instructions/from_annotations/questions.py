@@ -42,7 +42,7 @@ MAP = (
 )
 
 FINE_MAP = (
-    # One wording, so that the k-th letter is always as far from the k-th cell: a small language model learns this fast.
+    # One wording, so that the k-th letter is always as far from the k-th visual token.
     "Map the {labels} in {side} x {side} cells, with a letter for the covered quarters of each.",
 )
 
