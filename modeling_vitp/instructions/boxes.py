@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 Box = tuple[float, float, float, float]  # Left, top, right and bottom in pixels.
 GRID = 1000  # Corners in texts are integers from 0 to 1000, both included.
+COVER_LETTERS = "abcdefghijklmnop"  # Of a fine map: the covered quarters of a cell, from none to all.
 
 # A phrase, the end of its boxes, or four integers in brackets.
 MARKS = re.compile(

@@ -527,10 +527,12 @@ class PretrainArguments(PlanArguments, ScriptArguments):
         self.annotations, self.mixture = self.annotations or None, self.mixture or None
         if self.mixture is None and self.dataset_name is None and self.annotations is None:
             raise ValueError("The training data are missing: set --config, dataset_name, annotations or mixture.")
-        given = [name for name in ("mixture", "dataset_name", "annotations") if getattr(self, name) is not None]
+        given = {name: getattr(self, name) for name in ("dataset_name", "annotations", "mixture")}
+        given = {name: value for name, value in given.items() if value is not None}
         if len(given) > 1:
+            shown = [f"{name}={value!r}" if isinstance(value, str) else name for name, value in given.items()]
             raise ValueError(
-                f"{' and '.join(given)} are set. Remove all but one of them, for example with --{given[1]} ''."
+                f"{' and '.join(shown)} are both set. Remove one of them, for example with --{next(iter(given))} ''."
             )
         if self.annotations is not None:
             self.annotations = find_data(self.annotations)

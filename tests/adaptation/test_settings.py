@@ -139,7 +139,8 @@ def test_controls_of_boxes_ask_for_no_captions(tmp_path):
         found.make_instructions(split)
         arguments = found.control_settings() | {"dataset_name": str(tmp_path / "out" / "instructions" / split)}
         scored[split] = {question.kind for question in vlm.choose_questions(vlm.VLMArguments(**arguments))[1]}
-    assert scored == {"train": {"caption", "vqa", "grounding", "map"}, "test": {"vqa", "grounding", "map"}}
+    kinds = {"vqa", "count", "grounding", "map", "fine_map"}
+    assert scored == {"train": {"caption", *kinds}, "test": kinds}
 
 
 def test_phrase_of_an_unknown_class_is_an_error(tmp_path):

@@ -187,7 +187,7 @@ def test_captions_of_boxes_are_not_those_of_images(tmp_path):
     content = {**content, "annotations": content["annotations"][1:2], "categories": [{"id": 1, "name": "ship"}]}
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="found annotations.* vitp make_instructions coco"):
-        open_data(PretrainArguments(dataset_name=str(tmp_path / "data")), None, None, seed=0)
+        open_data(PretrainArguments(dataset_name=str(tmp_path / "data")), None, seed=0)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

@@ -140,7 +140,7 @@ MISTAKES = [  # words, and a pattern of the error line
         "do_train.*from_scratch.*model_name_or_path",
     ),
     # data
-    ("pretrain --output_dir out", "--config, dataset_name or mixture"),
+    ("pretrain --output_dir out", "--config, dataset_name, annotations or mixture"),
     (f"{PRETRAIN} --mixture empty.yaml", "dataset_name='data'.*mixture"),
     ("pretrain --output_dir out --dataset_name ./dta", "dta.*'data'"),
     ("pretrain --output_dir out --dataset_name empty", "empty"),

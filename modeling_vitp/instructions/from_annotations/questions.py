@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ...vrl import keyed_generator
-from ..boxes import Box, box_area, clip, iou, write_boxes
+from ..boxes import COVER_LETTERS, Box, box_area, clip, iou, write_boxes
 from .annotations import AnnotatedImage, Region
 
 MARGIN = 1.25  # Minimum ratio of the areas of the largest region and the next, and likewise for the smallest.
@@ -26,7 +26,6 @@ NEGATIVE_SHARE = 0.2  # Share of counting and grounding questions that ask about
 NUM_OPTIONS = 4
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
 BACKGROUND, NO_CLASS = "background", "none"  # Words for the background of a map, without and with letters.
-COVER_LETTERS = string.ascii_lowercase[:16]  # For each set of covered quarters of a cell.
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 T = TypeVar("T")
 
