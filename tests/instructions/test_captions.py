@@ -186,7 +186,7 @@ def test_captions_of_boxes_are_not_those_of_images(tmp_path):
     assert [texts_of(row)[1] for row in train_rows(tmp_path / "data")] == [CAPTIONS[0], CAPTIONS[2]]
     content = {**content, "annotations": content["annotations"][1:2], "categories": [{"id": 1, "name": "ship"}]}
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="found annotations.* vitp make_instructions coco"):
+    with pytest.raises(ValueError, match="found labeled images.*--annotations.* vitp make_instructions coco"):
         open_data(PretrainArguments(dataset_name=str(tmp_path / "data")), None, seed=0)
 
 
