@@ -41,6 +41,7 @@ FINE_MAP = re.compile(r"\bquarters of each\b", re.IGNORECASE)
 MAP = re.compile(r"\b(?:map|cells?)\b", re.IGNORECASE)
 MOST_WORDS = 6
 LONGEST_WORD = 20  # Maximum number of letters of a word.
+NUMBERED = re.compile(r"[^,.]+ \d+(?:, [^,.]+ \d+)+")  # An answer such as `top left 2, top right 0`.
 STOPS = re.compile(r"[.,;:!?]")
 THREE_ALIKE = re.compile(r"(.)\1\1", re.IGNORECASE)  # Words do not have three equal letters in a row.
 
@@ -125,7 +126,8 @@ def answer_kind(question: str, reference: str) -> str | None:
     - `choice`: the answer is one of the choices that the question lists.
     - `fine_map`: the question asks for the covered quarters of cells, and the answer has a letter for each cell.
     - `map`: the question is about a map or its cells, and the answer is a map, see [`is_map`].
-    - `caption`: the question asks for a description, but not of a box, or the answer has more than 6 words.
+    - `caption`: the question asks for a description, but not of a box, or the answer has more than 6 words and is no
+      list of numbers.
     - `vqa`: other answers.
     """
     boxes, rest = read_boxes(reference)[0], MARKS.sub(" ", reference)
@@ -139,7 +141,7 @@ def answer_kind(question: str, reference: str) -> str | None:
         return "fine_map"
     if MAP.search(question) and is_map(question, reference):
         return "map"
-    is_long = len(reference.split()) > MOST_WORDS
+    is_long = len(reference.split()) > MOST_WORDS and not NUMBERED.fullmatch(reference)
     asks = CAPTION.search(question) and not read_boxes(question)[0]
     return "caption" if is_long or asks else "vqa"
 

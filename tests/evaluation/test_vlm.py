@@ -171,6 +171,7 @@ CHOICES = "Which organ?\nA. left lung\nB. heart"
         (f"{CHOICES}\nC. Both A and B", "A and B", "choice"),
         ("How many?", "between 0 and 10", "vqa"),
         ("What is the number of ships?", "12", "count"),
+        ("How many ships are in each quarter of the image?", "top left 2, top right 0, bottom left 1", "vqa"),
         ("Map the trees in 2 x 2 cells, with a letter for the covered quarters of each.", "a P c a", "fine_map"),
         ("[caption] What is it?", "a road", "caption"),
         ("Describe the image in detail.", "a road", "caption"),

@@ -207,7 +207,7 @@ def kind_of(question):
 
 PATTERNS = {
     "presence": r"(?:Is there|Can you see|Does the image show) an? (.*?)(?: in the image)?\?",
-    "quarter_counting": r"(?:How many (.*) are in each quarter, from the top left to the bottom right\?"
+    "quarter_counting": r"(?:How many (.*) are in each quarter of the image\?"
     r"|Count the (.*) in the top left, top right, bottom left and bottom right\.)",
     "counting": r"(?:How many|What is the number of|Count the) (.*?)(?: are)?(?: in the image)?[.?]",
     "all": r"(?:Find all (.*)|Mark every (.*) in the image with a box|Give the boxes of all (.*))\.",
@@ -233,11 +233,11 @@ def check(question, answer, objects, width=WIDTH, height=HEIGHT, parts=None):
     elif kind == "counting":
         assert int(answer) == sum(label == SINGULAR[subject] for label, _, _ in objects)
     elif kind == "quarter_counting":
-        counts = dict.fromkeys(QUARTERS.values(), 0)
+        counts = dict.fromkeys(QUARTERS.values(), 0)  # by right and bottom
         for label, (x0, y0, x1, y1), _ in objects:
             if label == SINGULAR[subject]:
                 counts[int(x0 + x1 >= width), int(y0 + y1 >= height)] += 1
-        assert answer == "{}, {}, {}, {}".format(*counts.values())
+        assert answer == ", ".join(f"{name} {counts[place]}" for name, place in QUARTERS.items())
     elif kind == "all":
         label = SINGULAR.get(subject, subject)
         expected = sorted((box for name, box, _ in objects if name == label), key=lambda box: (box[1], box[0]))

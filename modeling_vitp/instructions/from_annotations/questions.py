@@ -60,7 +60,7 @@ PHRASINGS: dict[str, dict[str, tuple[str, ...]]] = {  # Templates by subject of 
             "Count the {labels} in the image.",
         ),
         "quarter_counting": (
-            "How many {labels} are in each quarter, from the top left to the bottom right?",
+            "How many {labels} are in each quarter of the image?",
             "Count the {labels} in the top left, top right, bottom left and bottom right.",
         ),
         "grounding_one": LOCATE_ONE,
@@ -226,11 +226,11 @@ def counting(asker: Asker, image: AnnotatedImage, generator: torch.Generator) ->
 
 @register_kind("quarter_counting")
 def quarter_counting(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    """Ask for the numbers of objects of a class whose centers lie in the quarters of the image, in reading order."""
+    """Ask for the number of objects of a class whose centers lie in each quarter of the image."""
     label, regions = class_or_absent(asker, image, generator)
     if label is not None:
         counts = Counter(quarter_of(region, image.size) for region in regions)
-        yield words_for(label), ", ".join(str(counts[quarter]) for quarter in QUARTERS), None
+        yield words_for(label), ", ".join(f"{quarter} {counts[quarter]}" for quarter in QUARTERS), None
 
 
 @register_kind("grounding_one")
