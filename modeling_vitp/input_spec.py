@@ -163,7 +163,8 @@ class InputSpec:
                 )
             low, high = torch.tensor(self.windows, dtype=torch.float64).T
         elif self.percentiles is not None:
-            low, high = torch.tensor([band_percentiles(band, self.percentiles) for band in image]).T
+            points = [band_percentiles(band, self.percentiles) for band in image]
+            low, high = torch.tensor(points, dtype=torch.float64).T
             high = torch.where(high > low, high, low + 1)
         elif image.dtype == torch.bool:
             low, high = torch.tensor([0.0]), torch.tensor([1.0])

@@ -82,7 +82,7 @@ def stopped(tmp_path_factory):
 def test_changed_options_are_refused(stopped, changed):
     (name,) = changed
     trainer = make_trainer(stopped / "run", annotations=(str(stopped / "labels"), OPTIONS | changed), **RUN)
-    with pytest.raises(ValueError, match=f"drawing.*{name}"):
+    with pytest.raises(ValueError, match=f"sample_transform.*{name}"):
         trainer.train(resume_from_checkpoint=True)
 
 
