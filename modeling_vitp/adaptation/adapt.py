@@ -414,8 +414,11 @@ class Adaptation:
         return defaults | settings | own | start | fixed | self.pretraining_data()
 
     def pretraining_data(self) -> dict[str, Any]:
-        """Return the settings of the pretraining's data: the given instructions, or the labels, to draw questions."""
-        if self.args.instructions is not None:
+        """Return the settings of the pretraining's data: the labels, to draw questions from, or stored instructions.
+
+        Classes of whole images keep their stored instructions: a crop may not show what the class is about.
+        """
+        if self.args.instructions is not None or self.labels.task == "classification":
             return {"dataset_name": self.instructions}
         return {
             "annotations": str(self.labels.root),
