@@ -204,12 +204,9 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     said = json.loads(run(sys.executable, "-c", HELP, *recipes.values(), cwd=work, **here).stdout)
     assert all(f"usage: vitp {name} " in said[str(path)][0] for name, path in recipes.items())
     before = seconds_of_children()
-    run(sys.executable, "-c", "import modeling_vitp, trl, peft, datasets", cwd=work, **here)
-    imports, before = seconds_of_children() - before, seconds_of_children()
     dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
     assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
-    # Of CPU: 10 s, or on a machine that takes more than 4 s for the imports alone, as many times more.
-    assert seconds_of_children() - before < max(10, 2.5 * imports)
+    assert seconds_of_children() - before < 10  # of CPU
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
     steps += ["--dataloader_persistent_workers", "false", "--freeze_vision", "true"]
     quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
