@@ -348,7 +348,7 @@ def read_pytest(command: str, words: list[str], place: Place, patch: pytest.Monk
     missing = [word for word in words if "/" in word and not (ROOT / word).exists()]
     assert not missing, f"{missing} not found"
     known = re.search(r"^markers = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    marks = [mark for option, mark in zip(words, words[1:]) if option == "-m"]
+    marks = [mark.removeprefix("not ") for option, mark in zip(words, words[1:]) if option == "-m"]
     assert all(f'"{mark}: ' in known for mark in marks), f"mark {marks} not found"
 
 

@@ -46,7 +46,7 @@ class LabelSource:
         Raises:
             ValueError: If the folder has no known layout, or the layout does not have one of the options.
         """
-        root = Path(root)
+        root = Path(root).resolve()
         name = options.layout or recognize_layout(root)
         if name not in LAYOUTS:
             raise ValueError(
