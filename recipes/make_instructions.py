@@ -17,14 +17,13 @@ import argparse
 from pathlib import Path
 
 import vitp_command
-from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
 from modeling_vitp.training.arguments import not_negative, positive, shard, within
-from modeling_vitp.training.command_line import parse_words
+from modeling_vitp.training.command_line import load_plugins, parse_words
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("layout", choices=LAYOUTS, help="Layout of the annotated data set.")
+    parser.add_argument("layout", help="Layout of the annotated data set: one of those below, or of a plugin.")
     parser.add_argument("root", type=Path, help="Folder of the annotated data set.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Output folder.")
     parser.add_argument("--split", default="train", help="Split to use (train).")
@@ -70,11 +69,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--class_property",
         help="Property of GeoJSON or GeoPackage with the class (the first of class, label, category, name, type).",
     )
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], help="Python files that register layouts, see tests/README.md."
+    )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--shard", type=shard, metavar="I/N", help="Write only part I of N parts of the rows.")
     parts.add_argument("--merge", type=positive, metavar="N", help="Write the card of N finished shards.")
     args = parse_words(parser, argv)
+    load_plugins(args.plugins)
 
+    from modeling_vitp.data.layouts import LAYOUTS
     from modeling_vitp.instructions.from_annotations.pipeline import option_error
     from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
 

@@ -14,7 +14,7 @@ from trl import ModelConfig
 
 import vitp_command
 from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
-from modeling_vitp.training.command_line import parse
+from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
     "modeling_vitp.training.arguments.PretrainArguments",
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.mixture import load_mixture
     from modeling_vitp.training.loading import apply_input_spec, check_from_scratch, check_options, load_start
 
+    load_plugins(args.plugins)
     check_from_scratch(args.from_scratch)
     check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
     mixture = load_mixture(args.mixture) if args.mixture else None

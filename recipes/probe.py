@@ -15,7 +15,7 @@ from pathlib import Path
 
 import vitp_command
 from modeling_vitp.probing.arguments import ProbeArguments
-from modeling_vitp.training.command_line import parse
+from modeling_vitp.training.command_line import load_plugins, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.training.checkpointing import check_no_model
     from modeling_vitp.training.vitp_config import default_device
 
+    load_plugins(args.plugins)
     check_no_model(args.output_dir)
     output_dir, main_scores = Path(args.output_dir), {}
     args.device = args.device or str(default_device())
@@ -94,7 +95,7 @@ def open_probe(args: ProbeArguments):
     if args.data is not None:
         task, data = (DetectionProbe, DetectionData) if args.annotations == "boxes" else (SegmentationProbe, DenseData)
         splits = {"train": args.train_split, "test": args.test_split}
-        return task(data.from_dict(args.data), splits, args.l2, args.depths, args.intervals)
+        return task(data.from_dict(data.complete(args.data)), splits, args.l2, args.depths, args.intervals)
     columns = args.image_column, args.label_column
     samples = open_samples(
         args.dataset_name, args.dataset_config, args.train_split, args.test_split, args.test_share, *columns

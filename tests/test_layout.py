@@ -19,6 +19,7 @@ LAYERS = [  # from top to bottom; a folder imports from its own layer's folder a
     {"classification", "dense", "detection"},
     {"training"},
     {"instructions"},
+    {"data"},
     {"hub"},
     {"convert"},
     {"auto"},

@@ -24,8 +24,8 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from lab.data.wheels import open_wheel
+from modeling_vitp.data.layouts.voc import voc_objects
 from modeling_vitp.images.reading import window_starts
-from modeling_vitp.instructions.from_annotations.formats import voc_objects
 
 BIG_SCENE, SECOND_SCENE = "2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop"
 SMALL_SCENES = ("OSBS_029", "SOAP_061")

@@ -21,8 +21,8 @@ from datasets import Dataset, load_dataset
 from PIL import Image
 
 from lab.data.build_tree_masks import SAMPLE, row_boxes
+from modeling_vitp.data.boxes import Box
 from modeling_vitp.images.reading import window_starts
-from modeling_vitp.instructions.boxes import Box
 
 MOST = (1, 4, 7)  # largest number of trees in the first three classes
 CLASSES = ("0 to 1", "2 to 4", "5 to 7", "8 and more")

@@ -16,8 +16,8 @@ import numpy as np
 from datasets import Dataset, Image, load_dataset
 from PIL import Image as PILImage
 
-from modeling_vitp.instructions.boxes import Box, box_area, clip
-from modeling_vitp.instructions.rows import image_size
+from modeling_vitp.data.boxes import Box, box_area, clip
+from modeling_vitp.data.rows import image_size
 
 GROUND, TREE, UNKNOWN = 0, 1, 255
 REACH = 32  # half of the 90th percentile of the box sides

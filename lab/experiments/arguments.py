@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lab.command import TREES_BASE, find_config
 from modeling_vitp.command.paths import config_of_data, read_yaml
-from modeling_vitp.training.arguments import Arguments, check_type, check_within
+from modeling_vitp.command.settings import check_type
+from modeling_vitp.training.arguments import Arguments, check_within
 
 OBJECTIVES = ("none", "mae", "masks")  # of the control of the task
 ROWS = ("label_share", "without_scenes")  # settings of an arm that select training rows of the task

@@ -9,7 +9,8 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
-from modeling_vitp.instructions.boxes import Box, iou, read_boxes
+from modeling_vitp.data.boxes import Box, iou
+from modeling_vitp.instructions.boxes import read_boxes
 from modeling_vitp.instructions.collator import NO_LABEL, ViTPDataCollator
 from modeling_vitp.training.generation import generate_answers
 

@@ -30,13 +30,13 @@ from ..command.errors import RunStopped, TrainingDiverged, WrongArguments
 from ..command.paths import config_of_data
 from ..configuration_vitp import ViTPVisionConfig
 from ..convert.export import export_backbone
+from ..data.layouts import LAYOUTS
 from ..evaluation.arguments import VLMArguments
 from ..evaluation.comparison import Progress, check_same_settings
 from ..evaluation.vlm import choose_questions
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, is_reduced
 from ..instructions.answer_prior import LITTLE, check_answer_priors
 from ..instructions.dry_run import summarize_sources
-from ..instructions.from_annotations.layouts import LAYOUTS
 from ..instructions.from_annotations.questions import PHRASINGS
 from ..instructions.mixture import load_sources
 from ..instructions.overlap import TestImages
@@ -47,7 +47,7 @@ from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import open_vit_config
 from ..training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from ..training.checkpointing import FolderLock, last_checkpoint, write_whole
-from ..training.command_line import load_class, parse
+from ..training.command_line import load_class, load_plugins, parse
 from ..training.loading import check_from_scratch, image_processor_of, tiling, vision_config_of
 from ..training.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
 from ..training.plan import config_of_start, pretraining_operations, print_plan, work_of
@@ -124,6 +124,7 @@ class Adaptation:
     """
 
     def __init__(self, args: AdaptArguments):
+        load_plugins(args.plugins)
         self.args, self.folder = args, Path(args.output_dir)
         self.progress = Progress(self.folder / "progress.json")
         self.lock = FolderLock(self.folder)  # released when this object is deleted

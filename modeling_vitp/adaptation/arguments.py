@@ -149,6 +149,10 @@ class AdaptArguments(Arguments):
         default=None,
         metadata={"help": "Settings of the fine-tuning that replace the chosen ones: JSON, or a configuration."},
     )
+    plugins: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Python files that register layouts of labeled images, see tests/README.md."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the splits, the questions and the pretraining (0)."})
     dry_run: bool = field(default=False, metadata={"help": "Stop after the plan. Default: false."})
     force: bool = field(

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..command.errors import TrainingDiverged
+from ..data.annotation_files import read_list
 from ..evaluation.comparison import Progress
-from ..instructions.from_annotations.formats import read_list
 from ..vision_towers import pair
 from .labels import TaskData, with_label_fraction
 from .plan import median_size

@@ -3,7 +3,7 @@
 import torch
 from torchvision.transforms import InterpolationMode, v2
 
-from ..training.fine_tuning_data import BandJitter
+from ..images.augmentation import BandJitter
 from .arguments import ClassificationSettings
 
 

@@ -16,26 +16,14 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..command.settings import check_type
+from ..data.files import CASES, FIELD, FileSample, find_samples, in_part
+from ..data.layouts import recognize_layout
+from ..data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
+from ..data.settings import DataSettings, parts_of
 from ..images.pixels import on_one_grid, to_pixels
 from ..images.reading import Picture, check_whole, image_files, read_image, read_picture
 from ..input_spec import InputSpec
-from ..instructions.from_annotations.layouts import recognize_layout
-from ..instructions.rows import content_of
-from ..training.arguments import check_type
-from ..training.fine_tuning_data import (
-    CASES,
-    FIELD,
-    DataSettings,
-    FileSample,
-    cases_of_rows,
-    check_image_columns,
-    encoded_rows,
-    find_columns,
-    find_samples,
-    in_part,
-    missing_column,
-    parts_of,
-)
 
 Label = str | int  # Name or index of a class.
 USUAL = {"image": ("image", "images", "img"), "label": ("label", "labels", "class", "fine_label")}

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from ..configuration_vitp_classification import ViTPImageClassificationConfig
+from ..data.settings import parts_of
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import normalized
 from ..metrics.report import name_classes
@@ -18,7 +19,6 @@ from ..modeling_vitp_classification import ViTPForImageClassification
 from ..opening import read_config_fields
 from ..training.arguments import StartArguments
 from ..training.fine_tuning import AugmentedSamples, FineTuningTrainer, load_on_backbone
-from ..training.fine_tuning_data import parts_of
 from ..training.vitp_config import BaseConfig
 from ..vision_towers import pair, tower_of
 from .arguments import SCORED_WITH, ClassificationSettings

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from ..command.settings import check_type
 from ..metrics.report import metric_path
-from ..training.arguments import FineTuningSettings, SplitArguments, check_type, check_within
+from ..training.arguments import FineTuningSettings, SplitArguments, check_within
 
 # Settings that change the scores of a model.
 SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_batch_size", "bf16", "fp16")

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..image_processing_vitp_dense import IGNORE_INDEX
-from ..training.fine_tuning_data import BandJitter
+from ..images.augmentation import BandJitter
 from .arguments import DenseSettings
 
 

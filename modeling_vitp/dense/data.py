@@ -16,6 +16,12 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ..command.settings import check_type, is_of
+from ..data.files import CASES, FileSample, fields_of, find_samples, hold_out, image_patterns, match_files
+from ..data.folders import UNSPLIT, images_in
+from ..data.layouts import LAYOUTS, recognize_layout
+from ..data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
+from ..data.settings import DataSettings, parts_of
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.large import ranged
 from ..images.pixels import to_pixels
@@ -33,26 +39,7 @@ from ..images.reading import (
 )
 from ..images.volumes import VolumeSlices, check_cut, files_of
 from ..input_spec import InputSpec
-from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, images_in, recognize_layout
-from ..instructions.rows import content_of
-from ..training.arguments import check_type, is_of
 from ..training.batching import share
-from ..training.fine_tuning_data import (
-    CASES,
-    DataSettings,
-    FileSample,
-    cases_of_rows,
-    check_image_columns,
-    encoded_rows,
-    fields_of,
-    find_columns,
-    find_samples,
-    hold_out,
-    image_patterns,
-    match_files,
-    missing_column,
-    parts_of,
-)
 from .arguments import DenseArguments
 
 Color = tuple[int, int, int]

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..data.files import fill
 from ..images.large import RowFile, appears_whole, file_stamp, open_images, part_path, weights_digest, whole_rows
 from ..images.reading import is_tiff, window_starts
 from ..images.volumes import NIFTI, Volume, VolumeSlices, check_cut, files_of
-from ..training.fine_tuning_data import fill
 
 if TYPE_CHECKING:
     from .data import DenseData

@@ -1,6 +1,6 @@
 """Readers of detection annotations: files in COCO, VOC, DOTA, YOLO and GeoJSON format, and rows of data sets."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,18 @@ import datasets
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 
-from ..images.reading import IMAGE_SUFFIXES, Window, below, check_file, check_upright, image_files, stored_size
-from ..instructions.from_annotations.formats import (
-    AnnotatedObject,
-    CocoFile,
-    Point,
-    files_by_key,
-    is_below,
+from ..command.settings import check_type
+from ..data.annotation_files import (
     is_number,
-    read_annotation,
-    read_dota,
     read_flag,
     read_list,
-    read_voc,
-    read_yolo,
 )
-from ..instructions.from_annotations.geodata import FeatureFile, feature_files
-from ..instructions.rows import image_size
-from ..training.arguments import check_type
-from ..training.fine_tuning_data import cases_of_rows, find_columns, in_part, missing_column, read_cases
+from ..data.annotations import AnnotatedObject, Point
+from ..data.files import in_part, read_cases
+from ..data.layouts import LAYOUTS
+from ..data.layouts.coco import file_stem, without_suffix
+from ..data.rows import cases_of_rows, find_columns, image_size, missing_column
+from ..images.reading import Window, below, check_file, check_upright, stored_size
 
 # Types of the settings of a split of files.
 SETTINGS = dict.fromkeys(("images", "annotations", "list", "cases"), str)
@@ -54,43 +47,6 @@ class AnnotatedFile:
     case: str | None = None
 
 
-# Function from the annotation file, the image file and the size of an image to its objects.
-FileReader = Callable[[Path, Path, tuple[int, int]], list[AnnotatedObject]]
-# File suffix, reader and `is_sparse` of each annotation format, by its name in `format` of a configuration.
-FORMATS: dict[str, tuple[str, FileReader, bool]] = {}
-
-
-def register_format(name: str, suffix: str, is_sparse: bool = False) -> Callable[[FileReader], FileReader]:
-    """Return a decorator that registers the reader of an annotation format with one file per image.
-
-    With `is_sparse`, images may have no file: the reader returns their objects for a path that does not exist.
-    """
-
-    def register(reader: FileReader) -> FileReader:
-        FORMATS[name] = (suffix, reader, is_sparse)
-        return reader
-
-    return register
-
-
-@register_format("coco", ".json")
-def read_coco(annotation: tuple[CocoFile, dict], image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-    """Read the objects of one image from the COCO file of all images, see [`coco_files`]."""
-    file, entry = annotation
-    return file.objects(entry, image, size)
-
-
-register_format("voc", ".xml")(read_voc)
-register_format("dota", ".txt")(read_dota)
-register_format("yolo", ".txt", is_sparse=True)(read_yolo)
-
-
-@register_format("geojson", ".geojson")
-def read_features(annotation: FeatureFile, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
-    """Read the objects of one image from its GeoJSON or GeoPackage file, which may annotate several images."""
-    return annotation.objects(image, size)
-
-
 def read_files(
     root: str | Path, form: str, settings: Mapping, name: str, class_property: str | None = None
 ) -> Iterator[AnnotatedFile]:
@@ -100,11 +56,11 @@ def read_files(
         root: folder of the data set.
         form: `"coco"`, `"voc"` (`bndbox`, or `robndbox` of DIOR-R), `"dota"`, `"yolo"` (with the class names in a YAML
             file in a folder above the labels), `"geojson"` (GeoJSON or GeoPackage over GeoTIFFs), or a name of
-            [`register_format`].
+            [`~modeling_vitp.data.layouts.register_layout`].
         settings: settings of the split, with paths relative to `root`. `images` is the folder of the images, which are
             matched to annotations by name without suffix; COCO images are searched by `file_name` first. `annotations`
             is the COCO file, or a folder with one file per image, and may be missing; for GeoJSON or GeoPackage it is a
-            file or a folder, see [`~modeling_vitp.instructions.from_annotations.geodata.feature_files`]. `list` is a
+            file or a folder, see [`~modeling_vitp.data.geodata.feature_files`]. `list` is a
             file with the names of the images of the split, or their paths below `root`, one per line. `part` is a range
             in [0, 1) that selects images by a hash of their name or case, and `part_seed` selects others. `cases` is a
             JSON file with the case (such as a scene) of each image by its path below `root`.
@@ -127,22 +83,9 @@ def read_files(
         raise ValueError(f"data: `root` not found: {root}. Expected an existing folder.")
     if not (root / settings["images"]).is_dir():
         raise ValueError(f"Split {name!r}: image folder not found: {root / settings['images']}.")
-    suffix, reader, is_sparse = FORMATS[form]
-    if form == "coco" and "annotations" in settings:
-        annotated = coco_files(root / settings["annotations"])
-        images = coco_images(root, root / settings["images"], annotated)
-    else:
-        images = images_by_name(root / settings["images"])
-        annotated = dict.fromkeys(images)
-        if "annotations" in settings:
-            folder = root / settings["annotations"]
-            if form == "geojson":
-                of_image = feature_files(root, folder, images.values(), class_property)
-                annotated = {key: of_image[path] for key, path in images.items() if path in of_image}
-            else:
-                annotated = files_by_key(folder, suffix)
-            if is_sparse:
-                annotated = {key: annotated.get(key, folder / f"{key}{suffix}") for key in images}
+    layout = LAYOUTS[form]
+    annotations = root / settings["annotations"] if "annotations" in settings else None
+    images, annotated = layout.match(root, root / settings["images"], annotations, class_property)
     listed = None
     if "list" in settings:
         lines = read_list(root / settings["list"])
@@ -153,7 +96,10 @@ def read_files(
         ]
         if len(set(listed)) < len(listed):
             raise ValueError(f"{root / settings['list']} lists {max(listed, key=listed.count)!r} twice.")
-    chosen = sorted(set(annotated) | (set(images) if form != "coco" else set())) if listed is None else listed
+    if listed is None:
+        chosen = sorted(annotated if layout.lists_images else {*annotated, *images})
+    else:
+        chosen = listed
     known = [key for key in chosen if key in images]
     cases = dict(zip(known, read_cases(root, settings, [images[key] for key in known])))
     if "part" in settings:
@@ -170,59 +116,8 @@ def read_files(
         check_file(path)
         check_upright(path)
         size = stored_size(path)
-        found = None if annotated[key] is None else reader(annotated[key], path, size)
+        found = None if annotated[key] is None else layout.read_objects(annotated[key], path, size)
         yield AnnotatedFile(key, path, size, found, **cases[key])
-
-
-def images_by_name(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder and its subfolders, by name without suffix."""
-    images = {}
-    for path in image_files(folder):
-        if path.stem in images:
-            raise ValueError(f"{images[path.stem]} and {path} are two images with the same name.")
-        images[path.stem] = path
-    if not images:
-        raise ValueError(f"No images found in {folder}.")
-    return images
-
-
-def coco_images(root: Path, folder: Path, annotated: Mapping[str, tuple[CocoFile, dict]]) -> dict[str, Path]:
-    """Return the images by key of [`coco_files`], found by `file_name` relative to the folder, or else by name."""
-    paths = {key: folder / entry["file_name"] for key, (_, entry) in annotated.items()}
-    images = {key: path for key, path in paths.items() if is_below(root, path) and path.is_file()}
-    has_folders = any("/" in key for key in annotated)
-    return images if has_folders or len(images) == len(annotated) else images_by_name(folder) | images
-
-
-def coco_files(path: Path) -> dict[str, tuple[CocoFile, dict]]:
-    """Return the COCO file and the entry of each image, by name of the image without suffix.
-
-    If two images have the same name, all names include the folders.
-    """
-    if path.is_dir():
-        raise ValueError(f"Expected a file as `annotations` for `format: coco`, got the folder {path}.")
-    contents = read_annotation(path)
-    if not isinstance(contents, dict) or not {"images", "categories", "annotations"} <= contents.keys():
-        raise ValueError(f"Expected COCO JSON with `images`, `categories` and `annotations` in {path}.")
-    file, files = CocoFile(path, contents), {}
-    stems = [file_stem(entry["file_name"]) for entry in file.images]
-    key_of = file_stem if len(set(stems)) == len(stems) else without_suffix
-    for entry in file.images:
-        key = key_of(entry["file_name"])
-        if key in files:
-            raise ValueError(f"{path} has two images with the name {key!r}.")
-        files[key] = (file, entry)
-    return files
-
-
-def without_suffix(name: str) -> str:
-    return (Path(name).parent / file_stem(name)).as_posix()
-
-
-def file_stem(name: str) -> str:
-    """Return the name of an image file without folder and image suffix. Other dots in the name are kept."""
-    path = Path(name)
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 # Largest area of a box that counts as empty, relative to the square of its longer extent, to allow for rounding.
@@ -545,7 +440,7 @@ def row_objects(
 def columns_of(
     features: datasets.Features, settings: Mapping[str, str], name: str, is_oriented: bool = False
 ) -> dict[str, str]:
-    """Return the columns for [`read_rows`], see [`~modeling_vitp.training.fine_tuning_data.find_columns`]."""
+    """Return the columns for [`read_rows`], see [`~modeling_vitp.data.rows.find_columns`]."""
     known = with_fields(features)
     columns = find_columns(known, USUAL, settings, name)
     if "image" not in columns:

@@ -14,19 +14,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..command.settings import check_type
+from ..data.files import FileSample, hold_out
+from ..data.folders import UNSPLIT
+from ..data.layouts import LAYOUTS, layouts_about, recognize_layout
+from ..data.rows import check_image_columns, content_of, encoded_rows
+from ..data.settings import DataSettings
+from ..data.windows import MIN_IMAGE_SHARE, MIN_OBJECT_SHARE, inside, object_windows
 from ..images.large import ranged
 from ..images.pixels import to_pixels
-from ..images.reading import Picture, Window, cut, read_image, read_picture, windows
+from ..images.reading import Picture, Window, cut, read_image, read_picture
 from ..input_spec import InputSpec
-from ..instructions.from_annotations.layouts import LAYOUTS, UNSPLIT, recognize_layout
-from ..instructions.rows import content_of
 from ..rotated_boxes import smallest_rectangles
-from ..training.arguments import check_type
-from ..training.fine_tuning_data import DataSettings, FileSample, check_image_columns, encoded_rows, hold_out
 from ..vrl import keyed_generator
 from .annotations import (
     BOX_FORMATS,
-    FORMATS,
     AnnotatedFile,
     ClassNames,
     ImageObjects,
@@ -37,7 +39,6 @@ from .annotations import (
 )
 
 logger = logging.getLogger(__name__)
-MIN_IMAGE_SHARE, MIN_OBJECT_SHARE = 0.6, 0.7
 MOST_SHOWN = 5
 TILE = {"size": int, "overlap": int, "min_image_share": float, "min_object_share": float}
 
@@ -181,8 +182,8 @@ class DetectionData(DataSettings):
         splits: settings of each split. For files: arguments of [`read_files`], and optionally `tile` for windows with
             `size` and `overlap` in pixels, `min_image_share` and `min_object_share` (see [`object_windows`] and
             [`inside`]). For `dataset_name`: name of the split in `datasets`, or a mapping with `split` and `tile`.
-        format: format of the annotation files: `"coco"`, `"voc"`, `"dota"`, `"yolo"`, `"geojson"` (GeoJSON or
-            GeoPackage), or a name of [`register_format`].
+        format: layout of the annotation files: `"coco"`, `"voc"`, `"dota"`, `"yolo"`, `"geojson"` (GeoJSON or
+            GeoPackage), or that of a plugin, see [`~modeling_vitp.data.layouts.register_layout`].
         class_property: property of `format="geojson"` with the class of a feature. Default: the first of `class`,
             `label`, `category`, `name` and `type` that a feature has, otherwise all features are of the class `object`.
         columns, box_format: column names and box format of rows, see [`read_rows`].
@@ -193,7 +194,7 @@ class DetectionData(DataSettings):
     """
 
     infer_options = ("class_property",)
-    choices = {"format": FORMATS, "box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
+    choices = {"box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
     template = (
         "data: {root: FOLDER, format: coco, splits: {train: {images: train/images, annotations: train.json}, "
         "test: {images: test/images, annotations: test.json}}, classes: [ship, plane]}"
@@ -212,36 +213,43 @@ class DetectionData(DataSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        formats = layouts_about("objects")
+        if self.format not in (*formats, None):
+            raise ValueError(f"data: expected format to be one of {', '.join(formats)}, got {self.format!r}.")
         if self.root is not None and self.format is None:
-            raise ValueError(f"data: `format` is required for annotation files. Options: {', '.join(FORMATS)}.")
+            raise ValueError(f"data: `format` is required for annotation files. Options: {', '.join(formats)}.")
         if self.class_property is not None and self.format != "geojson":
             raise ValueError(f"data: `class_property` is for `format: geojson`, got the format {self.format!r}.")
         self.names = ClassNames(self.classes, self.leave_out)
 
     @classmethod
     def infer(cls, root, class_property: str | None = None):
-        name = recognize_layout(root, FORMATS)
+        formats = layouts_about("objects")
+        name = recognize_layout(root, formats)
         if name is None:
-            raise cls.unknown_layout(root, f"annotations in one of the formats {', '.join(FORMATS)}")
-        options = {} if class_property is None or name != "geojson" else {"class_property": class_property}
+            raise cls.unknown_layout(root, f"annotations in one of the formats {', '.join(formats)}")
+        has_property = class_property is not None and "class_property" in LAYOUTS[name].options
+        options = {"class_property": class_property} if has_property else {}
         layout, splits = LAYOUTS[name](root, **options), {}
         for split, images in layout.splits().items():
-            annotated = {layout.annotation_file(image_id, path) for image_id, (path,) in images.items()} - {None}
+            annotation_files = {layout.annotation_file(image_id, path) for image_id, (path,) in images.items()} - {None}
             settings = {"images": common_folder((path for (path,) in images.values()), root)}
-            if annotated:
-                is_file = name == "coco" or (name == "geojson" and len(annotated) == 1)
-                file = annotated.pop().relative_to(root).as_posix() if is_file else None
-                settings["annotations"] = file or common_folder(annotated, root)
-            if listed := layout.split_list(split):
-                settings["list"] = listed.relative_to(root).as_posix()
+            if layout.has_shared_files and len(annotation_files) == 1:
+                (file,) = annotation_files
+                settings["annotations"] = file.relative_to(root).as_posix()
+            elif annotation_files:
+                settings["annotations"] = common_folder(annotation_files, root)
+            list_file = layout.split_list(split)
+            if list_file is not None:
+                settings["list"] = list_file.relative_to(root).as_posix()
             splits[split] = settings
         if splits.keys() in ({"train"}, {UNSPLIT}):
             (settings,), (images,) = splits.values(), layout.splits().values()
             splits = hold_out(settings, (path.stem for (path,) in images.values()))
         classes = {label.casefold(): label for label in layout.class_names()}
         found = {"root": str(root), "format": name, "splits": splits, "classes": list(classes.values())}
-        named = layout.class_property if name == "geojson" else None
-        return found if named is None else found | {"class_property": named}
+        found_property = getattr(layout, "class_property", None)
+        return found if found_property is None else found | {"class_property": found_property}
 
     def without_tiles(self) -> "DetectionData":
         """Return the same settings with whole images in all splits."""
@@ -409,57 +417,3 @@ def with_few_empty(samples: ObjectImages, share: float, seed: int) -> ObjectImag
     number = len(chosen) - len(full)
     logger.info("Training on %d images with objects and %d of %d without objects.", len(full), number, len(empty))
     return samples.subset(chosen)
-
-
-def object_windows(
-    image_size: tuple[int, int], size: int, overlap: int, min_image_share: float = MIN_IMAGE_SHARE
-) -> list[Window]:
-    """Return the windows of at most `size` x `size` pixels into which an image is cut.
-
-    Windows that cover at most the share `min_image_share` of a full window are left out. If all windows do, the largest
-    ones are kept.
-    """
-    height, width = image_size
-    found = [window or (0, 0, width, height) for window in windows(image_size, size, overlap)]
-    shares = [(right - left) * (bottom - top) / size**2 for left, top, right, bottom in found]
-    if max(shares) > min_image_share:
-        return [window for window, share in zip(found, shares) if share > min_image_share]
-    return [window for window, share in zip(found, shares) if share == max(shares)]
-
-
-def shares_inside(corners: np.ndarray, start: tuple[int, int], size: int) -> np.ndarray:
-    """Return the share of the area of each polygon that lies in a square, float64 of shape `(n,)`.
-
-    The outline is split at the four lines of the square, and its points are clamped to the square. Clamping keeps the
-    winding number of each point inside, so the clamped outline encloses the intersection.
-
-    Args:
-        corners: corners of polygons with a positive area, in order, `(n, points, 2)`.
-        start: position x, y of the top left corner of the square.
-        size: side of the square.
-    """
-    low = np.array(start, np.float64)
-    high = low + size
-    starts, runs = corners, np.roll(corners, -1, 1) - corners
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossings = np.concatenate([(low - starts) / runs, (high - starts) / runs], -1)
-    crossings = np.sort(np.clip(np.nan_to_num(crossings, nan=0.0, posinf=1.0, neginf=0.0), 0, 1), -1)
-    points = starts[:, :, None] + crossings[..., None] * runs[:, :, None]  # Shape (n, points, 4, 2).
-    points = np.concatenate([starts[:, :, None], points], 2).reshape(len(corners), -1, 2)
-    return areas(np.clip(points, low, high)) / areas(corners)
-
-
-def areas(corners: np.ndarray) -> np.ndarray:
-    """Return the areas of polygons `(n, points, 2)`, float64 of shape `(n,)`."""
-    x, y = corners[..., 0], corners[..., 1]
-    return abs((x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)) / 2
-
-
-def inside(
-    corners: np.ndarray, window: Window, size: int, min_share: float | np.ndarray = MIN_OBJECT_SHARE
-) -> np.ndarray:
-    """Return which objects have at least the share `min_share` of their area in a window, bool of shape `(n,)`.
-
-    The window is always taken as `size` x `size`, even if it reaches beyond the image.
-    """
-    return shares_inside(corners, window[:2], size) >= min_share if len(corners) else np.zeros(0, bool)

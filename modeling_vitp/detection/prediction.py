@@ -20,12 +20,13 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..data.windows import areas
 from ..detection_boxes import nms_by_label
 from ..image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_of
 from ..images.large import LargeImage, LineFile, appears_whole, file_stamp, open_images, part_path, weights_digest
 from ..images.reading import Window, window_starts
 from ..rotated_boxes import intersections, rectangles, rotated_nms, smallest_rectangles
-from .data import DetectionData, ObjectImages, areas
+from .data import DetectionData, ObjectImages
 
 if TYPE_CHECKING:
     from .trainer import ViTPDetectionTrainer

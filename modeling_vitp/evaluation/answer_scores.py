@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from ..instructions.boxes import COVER_LETTERS, Box, iou, read_boxes
+from ..data.boxes import Box, iou
+from ..instructions.boxes import COVER_LETTERS, read_boxes
 
 ACCURATE_IOU = 0.5
 NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11))))

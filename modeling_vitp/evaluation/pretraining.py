@@ -16,7 +16,8 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from ..cards.sections import table
-from ..instructions.boxes import iou, read_boxes
+from ..data.boxes import iou
+from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import SampleTransform, images_of, is_given, prepare_rows
 from ..metrics.resampling import resample_mean

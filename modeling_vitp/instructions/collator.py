@@ -18,6 +18,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 from trl.data_utils import prepare_multimodal_messages
 
 from ..configuration_vitp import check_keys
+from ..data.rows import image_size
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
 from ..images.pixels import ColorJitter
 from ..processing_vitp import ViTPProcessor, check_messages
@@ -27,7 +28,6 @@ from .rows import (
     SourceSettings,
     check_answers,
     check_image_parts,
-    image_size,
     images_of,
     is_given,
     load_images,

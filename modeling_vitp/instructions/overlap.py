@@ -20,11 +20,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.rows import folder_cache
 from ..images.reading import image_files
 from ..input_spec import InputSpec
 from .from_annotations.collages import split_collage
 from .rows import load_images
-from .sources import folder_cache
 
 HASH_SIDE = 8  # Frequencies in each direction, which give 64 bits.
 HASH_DISTANCE = 12  # Maximum Hamming distance, in bits, of candidates.

@@ -7,25 +7,21 @@ import io
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Features, Image, IterableDataset, List, Value, Video
-from datasets.utils.file_utils import xopen
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
 
+from ..data.rows import content_of
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
-from ..images.reading import Picture, fetch, is_url, open_file, picture_size, read_picture, said
+from ..images.reading import Picture, read_picture, said
 from ..input_spec import InputSpec
 from ..processing_vitp import GIVEN, message_texts, plain_message
 from ..vrl import keyed_generator
 
-# Streamed data sets refer to files on the Hub, or in an archive there, by such paths.
-OF_THE_HUB = re.compile(r"((zip|gzip|bz2|xz|zstd|lz4)://((?!::).)*::)*hf://((?!::).)+")
 IMAGE_PLACE = "<image>"
 
 FEATURES = Features(
@@ -118,39 +114,6 @@ def bands_first(picture: Picture) -> PIL.Image.Image | np.ndarray:
     except ValueError:
         pass
     raise ValueError(f"the image is too small: {array.shape[0]} bands of {array.shape[2]} x {array.shape[1]} pixels")
-
-
-def content_of(image: dict) -> bytes:
-    """Return the encoded bytes of an image, from the row, its file or, if fetching is enabled, its URL."""
-    content, path = image.get("bytes"), image.get("path")
-    if content is not None:
-        return content
-    if not isinstance(path, str):
-        raise ValueError(f"an image needs bytes or a path, got {str(path)[:80]!r}.")
-    if OF_THE_HUB.fullmatch(path):
-        with xopen(path, "rb") as file:
-            return file.read()
-    if is_url(path):
-        return fetch(path)
-    with open_file(Path(path)) as file:
-        return file.read()
-
-
-def image_size(image: Any) -> tuple[int, int]:
-    """Return height and width of an image after EXIF rotation. Of an encoded image, only the header is read."""
-    if isinstance(image, str):
-        image = {"path": image, "bytes": None}
-    if isinstance(image, dict):
-        is_file = image.get("bytes") is None and os.path.isfile(image.get("path") or "")
-        try:
-            with open(image["path"], "rb") if is_file else io.BytesIO(content_of(image)) as file:
-                return picture_size(file)
-        except Exception as error:  # Pillow raises many kinds, see `load_images`.
-            origin = f" ({image['path']})" if image.get("path") else ""
-            raise ValueError(f"an image{origin} cannot be read: {said(error)}") from error
-    if isinstance(image, PIL.Image.Image):
-        return image.size[::-1]
-    return tuple(ViTPImageProcessor._bands_first(torch.as_tensor(image), None).shape[1:])
 
 
 def check_image_parts(messages: list[dict]) -> None:
@@ -367,19 +330,6 @@ def number_rows(dataset: Dataset, name: str) -> Dataset:
 
 def is_decoded(feature) -> bool:
     return isinstance(feature, Image) and feature.mode is None and feature.decode
-
-
-def undecoded(features: Features) -> Features:
-    """Return the same features with images and videos left encoded."""
-
-    def leave(feature):
-        if isinstance(feature, (Image, Video)):
-            return type(feature)(decode=False)
-        if isinstance(feature, List) and isinstance(feature.feature, (Image, Video)):
-            return List(leave(feature.feature))
-        return feature
-
-    return Features({name: leave(feature) for name, feature in features.items()})
 
 
 def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:

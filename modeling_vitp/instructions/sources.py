@@ -10,7 +10,6 @@ import codecs
 import csv
 import dataclasses
 import glob
-import hashlib
 import itertools
 import json
 import logging
@@ -41,6 +40,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
 from ..command.errors import one_line
+from ..data.rows import folder_cache
 from ..hub.failures import RETRIES, pause, retry, seconds_to_wait
 from ..images.reading import IMAGE_SUFFIXES
 from .rows import FEATURES, SourceSettings
@@ -383,22 +383,6 @@ def all_rows(stream: IterableDataset) -> Iterator[dict]:
     """Yield all rows of a stream. In a data-loader worker, plain iteration would yield only the worker's share."""
     for batch in stream.iter(batch_size=8):
         yield from (dict(zip(batch, values)) for values in zip(*batch.values()))
-
-
-def folder_cache(name: str | Path) -> str | None:
-    """Return a cache folder for this state of a folder or file, or `None` for a Hub id.
-
-    If the folder has a card, `datasets` alone would use an outdated cache after the files have changed, or the cache of
-    another folder with the same name and the same file names.
-    """
-    place = Path(name)
-    if not place.exists():
-        return None
-    state = hashlib.sha256(str(place.resolve()).encode())
-    for path in sorted(path for path in (place, *place.rglob("*")) if path.is_file()):
-        stat = path.stat()
-        state.update(f"{path.relative_to(place)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-    return str(Path(datasets.config.HF_DATASETS_CACHE) / "folders" / state.hexdigest()[:16])
 
 
 def line_files(source: Source) -> dict[Path, str | None]:

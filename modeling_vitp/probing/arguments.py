@@ -82,7 +82,16 @@ class ProbeArguments(Arguments):
         default="masks",
         metadata={"help": "Annotations in `data`: 'masks', 'boxes' or 'classes', as in the fine-tuning of these."},
     )
-    data_root: str | None = field(default=None, metadata={"help": "Folder of the data; overrides data.root."})
+    data_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the data; overrides data.root. Without splits in `data`, they are inferred from it."
+        },
+    )
+    plugins: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Python files that register layouts of labeled images, see tests/README.md."},
+    )
     train_split: str = field(default="train", metadata={"help": "Training split of the probes."})
     test_split: str = field(default="test", metadata={"help": "Test split of the probes."})
     shots: list[int] = field(
@@ -137,8 +146,12 @@ class ProbeArguments(Arguments):
                 setattr(self, name, read_section(getattr(self, name), name))
         if not self.backbones:
             raise ValueError("Set `backbones` to the backbones to probe.")
+        if self.data_root is not None and self.dataset_name is None:
+            self.data = {**(self.data or {}), "root": self.data_root}
         if (self.dataset_name is None) == (self.data is None):
-            raise ValueError("Set either `dataset_name` (images with one class each) or `data` (masks or boxes).")
+            raise ValueError(
+                "Set either `dataset_name` (images with one class each), or `data` or `data_root` (masks or boxes)."
+            )
         is_classes = self.data is None or self.annotations == "classes"
         if is_classes and (self.pixel_control or self.depths > 1):
             raise ValueError("pixel_control and depths need `data` with masks or boxes. Remove them.")
@@ -153,5 +166,3 @@ class ProbeArguments(Arguments):
                 raise ValueError(f"{name}={value!r} needs `data`.")
         if self.annotations == "masks" and self.data is not None and {"format", "box_format"} & self.data.keys():
             raise ValueError("Expected masks, got `data` with a box format. Set --annotations boxes.")
-        if self.data is not None and self.data_root is not None:
-            self.data["root"] = self.data_root

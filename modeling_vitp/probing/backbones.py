@@ -31,10 +31,10 @@ from transformers.utils.hub import resolve_revision
 
 from ..bands import check_same_bands
 from ..command.paths import Shard
+from ..data.rows import folder_cache
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.large import appears_whole
 from ..input_spec import InputSpec
-from ..instructions.sources import folder_cache
 from ..modeling_vitp import VISION_MODELS
 from ..modeling_vitp_backbone import VISION_PARTS, open_vit, open_vit_config
 from ..vision_towers import TOWERS, pair

@@ -15,14 +15,14 @@ from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ..classification.data import FileImages
+from ..data.annotations import AnnotatedImage
+from ..data.files import FileSample
 from ..dense.data import DenseData
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.pixels import IMAGE_PROCESSOR, ColorJitter, to_pixels
-from ..instructions.from_annotations.annotations import AnnotatedImage
 from ..instructions.from_annotations.collages import Collage
 from ..instructions.from_annotations.drawing import DrawnInstructions, encode_picture
 from ..instructions.from_annotations.questions import covered_by_class
-from ..training.fine_tuning_data import FileSample
 from ..vrl import keyed_generator
 from .classification import ClassificationProbe
 from .few_labels import FewLabels

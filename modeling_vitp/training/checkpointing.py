@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..cards.record import read_json
 from ..command.errors import RunStopped, one_line
-from .arguments import check_type
+from ..command.settings import check_type
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 
 from ..cards.record import public_name
+from ..data.annotations import AnnotatedImage
 from ..input_spec import InputSpec
-from ..instructions.from_annotations.annotations import AnnotatedImage
 from ..instructions.from_annotations.drawing import DrawnInstructions
-from ..instructions.from_annotations.layouts import make_instructions_command
+from ..instructions.from_annotations.pipeline import make_instructions_command
 from ..instructions.from_annotations.source import LabelSource
 from ..instructions.mixture import Mixture, describe_schemas, open_mixture
 from ..instructions.rows import SourceSettings, images_of

@@ -21,6 +21,7 @@ from ..bands import check_same_bands
 from ..configuration_vitp import ViTPVisionConfig, known_keys
 from ..convert.export import without_adapters
 from ..convert.tensor_files import check_finite
+from ..data.settings import parts_of
 from ..input_spec import InputSpec
 from ..metrics.base import DistributedMetric
 from ..metrics.report import metric_path
@@ -34,7 +35,6 @@ from .arguments import BackboneArguments, StartArguments
 from .base_trainer import BaseTrainer
 from .batching import share
 from .callbacks import choose, component_colors
-from .fine_tuning_data import parts_of
 from .freezing import find_vit, freeze_vit, layer_decay_groups, lora_rank
 from .loading import check_config
 from .resume_config import NUM_SAMPLES

@@ -10,8 +10,9 @@ import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
+from ..command.settings import check_type
 from ..configuration_vitp import check_keys
-from .arguments import RunArguments, VRLArguments, check_type, check_within, read_mapping
+from .arguments import RunArguments, VRLArguments, check_within, read_mapping
 
 logger = logging.getLogger(__name__)
 LAUNCHER_PRECISION = "ACCELERATE_MIXED_PRECISION"  # environment variable of `accelerate launch`

@@ -26,12 +26,14 @@ from datasets.data_files import SPLIT_KEYWORDS
 from tqdm.auto import tqdm
 
 from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.data.annotation_files import read_annotation, read_text
+from modeling_vitp.data.annotations import plain_words
+from modeling_vitp.data.boxes import Box, box_area, clip
+from modeling_vitp.data.rows import image_size
 from modeling_vitp.images.reading import IMAGE_SUFFIXES, below
-from modeling_vitp.instructions.boxes import Box, box_area, clip, write_boxes, wrong_boxes
-from modeling_vitp.instructions.from_annotations.formats import read_annotation, read_text
-from modeling_vitp.instructions.from_annotations.layouts import plain_words
+from modeling_vitp.instructions.boxes import write_boxes, wrong_boxes
 from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
-from modeling_vitp.instructions.rows import check_answers, image_size
+from modeling_vitp.instructions.rows import check_answers
 from modeling_vitp.instructions.schemas import as_list, messages_of
 from modeling_vitp.instructions.sources import numbered_rows
 from modeling_vitp.processing_vitp import check_messages, message_texts

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from modeling_vitp.instructions.boxes import Box, clip, write_boxes
-from modeling_vitp.instructions.from_annotations.formats import parse_xml, voc_objects
+from modeling_vitp.data.annotation_files import parse_xml
+from modeling_vitp.data.boxes import Box, clip
+from modeling_vitp.data.layouts.voc import voc_objects
+from modeling_vitp.instructions.boxes import write_boxes
 from modeling_vitp.recipes.datasets.public_set import (
     Entry,
     HeldOut,

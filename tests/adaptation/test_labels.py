@@ -15,11 +15,13 @@ from PIL import Image
 from prepared_folders import write_rsar
 from rasterio import Affine
 
-from modeling_vitp.adaptation.labels import TASKS, TaskData, labels_of, read_labels, stem_of, with_label_fraction
+from modeling_vitp.adaptation.labels import TASKS, TaskData, labels_of, read_labels, with_label_fraction
 from modeling_vitp.adaptation.plan import median_size
-from modeling_vitp.instructions.from_annotations.formats import read_list
-from modeling_vitp.instructions.from_annotations.layouts import LAYOUTS
-from modeling_vitp.instructions.from_annotations.pipeline import build_instructions, choose_split
+from modeling_vitp.data.annotation_files import read_list
+from modeling_vitp.data.layouts import LAYOUTS
+from modeling_vitp.data.scenes import stem_of
+from modeling_vitp.data.splits import choose_split
+from modeling_vitp.instructions.from_annotations.pipeline import build_instructions
 from modeling_vitp.recipes import make_instructions
 
 SCENES = [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(2 + scene % 2)]  # 25 images
@@ -273,7 +275,7 @@ def test_scene_pattern_is_first_rule(tmp_path):
 def test_patients_stay_in_one_split(tmp_path, monkeypatch):
     root = tmp_path / "data"
     write_masks(root, [f"{patient}{n}x" for patient in "abcdef" for n in range(3)])
-    patient_of = "modeling_vitp.instructions.from_annotations.layouts.patient_of"
+    patient_of = "modeling_vitp.data.layouts.base.patient_of"
     monkeypatch.setattr(patient_of, lambda path: f"PatientID {path.stem[0]}")
     found = read_labels(root, tmp_path / "lists")
     check(found, 18)

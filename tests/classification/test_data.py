@@ -18,7 +18,7 @@ from pydicom.data import get_testdata_file
 from volumes_on_disk import write_series
 
 from modeling_vitp.classification.data import ClassificationData, LabelTable, check_trained, count, names_of
-from modeling_vitp.training.fine_tuning_data import FileSample
+from modeling_vitp.data.files import FileSample
 
 
 def opened(settings: dict, split: str = "train"):

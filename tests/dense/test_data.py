@@ -17,6 +17,7 @@ from pictures import write_bands
 from PIL import Image
 from volumes_on_disk import write_series
 
+from modeling_vitp.data.files import find_samples
 from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.data import (
     DenseData,
@@ -26,7 +27,6 @@ from modeling_vitp.dense.data import (
     infer_classes,
     slice_volumes,
 )
-from modeling_vitp.training.fine_tuning_data import find_samples
 
 CUT = {"window": [0, 1]}
 

@@ -17,10 +17,10 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     predict_volume,
 )
+from modeling_vitp.data.files import FileSample
 from modeling_vitp.dense.data import LabelEncoding, Rows, slice_volumes
 from modeling_vitp.dense.prediction import sliding_window
 from modeling_vitp.recipes import predict_large as script
-from modeling_vitp.training.fine_tuning_data import FileSample
 
 WINDOWS = {"window": 32, "stride": 24, "batch_size": 2}
 SETTINGS = {"input_spec": {"window": [-500, 900]}}

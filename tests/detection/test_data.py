@@ -41,15 +41,14 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from modeling_vitp.detection.annotations import FORMATS, AnnotatedFile, ClassNames, ImageObjects, collect, row_objects
+from modeling_vitp.data.annotations import AnnotatedObject
+from modeling_vitp.data.files import hashed_position
+from modeling_vitp.detection.annotations import AnnotatedFile, ClassNames, ImageObjects, collect, row_objects
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.data import DetectionData, ObjectImages, cut_into_windows, read_tile, with_few_empty
 from modeling_vitp.detection.prediction import write_geojson
 from modeling_vitp.detection.trainer import reference
-from modeling_vitp.instructions.from_annotations.formats import AnnotatedObject
 from modeling_vitp.metrics.report import METRICS_FOLDER
-from modeling_vitp.training.command_line import load_plugins
-from modeling_vitp.training.fine_tuning_data import hashed_position
 
 IMAGES = ["a_001", "b_002", "empty_003", "c_004"]
 SPLITS = {
@@ -91,37 +90,6 @@ def test_formats_read_written_objects(tmp_path, kind):
             low, high = corners.min(1), corners.max(1)
             found = torch.cat([item["corners"].amin(1), item["corners"].amax(1)], 1)
             np.testing.assert_allclose(found, np.concatenate([low, high], 1), atol=1e-4)
-
-
-FORMAT = """
-from modeling_vitp.detection.annotations import AnnotatedObject, register_format
-
-
-@register_format("lines", ".boxes")
-def read_lines(annotation, image, size):
-    rows = [line.split() for line in annotation.read_text().splitlines()]
-    return [AnnotatedObject(f"{annotation}, {row[0]}", row[0], tuple(map(float, row[1:]))) for row in rows]
-"""
-
-
-def test_format_from_outside(tmp_path):
-    written = write_images(tmp_path / "images", IMAGES)
-    (tmp_path / "boxes").mkdir()
-    for name, objects in written.items():
-        rows = [(label, *corners.min(0), *corners.max(0)) for label, corners in objects]
-        (tmp_path / "boxes" / f"{name}.boxes").write_text("".join(" ".join(map(str, row)) + "\n" for row in rows))
-    (tmp_path / "my_format.py").write_text(FORMAT)
-    load_plugins([str(tmp_path / "my_format.py")])
-    try:
-        splits = {"train": {"images": "images", "annotations": "boxes"}}
-        samples = describe(tmp_path, "lines", splits=splits).open(["train"], "horizontal")
-    finally:
-        FORMATS.pop("lines")
-    for item in samples:
-        objects = written[item["id"]]
-        assert item["labels"].tolist() == [NAMES.index(label) for label, _ in objects]
-        low = np.array([corners.min(0) for _, corners in objects]).reshape(-1, 2)
-        np.testing.assert_allclose(item["corners"].amin(1) if objects else np.zeros((0, 2)), low, atol=1e-4)
 
 
 def test_part_depends_on_its_seed(tmp_path):
@@ -786,11 +754,11 @@ def test_image_in_two_splits_is_refused(tmp_path):
 def test_dicom_patient_in_two_splits_is_refused(tmp_path, monkeypatch):
     write_dota(tmp_path, IMAGES)
     write_dota(tmp_path / "test", ["d_005"])
-    monkeypatch.setattr("modeling_vitp.training.fine_tuning_data.patient_of", lambda path: f"PatientID {path.stem[:1]}")
+    monkeypatch.setattr("modeling_vitp.data.leaks.patient_of", lambda path: f"PatientID {path.stem[:1]}")
     splits = {"train": SPLITS["dota"], "test": {"images": "test/images", "annotations": "test/annfiles"}}
     described = describe(tmp_path, "dota", splits=splits)
     described.check_disjoint(["train", "test"], "oriented")
-    monkeypatch.setattr("modeling_vitp.training.fine_tuning_data.patient_of", lambda path: "PatientID ann")
+    monkeypatch.setattr("modeling_vitp.data.leaks.patient_of", lambda path: "PatientID ann")
     with pytest.raises(ValueError, match="PatientID ann .*'train'.*'test'"):
         described.check_disjoint(["train", "test"], "oriented")
     allowed = describe(tmp_path, "dota", splits=splits, allow_shared_images=True)

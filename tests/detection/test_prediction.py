@@ -20,8 +20,8 @@ from rasterio.transform import from_origin
 from safetensors.torch import load_file
 
 from modeling_vitp import ViTPDetectionImageProcessor, detect_large
+from modeling_vitp.data.windows import shares_inside
 from modeling_vitp.detection import prediction as large_images
-from modeling_vitp.detection.data import shares_inside
 from modeling_vitp.detection.prediction import (
     first_at_top_left,
     merge,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from paths import FIXTURES
 from torchvision.ops import nms
 
-from modeling_vitp.detection.data import inside, object_windows, shares_inside
+from modeling_vitp.data.layouts.dota import dota_objects
+from modeling_vitp.data.windows import inside, object_windows, shares_inside
 from modeling_vitp.detection.prediction import merge
-from modeling_vitp.instructions.from_annotations.formats import dota_objects
 
 SPLIT = json.loads((FIXTURES / "dota_split" / "expected.json").read_text())
 

@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
+from modeling_vitp.data.boxes import iou
 from modeling_vitp.evaluation import pretraining
 from modeling_vitp.evaluation.pretraining import (
     answers_table,
@@ -21,7 +22,7 @@ from modeling_vitp.evaluation.pretraining import (
     texts_of,
 )
 from modeling_vitp.evaluation.vlm import Question
-from modeling_vitp.instructions.boxes import iou, read_boxes
+from modeling_vitp.instructions.boxes import read_boxes
 from modeling_vitp.instructions.from_annotations.storage import FEATURES
 from modeling_vitp.processing_vitp import GIVEN
 

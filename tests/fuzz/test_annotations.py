@@ -9,10 +9,13 @@ from annotated_images import LAYOUTS, NAMES
 from fuzzing import damage, limits, mutate, outcome
 from PIL import Image
 
-from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split, leave_out_copies
+from modeling_vitp.data import layouts
+from modeling_vitp.data.leaks import leave_out_copies
+from modeling_vitp.data.splits import choose_split
+from modeling_vitp.data.windows import windows_of
+from modeling_vitp.instructions.from_annotations.encoding import image_bytes
+from modeling_vitp.instructions.from_annotations.pipeline import annotate_all
 from modeling_vitp.instructions.from_annotations.questions import PHRASINGS, Asker, make_conversations
-from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
 
 pytestmark = pytest.mark.slow
 SUFFIX = {"coco": ".json", "voc": ".xml", "dota": ".txt", "yolo": ".txt", "masks": ".png", "changes": ".json"}

@@ -13,10 +13,11 @@ from fuzzing import damage, limits, outcome
 from pictures import picture, write_bands
 
 from modeling_vitp import InputSpec
+from modeling_vitp.data.rows import image_size
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.reading import read_image, stored_size
 from modeling_vitp.instructions.overlap import as_picture, gray_levels, image_fingerprint
-from modeling_vitp.instructions.rows import SourceSettings, image_size, load_images
+from modeling_vitp.instructions.rows import SourceSettings, load_images
 
 pytestmark = [
     pytest.mark.slow,

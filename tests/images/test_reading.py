@@ -29,6 +29,7 @@ from sample_rows import ANSWER, USER, encoded_image
 from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import InputSpec, ViTPDataCollator, ViTPSegmentationImageProcessor
+from modeling_vitp.data.rows import image_size
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images import reading
 from modeling_vitp.images.large import open_images
@@ -46,7 +47,7 @@ from modeling_vitp.images.reading import (
     windows,
 )
 from modeling_vitp.instructions.collator import SampleLength
-from modeling_vitp.instructions.rows import SourceSettings, image_size, load_images
+from modeling_vitp.instructions.rows import SourceSettings, load_images
 from modeling_vitp.instructions.sources import Source, read_source
 
 

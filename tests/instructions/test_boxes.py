@@ -5,7 +5,8 @@ from annotated_images import same_place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_vitp.instructions.boxes import GridBox, grid_box, iou, is_box, read_boxes, write_boxes, wrong_boxes
+from modeling_vitp.data.boxes import iou
+from modeling_vitp.instructions.boxes import GridBox, grid_box, is_box, read_boxes, write_boxes, wrong_boxes
 
 
 @settings(max_examples=300, deadline=None)

@@ -18,8 +18,9 @@ from tiny_models import TOKENS_PER_TILE
 from torch.utils.data import DataLoader
 
 from modeling_vitp import ViTPImageProcessor, ViTPProcessor
+from modeling_vitp.data.rows import content_of, image_size
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.instructions.rows import content_id, content_of, image_size, load_images, prepare_rows
+from modeling_vitp.instructions.rows import content_id, load_images, prepare_rows
 from modeling_vitp.instructions.schemas import messages_of, to_conversations
 
 

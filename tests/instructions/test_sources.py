@@ -15,13 +15,13 @@ from tiny_models import TOKENS_PER_TILE
 from trl import ScriptArguments
 
 from modeling_vitp import ViTPDataCollator
+from modeling_vitp.data.rows import folder_cache
 from modeling_vitp.instructions.mixture import load_mixture, load_sources, open_mixture
 from modeling_vitp.instructions.rows import images_of
 from modeling_vitp.instructions.schemas import schema_name
 from modeling_vitp.instructions.sources import (
     Source,
     annotation_files,
-    folder_cache,
     is_in_lines,
     load_rows,
     open_splits,

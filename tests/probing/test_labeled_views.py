@@ -10,7 +10,7 @@ from annotated_images import NAMES, write_coco
 from PIL import Image
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, LabelMap, Region, regions_of
+from modeling_vitp.data.annotations import AnnotatedImage, LabelMap, Region, regions_of
 from modeling_vitp.instructions.from_annotations.source import LabelSource
 from modeling_vitp.probing import labeled_views
 from modeling_vitp.probing.gains import BACKBONE, PIXELS, RANDOM, START

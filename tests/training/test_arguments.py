@@ -14,13 +14,14 @@ from transformers import TrainingArguments
 from modeling_vitp import ViTPTrainingConfig
 from modeling_vitp.classification.trainer import ViTPClassificationTrainingConfig
 from modeling_vitp.command.errors import WrongArguments
+from modeling_vitp.command.settings import check_type
 from modeling_vitp.dense.arguments import DenseArguments
 from modeling_vitp.dense.trainer import ViTPSegmentationTrainingConfig
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.recipes import embed, make_instructions, predict_large, validate_data
-from modeling_vitp.training.arguments import Arguments, BackboneArguments, PretrainArguments, check_type, check_within
+from modeling_vitp.training.arguments import Arguments, BackboneArguments, PretrainArguments, check_within
 from modeling_vitp.training.vitp_config import default_device
 
 ENDS = {"[": lambda x, a: x >= a, "(": lambda x, a: x > a, "]": lambda x, a: x <= a, ")": lambda x, a: x < a}

@@ -35,8 +35,8 @@ from lab.trees.downstream import (
     split_held_out,
     write_splits,
 )
+from modeling_vitp.data.boxes import iou
 from modeling_vitp.images.pixels import ColorJitter
-from modeling_vitp.instructions.boxes import iou
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.vrl import keyed_generator
 

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ...data.annotations import AnnotatedImage, LabelMap, Region, regions_of
+from ...data.boxes import Box
+from ...data.windows import window_of
 from ...image_processing_vitp import PIL_8BIT_MODES
 from ...images.reading import Window
 from ...vrl import keyed_generator
-from ..boxes import Box
-from .annotations import AnnotatedImage, LabelMap, Region, regions_of
-from .windows import JPEG_QUALITY, scene_of, window_of
+from .encoding import JPEG_QUALITY, scene_of
 
 CHUNK = 512  # Collages in memory at a time. A scene is opened once for all of them.
 KEY = "collage"  # Key of the text in a PNG; a JPEG has the text as its comment.
@@ -89,7 +90,7 @@ def draw_collages(
     """Draw collages of N x N crops.
 
     All squares of all images are equally likely, and so are their eight orientations. Objects are assigned to crops as
-    to windows, see [`~modeling_vitp.instructions.from_annotations.windows.windows_of`]. The crops of the n-th collage
+    to windows, see [`~modeling_vitp.data.windows.windows_of`]. The crops of the n-th collage
     depend on the seed, n and the images.
 
     Args:

@@ -21,11 +21,11 @@ from datasets import Dataset
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
+from ...data.annotations import AnnotatedImage, LabelMap
 from ...image_processing_vitp import PIL_8BIT_MODES, to_rgb
 from ...images.reading import Window, is_tiff, read_image, windows
 from ...input_spec import InputSpec
 from ...vrl import keyed_generator
-from .annotations import AnnotatedImage, LabelMap
 from .collages import Collage, Crop, boxes_of, compose_labels, corners_of, draw_crop, make_collage
 from .questions import Asker, Exchange, balancing_rates, converse, pick
 

@@ -1,11 +1,10 @@
 """Pipeline of `make_instructions`: from its options to annotated images with questions."""
 
 import argparse
-import os
 import re
+import shlex
 import sys
-import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,17 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ...images.reading import below, content_digest
-from .annotations import AnnotatedImage
+from ...data.annotation_files import read_annotation, read_list
+from ...data.annotations import AnnotatedImage
+from ...data.layouts import LAYOUTS, Layout, layouts_about, recognize_layout
+from ...data.leaks import check_case_splits, leave_out_copies
+from ...data.splits import choose_split
+from ...data.windows import windows_of
+from ...images.reading import below
 from .collages import draw_collages
-from .formats import read_annotation, read_list
-from .layouts import LAYOUTS, Layout, recognize_layout
 from .questions import PHRASINGS, Asker, Exchange, make_conversations, vocabulary_of
-from .windows import windows_of
 
-VOLUME_OPTIONS = ("plane", "intensities", "percentiles")
-LAYOUT_OPTIONS = (*VOLUME_OPTIONS, "class_property")
+LAYOUT_OPTIONS = ("plane", "intensities", "percentiles", "class_property")  # of some layouts only
 OWN_FILE = re.compile(r"\..*|README\.md|.+-\d{5}\.parquet")  # in the output folder; hidden files are ignored
 
 
@@ -50,21 +50,21 @@ class Instructions:
 
 def option_error(args: argparse.Namespace) -> str | None:
     """Return an error message if the options of `make_instructions` are invalid, or `None`."""
+    if args.layout not in LAYOUTS:
+        return f"Unknown layout {args.layout!r}. Known: {', '.join(sorted(LAYOUTS))}; others by --plugins."
     subject = LAYOUTS[args.layout].subject
     unknown = set(args.kinds or ()) - PHRASINGS[subject].keys()
-    for_volumes = [name for name in VOLUME_OPTIONS if getattr(args, name) is not None and args.layout != "volumes"]
     if unknown:
         return f"Unknown kinds for {args.layout}: {', '.join(sorted(unknown))}. Known: {', '.join(PHRASINGS[subject])}."
     if args.window is not None and subject != "objects":
-        return f"--window needs annotated boxes: {layouts_about('objects')}."
+        return f"--window needs annotated boxes: {', '.join(layouts_about('objects'))}."
     if args.collages and subject not in ("objects", "regions"):
-        return f"--collages needs annotated boxes or masks: {layouts_about('objects', 'regions')}."
+        return f"--collages needs annotated boxes or masks: {', '.join(layouts_about('objects', 'regions'))}."
     if args.window is not None and args.overlap >= args.window:
         return f"--overlap must be below --window {args.window}, got {args.overlap}."
-    if for_volumes:
-        return f"--{for_volumes[0]} needs the layout volumes."
-    if args.class_property is not None and args.layout != "geojson":
-        return "--class_property needs the layout geojson."
+    for option in LAYOUT_OPTIONS:
+        if getattr(args, option) is not None and option not in LAYOUTS[args.layout].options:
+            return f"--{option} needs the layout {layouts_with(option)}."
     if args.layout == "volumes" and args.intensities is None and args.percentiles is None:
         return "Volumes need --intensities LOW HIGH, or --percentiles LOW HIGH: the values shown as black and white."
     root, output_dir = args.root.resolve(), args.output_dir.resolve()
@@ -76,8 +76,9 @@ def option_error(args: argparse.Namespace) -> str | None:
     return None
 
 
-def layouts_about(*subjects: str) -> str:
-    return ", ".join(name for name, layout in LAYOUTS.items() if layout.subject in subjects)
+def layouts_with(option: str) -> str:
+    """Return the names of the layouts that have an option."""
+    return " or ".join(sorted(name for name, layout in LAYOUTS.items() if option in layout.options))
 
 
 @dataclass
@@ -163,102 +164,6 @@ def check_names(layout: Layout) -> None:
         )
 
 
-def choose_split(
-    layout: Layout, split: str, listed: list[str] | None = None
-) -> tuple[dict[str, tuple[Path, ...]], set[Path]]:
-    """Return the files of the images of a split, by id, and the files of the held-out images.
-
-    The test split of the layout is held out, and so is the validation split unless `split` contains it. Images that are
-    also in `split` are held out as well. With `listed`, only the listed images are chosen, and all others of the layout
-    are held out.
-
-    Args:
-        listed: ids, paths below the root of the layout, file names, or file names without suffix.
-
-    Raises:
-        ValueError: If the layout does not have the split, or a listed name matches no image or several.
-    """
-    splits = layout.splits()
-    if listed is not None:
-        chosen = choose_listed(layout, [splits[split]] if splits.get(split) else [*splits.values()], listed)
-        taken = {path for paths in chosen.values() for path in paths}
-        others = [paths for images in splits.values() for paths in images.values() if taken.isdisjoint(paths)]
-    elif split in splits:
-        chosen = splits[split]
-        names = {"train": ("val", "test"), "test": ()}.get(split, ("test",))
-        others = [paths for name in names for paths in splits.get(name, {}).values()]
-    else:
-        raise ValueError(
-            f"Split {split!r} not found in {layout.root}. Found: {sorted(splits)}. Set --split to one of them, or list "
-            "the images in a file and set --split_list."
-        )
-    return chosen, {path for paths in others for path in paths}
-
-
-def choose_listed(
-    layout: Layout, splits: list[dict[str, tuple[Path, ...]]], listed: list[str]
-) -> dict[str, tuple[Path, ...]]:
-    """Return the listed images, found by id, by path below the root, or by file name with or without suffix."""
-    by_id, by_path, by_name = defaultdict(list), defaultdict(list), defaultdict(list)
-    for images in splits:
-        for key, paths in images.items():
-            by_id[key].append((key, paths))
-            by_path[Path(os.path.relpath(paths[0], layout.root)).as_posix()].append((key, paths))
-            for name in {paths[0].stem, paths[0].name}:
-                by_name[name].append((key, paths))
-    found = {name: by_id.get(name) or by_path.get(name) or by_name.get(name, []) for name in listed}
-    found = {name: [*dict.fromkeys(images)] for name, images in found.items()}  # an image may be in several splits
-    missing = [name for name, images in found.items() if not images]
-    if missing:
-        more = ", …" if len(missing) > 1 else ""
-        raise ValueError(
-            f"{len(missing)} of {len(listed)} listed images not found in {layout.root}: {missing[0]}{more}"
-        )
-    for name, images in found.items():
-        if len(images) > 1:
-            raise ValueError(
-                f"The listed name {name} is ambiguous: {images[0][1][0]} or {images[1][1][0]}. List the id "
-                f"({images[0][0]!r} or {images[1][0]!r}), or set --split."
-            )
-    return dict(image for (image,) in found.values())
-
-
-def check_case_splits(layout: Layout, chosen: dict[str, tuple[Path, ...]], held_out: set[Path]) -> None:
-    """Raise a `ValueError` that names a case with both chosen and held-out images."""
-    known = {layout.case(path): path for path in sorted(held_out) if path.exists()}
-    known.pop(None, None)
-    for path in (path for paths in chosen.values() for path in paths if known and path not in held_out):
-        case = layout.case(path) if path.exists() else None
-        if case in known:
-            raise ValueError(
-                f"{case} is in two splits: {path} is used, and {known[case]} is held out. A case must be in one split "
-                "only. Select the images with --split_list, or rename them if they are different cases."
-            )
-
-
-def leave_out_copies(
-    chosen: dict[str, tuple[Path, ...]], held_out: set[Path]
-) -> tuple[dict[str, tuple[Path, ...]], list[tuple[Path, Path]]]:
-    """Return the chosen images without copies of held-out files, and the pairs of identical files."""
-    known = {file_digest(path): path for path in tqdm(sorted(held_out), desc="held-out images")}
-    known.pop(None, None)
-    kept, copies = {}, []
-    for image_id, paths in tqdm(chosen.items(), desc="images"):
-        found = [(path, known[digest]) for path in paths if known and (digest := file_digest(path)) in known]
-        copies += found
-        if not found:
-            kept[image_id] = paths
-    return kept, copies
-
-
-def file_digest(path: Path) -> bytes | None:
-    """Return the digest of a file, or `None` if it cannot be read, which is reported with its annotation."""
-    try:
-        return content_digest(path) if path.exists() else None
-    except (OSError, EOFError, zlib.error):
-        return None
-
-
 def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: str = "raise") -> list[AnnotatedImage]:
     """Read the annotations of all images.
 
@@ -285,3 +190,21 @@ def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: 
     if not images:
         raise ValueError(f"No valid annotations found in {layout.root}.")
     return images
+
+
+def make_instructions_command(folder: str | Path) -> str | None:
+    """Return the command that makes instructions from an annotated folder, or `None` if it has no known layout.
+
+    If the layout needs `--names`, the command names the file `names.json`, which the user must write.
+    """
+    name = recognize_layout(folder)
+    if name is None:
+        return None
+    words = ["vitp", "make_instructions", name, str(folder), *LAYOUTS[name].required_options]
+    try:
+        splits = LAYOUTS[name](Path(folder), {"0": None}).splits()
+    except ValueError:  # The command reports the error.
+        splits = {}
+    if splits and "train" not in splits:
+        words += ["--split", next(iter(splits))]
+    return shlex.join([*words, "--output_dir", f"{Path(folder).resolve().name}_instructions"])

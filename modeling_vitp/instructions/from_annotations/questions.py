@@ -15,9 +15,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from ...data.annotations import AnnotatedImage, Region
+from ...data.boxes import Box, box_area, clip, iou
 from ...vrl import keyed_generator
-from ..boxes import COVER_LETTERS, Box, box_area, clip, iou, write_boxes
-from .annotations import AnnotatedImage, Region
+from ..boxes import COVER_LETTERS, write_boxes
 
 MARGIN = 1.25  # Minimum ratio of the areas of the largest region and the next, and likewise for the smallest.
 POSITION_MARGIN = 0.05  # Minimum distance of the leftmost region from the next, as a share of the image's side.

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from .annotations import AnnotatedImage, mask_key, read_mask_values
+from ...data.annotations import AnnotatedImage, mask_key, read_mask_values
+from ...data.folders import UNSPLIT
+from ...data.layouts import LAYOUTS, Layout, recognize_layout
 from .drawing import DrawnInstructions, ViewSettings, encode_picture, messages_of
-from .layouts import LAYOUTS, UNSPLIT, Layout, recognize_layout
-from .pipeline import LAYOUT_OPTIONS, read_labeled_images
+from .pipeline import LAYOUT_OPTIONS, layouts_with, read_labeled_images
 from .questions import KINDS, PHRASINGS, Asker, make_conversations, vocabulary_of
 from .storage import FEATURES
 
@@ -58,9 +59,8 @@ class LabelSource:
                 known = ", ".join(PHRASINGS[LAYOUTS[name].subject])
                 raise ValueError(f"kinds: unknown kind {kind!r}. Those of the layout {name}: {known}.")
         for option in LAYOUT_OPTIONS:
-            needed = "geojson" if option == "class_property" else "volumes"
-            if getattr(options, option) is not None and name != needed:
-                raise ValueError(f"{option} needs the layout {needed}, got {name}.")
+            if getattr(options, option) is not None and option not in LAYOUTS[name].options:
+                raise ValueError(f"{option} needs the layout {layouts_with(option)}, got {name}.")
         reading = SimpleNamespace(
             layout=name,
             annotations=Path(options.files) if options.files else None,

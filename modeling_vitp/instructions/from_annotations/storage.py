@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from ...cards.sections import portable_command, set_metadata, set_section, table
 from ...command.paths import Shard
-from .annotations import AnnotatedImage
+from ...data.annotations import AnnotatedImage
+from ...data.folders import UNSPLIT
 from .collages import Collage, encode_collages
-from .layouts import UNSPLIT
+from .encoding import image_bytes
 from .pipeline import Instructions
 from .questions import Exchange
-from .windows import image_bytes
 
 FEATURES = Features(
     {

@@ -10,11 +10,13 @@ from annotated_images import LAYOUTS, NAMES, make, noise, write_voc
 from PIL import Image
 
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage
+from modeling_vitp.data import layouts
+from modeling_vitp.data.annotations import AnnotatedImage
+from modeling_vitp.data.layouts.coco import check_coco, coco_object
+from modeling_vitp.data.layouts.dota import dota_objects
+from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.collages import draw_collages, encode_collages
-from modeling_vitp.instructions.from_annotations.formats import check_coco, coco_object, dota_objects
-from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, choose_split
+from modeling_vitp.instructions.from_annotations.pipeline import annotate_all
 from modeling_vitp.recipes import make_instructions
 
 NUM_IMAGES = 6

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, Region, read_labels, regions_of
+from modeling_vitp.data.annotations import AnnotatedImage, Region, read_labels, regions_of
 from modeling_vitp.instructions.from_annotations.collages import (
     draw_collages,
     encode_collages,

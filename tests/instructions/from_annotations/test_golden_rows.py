@@ -10,7 +10,7 @@ import pytest
 from annotated_images import LAYOUTS, NAMES, make, noise
 from PIL import Image
 
-from modeling_vitp.instructions.from_annotations import layouts
+from modeling_vitp.data import layouts
 from modeling_vitp.recipes import make_instructions
 
 COLLAGES = ["--collages", "0.5", "--collage_grid", "2", "--collage_size"]

@@ -3,9 +3,10 @@
 import pytest
 from annotated_images import NAMES, make, noise, write_voc
 
-from modeling_vitp.instructions.from_annotations import layouts
-from modeling_vitp.instructions.from_annotations.formats import read_annotation, read_list
-from modeling_vitp.instructions.from_annotations.pipeline import choose_split, leave_out_copies
+from modeling_vitp.data import layouts
+from modeling_vitp.data.annotation_files import read_annotation, read_list
+from modeling_vitp.data.leaks import leave_out_copies
+from modeling_vitp.data.splits import choose_split
 
 
 def test_test_images_are_held_out(tmp_path, capsys):

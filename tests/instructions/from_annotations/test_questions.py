@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_vitp import ViTPDataCollator
+from modeling_vitp.data.annotations import AnnotatedImage, LabelMap, Region, regions_of
 from modeling_vitp.images.reading import window_starts
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage, LabelMap, Region, regions_of
 from modeling_vitp.instructions.from_annotations.questions import (
     BACKGROUND,
     LETTERS,

@@ -8,10 +8,10 @@ from pictures import write_bands
 from rasterio.enums import ColorInterp
 
 from modeling_vitp import InputSpec
+from modeling_vitp.data.annotations import AnnotatedImage, upright_size
+from modeling_vitp.data.windows import windows_of
 from modeling_vitp.images.reading import read_picture
-from modeling_vitp.instructions.from_annotations.annotations import AnnotatedImage
-from modeling_vitp.instructions.from_annotations.layouts import upright_size
-from modeling_vitp.instructions.from_annotations.windows import image_bytes, windows_of
+from modeling_vitp.instructions.from_annotations.encoding import image_bytes
 
 
 @pytest.mark.parametrize(("bands", "dtype"), [(12, "uint16"), (2, "float32"), (4, "uint8"), (3, "uint8")])

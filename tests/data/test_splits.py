@@ -13,11 +13,12 @@ from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
 
 from modeling_vitp.classification.data import ClassificationData
+from modeling_vitp.data import settings as shared_images
+from modeling_vitp.data.files import fill, find_samples, in_part
+from modeling_vitp.data.leaks import PIECE
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.images.reading import read_picture
-from modeling_vitp.training import fine_tuning_data as shared_images
-from modeling_vitp.training.fine_tuning_data import PIECE, fill, find_samples, in_part
 
 
 def test_patterns_match_regular_expressions_and_folders(tmp_path):

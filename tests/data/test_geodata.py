@@ -23,8 +23,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rasterio import Affine
 
-from modeling_vitp.instructions.from_annotations.geodata import FeatureFile, clipped_object, feature_files
-from modeling_vitp.instructions.from_annotations.layouts import GeoJson, recognize_layout
+from modeling_vitp.data.geodata import FeatureFile, clipped_object, feature_files
+from modeling_vitp.data.layouts import GeoJson, recognize_layout
 
 HEIGHT, WIDTH = 80, 120
 SIZE = (HEIGHT, WIDTH)

@@ -1,5 +1,6 @@
-"""Annotations of images: regions with boxes, or masks with the class of each pixel."""
+"""Labels of images: objects as annotated, regions with boxes, and masks with the class of each pixel."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,38 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...images.reading import VALUES, Window, read_image, whole_numbers
-from ..boxes import Box
+from ..images.reading import VALUES, Window, check_file, check_upright, read_image, stored_size, whole_numbers
+from .boxes import Box
 
 GRAY = 0x010101  # Color 0xRRGGBB of the gray value 1.
 MIN_REGION_SHARE = 1e-4  # Minimum share of the image of a clear region of a mask.
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AnnotatedObject:
+    """Object as annotated in its file, in pixels and with the class name of the file.
+
+    If the annotation is an oriented box, `corners` has its corners in order around the object, and `box` encloses them.
+    `segmentation` has COCO's polygons or run lengths. `where` names the file and the object in error messages.
+    """
+
+    where: str
+    label: str
+    box: Box
+    corners: tuple[Point, Point, Point, Point] | None = None
+    is_difficult: bool = False
+    is_crowd: bool = False
+    area: float | None = None
+    caption: str | None = None
+    segmentation: list | dict | None = None
+
+
+def oriented_object(where: str, label: str, corners: list[Point], is_difficult: bool) -> AnnotatedObject:
+    """Return an object with an oriented box, and the box that encloses it."""
+    xs, ys = zip(*corners)
+    return AnnotatedObject(where, label, (min(xs), min(ys), max(xs), max(ys)), tuple(corners), is_difficult)
 
 
 @dataclass(frozen=True)
@@ -164,3 +192,20 @@ def connected_regions(mask: np.ndarray, label: str) -> list[Region]:
         Region(label, (x, y, x + width, y + height), float(area), is_clear=area >= MIN_REGION_SHARE * mask.size)
         for x, y, width, height, area in parts[1:].tolist()
     ]
+
+
+def plain_words(label: str) -> str:
+    """Convert a class to a phrase: `AnnualCrop`, `annual_crop` and `Annual-Crop` become `annual crop`.
+
+    Acronyms keep their case.
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label).replace("_", " ").replace("-", " ").split()
+    return " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return height and width. Raise a `ValueError` if the file is not an upright image, or is truncated."""
+    size = stored_size(path)
+    check_upright(path)
+    check_file(path)
+    return size

@@ -1,6 +1,5 @@
 """Windows of large scenes with their part of the annotation, and encoded images for rows."""
 
-import dataclasses
 import io
 import warnings
 from functools import lru_cache
@@ -11,44 +10,11 @@ from PIL import Image, UnidentifiedImageError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
-from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_errors, read_picture, windows
-from ..boxes import box_area, clip
-from .annotations import AnnotatedImage
+from ...data.annotations import AnnotatedImage
+from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_errors, read_picture
 
 PNG_TYPES = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # Bands and dtype of TIFFs that PNG can store.
-MIN_VISIBLE = 0.5  # Minimum share of a box in a window for its object to belong to the window.
 JPEG_QUALITY = 95
-
-
-def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[AnnotatedImage]:
-    """Split an image into windows of at most `size` x `size` pixels; a smaller image is returned whole.
-
-    Boxes are clipped to the window. A region belongs to a window if at least half of its box is inside. Smaller parts
-    are `slivers`.
-    """
-    found = windows(image.size, size, overlap)
-    return [image] if found == [None] else [window_of(image, window) for window in found]
-
-
-def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
-    """Return a window of an image with the regions that belong to it."""
-    left, top, right, bottom = window
-    regions, slivers = [], []
-    for region in image.regions:
-        cut = clip(region.box, window)
-        share = box_area(cut) / box_area(region.box)
-        if share > 0:
-            box = (cut[0] - left, cut[1] - top, cut[2] - left, cut[3] - top)
-            part = dataclasses.replace(region, box=box, area=min(region.area * share, box_area(cut)))
-            (regions if share >= MIN_VISIBLE else slivers).append(part)
-    return dataclasses.replace(
-        image,
-        id=f"{image.id}/{left}_{top}",
-        size=(bottom - top, right - left),
-        regions=tuple(regions),
-        window=window,
-        slivers=tuple(slivers),
-    )
 
 
 def image_bytes(image: AnnotatedImage) -> list[dict]:

@@ -14,8 +14,9 @@ from rasterio.crs import CRS
 from rasterio.transform import AffineTransformer
 from rasterio.warp import transform_bounds, transform_geom
 
-from ...images.reading import open_raster, visible_paths
-from .formats import AnnotatedObject, is_number, read_annotation
+from ..images.reading import open_raster, visible_paths
+from .annotation_files import is_number, read_annotation
+from .annotations import AnnotatedObject
 from .windows import MIN_VISIBLE
 
 SUFFIXES = (".geojson", ".gpkg")

@@ -6,14 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from modeling_vitp.instructions.from_annotations.formats import (
-    CocoFile,
-    check_coco,
-    coco_object,
-    dota_objects,
-    voc_objects,
-    yolo_label,
-)
+from modeling_vitp.data.layouts.coco import CocoFile, check_coco, coco_object
+from modeling_vitp.data.layouts.dota import dota_objects
+from modeling_vitp.data.layouts.voc import voc_objects
+from modeling_vitp.data.layouts.yolo import yolo_label
 
 CORNERS = [(10.0, 20.0), (30.0, 22.0), (29.0, 32.0), (9.0, 30.0)]
 

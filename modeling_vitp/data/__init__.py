@@ -1,0 +1,1 @@
+"""Labeled images on disk: their layouts, splits, classes, boxes and windows."""

@@ -1,0 +1,32 @@
+"""Layouts of labeled images, one class and one file each. A folder's layout is recognized in the reverse order."""
+# ruff: noqa: I001
+
+from .base import LAYOUTS, Layout, ObjectLayout, PairedLayout, layouts_about, recognize_layout, register_layout
+from .class_folders import ClassFolders
+from .volumes import Volumes
+from .changes import ChangePairs
+from .masks import Masks
+from .geojson import GeoJson
+from .dota import Dota
+from .yolo import Yolo
+from .voc import PascalVOC
+from .coco import Coco
+
+__all__ = [
+    "LAYOUTS",
+    "ChangePairs",
+    "ClassFolders",
+    "Coco",
+    "Dota",
+    "GeoJson",
+    "Layout",
+    "Masks",
+    "ObjectLayout",
+    "PairedLayout",
+    "PascalVOC",
+    "Volumes",
+    "Yolo",
+    "layouts_about",
+    "recognize_layout",
+    "register_layout",
+]

@@ -1,0 +1,331 @@
+"""Base classes and registry of the layouts of labeled images on disk."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...images.reading import image_files, patient_of
+from ..annotation_files import files_by_key, is_number
+from ..annotations import AnnotatedImage, AnnotatedObject, Region, plain_words, upright_size
+from ..boxes import box_area, clip
+from ..folders import images_in, split_of_path
+
+LAYOUTS: dict[str, type["Layout"]] = {}
+
+
+def register_layout(name: str) -> Callable[[type["Layout"]], type["Layout"]]:
+    """Return a decorator that registers a layout under a name, for all commands that read labeled images."""
+
+    def register(layout: type["Layout"]) -> type["Layout"]:
+        layout.name = name
+        LAYOUTS[name] = layout
+        return layout
+
+    return register
+
+
+def layouts_about(*subjects: str) -> list[str]:
+    """Return the names of the layouts with one of these subjects."""
+    return sorted(name for name, layout in LAYOUTS.items() if layout.subject in subjects)
+
+
+def recognize_layout(folder: str | Path, layouts: Collection[str] | None = None) -> str | None:
+    """Return the name of the layout of a folder, or `None`. No image is read.
+
+    Layouts that were registered last are tried first, so that those of plugins precede.
+
+    Args:
+        folder: folder of labeled images.
+        layouts: names of the layouts to try. Default: all.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return None
+    for name in reversed(LAYOUTS):
+        is_tried = layouts is None or name in layouts
+        if is_tried and LAYOUTS[name].matches(folder):
+            return name
+    return None
+
+
+class Layout:
+    """Base class of the layouts of labeled images on disk.
+
+    Annotations are assumed to be complete: an object that is not annotated does not occur in the image.
+
+    Args:
+        root: folder of the data set.
+        names: mapping from annotated classes to phrases for questions and answers; `None` excludes a class. The phrase
+            of a class without an entry is its name in plain words.
+        annotations: file or folder of the annotations, if it is not found under `root`.
+
+    Attributes:
+        name: name in the registry.
+        subject: what the labels are about: `"objects"`, `"regions"` (masks), `"scene"` (classes of images) or
+            `"change"`.
+        options: names of further arguments of the layout.
+        required_options: options without which `make_instructions` cannot read the layout.
+    """
+
+    name: ClassVar[str]
+    subject: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+    required_options: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, root: Path, names: dict[str, str | None] | None = None, annotations: Path | None = None):
+        if not root.is_dir():
+            raise ValueError(f"Folder {root} not found.")
+        names = {} if names is None else names
+        if not isinstance(names, dict) or not all(
+            phrase is None or (isinstance(phrase, str) and phrase.strip()) for phrase in names.values()
+        ):
+            raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
+        if "--names" in self.required_options and not names:
+            raise ValueError('Masks need --names, a JSON file such as {"0": null, "1": "building"}.')
+        self.root, self.names, self.annotations = root, names, annotations
+        self.found: set[str] = set()  # Classes of which `phrase` was asked.
+
+    @classmethod
+    def matches(cls, root: Path) -> bool:
+        """Return whether a folder has this layout, by the names of its files and the content of few annotations."""
+        return False
+
+    def splits(self) -> dict[str, dict[str, tuple[Path, ...]]]:
+        """Return the file, or the two files, of each image by split and image id; `UNSPLIT` if there are no splits."""
+        raise NotImplementedError
+
+    def annotate(self, image_id: str, paths: tuple[Path, ...]) -> list[AnnotatedImage]:
+        """Read the annotation of an image, or those of the slices of a volume.
+
+        Raises:
+            ValueError: If a file is invalid; the message names it.
+        """
+        raise NotImplementedError
+
+    def case(self, path: Path) -> str | None:
+        """Return the case, which must be in one split only, or `None`: the patient in the tags of DICOM."""
+        return patient_of(path)
+
+    def phrase(self, label: str) -> str | None:
+        """Return the phrase of a class in questions, or `None` if the class is excluded."""
+        self.found.add(label)
+        phrase = self.names[label] if label in self.names else plain_words(label)
+        if phrase == "":
+            raise ValueError(f"The class {label!r} has no words in its name. Set its phrase with --names.")
+        return phrase
+
+
+class PairedLayout(Layout):
+    """Base class of layouts whose images have annotation files of the same name.
+
+    Attributes:
+        annotation: name of an annotation file in error messages.
+        image_folders: names of the folders of images.
+    """
+
+    annotation: ClassVar[str]
+    image_folders: ClassVar[tuple[str, ...]]
+    _files: dict[str, Path]  # Annotation files by image id.
+
+    def splits(self):
+        return images_in(self.root, self.image_folders)
+
+    @cached_property
+    def _ids(self) -> set[str]:
+        return {image_id for images in self.splits().values() for image_id in images}
+
+    @cached_property
+    def _named(self) -> dict[str, list[Path]]:
+        """Annotation files by name, without those that are found by an image id."""
+        named = defaultdict(list)
+        for image_id, path in self._files.items():
+            if image_id not in self._ids:
+                named[path.stem].append(path)
+        return named
+
+    @cached_property
+    def _num_images(self) -> Counter[str]:
+        """Number of images of each name."""
+        return Counter(image_id.rpartition("/")[2] for image_id in self._ids)
+
+    def _file(self, image_id: str, path: Path) -> Path:
+        """Return the annotation file of an image, by its id or else by its name if the name is unique."""
+        if image_id in self._files:
+            return self._files[image_id]
+        found = self._named.get(path.stem, [])
+        if len(found) > 1:
+            raise ValueError(f"The {self.annotation} of {path} is ambiguous: {found[0]} or {found[1]}.")
+        if not found:
+            where = self.annotations or self.root
+            raise ValueError(f"No {self.annotation} of the same name as {path} found under {where}.")
+        if self._num_images[path.stem] > 1:
+            raise ValueError(
+                f"{found[0]} is ambiguous, because several images are named {path.stem}, such as {path}. Put it in the "
+                "same subfolders as its image."
+            )
+        return found[0]
+
+
+class ObjectLayout(PairedLayout):
+    """Base class of layouts of objects with boxes.
+
+    By default each image has an annotation file of the same name with the suffix `suffix`, beside the image or in a
+    folder of labels beside the folder `images`. Such a layout implements [`read_objects`], and [`matches`] to be
+    recognized:
+
+    ```python
+    @register_layout("labelme")
+    class LabelMe(ObjectLayout):
+        suffix = ".json"
+
+        @classmethod
+        def matches(cls, root): ...
+
+        @classmethod
+        def read_objects(cls, annotation, image, size): ...
+    ```
+
+    Attributes:
+        suffix: suffix of the annotation files.
+        is_sparse: whether an image without an annotation file has no objects. [`read_objects`] is then called with a
+            path that does not exist.
+        is_oriented: whether the boxes are oriented.
+        has_shared_files: whether an annotation file may annotate several images.
+        lists_images: whether the annotation files list the images; other images in the folder are ignored.
+    """
+
+    subject = "objects"
+    annotation = "annotation"
+    image_folders = ("images",)
+    suffix: ClassVar[str]
+    is_sparse: ClassVar[bool] = False
+    is_oriented: ClassVar[bool] = False
+    has_shared_files: ClassVar[bool] = False
+    lists_images: ClassVar[bool] = False
+
+    @classmethod
+    def read_objects(cls, annotation: Any, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
+        """Read the objects of an image.
+
+        Args:
+            annotation: annotation file of the image.
+            image: path of the image.
+            size: height and width of the image.
+
+        Raises:
+            ValueError: If the file is invalid; the message names it and the object.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def match(
+        cls, root: Path, images: Path, annotations: Path | None, class_property: str | None = None
+    ) -> tuple[dict[str, Path], dict[str, Any]]:
+        """Return the images of a folder, and their annotations as [`read_objects`] takes them, by name without suffix.
+
+        Args:
+            root: folder of the data set.
+            images: folder of the images, also in subfolders.
+            annotations: file or folder of the annotations. Without annotations, each image has `None`.
+            class_property: property with the class of a feature in GeoJSON and GeoPackage.
+
+        Raises:
+            ValueError: If two files have the same name, or no file is found.
+        """
+        found_images = images_by_name(images)
+        if annotations is None:
+            return found_images, dict.fromkeys(found_images)
+        files = files_by_key(annotations, cls.suffix)
+        if cls.is_sparse:
+            files = {key: files.get(key, annotations / f"{key}{cls.suffix}") for key in found_images}
+        return found_images, files
+
+    def splits(self):
+        splits = images_in(self.root, self.image_folders)
+        for path in () if splits else image_files(self.root):
+            name = path.relative_to(self.root)
+            splits.setdefault(split_of_path(name), {})[name.with_suffix("").as_posix()] = (path,)
+        return splits
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        where = self.annotations or self.root
+        base = self.root if where.is_relative_to(self.root) else where
+
+        def image_id(path: Path) -> str:
+            folders = []
+            for folder in path.relative_to(base).parent.parts:
+                name = folder.lower()
+                if name not in (*self.image_folders, "annfiles") and "label" not in name:
+                    folders.append(folder)
+            return "/".join((*folders, path.stem))
+
+        return files_by_key(where, self.suffix, image_id, within="label")
+
+    def annotation_file(self, image_id: str, path: Path) -> Path | None:
+        """Return the annotation file of an image, or `None` if the image is not annotated."""
+        return self._files.get(image_id) or next(iter(self._named.get(path.stem, ())), None)
+
+    def split_list(self, split: str) -> Path | None:
+        """Return the file that lists the images of a split, or `None`."""
+        return None
+
+    def class_names(self) -> list[str]:
+        """Return the names of the annotated classes."""
+        names = set()
+        for images in self.splits().values():
+            for image_id, (path,) in images.items():
+                annotation = self.annotation_file(image_id, path)
+                if annotation is not None:
+                    names.update(item.label for item in self.read_objects(annotation, path, upright_size(path)))
+        return sorted(names)
+
+    def annotate(self, image_id, paths):
+        (path,) = paths
+        size = upright_size(path)
+        objects = self.read_objects(self._file(image_id, path), path, size)
+        return [AnnotatedImage(image_id, paths, size, self.regions(objects, size))]
+
+    def regions(self, objects: list[AnnotatedObject], size: tuple[int, int]) -> tuple[Region, ...]:
+        """Return the regions of all objects whose class is not excluded, with boxes clipped to the image."""
+        regions = []
+        for item in objects:
+            region = self._region(item, size)
+            if region is not None:
+                regions.append(region)
+        return tuple(regions)
+
+    def _region(self, item: AnnotatedObject, size: tuple[int, int]) -> Region | None:
+        if not isinstance(item.label, str) or not item.label:
+            raise ValueError(f"{item.where} needs a class name, got {item.label!r}.")
+        if not all(map(is_number, item.box)) or not (item.area is None or is_number(item.area)):
+            raise ValueError(f"{item.where}: the box {list(item.box)} and its area {item.area} must be finite numbers.")
+        if not isinstance(item.caption, (str, type(None))):
+            raise ValueError(f"{item.where}: the caption must be a text, got {item.caption!r}.")
+        phrase = self.phrase(item.label)
+        if phrase is None:
+            return None
+        height, width = size
+        box = clip(item.box, (0, 0, width, height))
+        if box_area(box) <= 0:
+            raise ValueError(
+                f"{item.where}: the box {list(item.box)} of {item.label!r} has no area inside the image of {width} x "
+                f"{height} pixels."
+            )
+        area = box_area(box) if item.area is None else min(item.area, box_area(box))
+        is_clear = not (item.is_crowd or item.is_difficult)
+        return Region(phrase, box, area, item.caption, is_clear)
+
+
+def images_by_name(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder and its subfolders, by name without suffix."""
+    images = {}
+    for path in image_files(folder):
+        if path.stem in images:
+            raise ValueError(f"{images[path.stem]} and {path} are two images with the same name.")
+        images[path.stem] = path
+    if not images:
+        raise ValueError(f"No images found in {folder}.")
+    return images

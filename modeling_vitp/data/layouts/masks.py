@@ -1,0 +1,46 @@
+"""Images with masks of the same names."""
+
+from functools import cached_property, partial
+from pathlib import Path
+
+from ...images.reading import image_files
+from ..annotations import AnnotatedImage, read_labels, regions_of, upright_size
+from ..folders import have_common_names, masks_in
+from .base import PairedLayout, register_layout
+
+
+@register_layout("masks")
+class Masks(PairedLayout):
+    """Image and mask pairs of the same name: `SPLIT/images` with `SPLIT/masks`, or `images/SPLIT` with `masks/SPLIT`.
+
+    A mask has one channel of class numbers (or three equal channels), or three color channels. `names` has each value
+    as text (`"3"` or `"255,0,0"`), with `null` for the background. A region is an 8-connected component of a class.
+    """
+
+    subject = "regions"
+    annotation = "mask"
+    required_options = ("--names", "names.json")
+    image_folders = ("images", "img_dir", "images_png", "image")
+    mask_folders = ("masks", "ann_dir", "masks_png", "mask", "labels", "label", "annotations")
+
+    @classmethod
+    def matches(cls, root):
+        return have_common_names(root, cls.image_folders, cls.mask_folders)
+
+    @cached_property
+    def _files(self):
+        if self.annotations is None:
+            return masks_in(self.root, self.mask_folders)
+        files = {}
+        for path in image_files(self.annotations):
+            files[path.relative_to(self.annotations).with_suffix("").as_posix()] = path
+        return files
+
+    def mask_files(self) -> list[Path]:
+        """Return the files of all masks."""
+        return list(self._files.values())
+
+    def annotate(self, image_id, paths):
+        size = upright_size(paths[0])
+        mask = partial(read_labels, self._file(image_id, paths[0]), size, self.names)
+        return [AnnotatedImage(image_id, paths, size, regions_of(mask()), mask=mask)]

@@ -1,0 +1,122 @@
+"""Pascal VOC: an XML file for each image, with axis-aligned or oriented boxes (DIOR-R)."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+
+from ...images.reading import image_files
+from ..annotation_files import STATISTICS, check_size, files_by_key, parse_xml, read_list
+from ..annotations import AnnotatedObject, oriented_object
+from ..folders import SPLIT_NAME, split_in, split_of_path
+from .base import ObjectLayout, register_layout
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")  # Fields of `robndbox` in DIOR-R.
+
+
+@register_layout("voc")
+class PascalVOC(ObjectLayout):
+    """Pascal VOC: one XML file per image, and optionally `ImageSets/Main/SPLIT.txt` with the names of a split.
+
+    Without such lists, the split is read from the folders. Coordinates are not shifted. The image is the file
+    `filename` of the XML, anywhere under the root.
+    """
+
+    suffix = ".xml"
+
+    @classmethod
+    def matches(cls, root):
+        return any(is_voc(path) for path in root.rglob("*.xml") if not path.name.lower().endswith(STATISTICS))
+
+    @classmethod
+    def read_objects(cls, annotation, image, size):
+        root = parse_xml(annotation)
+        stated_size = []
+        for side in ("height", "width"):
+            text = root.findtext(f"size/{side}", "")
+            stated_size.append(text if re.fullmatch(r"\s*[\d.]+\s*", text) else 0)
+        check_size(stated_size, size, annotation, image)
+        return voc_objects(root, annotation)
+
+    def splits(self):
+        splits = {}
+        for split, path in self._lists.items():
+            splits[split] = {name: (self._image(name),) for name in read_list(path)}
+        for name in () if splits else self._files:
+            path = self._image(name)
+            splits.setdefault(split_of_path(path.relative_to(self.root)), {})[name] = (path,)
+        return splits
+
+    @cached_property
+    def _lists(self) -> dict[str, Path]:
+        paths = sorted(self.root.glob("ImageSets/Main/*.txt"))
+        return {split_in(path.stem): path for path in paths if SPLIT_NAME.fullmatch(path.stem)}
+
+    def split_list(self, split):
+        return self._lists.get(split)
+
+    def annotation_file(self, image_id, path):
+        return self._files.get(image_id)
+
+    def class_names(self):
+        names = set()
+        for path in self._files.values():
+            names.update(item.label for item in voc_objects(parse_xml(path), path))
+        return sorted(names)
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        return files_by_key(self.annotations or self.root, self.suffix)
+
+    @cached_property
+    def _images(self) -> dict[str, list[Path]]:
+        images = defaultdict(list)
+        for path in image_files(self.root):
+            images[path.stem].append(path)
+        return images
+
+    def _image(self, name: str) -> Path:
+        found = self._images.get(name, [])
+        if len(found) > 1 and name in self._files:
+            file_name = parse_xml(self._files[name]).findtext("filename")
+            found = [path for path in found if path.name == file_name] or found
+        if len(found) > 1:
+            raise ValueError(f"The image {name} is ambiguous: {found[0]} or {found[1]}.")
+        return found[0] if found else self.root / "JPEGImages" / f"{name}.jpg"
+
+    def _file(self, image_id, path):
+        if image_id not in self._files:
+            raise ValueError(f"No {image_id}.xml for {path} found under {self.annotations or self.root}.")
+        return self._files[image_id]
+
+
+def voc_objects(root: ElementTree.Element, path: Path | str) -> list[AnnotatedObject]:
+    """Return the objects of a Pascal VOC document, with axis-aligned (`bndbox`) or oriented (`robndbox`) boxes.
+
+    Raises:
+        ValueError: If an object has no box; the message names it.
+    """
+    objects = []
+    for index, node in enumerate(root.iterfind("object")):
+        where = f"{path}, object {index}"
+        label = node.findtext("name", "").strip()
+        is_difficult = node.findtext("difficult", "0").strip() == "1"
+        try:
+            if node.find("robndbox") is None:
+                box = tuple(float(node.findtext(f"bndbox/{side}")) for side in SIDES)
+                objects.append(AnnotatedObject(where, label, box, is_difficult=is_difficult))
+            else:
+                corners = [tuple(float(node.findtext(f"robndbox/{axis}_{name}")) for axis in "xy") for name in CORNERS]
+                objects.append(oriented_object(where, label, corners, is_difficult))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: expected a box of four numbers or four corners.") from error
+    return objects
+
+
+def is_voc(path: Path) -> bool:
+    try:
+        return parse_xml(path).tag == "annotation"
+    except ValueError:
+        return False

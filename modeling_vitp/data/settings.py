@@ -1,0 +1,249 @@
+"""Setting `data` of fine-tuning and probes: a data set, its splits and classes."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self, get_type_hints
+
+import torch
+import yaml
+from accelerate import PartialState
+from datasets import Dataset, load_dataset
+from torch.utils.data import ConcatDataset
+
+from ..cards.record import public_name
+from ..command.settings import check_type
+from ..configuration_vitp import check_keys
+from ..hub.failures import retry
+from .files import KEYS, FileSample
+from .leaks import (
+    check_disjoint,
+    check_no_shared_images,
+    check_patients,
+    check_shared_rows,
+    images_of_files,
+    images_of_rows,
+)
+from .rows import folder_cache
+
+logger = logging.getLogger(__name__)
+
+
+def parts_of(samples: torch.utils.data.Dataset) -> list[torch.utils.data.Dataset]:
+    """Return the data sets that samples are concatenated from."""
+    return list(samples.datasets) if isinstance(samples, ConcatDataset) else [samples]
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Base of the setting `data` in fine-tuning configurations.
+
+    A subclass implements `_open` and `check_disjoint`.
+
+    Args:
+        root: folder of files.
+        dataset_name: Hub id or folder that `datasets.load_dataset` opens, instead of `root`.
+        dataset_config: name of its configuration.
+        splits: settings of each split by name.
+        columns: names of the columns of rows.
+        input_spec: input spec of images that are not 8-bit RGB, see [`~modeling_vitp.InputSpec`].
+        allow_shared_images: whether shared images and shared DICOM patients of two splits are a warning instead of an
+            error.
+
+    Attributes:
+        choices: allowed values of settings by name.
+        infer_options: settings that [`infer`] takes.
+    """
+
+    choices: ClassVar[dict[str, Collection[str]]] = {}
+    infer_options: ClassVar[tuple[str, ...]] = ()
+    template: ClassVar[str] = ""  # shortest configuration, for errors
+
+    root: str | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    splits: Mapping[str, Mapping | str] = field(default_factory=dict)
+    columns: Mapping[str, str | Sequence[str]] | None = None
+    input_spec: dict | None = None
+    allow_shared_images: bool = False
+
+    def __post_init__(self):
+        if (self.root is None) == (self.dataset_name is None):
+            raise ValueError("data: set either `root`, a folder of files, or `dataset_name`.")
+        for name, known in self.choices.items():
+            if getattr(self, name) not in (*known, None):
+                raise ValueError(f"data: expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Create the settings from the `data` of a configuration.
+
+        Raises:
+            ValueError: if a setting is missing, unknown, or of the wrong type.
+        """
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"data: expected a mapping of classes, splits and files, got {str(settings)[:80]!r}.")
+        own = [item for item in fields(cls) if item.init]
+        known, types = {item.name for item in own}, get_type_hints(cls)
+        needed = {item.name for item in own if item.default is MISSING and item.default_factory is MISSING}
+        missing, unknown = sorted(needed - set(settings)), sorted(map(str, set(settings) - known))
+        if missing or unknown:
+            raise ValueError(f"data: missing {missing}, unknown {unknown}. Expected: {sorted(known)}.")
+        for name, value in settings.items():
+            check_type(f"data: {name}", value, types[name])
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                if name in KEYS and isinstance(part, Mapping):
+                    check_keys(f"data: {name}", part, KEYS[name], name)
+        return cls(**settings)
+
+    @classmethod
+    def from_arguments(cls, args: Any, output_dir: str) -> Self:
+        """Create the settings from the arguments of a recipe.
+
+        If `data` has a root without splits, they are inferred from the folder, see [`infer`], and the configuration is
+        saved as `data.yaml` in the output folder. `val` and `test` are then scored by default.
+
+        Raises:
+            ValueError: if the folder is not recognized, or `data.yaml` exists with other content.
+        """
+        if "root" in args.data and "splits" not in args.data:
+            args.data = cls.complete(args.data)
+            if args.has_default_splits:
+                splits = args.data["splits"]
+                labeled = {name for name, files in splits.items() if {"mask", "annotations"} & files.keys()}
+                unused = labeled - {*args.train_splits}
+                args.eval_split, args.test_split = (name if name in unused else None for name in ("val", "test"))
+            if PartialState().is_main_process and not args.dry_run:
+                scored = {"eval_split": args.eval_split, "test_split": args.test_split}
+                configuration = {"data": args.data, **{key: name for key, name in scored.items() if name}}
+                save_inferred(configuration, Path(output_dir) / "data.yaml")
+        return cls.from_dict(args.data)
+
+    @classmethod
+    def complete(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings; if they have a root without splits, with those that are inferred from the folder.
+
+        Raises:
+            ValueError: if the folder is not found or not recognized.
+        """
+        if "root" not in settings or "splits" in settings:
+            return dict(settings)
+        check_type("data: root", settings["root"], str)
+        root = Path(settings["root"])
+        if not root.is_dir():
+            raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")
+        options = {name: settings[name] for name in cls.infer_options if name in settings}
+        return cls.infer(root, **options) | dict(settings)
+
+    @classmethod
+    def infer(cls, root: Path) -> dict[str, Any]:
+        """Return the settings of a folder in a standard layout.
+
+        Raises:
+            ValueError: if the layout is not recognized, or has invalid annotations.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def unknown_layout(cls, root: Path, expected: str) -> ValueError:
+        """Return the error for a folder whose layout is not recognized."""
+        return ValueError(
+            f"Classes and splits cannot be inferred from {root}: expected {expected}. Describe the data in a YAML "
+            f"file, and pass it as --config: {cls.template}"
+        )
+
+    def open(self, names: Sequence[str], *args: Any) -> torch.utils.data.Dataset:
+        """Return the samples of one or several splits.
+
+        Raises:
+            ValueError: if `names` is empty, a split does not exist, or its data are invalid.
+        """
+        if not names:
+            raise ValueError(f"Expected names of splits, got none. Found in the configuration: {sorted(self.splits)}.")
+        parts = [self.open_split(name, *args) for name in names]
+        return parts[0] if len(parts) == 1 else self._join(parts)
+
+    def open_split(self, name: str, *args: Any) -> torch.utils.data.Dataset:
+        try:
+            return self._open(name, *args)
+        except OSError as error:
+            raise ValueError(f"Split {name!r} cannot be opened: {error}.") from error
+
+    def _open(self, name: str, *args: Any) -> torch.utils.data.Dataset:
+        raise NotImplementedError
+
+    def _join(self, parts: list[torch.utils.data.Dataset]) -> torch.utils.data.Dataset:
+        return ConcatDataset(parts)
+
+    def load_rows(self, split: str) -> Dataset:
+        """Return a split of `dataset_name`; if that is a folder, as its files are now, see [`folder_cache`]."""
+        where, cache = (self.dataset_name, self.dataset_config), folder_cache(self.dataset_name)
+        return retry(partial(load_dataset, *where, cache_dir=cache, split=split))
+
+    def split_settings(self, name: str) -> Mapping | str:
+        if name not in self.splits:
+            raise ValueError(f"No split {name!r} in the configuration. Found: {sorted(self.splits)}.")
+        return self.splits[name]
+
+    def describe(
+        self, train_splits: Sequence[str], eval_split: str | None, test_split: str | None
+    ) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """Return descriptions of the training data and of the scored data for the record of the run.
+
+        The field `data` of the second description can be passed to [`from_dict`].
+        """
+        name = public_name(self.dataset_name or self.root)
+        is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
+        on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
+        trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
+        settings = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        settings = {key: value for key, value in settings.items() if value not in (None, {})}
+        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
+
+    def check_files(self, samples: Mapping[str, list[FileSample]]) -> None:
+        """Raise a `ValueError` if two splits share a file, a patient, a case or an image with identical bytes."""
+        check_disjoint(samples)
+        self.check_shared(check_patients, samples)
+        self.check_shared(check_no_shared_images, images_of_files(samples))
+
+    def check_rows(self, rows: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
+        """Raise a `ValueError` if two splits share an image, see [`images_of_rows`]."""
+        self.check_shared(check_no_shared_images, images_of_rows(rows))
+
+    def check_splits(self, rows: Mapping[str, tuple[Dataset, Sequence[str]]]) -> None:
+        """Raise a `ValueError` if two splits share rows, a patient, a case or an image, see [`check_rows`]."""
+        check_shared_rows({name: split for name, (split, _) in rows.items()})
+        self.check_rows(rows)
+
+    def check_shared(self, check: Callable[[Any], None], images: Any) -> None:
+        """Run a check of shared images; with `allow_shared_images`, log its error as a warning."""
+        try:
+            check(images)
+        except ValueError as error:
+            if not self.allow_shared_images:
+                raise
+            logger.warning("%s", error)
+
+
+def save_inferred(configuration: dict[str, Any], path: Path) -> None:
+    """Save an inferred configuration and log a summary. Raise a `ValueError` if the file was edited."""
+    text = yaml.safe_dump(configuration, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    if path.is_file() and path.read_text() != text:
+        raise ValueError(f"{path} differs from what the data folder gives. Use it with --config, or delete it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    data = configuration["data"]
+    names = [entry["name"] if isinstance(entry, Mapping) else entry for entry in data["classes"]]
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    found = [data["format"]] if "format" in data else []
+    found += [f"splits {', '.join(data['splits'])}", f"{len(names)} classes: {shown}"]
+    logger.info("Found in %s: %s.", data["root"], "; ".join(found))
+    scored = [f"{key} {configuration[key]}" for key in ("eval_split", "test_split") if key in configuration]
+    logger.info("Scored: %s.", ", ".join(scored) or "no split")
+    for name, settings in data["splits"].items():
+        if "part" in settings:
+            share = settings["part"][1] - settings["part"][0]
+            logger.info("Split %s has %.0f%% of the images, by a hash of their names.", name, 100 * share)
+    logger.info("The configuration of the data is saved as %s. To change it, pass an edited copy as --config.", path)

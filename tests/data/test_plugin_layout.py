@@ -1,0 +1,113 @@
+"""Layout of a plugin, the one of `tests/README.md`, in all commands that read labeled images."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from dense_data import BACKBONE, TINY, tiny_backbone
+from paths import ROOT
+from PIL import Image
+from tiny_models import FROM_SCRATCH
+
+from modeling_vitp import ViTPImageProcessor, adapt, export_backbone
+from modeling_vitp.data.layouts import LAYOUTS, recognize_layout
+from modeling_vitp.evaluation import pretraining
+from modeling_vitp.recipes import finetune_detection, make_instructions, pretrain, probe
+
+COLORS = {"ship": (230, 60, 60), "plane": (60, 60, 230)}
+SIDE = 64
+TRAINING = "--max_steps 2 --per_device_train_batch_size 2 --dataloader_num_workers 0 --report_to none --bf16 false"
+TRAINING += " --save_strategy no --watch_samples 0 --logging_steps 1"
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """Return the file of the plugin, whose layout is forgotten after the test."""
+    page = (ROOT / "tests" / "README.md").read_text()
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class LabelMe" in block]
+    path = tmp_path / "labelme.py"
+    path.write_text(block)
+    yield str(path)
+    LAYOUTS.pop("labelme", None)
+
+
+def write_labels(root):
+    """Write images with colored rectangles, and the corners of these as LabelMe does; return the boxes by image."""
+    boxes = {}
+    for split, number in {"train": 16, "test": 6}.items():
+        (root / split).mkdir(parents=True)
+        for index in range(number):
+            name = f"{split}{index}"
+            rng = np.random.default_rng([index, number])
+            pixels = rng.integers(0, 60, (SIDE, SIDE, 3), dtype=np.uint8)
+            boxes[name] = []
+            for label in rng.choice(list(COLORS), int(rng.integers(1, 4))):
+                left, top = rng.integers(0, SIDE - 20, 2).tolist()
+                width, height = rng.integers(8, 20, 2).tolist()
+                pixels[top : top + height, left : left + width] = COLORS[label]
+                boxes[name].append((str(label), [left, top, left + width, top + height]))
+            Image.fromarray(pixels).save(root / split / f"{name}.png")
+            shapes = []
+            for label, (left, top, right, bottom) in boxes[name]:
+                shapes.append({"label": label, "points": [[right, bottom], [left, top]], "shape_type": "rectangle"})
+            contents = {"shapes": shapes, "imagePath": f"{name}.png", "imageHeight": SIDE, "imageWidth": SIDE}
+            (root / split / f"{name}.json").write_text(json.dumps(contents))
+    return boxes
+
+
+def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
+    boxes = write_labels(tmp_path / "labels")
+    root = str(tmp_path / "labels")
+    assert recognize_layout(root) is None
+
+    out = tmp_path / "instructions"
+    words = ["labelme", root, "--plugins", plugin, "--kinds", "counting", "--output_dir", str(out)]
+    assert make_instructions.main(words) == 0
+    assert recognize_layout(root) == "labelme"
+    rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    counted = 0
+    for row in rows:
+        question, answer = (message["content"] for message in row["messages"])
+        label = next((label for label in COLORS if label in question), None)
+        counted += 1
+        assert int(answer) == sum(found == label for found, _ in boxes[row["id"].rpartition("/")[2]])
+    assert counted == 16
+
+    monkeypatch.setattr(pretraining, "MOST_QUESTIONS", 2)
+    words = ["--annotations", root, "--plugins", plugin, "--from_scratch", json.dumps(FROM_SCRATCH)]
+    words += ["--annotation_options", '{"kinds": ["counting"]}', "--dataset_test_split", "", "--eval_strategy", "no"]
+    assert pretrain.main([*words, *TRAINING.split(), "--output_dir", str(tmp_path / "pretrained")]) == 0
+
+    words = ["--data_root", root, "--plugins", plugin, "--from_scratch", json.dumps(TINY)]
+    words += ["--backbone", json.dumps(BACKBONE), "--image_size", "64", "--num_pictures", "0", *TRAINING.split()]
+    assert finetune_detection.main([*words, "--output_dir", str(tmp_path / "tuned")]) == 0
+    metrics = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
+    assert metrics["train_images"] == 16
+    assert sum(metrics["train_objects"].values()) == sum(len(boxes[f"train{index}"]) for index in range(16))
+
+    backbone = export_backbone(tiny_backbone(initializer_range=0.2), tmp_path / "backbone", ViTPImageProcessor())
+    words = ["--backbones", str(backbone), "--data_root", root, "--annotations", "boxes", "--plugins", plugin]
+    assert probe.main([*words, "--seeds", "0", "--output_dir", str(tmp_path / "probed")]) == 0
+    assert json.loads((tmp_path / "probed" / "metrics.json").read_text())["classes"] == ["plane", "ship"]
+
+
+@pytest.mark.slow
+def test_adapt_reads_layout_of_plugin(tmp_path, plugin):
+    write_labels(tmp_path / "labels")
+    report = adapt(
+        tmp_path / "labels",
+        baselines=["random"],
+        output_dir=tmp_path / "adapted",
+        plugins=[plugin],
+        pretraining={"from_scratch": FROM_SCRATCH, "bf16": False, "watch_samples": 0},
+        fine_tuning={"bf16": False, "backbone": BACKBONE, "image_size": 64},
+        steps=4,
+        fine_tuning_steps=2,
+        seeds=[0],
+        learning_rates=[1e-3],
+        force=True,
+    )
+    assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "random"}
+    assert sum(report.data["images"].values()) == 22
