@@ -1,20 +1,20 @@
 """Readers of georeferenced annotations, GeoJSON and GeoPackage, in pixels of the images that they cover."""
 
-import sqlite3
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import shapely
+import shapely.geometry
 from rasterio.crs import CRS
 from rasterio.transform import AffineTransformer
 from rasterio.warp import transform_bounds, transform_geom
 
-from ..images.reading import open_raster, visible_paths
+from ..images.reading import open_file, open_raster, visible_paths
 from .annotation_files import is_number, read_annotation
 from .annotations import AnnotatedObject
 from .windows import MIN_VISIBLE
@@ -23,22 +23,21 @@ SUFFIXES = (".geojson", ".gpkg")
 CLASS_PROPERTIES = ("class", "label", "category", "name", "type")  # Properties that may name the class, best first.
 DEFAULT_CLASS = "object"
 WGS84 = "OGC:CRS84"
-SHAPES = ("Geometry", "Point", "LineString", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon")
-ENVELOPES = (0, 32, 48, 48, 64)  # Bytes of the envelope in the header of a GeoPackage geometry, by its code.
+POLYGONS = ("Polygon", "MultiPolygon")
+SQLITE_HEADER = b"SQLite format 3\0"  # First bytes of a GeoPackage.
+MAX_COORDINATE = 1e15  # As in `is_number`.
 MARGIN = 0.01  # Share by which the bounds of an image are enlarged, because their transform is an approximation.
-TOUCHING = 1e-9  # pixels from the border of the image at which a point lies on it
-MIN_AREA = 1e-6  # Smallest area of a clipped ring in square pixels; a smaller one is an edge on the border.
+MIN_AREA = 1e-6  # Smallest area of a clipped polygon in square pixels; a smaller one is an edge on the border.
 
 Bounds = tuple[float, float, float, float]  # Left, bottom, right and top in coordinates.
-Ring = np.ndarray  # Points of a closed outline, float64 of shape `(n, 2)`; the first point is not repeated.
 
 
 class Feature(NamedTuple):
-    """Feature of a file: its name in errors, its properties, and its geometry as in GeoJSON."""
+    """Feature of a file: its name in errors, its properties, and its geometry, a polygon or several."""
 
     where: str
     properties: dict[str, Any]
-    geometry: dict[str, Any]
+    geometry: shapely.Polygon | shapely.MultiPolygon
 
 
 class FeatureFile:
@@ -64,20 +63,16 @@ class FeatureFile:
             ValueError: If the file is invalid, has another geometry than polygons, or has no features for several
                 images. The message names the file and the feature.
         """
-        crs, features = (read_geopackage if self.path.suffix.lower() == ".gpkg" else read_geojson)(self.path)
+        read = read_geopackage if self.path.suffix.lower() == ".gpkg" else read_geojson
+        crs, features = read(self.path)
         if not features and self.images[0].stem != self.path.stem:
             raise ValueError(f"{self.path} has no features. Expected the polygons of {self.images[0]}.")
-        for feature in features:
-            check_polygons(feature)
         return crs, features
 
     @cached_property
     def bounds(self) -> np.ndarray:
         """Left, bottom, right and top of each feature, float64 of shape `(n, 4)`."""
-        rings = [
-            np.concatenate([ring for part in parts_of(item.geometry) for ring in part]) for item in self.content[1]
-        ]
-        return np.array([(*ring.min(0), *ring.max(0)) for ring in rings]).reshape(-1, 4)
+        return shapely.bounds([feature.geometry for feature in self.content[1]])
 
     @property
     def labels(self) -> list[str]:
@@ -98,7 +93,7 @@ class FeatureFile:
             ValueError: If the file is invalid, a feature lacks its class, the image has no georeference, or no feature
                 lies in any of the `images`. The message names the file.
         """
-        found, (crs, transformer, bounds) = [], georeference(image)
+        crs, transformer, bounds = georeference(image)
         chosen = [self.content[1][index] for index in self._near(image, crs, bounds)]
         if self.content[1] and not chosen and not self._covers_an_image:
             extent = (*self.bounds[:, :2].min(0), *self.bounds[:, 2:].max(0))
@@ -110,17 +105,20 @@ class FeatureFile:
         try:
             geometries = [feature.geometry for feature in chosen]
             if chosen and self.content[0] != crs:
-                geometries = transform_geom(self.content[0], crs, geometries)
+                mappings = [shapely.geometry.mapping(geometry) for geometry in geometries]
+                transformed = transform_geom(self.content[0], crs, mappings)
+                geometries = [shapely.geometry.shape(geometry) for geometry in transformed]
         except Exception as error:  # GDAL raises many error types.
             raise ValueError(
                 f"{self.path}: the features in {image} cannot be transformed from {self.content[0]} to {crs}: {error}"
             ) from error
+        objects = []
         for feature, geometry in zip(chosen, geometries):
-            polygons = [[to_pixels(ring, transformer) for ring in part] for part in parts_of(geometry)]
             label = class_of(feature, self.class_property)
-            if item := clipped_object(feature.where, label, polygons, size):
-                found.append(item)
-        return found
+            clipped = clipped_object(feature.where, label, to_pixels(geometry, transformer), size)
+            if clipped is not None:
+                objects.append(clipped)
+        return objects
 
     def _near(self, image: Path, crs: CRS, bounds: Bounds) -> list[int]:
         """Return the indices of the features whose bounds overlap those of an image."""
@@ -227,10 +225,12 @@ def georeference(image: Path) -> tuple[CRS, AffineTransformer, Bounds]:
 def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
     """Return the coordinate reference system and the features of a GeoJSON file.
 
-    Coordinates are longitude and latitude on WGS 84 (RFC 7946), unless the file has the older member `crs`.
+    Coordinates are longitude and latitude on WGS 84 (RFC 7946), unless the file has the older member `crs`. The file is
+    not read by GDAL, which skips invalid features, and converts a class that is a list to text.
 
     Raises:
-        ValueError: If the file is invalid; the message names it.
+        ValueError: If the file is invalid, or has another geometry than polygons. The message names the file and the
+            feature.
     """
     contents = read_annotation(path)
     kind = contents.get("type") if isinstance(contents, dict) else None
@@ -249,116 +249,110 @@ def read_geojson(path: Path) -> tuple[CRS, list[Feature]]:
         ) from error
     features = []
     for index, item in enumerate(items):
+        where = f"{path}, feature {index}"
         properties = (item.get("properties") or {}) if isinstance(item, dict) else None
         if not isinstance(properties, dict):
-            raise ValueError(f"{path}, feature {index}: expected `properties` and `geometry`, got {str(item)[:80]!r}.")
-        features.append(Feature(f"{path}, feature {index}", properties, item.get("geometry")))
+            raise ValueError(f"{where}: expected `properties` and `geometry`, got {str(item)[:80]!r}.")
+        features.append(Feature(where, properties, geojson_polygons(where, item.get("geometry"))))
     return crs, features
+
+
+def geojson_polygons(where: str, geometry: Any) -> shapely.MultiPolygon:
+    """Return the polygons of a GeoJSON geometry. Raise a `ValueError` that names the feature if it is invalid."""
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    check_type(where, kind)
+    try:
+        parts = geometry["coordinates"] if kind == "MultiPolygon" else [geometry["coordinates"]]
+        polygons = [geojson_polygon(rings) for rings in parts]
+    except (KeyError, TypeError, ValueError):
+        polygons = []
+    if not polygons:
+        raise wrong_rings(where, geometry.get("coordinates"))
+    return shapely.MultiPolygon(polygons)
+
+
+def geojson_polygon(rings: Iterable[Iterable[Sequence[float]]]) -> shapely.Polygon:
+    """Return the polygon of an outline and holes, which need not repeat their first point."""
+    outlines = []
+    for ring in rings:
+        points = [point[:2] for point in ring]
+        if len(points) < 4:
+            raise ValueError(f"expected at least four points, got {len(points)}")
+        for x, y in points:
+            if not (is_number(x) and is_number(y)):
+                raise ValueError(f"expected finite coordinates, got {x}, {y}")
+        outlines.append(points)
+    exterior, *holes = outlines
+    return shapely.Polygon(exterior, holes)
 
 
 def read_geopackage(path: Path) -> tuple[CRS, list[Feature]]:
     """Return the coordinate reference system and the features of the only layer of a GeoPackage.
 
     Raises:
-        ValueError: If the file is invalid, or has several layers; the message names it.
+        ValueError: If the file is invalid, or has several layers, or another geometry than polygons. The message names
+            the file and the feature.
     """
+    # If geopandas is installed, pyogrio imports it, which takes a second that only these files need.
+    import pyogrio
+
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as base:
-            layers = base.execute("SELECT table_name, column_name, srs_id FROM gpkg_geometry_columns").fetchall()
-            if len(layers) != 1:
-                names = ", ".join(sorted(str(layer[0]) for layer in layers)) or "none"
-                raise ValueError(f"{path}: expected one layer of features, found {names}. Export the labels alone.")
-            table, column, number = layers[0]
-            query = "SELECT definition FROM gpkg_spatial_ref_sys WHERE srs_id = ? AND srs_id > 0"
-            (definition,) = base.execute(query, [number]).fetchone() or (None,)
-            quoted = '"{}"'.format(str(table).replace('"', '""'))
-            rows = base.execute(f"SELECT rowid, * FROM {quoted}")
-            names = [entry[0] for entry in rows.description][1:]
-            rows = [(number, dict(zip(names, values))) for number, *values in rows]
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as GeoPackage: {error}") from error
-    try:
+        with open_file(path) as file:
+            header = file.read(len(SQLITE_HEADER))
+        # GDAL chooses the format by the content. Some formats name other files, which GDAL would open too.
+        if header != SQLITE_HEADER:
+            raise ValueError("expected a GeoPackage, which is an SQLite database.")
+        layers = [name for name, geometry_type in pyogrio.list_layers(path) if geometry_type is not None]
+        if len(layers) != 1:
+            found = ", ".join(sorted(layers)) or "none"
+            raise ValueError(f"expected one layer of features, found {found}. Export the labels alone.")
+        # Without a query, pyogrio reads as many features as the file states. Their number may be wrong after another
+        # program changed the layer.
+        quoted_layer = layers[0].replace('"', '""')
+        description, numbers, blobs, columns = pyogrio.raw.read(
+            path, sql=f'SELECT * FROM "{quoted_layer}"', force_2d=True, return_fids=True, datetime_as_string=True
+        )
+        definition = description["crs"]
+        if definition is None or "Undefined" in definition:  # GDAL names a missing system "Undefined Cartesian SRS".
+            raise ValueError(
+                f"the layer {layers[0]!r} has no known coordinate reference system. Set it, for example with ogr2ogr "
+                "-a_srs EPSG:4326."
+            )
         crs = CRS.from_user_input(definition)
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: the layer {table!r} has no known coordinate reference system. Set it, for example with "
-            "ogr2ogr -a_srs EPSG:4326."
-        ) from error
+    except Exception as error:  # GDAL raises many error types.
+        raise ValueError(f"{path}: {error}") from error
+    values = []
+    for column in columns:
+        if column.dtype == bool:
+            column = column.astype(int)  # The class is "0" or "1", as the file stores it.
+        values.append(column.tolist())
     features = []
-    for number, properties in rows:
-        where, blob = f"{path}, feature {number}", properties.pop(column, None)
-        try:
-            geometry = None if blob is None else read_geometry(blob)
-        except (struct.error, ValueError, IndexError, TypeError, RecursionError) as error:
-            raise ValueError(f"{where}: the geometry cannot be read: {error}") from error
+    for index, geometry in enumerate(shapely.from_wkb(blobs, on_invalid="ignore")):
+        where = f"{path}, feature {numbers[index]}"
+        check_type(where, None if geometry is None else geometry.geom_type)
+        parts = shapely.get_parts(geometry)
+        is_finite = np.abs(shapely.get_coordinates(geometry)) < MAX_COORDINATE
+        if not len(parts) or shapely.is_empty(parts).any() or not is_finite.all():
+            raise wrong_rings(where, geometry)
+        properties = {name: column[index] for name, column in zip(description["fields"], values)}
         features.append(Feature(where, properties, geometry))
     return crs, features
 
 
-def read_geometry(blob: bytes) -> dict[str, Any]:
-    """Return the GeoJSON geometry of a binary geometry of a GeoPackage: a header, and well-known binary (WKB)."""
-    flags = blob[3]
-    if blob[:2] != b"GP" or (flags >> 1 & 7) >= len(ENVELOPES):
-        raise ValueError(f"expected the header of a GeoPackage geometry, got {blob[:8]!r}")
-    return read_wkb(blob, 8 + ENVELOPES[flags >> 1 & 7])[0]
-
-
-def read_wkb(data: bytes, start: int) -> tuple[dict[str, Any], int]:
-    """Return the GeoJSON geometry of WKB from a position, and the position after it.
-
-    Only polygons have coordinates, of which Z and M are dropped. Of other geometries only the type is read.
-    """
-    order = "<" if data[start] else ">"
-    code, count = struct.unpack_from(f"{order}II", data, start + 1)
-    kind, dimensions = code % 1000, 2 + (0, 1, 1, 2)[code // 1000]
-    shape, position, coordinates = SHAPES[kind] if kind < len(SHAPES) else f"geometry {kind}", start + 9, []
-    if shape == "MultiPolygon":
-        for _ in range(count):
-            part, position = read_wkb(data, position)
-            coordinates.append(part["coordinates"])
-    elif shape == "Polygon":
-        for _ in range(count):
-            (length,) = struct.unpack_from(f"{order}I", data, position)
-            ring = np.frombuffer(data, f"{order}f8", length * dimensions, position + 4).reshape(length, dimensions)
-            coordinates.append(ring[:, :2].tolist())
-            position += 4 + ring.nbytes
-    return {"type": shape, "coordinates": coordinates}, position
-
-
-def check_polygons(feature: Feature) -> None:
-    """Raise a `ValueError` unless the geometry of a feature is a polygon, or several, with finite coordinates."""
-    geometry = feature.geometry
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if kind not in ("Polygon", "MultiPolygon"):
-        found = "no geometry" if geometry is None else f"the type {str(kind)[:80]!r}"
+def check_type(where: str, kind: Any) -> None:
+    """Raise a `ValueError` unless a feature is a polygon or several."""
+    if kind not in POLYGONS:
+        found = "no geometry that can be read" if kind is None else f"the type {str(kind)[:80]!r}"
         raise ValueError(
-            f"{feature.where}: expected a Polygon or MultiPolygon, got {found}. Remove the feature, or draw the "
-            "outline of the object; the tool Buffer of QGIS makes polygons of points and lines."
-        )
-    try:
-        parts = geometry["coordinates"] if kind == "MultiPolygon" else [geometry["coordinates"]]
-        rings = [ring for part in parts for ring in part]
-        is_valid = all(parts) and all(
-            len(ring) >= 4 and all(len(point) >= 2 and all(map(is_number, point[:2])) for point in ring)
-            for ring in rings
-        )
-    except (KeyError, TypeError):
-        is_valid, rings = False, ()
-    if not is_valid or not rings:
-        raise ValueError(
-            f"{feature.where}: expected rings of at least four points with finite coordinates, got "
-            f"{str(geometry.get('coordinates'))[:80]}."
+            f"{where}: expected a Polygon or MultiPolygon, got {found}. Remove the feature, or draw the outline of the "
+            "object; the tool Buffer of QGIS makes polygons of points and lines."
         )
 
 
-def parts_of(geometry: dict[str, Any]) -> list[list[Ring]]:
-    """Return the rings of each polygon of a checked geometry: its outline and its holes."""
-    parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
-    return [[open_ring([point[:2] for point in ring]) for ring in part] for part in parts]
-
-
-def open_ring(points: list[Sequence[float]]) -> Ring:
-    return np.array(points[:-1] if points[0] == points[-1] else points, np.float64)
+def wrong_rings(where: str, coordinates: Any) -> ValueError:
+    return ValueError(
+        f"{where}: expected rings of at least four points with finite coordinates, got {str(coordinates)[:80]}."
+    )
 
 
 def class_of(feature: Feature, class_property: str | None) -> str:
@@ -378,86 +372,71 @@ def class_of(feature: Feature, class_property: str | None) -> str:
     return str(value)
 
 
-def to_pixels(ring: Ring, transformer: AffineTransformer) -> Ring:
-    rows, columns = transformer.rowcol(*ring.T, op=np.positive)
-    return np.stack([columns, rows], 1)
+def to_pixels(geometry: shapely.Geometry, transformer: AffineTransformer) -> shapely.Geometry:
+    """Return a geometry in pixels, with x to the right and y down."""
+
+    def points_to_pixels(points: np.ndarray) -> np.ndarray:
+        rows, columns = transformer.rowcol(*points.T, op=np.positive)  # The default rounds to whole pixels.
+        return np.stack([columns, rows], 1)
+
+    return shapely.transform(geometry, points_to_pixels)
 
 
-def clipped_object(where: str, label: str, polygons: list[list[Ring]], size: tuple[int, int]) -> AnnotatedObject | None:
+def clipped_object(
+    where: str, label: str, geometry: shapely.Polygon | shapely.MultiPolygon, size: tuple[int, int]
+) -> AnnotatedObject | None:
     """Return the object of polygons in pixels, clipped to an image of height and width `size`.
 
     Return `None` if it lies outside, or if less than a pixel of its width or height is left after it is clipped.
     """
-    whole, visible, outlines = 0.0, 0.0, []
-    for rings in polygons:
-        # A hole is subtracted by its direction, which must be opposite to that of the outline.
-        rings = [ring if (signed_area(ring) > 0) != (index > 0) else ring[::-1] for index, ring in enumerate(rings)]
-        whole += sum(map(signed_area, rings))
-        for axis, side in enumerate(size[::-1]):
-            rings = clip_rings(clip_rings(rings, axis, 0, 1), axis, side, -1)
-        visible += sum(map(signed_area, rings))
-        outlines += [with_bridges(rings)] if any(signed_area(ring) < 0 for ring in rings) else rings
-    if not outlines:
+    height, width = size
+    left, top, right, bottom = geometry.bounds
+    polygons = shapely.get_parts(geometry)
+    whole_area = float(shapely.area(polygons).sum())
+    visible_area = whole_area
+    if left < 0 or top < 0 or right > width or bottom > height:
+        # Only valid polygons can be intersected. Each part is repaired alone, because parts may overlap.
+        is_invalid = ~shapely.is_valid(polygons)
+        polygons[is_invalid] = shapely.make_valid(polygons[is_invalid], method="structure", keep_collapsed=False)
+        whole_area = float(shapely.area(polygons).sum())
+        polygons = polygons_in(shapely.intersection(polygons, shapely.box(0, 0, width, height)))
+        visible_area = float(shapely.area(polygons).sum())
+    if not len(polygons):
         return None
-    outlines = [outline.clip(0, size[::-1]) for outline in outlines]
+    outlines = [outline_of(polygon).clip(0, (width, height)) for polygon in shapely.orient_polygons(polygons)]
     points = np.concatenate(outlines)
-    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
-    if visible < whole * (1 - 1e-9) and min(right - left, bottom - top) < 1:
+    left, top = points.min(0).tolist()
+    right, bottom = points.max(0).tolist()
+    is_clipped = visible_area < whole_area * (1 - 1e-9)
+    if is_clipped and min(right - left, bottom - top) < 1:
         return None
-    is_difficult = visible < MIN_VISIBLE * whole
-    outlines = [outline.flatten().tolist() for outline in outlines]
-    box = (left, top, right, bottom)
-    return AnnotatedObject(where, label, box, is_difficult=is_difficult, area=visible, segmentation=outlines)
+    return AnnotatedObject(
+        where,
+        label,
+        box=(left, top, right, bottom),
+        is_difficult=visible_area < MIN_VISIBLE * whole_area,
+        area=visible_area,
+        segmentation=[outline.flatten().tolist() for outline in outlines],
+    )
 
 
-def signed_area(ring: Ring) -> float:
-    x, y = (ring - ring[0]).T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+def polygons_in(geometries: np.ndarray) -> np.ndarray:
+    """Return the polygons in geometries, without points, lines and polygons of no area."""
+    parts = shapely.get_parts(shapely.get_parts(geometries))  # Twice, for a MultiPolygon in a GeometryCollection.
+    return parts[shapely.area(parts) > MIN_AREA]
 
 
-def clip_rings(rings: list[Ring], axis: int, bound: float, sign: int) -> list[Ring]:
-    """Return the rings of the part of a polygon where `sign * (point[axis] - bound)` is not negative.
+def outline_of(polygon: shapely.Polygon) -> np.ndarray:
+    """Return one outline through all rings of a polygon, float64 of shape `(n, 2)`.
 
-    The polygon is cut into chains of points that begin and end on the line. Sorted along the line, two ends at a time
-    enclose a part of it inside the polygon, which joins their chains to rings.
+    COCO's polygons have no holes. The outline goes from its first point to each hole and back, which encloses nothing.
+    The last point is not the first.
     """
-    kept, chains = [], []
-    for ring in rings:
-        # A point on the line counts as inside, so that the ends of a chain differ where a ring touches the line.
-        depth = sign * (ring[:, axis] - bound) + TOUCHING
-        inside = depth >= 0
-        if inside.all():
-            kept.append(ring)
-            continue
-        for start in np.flatnonzero(inside & ~np.roll(inside, 1)):
-            order = np.roll(np.arange(len(ring)), -start)
-            count = int(np.argmin(inside[order]))
-            outer, inner = order[[-1, count]], order[[0, count - 1]]
-            share = (depth[outer] / (depth[outer] - depth[inner]))[:, None]
-            ends = ring[outer] + share * (ring[inner] - ring[outer])
-            ends[:, axis] = bound
-            chains.append(np.concatenate([ends[:1], ring[order[:count]], ends[1:]]))
-    ends = sorted((chain[end, 1 - axis], index, end) for index, chain in enumerate(chains) for end in (0, -1))
-    partners = {}
-    for (_, *first), (_, *second) in zip(ends[::2], ends[1::2]):
-        partners[tuple(first)], partners[tuple(second)] = tuple(second), tuple(first)
-    left = dict.fromkeys(range(len(chains)))
-    while left:
-        joined, index, entry = [], next(iter(left)), 0
-        while index in left:
-            del left[index]
-            joined.append(chains[index][:: 1 if entry == 0 else -1])
-            index, entry = partners[index, -1 - entry]
-        ring = np.concatenate(joined)
-        if abs(signed_area(ring)) > MIN_AREA:
-            kept.append(ring)
-    return kept
-
-
-def with_bridges(rings: list[Ring]) -> Ring:
-    """Return one outline through all rings. The way to each further ring and back encloses nothing."""
-    first = rings[0][:1]
-    return np.concatenate([rings[0], *(part for ring in rings[1:] for part in (first, ring, ring[:1]))])
+    exterior = shapely.get_coordinates(polygon.exterior)
+    rings = [exterior]
+    for hole in polygon.interiors:
+        rings += [shapely.get_coordinates(hole), exterior[:1]]
+    return np.concatenate(rings)[:-1]
 
 
 def shown(bounds: Bounds) -> str:

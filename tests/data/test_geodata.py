@@ -1,4 +1,4 @@
-"""Features of GeoJSON and GeoPackage in pixels of GeoTIFFs, against shapely and rasterio."""
+"""Features of GeoJSON and GeoPackage in pixels of GeoTIFFs, against the shapes that are written, and rasterio."""
 
 import json
 import sqlite3
@@ -126,9 +126,9 @@ def mask_of(item):
 @settings(deadline=None, max_examples=150)
 @given(stars())
 @example(star(np.array([5, 4]), [5, 5, 26, 5, 18, 5]).reverse())  # touches the border of the image at a vertex
+@example(star(np.array([60, 40]), [30] * 6))  # a whole polygon, with a hole of the same direction
 def test_clipped_polygon_equals_intersection(shape):
-    rings = [np.array(ring.coords)[:-1] for ring in (shape.exterior, *shape.interiors)]
-    item, inside = clipped_object("x", "star", [rings], SIZE), shape & RIGHT
+    item, inside = clipped_object("x", "star", shape, SIZE), shape & RIGHT
     if inside.geom_type == "GeometryCollection":  # with the points and lines at which they touch
         inside = shapely.union_all([part for part in inside.geoms if part.area])
     if item is None:
@@ -137,7 +137,10 @@ def test_clipped_polygon_equals_intersection(shape):
         return
     np.testing.assert_allclose(item.box, inside.bounds, atol=1e-6)
     np.testing.assert_allclose(item.area, inside.area, rtol=1e-6, atol=1e-4)
-    drawn = rasterio.features.rasterize([inside], SIZE)
+    # An outline through holes encloses the area if the holes have the opposite direction.
+    areas = [shapely.Polygon(np.reshape(outline, (-1, 2))).area for outline in item.segmentation]
+    np.testing.assert_allclose(sum(areas), item.area, rtol=1e-6)
+    drawn = rasterio.features.rasterize([shape], SIZE)
     # Both decide about pixels on the outline by themselves.
     assert (mask_of(item) != drawn).sum() <= inside.boundary.length + 4
 
@@ -145,8 +148,7 @@ def test_clipped_polygon_equals_intersection(shape):
 def test_polygon_around_the_image_is_only_where_it_enters():
     around = shapely.box(-30, -30, WIDTH + 30, HEIGHT + 30) - shapely.box(-10, -10, WIDTH + 10, HEIGHT + 10)
     shape = (around - shapely.box(-40, 40, -10, 50)) | shapely.box(-20, 20, 15, 30) | shapely.box(50, 70, 58, 100)
-    rings = [np.array(ring.coords)[:-1] for ring in (shape.exterior, *shape.interiors)]
-    item = clipped_object("x", "wall", [rings], SIZE)
+    item = clipped_object("x", "wall", shape, SIZE)
     assert item.box == (0, 20, 58, 80) and item.area == 15 * 10 + 8 * 10 and item.is_difficult
     assert sorted(len(polygon) for polygon in item.segmentation) == [8, 8]
     assert mask_of(item).sum() == item.area
@@ -154,10 +156,32 @@ def test_polygon_around_the_image_is_only_where_it_enters():
 
 def test_narrow_parts_and_neighbors_are_left_out():
     for left, expected in ((WIDTH - 0.9, False), (WIDTH - 1.1, True), (WIDTH, False), (WIDTH + 5, False)):
-        ring = np.array(shapely.box(left, 10, left + 20, 30).exterior.coords)[:-1]
-        assert (clipped_object("x", "ship", [[ring]], SIZE) is not None) == expected
-    ring = np.array(shapely.box(5, 5, 5.5, 5.5).exterior.coords)[:-1]
-    assert clipped_object("x", "ship", [[ring]], SIZE).box == (5, 5, 5.5, 5.5)  # Small, but whole.
+        item = clipped_object("x", "ship", shapely.box(left, 10, left + 20, 30), SIZE)
+        assert (item is not None) == expected
+    item = clipped_object("x", "ship", shapely.box(5, 5, 5.5, 5.5), SIZE)
+    assert item.box == (5, 5, 5.5, 5.5)  # Small, but whole.
+
+
+HOLE_AT_EDGE = shapely.Polygon(shapely.box(-10, 10, 30, 50).exterior, [shapely.box(-10, 15, 5, 30).exterior])
+BOW_TIE = shapely.Polygon([(-10, 10), (30, 30), (30, 10), (-10, 30)])
+OVERLAPPING = shapely.MultiPolygon([shapely.box(-10, 10, 10, 30), shapely.box(-5, 20, 15, 40)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "area", "pixels"), [(HOLE_AT_EDGE, 1125, 1125), (BOW_TIE, 250, 250), (OVERLAPPING, 500, 400)]
+)
+def test_invalid_polygon_is_clipped(shape, area, pixels):
+    """The area of parts that overlap counts twice, as without a border."""
+    item = clipped_object("x", "ship", shape, SIZE)
+    assert not shape.is_valid and item.area == pytest.approx(area) and mask_of(item).sum() == pixels
+
+
+def test_outlines_of_whole_polygons_are_not_changed():
+    """Outlines that are not cut keep their points, also if they cross themselves or have no area."""
+    for points in ([(10, 10), (30, 30), (30, 10), (10, 30)], [(10, 10), (30, 30), (50, 50)]):
+        item = clipped_object("x", "ship", shapely.Polygon(points), SIZE)
+        (outline,) = item.segmentation
+        assert sorted(zip(outline[::2], outline[1::2])) == sorted(points)
 
 
 def label_names(root, **options):
@@ -181,6 +205,21 @@ def test_class_property_is_found(properties, expected, tmp_path):
     assert label_names(tmp_path) == expected
     if "id" in properties:
         assert label_names(tmp_path, class_property="id") == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"), [("INTEGER", 5, "5"), ("BOOLEAN", 1, "1"), ("DATE", "'2024-01-02'", "2024-01-02")]
+)
+def test_class_may_have_any_type_in_geopackage(column, value, expected, tmp_path):
+    save_geotiff(tmp_path / "a.tif", PIXELS)
+    geopackage(f"ALTER TABLE labels ADD COLUMN kind {column} DEFAULT {value}")(tmp_path)
+    assert [item.label for item in objects_of(tmp_path / "a.gpkg", tmp_path / "a.tif", "kind")] == [expected] * 2
+
+
+def test_all_features_are_read_if_their_stated_number_is_wrong(tmp_path):
+    save_geotiff(tmp_path / "a.tif", PIXELS)
+    geopackage("UPDATE gpkg_ogr_contents SET feature_count = 1")(tmp_path)
+    check_shapes(objects_of(tmp_path / "a.gpkg", tmp_path / "a.tif"), SHAPES[:2])
 
 
 def test_class_property_is_the_same_in_all_files(tmp_path):
@@ -271,7 +310,7 @@ def two_layers(root):
 
 def geopackage(statement):
     def apply(root):
-        (root / "a.geojson").unlink()
+        (root / "a.geojson").unlink(missing_ok=True)
         save_geopackage(root / "a.gpkg", [to_ground(shape) for shape in SHAPES[:2]], LABELS[:2])
         with sqlite3.connect(root / "a.gpkg") as base:
             triggers = base.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
@@ -281,6 +320,13 @@ def geopackage(statement):
         base.close()
 
     return apply
+
+
+def other_format(root):
+    """Write a file with the name of a GeoPackage, which is a list of other files for GDAL."""
+    (root / "a.geojson").rename(root / "b.json")
+    source = f"<SrcDataSource>{root / 'b.json'}</SrcDataSource>"
+    (root / "a.gpkg").write_text(f'<OGRVRTDataSource><OGRVRTLayer name="b">{source}</OGRVRTLayer></OGRVRTDataSource>')
 
 
 def geopackage_of(shape):
@@ -316,7 +362,8 @@ WRONG = {
     "list class": (change(properties={"class": [1]}), r"a\.geojson, feature 1.*'class'.*\[1\]"),
     "swapped": (swap, r"a\.geojson.*a\.tif.*latitude"),
     "layers": (two_layers, r"a\.gpkg.*houses, roads"),
-    "no database": (geopackage("DROP TABLE gpkg_geometry_columns"), r"a\.gpkg.*gpkg_geometry_columns"),
+    "no database": (geopackage("DROP TABLE gpkg_geometry_columns"), r"a\.gpkg"),
+    "other format": (other_format, r"a\.gpkg.*SQLite"),
     "no CRS of a layer": (geopackage("UPDATE gpkg_geometry_columns SET srs_id = -1"), r"a\.gpkg.*'labels'.*a_srs"),
     "blob": (geopackage("UPDATE labels SET geom = x'4750' WHERE fid = 2"), r"a\.gpkg, feature 2"),
     "cut blob": (geopackage("UPDATE labels SET geom = substr(geom, 1, 80) WHERE fid = 2"), r"a\.gpkg, feature 2"),

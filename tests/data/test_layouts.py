@@ -27,7 +27,7 @@ from annotated_images import (
 from PIL import Image
 
 from modeling_vitp.data import layouts
-from modeling_vitp.data.annotations import AnnotatedImage, read_labels
+from modeling_vitp.data.annotations import AnnotatedImage, read_labels, upright_size
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.pipeline import annotate_all
 from modeling_vitp.instructions.from_annotations.questions import plural
@@ -82,7 +82,7 @@ def test_registered_layout_is_used(tmp_path, monkeypatch):
 
         def annotate(self, image_id, paths):
             label = self.phrase(paths[0].stem.rstrip("0123456789"))
-            return [AnnotatedImage(image_id, paths, layouts.upright_size(paths[0]), label=label)]
+            return [AnnotatedImage(image_id, paths, upright_size(paths[0]), label=label)]
 
     for label in ("river", "forest"):
         noise(tmp_path / "data" / f"{label}7.png", 0, (8, 8))

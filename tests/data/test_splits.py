@@ -13,7 +13,7 @@ from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
 
 from modeling_vitp.classification.data import ClassificationData
-from modeling_vitp.data import settings as shared_images
+from modeling_vitp.data import leaks
 from modeling_vitp.data.files import fill, find_samples, in_part
 from modeling_vitp.data.leaks import PIECE
 from modeling_vitp.dense.data import DenseData
@@ -270,13 +270,13 @@ def opened(monkeypatch):
     """Return the names of the images that are read in pieces and in full."""
     read = {"pieces": [], "whole": []}
     for name, kind in {"digest_of_pieces": "pieces", "digest_of_all": "whole"}.items():
-        original = getattr(shared_images, name)
+        original = getattr(leaks, name)
 
         def digest(image, original=original, kind=kind):
             read[kind].append(image.name)
             return original(image)
 
-        monkeypatch.setattr(shared_images, name, digest)
+        monkeypatch.setattr(leaks, name, digest)
     return read
 
 
@@ -328,10 +328,10 @@ def test_rows_are_compared_by_size_first(data, tmp_path, opened, is_embedded):
 def test_blank_image_has_one_color_in_every_mode():
     blank = [Image.new("RGBA", (5, 4), (1, 2, 3, 4)), Image.new("I;16", (5, 4), 700), Image.new("1", (5, 4))]
     for image in [*blank, noise(0), Image.linear_gradient("L")]:
-        buffer = shared_images.io.BytesIO()
+        buffer = leaks.io.BytesIO()
         image.save(buffer, "PNG")
         content = buffer.getvalue()
-        stored = shared_images.StoredImage("train", "a", len(content), lambda c=content: shared_images.io.BytesIO(c))
-        assert shared_images.is_of_one_color(stored) == (image in blank), read_picture(content)
-    broken = shared_images.StoredImage("train", "a", 3, lambda: shared_images.io.BytesIO(b"abc"))
-    assert not shared_images.is_of_one_color(broken)
+        stored = leaks.StoredImage("train", "a", len(content), lambda c=content: leaks.io.BytesIO(c))
+        assert leaks.is_of_one_color(stored) == (image in blank), read_picture(content)
+    broken = leaks.StoredImage("train", "a", 3, lambda: leaks.io.BytesIO(b"abc"))
+    assert not leaks.is_of_one_color(broken)

@@ -253,6 +253,6 @@ def test_chained_url_asks_no_server(scheme, monkeypatch):
 
 
 def test_file_in_archive_of_hub_is_opened(monkeypatch):
-    monkeypatch.setattr("modeling_vitp.instructions.rows.xopen", lambda path, mode: io.BytesIO(path.encode()))
+    monkeypatch.setattr("modeling_vitp.data.rows.xopen", lambda path, mode: io.BytesIO(path.encode()))
     for path in ("hf://datasets/a/b@main/c.png", "zip://d/e.png::hf://datasets/a/b/c.zip"):
         assert content_of({"path": path, "bytes": None}) == path.encode()

@@ -12,6 +12,7 @@ from PIL import Image
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.data import layouts
 from modeling_vitp.data.annotations import AnnotatedImage
+from modeling_vitp.data.folders import UNSPLIT
 from modeling_vitp.data.layouts.coco import check_coco, coco_object
 from modeling_vitp.data.layouts.dota import dota_objects
 from modeling_vitp.data.splits import choose_split
@@ -215,7 +216,7 @@ def test_class_without_words_is_named(names, named, tmp_path):
         noise(tmp_path / label / "0.png", 0, (8, 8))
     with pytest.raises(ValueError, match=named):
         layout = layouts.ClassFolders(tmp_path, names)
-        annotate_all(layout, layout.splits()[layouts.UNSPLIT])
+        annotate_all(layout, layout.splits()[UNSPLIT])
 
 
 @pytest.mark.parametrize(
