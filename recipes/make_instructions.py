@@ -34,6 +34,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--names", type=Path, help="JSON file with a phrase for each class, null to skip the class.")
     parser.add_argument("--kinds", nargs="+", help="Kinds of questions. By default all that the annotations answer.")
     parser.add_argument("--turns", type=positive, default=5, help="Maximum number of questions per image (5).")
+    parser.add_argument("--wordings", type=positive, help="Number of wordings of a kind of question. By default all.")
     parser.add_argument("--max_boxes", type=positive, default=20, help="Maximum number of boxes per answer (20).")
     parser.add_argument("--map_side", type=positive, default=7, help="Number of cells per side of a map (7).")
     parser.add_argument("--window", type=positive, help="Side of the windows of larger images in pixels.")

@@ -262,6 +262,7 @@ class AnnotationOptions(Arguments):
 
     limits = {
         "turns": "[1, inf)",
+        "wordings": "[1, inf)",
         "max_boxes": "[1, inf)",
         "map_side": "[1, inf)",
         "window": "[1, inf)",
@@ -291,6 +292,9 @@ class AnnotationOptions(Arguments):
         metadata={"help": "Kinds of questions, of which those that the labels answer are asked. By default all."},
     )
     turns: int = field(default=5, metadata={"help": "Maximum number of questions about a view."})
+    wordings: int | None = field(
+        default=None, metadata={"help": "Number of wordings of each kind of question. By default all."}
+    )
     max_boxes: int = field(default=20, metadata={"help": "Maximum number of boxes per answer."})
     map_side: int = field(default=7, metadata={"help": "Number of cells per side of a map."})
     window: int | None = field(

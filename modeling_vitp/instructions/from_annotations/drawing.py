@@ -34,7 +34,7 @@ COLLAGE_IMAGES = 16  # Most images of a collage: each may have to be decoded for
 MOSAIC_SIDE = 2  # Crops per side of a mosaic.
 BALANCE_VIEWS = 500  # Number of views from which the rates of yes and no are estimated.
 MOST_DRAWS = 50  # Number of views after which an image is said to answer no question.
-MAP_SHARE = 0.1  # Of the views of one image that are asked for a map; the others have a conversation in words.
+MAP_SHARE = 0.2  # Of the views of one image that are asked for a map; the others have a conversation in words.
 MAP_KINDS = ("map", "fine_map")  # Kinds that are asked about collages.
 NO_TURN = (False, False, False)
 
@@ -100,6 +100,7 @@ class DrawnInstructions:
             "turns": turns,
             "max_boxes": asker.max_boxes,
             "map_side": asker.map_side,
+            "wordings": asker.wordings,
             "seed": asker.seed,
         }
         self.rates = self._presence_rates() if "presence" in kinds else {}

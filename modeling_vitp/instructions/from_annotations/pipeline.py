@@ -143,7 +143,7 @@ def build_instructions(args: argparse.Namespace) -> Instructions:
     number = round(args.collages * len(images))
     images = images + draw_collages(scenes, number, args.collage_size, args.collage_grid, args.seed)
     vocabulary = vocabulary_of(images)
-    asker = Asker(labeled.layout.subject, vocabulary, args.max_boxes, args.map_side, args.seed)
+    asker = Asker(labeled.layout.subject, vocabulary, args.max_boxes, args.map_side, args.seed, args.wordings)
     conversations = make_conversations(images, asker, args.kinds, args.turns)
     if not any(conversations):
         raise ValueError(f"The annotation of {args.root} answers no question of the kinds {', '.join(args.kinds)}.")

@@ -146,10 +146,20 @@ class Asker:
         max_boxes: maximum number of boxes in an answer; classes with more regions are not asked for.
         map_side: number of cells per side of a map.
         seed: seed of all draws.
+        wordings: number of wordings of each kind of question, the first ones of `PHRASINGS`; all if `None`.
     """
 
-    def __init__(self, subject: str, vocabulary: dict[str, int], max_boxes: int = 20, map_side: int = 7, seed: int = 0):
-        self.subject, self.phrasings, self.is_scene = subject, PHRASINGS[subject], subject == "scene"
+    def __init__(
+        self,
+        subject: str,
+        vocabulary: dict[str, int],
+        max_boxes: int = 20,
+        map_side: int = 7,
+        seed: int = 0,
+        wordings: int | None = None,
+    ):
+        self.subject, self.is_scene, self.wordings = subject, subject == "scene", wordings
+        self.phrasings = {kind: texts[:wordings] for kind, texts in PHRASINGS[subject].items()}
         self.vocabulary, self.max_boxes, self.seed = dict(sorted(vocabulary.items())), max_boxes, seed
         self.map_side, self.signs = map_side, signs_of(self.vocabulary)
 

@@ -100,7 +100,9 @@ class LabelSource:
         """Return the transform that draws views of the training images and conversations about them."""
         options = self.options
         images = self.images(self.train_split, options.split_list)
-        asker = Asker(self.layout.subject, vocabulary_of(images), options.max_boxes, options.map_side, seed)
+        asker = Asker(
+            self.layout.subject, vocabulary_of(images), options.max_boxes, options.map_side, seed, options.wordings
+        )
         settings = ViewSettings(
             window=options.window,
             scale=tuple(options.scale),
