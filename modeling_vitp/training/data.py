@@ -63,25 +63,31 @@ def open_data(args: PretrainArguments, mixture: Mixture | None, seed: int, evalu
         return print_schemas(PretrainData(open_mixture(mixture, seed), settings=settings))
     if args.annotations is not None:
         return open_annotations(args, seed, evaluates)
-    command = make_instructions_command(args.dataset_name)
     try:
         opened, names = open_splits(args, args.image_root, args.columns, args.prompt)
-        first = itertools.islice(opened[args.dataset_train_split], LOOKED_AT)
-        if command and not any(map(images_of, first)):
-            raise ValueError(f"{args.dataset_name} has no conversations with images.")
+        first_rows = itertools.islice(opened[args.dataset_train_split], LOOKED_AT)
+        has_images = any(map(images_of, first_rows))
     except ValueError as error:
-        if command is None:
-            raise
-        raise ValueError(
-            f"Expected conversations in {args.dataset_name}, found labeled images. Train on them with --annotations "
-            f"instead of --dataset_name, or make instructions from them: {command}"
-        ) from error
+        check_not_labels(args.dataset_name, error)
+        raise
+    if not has_images:
+        check_not_labels(args.dataset_name)
     if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
         raise ValueError(
             f"No split {name!r} in {args.dataset_name}. Found: {', '.join(names)}. Set dataset_test_split, or "
             "eval_strategy: no."
         )
     return print_schemas(PretrainData(opened[args.dataset_train_split], opened.get(name)))
+
+
+def check_not_labels(name: str, error: ValueError | None = None) -> None:
+    """Raise a `ValueError` if a data set without conversations about images is a folder of labeled images."""
+    command = make_instructions_command(name)
+    if command is not None:
+        raise ValueError(
+            f"Expected conversations in {name}, found labeled images. Train on them with --annotations instead of "
+            f"--dataset_name, or make instructions from them: {command}"
+        ) from error
 
 
 def open_annotations(args: PretrainArguments, seed: int, evaluates: bool = False) -> PretrainData:
