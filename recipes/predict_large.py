@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     load_plugins(args.pop("plugins"))
     import modeling_vitp
     from modeling_vitp.auto.registry import MODELS
-    from modeling_vitp.dense.data import LabelEncoding
+    from modeling_vitp.data.classes import LabelEncoding
     from modeling_vitp.images.volumes import is_volume
     from modeling_vitp.training.vitp_config import default_device
 

@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ..data.classes import LabelEncoding
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..images.pixels import shown
-from .data import LabelEncoding
 
 UNLABELED = (127, 127, 127)
 WRONG = {"red": (220, 30, 30), "black": (0, 0, 0), "magenta": (255, 0, 255), "blue": (0, 60, 255)}

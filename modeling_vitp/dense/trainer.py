@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from ..data.classes import LabelEncoding
 from ..image_processing_vitp_dense import IGNORE_INDEX, ViTPSegmentationImageProcessor
 from ..images.pixels import normalized
 from ..metrics.base import gather_parts
@@ -24,7 +25,6 @@ from ..training.fine_tuning import AugmentedSamples, FineTuningTrainer, check_st
 from ..training.vitp_config import BaseConfig
 from .arguments import SCORED_WITH, DenseSettings
 from .augmentation import Augmentation
-from .data import LabelEncoding
 from .pictures import draw_predictions
 from .prediction import augmented, sliding_window
 

@@ -1,6 +1,6 @@
 """Readers of detection annotations: files in COCO, VOC, DOTA, YOLO and GeoJSON format, and rows of data sets."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..data.annotation_files import (
     read_list,
 )
 from ..data.annotations import AnnotatedObject, Point
+from ..data.classes import ClassNames
 from ..data.files import in_part, read_cases
 from ..data.layouts import LAYOUTS
 from ..data.layouts.coco import file_stem, without_suffix
@@ -191,48 +192,6 @@ def draw_outline(outline: list | dict, size: tuple[int, int]) -> np.ndarray:
     """Return the mask of COCO polygons or run lengths in an image of this size, uint8 of shape `(height, width)`."""
     height, width = size
     return run_lengths.decode([run_lengths.segmToRle(outline, width, height)])[..., 0]
-
-
-class ClassNames:
-    """Class names of a model and their names in annotations, compared without case.
-
-    Args:
-        classes: name of each class in the order of the model, or a mapping with `name` and `as`, the name or names of
-            the class in annotations.
-        leave_out: annotated class names that are ignored.
-
-    Raises:
-        ValueError: if `classes` is empty, or if a name is used for two classes.
-    """
-
-    def __init__(self, classes: Sequence[str | Mapping], leave_out: Sequence[str] = ()):
-        self.names, self._indices = [], {}
-        for index, entry in enumerate(classes):
-            entry = entry if isinstance(entry, Mapping) else {"name": entry}
-            if set(entry) - {"name", "as"} or not isinstance(entry.get("name"), str):
-                raise ValueError(f"Class {index}: expected `name`, and optionally `as`, got {str(entry)[:80]!r}.")
-            annotated = entry.get("as", entry["name"])
-            check_type(f"Class {index}: as", annotated, str | Sequence[str])
-            self.names.append(entry["name"])
-            self._add([annotated] if isinstance(annotated, str) else annotated, index)
-        if not self.names:
-            raise ValueError("`classes` must not be empty.")
-        self._add(leave_out, None)
-
-    def _add(self, names: Iterable[str], index: int | None) -> None:
-        for name in names:
-            if self._indices.setdefault(name.casefold(), index) != index or self.names.count(name) > 1:
-                raise ValueError(f"The name {name!r} is used for two classes, or for a class and in `leave_out`.")
-
-    def index(self, label: str | int, where: str) -> int | None:
-        """Return the class index of an annotated name or index, or `None` if the name is in `leave_out`."""
-        if isinstance(label, int) and 0 <= label < len(self.names):
-            return label
-        if not isinstance(label, str) or label.casefold() not in self._indices:
-            raise ValueError(
-                f"{where}: unknown class {label!r}. Classes: {self.names}. Add it to `classes` or to `leave_out`."
-            )
-        return self._indices[label.casefold()]
 
 
 def collect(

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ..command.settings import check_type
+from ..data.classes import ClassNames
 from ..data.files import FileSample, hold_out
 from ..data.folders import UNSPLIT
 from ..data.layouts import LAYOUTS, layouts_about, recognize_layout
@@ -27,16 +28,7 @@ from ..images.reading import Picture, Window, cut, read_image, read_picture
 from ..input_spec import InputSpec
 from ..rotated_boxes import smallest_rectangles
 from ..vrl import keyed_generator
-from .annotations import (
-    BOX_FORMATS,
-    AnnotatedFile,
-    ClassNames,
-    ImageObjects,
-    collect,
-    columns_of,
-    read_files,
-    read_rows,
-)
+from .annotations import BOX_FORMATS, AnnotatedFile, ImageObjects, collect, columns_of, read_files, read_rows
 
 logger = logging.getLogger(__name__)
 MOST_SHOWN = 5

@@ -17,16 +17,10 @@ from pictures import write_bands
 from PIL import Image
 from volumes_on_disk import write_series
 
+from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import find_samples
 from modeling_vitp.dense.arguments import DenseArguments
-from modeling_vitp.dense.data import (
-    DenseData,
-    LabelEncoding,
-    balanced_weights,
-    count_pixels,
-    infer_classes,
-    slice_volumes,
-)
+from modeling_vitp.dense.data import DenseData, balanced_weights, count_pixels, infer_classes, slice_volumes
 
 CUT = {"window": [0, 1]}
 

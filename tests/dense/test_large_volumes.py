@@ -17,8 +17,9 @@ from modeling_vitp import (
     ViTPSegmentationImageProcessor,
     predict_volume,
 )
+from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
-from modeling_vitp.dense.data import LabelEncoding, Rows, slice_volumes
+from modeling_vitp.dense.data import Rows, slice_volumes
 from modeling_vitp.dense.prediction import sliding_window
 from modeling_vitp.recipes import predict_large as script
 

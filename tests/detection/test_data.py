@@ -42,8 +42,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from modeling_vitp.data.annotations import AnnotatedObject
+from modeling_vitp.data.classes import ClassNames
 from modeling_vitp.data.files import hashed_position
-from modeling_vitp.detection.annotations import AnnotatedFile, ClassNames, ImageObjects, collect, row_objects
+from modeling_vitp.detection.annotations import AnnotatedFile, ImageObjects, collect, row_objects
 from modeling_vitp.detection.arguments import DetectionArguments
 from modeling_vitp.detection.data import DetectionData, ObjectImages, cut_into_windows, read_tile, with_few_empty
 from modeling_vitp.detection.prediction import write_geojson

@@ -10,7 +10,8 @@ import torch
 from detection_data import NAMES, write_coco, write_dota, write_geopackage, write_images, write_voc, write_yolo
 from fuzzing import damage, limits, mutate, outcome
 
-from modeling_vitp.detection.annotations import ClassNames, collect, columns_of, read_rows
+from modeling_vitp.data.classes import ClassNames
+from modeling_vitp.detection.annotations import collect, columns_of, read_rows
 from modeling_vitp.detection.data import DetectionData
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from modeling_vitp import InputSpec
+from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
 from modeling_vitp.data.rows import image_size
-from modeling_vitp.dense.data import ImageFiles, LabelEncoding
+from modeling_vitp.dense.data import ImageFiles
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import picture_size, read_picture, stored_size
 from modeling_vitp.instructions.rows import load_images

@@ -12,8 +12,9 @@ from pictures import write_bands
 from PIL import Image
 
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
+from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
-from modeling_vitp.dense.data import ImageFiles, LabelEncoding, Rows
+from modeling_vitp.dense.data import ImageFiles, Rows
 from modeling_vitp.detection.data import ObjectImages, Place
 from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged, weights_digest
 from modeling_vitp.images.pixels import to_pixels

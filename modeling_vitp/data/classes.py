@@ -1,0 +1,227 @@
+"""Classes of labels: their names in a model and in annotations, and their values or colors in masks."""
+
+import colorsys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..command.settings import check_type, is_of
+from ..image_processing_vitp_dense import IGNORE_INDEX
+
+Color = tuple[int, int, int]
+LARGEST_VALUE = (1 << 24) - 1  # Largest allowed value in a mask.
+
+
+class ClassNames:
+    """Class names of a model and their names in annotations, compared without case.
+
+    Args:
+        classes: name of each class in the order of the model, or a mapping with `name` and `as`, the name or names of
+            the class in annotations.
+        leave_out: annotated class names that are ignored.
+
+    Raises:
+        ValueError: if `classes` is empty, or if a name is used for two classes.
+    """
+
+    def __init__(self, classes: Sequence[str | Mapping], leave_out: Sequence[str] = ()):
+        self.names, self._indices = [], {}
+        for index, entry in enumerate(classes):
+            entry = entry if isinstance(entry, Mapping) else {"name": entry}
+            if set(entry) - {"name", "as"} or not isinstance(entry.get("name"), str):
+                raise ValueError(f"Class {index}: expected `name`, and optionally `as`, got {str(entry)[:80]!r}.")
+            annotated = entry.get("as", entry["name"])
+            check_type(f"Class {index}: as", annotated, str | Sequence[str])
+            self.names.append(entry["name"])
+            self._add([annotated] if isinstance(annotated, str) else annotated, index)
+        if not self.names:
+            raise ValueError("`classes` must not be empty.")
+        self._add(leave_out, None)
+
+    def _add(self, names: Iterable[str], index: int | None) -> None:
+        for name in names:
+            if self._indices.setdefault(name.casefold(), index) != index or self.names.count(name) > 1:
+                raise ValueError(f"The name {name!r} is used for two classes, or for a class and in `leave_out`.")
+
+    def index(self, label: str | int, where: str) -> int | None:
+        """Return the class index of an annotated name or index, or `None` if the name is in `leave_out`."""
+        if isinstance(label, int) and 0 <= label < len(self.names):
+            return label
+        if not isinstance(label, str) or label.casefold() not in self._indices:
+            raise ValueError(
+                f"{where}: unknown class {label!r}. Classes: {self.names}. Add it to `classes` or to `leave_out`."
+            )
+        return self._indices[label.casefold()]
+
+
+@dataclass(frozen=True)
+class DenseClass:
+    """Class of a segmentation data set.
+
+    Args:
+        name: name of the class, saved in `id2label` of the model.
+        value: value of the class in the masks, or first and last value of a range. Default in a configuration: the
+            index of the class, from 0.
+        color: red, green and blue in [0, 255], used for masks that are encoded by color, and in figures.
+    """
+
+    name: str
+    value: int | tuple[int, int]
+    color: Color
+
+
+class LabelEncoding:
+    """Conversion between stored masks and class indices.
+
+    Args:
+        classes: one mapping with `name`, `value` and `color` (see [`DenseClass`]) per class, in the order of the class
+            indices. Missing colors are chosen automatically.
+        by: `"value"` for masks of integers or palette indices, `"color"` for masks of RGB colors.
+        ignore: values or colors of unlabeled pixels. Values may be negative, which many rasters use for "no data".
+
+    Raises:
+        ValueError: if a class is incomplete, or if two classes share a name, value or color.
+    """
+
+    def __init__(self, classes: Sequence[Mapping], by: str = "value", ignore: Sequence = ()):
+        if by not in ("value", "color"):
+            raise ValueError(f"Expected `mask_encoding` to be 'value' or 'color', got {by!r}.")
+        check_type("classes", classes, Sequence[Mapping])
+        if not 2 <= len(classes) < IGNORE_INDEX:
+            raise ValueError(
+                f"Expected 2 to {IGNORE_INDEX - 1} `classes`, including the background, got {len(classes)}."
+            )
+        self.negative = [item for item in ignore if by == "value" and is_of(item, int) and item < 0]
+        ignore = [tuple(item) if isinstance(item, list) else item for item in ignore if item not in self.negative]
+        self.by, self.ignore = by, ignore
+        self.classes = []
+        for index, settings in enumerate(classes):
+            unknown = set(settings) - set(DenseClass.__dataclass_fields__)
+            if unknown or "name" not in settings or (by == "color" and "color" not in settings):
+                needed = "`name` and `color`" if by == "color" else "`name`"
+                raise ValueError(
+                    f"Class {index}: expected {needed}, and optionally other fields of "
+                    f"{sorted(DenseClass.__dataclass_fields__)}, got {settings}."
+                )
+            value, color = settings.get("value", index), settings.get("color", distinct_color(index, len(classes)))
+            check_type(f"Class {index}: name", settings["name"], str)
+            if not is_value(value) or not is_color(color):
+                raise ValueError(
+                    f"Class {index}: expected `value` to be an integer in [0, {LARGEST_VALUE}] or the first and last "
+                    f"of a range, and `color` to be red, green and blue in [0, 255], got {settings}."
+                )
+            value = tuple(value) if isinstance(value, (list, tuple)) else value
+            self.classes.append(DenseClass(settings["name"], value, tuple(color)))
+        wrong = [item for item in self.ignore if not (is_color if by == "color" else is_value)(item)]
+        if wrong:
+            raise ValueError(f"ignore: expected a mask {by}, got {str(wrong[0])[:80]!r}.")
+        repeated = {name for name in self.names if self.names.count(name) > 1}
+        if repeated:
+            raise ValueError(f"Two classes have the name {sorted(repeated)[0]!r}. Class names must be unique.")
+        self._lookup = self._table()
+
+    @property
+    def names(self) -> list[str]:
+        return [item.name for item in self.classes]
+
+    @property
+    def palette(self) -> np.ndarray:
+        """Colors of the classes, uint8 of shape `(num_classes, 3)`."""
+        return np.array([item.color for item in self.classes], dtype=np.uint8)
+
+    def codes(self) -> list[tuple[int, int, int]]:
+        """Return first code, last code and class index of each allowed mask value; colors are coded as 0xRRGGBB."""
+        if self.by == "color":
+            known = [(pack(item.color), pack(item.color), index) for index, item in enumerate(self.classes)]
+            return known + [(pack(color), pack(color), IGNORE_INDEX) for color in self.ignore]
+        known = [(*span(item.value), index) for index, item in enumerate(self.classes)]
+        return known + [(*span(value), IGNORE_INDEX) for value in self.ignore]
+
+    def _table(self) -> dict[int, int] | np.ndarray:
+        codes = self.codes()
+        if self.by == "color":
+            if len({first for first, _, _ in codes}) < len(codes):
+                raise ValueError("Two classes, or a class and an entry of `ignore`, have the same color.")
+            return {first: index for first, _, index in codes}
+        table = np.full(max(last for _, last, _ in codes) + 1, -1, dtype=np.int16)
+        for first, last, index in codes:
+            if not 0 <= first <= last or (table[first : last + 1] != -1).any():
+                raise ValueError(
+                    f"The values {first} to {last} are empty, negative, or overlap with another class or `ignore`."
+                )
+            table[first : last + 1] = index
+        return table
+
+    def encode(self, mask: np.ndarray, name: str) -> np.ndarray:
+        """Convert a mask to class indices.
+
+        Args:
+            mask: integers of shape `(height, width)`, or colors of shape `(height, width, 3)`.
+            name: name of the file in errors.
+
+        Returns:
+            uint8 of shape `(height, width)`, 255 for unlabeled pixels.
+
+        Raises:
+            ValueError: if the mask has values outside the classes and `ignore`.
+        """
+        if (mask.ndim == 3) != (self.by == "color"):
+            kind = "colors" if mask.ndim == 3 else "values"
+            raise ValueError(f"The mask {name} has {kind}, but `mask_encoding` is {self.by!r}.")
+        if self.by == "color":
+            codes = mask.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+            indices = np.full(codes.shape, -1, dtype=np.int16)
+            for code, index in self._lookup.items():
+                indices[codes == code] = index
+        else:
+            codes = mask
+            inside = (codes >= 0) & (codes < len(self._lookup))
+            indices = np.where(inside, self._lookup[np.where(inside, codes, 0)], -1)
+            indices[np.isin(codes, self.negative)] = IGNORE_INDEX
+        unknown = indices == -1
+        if unknown.any():
+            values = np.unique(codes[unknown])
+            shown = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in values[:5].tolist()]
+            shown = ", ".join(shown if self.by == "color" else map(str, values[:5].tolist()))
+            raise ValueError(
+                f"The mask {name} has {unknown.sum()} pixel(s) with {len(values)} value(s) outside the classes: "
+                f"{shown}. Add the values to `classes` or to `ignore`."
+            )
+        return indices.astype(np.uint8)
+
+    def decode(self, indices: np.ndarray) -> np.ndarray:
+        """Convert class indices to a stored mask, uint8 or uint16 of shape `(height, width[, 3])`."""
+        if self.by == "color":
+            return self.palette[indices]
+        values = [span(item.value)[1] for item in self.classes]
+        return np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)[indices]
+
+
+def span(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def is_value(value: object) -> bool:
+    """Return whether an object is a valid mask value, or the first and last value of a range."""
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    return len(numbers) == (2 if numbers is value else 1) and all(
+        is_of(number, int) and 0 <= number <= LARGEST_VALUE for number in numbers
+    )
+
+
+def is_color(color: object) -> bool:
+    return isinstance(color, (list, tuple)) and len(color) == 3 and all(is_of(n, int) and 0 <= n <= 255 for n in color)
+
+
+def pack(color: Color) -> int:
+    red, green, blue = color
+    return red << 16 | green << 8 | blue
+
+
+def distinct_color(index: int, number: int) -> Color:
+    """Return a color for a class: black for the first class, evenly spaced hues for the others."""
+    if index == 0:
+        return (0, 0, 0)
+    hue = (index - 1) / (number - 1)
+    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 0.95 if index % 2 else 0.65))
