@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import PIL.Image
@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset, Features, Image, IterableDataset, List, Value, Video
 from datasets.utils.file_utils import xopen
 
+from ..command.settings import Interval
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
 from ..images.reading import Picture, fetch, is_url, open_file, picture_size, read_picture, said
 from ..input_spec import InputSpec
@@ -257,8 +258,8 @@ class SourceSettings:
         jpeg_degradation: whether training images are JPEG-compressed with a random quality from 75 to 100.
     """
 
-    max_patches: int | None = None
-    image_size: int | None = None
+    max_patches: Annotated[int, Interval("[1, 100000]")] | None = None
+    image_size: Annotated[int, Interval("[1, 100000]")] | None = None
     system_prompt: str | None = None
     input_spec: dict | None = None
     jpeg_degradation: bool = False
