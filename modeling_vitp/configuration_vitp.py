@@ -173,13 +173,13 @@ def check_keys(name: str, settings: Any, known: Collection[str], owner: str) -> 
     if settings is None:
         return
     if not isinstance(settings, dict):
-        raise ValueError(f"{name} must be a mapping, got {str(settings)[:80]!r}.")
+        raise ValueError(f"Expected {name} to be a mapping, got {str(settings)[:80]!r}.")
     for key in settings:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), known, 1, 0.6)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected a key of {owner}."
+            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Expected a key of {owner}."
             hint += f" Known: {', '.join(sorted(known))}." if len(known) <= 20 else ""
-            raise ValueError(f"{name}: unknown key {key!r}; {hint}")
+            raise ValueError(f"{name}: unknown key {key!r}. {hint}")
 
 
 def known_keys(config_class: type[PreTrainedConfig]) -> set[str]:

@@ -9,8 +9,8 @@ If an interrupted command is started again, the embedding resumes.
 import argparse
 
 import vitp_command
+from modeling_vitp.command.settings import NonNegativeInt, PositiveInt, option_type, read_mapping
 from modeling_vitp.probing.arguments import POOLINGS
-from modeling_vitp.training.arguments import not_negative, positive, read_mapping
 from modeling_vitp.training.command_line import parse_words
 
 
@@ -20,12 +20,16 @@ def main(argv: list[str] | None = None) -> int:
     add("model", help="Folder or Hub id (also ID@REVISION) of an exported backbone, or of another model of AutoModel.")
     add("images", nargs="+", help="Image files, and folders with image files, also in subfolders.")
     add("--output", required=True, help="Output file (.parquet).")
-    add("--window", type=positive, help="Side in pixels of the windows that larger images are cut into: not cut.")
-    add("--stride", type=positive, help="Stride of the windows in pixels: the window.")
+    add(
+        "--window",
+        type=option_type(PositiveInt),
+        help="Side in pixels of the windows that larger images are cut into: not cut.",
+    )
+    add("--stride", type=option_type(PositiveInt), help="Stride of the windows in pixels: the window.")
     add("--pooling", choices=POOLINGS, default="mean", help="Feature of an image: mean of the patch tokens.")
     add(
         "--image_size",
-        type=positive,
+        type=option_type(PositiveInt),
         help="Side in pixels of the square that images and windows are resized to: as the image processor.",
     )
     add("--input_spec", help="Input spec of the images as JSON: by default that of the model.")
@@ -36,8 +40,13 @@ def main(argv: list[str] | None = None) -> int:
         default="float32",
         help="Dtype of the model: float32.",
     )
-    add("--batch_size", type=positive, default=32, help="Number of images per batch: 32.")
-    add("--num_workers", type=not_negative, default=0, help="Number of processes that read images: the main process.")
+    add("--batch_size", type=option_type(PositiveInt), default=32, help="Number of images per batch: 32.")
+    add(
+        "--num_workers",
+        type=option_type(NonNegativeInt),
+        default=0,
+        help="Number of processes that read images: the main process.",
+    )
     add(
         "--bad_images",
         choices=("raise", "skip"),

@@ -6,7 +6,7 @@ vitp export_onnx outputs/quickstart/backbone backbone.onnx
 import argparse
 
 import vitp_command
-from modeling_vitp.training.arguments import within
+from modeling_vitp.command.settings import NonNegativeFloat, option_type
 from modeling_vitp.training.command_line import parse_words
 
 
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("file", help="Output file, FILE.onnx, in an existing folder.")
     parser.add_argument(
         "--tolerance",
-        type=within("[0, inf)", float),
+        type=option_type(NonNegativeFloat),
         default=1e-3,
         help="Largest allowed difference between outputs of model and graph, in standard deviations (%(default)s).",
     )

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(training_args.seed)
     data = DetectionData.from_arguments(args, training_args.output_dir)
     if args.submission is not None:
-        data.split_settings(args.submission["split"])
+        data.split_settings(args.submission.split)
 
     def open_samples() -> Dataset:
         return with_few_empty(data.open(args.train_splits, args.task), args.empty_share, training_args.seed)

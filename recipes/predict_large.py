@@ -13,7 +13,14 @@ from pathlib import Path
 
 import vitp_command
 from modeling_vitp.command.paths import read_section
-from modeling_vitp.training.arguments import positive, read_mapping, within
+from modeling_vitp.command.settings import (
+    Percentile,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    option_type,
+    read_mapping,
+)
 from modeling_vitp.training.command_line import load_plugins, parse_words
 
 # Options by the type of the model and its input.
@@ -37,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", required=True, help="Output file: GeoTIFF, NIfTI of volumes; objects: .geojson or .json (COCO).")
     add(
         "--window",
-        type=positive,
+        type=option_type(PositiveInt),
         help="Side of the sliding window in pixels: 512; for detectors, the image size of training.",
     )
-    add("--stride", type=positive, help="Stride of the sliding window in pixels: 3/4 of the window.")
-    add("--batch_size", type=positive, help="Number of windows per batch: 4.")
+    add("--stride", type=option_type(PositiveInt), help="Stride of the sliding window in pixels: 3/4 of the window.")
+    add("--batch_size", type=option_type(PositiveInt), help="Number of windows per batch: 4.")
     add("--device", default=None, help="Device of the model: by default the accelerator, or cpu without one.")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="Dtype of the model: float32.")
     add("--plugins", nargs="+", default=[], help="Python files that register the model's decode head.")
@@ -49,22 +56,22 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument_group("segmentation and change detection").add_argument
     add("--probabilities", help="Second output file, with the probabilities of the classes.")
     add("--classes", help="Configuration of the fine-tuning (YAML) with the colors of the classes, for images.")
-    add("--scales", type=within("(0, inf)", float), nargs="+", help="Scales of test-time augmentation: 1.")
+    add("--scales", type=option_type(PositiveFloat), nargs="+", help="Scales of test-time augmentation: 1.")
     add("--flip", action="store_true", help="Test-time augmentation with horizontal flips.")
     add = parser.add_argument_group("volumes").add_argument
     add("--plane", choices=("axial", "coronal", "sagittal"), help="Plane of the slices: by default as in training.")
     add("--intensities", type=float, nargs=2, help="Intensities shown as black and white: by default as in training.")
     add(
         "--percentiles",
-        type=within("[0, 100]", float),
+        type=option_type(Percentile),
         nargs=2,
         help="Percentiles of the volume shown as black and white.",
     )
     add = parser.add_argument_group("detection").add_argument
-    add("--threshold", type=within("[0, 1]", float), help="Score that objects must exceed: 0.3.")
+    add("--threshold", type=option_type(Probability), help="Score that objects must exceed: 0.3.")
     add(
         "--nms_threshold",
-        type=within("[0, 1]", float),
+        type=option_type(Probability),
         help="Maximum IoU of two objects of a class: the model's, or 0.5.",
     )
     args = vars(parse_words(parser, argv))

@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 
 import vitp_command
-from modeling_vitp.training.arguments import not_negative, positive, read_mapping, shard, within
+from modeling_vitp.command.settings import DropRate, NonNegativeInt, PositiveInt, option_type, read_mapping
+from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import parse_words
 
 
@@ -27,9 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--processor", help="Checkpoint whose tokenizer counts tokens. By default tokens are not counted."
     )
-    parser.add_argument("--max_length", type=positive, default=4096, help="Maximum sequence length in tokens (4096).")
-    parser.add_argument("--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="VRL drop ratio (0.75).")
-    parser.add_argument("--max_patches", type=positive, help="Default tiles per sample (that of the processor, or 12).")
+    parser.add_argument(
+        "--max_length", type=option_type(PositiveInt), default=4096, help="Maximum sequence length in tokens (4096)."
+    )
+    parser.add_argument("--vrl_drop_ratio", type=option_type(DropRate), default=0.75, help="VRL drop ratio (0.75).")
+    parser.add_argument(
+        "--max_patches", type=option_type(PositiveInt), help="Default tiles per sample (that of the processor, or 12)."
+    )
     parser.add_argument("--input_spec", help="Default input spec of sources as JSON (that of the processor).")
     parser.add_argument("--against", help="Test images: a folder, or a data set with the split --against_split.")
     parser.add_argument("--against_split", help="Split of the data set in --against (test).")
@@ -38,17 +43,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--answer_prior_seconds",
-        type=positive,
+        type=option_type(PositiveInt),
         default=120,
         help="Seconds of training per source for --answer_prior (120).",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of --answer_prior (0).")
     parser.add_argument(
-        "--num_workers", type=not_negative, default=os.cpu_count(), help="Number of processes (one per core)."
+        "--num_workers",
+        type=option_type(NonNegativeInt),
+        default=os.cpu_count(),
+        help="Number of processes (one per core).",
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--shard", type=shard, metavar="I/N", help="Validate only part I of N parts of the rows.")
-    parts.add_argument("--merge", type=positive, metavar="N", help="Write the report of N finished shards.")
+    parts.add_argument(
+        "--merge", type=option_type(PositiveInt), metavar="N", help="Write the report of N finished shards."
+    )
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/validation"), help="Output folder (%(default)s)."
     )

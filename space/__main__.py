@@ -13,10 +13,11 @@ import argparse
 import socket
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from modeling_vitp.command import errors
 from modeling_vitp.command.paths import check_paths
-from modeling_vitp.training.arguments import within
+from modeling_vitp.command.settings import Interval, option_type
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("model", nargs="*", metavar="MODEL", help="Folders or Hub ids. The page opens with the first.")
     parser.add_argument("--host", default="127.0.0.1", help="Address; 0.0.0.0 accepts other machines (%(default)s).")
-    parser.add_argument("--port", type=within("[1, 65535]"), help="Port. Default: the first free one from 7860.")
+    port = option_type(Annotated[int, Interval("[1, 65535]")])
+    parser.add_argument("--port", type=port, help="Port. Default: the first free one from 7860.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Run code of these models' repositories.")
     args = errors.parse_arguments(parser, argv)
     check_paths([args])

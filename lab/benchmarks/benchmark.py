@@ -16,22 +16,27 @@ import subprocess
 import sys
 
 from lab.command import run
-from modeling_vitp.training.arguments import not_negative, positive
+from modeling_vitp.command.settings import NonNegativeInt, PositiveInt, option_type
 from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("small", "internvl2_5_1b"), default="small")
-    parser.add_argument("--tiles", type=positive, default=7, help="Tiles of a sample, including the thumbnail (7).")
-    parser.add_argument("--batch_size", type=positive, default=1, help="Samples of a batch (1).")
     parser.add_argument(
-        "--steps", type=positive, default=5, help="Timed steps of a process, after one warm-up step (5)."
+        "--tiles", type=option_type(PositiveInt), default=7, help="Tiles of a sample, including the thumbnail (7)."
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="Processes of each case (3).")
+    parser.add_argument("--batch_size", type=option_type(PositiveInt), default=1, help="Samples of a batch (1).")
+    parser.add_argument(
+        "--steps",
+        type=option_type(PositiveInt),
+        default=5,
+        help="Timed steps of a process, after one warm-up step (5).",
+    )
+    parser.add_argument("--rounds", type=option_type(PositiveInt), default=3, help="Processes of each case (3).")
     parser.add_argument(
         "--checkpoint_every",
-        type=not_negative,
+        type=option_type(NonNegativeInt),
         default=0,
         help="Recompute the activations of every n-th layer in the backward pass (0: none).",
     )
@@ -43,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--torch_compile", action="store_true", help="Compile each layer, as in training.")
     parser.add_argument(
-        "--busy", type=not_negative, default=0, help="Number of other processes that keep a core busy (0)."
+        "--busy",
+        type=option_type(NonNegativeInt),
+        default=0,
+        help="Number of other processes that keep a core busy (0).",
     )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parse_words(parser, argv)

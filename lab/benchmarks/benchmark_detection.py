@@ -12,23 +12,33 @@ import statistics
 import sys
 
 from lab.command import run
-from modeling_vitp.training.arguments import not_negative, positive
+from modeling_vitp.command.settings import NonNegativeInt, PositiveInt, option_type
 from modeling_vitp.training.command_line import parse_words
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=not_negative, default=5, help="Timed calls of each operator; 0 for none (5).")
+    parser.add_argument(
+        "--runs", type=option_type(NonNegativeInt), default=5, help="Timed calls of each operator; 0 for none (5)."
+    )
     parser.add_argument(
         "--shapes", nargs="*", choices=("vit_s", "vit_l"), default=["vit_s"], help="Shapes of the ViT (vit_s)."
     )
     parser.add_argument(
-        "--image_size", type=positive, default=800, help="Side of the image in pixels, a multiple of 32 (800)."
+        "--image_size",
+        type=option_type(PositiveInt),
+        default=800,
+        help="Side of the image in pixels, a multiple of 32 (800).",
     )
     parser.add_argument(
-        "--steps", type=positive, default=5, help="Timed steps of each detector, after one warm-up step (5)."
+        "--steps",
+        type=option_type(PositiveInt),
+        default=5,
+        help="Timed steps of each detector, after one warm-up step (5).",
     )
-    parser.add_argument("--threads", type=positive, default=1, help="Threads of PyTorch on the CPU (1).")
+    parser.add_argument(
+        "--threads", type=option_type(PositiveInt), default=1, help="Threads of PyTorch on the CPU (1)."
+    )
     args = parse_words(parser, argv)
     if args.image_size % 32:
         parser.error(f"argument --image_size: expected a multiple of 32, got {args.image_size}")

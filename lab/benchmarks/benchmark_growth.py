@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from lab.command import run
-from modeling_vitp.training.arguments import positive
+from modeling_vitp.command.settings import PositiveInt, option_type
 from modeling_vitp.training.command_line import parse_words
 
 
@@ -23,13 +23,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sides, rows, epochs = [1000, 2000, 5000, 10000, 20000], [10000, 20000, 40000], [10**6, 10**7, 10**8]
     parser.add_argument(
-        "--sides", type=positive, nargs="*", default=sides, help="Sides of the images in pixels; empty for none."
+        "--sides",
+        type=option_type(PositiveInt),
+        nargs="*",
+        default=sides,
+        help="Sides of the images in pixels; empty for none.",
     )
-    parser.add_argument("--rows", type=positive, nargs="*", default=rows, help="Rows of the streams; empty for none.")
     parser.add_argument(
-        "--epochs", type=positive, nargs="*", default=epochs, help="Rows of the epochs; empty for none."
+        "--rows", type=option_type(PositiveInt), nargs="*", default=rows, help="Rows of the streams; empty for none."
     )
-    parser.add_argument("--runs", type=positive, default=5, help="Runs of each measurement (5).")
+    parser.add_argument(
+        "--epochs", type=option_type(PositiveInt), nargs="*", default=epochs, help="Rows of the epochs; empty for none."
+    )
+    parser.add_argument("--runs", type=option_type(PositiveInt), default=5, help="Runs of each measurement (5).")
     args = parse_words(parser, argv)
 
     from lab.benchmarks import scaling

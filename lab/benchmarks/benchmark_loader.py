@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from lab.command import run
-from modeling_vitp.training.arguments import not_negative, positive, within
+from modeling_vitp.command.settings import DropRate, NonNegativeInt, PositiveInt, option_type
 from modeling_vitp.training.command_line import parse_words
 
 
@@ -24,15 +24,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--mixture", help="Mixture file of local sources. Default: synthetic images.")
-    data.add_argument("--side", type=positive, help="Side of the synthetic images in pixels. Default: several sizes.")
-    parser.add_argument("--processor", help="Folder or Hub id of a ViTPProcessor. Default: 448 pixels, 12 tiles.")
-    parser.add_argument("--rows", type=positive, default=160, help="Rows of a pass (160).")
-    parser.add_argument("--workers", type=not_negative, default=2, help="Worker processes of the data loader (2).")
-    parser.add_argument("--batch_size", type=positive, default=4, help="Rows of a batch (4).")
-    parser.add_argument(
-        "--vrl_drop_ratio", type=within("[0, 1)", float), default=0.75, help="Drop ratio of VRL (0.75)."
+    data.add_argument(
+        "--side", type=option_type(PositiveInt), help="Side of the synthetic images in pixels. Default: several sizes."
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="Passes of each collator (3).")
+    parser.add_argument("--processor", help="Folder or Hub id of a ViTPProcessor. Default: 448 pixels, 12 tiles.")
+    parser.add_argument("--rows", type=option_type(PositiveInt), default=160, help="Rows of a pass (160).")
+    parser.add_argument(
+        "--workers", type=option_type(NonNegativeInt), default=2, help="Worker processes of the data loader (2)."
+    )
+    parser.add_argument("--batch_size", type=option_type(PositiveInt), default=4, help="Rows of a batch (4).")
+    parser.add_argument("--vrl_drop_ratio", type=option_type(DropRate), default=0.75, help="Drop ratio of VRL (0.75).")
+    parser.add_argument("--rounds", type=option_type(PositiveInt), default=3, help="Passes of each collator (3).")
     args = parse_words(parser, argv)
 
     from lab.benchmarks.loading_speed import (

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from lab.command import run
-from modeling_vitp.training.arguments import positive
+from modeling_vitp.command.settings import PositiveInt, option_type
 from modeling_vitp.training.command_line import parse_words
 
 NAMES = ("features", "windows", "step", "conversion")
@@ -27,8 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="Dtype of the model (float32)."
     )
-    parser.add_argument("--runs", type=positive, default=5, help="Timed turns, after one warm-up turn (5).")
-    parser.add_argument("--threads", type=positive, default=1, help="Threads of PyTorch on the CPU (1).")
+    parser.add_argument(
+        "--runs", type=option_type(PositiveInt), default=5, help="Timed turns, after one warm-up turn (5)."
+    )
+    parser.add_argument(
+        "--threads", type=option_type(PositiveInt), default=1, help="Threads of PyTorch on the CPU (1)."
+    )
     args = parse_words(parser, argv)
 
     import torch

@@ -9,7 +9,7 @@ output has the same form: `backbone`, `backbone_at_start`, and the probe results
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,11 +26,12 @@ from lab.trees.arguments import TreePretrainArguments
 from lab.trees.evaluation import probe_backbone
 from lab.trees.instructions import TreeInstructions, cell_means, prepare
 from modeling_vitp import ViTPImageProcessor, export_backbone
+from modeling_vitp.command.settings import Settings
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import base_of, load_rows, take
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.probing.gains import gains_table
-from modeling_vitp.training.arguments import SFT_MODULES, Arguments, VRLArguments
+from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
 from modeling_vitp.training.base_trainer import BaseTrainer
 from modeling_vitp.training.checkpointing import check_free, write_whole
 from modeling_vitp.training.command_line import parse
@@ -50,12 +51,10 @@ WHOLE = (
 
 
 @dataclass
-class ControlArguments(Arguments):
+class ControlArguments(Settings):
     """Arguments for the objective of the ViT."""
 
-    choices = {"objective": OBJECTIVES}
-
-    objective: str = field(
+    objective: Literal[OBJECTIVES] = field(
         metadata={
             "help": "mae: reconstruct masked patches; masks: classify each patch as tree or ground; none: do not train."
         }

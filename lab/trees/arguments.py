@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from modeling_vitp.command.settings import JsonText, check_keys
 from modeling_vitp.training.arguments import PretrainArguments
 
 OWN_ROWS = "the tree task reads and scores rows of its own."
@@ -17,7 +18,7 @@ class TreePretrainArguments(PretrainArguments):
     )
 
     task: str | None = field(default="trees", metadata={"help": "Mark of a configuration of this command."})
-    task_options: dict | str | None = field(
+    task_options: dict | JsonText | None = field(
         default=None, metadata={"help": f"Options of the instructions as JSON: {', '.join(TASK_OPTIONS)}."}
     )
 
@@ -25,6 +26,4 @@ class TreePretrainArguments(PretrainArguments):
         super().__post_init__()
         if self.task != "trees":
             raise ValueError(f"Expected task to be 'trees', got {self.task!r}.")
-        unknown = sorted(set(self.task_options or {}) - set(TASK_OPTIONS))
-        if unknown:
-            raise ValueError(f"task_options: unknown keys {unknown}. Known: {', '.join(TASK_OPTIONS)}.")
+        check_keys("task_options", self.task_options or {}, TASK_OPTIONS)

@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..command.paths import find_config, read_yaml
-from ..training.arguments import Arguments
+from ..command.settings import JsonText, NonNegativeInt, PositiveFloat, PositiveInt, Settings, Share, check_value
 
 START, RANDOM, MAE, ADAPTED = "start", "random", "mae", "adapted"
 LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -53,22 +54,12 @@ def read_budget(text: str) -> float:
 
 
 @dataclass
-class AdaptArguments(Arguments):
+class AdaptArguments(Settings):
     """Arguments of `adapt`.
 
     Attributes:
         seconds: budget in seconds.
     """
-
-    file_fields = ("pretraining", "fine_tuning")
-    limits = {
-        "seeds": "[0, inf)",
-        "learning_rates": "(0, inf)",
-        "label_fractions": "(0, 1]",
-        "steps": "[1, inf)",
-        "fine_tuning_steps": "[1, inf)",
-    }
-    choices = {"task": ("classification", "segmentation", "detection", "oriented", "instances")}
 
     data: str | None = field(
         default=None,
@@ -96,14 +87,14 @@ class AdaptArguments(Arguments):
         },
     )
     budget: str = field(default="24h", metadata={"help": "Time for the whole command, such as 24h or 90min (24h)."})
-    task: str | None = field(
+    task: Literal["classification", "segmentation", "detection", "oriented", "instances"] | None = field(
         default=None,
         metadata={
             "help": "Task that the backbones are compared on: classification, segmentation, detection, oriented or "
             "instances. Default: what the labels are."
         },
     )
-    class_names: dict | str | None = field(
+    class_names: dict | JsonText | None = field(
         default=None,
         metadata={
             "help": "Phrases of the classes in the questions as JSON, without an article, such as "
@@ -124,21 +115,21 @@ class AdaptArguments(Arguments):
             "questions that are made from the labels."
         },
     )
-    label_fractions: list[float] = field(
+    label_fractions: list[Share] = field(
         default_factory=lambda: [1.0],
         metadata={"help": "Fractions of the training images that backbones are also compared on, such as 0.1 0.25 1."},
     )
-    seeds: list[int] | None = field(
+    seeds: list[NonNegativeInt] | None = field(
         default=None, metadata={"help": "Seeds of the fine-tuning. Default: 0 1 2, or fewer if the budget is short."}
     )
-    learning_rates: list[float] = field(
+    learning_rates: list[PositiveFloat] = field(
         default_factory=lambda: [3e-5, 1e-4, 3e-4],
         metadata={"help": "Learning rates that are tried for each backbone on the validation split."},
     )
-    steps: int | None = field(
+    steps: PositiveInt | None = field(
         default=None, metadata={"help": "Steps of the pretraining. Default: as many as the budget allows."}
     )
-    fine_tuning_steps: int | None = field(
+    fine_tuning_steps: PositiveInt | None = field(
         default=None, metadata={"help": "Steps of each fine-tuning. Default: as many as the budget allows."}
     )
     pretraining: dict | str | None = field(
@@ -165,13 +156,15 @@ class AdaptArguments(Arguments):
     output_dir: str | None = field(default=None, metadata={"help": "Output folder. The same command resumes in it."})
 
     def __post_init__(self):
-        of_file = set()
-        for name in self.file_fields:
-            value = getattr(self, name)
-            if isinstance(value, str) and not value.lstrip().startswith("{"):
-                setattr(self, name, read_yaml(find_config(value)))
-                of_file.add(name)
         super().__post_init__()
+        of_file = set()
+        for name in CHOSEN:
+            file = getattr(self, name)
+            if isinstance(file, str):
+                settings = read_yaml(find_config(file))
+                check_value(f"{name}={file}", settings, dict)
+                setattr(self, name, settings)
+                of_file.add(name)
         for name, chosen in CHOSEN.items():
             chosen = chosen | STARTS if name == "pretraining" and self.start is not None else chosen
             settings = getattr(self, name) or {}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..command.settings import NonNegativeInt, PositiveInt, Probability, Share
 from ..training.arguments import FineTuningSettings, SplitArguments
 
 # Settings that change the scores of a model.
@@ -12,21 +13,17 @@ SCORED_WITH = ("image_size", "per_device_eval_batch_size", "bf16", "fp16")
 class ClassificationSettings(FineTuningSettings):
     """Settings that [`~modeling_vitp.ViTPClassificationTrainingConfig`] adds to [`~transformers.TrainingArguments`]."""
 
-    limits = {
-        "image_size": "[1, inf)",
-        "crop_area": "(0, 1]",
-        "quarter_turns": "[0, 1]",
-    }
-
-    image_size: int = field(
+    image_size: PositiveInt = field(
         default=224,
         metadata={"help": "Side of the square input image in pixels, a multiple of the patch size."},
     )
-    crop_area: list[float] = field(
+    crop_area: list[Share] = field(
         default_factory=lambda: [0.5, 1.0],
         metadata={"help": "Smallest and largest area of a training crop, as a fraction of the image area."},
     )
-    quarter_turns: float = field(default=0.0, metadata={"help": "Probability of a rotation by 90, 180 or 270 degrees."})
+    quarter_turns: Probability = field(
+        default=0.0, metadata={"help": "Probability of a rotation by 90, 180 or 270 degrees."}
+    )
     photometric: bool = field(
         default=True, metadata={"help": "Whether to jitter brightness, contrast, saturation and hue in training."}
     )
@@ -45,11 +42,15 @@ class ClassificationArguments(SplitArguments):
         default=None,
         metadata={"help": "Name of a data set on the Hub, or a folder. Overrides dataset_name in `data`."},
     )
-    num_pictures: int = field(default=16, metadata={"help": "Number of samples in the figure of predictions."})
+    num_pictures: NonNegativeInt = field(
+        default=16, metadata={"help": "Number of samples in the figure of predictions."}
+    )
 
     def __post_init__(self):
-        if self.dataset_name is not None:
-            self.data = {**(self.data or {}), "dataset_name": self.dataset_name}
         if not self.data and self.data_root is None:
-            raise ValueError("Expected a data set. Set `data_root` (a folder of images), `dataset_name` or `data`.")
+            self.data = {}  # dataset_name may name the data set
         super().__post_init__()
+        if self.dataset_name is not None:
+            self.data = {**self.data, "dataset_name": self.dataset_name}
+        if not self.data:
+            raise ValueError("Expected a data set. Set `data_root` (a folder of images), `dataset_name` or `data`.")

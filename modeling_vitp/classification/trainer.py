@@ -30,8 +30,6 @@ from .pictures import draw_predictions
 class ViTPClassificationTrainingConfig(ClassificationSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with the settings for fine-tuning on image classification."""
 
-    limits = {"label_smoothing_factor": "[0, 1)"}
-
 
 class TrainingSamples(AugmentedSamples):
     """Data set of augmented items of [`~modeling_vitp.classification.data.ClassifiedImages`]."""

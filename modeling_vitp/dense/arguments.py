@@ -1,10 +1,20 @@
 """Command-line arguments for fine-tuning on semantic segmentation and change detection."""
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from ..command.settings import check_type
+from ..command.settings import (
+    Interval,
+    JsonText,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Settings,
+    Share,
+    from_mapping,
+)
 from ..metrics.report import metric_path
-from ..training.arguments import FineTuningSettings, SplitArguments, check_within
+from ..training.arguments import FineTuningSettings, SplitArguments
 
 # Settings that change the scores of a model.
 SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_batch_size", "bf16", "fp16")
@@ -14,39 +24,25 @@ SCORED_WITH = ("window", "stride", "test_scales", "test_flip", "per_device_eval_
 class DenseSettings(FineTuningSettings):
     """Settings that [`~modeling_vitp.ViTPSegmentationTrainingConfig`] adds to [`~transformers.TrainingArguments`]."""
 
-    limits = {
-        "crop_size": "[1, inf)",
-        "scale_range": "(0, inf)",
-        "max_class_share": "(0, 1]",
-        "rotation": "[0, 1]",
-        "rotation_angle": "[0, 180]",
-        "reflection": "[0, 1]",
-        "color_jitter": "[0, 1]",
-        "exchange_time": "[0, 1]",
-        "window": "[1, inf)",
-        "stride": "[1, inf)",
-        "test_scales": "(0, inf)",
-    }
-
-    crop_size: int = field(default=512, metadata={"help": "Side of the training crops in pixels."})
-    scale_range: list[float] = field(
+    crop_size: PositiveInt = field(default=512, metadata={"help": "Side of the training crops in pixels."})
+    scale_range: list[PositiveFloat] = field(
         default_factory=lambda: [0.5, 2.0],
         metadata={"help": "Smallest and largest random scale factor of an image before it is cropped."},
     )
-    max_class_share: float = field(
+    max_class_share: Share = field(
         default=0.75,
         metadata={
             "help": "Largest allowed share of one class in the labeled pixels of a training crop. Crops above it are "
             "drawn again, up to ten times."
         },
     )
-    rotation: float = field(
+    rotation: Probability = field(
         default=0.0, metadata={"help": "Probability that an image is rotated by a random angle before it is cropped."}
     )
-    rotation_angle: float = field(
+    rotation_angle: Annotated[float, Interval("[0, 180]")] = field(
         default=180.0, metadata={"help": "Largest angle of a rotation in degrees, in both directions."}
     )
-    reflection: float = field(
+    reflection: Probability = field(
         default=0.0,
         metadata={
             "help": "Probability that an image that is not rotated is mirrored about a random axis: horizontal, "
@@ -56,24 +52,24 @@ class DenseSettings(FineTuningSettings):
     photometric: bool = field(
         default=True, metadata={"help": "Whether to distort brightness, contrast, saturation and hue in training."}
     )
-    color_jitter: list[float] = field(
+    color_jitter: list[Probability] = field(
         default_factory=lambda: [0.125, 0.5, 0.5, 0.1],
         metadata={
             "help": "Largest changes of brightness (share of white), contrast and saturation (of the factor 1) and hue "
             "(share of the color circle)."
         },
     )
-    exchange_time: float = field(
+    exchange_time: Probability = field(
         default=0.0, metadata={"help": "Probability that the before and after images of a pair are swapped."}
     )
-    window: int | None = field(
+    window: PositiveInt | None = field(
         default=None, metadata={"help": "Side of the evaluation windows in pixels. Default: crop_size."}
     )
-    stride: int | None = field(
+    stride: PositiveInt | None = field(
         default=None,
         metadata={"help": "Sliding-window stride in pixels. Default: the window size, without overlap."},
     )
-    test_scales: list[float] = field(
+    test_scales: list[PositiveFloat] = field(
         default_factory=lambda: [1.0],
         metadata={"help": "Image scales over which predictions on the test split are averaged."},
     )
@@ -104,6 +100,17 @@ class DenseSettings(FineTuningSettings):
 
 
 @dataclass
+class MaskSubmission(Settings):
+    """Settings of the masks for the server of a benchmark."""
+
+    split: str = field(metadata={"help": "Split whose masks are written."})
+    file: str = field(metadata={"help": "File name of a mask, with fields of the pattern of the split."})
+    encoding: Literal["mask", "index"] = field(
+        default="mask", metadata={"help": "Values of the masks: those of the data set, or indices of classes from 0."}
+    )
+
+
+@dataclass
 class DenseArguments(SplitArguments):
     """Arguments for the training and evaluation data, the metric and the loss weights."""
 
@@ -118,7 +125,7 @@ class DenseArguments(SplitArguments):
             "Default: equal weights."
         },
     )
-    submission: dict | str | None = field(
+    submission: dict | JsonText | None = field(
         default=None,
         metadata={
             "help": "`split` and `file` pattern of the masks to write for a benchmark server, see configs/uavid.yaml."
@@ -133,23 +140,20 @@ class DenseArguments(SplitArguments):
         if self.metric is not None:
             metric_path(self.metric)
         if self.submission is not None:
-            if not {"split", "file"} <= set(self.submission) <= {"split", "file", "encoding"}:
-                raise ValueError(
-                    f"Expected `submission` with `split` and `file`, and optionally `encoding`, got {self.submission}."
-                )
-            check_type("submission: file", self.submission["file"], str)
-            encoding = self.submission.get("encoding", "mask")
-            if encoding not in ("mask", "index"):
-                raise ValueError(f"submission: expected `encoding` to be 'mask' or 'index', got {encoding!r}.")
+            from_mapping(MaskSubmission, self.submission, "submission")
             if "dataset_name" in self.data:
                 raise ValueError(
                     "submission: masks are named after image files. Use a data set of files instead of `dataset_name`."
                 )
-        if self.class_weights not in (None, ["balanced"]):
-            try:
-                check_within("class_weights", [float(weight) for weight in self.class_weights], "[0, inf)")
-            except ValueError as error:
-                raise ValueError(
-                    "Expected `class_weights` to be 'balanced' or one non-negative number per class, got "
-                    f"{self.class_weights}."
-                ) from error
+        if self.class_weights not in (None, ["balanced"]) and not all(map(is_weight, self.class_weights)):
+            raise ValueError(
+                "Expected `class_weights` to be 'balanced' or one non-negative number per class, got "
+                f"{self.class_weights}."
+            )
+
+
+def is_weight(text: str) -> bool:
+    try:
+        return float(text) in Interval("[0, inf)")
+    except ValueError:
+        return False

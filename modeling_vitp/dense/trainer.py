@@ -35,10 +35,10 @@ INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")
 class ViTPSegmentationTrainingConfig(DenseSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with the settings for semantic segmentation and change detection."""
 
+    unsupported = {"label_smoothing_factor": "it is for image classification. Remove it."}
+
     def __post_init__(self):
         super().__post_init__()
-        if self.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` must be 0 for segmentation.")
         self.window = self.window or self.crop_size
         self.stride = self.stride or self.window
         if self.stride > self.window:

@@ -1,8 +1,10 @@
 """Command-line arguments for fine-tuning on object detection and instance segmentation."""
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from ..command.paths import find_data
+from ..command.settings import Interval, JsonText, PositiveFloat, Probability, Settings, Share
 from ..metrics.report import metric_path
 from ..training.arguments import FineTuningSettings, SplitArguments
 
@@ -16,29 +18,20 @@ SCORED_WITH = ("per_device_eval_batch_size", "bf16", "fp16")
 class DetectionSettings(FineTuningSettings):
     """Settings that [`~modeling_vitp.ViTPDetectionTrainingConfig`] adds to [`~transformers.TrainingArguments`]."""
 
-    limits = {
-        "image_size": "[32, inf)",
-        "diagonal_flip": "[0, 1]",
-        "rotation": "[0, 1]",
-        "lr_milestones": "(0, inf)",
-        "lr_gamma": "(0, 1]",
-        "warmup_start": "[0, 1]",
-    }
-
-    image_size: int = field(
+    image_size: Annotated[int, Interval("[32, inf)")] = field(
         default=800, metadata={"help": "Side of the square into which images are resized, in pixels, a multiple of 16."}
     )
     keep_ratio: bool = field(
         default=True,
         metadata={"help": "Whether to keep the aspect ratio of images. If false, images are stretched to the square."},
     )
-    diagonal_flip: float = field(
+    diagonal_flip: Probability = field(
         default=0.0,
         metadata={
             "help": "Probability of a horizontal and vertical flip together. At most one of the three flips is applied."
         },
     )
-    rotation: float = field(
+    rotation: Probability = field(
         default=0.0,
         metadata={
             "help": "Probability of a rotation by a random angle. It enlarges the boxes of the task 'horizontal', "
@@ -49,15 +42,15 @@ class DetectionSettings(FineTuningSettings):
         default_factory=list,
         metadata={"help": "Names of classes for which an image is rotated by multiples of 90 degrees only."},
     )
-    lr_milestones: list[float] | None = field(
+    lr_milestones: list[PositiveFloat] | None = field(
         default=None,
         metadata={
             "help": "Epochs after which the learning rate is multiplied by lr_gamma. Default: the schedule of "
             "lr_scheduler_type."
         },
     )
-    lr_gamma: float = field(default=0.1, metadata={"help": "Factor of the learning rate at each milestone."})
-    warmup_start: float = field(
+    lr_gamma: Share = field(default=0.1, metadata={"help": "Factor of the learning rate at each milestone."})
+    warmup_start: Probability = field(
         default=0.0,
         metadata={"help": "Fraction of the learning rate at the start of the warmup, with lr_milestones only."},
     )
@@ -76,24 +69,31 @@ class DetectionSettings(FineTuningSettings):
 
 
 @dataclass
+class DotaSubmission(Settings):
+    """Settings of the file of detections for the DOTA server."""
+
+    split: str = field(metadata={"help": "Split whose detections are written."})
+    nms: Probability = field(
+        default=0.1, metadata={"help": "IoU threshold for merging the detections of neighboring windows."}
+    )
+
+
+@dataclass
 class DetectionArguments(SplitArguments):
     """Arguments for the task, the detector, the training and evaluation data, and the metric."""
 
-    limits = {"empty_share": "[0, 1]"}
-    choices = {"task": TASKS, "detector": DETECTORS}
-
-    task: str = field(
+    task: Literal[TASKS] = field(
         default="horizontal",
         metadata={"help": "Task: 'horizontal' boxes, 'oriented' boxes, or 'instances' (boxes with masks)."},
     )
-    detector: str = field(
+    detector: Literal[DETECTORS] = field(
         default=VITP,
         metadata={
             "help": "Detector: 'vitp' (Cascade R-CNN, Oriented R-CNN or Mask R-CNN, depending on the task), or a "
             "one-stage detector of transformers for horizontal boxes: 'rt_detr_v2', 'd_fine' or 'deformable_detr'."
         },
     )
-    empty_share: float = field(
+    empty_share: Probability = field(
         default=0.0,
         metadata={"help": "Largest share of images without objects in the training data. 1 keeps all of them."},
     )
@@ -111,10 +111,10 @@ class DetectionArguments(SplitArguments):
             "coco_average_precision (the default for the other tasks), or the path of a Python file with a metric."
         },
     )
-    metric_options: dict | str | None = field(
+    metric_options: dict | JsonText | None = field(
         default=None, metadata={"help": 'Arguments of the metric, such as \'{"interpolation": "area"}\'.'}
     )
-    submission: dict | str | None = field(
+    submission: DotaSubmission | JsonText | None = field(
         default=None,
         metadata={
             "help": "`split` whose detections are written for the DOTA server, and `nms`, the IoU threshold for "
@@ -141,8 +141,5 @@ class DetectionArguments(SplitArguments):
             raise ValueError(
                 "metric='coco_average_precision' does not support oriented boxes. Set metric='average_precision'."
             )
-        if self.submission is not None:
-            if self.task != "oriented":
-                raise ValueError(f"`submission` requires task='oriented' for the DOTA server, got task={self.task!r}.")
-            if not {"split"} <= set(self.submission) <= {"split", "nms"}:
-                raise ValueError(f"Expected `submission` with `split`, and optionally `nms`, got {self.submission}.")
+        if self.submission is not None and self.task != "oriented":
+            raise ValueError(f"`submission` requires task='oriented' for the DOTA server, got task={self.task!r}.")

@@ -26,6 +26,7 @@ from ..image_processing_vitp_detection import ViTPDetectionImageProcessor, mask_
 from ..images.large import LargeImage, LineFile, appears_whole, file_stamp, open_images, part_path, weights_digest
 from ..images.reading import Window, window_starts
 from ..rotated_boxes import intersections, rectangles, rotated_nms, smallest_rectangles
+from .arguments import DotaSubmission
 from .data import DetectionData, ObjectImages
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ OUTWARDS = (-1, -1, 1, 1)  # Signs of the outward direction at the left, top, ri
 WGS84 = "EPSG:4326"
 DECIMALS = 9  # Of coordinates, a tenth of a millimeter if they are degrees.
 PIXEL_DECIMALS, SCORE_DECIMALS = 3, 6
-
-MERGED = 0.1  # Default IoU threshold for merging the windows of a submission.
 
 
 def outline(found: Found) -> list[Polygon]:
@@ -526,10 +525,10 @@ def best_of_overlapping(
     return nms_by_label(places, scores, nms_threshold, labels)
 
 
-def write_submission(trainer: "ViTPDetectionTrainer", data: DetectionData, settings: dict[str, Any]) -> None:
+def write_submission(trainer: "ViTPDetectionTrainer", data: DetectionData, settings: DotaSubmission) -> None:
     """Write the merged detections of a split to `Task1` in the output folder, see [`write_task1`]."""
-    samples = data.open([settings["split"]], trainer.task)
-    detections = detect_whole(trainer, samples, settings.get("nms", MERGED))
+    samples = data.open([settings.split], trainer.task)
+    detections = detect_whole(trainer, samples, settings.nms)
     archive = write_task1(detections, trainer.names, Path(trainer.args.output_dir) / "Task1")
     print(f"Submission for the DOTA server: {archive}")
 

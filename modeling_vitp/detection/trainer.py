@@ -48,10 +48,7 @@ logger = logging.getLogger(__name__)
 class ViTPDetectionTrainingConfig(DetectionSettings, BaseConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with the settings for object detection and instance segmentation."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.label_smoothing_factor:
-            raise ValueError("`label_smoothing_factor` must be 0 for detection.")
+    unsupported = {"label_smoothing_factor": "it is for image classification. Remove it."}
 
 
 class TrainingSamples(AugmentedSamples):

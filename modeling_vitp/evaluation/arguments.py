@@ -1,17 +1,17 @@
 """Arguments of `evaluate_robustness` and `evaluate_vlm`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ..command.paths import find_config, read_yaml
+from ..command.settings import Interval, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from ..dense.arguments import SCORED_WITH
 from ..metrics.report import metric_path
-from ..training.arguments import Arguments
 from .answer_scores import KINDS
 
 
 @dataclass
-class RobustnessArguments(Arguments):
+class RobustnessArguments(Settings):
     """Arguments of `evaluate_robustness`.
 
     Attributes:
@@ -19,16 +19,6 @@ class RobustnessArguments(Arguments):
         scored_with: evaluation settings that are set here; they override those of a file or of a model's run.
     """
 
-    file_fields = ("data",)
-    limits = {
-        "severities": "[1, 5]",
-        "limit": "[1, inf)",
-        "window": "[1, inf)",
-        "stride": "[1, inf)",
-        "test_scales": "(0, inf)",
-        "per_device_eval_batch_size": "[1, inf)",
-        "dataloader_num_workers": "[0, inf)",
-    }
     models: list[str] = field(
         default_factory=list, metadata={"help": "Folders or Hub ids of the fine-tuned models to compare."}
     )
@@ -48,11 +38,11 @@ class RobustnessArguments(Arguments):
         default_factory=list,
         metadata={"help": "Names of corruptions in modeling_vitp.images.corruptions. Default: all twelve."},
     )
-    severities: list[int] = field(
+    severities: list[Annotated[int, Interval("[1, 5]")]] = field(
         default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Severities of the corruptions, from 1 to 5."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the corruptions: noise, clouds, gaps, directions."})
-    limit: int | None = field(
+    limit: PositiveInt | None = field(
         default=None, metadata={"help": "Maximum number of images, evenly spaced in the split. Default: all."}
     )
     plugins: list[str] = field(default_factory=list, metadata={"help": "Python files that register decode heads."})
@@ -63,13 +53,13 @@ class RobustnessArguments(Arguments):
         default=None,
         metadata={"help": "Value of the metric in table and plot, such as iou/tree. Default: its main score."},
     )
-    window: int | None = field(
+    window: PositiveInt | None = field(
         default=None, metadata={"help": "Side of the sliding window in pixels. Default: that of the fine-tuning run."}
     )
-    stride: int | None = field(
+    stride: PositiveInt | None = field(
         default=None, metadata={"help": "Sliding-window stride in pixels. Default: that of the fine-tuning run."}
     )
-    test_scales: list[float] | None = field(
+    test_scales: list[PositiveFloat] | None = field(
         default=None,
         metadata={"help": "Scales over which predictions are averaged. Default: those of the fine-tuning run."},
     )
@@ -77,14 +67,14 @@ class RobustnessArguments(Arguments):
         default=None,
         metadata={"help": "Whether to average predictions over mirrored images. Default: as in the fine-tuning run."},
     )
-    per_device_eval_batch_size: int | None = field(
+    per_device_eval_batch_size: PositiveInt | None = field(
         default=None,
         metadata={"help": "Number of windows or images per batch. Default: that of the fine-tuning run."},
     )
     bf16: bool | None = field(
         default=None, metadata={"help": "Whether to compute in bfloat16. Default: as in the fine-tuning run."}
     )
-    dataloader_num_workers: int = field(
+    dataloader_num_workers: NonNegativeInt = field(
         default=0, metadata={"help": "Number of processes that read and corrupt images. 0: the main process."}
     )
     output_dir: str = field(
@@ -115,16 +105,8 @@ class RobustnessArguments(Arguments):
 
 
 @dataclass
-class VLMArguments(Arguments):
+class VLMArguments(Settings):
     """Arguments of `evaluate_vlm`."""
-
-    limits = {
-        "limit": "[1, inf)",
-        "batch_size": "[1, inf)",
-        "max_new_tokens": "[1, inf)",
-        "pictures": "[0, inf)",
-    }
-    choices = {"kind": tuple(KINDS)}
 
     models: list[str] = field(
         default_factory=list,
@@ -139,18 +121,20 @@ class VLMArguments(Arguments):
         metadata={"help": "Split with the questions, or a part such as test[:100]. A single file has the split train."},
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
-    kind: str | None = field(
+    kind: Literal[tuple(KINDS)] | None = field(
         default=None,
         metadata={
             "help": "Kind of all answers: grounding, choice, map, vqa or caption. Default: recognized for each answer."
         },
     )
-    limit: int | None = field(default=None, metadata={"help": "Maximum number of questions, drawn at random."})
+    limit: PositiveInt | None = field(default=None, metadata={"help": "Maximum number of questions, drawn at random."})
     seed: int = field(default=0, metadata={"help": "Seed of the draws of questions and of the intervals."})
-    batch_size: int = field(default=16, metadata={"help": "Number of questions per batch."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Maximum length of an answer in tokens."})
+    batch_size: PositiveInt = field(default=16, metadata={"help": "Number of questions per batch."})
+    max_new_tokens: PositiveInt = field(default=128, metadata={"help": "Maximum length of an answer in tokens."})
     bf16: bool = field(default=False, metadata={"help": "Whether to compute in bfloat16."})
-    pictures: int = field(default=6, metadata={"help": "Number of questions that are drawn with their answers."})
+    pictures: NonNegativeInt = field(
+        default=6, metadata={"help": "Number of questions that are drawn with their answers."}
+    )
     output_dir: str = field(default="outputs/vlm", metadata={"help": "Folder for metrics.json, answers and pictures."})
 
     def __post_init__(self):

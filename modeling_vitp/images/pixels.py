@@ -12,6 +12,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension
 
 from ..bands import color_bands
+from ..command.settings import NonNegativeFloat, Probability, Settings
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..input_spec import InputSpec
 from .reading import Picture
@@ -53,7 +54,7 @@ def normalized(pixels: torch.Tensor, image_processor: TorchvisionBackend) -> tor
 
 
 @dataclass(frozen=True)
-class ColorJitter:
+class ColorJitter(Settings):
     """Photometric augmentation: a random curve `gain * x ** exp(gamma) + bias` for each channel, and sometimes gray.
 
     A draw applies to all tiles of a sample. Results are clipped to [0, 1].
@@ -66,20 +67,11 @@ class ColorJitter:
         shared: whether all channels have the same curve, which changes brightness and contrast alone.
     """
 
-    gamma: float = 0.5
-    gain: float = 0.35
-    bias: float = 0.15
-    gray: float = 0.2
+    gamma: NonNegativeFloat = 0.5
+    gain: Probability = 0.35
+    bias: Probability = 0.15
+    gray: Probability = 0.2
     shared: bool = False
-
-    def __post_init__(self):
-        if not isinstance(self.shared, bool):
-            raise ValueError(f"Expected shared of color_jitter to be true or false, got {self.shared!r}.")
-        for name in ("gamma", "gain", "bias", "gray"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= (math.inf if name == "gamma" else 1):
-                interval = "[0, inf)" if name == "gamma" else "[0, 1]"
-                raise ValueError(f"Expected {name} of color_jitter to be a number in {interval}, got {value!r}.")
 
     def __call__(
         self, tiles: Sequence[torch.Tensor], image_processor: TorchvisionBackend, generator: torch.Generator

@@ -17,7 +17,7 @@ from transformers.image_utils import ImageInput, SizeDict, is_pil_image
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from trl.data_utils import prepare_multimodal_messages
 
-from ..configuration_vitp import check_keys
+from ..command.settings import from_mapping
 from ..data.rows import image_size
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
 from ..images.pixels import ColorJitter
@@ -107,8 +107,9 @@ class ViTPDataCollator:
         check_drop_ratio(self.vrl_drop_ratio)
         check_apply_prob(self.vrl_apply_prob)
         check_warmup_steps(self.vrl_warmup_steps)
-        check_keys("color_jitter", self.color_jitter, ColorJitter.__dataclass_fields__, "ColorJitter")
-        self._jitter = None if self.color_jitter is None else ColorJitter(**self.color_jitter)
+        self._jitter = None
+        if self.color_jitter is not None:
+            self._jitter = from_mapping(ColorJitter, self.color_jitter, "color_jitter")
         if not 0 <= self.answer_mask_ratio <= 1:
             raise ValueError(f"answer_mask_ratio must be in [0, 1], got {self.answer_mask_ratio}.")
         self._mask_id = mask_token_id(self.processor) if self.answer_mask_ratio > 0 else None

@@ -21,8 +21,7 @@ from contextlib import closing, contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,13 +34,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..command.paths import expanded_home, looks_like_path, not_there, read_yaml
-from ..input_spec import InputSpec
+from ..command.settings import PositiveInt, check_keys, check_value, from_mapping
 from ..vrl import keyed_generator
 from .collator import STEP, ViTPDataCollator
 from .rows import FEATURES, images_of, prepare_rows
-from .schemas import schema_name, text_columns
+from .schemas import schema_name
 from .sources import (
-    TABLES,
     Source,
     all_rows,
     holds_rows,
@@ -54,7 +52,6 @@ from .sources import (
 
 logger = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.yaml)(?<!\.yml)(?<!\.json)")
-LARGEST = {"rate": 1_000_000, "max_patches": 100_000, "image_size": 100_000}
 EMPTY_PASSES = 100  # Number of passes without a row, possible at a low rate, after which an error is raised.
 LOOKED_AT = 16  # Number of rows of a source that are read to describe its images.
 CHECKED = 200  # Number of rows of each source that are checked.
@@ -62,30 +59,7 @@ CHECK_SECONDS = 20.0
 MOST_PROCESSES = 16
 MOST_HELD = 1000  # Number of rows of a stream that are held to draw some of them.
 
-MIXTURE_KEYS = {
-    "sources": list,
-    "resample": str,
-    "modalities": list,
-    "shuffle_buffer": int,
-    "detection": bool,
-    "split_streams": bool,
-    "root": str,
-    "defaults": dict,
-    "released_compatible": bool,
-}
-
 Rows = Dataset | IterableDataset
-
-
-def yaml_type(hint: Any) -> type | tuple[type, ...]:
-    """Return the type that a field of [`Source`] has in YAML."""
-    kind = get_args(hint)[0] if isinstance(hint, UnionType) else hint
-    kind = get_origin(kind) or kind
-    return {float: (int, float), tuple: list}.get(kind, kind)
-
-
-SOURCE_KEYS = {field.name: yaml_type(field.type) for field in dataclasses.fields(Source)} | {"modality": (str, list)}
-SOURCE_KEYS = {key: kind for key, kind in SOURCE_KEYS.items() if key not in ("jpeg_degradation", "first_rows")}
 
 # Keys of the released meta JSON, mapped to those of a mixture file.
 META_KEYS = {
@@ -99,12 +73,11 @@ META_KEYS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Mixture:
-    """Content of a mixture file.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureSettings:
+    """Settings of a mixture beside its sources.
 
     Args:
-        sources: sources that are mixed.
         resample: "epoch" draws a new random part of a source with a fractional rate in each epoch, "once" keeps it.
         modalities: imaging modalities of the downstream tasks; each needs a source.
         detection: whether a downstream task may be detection, which needs a source of grounding.
@@ -112,12 +85,39 @@ class Mixture:
         split_streams: whether each worker of each training process reads its own part, see [`MixtureStream`].
     """
 
-    sources: tuple[Source, ...]
-    resample: str = "epoch"
+    resample: Literal["epoch", "once"] = "epoch"
     modalities: tuple[str, ...] = ()
     detection: bool = True
-    shuffle_buffer: int = 1000
+    shuffle_buffer: PositiveInt = 1000
     split_streams: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture(MixtureSettings):
+    """Sources that are mixed, with the [`MixtureSettings`].
+
+    Args:
+        sources: the sources, with their rates.
+    """
+
+    sources: tuple[Source, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureFile(MixtureSettings):
+    """Content of a mixture file.
+
+    Args:
+        sources: fields of the [`Source`] of each source, or `meta`, the path of a released meta JSON.
+        root: folder that paths are relative to.
+        defaults: fields of the sources that do not set them.
+        released_compatible: whether rates, sizes and JPEG compression are those of the released code.
+    """
+
+    sources: list[dict[str, Any]]
+    root: str = ""
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    released_compatible: bool = False
 
 
 def load_mixture(mixture: str | Path | dict, parents: tuple[Path, ...] = ()) -> Mixture:
@@ -155,119 +155,53 @@ def load_mixture(mixture: str | Path | dict, parents: tuple[Path, ...] = ()) -> 
                         raise ValueError(f"{path}: {error}") from error
     if not isinstance(mixture, dict) or not mixture.get("sources"):
         raise ValueError(f"{origin}: a mixture needs a list of `sources`.")
-    check_types(mixture, MIXTURE_KEYS, origin)
-    if mixture.get("resample", "epoch") not in ("epoch", "once"):
-        raise ValueError(f"{origin}: resample must be 'epoch' or 'once', got {mixture['resample']!r}.")
-    released_compatible, root = mixture.get("released_compatible", False), Path(mixture.get("root", ""))
-    defaults = mixture.get("defaults", {})
-    check_types(defaults, SOURCE_KEYS, f"{origin}, defaults")
-
+    file = from_mapping(MixtureFile, mixture, origin)
+    root = Path(file.root)
+    check_keys(f"{origin}, defaults", file.defaults, [field.name for field in dataclasses.fields(Source)])
     entries = []
-    for index, entry in enumerate(mixture["sources"]):
-        if not isinstance(entry, dict):
-            raise ValueError(f"{origin}: source {index} must be a mapping with a name and a location, got {entry!r}.")
+    for index, entry in enumerate(file.sources):
         if "meta" in entry:
             entries += meta_entries(entry, root, f"{origin}, source {index}")
         else:
             entries.append(entry)
-    sources = [
-        make_source({**defaults, **entry}, root, released_compatible, f"{origin}, source {entry.get('name', index)!r}")
-        for index, entry in enumerate(entries)
-    ]
-    if released_compatible or any("data_augment" in entry for entry in entries):
-        warn_of_differences(entries, released_compatible)
+    sources = []
+    for index, entry in enumerate(entries):
+        where = f"{origin}, source {entry.get('name', index)!r}"
+        sources.append(make_source({**file.defaults, **entry}, root, file.released_compatible, where))
+    if file.released_compatible or any("data_augment" in entry for entry in entries):
+        warn_of_differences(entries, file.released_compatible)
     names = [source.name for source in sources]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{origin}: source names must be unique, got {repeated} more than once.")
-    options = {
-        key: mixture[key] for key in ("resample", "detection", "shuffle_buffer", "split_streams") if key in mixture
-    }
-    check_texts(mixture, ("modalities",), origin)
-    if options.get("shuffle_buffer", 1) < 1:
-        raise ValueError(f"{origin}: shuffle_buffer must be above 0, got {options['shuffle_buffer']}.")
-    if options.get("split_streams"):
+    if file.split_streams:
         first = [source.name for source in sources if source.streaming and source.first_rows and source.rate < 1]
         if first:
             raise ValueError(
                 f"{origin}: split_streams cannot be combined with released_compatible and a rate below 1, as in "
                 f"{first[0]!r}. Remove one of them."
             )
-    return Mixture(tuple(sources), modalities=tuple(mixture.get("modalities", ())), **options)
+    settings = {field.name: getattr(file, field.name) for field in dataclasses.fields(MixtureSettings)}
+    return Mixture(tuple(sources), **settings)
 
 
-def check_texts(fields: dict, keys: tuple[str, ...], origin: str) -> None:
-    """Raise a `ValueError` if one of these keys has a list or mapping with values that are not texts."""
-    for key in keys:
-        values = fields.get(key) or ()
-        texts = values.values() if isinstance(values, dict) else values
-        if not all(isinstance(text, str) and text for text in texts):
-            raise ValueError(f"{origin}: {key} must contain texts, got {values!r}.")
-
-
-def check_types(fields: dict, known: dict, origin: str) -> None:
-    """Raise a `ValueError` that names an unknown key or a value of the wrong type."""
-    for key, value in fields.items():
-        if key not in known:
-            raise ValueError(f"{origin}: unknown key {key!r}. Known keys: {', '.join(known)}.")
-        kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{origin}: {key} must be of type {wanted}, got {value!r}.")
-
-
-def make_source(entry: dict, root: Path, released_compatible: bool, origin: str) -> Source:
+def make_source(entry: dict, root: Path, released_compatible: bool, where: str) -> Source:
     """Return the source of an entry of a mixture; raise a `ValueError` that names an invalid key."""
     entry = dict(entry)
     data_augment = entry.pop("data_augment", False)
-    check_types(entry, SOURCE_KEYS, origin)
-    if not entry.get("name"):
-        raise ValueError(f"{origin}: a source needs a name.")
-    locations = [key for key in ("dataset", "folder", "annotation") if entry.get(key)]
-    if len(locations) != 1:
-        raise ValueError(
-            f"{origin}: expected exactly one of dataset (a Hub id), folder, annotation (InternVL JSON Lines) and meta "
-            f"(a released meta JSON), found {locations or 'none'}."
-        )
-    allowed = {
-        "config": ("dataset",),
-        "revision": ("dataset", "annotation"),
-        "split": ("dataset", "folder"),
-        "hub": ("annotation",),
-        "columns": ("dataset", "folder"),
-        "prompt": ("dataset", "folder"),
-    }
-    for key, kinds in allowed.items():
-        if key in entry and locations[0] not in kinds:
-            raise ValueError(f"{origin}: {key} is not supported for a source with {locations[0]}.")
-    if entry.get("streaming") and "rows" not in entry:
-        raise ValueError(f"{origin}: a streaming source needs `rows`, its approximate number of rows.")
-    for key in ("rate", "rows", "max_patches", "image_size"):
-        most = LARGEST.get(key, math.inf)
-        if key in entry and not 0 < entry[key] <= most:
-            raise ValueError(f"{origin}: {key} must be above 0 and at most {most:,}, got {entry[key]!r}.")
-    known = ("id", "images", "image", "system", *text_columns())
-    unknown = sorted(map(str, set(entry.get("columns", {})) - set(known)))
-    if unknown:
-        raise ValueError(f"{origin}: unknown keys {unknown} in columns. Known keys: {', '.join(known)}.")
-    check_texts(entry, ("columns", "tasks", "modality"), origin)
-    if released_compatible and entry.get("rate", 1) > 1 and entry["rate"] != int(entry["rate"]):
-        raise ValueError(f"{origin}: with released_compatible, a rate above 1 must be an integer, got {entry['rate']}.")
+    check_value(f"{where}: data_augment", data_augment, bool)
+    if isinstance(entry.get("modality"), str):
+        entry["modality"] = [entry["modality"]]
     for key in ("folder", "annotation", "image_root"):
-        if entry.get(key):
+        if entry.get(key) and isinstance(entry[key], str):
             entry[key] = str(root / entry[key])
-    if Path(entry.get("annotation") or "").suffix.lower() in TABLES:
-        raise ValueError(f"{origin}: annotation must be JSON or CSV, got {entry['annotation']}. Set it as `dataset`.")
-    modality = entry.get("modality", ())
-    entry["modality"] = (modality,) if isinstance(modality, str) else tuple(modality)
-    entry["tasks"] = tuple(entry.get("tasks", ()))
+    source = from_mapping(Source, entry, where)
     if released_compatible:
-        entry |= {"image_size": None, "jpeg_degradation": data_augment, "first_rows": True}
-    source = Source(**entry)
+        source = dataclasses.replace(source, image_size=None, jpeg_degradation=data_augment, first_rows=True)
     try:
-        InputSpec.from_dict(source.input_spec)
+        source.check(entry)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{origin}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     return source
 
 

@@ -8,13 +8,14 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 
+from ..command.settings import Interval
 from ..data.rows import content_of
 from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
 from ..images.reading import Picture, read_picture, said
@@ -220,8 +221,8 @@ class SourceSettings:
         jpeg_degradation: whether training images are JPEG-compressed with a random quality from 75 to 100.
     """
 
-    max_patches: int | None = None
-    image_size: int | None = None
+    max_patches: Annotated[int, Interval("[1, 100000]")] | None = None
+    image_size: Annotated[int, Interval("[1, 100000]")] | None = None
     system_prompt: str | None = None
     input_spec: dict | None = None
     jpeg_degradation: bool = False

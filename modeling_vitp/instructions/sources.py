@@ -15,11 +15,11 @@ import json
 import logging
 import mmap
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Annotated, Any, BinaryIO, TextIO
 
 import datasets
 from datasets import (
@@ -40,9 +40,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from trl import ScriptArguments
 
 from ..command.errors import one_line
+from ..command.settings import Interval, PositiveInt, check_keys
 from ..data.rows import folder_cache
 from ..hub.failures import RETRIES, pause, retry, seconds_to_wait
 from ..images.reading import IMAGE_SUFFIXES
+from ..input_spec import InputSpec
 from .rows import FEATURES, SourceSettings
 from .schemas import (
     RowReader,
@@ -52,6 +54,7 @@ from .schemas import (
     parse_json,
     recognize,
     row_of,
+    text_columns,
     to_conversations,
     with_reader,
 )
@@ -67,6 +70,15 @@ LISTS = {".json", ".jsonl", *DELIMITERS}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LOOKED_AT = 20  # Number of rows that are read to find the image folder of a file.
 ENDLESS = 2**62
+# Settings of a source that only some locations have.
+ALLOWED = {
+    "config": ("dataset",),
+    "revision": ("dataset", "annotation"),
+    "split": ("dataset", "folder"),
+    "hub": ("annotation",),
+    "columns": ("dataset", "folder"),
+    "prompt": ("dataset", "folder"),
+}
 csv.field_size_limit(2**31 - 1)  # Images that are stored as text exceed Python's default limit.
 
 
@@ -104,7 +116,7 @@ class Source(SourceSettings):
     """
 
     name: str
-    rate: float = 1.0
+    rate: Annotated[float, Interval("(0, 1000000]")] = 1.0
     dataset: str | None = None
     config: str | None = None
     split: str = "train"
@@ -116,13 +128,37 @@ class Source(SourceSettings):
     streaming: bool = False
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     prompt: str | None = None
-    rows: int | None = None
+    rows: PositiveInt | None = None
     obtain: str | None = None
     make: str | None = None
     modality: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     general: bool = False
     first_rows: bool = False
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise a `ValueError` if settings contradict each other.
+
+        Args:
+            names: names of the settings that the mixture file has.
+        """
+        locations = [key for key in ("dataset", "folder", "annotation") if getattr(self, key)]
+        if len(locations) != 1:
+            raise ValueError(
+                "expected exactly one of dataset (a Hub id), folder, annotation (InternVL JSON Lines) and meta (a "
+                f"released meta JSON), found {locations or 'none'}."
+            )
+        for name, allowed in ALLOWED.items():
+            if name in names and locations[0] not in allowed:
+                raise ValueError(f"{name} is not supported for a source with {locations[0]}.")
+        if self.streaming and self.rows is None:
+            raise ValueError("a streaming source needs `rows`, its approximate number of rows.")
+        if Path(self.annotation or "").suffix.lower() in TABLES:
+            raise ValueError(f"annotation must be JSON or CSV, got {self.annotation}. Set it as `dataset`.")
+        if self.first_rows and self.rate > 1 and self.rate != int(self.rate):
+            raise ValueError(f"with released_compatible, a rate above 1 must be an integer, got {self.rate}.")
+        check_keys("columns", self.columns, ("id", "images", "image", "system", *text_columns()))
+        InputSpec.from_dict(self.input_spec)
 
     @property
     def location(self) -> str:

@@ -1,9 +1,10 @@
 """Arguments of the probes on the command line."""
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from ..command.paths import Shard, read_section
-from ..training.arguments import Arguments
+from ..command.settings import Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, Share
 
 POOLINGS = ("mean", "cls", "cls_mean")
 # Options of images of `dataset_name`, and the setting of `data` in their place.
@@ -12,27 +13,8 @@ SETTINGS |= {"image_column": "columns", "label_column": "columns"}
 
 
 @dataclass
-class ProbeArguments(Arguments):
+class ProbeArguments(Settings):
     """Arguments of `probe`."""
-
-    file_fields = ("data", "input_spec")
-    limits = {
-        "test_share": "(0, 1)",
-        "shots": "[1, inf)",
-        "shares": "(0, 1]",
-        "image_size": "[1, inf)",
-        "depths": "[1, inf)",
-        "num_neighbours": "[1, inf)",
-        "temperature": "(0, inf)",
-        "l2": "[0, inf)",
-        "batch_size": "[1, inf)",
-        "num_workers": "[0, inf)",
-    }
-    choices = {
-        "annotations": ("masks", "boxes", "classes"),
-        "pooling": POOLINGS,
-        "dtype": ("float32", "bfloat16", "float16"),
-    }
 
     backbones: list[str] = field(
         default_factory=list,
@@ -47,7 +29,7 @@ class ProbeArguments(Arguments):
         default=False,
         metadata={"help": "For masks and boxes: whether to also probe the pixels of each backbone's patches."},
     )
-    depths: int = field(
+    depths: PositiveInt = field(
         default=1,
         metadata={
             "help": "For masks and boxes: number of evenly spaced depths whose tokens are probed; 1 is the output only."
@@ -60,7 +42,7 @@ class ProbeArguments(Arguments):
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     image_column: str = field(default="image", metadata={"help": "Image column of the data set."})
     label_column: str = field(default="label", metadata={"help": "Class column of the data set."})
-    test_share: float | None = field(
+    test_share: Annotated[float, Interval("(0, 1)")] | None = field(
         default=None,
         metadata={
             "help": "Share of each class that is held out of the training split of `dataset_name` and used instead of "
@@ -78,7 +60,7 @@ class ProbeArguments(Arguments):
             "fine-tuning configuration file."
         },
     )
-    annotations: str = field(
+    annotations: Literal["masks", "boxes", "classes"] = field(
         default="masks",
         metadata={"help": "Annotations in `data`: 'masks', 'boxes' or 'classes', as in the fine-tuning of these."},
     )
@@ -94,10 +76,10 @@ class ProbeArguments(Arguments):
     )
     train_split: str = field(default="train", metadata={"help": "Training split of the probes."})
     test_split: str = field(default="test", metadata={"help": "Test split of the probes."})
-    shots: list[int] = field(
+    shots: list[PositiveInt] = field(
         default_factory=list, metadata={"help": "Numbers of training images per class, one probe for each."}
     )
-    shares: list[float] = field(
+    shares: list[Share] = field(
         default_factory=list,
         metadata={"help": "Shares of the training images, one probe for each. Default: 1 if shots is not set."},
     )
@@ -111,18 +93,22 @@ class ProbeArguments(Arguments):
             "score of each resample of the test images."
         },
     )
-    pooling: str = field(
+    pooling: Literal[POOLINGS] = field(
         default="mean", metadata={"help": f"For classes: feature of an image, one of {', '.join(POOLINGS)}."}
     )
-    image_size: int | None = field(
+    image_size: PositiveInt | None = field(
         default=None,
         metadata={"help": "Side in pixels of the square that images are resized to. Default: as the image processor."},
     )
-    num_neighbours: int = field(default=20, metadata={"help": "Number of neighbors of the nearest-neighbor probe."})
-    temperature: float = field(
+    num_neighbours: PositiveInt = field(
+        default=20, metadata={"help": "Number of neighbors of the nearest-neighbor probe."}
+    )
+    temperature: PositiveFloat = field(
         default=0.07, metadata={"help": "Temperature of the votes of the nearest-neighbor probe."}
     )
-    l2: float = field(default=1e-2, metadata={"help": "Weight decay of the linear probe, on standardized features."})
+    l2: NonNegativeFloat = field(
+        default=1e-2, metadata={"help": "Weight decay of the linear probe, on standardized features."}
+    )
     output_dir: str = field(default="outputs/probe", metadata={"help": "Folder for metrics.json and features."})
     shard: str | None = field(
         default=None,
@@ -130,9 +116,13 @@ class ProbeArguments(Arguments):
             "help": "I/N: extract the features of part I of N of the images only. A later call without it uses them."
         },
     )
-    batch_size: int = field(default=32, metadata={"help": "Number of images per batch of a backbone."})
-    num_workers: int = field(default=0, metadata={"help": "Number of processes that read images. 0: the main process."})
-    dtype: str = field(default="float32", metadata={"help": "Dtype of the backbones: float32, bfloat16 or float16."})
+    batch_size: PositiveInt = field(default=32, metadata={"help": "Number of images per batch of a backbone."})
+    num_workers: NonNegativeInt = field(
+        default=0, metadata={"help": "Number of processes that read images. 0: the main process."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Dtype of the backbones: float32, bfloat16 or float16."}
+    )
     device: str | None = field(
         default=None, metadata={"help": "Device of the backbones. Default: the accelerator if available."}
     )
@@ -141,7 +131,7 @@ class ProbeArguments(Arguments):
         super().__post_init__()
         if self.shard is not None:
             Shard.parse(self.shard)
-        for name in self.file_fields:
+        for name in ("data", "input_spec"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, read_section(getattr(self, name), name))
         if not self.backbones:

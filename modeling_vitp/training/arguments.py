@@ -1,157 +1,47 @@
-"""Arguments of pretraining and fine-tuning, with checks of their values. Importing them loads no heavy library."""
+"""Arguments of pretraining and fine-tuning, with their types and ranges. Importing them loads no heavy library."""
 
 import argparse
-import difflib
 import json
-import math
-import re
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from trl import ScriptArguments
 
 from ..command.paths import Shard, find_data, read_section
-from ..command.settings import check_type
+from ..command.settings import (
+    DropRate,
+    Interval,
+    JsonText,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Percentile,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Settings,
+    Share,
+    check_value,
+    matches,
+    option_type,
+)
 from .requirements import Requirement
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "none")
+
+# Former names, for the files that still import them from here.
+check_type = check_value
+is_of = matches
+positive = option_type(PositiveInt)
+not_negative = option_type(NonNegativeInt)
 
 
-class Arguments:
-    """Base of argument classes.
-
-    A mapping in a configuration file is given as JSON on the command line. Limits and choices also apply to each item
-    of a list; `None` is not checked.
-
-    Attributes:
-        file_fields: names of mapping fields that also accept the name of a file.
-        limits: interval of each numeric field, such as `"[0, 1)"`, see [`check_within`].
-        choices: allowed values of each field.
-        unsupported: reason by the name of a library's option that may not be set.
-
-    Raises:
-        ValueError: if a value is not allowed; the message names the field, its value and the allowed values.
-    """
-
-    file_fields: ClassVar[tuple[str, ...]] = ()
-    limits: ClassVar[dict[str, str]] = {}
-    choices: ClassVar[dict[str, Sequence[str]]] = {}
-    unsupported: ClassVar[dict[str, str]] = {}
-
-    def __post_init__(self):
-        self._read_mappings()
-        limits, choices, unsupported = {}, {}, {}
-        for cls in reversed(type(self).__mro__):  # a subclass takes precedence
-            limits |= vars(cls).get("limits", {})
-            choices |= vars(cls).get("choices", {})
-            unsupported |= vars(cls).get("unsupported", {})
-        for name, interval in limits.items():
-            check_within(name, getattr(self, name), interval)
-        for name, known in choices.items():
-            value = getattr(self, name)
-            for item in value if isinstance(value, (list, tuple)) else [value]:
-                if item is not None and item not in known:
-                    raise ValueError(f"Expected {name} to be one of {', '.join(known)}, got {item!r}.")
-        for name, reason in unsupported.items():
-            if getattr(self, name, None):  # older TRL lacks some
-                raise ValueError(f"{name}={getattr(self, name)} is not supported: {reason}")
-        if hasattr(super(), "__post_init__"):
-            super().__post_init__()
-
-    def _read_mappings(self) -> None:
-        # Mapping fields of library classes may name a file: only fields of this package are parsed here.
-        own = [cls for cls in type(self).__mro__ if issubclass(cls, Arguments)]
-        names = {name for cls in own for name in vars(cls).get("__annotations__", {})}
-        types = get_type_hints(type(self))  # the parser changes the types stored in the fields
-        for name in names & {item.name for item in fields(self)}:
-            value = getattr(self, name)
-            if value == "" and dict in get_args(types[name]):
-                value = None  # as on a command line that replaces the mapping of a configuration
-                setattr(self, name, value)
-            if isinstance(value, str) and dict in get_args(types[name]):
-                if value.lstrip().startswith(("{", "[")) or name not in self.file_fields:
-                    setattr(self, name, read_mapping(name, value))
-            is_mapping = types[name] == dict | str | None and name not in self.file_fields
-            check_type(name, getattr(self, name), dict | None if is_mapping else types[name])
-        check_inherited(self, names)
-
-
-def check_keys(name: str, value: Mapping | None, arguments: type) -> None:
-    """Raise a `ValueError` that names a key of a mapping that is no field of the arguments, with the nearest field."""
-    known = [item.name for item in fields(arguments)]
-    for key in value or ():
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
-            raise ValueError(f"{name}: unknown key {key!r}. {hint}")
-
-
-def check_inherited(item: Any, own: Collection[str] = ()) -> None:
-    """Convert whole floats of integer fields, and check the types of scalar fields, which library classes do not do.
-
-    Raises:
-        ValueError: if a field of one scalar type has a value of another type from a YAML file.
-    """
-    types = get_type_hints(type(item))
-    for name, default in {found.name: found.default for found in fields(item) if found.name not in own}.items():
-        value, kind = getattr(item, name), types[name]
-        kinds = set(get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind])
-        if isinstance(value, float) and int in kinds and float not in kinds:
-            if not value.is_integer():
-                raise ValueError(f"{name} must be an integer, got {value!r}.")
-            setattr(item, name, int(value))
-        elif isinstance(value, bool) and bool not in kinds and str in kinds:  # as YAML reads `eval_strategy: no`
-            check_type(name, value, str)
-        elif kinds <= {str, bool, int, float, type(None)} and value is not default:
-            if value is None or isinstance(value, (bool, int, float, str, list, dict)):
-                check_type(name, value, kind)
-
-
-def read_mapping(name: str, text: str) -> dict[str, Any]:
-    if not text.lstrip().startswith("{"):
-        raise ValueError(f"Expected {name} to be a mapping in JSON, such as '{{\"key\": 1}}', got {text!r}.")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"Expected {name} to be JSON, got {text[:80]!r}: {error}.") from error
-
-
-def check_within(name: str, value: float | Sequence[float] | None, interval: str) -> None:
-    """Raise a `ValueError` if a number, or any number of a list, is outside an interval.
-
-    Args:
-        interval: interval in mathematical notation. `[` and `]` include the end, `(` and `)` exclude it: `"(0, inf)"`
-            is any finite number above 0. No interval contains NaN.
-    """
-    opening, low, high, closing = re.fullmatch(r"([\[(])\s*(\S+),\s*(\S+?)\s*([\])])", interval).groups()
-    for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
-        above = number >= float(low) if opening == "[" else number > float(low)
-        below = number <= float(high) if closing == "]" else number < float(high)
-        if not (above and below) or math.isnan(number):
-            raise ValueError(f"Expected {name} in {interval}, got {value!r}.")
-
-
-def within(interval: str, kind: type = int) -> Callable[[str], float]:
-    """Return an argparse type for numbers in an interval."""
-
-    def number(text: str) -> float:
-        try:
-            value = kind(text)
-            check_within("the number", value, interval)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {kind.__name__} in {interval}, got {text!r}") from None
-        return value
-
-    return number
-
-
-positive = within("[1, inf)")
-not_negative = within("[0, inf)")
+def within(interval: str, kind: type = int) -> Callable[[str], Any]:
+    return option_type(Annotated[kind, Interval(interval)])
 
 
 def shard(text: str) -> Shard:
@@ -163,11 +53,8 @@ def shard(text: str) -> Shard:
 
 
 @dataclass
-class RunArguments(Arguments):
+class RunArguments(Settings):
     """Arguments of all trainers: precision, batch size, signals, resuming and logged predictions."""
-
-    limits = {"watch_samples": "[0, inf)", "global_batch_size": "[1, inf)", "stop_at_step": "[1, inf)"}
-    choices = {"save_on_signal": ("SIGTERM", "SIGINT", "SIGHUP", "none")}
 
     bf16: bool | None = field(
         default=None,
@@ -180,11 +67,11 @@ class RunArguments(Arguments):
             "value of gradient_checkpointing, which is true for pretraining and false for fine-tuning."
         },
     )
-    activation_checkpointing_kwargs: dict | str | None = field(
+    activation_checkpointing_kwargs: dict | JsonText | None = field(
         default=None,
         metadata={"help": 'Options of activation checkpointing as JSON, such as {"every_n_layers": 2}.'},
     )
-    global_batch_size: int | None = field(
+    global_batch_size: PositiveInt | None = field(
         default=None,
         metadata={
             "help": "Samples per optimizer step over all processes. gradient_accumulation_steps is computed from it. "
@@ -199,7 +86,7 @@ class RunArguments(Arguments):
             "or none. Default: all three."
         },
     )
-    stop_at_step: int | None = field(
+    stop_at_step: PositiveInt | None = field(
         default=None,
         metadata={
             "help": "Step after which the run saves a checkpoint and stops, as on a signal. The same command without "
@@ -211,7 +98,7 @@ class RunArguments(Arguments):
         metadata={"help": "Resume with a warning if the training data have changed. By default, resuming then fails."},
     )
 
-    watch_samples: int = field(
+    watch_samples: NonNegativeInt = field(
         default=4,
         metadata={
             "help": "Number of samples whose predictions and features are drawn before training and at each evaluation "
@@ -223,14 +110,15 @@ class RunArguments(Arguments):
         if isinstance(self.save_on_signal, str):
             self.save_on_signal = self.save_on_signal.split()
         super().__post_init__()
+        for name in self.save_on_signal:
+            if name not in STOP_SIGNALS:
+                raise ValueError(f"Expected save_on_signal to be some of {', '.join(STOP_SIGNALS)}, got {name!r}.")
         self.save_on_signal = [name for name in self.save_on_signal if name != "none"]
 
 
 @dataclass
-class PlanArguments(Arguments):
+class PlanArguments(Settings):
     """Arguments of the estimated cost of a run."""
-
-    limits = {"plan_devices": "[1, inf)", "plan_utilization": "(0, 1]"}
 
     dry_run: bool = field(
         default=False,
@@ -247,34 +135,18 @@ class PlanArguments(Arguments):
             "and rtx4090 for fine-tuning, a card of 24 GiB."
         },
     )
-    plan_devices: int = field(default=1, metadata={"help": "Number of GPUs of the dry_run estimate."})
-    plan_utilization: float = field(
+    plan_devices: PositiveInt = field(default=1, metadata={"help": "Number of GPUs of the dry_run estimate."})
+    plan_utilization: Share = field(
         default=0.4, metadata={"help": "Share of the GPU's peak speed that the dry_run estimate assumes, in (0, 1]."}
     )
 
 
 @dataclass
-class AnnotationOptions(Arguments):
+class AnnotationOptions(Settings):
     """Options of instructions that are drawn from labeled images, see [`DrawnInstructions`].
 
     Those that `vitp make_instructions` has too mean the same.
     """
-
-    limits = {
-        "turns": "[1, inf)",
-        "wordings": "[1, inf)",
-        "max_boxes": "[1, inf)",
-        "map_side": "[1, inf)",
-        "window": "[1, inf)",
-        "overlap": "[0, inf)",
-        "scale": "(0, inf)",
-        "mosaics": "[0, 1]",
-        "collages": "[0, inf)",
-        "collage_grid": "[2, 16]",
-        "collage_size": "[1, inf)",
-        "percentiles": "[0, 100]",
-    }
-    choices = {"on_error": ("raise", "skip"), "plane": ("axial", "coronal", "sagittal")}
 
     layout: str | None = field(default=None, metadata={"help": "Layout of the folder. By default it is recognized."})
     split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -291,35 +163,39 @@ class AnnotationOptions(Arguments):
         default=None,
         metadata={"help": "Kinds of questions, of which those that the labels answer are asked. By default all."},
     )
-    turns: int = field(default=5, metadata={"help": "Maximum number of questions about a view."})
-    wordings: int | None = field(
+    turns: PositiveInt = field(default=5, metadata={"help": "Maximum number of questions about a view."})
+    wordings: PositiveInt | None = field(
         default=None, metadata={"help": "Number of wordings of each kind of question. By default all."}
     )
-    max_boxes: int = field(default=20, metadata={"help": "Maximum number of boxes per answer."})
-    map_side: int = field(default=7, metadata={"help": "Number of cells per side of a map."})
-    window: int | None = field(
+    max_boxes: PositiveInt = field(default=20, metadata={"help": "Maximum number of boxes per answer."})
+    map_side: PositiveInt = field(default=7, metadata={"help": "Number of cells per side of a map."})
+    window: PositiveInt | None = field(
         default=None,
         metadata={"help": "Side of the views in pixels. By default the shorter side of each image."},
     )
-    overlap: int = field(default=0, metadata={"help": "Overlap in pixels of the windows that are scored."})
-    scale: list[float] = field(
-        default_factory=lambda: [0.8, 1.2], metadata={"help": "Lowest and highest random factor of the side of a view."}
+    overlap: NonNegativeInt = field(default=0, metadata={"help": "Overlap in pixels of the windows that are scored."})
+    scale: tuple[PositiveFloat, PositiveFloat] = field(
+        default=(0.8, 1.2), metadata={"help": "Lowest and highest random factor of the side of a view."}
     )
     turn: bool = field(default=True, metadata={"help": "Whether views are turned and mirrored."})
-    mosaics: float = field(
+    mosaics: Probability = field(
         default=0.0, metadata={"help": "Share of mosaics of four crops among the views of one image."}
     )
-    collages: float = field(default=0.0, metadata={"help": "Number of collages for each view of one image."})
-    collage_grid: list[int] = field(
+    collages: NonNegativeFloat = field(default=0.0, metadata={"help": "Number of collages for each view of one image."})
+    collage_grid: list[Annotated[int, Interval("[2, 16]")]] = field(
         default_factory=lambda: [7], metadata={"help": "Numbers of crops per side of a collage, drawn for each."}
     )
-    collage_size: int = field(default=448, metadata={"help": "Side of a collage in pixels."})
-    on_error: str = field(default="raise", metadata={"help": "Behavior on invalid labels: raise or skip."})
-    plane: str | None = field(default=None, metadata={"help": "Plane of the slices of volumes."})
-    intensities: list[float] | None = field(
+    collage_size: PositiveInt = field(default=448, metadata={"help": "Side of a collage in pixels."})
+    on_error: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "Behavior on invalid labels: raise or skip."}
+    )
+    plane: Literal["axial", "coronal", "sagittal"] | None = field(
+        default=None, metadata={"help": "Plane of the slices of volumes."}
+    )
+    intensities: tuple[float, float] | None = field(
         default=None, metadata={"help": "Intensities of volumes that are shown as black and white."}
     )
-    percentiles: list[float] | None = field(
+    percentiles: tuple[Percentile, Percentile] | None = field(
         default=None, metadata={"help": "Percentiles of each volume that are shown as black and white."}
     )
     class_property: str | None = field(
@@ -328,7 +204,7 @@ class AnnotationOptions(Arguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(self.scale) != 2 or self.scale[0] > self.scale[1]:
+        if self.scale[0] > self.scale[1]:
             raise ValueError(f"Expected scale to be a low and a high factor, got {self.scale}.")
         if self.window is not None and self.overlap >= self.window:
             raise ValueError(f"Expected overlap below window={self.window}, got {self.overlap}.")
@@ -337,14 +213,6 @@ class AnnotationOptions(Arguments):
 @dataclass
 class PretrainArguments(PlanArguments, ScriptArguments):
     """Arguments of the training data, the start of the model, and its frozen parts."""
-
-    file_fields = ("mixture", "probe_data")
-    limits = {
-        "unfreeze_vision_layers": "[0, inf)",
-        "drop_path_rate": "[0, 1)",
-        "max_patches": "[1, inf)",
-        "vision_image_size": "[1, inf)",
-    }
 
     mixture: dict | str | None = field(
         default=None,
@@ -360,7 +228,7 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             "the JSON file or its subfolder `images`."
         },
     )
-    columns: dict | str | None = field(
+    columns: dict | JsonText | None = field(
         default=None,
         metadata={
             "help": 'Names of the columns of dataset_name as JSON, such as \'{"image": "photo", "caption": '
@@ -381,7 +249,7 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             "their labels are drawn in each epoch. Replaces dataset_name."
         },
     )
-    annotation_options: dict | str | None = field(
+    annotation_options: AnnotationOptions | JsonText | None = field(
         default=None,
         metadata={
             "help": "Options of annotations as JSON: those of `make_instructions` (names, kinds, window, collages …), "
@@ -392,7 +260,7 @@ class PretrainArguments(PlanArguments, ScriptArguments):
         default_factory=list,
         metadata={"help": "Python files that register layouts of labeled images, see tests/README.md."},
     )
-    from_scratch: dict | str | None = field(
+    from_scratch: dict | JsonText | None = field(
         default=None,
         metadata={
             "help": "Model and tokenizer with random weights, as JSON: `vision_config`, `text_config`, `vocab_size` "
@@ -412,7 +280,7 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             "help": "Folder or Hub id of the causal LM that vision_model is combined with; the projector is new."
         },
     )
-    vision_image_size: int | None = field(
+    vision_image_size: PositiveInt | None = field(
         default=None,
         metadata={
             "help": "Side of a tile in pixels for vision_model, whose position embeddings are interpolated to it. By "
@@ -434,7 +302,7 @@ class PretrainArguments(PlanArguments, ScriptArguments):
         default_factory=lambda: ["train", "test"],
         metadata={"help": "Two splits of probe_data: the training split and the scored split of the probes."},
     )
-    require: dict | str | None = field(
+    require: dict | JsonText | None = field(
         default=None,
         metadata={
             "help": "Scores that the run must reach at its end, as JSON by their keys in metrics.json, such as "
@@ -447,7 +315,7 @@ class PretrainArguments(PlanArguments, ScriptArguments):
         default=False,
         metadata={"help": "Freeze the language model. For LoRA on it, set use_peft instead. Default: false."},
     )
-    unfreeze_vision_layers: int = field(
+    unfreeze_vision_layers: NonNegativeInt = field(
         default=0, metadata={"help": "Number of last layers of a frozen ViT that still train. 0: none."}
     )
     lora_on_vision: bool = field(
@@ -456,21 +324,21 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             "help": "With use_peft: train LoRA on the ViT's layers too, instead of the whole ViT. Default: false."
         },
     )
-    drop_path_rate: float | None = field(
+    drop_path_rate: DropRate | None = field(
         default=None,
         metadata={
             "help": "Stochastic depth rate of the ViT's last layer. By default that of the model; the authors' release "
             "has 0.1."
         },
     )
-    max_patches: int | None = field(
+    max_patches: PositiveInt | None = field(
         default=None,
         metadata={
             "help": "Maximum number of tiles per sample, shared by its images. By default that of the image processor; "
             "the authors' release has 12 or 6."
         },
     )
-    input_spec: dict | str | None = field(
+    input_spec: dict | JsonText | None = field(
         default=None,
         metadata={
             "help": "Input spec of images that are not 8-bit RGB, as JSON: `bands`, `window`, `percentiles`, `gamma`. "
@@ -495,12 +363,11 @@ class PretrainArguments(PlanArguments, ScriptArguments):
             self.annotations = find_data(self.annotations)
             if not Path(self.annotations).is_dir():
                 raise ValueError(f"annotations={self.annotations!r}: folder not found.")
-        elif self.annotation_options:
+        elif self.annotation_options not in (None, AnnotationOptions()):
             raise ValueError("annotation_options needs annotations. Remove annotation_options.")
-        check_keys("annotation_options", self.annotation_options, AnnotationOptions)
         for score, text in (self.require or {}).items():
             Requirement.parse(score, text)
-        self.labels = None if self.annotations is None else AnnotationOptions(**(self.annotation_options or {}))
+        self.labels = None if self.annotations is None else self.annotation_options or AnnotationOptions()
         if self.dataset_name is not None:
             self.dataset_name = find_data(self.dataset_name)
         for name in ("image_root", "columns", "prompt"):
@@ -536,42 +403,29 @@ class PretrainArguments(PlanArguments, ScriptArguments):
 class VRLArguments(RunArguments):
     """Arguments that [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
 
-    limits = {
-        "vrl_drop_ratio": "[0, 1)",
-        "vrl_apply_prob": "[0, 1]",
-        "vrl_warmup_steps": "[0, inf)",
-        "answer_mask_ratio": "[0, 1]",
-        "max_length": "[1, inf)",
-        "vision_learning_rate": "[0, inf)",
-        "projector_learning_rate": "[0, inf)",
-        "language_model_learning_rate": "[0, inf)",
-        "projector_steps": "[0, inf)",
-    }
-    choices = {"on_error": ("raise", "skip")}
-
-    vrl_drop_ratio: float = field(
+    vrl_drop_ratio: DropRate = field(
         default=0.75,
         metadata={"help": "Share of each sample's visual tokens that VRL drops during training, in [0, 1)."},
     )
-    vrl_apply_prob: float = field(
+    vrl_apply_prob: Probability = field(
         default=1.0,
         metadata={"help": "Share of samples that VRL is applied to. The authors' release is equivalent to 1 - ratio."},
     )
-    vrl_warmup_steps: int | None = field(
+    vrl_warmup_steps: NonNegativeInt | None = field(
         default=None,
         metadata={
             "help": "Number of first optimizer steps in which VRL drops no tokens. By default half of all steps with "
             "from_scratch, else 0."
         },
     )
-    answer_mask_ratio: float = field(
+    answer_mask_ratio: Probability = field(
         default=0.0,
         metadata={
             "help": "Probability that an answer token is masked in the input during training, so that the model has to "
             "predict the next tokens from the image. 0: no masking."
         },
     )
-    color_jitter: dict | str | None = field(
+    color_jitter: dict | JsonText | None = field(
         default=None,
         metadata={
             "help": "Random gamma, gain and bias of each channel of the training images, and share of gray ones, such "
@@ -579,22 +433,22 @@ class VRLArguments(RunArguments):
             "Default: none."
         },
     )
-    max_length: int | None = field(
+    max_length: PositiveInt | None = field(
         default=4096,
         metadata={
             "help": "Maximum sequence length after VRL, in tokens. Answers beyond it are truncated with a warning."
         },
     )
-    vision_learning_rate: float | None = field(
+    vision_learning_rate: NonNegativeFloat | None = field(
         default=None, metadata={"help": "Learning rate of the ViT. By default learning_rate."}
     )
-    projector_learning_rate: float | None = field(
+    projector_learning_rate: NonNegativeFloat | None = field(
         default=None, metadata={"help": "Learning rate of the projector. By default learning_rate."}
     )
-    language_model_learning_rate: float | None = field(
+    language_model_learning_rate: NonNegativeFloat | None = field(
         default=None, metadata={"help": "Learning rate of the language model. By default learning_rate."}
     )
-    projector_steps: int = field(
+    projector_steps: NonNegativeInt = field(
         default=0,
         metadata={
             "help": "Number of first optimizer steps that train only the projector, for a new projector. 0: none."
@@ -604,7 +458,7 @@ class VRLArguments(RunArguments):
         default=False,
         metadata={"help": "Whether to train without any image, from which a ViT does not learn. Default: false."},
     )
-    on_error: str = field(
+    on_error: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
             "help": "Behavior on an invalid training row: 'raise' (the default) stops and names the row, 'skip' logs "
@@ -614,10 +468,9 @@ class VRLArguments(RunArguments):
 
 
 @dataclass
-class StartArguments(Arguments):
+class StartArguments(Settings):
     """Arguments of the start of fine-tuning: a pretrained backbone, a fine-tuned model, or random weights."""
 
-    limits = {"drop_path_rate": "[0, 1)", "backbone_lora_r": "[0, inf)"}
     neck = None  # classification uses the ViT's features without a neck
 
     model_name_or_path: str | None = field(
@@ -631,16 +484,16 @@ class StartArguments(Arguments):
         default="main",
         metadata={"help": "Branch, tag or commit of model_name_or_path on the Hub."},
     )
-    from_scratch: dict | str | None = field(
+    from_scratch: dict | JsonText | None = field(
         default=None,
         metadata={
             "help": "Configuration of a ViT with random weights, as JSON. Replaces model_name_or_path; '{}' for none."
         },
     )
-    backbone: dict | str | None = field(
+    backbone: dict | JsonText | None = field(
         default=None, metadata={"help": "Fields of the backbone's configuration as JSON, such as deformable_heads."}
     )
-    drop_path_rate: float = field(
+    drop_path_rate: DropRate = field(
         default=0.1,
         metadata={
             "help": "Stochastic depth rate of the ViT's last layer, ignored if its family has no stochastic depth or "
@@ -650,10 +503,10 @@ class StartArguments(Arguments):
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Freeze the ViT; the neck and the head train. Default: false."}
     )
-    backbone_lora_r: int = field(
+    backbone_lora_r: NonNegativeInt = field(
         default=0, metadata={"help": "Rank of LoRA on the layers of the ViT, whose own weights are frozen. 0: none."}
     )
-    head: dict | str | None = field(
+    head: dict | JsonText | None = field(
         default=None,
         metadata={"help": "Fields of the model's configuration as JSON, such as hidden_size (of UPerNet) or pooling."},
     )
@@ -668,9 +521,7 @@ class StartArguments(Arguments):
 class BackboneArguments(StartArguments):
     """Arguments of the start of fine-tuning for segmentation, change detection and detection."""
 
-    choices = {"neck": ("adapter", "pyramid")}
-
-    neck: str | None = field(
+    neck: Literal["adapter", "pyramid"] | None = field(
         default=None,
         metadata={
             "help": "Neck of the ViT: 'adapter' (ViT-Adapter) or 'pyramid' (faster). By default 'adapter', or for a "
@@ -687,15 +538,13 @@ class FineTuningSettings(RunArguments):
     [`~modeling_vitp.training.freezing.layer_decay_groups`].
     """
 
-    limits = {"layer_decay": "(0, 1]", "horizontal_flip": "[0, 1]", "vertical_flip": "[0, 1]"}
-
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
+    horizontal_flip: Probability = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: Probability = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
     do_train: bool = field(
         default=True,
         metadata={"help": "Whether to train. If false, the model is only scored and its predictions are drawn."},
     )
-    layer_decay: float = field(
+    layer_decay: Share = field(
         default=0.9,
         metadata={
             "help": "Factor between the learning rates of a ViT layer and of the next layer, in (0, 1]. 1: no decay."
@@ -718,9 +567,7 @@ class FineTuningSettings(RunArguments):
 class SplitArguments(PlanArguments):
     """Arguments of the data set and its splits for training and scoring."""
 
-    limits = {"num_pictures": "[0, inf)"}
-
-    data: dict | str | None = field(
+    data: dict | JsonText | None = field(
         default=None,
         metadata={"help": "Classes, splits and files of the data set as JSON, see the page of the recipe."},
     )
@@ -751,7 +598,7 @@ class SplitArguments(PlanArguments):
             "intervals of differences between models."
         },
     )
-    num_pictures: int = field(default=4, metadata={"help": "Number of samples in predictions.png. 0: none."})
+    num_pictures: NonNegativeInt = field(default=4, metadata={"help": "Number of samples in predictions.png. 0: none."})
     plugins: list[str] = field(
         default_factory=list,
         metadata={"help": "Python files that register decode heads or layouts of labeled images, see tests/README.md."},
@@ -771,21 +618,21 @@ class SplitArguments(PlanArguments):
 class ViewSettings(RunArguments):
     """Settings of the random views of unlabeled images that a ViT is trained on, and of its optimizer."""
 
-    limits = {"crop_area": "(0, 1]", "horizontal_flip": "[0, 1]", "vertical_flip": "[0, 1]"}
-
-    crop_area: list[float] = field(
+    crop_area: list[Share] = field(
         default_factory=lambda: [0.25, 1.0],
         metadata={"help": "Smallest and largest area of a training crop, as a fraction of the image area."},
     )
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    vertical_flip: float = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Initial learning rate of AdamW. Default: 0.001."})
+    horizontal_flip: Probability = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: Probability = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
+    learning_rate: NonNegativeFloat = field(
+        default=1e-3, metadata={"help": "Initial learning rate of AdamW. Default: 0.001."}
+    )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule. Default: cosine."})
     warmup_steps: float = field(
         default=0.05, metadata={"help": "Number of warm-up steps, or their share of all steps if below 1."}
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW. Default: 0.05."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per batch of a device."})
+    weight_decay: NonNegativeFloat = field(default=0.05, metadata={"help": "Weight decay of AdamW. Default: 0.05."})
+    per_device_train_batch_size: PositiveInt = field(default=64, metadata={"help": "Images per batch of a device."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -797,9 +644,7 @@ class ViewSettings(RunArguments):
 class DistillationSettings(ViewSettings):
     """Settings that distillation adds to [`~transformers.TrainingArguments`], and its defaults for a small ViT."""
 
-    limits = {"teacher_image_size": "[1, inf)"}
-
-    teacher_image_size: int | None = field(
+    teacher_image_size: PositiveInt | None = field(
         default=None,
         metadata={
             "help": "Side of the teacher's input in pixels, a multiple of its patch size. By default that of the "
@@ -809,10 +654,8 @@ class DistillationSettings(ViewSettings):
 
 
 @dataclass
-class DistillationArguments(Arguments):
+class DistillationArguments(Settings):
     """Arguments of the teacher, the student and the images of distillation."""
-
-    file_fields = ("student_config",)
 
     teacher: str | None = field(
         default=None,

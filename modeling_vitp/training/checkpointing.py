@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..cards.record import read_json
 from ..command.errors import RunStopped, one_line
-from ..command.settings import check_type
+from ..command.settings import check_value
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def read_checkpoint_record(checkpoint: str | Path) -> dict[str, Any]:
     if record and not (RECORD.keys() <= record.keys() and {"fixed", "free"} <= record["settings"].keys()):
         raise ValueError(f"{path} is not a valid checkpoint record. Expected {', '.join(RECORD)}, found {[*record]}.")
     for name, value in record.items():
-        check_type(f"{path}: {name}", value, RECORD.get(name, Any))
+        check_value(f"{path}: {name}", value, RECORD.get(name, Any))
     return record
 
 

@@ -22,7 +22,7 @@ from trl import TrlParser
 from ..command import errors
 from ..command.errors import WrongArguments, WrongPath, program
 from ..command.paths import check_not_file, check_paths, expand_home, find_config, read_yaml
-from .arguments import check_inherited
+from ..command.settings import Settings, check_library_fields
 
 # Torch reads these variables when it is loaded. By default its threads spin for milliseconds while they wait for each
 # other: if another process is busy, a step of the quickstart takes many times as long. Sleeping threads avoid this, but
@@ -113,7 +113,8 @@ def parse(
             words, return_remaining_strings=True, separate_remaining_strings=True
         )
         for item in parsed:
-            check_inherited(item)
+            if not isinstance(item, Settings):
+                check_library_fields(item)
         expand_home(parsed)
         check_paths(parsed)
         if whole:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, ViTMAEModelOutput
 
+from ..command.settings import Interval, NonNegativeFloat, Probability, Share
 from ..convert.tensor_files import check_finite
 from ..modeling_vitp import CheckpointsOfOurs, build_vit
 from ..modeling_vitp_backbone import open_vit
@@ -33,10 +34,10 @@ from .plan import count_operations
 class MaskedAutoencoderConfig(ViewConfig, TrainingArguments):
     """[`~transformers.TrainingArguments`] with the crops, flips and optimizer of a masked autoencoder."""
 
-    crop_area: list[float] = field(default_factory=lambda: [0.2, 1.0])
-    vertical_flip: float = 0.5
-    learning_rate: float = 1.5e-4
-    adam_beta2: float = 0.95
+    crop_area: list[Share] = field(default_factory=lambda: [0.2, 1.0])
+    vertical_flip: Probability = 0.5
+    learning_rate: NonNegativeFloat = 1.5e-4
+    adam_beta2: Annotated[float, Interval("[0, 1)")] = 0.95
 
 
 class VisiblePatches(nn.Module):

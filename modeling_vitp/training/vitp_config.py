@@ -4,19 +4,40 @@ import logging
 import math
 import os
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
-from ..command.settings import check_type
-from ..configuration_vitp import check_keys
-from .arguments import RunArguments, VRLArguments, check_within, read_mapping
+from ..command.settings import (
+    Interval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    from_mapping,
+    read_mapping,
+)
+from .arguments import RunArguments, VRLArguments
 
 logger = logging.getLogger(__name__)
 LAUNCHER_PRECISION = "ACCELERATE_MIXED_PRECISION"  # environment variable of `accelerate launch`
 HAS_ACTIVATION_CHECKPOINTING = any(field.name == "activation_checkpointing" for field in fields(TrainingArguments))
+
+
+@dataclass
+class CheckpointingOptions:
+    """Keys of `activation_checkpointing_kwargs`: those of transformers, and of `torch.utils.checkpoint`."""
+
+    every_n_layers: PositiveInt = 1
+    offload: bool = False
+    use_reentrant: bool | None = None
+    preserve_rng_state: bool = True
+    determinism_check: str = "default"
+    early_stop: bool = True
+    debug: bool = False
+    context_fn: Any = None
 
 
 class BaseConfig(RunArguments):
@@ -25,19 +46,20 @@ class BaseConfig(RunArguments):
     By default, training runs on the accelerator if the machine has one, and in bf16 on hardware with native bfloat16.
     """
 
-    limits = {
-        "learning_rate": "[0, inf)",
-        "weight_decay": "[0, inf)",
-        "adam_beta1": "[0, 1)",
-        "adam_beta2": "[0, 1)",
-        "max_grad_norm": "[0, inf)",
-        "num_train_epochs": "(0, inf)",
-        "max_steps": "[-1, inf)",
-        "per_device_train_batch_size": "[1, inf)",
-        "per_device_eval_batch_size": "[1, inf)",
-        "gradient_accumulation_steps": "[1, inf)",
-        "dataloader_num_workers": "[0, inf)",
-    }
+    # Ranges of fields of TrainingArguments, which declares their defaults and help.
+    learning_rate: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+    adam_beta1: Annotated[float, Interval("[0, 1)")]
+    adam_beta2: Annotated[float, Interval("[0, 1)")]
+    max_grad_norm: NonNegativeFloat
+    num_train_epochs: PositiveFloat
+    max_steps: Annotated[int, Interval("[-1, inf)")]
+    per_device_train_batch_size: PositiveInt
+    per_device_eval_batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+    dataloader_num_workers: NonNegativeInt
+    label_smoothing_factor: Annotated[float, Interval("[0, 1)")]
+
     unsupported = {
         "auto_find_batch_size": "batches keep their size, so that a run resumes exactly. Set a smaller "
         "per_device_train_batch_size with the same global_batch_size.",
@@ -72,12 +94,8 @@ class BaseConfig(RunArguments):
         if self.n_gpu > 1:  # nn.DataParallel would cut tiles and rows at different places
             logger.warning("%s GPUs are visible, but one process uses one GPU; accelerate launch uses all.", self.n_gpu)
             self._n_gpu = 1
-        check_type("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs, dict[str, Any] | None)
-        known = "every_n_layers offload use_reentrant preserve_rng_state determinism_check early_stop debug context_fn"
-        check_keys("activation_checkpointing_kwargs", self.activation_checkpointing_kwargs, known.split(), "torch")
-        every = (self.activation_checkpointing_kwargs or {}).get("every_n_layers", 1)
-        check_type("every_n_layers", every, int)
-        check_within("every_n_layers", every, "[1, inf)")
+        if self.activation_checkpointing_kwargs is not None:
+            from_mapping(CheckpointingOptions, self.activation_checkpointing_kwargs, "activation_checkpointing_kwargs")
         if self.global_batch_size is not None:
             steps = self.accumulation_on(self.world_size)
             if self.gradient_accumulation_steps not in (1, steps):

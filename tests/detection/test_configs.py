@@ -34,7 +34,7 @@ def test_configuration_has_published_settings(name, tmp_path, monkeypatch):
     words = ["--config", str(folder / f"{name}.yaml"), "--output_dir", str(tmp_path)]
     args, settings, _ = parse(words, "", own, WHOLE, ["transformers.training_args"])
     data = DetectionData.from_dict(args.data)
-    named = {*args.train_splits, args.eval_split, args.test_split, (args.submission or {}).get("split")} - {None}
+    named = {*args.train_splits, args.eval_split, args.test_split, getattr(args.submission, "split", None)} - {None}
     assert named <= set(data.splits) and set(settings.right_angle_classes) <= set(data.names.names)
     if name in PUBLISHED:
         published = len(data.names.names), args.task, settings.learning_rate, settings.layer_decay

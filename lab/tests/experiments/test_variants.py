@@ -174,10 +174,8 @@ def test_command_prints_plan_and_table(plan, tmp_path, monkeypatch, capsys):
         ({"arms": {"as it is": {"after": "another"}}}, "arm 'as it is': .*'another'"),
         ({"arms": {"as it is": {"label_share": None}}}, "arm 'as it is': label_share .*None"),
         ({"arms": {"as it is": {"without_scenes": None}}}, "arm 'as it is': without_scenes .*None"),
-        (
-            {"finetuning": {"rates": [1]}},
-            r"finetuning: missing keys \['data', 'learning_rates'\], unknown keys \['rates'\]",
-        ),
+        ({"finetuning": {"rates": [1]}}, "finetuning: unknown key 'rates'"),
+        ({"finetuning": {"steps": 1}}, "finetuning: missing 'data', 'learning_rates'"),
     ],
 )
 def test_invalid_plan_is_named(plan, changes, message):
