@@ -17,8 +17,13 @@ import argparse
 from pathlib import Path
 
 import vitp_command
-from modeling_vitp.training.arguments import not_negative, positive, shard, within
+from modeling_vitp.command.settings import PositiveInt, add_options, option_type
+from modeling_vitp.training.arguments import AnnotationOptions, shard
 from modeling_vitp.training.command_line import load_plugins, parse_words
+
+# Options that questions drawn while training have too.
+OPTIONS = ("split", "kinds", "turns", "wordings", "max_boxes", "map_side", "window", "overlap", "collages")
+OPTIONS += ("collage_grid", "collage_size", "on_error", "plane", "intensities", "percentiles", "class_property")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,56 +31,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("layout", help="Layout of the annotated data set: one of those below, or of a plugin.")
     parser.add_argument("root", type=Path, help="Folder of the annotated data set.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Output folder.")
-    parser.add_argument("--split", default="train", help="Split to use (train).")
     parser.add_argument("--split_list", type=Path, help="File with the names of the images to use, one per line.")
     parser.add_argument(
         "--annotations", type=Path, help="File or folder of the annotations, if the data set has several."
     )
     parser.add_argument("--names", type=Path, help="JSON file with a phrase for each class, null to skip the class.")
-    parser.add_argument("--kinds", nargs="+", help="Kinds of questions. By default all that the annotations answer.")
-    parser.add_argument("--turns", type=positive, default=5, help="Maximum number of questions per image (5).")
-    parser.add_argument("--wordings", type=positive, help="Number of wordings of a kind of question. By default all.")
-    parser.add_argument("--max_boxes", type=positive, default=20, help="Maximum number of boxes per answer (20).")
-    parser.add_argument("--map_side", type=positive, default=7, help="Number of cells per side of a map (7).")
-    parser.add_argument("--window", type=positive, help="Side of the windows of larger images in pixels.")
-    parser.add_argument("--overlap", type=not_negative, default=0, help="Overlap of windows in pixels (0).")
-    parser.add_argument(
-        "--collages", type=within("[0, inf)", float), default=0, help="Number of collages per image or window (0)."
-    )
-    parser.add_argument(
-        "--collage_grid",
-        type=within("[2, 16]"),
-        nargs="+",
-        default=[7],
-        help="Number of pieces per side of a collage (7).",
-    )
-    parser.add_argument("--collage_size", type=positive, default=448, help="Side of a collage in pixels (448).")
-    parser.add_argument("--seed", type=int, default=0, help="Random seed (0).")
-    parser.add_argument(
-        "--on_error", choices=("raise", "skip"), default="raise", help="Behavior on bad annotations (raise)."
-    )
+    add_options(parser, AnnotationOptions, OPTIONS)
+    parser.add_argument("--seed", type=int, default=0, help="Random seed. Default: 0.")
     parser.add_argument("--license", help="License of images and annotations, for the card.")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Hub id to upload the output folder to.")
-    parser.add_argument(
-        "--plane", choices=("axial", "coronal", "sagittal"), help="Plane of the slices of volumes (axial)."
-    )
-    parser.add_argument("--intensities", type=float, nargs=2, help="Intensities shown as black and white.")
-    parser.add_argument(
-        "--percentiles",
-        type=within("[0, 100]", float),
-        nargs=2,
-        help="Percentiles of each volume shown as black and white.",
-    )
-    parser.add_argument(
-        "--class_property",
-        help="Property of GeoJSON or GeoPackage with the class (the first of class, label, category, name, type).",
-    )
     parser.add_argument(
         "--plugins", nargs="+", default=[], help="Python files that register layouts, see tests/README.md."
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--shard", type=shard, metavar="I/N", help="Write only part I of N parts of the rows.")
-    parts.add_argument("--merge", type=positive, metavar="N", help="Write the card of N finished shards.")
+    parts.add_argument(
+        "--merge", type=option_type(PositiveInt), metavar="N", help="Write the card of N finished shards."
+    )
     args = parse_words(parser, argv)
     load_plugins(args.plugins)
 
@@ -83,6 +55,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     from modeling_vitp.instructions.from_annotations.pipeline import option_error
     from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
 
+    try:
+        AnnotationOptions(**{name: getattr(args, name) for name in OPTIONS})
+    except ValueError as error:
+        parser.error(str(error))
     if error := option_error(args):
         parser.error(error)
     args.kinds = args.kinds or list(PHRASINGS[LAYOUTS[args.layout].subject])

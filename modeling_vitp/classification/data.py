@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import datasets
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..command.settings import check_type
-from ..data.files import CASES, FIELD, FileSample, find_samples, in_part
+from ..command.settings import from_mapping
+from ..data.files import CASES, FIELD, FileSample, find_samples, read_split
 from ..data.layouts import recognize_layout
 from ..data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
 from ..data.settings import DataSettings, parts_of
@@ -383,7 +383,6 @@ class LabelTable:
             column per class, 1 for the classes of an image and 0 for the others.
         separator: separator between the classes in a text.
         no_class: text for an image without any class. If set, empty labels are an error.
-        label_values: see [`ClassificationData`], which sets it.
     """
 
     file: str
@@ -391,7 +390,6 @@ class LabelTable:
     label: str | Sequence[str] = "label"
     separator: str | None = None
     no_class: str | None = None
-    label_values: Mapping | None = None
 
     def read(self, root: Path) -> pd.DataFrame:
         """Return all rows of the table.
@@ -426,6 +424,7 @@ class LabelTable:
         where: Mapping | None,
         split: str,
         taken: dict[int, tuple[str | None, Path]],
+        label_values: Mapping | None = None,
     ) -> tuple[list[FileSample], list[list[Label]]]:
         """Return the samples that have a row in the table, and the classes of each.
 
@@ -439,6 +438,7 @@ class LabelTable:
             split: name of the split in errors.
             taken: first file of each row and the field that identifies it, if any, over all splits so far. Extended in
                 place with the files of `samples`.
+            label_values: see [`ClassificationData`].
 
         Raises:
             ValueError: if a file has no row, a row has no file, or a row matches several files.
@@ -460,7 +460,7 @@ class LabelTable:
         if names.duplicated().any():
             repeated = names[names.duplicated()].iloc[0]
             raise ValueError(f"table: {root / self.file} has several rows for {repeated!r}. Keep one.")
-        stored = dict(zip(names, zip(rows.index, self._labels(rows, root))))
+        stored = dict(zip(names, zip(rows.index, self._labels(rows, root, label_values))))
         owners = {field: rows[field].dropna().astype(str) for field in CASES if field in rows.columns}
         kept, labels, used = [], [], set()
         for sample in samples:
@@ -488,7 +488,7 @@ class LabelTable:
             raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} matches {name!r}.")
         return kept, labels
 
-    def _labels(self, rows: pd.DataFrame, root: Path) -> list[list[Label]]:
+    def _labels(self, rows: pd.DataFrame, root: Path, label_values: Mapping | None) -> list[list[Label]]:
         if isinstance(self.label, str):
             stored = []
             for row, value in zip(rows.index, rows[self.label].tolist()):
@@ -503,7 +503,7 @@ class LabelTable:
                     )
             return [[label for label in labels if label != self.no_class] for labels in stored]
         where = f"table: {root / self.file}, row {{}}".format
-        return labels_of_columns(rows[list(self.label)], self.label_values, where)
+        return labels_of_columns(rows[list(self.label)], label_values, where)
 
 
 @dataclass(kw_only=True)
@@ -526,23 +526,21 @@ class ClassificationData(DataSettings):
             leaves such files out and logs their number. Rows of `dataset_name` are checked with `"skip"` only.
     """
 
-    choices = {"bad_images": ("raise", "skip")}
-
     classes: Sequence[str] | None = None
     multi_label: bool = False
     table: Mapping | None = None
     label_values: Mapping[str | int | float, int | None] | None = None
-    bad_images: str = "raise"
+    bad_images: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self):
         super().__post_init__()
         if self.classes is not None and len(set(self.classes)) < max(len(self.classes), 2):
-            raise ValueError(f"data: `classes` must be two or more distinct names, got {list(self.classes)}.")
+            raise ValueError(f"`classes` must be two or more distinct names, got {list(self.classes)}.")
         columns = (self.table or self.columns or {}).get("label")
         if self.label_values and (not self.multi_label or columns is None or isinstance(columns, str)):
-            raise ValueError("data: `label_values` needs `multi_label: true` and a list of columns as `label`.")
+            raise ValueError("`label_values` needs `multi_label: true` and a list of columns as `label`.")
         if not {*(self.label_values or {}).values()} <= {1, 0, None}:
-            raise ValueError(f"data: expected the values 1, 0 and null in `label_values`, got {self.label_values}.")
+            raise ValueError(f"Expected the values 1, 0 and null in `label_values`, got {self.label_values}.")
         self.is_listed = self.classes is not None
         self._opened: dict[str, ClassifiedImages] = {}
         self._taken: dict[str, dict[int, tuple[str | None, Path]]] = {}  # Rows of each table that belong to a file.
@@ -604,18 +602,13 @@ class ClassificationData(DataSettings):
         where = settings.pop("where", None) if isinstance(settings, dict) else None
         samples = find_samples(root, settings, name, use_part=self.table is None)
         if self.table is not None:
-            check_type("data: table", self.table, Mapping[str, str | Sequence[str]])
-            options = LabelTable.__dataclass_fields__.keys() - {"label_values"}
-            unknown = sorted(set(self.table) - options)
-            if unknown or "file" not in self.table:
-                problem = f"unknown option(s) {unknown}" if unknown else "`file` is missing"
-                raise ValueError(f"data: table: {problem}. Options: {sorted(options)}.")
-            file = self.table["file"].replace("{split}", name)
-            table = LabelTable(**self.table | {"file": file}, label_values=self.label_values)
-            samples, stored = table.labels_of(samples, root, where, name, self._taken.setdefault(file, {}))
+            table = from_mapping(LabelTable, self.table, "data: table")
+            table = replace(table, file=table.file.replace("{split}", name))
+            taken = self._taken.setdefault(table.file, {})
+            samples, stored = table.labels_of(samples, root, where, name, taken, self.label_values)
             found = FileImages(samples, stored, self.input_spec)
-            if "part" in settings:  # The table may have the patients, which are not divided.
-                found = found.subset([index for index, case in enumerate(found.cases) if in_part(case, settings)])
+            split = read_split(settings, name)  # The table may have the patients, which are not divided.
+            found = found.subset([index for index, case in enumerate(found.cases) if split.has_case(case)])
             if not found:
                 raise ValueError(f"Split {name!r} has no sample left after `part`.")
             return found

@@ -3,14 +3,18 @@
 import colorsys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from ..command.settings import check_type, is_of
+from ..command.settings import Interval, check_keys, check_value, from_mapping, matches
 from ..image_processing_vitp_dense import IGNORE_INDEX
 
-Color = tuple[int, int, int]
 LARGEST_VALUE = (1 << 24) - 1  # Largest allowed value in a mask.
+MaskValue = Annotated[int, Interval(f"[0, {LARGEST_VALUE}]")]
+ValueRange = tuple[MaskValue, MaskValue]
+Level = Annotated[int, Interval("[0, 255]")]
+Color = tuple[Level, Level, Level]
 
 
 class ClassNames:
@@ -29,10 +33,10 @@ class ClassNames:
         self.names, self._indices = [], {}
         for index, entry in enumerate(classes):
             entry = entry if isinstance(entry, Mapping) else {"name": entry}
-            if set(entry) - {"name", "as"} or not isinstance(entry.get("name"), str):
-                raise ValueError(f"Class {index}: expected `name`, and optionally `as`, got {str(entry)[:80]!r}.")
+            check_keys(f"Class {index}", entry, ("name", "as"))
+            check_value(f"Class {index}: name", entry.get("name"), str)
             annotated = entry.get("as", entry["name"])
-            check_type(f"Class {index}: as", annotated, str | Sequence[str])
+            check_value(f"Class {index}: as", annotated, str | Sequence[str])
             self.names.append(entry["name"])
             self._add([annotated] if isinstance(annotated, str) else annotated, index)
         if not self.names:
@@ -67,7 +71,7 @@ class DenseClass:
     """
 
     name: str
-    value: int | tuple[int, int]
+    value: MaskValue | ValueRange
     color: Color
 
 
@@ -87,35 +91,24 @@ class LabelEncoding:
     def __init__(self, classes: Sequence[Mapping], by: str = "value", ignore: Sequence = ()):
         if by not in ("value", "color"):
             raise ValueError(f"Expected `mask_encoding` to be 'value' or 'color', got {by!r}.")
-        check_type("classes", classes, Sequence[Mapping])
+        check_value("classes", classes, Sequence[Mapping])
         if not 2 <= len(classes) < IGNORE_INDEX:
             raise ValueError(
                 f"Expected 2 to {IGNORE_INDEX - 1} `classes`, including the background, got {len(classes)}."
             )
-        self.negative = [item for item in ignore if by == "value" and is_of(item, int) and item < 0]
-        ignore = [tuple(item) if isinstance(item, list) else item for item in ignore if item not in self.negative]
-        self.by, self.ignore = by, ignore
+        self.negative = [item for item in ignore if by == "value" and matches(item, int) and item < 0]
+        self.by = by
+        self.ignore = []
+        for item in ignore:
+            if item not in self.negative:
+                check_value("ignore", item, Color if by == "color" else MaskValue | ValueRange)
+                self.ignore.append(tuple(item) if isinstance(item, list) else item)
         self.classes = []
         for index, settings in enumerate(classes):
-            unknown = set(settings) - set(DenseClass.__dataclass_fields__)
-            if unknown or "name" not in settings or (by == "color" and "color" not in settings):
-                needed = "`name` and `color`" if by == "color" else "`name`"
-                raise ValueError(
-                    f"Class {index}: expected {needed}, and optionally other fields of "
-                    f"{sorted(DenseClass.__dataclass_fields__)}, got {settings}."
-                )
-            value, color = settings.get("value", index), settings.get("color", distinct_color(index, len(classes)))
-            check_type(f"Class {index}: name", settings["name"], str)
-            if not is_value(value) or not is_color(color):
-                raise ValueError(
-                    f"Class {index}: expected `value` to be an integer in [0, {LARGEST_VALUE}] or the first and last "
-                    f"of a range, and `color` to be red, green and blue in [0, 255], got {settings}."
-                )
-            value = tuple(value) if isinstance(value, (list, tuple)) else value
-            self.classes.append(DenseClass(settings["name"], value, tuple(color)))
-        wrong = [item for item in self.ignore if not (is_color if by == "color" else is_value)(item)]
-        if wrong:
-            raise ValueError(f"ignore: expected a mask {by}, got {str(wrong[0])[:80]!r}.")
+            if by == "color" and "color" not in settings:
+                raise ValueError(f"Class {index}: missing 'color', by which `mask_encoding` tells classes apart.")
+            defaults = {"value": index, "color": distinct_color(index, len(classes))}
+            self.classes.append(from_mapping(DenseClass, {**defaults, **settings}, f"Class {index}"))
         repeated = {name for name in self.names if self.names.count(name) > 1}
         if repeated:
             raise ValueError(f"Two classes have the name {sorted(repeated)[0]!r}. Class names must be unique.")
@@ -200,18 +193,6 @@ class LabelEncoding:
 
 def span(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
-
-
-def is_value(value: object) -> bool:
-    """Return whether an object is a valid mask value, or the first and last value of a range."""
-    numbers = value if isinstance(value, (list, tuple)) else [value]
-    return len(numbers) == (2 if numbers is value else 1) and all(
-        is_of(number, int) and 0 <= number <= LARGEST_VALUE for number in numbers
-    )
-
-
-def is_color(color: object) -> bool:
-    return isinstance(color, (list, tuple)) and len(color) == 3 and all(is_of(n, int) and 0 <= n <= 255 for n in color)
 
 
 def pack(color: Color) -> int:

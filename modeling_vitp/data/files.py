@@ -9,29 +9,100 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..command.settings import check_type
-from ..configuration_vitp import check_keys
+from ..command.settings import NonNegativeInt, PositiveInt, Probability, check_value, from_mapping
 
 CASES = ("patient", "case")  # fields whose files must be in one split
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
 TRAINED_PART = 0.9  # part of the images that is trained on if a folder has no other split
-# Settings of a split of files and their types.
-SETTINGS = {
-    "image": str | Sequence[str],
-    **dict.fromkeys(("before", "after", "mask", "list", "cases"), str),
-    "part": Sequence[float],
-    "part_seed": int,
-    "tile": Mapping[str, int],
-    "foreground_only": bool,
-}
-# Keys of the mappings in `data`, of all tasks.
-KEYS = {
-    "columns": ("image", "before", "after", "mask", "label", "id", "boxes", "corners", "labels", "crowd", "difficult")
-    + ("area", "masks"),
-    "tile": ("size", "overlap"),
-    "volumes": ("plane", "window", "percentiles", "num_proc"),
-    "classes": ("name", "value", "color", "as"),
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFiles:
+    """Settings that select the files of a split.
+
+    Args:
+        list: file with the names of the images of the split, relative to the root of the data set.
+        cases: JSON file with the case (such as a scene) of each image by its path below the root.
+        part: range in [0, 1] that selects images by a hash of their name, or of their patient or case.
+        part_seed: seed of the hash.
+    """
+
+    list: str | None = None
+    cases: str | None = None
+    part: tuple[Probability, Probability] | None = None
+    part_seed: int | None = None
+
+    def __post_init__(self):
+        if self.part is not None and self.part[0] >= self.part[1]:
+            raise ValueError(f"Expected part to be the two ends of a range, got {self.part}.")
+
+    def has_case(self, case: str) -> bool:
+        """Return whether an image of a case is in `part`."""
+        if self.part is None:
+            return True
+        position = hashed_position(case if self.part_seed is None else f"{self.part_seed}/{case}")
+        return self.part[0] <= position < self.part[1]
+
+    def read_cases(self, root: Path, images: Sequence[Path]) -> Sequence[dict[str, str]]:
+        """Return the field `case` of images as `cases` says, or no field without such a file.
+
+        Raises:
+            ValueError: if the file cannot be read, or lacks an image.
+        """
+        if self.cases is None:
+            return [{} for _ in images]
+        path = root / self.cases
+        try:
+            cases = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"The cases {path} cannot be read as JSON: {error}") from error
+        check_value(f"cases in {path}", cases, Mapping[str, str])
+        names = [image.relative_to(root).as_posix() for image in images]
+        missing = next((name for name in names if name not in cases), None)
+        if missing is not None:
+            raise ValueError(f"No case for {missing!r} in {path}. Add it.")
+        return [{"case": cases[name]} for name in names]
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """Square windows that images are cut into.
+
+    Args:
+        size: side in pixels.
+        overlap: overlap in pixels.
+    """
+
+    size: PositiveInt
+    overlap: NonNegativeInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternSplit(SplitFiles):
+    """Settings of a split of files that match patterns, see [`find_samples`]."""
+
+    image: str | Sequence[str] | None = None
+    before: str | None = None
+    after: str | None = None
+    mask: str | None = None
+    tile: TileSettings | None = None
+    foreground_only: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        is_pair = self.before is not None and self.after is not None
+        has_one = self.before is not None or self.after is not None
+        if (self.image is None) != is_pair or (self.image is not None and has_one):
+            raise ValueError("Expected either `image`, or `before` and `after`.")
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Patterns of the images by role, in the order of the images of a sample."""
+        if self.image is None:
+            return {"before": self.before, "after": self.after}
+        if isinstance(self.image, str):
+            return {"image": self.image}
+        return {f"image {index}": pattern for index, pattern in enumerate(self.image)}
 
 
 @dataclass(frozen=True)
@@ -76,9 +147,10 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
         ValueError: if files are missing; the message names them.
     """
     root = Path(root)
-    patterns = image_patterns(settings, name)
-    if "mask" in settings:
-        patterns["mask"] = settings["mask"]
+    split = read_split(settings, name)
+    patterns = split.images
+    if split.mask is not None:
+        patterns["mask"] = split.mask
     if not root.is_dir():
         raise ValueError(f"Folder {root} of the data set not found.")
     order = list(dict.fromkeys(fields_of(next(iter(patterns.values())))))
@@ -91,8 +163,8 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
             pattern = FIELD.sub(r"{\g<field>}", patterns[role])
             raise ValueError(f"Split {name!r} has no {role}: no file matches {root / pattern}.")
     keys = sorted(set().union(*found.values()))
-    if "list" in settings:
-        keys = select_listed(keys, root, root / settings["list"], next(iter(found.values())))
+    if split.list is not None:
+        keys = select_listed(keys, root, root / split.list, next(iter(found.values())))
     for key in keys:
         for role, files in found.items():
             if key not in files:
@@ -100,7 +172,7 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
                 expected = fill(patterns[role], dict(zip(order, key)))
                 raise ValueError(f"{other} has no {role}: {root / expected} not found.")
     roles = [role for role in patterns if role != "mask"]
-    cases = read_cases(root, settings, [found[roles[0]][key] for key in keys])
+    cases = split.read_cases(root, [found[roles[0]][key] for key in keys])
     samples = [
         FileSample(
             "/".join(key),
@@ -110,33 +182,16 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
         )
         for key, case in zip(keys, cases)
     ]
-    if use_part and "part" in settings:
-        samples = [sample for sample in samples if in_part(sample.case, settings)]
+    if use_part:
+        samples = [sample for sample in samples if split.has_case(sample.case)]
     if not samples:
         raise ValueError(f"Split {name!r} has no sample left after `list` and `part`.")
     return samples
 
 
-def image_patterns(settings: Mapping, name: str) -> dict[str, str]:
-    """Return the patterns of a split's images by role, in the order of the images of a sample."""
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"Split {name!r}: expected a mapping with `image` and `mask`, got {str(settings)[:80]!r}.")
-    unknown = sorted(map(str, set(settings) - SETTINGS.keys()))
-    if unknown:
-        raise ValueError(f"Split {name!r} has unknown settings {unknown}. Expected: {sorted(SETTINGS)}.")
-    for key, value in settings.items():
-        check_type(f"Split {name!r}: {key}", value, SETTINGS[key])
-    check_keys(f"Split {name!r}: tile", settings.get("tile"), KEYS["tile"], "tiles")
-    if "tile" in settings and len(settings["tile"]) < len(KEYS["tile"]):
-        raise ValueError(f"Split {name!r}: expected `tile` with size and overlap, got {settings['tile']}.")
-    if "image" in settings and not {"before", "after"} & set(settings):
-        images = settings["image"]
-        if isinstance(images, str):
-            return {"image": images}
-        return {f"image {index}": pattern for index, pattern in enumerate(images)}
-    if "image" not in settings and {"before", "after"} <= set(settings):
-        return {"before": settings["before"], "after": settings["after"]}
-    raise ValueError(f"Split {name!r} needs either `image`, or `before` and `after`.")
+def read_split(settings: Mapping, name: str) -> PatternSplit:
+    """Return the settings of a split of files; `name` is the name of the split in errors."""
+    return from_mapping(PatternSplit, settings, f"Split {name!r}")
 
 
 def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, ...], Path]:
@@ -200,31 +255,6 @@ def select_listed(keys: list[tuple], root: Path, path: Path, files: Mapping[tupl
             raise ValueError(f"{path}: {name!r} must match 1 sample, but matches {len(matches)}.")
         chosen += matches
     return sorted(set(chosen))
-
-
-def read_cases(root: Path, settings: Mapping, images: Sequence[Path]) -> list[dict[str, str]]:
-    """Return the field `case` of images as the file `cases` of a split says, or no field without such a file."""
-    if "cases" not in settings:
-        return [{} for _ in images]
-    path = root / settings["cases"]
-    try:
-        cases = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The cases {path} cannot be read as JSON: {error}") from error
-    check_type(f"cases in {path}", cases, Mapping[str, str])
-    names = [image.relative_to(root).as_posix() for image in images]
-    missing = next((name for name in names if name not in cases), None)
-    if missing is not None:
-        raise ValueError(f"No case for {missing!r} in {path}. Add it.")
-    return [{"case": cases[name]} for name in names]
-
-
-def in_part(case: str, settings: Mapping) -> bool:
-    """Return whether a hash of a case's name and the `part_seed` of a split, scaled to [0, 1), is in its `part`."""
-    part, seed = settings["part"], settings.get("part_seed")
-    if len(part) != 2 or not 0 <= part[0] < part[1] <= 1:
-        raise ValueError(f"Expected `part` to be the two ends of a range in [0, 1], got {list(part)}.")
-    return part[0] <= hashed_position(case if seed is None else f"{seed}/{case}") < part[1]
 
 
 def hashed_position(case: str) -> float:

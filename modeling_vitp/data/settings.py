@@ -1,11 +1,11 @@
 """Setting `data` of fine-tuning and probes: a data set, its splits and classes."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Self
 
 import torch
 import yaml
@@ -14,10 +14,9 @@ from datasets import Dataset, load_dataset
 from torch.utils.data import ConcatDataset
 
 from ..cards.record import public_name
-from ..command.settings import check_type
-from ..configuration_vitp import check_keys
+from ..command.settings import check_value, from_mapping
 from ..hub.failures import retry
-from .files import KEYS, FileSample
+from .files import FileSample
 from .leaks import (
     check_disjoint,
     check_no_shared_images,
@@ -53,11 +52,9 @@ class DataSettings:
             error.
 
     Attributes:
-        choices: allowed values of settings by name.
         infer_options: settings that [`infer`] takes.
     """
 
-    choices: ClassVar[dict[str, Collection[str]]] = {}
     infer_options: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[str] = ""  # shortest configuration, for errors
 
@@ -71,10 +68,7 @@ class DataSettings:
 
     def __post_init__(self):
         if (self.root is None) == (self.dataset_name is None):
-            raise ValueError("data: set either `root`, a folder of files, or `dataset_name`.")
-        for name, known in self.choices.items():
-            if getattr(self, name) not in (*known, None):
-                raise ValueError(f"data: expected {name} to be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+            raise ValueError("Expected either `root`, a folder of files, or `dataset_name`.")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -83,20 +77,7 @@ class DataSettings:
         Raises:
             ValueError: if a setting is missing, unknown, or of the wrong type.
         """
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"data: expected a mapping of classes, splits and files, got {str(settings)[:80]!r}.")
-        own = [item for item in fields(cls) if item.init]
-        known, types = {item.name for item in own}, get_type_hints(cls)
-        needed = {item.name for item in own if item.default is MISSING and item.default_factory is MISSING}
-        missing, unknown = sorted(needed - set(settings)), sorted(map(str, set(settings) - known))
-        if missing or unknown:
-            raise ValueError(f"data: missing {missing}, unknown {unknown}. Expected: {sorted(known)}.")
-        for name, value in settings.items():
-            check_type(f"data: {name}", value, types[name])
-            for part in value if isinstance(value, (list, tuple)) else [value]:
-                if name in KEYS and isinstance(part, Mapping):
-                    check_keys(f"data: {name}", part, KEYS[name], name)
-        return cls(**settings)
+        return from_mapping(cls, settings, "data")
 
     @classmethod
     def from_arguments(cls, args: Any, output_dir: str) -> Self:
@@ -130,7 +111,7 @@ class DataSettings:
         """
         if "root" not in settings or "splits" in settings:
             return dict(settings)
-        check_type("data: root", settings["root"], str)
+        check_value("data: root", settings["root"], str)
         root = Path(settings["root"])
         if not root.is_dir():
             raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")

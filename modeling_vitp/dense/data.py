@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import datasets
 import numpy as np
@@ -15,8 +15,9 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ..command.settings import Percentile, PositiveInt, from_mapping
 from ..data.classes import LabelEncoding, pack, span
-from ..data.files import CASES, FileSample, fields_of, find_samples, hold_out, image_patterns, match_files
+from ..data.files import CASES, FileSample, fields_of, find_samples, hold_out, match_files, read_split
 from ..data.folders import UNSPLIT, images_in
 from ..data.layouts import LAYOUTS, recognize_layout
 from ..data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
@@ -280,6 +281,16 @@ class Rows(MaskedImages):
             raise ValueError(f"Row {name} of split {self.name!r}: {column} cannot be read: {error}") from error
 
 
+@dataclass(frozen=True)
+class VolumeSettings:
+    """Settings of volumes, see [`slice_volumes`]."""
+
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    window: tuple[float, float] | None = None
+    percentiles: tuple[Percentile, Percentile] | None = None
+    num_proc: PositiveInt | None = None
+
+
 def slice_volumes(
     samples: Sequence[FileSample],
     encoding: LabelEncoding,
@@ -383,10 +394,10 @@ class DenseData(DataSettings):
     classes: Sequence[Mapping]
     splits: Mapping[str, Mapping | str]
     columns: Mapping[str, str] | None = None
-    mask_encoding: str = "value"
+    mask_encoding: Literal["value", "color"] = "value"
     ignore: Sequence = ()
     volumes: Mapping | None = None
-    images: int | None = None
+    images: PositiveInt | None = None
     encoding: LabelEncoding = field(init=False)
 
     def __post_init__(self):
@@ -396,8 +407,11 @@ class DenseData(DataSettings):
         foreign = {"foreground_only"} if self.volumes is None else {"input_spec", "dataset_name", "tile"}
         for name in sorted(used & foreign):
             remedy = "without `volumes`. Set it, or remove" if self.volumes is None else "with `volumes`. Remove"
-            raise ValueError(f"data: `{name}` has no effect {remedy} `{name}`.")
+            raise ValueError(f"`{name}` has no effect {remedy} `{name}`.")
         self.encoding = LabelEncoding(self.classes, self.mask_encoding, self.ignore)
+        self.volume_settings = None
+        if self.volumes is not None:
+            self.volume_settings = from_mapping(VolumeSettings, self.volumes, "volumes")
 
     @classmethod
     def from_arguments(cls, args: DenseArguments, output_dir: str) -> Self:
@@ -468,13 +482,16 @@ class DenseData(DataSettings):
     @property
     def image_spec(self) -> dict | None:
         """Input spec for the image processor of the model: the window or percentiles of volumes, or `input_spec`."""
-        names = [name for name in ("window", "percentiles") if (self.volumes or {}).get(name) is not None]
-        return {name: self.volumes[name] for name in names} or self.input_spec
+        if self.volume_settings is not None:
+            for name in ("window", "percentiles"):
+                if getattr(self.volume_settings, name) is not None:
+                    return {name: self.volumes[name]}
+        return self.input_spec
 
     @property
     def plane(self) -> str | None:
         """Plane of the slices of volumes; `None` for images."""
-        return None if self.volumes is None else self.volumes.get("plane", "axial")
+        return None if self.volume_settings is None else self.volume_settings.plane
 
     def _open(self, name: str) -> MaskedImages:
         settings = self.split_settings(name)
@@ -486,9 +503,8 @@ class DenseData(DataSettings):
             files.check_files(name)
             return files
         with PartialState().main_process_first():
-            rows = slice_volumes(
-                samples, self.encoding, foreground_only=settings.get("foreground_only", False), **self.volumes
-            )
+            foreground_only = settings.get("foreground_only", False)
+            rows = slice_volumes(samples, self.encoding, foreground_only=foreground_only, **vars(self.volume_settings))
         return Rows(rows, self.encoding, name=name)
 
     def check_submission(self, settings: Mapping[str, str]) -> None:
@@ -497,7 +513,7 @@ class DenseData(DataSettings):
         split = self.split_settings(name)
         if self.volumes is not None or "tile" in split:
             raise ValueError(f"submission: expected whole images in {name!r}, got `tile` or `volumes`. Remove it.")
-        known = fields_of(next(iter(image_patterns(split, name).values()))) + ["case"] * ("cases" in split)
+        known = fields_of(next(iter(read_split(split, name).images.values()))) + ["case"] * ("cases" in split)
         unknown = [field for field in fields_of(settings["file"]) if field not in known]
         if unknown:
             raise ValueError(f"submission: file has the unknown field {unknown[0]!r}. Fields of {name!r}: {known}.")
@@ -516,7 +532,7 @@ def has_other_layout(settings: Mapping[str, Any]) -> bool:
     root, splits = settings.get("root"), settings.get("splits")
     if not isinstance(root, str) or not isinstance(splits, Mapping):
         return False
-    patterns = [pattern for name, split in splits.items() for pattern in image_patterns(split, name).values()]
+    patterns = [pattern for name, split in splits.items() for pattern in read_split(split, name).images.values()]
     has_files = any(match_files(Path(root), pattern, fields_of(pattern)) for pattern in patterns)
     return not has_files and recognize_layout(root, ("masks", "changes")) is not None
 

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 
-from ..command.settings import check_type
+from ..command.settings import Probability
 from ..data.annotation_files import (
     is_number,
     read_flag,
@@ -18,15 +18,34 @@ from ..data.annotation_files import (
 )
 from ..data.annotations import AnnotatedObject, Point
 from ..data.classes import ClassNames
-from ..data.files import in_part, read_cases
+from ..data.files import SplitFiles, TileSettings
 from ..data.layouts import LAYOUTS
 from ..data.layouts.coco import file_stem, without_suffix
 from ..data.rows import cases_of_rows, find_columns, image_size, missing_column
+from ..data.windows import MIN_IMAGE_SHARE, MIN_OBJECT_SHARE
 from ..images.reading import Window, below, check_file, check_upright, stored_size
 
-# Types of the settings of a split of files.
-SETTINGS = dict.fromkeys(("images", "annotations", "list", "cases"), str)
-SETTINGS |= {"part": Sequence[float], "part_seed": int, "tile": Mapping[str, Any]}
+
+@dataclass(frozen=True)
+class ObjectTiles(TileSettings):
+    """Square windows that images with objects are cut into, see [`~modeling_vitp.data.windows.object_windows`].
+
+    Args:
+        min_image_share: smallest share of a window that the image covers.
+        min_object_share: smallest share of an object's area in a window with the object.
+    """
+
+    min_image_share: Probability = MIN_IMAGE_SHARE
+    min_object_share: Probability = MIN_OBJECT_SHARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectSplit(SplitFiles):
+    """Settings of a split of images with annotation files, see [`read_files`]."""
+
+    images: str
+    annotations: str | None = None
+    tile: ObjectTiles | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,7 @@ class AnnotatedFile:
 
 
 def read_files(
-    root: str | Path, form: str, settings: Mapping, name: str, class_property: str | None = None
+    root: str | Path, form: str, split: ObjectSplit, name: str, class_property: str | None = None
 ) -> Iterator[AnnotatedFile]:
     """Yield the images of a split with their objects, sorted by name or in the order of `list`.
 
@@ -58,7 +77,7 @@ def read_files(
         form: `"coco"`, `"voc"` (`bndbox`, or `robndbox` of DIOR-R), `"dota"`, `"yolo"` (with the class names in a YAML
             file in a folder above the labels), `"geojson"` (GeoJSON or GeoPackage over GeoTIFFs), or a name of
             [`~modeling_vitp.data.layouts.register_layout`].
-        settings: settings of the split, with paths relative to `root`. `images` is the folder of the images, which are
+        split: settings of the split, with paths relative to `root`. `images` is the folder of the images, which are
             matched to annotations by name without suffix; COCO images are searched by `file_name` first. `annotations`
             is the COCO file, or a folder with one file per image, and may be missing; for GeoJSON or GeoPackage it is a
             file or a folder, see [`~modeling_vitp.data.geodata.feature_files`]. `list` is a
@@ -72,46 +91,38 @@ def read_files(
         ValueError: if a file, line or object is invalid, an image has no annotation or is not stored upright, an
             annotation has no image, or two files have the same name.
     """
-    if not isinstance(settings, Mapping) or "images" not in settings or set(settings) - SETTINGS.keys():
-        raise ValueError(
-            f"Split {name!r}: expected `images`, and optionally other options of {sorted(SETTINGS)}, got "
-            f"{str(settings)[:80]!r}."
-        )
-    for key, value in settings.items():
-        check_type(f"Split {name!r}: {key}", value, SETTINGS[key])
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"data: `root` not found: {root}. Expected an existing folder.")
-    if not (root / settings["images"]).is_dir():
-        raise ValueError(f"Split {name!r}: image folder not found: {root / settings['images']}.")
+    if not (root / split.images).is_dir():
+        raise ValueError(f"Split {name!r}: image folder not found: {root / split.images}.")
     layout = LAYOUTS[form]
-    annotations = root / settings["annotations"] if "annotations" in settings else None
-    images, annotated = layout.match(root, root / settings["images"], annotations, class_property)
+    annotations = None if split.annotations is None else root / split.annotations
+    images, annotated = layout.match(root, root / split.images, annotations, class_property)
     listed = None
-    if "list" in settings:
-        lines = read_list(root / settings["list"])
+    if split.list is not None:
+        lines = read_list(root / split.list)
         by_path = {path.relative_to(root).as_posix(): key for key, path in images.items()}
         listed = [
             by_path.get(line) or (key if (key := without_suffix(line)) in annotated else file_stem(line))
             for line in lines
         ]
         if len(set(listed)) < len(listed):
-            raise ValueError(f"{root / settings['list']} lists {max(listed, key=listed.count)!r} twice.")
+            raise ValueError(f"{root / split.list} lists {max(listed, key=listed.count)!r} twice.")
     if listed is None:
         chosen = sorted(annotated if layout.lists_images else {*annotated, *images})
     else:
         chosen = listed
     known = [key for key in chosen if key in images]
-    cases = dict(zip(known, read_cases(root, settings, [images[key] for key in known])))
-    if "part" in settings:
-        of_case = {key: case.get("case", images[key].stem) for key, case in cases.items()}
-        chosen = [key for key in chosen if key not in images or in_part(of_case[key], settings)]
+    cases = dict(zip(known, split.read_cases(root, [images[key] for key in known])))
+    of_case = {key: case.get("case", images[key].stem) for key, case in cases.items()}
+    chosen = [key for key in chosen if key not in images or split.has_case(of_case[key])]
     for key in chosen:
         if key not in images:
-            where = root / settings["annotations" if listed is None else "list"]
-            raise ValueError(f"No image for {key!r} of {where} in {root / settings['images']}.")
+            where = root / (split.annotations if listed is None else split.list)
+            raise ValueError(f"No image for {key!r} of {where} in {root / split.images}.")
         if key not in annotated:
-            raise ValueError(f"No annotation for {images[key]} in {root / settings['annotations']}.")
+            raise ValueError(f"No annotation for {images[key]} in {root / split.annotations}.")
     for key in chosen:
         path = below(root, images[key].relative_to(root))
         check_file(path)
@@ -305,7 +316,6 @@ def smallest_rectangle(outline: Sequence[Sequence[float]] | dict) -> tuple[Point
     return tuple(map(tuple, (corners + start).tolist()))
 
 
-BOX_FORMATS = ("xywh", "xyxy")
 # Usual names of columns. A name with a dot is a field of a column with all objects of an image.
 USUAL = {
     "image": ("image",),

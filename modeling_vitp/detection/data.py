@@ -7,32 +7,40 @@ import os.path
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..command.settings import check_type
+from ..command.settings import NonNegativeFloat, from_mapping
 from ..data.classes import ClassNames
 from ..data.files import FileSample, hold_out
 from ..data.folders import UNSPLIT
 from ..data.layouts import LAYOUTS, layouts_about, recognize_layout
 from ..data.rows import check_image_columns, content_of, encoded_rows
 from ..data.settings import DataSettings
-from ..data.windows import MIN_IMAGE_SHARE, MIN_OBJECT_SHARE, inside, object_windows
+from ..data.windows import inside, object_windows
 from ..images.large import ranged
 from ..images.pixels import to_pixels
 from ..images.reading import Picture, Window, cut, read_image, read_picture
 from ..input_spec import InputSpec
 from ..rotated_boxes import smallest_rectangles
 from ..vrl import keyed_generator
-from .annotations import BOX_FORMATS, AnnotatedFile, ImageObjects, collect, columns_of, read_files, read_rows
+from .annotations import (
+    AnnotatedFile,
+    ImageObjects,
+    ObjectSplit,
+    ObjectTiles,
+    collect,
+    columns_of,
+    read_files,
+    read_rows,
+)
 
 logger = logging.getLogger(__name__)
 MOST_SHOWN = 5
-TILE = {"size": int, "overlap": int, "min_image_share": float, "min_object_share": float}
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,14 @@ class ObjectImages(torch.utils.data.Dataset):
         return item
 
 
+@dataclass(frozen=True)
+class RowSplit:
+    """Settings of a split of rows: its name in `datasets`, and windows that its images are cut into."""
+
+    split: str
+    tile: ObjectTiles | None = None
+
+
 @dataclass(kw_only=True)
 class DetectionData(DataSettings):
     """Detection settings in `data` of a configuration, see [`DataSettings`].
@@ -186,7 +202,6 @@ class DetectionData(DataSettings):
     """
 
     infer_options = ("class_property",)
-    choices = {"box_format": BOX_FORMATS, "bad_objects": ("raise", "skip")}
     template = (
         "data: {root: FOLDER, format: coco, splits: {train: {images: train/images, annotations: train.json}, "
         "test: {images: test/images, annotations: test.json}}, classes: [ship, plane]}"
@@ -197,21 +212,21 @@ class DetectionData(DataSettings):
     format: str | None = None
     class_property: str | None = None
     columns: Mapping[str, str] | None = None
-    box_format: str = "xywh"
+    box_format: Literal["xywh", "xyxy"] = "xywh"
     leave_out: Sequence[str] = ()
-    bad_objects: str = "raise"
-    min_side: float = 0.0
+    bad_objects: Literal["raise", "skip"] = "raise"
+    min_side: NonNegativeFloat = 0.0
     names: ClassNames = field(init=False)
 
     def __post_init__(self):
         super().__post_init__()
         formats = layouts_about("objects")
         if self.format not in (*formats, None):
-            raise ValueError(f"data: expected format to be one of {', '.join(formats)}, got {self.format!r}.")
+            raise ValueError(f"Expected format to be one of {', '.join(formats)}, got {self.format!r}.")
         if self.root is not None and self.format is None:
-            raise ValueError(f"data: `format` is required for annotation files. Options: {', '.join(formats)}.")
+            raise ValueError(f"`format` is required for annotation files. Options: {', '.join(formats)}.")
         if self.class_property is not None and self.format != "geojson":
-            raise ValueError(f"data: `class_property` is for `format: geojson`, got the format {self.format!r}.")
+            raise ValueError(f"`class_property` is for `format: geojson`, got the format {self.format!r}.")
         self.names = ClassNames(self.classes, self.leave_out)
 
     @classmethod
@@ -272,33 +287,31 @@ class DetectionData(DataSettings):
             task: `"horizontal"`, `"oriented"` or `"instances"`, which requires outlines.
         """
         if self.dataset_name is None:
-            settings = self.split_settings(name)
-            found = read_files(self.root, self.format, settings, name, self.class_property)
-            return ObjectImages(self._places(found, settings, task, name), self.input_spec, task == "instances")
-        settings, rows, columns = self._read(name, task)
+            split = from_mapping(ObjectSplit, self.split_settings(name), f"Split {name!r}")
+            found = read_files(self.root, self.format, split, name, self.class_property)
+            return ObjectImages(self._places(found, split.tile, task, name), self.input_spec, task == "instances")
+        split, rows, columns = self._read(name, task)
         if "labels" not in columns and len(self.names.names) > 1:
             raise ValueError(
                 f"Split {name!r} has no column of labels for the classes {self.names.names}. Found: "
                 f"{', '.join(sorted(rows.features))}. Set `columns`, such as {{labels: objects.FIELD}}."
             )
         found = read_rows(rows, columns, self.box_format, name)
-        places = self._places(found, settings, task, name)
+        places = self._places(found, split.tile, task, name)
         return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
 
-    def _read(self, name: str, task: str) -> tuple[Mapping[str, Any], datasets.Dataset, dict[str, str]]:
+    def _read(self, name: str, task: str) -> tuple[RowSplit, datasets.Dataset, dict[str, str]]:
         """Return the settings, the rows and the columns of a split of `dataset_name`."""
         settings = self.split_settings(name)
         settings = settings if isinstance(settings, Mapping) else {"split": settings}
-        if "split" not in settings or set(settings) - {"split", "tile"}:
-            raise ValueError(f"Split {name!r}: expected `split`, and optionally `tile`, got {dict(settings)}.")
-        rows = encoded_rows(self.load_rows(settings["split"]))
+        split = from_mapping(RowSplit, settings, f"Split {name!r}")
+        rows = encoded_rows(self.load_rows(split.split))
         columns = columns_of(rows.features, self.columns or {}, name, task == "oriented")
         check_image_columns(rows, [columns["image"]], name)
-        return settings, rows, columns
+        return split, rows, columns
 
-    def _places(self, found: Iterator[AnnotatedFile], settings: Mapping, task: str, name: str) -> list[Place]:
+    def _places(self, found: Iterator[AnnotatedFile], tile: ObjectTiles | None, task: str, name: str) -> list[Place]:
         places, wrong = [], []
-        tile = read_tile(settings.get("tile") if isinstance(settings, Mapping) else None, name)
         for item in tqdm(found, desc=f"annotations of {name}", disable=None):
             objects = None
             if item.found is not None:
@@ -339,21 +352,8 @@ def common_folder(paths: Iterable[Path], root: Path) -> str:
     return Path(os.path.commonpath([path.parent for path in paths])).relative_to(root).as_posix()
 
 
-def read_tile(settings: Mapping | None, name: str) -> dict | None:
-    if settings is None:
-        return None
-    if not {"size", "overlap"} <= set(settings) <= set(TILE):
-        raise ValueError(
-            f"Split {name!r}: expected `tile` with `size` and `overlap`, and optionally other options of "
-            f"{sorted(TILE)}, got {sorted(settings)}."
-        )
-    for key, value in settings.items():
-        check_type(f"Split {name!r}: tile: {key}", value, TILE[key])
-    return {"min_image_share": MIN_IMAGE_SHARE, "min_object_share": MIN_OBJECT_SHARE, **settings}
-
-
 def cut_into_windows(
-    item: AnnotatedFile, objects: ImageObjects | None, tile: Mapping | None, is_oriented: bool
+    item: AnnotatedFile, objects: ImageObjects | None, tile: ObjectTiles | None, is_oriented: bool
 ) -> Iterator[Place]:
     """Yield the samples of an image: the whole image, or its windows, whose ids contain their position.
 
@@ -365,13 +365,13 @@ def cut_into_windows(
     if tile is None:
         yield Place(item.id, item.id, item.image, item.size, None, objects, case)
         return
-    for window in object_windows(item.size, tile["size"], tile["overlap"], tile["min_image_share"]):
+    for window in object_windows(item.size, tile.size, tile.overlap, tile.min_image_share):
         inner = objects
         if objects is not None:
-            least = np.where(objects.crowd, 0, tile["min_object_share"]).clip(np.finfo(float).tiny)
-            inner = objects.take(inside(objects.corners, window, tile["size"], least))
+            least = np.where(objects.crowd, 0, tile.min_object_share).clip(np.finfo(float).tiny)
+            inner = objects.take(inside(objects.corners, window, tile.size, least))
             inner = inner if is_oriented else inner.clipped_to(window)
-        name = f"{item.id}__{tile['size']}__{window[0]}___{window[1]}"
+        name = f"{item.id}__{tile.size}__{window[0]}___{window[1]}"
         yield Place(name, item.id, item.image, item.size, window, inner, case)
 
 

@@ -3,10 +3,9 @@
 import argparse
 import json
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from trl import ScriptArguments
 
@@ -23,25 +22,12 @@ from ..command.settings import (
     Probability,
     Settings,
     Share,
-    check_value,
-    matches,
-    option_type,
 )
 from .requirements import Requirement
 
 # Where the fields of TRL's `SFTConfig` are defined.
 SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "none")
-
-# Former names, for the files that still import them from here.
-check_type = check_value
-is_of = matches
-positive = option_type(PositiveInt)
-not_negative = option_type(NonNegativeInt)
-
-
-def within(interval: str, kind: type = int) -> Callable[[str], Any]:
-    return option_type(Annotated[kind, Interval(interval)])
 
 
 def shard(text: str) -> Shard:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.data import leaks
-from modeling_vitp.data.files import fill, find_samples, in_part
+from modeling_vitp.data.files import SplitFiles, fill, find_samples
 from modeling_vitp.data.leaks import PIECE
 from modeling_vitp.dense.data import DenseData
 from modeling_vitp.detection.data import DetectionData
@@ -52,7 +52,7 @@ def test_parts_split_patients_without_overlap(tmp_path):
 def test_part_seed_draws_other_samples():
     names = [f"image_{number}" for number in range(1000)]
     drawn = {
-        (seed, share): {name for name in names if in_part(name, {"part": [0.0, share]} | seeds)}
+        (seed, share): {name for name in names if SplitFiles(part=(0.0, share), **seeds).has_case(name)}
         for seed, seeds in (("none", {}), (1, {"part_seed": 1}), (2, {"part_seed": 2}))
         for share in (0.02, 0.2)
     }

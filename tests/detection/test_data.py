@@ -44,9 +44,9 @@ from pycocotools.cocoeval import COCOeval
 from modeling_vitp.data.annotations import AnnotatedObject
 from modeling_vitp.data.classes import ClassNames
 from modeling_vitp.data.files import hashed_position
-from modeling_vitp.detection.annotations import AnnotatedFile, ImageObjects, collect, row_objects
+from modeling_vitp.detection.annotations import AnnotatedFile, ImageObjects, ObjectTiles, collect, row_objects
 from modeling_vitp.detection.arguments import DetectionArguments
-from modeling_vitp.detection.data import DetectionData, ObjectImages, cut_into_windows, read_tile, with_few_empty
+from modeling_vitp.detection.data import DetectionData, ObjectImages, cut_into_windows, with_few_empty
 from modeling_vitp.detection.prediction import write_geojson
 from modeling_vitp.detection.trainer import reference
 from modeling_vitp.metrics.report import METRICS_FOLDER
@@ -461,11 +461,11 @@ def test_windows_keep_the_crowds_that_reach_into_them():
     ]
     objects, _ = collect(items, ClassNames(["ship"]), (96, 96))
     image = AnnotatedFile("a", Path("a.png"), (96, 96), items)
-    tile = read_tile({"size": 48, "overlap": 0}, "test")
+    tile = ObjectTiles(48, 0)
     places = list(cut_into_windows(image, objects, tile, is_oriented=False))
     assert [place.objects.crowd.tolist() for place in places] == [[True], [True], [True], [True]]
     assert [place.objects.boxes()[0].tolist() for place in places[:2]] == [[0, 0, 48, 48], [48, 0, 60, 48]]
-    tile = read_tile({"size": 48, "overlap": 0, "min_object_share": 0.0}, "test")
+    tile = ObjectTiles(48, 0, min_object_share=0.0)
     places = list(cut_into_windows(image, objects, tile, is_oriented=False))
     assert [len(place.objects) for place in places] == [2, 2, 1, 1]  # Without the objects of other windows.
 

@@ -60,8 +60,6 @@ def option_error(args: argparse.Namespace) -> str | None:
         return f"--window needs annotated boxes: {', '.join(layouts_about('objects'))}."
     if args.collages and subject not in ("objects", "regions"):
         return f"--collages needs annotated boxes or masks: {', '.join(layouts_about('objects', 'regions'))}."
-    if args.window is not None and args.overlap >= args.window:
-        return f"--overlap must be below --window {args.window}, got {args.overlap}."
     for option in LAYOUT_OPTIONS:
         if getattr(args, option) is not None and option not in LAYOUTS[args.layout].options:
             return f"--{option} needs the layout {layouts_with(option)}."
