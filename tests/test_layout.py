@@ -27,7 +27,8 @@ LAYERS = [  # from top to bottom; a folder imports from its own layer's folder a
 ]
 LEVELS = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 # Flat files without a model, which the lowest layer may import.
-WITHOUT_MODELS = {"bands", "image_processing_vitp", "image_processing_vitp_dense", "input_spec", "rotated_boxes", "vrl"}
+WITHOUT_MODELS = {"bands", "image_decoding", "image_processing_vitp", "image_processing_vitp_dense", "input_spec"}
+WITHOUT_MODELS |= {"rotated_boxes", "vrl"}
 # Files that name modules of layers above their own in strings, with these layers. Do not add to it.
 KNOWN_STRINGS = {
     # Adapting runs commands, and parses its settings with them.

@@ -8,12 +8,10 @@ import hashlib
 import io
 import os
 import re
-import stat
 import threading
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,18 +21,26 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
-import rasterio
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from rasterio.errors import NotGeoreferencedWarning
+
+from ..image_decoding import (
+    JPEG,
+    JPEG_2000,
+    PIL_8BIT_MODES,
+    PNG,
+    TIFF,
+    is_reduced,
+    is_reduced_jpeg_2000,
+    open_file,
+    open_raster,
+)
 
 if TYPE_CHECKING:  # input_spec imports torch, which would slow down `--help`.
     from ..input_spec import InputSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".dcm"}
 
-# First bytes of files by format, and end marks of the formats that have one.
-PNG, TIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\xff\xd8\xff"
-JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # File with boxes, and raw code stream.
+# End marks of the formats that have one.
 END_MARKS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
 TAIL = 4096  # Number of bytes at the end of a file in which the end mark is searched.
 
@@ -153,8 +159,6 @@ def is_deep(content: bytes, bands: bool = False) -> bool:
     if content.startswith(PNG):
         return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not gray.
     if content.startswith(JPEG_2000):
-        from ..image_processing_vitp import is_reduced_jpeg_2000
-
         return is_reduced_jpeg_2000(content, bands)
     return content.startswith(TIFF) and is_deep_tiff(tiff_tags(io.BytesIO(content)), bands)
 
@@ -274,36 +278,15 @@ def is_tiff(path: Path) -> bool:
     return path.suffix.lower() in (".tif", ".tiff")
 
 
-@contextmanager
-def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
-    """Open a file or its content with GDAL, without the warning about a missing georeference.
-
-    Raises:
-        ValueError: if the file is not an image, or names another file as its overview.
-    """
-    from ..image_processing_vitp import raster_driver
-
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        is_content = isinstance(source, bytes)
-        try:
-            with io.BytesIO(source) if is_content else open_file(source) as file:
-                driver = raster_driver(file.read(12))
-            if is_content:
-                dataset = stack.enter_context(stack.enter_context(rasterio.MemoryFile(source)).open(driver=driver))
-            else:
-                dataset = stack.enter_context(rasterio.open(source, driver=driver))
-            if dataset.tags(ns="OVERVIEWS"):
-                raise ValueError("its metadata names another file as its overview")
-            for suffix in () if is_content else (".ovr", ".msk", ".OVR", ".MSK"):
-                if (sidecar := Path(f"{source}{suffix}")).exists():
-                    stack.enter_context(open_raster(sidecar))
-        except (OSError, ValueError) as error:
-            if is_content:
-                raise
-            raise ValueError(f"{source} cannot be read: {error}") from error
-        yield dataset
+def has_8_bits(path: Path) -> bool:
+    """Return whether Pillow keeps all bits and bands of an image: `False` for PNG and TIFF of more bits or bands."""
+    if path.suffix.lower() not in (".png", ".tif", ".tiff"):
+        return True
+    try:
+        with PIL.Image.open(path) as image:
+            return image.mode in PIL_8BIT_MODES and not is_reduced(image, bands=True)
+    except (OSError, PIL.Image.DecompressionBombError):
+        return False
 
 
 def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the image") -> None:
@@ -315,13 +298,6 @@ def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the i
             (spec or InputSpec()).check_number(number)
         except ValueError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
-
-
-def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading, and raise a `ValueError` for a pipe or a device, which has no end."""
-    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is a pipe or a device, expected a file")
-    return path.open("rb")
 
 
 def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
