@@ -17,6 +17,7 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 if TYPE_CHECKING:  # input_spec imports torch, which would slow down `--help`.
     from .input_spec import InputSpec
@@ -42,12 +43,67 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
+def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Blend a color of unsigned integers with white, by an opacity of the same type."""
+    white = np.iinfo(color.dtype).max
+    share = alpha.astype(np.float64) / white
+    return (color * share + white * (1 - share)).round().astype(color.dtype)
+
+
 def open_file(path: Path) -> BinaryIO:
     """Open a file for reading, and raise a `ValueError` for a pipe or a device, which has no end."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ValueError(f"{path} is a pipe or a device, expected a file")
     return path.open("rb")
+
+
+def read_header(file: BinaryIO) -> tuple[int, int, int]:
+    """Return stored height, width and orientation, from 1 (upright) to 8, of an open image other than DICOM."""
+    head = file.read(4)
+    file.seek(0)
+    if head in TIFF:
+        tags = tiff_tags(file)
+        return int(tags[257]), int(tags[256]), orientation_of(tags)
+    with PIL.Image.open(file) as image:  # getexif of the base class, because that of PNG decodes the image.
+        return image.height, image.width, orientation_of(PIL.Image.Image.getexif(image))
+
+
+def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
+    """Return the first directory of an open TIFF."""
+    header = file.read(8)
+    if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF has a longer header.
+        header += file.read(8)
+    tags = ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def orientation_of(tags) -> int:
+    """Return the orientation in EXIF or TIFF tags, from 1 (upright) to 8."""
+    orientation = tags.get(PIL.ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Decode an opened image, and rotate it by its EXIF orientation."""
+    image.load()
+    if image.getexif().get(PIL.ExifTags.Base.Orientation) is None:
+        return image
+    return PIL.ImageOps.exif_transpose(image)
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an array of shape `(height, width[, bands])` in upright orientation."""
+    if orientation in (5, 7):
+        pixels = pixels.swapaxes(0, 1)
+    pixels = np.rot90(pixels, {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0))
+    if orientation == 2:
+        pixels = np.fliplr(pixels)
+    elif orientation == 4:
+        pixels = np.flipud(pixels)
+    return np.ascontiguousarray(pixels)
 
 
 def raster_driver(head: bytes) -> str:
@@ -134,7 +190,7 @@ def read_file(path: str, spec: "InputSpec") -> PIL.Image.Image | np.ndarray:
     try:
         with PIL.Image.open(path) as image:
             if not is_reduced(image, spec.bands is not None):
-                return PIL.ImageOps.exif_transpose(image)
+                return upright(image)
             turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
             has_alpha = image.format == "PNG" and image.mode in ("LA", "RGBA")
     except PIL.UnidentifiedImageError as error:
@@ -145,10 +201,7 @@ def read_file(path: str, spec: "InputSpec") -> PIL.Image.Image | np.ndarray:
     if turned:
         raise ValueError("its EXIF orientation is rotated: rotate its pixels and remove the tag")
     bands = read_bands(path, None if has_alpha else spec)
-    if not has_alpha:
-        return bands
-    share = bands[-1] / 65535
-    return (bands[:-1] * share + 65535 * (1 - share)).round().astype(bands.dtype)
+    return over_white(bands[:-1], bands[-1:]) if has_alpha else bands
 
 
 def read_bands(path: str, spec: "InputSpec | None" = None) -> np.ndarray:

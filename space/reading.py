@@ -17,7 +17,6 @@ import limits
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import rasterio
 import torch
 from rasterio.enums import ColorInterp, Resampling
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import InputSpec
-from modeling_vitp.image_decoding import JPEG_2000, PNG, TIFF, open_raster
+from modeling_vitp.image_decoding import JPEG_2000, PNG, TIFF, open_raster, upright
 from modeling_vitp.images.dicom import PERCENTILES, number_of_frames, open_dicom, read_frame
 from modeling_vitp.images.pixels import shown, to_pixels
 from modeling_vitp.images.reading import is_dicom
@@ -278,12 +277,11 @@ def _read_photograph(path: Path, max_side: int, input_spec: dict | None, window:
             image.thumbnail(Area.of(path, size, window, max_side).reduced)
         is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) > 4
         area = Area.of(path, size[::-1] if is_turned else size, window, max_side)
-        image.load()
-        upright = PIL.ImageOps.exif_transpose(image)
+        photograph = upright(image)
     if window is not None:
-        upright = upright.crop((area.left, area.top, area.left + area.size[0], area.top + area.size[1]))
-    upright.thumbnail(area.reduced)
-    return Reading(upright, input_spec, area.note(kind))
+        photograph = photograph.crop((area.left, area.top, area.left + area.size[0], area.top + area.size[1]))
+    photograph.thumbnail(area.reduced)
+    return Reading(photograph, input_spec, area.note(kind))
 
 
 def _read_raster(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:

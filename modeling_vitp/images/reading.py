@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import huggingface_hub
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ..image_decoding import (
@@ -33,6 +31,12 @@ from ..image_decoding import (
     is_reduced_jpeg_2000,
     open_file,
     open_raster,
+    orientation_of,
+    over_white,
+    read_header,
+    tiff_tags,
+    turn,
+    upright,
 )
 
 if TYPE_CHECKING:  # input_spec imports torch, which would slow down `--help`.
@@ -126,11 +130,7 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
         if not content.startswith(TIFF):
             picture = onto_white(picture)
         return turn(picture, read_header(io.BytesIO(content))[2])
-    image = PIL.Image.open(io.BytesIO(content))
-    image.load()
-    if image.getexif().get(PIL.ExifTags.Base.Orientation) is not None:
-        image = PIL.ImageOps.exif_transpose(image)
-    return image
+    return upright(PIL.Image.open(io.BytesIO(content)))
 
 
 @contextmanager
@@ -170,17 +170,6 @@ def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
     with_color = samples - len(extra) == {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)
     is_plain = max(depths) <= 8 and set(formats) == {1} and with_color and tuple(extra) in ((), (1,), (2,))
     return not is_plain or (bands and samples not in (1, 3))
-
-
-def read_header(file: BinaryIO) -> tuple[int, int, int]:
-    """Return stored height, width and orientation, from 1 (upright) to 8, of an open image other than DICOM."""
-    head = file.read(4)
-    file.seek(0)
-    if head in TIFF:
-        tags = tiff_tags(file)
-        return int(tags[257]), int(tags[256]), orientation_of(tags)
-    with PIL.Image.open(file) as image:  # getexif of the base class, because that of PNG decodes the image.
-        return image.height, image.width, orientation_of(PIL.Image.Image.getexif(image))
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
@@ -300,17 +289,6 @@ def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the i
             raise ValueError(f"{name} cannot be read: {error}") from error
 
 
-def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
-    """Return the first directory of an open TIFF."""
-    header = file.read(8)
-    if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF has a longer header.
-        header += file.read(8)
-    tags = ImageFileDirectory_v2(header)
-    file.seek(tags.next)
-    tags.load(file)
-    return tags
-
-
 def stores_colors(tags: ImageFileDirectory_v2) -> bool:
     """Return whether the stored values of a TIFF are gray or RGB."""
     return tags.get(262, 1) not in NO_COLORS and max(tags.get(258, (1,))) >= 8
@@ -324,21 +302,6 @@ def check_colors(path: Path, tags: ImageFileDirectory_v2) -> None:
             f"Expected a TIFF in gray or RGB to read windows, {path} stores {found}. Convert it, for example a palette "
             "with gdal_translate -expand rgb."
         )
-
-
-def orientation_of(tags) -> int:
-    """Return the orientation in EXIF or TIFF tags, from 1 (upright) to 8."""
-    orientation = tags.get(PIL.ExifTags.Base.Orientation, 1)
-    return orientation if orientation in range(1, 9) else 1
-
-
-def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an array of shape `(height, width[, bands])` in upright orientation."""
-    if orientation in (5, 7):
-        pixels = pixels.swapaxes(0, 1)
-    pixels = np.rot90(pixels, {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0))
-    pixels = {2: np.fliplr, 4: np.flipud}.get(orientation, np.asarray)(pixels)
-    return np.ascontiguousarray(pixels)
 
 
 def bands_last(bands: np.ndarray) -> np.ndarray:
@@ -356,13 +319,6 @@ def onto_white(pixels: np.ndarray) -> np.ndarray:
         return pixels
     flat = over_white(pixels[..., :-1], pixels[..., -1:])
     return flat[..., 0] if flat.shape[2] == 1 else flat
-
-
-def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Blend a color of unsigned integers with white, by an opacity of the same type."""
-    white = np.iinfo(color.dtype).max
-    share = alpha.astype(np.float64) / white
-    return (color * share + white * (1 - share)).round().astype(color.dtype)
 
 
 def whole_numbers(values: np.ndarray, name: str | Path) -> np.ndarray:

@@ -18,7 +18,8 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 from trl.data_utils import prepare_multimodal_messages
 
 from ..configuration_vitp import check_keys
-from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
+from ..image_decoding import PIL_8BIT_MODES, to_rgb
+from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import ColorJitter
 from ..processing_vitp import ViTPProcessor, check_messages
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator, num_kept_tokens

@@ -18,9 +18,10 @@ import torch
 from datasets import Dataset, Features, Image, IterableDataset, List, Value, Video
 from datasets.utils.file_utils import xopen
 
-from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
+from ..image_decoding import PIL_8BIT_MODES, open_file, to_rgb
+from ..image_processing_vitp import ViTPImageProcessor
 from ..images.corruptions import compress_jpeg
-from ..images.reading import Picture, fetch, is_url, open_file, picture_size, read_picture, said
+from ..images.reading import Picture, fetch, is_url, picture_size, read_picture, said
 from ..input_spec import InputSpec
 from ..processing_vitp import GIVEN, message_texts, plain_message
 from ..vrl import keyed_generator
