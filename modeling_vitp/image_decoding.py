@@ -1,7 +1,7 @@
 """Opening of image files: with Pillow for 8 bits, with one GDAL driver for more bits or bands.
 
-The file travels with a model, so that the model's processor reads images like the training. It does not import torch,
-and rasterio only for a file that needs it.
+Training, the Space and the image processor that travels with a model share this file. It does not import torch, and
+rasterio only when an image needs it.
 """
 
 import io
@@ -25,8 +25,10 @@ if TYPE_CHECKING:  # input_spec imports torch, which would slow down `--help`.
 NEEDS_RASTERIO = "multi-band images and color images of more than 8 bits need rasterio: pip install rasterio"
 
 # First bytes of files by format.
-PNG, TIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\xff\xd8\xff"
-JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # File with boxes, and raw code stream.
+PNG = b"\x89PNG\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+JPEG = b"\xff\xd8\xff"
+JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # File with boxes, and raw code stream.
 # GDAL drivers of single images by these bytes, without WebP, whose bytes enclose the size of the file.
 DRIVERS = {"GTiff": TIFF, "PNG": PNG, "JPEG": JPEG, "JP2OpenJPEG": JPEG_2000, "GIF": b"GIF8", "BMP": b"BM"}
 SIDECARS = (".ovr", ".msk", ".OVR", ".MSK")  # Suffixes of overviews and masks that GDAL opens beside an image.
@@ -217,7 +219,8 @@ def is_reduced(image: PIL.Image.Image, bands: bool) -> bool:
     if image.format == "JPEG2000":
         return is_reduced_jpeg_2000(Path(image.filename).read_bytes(), bands)
     if image.format == "TIFF":
-        deepest, number = max(image.tag_v2.get(258, (1,))), image.tag_v2.get(277, 1)
+        deepest = max(image.tag_v2.get(258, (1,)))
+        number = image.tag_v2.get(277, 1)
         if deepest > 8 and image.mode in PIL_8BIT_MODES:
             return True
         return number != len(image.getbands()) or (bands and number not in (1, 3))

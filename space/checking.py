@@ -34,6 +34,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from modeling_vitp.convert.tensor_files import not_finite
 from modeling_vitp.image_decoding import JPEG_2000, PNG, TIFF
 from modeling_vitp.images.dicom import open_dicom
+from modeling_vitp.images.reading import is_dicom
 
 FILES = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map)"
@@ -255,7 +256,7 @@ def check_header(path: Path) -> None:
         return
     with path.open("rb") as file:
         head = file.read(132)
-    if head[128:] == b"DICM":  # The 128 bytes before are arbitrary and may look like a TIFF.
+    if is_dicom(head):  # The 128 bytes before are arbitrary and may look like a TIFF.
         _check_dicom(path)
     elif head[:4] in TIFF:
         _check_blocks(path)
