@@ -3,16 +3,10 @@
 import base64
 import logging
 import os
-import re
 import tempfile
-import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers import BatchFeature, GotOcr2ImageProcessor, PreTrainedConfig, image_utils
 from transformers.image_processing_backends import TorchvisionBackend
@@ -29,35 +23,13 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .bands import check_same_bands, describe_bands, spread
+from .image_decoding import PIL_8BIT_MODES, read_file, to_rgb
 from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
 logger = logging.getLogger(__name__)
 SWITCHES = ("do_resize", "do_rescale", "do_normalize")
-NEEDS_RASTERIO = "multi-band images and color images of more than 8 bits need rasterio: pip install rasterio"
-
-# Modes that Pillow converts to RGB without losing range; its other modes ("I;16", "I", "F" …) have more than 8 bits.
-PIL_8BIT_MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
-
 FETCH_SECONDS = 30  # after which a server that sends nothing is given up
-# GDAL drivers of single images, by a pattern of the first bytes.
-DRIVERS = {
-    rb"II[*+]\0|MM\0[*+]": "GTiff",
-    rb"\x89PNG": "PNG",
-    rb"\xff\xd8\xff": "JPEG",
-    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JP2OpenJPEG",
-    rb"RIFF....WEBP": "WEBP",
-    rb"GIF8": "GIF",
-    rb"BM": "BMP",
-}
-
-
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Convert an 8-bit image to RGB, with transparency composited onto white."""
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
 
 
 class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
@@ -332,88 +304,6 @@ def stored_content(image: str) -> bytes:
         return base64.b64decode("".join(encoded.split()), validate=True)
     except ValueError:
         raise ValueError("expected an existing file, an http(s) URL or an image in base64") from None
-
-
-def read_file(path: str, spec: InputSpec) -> PIL.Image.Image | np.ndarray:
-    """Read a file as a Pillow image, or as its stored bands `(bands, height, width)`."""
-    if spec.band_names is not None:
-        return read_bands(path, spec)
-    try:
-        with PIL.Image.open(path) as image:
-            if not is_reduced(image, spec.bands is not None):
-                return PIL.ImageOps.exif_transpose(image)
-            turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
-            has_alpha = image.format == "PNG" and image.mode in ("LA", "RGBA")
-    except PIL.UnidentifiedImageError as error:
-        if find_spec("rasterio") is None:
-            raise ValueError(f"{error}; {NEEDS_RASTERIO}") from None
-        try:
-            return read_bands(path, spec)
-        except OSError:
-            raise error from None
-    if turned:
-        raise ValueError("its EXIF orientation is rotated: rotate its pixels and remove the tag")
-    bands = read_bands(path, None if has_alpha else spec)
-    if not has_alpha:
-        return bands
-    share = bands[-1] / 65535
-    return (bands[:-1] * share + 65535 * (1 - share)).round().astype(bands.dtype)
-
-
-def is_reduced(image: PIL.Image.Image, bands: bool) -> bool:
-    """Return whether Pillow would lose bits of an opened file or, if `bands` is set, some of its bands."""
-    if image.format == "JPEG2000":
-        return is_reduced_jpeg_2000(Path(image.filename).read_bytes(), bands)
-    if image.format == "TIFF":
-        deepest, number = max(image.tag_v2.get(258, (1,))), image.tag_v2.get(277, 1)
-        if deepest > 8 and image.mode in PIL_8BIT_MODES:
-            return True
-        return number != len(image.getbands()) or (bands and number not in (1, 3))
-    return image.format == "PNG" and image.mode in PIL_8BIT_MODES and ";16" in image.tile[0].args
-
-
-def is_reduced_jpeg_2000(content: bytes, bands: bool) -> bool:
-    """Return the same for JPEG 2000, by its SIZ marker (ISO/IEC 15444-1, A.5.1).
-
-    Three bands that are marked as gray, as GDAL marks bands without color, are not decoded by Pillow.
-    """
-    header = content.partition(b"\xff\x4f\xff\x51")[2][36:39]  # number of bands; bits of the first band minus one
-    number, is_deep = int.from_bytes(header[:2], "big"), header[2:] and header[2] & 0x7F >= 8
-    is_gray = b"colr\1\0\0\0\0\0\x11" in content
-    return bool(is_deep or (number == 3 and is_gray) or (bands and number not in (0, 1, 3)))
-
-
-def raster_driver(head: bytes) -> str:
-    """Return the GDAL driver for the first 12 bytes of a file.
-
-    A file that is opened by this driver alone reads no other file and asks no server, unlike a VRT.
-
-    Raises:
-        OSError: if the file is not a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP.
-    """
-    for pattern, driver in DRIVERS.items():
-        if re.match(pattern, head, re.DOTALL):
-            return driver
-    raise OSError(
-        f"expected a TIFF, PNG, JPEG, JPEG 2000, WebP, GIF or BMP, got a file that begins with {head!r}. Convert it "
-        "with gdal_translate"
-    )
-
-
-def read_bands(path: str, spec: InputSpec | None = None) -> np.ndarray:
-    """Return the bands of a file as they are stored, of shape `(bands, height, width)`."""
-    try:
-        import rasterio
-    except ImportError:
-        raise ValueError(NEEDS_RASTERIO) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about missing georeferencing
-        with open(path, "rb") as file:
-            driver = raster_driver(file.read(12))
-        with rasterio.open(path, driver=driver) as file:
-            if spec is not None:
-                spec.check_number(file.count)
-            return file.read()
 
 
 class ViTPImageProcessorKwargs(GotOcr2ImageProcessorKwargs, total=False):

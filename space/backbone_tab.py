@@ -55,6 +55,8 @@ from reading import AS_STATED, PRESETS, Adjustment
 from uploading import CROWNS, EXAMPLES, forget, image_input, name_of, picture_of, selected_path
 from url_state import DEEP, Tab, slider
 
+from modeling_vitp.images.reading import stored_size
+
 BEGIN = "Choose an image or an example to begin."
 MOVED = ("x", "y", "map", "from", "wx", "wy")  # settings that a click changes, by their key in the URL
 COPY_LABEL = "Copy picture and link"
@@ -90,8 +92,7 @@ def build_tab(models: Models, model_name: gr.Dropdown) -> Tab:
                 y = slider(0, 100, 50, step=0.1, label="Point: % from the top", elem_id="point_y")
             opacity = slider(0, 1, OPACITY, step=0.05, label="Opacity of the map", elem_id="map_opacity")
             is_smooth = gr.Checkbox(label="Smooth between patches", info="Bicubic interpolation.", elem_id="smooth")
-            with Image.open(EXAMPLES[CROWNS]) as example:
-                whole = max(example.size) // max(start.patch)  # patches of the example at its own size
+            whole = max(stored_size(EXAMPLES[CROWNS])) // max(start.patch)  # patches of the example at its own size
             resolution = resolution_slider(max(start.native, whole), "resolution")
             with gr.Accordion("More settings", open=False, elem_classes="more"):
                 first, second = backbone_inputs(models, model_name, TWIN)

@@ -21,20 +21,20 @@ import limits
 import nibabel
 import PIL.Image
 import pydicom
-import rasterio
 import tokenizer_check
 import torch
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from rasterio.errors import RasterioError
-from reading import UnreadableImage, is_volume
+from reading import UnreadableImage, is_volume, open_photograph, open_raster_alone
 from safetensors import safe_open
 from tokenizer_check import parts
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from modeling_vitp.convert.tensor_files import not_finite
+from modeling_vitp.image_decoding import JPEG_2000, PNG, TIFF
 from modeling_vitp.images.dicom import open_dicom
-from modeling_vitp.images.reading import JPEG_2000, PNG, TIFF
+from modeling_vitp.images.reading import is_dicom
 
 FILES = re.compile(
     r"(config|generation_config|preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map)"
@@ -256,7 +256,7 @@ def check_header(path: Path) -> None:
         return
     with path.open("rb") as file:
         head = file.read(132)
-    if head[128:] == b"DICM":  # The 128 bytes before are arbitrary and may look like a TIFF.
+    if is_dicom(head):  # The 128 bytes before are arbitrary and may look like a TIFF.
         _check_dicom(path)
     elif head[:4] in TIFF:
         _check_blocks(path)
@@ -269,7 +269,7 @@ def check_header(path: Path) -> None:
 
 def _check_pixels(path: Path, limit: int) -> None:
     try:
-        with PIL.Image.open(path) as image:
+        with open_photograph(path) as image:
             width, height = image.size
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
         return
@@ -282,7 +282,7 @@ def _check_pixels(path: Path, limit: int) -> None:
 
 def _check_blocks(path: Path) -> None:
     try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(path, driver="GTiff") as source:
+        with open_raster_alone(path) as source:
             height, width = map(max, zip(*source.block_shapes))
             bands = source.count if source.interleaving and source.interleaving.name == "pixel" else 1
             size = height * width * bands * max(_bytes(dtype) for dtype in source.dtypes)
@@ -290,7 +290,7 @@ def _check_blocks(path: Path) -> None:
             levels = [1, *source.overviews(1)]
             pixels = max((limits.SIDE * coarse / fine) ** 2 for fine, coarse in zip(levels, [*levels[1:], levels[-1]]))
             pixels = max(pixels, source.height * source.width / levels[-1] ** 2)
-    except RasterioError:
+    except (RasterioError, UnreadableImage):  # The reader reports it.
         return
     if pixels > limits.SCENE_PIXELS:
         raise UnreadableImage(
@@ -307,10 +307,9 @@ def _check_blocks(path: Path) -> None:
 def _check_bands(path: Path) -> None:
     """Check a JPEG 2000, of which all bands are decoded even if only some are read."""
     try:
-        options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
-        with rasterio.Env(**options), rasterio.open(path, driver="JP2OpenJPEG") as source:
+        with open_raster_alone(path) as source:
             width, height, bands = source.width, source.height, source.count
-    except RasterioError:
+    except (RasterioError, UnreadableImage):  # The reader reports it.
         return
     if 4 * width * height * bands > limits.JPEG_2000_BYTES or bands > 4:
         raise UnreadableImage(

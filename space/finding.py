@@ -9,7 +9,6 @@ of the `test` split that do not overlap. The layers, the figures and the image t
 `thumbnail.jpg` is the preview of a shared link.
 """
 
-import io
 import json
 import sys
 import zlib
@@ -26,6 +25,7 @@ from PIL import Image, ImageDraw, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from modeling_vitp.images.reading import read_image, read_picture
 from modeling_vitp.metrics.ranking import area_under_curve
 from modeling_vitp.probing.heads import fit_linear
 
@@ -114,7 +114,7 @@ def outlined(picture: Image.Image, image: np.ndarray, boxes: Iterable[Iterable[f
 
 def pictures_of(models: Models, finding: Finding) -> tuple[Image.Image, dict[str, Image.Image]]:
     """Return the image of the finding and the maps of the trained ViT and of its controls, all with boxes of trees."""
-    image = np.asarray(Image.open(IMAGE))
+    image = np.asarray(read_image(IMAGE, None))
     scores = {name: patch_scores(finding.probes[name], one) for name, one in patch_vectors(models, image).items()}
     plain = Image.fromarray(image).resize(display_size(image), Image.Resampling.BICUBIC)
     maps = {name: draw_finding(one, image, finding.boxes) for name, one in scores.items()}
@@ -136,7 +136,7 @@ def read_rows(sample: Path, split: str) -> Iterator[tuple[bytes, np.ndarray, np.
     boxes = [np.array(one.tolist()).reshape(-1, 4) + at for one, at in zip(rows["boxes"], corners)]
     for image, scene, at in zip(rows["image"], rows["scene"], corners):
         known = np.concatenate([one for one, other in zip(boxes, rows["scene"]) if other == scene])
-        pixels = np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB"))
+        pixels = np.asarray(read_picture(image["bytes"]).convert("RGB"))
         yield image["bytes"], pixels, np.unique(known, axis=0) - at
 
 

@@ -6,8 +6,8 @@ read. Bands, levels, slice and window follow the controls of the page.
 
 import os
 import re
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,19 +17,19 @@ import limits
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import rasterio
 import torch
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from torch.nn import functional as F
 from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import InputSpec
+from modeling_vitp.image_decoding import JPEG_2000, PNG, TIFF, open_raster, upright
 from modeling_vitp.images.dicom import PERCENTILES, number_of_frames, open_dicom, read_frame
 from modeling_vitp.images.pixels import shown, to_pixels
-from modeling_vitp.images.reading import JPEG_2000, PNG, TIFF, is_dicom
+from modeling_vitp.images.reading import is_dicom
 from modeling_vitp.images.volumes import NIFTI, open_volume
 
 CACHE = 64  # GDAL's cache in MiB; the default is 5% of the machine's memory
@@ -51,8 +51,6 @@ NUMBER = re.compile(r"(?:^|[^A-Z0-9])(?:SR_|ST_|TOA_|BAND[ _-]?)?B?0?(\d{1,2}A?)
 IN_A_NAME = re.compile(r"(?<![A-Z0-9])B0?(\d{1,2}A?)(?![A-Z0-9])", re.IGNORECASE)
 # Errors that the decoders raise for damaged files.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError)
-
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 
 class UnreadableImage(ValueError):
@@ -190,12 +188,8 @@ def read_image(
         read = partial(_read_volume, position=position)
     elif is_dicom(head):
         read = partial(_read_dicom, position=position)
-    elif head[:4] in TIFF:
-        read = partial(_read_raster, driver="GTiff")
-    elif head.startswith(JPEG_2000):
-        read = partial(_read_raster, driver="JP2OpenJPEG")
-    elif head[:8] == PNG and head[24:25] == b"\x10":
-        read = partial(_read_raster, driver="PNG")
+    elif head.startswith((*TIFF, *JPEG_2000)) or (head.startswith(PNG) and head[24:25] == b"\x10"):
+        read = _read_raster
     else:
         read = _read_photograph
     try:
@@ -209,8 +203,31 @@ def read_image(
     except (*DECODING_ERRORS, RasterioError) as error:
         if isinstance(error, ValueError) and path.name in str(error):  # of the readers of this package
             raise UnreadableImage(str(error).replace(str(path), path.name)) from error
-        reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
-        raise UnreadableImage(f"{path.name} is damaged, incomplete or of an unsupported kind: {reason}") from error
+        raise _damage(path, error) from error
+
+
+def _damage(path: Path, error: BaseException) -> UnreadableImage:
+    """Return the error for a file that a decoder refuses."""
+    reason = " ".join(str(error.__cause__ or error).replace(str(path), path.name).split())[:200]
+    return UnreadableImage(
+        f"{path.name} is damaged, incomplete or of an unsupported kind: {reason or type(error).__name__}"
+    )
+
+
+@contextmanager
+def open_raster_alone(path: Path) -> Iterator[rasterio.DatasetReader]:
+    """Open an uploaded TIFF, JPEG 2000 or PNG, without the files beside it.
+
+    Raises:
+        UnreadableImage: if the file cannot be opened, or names another file as its overview.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=CACHE))
+        try:
+            source = stack.enter_context(open_raster(path, with_sidecars=False))
+        except ValueError as error:
+            raise _damage(path, error.__cause__) from error
+        yield source
 
 
 def is_volume(path: str | Path) -> bool:
@@ -247,29 +264,30 @@ class Area(NamedTuple):
         return ", ".join([note, *window, *done])
 
 
-def _read_photograph(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
+def open_photograph(path: Path) -> PIL.Image.Image:
+    """Open a photograph of 8 bits, without the decoders of Pillow for other formats, which a visitor might attack."""
     PIL.Image.init()
-    with PIL.Image.open(path, formats=[name for name in PHOTOGRAPHS if name in PIL.Image.OPEN]) as image:
+    return PIL.Image.open(path, formats=[name for name in PHOTOGRAPHS if name in PIL.Image.OPEN])
+
+
+def _read_photograph(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
+    with open_photograph(path) as image:
         kind, size = f"{image.format}, {image.mode}", image.size
         if window is None:
             image.thumbnail(Area.of(path, size, window, max_side).reduced)
         is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) > 4
         area = Area.of(path, size[::-1] if is_turned else size, window, max_side)
-        image.load()
-        upright = PIL.ImageOps.exif_transpose(image)
+        photograph = upright(image)
     if window is not None:
-        upright = upright.crop((area.left, area.top, area.left + area.size[0], area.top + area.size[1]))
-    upright.thumbnail(area.reduced)
-    return Reading(upright, input_spec, area.note(kind))
+        photograph = photograph.crop((area.left, area.top, area.left + area.size[0], area.top + area.size[1]))
+    photograph.thumbnail(area.reduced)
+    return Reading(photograph, input_spec, area.note(kind))
 
 
-def _read_raster(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, driver: str) -> Reading:
+def _read_raster(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
     spec = dict(input_spec or {})
-    # A single driver without directory access prevents a file from opening other files.
-    with (
-        rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=CACHE),
-        rasterio.open(path, driver=driver) as source,
-    ):
+    with open_raster_alone(path) as source:
+        driver = source.driver
         area = Area.of(path, (source.width, source.height), window, max_side)
         count, dtype = source.count, source.dtypes[0]
         named = spec.pop("bands", None) or _bands_of(source, path.stem)

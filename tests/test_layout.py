@@ -29,7 +29,8 @@ LAYERS = [  # from top to bottom; a folder imports from its own layer's folder a
 ]
 LEVELS = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 # Flat files without a model, which the layers below may import.
-WITHOUT_MODELS = {"bands", "image_processing_vitp", "image_processing_vitp_dense", "input_spec", "rotated_boxes", "vrl"}
+WITHOUT_MODELS = {"bands", "image_decoding", "image_processing_vitp", "image_processing_vitp_dense", "input_spec"}
+WITHOUT_MODELS |= {"rotated_boxes", "vrl"}
 # Files that name modules of layers above their own in strings, with these layers. Do not add to it.
 KNOWN_STRINGS = {
     # Adapting runs commands, and parses its settings with them.
@@ -40,6 +41,15 @@ KNOWN_STRINGS = {
     "modeling_vitp/command/paths.py": {"recipes"},
     # An error for an unknown option names the command that has it, from the source of its arguments.
     "modeling_vitp/training/command_line.py": {"classification", "dense", "detection", "probing"},
+}
+# Files that open images by themselves, with the reason. Others call `read_image`, `read_picture` or `open_raster`.
+OPENERS = {"Image.open", "PIL.Image.open", "rasterio.open"}
+OPENING_FILES = {
+    "modeling_vitp/image_decoding.py": "opens images for training, the exported image processor and the Space",
+    "modeling_vitp/images/reading.py": "reads images for training, also DICOM and windows, which models do not read",
+    "space/reading.py": "opens photographs of visitors with few decoders, and reduces them while they are decoded",
+    "modeling_vitp/dense/prediction.py": "writes a GeoTIFF",
+    "modeling_vitp/instructions/from_annotations/encoding.py": "encodes windows of scenes again, which Pillow must keep",
 }
 HEAVY = ["trl", "datasets", "peft", "evaluate", "gradio", "rasterio", "matplotlib"]
 
@@ -201,6 +211,16 @@ def test_flat_files_import_names_of_flat_files_only():
                 names = []
             wrong += [f"{path}:{node.lineno} imports {name}" for name in names]
     assert not wrong, "\n".join(wrong)
+
+
+def test_images_are_opened_by_the_readers():
+    """Two ways to open images would differ in orientation, bits, bands or in the refusal of hostile files."""
+    opening_files = set()
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in OPENERS:
+                opening_files.add(path.relative_to(ROOT).as_posix())
+    assert opening_files == set(OPENING_FILES)
 
 
 def test_private_names_stay_in_their_folder():

@@ -22,7 +22,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from huggingface_hub import snapshot_download
-from PIL import Image
 from transformers import AutoModel, PreTrainedConfig, set_seed
 from trl import ModelConfig
 
@@ -34,7 +33,8 @@ from ..data.layouts import LAYOUTS
 from ..evaluation.arguments import VLMArguments
 from ..evaluation.comparison import Progress, check_same_settings
 from ..evaluation.vlm import choose_questions
-from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, is_reduced
+from ..image_processing_vitp import ViTPImageProcessor
+from ..images.reading import has_8_bits
 from ..instructions.answer_prior import LITTLE, check_answer_priors
 from ..instructions.dry_run import summarize_sources
 from ..instructions.from_annotations.questions import PHRASINGS
@@ -858,17 +858,6 @@ class Adaptation:
 def configuration_folder(name: str | None) -> str | None:
     """Return the folder of a model; of a Hub id, the folder of the cache with its configurations."""
     return name if name is None or Path(name).is_dir() else snapshot_download(name, allow_patterns="*.json")
-
-
-def has_8_bits(path: Path) -> bool:
-    """Return whether collages can have crops of an image: false for PNG and TIFF of more bits or bands."""
-    if path.suffix.lower() not in (".png", ".tif", ".tiff"):
-        return True
-    try:
-        with Image.open(path) as picture:
-            return picture.mode in PIL_8BIT_MODES and not is_reduced(picture, bands=True)
-    except (OSError, Image.DecompressionBombError):
-        return False
 
 
 def short_name(path: str) -> str:

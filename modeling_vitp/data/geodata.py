@@ -14,7 +14,8 @@ from rasterio.crs import CRS
 from rasterio.transform import AffineTransformer
 from rasterio.warp import transform_bounds, transform_geom
 
-from ..images.reading import open_file, open_raster, visible_paths
+from ..image_decoding import open_file
+from ..images.reading import open_raster, visible_paths
 from .annotation_files import is_number, read_annotation
 from .annotations import AnnotatedObject
 from .windows import MIN_VISIBLE

@@ -14,8 +14,9 @@ import torch
 from datasets import Dataset, Features, Image, List, Video
 from datasets.utils.file_utils import xopen
 
+from ..image_decoding import open_file
 from ..image_processing_vitp import ViTPImageProcessor
-from ..images.reading import fetch, is_url, open_file, picture_size, said
+from ..images.reading import fetch, is_url, picture_size, said
 from .files import CASES
 
 # Streamed data sets refer to files on the Hub, or in an archive there, by such paths.

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..vrl import keyed_generator
+from .reading import read_picture
 
 SEVERITIES: dict[str, dict[str, tuple[float, ...]]] = {
     "brightness_contrast": {"brightness": (0.0, 0.1, 0.2, 0.3, 0.4), "contrast": (1.0, 0.8, 0.6, 0.4, 0.2)},
@@ -285,10 +286,16 @@ def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> to
 
 def compression_artefacts(image: torch.Tensor, _, quality: int) -> torch.Tensor:
     """Compress as JPEG with a `quality` out of 100, with the chroma subsampling of Pillow."""
-    buffer = io.BytesIO()
     pixels = (255 * image).round().to(torch.uint8).movedim(0, -1).numpy()
-    PIL.Image.fromarray(pixels).save(buffer, format="JPEG", quality=quality)
-    return torch.from_numpy(np.array(PIL.Image.open(buffer))).movedim(-1, 0).float() / 255
+    compressed = compress_jpeg(PIL.Image.fromarray(pixels), quality)
+    return torch.from_numpy(np.array(compressed)).movedim(-1, 0).float() / 255
+
+
+def compress_jpeg(image: PIL.Image.Image, quality: int) -> PIL.Image.Image:
+    """Return an RGB image after JPEG compression with a `quality` out of 100."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return read_picture(buffer.getvalue())
 
 
 def data_gaps(image: torch.Tensor, generator: torch.Generator, stripes: int, width: int) -> torch.Tensor:

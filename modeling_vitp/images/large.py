@@ -22,22 +22,18 @@ from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import ChannelDimension
 
 from ..bands import describe_bands
+from ..image_decoding import PNG, TIFF, open_raster, over_white, tiff_tags
 from ..input_spec import InputSpec, band_percentiles
 from .pixels import IMAGE_PROCESSOR, to_pixels
 from .reading import (
-    PNG,
-    TIFF,
     check_colors,
     check_upright,
     decode,
     is_tiff,
     lacks_end,
-    open_raster,
-    over_white,
     read_errors,
     read_picture,
     stores_colors,
-    tiff_tags,
 )
 
 SAMPLE_SIZE = 2048  # Longest side of the sample from which percentiles are computed.

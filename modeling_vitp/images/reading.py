@@ -8,33 +8,43 @@ import hashlib
 import io
 import os
 import re
-import stat
 import threading
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import huggingface_hub
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
-import rasterio
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from rasterio.errors import NotGeoreferencedWarning
+
+from ..image_decoding import (
+    JPEG,
+    JPEG_2000,
+    PIL_8BIT_MODES,
+    PNG,
+    TIFF,
+    is_reduced,
+    is_reduced_jpeg_2000,
+    open_file,
+    open_raster,
+    orientation_of,
+    over_white,
+    read_header,
+    tiff_tags,
+    turn,
+    upright,
+)
 
 if TYPE_CHECKING:  # input_spec imports torch, which would slow down `--help`.
     from ..input_spec import InputSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".dcm"}
 
-# First bytes of files by format, and end marks of the formats that have one.
-PNG, TIFF, JPEG = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), b"\xff\xd8\xff"
-JPEG_2000 = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # File with boxes, and raw code stream.
+# End marks of the formats that have one.
 END_MARKS = {JPEG: b"\xff\xd9", PNG: b"IEND"}
 TAIL = 4096  # Number of bytes at the end of a file in which the end mark is searched.
 
@@ -120,11 +130,7 @@ def read_picture(content: bytes, spec: "InputSpec | None" = None, as_stored: boo
         if not content.startswith(TIFF):
             picture = onto_white(picture)
         return turn(picture, read_header(io.BytesIO(content))[2])
-    image = PIL.Image.open(io.BytesIO(content))
-    image.load()
-    if image.getexif().get(PIL.ExifTags.Base.Orientation) is not None:
-        image = PIL.ImageOps.exif_transpose(image)
-    return image
+    return upright(PIL.Image.open(io.BytesIO(content)))
 
 
 @contextmanager
@@ -153,8 +159,6 @@ def is_deep(content: bytes, bands: bool = False) -> bool:
     if content.startswith(PNG):
         return content[24:25] == b"\x10" and content[25:26] != b"\0"  # 16 bits, not gray.
     if content.startswith(JPEG_2000):
-        from ..image_processing_vitp import is_reduced_jpeg_2000
-
         return is_reduced_jpeg_2000(content, bands)
     return content.startswith(TIFF) and is_deep_tiff(tiff_tags(io.BytesIO(content)), bands)
 
@@ -166,17 +170,6 @@ def is_deep_tiff(tags: ImageFileDirectory_v2, bands: bool = False) -> bool:
     with_color = samples - len(extra) == {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262, 1), 1)
     is_plain = max(depths) <= 8 and set(formats) == {1} and with_color and tuple(extra) in ((), (1,), (2,))
     return not is_plain or (bands and samples not in (1, 3))
-
-
-def read_header(file: BinaryIO) -> tuple[int, int, int]:
-    """Return stored height, width and orientation, from 1 (upright) to 8, of an open image other than DICOM."""
-    head = file.read(4)
-    file.seek(0)
-    if head in TIFF:
-        tags = tiff_tags(file)
-        return int(tags[257]), int(tags[256]), orientation_of(tags)
-    with PIL.Image.open(file) as image:  # getexif of the base class, because that of PNG decodes the image.
-        return image.height, image.width, orientation_of(PIL.Image.Image.getexif(image))
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
@@ -274,36 +267,15 @@ def is_tiff(path: Path) -> bool:
     return path.suffix.lower() in (".tif", ".tiff")
 
 
-@contextmanager
-def open_raster(source: Path | bytes) -> Iterator[rasterio.DatasetReader]:
-    """Open a file or its content with GDAL, without the warning about a missing georeference.
-
-    Raises:
-        ValueError: if the file is not an image, or names another file as its overview.
-    """
-    from ..image_processing_vitp import raster_driver
-
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        is_content = isinstance(source, bytes)
-        try:
-            with io.BytesIO(source) if is_content else open_file(source) as file:
-                driver = raster_driver(file.read(12))
-            if is_content:
-                dataset = stack.enter_context(stack.enter_context(rasterio.MemoryFile(source)).open(driver=driver))
-            else:
-                dataset = stack.enter_context(rasterio.open(source, driver=driver))
-            if dataset.tags(ns="OVERVIEWS"):
-                raise ValueError("its metadata names another file as its overview")
-            for suffix in () if is_content else (".ovr", ".msk", ".OVR", ".MSK"):
-                if (sidecar := Path(f"{source}{suffix}")).exists():
-                    stack.enter_context(open_raster(sidecar))
-        except (OSError, ValueError) as error:
-            if is_content:
-                raise
-            raise ValueError(f"{source} cannot be read: {error}") from error
-        yield dataset
+def has_8_bits(path: Path) -> bool:
+    """Return whether Pillow keeps all bits and bands of an image: `False` for PNG and TIFF of more bits or bands."""
+    if path.suffix.lower() not in (".png", ".tif", ".tiff"):
+        return True
+    try:
+        with PIL.Image.open(path) as image:
+            return image.mode in PIL_8BIT_MODES and not is_reduced(image, bands=True)
+    except (OSError, PIL.Image.DecompressionBombError):
+        return False
 
 
 def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the image") -> None:
@@ -315,24 +287,6 @@ def check_count(number: int, spec: "InputSpec | None", name: str | Path = "the i
             (spec or InputSpec()).check_number(number)
         except ValueError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
-
-
-def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading, and raise a `ValueError` for a pipe or a device, which has no end."""
-    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path} is a pipe or a device, expected a file")
-    return path.open("rb")
-
-
-def tiff_tags(file: BinaryIO) -> ImageFileDirectory_v2:
-    """Return the first directory of an open TIFF."""
-    header = file.read(8)
-    if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF has a longer header.
-        header += file.read(8)
-    tags = ImageFileDirectory_v2(header)
-    file.seek(tags.next)
-    tags.load(file)
-    return tags
 
 
 def stores_colors(tags: ImageFileDirectory_v2) -> bool:
@@ -350,21 +304,6 @@ def check_colors(path: Path, tags: ImageFileDirectory_v2) -> None:
         )
 
 
-def orientation_of(tags) -> int:
-    """Return the orientation in EXIF or TIFF tags, from 1 (upright) to 8."""
-    orientation = tags.get(PIL.ExifTags.Base.Orientation, 1)
-    return orientation if orientation in range(1, 9) else 1
-
-
-def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an array of shape `(height, width[, bands])` in upright orientation."""
-    if orientation in (5, 7):
-        pixels = pixels.swapaxes(0, 1)
-    pixels = np.rot90(pixels, {3: 2, 6: -1, 7: 2, 8: 1}.get(orientation, 0))
-    pixels = {2: np.fliplr, 4: np.flipud}.get(orientation, np.asarray)(pixels)
-    return np.ascontiguousarray(pixels)
-
-
 def bands_last(bands: np.ndarray) -> np.ndarray:
     return bands[0] if len(bands) == 1 else bands.transpose(1, 2, 0)
 
@@ -380,13 +319,6 @@ def onto_white(pixels: np.ndarray) -> np.ndarray:
         return pixels
     flat = over_white(pixels[..., :-1], pixels[..., -1:])
     return flat[..., 0] if flat.shape[2] == 1 else flat
-
-
-def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Blend a color of unsigned integers with white, by an opacity of the same type."""
-    white = np.iinfo(color.dtype).max
-    share = alpha.astype(np.float64) / white
-    return (color * share + white * (1 - share)).round().astype(color.dtype)
 
 
 def whole_numbers(values: np.ndarray, name: str | Path) -> np.ndarray:

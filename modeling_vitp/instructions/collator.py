@@ -19,7 +19,8 @@ from trl.data_utils import prepare_multimodal_messages
 
 from ..command.settings import from_mapping
 from ..data.rows import image_size
-from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
+from ..image_decoding import PIL_8BIT_MODES, to_rgb
+from ..image_processing_vitp import ViTPImageProcessor
 from ..images.pixels import ColorJitter
 from ..processing_vitp import ViTPProcessor, check_messages
 from ..vrl import check_apply_prob, check_drop_ratio, check_warmup_steps, keyed_generator, num_kept_tokens

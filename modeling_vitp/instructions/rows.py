@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -17,7 +16,9 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value
 
 from ..command.settings import Interval
 from ..data.rows import content_of
-from ..image_processing_vitp import PIL_8BIT_MODES, ViTPImageProcessor, to_rgb
+from ..image_decoding import PIL_8BIT_MODES, to_rgb
+from ..image_processing_vitp import ViTPImageProcessor
+from ..images.corruptions import compress_jpeg
 from ..images.reading import Picture, read_picture, said
 from ..input_spec import InputSpec
 from ..processing_vitp import GIVEN, message_texts, plain_message
@@ -259,9 +260,7 @@ def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Ima
         kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{len(image)} bands of {image.dtype}"
         raise ValueError(f"jpeg_degradation needs 8-bit images, got {kind}. Remove the setting from the source.")
     quality = torch.randint(75, 101, (), generator=generator).item()
-    compressed = io.BytesIO()
-    to_rgb(image).save(compressed, format="JPEG", quality=quality)
-    return PIL.Image.open(compressed).convert("RGB")
+    return compress_jpeg(to_rgb(image), quality)
 
 
 def to_square(image: PIL.Image.Image | np.ndarray, size: int) -> PIL.Image.Image | np.ndarray:

@@ -21,6 +21,7 @@ from rasterio.warp import transform
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..image_decoding import open_raster
 from ..images.large import RowFile, appears_whole, chosen_bands, file_stamp, has_gaps, part_path, ranged, weights_digest
 from ..images.pixels import to_pixels
 from ..images.reading import (
@@ -30,7 +31,6 @@ from ..images.reading import (
     image_files,
     is_dicom_file,
     is_tiff,
-    open_raster,
     read_errors,
     read_image,
     stored_size,

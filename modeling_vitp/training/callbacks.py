@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
@@ -32,6 +31,7 @@ from ..command.errors import RunStopped, TrainingDiverged, one_line
 from ..configuration_vitp import patch_grid
 from ..convert.tensor_files import not_finite
 from ..images.pixels import align_scores, colors_of, principal_scores
+from ..images.reading import read_image
 from ..vision_towers import tower_of
 
 logger = logging.getLogger(__name__)
@@ -311,7 +311,7 @@ def send(trainer: Trainer, path: Path, step: int) -> None:
     """Log an image to TensorBoard, trackio and wandb, if the run reports to them."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-            pixels = np.asarray(PIL.Image.open(path).convert("RGB"))
+            pixels = np.asarray(read_image(path, None).convert("RGB"))
             callback.tb_writer.add_image(TAG, pixels, step, dataformats="HWC")
             callback.tb_writer.flush()
         name = LOGGED.get(type(callback))

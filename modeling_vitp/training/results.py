@@ -18,7 +18,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.Image
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
@@ -37,6 +36,7 @@ from ..cards.record import copy_record
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
 from ..hub.upload import write_model_card
+from ..images.reading import read_image
 from ..metrics.report import without_nan
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..modeling_vitp_backbone import open_vit
@@ -315,7 +315,7 @@ def draw_summary(trainer: ViTPTrainer, number: int = 3) -> None:
 
     watched = sorted((output_dir / "watch").glob("step-*.png"))[-1:]
     predictions = [path for path in (output_dir / "predictions.png", *watched) if path.is_file()][:1]
-    pictures = {path.stem: np.asarray(PIL.Image.open(path)) for path in (*predictions, output_dir / "loss.png")}
+    pictures = {path.stem: np.asarray(read_image(path, None)) for path in (*predictions, output_dir / "loss.png")}
     loss, rows, width = pictures.pop("loss"), max(len(tiles), 2), 2.4 * (len(columns) + 2)
     heights = [2.4] * rows + [width * picture.shape[0] / picture.shape[1] for picture in pictures.values()]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")

@@ -24,7 +24,7 @@ from vision_families import MEAN, save_vit
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import adapt as adapting
 from modeling_vitp.adaptation import comparison, labels
-from modeling_vitp.adaptation.adapt import Adaptation, has_8_bits
+from modeling_vitp.adaptation.adapt import Adaptation
 from modeling_vitp.adaptation.arguments import AdaptArguments
 from modeling_vitp.adaptation.comparison import Comparison
 from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
@@ -33,6 +33,7 @@ from modeling_vitp.command.errors import TrainingDiverged
 from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.comparison import Progress
+from modeling_vitp.images.reading import has_8_bits
 from modeling_vitp.training.plan import config_of_start
 
 FROM_SCRATCH = {

@@ -31,6 +31,7 @@ from transformers.image_utils import ChannelDimension
 from modeling_vitp import InputSpec, ViTPDataCollator, ViTPSegmentationImageProcessor
 from modeling_vitp.data.rows import image_size
 from modeling_vitp.dense.data import DenseData
+from modeling_vitp.image_decoding import open_raster, turn
 from modeling_vitp.images import reading
 from modeling_vitp.images.large import open_images
 from modeling_vitp.images.pixels import to_pixels
@@ -38,11 +39,9 @@ from modeling_vitp.images.reading import (
     check_file,
     check_whole,
     image_files,
-    open_raster,
     read_image,
     read_picture,
     stored_size,
-    turn,
     window_starts,
     windows,
 )

@@ -310,6 +310,25 @@ def test_file_cannot_reference_other_files(tmp_path):
         read_image(f"/vsizip/{secret}")
 
 
+@pytest.mark.parametrize("name", ["secret.tif", "/vsicurl/http://localhost:9/secret.tif"])
+def test_overview_in_another_file_is_refused(tmp_path, name):
+    """GDAL would open the file, or ask the server, when the image is reduced."""
+    geotiff(tmp_path / "secret.tif", np.full((1, 300, 300), 255, np.uint8))
+    path = geotiff(tmp_path / "innocent.tif", np.zeros((1, 300, 300), np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=name if "/" in name else str(tmp_path / name))
+    check_header(path)
+    with pytest.raises(UnreadableImage, match="innocent.tif is damaged.* another file"):
+        read_image(path, max_side=50)
+
+
+def test_files_beside_the_upload_are_not_read(tmp_path):
+    path = geotiff(tmp_path / "image.tif", np.zeros((1, 300, 300), np.uint8))
+    Image.fromarray(np.full((150, 150), 255, np.uint8)).save(tmp_path / "image.tif.ovr", format="TIFF")
+    (tmp_path / "image.tif.msk").write_text("<VRTDataset>")
+    assert not np.asarray(read_image(path, max_side=50).image).any()
+
+
 # DICOM
 
 

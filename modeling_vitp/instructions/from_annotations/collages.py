@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from ...data.annotations import AnnotatedImage, LabelMap, Region, regions_of
 from ...data.boxes import Box
 from ...data.windows import window_of
-from ...image_processing_vitp import PIL_8BIT_MODES
+from ...image_decoding import PIL_8BIT_MODES
 from ...images.reading import Window
 from ...vrl import keyed_generator
 from .encoding import JPEG_QUALITY, scene_of

@@ -22,7 +22,7 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 from ...data.annotations import AnnotatedImage, LabelMap
-from ...image_processing_vitp import PIL_8BIT_MODES, to_rgb
+from ...image_decoding import PIL_8BIT_MODES, to_rgb
 from ...images.reading import Window, is_tiff, read_image, windows
 from ...input_spec import InputSpec
 from ...vrl import keyed_generator

@@ -11,6 +11,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from ...data.annotations import AnnotatedImage
+from ...image_decoding import is_reduced
 from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_errors, read_picture
 
 PNG_TYPES = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # Bands and dtype of TIFFs that PNG can store.
@@ -74,8 +75,6 @@ def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:
 @lru_cache(maxsize=1)
 def open_scene(path: Path) -> tuple[Image.Image, bool]:
     """Decode a scene, which is cached for the next window, and return it with whether it is a JPEG."""
-    from ...image_processing_vitp import is_reduced  # imports torch, which `--help` does not need
-
     with read_errors(path):
         if is_dicom_file(path):
             return read_picture(path.read_bytes()), False

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
 from modeling_vitp.evaluation.answer_scores import choose_option
+from modeling_vitp.images.reading import stored_size
 from modeling_vitp.instructions.boxes import write_boxes
 from modeling_vitp.recipes.datasets.remote_sensing import PERCENT_BOX, DiorRSVG
 
@@ -69,8 +68,7 @@ def dior_rsvg(root: Path, indices: str = "test.txt") -> list[dict]:
         if number in wanted:
             _, name, box, expression = entry.content
             image = root / "JPEGImages" / name
-            with PIL.Image.open(image) as opened:
-                answer = write_boxes([box], opened.size[::-1])
+            answer = write_boxes([box], stored_size(image))
             documents.append(document(number, [image], expression, [answer]))
     return documents
 
