@@ -185,43 +185,64 @@ def open_raster(source: Path | bytes, with_sidecars: bool = True) -> Iterator["r
         yield dataset
 
 
-def read_file(path: str, spec: "InputSpec") -> PIL.Image.Image | np.ndarray:
-    """Read a file as a Pillow image, or as its stored bands `(bands, height, width)`."""
+def decode_image(content: bytes, spec: "InputSpec") -> PIL.Image.Image | np.ndarray:
+    """Decode an image for a processor: upright, as a Pillow image, or as an array if Pillow would lose bits or bands.
+
+    For a spec with band names, the bands of any format are returned as they are stored.
+
+    Returns:
+        Pillow image, or array of shape `(bands, height, width)`.
+
+    Raises:
+        ValueError: if the image has other bands than the spec, or needs rasterio, which is not installed.
+        Exception: if the content is broken. The type depends on the decoder.
+    """
     if spec.band_names is not None:
-        return read_bands(path, spec)
+        return decode_bands(content, spec)
     try:
-        with PIL.Image.open(path) as image:
+        with PIL.Image.open(io.BytesIO(content)) as image:
             if not is_reduced(image, spec.bands is not None):
                 return upright(image)
-            turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
-            has_alpha = image.format == "PNG" and image.mode in ("LA", "RGBA")
-    except PIL.UnidentifiedImageError as error:
+    except PIL.UnidentifiedImageError:
         try:
-            return read_bands(path, spec)
+            return decode_bands(content, spec)
         except OSError:
-            raise error from None
-    if turned:
-        raise ValueError("its EXIF orientation is rotated: rotate its pixels and remove the tag")
-    bands = read_bands(path, None if has_alpha else spec)
-    return over_white(bands[:-1], bands[-1:]) if has_alpha else bands
+            raise PIL.UnidentifiedImageError("cannot identify image file") from None
+    return decode_bands(content, spec)
 
 
-def read_bands(path: str, spec: "InputSpec | None" = None) -> np.ndarray:
-    """Return the bands of a file as they are stored, of shape `(bands, height, width)`."""
-    with open_raster(Path(path).read_bytes()) as file:
-        if spec is not None:
-            spec.check_number(file.count)
-        return file.read()
+def decode_bands(content: bytes, spec: "InputSpec") -> np.ndarray:
+    """Decode all bands with rasterio, upright, of shape `(bands, height, width)`.
+
+    Transparency of a PNG becomes white, unless the spec has band names.
+    """
+    with open_raster(content) as file:
+        has_alpha = spec.band_names is None and file.driver == "PNG" and file.count in (2, 4)
+        spec.check_number(file.count - has_alpha)
+        bands = file.read()
+    if has_alpha:
+        bands = over_white(bands[:-1], bands[-1:])
+    if content.startswith(JPEG_2000):  # The format has no orientation.
+        return bands
+    orientation = read_header(io.BytesIO(content))[2]
+    return turn(bands.transpose(1, 2, 0), orientation).transpose(2, 0, 1)
 
 
 def is_reduced(image: PIL.Image.Image, bands: bool) -> bool:
     """Return whether Pillow would lose bits of an opened file or, if `bands` is set, some of its bands."""
     if image.format == "JPEG2000":
-        return is_reduced_jpeg_2000(Path(image.filename).read_bytes(), bands)
+        position = image.fp.tell()
+        image.fp.seek(0)
+        content = image.fp.read()
+        image.fp.seek(position)
+        return is_reduced_jpeg_2000(content, bands)
     if image.format == "TIFF":
-        deepest = max(image.tag_v2.get(258, (1,)))
+        depth = max(image.tag_v2.get(258, (1,)))
         number = image.tag_v2.get(277, 1)
-        if deepest > 8 and image.mode in PIL_8BIT_MODES:
+        is_unsigned = set(image.tag_v2.get(339, (1,))) == {1}
+        if image.mode in PIL_8BIT_MODES and (depth > 8 or not is_unsigned):
+            return True
+        if image.mode == "I" and is_unsigned:  # Pillow reads 32 bits as signed.
             return True
         return number != len(image.getbands()) or (bands and number not in (1, 3))
     return image.format == "PNG" and image.mode in PIL_8BIT_MODES and ";16" in image.tile[0].args

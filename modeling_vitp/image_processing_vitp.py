@@ -3,7 +3,6 @@
 import base64
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 import PIL.Image
@@ -23,7 +22,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageP
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from .bands import check_same_bands, describe_bands, spread
-from .image_decoding import PIL_8BIT_MODES, read_file, to_rgb
+from .image_decoding import PIL_8BIT_MODES, decode_image, to_rgb
 from .input_spec import InputSpec
 from .opening import NamesItsFiles
 
@@ -126,12 +125,8 @@ class InputSpecImageProcessor(NamesItsFiles, TorchvisionBackend):
         if not isinstance(images, str):
             return super().fetch_images(images)
         try:
-            if os.path.isfile(images):
-                return read_file(images, spec)
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "image")
-                path.write_bytes(stored_content(images))
-                return read_file(str(path), spec)
+            content = Path(images).read_bytes() if os.path.isfile(images) else stored_content(images)
+            return decode_image(content, spec)
         except (OSError, SyntaxError, ValueError, RuntimeError, PIL.Image.DecompressionBombError) as error:
             raise ValueError(f"image {images[:200]!r} cannot be read: {error}") from error
 

@@ -335,6 +335,27 @@ def test_processor_reads_png_like_training(tmp_path, has_alpha):
         assert np.allclose(found, pixels.transpose(2, 0, 1) / 3000 * 255, atol=0.01)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("spec", [None, {"bands": [0]}, {"band_names": ["VV"]}])
+def test_processor_turns_deep_tiff_like_training(tmp_path, orientation, spec):
+    pixels = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={274: orientation})
+    processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
+    found = processor(str(tmp_path / "a.tif"), return_tensors="pt")["pixel_values"][0, 0]
+    assert np.allclose(found, turn(pixels, orientation) / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint32"])
+def test_processor_reads_signs_like_training(tmp_path, dtype):
+    limits = np.iinfo(dtype)
+    bands = RNG.integers(limits.min, limits.max, (1, 24, 32), dtype=dtype)
+    write_bands(tmp_path / "a.tif", bands)
+    spec = {"window": [float(limits.min), float(limits.max)]}
+    processor = ViTPSegmentationImageProcessor(input_spec=spec, do_normalize=False)
+    found = processor(str(tmp_path / "a.tif"), return_tensors="pt")["pixel_values"][0, 0]
+    assert np.allclose(found, (bands[0].astype(float) - limits.min) / (limits.max - limits.min), atol=1e-6)
+
+
 def test_named_bands_use_spec_of_call(tmp_path):
     bands = RNG.integers(0, 200, (3, 24, 32), dtype=np.uint16)
     write_bands(tmp_path / "a.tif", bands)
