@@ -49,7 +49,7 @@ OPENING_FILES = {
     "modeling_vitp/images/reading.py": "reads images for training, also DICOM and windows, which models do not read",
     "space/reading.py": "opens photographs of visitors with few decoders, and reduces them while they are decoded",
     "modeling_vitp/dense/prediction.py": "writes a GeoTIFF",
-    "modeling_vitp/instructions/from_annotations/encoding.py": "encodes windows of scenes again, which Pillow must keep",
+    "modeling_vitp/instructions/from_annotations/encoding.py": "encodes windows of scenes, which Pillow must keep",
 }
 HEAVY = ["trl", "datasets", "peft", "evaluate", "gradio", "rasterio", "matplotlib"]
 

@@ -880,10 +880,10 @@ def test_voc_size_is_checked(tmp_path):
         ({"classes": [{"names": "ship"}]}, "'names'.*'name'"),
         ({"classes": []}, "classes"),
         ({"colour": 1}, "colour"),
-        ({"splits": {"train": {"annotations": "x"}}}, "Split 'train': .*`images`"),
+        ({"splits": {"train": {"annotations": "x"}}}, "Split 'train': .*images"),
         ({"splits": {"train": {"images": "x"}}}, "Split 'train': image folder .*x"),
         ({"splits": {"train": {"images": "images", "tile": {"size": 9}}}}, "tile.*overlap"),
-        ({"splits": {"train": "images"}}, "Split 'train': .*`images`"),
+        ({"splits": {"train": "images"}}, "Split 'train' .*mapping.*images"),
         ({"splits": {}}, "'train'"),
     ],
 )

@@ -119,6 +119,6 @@ def test_bad_command_line_value_is_refused(recipe, words, tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["vitp"])
     (tmp_path / "ROOT").mkdir()
     monkeypatch.chdir(tmp_path)
-    option = [word for word in words.split() if word.startswith("--")][-1]
+    option = [word for word in words.split() if word.startswith("--")][-1].removeprefix("--")
     with pytest.raises(WrongArguments, match=option):
         recipe.main(words.split())
