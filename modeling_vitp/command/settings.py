@@ -14,10 +14,11 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from inspect import get_annotations
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -112,7 +113,7 @@ def own_fields(cls: type) -> dict[str, Any]:
     names = set()
     for base in cls.__mro__:
         if issubclass(base, Settings):
-            names |= vars(base).get("__annotations__", {}).keys()
+            names |= get_annotations(base).keys()
     return {name: declaration for name, declaration in declarations_of(cls).items() if name in names}
 
 
@@ -177,21 +178,21 @@ def build(name: str, value: Any, declaration: Any) -> Any:
     origin = get_origin(declaration) or declaration
     if is_dataclass(origin) and isinstance(value, Mapping):
         return from_mapping(origin, value, name)
-    if isinstance(value, Mapping) and get_args(declaration):
-        _, item_declaration = get_args(declaration)
-        return {key: build(f"{name}: {key}", item, item_declaration) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = []
-        for item, item_declaration in zip(value, items_of(declaration, len(value))):
-            items.append(build(f"{name}[{len(items)}]", item, item_declaration))
-        return tuple(items) if origin is tuple else items
-    return value
+    if not get_args(declaration) or not isinstance(value, (Mapping, list, tuple)):
+        return value
+    items = [build(*item) for item in declared_items(name, value, declaration)]
+    if isinstance(value, Mapping):
+        return dict(zip(value, items))
+    return tuple(items) if origin is tuple else items
 
 
 def check_value(name: str, value: Any, declaration: Any) -> None:
     """Raise a `ValueError` if a value, which may come from a YAML file, is not as declared."""
     if matches(value, declaration):
         return
+    for member in members_of(declaration):
+        for item in declared_items(name, value, member):
+            check_value(*item)  # names the wrong item
     expected = describe(declaration)
     advice = ""
     if "text" in expected and not all(isinstance(scalar, str) for scalar in scalars_of(value)):
@@ -218,15 +219,16 @@ def matches(value: Any, declaration: Any) -> bool:
     if issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return False
-        key_declaration, item_declaration = arguments or (Any, Any)
-        are_keys = all(matches(key, key_declaration) for key in value)
-        return are_keys and all(matches(item, item_declaration) for item in value.values())
-    if issubclass(origin, Sequence) and origin is not str:
+        if arguments and not all(matches(key, arguments[0]) for key in value):
+            return False
+    elif issubclass(origin, Sequence) and origin is not str:
         if not isinstance(value, (list, tuple)):
             return False
-        item_declarations = items_of(declaration, len(value))
-        return len(item_declarations) == len(value) and all(map(matches, value, item_declarations))
-    return isinstance(value, origin)
+        if is_fixed_tuple(declaration) and len(value) != len(arguments):
+            return False
+    elif not isinstance(value, origin):
+        return False
+    return all(matches(item, kind) for _, item, kind in declared_items("", value, declaration))
 
 
 def members_of(declaration: Any) -> tuple[Any, ...]:
@@ -236,10 +238,16 @@ def members_of(declaration: Any) -> tuple[Any, ...]:
     return tuple(get_args(member)[0] if get_origin(member) is Annotated else member for member in members)
 
 
-def items_of(declaration: Any, length: int) -> Sequence[Any]:
-    """Return the declarations of the items of a list or tuple; a list of any length has `length` of them."""
-    arguments = get_args(declaration) or (Any,)
-    return arguments if is_fixed_tuple(declaration) else [arguments[0]] * length
+def declared_items(name: str, value: Any, declaration: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, value and declaration of each item of a list or mapping, if the declaration is about items."""
+    origin, arguments = get_origin(declaration), get_args(declaration)
+    if isinstance(value, Mapping) and origin in (dict, Mapping):
+        for key, item in value.items():
+            yield f"{name}: {key}", item, arguments[1]
+    elif isinstance(value, (list, tuple)) and origin in (list, tuple, Sequence):
+        item_declarations = arguments if is_fixed_tuple(declaration) else arguments[:1] * len(value)
+        for index, (item, item_declaration) in enumerate(zip(value, item_declarations)):
+            yield f"{name}[{index}]", item, item_declaration
 
 
 def is_fixed_tuple(declaration: Any) -> bool:

@@ -144,7 +144,7 @@ MIXTURES = [
     ({"name": "s", "folder": "b", "input_spec": {"band": 1}}, r"input_spec: .*\['band'\]"),
     ({"name": "s", "annotation": "a.parquet"}, "source 's': .*a.parquet"),
     ({"meta": "meta.json"}, "meta.json"),
-    ("s", r"sources .*\['s'\]"),
+    ("s", r"sources\[0\] .*'s'"),
 ]
 
 

@@ -58,8 +58,8 @@ ARMS = {"arms": {"x": {"label_share": 0.5}}, "measures": {"m": "a.b"}}
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"arms": {"x": 3}}, "arms .*'x': 3"),
-        ({"arms": {"x": None}, "measures": {"m": 3}}, "measures .*'m': 3"),
+        ({"arms": {"x": 3}}, "arms: x .*got 3"),
+        ({"arms": {"x": None}, "measures": {"m": 3}}, "measures: m .*got 3"),
         ({"base": "empty.yaml"}, "task and dataset_name.*empty.yaml"),
         ({"arms": {"x": {"label_share": 2}}}, "label_share.*got 2"),
         ({"arms": {"x": {"without_scenes": "y"}}}, "without_scenes.*list.*'y'"),
