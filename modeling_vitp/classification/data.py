@@ -526,6 +526,8 @@ class ClassificationData(DataSettings):
             leaves such files out and logs their number. Rows of `dataset_name` are checked with `"skip"` only.
     """
 
+    roles = tuple(USUAL)
+
     classes: Sequence[str] | None = None
     multi_label: bool = False
     table: Mapping | None = None

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Video
 from datasets.utils.file_utils import xopen
 
+from ..command.settings import check_keys
 from ..image_decoding import open_file
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.reading import fetch, is_url, picture_size, said
@@ -93,9 +94,7 @@ def find_columns(
     Raises:
         ValueError: if a role or a column of the settings does not exist.
     """
-    unknown = sorted(settings.keys() - usual.keys())
-    if unknown:
-        raise ValueError(f"columns: unknown option(s) {unknown}. Options: {sorted(usual)}.")
+    check_keys("columns", settings, usual)
     columns = {}
     for role, names in usual.items():
         chosen = settings.get(role)

@@ -14,7 +14,7 @@ from datasets import Dataset, load_dataset
 from torch.utils.data import ConcatDataset
 
 from ..cards.record import public_name
-from ..command.settings import check_value, from_mapping
+from ..command.settings import check_keys, check_value, from_mapping
 from ..hub.failures import retry
 from .files import FileSample
 from .leaks import (
@@ -57,6 +57,7 @@ class DataSettings:
 
     infer_options: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[str] = ""  # shortest configuration, for errors
+    roles: ClassVar[tuple[str, ...]] = ()  # keys of `columns`
 
     root: str | None = None
     dataset_name: str | None = None
@@ -69,6 +70,7 @@ class DataSettings:
     def __post_init__(self):
         if (self.root is None) == (self.dataset_name is None):
             raise ValueError("Expected either `root`, a folder of files, or `dataset_name`.")
+        check_keys("columns", self.columns or {}, self.roles)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:

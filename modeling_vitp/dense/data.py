@@ -385,6 +385,7 @@ class DenseData(DataSettings):
     """
 
     infer_options = ("classes",)
+    roles = tuple(USUAL)
     template = (
         "data: {root: FOLDER, splits: {train: {image: 'train/images/{name}.png', mask: 'train/masks/{name}.png'}, "
         "test: {image: 'test/images/{name}.png', mask: 'test/masks/{name}.png'}}, "

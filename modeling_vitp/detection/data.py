@@ -29,6 +29,7 @@ from ..input_spec import InputSpec
 from ..rotated_boxes import smallest_rectangles
 from ..vrl import keyed_generator
 from .annotations import (
+    USUAL,
     AnnotatedFile,
     ImageObjects,
     ObjectSplit,
@@ -202,6 +203,7 @@ class DetectionData(DataSettings):
     """
 
     infer_options = ("class_property",)
+    roles = tuple(USUAL)
     template = (
         "data: {root: FOLDER, format: coco, splits: {train: {images: train/images, annotations: train.json}, "
         "test: {images: test/images, annotations: test.json}}, classes: [ship, plane]}"

@@ -141,7 +141,7 @@ def test_splits_keep_scenes_whole(tmp_path, layout):
     WRITERS[layout](root, SCENES)
     found = read_labels(root, tmp_path / "lists")
     check(found, len(SCENES))
-    task = next(task for task, (layouts, _) in TASKS.items() if layout in layouts)
+    task = next(task for task, (base, _) in TASKS.items() if issubclass(LAYOUTS[layout], base))
     assert (found.task, found.layout, found.root) == (task, layout, root)
     assert found.settings == ({"task": "oriented"} if layout == "dota" else {})
     scenes = scenes_of(found)

@@ -187,7 +187,7 @@ def test_short_names_are_unique():
     [
         (["--severities", "1"], "`models`"),
         (["--models", "m", "--severities", "0"], r"severities.*\[0\]"),
-        (["--models", "m", "--severities", "5", "6"], r"severities.*\[5, 6\]"),
+        (["--models", "m", "--severities", "5", "6"], r"severities\[1\].* 6"),
         (["--models", "m", "--limit", "0"], "limit.*0"),
         (["--models", "m", "m"], r"models .*\['m', 'm'\]"),
         (["--models", "m", "--severities", "1", "1"], "severities .*duplicates"),

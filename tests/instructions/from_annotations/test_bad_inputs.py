@@ -225,7 +225,7 @@ def test_class_without_words_is_named(names, named, tmp_path):
         (["folders", "--kinds", "counting"], "folders: counting"),
         (["folders", "--collages", "1"], "--collages"),
         (["masks", "--window", "9"], "--window"),
-        (["voc", "--window", "9", "--overlap", "9"], "--overlap .* 9"),
+        (["voc", "--window", "9", "--overlap", "9"], "overlap .* 9"),
         (["masks", "--intensities", "0", "9"], "--intensities"),
         (["voc", "--class_property", "species"], "--class_property.*geojson"),
         (["volumes"], "--intensities"),

@@ -11,6 +11,7 @@ from annotated_images import LAYOUTS, NAMES, make, noise
 from PIL import Image
 
 from modeling_vitp.data import layouts
+from modeling_vitp.instructions.from_annotations import pipeline
 from modeling_vitp.recipes import make_instructions
 
 COLLAGES = ["--collages", "0.5", "--collage_grid", "2", "--collage_size"]
@@ -94,7 +95,7 @@ def test_layout_is_recognized(layout, tmp_path, monkeypatch):
     assert matching == [layout] == [layouts.recognize_layout(folder)]
     assert layouts.recognize_layout(folder, layouts.LAYOUTS.keys() - {layout}) is None
     (tmp_path / "names.json").write_text('{"0": null, "1": "water", "2": "storage tank", "3": "road"}')
-    program, command, *words = shlex.split(layouts.make_instructions_command(folder))
+    program, command, *words = shlex.split(pipeline.make_instructions_command(folder))
     assert (program, command, words[0]) == ("vitp", "make_instructions", layout)
     assert make_instructions.main(words) == 0
     assert (tmp_path / f"{folder}_instructions" / "README.md").is_file()
@@ -130,11 +131,11 @@ def write_text(root):
 def test_other_folder_is_not_recognized(write_other, tmp_path):
     write_other(tmp_path)
     assert layouts.recognize_layout(tmp_path) is None
-    assert layouts.make_instructions_command(tmp_path) is None
+    assert pipeline.make_instructions_command(tmp_path) is None
     assert layouts.recognize_layout(tmp_path / "missing") is None
 
 
 def test_command_names_split_of_folder(tmp_path):
     for label in ("river", "forest"):
         noise(tmp_path / label / "0.png", 0)
-    assert "--split all" in layouts.make_instructions_command(tmp_path)
+    assert "--split all" in pipeline.make_instructions_command(tmp_path)
