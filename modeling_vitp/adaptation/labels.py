@@ -17,7 +17,16 @@ from ..command.paths import config_of_data, read_yaml
 from ..data.annotation_files import STATISTICS, read_list
 from ..data.files import FileSample
 from ..data.folders import UNSPLIT
-from ..data.layouts import LAYOUTS, ClassFolders, Layout, Masks, ObjectLayout, layouts_about, recognize_layout
+from ..data.layouts import (
+    LAYOUTS,
+    ClassFolders,
+    Layout,
+    Masks,
+    ObjectLayout,
+    layouts_about,
+    layouts_of,
+    recognize_layout,
+)
 from ..data.scenes import MIN_IMAGES, draw_splits, find_scenes
 from ..data.settings import DataSettings
 from ..data.windows import object_windows
@@ -290,7 +299,7 @@ def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]
     if kind not in (None, *TASKS):
         raise ValueError(f"Unknown task {task!r}. Options: {', '.join((*TASKS, *BOX_TASKS))}.")
     base = Layout if kind is None else TASKS[kind][0]
-    layout = recognize_layout(root, [name for name, known in LAYOUTS.items() if issubclass(known, base)])
+    layout = recognize_layout(root, layouts_of(base))
     if layout is not None:
         kind = next((kind for kind, (base, _) in TASKS.items() if issubclass(LAYOUTS[layout], base)), None)
     if layout is not None and kind is None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..command.settings import from_mapping
 from ..data.files import CASES, FIELD, FileSample, find_samples, read_split
-from ..data.layouts import recognize_layout
+from ..data.layouts import ChangePairs, Masks, layouts_of, recognize_layout
 from ..data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
 from ..data.settings import DataSettings, parts_of
 from ..images.pixels import on_one_grid, to_pixels
@@ -595,7 +595,7 @@ class ClassificationData(DataSettings):
     def _read_files(self, name: str) -> FileImages:
         root = Path(self.root)
         settings = self.splits.get(name, {"image": f"{name}/{{{CLASS}}}/{{name:[^/]+}}.*"})
-        if name not in self.splits and recognize_layout(root, ("masks", "changes")):
+        if name not in self.splits and recognize_layout(root, layouts_of(Masks, ChangePairs)):
             raise ValueError(
                 f"Expected folders of classes in {root}, found images with masks. Use vitp finetune_segmentation or "
                 "vitp finetune_change_detection."

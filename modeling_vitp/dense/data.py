@@ -19,7 +19,7 @@ from ..command.settings import Percentile, PositiveInt, from_mapping
 from ..data.classes import LabelEncoding, pack, span
 from ..data.files import CASES, FileSample, fields_of, find_samples, hold_out, match_files, read_split
 from ..data.folders import UNSPLIT, images_in
-from ..data.layouts import LAYOUTS, recognize_layout
+from ..data.layouts import LAYOUTS, ChangePairs, Masks, layouts_of, recognize_layout
 from ..data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
 from ..data.settings import DataSettings, parts_of
 from ..image_processing_vitp_dense import IGNORE_INDEX
@@ -453,7 +453,7 @@ class DenseData(DataSettings):
 
     @classmethod
     def infer(cls, root, classes=None):
-        name = recognize_layout(root, ("masks", "changes"))
+        name = recognize_layout(root, layouts_of(Masks, ChangePairs))
         if name is None:
             wanted = "images and masks of the same name, such as train/images and train/masks"
             raise cls.unknown_layout(root, f"{wanted} (volumes need a configuration, see recipes/medical.md)")
@@ -535,7 +535,7 @@ def has_other_layout(settings: Mapping[str, Any]) -> bool:
         return False
     patterns = [pattern for name, split in splits.items() for pattern in read_split(split, name).images.values()]
     has_files = any(match_files(Path(root), pattern, fields_of(pattern)) for pattern in patterns)
-    return not has_files and recognize_layout(root, ("masks", "changes")) is not None
+    return not has_files and recognize_layout(root, layouts_of(Masks, ChangePairs)) is not None
 
 
 def settings_of_folder(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -227,7 +227,8 @@ class DetectionData(DataSettings):
             raise ValueError(f"Expected format to be one of {', '.join(formats)}, got {self.format!r}.")
         if self.root is not None and self.format is None:
             raise ValueError(f"`format` is required for annotation files. Options: {', '.join(formats)}.")
-        if self.class_property is not None and self.format != "geojson":
+        options = () if self.format is None else LAYOUTS[self.format].options
+        if self.class_property is not None and "class_property" not in options:
             raise ValueError(f"`class_property` is for `format: geojson`, got the format {self.format!r}.")
         self.names = ClassNames(self.classes, self.leave_out)
 

@@ -1,7 +1,16 @@
 """Layouts of labeled images, one class and one file each. A folder's layout is recognized in the reverse order."""
 # ruff: noqa: I001
 
-from .base import LAYOUTS, Layout, ObjectLayout, PairedLayout, layouts_about, recognize_layout, register_layout
+from .base import (
+    LAYOUTS,
+    Layout,
+    ObjectLayout,
+    PairedLayout,
+    layouts_about,
+    layouts_of,
+    recognize_layout,
+    register_layout,
+)
 from .class_folders import ClassFolders
 from .volumes import Volumes
 from .changes import ChangePairs
@@ -27,6 +36,7 @@ __all__ = [
     "Volumes",
     "Yolo",
     "layouts_about",
+    "layouts_of",
     "recognize_layout",
     "register_layout",
 ]

@@ -31,6 +31,11 @@ def layouts_about(*subjects: str) -> list[str]:
     return sorted(name for name, layout in LAYOUTS.items() if layout.subject in subjects)
 
 
+def layouts_of(*bases: type["Layout"]) -> list[str]:
+    """Return the names of the layouts that are subclasses of one of these, also those of plugins."""
+    return sorted(name for name, layout in LAYOUTS.items() if issubclass(layout, bases))
+
+
 def recognize_layout(folder: str | Path, layouts: Collection[str] | None = None) -> str | None:
     """Return the name of the layout of a folder, or `None`. No image is read.
 
