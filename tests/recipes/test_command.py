@@ -203,12 +203,16 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     assert not list(site.rglob("lab")) and not list(site.rglob("experiment*"))
     said = json.loads(run(sys.executable, "-c", HELP, *recipes.values(), cwd=work, **here).stdout)
     assert all(f"usage: vitp {name} " in said[str(path)][0] for name, path in recipes.items())
-    before = seconds_of_children()
-    run(sys.executable, "-c", "from trl import SFTConfig", cwd=work, **here)
-    imports = seconds_of_children() - before  # which no training command can do without, on this machine
-    dry = run(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
-    assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
-    assert seconds_of_children() - before - imports < 2.2 * imports
+    # A training command cannot do without TRL's imports. Other processes may slow down one of the two, so the fastest
+    # of three runs is compared.
+    imports, dry_runs = [], []
+    for _ in range(3):
+        _, seconds = timed(sys.executable, "-c", "from trl import SFTConfig", cwd=work, **here)
+        imports.append(seconds)
+        dry, seconds = timed(*vitp, "pretrain", "--config", "remote_sensing_paper", "--dry_run", cwd=work, **here)
+        assert dry.returncode == 0 and "The four rules of a mixture:" in dry.stdout, dry.stderr
+        dry_runs.append(seconds)
+    assert min(dry_runs) < 2.2 * min(imports), (dry_runs, imports)
     steps = "--max_steps 2 --eval_strategy no --save_strategy no --watch_samples 0 --dataloader_num_workers 0".split()
     steps += ["--dataloader_persistent_workers", "false", "--freeze_vision", "true"]
     quick = run(*vitp, "pretrain", "--config", "quickstart", *steps, cwd=work, **here)
@@ -216,9 +220,12 @@ def test_wheel_has_command_configs_and_sample(tmp_path):
     assert (work / "outputs/quickstart/backbone/model.safetensors").is_file()
 
 
-def seconds_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def timed(*command: object, **options: object) -> tuple[subprocess.CompletedProcess, float]:
+    """Run a command, and measure the seconds of CPU that it used."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run(*command, **options)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 SAME_NAMES = """
