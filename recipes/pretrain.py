@@ -112,9 +112,8 @@ def score_run(args: PretrainArguments, data: Any, output_dir: Path, training_arg
     from datasets import Dataset
 
     from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
-    from modeling_vitp.evaluation.pretraining import answers_table, score_pretraining, texts_of
+    from modeling_vitp.evaluation.pretraining import answers_table, probe_labels, score_pretraining, texts_of
     from modeling_vitp.probing.gains import gains_table, probe_run
-    from modeling_vitp.probing.labeled_views import probe_labels
 
     scores, tables, seed, device = {}, [], training_args.seed, training_args.device
     if args.probe_data is not None:

@@ -15,7 +15,8 @@ PACKAGE = "modeling_vitp"
 LAYERS = [  # from top to bottom; a folder imports from its own layer's folder and from the layers below
     {"recipes", "space"},
     {"adaptation"},
-    {"evaluation", "probing"},
+    {"evaluation"},
+    {"probing"},
     {"classification", "dense", "detection"},
     {"training"},
     {"instructions"},

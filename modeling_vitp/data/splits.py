@@ -2,7 +2,11 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from .layouts import Layout
 
@@ -65,3 +69,9 @@ def choose_listed(
                 f"({images[0][0]!r} or {images[1][0]!r}), or set --split."
             )
     return dict(image for (image,) in found.values())
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most a number of items, evenly spaced."""
+    chosen = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[index] for index in chosen]

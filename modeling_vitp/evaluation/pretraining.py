@@ -1,13 +1,15 @@
-"""Answers of a pretrained model to questions about unseen images, beside answers that do not use the image.
+"""Scores of a finished pretraining: probes of its backbone on labels, and answers to questions about unseen images.
 
-A projector and a language model can learn to guess answers. Each score therefore stands beside two controls: answers to
-the same questions with another image, and the best constant answer of the training data.
+A projector and a language model can learn to guess answers. Each score of answers therefore stands beside two controls:
+answers to the same questions with another image, and the best constant answer of the training data.
 """
 
 import itertools
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,16 @@ from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from ..cards.sections import table
+from ..data.annotations import AnnotatedImage
 from ..data.boxes import iou
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
+from ..instructions.from_annotations.drawing import DrawnInstructions
+from ..instructions.from_annotations.labeled_views import write_views
 from ..instructions.rows import SampleTransform, images_of, is_given, prepare_rows
 from ..metrics.resampling import resample_mean
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..probing.labels import probe_scenes, probe_views
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..training.generation import generate_answers
 from ..vrl import keyed_generator
@@ -40,6 +46,44 @@ MOST_NEW_TOKENS = 512
 # Main score of each kind, by which the constant answer is chosen, and whether lower values are better.
 MAIN_SCORES = {"count": ("mean_error", True), "grounding": ("mean_iou", False), "map": ("mean_iou", False)}
 MAIN_SCORES |= {"fine_map": ("largest_area_iou", False), "vqa": ("accuracy", False), "choice": ("accuracy", False)}
+
+
+def probe_labels(
+    drawn: DrawnInstructions,
+    test_images: Sequence[AnnotatedImage],
+    output_dir: Path,
+    seed: int,
+    device: str | torch.device,
+    color_jitter: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """Probe the backbone of a run and its controls on the labels that its questions were drawn from.
+
+    Boxes, oriented boxes (their upright boxes) and masks are probed by patches of views, see
+    [`~modeling_vitp.probing.labels.probe_views`], class folders by whole images, see
+    [`~modeling_vitp.probing.labels.probe_scenes`].
+
+    Args:
+        drawn: transform of the training images.
+        test_images: labeled images that the run has not trained on.
+        output_dir: folder of the run, to which pictures of patches are written as `probe`.
+        seed: seed of the views and of the random weights.
+        device: device of the backbones.
+        color_jitter: fields of the [`~modeling_vitp.images.pixels.ColorJitter`] of the pretraining, which the training
+            views of 8-bit images get too.
+
+    Returns:
+        The scores and gains, or `None` if the labels have no classes of patches or images, as those of pairs.
+    """
+    subject = drawn.asker.subject
+    if subject == "scene":
+        return probe_scenes(drawn.images, test_images, output_dir, seed, device)
+    if subject not in ("objects", "regions"):
+        return None
+    views = output_dir / "probe" / "data"
+    names = write_views(drawn, test_images, views, seed, color_jitter)
+    scores = probe_views(views, names, output_dir, seed, device)
+    shutil.rmtree(views)
+    return scores
 
 
 def score_pretraining(

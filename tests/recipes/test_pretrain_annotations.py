@@ -11,8 +11,7 @@ from PIL import Image
 from tiny_models import FROM_SCRATCH
 
 from modeling_vitp.evaluation import pretraining
-from modeling_vitp.instructions.from_annotations import source
-from modeling_vitp.probing import labeled_views
+from modeling_vitp.instructions.from_annotations import labeled_views, source
 from modeling_vitp.recipes import pretrain
 
 SETTINGS = {

@@ -11,10 +11,13 @@ from PIL import Image
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.data.annotations import AnnotatedImage, LabelMap, Region, regions_of
+from modeling_vitp.data.splits import spread
+from modeling_vitp.evaluation.pretraining import probe_labels
+from modeling_vitp.instructions.from_annotations import labeled_views
+from modeling_vitp.instructions.from_annotations.labeled_views import class_mask, write_views
 from modeling_vitp.instructions.from_annotations.source import LabelSource
-from modeling_vitp.probing import labeled_views
 from modeling_vitp.probing.gains import BACKBONE, PIXELS, RANDOM, START
-from modeling_vitp.probing.labeled_views import class_mask, probe_labels, spread, write_views
+from modeling_vitp.probing.labels import views_data
 from modeling_vitp.training.arguments import AnnotationOptions
 
 NAMES_OF_CLASSES = ["road", "tree"]
@@ -85,9 +88,9 @@ def test_classes_without_name_are_ignored():
 def test_most_frequent_classes_are_named(coco, tmp_path, monkeypatch):
     monkeypatch.setattr(labeled_views, "MOST_CLASSES", 2)
     drawn, test = opened(coco, window=64)
-    data = write_views(drawn, test, tmp_path / "views", seed=0)
+    names = write_views(drawn, test, tmp_path / "views", seed=0)
+    data = views_data(tmp_path / "views", names)
     counts = sorted(drawn.asker.vocabulary.values())
-    names = [entry["name"] for entry in data.classes]
     assert names[0] == "background" and len(names) == 3
     assert sorted(drawn.asker.vocabulary[name] for name in names[1:]) == counts[-2:]
     values = {int(value) for sample in data.open(["test"]) for value in sample["mask"].unique()}
@@ -134,9 +137,9 @@ def test_written_images_and_masks_agree(tmp_path):
             dense_data.save(Image.fromarray(numbers), tmp_path / split / "masks" / f"{index}.png")
     options = {"window": 40, "mosaics": 0.5, "collages": 1}
     drawn, test = opened(tmp_path, names={"0": None, "1": "tree", "2": "road"}, **options)
-    data = write_views(drawn, test, tmp_path / "views", seed=0)
-    of_names = {entry["name"]: number for number, entry in enumerate(data.classes)}
-    expected = [of_names[name] for name in ("background", "tree", "road")]
+    names = write_views(drawn, test, tmp_path / "views", seed=0)
+    data = views_data(tmp_path / "views", names)
+    expected = [names.index(name) for name in ("background", "tree", "road")]
     sizes = {"train": set(), "test": set()}
     for split, number in (("train", 5 * 40), ("test", 2 * 6)):
         samples = data.open([split])

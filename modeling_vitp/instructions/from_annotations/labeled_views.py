@@ -1,0 +1,91 @@
+"""Views of labeled images as files with masks of their classes, as a segmentation data set to probe a backbone with."""
+
+import itertools
+import math
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from ...data.annotations import AnnotatedImage
+from ...data.splits import spread
+from ...image_processing_vitp_dense import IGNORE_INDEX
+from ...images.pixels import IMAGE_PROCESSOR, ColorJitter, to_pixels
+from ...vrl import keyed_generator
+from .collages import Collage
+from .drawing import DrawnInstructions, encode_picture
+from .questions import covered_by_class
+
+MOST_VIEWS = 200  # Of the training images, and of the test images.
+MOST_CLASSES = IGNORE_INDEX - 1  # Of a mask with 8 bits, beside the background.
+
+
+def write_views(
+    drawn: DrawnInstructions,
+    test_images: Sequence[AnnotatedImage],
+    folder: Path,
+    seed: int,
+    color_jitter: dict[str, Any] | None = None,
+) -> list[str]:
+    """Write drawn views of the training images and windows of the test images, with masks of their classes.
+
+    The files are `train/images`, `train/masks`, `test/images` and `test/masks`. The value of a class in the masks is
+    its place in the returned names.
+
+    The training views have the random colors of the pretraining, if it has any and they have 8 bits. Background is a
+    class. The other classes are those of the training images, at most the `MOST_CLASSES` most frequent.
+
+    Returns:
+        Names of the classes, "background" first.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    names = [name for name, _ in Counter(drawn.asker.vocabulary).most_common(MOST_CLASSES)]
+    number = max(MOST_VIEWS // len(drawn.images), 1)
+    train = spread(drawn.images, MOST_VIEWS)
+    views = {"train": [], "test": []}
+    for image in train:
+        for repeat in range(number):
+            generator = keyed_generator(seed, image.id, repeat, "probe")
+            views["train"].append(drawn.draw_view(image, generator, is_mosaic_allowed=False))
+    windows = itertools.chain.from_iterable(drawn.fixed_views(image, 0) for image in test_images)
+    views["test"] = spread(list(windows), MOST_VIEWS)
+    jitter = None if color_jitter is None else ColorJitter(**color_jitter)
+    for split, of_split in views.items():
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+        for index, view in enumerate(of_split):
+            picture = drawn.scenes.render(view)[0]
+            if split == "train" and jitter is not None and isinstance(picture, Image.Image):
+                generator = keyed_generator(seed, index, "probe colors")
+                picture = to_pil_image(jitter([to_pixels(picture, None)], IMAGE_PROCESSOR, generator)[0])
+            content = encode_picture(picture)["bytes"]
+            suffix = "png" if content.startswith(b"\x89PNG") else "tif"
+            (folder / split / "images" / f"{index:06}.{suffix}").write_bytes(content)
+            Image.fromarray(class_mask(view, names)).save(folder / split / "masks" / f"{index:06}.png")
+    return ["background", *names]
+
+
+def class_mask(view: Collage, names: Sequence[str]) -> np.ndarray:
+    """Return the class of each pixel of a view, uint8 `(height, width)`: 0 for none, or from 1 the index in `names`.
+
+    Pixels of unclear objects, of several classes, and of classes without a name are `IGNORE_INDEX`.
+    """
+    mask = np.zeros(view.size, dtype=np.uint8)
+    num_classes = np.zeros(view.size, dtype=np.uint8)
+    for label, covered in covered_by_class(view):
+        if label in names:
+            mask[covered] = 1 + names.index(label)
+            num_classes += covered
+        else:
+            num_classes[covered] = 2
+    for region in view.visible:
+        if not region.is_clear and view.mask is None:
+            left, top, right, bottom = (math.ceil(end - 0.5) for end in region.box)
+            num_classes[top:bottom, left:right] = 2
+    mask[num_classes > 1] = IGNORE_INDEX
+    return mask

@@ -1,0 +1,94 @@
+"""Probes of the backbones of a run on labeled images: patches of views, or classes of whole images."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..classification.data import FileImages
+from ..data.annotations import AnnotatedImage
+from ..data.files import FileSample
+from ..data.splits import spread
+from ..dense.data import DenseData
+from ..image_processing_vitp_dense import IGNORE_INDEX
+from .classification import ClassificationProbe
+from .few_labels import FewLabels
+from .gains import PIXELS, gains_of, load_backbones, measure_gains, with_least_gain
+
+MOST_SCENES = 200  # Of the training images, and of the test images.
+NEIGHBORS, TEMPERATURE, L2 = 20, 0.07, 1e-2  # Of the probes of classes, as those of `vitp probe`.
+
+
+def probe_views(
+    views: Path, names: Sequence[str], output_dir: Path, seed: int, device: str | torch.device
+) -> dict[str, Any]:
+    """Probe `backbone` in the folder of a run, `backbone_at_start`, random weights and bare pixels on patches of views.
+
+    A patch has the class that covers most of it.
+
+    Args:
+        views: folder with `train/images`, `train/masks`, `test/images` and `test/masks`, with files of equal names.
+        names: name of each value in the masks.
+        output_dir: folder of the run, to which pictures of patches are written as `probe`.
+        seed: seed of the random weights.
+        device: device of the backbones.
+
+    Returns:
+        `scores` by backbone and probe, `gains` by probe and control, `least_gain` by probe (see [`measure_gains`] and
+        [`gains_of`]).
+    """
+    data = views_data(views, names)
+    backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
+    gains = measure_gains(data, "train", "test", backbones=backbones, folder=output_dir / "probe")
+    return with_least_gain(gains["test"])
+
+
+def views_data(views: Path, names: Sequence[str]) -> DenseData:
+    """Return the data set of the views of [`probe_views`]."""
+    splits = {}
+    for split in ("train", "test"):
+        splits[split] = {"image": f"{split}/images/{{name}}.*", "mask": f"{split}/masks/{{name}}.png"}
+    classes = [{"name": name, "value": value} for value, name in enumerate(names)]
+    return DenseData(classes=classes, splits=splits, root=str(views), ignore=[IGNORE_INDEX])
+
+
+def probe_scenes(
+    train: Sequence[AnnotatedImage],
+    test: Sequence[AnnotatedImage],
+    output_dir: Path,
+    seed: int,
+    device: str | torch.device,
+) -> dict[str, Any]:
+    """Probe the backbones of a run on the classes of whole images, without bare pixels as a control.
+
+    The probes are nearest neighbors and a linear one.
+
+    Args:
+        train, test: labeled images; the run has not trained on those of the test.
+        output_dir: folder of the run, with `backbone` and `backbone_at_start`.
+        seed: seed of the random weights.
+        device: device of the backbones.
+
+    Returns:
+        `scores`, `gains` and `least_gain`, see [`probe_views`], and `control`, the scores of a constant.
+    """
+    backbones = load_backbones(output_dir / "backbone", output_dir / "backbone_at_start", seed, device)
+    del backbones[PIXELS]
+    names = sorted({image.label for image in train})
+    samples = {}
+    for role, images in (("train", train), ("test", test)):
+        chosen = [image for image in spread(images, MOST_SCENES) if image.label in names]
+        files = [FileSample(image.id, {}, image.paths, None) for image in chosen]
+        samples[role] = FileImages(files, [[image.label] for image in chosen], None).set_classes(names, False)
+    task = ClassificationProbe(samples, names, None, "mean", NEIGHBORS, TEMPERATURE, L2)
+    draws = {FewLabels(share=1.0): [np.arange(len(samples["train"]))]}
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for name, backbone in backbones.items():
+        with tempfile.TemporaryDirectory(dir=output_dir) as features:
+            found = task.probe(backbone, draws, None, Path(features))
+        scores[name] = {probe: dict(of_draws[0]) for (probe, _), of_draws in found.items()}
+    gains = gains_of(scores, task.shown)
+    return with_least_gain({"control": task.control(), "scores": scores, "gains": gains})
