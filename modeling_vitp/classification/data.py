@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..command.settings import from_mapping
-from ..data.files import FIELD, FileSample, find_samples, read_split
-from ..data.layouts import ChangePairs, Masks, layouts_of, recognize_layout
+from ..data.files import FIELD, FileSample, find_samples, hold_out, read_split
+from ..data.folders import UNSPLIT
+from ..data.layouts import LAYOUTS, ChangePairs, ClassLayout, ClassTable, Masks, layouts_of, recognize_layout
 from ..data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
 from ..data.settings import DataSettings, parts_of
 from ..data.tables import Label, LabelTable, Unknown, divided, labels_of_columns
@@ -319,9 +320,9 @@ class ClassificationData(DataSettings):
 
     Args:
         splits: settings of each split. For files: arguments of [`find_samples`] with the class as the field `{class}`,
-            or with `where`, column values that select rows of the `table`. A split that is not listed is
-            `NAME/{class}/{name}.*`, where a name may contain dots. For `dataset_name`: name of the split in `datasets`,
-            by default the same name.
+            or with `where`, column values that select rows of the `table`, and `table`, settings of the table that
+            differ for the split. A split that is not listed is `NAME/{class}/{name}.*`, where a name may contain dots.
+            For `dataset_name`: name of the split in `datasets`, by default the same name.
         classes: class names in the order of the model. Default: the names that the data set defines, or else the sorted
             class names of the training images.
         multi_label: whether an image may have any number of classes.
@@ -353,6 +354,45 @@ class ClassificationData(DataSettings):
         self.is_listed = self.classes is not None
         self._opened: dict[str, ClassifiedImages] = {}
         self._taken: dict[str, dict[int, tuple[str | None, Path]]] = {}  # Rows of each table that belong to a file.
+
+    @classmethod
+    def from_dict(cls, settings):
+        return super().from_dict(cls.complete(settings) if isinstance(settings, Mapping) else settings)
+
+    @classmethod
+    def complete(cls, settings):
+        """Return the settings; if they have a root with a table of classes only, with those of the table.
+
+        Folders of classes need no settings: a split that is not listed is `NAME/{class}/{name}.*`.
+        """
+        root = settings.get("root")
+        is_described = "splits" in settings or "table" in settings
+        if is_described or not isinstance(root, str):
+            return dict(settings)
+        tables = layouts_of(ClassTable)
+        # Other labels of the folder precede. They are searched in all of its files, and so only if it has a table.
+        if recognize_layout(root, tables) is None or recognize_layout(root) not in tables:
+            return dict(settings)
+        completed = super().complete(settings)
+        table, splits = completed["table"]["file"], completed["splits"]
+        logger.info("Found in %s: the table %s, splits %s.", root, table, ", ".join(splits))
+        for name, split in splits.items():
+            if "part" in split:
+                share = split["part"][1] - split["part"][0]
+                logger.info("Split %s has %.0f%% of the images, by a hash of their names.", name, 100 * share)
+        return completed
+
+    @classmethod
+    def infer(cls, root):
+        name = recognize_layout(root, layouts_of(ClassLayout))
+        if name is None:
+            raise cls.unknown_layout(root, "a folder for each class, or a table with the classes of the images")
+        settings = {"root": str(root), **LAYOUTS[name](root).data_settings()}
+        if settings["splits"].keys() in ({"train"}, {UNSPLIT}):
+            (split,) = settings["splits"].values()
+            whole = cls(**settings | {"splits": {"train": split}})._read_files("train")
+            settings["splits"] = hold_out(split, whole.cases)
+        return settings
 
     def find_classes(self, train_splits: Sequence[str], of_model: Sequence[str] | None = None) -> list[str]:
         """Return the class names, and use them as the classes of this data set.
@@ -409,12 +449,14 @@ class ClassificationData(DataSettings):
             )
         settings = dict(settings) if isinstance(settings, Mapping) else settings
         where = settings.pop("where", None) if isinstance(settings, dict) else None
+        table_changes = settings.pop("table", {}) if isinstance(settings, dict) else {}
         samples = find_samples(root, settings, name, use_part=self.table is None)
         if self.table is not None:
-            table = from_mapping(LabelTable, self.table, "data: table")
+            table = from_mapping(LabelTable, {**self.table, **table_changes}, "data: table")
             table = replace(table, file=table.file.replace("{split}", name))
             taken = self._taken.setdefault(table.file, {})
-            samples, stored = table.labels_of(samples, root, where, name, taken, self.label_values)
+            is_partial = isinstance(settings, dict) and "list" in settings
+            samples, stored = table.labels_of(samples, root, where, name, taken, self.label_values, is_partial)
             found = FileImages(samples, stored, self.input_spec)
             split = read_split(settings, name)  # The table may have the patients, which are not divided.
             found = found.subset([index for index, case in enumerate(found.cases) if split.has_case(case)])

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .files import CASES, FileSample
 
 Label = str | int  # Name or index of a class.
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+FIRST_ROWS = 20  # rows by which a table is recognized
 
 
 class Unknown(str):
@@ -70,6 +74,36 @@ def labels_of_columns(
     ]
 
 
+def table_files(where: Path) -> list[Path]:
+    """Return the tables directly in a folder, by suffix and without hidden files; or the file itself."""
+    paths = [where] if where.is_file() else sorted(where.iterdir())
+    tables = []
+    for path in paths:
+        has_suffix = path.suffix.lower() in (*SEPARATORS, PARQUET)
+        if has_suffix and path.is_file() and not path.name.startswith("."):
+            tables.append(path)
+    return tables
+
+
+def read_first_rows(path: Path) -> pd.DataFrame:
+    """Return the first rows of a table. Columns with encoded images are left out.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        if path.suffix.lower() == PARQUET:
+            schema = pq.read_schema(path)
+            columns = [field.name for field in schema if not pa.types.is_struct(field.type)]
+            batches = pq.ParquetFile(path).iter_batches(batch_size=FIRST_ROWS, columns=columns)
+            first_batch = next(batches, None)
+            return pd.DataFrame(columns=columns) if first_batch is None else first_batch.to_pandas()
+        separator = SEPARATORS[path.suffix.lower()]
+        return pd.read_csv(path, sep=separator, nrows=FIRST_ROWS, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, pa.ArrowException, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 @dataclass(frozen=True)
 class LabelTable:
     """Table of labels for image files: the `table` setting in `data`.
@@ -99,10 +133,10 @@ class LabelTable:
         """
         path = root / self.file
         suffix = path.suffix.lower()
-        if suffix not in (*SEPARATORS, ".parquet"):
+        if suffix not in (*SEPARATORS, PARQUET):
             raise ValueError(f"table: expected a file with suffix {', '.join(SEPARATORS)} or .parquet, got {path}.")
         try:
-            if suffix == ".parquet":
+            if suffix == PARQUET:
                 rows = pd.read_parquet(path)
             else:
                 # Names may have leading zeros, and a class may be called "None", so pandas must not convert them.
@@ -125,6 +159,7 @@ class LabelTable:
         split: str,
         taken: dict[int, tuple[str | None, Path]],
         label_values: Mapping | None = None,
+        is_partial: bool = False,
     ) -> tuple[list[FileSample], list[list[Label]]]:
         """Return the samples that have a row in the table, and the classes of each.
 
@@ -139,6 +174,7 @@ class LabelTable:
             taken: first file of each row and the field that identifies it, if any, over all splits so far. Extended in
                 place with the files of `samples`.
             label_values: see [`~modeling_vitp.classification.data.ClassificationData`].
+            is_partial: whether `samples` are a part of the split, so that selected rows may have no file.
 
         Raises:
             ValueError: if a file has no row, a row has no file, or a row matches several files.
@@ -183,7 +219,7 @@ class LabelTable:
                     )
             elif where is None:
                 raise ValueError(f"{path} has no row in {root / self.file}. Add a row, or remove the file.")
-        if where is not None and len(used) < len(stored):
+        if where is not None and not is_partial and len(used) < len(stored):
             name, (row, _) = next(item for item in stored.items() if item[0] not in used)
             raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} matches {name!r}.")
         return kept, labels
