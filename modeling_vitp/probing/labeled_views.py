@@ -43,8 +43,8 @@ def probe_labels(
 ) -> dict[str, Any] | None:
     """Probe `backbone` in the folder of a run, `backbone_at_start`, random weights and bare pixels on labeled images.
 
-    Patches of boxes, oriented boxes (their upright boxes) and masks have the class that covers most of them. Images with
-    one class each are probed as a whole, without pixels as a control.
+    Patches of boxes, oriented boxes (their upright boxes) and masks have the class that covers most of them. Images
+    with one class each are probed as a whole, without pixels as a control.
 
     Args:
         drawn: transform of the training images.
