@@ -9,8 +9,9 @@ import pytest
 from annotated_images import LAYOUTS, NAMES, make, noise, turns_of
 from classification_data import small_arguments
 from dense_data import tiny_backbone
+from tiny_models import FROM_SCRATCH
 
-from modeling_vitp import ViTPImageProcessor, export_backbone
+from modeling_vitp import ViTPImageProcessor, adapt, export_backbone
 from modeling_vitp.adaptation.labels import read_labels, with_label_fraction
 from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.data import layouts
@@ -274,6 +275,25 @@ def test_fine_tuning_and_probe_read_table(tmp_path):
     metrics = json.loads((tmp_path / "probed" / "metrics.json").read_text())
     assert metrics["classes"] == sorted(CLASSES)
     assert metrics["results"][0]["training_images"] == [NUMBER // 2]
+
+
+@pytest.mark.slow
+def test_adapt_trains_on_table(tmp_path):
+    write_unsplit(tmp_path / "labels")
+    report = adapt(
+        tmp_path / "labels",
+        baselines=["random"],
+        output_dir=tmp_path / "adapted",
+        pretraining={"from_scratch": FROM_SCRATCH, "bf16": False, "watch_samples": 0},
+        fine_tuning={"bf16": False, "image_size": 56},
+        steps=4,
+        fine_tuning_steps=2,
+        seeds=[0],
+        learning_rates=[1e-3],
+        force=True,
+    )
+    assert {entry["model"] for entry in report.fine_tuned} == {"adapted", "random"}
+    assert sum(report.data["images"].values()) == NUMBER
 
 
 def add_table_of_other_layout(root):
