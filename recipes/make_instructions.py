@@ -7,10 +7,10 @@
     vitp make_instructions volumes Liver --names l.json --intensities -160 240 --output_dir liver_instructions
 
 Layouts: `coco` (JSON), `voc` (XML), `dota` and `yolo` (text), `geojson` (GeoJSON or GeoPackage over GeoTIFFs),
-`folders` (one per class), `masks` (image and mask of the same name), `volumes` (NIfTI or DICOM with masks), `changes`
-(pairs with masks or captions). Only images of `--split` are used, according to the layout or the file `--split_list`.
-Images whose file is also in the test split are skipped, and images of the validation split too unless `--split` names
-it.
+`folders` (one per class), `table` (CSV, TSV or Parquet of classes), `masks` (image and mask of the same name),
+`volumes` (NIfTI or DICOM with masks), `changes` (pairs with masks or captions). Only images of `--split` are used,
+according to the layout or the file `--split_list`. Images whose file is also in the test split are skipped, and images
+of the validation split too unless `--split` names it.
 """
 
 import argparse

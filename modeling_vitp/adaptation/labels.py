@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..classification.data import ClassificationData
+from ..classification.data import ClassificationData, names_of
 from ..command.paths import config_of_data, read_yaml
 from ..data.annotation_files import STATISTICS, read_list
 from ..data.files import FileSample
 from ..data.folders import UNSPLIT
 from ..data.layouts import (
     LAYOUTS,
-    ClassFolders,
+    ClassLayout,
     Layout,
     Masks,
     ObjectLayout,
@@ -42,7 +42,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 LARGE, WINDOW, OVERLAP = 1536, 1024, 200  # Sides in pixels: of images that are cut into windows, and of these windows.
 # Data of each task, and the base of its layouts.
 TASKS: dict[str, tuple[type[Layout], type[DataSettings]]] = {
-    "classification": (ClassFolders, ClassificationData),
+    "classification": (ClassLayout, ClassificationData),
     "segmentation": (Masks, DenseData),
     "detection": (ObjectLayout, DetectionData),
 }
@@ -92,8 +92,8 @@ def read_labels(
     read and checked. Large images with boxes get the setting `tile`.
 
     Args:
-        root: folder of the images and labels, in a layout of `make_instructions`: boxes, masks or class folders; or a
-            configuration of `vitp finetune_detection`, whose `task` and `data` are used.
+        root: folder of the images and labels, in a layout of `make_instructions`: boxes, masks, class folders or a
+            table of classes; or a configuration of `vitp finetune_detection`, whose `task` and `data` are used.
         folder: folder for the lists of the splits. If it has lists of the same images, their splits are kept.
         task: task, or for boxes also `"horizontal"`, `"oriented"` or `"instances"`. Default: the task of the layout,
             with oriented boxes for DOTA and horizontal boxes for other formats.
@@ -126,7 +126,7 @@ def read_labels(
     given = {split: labels_of(task, data, split, settings) for split in data["splits"]}
     pool, missing = given["train"], [split for split in SPLITS if split not in given]
     if task == "classification":
-        data["classes"] = sorted(set().union(*(found for part in given.values() for found in part.values())))
+        data["classes"] = names_of([classes for part in given.values() for classes in part.values()])
     check_classes(set().union(*pool.values()), task, f"the training images of {root}")
     lists = {split: folder / f"{split}.txt" for split in SPLITS}
     scenes, by = np.zeros(len(pool), int), ""
@@ -312,15 +312,17 @@ def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]
         files = Counter(path.suffix.lower() or "no suffix" for path in root.rglob("*") if path.is_file())
         found = ", ".join(f"{number} {suffix}" for suffix, number in files.most_common(5)) or "no files"
         of_table = (
-            "Labels in a table are read by finetune_classification, see recipes/finetune_classification.md; for adapt, "
-            "move the images to a folder for each class. "
+            "A table of classes needs a row for each image, with a column `file_name` of the image and a column "
+            "`label` of its class. Other tables are read by finetune_classification, see "
+            "recipes/finetune_classification.md. "
         )
         formats = ", ".join(layouts_about("objects"))
         raise ValueError(
             f"No labels found in {root}{f' for {task}' if task else ''}. Expected boxes ({formats}), "
-            "masks of the same names as their images (images and masks), or folders of at least two classes with the "
-            f"images directly in them. Found: {found}. {of_table if TABLES & files.keys() else ''}Captions and "
-            "instructions alone are not a task to compare backbones on: add labeled images of your task."
+            "masks of the same names as their images (images and masks), folders of at least two classes with the "
+            f"images directly in them, or a table of the images and their classes. Found: {found}. "
+            f"{of_table if TABLES & files.keys() else ''}Captions and instructions alone are not a task to "
+            "compare backbones on: add labeled images of your task."
         )
     if kind != "detection":
         return kind, layout, {}
@@ -335,18 +337,14 @@ def infer_data(root: Path, task: str, layout: Layout) -> dict[str, Any]:
     if task == "classification":
         for image_id, paths in (item for images in found.values() for item in images.items()):
             layout.annotate(image_id, paths)
-        tops = {split: f"{next(iter(images)).split('/')[0]}/" for split, images in found.items() if images}
-        splits = {
-            split: {"image": f"{'' if split == UNSPLIT else top}{{class}}/{{name:[^/]+}}.*"}
-            for split, top in tops.items()
-        }
-        data = {"root": str(root)}
+        data = ClassificationData.infer(root)
+        splits = data["splits"]
     else:
         data = TASKS[task][1].infer(root)
         check_classes(data["classes"], task, root)
         splits = {split: files for split, files in data["splits"].items() if {"mask", "annotations"} & files.keys()}
-        if "part" in splits.get("train", ()):  # a part of the only split
-            splits = {"train": {key: value for key, value in splits["train"].items() if key != "part"}}
+    if "part" in splits.get("train", ()):  # a part of the only split
+        splits = {"train": {key: value for key, value in splits["train"].items() if key != "part"}}
     train = next((split for split in ("train", "trainval", UNSPLIT) if split in splits), None)
     if train is None:
         raise ValueError(

@@ -17,27 +17,23 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..command.settings import from_mapping
-from ..data.files import CASES, FIELD, FileSample, find_samples, read_split
-from ..data.layouts import ChangePairs, Masks, layouts_of, recognize_layout
+from ..data.files import FIELD, FileSample, find_samples, hold_out, read_split
+from ..data.folders import UNSPLIT
+from ..data.layouts import LAYOUTS, ChangePairs, ClassLayout, ClassTable, Masks, layouts_of, recognize_layout
 from ..data.rows import cases_of_rows, check_image_columns, content_of, encoded_rows, find_columns, missing_column
 from ..data.settings import DataSettings, parts_of
+from ..data.tables import Label, LabelTable, Unknown, divided, labels_of_columns
 from ..images.pixels import on_one_grid, to_pixels
 from ..images.reading import Picture, check_whole, image_files, read_image, read_picture
 from ..input_spec import InputSpec
 
-Label = str | int  # Name or index of a class.
 USUAL = {"image": ("image", "images", "img"), "label": ("label", "labels", "class", "fine_label")}
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 CLASS = "class"  # Field of a path pattern that holds the class name.
 MOST_SHOWN = 3
 MOST_CLASSES = 100_000
 UNKNOWN = -100  # Label of a class that an image may or may not have.
 
 logger = logging.getLogger(__name__)
-
-
-class Unknown(str):
-    """Name of a class that an image may or may not have."""
 
 
 def names_of(stored: Sequence[Sequence[Label]]) -> list[str]:
@@ -117,58 +113,6 @@ def check_trained(trained: Mapping[str, int], scored: Mapping[str, int], split: 
         if not is_listed:
             raise ValueError(f"{message} Remove them, add training images, or list all `classes` in `data`.")
         logger.warning("%s", message)
-
-
-def divided(value: object, separator: str | None = None) -> list[Label]:
-    """Return the list of classes in a value of a label column. An empty value gives an empty list."""
-    if isinstance(value, str):
-        parts = [value] if separator is None else value.split(separator)
-        return [part.strip() for part in parts if part.strip()]
-    if hasattr(value, "__len__"):
-        return list(value)
-    if value is None or value != value:  # NaN marks an empty field.
-        return []
-    if int(value) != value:
-        raise ValueError(f"Expected an integer or a name as class, got {value}.")
-    return [int(value)]
-
-
-def cell_key(value: object) -> float | str:
-    """Return a cell of a label column as a number or a text. A missing value gives an empty text."""
-    try:
-        return float(value) if value is not None and value == value else ""
-    except (TypeError, ValueError):
-        return str(value)
-
-
-def labels_of_columns(
-    columns: pd.DataFrame, label_values: Mapping | None, where: Callable[[Any], str]
-) -> list[list[Label]]:
-    """Return the classes of images from a table with one column per class.
-
-    Args:
-        columns: the columns of the classes, named after them.
-        label_values: what cells other than 1 and 0 mean, see [`ClassificationData`].
-        where: function from the index of a row to its name in errors.
-
-    Raises:
-        ValueError: if the meaning of a cell is not known.
-    """
-    meanings = {1.0: 1, 0.0: 0} | {cell_key(cell): value for cell, value in (label_values or {}).items()}
-    states = np.empty(columns.shape, dtype=object)
-    for number, column in enumerate(columns):
-        codes, cells = pd.factorize(columns[column], use_na_sentinel=False)
-        for code, cell in enumerate(cells):
-            key, rows = cell_key(cell), codes == code
-            if key not in meanings:
-                raise ValueError(
-                    f"{where(columns.index[rows.argmax()])}: expected 1 or 0 in the column {column!r}, got {cell}. "
-                    "Fill it in, remove the row and its images, or give its meaning in `label_values`."
-                )
-            states[rows, number] = meanings[key]
-    return [
-        [Unknown(name) if state is None else name for name, state in zip(columns, row) if state != 0] for row in states
-    ]
 
 
 class ClassifiedImages(torch.utils.data.Dataset):
@@ -370,151 +314,15 @@ def stored_labels(
     return [[label for label in labels if label != -1] for labels in stored], list(feature.names)
 
 
-@dataclass(frozen=True)
-class LabelTable:
-    """Table of labels for image files: the `table` setting in `data`.
-
-    Args:
-        file: path of the table, relative to the root of the data set. [`ClassificationData`] replaces `{split}` in it
-            by the name of the split.
-        name: column that identifies the image of a row: the path relative to the root, the file name with or without
-            extension, or the value of a field of the pattern, which several files may share.
-        label: column of the class or classes of an image, as a list or as text split at `separator`; or a list with one
-            column per class, 1 for the classes of an image and 0 for the others.
-        separator: separator between the classes in a text.
-        no_class: text for an image without any class. If set, empty labels are an error.
-    """
-
-    file: str
-    name: str = "file_name"
-    label: str | Sequence[str] = "label"
-    separator: str | None = None
-    no_class: str | None = None
-
-    def read(self, root: Path) -> pd.DataFrame:
-        """Return all rows of the table.
-
-        Raises:
-            ValueError: if the file cannot be read, or a column is missing.
-        """
-        path = root / self.file
-        suffix = path.suffix.lower()
-        if suffix not in (*SEPARATORS, ".parquet"):
-            raise ValueError(f"table: expected a file with suffix {', '.join(SEPARATORS)} or .parquet, got {path}.")
-        try:
-            if suffix == ".parquet":
-                rows = pd.read_parquet(path)
-            else:
-                # Names may have leading zeros, and a class may be called "None", so pandas must not convert them.
-                types = {"dtype": dict.fromkeys((self.name, *CASES), str), "keep_default_na": False, "na_values": [""]}
-                rows = pd.read_csv(path, sep=SEPARATORS[suffix], **types)
-        except (OSError, ValueError, pd.errors.ParserError) as error:
-            raise ValueError(f"table: {path} cannot be read: {error}") from error
-        for column in (self.name, *([self.label] if isinstance(self.label, str) else self.label)):
-            if column not in rows.columns:
-                found = ", ".join(map(str, rows.columns))
-                hint = " Save the file with commas as separators." if len(rows.columns) == 1 and ";" in found else ""
-                raise ValueError(f"table: no column {column!r} in {path}. Found: {found}.{hint}")
-        return rows
-
-    def labels_of(
-        self,
-        samples: Sequence[FileSample],
-        root: Path,
-        where: Mapping | None,
-        split: str,
-        taken: dict[int, tuple[str | None, Path]],
-        label_values: Mapping | None = None,
-    ) -> tuple[list[FileSample], list[list[Label]]]:
-        """Return the samples that have a row in the table, and the classes of each.
-
-        A column `patient` or `case` of the table is a field of the samples, unless the pattern has this field.
-
-        Args:
-            samples: image files of the split.
-            root: root of the data set.
-            where: column values that select the rows of the split. If given, samples without a selected row are not
-                part of the split.
-            split: name of the split in errors.
-            taken: first file of each row and the field that identifies it, if any, over all splits so far. Extended in
-                place with the files of `samples`.
-            label_values: see [`ClassificationData`].
-
-        Raises:
-            ValueError: if a file has no row, a row has no file, or a row matches several files.
-        """
-        rows = self.read(root)
-        for column, value in (where or {}).items():
-            if column not in rows.columns:
-                raise ValueError(f"Split {split!r}: where: no column {column!r} in {root / self.file}.")
-            values = rows[column].astype(str)
-            if pd.api.types.is_float_dtype(rows[column]):  # pandas reads integers as floats if values are missing.
-                values = values.str.removesuffix(".0")
-            known, rows = values.drop_duplicates().tolist(), rows[values == str(value)]
-            if rows.empty:
-                raise ValueError(
-                    f"Split {split!r}: where: no row of {root / self.file} has {value!r} in column {column!r}. "
-                    f"Found: {', '.join(map(repr, known[:10]))}."
-                )
-        names = rows[self.name].astype(str)
-        if names.duplicated().any():
-            repeated = names[names.duplicated()].iloc[0]
-            raise ValueError(f"table: {root / self.file} has several rows for {repeated!r}. Keep one.")
-        stored = dict(zip(names, zip(rows.index, self._labels(rows, root, label_values))))
-        owners = {field: rows[field].dropna().astype(str) for field in CASES if field in rows.columns}
-        kept, labels, used = [], [], set()
-        for sample in samples:
-            path = sample.images[0]
-            names = path.relative_to(root).as_posix(), path.name, path.stem, sample.id
-            cases = [(field, sample.fields[field]) for field in CASES if field in sample.fields]
-            keys = (*cases, *((None, name) for name in names), *sample.fields.items())
-            field, key = next((item for item in keys if item[1] in stored), (None, None))
-            if key is not None:
-                row, classes = stored[key]
-                known = {field: owner[row] for field, owner in owners.items() if row in owner}
-                kept.append(replace(sample, fields={**known, **sample.fields}))
-                labels.append(classes)
-                used.add(key)
-                first_field, first = taken.setdefault(row, (field, path))
-                if first != path and (field is None or field != first_field):
-                    raise ValueError(
-                        f"table: {root / self.file}, row {row}: {key!r} matches both {first} and {path}. Use paths in "
-                        "the table, or name the field that the files of one row share `patient` or `case`."
-                    )
-            elif where is None:
-                raise ValueError(f"{path} has no row in {root / self.file}. Add a row, or remove the file.")
-        if where is not None and len(used) < len(stored):
-            name, (row, _) = next(item for item in stored.items() if item[0] not in used)
-            raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} matches {name!r}.")
-        return kept, labels
-
-    def _labels(self, rows: pd.DataFrame, root: Path, label_values: Mapping | None) -> list[list[Label]]:
-        if isinstance(self.label, str):
-            stored = []
-            for row, value in zip(rows.index, rows[self.label].tolist()):
-                try:
-                    stored.append(divided(value, self.separator))
-                except ValueError as error:
-                    raise ValueError(f"table: {root / self.file}, row {row}: {error}") from error
-                if self.no_class is not None and not stored[-1]:
-                    raise ValueError(
-                        f"table: {root / self.file}, row {row}: {self.label!r} is empty. Enter {self.no_class!r} if "
-                        "the image has no class, or remove the row."
-                    )
-            return [[label for label in labels if label != self.no_class] for labels in stored]
-        where = f"table: {root / self.file}, row {{}}".format
-        return labels_of_columns(rows[list(self.label)], label_values, where)
-
-
 @dataclass(kw_only=True)
 class ClassificationData(DataSettings):
     """Classification settings in `data` of a configuration, see [`DataSettings`].
 
     Args:
         splits: settings of each split. For files: arguments of [`find_samples`] with the class as the field `{class}`,
-            or with `where`, column values that select rows of the `table`. A split that is not listed is
-            `NAME/{class}/{name}.*`, where a name may contain dots. For `dataset_name`: name of the split in `datasets`,
-            by default the same name.
+            or with `where`, column values that select rows of the `table`, and `table`, settings of the table that
+            differ for the split. A split that is not listed is `NAME/{class}/{name}.*`, where a name may contain dots.
+            For `dataset_name`: name of the split in `datasets`, by default the same name.
         classes: class names in the order of the model. Default: the names that the data set defines, or else the sorted
             class names of the training images.
         multi_label: whether an image may have any number of classes.
@@ -546,6 +354,45 @@ class ClassificationData(DataSettings):
         self.is_listed = self.classes is not None
         self._opened: dict[str, ClassifiedImages] = {}
         self._taken: dict[str, dict[int, tuple[str | None, Path]]] = {}  # Rows of each table that belong to a file.
+
+    @classmethod
+    def from_dict(cls, settings):
+        return super().from_dict(cls.complete(settings) if isinstance(settings, Mapping) else settings)
+
+    @classmethod
+    def complete(cls, settings):
+        """Return the settings; if they have a root with a table of classes only, with those of the table.
+
+        Folders of classes need no settings: a split that is not listed is `NAME/{class}/{name}.*`.
+        """
+        root = settings.get("root")
+        is_described = "splits" in settings or "table" in settings
+        if is_described or not isinstance(root, str):
+            return dict(settings)
+        tables = layouts_of(ClassTable)
+        # Other labels of the folder precede. They are searched in all of its files, and so only if it has a table.
+        if recognize_layout(root, tables) is None or recognize_layout(root) not in tables:
+            return dict(settings)
+        completed = super().complete(settings)
+        table, splits = completed["table"]["file"], completed["splits"]
+        logger.info("Found in %s: the table %s, splits %s.", root, table, ", ".join(splits))
+        for name, split in splits.items():
+            if "part" in split:
+                share = split["part"][1] - split["part"][0]
+                logger.info("Split %s has %.0f%% of the images, by a hash of their names.", name, 100 * share)
+        return completed
+
+    @classmethod
+    def infer(cls, root):
+        name = recognize_layout(root, layouts_of(ClassLayout))
+        if name is None:
+            raise cls.unknown_layout(root, "a folder for each class, or a table with the classes of the images")
+        settings = {"root": str(root), **LAYOUTS[name](root).data_settings()}
+        if settings["splits"].keys() in ({"train"}, {UNSPLIT}):
+            (split,) = settings["splits"].values()
+            whole = cls(**settings | {"splits": {"train": split}})._read_files("train")
+            settings["splits"] = hold_out(split, whole.cases)
+        return settings
 
     def find_classes(self, train_splits: Sequence[str], of_model: Sequence[str] | None = None) -> list[str]:
         """Return the class names, and use them as the classes of this data set.
@@ -602,12 +449,14 @@ class ClassificationData(DataSettings):
             )
         settings = dict(settings) if isinstance(settings, Mapping) else settings
         where = settings.pop("where", None) if isinstance(settings, dict) else None
+        table_changes = settings.pop("table", {}) if isinstance(settings, dict) else {}
         samples = find_samples(root, settings, name, use_part=self.table is None)
         if self.table is not None:
-            table = from_mapping(LabelTable, self.table, "data: table")
+            table = from_mapping(LabelTable, {**self.table, **table_changes}, "data: table")
             table = replace(table, file=table.file.replace("{split}", name))
             taken = self._taken.setdefault(table.file, {})
-            samples, stored = table.labels_of(samples, root, where, name, taken, self.label_values)
+            is_partial = isinstance(settings, dict) and "list" in settings
+            samples, stored = table.labels_of(samples, root, where, name, taken, self.label_values, is_partial)
             found = FileImages(samples, stored, self.input_spec)
             split = read_split(settings, name)  # The table may have the patients, which are not divided.
             found = found.subset([index for index, case in enumerate(found.cases) if split.has_case(case)])

@@ -13,6 +13,7 @@ from ..command.settings import NonNegativeInt, PositiveInt, Probability, check_v
 
 CASES = ("patient", "case")  # fields whose files must be in one split
 FIELD = re.compile(r"\{(?P<field>\w+)(?::(?P<form>[^{}]+))?\}")
+ANY_FOLDERS = "**/"  # in a pattern, or at the beginning of the regular expression of a field
 TRAINED_PART = 0.9  # part of the images that is trained on if a folder has no other split
 
 
@@ -134,12 +135,13 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
         root: folder of the data set.
         settings: `image` (or `before` and `after`) and optionally `mask` are patterns relative to `root`, like
             `Train/{area}/images_png/{name}.png`. A field matches a part of a name; `{patient:0[0-4].*}` is a field with
-            a regular expression; `**/` matches any folders. Files with equal fields belong to the same sample. `image`
-            may be a list of patterns, one per channel. `list` is a file relative to `root` with a sample in each line,
-            given by its id, a field, a file name, or the path of its first image below `root`. `part` is a range in
-            [0, 1) that selects samples (patients or cases, if the pattern has such a field) by a hash of their name,
-            and `part_seed` selects others. `cases` is a JSON file relative to `root` with the case (such as a scene) of
-            each sample by the path of its first image below `root`.
+            a regular expression; `**/` matches any folders, and `{path:**/.+}` is a field with the folders and the
+            name. Files with equal fields belong to the same sample. `image` may be a list of patterns, one per channel.
+            `list` is a file relative to `root` with a sample in each line, given by its id, a field, a file name, or
+            the path of its first image below `root`. `part` is a range in [0, 1) that selects samples (patients or
+            cases, if the pattern has such a field) by a hash of their name, and `part_seed` selects others. `cases` is
+            a JSON file relative to `root` with the case (such as a scene) of each sample by the path of its first image
+            below `root`.
         name: name of the split, for errors.
         use_part: whether to apply `part`. If not, the caller does, when it knows the cases.
 
@@ -199,6 +201,8 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
     expression, seen, end = "", set(), 0
     for match in FIELD.finditer(pattern):
         name, form = match["field"], match["form"] or "[^/]+?"
+        if form.startswith(ANY_FOLDERS):
+            form = literal(ANY_FOLDERS) + form.removeprefix(ANY_FOLDERS)
         expression += literal(pattern[end : match.start()]) + (
             f"(?P={name})" if name in seen else f"(?P<{name}>{form})"
         )
@@ -210,7 +214,7 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
     except re.error as error:
         raise ValueError(f"Pattern {pattern!r} has an invalid regular expression: {error}.") from error
     files = {}
-    for file in sorted(glob.glob(FIELD.sub("*", pattern), root_dir=root, recursive=True)):
+    for file in sorted(glob.glob(FIELD.sub(glob_of, pattern), root_dir=root, recursive=True)):
         match = expression.fullmatch(Path(file).as_posix())
         if match and not file.endswith(".aux.xml"):  # GDAL writes such files beside images
             key = tuple(match[field] for field in fields)
@@ -218,6 +222,12 @@ def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, 
                 raise ValueError(f"{files[key]} and {root / file} match {pattern} with the same fields.")
             files[key] = root / file
     return files
+
+
+def glob_of(field: re.Match) -> str:
+    """Return the glob pattern of a field."""
+    has_folders = (field["form"] or "").startswith(ANY_FOLDERS)
+    return f"{ANY_FOLDERS}*" if has_folders else "*"
 
 
 def literal(text: str) -> str:

@@ -31,10 +31,10 @@ def find_scenes(
 ) -> tuple[np.ndarray, str]:
     """Return the scene of each image from 0, int of shape `(images,)`, and in words by what images are split.
 
-    The first rule that applies is used: `scene_pattern`; the patient in the tags of DICOM; GeoTIFFs of one coordinate
-    reference system that overlap or touch; the folder and the file name before the numbers of a tile, if they make at
-    least `MIN_SCENES` groups, see [`are_scenes`]. Otherwise each image is a scene. Images of one patient, and images of
-    several colors with identical bytes, are always in one scene.
+    The first rule that applies is used: `scene_pattern`; the patient in the tags of DICOM or in a table; GeoTIFFs of
+    one coordinate reference system that overlap or touch; the folder and the file name before the numbers of a tile, if
+    they make at least `MIN_SCENES` groups, see [`are_scenes`]. Otherwise each image is a scene. Images of one patient,
+    and images of several colors with identical bytes, are always in one scene.
     """
     names = [path.relative_to(root).as_posix() for path in images]
     patients = [layout.case(path) for path in images]
@@ -49,10 +49,10 @@ def find_scenes(
         keys = [scene_in(name, scene_pattern) for name in names]
         unit, rule = "scene", f"`scene_pattern` {scene_pattern}"
     elif any(patients):
-        unit, rule = "patient", "tags of DICOM"
+        unit, rule = "patient", layout.case_source
     elif (located := touching(images)) is not None:
         keys, unit, rule = located, "scene", "images whose coordinates overlap or touch"
-    elif are_scenes(stems := [stem_of(Path(name), layout.subject == "scene") for name in names], classes):
+    elif are_scenes(stems := [stem_of(Path(name), layout.has_class_folders) for name in names], classes):
         keys, unit, rule = stems, "scene", "folder and file name before the tile number"
     edges = []
     for values in (keys, copies, [patient or name for patient, name in zip(patients, names)]):

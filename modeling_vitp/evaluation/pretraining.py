@@ -59,7 +59,7 @@ def probe_labels(
     """Probe the backbone of a run and its controls on the labels that its questions were drawn from.
 
     Boxes, oriented boxes (their upright boxes) and masks are probed by patches of views, see
-    [`~modeling_vitp.probing.labels.probe_views`], class folders by whole images, see
+    [`~modeling_vitp.probing.labels.probe_views`], images with one class each as a whole, see
     [`~modeling_vitp.probing.labels.probe_scenes`].
 
     Args:

@@ -500,7 +500,7 @@ def write_changes(root: Path) -> None:
 
 def write_table(root: Path) -> None:
     noise(root / "images" / "a.png")
-    (root / "labels.csv").write_text("file,label\na.png,field\n")
+    (root / "labels.csv").write_text("tile,kind\na.png,field\n")
 
 
 WRONG = {
@@ -508,7 +508,7 @@ WRONG = {
     "no labels": (lambda root: noise(root / "a.png"), r"data\..*1 \.png"),
     "captions": (write_captions, r"data\..*1 \.json.*[Cc]aptions"),
     "changes": (write_changes, "'changes'.*data.*finetune_change_detection.*recipes/finetune_segmentation.md"),
-    "table": (write_table, r"data\..*1 \.csv.*recipes/finetune_classification.md"),
+    "table": (write_table, r"data\..*1 \.csv.*`file_name`.*recipes/finetune_classification.md"),
     "no objects": (write_no_objects, "1 .*data, found 0"),
     "empty class folder": (write_empty_class, "No images .*class 'forest': .*val/forest"),
     "split folders": (lambda root: write_folders(root, SCENES, ("train_images", "test_images")), r"data\..*25 \.png"),

@@ -17,8 +17,9 @@ from pictures import picture, write_bands
 from pydicom.data import get_testdata_file
 from volumes_on_disk import write_series
 
-from modeling_vitp.classification.data import ClassificationData, LabelTable, check_trained, count, names_of
+from modeling_vitp.classification.data import ClassificationData, check_trained, count, names_of
 from modeling_vitp.data.files import FileSample
+from modeling_vitp.data.tables import LabelTable
 
 
 def opened(settings: dict, split: str = "train"):

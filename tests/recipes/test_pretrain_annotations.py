@@ -49,8 +49,17 @@ def write_folders(root, split, names):
         picture(70, 60, int(name) + 1000 * (split == "test")).save(folder / f"{name}.png")
 
 
+def write_table(root, split, names):
+    lines = ["file_name,label"]
+    for name in names:
+        (root / split).mkdir(parents=True, exist_ok=True)
+        picture(70, 60, int(name) + 1000 * (split == "test")).save(root / split / f"{name}.png")
+        lines.append(f"{name}.png,{('forest', 'AnnualCrop')[int(name) % 2]}")
+    (root / f"{split}.csv").write_text("\n".join(lines))
+
+
 WRITERS = {name: LAYOUTS[name][0] for name in ("coco", "dota", "yolo")}
-WRITERS |= {"masks": write_masks, "folders": write_folders}
+WRITERS |= {"masks": write_masks, "folders": write_folders, "table": write_table}
 
 
 def labels_of(folder, layout, splits=("train", "test")):
@@ -92,7 +101,7 @@ def test_quickstart_trains_on_labels_of_any_layout(tmp_path, quick_scores, layou
     for of_kind in metrics["answers"].values():
         for score in of_kind.values():
             assert {"own", "other_images", "constant", "least_gain", "difference", "questions"} <= set(score)
-    kinds = {"folders": {"vqa"}, "masks": {"fine_map"}}.get(layout, {"vqa", "fine_map", "count"})
+    kinds = {"folders": {"vqa"}, "table": {"vqa"}, "masks": {"fine_map"}}.get(layout, {"vqa", "fine_map", "count"})
     assert kinds <= set(metrics["answers"])
     assert metrics["requirements"] == []
     assert (tmp_path / "run" / "backbone" / "config.json").is_file()

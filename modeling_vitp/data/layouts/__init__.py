@@ -3,6 +3,7 @@
 
 from .base import (
     LAYOUTS,
+    ClassLayout,
     Layout,
     ObjectLayout,
     PairedLayout,
@@ -12,6 +13,7 @@ from .base import (
     register_layout,
 )
 from .class_folders import ClassFolders
+from .table import ClassTable
 from .volumes import Volumes
 from .changes import ChangePairs
 from .masks import Masks
@@ -25,6 +27,8 @@ __all__ = [
     "LAYOUTS",
     "ChangePairs",
     "ClassFolders",
+    "ClassLayout",
+    "ClassTable",
     "Coco",
     "Dota",
     "GeoJson",

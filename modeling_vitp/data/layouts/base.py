@@ -72,12 +72,16 @@ class Layout:
             `"change"`.
         options: names of further arguments of the layout.
         required_options: options without which `make_instructions` cannot read the layout.
+        has_class_folders: whether the folder of an image is named after its class.
+        case_source: by what [`case`] finds the case of an image, in messages.
     """
 
     name: ClassVar[str]
     subject: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
     required_options: ClassVar[tuple[str, ...]] = ()
+    has_class_folders: ClassVar[bool] = False
+    case_source: ClassVar[str] = "tags of DICOM"
 
     def __init__(self, root: Path, names: dict[str, str | None] | None = None, annotations: Path | None = None):
         if not root.is_dir():
@@ -120,6 +124,20 @@ class Layout:
         if phrase == "":
             raise ValueError(f"The class {label!r} has no words in its name. Set its phrase with --names.")
         return phrase
+
+
+class ClassLayout(Layout):
+    """Base class of layouts of images with one class each."""
+
+    subject = "scene"
+
+    def data_settings(self) -> dict[str, Any]:
+        """Return the settings `splits`, and `table` if there is one, of the classification's `data`.
+
+        Raises:
+            ValueError: If the labels are invalid; the message names the file.
+        """
+        raise NotImplementedError
 
 
 class PairedLayout(Layout):

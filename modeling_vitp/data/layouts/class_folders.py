@@ -6,15 +6,15 @@ from pathlib import Path
 from ...images.reading import IMAGE_SUFFIXES, check_file, image_files, stored_size
 from ..annotations import AnnotatedImage
 from ..folders import SPLIT_NAME, UNSPLIT, split_in
-from .base import Layout, register_layout
+from .base import ClassLayout, register_layout
 from .masks import Masks
 
 
 @register_layout("folders")
-class ClassFolders(Layout):
+class ClassFolders(ClassLayout):
     """Image folders, one per class: `SPLIT/CLASS/NAME.jpg`, or `CLASS/NAME.jpg` without splits."""
 
-    subject = "scene"
+    has_class_folders = True
 
     @classmethod
     def matches(cls, root):
@@ -44,6 +44,15 @@ class ClassFolders(Layout):
             split: {path.relative_to(self.root).as_posix(): (path,) for path in image_files(folder)}
             for split, folder in (self._split_folders or {UNSPLIT: self.root}).items()
         }
+
+    def data_settings(self):
+        splits = {}
+        for split, images in self.splits().items():
+            if images:
+                split_folder = next(iter(images)).split("/")[0]
+                prefix = "" if split == UNSPLIT else f"{split_folder}/"
+                splits[split] = {"image": f"{prefix}{{class}}/{{name:[^/]+}}.*"}
+        return {"splits": splits}
 
     def annotate(self, image_id, paths):
         expected = ("SPLIT", "CLASS", "NAME") if self._split_folders else ("CLASS", "NAME")

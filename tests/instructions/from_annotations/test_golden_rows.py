@@ -22,6 +22,7 @@ OPTIONS = {
     "yolo": ["--turns", "10"],
     "geojson": ["--turns", "10"],
     "folders": [],
+    "table": [],
     "masks": ["--turns", "9", *COLLAGES, "32"],
     "changes": [],
     "volumes": ["--intensities", "-160", "240", *COLLAGES, "8"],
@@ -33,6 +34,7 @@ DIGESTS = {  # Number of rows, and digest of their ids and messages.
     "yolo": (12, "dd245443388f4911"),
     "geojson": (12, "9757b94ccdfbbd9f"),
     "folders": (8, "0769a7a8d63da39a"),
+    "table": (8, "035b8b949248012b"),
     "masks": (12, "469a75fdb9176643"),
     "changes": (8, "f5291eae80b20dcc"),
     "volumes": (12, "ca80a2096ff82cd0"),
@@ -59,6 +61,11 @@ def write(layout, root):
     for number in range(8):
         if layout == "folders":
             noise(root / "train" / ("AnnualCrop", "Sea_Lake", "HWY")[number % 3] / f"{number}.png", number, (8, 8))
+        elif layout == "table":
+            noise(root / "images" / f"{number}.png", number, (8, 8))
+            with (root / "train.csv").open("a") as file:
+                file.write("file_name,label\n" if number == 0 else "")
+                file.write(f"{number}.png,{('AnnualCrop', 'Sea_Lake', 'HWY')[number % 3]}\n")
         elif layout == "masks":
             noise(root / "train/images" / f"{number}.png", number, (64, 64))
             save_array(root / "train/masks" / f"{number}.png", random_mask(number, 64))

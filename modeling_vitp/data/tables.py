@@ -1,0 +1,242 @@
+"""Tables with the classes of image files: CSV, TSV and Parquet."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .files import CASES, FileSample
+
+Label = str | int  # Name or index of a class.
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+FIRST_ROWS = 20  # rows by which a table is recognized
+
+
+class Unknown(str):
+    """Name of a class that an image may or may not have."""
+
+
+def divided(value: object, separator: str | None = None) -> list[Label]:
+    """Return the list of classes in a value of a label column. An empty value gives an empty list."""
+    if isinstance(value, str):
+        parts = [value] if separator is None else value.split(separator)
+        return [part.strip() for part in parts if part.strip()]
+    if hasattr(value, "__len__"):
+        return list(value)
+    if value is None or value != value:  # NaN marks an empty field.
+        return []
+    if int(value) != value:
+        raise ValueError(f"Expected an integer or a name as class, got {value}.")
+    return [int(value)]
+
+
+def cell_key(value: object) -> float | str:
+    """Return a cell of a label column as a number or a text. A missing value gives an empty text."""
+    try:
+        return float(value) if value is not None and value == value else ""
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def labels_of_columns(
+    columns: pd.DataFrame, label_values: Mapping | None, where: Callable[[Any], str]
+) -> list[list[Label]]:
+    """Return the classes of images from a table with one column per class.
+
+    Args:
+        columns: the columns of the classes, named after them.
+        label_values: what cells other than 1 and 0 mean, see [`~modeling_vitp.classification.data.ClassificationData`].
+        where: function from the index of a row to its name in errors.
+
+    Raises:
+        ValueError: if the meaning of a cell is not known.
+    """
+    meanings = {1.0: 1, 0.0: 0} | {cell_key(cell): value for cell, value in (label_values or {}).items()}
+    states = np.empty(columns.shape, dtype=object)
+    for number, column in enumerate(columns):
+        codes, cells = pd.factorize(columns[column], use_na_sentinel=False)
+        for code, cell in enumerate(cells):
+            key, rows = cell_key(cell), codes == code
+            if key not in meanings:
+                raise ValueError(
+                    f"{where(columns.index[rows.argmax()])}: expected 1 or 0 in the column {column!r}, got {cell}. "
+                    "Fill it in, remove the row and its images, or give its meaning in `label_values`."
+                )
+            states[rows, number] = meanings[key]
+    return [
+        [Unknown(name) if state is None else name for name, state in zip(columns, row) if state != 0] for row in states
+    ]
+
+
+def table_files(where: Path) -> list[Path]:
+    """Return the tables directly in a folder, by suffix and without hidden files; or the file itself."""
+    paths = [where] if where.is_file() else sorted(where.iterdir())
+    tables = []
+    for path in paths:
+        has_suffix = path.suffix.lower() in (*SEPARATORS, PARQUET)
+        if has_suffix and path.is_file() and not path.name.startswith("."):
+            tables.append(path)
+    return tables
+
+
+def read_first_rows(path: Path) -> pd.DataFrame:
+    """Return the first rows of a table. Columns with encoded images are left out.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        if path.suffix.lower() == PARQUET:
+            schema = pq.read_schema(path)
+            columns = [field.name for field in schema if not pa.types.is_struct(field.type)]
+            batches = pq.ParquetFile(path).iter_batches(batch_size=FIRST_ROWS, columns=columns)
+            first_batch = next(batches, None)
+            return pd.DataFrame(columns=columns) if first_batch is None else first_batch.to_pandas()
+        separator = SEPARATORS[path.suffix.lower()]
+        return pd.read_csv(path, sep=separator, nrows=FIRST_ROWS, dtype=str, keep_default_na=False)
+    except (OSError, ValueError, pa.ArrowException, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Table of labels for image files: the `table` setting in `data`.
+
+    Args:
+        file: path of the table, relative to the root of the data set. `ClassificationData` replaces `{split}` in it
+            by the name of the split.
+        name: column that identifies the image of a row: the path relative to the root, the file name with or without
+            extension, or the value of a field of the pattern, which several files may share.
+        label: column of the class or classes of an image, as a list or as text split at `separator`; or a list with one
+            column per class, 1 for the classes of an image and 0 for the others.
+        separator: separator between the classes in a text.
+        no_class: text for an image without any class. If set, empty labels are an error.
+    """
+
+    file: str
+    name: str = "file_name"
+    label: str | Sequence[str] = "label"
+    separator: str | None = None
+    no_class: str | None = None
+
+    def read(self, root: Path) -> pd.DataFrame:
+        """Return all rows of the table.
+
+        Raises:
+            ValueError: if the file cannot be read, or a column is missing.
+        """
+        path = root / self.file
+        suffix = path.suffix.lower()
+        if suffix not in (*SEPARATORS, PARQUET):
+            raise ValueError(f"table: expected a file with suffix {', '.join(SEPARATORS)} or .parquet, got {path}.")
+        try:
+            if suffix == PARQUET:
+                rows = pd.read_parquet(path)
+            else:
+                # Names may have leading zeros, and a class may be called "None", so pandas must not convert them.
+                types = {"dtype": dict.fromkeys((self.name, *CASES), str), "keep_default_na": False, "na_values": [""]}
+                rows = pd.read_csv(path, sep=SEPARATORS[suffix], **types)
+        except (OSError, ValueError, pd.errors.ParserError) as error:
+            raise ValueError(f"table: {path} cannot be read: {error}") from error
+        for column in (self.name, *([self.label] if isinstance(self.label, str) else self.label)):
+            if column not in rows.columns:
+                found = ", ".join(map(str, rows.columns))
+                hint = " Save the file with commas as separators." if len(rows.columns) == 1 and ";" in found else ""
+                raise ValueError(f"table: no column {column!r} in {path}. Found: {found}.{hint}")
+        return rows
+
+    def labels_of(
+        self,
+        samples: Sequence[FileSample],
+        root: Path,
+        where: Mapping | None,
+        split: str,
+        taken: dict[int, tuple[str | None, Path]],
+        label_values: Mapping | None = None,
+        is_partial: bool = False,
+    ) -> tuple[list[FileSample], list[list[Label]]]:
+        """Return the samples that have a row in the table, and the classes of each.
+
+        A column `patient` or `case` of the table is a field of the samples, unless the pattern has this field.
+
+        Args:
+            samples: image files of the split.
+            root: root of the data set.
+            where: column values that select the rows of the split. If given, samples without a selected row are not
+                part of the split.
+            split: name of the split in errors.
+            taken: first file of each row and the field that identifies it, if any, over all splits so far. Extended in
+                place with the files of `samples`.
+            label_values: see [`~modeling_vitp.classification.data.ClassificationData`].
+            is_partial: whether `samples` are a part of the split, so that selected rows may have no file.
+
+        Raises:
+            ValueError: if a file has no row, a row has no file, or a row matches several files.
+        """
+        rows = self.read(root)
+        for column, value in (where or {}).items():
+            if column not in rows.columns:
+                raise ValueError(f"Split {split!r}: where: no column {column!r} in {root / self.file}.")
+            values = rows[column].astype(str)
+            if pd.api.types.is_float_dtype(rows[column]):  # pandas reads integers as floats if values are missing.
+                values = values.str.removesuffix(".0")
+            known, rows = values.drop_duplicates().tolist(), rows[values == str(value)]
+            if rows.empty:
+                raise ValueError(
+                    f"Split {split!r}: where: no row of {root / self.file} has {value!r} in column {column!r}. "
+                    f"Found: {', '.join(map(repr, known[:10]))}."
+                )
+        names = rows[self.name].astype(str)
+        if names.duplicated().any():
+            repeated = names[names.duplicated()].iloc[0]
+            raise ValueError(f"table: {root / self.file} has several rows for {repeated!r}. Keep one.")
+        stored = dict(zip(names, zip(rows.index, self._labels(rows, root, label_values))))
+        owners = {field: rows[field].dropna().astype(str) for field in CASES if field in rows.columns}
+        kept, labels, used = [], [], set()
+        for sample in samples:
+            path = sample.images[0]
+            names = path.relative_to(root).as_posix(), path.name, path.stem, sample.id
+            cases = [(field, sample.fields[field]) for field in CASES if field in sample.fields]
+            keys = (*cases, *((None, name) for name in names), *sample.fields.items())
+            field, key = next((item for item in keys if item[1] in stored), (None, None))
+            if key is not None:
+                row, classes = stored[key]
+                known = {field: owner[row] for field, owner in owners.items() if row in owner}
+                kept.append(replace(sample, fields={**known, **sample.fields}))
+                labels.append(classes)
+                used.add(key)
+                first_field, first = taken.setdefault(row, (field, path))
+                if first != path and (field is None or field != first_field):
+                    raise ValueError(
+                        f"table: {root / self.file}, row {row}: {key!r} matches both {first} and {path}. Use paths in "
+                        "the table, or name the field that the files of one row share `patient` or `case`."
+                    )
+            elif where is None:
+                raise ValueError(f"{path} has no row in {root / self.file}. Add a row, or remove the file.")
+        if where is not None and not is_partial and len(used) < len(stored):
+            name, (row, _) = next(item for item in stored.items() if item[0] not in used)
+            raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} matches {name!r}.")
+        return kept, labels
+
+    def _labels(self, rows: pd.DataFrame, root: Path, label_values: Mapping | None) -> list[list[Label]]:
+        if isinstance(self.label, str):
+            stored = []
+            for row, value in zip(rows.index, rows[self.label].tolist()):
+                try:
+                    stored.append(divided(value, self.separator))
+                except ValueError as error:
+                    raise ValueError(f"table: {root / self.file}, row {row}: {error}") from error
+                if self.no_class is not None and not stored[-1]:
+                    raise ValueError(
+                        f"table: {root / self.file}, row {row}: {self.label!r} is empty. Enter {self.no_class!r} if "
+                        "the image has no class, or remove the row."
+                    )
+            return [[label for label in labels if label != self.no_class] for labels in stored]
+        where = f"table: {root / self.file}, row {{}}".format
+        return labels_of_columns(rows[list(self.label)], label_values, where)
