@@ -6,24 +6,24 @@ import sys
 
 # Imported on first access. All but conversion and export need the `recipes` extra (TRL, datasets, rasterio).
 _LAZY = {
-    "ViTPClassificationTrainer": "classification.trainer",
-    "ViTPClassificationTrainingConfig": "classification.trainer",
+    "ViTPClassificationTrainer": "tasks.classification.trainer",
+    "ViTPClassificationTrainingConfig": "tasks.classification.trainer",
     "ViTPDataCollator": "instructions.collator",
-    "ViTPDetectionTrainer": "detection.trainer",
-    "ViTPDetectionTrainingConfig": "detection.trainer",
-    "ViTPSegmentationTrainer": "dense.trainer",
-    "ViTPSegmentationTrainingConfig": "dense.trainer",
-    "ViTPTrainer": "training.vitp_trainer",
-    "ViTPTrainingConfig": "training.vitp_config",
+    "ViTPDetectionTrainer": "tasks.detection.trainer",
+    "ViTPDetectionTrainingConfig": "tasks.detection.trainer",
+    "ViTPSegmentationTrainer": "tasks.segmentation.trainer",
+    "ViTPSegmentationTrainingConfig": "tasks.segmentation.trainer",
+    "ViTPTrainer": "pretraining.trainer",
+    "ViTPTrainingConfig": "pretraining.config",
     "adapt": "adaptation.adapt",
-    "compose": "training.loading",
+    "compose": "pretraining.loading",
     "convert_checkpoint": "convert.checkpoint",
-    "detect_large": "detection.prediction",
+    "detect_large": "tasks.detection.prediction",
     "export_backbone": "convert.export",
     "export_timm": "convert.timm_folder",
-    "predict_large": "dense.prediction",
-    "predict_volume": "dense.prediction",
-    "start_from_scratch": "training.loading",
+    "predict_large": "tasks.segmentation.prediction",
+    "predict_volume": "tasks.segmentation.prediction",
+    "start_from_scratch": "pretraining.loading",
 }
 
 

@@ -8,12 +8,12 @@ checkpoint.
 """
 
 import vitp_command
-from modeling_vitp.training.arguments import DistillationArguments, DistillationSettings
+from modeling_vitp.pretraining.arguments import DistillationArguments, DistillationSettings
 from modeling_vitp.training.command_line import parse
 
 WHOLE = (
-    "modeling_vitp.training.arguments.DistillationArguments",
-    "modeling_vitp.training.distillation.ViTPDistillationConfig",
+    "modeling_vitp.pretraining.arguments.DistillationArguments",
+    "modeling_vitp.pretraining.distillation.ViTPDistillationConfig",
 )
 INHERITED = ("transformers.training_args",)
 
@@ -27,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.cards.record import public_name
     from modeling_vitp.cards.sections import command_of
     from modeling_vitp.images.reading import identity
+    from modeling_vitp.pretraining.distillation import ImageFiles, ViTPDistillationTrainer, load_student, load_teacher
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
-    from modeling_vitp.training.distillation import ImageFiles, ViTPDistillationTrainer, load_student, load_teacher
 
     if training_args.eval_strategy != "no" and not args.eval_data:
         raise ValueError("eval_strategy needs eval_data: set it, or eval_strategy: no.")

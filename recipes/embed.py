@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.probing.backbones import load_backbone
     from modeling_vitp.probing.embedding import embed_images
-    from modeling_vitp.training.vitp_config import default_device
+    from modeling_vitp.training.config import default_device
 
     if args["input_spec"] is not None:
         args["input_spec"] = read_mapping("input_spec", args["input_spec"])

@@ -11,14 +11,14 @@ started again with the same output folder, the run resumes from its last checkpo
 from functools import partial
 
 import vitp_command
-from modeling_vitp.classification.arguments import ClassificationArguments, ClassificationSettings
-from modeling_vitp.training.arguments import StartArguments
+from modeling_vitp.tasks.arguments import StartArguments
+from modeling_vitp.tasks.classification.arguments import ClassificationArguments, ClassificationSettings
 from modeling_vitp.training.command_line import parse
 
 WHOLE = (
-    "modeling_vitp.classification.arguments.ClassificationArguments",
-    "modeling_vitp.classification.trainer.ViTPClassificationTrainingConfig",
-    "modeling_vitp.training.arguments.StartArguments",
+    "modeling_vitp.tasks.classification.arguments.ClassificationArguments",
+    "modeling_vitp.tasks.classification.trainer.ViTPClassificationTrainingConfig",
+    "modeling_vitp.tasks.arguments.StartArguments",
 )
 INHERITED = ("transformers.training_args",)
 
@@ -31,11 +31,17 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp import ViTPForImageClassification, ViTPImageProcessor
     from modeling_vitp.cards.sections import command_of
-    from modeling_vitp.classification.data import ClassificationData, check_trained, count
-    from modeling_vitp.classification.trainer import ViTPClassificationTrainer, classes_of, labels_of, load_classifier
-    from modeling_vitp.training import fine_tuning_plan, results
+    from modeling_vitp.tasks import fine_tuning
+    from modeling_vitp.tasks import plan as fine_tuning_plan
+    from modeling_vitp.tasks.classification.data import ClassificationData, check_trained, count
+    from modeling_vitp.tasks.classification.trainer import (
+        ViTPClassificationTrainer,
+        classes_of,
+        labels_of,
+        load_classifier,
+    )
+    from modeling_vitp.tasks.loading import check_start, load_image_processor
     from modeling_vitp.training.checkpointing import check_free
-    from modeling_vitp.training.fine_tuning import check_start, load_image_processor
 
     if args.dry_run:
         fine_tuning_plan.assume_start(model_args)
@@ -43,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
     data = ClassificationData.from_dict(args.data)
-    splits = results.check_splits(training_args, args)
+    splits = fine_tuning.check_splits(training_args, args)
     if not args.dry_run:
         data.check_disjoint(splits)
     train_splits = args.train_splits if training_args.do_train else []
@@ -73,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         described = data.describe(args.train_splits, args.eval_split, args.test_split)
         trainer.record(command_of("finetune_classification", argv), [model_args.model_name_or_path], *described)
     scored = scored.get(args.eval_split), scored.get(args.test_split)
-    return results.fine_tune(trainer, *scored, args.num_pictures, resample_test=args.resample_test, **counted)
+    return fine_tuning.fine_tune(trainer, *scored, args.num_pictures, resample_test=args.resample_test, **counted)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ run resumes from its last checkpoint.
 from functools import partial
 
 import vitp_command
-from modeling_vitp.detection.arguments import DetectionArguments, DetectionSettings
-from modeling_vitp.training.arguments import BackboneArguments
+from modeling_vitp.tasks.arguments import BackboneArguments
+from modeling_vitp.tasks.detection.arguments import DetectionArguments, DetectionSettings
 from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
-    "modeling_vitp.detection.arguments.DetectionArguments",
-    "modeling_vitp.detection.trainer.ViTPDetectionTrainingConfig",
-    "modeling_vitp.training.arguments.BackboneArguments",
+    "modeling_vitp.tasks.detection.arguments.DetectionArguments",
+    "modeling_vitp.tasks.detection.trainer.ViTPDetectionTrainingConfig",
+    "modeling_vitp.tasks.arguments.BackboneArguments",
 )
 INHERITED = ("transformers.training_args",)
 
@@ -31,16 +31,17 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import PreTrainedModel, set_seed
 
     from modeling_vitp.cards.sections import command_of
-    from modeling_vitp.detection.controls import blind_scores
-    from modeling_vitp.detection.data import DetectionData, with_few_empty
-    from modeling_vitp.detection.prediction import write_submission
-    from modeling_vitp.detection.trainer import (
+    from modeling_vitp.tasks import fine_tuning
+    from modeling_vitp.tasks import plan as fine_tuning_plan
+    from modeling_vitp.tasks.detection.controls import blind_scores
+    from modeling_vitp.tasks.detection.data import DetectionData, with_few_empty
+    from modeling_vitp.tasks.detection.prediction import write_submission
+    from modeling_vitp.tasks.detection.trainer import (
         ViTPDetectionTrainer,
         check_detector,
         load_detection_image_processor,
         load_detector,
     )
-    from modeling_vitp.training import fine_tuning_plan, results
     from modeling_vitp.training.checkpointing import check_free
 
     load_plugins(args.plugins)
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, training_args.image_size)
     image_processor = load_detection_image_processor(model_args, training_args, data.input_spec, args.detector)
-    data.check_disjoint(results.check_splits(training_args, args), args.task)
+    data.check_disjoint(fine_tuning.check_splits(training_args, args), args.task)
     train_dataset = open_samples() if training_args.do_train else None
     eval_dataset = data.open([args.eval_split], args.task) if args.eval_split else None
     test_dataset = data.open([args.test_split], args.task) if args.test_split else None
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.blind_controls:
         controls = partial(blind_scores, trainer, test_dataset, data.open(args.train_splits, args.task))
     shown = args.num_pictures, submit, controls, args.resample_test
-    return results.fine_tune(trainer, eval_dataset, test_dataset, *shown, **counted)
+    return fine_tuning.fine_tune(trainer, eval_dataset, test_dataset, *shown, **counted)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ last checkpoint.
 from functools import partial
 
 import vitp_command
-from modeling_vitp.dense.arguments import DenseArguments, DenseSettings
-from modeling_vitp.training.arguments import BackboneArguments
+from modeling_vitp.tasks.arguments import BackboneArguments
+from modeling_vitp.tasks.segmentation.arguments import DenseArguments, DenseSettings
 from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
-    "modeling_vitp.dense.arguments.DenseArguments",
-    "modeling_vitp.dense.trainer.ViTPSegmentationTrainingConfig",
-    "modeling_vitp.training.arguments.BackboneArguments",
+    "modeling_vitp.tasks.segmentation.arguments.DenseArguments",
+    "modeling_vitp.tasks.segmentation.trainer.ViTPSegmentationTrainingConfig",
+    "modeling_vitp.tasks.arguments.BackboneArguments",
 )
 INHERITED = ("transformers.training_args",)
 
@@ -36,12 +36,13 @@ def main(
     from modeling_vitp import ViTPSegmentationImageProcessor
     from modeling_vitp.auto.registry import find_model
     from modeling_vitp.cards.sections import command_of
-    from modeling_vitp.dense.data import DenseData, count_pixels, weigh_classes
-    from modeling_vitp.dense.prediction import write_submission
-    from modeling_vitp.dense.trainer import ViTPSegmentationTrainer, check_dense_start, load_dense_model
-    from modeling_vitp.training import fine_tuning_plan, results
+    from modeling_vitp.tasks import fine_tuning
+    from modeling_vitp.tasks import plan as fine_tuning_plan
+    from modeling_vitp.tasks.loading import load_image_processor
+    from modeling_vitp.tasks.segmentation.data import DenseData, count_pixels, weigh_classes
+    from modeling_vitp.tasks.segmentation.prediction import write_submission
+    from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainer, check_dense_start, load_dense_model
     from modeling_vitp.training.checkpointing import check_free
-    from modeling_vitp.training.fine_tuning import load_image_processor
 
     entry = find_model(model_type)
     load_plugins(args.plugins)
@@ -55,7 +56,7 @@ def main(
         load = partial(load_dense_model, entry.model_class, model_args, data.encoding.names, None, data.image_spec)
         open_samples = partial(data.open, args.train_splits)
         return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, training_args.crop_size)
-    splits = results.check_splits(training_args, args)
+    splits = fine_tuning.check_splits(training_args, args)
     for split in splits:
         data.split_settings(split)  # raises an error for an unknown split
     data.check_disjoint(splits)
@@ -93,7 +94,7 @@ def main(
         trainer.record(command_of(recipe, argv), [model_args.model_name_or_path], *described)
     submit = partial(write_submission, trainer, data, args.submission) if args.submission is not None else None
     shown = args.num_pictures, submit, None, args.resample_test
-    return results.fine_tune(trainer, eval_dataset, test_dataset, *shown, train_pixels=pixels)
+    return fine_tuning.fine_tune(trainer, eval_dataset, test_dataset, *shown, train_pixels=pixels)
 
 
 if __name__ == "__main__":

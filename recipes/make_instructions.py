@@ -18,7 +18,8 @@ from pathlib import Path
 
 import vitp_command
 from modeling_vitp.command.settings import PositiveInt, add_options, option_type
-from modeling_vitp.training.arguments import AnnotationOptions, shard
+from modeling_vitp.pretraining.arguments import AnnotationOptions
+from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import load_plugins, parse_words
 
 # Options that questions drawn while training have too.

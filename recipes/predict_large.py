@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.auto.registry import MODELS
     from modeling_vitp.data.classes import LabelEncoding
     from modeling_vitp.images.volumes import is_volume
-    from modeling_vitp.training.vitp_config import default_device
+    from modeling_vitp.training.config import default_device
 
     tags = ("image-segmentation", "object-detection")
     models = {model_type: entry for model_type, entry in MODELS.items() if entry.pipeline_tag in tags}

@@ -13,12 +13,12 @@ from typing import Any
 from trl import ModelConfig
 
 import vitp_command
-from modeling_vitp.training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
+from modeling_vitp.pretraining.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from modeling_vitp.training.command_line import load_plugins, parse
 
 WHOLE = (
-    "modeling_vitp.training.arguments.PretrainArguments",
-    "modeling_vitp.training.vitp_config.ViTPTrainingConfig",
+    "modeling_vitp.pretraining.arguments.PretrainArguments",
+    "modeling_vitp.pretraining.config.ViTPTrainingConfig",
     "trl.ModelConfig",
 )
 
@@ -28,14 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     args, training_args, model_args = parse(argv, __doc__, own, WHOLE, SFT_MODULES)
 
     from modeling_vitp.instructions.mixture import load_mixture
-    from modeling_vitp.training.loading import apply_input_spec, check_from_scratch, check_options, load_start
+    from modeling_vitp.pretraining.loading import apply_input_spec, check_from_scratch, check_options, load_start
 
     load_plugins(args.plugins)
     check_from_scratch(args.from_scratch)
     check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
     mixture = load_mixture(args.mixture) if args.mixture else None
     if args.dry_run:  # without the imports of a training, which take seconds
-        from modeling_vitp.training import plan
+        from modeling_vitp.pretraining import plan
 
         return plan.dry_run(args, training_args, model_args, mixture)
 
@@ -43,14 +43,15 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp import ViTPTrainer
     from modeling_vitp.cards.sections import command_of
-    from modeling_vitp.dense.data import DenseData
     from modeling_vitp.instructions.rows import SourceSettings, sample_texts
+    from modeling_vitp.pretraining.data import describe_data, describe_evaluation, open_data
+    from modeling_vitp.pretraining.requirements import check_requirements
+    from modeling_vitp.pretraining.results import keep_start, remove_pictured
+    from modeling_vitp.tasks.segmentation.data import DenseData
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
-    from modeling_vitp.training.data import describe_data, describe_evaluation, open_data
     from modeling_vitp.training.freezing import freeze, lora_config
-    from modeling_vitp.training.requirements import check_requirements
-    from modeling_vitp.training.resume_config import default_warmup
+    from modeling_vitp.training.resuming import default_warmup
 
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
@@ -89,9 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
     if data.test_images or args.probe_data is not None:
-        results.keep_start(trainer)
+        keep_start(trainer)
     elif trainer.is_world_process_zero():
-        results.remove_pictured(output_dir)
+        remove_pictured(output_dir)
     described = describe_data(args, mixture, data.train), describe_evaluation(args)
     trainer.record(command_of("pretrain", argv), sources, *described)
     metrics = results.train(trainer)

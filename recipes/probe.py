@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.probing.backbones import load_with_controls
     from modeling_vitp.probing.few_labels import draw_labels
     from modeling_vitp.training.checkpointing import check_no_model
-    from modeling_vitp.training.vitp_config import default_device
+    from modeling_vitp.training.config import default_device
 
     load_plugins(args.plugins)
     check_no_model(args.output_dir)
@@ -74,12 +74,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def open_probe(args: ProbeArguments):
     """Return the task of the probe: classes, masks or boxes, with their train and test images."""
-    from modeling_vitp.classification.data import ClassificationData
-    from modeling_vitp.dense.data import DenseData
-    from modeling_vitp.detection.data import DetectionData
     from modeling_vitp.probing.classification import ClassificationProbe, open_samples
     from modeling_vitp.probing.detection import DetectionProbe
     from modeling_vitp.probing.segmentation import SegmentationProbe
+    from modeling_vitp.tasks.classification.data import ClassificationData
+    from modeling_vitp.tasks.detection.data import DetectionData
+    from modeling_vitp.tasks.segmentation.data import DenseData
 
     settings = args.pooling, args.num_neighbours, args.temperature, args.l2, args.intervals
     if args.data is not None and args.annotations == "classes":

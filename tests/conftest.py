@@ -24,9 +24,9 @@ from pictures import picture
 from tiny_models import TEXT, VISION
 
 from modeling_vitp.instructions import answer_prior
+from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.probing import segmentation
 from modeling_vitp.probing.heads import fit_nonlinear
-from modeling_vitp.training.loading import build_model, build_tokenizer
 
 hypothesis.settings.register_profile("same_examples", derandomize=True)
 hypothesis.settings.load_profile("same_examples")

@@ -17,7 +17,8 @@ LAYERS = [  # from top to bottom; a folder imports from its own layer's folder a
     {"adaptation"},
     {"evaluation"},
     {"probing"},
-    {"classification", "dense", "detection"},
+    {"tasks"},
+    {"pretraining"},
     {"training"},
     {"instructions"},
     {"data"},
@@ -41,7 +42,7 @@ KNOWN_STRINGS = {
     "modeling_vitp/__main__.py": {"recipes", "convert"},
     "modeling_vitp/command/paths.py": {"recipes"},
     # An error for an unknown option names the command that has it, from the source of its arguments.
-    "modeling_vitp/training/command_line.py": {"classification", "dense", "detection", "probing"},
+    "modeling_vitp/training/command_line.py": {"tasks", "pretraining", "probing"},
 }
 # Files that open images by themselves, with the reason. Others call `read_image`, `read_picture` or `open_raster`.
 OPENERS = {"Image.open", "PIL.Image.open", "rasterio.open"}
@@ -49,7 +50,7 @@ OPENING_FILES = {
     "modeling_vitp/image_decoding.py": "opens images for training, the exported image processor and the Space",
     "modeling_vitp/images/reading.py": "reads images for training, also DICOM and windows, which models do not read",
     "space/reading.py": "opens photographs of visitors with few decoders, and reduces them while they are decoded",
-    "modeling_vitp/dense/prediction.py": "writes a GeoTIFF",
+    "modeling_vitp/tasks/segmentation/prediction.py": "writes a GeoTIFF",
     "modeling_vitp/instructions/from_annotations/encoding.py": "encodes windows of scenes, which Pillow must keep",
 }
 HEAVY = ["trl", "datasets", "peft", "evaluate", "gradio", "rasterio", "matplotlib"]
@@ -127,12 +128,12 @@ def is_private(name: str) -> bool:
 
 def test_imports_are_found_however_written():
     source = (
-        "import os, modeling_vitp.vrl\nfrom . import data as d\nfrom .. import vrl, ViTPModel\n"
-        "def f():\n    from ..images.reading import _y\n"
+        "import os, modeling_vitp.vrl\nfrom . import data as d\nfrom ... import vrl, ViTPModel\n"
+        "def f():\n    from ...images.reading import _y\n"
     )
-    assert imports_of([PACKAGE, "dense", "here"], ast.parse(source)) == [
+    assert imports_of([PACKAGE, "tasks", "segmentation", "here"], ast.parse(source)) == [
         (1, "modeling_vitp.vrl", None),
-        (2, "modeling_vitp.dense.data", None),
+        (2, "modeling_vitp.tasks.segmentation.data", None),
         (3, "modeling_vitp.vrl", None),
         (3, "modeling_vitp", "ViTPModel"),
         (5, "modeling_vitp.images.reading", "_y"),

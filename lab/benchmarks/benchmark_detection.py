@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from lab.benchmarks.detection_speed import DETECTORS, operators, time_calls, training_step
     from lab.benchmarks.measuring import describe_device
-    from modeling_vitp.training.vitp_config import default_device, has_fast_bf16
+    from modeling_vitp.training.config import default_device, has_fast_bf16
 
     torch.set_num_threads(args.threads)
     device = default_device()

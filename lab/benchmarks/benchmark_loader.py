@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
     from modeling_vitp.instructions.mixture import load_mixture, open_mixture
-    from modeling_vitp.training.loading import build_tokenizer
+    from modeling_vitp.pretraining.loading import build_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         mixture = load_mixture(args.mixture or synthetic_mixture(Path(folder), args.rows, args.side))

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     from lab.benchmarks.measuring import describe_device
     from modeling_vitp.cards.sections import table
-    from modeling_vitp.training.vitp_config import default_device
+    from modeling_vitp.training.config import default_device
 
     torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)

@@ -29,11 +29,11 @@ from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.convert.keys import VISION_TOWER, locate_tensor
 from modeling_vitp.convert.tensor_files import SINGLE_FILE
 from modeling_vitp.convert.timm_folder import ARCHITECTURE, timm_model_args, weights_in_layout
-from modeling_vitp.dense.prediction import BLOCK, predict_large
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.modeling_vitp_dense import ViTPForSemanticSegmentation
-from modeling_vitp.training.vitp_config import default_device
+from modeling_vitp.tasks.segmentation.prediction import BLOCK, predict_large
+from modeling_vitp.training.config import default_device
 
 HEADER = ["", "runs", "s: min", "median", "max", "of ViTP's", "CPU time, s", "of ViTP's"]
 PATCH = 14

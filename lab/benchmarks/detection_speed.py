@@ -8,10 +8,10 @@ import torchvision
 from transformers import DeformableDetrForObjectDetection, PreTrainedModel
 
 from lab.benchmarks import measuring
-from modeling_vitp.detection.one_stage import on_backbone
 from modeling_vitp.modeling_vitp_detection import ViTPForObjectDetection, ViTPForOrientedObjectDetection
 from modeling_vitp.rotated_boxes import corners, roi_align_rotated, rotated_iou, rotated_nms
-from modeling_vitp.training.vitp_config import has_fast_bf16
+from modeling_vitp.tasks.detection.one_stage import on_backbone
+from modeling_vitp.training.config import has_fast_bf16
 
 SCENE, NUM_BOXES, NUM_POOLED, NUM_OBJECTS, NUM_LABELS = 1024, 2000, 512, 20, 20
 DETECTORS: dict[str, Callable[..., PreTrainedModel]] = {

@@ -25,7 +25,6 @@ from rasterio.windows import Window
 from lab.benchmarks.measuring import most_resident
 from modeling_vitp.configuration_vitp import ViTPVisionConfig
 from modeling_vitp.convert.export import export_backbone
-from modeling_vitp.dense.prediction import predict_large
 from modeling_vitp.image_processing_vitp import ViTPImageProcessor
 from modeling_vitp.image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from modeling_vitp.images.pixels import to_pixels
@@ -35,6 +34,7 @@ from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.modeling_vitp import ViTPVisionModel
 from modeling_vitp.probing.backbones import Backbone, extract, load_backbone
 from modeling_vitp.processing_vitp import message_texts
+from modeling_vitp.tasks.segmentation.prediction import predict_large
 from modeling_vitp.training.batching import GlobalBatchSampler, RankStream
 
 STRIP, ROWS_A_FILE, SOURCE_ROWS, BATCH, BATCHES = 500, 5000, 10_000, 8, 1000

@@ -14,9 +14,9 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from lab.benchmarks.measuring import most_resident, now
 from modeling_vitp.configuration_vitp import ViTPConfig
 from modeling_vitp.modeling_vitp import ViTPForConditionalGeneration
-from modeling_vitp.training.model_patches import checkpoint_activations
-from modeling_vitp.training.plan import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
-from modeling_vitp.training.vitp_config import default_device, has_fast_bf16
+from modeling_vitp.pretraining.model_patches import checkpoint_activations
+from modeling_vitp.pretraining.plan import INTERNVL2_5_1B, PARTS, BatchShape, step_cost
+from modeling_vitp.training.config import default_device, has_fast_bf16
 from modeling_vitp.vrl import draw_visual_tokens, keyed_generator
 
 IMAGE_TOKEN_ID, TEXT_TOKENS, ANSWER_TOKENS = 7, 64, 32

@@ -30,22 +30,22 @@ from modeling_vitp.command.settings import Settings
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import base_of, load_rows, take
 from modeling_vitp.modeling_vitp import ViTPVisionModel
+from modeling_vitp.pretraining.arguments import SFT_MODULES, VRLArguments
+from modeling_vitp.pretraining.config import ViTPTrainingConfig
+from modeling_vitp.pretraining.loading import load_start
+from modeling_vitp.pretraining.masked_autoencoder import MaskedAutoencoder
+from modeling_vitp.pretraining.results import START
 from modeling_vitp.probing.gains import gains_table
-from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
 from modeling_vitp.training.base_trainer import BaseTrainer
 from modeling_vitp.training.checkpointing import check_free, write_whole
 from modeling_vitp.training.command_line import parse
-from modeling_vitp.training.loading import load_start
-from modeling_vitp.training.masked_autoencoder import MaskedAutoencoder
-from modeling_vitp.training.results import START
-from modeling_vitp.training.resume_config import free_settings, optimizer_settings
-from modeling_vitp.training.vitp_config import ViTPTrainingConfig
+from modeling_vitp.training.resuming import free_settings, optimizer_settings
 from modeling_vitp.vrl import keyed_generator
 
 WHOLE = (
     "lab.experiments.controls.ControlArguments",
     "lab.trees.arguments.TreePretrainArguments",
-    "modeling_vitp.training.vitp_config.ViTPTrainingConfig",
+    "modeling_vitp.pretraining.config.ViTPTrainingConfig",
     "trl.ModelConfig",
 )
 

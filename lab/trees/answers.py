@@ -12,7 +12,7 @@ from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.data.boxes import Box, iou
 from modeling_vitp.instructions.boxes import read_boxes
 from modeling_vitp.instructions.collator import NO_LABEL, ViTPDataCollator
-from modeling_vitp.training.generation import generate_answers
+from modeling_vitp.pretraining.generation import generate_answers
 
 from .instructions import CELLS, COUNT, LOCATE, MAP, largest, read_map
 from .views import TreeScene, is_inside, view_of

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from modeling_vitp.command.settings import JsonText, check_keys
-from modeling_vitp.training.arguments import PretrainArguments
+from modeling_vitp.pretraining.arguments import PretrainArguments
 
 OWN_ROWS = "the tree task reads and scores rows of its own."
 TASK_OPTIONS = ("collage_share", "map_share", "mosaic_share", "kinds")

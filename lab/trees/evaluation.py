@@ -17,10 +17,10 @@ from lab.data.build_tree_masks import write_test
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.cards.sections import table
 from modeling_vitp.data.boxes import Box
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.pixels import IMAGE_PROCESSOR, ColorJitter, to_pixels
 from modeling_vitp.instructions.collator import ViTPDataCollator
 from modeling_vitp.probing.gains import gains_table, load_backbones, measure_gains
+from modeling_vitp.tasks.segmentation.data import DenseData
 from modeling_vitp.training.checkpointing import attempt
 
 from .answers import (

@@ -13,12 +13,12 @@ from trl import ModelConfig
 
 from lab.command import run
 from lab.trees.arguments import TreePretrainArguments
-from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
+from modeling_vitp.pretraining.arguments import SFT_MODULES, VRLArguments
 from modeling_vitp.training.command_line import parse
 
 WHOLE = (
     "lab.trees.arguments.TreePretrainArguments",
-    "modeling_vitp.training.vitp_config.ViTPTrainingConfig",
+    "modeling_vitp.pretraining.config.ViTPTrainingConfig",
     "trl.ModelConfig",
 )
 
@@ -35,12 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.cards.sections import command_of
     from modeling_vitp.instructions.rows import sample_texts
     from modeling_vitp.instructions.sources import base_of, load_rows, take
+    from modeling_vitp.pretraining.data import describe_data, describe_evaluation
+    from modeling_vitp.pretraining.loading import apply_input_spec, check_from_scratch, check_options, load_start
+    from modeling_vitp.pretraining.results import keep_start
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
-    from modeling_vitp.training.data import describe_data, describe_evaluation
     from modeling_vitp.training.freezing import freeze, lora_config
-    from modeling_vitp.training.loading import apply_input_spec, check_from_scratch, check_options, load_start
-    from modeling_vitp.training.resume_config import default_warmup
+    from modeling_vitp.training.resuming import default_warmup
 
     check_from_scratch(args.from_scratch)
     check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         sample_transform=transform,
         peft_config=peft_config,
     )
-    results.keep_start(trainer)
+    keep_start(trainer)
     sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
     command = command_of("pretrain", argv).replace("vitp pretrain", "python -m lab.trees.pretrain", 1)
     trainer.record(command, sources, describe_data(args, None, train_rows), describe_evaluation(args))

@@ -45,14 +45,14 @@ from ..instructions.validation import print_reports, save_reports, validate
 from ..metrics.resampling import Score, paired_difference
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import open_vit_config
-from ..training.arguments import SFT_MODULES, PretrainArguments, VRLArguments
+from ..pretraining.arguments import SFT_MODULES, PretrainArguments, VRLArguments
+from ..pretraining.config import ViTPTrainingConfig
+from ..pretraining.loading import check_from_scratch, image_processor_of, tiling, vision_config_of
+from ..pretraining.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
+from ..pretraining.plan import config_of_start, pretraining_operations, print_plan, work_of
 from ..training.checkpointing import FolderLock, last_checkpoint, write_whole
 from ..training.command_line import load_class, load_plugins, parse
-from ..training.loading import check_from_scratch, image_processor_of, tiling, vision_config_of
-from ..training.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
-from ..training.plan import config_of_start, pretraining_operations, print_plan, work_of
 from ..training.results import no_library_bars
-from ..training.vitp_config import ViTPTrainingConfig
 from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
 from .bundle import change_texts, write_bundle

@@ -23,7 +23,7 @@ from ..modeling_vitp_backbone import open_vit
 from ..probing.backbones import load_backbone
 from ..probing.embedding import embed_images
 from ..training.checkpointing import write_whole
-from ..training.vitp_config import default_device
+from ..training.config import default_device
 
 if TYPE_CHECKING:
     from .report import AdaptationReport

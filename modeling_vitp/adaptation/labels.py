@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..classification.data import ClassificationData, names_of
 from ..command.paths import config_of_data, read_yaml
 from ..data.annotation_files import STATISTICS, read_list
 from ..data.files import FileSample
@@ -30,11 +29,12 @@ from ..data.layouts import (
 from ..data.scenes import MIN_IMAGES, draw_splits, find_scenes
 from ..data.settings import DataSettings
 from ..data.windows import object_windows
-from ..dense.data import DenseData
-from ..detection.arguments import TASKS as BOX_TASKS
-from ..detection.data import DetectionData
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..instructions.mixture import load_sources
+from ..tasks.classification.data import ClassificationData, names_of
+from ..tasks.detection.arguments import TASKS as BOX_TASKS
+from ..tasks.detection.data import DetectionData
+from ..tasks.segmentation.data import DenseData
 from ..training.checkpointing import write_whole
 from .plan import median_size
 

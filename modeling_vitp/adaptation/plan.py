@@ -15,9 +15,10 @@ from trl import ModelConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..images.reading import stored_size
 from ..instructions.dry_run import SourceSummary
-from ..training.arguments import PretrainArguments
-from ..training.plan import GIB, SPARE, config_of_start, step_cost, work_of
-from ..training.vitp_config import ViTPTrainingConfig
+from ..pretraining.arguments import PretrainArguments
+from ..pretraining.config import ViTPTrainingConfig
+from ..pretraining.plan import config_of_start, step_cost, work_of
+from ..training.costs import GIB, SPARE
 from ..vrl import num_kept_tokens
 
 # Shares of the budget. The rest is for the data, the frozen probes, the controls and the exports.

@@ -51,7 +51,8 @@ def labels_of_columns(
 
     Args:
         columns: the columns of the classes, named after them.
-        label_values: what cells other than 1 and 0 mean, see [`~modeling_vitp.classification.data.ClassificationData`].
+        label_values: what cells other than 1 and 0 mean, see
+            [`~modeling_vitp.tasks.classification.data.ClassificationData`].
         where: function from the index of a row to its name in errors.
 
     Raises:
@@ -173,7 +174,7 @@ class LabelTable:
             split: name of the split in errors.
             taken: first file of each row and the field that identifies it, if any, over all splits so far. Extended in
                 place with the files of `samples`.
-            label_values: see [`~modeling_vitp.classification.data.ClassificationData`].
+            label_values: see [`~modeling_vitp.tasks.classification.data.ClassificationData`].
             is_partial: whether `samples` are a part of the split, so that selected rows may have no file.
 
         Raises:

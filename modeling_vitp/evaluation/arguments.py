@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from ..command.paths import find_config, read_yaml
 from ..command.settings import Interval, NonNegativeInt, PositiveFloat, PositiveInt, Settings
-from ..dense.arguments import SCORED_WITH
 from ..metrics.report import metric_path
+from ..tasks.segmentation.arguments import SCORED_WITH
 from .answer_scores import KINDS
 
 

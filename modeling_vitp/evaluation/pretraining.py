@@ -27,9 +27,9 @@ from ..instructions.from_annotations.labeled_views import write_views
 from ..instructions.rows import SampleTransform, images_of, is_given, prepare_rows
 from ..metrics.resampling import resample_mean
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..pretraining.generation import generate_answers
 from ..probing.labels import probe_scenes, probe_views
 from ..processing_vitp import ViTPProcessor, message_texts
-from ..training.generation import generate_answers
 from ..vrl import keyed_generator
 from .answer_scores import largest_area, read_number, score_answers
 from .vlm import Question, answer_kind, conversation_of, other_images, read_questions

@@ -17,17 +17,7 @@ from transformers import (
 
 from ..auto.registry import find_model
 from ..cards.record import read_record
-from ..classification import arguments as classification
-from ..classification import trainer as classifying
-from ..classification.data import ClassificationData
 from ..convert.tensor_files import check_finite
-from ..dense import arguments as dense
-from ..dense.data import DenseData, MaskedImages
-from ..dense.trainer import ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
-from ..detection import arguments as detection
-from ..detection.augmentation import moved
-from ..detection.data import DetectionData
-from ..detection.trainer import TASK_MODELS, ViTPDetectionTrainer, ViTPDetectionTrainingConfig
 from ..image_processing_vitp import ViTPImageProcessor
 from ..image_processing_vitp_dense import ViTPSegmentationImageProcessor
 from ..images.corruptions import CorruptedImages, move_mask
@@ -35,9 +25,19 @@ from ..images.large import weights_digest
 from ..input_spec import InputSpec
 from ..metrics.report import metric_path
 from ..modeling_vitp_classification import ViTPForImageClassification
-from ..training.arguments import BackboneArguments
-from ..training.fine_tuning import load_image_processor
-from ..training.resume_config import fingerprint_data
+from ..tasks.arguments import BackboneArguments
+from ..tasks.classification import arguments as classification
+from ..tasks.classification import trainer as classifying
+from ..tasks.classification.data import ClassificationData
+from ..tasks.detection import arguments as detection
+from ..tasks.detection.augmentation import moved
+from ..tasks.detection.data import DetectionData
+from ..tasks.detection.trainer import TASK_MODELS, ViTPDetectionTrainer, ViTPDetectionTrainingConfig
+from ..tasks.loading import load_image_processor
+from ..tasks.segmentation import arguments as dense
+from ..tasks.segmentation.data import DenseData, MaskedImages
+from ..tasks.segmentation.trainer import ViTPSegmentationTrainer, ViTPSegmentationTrainingConfig
+from ..training.resuming import fingerprint_data
 from .arguments import RobustnessArguments
 
 

@@ -26,10 +26,10 @@ from ..instructions.rows import images_of, is_given, prepare_rows, sample_id_of
 from ..instructions.sources import open_splits
 from ..metrics.resampling import resample_mean
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..pretraining.generation import Answered, add_features, draw_answers, first_image, generate_answers
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..training.checkpointing import attempt, check_no_model, write_whole
-from ..training.generation import Answered, add_features, draw_answers, first_image, generate_answers
-from ..training.vitp_config import default_device
+from ..training.config import default_device
 from .answer_scores import named_choice, read_choices, score_answers
 from .arguments import VLMArguments
 from .comparison import read_model_type, short_names

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..classification.data import ClassificationData, ClassifiedImages, FileImages
 from ..images.reading import image_files
 from ..input_spec import InputSpec
 from ..metrics.resampling import Score, Scores, resample_mean
+from ..tasks.classification.data import ClassificationData, ClassifiedImages, FileImages
 from .backbones import Backbone, extract, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear, nearest_neighbours

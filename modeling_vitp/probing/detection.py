@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..detection.annotations import ImageObjects
-from ..detection.data import DetectionData
 from ..input_spec import InputSpec
 from ..metrics.pixel_metrics import mean_of_counted
 from ..metrics.ranking import area_under_curve, average_precision, log_odds, weighted_areas
 from ..metrics.resampling import BOX_RESAMPLES, Score, Scores, resample
+from ..tasks.detection.annotations import ImageObjects
+from ..tasks.detection.data import DetectionData
 from .backbones import Backbone, extract_maps, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear
@@ -25,8 +25,8 @@ class DetectionProbe:
     """Probing task of object centers, with a linear layer on each patch.
 
     Args:
-        data: images with boxes, see [`~modeling_vitp.detection.data.DetectionData`]. Its input spec is used for all
-            backbones; by default each backbone uses its own.
+        data: images with boxes, see [`~modeling_vitp.tasks.detection.data.DetectionData`]. Its input spec
+            is used for all backbones; by default each backbone uses its own.
         splits: names of the splits under `train` and `test`.
         l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].
         depths: number of depths, see [`~modeling_vitp.probing.backbones.Backbone.maps`].

@@ -17,8 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 from ..cards.sections import table
-from ..dense.data import DenseData
 from ..images.pixels import colors_of, principal_scores, shown
+from ..tasks.segmentation.data import DenseData
 from .backbones import Backbone, PatchPixels, load_backbone
 from .few_labels import FewLabels
 from .segmentation import Probe, SegmentationProbe, interpolate
@@ -51,7 +51,7 @@ def probe_run(settings: dict, splits: Sequence[str], output_dir: Path, seed: int
     """Return the result of [`measure_gains`] for a run with `backbone` and `backbone_at_start` in its folder.
 
     Args:
-        settings: `data` of a fine-tuning configuration, see [`~modeling_vitp.dense.data.DenseData`].
+        settings: `data` of a fine-tuning configuration, see [`~modeling_vitp.tasks.segmentation.data.DenseData`].
         splits: training split and test split of the probes.
         output_dir: folder of the run; plots are saved to `probe` in it.
         seed: seed of the random weights.

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..classification.data import FileImages
 from ..data.annotations import AnnotatedImage
 from ..data.files import FileSample
 from ..data.splits import spread
-from ..dense.data import DenseData
 from ..image_processing_vitp_dense import IGNORE_INDEX
+from ..tasks.classification.data import FileImages
+from ..tasks.segmentation.data import DenseData
 from .classification import ClassificationProbe
 from .few_labels import FewLabels
 from .gains import PIXELS, gains_of, load_backbones, measure_gains, with_least_gain

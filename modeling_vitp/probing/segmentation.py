@@ -12,12 +12,12 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..dense.data import ClassPixels, DenseData, ImageFiles, MaskedImages
 from ..image_processing_vitp_dense import IGNORE_INDEX
 from ..input_spec import InputSpec
 from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..metrics.resampling import Scores
+from ..tasks.segmentation.data import ClassPixels, DenseData, ImageFiles, MaskedImages
 from .backbones import Backbone, extract_maps, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear, fit_nonlinear
@@ -30,7 +30,8 @@ class SegmentationProbe:
     """Probing task of pixel classes, with a linear layer and a small nonlinear network on each patch.
 
     Args:
-        data: images with masks, see [`~modeling_vitp.dense.data.DenseData`]. Its input spec is used for all backbones;
+        data: images with masks, see [`~modeling_vitp.tasks.segmentation.data.DenseData`]. Its input spec
+            is used for all backbones;
             by default each backbone uses its own, except for volumes, which are read as 8-bit slices.
         splits: names of the splits under `train` and `test`.
         l2: weight decay, see [`~modeling_vitp.probing.heads.fit_linear`].

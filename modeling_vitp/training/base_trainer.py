@@ -52,14 +52,7 @@ from .checkpointing import (
     weight_bytes,
     weight_names,
 )
-from .resume_config import (
-    check_loaded,
-    check_resume,
-    fingerprint_data,
-    free_settings,
-    optimizer_settings,
-    start_fingerprint,
-)
+from .resuming import check_loaded, check_resume, fingerprint_data, free_settings, optimizer_settings, start_fingerprint
 
 logger = logging.getLogger(__name__)
 # Files of running pushes, linked here because their checkpoints may be deleted during the push.
@@ -91,10 +84,12 @@ class BaseTrainer:
     Attributes:
         fixed: names of further arguments that must match on resume, see [`run_settings`].
         free: names of further arguments that may differ on resume.
+        trains_on_answers: whether the loss is that of answers of a language model.
     """
 
     fixed: ClassVar[tuple[str, ...]] = ()
     free: ClassVar[tuple[str, ...]] = ()
+    trains_on_answers: ClassVar[bool] = False
 
     _resumed_from: str | None = None  # the resumed checkpoint, until the first step begins
     _resumed_state: TrainerState | None = None
@@ -108,7 +103,7 @@ class BaseTrainer:
     def run_settings(self) -> dict[str, dict[str, Any]]:
         """Return the settings that must match (`fixed`) or may differ (`free`) on resume.
 
-        [`~modeling_vitp.training.resume_config.check_resume_settings`] compares them. A subclass may add others.
+        [`~modeling_vitp.training.resuming.check_resume_settings`] compares them. A subclass may add others.
         """
         args = self.args
         fixed = {name: getattr(args, name) for name in ("seed", "dataloader_drop_last", *self.fixed)}
@@ -134,8 +129,14 @@ class BaseTrainer:
         """
         raise NotImplementedError
 
+    def save_parts(self) -> None:
+        """Save parts of the trained model beside it, in the main process. By default there are none."""
+
+    def draw_summary(self) -> None:
+        """Draw the run as one picture. By default there is none."""
+
     def training_data(self) -> Any:
-        """Return the data that [`~modeling_vitp.training.resume_config.fingerprint_data`] hashes."""
+        """Return the data that [`~modeling_vitp.training.resuming.fingerprint_data`] hashes."""
         return self.train_dataset
 
     def _from_main_process(self, step: Callable[..., Any], *args: Any) -> Any:

@@ -55,8 +55,8 @@ def publish_checkpoint(
 
     Args:
         checkpoint: folder `checkpoint-<step>`.
-        settings: settings of the run, see [`~modeling_vitp.training.resume_config.check_resume_settings`].
-        data: fingerprint of the training data, see [`~modeling_vitp.training.resume_config.fingerprint_data`].
+        settings: settings of the run, see [`~modeling_vitp.training.resuming.check_resume_settings`].
+        data: fingerprint of the training data, see [`~modeling_vitp.training.resuming.fingerprint_data`].
     """
     checkpoint = Path(checkpoint)
     record = checkpoint / RECORD_NAME

@@ -33,11 +33,11 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 OWN_ARGUMENTS = {  # command: module of its arguments, and the class if the module has others
-    "vitp pretrain": "modeling_vitp.training.arguments:PretrainArguments",
-    "vitp finetune_classification": "modeling_vitp.classification.arguments",
-    "vitp finetune_segmentation": "modeling_vitp.dense.arguments",
-    "vitp finetune_detection": "modeling_vitp.detection.arguments",
-    "vitp distill": "modeling_vitp.training.arguments:DistillationArguments",
+    "vitp pretrain": "modeling_vitp.pretraining.arguments:PretrainArguments",
+    "vitp finetune_classification": "modeling_vitp.tasks.classification.arguments",
+    "vitp finetune_segmentation": "modeling_vitp.tasks.segmentation.arguments",
+    "vitp finetune_detection": "modeling_vitp.tasks.detection.arguments",
+    "vitp distill": "modeling_vitp.pretraining.arguments:DistillationArguments",
     "vitp probe": "modeling_vitp.probing.arguments",
 }
 USUAL = """
@@ -245,7 +245,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     gc.set_threshold(10_000)  # With 700, going through the objects of the imports takes a fifth of their time.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING  # each line once for all processes
-    for name in ("training", "classification", "dense", "detection", "evaluation", "recipes"):
+    for name in ("training", "pretraining", "tasks", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(level)
     errors.run_program(main)
 

@@ -3,13 +3,10 @@
 Results are saved before the next step that may fail: weights, then the backbone, then each score.
 """
 
-import copy
 import json
 import logging
 import shlex
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,64 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch.utils.data import Dataset
-from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as transformers_logging
 
 from ..auto.registry import ModelEntry, find_model
 from ..cards.model_card import headlines
 from ..cards.record import copy_record
-from ..convert.export import export_backbone
-from ..convert.tensor_files import open_like_folder
 from ..hub.upload import write_model_card
-from ..images.reading import read_image
 from ..metrics.report import without_nan
-from ..modeling_vitp import ViTPForConditionalGeneration
-from ..modeling_vitp_backbone import open_vit
-from .arguments import SplitArguments
 from .base_trainer import BaseTrainer
-from .callbacks import component_colors, patch_maps
-from .checkpointing import attempt, check_no_model, last_checkpoint, stop_on_full_disk, write_whole, written_whole
+from .checkpointing import attempt, stop_on_full_disk, write_whole
 from .freezing import lora_rank
-from .generation import first_image, tile_of
-from .vitp_trainer import ViTPTrainer
 
 logger = logging.getLogger(__name__)
-START = "backbone_at_start"
-
-
-def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list[str]:
-    """Return the names of the splits that a run opens.
-
-    With `do_train` false, this is the test split, or else the evaluation split, and the other splits are not needed.
-
-    Raises:
-        ValueError: if the test split is trained or selected on, or if evaluation during training,
-            `load_best_model_at_end` or `resample_test` has no suitable split.
-    """
-    if args.resample_test and args.test_split is None:
-        raise ValueError("resample_test needs a test_split: set it, or remove resample_test.")
-    if not training_args.do_train:
-        check_no_model(training_args.output_dir)
-        training_args.eval_strategy, args.eval_split = IntervalStrategy.NO, None if args.test_split else args.eval_split
-        return [split for split in (args.eval_split, args.test_split) if split]
-    if args.test_split in {*args.train_splits, args.eval_split} - {None}:
-        raise ValueError(f"Split {args.test_split!r} is the test_split: it may not be trained or selected on.")
-    if training_args.eval_strategy != "no" and args.eval_split is None:
-        strategy = IntervalStrategy(training_args.eval_strategy).value
-        raise ValueError(f"eval_strategy: {strategy} needs an eval_split: set it, or eval_strategy: no.")
-    if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:
-        raise ValueError("load_best_model_at_end needs an eval_split that is not in train_splits.")
-    return list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
 
 
 @contextmanager
@@ -88,25 +46,6 @@ def no_library_bars() -> Iterator[None]:
     finally:
         for library in shown:
             library.enable_progress_bar()
-
-
-def keep_start(trainer: ViTPTrainer) -> None:
-    """Export the backbone before the first step to `backbone_at_start`, for comparison with the trained backbone.
-
-    A resumed run keeps the existing export.
-    """
-    args = trainer.args
-    folder = Path(args.output_dir) / START
-    is_resumed = folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir))
-    if trainer.is_world_process_zero() and not is_resumed:
-        with written_whole(folder) as written, no_library_bars():
-            export_backbone(trainer.model, written, trainer.processing_class.image_processor)
-
-
-def remove_pictured(output_dir: Path) -> None:
-    """Remove what the summary of an earlier run shows: the backbone at its start and its predictions."""
-    shutil.rmtree(output_dir / START, ignore_errors=True)
-    (output_dir / "predictions.png").unlink(missing_ok=True)
 
 
 def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
@@ -141,9 +80,9 @@ def train(trainer: BaseTrainer, **counted: Any) -> dict[str, Any]:
     save_metrics(trainer, metrics)
     if trainer.is_world_process_zero():
         unset_hf_deepspeed_config()  # This process alone loads models from here on: ZeRO-3 would wait for the others.
-    if isinstance(trainer, ViTPTrainer) and trainer.is_world_process_zero():
+    if trainer.is_world_process_zero():
         with stop_on_full_disk(folder), no_library_bars():
-            save_parts(trainer)
+            trainer.save_parts()
     return metrics
 
 
@@ -156,70 +95,11 @@ def count_skipped(trainer: BaseTrainer) -> dict[str, int]:
     return dict(sum(map(Counter, counts), Counter()))
 
 
-def save_parts(trainer: ViTPTrainer) -> None:
-    """Save the merged model in the output folder and its backbone in `backbone`.
-
-    The weights are read from the disk, because each process has only a part of the trainer's model under FSDP and ZeRO.
-    LoRA, which is not sharded, is merged in a copy, so that the trained model is evaluated next.
-    """
-    output_dir, processor = Path(trainer.args.output_dir), trainer.processing_class
-    if is_peft_model(trainer.model):
-        merged = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model)).merge_and_unload()
-        merged.save_pretrained(output_dir)
-        open_like_folder(output_dir)
-        processor.save_pretrained(output_dir)
-        del merged
-    else:
-        shutil.rmtree(output_dir / "adapter", ignore_errors=True)  # of an earlier run
-    model = ViTPForConditionalGeneration.from_pretrained(output_dir)
-    export_backbone(model, output_dir / "backbone", processor.image_processor)
-
-
 def evaluate(trainer: BaseTrainer, metrics: dict[str, Any], name: str, samples: Dataset | None) -> None:
     """Score a split, if it is given, add the scores to the metrics, and save them."""
     if samples is not None:
         metrics[name] = trainer.evaluate(samples, metric_key_prefix=name)
         save_metrics(trainer, metrics)
-
-
-def fine_tune(
-    trainer: BaseTrainer,
-    eval_dataset: Dataset | None,
-    test_dataset: Dataset | None,
-    num_pictures: int = 0,
-    submit: Callable[[], None] | None = None,
-    score_controls: Callable[[], dict[str, float]] | None = None,
-    resample_test: bool = False,
-    **counted: Any,
-) -> int:
-    """Train, score both splits, and finish the run, see [`train`], [`evaluate`], [`finish`] and [`report`].
-
-    Args:
-        num_pictures: number of samples in `predictions.png`.
-        submit: function that writes the files for a benchmark's server.
-        score_controls: function that returns further scores on the test split.
-        resample_test: whether the metrics have the main score of each resample of the cases of the test split as
-            `test_resampled`, and the number of cases as `test_cases`.
-        counted: further entries of the metrics.
-
-    Returns:
-        The exit status.
-    """
-    metrics = train(trainer, **counted)
-    evaluate(trainer, metrics, "eval", eval_dataset)
-    evaluate(trainer, metrics, "test", test_dataset)
-    if eval_dataset is not None or test_dataset is not None:
-        metrics["main_score"] = trainer.main_score
-    if resample_test:
-        score = trainer.metric.score_images()
-        metrics |= {"test_resampled": score.resampled, "test_cases": score.cases}
-    if score_controls is not None:
-        metrics["test"] |= score_controls()
-    if not trainer.is_world_process_zero():
-        return 0
-    save_metrics(trainer, metrics)
-    status = finish(trainer, test_dataset or eval_dataset, num_pictures, submit)
-    return report(metrics, Path(trainer.args.output_dir), trainer.model.config.model_type) or status
 
 
 def save_metrics(trainer: BaseTrainer, metrics: dict[str, Any]) -> None:
@@ -251,9 +131,9 @@ def finish(
     for part in ("backbone", "adapter"):
         if (output_dir / part).is_dir():
             status |= attempt(output_dir, f"the card of {part}", write_part_card, part, output_dir)
-    if isinstance(trainer, ViTPTrainer) and trainer.train_dataset is not None and trainer.args.watch_samples:
+    if trainer.train_dataset is not None and trainer.args.watch_samples:
         with no_library_bars():
-            status |= attempt(output_dir, "the summary picture", draw_summary, trainer)
+            status |= attempt(output_dir, "the summary picture", trainer.draw_summary)
     return status | (trainer.share() if trainer.train_dataset is not None else 0)
 
 
@@ -261,7 +141,7 @@ def draw_pictures(trainer: BaseTrainer, samples: Dataset | None, number: int) ->
     output_dir = Path(trainer.args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if trainer.train_dataset is not None:
-        draw_losses(trainer.state.log_history, output_dir / "loss.png", isinstance(trainer, ViTPTrainer))
+        draw_losses(trainer.state.log_history, output_dir / "loss.png", trainer.trains_on_answers)
     number = min(number, len(samples or ()))
     if number:
         shown = [samples[index * len(samples) // number] for index in range(number)]
@@ -284,52 +164,6 @@ def draw_losses(log_history: list[dict], path: Path, of_answers: bool = True) ->
     if axis.lines:  # a run may end before it logs
         axis.legend()
     figure.savefig(path, dpi=110)
-
-
-def draw_summary(trainer: ViTPTrainer, number: int = 3) -> None:
-    """Draw `summary.png`: features of the ViT before and after training, the loss, and predictions.
-
-    The features are principal components of the same images, with the colors of the trained ViT turned to those of
-    `backbone_at_start`; without that folder, the features before training are left out. The predictions are those of
-    the task, or the last ones that were watched.
-
-    Args:
-        number: of images, at most.
-    """
-    output_dir, image_processor = Path(trainer.args.output_dir), trainer.processing_class.image_processor
-    tiles, columns = [], {}
-    for row in trainer.watched_samples(number):
-        messages, _, settings = trainer.watched_collator.conversation(row)
-        image = first_image(messages)
-        if image is not None:
-            pixels, picture = tile_of(image, image_processor, settings.images_kwargs)
-            tiles.append(pixels)
-            columns.setdefault("image", []).append(picture)
-    with tempfile.TemporaryDirectory() as folder:  # keeps the components of the first ViT
-        for title, name in (("ViT before training", START), ("ViT after training", "backbone")):
-            if tiles and (output_dir / name).is_dir():
-                vit = open_vit(output_dir / name)
-                with torch.no_grad():
-                    maps = [patch_maps(vit, pixels)[0] for pixels in tiles]
-                columns[title] = component_colors(maps, Path(folder))
-
-    watched = sorted((output_dir / "watch").glob("step-*.png"))[-1:]
-    predictions = [path for path in (output_dir / "predictions.png", *watched) if path.is_file()][:1]
-    pictures = {path.stem: np.asarray(read_image(path, None)) for path in (*predictions, output_dir / "loss.png")}
-    loss, rows, width = pictures.pop("loss"), max(len(tiles), 2), 2.4 * (len(columns) + 2)
-    heights = [2.4] * rows + [width * picture.shape[0] / picture.shape[1] for picture in pictures.values()]
-    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(heights), len(columns) + 2, height_ratios=heights)
-    panels = [("loss", loss, grid[:rows, len(columns) :])]
-    for column, (title, drawn) in enumerate(columns.items()):
-        panels += [(title if row == 0 else "", panel, grid[row, column]) for row, panel in enumerate(drawn)]
-    panels += [("predictions", picture, grid[rows, :]) for picture in pictures.values()]
-    for title, panel, place in panels:
-        axis = figure.add_subplot(place)
-        axis.imshow(panel)
-        axis.set_title(title)
-        axis.axis("off")
-    figure.savefig(output_dir / "summary.png", dpi=110)
 
 
 def write_part_card(part: str, output_dir: Path) -> None:

@@ -30,11 +30,11 @@ from modeling_vitp.adaptation.comparison import Comparison
 from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
 from modeling_vitp.adaptation.plan import Costs
 from modeling_vitp.command.errors import TrainingDiverged
-from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.images.reading import has_8_bits
-from modeling_vitp.training.plan import config_of_start
+from modeling_vitp.pretraining.plan import config_of_start
+from modeling_vitp.tasks.detection.data import DetectionData
 
 FROM_SCRATCH = {
     "vocab_size": 300,

@@ -30,15 +30,16 @@ from modeling_vitp.command.settings import (
     members_of,
     own_fields,
 )
-from modeling_vitp.dense.arguments import MaskSubmission
-from modeling_vitp.detection.arguments import DotaSubmission
 from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.instructions.mixture import MixtureFile
 from modeling_vitp.instructions.sources import Source
-from modeling_vitp.training.arguments import AnnotationOptions, PretrainArguments
+from modeling_vitp.pretraining.arguments import AnnotationOptions, PretrainArguments
+from modeling_vitp.pretraining.config import ViTPTrainingConfig
+from modeling_vitp.pretraining.masked_autoencoder import MaskedAutoencoderConfig
+from modeling_vitp.tasks.detection.arguments import DotaSubmission
+from modeling_vitp.tasks.segmentation.arguments import MaskSubmission
 from modeling_vitp.training.command_line import parse
-from modeling_vitp.training.masked_autoencoder import MaskedAutoencoderConfig
-from modeling_vitp.training.vitp_config import BaseConfig, CheckpointingOptions, ViTPTrainingConfig
+from modeling_vitp.training.config import BaseConfig, CheckpointingOptions
 
 PACKAGE = ROOT / "modeling_vitp"
 for path in sorted([*PACKAGE.glob("*/arguments.py"), *PACKAGE.glob("*/trainer.py"), *PACKAGE.glob("training/m*.py")]):

@@ -42,7 +42,7 @@ from modeling_vitp import (
 )
 from modeling_vitp.convert import __main__ as command
 from modeling_vitp.convert import tensor_files
-from modeling_vitp.training.loading import build_tokenizer, check_compatible
+from modeling_vitp.pretraining.loading import build_tokenizer, check_compatible
 
 
 def in_own_memory(model_class, folder):

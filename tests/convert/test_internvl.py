@@ -34,7 +34,7 @@ from modeling_vitp import (
     export_backbone,
 )
 from modeling_vitp.convert.internvl import from_internvl, internvl_processor, rope_of_version_4
-from modeling_vitp.training.loading import load_checkpoint
+from modeling_vitp.pretraining.loading import load_checkpoint
 
 
 def test_image_seq_length_is_computed(tmp_path, model, processor):

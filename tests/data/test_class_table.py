@@ -13,14 +13,14 @@ from tiny_models import FROM_SCRATCH
 
 from modeling_vitp import ViTPImageProcessor, adapt, export_backbone
 from modeling_vitp.adaptation.labels import read_labels, with_label_fraction
-from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.data import layouts
 from modeling_vitp.data.layouts import ClassTable, recognize_layout
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.pipeline import annotate_all, make_instructions_command
 from modeling_vitp.instructions.from_annotations.source import LabelSource
+from modeling_vitp.pretraining.arguments import AnnotationOptions
 from modeling_vitp.recipes import finetune_classification, probe
-from modeling_vitp.training.arguments import AnnotationOptions
+from modeling_vitp.tasks.classification.data import ClassificationData
 
 CLASSES = ("AnnualCrop", "River", "sea_lake")
 WORDS = {"AnnualCrop": "annual crop", "River": "river", "sea_lake": "sea lake"}

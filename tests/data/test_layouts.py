@@ -31,8 +31,8 @@ from modeling_vitp.data.annotations import AnnotatedImage, read_labels, upright_
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.from_annotations.pipeline import annotate_all
 from modeling_vitp.instructions.from_annotations.questions import plural
-from modeling_vitp.training.arguments import PretrainArguments
-from modeling_vitp.training.data import open_data
+from modeling_vitp.pretraining.arguments import PretrainArguments
+from modeling_vitp.pretraining.data import open_data
 
 
 def test_class_folders_are_read(tmp_path):

@@ -12,13 +12,13 @@ from datasets import Image as ImageFeature
 from dense_data import TWO, labelled_folder, small_mask
 from PIL import Image
 
-from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.data import leaks
 from modeling_vitp.data.files import SplitFiles, fill, find_samples
 from modeling_vitp.data.leaks import PIECE
-from modeling_vitp.dense.data import DenseData
-from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.images.reading import read_picture
+from modeling_vitp.tasks.classification.data import ClassificationData
+from modeling_vitp.tasks.detection.data import DetectionData
+from modeling_vitp.tasks.segmentation.data import DenseData
 
 
 def test_patterns_match_regular_expressions_and_folders(tmp_path):

@@ -14,9 +14,9 @@ from PIL import Image
 from tiny_models import adapter_config
 
 from modeling_vitp import ViTPDetectionImageProcessor
-from modeling_vitp.detection.trainer import TASK_MODELS, ViTPDetectionTrainer
 from modeling_vitp.recipes import evaluate_robustness, finetune_detection
 from modeling_vitp.rotated_boxes import rectangles
+from modeling_vitp.tasks.detection.trainer import TASK_MODELS, ViTPDetectionTrainer
 
 SIDE = 240
 # Class, center, half of the sides and angle. All stay whole or leave the image: the third one by a translation to the
@@ -129,7 +129,7 @@ def test_perfect_detector_keeps_its_score(tmp_path, monkeypatch, task):
 def test_mirror_images_would_be_false_alarms(tmp_path, monkeypatch):
     """Score the detections in the padding too."""
     monkeypatch.setattr(ViTPDetectionTrainer, "detect", read_colors)
-    monkeypatch.setattr("modeling_vitp.detection.trainer.without_padding", lambda found, item: found)
+    monkeypatch.setattr("modeling_vitp.tasks.detection.trainer.without_padding", lambda found, item: found)
     save_model(tmp_path / "model", "oriented")
     configuration = write_data(tmp_path / "data", "oriented")
     metrics = evaluate(tmp_path, configuration, "--corruptions", "rotation", "--severities", "2")

@@ -21,9 +21,6 @@ from modeling_vitp import (
     ViTPImageProcessor,
     ViTPSegmentationImageProcessor,
 )
-from modeling_vitp.classification.data import ClassificationData
-from modeling_vitp.dense.data import DenseData
-from modeling_vitp.dense.trainer import ViTPSegmentationTrainer
 from modeling_vitp.images.corruptions import corrupt, motion
 from modeling_vitp.images.pixels import normalized
 from modeling_vitp.recipes import (
@@ -32,6 +29,9 @@ from modeling_vitp.recipes import (
     finetune_classification,
     finetune_segmentation,
 )
+from modeling_vitp.tasks.classification.data import ClassificationData
+from modeling_vitp.tasks.segmentation.data import DenseData
+from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainer
 from modeling_vitp.vrl import keyed_generator
 
 SETTINGS = {

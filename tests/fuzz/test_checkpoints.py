@@ -28,7 +28,7 @@ from modeling_vitp import (
     convert_checkpoint,
     export_backbone,
 )
-from modeling_vitp.training.loading import load_checkpoint
+from modeling_vitp.pretraining.loading import load_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 DETECTORS = {

@@ -10,16 +10,17 @@ import yaml
 from fuzzing import limits, mutate, one_input
 from paths import CONFIGS
 
-from modeling_vitp.classification.arguments import ClassificationArguments, ClassificationSettings
-from modeling_vitp.classification.data import ClassificationData
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.dense.arguments import DenseArguments, DenseSettings
-from modeling_vitp.dense.data import DenseData
-from modeling_vitp.detection.arguments import TASKS, DetectionArguments, DetectionSettings
-from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.evaluation.arguments import RobustnessArguments
+from modeling_vitp.pretraining.arguments import PretrainArguments, VRLArguments
 from modeling_vitp.probing.arguments import ProbeArguments
-from modeling_vitp.training.arguments import BackboneArguments, PretrainArguments, StartArguments, VRLArguments
+from modeling_vitp.tasks.arguments import BackboneArguments, StartArguments
+from modeling_vitp.tasks.classification.arguments import ClassificationArguments, ClassificationSettings
+from modeling_vitp.tasks.classification.data import ClassificationData
+from modeling_vitp.tasks.detection.arguments import TASKS, DetectionArguments, DetectionSettings
+from modeling_vitp.tasks.detection.data import DetectionData
+from modeling_vitp.tasks.segmentation.arguments import DenseArguments, DenseSettings
+from modeling_vitp.tasks.segmentation.data import DenseData
 from modeling_vitp.training.command_line import parse
 
 pytestmark = pytest.mark.slow

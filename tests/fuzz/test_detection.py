@@ -11,8 +11,8 @@ from detection_data import NAMES, write_coco, write_dota, write_geopackage, writ
 from fuzzing import damage, limits, mutate, outcome
 
 from modeling_vitp.data.classes import ClassNames
-from modeling_vitp.detection.annotations import collect, columns_of, read_rows
-from modeling_vitp.detection.data import DetectionData
+from modeling_vitp.tasks.detection.annotations import collect, columns_of, read_rows
+from modeling_vitp.tasks.detection.data import DetectionData
 
 pytestmark = pytest.mark.slow
 IMAGES = ["a_001", "b_002", "empty_003", "c_004"]

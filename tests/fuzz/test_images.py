@@ -14,10 +14,10 @@ from pictures import picture, write_bands
 
 from modeling_vitp import InputSpec
 from modeling_vitp.data.rows import image_size
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.reading import read_image, stored_size
 from modeling_vitp.instructions.overlap import as_picture, gray_levels, image_fingerprint
 from modeling_vitp.instructions.rows import SourceSettings, load_images
+from modeling_vitp.tasks.segmentation.data import DenseData
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,9 +11,9 @@ from pictures import write_bands
 from PIL import Image
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.probing.backbones import Backbone, load_backbone
 from modeling_vitp.probing.segmentation import SegmentationProbe
+from modeling_vitp.tasks.segmentation.data import DenseData
 
 TINY = {
     "hidden_size": 32,

@@ -12,8 +12,8 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from rasterio import Affine
 
-from modeling_vitp.detection.arguments import DetectionSettings
-from modeling_vitp.detection.augmentation import Augmentation
+from modeling_vitp.tasks.detection.arguments import DetectionSettings
+from modeling_vitp.tasks.detection.augmentation import Augmentation
 
 NAMES = ["ship", "plane"]
 COLORS = [(230, 60, 60), (60, 60, 230)]

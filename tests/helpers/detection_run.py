@@ -17,8 +17,8 @@ def train(words: list[str], kill: tuple[str, int] | None = None) -> None:
         words: arguments of the recipe.
         kill: "step" or a stage of saving, see [`~training_run.kill_while_saving`], and the step.
     """
-    from modeling_vitp.detection.trainer import ViTPDetectionTrainer
     from modeling_vitp.recipes.finetune_detection import main
+    from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainer
 
     gc.freeze()  # As in `training_run.train`.
     begin = ViTPDetectionTrainer.__init__

@@ -23,7 +23,9 @@ from paths import HELPERS
 def processes():
     """Return a context of processes forked from a server with all imports, which is faster than new processes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_run", "modeling_vitp.dense.trainer", "modeling_vitp.detection.trainer"])
+    context.set_forkserver_preload(
+        ["training_run", "modeling_vitp.tasks.segmentation.trainer", "modeling_vitp.tasks.detection.trainer"]
+    )
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in [str(HELPERS), *sys.path] if path)):
         forkserver.ensure_running()
     return context

@@ -27,9 +27,9 @@ from paths import ROOT
 from torch.distributed.run import get_args_parser
 
 from modeling_vitp.__main__ import recipes
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import read_source
+from modeling_vitp.tasks.segmentation.data import DenseData
 from modeling_vitp.training import command_line
 
 NO_PAGES = {"outputs", "data", "build", "dist", "__pycache__"}
@@ -43,7 +43,7 @@ ONLY_PARSED = {
     "vitp space": "it serves until it is stopped",
     "vitp pretrain --config quickstart": "tests/recipes/test_quickstart.py runs it",
     "vitp pretrain --config remote_sensing_paper": "tests/recipes/test_command.py runs it from the wheel",
-    "vitp finetune_segmentation --config loveda --dry_run": "tests/training/test_fine_tuning_plan.py, in small",
+    "vitp finetune_segmentation --config loveda --dry_run": "tests/tasks/test_plan.py, in small",
     "vitp make_instructions volumes": "tests/recipes/test_medical.py runs the same steps",
     "vitp pretrain --config brain_vlm.yaml": "tests/recipes/test_medical.py",
     "vitp finetune_segmentation --config lab/configs/brain_mri.yaml": "tests/recipes/test_medical.py",

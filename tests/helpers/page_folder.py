@@ -46,7 +46,7 @@ from modeling_vitp import (
     export_backbone,
 )
 from modeling_vitp.instructions.from_annotations.storage import FEATURES
-from modeling_vitp.training.loading import build_model
+from modeling_vitp.pretraining.loading import build_model
 
 LINKED = ("recipes", "modeling_vitp", "space", "lab")  # folders of the project that commands of a page read
 SCENES = ("OSBS_029", "SOAP_061", "2019_YELL_2_541000_4977000_image_crop")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from modeling_vitp import ViTPAdapterConfig
-from modeling_vitp.training.loading import build_model
+from modeling_vitp.pretraining.loading import build_model
 
 VISION = {
     "hidden_size": 32,

@@ -21,9 +21,9 @@ from transformers import TrainerCallback, TrainerState
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
 from modeling_vitp.instructions.from_annotations.source import LabelSource
+from modeling_vitp.pretraining.arguments import AnnotationOptions
+from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.training import base_trainer, checkpointing
-from modeling_vitp.training.arguments import AnnotationOptions
-from modeling_vitp.training.loading import build_model, build_tokenizer
 
 SIZES = [(56, 56), (112, 56), None, (168, 112), (56, 112), (112, 112), None, (56, 56), (168, 56), (56, 168)]
 ANSWERS = ["3", "There are 12 trees.", "top left", "7", "12 and 3", "none", "What trees?", "many", "2", "quarter"]

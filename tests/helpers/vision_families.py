@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 
-from modeling_vitp.training.loading import build_tokenizer
+from modeling_vitp.pretraining.loading import build_tokenizer
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
 MLP = {"intermediate_size": 48}

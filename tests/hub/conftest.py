@@ -3,7 +3,7 @@ import torch
 from huggingface_hub.utils import disable_progress_bars
 from tiny_models import TEXT, VISION
 
-from modeling_vitp.training.loading import build_model
+from modeling_vitp.pretraining.loading import build_model
 
 
 @pytest.fixture(scope="session")

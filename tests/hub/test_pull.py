@@ -16,8 +16,8 @@ from trl import ModelConfig
 
 from modeling_vitp import ViTPForConditionalGeneration, export_backbone
 from modeling_vitp.convert.checkpoint import convert_checkpoint
-from modeling_vitp.training.arguments import PretrainArguments
-from modeling_vitp.training.loading import load_start
+from modeling_vitp.pretraining.arguments import PretrainArguments
+from modeling_vitp.pretraining.loading import load_start
 
 GENERATION = {"max_new_tokens": 8, "do_sample": False}
 QUESTION = "How many trees are there?"

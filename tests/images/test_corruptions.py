@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.images.corruptions import (
     SEVERITIES,
     CorruptedImages,
@@ -22,6 +21,7 @@ from modeling_vitp.images.corruptions import (
     parameters,
     undo_motion,
 )
+from modeling_vitp.tasks.segmentation.data import DenseData
 
 GEOMETRIC = ("rotation", "scale", "translation")
 RANDOM = ("cloud", "data_gaps", "gaussian_noise", "salt_and_pepper", "translation")

@@ -15,10 +15,10 @@ from modeling_vitp import InputSpec
 from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
 from modeling_vitp.data.rows import image_size
-from modeling_vitp.dense.data import ImageFiles
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import picture_size, read_picture, stored_size
 from modeling_vitp.instructions.rows import load_images
+from modeling_vitp.tasks.segmentation.data import ImageFiles
 
 CT = Path(get_testdata_file("CT_small.dcm"))
 

@@ -14,11 +14,11 @@ from PIL import Image
 from modeling_vitp import InputSpec, ViTPSegmentationImageProcessor
 from modeling_vitp.data.classes import LabelEncoding
 from modeling_vitp.data.files import FileSample
-from modeling_vitp.dense.data import ImageFiles, Rows
-from modeling_vitp.detection.data import ObjectImages, Place
 from modeling_vitp.images.large import LineFile, RowFile, appears_whole, open_images, part_path, ranged, weights_digest
 from modeling_vitp.images.pixels import to_pixels
 from modeling_vitp.images.reading import read_image
+from modeling_vitp.tasks.detection.data import ObjectImages, Place
+from modeling_vitp.tasks.segmentation.data import ImageFiles, Rows
 
 HEIGHT, WIDTH = 24, 36
 RNG = np.random.default_rng(0)

@@ -30,7 +30,6 @@ from transformers.image_utils import ChannelDimension
 
 from modeling_vitp import InputSpec, ViTPDataCollator, ViTPSegmentationImageProcessor
 from modeling_vitp.data.rows import image_size
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.image_decoding import open_raster, turn
 from modeling_vitp.images import reading
 from modeling_vitp.images.large import open_images
@@ -48,6 +47,7 @@ from modeling_vitp.images.reading import (
 from modeling_vitp.instructions.collator import SampleLength
 from modeling_vitp.instructions.rows import SourceSettings, load_images
 from modeling_vitp.instructions.sources import Source, read_source
+from modeling_vitp.tasks.segmentation.data import DenseData
 
 
 def test_multi_band_tiff_is_read_in_windows(tmp_path):

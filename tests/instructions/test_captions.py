@@ -13,9 +13,9 @@ from trl import ScriptArguments
 
 from modeling_vitp.instructions.schemas import CAPTION_QUESTIONS
 from modeling_vitp.instructions.sources import Source, line_files, open_splits, read_source
+from modeling_vitp.pretraining.arguments import PretrainArguments
+from modeling_vitp.pretraining.data import open_data
 from modeling_vitp.recipes import validate_data
-from modeling_vitp.training.arguments import PretrainArguments
-from modeling_vitp.training.data import open_data
 
 CAPTIONS = ["a green field", "two ships, a harbor", "a road"]
 MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "3"}]

@@ -21,7 +21,7 @@ from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.instructions.collator import SampleLength, flatten_batch, mask_token_id, normalize_tiles
 from modeling_vitp.instructions.rows import SourceSettings, prepare_rows, sample_texts
-from modeling_vitp.training.loading import build_model, build_tokenizer
+from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.vrl import keyed_generator
 
 

@@ -14,8 +14,8 @@ from modeling_vitp import ViTPImageProcessor
 from modeling_vitp.instructions.dry_run import check_rules, make_command, summarize_sources
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.instructions.sources import Source
+from modeling_vitp.pretraining import plan
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training import plan
 
 # Published effective rows and shares in %: tables 2 and 8 of the paper, and the released meta files.
 PUBLISHED = {

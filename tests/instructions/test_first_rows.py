@@ -19,7 +19,7 @@ from modeling_vitp import ViTPDataCollator
 from modeling_vitp.instructions import mixture as mixtures
 from modeling_vitp.instructions.mixture import check_rows, describe_schemas, load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
-from modeling_vitp.training import vitp_trainer
+from modeling_vitp.pretraining import trainer as vitp_trainer
 
 
 @pytest.fixture

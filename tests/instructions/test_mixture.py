@@ -42,7 +42,7 @@ from modeling_vitp.instructions.mixture import (
 )
 from modeling_vitp.instructions.rows import FEATURES, SourceSettings, degrade, images_of
 from modeling_vitp.instructions.sources import Source, read_source
-from modeling_vitp.training.resume_config import fingerprint_data
+from modeling_vitp.training.resuming import fingerprint_data
 
 SIZES = {"a": 37, "b": 80, "c": 21, "d": 5, "e": 64}
 

@@ -16,7 +16,7 @@ from modeling_vitp.instructions import sources
 from modeling_vitp.instructions.collator import STEP
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.training.batching import EARLIEST_STEP, StepStream
-from modeling_vitp.training.resume_config import fingerprint_data
+from modeling_vitp.training.resuming import fingerprint_data
 
 FILES, ROWS = 6, 10  # Number of files of the Parquet source, and of rows per file.
 OTHERS = {"lines": 23, "stored": 9}

@@ -110,7 +110,7 @@ def test_adapter_stem_is_spread_or_drawn_for_bands():
 
 
 def test_vit_of_vlm_is_spread_and_saved(tmp_path):
-    from modeling_vitp.training.loading import build_model, build_tokenizer
+    from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 
     settings = FROM_SCRATCH
     model, _ = build_model(build_tokenizer(["a"], 320), settings["vision_config"], settings["text_config"])

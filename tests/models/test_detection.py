@@ -42,8 +42,8 @@ from modeling_vitp import (
     export_backbone,
 )
 from modeling_vitp.detection_boxes import IGNORED, match, trained_anchors
+from modeling_vitp.pretraining.model_patches import checkpoint_activations
 from modeling_vitp.rotated_boxes import corners
-from modeling_vitp.training.model_patches import checkpoint_activations
 
 every_detector = pytest.mark.parametrize("name", DETECTORS)
 TINY = {"neck_channels": 16, "head_hidden_size": 32, "num_labels": 3}

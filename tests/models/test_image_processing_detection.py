@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, pipeline
 
 from modeling_vitp import ViTPDetectionImageProcessor, ViTPImageProcessor
-from modeling_vitp.detection.augmentation import resized_size
 from modeling_vitp.modeling_vitp_detection import ViTPDetectionOutput
 from modeling_vitp.rotated_boxes import corners
+from modeling_vitp.tasks.detection.augmentation import resized_size
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 SQUARE = [[4.0, 6.0], [24.0, 6.0], [24.0, 16.0], [4.0, 16.0]]

@@ -22,8 +22,8 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionAttenti
 
 from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPModel, ViTPVisionConfig, ViTPVisionModel
 from modeling_vitp.modeling_vitp import CACHE, cache_in
-from modeling_vitp.training.model_patches import checkpoint_activations
-from modeling_vitp.training.vitp_config import HAS_ACTIVATION_CHECKPOINTING
+from modeling_vitp.pretraining.model_patches import checkpoint_activations
+from modeling_vitp.training.config import HAS_ACTIVATION_CHECKPOINTING
 
 ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 DROP_RATIO = 0.75

@@ -38,13 +38,13 @@ from modeling_vitp import (
     resize_backbone,
 )
 from modeling_vitp.auto.registry import MODELS
-from modeling_vitp.classification.trainer import ViTPClassificationTrainer, ViTPClassificationTrainingConfig
 from modeling_vitp.convert.onnx import export_onnx
 from modeling_vitp.modeling_vitp_backbone import open_vit
+from modeling_vitp.pretraining.model_patches import checkpoint_activations
+from modeling_vitp.pretraining.plan import BatchShape, step_cost
 from modeling_vitp.probing.backbones import load_backbone
+from modeling_vitp.tasks.classification.trainer import ViTPClassificationTrainer, ViTPClassificationTrainingConfig
 from modeling_vitp.training.freezing import freeze, layer_decay_groups
-from modeling_vitp.training.model_patches import checkpoint_activations
-from modeling_vitp.training.plan import BatchShape, step_cost
 from modeling_vitp.vision_towers import TOWERS, VisionTower, other_families, pair, tower_of
 
 SIZES = {"native": (1, 1), "large": (2, 2), "wide": (1, 2)}

@@ -12,13 +12,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoImageProcessor, AutoModel
 
-from modeling_vitp.detection.data import DetectionData
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.detection import DetectionProbe
 from modeling_vitp.probing.few_labels import FewLabels
 from modeling_vitp.probing.heads import fit_linear
 from modeling_vitp.recipes.probe import main
+from modeling_vitp.tasks.detection.data import DetectionData
 
 NAMES, GRID, PATCH, L2 = ["ship", "plane"], 4, 16, 1e-2
 COLORS = [(230, 60, 60), (60, 60, 230)]

@@ -12,7 +12,6 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone, spread_bands
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.probing import gains
 from modeling_vitp.probing.gains import (
     BACKBONE,
@@ -24,6 +23,7 @@ from modeling_vitp.probing.gains import (
     measure_gains,
     token_similarity,
 )
+from modeling_vitp.tasks.segmentation.data import DenseData
 
 PATCH, SIDE = 16, 64
 

@@ -15,7 +15,7 @@ import pytest
 from modeling_vitp.__main__ import GROUPS, main, recipes
 from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.command.paths import find_config, find_data
-from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
+from modeling_vitp.pretraining.arguments import SFT_MODULES, VRLArguments
 from modeling_vitp.training.command_line import field_names, parse
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +170,7 @@ INSTALLED = """
 import importlib, json, pkgutil
 import modeling_vitp, evaluate
 from modeling_vitp import ViTPTrainer
-from modeling_vitp.dense.trainer import ViTPSegmentationTrainer
+from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainer
 from modeling_vitp.metrics.report import METRICS_FOLDER
 from modeling_vitp import recipes
 from modeling_vitp.recipes import pretrain

@@ -30,7 +30,7 @@ from modeling_vitp import (
     ViTPSegmentationConfig,
     ViTPSegmentationImageProcessor,
 )
-from modeling_vitp.detection.one_stage import DETECTORS as ONE_STAGE
+from modeling_vitp.tasks.detection.one_stage import DETECTORS as ONE_STAGE
 
 ADAPTER = {"deformable_heads": 4, "spatial_prior_channels": 8}
 GREY = np.full((90, 120, 3), 100, np.uint8)

@@ -20,7 +20,7 @@ from PIL import Image, ImageColor
 from uploading import CROWNS, EXAMPLES
 
 from modeling_vitp.instructions.boxes import GridBox
-from modeling_vitp.training.generation import generate_answers
+from modeling_vitp.pretraining.generation import generate_answers
 
 MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script> **how many**?"
 

@@ -25,7 +25,7 @@ from tiny_models import HEAD, TEXT, VISION, adapter_config
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, PreTrainedModel
 
 from modeling_vitp import ViTPForSemanticSegmentation, ViTPSegmentationConfig, ViTPSegmentationImageProcessor
-from modeling_vitp.training.loading import build_model
+from modeling_vitp.pretraining.loading import build_model
 
 NAME = "tester/evil"
 QUESTION = "How many trees?"

@@ -8,14 +8,14 @@ import torch
 from transformers import TrainingArguments
 
 from modeling_vitp import ViTPTrainingConfig
-from modeling_vitp.classification.trainer import ViTPClassificationTrainingConfig
 from modeling_vitp.command.errors import WrongArguments
-from modeling_vitp.dense.arguments import DenseArguments
-from modeling_vitp.dense.trainer import ViTPSegmentationTrainingConfig
-from modeling_vitp.detection.arguments import DetectionArguments
-from modeling_vitp.detection.trainer import ViTPDetectionTrainingConfig
 from modeling_vitp.recipes import embed, make_instructions, predict_large, validate_data
-from modeling_vitp.training.vitp_config import default_device
+from modeling_vitp.tasks.classification.trainer import ViTPClassificationTrainingConfig
+from modeling_vitp.tasks.detection.arguments import DetectionArguments
+from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainingConfig
+from modeling_vitp.tasks.segmentation.arguments import DenseArguments
+from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainingConfig
+from modeling_vitp.training.config import default_device
 
 
 def test_mapping_of_transformers_may_be_a_file(tmp_path):

@@ -10,9 +10,9 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from modeling_vitp import ViTPTrainer
-from modeling_vitp.classification.trainer import ViTPClassificationTrainer
-from modeling_vitp.dense.trainer import ViTPSegmentationTrainer
-from modeling_vitp.detection.trainer import ViTPDetectionTrainer
+from modeling_vitp.tasks.classification.trainer import ViTPClassificationTrainer
+from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainer
+from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainer
 from modeling_vitp.training import base_trainer
 
 

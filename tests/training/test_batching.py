@@ -18,6 +18,7 @@ from modeling_vitp import ViTPDataCollator, ViTPTrainingConfig
 from modeling_vitp.instructions.collator import STEP, SampleLength, normalize_tiles
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
+from modeling_vitp.pretraining.loading import build_model
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training import base_trainer
 from modeling_vitp.training.batching import (
@@ -32,8 +33,7 @@ from modeling_vitp.training.batching import (
 )
 from modeling_vitp.training.callbacks import take_names
 from modeling_vitp.training.checkpointing import publish_checkpoint
-from modeling_vitp.training.loading import build_model
-from modeling_vitp.training.resume_config import default_warmup
+from modeling_vitp.training.resuming import default_warmup
 
 
 @pytest.fixture(scope="module")

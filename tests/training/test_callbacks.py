@@ -31,8 +31,10 @@ from trl import ModelConfig
 
 from modeling_vitp.command.errors import RunStopped, TrainingDiverged
 from modeling_vitp.images.pixels import colors_of, principal_scores
+from modeling_vitp.pretraining.arguments import PretrainArguments
+from modeling_vitp.pretraining.loading import load_start
+from modeling_vitp.pretraining.trainer import ViTPTrainer
 from modeling_vitp.recipes import finetune_segmentation
-from modeling_vitp.training.arguments import PretrainArguments
 from modeling_vitp.training.callbacks import (
     TAG,
     LogPredictionsCallback,
@@ -42,8 +44,6 @@ from modeling_vitp.training.callbacks import (
     ignore_signals_in_worker,
 )
 from modeling_vitp.training.checkpointing import last_checkpoint
-from modeling_vitp.training.loading import load_start
-from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
 def poison(trainer, what: str, step: int) -> list:

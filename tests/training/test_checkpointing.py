@@ -16,6 +16,8 @@ from tiny_models import FROM_SCRATCH
 from training_run import make_trainer, run, summary
 
 from modeling_vitp.command.errors import RunStopped
+from modeling_vitp.pretraining.results import save_parts
+from modeling_vitp.pretraining.trainer import ViTPTrainer
 from modeling_vitp.training import checkpointing
 from modeling_vitp.training.checkpointing import (
     LOCK,
@@ -25,8 +27,6 @@ from modeling_vitp.training.checkpointing import (
     last_checkpoint,
     stop_on_full_disk,
 )
-from modeling_vitp.training.results import save_parts
-from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_full_disk_at_end_is_one_line(data_folder, tmp_path, monkeypatch):
         save_parts(trainer)
         raise OSError(28, "No space left on device", "backbone")
 
-    monkeypatch.setattr("modeling_vitp.training.results.save_parts", full)
+    monkeypatch.setattr("modeling_vitp.pretraining.trainer.save_parts", full)
     with pytest.raises(RunStopped, match="is full: .*No space left on device.*backbone"):
         train(tmp_path, from_scratch=FROM_SCRATCH, dataset_name=str(data_folder), max_steps=1)
 

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 from pictures import picture
 
+from modeling_vitp.pretraining import plan
 from modeling_vitp.recipes import pretrain
-from modeling_vitp.training import plan
 from modeling_vitp.training.checkpointing import publish_checkpoint
 from modeling_vitp.training.command_line import check_output, errors, find_checkpoint, run
 
-LOGGED = ("training", "classification", "dense", "detection", "evaluation", "recipes")
+LOGGED = ("training", "pretraining", "tasks", "evaluation", "recipes")
 
 
 def write_checkpoint(folder, step):

@@ -21,7 +21,7 @@ from modeling_vitp.instructions.mixture import load_mixture, open_mixture
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import open_splits
 from modeling_vitp.recipes import finetune_segmentation, pretrain
-from modeling_vitp.training.resume_config import fingerprint_data
+from modeling_vitp.training.resuming import fingerprint_data
 
 
 def changed(rows: Dataset, index: int, answer: str) -> Dataset:

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from training_run import FEATURES, OPTIONS
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
-from modeling_vitp.training.loading import build_model, build_tokenizer
-from modeling_vitp.training.plan import BatchShape, step_cost
+from modeling_vitp.pretraining.loading import build_model, build_tokenizer
+from modeling_vitp.pretraining.plan import BatchShape, step_cost
 
 VISION = {
     "image_size": [224, 224],

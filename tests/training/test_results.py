@@ -20,14 +20,15 @@ from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainingArg
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
+from modeling_vitp.pretraining.requirements import check_requirements
+from modeling_vitp.pretraining.results import START, keep_start
+from modeling_vitp.pretraining.trainer import ViTPTrainer
 from modeling_vitp.training import results
 from modeling_vitp.training.base_trainer import BaseTrainer
 from modeling_vitp.training.batching import GlobalBatchSampler
 from modeling_vitp.training.checkpointing import attempt, write_whole
-from modeling_vitp.training.requirements import check_requirements
+from modeling_vitp.training.config import BaseConfig
 from modeling_vitp.training.results import draw_losses
-from modeling_vitp.training.vitp_config import BaseConfig
-from modeling_vitp.training.vitp_trainer import ViTPTrainer
 
 
 def fail(*_, **__):
@@ -59,10 +60,10 @@ def test_next_run_in_folder_drops_parts_of_earlier_run(data_folder, tmp_path, fr
         card = ModelCard.load(folder / "README.md")
         card.data.base_model, card.data.datasets, card.data.language = ["org/base"], ["org/rows"], "de"
         card.save(folder / "README.md")
-    (out / results.START).mkdir()
+    (out / START).mkdir()
     (out / "predictions.png").touch()
     assert train(tmp_path, **options) == 0
-    assert not any((out / name).exists() for name in ("adapter", results.START, "predictions.png"))
+    assert not any((out / name).exists() for name in ("adapter", START, "predictions.png"))
     for folder in (out, out / "backbone"):
         card = ModelCard.load(folder / "README.md")
         assert card.data.base_model is card.data.datasets is None and card.data.language == "de"
@@ -84,8 +85,8 @@ def test_kept_start_belongs_to_the_run(tmp_path):
         weight = trainer.model.model.vision_tower.encoder.layer[0].mlp.fc1.weight
         with torch.no_grad():
             weight.normal_(generator=torch.Generator().manual_seed(seed))
-        results.keep_start(trainer)
-        kept = ViTPVisionModel.from_pretrained(tmp_path / results.START).encoder.layer[0].mlp.fc1.weight
+        keep_start(trainer)
+        kept = ViTPVisionModel.from_pretrained(tmp_path / START).encoder.layer[0].mlp.fc1.weight
         return trainer, torch.equal(kept, weight)
 
     first, is_own = start(0, save_strategy="no")
@@ -271,11 +272,11 @@ def test_summary_shows_features_before_and_after(tmp_path, monkeypatch):
     results.train(trainer)
     for start_is_kept in (False, True):
         if start_is_kept:
-            results.keep_start(trainer)
+            keep_start(trainer)
         assert results.finish(trainer) == 0
         widths.append(Image.open(tmp_path / "summary.png").width)
     assert widths[0] < widths[1]
-    monkeypatch.setattr(results, "draw_summary", fail)
+    monkeypatch.setattr("modeling_vitp.pretraining.trainer.draw_summary", fail)
     assert results.finish(trainer) == 1
 
 
@@ -292,7 +293,9 @@ def test_parts_are_saved_without_sharding_under_zero3(tmp_path, monkeypatch):
     trainer, seen, zero3 = make_trainer(tmp_path), [], SimpleNamespace(is_zero3=lambda: True)
     for name, result in (("train_or_resume", {}), ("save_model", None)):
         monkeypatch.setattr(trainer, name, lambda *args, result=result, **kwargs: result)
-    monkeypatch.setattr(results, "save_parts", lambda trainer: seen.append(is_deepspeed_zero3_enabled()))
+    monkeypatch.setattr(
+        "modeling_vitp.pretraining.trainer.save_parts", lambda trainer: seen.append(is_deepspeed_zero3_enabled())
+    )
     monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", lambda: zero3)
     results.train(trainer)
     assert seen == [False]

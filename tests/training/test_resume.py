@@ -13,8 +13,8 @@ import pytest
 from launching import processes
 from training_run import make_trainer, run, start_ranks, summary, train
 
+from modeling_vitp.pretraining.loading import build_tokenizer
 from modeling_vitp.training.checkpointing import check_files, is_complete, last_checkpoint, publish_checkpoint
-from modeling_vitp.training.loading import build_tokenizer
 
 STAGES = ["model", "optimizer", "state", "before the record", "rotation"]
 PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}

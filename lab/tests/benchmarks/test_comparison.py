@@ -12,7 +12,7 @@ from lab.benchmarks.benchmark_peers import main
 from lab.benchmarks.comparison import HEADER, Comparison, rows_of, take_turns
 from lab.benchmarks.measuring import SHAPES
 from modeling_vitp.convert.tensor_files import SINGLE_FILE
-from modeling_vitp.dense.prediction import sliding_window
+from modeling_vitp.tasks.segmentation.prediction import sliding_window
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 HEAD = {"hidden_size": 16, "auxiliary_channels": 16}

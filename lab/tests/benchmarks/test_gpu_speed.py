@@ -12,9 +12,9 @@ from lab.benchmarks.measuring import now
 from lab.benchmarks.step_time import gemm_peak, options_of
 from modeling_vitp import ViTPConfig, ViTPDataCollator, ViTPForConditionalGeneration, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.instructions.collator import normalize_tiles
-from modeling_vitp.training.loading import build_tokenizer
-from modeling_vitp.training.plan import count_operations
-from modeling_vitp.training.vitp_config import default_device, has_fast_bf16
+from modeling_vitp.pretraining.loading import build_tokenizer
+from modeling_vitp.training.config import default_device, has_fast_bf16
+from modeling_vitp.training.costs import count_operations
 
 
 def messages_of(row: dict) -> dict:

@@ -16,7 +16,7 @@ from lab.benchmarks.step_time import SHAPES, build_vlm, make_batch
 from modeling_vitp import ViTPDataCollator, ViTPImageProcessor, ViTPProcessor
 from modeling_vitp.input_spec import band_percentiles
 from modeling_vitp.instructions.mixture import load_mixture, open_mixture
-from modeling_vitp.training.loading import build_tokenizer
+from modeling_vitp.pretraining.loading import build_tokenizer
 
 pytestmark = pytest.mark.slow
 TURNS = 4

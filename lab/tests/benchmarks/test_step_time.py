@@ -5,7 +5,7 @@ from launching import finish, start_program
 
 from lab.benchmarks.step_time import ANSWER_TOKENS, TEXT_TOKENS, options_of
 from modeling_vitp import ViTPConfig
-from modeling_vitp.training.plan import BatchShape, step_cost
+from modeling_vitp.pretraining.plan import BatchShape, step_cost
 
 MEASURE = """
 import torch

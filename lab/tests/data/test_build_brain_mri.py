@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lab.data import build_brain_mri
-from modeling_vitp.dense.data import DenseData
 from modeling_vitp.recipes.finetune_segmentation import main
+from modeling_vitp.tasks.segmentation.data import DenseData
 
 SHAPE = (20, 24, 70)
 AFFINE = np.array([[-1.0, 0, 0, 9], [0, 1, 0, -12], [0, 0, 2, -30], [0, 0, 0, 1]])

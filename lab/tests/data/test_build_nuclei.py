@@ -10,7 +10,7 @@ import rasterio
 from shapely import Polygon
 
 from lab.data.build_nuclei import main
-from modeling_vitp.detection.data import DetectionData
+from modeling_vitp.tasks.detection.data import DetectionData
 
 
 @pytest.fixture

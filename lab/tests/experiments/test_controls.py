@@ -15,9 +15,9 @@ from lab.trees.instructions import TreeInstructions, repeat
 from modeling_vitp import ViTPTrainingConfig, ViTPVisionConfig, ViTPVisionModel
 from modeling_vitp.instructions.collator import STEP, ViTPDataCollator
 from modeling_vitp.instructions.rows import sample_texts
+from modeling_vitp.pretraining.loading import start_from_scratch
+from modeling_vitp.pretraining.masked_autoencoder import MaskedAutoencoder
 from modeling_vitp.training.batching import EpochBatchSampler, StepSampler
-from modeling_vitp.training.loading import start_from_scratch
-from modeling_vitp.training.masked_autoencoder import MaskedAutoencoder
 
 
 @pytest.fixture(scope="module")

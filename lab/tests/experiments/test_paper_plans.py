@@ -15,10 +15,11 @@ from trl import ModelConfig
 from lab.experiments import experiment
 from lab.experiments.arguments import ExperimentArguments
 from lab.experiments.variants import Experiment
-from modeling_vitp.detection.arguments import DetectionArguments, DetectionSettings
 from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.pretraining.arguments import SFT_MODULES, PretrainArguments, VRLArguments
 from modeling_vitp.recipes import finetune_detection, pretrain
-from modeling_vitp.training.arguments import SFT_MODULES, BackboneArguments, PretrainArguments, VRLArguments
+from modeling_vitp.tasks.arguments import BackboneArguments
+from modeling_vitp.tasks.detection.arguments import DetectionArguments, DetectionSettings
 from modeling_vitp.training.command_line import parse
 
 PLANS = sorted(PLANS_FOLDER.glob("experiment_paper_*.yaml"))

@@ -26,7 +26,7 @@ from lab.experiments.variants import Experiment, interval, merge_settings, plan_
 from lab.trees import pretrain
 from lab.trees.arguments import TreePretrainArguments
 from lab.trees.instructions import TreeInstructions
-from modeling_vitp.training.arguments import SFT_MODULES, VRLArguments
+from modeling_vitp.pretraining.arguments import SFT_MODULES, VRLArguments
 from modeling_vitp.training.command_line import parse
 
 BASE = {"max_steps": 10, "from_scratch": {"vocab_size": 5, "text_config": {"num_hidden_layers": 1, "hidden_size": 8}}}

@@ -30,7 +30,7 @@ class LabelSource:
 
     Args:
         root: folder of the labeled images.
-        options: fields of [`~modeling_vitp.training.arguments.AnnotationOptions`].
+        options: fields of [`~modeling_vitp.pretraining.arguments.AnnotationOptions`].
         reading: options of [`read_labeled_images`].
         layout: layout of the folder.
     """

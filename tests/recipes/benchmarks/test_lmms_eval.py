@@ -17,8 +17,8 @@ from modeling_vitp import ViTPDataCollator
 from modeling_vitp.convert.checkpoint import convert_checkpoint
 from modeling_vitp.evaluation.arguments import VLMArguments
 from modeling_vitp.evaluation.vlm import evaluate_vlm
+from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.recipes.benchmarks.lmms_eval import benchmarks
-from modeling_vitp.training.loading import build_model, build_tokenizer
 
 KINDS = {
     "vrsbench_vqa": "vqa",

@@ -1,0 +1,436 @@
+"""Arguments of pretraining and distillation. Importing them loads no heavy library."""
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from trl import ScriptArguments
+
+from ..command.paths import find_data, read_section
+from ..command.settings import (
+    DropRate,
+    Interval,
+    JsonText,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Percentile,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Settings,
+    Share,
+)
+from ..training.arguments import PlanArguments, RunArguments
+from .requirements import Requirement
+
+# Where the fields of TRL's `SFTConfig` are defined.
+SFT_MODULES = ("transformers.training_args", "trl.trainer.base_config", "trl.trainer.sft_config")
+
+
+@dataclass
+class AnnotationOptions(Settings):
+    """Options of instructions that are drawn from labeled images, see [`DrawnInstructions`].
+
+    Those that `vitp make_instructions` has too mean the same.
+    """
+
+    layout: str | None = field(default=None, metadata={"help": "Layout of the folder. By default it is recognized."})
+    split: str = field(default="train", metadata={"help": "Split to train on."})
+    split_list: str | None = field(
+        default=None, metadata={"help": "File with the names of the images to train on, one per line."}
+    )
+    files: str | None = field(
+        default=None, metadata={"help": "File or folder of the labels, if the folder has several of them."}
+    )
+    names: dict | None = field(
+        default=None, metadata={"help": "Phrase of each class, or of each value of masks; null leaves a class out."}
+    )
+    kinds: list[str] | None = field(
+        default=None,
+        metadata={"help": "Kinds of questions, of which those that the labels answer are asked. By default all."},
+    )
+    turns: PositiveInt = field(default=5, metadata={"help": "Maximum number of questions about a view."})
+    wordings: PositiveInt | None = field(
+        default=None, metadata={"help": "Number of wordings of each kind of question. By default all."}
+    )
+    max_boxes: PositiveInt = field(default=20, metadata={"help": "Maximum number of boxes per answer."})
+    map_side: PositiveInt = field(default=7, metadata={"help": "Number of cells per side of a map."})
+    window: PositiveInt | None = field(
+        default=None,
+        metadata={"help": "Side of the views in pixels. By default the shorter side of each image."},
+    )
+    overlap: NonNegativeInt = field(default=0, metadata={"help": "Overlap in pixels of the windows that are scored."})
+    scale: tuple[PositiveFloat, PositiveFloat] = field(
+        default=(0.8, 1.2), metadata={"help": "Lowest and highest random factor of the side of a view."}
+    )
+    turn: bool = field(default=True, metadata={"help": "Whether views are turned and mirrored."})
+    mosaics: Probability = field(
+        default=0.0, metadata={"help": "Share of mosaics of four crops among the views of one image."}
+    )
+    collages: NonNegativeFloat = field(default=0.0, metadata={"help": "Number of collages for each view of one image."})
+    collage_grid: list[Annotated[int, Interval("[2, 16]")]] = field(
+        default_factory=lambda: [7], metadata={"help": "Numbers of crops per side of a collage, drawn for each."}
+    )
+    collage_size: PositiveInt = field(default=448, metadata={"help": "Side of a collage in pixels."})
+    on_error: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "Behavior on invalid labels: raise or skip."}
+    )
+    plane: Literal["axial", "coronal", "sagittal"] | None = field(
+        default=None, metadata={"help": "Plane of the slices of volumes."}
+    )
+    intensities: tuple[float, float] | None = field(
+        default=None, metadata={"help": "Intensities of volumes that are shown as black and white."}
+    )
+    percentiles: tuple[Percentile, Percentile] | None = field(
+        default=None, metadata={"help": "Percentiles of each volume that are shown as black and white."}
+    )
+    class_property: str | None = field(
+        default=None, metadata={"help": "Property of GeoJSON or GeoPackage with the class."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"Expected scale to be a low and a high factor, got {self.scale}.")
+        if self.window is not None and self.overlap >= self.window:
+            raise ValueError(f"Expected overlap below window={self.window}, got {self.overlap}.")
+
+
+@dataclass
+class PretrainArguments(PlanArguments, ScriptArguments):
+    """Arguments of the training data, the start of the model, and its frozen parts."""
+
+    mixture: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Mixture of sources with their rates, or the name of its file, see recipes/configs/README.md. "
+            "Replaces dataset_name. The meta JSON of the authors' release is accepted unchanged."
+        },
+    )
+    image_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that image paths in the rows of dataset_name are relative to. By default, the folder of "
+            "the JSON file or its subfolder `images`."
+        },
+    )
+    columns: dict | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": 'Names of the columns of dataset_name as JSON, such as \'{"image": "photo", "caption": '
+            '"alt_text"}\'. Columns of a CSV file without a header are numbers from 0. By default, common names.'
+        },
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Question of every row of dataset_name, for captions or rows with an answer only. By default, one "
+            "of five questions for a caption."
+        },
+    )
+    annotations: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of labeled images, in a layout of `make_instructions`. New crops and conversations about "
+            "their labels are drawn in each epoch. Replaces dataset_name."
+        },
+    )
+    annotation_options: AnnotationOptions | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": "Options of annotations as JSON: those of `make_instructions` (names, kinds, window, collages …), "
+            "and scale, turn and mosaics, see recipes/pretrain.md."
+        },
+    )
+    plugins: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Python files that register layouts of labeled images, see tests/README.md."},
+    )
+    from_scratch: dict | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": "Model and tokenizer with random weights, as JSON: `vision_config`, `text_config`, `vocab_size` "
+            "and optionally `image_processor`. Replaces model_name_or_path; '{}' for none."
+        },
+    )
+    vision_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a pretrained ViT, such as facebook/dinov2-base, combined with language_model. "
+            "With from_scratch, the initial weights of its ViT. Replaces model_name_or_path."
+        },
+    )
+    language_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of the causal LM that vision_model is combined with; the projector is new."
+        },
+    )
+    vision_image_size: PositiveInt | None = field(
+        default=None,
+        metadata={
+            "help": "Side of a tile in pixels for vision_model, whose position embeddings are interpolated to it. By "
+            "default the size of the ViT."
+        },
+    )
+    probe_data: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Images with masks for probes of the backbone at the end of the run, compared with the backbone at "
+            "its start: `data` of a fine-tuning configuration as JSON, or its name. By default no probes."
+        },
+    )
+    probe_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the probe data. By default probe_data.root."},
+    )
+    probe_splits: list[str] = field(
+        default_factory=lambda: ["train", "test"],
+        metadata={"help": "Two splits of probe_data: the training split and the scored split of the probes."},
+    )
+    require: dict | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": "Scores that the run must reach at its end, as JSON by their keys in metrics.json, such as "
+            '\'{"probe.least_gain.linear": "> 0.02"}\'. Otherwise its exit status is 1.'
+        },
+    )
+    freeze_vision: bool = field(default=False, metadata={"help": "Freeze the ViT. Default: false."})
+    freeze_projector: bool = field(default=False, metadata={"help": "Freeze the projector. Default: false."})
+    freeze_language_model: bool = field(
+        default=False,
+        metadata={"help": "Freeze the language model. For LoRA on it, set use_peft instead. Default: false."},
+    )
+    unfreeze_vision_layers: NonNegativeInt = field(
+        default=0, metadata={"help": "Number of last layers of a frozen ViT that still train. 0: none."}
+    )
+    lora_on_vision: bool = field(
+        default=False,
+        metadata={
+            "help": "With use_peft: train LoRA on the ViT's layers too, instead of the whole ViT. Default: false."
+        },
+    )
+    drop_path_rate: DropRate | None = field(
+        default=None,
+        metadata={
+            "help": "Stochastic depth rate of the ViT's last layer. By default that of the model; the authors' release "
+            "has 0.1."
+        },
+    )
+    max_patches: PositiveInt | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tiles per sample, shared by its images. By default that of the image processor; "
+            "the authors' release has 12 or 6."
+        },
+    )
+    input_spec: dict | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": "Input spec of images that are not 8-bit RGB, as JSON: `bands`, `window`, `percentiles`, `gamma`. "
+            "With `band_names`, the ViT's RGB weights are spread over these bands."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.from_scratch, self.dataset_name = self.from_scratch or None, self.dataset_name or None
+        self.annotations, self.mixture = self.annotations or None, self.mixture or None
+        if self.mixture is None and self.dataset_name is None and self.annotations is None:
+            raise ValueError("The training data are missing: set --config, dataset_name, annotations or mixture.")
+        given = {name: getattr(self, name) for name in ("dataset_name", "annotations", "mixture")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            shown = [f"{name}={value!r}" if isinstance(value, str) else name for name, value in given.items()]
+            raise ValueError(
+                f"{' and '.join(shown)} are both set. Remove one of them, for example with --{next(iter(given))} ''."
+            )
+        if self.annotations is not None:
+            self.annotations = find_data(self.annotations)
+            if not Path(self.annotations).is_dir():
+                raise ValueError(f"annotations={self.annotations!r}: folder not found.")
+        elif self.annotation_options not in (None, AnnotationOptions()):
+            raise ValueError("annotation_options needs annotations. Remove annotation_options.")
+        for score, text in (self.require or {}).items():
+            Requirement.parse(score, text)
+        self.labels = None if self.annotations is None else self.annotation_options or AnnotationOptions()
+        if self.dataset_name is not None:
+            self.dataset_name = find_data(self.dataset_name)
+        for name in ("image_root", "columns", "prompt"):
+            if getattr(self, name) is not None and self.dataset_name is None:
+                raise ValueError(f"{name} needs dataset_name. In a mixture, set it for each source.")
+        self.columns = self.columns and {role: str(name) for role, name in self.columns.items()}
+        if self.image_root is not None and not Path(self.image_root).is_dir():
+            raise ValueError(f"image_root={self.image_root!r}: folder not found.")
+        if self.dry_run and self.mixture is None:
+            raise ValueError(
+                "dry_run needs a mixture, and the configuration has dataset_name. Give the data set as a mixture: "
+                f"--dataset_name '' --mixture {shlex.quote(json.dumps(self.as_mixture()))}."
+            )
+        if isinstance(self.probe_data, str):
+            self.probe_data = read_section(self.probe_data, "data")
+        if self.probe_data is not None and self.probe_root is not None:
+            self.probe_data["root"] = self.probe_root
+        if len(self.probe_splits) != 2:
+            raise ValueError(f"probe_splits={self.probe_splits}: give two splits, for training and for scoring.")
+
+    def as_mixture(self) -> dict:
+        """Return `dataset_name` as the one source of a mixture, in the keys of its file."""
+        from ..instructions.sources import Source, base_of, source_of
+
+        split = base_of(self.dataset_train_split)
+        settings = {"columns": self.columns or {}, "prompt": self.prompt}
+        source = vars(source_of(self.dataset_name, split, self.dataset_config, self.image_root, **settings))
+        changed = {key: value for key, value in source.items() if value != vars(Source("mine"))[key]}
+        return {"sources": [{**changed, "name": "mine"}]}
+
+
+@dataclass
+class VRLArguments(RunArguments):
+    """Arguments that [`~modeling_vitp.ViTPTrainingConfig`] adds to TRL's settings."""
+
+    vrl_drop_ratio: DropRate = field(
+        default=0.75,
+        metadata={"help": "Share of each sample's visual tokens that VRL drops during training, in [0, 1)."},
+    )
+    vrl_apply_prob: Probability = field(
+        default=1.0,
+        metadata={"help": "Share of samples that VRL is applied to. The authors' release is equivalent to 1 - ratio."},
+    )
+    vrl_warmup_steps: NonNegativeInt | None = field(
+        default=None,
+        metadata={
+            "help": "Number of first optimizer steps in which VRL drops no tokens. By default half of all steps with "
+            "from_scratch, else 0."
+        },
+    )
+    answer_mask_ratio: Probability = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that an answer token is masked in the input during training, so that the model has to "
+            "predict the next tokens from the image. 0: no masking."
+        },
+    )
+    color_jitter: dict | JsonText | None = field(
+        default=None,
+        metadata={
+            "help": "Random gamma, gain and bias of each channel of the training images, and share of gray ones, such "
+            'as \'{"gamma": 0.5, "gain": 0.35, "bias": 0.15, "gray": 0.2}\', the values that \'{}\' stands for. '
+            "Default: none."
+        },
+    )
+    max_length: PositiveInt | None = field(
+        default=4096,
+        metadata={
+            "help": "Maximum sequence length after VRL, in tokens. Answers beyond it are truncated with a warning."
+        },
+    )
+    vision_learning_rate: NonNegativeFloat | None = field(
+        default=None, metadata={"help": "Learning rate of the ViT. By default learning_rate."}
+    )
+    projector_learning_rate: NonNegativeFloat | None = field(
+        default=None, metadata={"help": "Learning rate of the projector. By default learning_rate."}
+    )
+    language_model_learning_rate: NonNegativeFloat | None = field(
+        default=None, metadata={"help": "Learning rate of the language model. By default learning_rate."}
+    )
+    projector_steps: NonNegativeInt = field(
+        default=0,
+        metadata={
+            "help": "Number of first optimizer steps that train only the projector, for a new projector. 0: none."
+        },
+    )
+    allow_text_only: bool = field(
+        default=False,
+        metadata={"help": "Whether to train without any image, from which a ViT does not learn. Default: false."},
+    )
+    on_error: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "Behavior on an invalid training row: 'raise' (the default) stops and names the row, 'skip' logs "
+            "and counts it and uses another row instead. Evaluation always stops."
+        },
+    )
+
+
+@dataclass
+class ViewSettings(RunArguments):
+    """Settings of the random views of unlabeled images that a ViT is trained on, and of its optimizer."""
+
+    crop_area: list[Share] = field(
+        default_factory=lambda: [0.25, 1.0],
+        metadata={"help": "Smallest and largest area of a training crop, as a fraction of the image area."},
+    )
+    horizontal_flip: Probability = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: Probability = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
+    learning_rate: NonNegativeFloat = field(
+        default=1e-3, metadata={"help": "Initial learning rate of AdamW. Default: 0.001."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule. Default: cosine."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Number of warm-up steps, or their share of all steps if below 1."}
+    )
+    weight_decay: NonNegativeFloat = field(default=0.05, metadata={"help": "Weight decay of AdamW. Default: 0.05."})
+    per_device_train_batch_size: PositiveInt = field(default=64, metadata={"help": "Images per batch of a device."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.crop_area) != 2 or self.crop_area[0] > self.crop_area[1]:
+            raise ValueError(f"Expected `crop_area` to be the smallest and largest area, got {self.crop_area}.")
+
+
+@dataclass
+class DistillationSettings(ViewSettings):
+    """Settings that distillation adds to [`~transformers.TrainingArguments`], and its defaults for a small ViT."""
+
+    teacher_image_size: PositiveInt | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the teacher's input in pixels, a multiple of its patch size. By default that of the "
+            "student's input, rounded up to whole patches of the teacher."
+        },
+    )
+
+
+@dataclass
+class DistillationArguments(Settings):
+    """Arguments of the teacher, the student and the images of distillation."""
+
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of an exported backbone, or of a ViT of another family."},
+    )
+    student_config: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration of a student with random weights: fields as JSON, with `model_type` for another "
+            "family than vitp_vision, or a folder or Hub id with a config.json. By default a ViT-S with the image and "
+            "patch size of the teacher."
+        },
+    )
+    student: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a ViT whose weights the student starts from. Replaces student_config."},
+    )
+    data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Training images: image files, and folders with image files, also in subfolders."},
+    )
+    eval_data: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Images on which student and teacher are compared, at the end and according to eval_strategy: "
+            "files and folders. By default none."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.student = self.student or None
+        missing = [name for name in ("teacher", "data") if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing: give --teacher BACKBONE and --data IMAGES.")
+        if self.student and self.student_config:
+            raise ValueError("Expected student, whose weights are loaded, or student_config, got both. Remove one.")

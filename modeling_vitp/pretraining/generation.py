@@ -1,0 +1,233 @@
+"""Generated answers to conversations in batches, and pictures of them."""
+
+import itertools
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from datasets import Dataset, IterableDataset
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from transformers import Cache, DynamicCache
+
+from ..image_processing_vitp import ViTPImageProcessor
+from ..images.pixels import shown
+from ..instructions.boxes import read_boxes
+from ..instructions.collator import ViTPDataCollator
+from ..instructions.rows import images_of, sample_id_of
+from ..modeling_vitp import CACHE, ViTPForConditionalGeneration, ViTPModel
+from ..processing_vitp import ViTPProcessor, message_texts
+from ..training.callbacks import choose, component_colors, patch_maps
+
+MAX_NEW_TOKENS = 64
+MOST_QUESTIONS = 3  # of a row, in a picture
+COLORS = ("red", "green", "blue")
+REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
+LONGEST = 360  # maximum number of characters of a text in a picture
+
+
+def generate_answers(
+    model: ViTPForConditionalGeneration,
+    processor: ViTPProcessor,
+    conversations: Sequence[list[dict[str, Any]]],
+    images_kwargs: dict[str, Any] | None = None,
+    samples: int = 1,
+    **generate_kwargs,
+) -> list[str]:
+    """Generate answers to conversations in batches, greedily by default.
+
+    All visual tokens are kept. The mode and the device of the model do not change.
+
+    Args:
+        conversations: messages that end with a question, with images in the format of the chat template. The number of
+            images may differ.
+        images_kwargs: arguments of the image processor for all conversations.
+        samples: number of answers per conversation; its prompt is encoded once.
+        generate_kwargs: arguments of `generate`.
+
+    Returns:
+        `samples` answers to the first conversation, then to the second, and so on.
+    """
+    sides = {"padding": True, "padding_side": "left"}
+    inputs = processor.apply_chat_template(
+        list(conversations),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={**sides, **(images_kwargs or {})},
+    ).to(model.device, model.dtype)
+    # The defaults of the model may be those of its language model, for chat: a penalty would change greedy answers.
+    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    options = {**greedy, "pad_token_id": processor.tokenizer.pad_token_id, **generate_kwargs}
+    if samples > 1:
+        inputs = prefill_prompts(model, inputs, samples)
+    generated = model.generate(**inputs, **options)
+    return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def prefill_prompts(
+    model: ViTPForConditionalGeneration, inputs: Mapping[str, torch.Tensor], samples: int
+) -> dict[str, torch.Tensor | Cache]:
+    """Return inputs of `generate` with each prompt repeated `samples` times, and a cache of all but its last token.
+
+    With `num_return_sequences`, the language model would process each prompt and its visual tokens for every sample.
+    """
+    prompt = {name: inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}
+    positions = (prompt["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config.text_config)
+    with torch.no_grad():
+        model(**{**inputs, **prompt}, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(samples)
+    repeated = {name: inputs[name].repeat_interleave(samples, 0) for name in prompt}
+    return {**repeated, CACHE: cache}
+
+
+def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: int) -> list[dict[str, Any]]:
+    """Return rows of a data set, of the first data set of a dictionary, or of a stream; rows with images come first."""
+    if isinstance(dataset, dict):
+        dataset = next(iter(dataset.values()))
+    is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
+    rows = list(itertools.islice(dataset, 4 * number)) if is_stream else choose(dataset, 4 * number, seed)
+    return sorted(rows, key=lambda row: not images_of(row))[:number]
+
+
+def draw_answered_rows(
+    model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Sequence[dict[str, Any]], path: Path
+) -> None:
+    """Draw the model's answers and the features of its ViT as a PNG; its title is the name of the file."""
+    answered = [answer_row(model, collator, row) for row in rows]
+    features = [one.features for one in answered if one.features is not None]
+    draw_answers(answered, component_colors(features, path.parent), path, path.stem.lstrip(".").replace("-", " "))
+
+
+@dataclass
+class Answered:
+    """Question of a row with the model's answer.
+
+    Args:
+        name: id of the row.
+        question: question.
+        reference: answer of the row.
+        answer: answer of the model.
+        blind: answer of the model with another image, if it was generated.
+        image: first image as one tile, uint8 of shape `(height, width, 3)`, or `None` without images.
+        size: height and width of the original image in pixels.
+        features: features of the ViT for the tile, of shape `(channels, rows, columns)`.
+    """
+
+    name: str
+    question: str
+    reference: str
+    answer: str
+    blind: str | None = None
+    image: np.ndarray | None = None
+    size: tuple[int, int] = (0, 0)
+    features: torch.Tensor | None = None
+
+
+def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, row: dict[str, Any]) -> Answered:
+    """Answer the first questions of a row greedily with all visual tokens.
+
+    Each prompt has the earlier answers of the row. The mode and the device of the model do not change.
+    """
+    processor = collator.processor
+    messages, _, settings = collator.conversation(row)
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"][:MOST_QUESTIONS]
+    prompts = [messages[:turn] for turn in turns]
+    answers = generate_answers(model, processor, prompts, settings.images_kwargs, max_new_tokens=MAX_NEW_TOKENS)
+    asked = [next((one for one in reversed(prompt) if one["role"] == "user"), {}) for prompt in prompts]
+    questions = [" ".join(message_texts(message)) for message in asked]
+    references = [" ".join(message_texts(messages[turn])) for turn in turns]
+    answered = Answered(str(sample_id_of(row)), *map(numbered, (questions, references, answers)))
+    image = first_image(messages[: turns[-1]])
+    if image is not None:
+        add_features(model, processor, image, settings.images_kwargs, answered)
+    return answered
+
+
+def numbered(texts: Sequence[str]) -> str:
+    """Return a text, or several with their numbers."""
+    return texts[0] if len(texts) == 1 else " ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))
+
+
+def first_image(messages: Sequence[dict[str, Any]]) -> Any:
+    """Return the first image in messages, or `None` without images."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return next((part["image"] for part in parts if part["type"] == "image"), None)
+
+
+def add_features(
+    model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, images_kwargs: dict, answered: Answered
+) -> None:
+    """Add the size of an image, its tile, and the features of the ViT to an answer."""
+    answered.size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
+    pixels, answered.image = tile_of(image, processor.image_processor, images_kwargs)
+    vit = next(module for module in model.modules() if isinstance(module, ViTPModel)).vision_tower
+    answered.features = patch_maps(vit, pixels.to(model.device))[0]
+
+
+def tile_of(
+    image: Any, image_processor: ViTPImageProcessor, images_kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return an image as one tile: normalized of shape `(1, channels, height, width)`, and as RGB for display."""
+    pixels = image_processor(image, return_tensors="pt", **{**images_kwargs, "max_patches": 1})["pixel_values"][:1]
+    std, mean = torch.tensor(image_processor.image_std), torch.tensor(image_processor.image_mean)
+    unit = pixels[0] * std[:, None, None] + mean[:, None, None]
+    return pixels, shown(unit, image_processor.band_names or COLORS)
+
+
+def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Path, title: str = "") -> None:
+    """Draw a figure with one row per answer: the image with boxes, the features of the ViT, and the texts.
+
+    Args:
+        maps: feature maps of the rows with an image, uint8 of shape `(rows, columns, 3)`.
+        title: beginning of the title, before what boxes and colors mean.
+    """
+    figure = Figure(figsize=(10, 2.8 * len(rows) + 0.3), layout="constrained")
+    meaning = (
+        "solid box: reference, dashed box: model; backbone: first three principal components of the ViT's features"
+    )
+    figure.suptitle(f"{title}: {meaning}" if title else meaning, fontsize=8, parse_math=False)
+    axes = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1, 1, 1.4))
+    left = iter(maps)
+    for (picture, components, text), row in zip(axes, rows):
+        for axis in (picture, components, text):
+            axis.axis("off")
+            axis.set_anchor("N")
+        if row.image is not None:
+            height, width = row.size
+            for axis, panel, title in ((picture, row.image, row.name), (components, next(left), "backbone")):
+                axis.imshow(panel, extent=(0, width, height, 0), interpolation="nearest")
+                axis.set_title(title, fontsize=8, parse_math=False)
+            outline_boxes(picture, row.reference, row.size, REFERENCE, "-")
+            outline_boxes(picture, row.answer, row.size, ANSWER, "--")
+        turns = {"question": row.question, "reference": row.reference, "model": row.answer or "(no text)"}
+        if row.blind is not None:
+            turns["with another image"] = row.blind or "(no text)"
+        lines = [textwrap.fill(f"{who}: {shorten(what)}", 52) for who, what in turns.items()]
+        said = text.text(0, 1, "\n\n".join(lines), va="top", fontsize=8, parse_math=False, transform=text.transAxes)
+        said.set_in_layout(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=100)
+
+
+def outline_boxes(axis: Axes, text: str, size: tuple[int, int], color: str, style: str) -> None:
+    for box in read_boxes(text)[0]:
+        left, top, right, bottom = box.in_pixels(size)
+        sides = right - left, bottom - top
+        axis.add_patch(
+            Rectangle((left, top), *sides, fill=False, edgecolor=color, linestyle=style, linewidth=1.5, clip_on=False)
+        )
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

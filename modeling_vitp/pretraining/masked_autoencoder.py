@@ -1,0 +1,177 @@
+"""Masked autoencoder of a ViT, a baseline of the pretraining: the same images, equal compute, no labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    set_seed,
+)
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings, ViTMAEModelOutput
+
+from ..command.settings import Interval, NonNegativeFloat, Probability, Share
+from ..convert.tensor_files import check_finite
+from ..modeling_vitp import CheckpointsOfOurs, build_vit
+from ..modeling_vitp_backbone import open_vit
+from ..training import results
+from ..training.checkpointing import check_free
+from ..training.costs import count_operations
+from ..vision_towers import pair, tower_of
+from .distillation import ImageFiles, ViewConfig, ViTTrainer
+from .loading import image_processor_of
+
+
+@dataclass
+class MaskedAutoencoderConfig(ViewConfig, TrainingArguments):
+    """[`~transformers.TrainingArguments`] with the crops, flips and optimizer of a masked autoencoder."""
+
+    crop_area: list[Share] = field(default_factory=lambda: [0.2, 1.0])
+    vertical_flip: Probability = 0.5
+    learning_rate: NonNegativeFloat = 1.5e-4
+    adam_beta2: Annotated[float, Interval("[0, 1)")] = 0.95
+
+
+class VisiblePatches(nn.Module):
+    """ViT that sees a random share of the patches of each image.
+
+    Masked patches are removed after the embedding, so the layers run on visible patches only.
+
+    Args:
+        vit: ViT to train, of any family, see [`~modeling_vitp.register_tower`].
+        config: configuration with `mask_ratio` and the width of the output norm. The norm belongs to the decoder and is
+            discarded with it. Only ViTs without a final norm have it, such as InternVL's.
+    """
+
+    random_masking = ViTMAEEmbeddings.random_masking
+
+    def __init__(self, vit: PreTrainedModel, config: ViTMAEConfig):
+        super().__init__()
+        self.config, self.vit = config, vit
+        norm = tower_of(vit.config).norm
+        is_normalized = norm is not None and not isinstance(vit.get_submodule(norm), nn.Identity)
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.Identity() if is_normalized else norm
+
+    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, **kwargs) -> ViTMAEModelOutput:
+        tower = tower_of(self.vit.config)
+        tokens, layer_inputs = tower.embed(self.vit, pixel_values)
+        prefix, patches = tokens.tensor_split([tower.num_prefix_tokens(self.vit.config)], dim=1)
+        visible, mask, ids_restore = self.random_masking(patches, noise)
+        kept = ids_restore.argsort(1)[:, : visible.shape[1]]
+        layer_inputs = tower.select_patches(layer_inputs, kept)
+        states = self.layernorm(tower.encode(self.vit, torch.cat([prefix, visible], dim=1), layer_inputs))
+        prefix, visible = states.tensor_split([prefix.shape[1]], dim=1)
+        # The decoder takes one token before the patches: no registers, and zeros for a ViT without a CLS token.
+        prefix = prefix[:, :1] if prefix.shape[1] else torch.zeros_like(visible[:, :1])
+        return ViTMAEModelOutput(torch.cat([prefix, visible], dim=1), mask=mask, ids_restore=ids_restore)
+
+
+class MaskedAutoencoder(CheckpointsOfOurs, ViTMAEForPreTraining):
+    """Masked autoencoder (He et al., arXiv 2111.06377) with a ViT of any family as its encoder.
+
+    75% of the patches are masked. A decoder of two layers, half as wide as the ViT, predicts their pixels, normalized
+    in each patch. Decoder and loss are those of transformers. The input `pixel_values` is float32 of shape
+    `(batch, channels, height, width)`; the `loss` is the mean squared error over the masked patches.
+
+    Args:
+        vit: ViT, which is trained in place.
+
+    Raises:
+        ValueError: if the image or the patches of the ViT are not square, or the image is not of whole patches.
+    """
+
+    def __init__(self, vit: PreTrainedModel):
+        of = vit.config
+        (height, width), (patch, patch_width) = pair(of.image_size), pair(of.patch_size)
+        if height != width or patch != patch_width or height % patch:
+            raise ValueError(
+                f"A masked autoencoder needs square images of whole, square patches, got {height} x {width} and "
+                f"{patch} x {patch_width}. Resize the ViT with modeling_vitp.resize_backbone."
+            )
+        names = "num_channels num_attention_heads intermediate_size initializer_range layer_norm_eps".split()
+        sizes = {name: getattr(of, name) for name in names if hasattr(of, name)}
+        sizes = {"intermediate_size": 4 * of.hidden_size} | sizes
+        config = ViTMAEConfig(
+            **sizes,
+            hidden_size=of.hidden_size,
+            num_hidden_layers=0,
+            image_size=height,
+            patch_size=patch,
+            decoder_hidden_size=of.hidden_size // 2,
+            decoder_intermediate_size=sizes["intermediate_size"] // 2,
+            decoder_num_attention_heads=of.num_attention_heads,
+            decoder_num_hidden_layers=2,
+            mask_ratio=0.75,
+            norm_pix_loss=True,
+            attn_implementation=of._attn_implementation,
+        )
+        super().__init__(config)
+        # The library resets the decoder's position embeddings to zero without a checkpoint.
+        self.decoder.initialize_weights((height // patch) ** 2)
+        self.vit = VisiblePatches(vit, config)
+
+
+def train_masked_autoencoder(
+    start: str | Path, images: Sequence[str | Path], args: MaskedAutoencoderConfig
+) -> dict[str, Any]:
+    """Train a ViT as a masked autoencoder, and export it with its image processor to `backbone` in the output folder.
+
+    A run that was stopped resumes from its last checkpoint in the output folder, and ends with the same weights.
+
+    Args:
+        start: folder or Hub id of an exported backbone, or of a ViT of another family.
+        images: image files of any format, and folders of image files. Bands and values are read as the image processor
+            of the backbone says.
+        args: training arguments.
+
+    Returns:
+        The metrics, which are also in `metrics.json`.
+
+    Raises:
+        ValueError: if an image cannot be read, or the ViT is of no known family, see also [`MaskedAutoencoder`].
+    """
+    check_free(args.output_dir)
+    set_seed(args.seed)
+    vit = open_vit(start)
+    check_finite(vit.state_dict(), start)
+    image_processor = image_processor_of(start, pair(vit.config.image_size))
+    dataset = ImageFiles(images, image_processor.input_spec)
+    model = MaskedAutoencoder(vit)
+    trainer = ViTTrainer(model, vit, args, dataset, None, image_processor, model.config.image_size)
+    trainer.record(None, [str(start)], [{"name": "images without labels", "images": len(dataset)}], None)
+    metrics = results.train(trainer)
+    if trainer.is_world_process_zero():
+        results.finish(trainer)
+    return metrics
+
+
+def mae_steps(config: PreTrainedConfig, batch_size: int, operations: float) -> int:
+    """Return the number of steps of a masked autoencoder that take a number of floating-point operations.
+
+    No weights are needed.
+
+    Args:
+        config: configuration of the ViT, of any family.
+        batch_size: images of a step, over all devices.
+        operations: floating-point operations, forward and backward, such as those of
+            [`~modeling_vitp.pretraining.plan.pretraining_operations`].
+    """
+    config = tower_of(config).prepare(config)
+    with torch.device("meta"):
+        model = MaskedAutoencoder(build_vit(config)).train()
+    counter = count_operations()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        pixel_values = torch.zeros(batch_size, config.num_channels, *pair(config.image_size))
+        with counter:
+            model(pixel_values).loss.backward()
+    return max(1, round(operations / counter.get_total_flops()))

@@ -1,0 +1,562 @@
+"""Segmentation of tensors, large images and volumes in overlapping windows, with test-time augmentation."""
+
+import gzip
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import nibabel
+import numpy as np
+import PIL.Image
+import rasterio
+import torch
+from rasterio.io import DatasetReader, DatasetWriter
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ...data.files import fill
+from ...images.large import RowFile, appears_whole, file_stamp, open_images, part_path, weights_digest, whole_rows
+from ...images.reading import is_tiff, window_starts
+from ...images.volumes import NIFTI, Volume, VolumeSlices, check_cut, files_of
+
+if TYPE_CHECKING:
+    from .data import DenseData
+    from .trainer import ViTPSegmentationTrainer
+
+NO_CLASS = 255  # Value of pixels without data in the output.
+MAX_CLASSES = 256  # Of volumes, which have a class in every voxel.
+BLOCK = 512  # Block size of the GeoTIFFs in pixels, which are written one row of blocks at a time.
+# Function from one or several images of shape `(batch, channels, height, width)` to logits of shape
+# `(batch, classes, height, width)`.
+Predict = Callable[..., torch.Tensor]
+
+
+def sliding_window(
+    predict: Predict,
+    images: torch.Tensor | Sequence[torch.Tensor],
+    window: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    batch_size: int = 4,
+) -> torch.Tensor:
+    """Return logits of images of any size by sliding-window inference. Overlapping windows are averaged.
+
+    Windows start at every multiple of the stride. The last window of a row or column is shifted back to end at the
+    border, as in the slide inference of mmsegmentation, so that every window is full. If the image is smaller than the
+    window in a direction, the window has the size of the image in that direction.
+
+    Args:
+        predict: function from windows to logits of the same height and width. The number of arguments is the number of
+            `images`, each of shape `(at most batch_size * batch, channels, window height, window width)`.
+        images: tensor of shape `(batch, channels, height, width)`, or several of the same size, such as before and
+            after.
+        window, stride: height and width in pixels, or one number for both. The stride is at most the window.
+        batch_size: number of windows per image in one call of `predict`, all from the same row of windows.
+
+    Returns:
+        Logits, float32 of shape `(batch, classes, height, width)`, on the device of the output of `predict`.
+
+    Raises:
+        ValueError: if the stride is larger than the window or below 1, `batch_size` is below 1, the images differ in
+            size, or `predict` returns logits of a different size than its input.
+    """
+    images = (images,) if isinstance(images, torch.Tensor) else tuple(images)
+    sizes = [tuple(image.shape) for image in images]
+    if len({(len(size), size[0], size[-2:]) for size in sizes}) != 1 or len(sizes[0]) != 4:
+        raise ValueError(
+            f"Expected images of shape (batch, channels, height, width) with the same batch and size, got {sizes}."
+        )
+    bands = predict_bands(
+        predict,
+        lambda top, bottom: tuple(image[:, :, top:bottom] for image in images),
+        sizes[0][-2:],
+        window,
+        stride,
+        batch_size,
+    )
+    return torch.cat([logits for _, logits in bands], dim=2)
+
+
+def predict_bands(
+    predict: Predict,
+    read: Callable[[int, int], tuple[torch.Tensor, ...]],
+    size: tuple[int, int],
+    window: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    batch_size: int = 4,
+    start: int = 0,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Run [`sliding_window`] from top to bottom over an image that does not need to fit into memory.
+
+    Args:
+        predict, window, stride, batch_size: see [`sliding_window`].
+        read: function `read(top, bottom)` that returns these rows of each image, of shape
+            `(batch, channels, bottom - top, width)`.
+        size: height and width of the images.
+        start: first row to return. Windows that begin above it and reach below it are predicted again, so the logits do
+            not depend on `start`.
+
+    Yields:
+        `top, logits`: the finished rows from `top`, which no further window reaches, float32 of shape
+        `(batch, classes, rows, width)`. One row of windows and its finished rows are in memory at a time.
+    """
+    window, stride = as_pair(window), as_pair(stride)
+    if not all(1 <= step <= length for step, length in zip(stride, window)):
+        raise ValueError(f"`stride` must be at least 1 and at most the window {window}, got {stride}.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    height, width = (min(length, extent) for length, extent in zip(window, size))
+    tops, lefts = (window_starts(*lengths) for lengths in zip(size, (height, width), stride))
+    row_counts, column_counts = times_covered(size[0], tops, height), times_covered(size[1], lefts, width)
+
+    tops = [top for top in tops if top + height > start]
+    sums = None  # Sums of the logits over windows, for the rows of the current windows.
+    for top, next_top in zip(tops, [*tops[1:], size[0]]):
+        rows = read(top, top + height)
+        for first in range(0, len(lefts), batch_size):
+            batch = lefts[first : first + batch_size]
+            windows = [torch.cat([image[..., left : left + width] for left in batch]) for image in rows]
+            logits = predict(*windows)
+            if logits.shape[-2:] != (height, width):
+                raise ValueError(
+                    f"Expected `predict` to return logits of the window size ({height}, {width}), got shape "
+                    f"{tuple(logits.shape)}. Resize the logits to the window."
+                )
+            if sums is None:
+                sums = logits.new_zeros(len(rows[0]), logits.shape[1], height, size[1], dtype=torch.float32)
+            for left, part in zip(batch, logits.chunk(len(batch))):
+                sums[..., left : left + width] += part
+        if next_top > start:
+            skipped = max(start - top, 0)
+            counts = (row_counts[top + skipped : next_top, None] * column_counts).to(sums.device)
+            yield top + skipped, sums[:, :, skipped : next_top - top] / counts
+        finished = next_top - top
+        sums = torch.cat([sums[:, :, finished:], torch.zeros_like(sums[:, :, :finished])], dim=2)
+
+
+def default_stride(window: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the default stride, three quarters of the window: 384 for a window of 512."""
+    height, width = as_pair(window)
+    return max(3 * height // 4, 1), max(3 * width // 4, 1)
+
+
+def as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def times_covered(length: int, starts: list[int], window: int) -> torch.Tensor:
+    """Return the number of windows that cover each position of an axis."""
+    counts = torch.zeros(length)
+    for start in starts:
+        counts[start : start + window] += 1
+    return counts
+
+
+def augmented(predict: Predict, scales: Sequence[float] = (1.0,), flip: bool = False) -> Predict:
+    """Return a `predict` function with test-time augmentation, averaged over scales and mirrored images.
+
+    The average is over probabilities (softmax of the logits) at the size of the input, as in the test-time augmentation
+    of mmsegmentation. Images and logits are resampled bilinearly, with antialiasing for images that are made smaller.
+
+    To augment whole images, as benchmarks do, call the sliding window inside:
+
+    ```python
+    predict = augmented(lambda images: sliding_window(logits_of, images, 512, 384), scales=(0.75, 1.0, 1.25), flip=True)
+    ```
+
+    Args:
+        predict: function from one or several images `(batch, channels, height, width)` to logits
+            `(batch, classes, height, width)`.
+        scales: scale factors of height and width. The scaled size is rounded to pixels.
+        flip: whether to predict the horizontally mirrored image too.
+
+    Returns:
+        Function with the arguments of `predict`. It returns the logarithm of the mean probabilities, float32. The
+        softmax of this result is the mean.
+
+    Raises:
+        ValueError: if `scales` is empty or has a factor that is not positive.
+    """
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"`scales` must be one or more positive factors, got {tuple(scales)}.")
+
+    def predict_augmented(*images: torch.Tensor) -> torch.Tensor:
+        size = images[0].shape[-2:]
+        total, count = None, 0
+        for scale in scales:
+            scaled_size = [max(round(length * scale), 1) for length in size]
+            scaled = [
+                image
+                if list(image.shape[-2:]) == scaled_size
+                else F.interpolate(image, scaled_size, mode="bilinear", antialias=scale < 1)
+                for image in images
+            ]
+            for mirror in (False, True) if flip else (False,):
+                logits = predict(*(image.flip(-1) if mirror else image for image in scaled)).float()
+                logits = F.interpolate(logits.flip(-1) if mirror else logits, size, mode="bilinear")
+                log_probabilities = logits.log_softmax(dim=1)
+                total = log_probabilities if total is None else torch.logaddexp(total, log_probabilities)
+                count += 1
+        return total - math.log(count)
+
+    return predict_augmented
+
+
+def logits_of(model: PreTrainedModel) -> Predict:
+    """Return a function from pixel values, on any device, to the logits of a model in evaluation mode."""
+    model.eval()
+    return lambda *pixel_values: model(*(values.to(model.device, model.dtype) for values in pixel_values)).logits
+
+
+def layers_of(logits: torch.Tensor, with_probabilities: bool) -> np.ndarray:
+    """Return the class indices and, with probabilities, a layer of 255 times the probability for each class.
+
+    Args:
+        logits: logits of shape `(classes, height, width)`.
+        with_probabilities: whether to return the probabilities.
+
+    Returns:
+        uint8 of shape `(1, height, width)` or `(1 + classes, height, width)`.
+    """
+    layers = logits.max(0, keepdim=True).indices  # On the CPU, `argmax` is ten times slower.
+    if with_probabilities:
+        layers = torch.cat([layers, (logits.softmax(0) * 255).round()])
+    return layers.to(torch.uint8).cpu().numpy()
+
+
+@torch.inference_mode()
+def predict_large(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    images: str | os.PathLike | Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    window: int | tuple[int, int] = 512,
+    stride: int | tuple[int, int] | None = None,
+    batch_size: int = 4,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    probabilities: str | os.PathLike | None = None,
+    colors: Sequence[tuple[int, int, int]] | None = None,
+) -> None:
+    """Predict the class of every pixel of an image of any size, or of an image pair, and write a GeoTIFF.
+
+    The result is that of [`sliding_window`] over the whole image at its original
+    resolution. One row of windows and the sums of its logits are in memory at a time: about 8 bytes x classes x window
+    height x image width.
+
+    Finished rows are written to `output` + `.part`. If a run is killed and started again with the same arguments, it
+    resumes after the last complete row and writes the same file, byte for byte, if the operations of the device are
+    deterministic. The GeoTIFF appears under its name when it is complete.
+
+    The input spec of the image processor converts bands and 16-bit values to channels. With `percentiles`, the
+    percentiles are computed once per image from a sample of at most 2048 x 2048 evenly spaced pixels with data, never
+    per window, so equal values have equal brightness in the whole image.
+
+    Args:
+        model: [`ViTPForSemanticSegmentation`], or [`ViTPForChangeDetection`] for a pair, on the device to use.
+        image_processor: image processor of the model. Its resizing is not applied.
+        images: path of an image that GDAL reads (GeoTIFF, PNG, ...), or two paths: before and after.
+        output: path of the GeoTIFF to write (`.tif` or `.tiff`): class indices, uint8, with a color table, the
+            georeference of the (first) image and the class names in the tag `classes`. Pixels without data (nodata
+            value, mask, or alpha of 0) are 255. The model sees transparent pixels as white, as in training.
+        window, stride, batch_size: see [`sliding_window`]. Default stride: three
+            quarters of the window.
+        scales, flip: test-time augmentation of each window, see [`augmented`].
+        probabilities: path of a second GeoTIFF with one band of probabilities per class, uint8 with a scale of 1/255.
+            Pixels without data are 0, and not valid in its mask.
+        colors: red, green and blue in [0, 255] of each class. Default: `tab20` of matplotlib.
+
+    Raises:
+        ValueError: if an output has a wrong suffix, the number of images does not match the model, the images of a pair
+            differ in size or georeference, the bands do not match the input spec, the model has more than 255 classes,
+            an image has an orientation tag (TIFF or EXIF) other than upright, or an unfinished run had different
+            arguments.
+        FileExistsError: if `output` or `probabilities` exists.
+    """
+    paths = [Path(image) for image in ([images] if isinstance(images, (str, os.PathLike)) else images)]
+    outputs = [Path(path) for path in (output, probabilities) if path is not None]
+    wrong = next((path for path in outputs if not is_tiff(path)), None)
+    if wrong is not None:
+        raise ValueError(f"Expected a GeoTIFF with the suffix .tif as output for an image, got {wrong}.")
+    part = part_path(outputs)
+    stride = default_stride(window) if stride is None else stride
+    num_labels = model.config.num_labels
+    if num_labels > NO_CLASS:
+        raise ValueError(f"Expected a model with at most {NO_CLASS} classes for a uint8 output, got {num_labels}.")
+    if len(paths) != model.images_per_sample:
+        raise ValueError(f"Expected {model.images_per_sample} image(s) for {type(model).__name__}, got {len(paths)}.")
+    predict = logits_of(model)
+    if flip or tuple(scales) != (1.0,):
+        predict = augmented(predict, scales, flip)
+
+    with ExitStack() as stack:
+        sources = stack.enter_context(open_images(paths, image_processor))
+        first = sources[0].dataset
+        rows = stack.enter_context(
+            RowFile(
+                part,
+                shape=(1 if probabilities is None else 1 + num_labels, first.width),
+                made_of={
+                    "images": [file_stamp(path) for path in paths],
+                    "model": weights_digest(model),
+                    "image processor": image_processor.to_json_string(),
+                    "window": window,
+                    "stride": stride,
+                    "batch_size": batch_size,
+                    "scales": list(scales),
+                    "flip": flip,
+                    "probabilities": probabilities is not None,
+                },
+            )
+        )
+        progress = stack.enter_context(tqdm(total=first.height, initial=len(rows), unit="row", desc=outputs[0].name))
+        if len(rows) < first.height:
+            bands = predict_bands(
+                lambda *windows: predict(
+                    *(source.inputs(each, do_resize=False).pixel_values for source, each in zip(sources, windows))
+                ),
+                lambda top, bottom: tuple(source.read(top, bottom) for source in sources),
+                (first.height, first.width),
+                window,
+                stride,
+                batch_size,
+                start=len(rows),
+            )
+            for top, band in bands:
+                layers = layers_of(band[0], probabilities is not None)
+                no_data = [source.has_no_data(top, top + band.shape[2]) for source in sources if source.is_masked]
+                if no_data:
+                    is_empty = np.logical_or.reduce(no_data)
+                    layers[:, is_empty] = 0
+                    layers[0, is_empty] = NO_CLASS
+                rows.append(layers.swapaxes(0, 1))
+                progress.update(band.shape[2])
+
+        names = [model.config.id2label[index] for index in range(num_labels)]
+        tab20 = matplotlib.colormaps["tab20"]
+        colors = colors or [tuple(round(255 * part) for part in tab20(index % 20)[:3]) for index in range(num_labels)]
+        nodata = NO_CLASS if any(source.is_masked for source in sources) else None
+        if probabilities is not None:
+            # The mask is a part of the file, because a file beside it would not be renamed with it.
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), open_geotiff(outputs[1], first, count=num_labels) as file:
+                file.scales = [1 / 255] * num_labels
+                file.descriptions = names
+                for top, layers in rows.read(BLOCK):
+                    area = whole_rows(first, top, top + len(layers))
+                    file.write(layers[:, 1:].swapaxes(0, 1), window=area)
+                    if nodata is not None:
+                        file.write_mask(layers[:, 0] != nodata, window=area)
+        with open_geotiff(outputs[0], first, count=1, nodata=nodata) as file:
+            file.write_colormap(1, dict(enumerate(colors)))
+            file.update_tags(classes=json.dumps(names))
+            for top, layers in rows.read(BLOCK):
+                file.write(layers[:, 0], 1, window=whole_rows(first, top, top + len(layers)))
+    rows.delete()
+
+
+@contextmanager
+def open_geotiff(path: Path, like: DatasetReader, **profile) -> Iterator[DatasetWriter]:
+    """Open a uint8 GeoTIFF for writing, with the georeference of another file. It appears when it is complete."""
+    points, points_crs = like.gcps
+    if points:
+        profile |= {"gcps": points, "crs": points_crs}
+    elif not like.transform.is_identity:
+        profile |= {"transform": like.transform, "crs": like.crs}
+    if like.rpcs:
+        profile |= {"rpcs": like.rpcs}
+    with (
+        appears_whole(path) as unfinished,
+        rasterio.open(
+            unfinished,
+            "w",
+            driver="GTiff",
+            dtype="uint8",
+            height=like.height,
+            width=like.width,
+            tiled=True,
+            blockxsize=BLOCK,
+            blockysize=BLOCK,
+            compress="deflate",
+            BIGTIFF="IF_SAFER",
+            **profile,
+        ) as file,
+    ):
+        yield file
+
+
+@torch.inference_mode()
+def predict_volume(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    volumes: str | os.PathLike | Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    plane: str | None = None,
+    intensities: Sequence[float] | None = None,
+    percentiles: Sequence[float] | None = None,
+    window: int | tuple[int, int] = 512,
+    stride: int | tuple[int, int] | None = None,
+    batch_size: int = 4,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    probabilities: str | os.PathLike | None = None,
+) -> None:
+    """Predict the class of every voxel of a volume and write a NIfTI file.
+
+    The volume is cut into slices as in fine-tuning ([`~modeling_vitp.tasks.segmentation.data.slice_volumes`]), and the
+    slices are predicted one at a time. One slice and its logits are in memory at a time. With percentiles, at most 16
+    million values of the volume are in memory once. A compressed volume is unpacked to the disk.
+
+    Finished slices are written to `output` + `.part`. If a run is killed and started again with the same arguments, it
+    resumes after the last complete slice and writes the same file, byte for byte, if the operations of the device are
+    deterministic. The output appears under its name when it is complete.
+
+    Args:
+        model: [`ViTPForSemanticSegmentation`], on the device to use.
+        image_processor: image processor of the model. The window or percentiles of its input spec are the defaults of
+            `intensities` and `percentiles`.
+        volumes: path of a NIfTI file or of the folder of a DICOM series; or three paths of volumes at the same
+            position, the channels of an image.
+        output: path of the NIfTI file to write (`.nii.gz` or `.nii`): class indices, uint8, in the voxel grid of the
+            (first) volume. The header of a NIfTI volume is kept, except for the data type, value range and intent
+            (label). For a DICOM series, the affine has the position, orientation and spacing of the series. The class
+            names are stored in a header extension, a comment in JSON.
+        plane: plane in which the model was trained. Default: the plane in the configuration of the model.
+        intensities: low and high value in the units of the volume (Hounsfield units for CT), mapped to black and white.
+        percentiles: low and high percentile of the non-zero values of the volume, instead of `intensities`.
+        window, stride, batch_size: see [`sliding_window`]. Default stride: three
+            quarters of the window.
+        scales, flip: test-time augmentation of each slice, see [`augmented`].
+        probabilities: path of a second NIfTI file with a fourth axis of class probabilities, uint8 with a slope of
+            1/255 in the header.
+
+    Raises:
+        ValueError: if a volume cannot be read (see [`~modeling_vitp.images.volumes.open_volume`]), the channels differ
+            in shape or position, neither `intensities` nor `percentiles` are known, the plane is unknown or not that of
+            the training, the model takes image pairs, or an unfinished run had different arguments.
+        FileExistsError: if `output` or `probabilities` exists.
+    """
+    paths = [Path(path) for path in ([volumes] if isinstance(volumes, (str, os.PathLike)) else volumes)]
+    outputs = [Path(path) for path in (output, probabilities) if path is not None]
+    wrong = next((path for path in outputs if not path.name.lower().endswith(NIFTI)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"Expected a NIfTI file with the suffix .nii.gz as output for a volume (NIfTI file or DICOM folder), got "
+            f"{wrong}."
+        )
+    part = part_path(outputs)
+    stride = default_stride(window) if stride is None else stride
+    if model.images_per_sample != 1:
+        raise ValueError(
+            f"Expected a model that takes one image for a volume, {type(model).__name__} takes "
+            f"{model.images_per_sample}."
+        )
+    num_labels = model.config.num_labels
+    if num_labels > MAX_CLASSES:
+        raise ValueError(f"Expected a model with at most {MAX_CLASSES} classes for a uint8 output, got {num_labels}.")
+    trained_plane = model.config.volume_plane
+    if plane is None and trained_plane is None:
+        raise ValueError("The plane of the training is unknown. Set `plane` to axial, coronal or sagittal.")
+    if None not in (plane, trained_plane) and plane != trained_plane:
+        raise ValueError(f"Expected the `plane` of the training, {trained_plane}, got {plane}. Remove `plane`.")
+    plane = plane or trained_plane
+    if intensities is None and percentiles is None:
+        spec = image_processor.input_spec or {}
+        intensities, percentiles = spec.get("window"), spec.get("percentiles")
+        if intensities is None and percentiles is None:
+            raise ValueError(
+                "The image processor has no intensity window or percentiles for volumes. Set `intensities`, such as "
+                "-160 240, or `percentiles` to the values used in training."
+            )
+    check_cut(plane, intensities, percentiles)
+    slices = VolumeSlices(paths, plane, intensities, percentiles)
+    volume = slices.volumes[0]
+    logits = logits_of(model)
+
+    def predict(pixel_values: torch.Tensor) -> torch.Tensor:
+        return sliding_window(logits, pixel_values, window, stride, batch_size)
+
+    if flip or tuple(scales) != (1.0,):
+        predict = augmented(predict, scales, flip)
+    made_of = {
+        "volumes": [[file_stamp(file) for file in files_of(path)] for path in paths],
+        "model": weights_digest(model),
+        "image processor": image_processor.to_json_string(),
+        "plane": plane,
+        "intensities": intensities,
+        "percentiles": percentiles,
+        "window": window,
+        "stride": stride,
+        "batch_size": batch_size,
+        "scales": list(scales),
+        "flip": flip,
+        "probabilities": probabilities is not None,
+    }
+    layers = 1 if probabilities is None else 1 + num_labels
+    with RowFile(part, (layers, *volume.size(plane)), made_of) as rows:
+        for index in tqdm(range(len(rows), len(slices)), initial=len(rows), total=len(slices), desc=outputs[0].name):
+            pixels = image_processor(slices.image(index), do_resize=False, input_spec=None, return_tensors="pt")
+            rows.append(layers_of(predict(pixels.pixel_values)[0], probabilities is not None)[None])
+        predicted = volume.uncut(np.moveaxis(rows.whole(), 1, -1), plane)
+        names = [model.config.id2label[index] for index in range(num_labels)]
+        if probabilities is not None:
+            save(predicted[..., 1:], volume, outputs[1], names, "estimate", slope=1 / 255)
+        save(predicted[..., 0], volume, outputs[0], names, "label")
+    rows.delete()
+
+
+def save(values: np.ndarray, volume: Volume, path: Path, names: Sequence[str], intent: str, slope: float = 1.0) -> None:
+    """Save a NIfTI file with the position of a volume. It appears under its name when it is complete.
+
+    Args:
+        values: uint8 of shape `(i, j, k, …)`.
+        volume: volume with the header and the affine.
+        path: path of the file to write.
+        names: names of the classes.
+        intent: NIfTI intent code of the values.
+        slope: factor by which the values are multiplied on reading.
+    """
+    header = volume.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_data_offset(0)
+    header.set_intent(intent)
+    header["cal_min"] = header["cal_max"] = 0
+    header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", json.dumps({"classes": names}).encode()))
+    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    image = kind(values, volume.affine, header)
+    image.header.set_slope_inter(slope, 0)
+    with appears_whole(path) as unfinished, unfinished.open("wb") as file:
+        if path.suffix.lower() == ".gz":
+            # Python's default level of 9 takes most of the time of a prediction.
+            with gzip.GzipFile("", "wb", nibabel.openers.Opener.default_compresslevel, file, mtime=0) as packed:
+                image.to_stream(packed)
+        else:
+            image.to_stream(file)
+
+
+def write_submission(trainer: "ViTPSegmentationTrainer", data: "DenseData", settings: dict[str, Any]) -> None:
+    """Predict the masks of a split with test-time augmentation, and write them to `submission` in the output folder.
+
+    Args:
+        trainer: trainer of the model.
+        data: data set with the split.
+        settings: `split`; `file`, the path pattern of a mask with the fields of the images of the split; and
+            `encoding`, `"mask"` for the encoding of the data set (default) or `"index"` for class indices from 0.
+    """
+    folder = Path(trainer.args.output_dir) / "submission"
+    shutil.rmtree(folder, ignore_errors=True)
+    samples = data.open([settings["split"]])
+    for index, (sample, _) in enumerate(tqdm(samples.rows, desc="Writing masks")):
+        prediction = trainer.predict_labels(samples[index]["images"], is_test=True)
+        path = folder / fill(settings["file"], sample.fields)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = prediction if settings.get("encoding", "mask") == "index" else data.encoding.decode(prediction)
+        PIL.Image.fromarray(mask).save(path)
+    print(f"Submission for the benchmark server: {shutil.make_archive(str(folder), 'zip', folder)}")

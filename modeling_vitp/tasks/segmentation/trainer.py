@@ -1,0 +1,241 @@
+"""Trainer for semantic segmentation and change detection, with sliding-window evaluation."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from ...data.classes import LabelEncoding
+from ...image_processing_vitp_dense import IGNORE_INDEX, ViTPSegmentationImageProcessor
+from ...images.pixels import normalized
+from ...metrics.base import gather_parts
+from ...metrics.pixel_metrics import PixelMetric
+from ...metrics.report import name_classes
+from ...modeling_vitp_dense import find_head
+from ...training.config import BaseConfig
+from ...training.sample_trainer import AugmentedSamples
+from ..arguments import BackboneArguments
+from ..loading import check_start, load_on_backbone
+from ..trainer import FineTuningTrainer
+from .arguments import SCORED_WITH, DenseSettings
+from .augmentation import Augmentation
+from .pictures import draw_predictions
+from .prediction import augmented, sliding_window
+
+INPUTS = {1: ("pixel_values",), 2: ("pixel_values_before", "pixel_values_after")}
+
+
+@dataclass
+class ViTPSegmentationTrainingConfig(DenseSettings, BaseConfig, TrainingArguments):
+    """[`~transformers.TrainingArguments`] with the settings for semantic segmentation and change detection."""
+
+    unsupported = {"label_smoothing_factor": "it is for image classification. Remove it."}
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.window = self.window or self.crop_size
+        self.stride = self.stride or self.window
+        if self.stride > self.window:
+            raise ValueError(
+                f"stride={self.stride} is larger than window={self.window}. `stride` must be at most `window` to cover "
+                "every pixel."
+            )
+
+
+class TrainingSamples(AugmentedSamples):
+    """Data set of augmented items of [`~modeling_vitp.tasks.segmentation.data.MaskedImages`]."""
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, torch.Tensor]:
+        sample, generator = self.sample(index)
+        images = [tv_tensors.Image(image) for image in sample["images"]]
+        images, mask = self.augmentation(images, tv_tensors.Mask(sample["mask"]), generator.initial_seed())
+        pixels = [normalized(image, self.image_processor) for image in images]
+        return dict(zip(INPUTS[len(pixels)], pixels), labels=mask.as_subclass(torch.Tensor).long(), id=sample["id"])
+
+
+class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
+    """Trainer for [`~modeling_vitp.ViTPForSemanticSegmentation`] and [`~modeling_vitp.ViTPForChangeDetection`].
+
+    Differences from [`~transformers.Trainer`]:
+
+    - The learning rate decays layer by layer, see [`~modeling_vitp.training.freezing.layer_decay_groups`].
+    - Batches and augmentation depend on the seed and the epoch only, not on the number of processes and workers. A run
+      that resumes from a checkpoint ends with the same weights as an uninterrupted run.
+    - Evaluation predicts one image of any size at a time in windows, and accumulates counts instead of predictions.
+      Each process evaluates a part of the images. `test_scales` and `test_flip` apply to the prefix `test` only.
+    - After training, the metric `dice` also reports surface distances in millimeters for slices of volumes, if MONAI is
+      installed.
+
+    Args:
+        model: segmentation or change detection model.
+        args: training arguments, [`ViTPSegmentationTrainingConfig`].
+        encoding: encoding of the masks, which also gives the class names of the metrics.
+        metric: name of a folder of `modeling_vitp/metrics`, or path of a file with a subclass of
+            [`~modeling_vitp.metrics.pixel_metrics.PixelMetric`].
+        train_dataset, eval_dataset: instances of [`~modeling_vitp.tasks.segmentation.data.MaskedImages`].
+        processing_class: image processor with the mean and standard deviation, saved with the model.
+
+    Raises:
+        ValueError: if a model with batch norm is trained on batches of one image in a single process.
+    """
+
+    counted = "pixels"
+    scored_with = SCORED_WITH
+    evaluates_one_by_one = True
+    fixed = (
+        "crop_size",
+        "scale_range",
+        "max_class_share",
+        "horizontal_flip",
+        "vertical_flip",
+        "rotation",
+        "rotation_angle",
+        "reflection",
+        "photometric",
+        "color_jitter",
+        "exchange_time",
+    )
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: ViTPSegmentationTrainingConfig,
+        encoding: LabelEncoding,
+        metric: str = "mean_iou",
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: ViTPSegmentationImageProcessor | None = None,
+        **kwargs,
+    ):
+        self.encoding, self.names, self.metric_name = encoding, encoding.names, metric
+        image_processor = processing_class or ViTPSegmentationImageProcessor()
+        if train_dataset is not None:
+            of_colors = image_processor.band_names is None
+            fill = [255 * value if of_colors else value for value in image_processor.image_mean]
+            augmentation = Augmentation(args, fill, of_colors)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed)
+        if args.world_size > 1 and args.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        elif train_dataset is not None and args.per_device_train_batch_size < 2 and has_batch_norm(model):
+            raise ValueError(
+                "`per_device_train_batch_size` must be at least 2 for a model with batch norm, got "
+                f"{args.per_device_train_batch_size}. Halve `gradient_accumulation_steps` to keep the total batch size."
+            )
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=image_processor,
+            **kwargs,
+        )
+        self.metric = self.load_metric(metric, PixelMetric, ignore_index=IGNORE_INDEX)
+        self.metric.set_names(self.names)
+        surfaces = self.metric.surface_metric
+        self.surfaces = None
+        if surfaces and find_spec("monai"):
+            self.surfaces = self.load_metric(surfaces, ignore_index=IGNORE_INDEX)
+
+    # Training
+
+    def scoring_settings(self) -> dict[str, Any]:
+        return super().scoring_settings() | {"metric": self.metric_name}
+
+    def extra_settings(self) -> dict[str, Any]:
+        return super().extra_settings() | {"first and last value of each class in masks": self.encoding.codes()}
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        settings = super().run_settings()
+        return settings | {"free": settings["free"] | {"class_weights": self.model.config.class_weights}}
+
+    # Evaluation
+
+    def draw(
+        self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
+    ) -> None:
+        predictions = [self.predict_labels(sample["images"], is_test) for sample in samples]
+        draw_predictions(samples, predictions, self.encoding, path, maps, self.processing_class.band_names)
+
+    @torch.no_grad()
+    def predict_labels(self, images: list[torch.Tensor], is_test: bool = False) -> np.ndarray:
+        """Return class indices, uint8 of shape `(height, width)`.
+
+        Args:
+            images: one image, or the two of a pair, see [`~modeling_vitp.images.pixels.to_pixels`].
+            is_test: whether `test_scales` and `test_flip` apply.
+        """
+        args, model = self.args, self.accelerator.unwrap_model(self.model).eval()
+        pixels = [normalized(image.to(args.device), self.processing_class)[None] for image in images]
+
+        def logits(*windows: torch.Tensor) -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                return model(*windows).logits
+
+        def predict(*pixels: torch.Tensor) -> torch.Tensor:
+            return sliding_window(logits, pixels, args.window, args.stride, args.per_device_eval_batch_size)
+
+        if is_test:
+            predict = augmented(predict, args.test_scales, args.test_flip)
+        return predict(*pixels).max(1).indices[0].to(torch.uint8).cpu().numpy()
+
+    def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
+        if self.args.world_size > 1:
+            # The batch norm statistics differ between processes. All processes must score the model that is saved.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        surfaces = None if self.is_in_train else self.surfaces
+        for sample in batches:
+            if "mask" not in sample:
+                raise ValueError(f"Expected a mask for every evaluation sample, {sample['id']} has none.")
+            prediction = self.predict_labels(sample["images"], is_test)
+            scored = {
+                "predictions": [prediction],
+                "references": [sample["mask"].numpy()],
+                "case_ids": [sample["case"]],
+            }
+            self.metric.add_batch(**scored, group_ids=[sample.get("patient", sample["case"])])
+            if surfaces is not None and "spacing" in sample:
+                surfaces.add_batch(**scored, spacings=[sample["spacing"]], places=[sample["place"]])
+        metrics = name_classes(self.metric.compute(), self.names)
+        if surfaces is not None and any(gather_parts(len(surfaces), self.args.world_size, "surface_distance")):
+            background = f"/{self.names[surfaces.background]}"
+            measured = name_classes(surfaces.compute(), self.names)
+            metrics |= {key: value for key, value in measured.items() if not key.endswith(background)}
+        return metrics
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def check_dense_start(model_class: type[PreTrainedModel], args: BackboneArguments, do_train: bool) -> None:
+    """Check the start of fine-tuning and the decode head, see [`~modeling_vitp.tasks.loading.check_start`]."""
+    check_start(model_class, args, do_train)
+    head = args.head or {}
+    find_head(head.get("decode_head", "upernet"), head.get("decode_head_kwargs"))
+
+
+def load_dense_model(
+    model_class: type[PreTrainedModel],
+    args: BackboneArguments,
+    names: list[str],
+    class_weights: list[float] | None = None,
+    input_spec: dict | None = None,
+) -> PreTrainedModel:
+    """Load a model on a backbone, see [`~modeling_vitp.tasks.loading.load_on_backbone`].
+
+    `class_weights` are the class weights of the loss.
+    """
+    model = load_on_backbone(model_class, args, names, input_spec=input_spec, class_weights=class_weights)
+    if "class_weights" not in (args.head or {}):
+        model.config.class_weights = class_weights
+    return model

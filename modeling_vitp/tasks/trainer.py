@@ -1,0 +1,202 @@
+"""Base trainer of fine-tuning."""
+
+import copy
+import inspect
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import evaluate
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms.v2 import functional as F
+from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput
+
+from ..convert.export import without_adapters
+from ..data.settings import parts_of
+from ..metrics.base import DistributedMetric
+from ..metrics.report import metric_path
+from ..modeling_vitp_backbone import ViTPMultiScaleBackbone
+from ..training.batching import share
+from ..training.callbacks import choose, component_colors
+from ..training.freezing import find_vit, layer_decay_groups, lora_rank
+from ..training.resuming import NUM_SAMPLES
+from ..training.sample_trainer import SampleTrainer
+from ..vision_towers import pair
+
+logger = logging.getLogger(__name__)
+
+
+class FineTuningTrainer(SampleTrainer):
+    """Base trainer of models with a [`~modeling_vitp.modeling_vitp_backbone.ViTPMultiScaleBackbone`].
+
+    The arguments of a subclass inherit from [`~modeling_vitp.tasks.arguments.FineTuningSettings`].
+
+    Attributes:
+        scored_with: names of arguments that the scores depend on, for the record of the run.
+        evaluates_one_by_one: whether an evaluation batch is one sample, or a list of samples.
+        metric: metric with the main score. For instance segmentation, that of the masks.
+    """
+
+    scored_with: ClassVar[tuple[str, ...]] = ()
+    evaluates_one_by_one: ClassVar[bool] = False
+    metric: DistributedMetric
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        if self.args.metric_for_best_model == "loss":  # The default of transformers, but evaluation computes no loss.
+            self.args.metric_for_best_model, self.args.greater_is_better = self.main_score, True
+        return super().train(*args, **kwargs)
+
+    def run_settings(self) -> dict[str, dict[str, Any]]:
+        settings, args, model = super().run_settings(), self.args, self.accelerator.unwrap_model(self.model)
+        prefix, tower = find_vit(model)
+        settings["fixed"] |= self.data_settings() | {
+            "freeze_backbone": not model.get_parameter(prefix + tower.patch_kernel).requires_grad or None,
+            "backbone_lora_r": lora_rank(model),
+            "layer_decay": args.layer_decay,
+            "level_embeddings_at_input": args.level_embeddings_at_input or None,
+            "position_weight_decay": args.position_weight_decay or None,
+        }
+        return settings
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, its processor and its card. LoRA is merged unless the folder is a checkpoint."""
+        super().save_model(output_dir, _internal_call)
+        folder, model = Path(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
+        is_checkpoint = self.is_in_train and folder == self._checkpoint()
+        if lora_rank(model) is not None and self.args.should_save and not is_checkpoint:
+            without_adapters(copy.deepcopy(model)).save_pretrained(folder)
+
+    def extra_settings(self) -> dict[str, Any]:
+        return super().extra_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
+
+    def training_data(self) -> Any:
+        parts = parts_of(self.train_dataset.samples)
+        return {f"split {number}": part.files_or_rows() for number, part in enumerate(parts, start=1)}
+
+    def data_settings(self) -> dict[str, Any]:
+        """Return the settings of the data that must match on resume."""
+        return {
+            NUM_SAMPLES: len(self.train_dataset),
+            "classes": self.names,
+        }
+
+    def watched_samples(self, number: int) -> list:
+        return choose(self.eval_dataset or self.train_dataset.samples, number, self.data_seed)
+
+    def draw(self, samples: list, path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False) -> None:
+        """Draw predictions as a PNG.
+
+        Args:
+            samples: items of the data set.
+            path: PNG file.
+            maps: [`component_maps`] of the samples, empty to omit them.
+            is_test: whether to predict with the settings of the test split.
+        """
+        raise NotImplementedError
+
+    def draw_samples(self, samples: list, path: Path) -> None:
+        images = [sample.get("images") or [sample["image"]] for sample in samples]
+        self.draw(samples, path, self.component_maps(images, path.parent))
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """Return the settings that the scores depend on, for the record of the run."""
+        return {name: getattr(self.args, name) for name in self.scored_with}
+
+    def record(
+        self,
+        command: str | None,
+        sources: Sequence[str | None],
+        data: list[dict[str, Any]],
+        evaluated_on: dict[str, Any] | None,
+    ) -> None:
+        settings = self.scoring_settings()
+        if evaluated_on and settings:
+            evaluated_on = evaluated_on | {"scored_with": settings}
+        super().record(command, sources, data, evaluated_on)
+
+    def load_metric(self, name: str, base: type = DistributedMetric, **settings: Any) -> evaluate.Metric:
+        """Load a metric with the classes and processes of the run, see [`~modeling_vitp.metrics.report.metric_path`].
+
+        Raises:
+            ValueError: if the metric is not a subclass of `base`, or has no such setting.
+        """
+        processes = {"num_process": self.args.world_size, "process_id": self.args.process_index}
+        metric = evaluate.load(metric_path(name), num_labels=len(self.names), **processes, **settings)
+        if not isinstance(metric, base):
+            raise ValueError(f"metric={name!r} cannot score this task. Expected a subclass of {base.__name__}.")
+        known = {parameter for cls in type(metric).__mro__ for parameter in inspect.signature(cls.__init__).parameters}
+        if settings.keys() - known:  # evaluate ignores unknown settings
+            raise ValueError(f"metric_options: unknown {sorted(settings.keys() - known)} for the metric {name!r}.")
+        return metric
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """Return a loader of the samples that this process evaluates."""
+        dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args
+        mine = Subset(dataset, share(range(len(dataset)), args.world_size, args.process_index))
+        batches = (None, None) if self.evaluates_one_by_one else (args.per_device_eval_batch_size, list)
+        return DataLoader(mine, batches[0], collate_fn=batches[1], num_workers=args.dataloader_num_workers)
+
+    def component_maps(self, images: Sequence[Sequence[torch.Tensor]], folder: Path) -> list[np.ndarray]:
+        """Return the principal components of the ViT's features as colors.
+
+        Args:
+            images: one image, or the two images of a pair, of each sample, see
+                [`~modeling_vitp.images.pixels.to_pixels`]. The features of a pair are concatenated horizontally.
+            folder: folder that stores the components of the first picture, see
+                [`~modeling_vitp.training.callbacks.component_colors`].
+        """
+        maps = [torch.cat([self.patch_features(image) for image in images_of_one], 2) for images_of_one in images]
+        return component_colors(maps, folder)
+
+    def patch_features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the features of the ViT's last layer for an image that is resized to the model's image size.
+
+        Args:
+            image: image, see [`~modeling_vitp.images.pixels.to_pixels`]. Its longer side is resized.
+
+        Returns:
+            Features of shape `(hidden_size, rows, columns)`.
+        """
+        modules = self.accelerator.unwrap_model(self.model).modules()
+        backbone = next(module for module in modules if isinstance(module, ViTPMultiScaleBackbone))
+        scale = max(pair(backbone.config.image_size)) / max(image.shape[-2:])
+        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+        image = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
+        pixels = F.normalize(image, self.processing_class.image_mean, self.processing_class.image_std)
+        tower, vit = backbone.tower
+        outputs, last_layer = [], vit.get_submodule(tower.layers)[-1]
+        hook = last_layer.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
+        with hook, self.compute_loss_context_manager():
+            backbone(pixels[None].to(self.args.device))
+        states = outputs[-1]
+        # Patches have 16 pixels, and sides are padded to multiples of 32.
+        rows, columns = (-(-side // 32) * 2 for side in size)
+        features = states[-rows * columns :].T.unflatten(1, (rows, columns))
+        return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
+
+    @property
+    def main_score(self) -> str | None:
+        """Name of the main score of the task in the scores of a split."""
+        return self.metric.main_score
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            num_layers = self.accelerator.unwrap_model(model).config.backbone_config.num_hidden_layers
+            args = self.args
+            groups = layer_decay_groups(
+                model,
+                args.learning_rate,
+                args.weight_decay,
+                args.layer_decay,
+                num_layers,
+                args.level_embeddings_at_input,
+                args.position_weight_decay,
+            )
+            optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_cls(groups, **settings)
+        return self.optimizer

@@ -1,0 +1,330 @@
+"""Operations and memory of a training step, measured with tensors that have no values."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """Memory of a GPU in GiB and its operations per second, dense, according to its manufacturer.
+
+    Args:
+        memory: GiB.
+        operations: operations per second in bfloat16.
+        float32_operations: operations per second in float32 without tensor cores, `None` if unknown.
+    """
+
+    memory: float
+    operations: float
+    float32_operations: float | None = None
+
+
+DEVICES = {
+    "a40": Device(48, 149.7e12, 37.4e12),
+    "a100-40gb": Device(40, 312e12, 19.5e12),
+    "a100": Device(80, 312e12, 19.5e12),
+    "a800": Device(80, 312e12, 19.5e12),
+    "h100": Device(80, 989.4e12, 66.9e12),
+    "h200": Device(141, 989.4e12, 66.9e12),
+    "l40s": Device(48, 362e12, 91.6e12),
+    "rtx4090": Device(24, 165.2e12, 82.6e12),
+}
+
+
+CHECKPOINTING = {
+    0: "without activation checkpointing",
+    4: "activation checkpointing of every 4th layer",
+    2: "activation checkpointing of every 2nd layer",
+    1: "activation checkpointing",
+}
+
+
+MEMORY_HEADER = ["GiB:", "weights", "gradients", "optimizer", "activations", "total", "of the device"]
+
+
+SPARE = 0.1  # share of a device's memory that stays free, the error of the estimate
+
+
+CUSTOM_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.IGNORECASE)
+
+
+# Bytes of optimizer state per trainable float32 weight, by a part of the optimizer's name.
+ADAM_STATE, STATES = 8, {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Bytes of memory and floating-point operations of a batch.
+
+    Args:
+        weights: bytes of the weights.
+        gradients: bytes of the gradients.
+        optimizer: bytes of the optimizer state.
+        activations: bytes kept for the backward pass; with checkpointing, including one recomputed layer.
+        forward: operations of the forward pass by part of the model.
+        backward: operations of the backward pass, including recomputed layers.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    forward: dict[str, float]
+    backward: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes at the peak, the sum of all parts: gradients replace activations, but copies take about the same."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    @property
+    def operations(self) -> float:
+        return sum(self.forward.values()) + self.backward
+
+    def with_buckets(self, devices: int) -> "StepCost":
+        """Return the cost on several devices with DDP, which copies the gradients to buckets to sum them."""
+        return dataclasses.replace(self, gradients=2 * self.gradients) if devices > 1 else self
+
+
+@dataclass(eq=False)
+class Scope:
+    """Tensors kept for the backward pass and operations of a layer, or of the whole model.
+
+    Args:
+        inputs: bytes of the inputs of a layer by storage. Checkpointing keeps only these.
+        parts: in the order of the forward pass, the kept bytes by storage, and the layers within.
+        forward: operations of the forward pass, with those of the layers within.
+        recomputed: operations of the forward pass until the last kept tensor, which checkpointing does again.
+        backward: operations of the backward pass, without those of the layers within.
+    """
+
+    inputs: dict[Any, int] = field(default_factory=dict)
+    parts: list = field(default_factory=list)
+    forward: float = 0
+    recomputed: float = 0
+    backward: float = 0
+
+    def renewed(self, known: set, number: int) -> "Scope":
+        """Return a copy of a layer whose tensors are new, except the known ones."""
+        inputs, *parts = (
+            {key if key in known else (key, number): size for key, size in kept.items()}
+            for kept in (self.inputs, *self.parts)
+        )
+        return dataclasses.replace(self, inputs=inputs, parts=parts)
+
+
+@dataclass
+class Step:
+    """Measured forward and backward pass of a model.
+
+    Args:
+        weights: number of weights.
+        trained: number of trainable weights.
+        dtype: dtype of the weights.
+        whole: the model.
+        layers: its layers that support checkpointing, in the order of its modules.
+        forward: operations of the forward pass by part of the model.
+    """
+
+    weights: int
+    trained: int
+    dtype: torch.dtype
+    whole: Scope
+    layers: list[Scope]
+    forward: dict[str, float]
+
+    def repeat(self, layer: Scope, times: int, part: str) -> None:
+        """Insert copies of a layer behind it, whose tensors are new unless an earlier layer has them too."""
+        place = self.whole.parts.index(layer)
+        known = {key for earlier in self.whole.parts[:place] for key in storages_of(earlier)}
+        copies = [layer.renewed(known, number) for number in range(times)]
+        self.whole.parts[place + 1 : place + 1] = copies
+        self.layers[self.layers.index(layer) + 1 : self.layers.index(layer) + 1] = copies
+        self.forward[part] += times * layer.forward
+
+    def cost(self, checkpoint_every: int = 0, optimizer: str = "adamw_torch") -> StepCost:
+        """Return the cost of a step, see [`step_cost`]."""
+        checkpointed = set(self.layers[::checkpoint_every]) if checkpoint_every else set()
+        backward = self.whole.backward + sum(layer.backward for layer in self.layers)
+        backward += sum(layer.recomputed for layer in checkpointed)
+        state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
+        weights, gradients = (count * self.dtype.itemsize for count in (self.weights, self.trained))
+        activations = most_kept(self.whole, checkpointed, {})
+        return StepCost(weights, gradients, gradients * state / 4, activations, self.forward, backward)
+
+
+def storages_of(part: Scope | dict[Any, int]) -> set:
+    if isinstance(part, dict):
+        return {*part}
+    return {*part.inputs}.union(*map(storages_of, part.parts))
+
+
+def most_kept(scope: Scope, checkpointed: set[Scope], kept: dict[Any, int]) -> int:
+    """Return the largest number of bytes that are kept at once, which may be while a layer is recomputed.
+
+    Args:
+        scope: model or layer.
+        checkpointed: layers that are recomputed.
+        kept: bytes by storage that are kept already, to which those of the scope are added.
+    """
+    most = 0
+    for part in scope.parts:
+        if isinstance(part, dict):
+            kept |= part
+        elif part in checkpointed:
+            kept |= part.inputs
+            most = max(most, most_kept(part, checkpointed, dict(kept)))
+        else:
+            most = max(most, most_kept(part, checkpointed, kept))
+    return max(most, sum(kept.values()))
+
+
+def memory_cells(cost: StepCost, device: Device) -> list[str]:
+    """Return the cells of a table under `MEMORY_HEADER`, without the first one."""
+    parts = cost.weights, cost.gradients, cost.optimizer, cost.activations, cost.memory
+    left = device.memory - cost.memory / GIB
+    return [*(f"{part / GIB:.2f}" for part in parts), f"{left:.1f} free" if left >= 0 else f"{-left:.1f} missing"]
+
+
+def describe_device(name: str | None, default: str = "a40") -> tuple[str, Device]:
+    """Return the name and the properties of a device.
+
+    Args:
+        name: name in [`DEVICES`], or memory and speed such as "24GiB,71TFLOP/s". By default the GPU of this machine,
+            with the speed of `default` if its own speed is unknown.
+        default: name of the device without a GPU.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    custom = CUSTOM_DEVICE.fullmatch((name or "").strip())
+    if custom and float(custom[1]) * float(custom[2]) > 0:
+        return "custom", Device(float(custom[1]), float(custom[2]) * 1e12)
+    if name is None and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        words = re.split(r"[^A-Z0-9]+", found.name.upper().replace("RTX ", "RTX"))
+        known = next((key for key in DEVICES if key.split("-")[0].upper() in words), None)
+        name = found.name if known else f"{found.name} (unknown speed, that of {default} is assumed: set --plan_device)"
+        return name, dataclasses.replace(DEVICES[known or default], memory=found.total_memory / GIB)
+    name = (name or default).lower()
+    if name not in DEVICES:
+        raise ValueError(
+            f"Expected plan_device to be one of {', '.join(DEVICES)}, or memory and dense operations per second such "
+            f"as 24GiB,71TFLOP/s, got {name!r}."
+        )
+    return name, DEVICES[name]
+
+
+def measure_step(
+    model: PreTrainedModel,
+    loss: Callable[[PreTrainedModel], torch.Tensor],
+    bf16: bool,
+    parts: Mapping[str, str] | None = None,
+) -> Step:
+    """Measure forward and backward pass of a model on the meta device, with tensors that have no values.
+
+    Args:
+        loss: function that returns the loss of a batch of the model.
+        bf16: whether to autocast to bfloat16.
+        parts: names of modules, as PyTorch's counter of operations writes them, by part of the model.
+    """
+    own: set[int] = set()
+    whole = Scope()
+    layers = {module: Scope() for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    counter, open_scopes, alive = count_operations(), [whole], []
+    counted, running = 0, whole
+
+    def storages(tensors: Iterable[Any]) -> dict[Any, int]:
+        found = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        alive.extend(found)  # so that no address of a storage is used again
+        sizes = {storage._cdata: storage.nbytes() for storage in (tensor.untyped_storage() for tensor in found)}
+        return {address: size for address, size in sizes.items() if address not in own}
+
+    def enter(module: nn.Module, inputs: tuple) -> None:
+        scope = layers[module]
+        scope.inputs, scope.forward = storages(inputs), -counter.get_total_flops()
+        open_scopes[-1].parts.append(scope)
+        open_scopes.append(scope)
+
+    def leave(module: nn.Module, inputs: tuple, outputs: Any) -> None:
+        open_scopes.pop().forward += counter.get_total_flops()
+
+    def keep(tensor: torch.Tensor) -> tuple[torch.Tensor, Scope]:
+        scope = open_scopes[-1]
+        scope.parts.append(storages([tensor]))
+        for outer in open_scopes[1:]:  # a recomputed layer stops at its last kept tensor
+            outer.recomputed = outer.forward + counter.get_total_flops()
+        return tensor, scope
+
+    def attribute(scope: Scope) -> None:
+        """Add the operations since the last call to the scope that ran, and begin another one."""
+        nonlocal counted, running
+        now = counter.get_total_flops()
+        running.backward += now - counted
+        counted, running = now, scope
+
+    def restore(kept: tuple[torch.Tensor, Scope]) -> torch.Tensor:
+        attribute(kept[1])
+        return kept[0]
+
+    with contextlib.ExitStack() as stack:
+        # Fake tensors have no values, so checks of values are disabled.
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(patch("torch.compiler.is_compiling", lambda: True))
+        stack.enter_context(patch("torch._check_tensor_all", lambda *args: None))
+        for module in layers:
+            stack.enter_context(module.register_forward_pre_hook(enter))
+            stack.enter_context(module.register_forward_hook(leave))
+        model.to_empty(device="cpu")
+        (model.get_base_model() if isinstance(model, PeftModel) else model).tie_weights()
+        own |= {weight.untyped_storage()._cdata for weight in model.parameters()}
+        stack.enter_context(counter)
+        with torch.autograd.graph.saved_tensors_hooks(keep, restore):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                total = loss(model)
+            counted, counts = counter.get_total_flops(), counter.get_flop_counts()
+            counts = {part: counts.get(name, {}) for part, name in (parts or {}).items()}
+            forward = {part: sum(operations.values()) for part, operations in counts.items()}
+            forward["head"] = counted - sum(forward.values())
+            total.backward()
+        attribute(whole)
+    weights = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    total, trained = (sum(number for number, trains in weights if trains or frozen) for frozen in (True, False))
+    used = [layer for layer in layers.values() if layer.inputs]  # PEFT keeps a copy of trained modules
+    return Step(total, trained, next(model.parameters()).dtype, whole, used, forward)
+
+
+def count_operations() -> FlopCounterMode:
+    """Return PyTorch's counter of operations, extended by attention on CPUs."""
+
+    def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
+        """Count the products of scores and values, including masked ones."""
+        batch, heads, places, width = query
+        return 2 * batch * heads * places * key[2] * (width + value[3])
+
+    def backward(gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
+        """Count the product of the recomputed scores, and the four products of the gradients."""
+        batch, heads, places, width = query
+        return 2 * batch * heads * places * key[2] * (3 * width + 2 * value[3])
+
+    operations = torch.ops.aten
+    counted = {
+        operations._scaled_dot_product_flash_attention_for_cpu: attention,
+        operations._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=counted)

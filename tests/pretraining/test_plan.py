@@ -1,0 +1,466 @@
+"""Cost estimate of a run, compared with costs that are computed independently."""
+
+import contextlib
+import copy
+import dataclasses
+import io
+import json
+import re
+import shlex
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig
+from pictures import picture
+from tiny_models import FROM_SCRATCH, TEXT, VISION
+from trl import ModelConfig
+
+from modeling_vitp import ViTPConfig, ViTPForConditionalGeneration, ViTPTrainingConfig
+from modeling_vitp.instructions.dry_run import summarize_sources
+from modeling_vitp.instructions.mixture import load_mixture
+from modeling_vitp.pretraining import plan
+from modeling_vitp.pretraining.arguments import PretrainArguments
+from modeling_vitp.pretraining.model_patches import checkpoint_activations
+from modeling_vitp.pretraining.plan import (
+    INTERNVL2_5_1B,
+    BatchShape,
+    Setup,
+    Work,
+    changes,
+    config_of_start,
+    empty_batch,
+    fastest_checkpointing,
+    mean_operations,
+    measure_pretraining,
+    padding_of_samples,
+    pretraining_operations,
+    step_cost,
+    work_of,
+)
+from modeling_vitp.recipes import pretrain
+from modeling_vitp.training.config import HAS_ACTIVATION_CHECKPOINTING
+from modeling_vitp.training.costs import DEVICES, Device, StepCost, count_operations, describe_device
+
+ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run"]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        assert pretrain.main([*ARGUMENTS, "--plan_utilization", "0.5"]) == 0
+    lines = [line for line in text.getvalue().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return text.getvalue(), {name: values for name, *values in cells}
+
+
+def test_start_keeps_its_ratio_and_tied_weights(tmp_path):
+    parts = {"vision_config": VISION, "text_config": TEXT}
+    ViTPConfig(**parts, downsample_ratio=0.25, tie_word_embeddings=True).save_pretrained(tmp_path)
+    config, assumed = config_of_start(PretrainArguments("rows"), ModelConfig(str(tmp_path)))
+    assert (config.image_seq_length, config.tie_word_embeddings, assumed) == (1, True, "")
+
+
+@pytest.mark.slow
+def test_memory_and_hours_follow_the_samples(rows):
+    text, table = rows
+    assert "128 in all" in text and "8,000 steps of 128 samples take 19.4 hours" in text
+    assert "8 device(s), a40, 48 GiB, at 50% of 150 TFLOP/s; 8,000 steps" in text
+    assert "in each of 8 process(es)" in text
+    assert "InternVL2.5-1B is assumed" in text and "(13 tiles, 200 text tokens)" in text
+    assert "each device receives 6.57 GB with DDP and 50.2 GB with FSDP2 per step" in text
+    config = ViTPConfig(**INTERNVL2_5_1B)
+    peak = step_cost(config, BatchShape(1, 13, 200, 0.75), 1).with_buckets(8)
+    weights, gradients, optimizer, activations, total, room, tera, hours, device_hours = table["as configured"]
+    parts = [peak.weights, peak.gradients, peak.optimizer, peak.activations, peak.memory]
+    assert [weights, gradients, optimizer, activations, total] == [f"{part / 2**30:.2f}" for part in parts]
+    assert room == f"{48 - peak.memory / 2**30:.1f} free"
+    assert float(hours) == pytest.approx(8000 * float(tera) / (0.5 * 149.7) / 3600, rel=0.01)
+    assert float(device_hours) == pytest.approx(8 * float(hours), rel=0.01)
+
+
+@pytest.mark.slow
+def test_plan_compares_single_changes(rows):
+    table = {name: [float(re.match(r"[\d.e+]+", cell).group()) for cell in cells] for name, cells in rows[1].items()}
+    assert list(table) == [
+        "as configured",
+        "r = 0",
+        "without activation checkpointing",
+        "activation checkpointing of every 4th layer",
+        "activation checkpointing of every 2nd layer",
+        "LoRA on the language model",
+    ]
+    configured, full, kept, fourth, half, lora = table.values()
+    assert kept[3] > fourth[3] > half[3] > configured[3] and kept[6] < fourth[6] < half[6] < configured[6]
+    assert full[3] > configured[3] and full[6] > configured[6] and full[:3] == configured[:3]
+    assert kept[3] > 3 * configured[3] and kept[6] < configured[6]
+    assert lora[1] < configured[1] / 2 and lora[2] < configured[2] / 2
+
+
+@pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
+def test_plan_inverts_each_setting():
+    assert list(changes(Setup(0.9, 0, True), False)) == [
+        "as configured",
+        "r = 0",
+        "r = 0.75",
+        "activation checkpointing of every 4th layer",
+        "activation checkpointing of every 2nd layer",
+        "activation checkpointing",
+        "without LoRA on the language model",
+    ]
+    assert not any("LoRA" in name for name in changes(Setup(0.0, 0, False), True))
+    padded, free = (
+        changes(Setup(0.75, 0, False, padding_free), False, is_padded=True) for padding_free in (False, True)
+    )
+    assert padded["without padding (padding_free)"] == Setup(0.75, 0, False, True)
+    assert free["with padding"] == Setup(0.75, 0, False, False)
+
+
+def test_unknown_device_is_named():
+    with pytest.raises(ValueError, match="plan_device .*a40, .*h100.*'tpu'"):
+        describe_device("tpu")
+    with pytest.raises(ValueError, match="'24gib,0tflop/s'"):
+        describe_device("24GiB,0TFLOP/s")
+    assert describe_device("H100")[1] == DEVICES["h100"]
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "known"),
+    [
+        ("NVIDIA A40", 45, "a40"),
+        ("NVIDIA H100 80GB HBM3", 79, "h100"),
+        ("NVIDIA A100-SXM4-40GB", 40, "a100"),
+        ("NVIDIA GeForce RTX 4090", 24, "rtx4090"),
+        ("NVIDIA RTX A4000", 16, None),
+        ("NVIDIA GeForce RTX 3090", 24, None),
+        ("Tesla V100-SXM2-32GB", 32, None),
+    ],
+)
+def test_default_device_has_memory_of_this_machine(monkeypatch, name, memory, known):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    properties = SimpleNamespace(name=name, total_memory=memory * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
+    description, device = describe_device(None)
+    assert device == dataclasses.replace(DEVICES[known or "a40"], memory=memory)
+    assert description.startswith(name) and ("--plan_device" in description) == (known is None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "from_scratch", "undropped"),
+    [
+        ({}, False, 0),
+        ({}, True, 0.5),
+        ({"vrl_warmup_steps": 25}, True, 0.25),
+        ({"vrl_warmup_steps": 0}, True, 0),
+        ({"vrl_warmup_steps": 500}, False, 1),
+        ({"vrl_apply_prob": 0.25}, False, 0.75),
+        ({"vrl_warmup_steps": 50, "vrl_apply_prob": 0.5}, False, 0.75),
+        ({"vrl_drop_ratio": 0.0}, True, 0),
+    ],
+    ids=str,
+)
+def test_work_counts_longest_and_undropped_rows(tmp_path, processor, settings, from_scratch, undropped):
+    """Rows have four images, which have more tiles than one image; one row has a long text."""
+    pictures = [str(tmp_path / f"{index}.png") for index in range(4)]
+    for index, path in enumerate(pictures):
+        picture(56, 56, index).save(path)
+    question = "Which?"
+    asked, lengths = {"from": "human", "value": "<image>" * 4 + question}, [40, 4000, 40]
+    lines = [{"image": pictures, "conversations": [asked, {"from": "gpt", "value": "a" * size}]} for size in lengths]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    source = {"name": "four", "annotation": str(tmp_path / "rows.jsonl"), "image_root": str(tmp_path)}
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"sources": [source]}))
+    summaries = summarize_sources(load_mixture(str(tmp_path / "mixture.yaml")), processor.image_processor)
+    settings = {"max_steps": 100, "max_length": 700, "vrl_drop_ratio": 0.75, **settings}
+    args = ViTPTrainingConfig(str(tmp_path), **settings)
+    work = work_of(args, 1, summaries, from_scratch)
+    tiles = sum(processor.image_processor.num_tiles([(56, 56)] * 4))
+    assert (work.longest.tiles, work.mean.tiles) == (max(tiles, 7), tiles)
+    characters = [len(question) + size for size in lengths]
+    assert work.mean.text_tokens == round(sum(characters) / 3 / 4)
+    assert work.longest.text_tokens == 700 < max(characters) / 4
+    assert work.undropped == pytest.approx(undropped)
+
+
+@pytest.mark.parametrize(("drop_last", "steps"), [(False, 9), (True, 6)])
+def test_steps_equal_whole_epochs(tmp_path, drop_last, steps):
+    """The Trainer counts the same: an epoch of 10 rows in batches of 4 has three steps, or two with drop_last."""
+    summary = SimpleNamespace(effective=10, share=1, tiles=1.5, text_tokens=5, longest=(2, 5))
+    settings = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "dataloader_drop_last": drop_last}
+    work = work_of(ViTPTrainingConfig(str(tmp_path), **settings), 1, [summary], False)
+    assert (work.steps, work.mean.tiles) == (steps, 1.5)
+
+
+def test_operations_of_a_pretraining_are_those_of_its_steps(monkeypatch):
+    """One of four samples keeps all tokens, on four devices with two micro-batches each, for ten steps."""
+
+    def step_cost(config, batch):
+        return StepCost(0, 0, 0, 0, {"ViT": 1000 * (1 - batch.drop_ratio)}, 2000 * (1 - batch.drop_ratio))
+
+    monkeypatch.setattr(plan, "step_cost", step_cost)
+    batch = BatchShape(2, 1, 12)
+    work = Work(steps=10, undropped=0.25, accumulation=2, devices=4, mean=batch, longest=batch)
+    assert pretraining_operations(None, work, 0.75) == 10 * 4 * 2 * (0.75 * 750 + 0.25 * 3000)
+
+
+def test_operations_of_a_mean_sample_are_interpolated():
+    assert mean_operations(lambda batch: batch.tiles**2, BatchShape(1, 1.5, 12)) == (1 + 4) / 2
+    assert mean_operations(lambda batch: batch.tiles**2, BatchShape(1, 2, 12)) == 4
+
+
+def test_gradients_have_buckets_on_several_devices():
+    cost = StepCost(4, 2, 8, 1, {}, 0)
+    assert cost.with_buckets(1) == cost and cost.with_buckets(2).memory == cost.memory + cost.gradients
+
+
+def sampled(share: float, *samples: tuple[int, float]) -> SimpleNamespace:
+    """Return a summary of a source with the given samples of tiles and text tokens."""
+    return SimpleNamespace(share=share, samples=list(samples))
+
+
+def test_padding_equals_expectation_over_sources(tmp_path):
+    """Two thirds of the samples have 4 + 20 tokens, one third has 8 + 96 tokens at r = 0.
+
+    Therefore 4/9 of the batches have one sample of each length, and 80 padding tokens in two rows.
+    """
+    summaries = [sampled(2 / 3, (1, 20.0)), sampled(1 / 3, (2, 96.0))]
+
+    def padding(ratio: float, devices: int = 1, **options) -> int:
+        args = ViTPTrainingConfig(str(tmp_path), **{"per_device_train_batch_size": 2, "max_length": None} | options)
+        return padding_of_samples(args, devices, summaries, 4, ratio)
+
+    accumulation = {"gradient_accumulation_steps": 32}
+    assert padding(0.0, **accumulation) == pytest.approx(4 / 9 * 80 / 2, abs=1.5)
+    assert padding(0.75, **accumulation) == pytest.approx(4 / 9 * (98 - 21) / 2, abs=1.5)
+    assert padding(0.0, devices=32) == pytest.approx(4 / 9 * 80 / 2, abs=1.5)
+    assert padding(0.0, max_length=64, **accumulation) == pytest.approx(4 / 9 * 40 / 2, abs=1)
+    assert padding(0.0, per_device_train_batch_size=1) == 0
+    for strategy in ("batch_rebalance", "group_by_length"):
+        assert padding(0.0, train_sampling_strategy=strategy, **accumulation) <= 2
+    summaries = [sampled(0.0, (1, 20.0))]
+    assert padding(0.0) == 0  # a source without known samples
+
+
+def test_padding_has_no_labels():
+    config = ViTPConfig(**INTERNVL2_5_1B)
+    batch = empty_batch(config, BatchShape(2, 1, 30, 0.75, answer_tokens=10, padding=8))
+    assert batch["input_ids"].shape == (2, 64 + 30 + 8) and batch["answer_labels"].shape == (2, 64 + 30 + 8)
+
+
+@pytest.mark.parametrize("name", ["24GiB,71.5TFLOP/s", " 24.0 gib, 71.5 tflop/s"])
+def test_custom_device_has_memory_and_speed(name):
+    assert describe_device(name) == ("custom", Device(24.0, 71.5e12))
+
+
+@pytest.mark.slow
+def test_missing_memory_is_printed(capsys):
+    device = ["--plan_device", "8GiB,10TFLOP/s", "--plan_devices", "1"]
+    arguments = [*ARGUMENTS, *device, "--activation_checkpointing", "false"]
+    assert pretrain.main(arguments) == 0
+    cells = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| as configured")).split("|")
+    peak = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 13, 200, 0.75))
+    assert cells[7].strip() == f"{peak.memory / 2**30 - 8:.1f} missing"
+
+
+# The configured run needs 19.2 GiB; checkpointing of every second layer 26.6, every fourth 30.4, and none 34.2.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("memory", "options"),
+    [
+        (48, "--activation_checkpointing false"),
+        (35, "--activation_checkpointing true --activation_checkpointing_kwargs '{\"every_n_layers\": 4}'"),
+        (31, "--activation_checkpointing true --activation_checkpointing_kwargs '{\"every_n_layers\": 2}'"),
+        (24, None),
+    ],
+)
+def test_fastest_checkpointing_that_fits_is_printed(capsys, memory, options):
+    assert pretrain.main([*ARGUMENTS, "--plan_device", f"{memory}GiB,10TFLOP/s"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Fastest setting")]
+    assert lines == ([] if options is None else [f"Fastest setting with 10% of the device free: {options}"])
+    if options is not None:  # the printed options are valid, and then no faster setting is printed
+        assert pretrain.main([*ARGUMENTS, "--plan_device", f"{memory}GiB,10TFLOP/s", *shlex.split(options)]) == 0
+        assert "Fastest setting" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("room", "fastest"),
+    [
+        ({1: 9.0, 8: 4.0, 0: 3.0, 2: 8.0, 4: 7.0}, 0),
+        ({1: 9.0, 8: 4.0, 0: 2.9, 2: 8.0, 4: 7.0}, 8),
+        ({1: 9.0, 8: 2.0, 0: -1.0, 2: 8.0, 4: 3.0}, 4),
+        ({1: 3.0, 2: 2.0, 0: -1.0}, 1),
+        ({1: 2.9, 2: 2.0, 0: -1.0}, None),
+    ],
+)
+def test_fastest_checkpointing_fits_the_device(room, fastest):
+    assert fastest_checkpointing(room, 3.0) == fastest
+
+
+SHAPE = BatchShape(samples=2, tiles=3, text_tokens=20, drop_ratio=0.5, answer_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def config():
+    text = {"model_type": "qwen2", **FROM_SCRATCH["text_config"], "num_hidden_layers": 3, "vocab_size": 300}
+    vision = FROM_SCRATCH["vision_config"] | {"num_hidden_layers": 4}
+    return ViTPConfig(vision_config=vision, text_config=text, image_token_id=7)
+
+
+def real_step(config, every=0):
+    """Return a trained model, its step on real tensors, and the forward operations of its linear layers.
+
+    The step has the bytes that autograd keeps after the forward pass and those after the last layer, and the operations
+    of the backward pass.
+    """
+    model = ViTPForConditionalGeneration(config).train()
+    operations, kept, own = 0, {}, {weight.untyped_storage()._cdata for weight in model.parameters()}
+
+    def count(module, inputs, output):
+        nonlocal operations
+        operations += 2 * inputs[0].numel() * module.out_features
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(count)
+    batch = empty_batch(config, SHAPE)
+    image_tokens = len(batch["visual_token_indices"]) // SHAPE.samples
+    batch["answer_labels"][:, : -SHAPE.answer_tokens] = -100
+    batch["input_ids"][:, :image_tokens] = config.image_token_id
+    batch["attention_mask"].fill_(1)
+    batch["visual_token_indices"] = torch.arange(SHAPE.samples * image_tokens)
+    batch["position_ids"] += torch.arange(batch["input_ids"].shape[1])
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes(), tensor
+        return tensor
+
+    def size():
+        return sum(size for address, (size, _) in kept.items() if address not in own)
+
+    sizes = []
+    model.model.language_model.layers[-1].register_forward_hook(lambda *_: sizes.append(size()))
+    if every:
+        checkpoint_activations(model, every)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**batch).log_probs.sum()
+    forward = operations
+    with count_operations() as counter:
+        loss.backward()
+    step = SimpleNamespace(kept=size(), after_layers=sizes[0], backward=counter.get_total_flops())
+    return model, step, forward
+
+
+def test_step_cost_equals_a_real_step(config):
+    model, step, operations = real_step(config)
+    cost = step_cost(config, SHAPE, bf16=False)
+    number = sum(weight.numel() for weight in model.parameters())
+    assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
+    assert cost.activations == pytest.approx(step.kept, rel=0.05)
+    # Further operations are those of the patch embedding and of two products of attention over all pairs of tokens.
+    vision, text = config.vision_config, config.text_config
+    patches = vision.image_size[0] // vision.patch_size[0] * vision.image_size[1] // vision.patch_size[1]
+    embedding = 2 * 2 * 3 * patches * vision.num_channels * vision.patch_size[0] ** 2 * vision.hidden_size
+    places = SHAPE.tiles * patches // 4 // 2 + SHAPE.text_tokens
+    in_vit = vision.num_hidden_layers * 2 * 3 * 4 * (patches + 1) ** 2 * vision.hidden_size
+    in_text = text.num_hidden_layers * 2 * 4 * places**2 * text.hidden_size
+    assert sum(cost.forward.values()) == operations + embedding + in_vit + in_text
+    # Scores of attention are recomputed; pixels need no gradient.
+    again = (in_vit + in_text) / 2
+    assert cost.backward == 2 * sum(cost.forward.values()) + again - embedding
+    assert cost.forward["head"] == 2 * 2 * 12 * 300 * config.text_config.hidden_size
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_tied_embeddings_and_eager_attention(config, attention):
+    text = config.text_config.to_dict() | {"tie_word_embeddings": True}
+    vision = config.vision_config.to_dict()
+    tied = ViTPConfig(vision_config=vision, text_config=text, image_token_id=7, tie_word_embeddings=True)
+    tied._attn_implementation = attention
+    model, step, _ = real_step(tied)
+    number = sum(weight.numel() for weight in model.parameters())
+    assert number == sum(weight.numel() for weight in real_step(config)[0].parameters()) - model.lm_head.weight.numel()
+    cost = step_cost(tied, SHAPE, bf16=False)
+    assert (cost.weights, cost.gradients, cost.optimizer) == (4 * number, 4 * number, 8 * number)
+    assert cost.activations == pytest.approx(step.kept, rel=0.05)
+    lora = LoraConfig(target_modules=["q_proj"])
+    adapted = step_cost(tied, SHAPE, bf16=False, prepare=lambda model: lora)
+    assert adapted.weights == 4 * number + adapted.gradients
+
+
+def with_depth(config, vision_layers, text_layers):
+    config = copy.deepcopy(config)
+    config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers = vision_layers, text_layers
+    config.text_config.layer_types = config.text_config.layer_types[:text_layers]
+    return config
+
+
+@pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
+@pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_checkpointing_equals_a_real_step(config, every):
+    """In a model of seven layers, the last one is recomputed while the inputs of all layers are kept."""
+    _, step, _ = real_step(config, every)
+    expected = step.kept
+    if every < 4:
+        inputs = 4 * SHAPE.samples * (SHAPE.tiles * 4 // 2 + SHAPE.text_tokens) * config.text_config.hidden_size
+        layer = real_step(config)[1].kept - real_step(with_depth(config, 4, 2))[1].kept
+        expected = max(expected, step.after_layers + layer - inputs)
+    cost = step_cost(config, SHAPE, every, bf16=False)
+    assert cost.activations == pytest.approx(expected, rel=0.05)
+    assert cost.backward == step.backward
+    assert config.vision_config.num_hidden_layers == 4  # not changed
+
+
+def test_step_cost_of_one_layer_equals_a_real_step(config):
+    shallow = with_depth(config, 1, 1)
+    _, step, _ = real_step(shallow)
+    cost = step_cost(shallow, SHAPE, bf16=False)
+    assert cost.activations == pytest.approx(step.kept, rel=0.05) and cost.backward == step.backward
+
+
+def test_layers_that_are_alike_stand_for_all(config):
+    """The costs of two layers of each kind, extended to all layers, equal those of the whole model."""
+    step, whole = (measure_pretraining(config, SHAPE, layers_are_alike=alike) for alike in (True, False))
+    for every in range(5):
+        assert step.cost(every) == whole.cost(every)
+
+
+@pytest.mark.slow
+def test_checkpointing_and_drop_ratio_save_memory(config):
+    plain, checkpointed = step_cost(config, SHAPE), step_cost(config, SHAPE, 1)
+    assert checkpointed.activations < plain.activations / 2
+    assert checkpointed.backward > plain.backward and checkpointed.forward == plain.forward
+    full = step_cost(config, BatchShape(2, 3, 20))
+    assert full.activations > plain.activations and full.forward["language model"] > plain.forward["language model"]
+    assert full.forward["ViT"] == plain.forward["ViT"]
+
+
+def test_frozen_parts_and_lora_cost_less(config):
+    def freeze(model):
+        model.model.vision_tower.requires_grad_(False)
+        return LoraConfig(r=2, target_modules=r"model\.language_model\..*q_proj", modules_to_save=[])
+
+    def only_lora(model):
+        return LoraConfig(r=2, target_modules=r"model\.language_model\..*q_proj")
+
+    text = config.text_config
+    for prepare in (freeze, only_lora):
+        cost = step_cost(config, SHAPE, prepare=prepare)
+        assert cost.gradients == 4 * text.num_hidden_layers * 2 * (text.hidden_size + text.hidden_size)
+    assert cost.weights > 100 * cost.gradients
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "share"), [("adamw_torch_fused", 2), ("adamw_bnb_8bit", 0.5), ("adafactor", 0), ("lion_32bit", 1)]
+)
+def test_optimizer_state_depends_on_optimizer(config, optimizer, share):
+    cost = step_cost(config, SHAPE, optimizer=optimizer)
+    assert cost.optimizer == share * cost.weights
+
+
+def test_internvl_shape_has_published_weights():
+    """The 0.94 billion weights are 0.30 of InternViT, 0.49 of Qwen2.5-0.5B, 0.14 of the head, and the projector."""
+    cost = step_cost(ViTPConfig(**INTERNVL2_5_1B), BatchShape(1, 1, 8))
+    assert cost.weights / 4 == pytest.approx(0.938e9, rel=0.01)
