@@ -63,7 +63,8 @@ class Layout:
     Args:
         root: folder of the data set.
         names: mapping from annotated classes to phrases for questions and answers; `None` excludes a class. The phrase
-            of a class without an entry is its name in plain words.
+            of a class without an entry is its name in plain words. Masks without `names` have those of
+            [`default_names`].
         annotations: file or folder of the annotations, if it is not found under `root`.
 
     Attributes:
@@ -71,13 +72,11 @@ class Layout:
         subject: what the labels are about: `"objects"`, `"regions"` (masks), `"scene"` (classes of images) or
             `"change"`.
         options: names of further arguments of the layout.
-        required_options: options without which `make_instructions` cannot read the layout.
     """
 
     name: ClassVar[str]
     subject: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
-    required_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, root: Path, names: dict[str, str | None] | None = None, annotations: Path | None = None):
         if not root.is_dir():
@@ -87,10 +86,23 @@ class Layout:
             phrase is None or (isinstance(phrase, str) and phrase.strip()) for phrase in names.values()
         ):
             raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
-        if "--names" in self.required_options and not names:
-            raise ValueError('Masks need --names, a JSON file such as {"0": null, "1": "building"}.')
-        self.root, self.names, self.annotations = root, names, annotations
+        self.root, self.annotations = root, annotations
+        self._given_names = names
         self.found: set[str] = set()  # Classes of which `phrase` was asked.
+
+    @cached_property
+    def names(self) -> dict[str, str | None]:
+        """Phrases of the annotated classes; `None` excludes a class."""
+        return self._given_names or self.default_names()
+
+    @property
+    def has_default_names(self) -> bool:
+        """Whether the names are those of [`default_names`]."""
+        return not self._given_names and bool(self.names)
+
+    def default_names(self) -> dict[str, str | None]:
+        """Return the names of a layout that is opened without names."""
+        return {}
 
     @classmethod
     def matches(cls, root: Path) -> bool:
