@@ -113,6 +113,11 @@ class Layout:
         """Return the file, or the two files, of each image by split and image id; `UNSPLIT` if there are no splits."""
         raise NotImplementedError
 
+    @cached_property
+    def split_images(self) -> dict[str, dict[str, tuple[Path, ...]]]:
+        """Files of the images of each split, see [`splits`], for which the folder is searched once."""
+        return self.splits()
+
     def annotate(self, image_id: str, paths: tuple[Path, ...]) -> list[AnnotatedImage]:
         """Read the annotation of an image, or those of the slices of a volume.
 
@@ -151,7 +156,7 @@ class PairedLayout(Layout):
 
     @cached_property
     def _ids(self) -> set[str]:
-        return {image_id for images in self.splits().values() for image_id in images}
+        return {image_id for images in self.split_images.values() for image_id in images}
 
     @cached_property
     def _named(self) -> dict[str, list[Path]]:
@@ -292,7 +297,7 @@ class ObjectLayout(PairedLayout):
     def class_names(self) -> list[str]:
         """Return the names of the annotated classes."""
         names = set()
-        for images in self.splits().values():
+        for images in self.split_images.values():
             for image_id, (path,) in images.items():
                 annotation = self.annotation_file(image_id, path)
                 if annotation is not None:

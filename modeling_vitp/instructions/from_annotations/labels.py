@@ -116,7 +116,7 @@ def read_labeled_images(
     listed = read_list(Path(split_list)) if split_list else None
     if listed == []:
         raise ValueError(f"Expected the name of an image in each line of {split_list}, found no name.")
-    if split == "train" and list(layout.splits()) == [UNSPLIT]:
+    if split == "train" and list(layout.split_images) == [UNSPLIT]:
         split = UNSPLIT
     chosen, held_out = choose_split(layout, split, listed)
     check_case_splits(layout, chosen, held_out)
@@ -131,7 +131,7 @@ def read_labeled_images(
 
 def check_names(layout: Layout) -> None:
     """Raise a `ValueError` if a class of --names occurs in no split. Images are read until all classes are found."""
-    for image_id, paths in (item for images in layout.splits().values() for item in images.items()):
+    for image_id, paths in (item for images in layout.split_images.values() for item in images.items()):
         if layout.names.keys() <= layout.found:
             return
         with suppress(Exception):  # an image that is not used may be invalid

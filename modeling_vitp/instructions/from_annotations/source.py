@@ -40,7 +40,7 @@ class LabelSource:
     @property
     def splits(self) -> list[str]:
         """Names of the splits."""
-        return list(self.layout.splits())
+        return list(self.layout.split_images)
 
     @property
     def kinds(self) -> list[str]:
