@@ -2,6 +2,7 @@
 
     vitp make_instructions voc DIOR --split train --output_dir dior_instructions
     vitp make_instructions dota DOTA --window 1024 --overlap 200 --collages 1 --output_dir dota_instructions
+    vitp make_instructions masks LoveDA --output_dir loveda_instructions
     vitp make_instructions masks LoveDA --names loveda.json --output_dir loveda_instructions
     vitp make_instructions masks LoveDA --output_dir loveda_instructions --shard 3/8      then: --merge 8
     vitp make_instructions volumes Liver --names l.json --intensities -160 240 --output_dir liver_instructions
@@ -15,12 +16,16 @@ of the validation split too unless `--split` names it.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vitp_command
 from modeling_vitp.command.settings import PositiveInt, add_options, option_type
 from modeling_vitp.pretraining.arguments import AnnotationOptions
 from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import load_plugins, parse_words
+
+if TYPE_CHECKING:  # Layouts import torch, which would slow down `--help`.
+    from modeling_vitp.data.layouts import Layout
 
 # Options that questions drawn while training have too.
 OPTIONS = ("split", "kinds", "turns", "wordings", "max_boxes", "map_side", "window", "overlap", "collages")
@@ -36,7 +41,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--annotations", type=Path, help="File or folder of the annotations, if the data set has several."
     )
-    parser.add_argument("--names", type=Path, help="JSON file with a phrase for each class, null to skip the class.")
+    parser.add_argument(
+        "--names",
+        type=Path,
+        help="JSON file with a phrase for each class, null to skip the class. Default: the name of the class in the "
+        "annotation; for masks `class 1` …, and 0 or black is the background.",
+    )
     add_options(parser, AnnotationOptions, OPTIONS)
     parser.add_argument("--seed", type=int, default=0, help="Random seed. Default: 0.")
     parser.add_argument("--license", help="License of images and annotations, for the card.")
@@ -51,24 +61,37 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     args = parse_words(parser, argv)
     load_plugins(args.plugins)
-
-    from modeling_vitp.data.layouts import LAYOUTS
-    from modeling_vitp.instructions.from_annotations.pipeline import option_error
-    from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
-
     try:
         AnnotationOptions(**{name: getattr(args, name) for name in OPTIONS})
     except ValueError as error:
         parser.error(str(error))
-    if error := option_error(args):
-        parser.error(error)
-    args.kinds = args.kinds or list(PHRASINGS[LAYOUTS[args.layout].subject])
     return args
+
+
+def open_labels(args: argparse.Namespace) -> "Layout":
+    """Open the labels as those of drawn questions are opened, and set the kinds of questions if there are none."""
+    from modeling_vitp.data.annotation_files import read_annotation
+    from modeling_vitp.instructions.from_annotations.labels import open_layout
+    from modeling_vitp.instructions.from_annotations.pipeline import check_options
+    from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
+
+    options = AnnotationOptions(
+        layout=args.layout,
+        files=None if args.annotations is None else str(args.annotations),
+        names=None if args.names is None else read_annotation(args.names),
+        **{name: getattr(args, name) for name in OPTIONS},
+    )
+    layout = open_layout(args.root, options)
+    check_options(layout, args)
+    args.kinds = args.kinds or list(PHRASINGS[layout.subject])
+    return layout
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    layout = open_labels(args)
 
+    from modeling_vitp.instructions.from_annotations.labels import describe_default_names
     from modeling_vitp.instructions.from_annotations.pipeline import build_instructions
     from modeling_vitp.instructions.from_annotations.storage import (
         check_shards,
@@ -79,7 +102,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     from modeling_vitp.recipes import push_to_hub
 
-    made, split = build_instructions(args), stored_split(args.split)
+    names = describe_default_names(layout)
+    if names is not None:
+        print(names)
+    made, split = build_instructions(layout, args), stored_split(args.split)
     rows = made.rows
     if args.shard:
         part = [rows[place] for place in args.shard.part(len(rows))]

@@ -111,7 +111,7 @@ def read_labels(
         raise ValueError(f"Expected a folder outside of the labels {root}, got {folder}. Set another folder.")
     if described is None:
         task, name, settings = choose_task(root, task)
-        layout = LAYOUTS[name](root, {"0": None})
+        layout = LAYOUTS[name](root)
         data = infer_data(root, task, layout)
     else:
         settings, data = {"task": described.settings["task"]}, described.data
@@ -120,7 +120,7 @@ def read_labels(
         if not root.is_dir():
             raise ValueError(f"Folder {root} of the labels not found: {config} expects the images and labels there.")
         task, name = described.task, described.layout
-        layout = LAYOUTS[name](root, {"0": None})
+        layout = LAYOUTS[name](root)
         splits = {split: data["splits"][split] for split in SPLITS if "annotations" in data["splits"].get(split, ())}
         data = data | {"splits": splits}
     given = {split: labels_of(task, data, split, settings) for split in data["splits"]}

@@ -1,7 +1,7 @@
 """Labels of images: objects as annotated, regions with boxes, and masks with the class of each pixel."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from .boxes import Box
 
 GRAY = 0x010101  # Color 0xRRGGBB of the gray value 1.
 MIN_REGION_SHARE = 1e-4  # Minimum share of the image of a clear region of a mask.
+BACKGROUND = ("0", "0,0,0")  # Values of masks that are the background by default.
 
 Point = tuple[float, float]
 
@@ -173,6 +174,14 @@ def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str |
 def mask_key(value: int, is_color: bool) -> str:
     """Return the text that stands for a value of a mask in names: `"3"`, or `"255,0,0"` for a color 0xRRGGBB."""
     return f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
+
+
+def names_of_values(values: Iterable[str]) -> dict[str, str | None]:
+    """Return default names of the values of masks, see [`mask_key`]: `class 1` …, `None` for 0 or black."""
+    names = {}
+    for value in sorted(values, key=lambda value: [int(number) for number in value.split(",")]):
+        names[value] = None if value in BACKGROUND else f"class {value}"
+    return names
 
 
 def regions_of(labels: LabelMap) -> tuple[Region, ...]:

@@ -26,7 +26,7 @@ def choose_split(
     Raises:
         ValueError: If the layout does not have the split, or a listed name matches no image or several.
     """
-    splits = layout.splits()
+    splits = layout.split_images
     if listed is not None:
         chosen = choose_listed(layout, [splits[split]] if splits.get(split) else [*splits.values()], listed)
         taken = {path for paths in chosen.values() for path in paths}

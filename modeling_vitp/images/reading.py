@@ -449,8 +449,9 @@ def visible_paths(folder: Path, pattern: str = "*") -> list[Path]:
 
     `tar` of macOS writes a file `._0.png` beside `0.png`, and Jupyter copies to `.ipynb_checkpoints`.
     """
+    depth = len(folder.parts)
     found = sorted(folder.rglob(pattern))
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return [path for path in found if not any(part.startswith(".") for part in path.parts[depth:])]
 
 
 def identity(path: Path) -> tuple[int, int]:

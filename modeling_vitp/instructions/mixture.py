@@ -565,8 +565,7 @@ def describe_schemas(dataset: Rows) -> list[str]:
 
 def schema_of_part(source: Source, part: Rows) -> str:
     """Return the name of the schema of a source of a mixture; a stream is opened to find it."""
-    is_made = isinstance(part, Dataset) and part.format["type"] == "custom"
-    return schema_name(part) if is_made else schema_of(source)
+    return part.info.description if isinstance(part, Dataset) else schema_of(source)
 
 
 def describe_part(dataset: Rows, schema: str) -> str:

@@ -15,7 +15,7 @@ import json
 import logging
 import mmap
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -177,12 +177,16 @@ class Source(SourceSettings):
         return None
 
 
-def read_source(source: Source) -> Dataset | IterableDataset:
+def read_source(source: Source, files: Mapping[Path, str | None] | None = None) -> Dataset | IterableDataset:
     """Return the rows of a source in the schema of this module: map-style, or an iterable if `streaming`.
 
     JSON Lines are read once and cached by `datasets` until the file changes; images are not copied. If `datasets`
     cannot read JSON Lines from the Hub because a line is damaged, they are downloaded and read line by line. Transient
     HTTP errors and broken connections are retried with increasing delays.
+
+    Args:
+        source: source of the rows.
+        files: its [`line_files`], if they are known, so that its folder is not searched again.
 
     Raises:
         ValueError: If the source is not found, cannot be read, or lacks the columns; the message names the source.
@@ -194,7 +198,7 @@ def read_source(source: Source) -> Dataset | IterableDataset:
     if source.streaming:
         return IterableDataset.from_generator(stream_rows, features=FEATURES, gen_kwargs={"source": source})
     try:
-        files = line_files(source)
+        files = line_files(source) if files is None else files
         if not files:
             try:
                 dataset = retry(partial(load_columns, source))
@@ -204,7 +208,9 @@ def read_source(source: Source) -> Dataset | IterableDataset:
                     raise
         if files:
             kwargs = {"source": source, "files": files, "state": folder_cache(source.location)}
-            return Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
+            dataset = Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
+            dataset.info.description = schema_of(source, files)
+            return dataset
     except Exception as error:  # The readers raise many types; the user needs the name of the source.
         raise source_error(error, source) from error
     return with_reader(dataset, reader_of(source, columns_of(dataset)))
@@ -402,9 +408,14 @@ def columns_of_stream(source: Source) -> tuple[IterableDataset, RowReader]:
     return dataset.select_columns(reader.stored_columns(dataset.features)).decode(False), reader
 
 
-def schema_of(source: Source) -> str:
-    """Return the name of the schema of a source, from its columns or its first row that is a conversation."""
-    files = line_files(source)
+def schema_of(source: Source, files: Mapping[Path, str | None] | None = None) -> str:
+    """Return the name of the schema of a source, from its columns or its first row that is a conversation.
+
+    Args:
+        source: source of the rows.
+        files: its [`line_files`], if they are known.
+    """
+    files = line_files(source) if files is None else files
     if not files:
         return columns_of_stream(source)[1].name
     for *_, entry in itertools.islice(read_lines(files), LOOKED_AT):
@@ -442,9 +453,15 @@ def line_files(source: Source) -> dict[Path, str | None]:
     if files and all(path.suffix == ".jsonl" for path in files):
         return dict.fromkeys(files, source.image_root)
     if source.folder or has_images(folder):
-        files = annotation_files(folder, source.columns, source.prompt).get(source.split, ())
-        return {path: source.image_root or image_root(path, folder) for path in files}
+        paths = annotation_files(folder, source.columns, source.prompt).get(source.split, [])
+        return with_image_roots(source, paths)
     return {}
+
+
+def with_image_roots(source: Source, paths: Sequence[Path]) -> dict[Path, str | None]:
+    """Return files with the rows of a source, each with its image folder or `None`."""
+    folder = Path(source.location)
+    return {path: source.image_root or image_root(path, folder) for path in paths}
 
 
 def download_line_files(source: Source) -> dict[Path, str | None]:
@@ -600,8 +617,9 @@ def is_coco_captions(path: Path) -> bool:
 def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
     """Return the files of a folder by lowercase suffix, without hidden files and checkpoints."""
     found: dict[str, list[Path]] = {}
+    depth = len(folder.parts)
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith((".", "checkpoint-")) for part in path.relative_to(folder).parts):
+        if not any(part.startswith((".", "checkpoint-")) for part in path.parts[depth:]) and path.is_file():
             found.setdefault(path.suffix.lower(), []).append(path)
     return found
 
@@ -778,17 +796,20 @@ def open_splits(
     """
     name = args.dataset_name
     settings = {"columns": columns or {}, "prompt": prompt}
-    splits = json_sources(Path(name), root, streaming=args.dataset_streaming, **settings) or load_rows(args)
+    sources = json_sources(Path(name), root, streaming=args.dataset_streaming, **settings)
+    splits = sources or load_rows(args)
     opened = {}
     for part in (args.dataset_train_split, args.dataset_test_split):
         if base_of(part) in splits:
-            split = splits[base_of(part)]
             try:
-                if isinstance(split, Source):
-                    rows = read_source(split)
-                    rows.info.description = schema_of(split)
+                if sources:
+                    source, paths = sources[base_of(part)]
+                    files = line_files(source) if source.annotation else with_image_roots(source, paths)
+                    rows = read_source(source, files)
+                    if source.streaming:
+                        rows.info.description = schema_of(source, files)
                 else:
-                    rows = to_conversations(split, root, columns, prompt)
+                    rows = to_conversations(splits[base_of(part)], root, columns, prompt)
                 opened[part] = take(rows, part)
             except ValueError as error:
                 reason = re.sub(r"^Source '.*?: (?=the columns )", "", str(error))
@@ -800,26 +821,29 @@ def open_splits(
     return opened, sorted(splits)
 
 
-def json_sources(place: Path, root: str | None, **settings) -> dict[str, Source]:
-    """Return the sources, by split, of a JSON file or a folder of JSON and images; empty for other data sets.
+def json_sources(place: Path, root: str | None, **settings) -> dict[str, tuple[Source, list[Path]]]:
+    """Return the sources of a JSON file or a folder of JSON and images, with their files, by split.
+
+    The result is empty for other data sets.
 
     `settings` are fields of [`Source`]. `datasets` reads a folder with more images than JSON files as an image folder,
     without the JSON.
     """
     if place.is_file() and place.suffix.lower() in LISTS:
         root = root or image_root(place, place.parent)
-        return {"train": Source(place.stem, annotation=str(place), image_root=root, **settings)}
+        return {"train": (Source(place.stem, annotation=str(place), image_root=root, **settings), [place])}
     if not place.is_dir() or not (root or has_images(place)):
         return {}
     source = Source(place.resolve().name, folder=str(place), image_root=root, **settings)
     files = annotation_files(place, source.columns, source.prompt)
-    return {split: dataclasses.replace(source, split=split) for split in files}
+    return {split: (dataclasses.replace(source, split=split), paths) for split, paths in files.items()}
 
 
 def source_of(name: str, split: str, config: str | None, root: str | None, **settings) -> Source:
     """Return the source for a `dataset_name`, see [`json_sources`]."""
     stored = Source(Path(name).name, dataset=name, config=config, split=split, image_root=root, **settings)
-    return json_sources(Path(name), root, **settings).get(split, stored)
+    source, _ = json_sources(Path(name), root, **settings).get(split, (stored, []))
+    return source
 
 
 def base_of(part: str) -> str:

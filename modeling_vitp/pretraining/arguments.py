@@ -45,7 +45,11 @@ class AnnotationOptions(Settings):
         default=None, metadata={"help": "File or folder of the labels, if the folder has several of them."}
     )
     names: dict | None = field(
-        default=None, metadata={"help": "Phrase of each class, or of each value of masks; null leaves a class out."}
+        default=None,
+        metadata={
+            "help": "Phrase of each class, or of each value of masks; null leaves a class out. By default the name of "
+            "the class, and for masks `class 1` …, where 0 or black is the background."
+        },
     )
     kinds: list[str] | None = field(
         default=None,
@@ -84,7 +88,11 @@ class AnnotationOptions(Settings):
         default=None, metadata={"help": "Intensities of volumes that are shown as black and white."}
     )
     percentiles: tuple[Percentile, Percentile] | None = field(
-        default=None, metadata={"help": "Percentiles of each volume that are shown as black and white."}
+        default=None,
+        metadata={
+            "help": "Percentiles of each volume that are shown as black and white. By default 1 and 99, unless "
+            "intensities are set."
+        },
     )
     class_property: str | None = field(
         default=None, metadata={"help": "Property of GeoJSON or GeoPackage with the class."}

@@ -11,6 +11,7 @@ from ..cards.record import public_name
 from ..data.annotations import AnnotatedImage
 from ..input_spec import InputSpec
 from ..instructions.from_annotations.drawing import DrawnInstructions
+from ..instructions.from_annotations.labels import describe_default_names
 from ..instructions.from_annotations.pipeline import make_instructions_command
 from ..instructions.from_annotations.source import LabelSource
 from ..instructions.mixture import Mixture, describe_schemas, open_mixture
@@ -111,7 +112,10 @@ def open_annotations(args: PretrainArguments, seed: int, evaluates: bool = False
     rows = transform.rows()
     if PartialState().is_main_process:
         images = f"{len(transform.images)} images, {len(rows)} rows an epoch"
-        print(f"draws: {labels.reading.layout} labels, {images}; asks for {', '.join(labels.kinds)}")
+        print(f"draws: {labels.layout.name} labels, {images}; asks for {', '.join(labels.kinds)}")
+        names = describe_default_names(labels.layout)
+        if names is not None:
+            print(names)
     return PretrainData(rows, transform=transform, labels=labels, test_images=test_images)
 
 

@@ -99,7 +99,7 @@ def check(found: TaskData, number: int) -> None:
     data.check_disjoint(["train", "val", "test"], *task)
     if found.task == "classification":
         assert data.find_classes(["train"]) == sorted({path.parent.name for path in found.images["train"]})
-    layout = LAYOUTS[found.layout](found.root, {"0": None})
+    layout = LAYOUTS[found.layout](found.root)
     for split, images in found.images.items():
         assert read_list(found.lists[split]) == names[split]
         samples = data.open([split], *task)
@@ -167,7 +167,8 @@ def test_instructions_take_list_of_training_images(tmp_path):
     write_yolo(root, SCENES)
     found = read_labels(root, tmp_path / "lists")
     options = ["yolo", str(root), "--split_list", str(found.lists["train"]), "--output_dir", str(tmp_path / "out")]
-    images = build_instructions(make_instructions.parse_arguments(options)).images
+    args = make_instructions.parse_arguments(options)
+    images = build_instructions(make_instructions.open_labels(args), args).images
     assert sorted(image.paths[0] for image in images) == found.images["train"]
 
 

@@ -29,7 +29,7 @@ from PIL import Image
 from modeling_vitp.data import layouts
 from modeling_vitp.data.annotations import AnnotatedImage, read_labels, upright_size
 from modeling_vitp.data.splits import choose_split
-from modeling_vitp.instructions.from_annotations.pipeline import annotate_all
+from modeling_vitp.instructions.from_annotations.labels import annotate_all
 from modeling_vitp.instructions.from_annotations.questions import plural
 from modeling_vitp.pretraining.arguments import PretrainArguments
 from modeling_vitp.pretraining.data import open_data

@@ -14,7 +14,7 @@ from modeling_vitp.data.leaks import leave_out_copies
 from modeling_vitp.data.splits import choose_split
 from modeling_vitp.data.windows import windows_of
 from modeling_vitp.instructions.from_annotations.encoding import image_bytes
-from modeling_vitp.instructions.from_annotations.pipeline import annotate_all
+from modeling_vitp.instructions.from_annotations.labels import annotate_all
 from modeling_vitp.instructions.from_annotations.questions import PHRASINGS, Asker, make_conversations
 
 pytestmark = pytest.mark.slow

@@ -63,7 +63,8 @@ class Layout:
     Args:
         root: folder of the data set.
         names: mapping from annotated classes to phrases for questions and answers; `None` excludes a class. The phrase
-            of a class without an entry is its name in plain words.
+            of a class without an entry is its name in plain words. Masks without `names` have those of
+            [`default_names`].
         annotations: file or folder of the annotations, if it is not found under `root`.
 
     Attributes:
@@ -71,7 +72,6 @@ class Layout:
         subject: what the labels are about: `"objects"`, `"regions"` (masks), `"scene"` (classes of images) or
             `"change"`.
         options: names of further arguments of the layout.
-        required_options: options without which `make_instructions` cannot read the layout.
         has_class_folders: whether the folder of an image is named after its class.
         case_source: by what [`case`] finds the case of an image, in messages.
     """
@@ -79,7 +79,6 @@ class Layout:
     name: ClassVar[str]
     subject: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
-    required_options: ClassVar[tuple[str, ...]] = ()
     has_class_folders: ClassVar[bool] = False
     case_source: ClassVar[str] = "tags of DICOM"
 
@@ -91,10 +90,23 @@ class Layout:
             phrase is None or (isinstance(phrase, str) and phrase.strip()) for phrase in names.values()
         ):
             raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
-        if "--names" in self.required_options and not names:
-            raise ValueError('Masks need --names, a JSON file such as {"0": null, "1": "building"}.')
-        self.root, self.names, self.annotations = root, names, annotations
+        self.root, self.annotations = root, annotations
+        self._given_names = names
         self.found: set[str] = set()  # Classes of which `phrase` was asked.
+
+    @cached_property
+    def names(self) -> dict[str, str | None]:
+        """Phrases of the annotated classes; `None` excludes a class."""
+        return self._given_names or self.default_names()
+
+    @property
+    def has_default_names(self) -> bool:
+        """Whether the names are those of [`default_names`]."""
+        return not self._given_names and bool(self.names)
+
+    def default_names(self) -> dict[str, str | None]:
+        """Return the names of a layout that is opened without names."""
+        return {}
 
     @classmethod
     def matches(cls, root: Path) -> bool:
@@ -104,6 +116,11 @@ class Layout:
     def splits(self) -> dict[str, dict[str, tuple[Path, ...]]]:
         """Return the file, or the two files, of each image by split and image id; `UNSPLIT` if there are no splits."""
         raise NotImplementedError
+
+    @cached_property
+    def split_images(self) -> dict[str, dict[str, tuple[Path, ...]]]:
+        """Files of the images of each split, see [`splits`], for which the folder is searched once."""
+        return self.splits()
 
     def annotate(self, image_id: str, paths: tuple[Path, ...]) -> list[AnnotatedImage]:
         """Read the annotation of an image, or those of the slices of a volume.
@@ -157,7 +174,7 @@ class PairedLayout(Layout):
 
     @cached_property
     def _ids(self) -> set[str]:
-        return {image_id for images in self.splits().values() for image_id in images}
+        return {image_id for images in self.split_images.values() for image_id in images}
 
     @cached_property
     def _named(self) -> dict[str, list[Path]]:
@@ -298,7 +315,7 @@ class ObjectLayout(PairedLayout):
     def class_names(self) -> list[str]:
         """Return the names of the annotated classes."""
         names = set()
-        for images in self.splits().values():
+        for images in self.split_images.values():
             for image_id, (path,) in images.items():
                 annotation = self.annotation_file(image_id, path)
                 if annotation is not None:

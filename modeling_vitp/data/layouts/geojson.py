@@ -63,7 +63,7 @@ class GeoJson(ObjectLayout):
 
     @cached_property
     def _files(self) -> dict[Path, FeatureFile]:
-        images = (path for images in self.splits().values() for (path,) in images.values())
+        images = (path for images in self.split_images.values() for (path,) in images.values())
         return feature_files(self.root, self.annotations or self.root, images, self._class_property)
 
     @property

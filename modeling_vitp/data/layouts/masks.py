@@ -1,10 +1,20 @@
 """Images with masks of the same names."""
 
+from contextlib import suppress
 from functools import cached_property, partial
-from pathlib import Path
+
+import numpy as np
 
 from ...images.reading import image_files
-from ..annotations import AnnotatedImage, read_labels, regions_of, upright_size
+from ..annotations import (
+    AnnotatedImage,
+    mask_key,
+    names_of_values,
+    read_labels,
+    read_mask_values,
+    regions_of,
+    upright_size,
+)
 from ..folders import have_common_names, masks_in
 from .base import PairedLayout, register_layout
 
@@ -14,12 +24,12 @@ class Masks(PairedLayout):
     """Image and mask pairs of the same name: `SPLIT/images` with `SPLIT/masks`, or `images/SPLIT` with `masks/SPLIT`.
 
     A mask has one channel of class numbers (or three equal channels), or three color channels. `names` has each value
-    as text (`"3"` or `"255,0,0"`), with `null` for the background. A region is an 8-connected component of a class.
+    as text (`"3"` or `"255,0,0"`), with `null` for the background; for the default see [`names_of_values`]. A region is
+    an 8-connected component of a class.
     """
 
     subject = "regions"
     annotation = "mask"
-    required_options = ("--names", "names.json")
     image_folders = ("images", "img_dir", "images_png", "image")
     mask_folders = ("masks", "ann_dir", "masks_png", "mask", "labels", "label", "annotations")
 
@@ -36,9 +46,13 @@ class Masks(PairedLayout):
             files[path.relative_to(self.annotations).with_suffix("").as_posix()] = path
         return files
 
-    def mask_files(self) -> list[Path]:
-        """Return the files of all masks."""
-        return list(self._files.values())
+    def default_names(self):
+        values: set[str] = set()
+        for path in self._files.values():
+            with suppress(Exception):  # Reading the labels reports the mask, if its image is used.
+                numbers, is_color = read_mask_values(path)
+                values.update(mask_key(value, is_color) for value in np.unique(numbers).tolist())
+        return names_of_values(values)
 
     def annotate(self, image_id, paths):
         size = upright_size(paths[0])

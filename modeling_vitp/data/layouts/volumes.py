@@ -5,20 +5,22 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ...images.reading import is_dicom_file
-from ...images.volumes import NIFTI, VolumeSlices, check_cut
-from ..annotations import AnnotatedImage, LabelMap, number_classes, regions_of
+from ...images.reading import is_dicom_file, whole_numbers
+from ...images.volumes import NIFTI, VolumeSlices, check_cut, open_volume
+from ..annotations import AnnotatedImage, LabelMap, mask_key, names_of_values, number_classes, regions_of
 from ..folders import NNUNET_FOLDERS, split_of_path
 from .base import Layout, register_layout
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_PERCENTILES = (1.0, 99.0)
 FIRST_CHANNEL, FURTHER_CHANNEL = "_0000", re.compile(r"_(?!0000)\d{4}$")  # Suffixes of nnU-Net's file names.
 
 
@@ -29,17 +31,18 @@ class Volumes(Layout):
     The folders of nnU-Net are read as well: `imagesTr`, `imagesTs` with `labelsTr`, `labelsTs`, of whose channels only
     the first is used. A volume may be a folder `CASE` with a DICOM series. Each slice is an image.
 
-    `names` has each value of the masks as text, with `null` for the background.
+    `names` has each value of the masks as text, with `null` for the background; for the default see
+    [`names_of_values`].
 
     Args:
         root, names, annotations: see [`Layout`].
         plane: plane of the slices, see [`~modeling_vitp.images.volumes.VolumeSlices`].
-        intensities, percentiles: intensities or percentiles that are shown as black and white, see the same class.
+        intensities, percentiles: intensities or percentiles that are shown as black and white, see the same class. By
+            default the percentiles `DEFAULT_PERCENTILES`.
     """
 
     subject = "regions"
     options = ("plane", "intensities", "percentiles")
-    required_options = ("--names", "names.json", "--percentiles", "1", "99")
     image_folders, mask_folders = ("images", "image"), ("masks", "mask", "labels", "label")
 
     @classmethod
@@ -59,6 +62,8 @@ class Volumes(Layout):
         percentiles: Sequence[float] | None = None,
     ):
         super().__init__(root, names, annotations)
+        if intensities is None and percentiles is None:
+            percentiles = DEFAULT_PERCENTILES
         check_cut(plane, intensities, percentiles)
         window, percentiles = (None if pair is None else tuple(pair) for pair in (intensities, percentiles))
         self.plane, self.cut = plane, (plane, window, percentiles)
@@ -70,6 +75,16 @@ class Volumes(Layout):
     @cached_property
     def _masks(self) -> dict[str, dict[str, Path]]:
         return volumes_in(self.root, self.mask_folders)
+
+    def default_names(self):
+        values: set[str] = set()
+        for path in (path for cases in self._masks.values() for path in cases.values()):
+            with suppress(Exception):  # Reading the labels reports the mask, if its volume is used.
+                volume = open_volume(path)
+                for index in range(volume.number(self.plane)):
+                    numbers = whole_numbers(volume.cut(self.plane, index), path)
+                    values.update(mask_key(value, False) for value in np.unique(numbers).tolist())
+        return names_of_values(values)
 
     def case(self, path):
         return super().case(path) or f"The case {case_of(path)}"

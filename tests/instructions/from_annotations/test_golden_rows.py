@@ -93,6 +93,30 @@ def test_rows_are_pinned(layout, tmp_path):
     assert (len(rows), digest) == DIGESTS[layout]
 
 
+@pytest.mark.parametrize("layout", ["masks", "volumes"])
+def test_masks_have_default_names(layout, tmp_path, capsys):
+    write(layout, tmp_path / "data")
+    rows = make(layout, tmp_path / "data", tmp_path / "out")["train"]
+    assert "0 is the background, 1 is 'class 1', 2 is 'class 2', 3 is 'class 3'" in capsys.readouterr().out
+    (tmp_path / "names.json").write_text('{"0": null, "1": "class 1", "2": "class 2", "3": "class 3"}')
+    options = ["--names", tmp_path / "names.json"]
+    if layout == "volumes":
+        options += ["--percentiles", 1, 99]
+    expected = make(layout, tmp_path / "data", tmp_path / "expected", *options)["train"]
+    assert "'class 1'" not in capsys.readouterr().out
+    assert rows.to_list() == expected.to_list()
+
+
+def test_broken_mask_is_skipped_with_default_names(tmp_path, capsys):
+    write("masks", tmp_path / "data")
+    (tmp_path / "data/train/masks/3.png").write_bytes(b"no mask")
+    with pytest.raises(ValueError, match=r"3\.png"):
+        make("masks", tmp_path / "data", tmp_path / "out")
+    rows = make("masks", tmp_path / "data", tmp_path / "out", "--on_error", "skip")["train"]
+    assert "3.png" in capsys.readouterr().err
+    assert len(rows) > 0
+
+
 @pytest.mark.parametrize("layout", OPTIONS)
 def test_layout_is_recognized(layout, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -101,7 +125,6 @@ def test_layout_is_recognized(layout, tmp_path, monkeypatch):
     matching = [name for name, entry in layouts.LAYOUTS.items() if entry.matches(tmp_path / folder)]
     assert matching == [layout] == [layouts.recognize_layout(folder)]
     assert layouts.recognize_layout(folder, layouts.LAYOUTS.keys() - {layout}) is None
-    (tmp_path / "names.json").write_text('{"0": null, "1": "water", "2": "storage tank", "3": "road"}')
     program, command, *words = shlex.split(pipeline.make_instructions_command(folder))
     assert (program, command, words[0]) == ("vitp", "make_instructions", layout)
     assert make_instructions.main(words) == 0
@@ -145,4 +168,7 @@ def test_other_folder_is_not_recognized(write_other, tmp_path):
 def test_command_names_split_of_folder(tmp_path):
     for label in ("river", "forest"):
         noise(tmp_path / label / "0.png", 0)
-    assert "--split all" in pipeline.make_instructions_command(tmp_path)
+    assert "--split" not in pipeline.make_instructions_command(tmp_path)  # All images are used.
+    for label in ("river", "forest"):
+        noise(tmp_path / "splits" / "val" / label / "0.png", 0)
+    assert "--split val" in pipeline.make_instructions_command(tmp_path / "splits")
