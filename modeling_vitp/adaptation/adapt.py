@@ -45,13 +45,16 @@ from ..instructions.validation import print_reports, save_reports, validate
 from ..metrics.resampling import Score, paired_difference
 from ..modeling_vitp import ViTPVisionModel
 from ..modeling_vitp_backbone import open_vit_config
-from ..pretraining.arguments import SFT_MODULES, PretrainArguments, VRLArguments
+from ..pretraining.arguments import PretrainArguments
 from ..pretraining.config import ViTPTrainingConfig
 from ..pretraining.loading import check_from_scratch, image_processor_of, tiling, vision_config_of
 from ..pretraining.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
+from ..pretraining.options import make_options as make_pretraining_options
 from ..pretraining.plan import config_of_start, pretraining_operations, print_plan, work_of
+from ..tasks import TASKS
+from ..tasks.options import make_options
 from ..training.checkpointing import FolderLock, last_checkpoint, write_whole
-from ..training.command_line import load_class, load_plugins, parse
+from ..training.command_line import load_plugins
 from ..training.results import no_library_bars
 from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
@@ -526,17 +529,12 @@ class Adaptation:
         self, settings: dict[str, Any], steps: int
     ) -> tuple[PretrainArguments, ViTPTrainingConfig, ModelConfig]:
         """Return the arguments of the pretraining as its command parses them, with folders in place of Hub ids."""
-        pretrain = importlib.import_module("modeling_vitp.recipes.pretrain")
-        path = self.folder / "plan" / "pretrain.yaml"
-        settings = self.pretraining_settings(**settings) | {"max_steps": steps, "output_dir": str(path.parent)}
-        write_config(path, settings)
-        own = PretrainArguments, VRLArguments, ModelConfig
+        settings = self.pretraining_settings(**settings) | {"max_steps": steps, "output_dir": str(self.folder / "plan")}
         try:
-            args, training_args, model_args = parse(
-                ["--config", str(path)], pretrain.__doc__, own, pretrain.WHOLE, SFT_MODULES
-            )
+            options = make_pretraining_options(settings)
         except WrongArguments as error:
             raise ValueError(f"pretraining: {error} `vitp pretrain --help_all` lists the options.") from error
+        args, training_args, model_args = options.data, options.training, options.model
         # Shapes are read from folders, and without one those of InternVL2.5 would be assumed.
         args.vision_model, args.language_model = map(configuration_folder, (args.vision_model, args.language_model))
         model_args.model_name_or_path = configuration_folder(model_args.model_name_or_path)
@@ -741,14 +739,12 @@ class Adaptation:
 
     def parse_fine_tuning(self) -> None:
         """Parse the arguments of the fine-tuning, so that a wrong one is reported before the pretraining."""
-        recipe_name = f"finetune_{self.labels.task}"
-        recipe = importlib.import_module(f"modeling_vitp.recipes.{recipe_name}")
-        path = self.folder / "plan" / "fine_tune.yaml"
-        write_config(path, self.fine_tuning_settings() | {"max_steps": 1, "output_dir": str(path.parent)})
+        settings = {"max_steps": 1, "output_dir": str(self.folder / "plan")}
         try:
-            parse(["--config", str(path)], recipe.__doc__, [load_class(name) for name in recipe.WHOLE], recipe.WHOLE)
+            make_options(TASKS[self.labels.task], self.fine_tuning_settings() | settings)
         except WrongArguments as error:
-            raise ValueError(f"fine_tuning: {error} `vitp {recipe_name} --help_all` lists the options.") from error
+            command = f"vitp finetune_{self.labels.task} --help_all"
+            raise ValueError(f"fine_tuning: {error} `{command}` lists the options.") from error
 
     @property
     def comparison(self) -> Comparison:

@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedConfig
 
-from ..cards.sections import table
 from ..training.checkpointing import write_whole
 
 
@@ -85,30 +83,3 @@ def short_names(names: Sequence[str]) -> list[str]:
     """Return the last part of each model's name, or the whole name if the last part is not unique."""
     short = [Path(os.path.abspath(name)).name for name in names]
     return [name if short.count(last) > 1 else last for name, last in zip(names, short)]
-
-
-def format_spread(mean: float, spread: float | None, sign: str = "") -> str:
-    return f"{mean:{sign}.3f}" + ("" if spread is None else f" ± {spread:.3f}")
-
-
-def summarize_draws(scores: Sequence[dict[str, float]]) -> dict[str, dict]:
-    """Return mean, sample standard deviation (`None` for a single value) and values of each score."""
-    summary = {}
-    for name in scores[0]:
-        values = [float(score[name]) for score in scores]
-        spread = np.std(values, ddof=1).item() if len(values) > 1 else None
-        summary[name] = {"mean": np.mean(values).item(), "spread": spread, "values": values}
-    return summary
-
-
-def probe_table(results: Sequence[dict], control: dict[str, float], score: str, control_name: str) -> str:
-    """Return a Markdown table with a row for each backbone and the control, and a column for each probe and labels."""
-    columns = list(dict.fromkeys(f"{item['probe']}, {item['labels']}" for item in results))
-    cells = {}
-    for item in results:
-        of_score = item["scores"][score]
-        cell = format_spread(of_score["mean"], of_score["spread"])
-        cells.setdefault(item["backbone"], {})[f"{item['probe']}, {item['labels']}"] = cell
-    rows = [[name, *(row[column] for column in columns)] for name, row in cells.items()]
-    rows.append([control_name, *[f"{control[score]:.3f}"] * len(columns)])
-    return table([score.replace("_", " "), *columns], rows)

@@ -27,9 +27,15 @@ from ..instructions.from_annotations.labeled_views import write_views
 from ..instructions.rows import SampleTransform, images_of, is_given, prepare_rows
 from ..metrics.resampling import resample_mean
 from ..modeling_vitp import ViTPForConditionalGeneration
+from ..pretraining.arguments import PretrainArguments
+from ..pretraining.data import PretrainData
 from ..pretraining.generation import generate_answers
+from ..pretraining.options import PretrainingOptions
+from ..probing.gains import gains_table, probe_run
 from ..probing.labels import probe_scenes, probe_views
+from ..probing.segmentation import SegmentationProbe
 from ..processing_vitp import ViTPProcessor, message_texts
+from ..tasks.segmentation.data import DenseData
 from ..vrl import keyed_generator
 from .answer_scores import largest_area, read_number, score_answers
 from .vlm import Question, answer_kind, conversation_of, other_images, read_questions
@@ -84,6 +90,43 @@ def probe_labels(
     scores = probe_views(views, names, output_dir, seed, device)
     shutil.rmtree(views)
     return scores
+
+
+def check_probe_data(args: PretrainArguments) -> None:
+    """Raise a `ValueError` if the images with masks that the backbone is probed on at the end are not found."""
+    if args.probe_data is not None:
+        splits = dict(zip(("train", "test"), args.probe_splits))
+        SegmentationProbe(DenseData.from_dict(args.probe_data), splits, l2=1e-2)
+
+
+def score_run(options: PretrainingOptions, data: PretrainData) -> dict[str, Any]:
+    """Return and print the scores of a finished run: probes of its frozen backbone, and answers about unseen images.
+
+    Returns:
+        `probe`, `answers`, and `summary` with their tables; without the ones that the data do not allow.
+    """
+    args, training_args = options.data, options.training
+    output_dir, seed, device = Path(training_args.output_dir), training_args.seed, training_args.device
+    scores: dict[str, Any] = {}
+    tables = []
+    if args.probe_data is not None:
+        scores["probe"] = probe_run(args.probe_data, args.probe_splits, output_dir, seed, device)
+    elif data.test_images:
+        jitter = training_args.color_jitter
+        scores["probe"] = probe_labels(data.transform, data.test_images, output_dir, seed, device, jitter)
+    if scores.get("probe"):
+        tables += ["Probes of frozen features:", gains_table(scores["probe"])]
+    if isinstance(data.eval, Dataset):
+        model = ViTPForConditionalGeneration.from_pretrained(output_dir).to(device)
+        processor = ViTPProcessor.from_pretrained(output_dir)
+        trained = texts_of(data.train, data.transform, seed)
+        scores["answers"] = score_pretraining(model, processor, data.eval, trained, seed, data.transform is not None)
+        if scores["answers"]:
+            tables += ["Answers about unseen images:", answers_table(scores["answers"])]
+    if tables:
+        scores["summary"] = "\n\n".join(tables)
+        print(f"\n{scores['summary']}")
+    return {name: value for name, value in scores.items() if value}
 
 
 def score_pretraining(

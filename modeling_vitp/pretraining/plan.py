@@ -23,7 +23,7 @@ from trl import ModelConfig, SFTConfig
 from ..cards.sections import table
 from ..configuration_vitp import ViTPConfig
 from ..instructions.dry_run import SourceSummary, print_commands, print_mixture
-from ..instructions.mixture import Mixture
+from ..instructions.mixture import load_mixture
 from ..modeling_vitp import ViTPForConditionalGeneration
 from ..training.batching import GlobalBatchSampler
 from ..training.config import HAS_ACTIVATION_CHECKPOINTING
@@ -42,7 +42,8 @@ from ..training.freezing import freeze, lora_config
 from ..vision_towers import pair, tower_of
 from ..vrl import num_kept_tokens
 from .arguments import PretrainArguments
-from .loading import tiling, vision_config_of
+from .loading import check_from_scratch, check_options, tiling, vision_config_of
+from .options import PretrainingOptions
 
 LEAST_SAMPLES = 4096  # minimum number of drawn samples, rounded up to whole steps
 PARTS = {
@@ -135,20 +136,23 @@ class Work:
         return self.accumulation * ((1 - self.undropped) * operations + self.undropped * undropped)
 
 
-def dry_run(args: PretrainArguments, training_args: SFTConfig, model_args: ModelConfig, mixture: Mixture) -> int:
+def print_run(options: PretrainingOptions) -> None:
     """Print a summary of the mixture, the cost of the run, and the commands that create missing data."""
     # The garbage collector would search all imported modules again and again, which takes a tenth of the time.
     gc.freeze()
+    args, training_args, model_args = options.data, options.training, options.model
+    check_from_scratch(args.from_scratch)
+    check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
     image_processor, tokens_per_tile = tiling(
         model_args.model_name_or_path, args.from_scratch, args.vision_model, args.max_patches, args.vision_image_size
     )
     devices = max(args.plan_devices, training_args.world_size)
     training_args.gradient_accumulation_steps = training_args.accumulation_on(devices)
+    mixture = load_mixture(args.mixture)
     summaries = print_mixture(mixture, training_args, image_processor, tokens_per_tile, devices)
     print_plan(args, training_args, model_args, summaries)
     print_commands(summaries)
     gc.freeze()  # nor does Python search the models for cycles when it ends
-    return 0
 
 
 def print_plan(

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ..images.reading import image_files
 from ..input_spec import InputSpec
 from ..metrics.resampling import Score, Scores, resample_mean
 from ..tasks.classification.data import ClassificationData, ClassifiedImages, FileImages
+from .arguments import ProbeArguments
 from .backbones import Backbone, extract, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear, nearest_neighbours
@@ -46,6 +48,30 @@ class ClassificationProbe:
     def __post_init__(self):
         self.labels = {role: samples.labels.numpy() for role, samples in self.samples.items()}
         self.cases = self.samples["test"].cases
+
+    @classmethod
+    def open(cls, args: ProbeArguments) -> Self:
+        """Open the images of `data` or `dataset_name`.
+
+        Raises:
+            ValueError: if images have several classes, or the splits are the same.
+        """
+        settings = (args.pooling, args.num_neighbours, args.temperature, args.l2, args.intervals)
+        if args.data is None:
+            columns = (args.image_column, args.label_column)
+            samples, names = open_samples(
+                args.dataset_name, args.dataset_config, args.train_split, args.test_split, args.test_share, *columns
+            )
+            return cls(samples, names, args.input_spec, *settings)
+        data = ClassificationData.from_dict(args.data)
+        if data.multi_label:
+            raise ValueError("Probes need one class for each image, but `data` has multi_label: true.")
+        if args.train_split == args.test_split:
+            raise ValueError(f"train_split and test_split must differ, got {args.train_split!r}.")
+        names = data.find_classes([args.train_split])
+        data.check_disjoint([args.train_split, args.test_split])
+        samples = {"train": data.open([args.train_split]), "test": data.open([args.test_split])}
+        return cls(samples, names, data.input_spec, *settings)
 
     @property
     def presence(self) -> np.ndarray:

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ..metrics.ranking import area_under_curve, average_precision, log_odds, wei
 from ..metrics.resampling import BOX_RESAMPLES, Score, Scores, resample
 from ..tasks.detection.annotations import ImageObjects
 from ..tasks.detection.data import DetectionData
+from .arguments import ProbeArguments
 from .backbones import Backbone, extract_maps, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear
@@ -56,6 +58,13 @@ class DetectionProbe:
         absent = [name for name, images in zip(self.names, self.presence.sum(0)) if not images]
         if absent:
             logger.warning("No training images found for the classes %s.", absent)
+
+    @classmethod
+    def open(cls, args: ProbeArguments) -> Self:
+        """Open the images of `data`, whose classes and splits are inferred from its root if they are not given."""
+        data = DetectionData.from_dict(DetectionData.complete(args.data))
+        splits = {"train": args.train_split, "test": args.test_split}
+        return cls(data, splits, args.l2, args.depths, args.intervals)
 
     def _objects(self, role: str, split: str) -> list[ImageObjects]:
         """Return the objects whose center is in each sample, in pixels of the sample, not clipped to a window."""

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Self
 
 import evaluate
 import numpy as np
@@ -18,6 +19,7 @@ from ..metrics.ranking import mean_area
 from ..metrics.report import METRICS_FOLDER, name_classes
 from ..metrics.resampling import Scores
 from ..tasks.segmentation.data import ClassPixels, DenseData, ImageFiles, MaskedImages
+from .arguments import ProbeArguments
 from .backbones import Backbone, extract_maps, state_of
 from .few_labels import FewLabels
 from .heads import fit_linear, fit_nonlinear
@@ -55,6 +57,13 @@ class SegmentationProbe:
             if self.samples[role].mask(0) is None:
                 raise ValueError(f"Split {name!r} has no masks. Set `mask` in its settings.")
         data.check_disjoint(list(splits.values()))
+
+    @classmethod
+    def open(cls, args: ProbeArguments) -> Self:
+        """Open the images of `data`, whose classes and splits are inferred from its root if they are not given."""
+        data = DenseData.from_dict(DenseData.complete(args.data))
+        splits = {"train": args.train_split, "test": args.test_split}
+        return cls(data, splits, args.l2, args.depths, args.intervals)
 
     @cached_property
     def pixels(self) -> np.ndarray:

@@ -1,20 +1,14 @@
 """Fine-tuning of a model from its data to its scores."""
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from torch.utils.data import Dataset
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
-from ..training.base_trainer import BaseTrainer
-from ..training.checkpointing import check_no_model
-from ..training.results import evaluate, finish, report, save_metrics, train
+from ..training.checkpointing import check_free, check_no_model
+from ..training.results import RunResult, evaluate, finish, report, save_metrics, train
 from .arguments import SplitArguments
-
-logger = logging.getLogger(__name__)
+from .base import FineTuningOptions, Task
 
 
 def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list[str]:
@@ -42,41 +36,59 @@ def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list
     return list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
 
 
-def fine_tune(
-    trainer: BaseTrainer,
-    eval_dataset: Dataset | None,
-    test_dataset: Dataset | None,
-    num_pictures: int = 0,
-    submit: Callable[[], None] | None = None,
-    score_controls: Callable[[], dict[str, float]] | None = None,
-    resample_test: bool = False,
-    **counted: Any,
-) -> int:
-    """Train, score both splits, and finish the run, see [`train`], [`evaluate`], [`finish`] and [`report`].
+def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None) -> RunResult:
+    """Fine-tune a model of a task, score it on the evaluation and the test split, and write the results.
+
+    The output folder gets the model with its card, `metrics.json`, and pictures. If the folder has an unfinished run of
+    the same options, it is resumed. Without `do_train`, the model is only scored.
 
     Args:
-        num_pictures: number of samples in `predictions.png`.
-        submit: function that writes the files for a benchmark's server.
-        score_controls: function that returns further scores on the test split.
-        resample_test: whether the metrics have the main score of each resample of the cases of the test split as
-            `test_resampled`, and the number of cases as `test_cases`.
-        counted: further entries of the metrics.
+        task: object of `TASKS`.
+        options: options of the run, see [`~modeling_vitp.tasks.options.make_options`].
+        command: command that runs it again, for the card.
 
-    Returns:
-        The exit status.
+    Raises:
+        ValueError: if the options, the data or the start are wrong.
     """
-    metrics = train(trainer, **counted)
-    evaluate(trainer, metrics, "eval", eval_dataset)
-    evaluate(trainer, metrics, "test", test_dataset)
-    if eval_dataset is not None or test_dataset is not None:
+    args, training_args = options.data, options.training
+    task.check_start(options)
+    check_free(training_args.output_dir)
+    set_seed(training_args.seed)
+    data = task.open_data(options)
+    task.check_splits(data, check_splits(training_args, args), options)
+    samples = {
+        "train": task.training_samples(data, options) if training_args.do_train else None,
+        "eval": task.open_split(data, args.eval_split, options) if args.eval_split else None,
+        "test": task.open_split(data, args.test_split, options) if args.test_split else None,
+    }
+    counts = task.check_samples(data, samples, options)
+    model = task.load_model(data, options, counts)
+    trainer = task.create_trainer(model, data, samples, options)
+    if training_args.do_train:
+        described = data.describe(args.train_splits, args.eval_split, args.test_split)
+        trainer.record(command, [options.start.model_name_or_path], *described)
+
+    metrics = train(trainer, **counts)
+    evaluate(trainer, metrics, "eval", samples["eval"])
+    evaluate(trainer, metrics, "test", samples["test"])
+    if samples["eval"] is not None or samples["test"] is not None:
         metrics["main_score"] = trainer.main_score
-    if resample_test:
+    if args.resample_test:
         score = trainer.metric.score_images()
         metrics |= {"test_resampled": score.resampled, "test_cases": score.cases}
-    if score_controls is not None:
-        metrics["test"] |= score_controls()
+    controls = task.score_controls(trainer, data, samples, options)
+    if controls:
+        metrics["test"] |= controls
     if not trainer.is_world_process_zero():
-        return 0
+        return RunResult(metrics)
     save_metrics(trainer, metrics)
-    status = finish(trainer, test_dataset or eval_dataset, num_pictures, submit)
-    return report(metrics, Path(trainer.args.output_dir), trainer.model.config.model_type) or status
+    submit = None
+    if getattr(args, "submission", None) is not None:
+
+        def submit() -> None:
+            task.write_submission(trainer, data, options)
+
+    shown = samples["test"] or samples["eval"]
+    status = finish(trainer, shown, args.num_pictures, submit)
+    status |= report(metrics, Path(training_args.output_dir), trainer.model.config.model_type)
+    return RunResult(metrics, status)

@@ -22,8 +22,10 @@ from ..modeling_vitp_detection import (
 )
 from ..pretraining.plan import INTERNVL2_5_1B
 from ..rotated_boxes import align_in_image
+from ..training.checkpointing import check_free
 from ..training.costs import GIB, MEMORY_HEADER, SPARE, describe_device, measure_step, memory_cells
 from .arguments import SplitArguments, StartArguments
+from .base import FineTuningOptions, Task
 
 SMALL_CARD = 24  # GiB
 
@@ -34,6 +36,22 @@ def assume_start(args: StartArguments) -> None:
     if args.from_scratch is None and (name is None or not Path(name).is_dir()):
         print(f"{name or 'The model to start from'} is not on this machine: the shape of ViTP's ViT is assumed.")
         args.model_name_or_path, args.from_scratch = None, INTERNVL2_5_1B["vision_config"]
+
+
+def print_cost(task: Task, options: FineTuningOptions) -> None:
+    """Print memory per device and hours of a fine-tuning, see [`dry_run`]. The start is not needed for it."""
+    assume_start(options.start)
+    task.check_start(options)
+    check_free(options.training.output_dir)
+    data = task.open_data(options)
+    dry_run(
+        options.data,
+        options.training,
+        options.start,
+        load=lambda: task.load_model(data, options, {}),
+        open_samples=lambda: task.training_samples(data, options),
+        size=getattr(options.training, task.image_side),
+    )
 
 
 def dry_run(

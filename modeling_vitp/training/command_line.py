@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -136,6 +136,31 @@ def parse(
         raise WrongArguments(" ".join(str(error).split()), options) from error
     register_models()
     return tuple(parsed)
+
+
+def read_settings(settings: Mapping[str, Any], whole: Sequence[str]) -> tuple[Any, ...]:
+    """Return one instance of each class from a mapping, which is read as a configuration of a command.
+
+    Args:
+        settings: fields of the classes.
+        whole: classes, as `module.Class`.
+
+    Raises:
+        ValueError: if a field is unknown, or a class rejects its value.
+    """
+    parser = TrlParser([load_class(name) for name in whole], allow_abbrev=False)
+    parser.error = errors.refuse
+    unused_words = parser.set_defaults_with_config(**settings)
+    known = {action.dest for action in parser._actions}  # argparse has no public list of its options
+    for word in unused_words[::2]:
+        name = word.removeprefix("--")
+        raise WrongArguments(f"unknown option {name!r}{hint_for(name, known)}")
+    parsed = parser.parse_args_into_dataclasses(args=[])
+    expand_home(parsed)
+    check_paths(parsed)
+    check_output(parsed)
+    find_checkpoint(parsed)
+    return parsed
 
 
 def with_output(words: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ from .checkpointing import attempt, stop_on_full_disk, write_whole
 from .freezing import lora_rank
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunResult:
+    """Result of a finished run.
+
+    Args:
+        metrics: content of `metrics.json`.
+        status: exit status of the command: 1 if a requirement is not met, or a picture, a card or a push failed.
+    """
+
+    metrics: dict[str, Any]
+    status: int = 0
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from modeling_vitp.metrics.resampling import Score, paired_difference, resample
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.probing.backbones import load_backbone
 from modeling_vitp.probing.classification import ClassificationProbe, open_samples
-from modeling_vitp.recipes.probe import main, open_probe
+from modeling_vitp.recipes.probe import main
 
 
 def make_classes(root, numbers: dict[str, dict[str, int]], size=(40, 36)) -> None:
@@ -396,7 +396,9 @@ def test_invalid_described_classes_are_refused(tmp_path, settings, test_split, m
     make_classes(tmp_path / "data", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
     data = {"root": str(tmp_path / "data")} | settings
     with pytest.raises(ValueError, match=message):
-        open_probe(ProbeArguments(backbones=["b"], data=data, annotations="classes", test_split=test_split))
+        ClassificationProbe.open(
+            ProbeArguments(backbones=["b"], data=data, annotations="classes", test_split=test_split)
+        )
 
 
 @pytest.mark.parametrize("place", ["train/overview.png", "test/a/2019/x.png"])

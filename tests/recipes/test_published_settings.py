@@ -23,7 +23,9 @@ from modeling_vitp import (
     ViTPOrientedObjectDetectionConfig,
     ViTPSegmentationConfig,
 )
-from modeling_vitp.recipes import finetune_detection, finetune_segmentation, pretrain
+from modeling_vitp.pretraining import options as pretraining_options
+from modeling_vitp.tasks import TASKS
+from modeling_vitp.tasks import options as task_options
 from modeling_vitp.training import command_line
 
 MARK = re.compile(r"# (paper|release|ours)\b")
@@ -53,19 +55,19 @@ PUBLISHED = published()
 
 def resolve(name: str, patch: pytest.MonkeyPatch) -> dict[str, object]:
     """Return the arguments of a configuration as its command parses them, with the defaults of the model."""
-    config, parsed = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), []
-    recipe = pretrain if "mixture" in config else finetune_detection if "task" in config else finetune_segmentation
-
-    def parse(*args) -> None:
-        parsed.extend(command_line.parse(*args))
-        raise StopIteration
-
+    path = CONFIGS / f"{name}.yaml"
+    config = yaml.safe_load(path.read_text())
     patch.setattr(command_line, "check_paths", lambda arguments: None)
-    patch.setattr(recipe, "parse", parse)
-    with pytest.raises(StopIteration):
-        recipe.main(["--config", str(CONFIGS / f"{name}.yaml")])
+    words = ["--config", str(path)]
+    is_pretraining = "mixture" in config
+    if is_pretraining:
+        options = pretraining_options.parse_options(words, "")
+    else:
+        task = TASKS["detection" if "task" in config else "segmentation"]
+        options = task_options.parse_options(task, words, "")
+    parsed = vars(options).values()
     settings = {key: value for item in parsed for key, value in vars(item).items()}
-    if recipe is pretrain:
+    if is_pretraining:
         sources = {source["name"]: source for source in settings["mixture"]["sources"]}
         return settings | {"mixture": {"sources": sources}}
     classes = [item["name"] if isinstance(item, dict) else item for item in settings["data"]["classes"]]

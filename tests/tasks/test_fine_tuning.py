@@ -1,5 +1,6 @@
 """Base trainer of fine-tuning: arguments, pictures, evaluation, and learning rates."""
 
+import types
 from functools import partial
 
 import dense_data
@@ -22,6 +23,7 @@ from modeling_vitp.cards.record import read_json
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.tasks import fine_tuning
 from modeling_vitp.tasks.arguments import BackboneArguments
+from modeling_vitp.tasks.base import FineTuningOptions
 from modeling_vitp.tasks.classification.arguments import ClassificationArguments
 from modeling_vitp.tasks.detection.arguments import DetectionArguments
 from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainingConfig
@@ -143,12 +145,28 @@ def test_scoring_does_not_replace_the_metrics_of_a_model(tmp_path):
 
 def test_card_is_written_from_all_metrics(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, "pyramid", {"pyramid_channels": 16})
+    trainer.train_dataset = []
     found = {}
     monkeypatch.setattr(trainer, "evaluate", lambda *_, metric_key_prefix: {f"{metric_key_prefix}_mean_iou": 0.5})
     monkeypatch.setattr(trainer, "share", lambda: found.update(read_json(tmp_path / "metrics.json")) or 0)
+    monkeypatch.setattr(trainer, "record", lambda *_: None)
     monkeypatch.setattr(fine_tuning, "train", lambda trainer: {"seed": 0})
-    trainer.train_dataset = []
-    fine_tuning.fine_tune(trainer, None, [], score_controls=lambda: {"test_swapped": 0.25})
+    monkeypatch.setattr(fine_tuning, "check_free", lambda folder: None)
+
+    data = types.SimpleNamespace(describe=lambda *_: ([], None))
+    task = types.SimpleNamespace(
+        check_start=lambda *_: None,
+        open_data=lambda *_: data,
+        check_splits=lambda *_: None,
+        open_split=lambda *_: [],
+        training_samples=lambda *_: [],
+        check_samples=lambda *_: {},
+        load_model=lambda *_: trainer.model,
+        create_trainer=lambda *_: trainer,
+        score_controls=lambda *_: {"test_swapped": 0.25},
+    )
+    args = DenseArguments(data={"a": 1}, test_split="test", num_pictures=0)
+    fine_tuning.fine_tune(task, FineTuningOptions(args, trainer.args, BackboneArguments()))
     assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25} and found["main_score"] == "mean_iou"
 
 

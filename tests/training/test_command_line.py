@@ -70,7 +70,7 @@ def test_suggested_dry_run_command_works(tmp_path, data_folder, monkeypatch, nam
         pretrain.main(words)
     advice = str(refused.value).partition("as a mixture: ")[2].removesuffix(".")
     seen = []
-    monkeypatch.setattr(plan, "dry_run", lambda args, training_args, model_args, mixture: seen.append(mixture) or 0)
+    monkeypatch.setattr(plan, "print_run", lambda args, training_args, model_args, mixture: seen.append(mixture) or 0)
     assert pretrain.main([*words, *shlex.split(advice)]) == 0
     ((source,),) = [mixture.sources for mixture in seen]
     assert getattr(source, kind) == name

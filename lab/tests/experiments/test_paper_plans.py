@@ -17,9 +17,9 @@ from lab.experiments.arguments import ExperimentArguments
 from lab.experiments.variants import Experiment
 from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.pretraining.arguments import SFT_MODULES, PretrainArguments, VRLArguments
-from modeling_vitp.recipes import finetune_detection, pretrain
-from modeling_vitp.tasks.arguments import BackboneArguments
-from modeling_vitp.tasks.detection.arguments import DetectionArguments, DetectionSettings
+from modeling_vitp.pretraining.options import CLASSES
+from modeling_vitp.tasks import TASKS
+from modeling_vitp.tasks.options import make_options
 from modeling_vitp.training.command_line import parse
 
 PLANS = sorted(PLANS_FOLDER.glob("experiment_paper_*.yaml"))
@@ -37,7 +37,7 @@ def parsed(config: dict, tmp_path: Path) -> tuple:
     """Return the pretraining arguments of the configuration of an arm."""
     (tmp_path / "arm.yaml").write_text(yaml.safe_dump(config))
     own = PretrainArguments, VRLArguments, ModelConfig
-    return parse(["--config", str(tmp_path / "arm.yaml")], "", own, pretrain.WHOLE, SFT_MODULES)
+    return parse(["--config", str(tmp_path / "arm.yaml")], "", own, CLASSES, SFT_MODULES)
 
 
 @pytest.mark.parametrize("config", PLANS, ids=lambda path: path.stem)
@@ -70,11 +70,9 @@ def test_every_arm_is_resolved(config, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_recipe", run_recipe)
     plan.args.finetuning.label_shares = []  # they need the labels
     assert plan.fine_tune(plan.args.control, 0, Path("backbone"))["labels_100"] == 0.5
-    own, whole = (DetectionArguments, DetectionSettings, BackboneArguments), finetune_detection.WHOLE
     for settings in fine_tunings:
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings | {"output_dir": str(tmp_path / "run")}))
-        words = ["--config", str(tmp_path / "run.yaml")]
-        args, training_args, _ = parse(words, "", own, whole, finetune_detection.INHERITED)
+        options = make_options(TASKS["detection"], settings | {"output_dir": str(tmp_path / "run")})
+        args, training_args = options.data, options.training
         is_efficiency = "labels" in config.stem
         assert args.train_splits == (["train"] if is_efficiency else ["val"]) and args.task == "oriented"
         assert training_args.num_train_epochs == (36 if is_efficiency else 12)

@@ -664,16 +664,15 @@ def balanced_weights(pixels: Mapping[str, int]) -> list[float]:
     return [sum(pixels.values()) / (len(pixels) * count) for count in pixels.values()]
 
 
-def weigh_classes(
-    samples: Dataset, names: Sequence[str], weights: Sequence[str] | None, num_workers: int = 0
-) -> tuple[dict[str, int], list[float] | None]:
-    """Return the pixel counts of the classes, see [`count_pixels`], and the class weights of the loss.
+def class_weights(weights: Sequence[str] | None, pixels: Mapping[str, int]) -> list[float] | None:
+    """Return the class weights of the loss, `None` for equal ones.
 
     Args:
-        samples: training data set.
-        names: names of the classes.
         weights: one number per class, or `["balanced"]`, see [`balanced_weights`].
-        num_workers: number of worker processes that read masks.
+        pixels: number of pixels of each class, see [`count_pixels`].
     """
-    pixels = count_pixels(samples, names, num_workers)
-    return pixels, balanced_weights(pixels) if weights == ["balanced"] else weights and [float(w) for w in weights]
+    if weights is None:
+        return None
+    if weights == ["balanced"]:
+        return balanced_weights(pixels)
+    return [float(weight) for weight in weights]

@@ -29,8 +29,6 @@ from modeling_vitp.recipes import finetune_change_detection
 from modeling_vitp.recipes.finetune_segmentation import main
 from modeling_vitp.tasks.segmentation.data import DenseData
 
-CHANGE = {"model_type": "vitp_change_detection"}
-
 
 def areas(output_dir, samples, model_class, window: int, stride: int) -> np.ndarray:
     """Return intersection and union of each class, `(2, num_classes)`, from the saved model and a loop over windows."""
@@ -123,7 +121,7 @@ def test_levir_cd_trains_and_scores(tmp_path, change):
     described["classes"] = described["classes"][:: 1 if change else -1]
     settings = {"eval_split": None, "watch_samples": 1, "data": described}
     arguments = dense_data.smoke_arguments("levir_cd", tmp_path / "data", tmp_path / "out", **settings)
-    assert main(arguments, **CHANGE) == 0
+    assert finetune_change_detection.main(arguments) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["test"]
     data = DenseData.from_dict(described | {"root": str(tmp_path / "data")})
     both, either = areas(tmp_path / "out", data.open(["test"]), ViTPForChangeDetection, 64, 48)[:, change]
@@ -378,7 +376,7 @@ def test_change_detection_trains_on_band_pairs(tmp_path):
     arguments = dense_data.smoke_arguments(
         "sen1floods11_sar", tmp_path / "data", tmp_path / "out", data=data, watch_samples=1
     )
-    assert main(arguments, **CHANGE) == 0
+    assert finetune_change_detection.main(arguments) == 0
     assert Image.open(tmp_path / "out" / "watch" / "step-000000.png").size[0] > 300
     model = ViTPForChangeDetection.from_pretrained(tmp_path / "out")
     assert model.config.backbone_config.band_names == ["VV", "VH"]

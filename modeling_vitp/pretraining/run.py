@@ -1,0 +1,94 @@
+"""Pretraining from its options to the backbone and its scores."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from ..instructions.mixture import load_mixture
+from ..instructions.rows import SourceSettings, sample_texts
+from ..training import results
+from ..training.checkpointing import check_free
+from ..training.freezing import freeze, lora_config
+from ..training.results import RunResult
+from ..training.resuming import default_warmup
+from .data import PretrainData, describe_data, describe_evaluation, open_data
+from .loading import apply_input_spec, check_from_scratch, check_options, load_start
+from .options import PretrainingOptions
+from .requirements import check_requirements
+from .results import keep_start, remove_pictured
+from .trainer import ViTPTrainer
+
+Score = Callable[[PretrainingOptions, PretrainData], dict[str, Any]]
+
+
+def pretrain(options: PretrainingOptions, score: Score | None = None, command: str | None = None) -> RunResult:
+    """Pretrain a ViT within a vision-language model (paper, section 3), and write the results.
+
+    The output folder gets the model, its backbone in `backbone`, their cards, `metrics.json` and pictures. If the
+    folder has an unfinished run of the same options, it is resumed.
+
+    Args:
+        options: options of the run, see [`~modeling_vitp.pretraining.options.make_options`].
+        score: function that returns scores of the finished run, such as
+            [`~modeling_vitp.evaluation.pretraining.score_run`]. By default only the loss is computed.
+        command: command that runs it again, for the card.
+
+    Raises:
+        ValueError: if the options, the data or the start are wrong.
+    """
+    args, training_args, model_args = options.data, options.training, options.model
+    check_from_scratch(args.from_scratch)
+    check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
+    mixture = load_mixture(args.mixture) if args.mixture else None
+    output_dir = Path(training_args.output_dir)
+    set_seed(training_args.seed)
+    check_free(output_dir)
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    data = open_data(args, mixture, seed, training_args.eval_strategy != "no")
+    if data.eval is None and not data.test_images:
+        training_args.eval_strategy = "no"
+    if args.from_scratch is not None and training_args.vrl_warmup_steps is None:
+        training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
+
+    model, processor = load_start(args, model_args, sample_texts(data.train, data.transform, training_args.seed))
+    frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
+    freeze(model, *frozen)
+    peft_config = lora_config(model, model_args, *frozen, args.lora_on_vision)
+    if args.max_patches is not None:
+        processor.image_processor.max_patches = args.max_patches
+    if args.input_spec is not None:
+        apply_input_spec(args.input_spec, model, processor, model_args.use_peft)
+    if data.transform is not None:
+        data.read_with(SourceSettings().spec_for(processor.image_processor))
+
+    trainer = ViTPTrainer(
+        model,
+        training_args,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=processor,
+        sample_transform=data.transform,
+        source_settings=data.settings,
+        peft_config=peft_config,
+    )
+    sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
+    if data.test_images or args.probe_data is not None:
+        keep_start(trainer)
+    elif trainer.is_world_process_zero():
+        remove_pictured(output_dir)
+    trainer.record(command, sources, describe_data(args, mixture, data.train), describe_evaluation(args))
+    metrics = results.train(trainer)
+    results.evaluate(trainer, metrics, "eval", trainer.eval_dataset)
+    if not trainer.is_world_process_zero():
+        return RunResult(metrics)
+
+    if score is not None:
+        with results.no_library_bars():
+            metrics |= score(options, data)
+    metrics["requirements"] = check_requirements(args.require, metrics)
+    results.save_metrics(trainer, metrics)
+    status = results.finish(trainer)
+    status |= results.report(metrics, output_dir, model.config.model_type)
+    return RunResult(metrics, status)

@@ -1,0 +1,82 @@
+"""Classification of images, with one or several classes per image."""
+
+from ..arguments import StartArguments
+from ..base import FineTuningOptions, Task, register_task
+from .arguments import ClassificationArguments, ClassificationSettings
+
+
+@register_task("classification")
+class ClassificationTask(Task):
+    """Classification of images."""
+
+    arguments = ClassificationArguments
+    settings = ClassificationSettings
+    start = StartArguments
+    training_config = "modeling_vitp.tasks.classification.trainer.ViTPClassificationTrainingConfig"
+
+    def check_start(self, options):
+        from ...modeling_vitp_classification import ViTPForImageClassification
+        from ..loading import check_start
+
+        check_start(ViTPForImageClassification, options.start, options.training.do_train)
+
+    def open_data(self, options):
+        from .data import ClassificationData
+
+        return ClassificationData.from_dict(options.data.data)
+
+    def find_classes(self, data, options: FineTuningOptions) -> list[str]:
+        """Return the classes of the training splits, or those of the fine-tuned model that is scored."""
+        from .trainer import classes_of
+
+        train_splits = options.data.train_splits if options.training.do_train else []
+        return data.find_classes(train_splits, classes_of(options.start))
+
+    def open_split(self, data, name, options):
+        self.find_classes(data, options)
+        return super().open_split(data, name, options)
+
+    def training_samples(self, data, options):
+        self.find_classes(data, options)
+        return super().training_samples(data, options)
+
+    def check_samples(self, data, samples, options):
+        from .data import check_trained, count
+        from .trainer import labels_of
+
+        if samples["train"] is None:
+            return {}
+        names = data.classes
+        counts = count(labels_of(samples["train"]), names)
+        scored = {options.data.eval_split: samples["eval"], options.data.test_split: samples["test"]}
+        for split, of_split in scored.items():
+            if of_split is not None:
+                check_trained(counts, count(labels_of(of_split), names), split, data.is_listed)
+        return {"train_images": counts}
+
+    def load_model(self, data, options, checked):
+        from .trainer import load_classifier
+
+        names = self.find_classes(data, options)
+        return load_classifier(options.start, names, data.multi_label, options.training.image_size, data.input_spec)
+
+    def create_trainer(self, model, data, samples, options):
+        from ...image_processing_vitp import ViTPImageProcessor
+        from ..loading import load_image_processor
+        from .trainer import ViTPClassificationTrainer
+
+        side = options.training.image_size
+        image_processor = load_image_processor(
+            ViTPImageProcessor,
+            options.start,
+            options.training.do_train,
+            input_spec=data.input_spec,
+            size={"height": side, "width": side},
+        )
+        return ViTPClassificationTrainer(
+            model,
+            options.training,
+            train_dataset=samples["train"],
+            eval_dataset=samples["eval"],
+            processing_class=image_processor,
+        )
