@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from pictures import picture
 
+from modeling_vitp.instructions.mixture import load_mixture
 from modeling_vitp.pretraining import plan
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training.checkpointing import publish_checkpoint
@@ -70,7 +71,7 @@ def test_suggested_dry_run_command_works(tmp_path, data_folder, monkeypatch, nam
         pretrain.main(words)
     advice = str(refused.value).partition("as a mixture: ")[2].removesuffix(".")
     seen = []
-    monkeypatch.setattr(plan, "print_run", lambda args, training_args, model_args, mixture: seen.append(mixture) or 0)
+    monkeypatch.setattr(plan, "print_run", lambda options: seen.append(load_mixture(options.data.mixture)))
     assert pretrain.main([*words, *shlex.split(advice)]) == 0
     ((source,),) = [mixture.sources for mixture in seen]
     assert getattr(source, kind) == name
