@@ -70,6 +70,8 @@ def fine_tune(
     evaluate(trainer, metrics, "test", test_dataset)
     if eval_dataset is not None or test_dataset is not None:
         metrics["main_score"] = trainer.main_score
+        if trainer.main_score is not None:
+            metrics["greater_is_better"] = trainer.greater_is_better(trainer.main_score)
     if resample_test:
         score = trainer.metric.score_images()
         metrics |= {"test_resampled": score.resampled, "test_cases": score.cases}

@@ -149,7 +149,8 @@ def test_card_is_written_from_all_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(fine_tuning, "train", lambda trainer: {"seed": 0})
     trainer.train_dataset = []
     fine_tuning.fine_tune(trainer, None, [], score_controls=lambda: {"test_swapped": 0.25})
-    assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25} and found["main_score"] == "mean_iou"
+    assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25}
+    assert found["main_score"] == "mean_iou" and found["greater_is_better"]
 
 
 def test_changed_schedule_is_a_warning(tmp_path, caplog):
