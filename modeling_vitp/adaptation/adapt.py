@@ -824,6 +824,7 @@ class Adaptation:
         return AdaptationReport(
             task=labels.task,
             metric=fine_tuned[0]["metric"],
+            greater_is_better=fine_tuned[0]["greater_is_better"],
             classes=[entry["name"] if isinstance(entry, dict) else entry for entry in labels.data["classes"]],
             data={
                 "name": labels.root.name,

@@ -50,15 +50,19 @@ class Comparison:
         if len(self.learning_rates) == 1:
             return self.learning_rates[0]
         scores, reason = {}, ""
+        greater_is_better = True
         for rate in self.learning_rates:
             try:
-                scores[rate] = self.fine_tune(model, backbone, rate, seed)
+                validation = self.fine_tune(model, backbone, rate, seed)
+                scores[rate] = validation["score"]
+                greater_is_better = validation["greater_is_better"]
             except TrainingDiverged as error:
                 reason = error
                 print(f"The learning rate {rate:g} is left out for {model}: {reason}")
         if not scores:
             raise TrainingDiverged(f"The fine-tuning of {model} diverges with each of `learning_rates`: {reason}")
-        best = max(scores, key=scores.get)
+        choose = max if greater_is_better else min
+        best = choose(scores, key=scores.get)
         for rate in scores:
             if rate != best:
                 remove_weights(self.run_folder(model, rate, seed))
@@ -67,8 +71,8 @@ class Comparison:
     def run_folder(self, model: str, rate: float, seed: int, fraction: float = 1.0) -> Path:
         return self.folder / model / f"labels_{100 * fraction:g}_rate_{rate:g}_seed_{seed}"
 
-    def fine_tune(self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0) -> float | None:
-        """Fine-tune a backbone unless it is done, and return its main score on the validation split, if there is one.
+    def fine_tune(self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0) -> dict[str, Any]:
+        """Fine-tune a backbone unless it is done.
 
         Args:
             model: name of the backbone.
@@ -76,6 +80,9 @@ class Comparison:
             rate: learning rate.
             seed: seed of the head, of the batches and of the drawn labels.
             fraction: fraction of the training images.
+
+        Returns:
+            `score`, the main score on the validation split, and `greater_is_better`; empty without a validation split.
 
         Raises:
             TrainingDiverged: if the training diverges. It is not run again.
@@ -105,12 +112,15 @@ class Comparison:
                 return {"diverged": str(error)}
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
-            return {"score": metrics["eval"][f"eval_{metrics['main_score']}"] if "eval" in metrics else None}
+            if "eval" not in metrics:
+                return {}
+            score = metrics["eval"][f"eval_{metrics['main_score']}"]
+            return {"score": score, "greater_is_better": metrics["greater_is_better"]}
 
         found = self.progress.result(part, run)
         if "diverged" in found:
             raise TrainingDiverged(found["diverged"])
-        return found["score"]
+        return found
 
     def score(
         self, model: str, backbone: str, rate: float, seed: int, fraction: float = 1.0, is_kept: bool = False
@@ -139,8 +149,13 @@ class Comparison:
         def run() -> dict[str, Any]:
             metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder / "test")
             name = metrics["main_score"]
-            resampled = {"resampled": metrics["test_resampled"], "cases": metrics["test_cases"]}
-            return {"metric": name, "score": metrics["test"][f"test_{name}"], **resampled}
+            return {
+                "metric": name,
+                "greater_is_better": metrics["greater_is_better"],
+                "score": metrics["test"][f"test_{name}"],
+                "resampled": metrics["test_resampled"],
+                "cases": metrics["test_cases"],
+            }
 
         found = self.progress.result(f"fine_tuning/{model}/{folder.name}/test", run)
         if not is_kept:

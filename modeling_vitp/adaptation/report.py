@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 
 from ..cards.model_card import cell_text
+from ..evaluation.answer_scores import LOWER_IS_BETTER
 from ..metrics.resampling import Difference, Score, paired_difference
 from ..training.checkpointing import write_whole
 from .arguments import ADAPTED, RANDOM
@@ -36,7 +37,7 @@ UNITS = {
     "mask_map": "mask mAP",
     "mean_average_precision": "mAP",
 }
-# Main score of `vitp probe` for each task, and its name.
+# Main score of `vitp probe` for each task, and its name. All of them are better when higher.
 PROBE_SCORES = {
     "classification": ("accuracy", "accuracy"),
     "segmentation": ("mean_iou", "mIoU"),
@@ -71,6 +72,7 @@ class AdaptationReport:
         pictures: image files, relative to the folder of the report.
         notes: sentences on what was not tested.
         command: command that runs the adaptation again.
+        greater_is_better: whether a higher main score is better.
     """
 
     task: str
@@ -86,6 +88,7 @@ class AdaptationReport:
     pictures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     command: str = ""
+    greater_is_better: bool = True
 
     def save(self, folder: str | Path) -> None:
         """Write `report.json`, `README.md` with its charts, and `report.html` to the folder of the pictures."""
@@ -125,8 +128,10 @@ class AdaptationReport:
 
     def scores(self, model: str, labels: float = 1.0) -> dict[int, Score]:
         """Return the test score of a fine-tuned model by seed."""
-        runs = self.runs(model, labels)
-        return {run["seed"]: Score(run["score"], run["resampled"], run["cases"]) for run in runs}
+        scores = {}
+        for run in self.runs(model, labels):
+            scores[run["seed"]] = Score(run["score"], run["resampled"], run["cases"], self.greater_is_better)
+        return scores
 
     def differences(self, labels: float = 1.0) -> dict[str, Difference]:
         """Return the differences in the main score of the adapted backbone to each other one, paired by seed.
@@ -151,7 +156,10 @@ class AdaptationReport:
         is found, the advice is the start.
         """
         differences, start = self.differences(), label(self.start)
-        better = {name: one.mean for name, one in differences.items() if one.is_clear and one.mean < 0}
+        better = {}
+        for name, difference in differences.items():
+            if is_loss(difference):
+                better[name] = difference.as_gain().mean
         best, to_start = min(better, key=better.get, default=self.start), differences.get(self.start)
         number = self.data.get("images", {}).get("test", FEW)
         scenes = self.data.get("test_scenes", number)
@@ -167,32 +175,40 @@ class AdaptationReport:
         elif self.start in better:
             first = f"Keep {start}: the adapted backbone is worse by {self.loss(to_start)}."
         elif to_start.is_clear:
-            first = f"Use the adapted backbone: {self.gain(to_start)} ({bounds(to_start)}) over {start}."
+            relation = "over" if self.greater_is_better else "compared with"
+            first = f"Use the adapted backbone: {self.change(to_start)} ({bounds(to_start)}) {relation} {start}."
         else:
-            gain = f"{self.gain(to_start)}, {bounds(to_start)}"
-            first = f"Keep {start}: no difference to the adapted backbone was found ({gain})."
+            change = f"{self.change(to_start)}, {bounds(to_start)}"
+            first = f"Keep {start}: no difference to the adapted backbone was found ({change})."
         others = [self.compare(name, one) for name, one in differences.items() if name != best]
         found = f"{number} images" if scenes == number else f"images of {scenes} scenes or patients"
         few = f"The test split has {found}: with so few, do not rely on the intervals." * (1 < scenes < FEW)
-        return " ".join(filter(None, [first, *others, few, "" if self.looks_at_images() else BLIND]))
+        blind = "" if self.looks_at_images() else BLIND
+        return " ".join(filter(None, [first, *others, self.direction, few, blind]))
 
     def compare(self, name: str, difference: Difference) -> str:
         """Return a sentence on a backbone, empty if the adapted one is clearly better."""
         if difference.seeds < 2:
-            gain = f"{self.gain(difference)} ({bounds(difference)})"
-            return f"In one seed, the difference of the adapted backbone to {label(name)} is {gain}."
+            change = f"{self.change(difference)} ({bounds(difference)})"
+            return f"In one seed, the difference of the adapted backbone to {label(name)} is {change}."
         if not difference.is_clear:
-            return f"No difference to {label(name)} was found ({self.gain(difference)}, {bounds(difference)})."
-        if difference.mean < 0:
+            return f"No difference to {label(name)} was found ({self.change(difference)}, {bounds(difference)})."
+        if is_loss(difference):
             return f"The adapted backbone is worse than {label(name)} by {self.loss(difference)}."
         return ""
 
-    def gain(self, difference: Difference) -> str:
+    @property
+    def direction(self) -> str:
+        """Sentence that says that a lower main score is better; empty if a higher one is."""
+        return "" if self.greater_is_better else f"A lower {self.unit} is better."
+
+    def change(self, difference: Difference) -> str:
         return f"{points(difference.mean, '+')} points of {self.unit}"
 
     def loss(self, difference: Difference) -> str:
-        """Return a negative difference as a positive one, with its interval."""
-        loss = replace(difference, mean=-difference.mean, low=-difference.high, high=-difference.low)
+        """Return the difference to a better backbone as a positive number, with its interval."""
+        gain = difference.as_gain()
+        loss = replace(gain, mean=-gain.mean, low=-gain.high, high=-gain.low)
         return f"{points(loss.mean)} points of {self.unit} ({bounds(loss)})"
 
     def looks_at_images(self) -> bool:
@@ -201,7 +217,9 @@ class AdaptationReport:
         for scores in self.controls.get("answers", {}).values():
             # Each kind has one score here, because among several one is above 0 by chance more often.
             name = "mean_iou" if "mean_iou" in scores else next((key for key in scores if "gain" in scores[key]), None)
-            gains += [] if name is None else [scores[name]["gain"][0]]
+            if name is not None:
+                low, high = scores[name]["gain"]  # interval of the difference
+                gains.append(-high if name in LOWER_IS_BETTER else low)
         return not gains or max(gains) > 0
 
     def sections(self) -> dict[str, list[Block]]:
@@ -248,6 +266,8 @@ class AdaptationReport:
             return []
         text = f"Test scores in points of {self.unit}, with all labels. Differences are paired by seed and test image. "
         text += "In bold, the interval excludes 0."
+        if self.direction:
+            text += f" {self.direction}"
         if any(one.seeds < 2 for one in differences.values()):
             text += " With one seed, it covers test images only."
         blocks = [text, Table([*self.header, "weights"], [[*row, self.models[name]] for name, row in rows.items()])]
@@ -317,6 +337,11 @@ def label(name: str) -> str:
 def points(value: float, sign: str = "") -> str:
     """Return a score in points with one decimal and a minus sign."""
     return f"{round(100 * float(value), 1) + 0.0:{sign}.1f}".replace("-", "−")  # `+ 0.0` turns -0.0 to 0.0.
+
+
+def is_loss(difference: Difference) -> bool:
+    """Return whether the first model is clearly worse."""
+    return difference.is_clear and difference.as_gain().mean < 0
 
 
 def bounds(difference: Difference) -> str:

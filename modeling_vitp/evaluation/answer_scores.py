@@ -12,6 +12,7 @@ from ..data.boxes import Box, iou
 from ..instructions.boxes import COVER_LETTERS, read_boxes
 
 ACCURATE_IOU = 0.5
+LOWER_IS_BETTER = ("mean_error",)  # All other scores are better when they are higher.
 NUMBERS = dict(zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11))))
 NUMBERS["none"] = "0"
 ARTICLES = {"a", "an", "the"}

@@ -37,7 +37,7 @@ from ..probing.segmentation import SegmentationProbe
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..tasks.segmentation.data import DenseData
 from ..vrl import keyed_generator
-from .answer_scores import largest_area, read_number, score_answers
+from .answer_scores import LOWER_IS_BETTER, largest_area, read_number, score_answers
 from .vlm import Question, answer_kind, conversation_of, other_images, read_questions
 
 MOST_ROWS = 2000  # Whose questions may be asked.
@@ -49,9 +49,15 @@ CACHED_TOKENS = 1 << 17  # Limit of the tokens in the cache of a batch of sample
 # Sampled answers to a question for a number or for a fine map, of which the middle one is scored.
 SAMPLES = {"count": 51, "fine_map": 12}
 MOST_NEW_TOKENS = 512
-# Main score of each kind, by which the constant answer is chosen, and whether lower values are better.
-MAIN_SCORES = {"count": ("mean_error", True), "grounding": ("mean_iou", False), "map": ("mean_iou", False)}
-MAIN_SCORES |= {"fine_map": ("largest_area_iou", False), "vqa": ("accuracy", False), "choice": ("accuracy", False)}
+# Main score of each kind, by which the constant answer is chosen.
+MAIN_SCORES = {
+    "count": "mean_error",
+    "grounding": "mean_iou",
+    "map": "mean_iou",
+    "fine_map": "largest_area_iou",
+    "vqa": "accuracy",
+    "choice": "accuracy",
+}
 
 
 def probe_labels(
@@ -225,11 +231,11 @@ def best_constants(conversations: Iterable[Sequence[dict[str, str]]]) -> dict[st
     for kind, pairs in by_kind.items():
         questions, answers = zip(*pairs)
         references = [(answer,) for answer in answers]
-        name, is_error = MAIN_SCORES[kind]
+        name = MAIN_SCORES[kind]
         values = {}
         for candidate in candidates_of(kind, answers):
             value = float(np.mean(score_answers(kind, questions, [candidate] * len(answers), references)[name]))
-            values[candidate] = -value if is_error else value
+            values[candidate] = -value if name in LOWER_IS_BETTER else value
         constants[kind] = max(values, key=values.get)
     return constants
 
@@ -303,7 +309,7 @@ def compare(
     compared = {}
     for score, of_own in values["own"].items():
         means = {name: float(np.mean(of_name[score])) for name, of_name in values.items()}
-        is_error = (score, True) == MAIN_SCORES[kind]
+        is_error = score in LOWER_IS_BETTER
         gains = [means["own"] - means[name] for name in ("other_images", "constant")]
         found: dict[str, Any] = {**means, "least_gain": min(-gain if is_error else gain for gain in gains)}
         if is_error:

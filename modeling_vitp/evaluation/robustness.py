@@ -37,7 +37,8 @@ def evaluate_robustness(args: RobustnessArguments) -> dict[str, Any]:
     """Score all models under all conditions and write `metrics.json`. Finished conditions are not run again.
 
     Returns:
-        Metrics: one entry per model under `models`, see [`summarize_conditions`], and a description of the data.
+        Metrics: one entry per model under `models`, see [`summarize_conditions`], whether a higher score is better, and
+        a description of the data.
 
     Raises:
         ValueError: If a corruption is unknown, a model or its data are invalid, the models have different data, or the
@@ -70,6 +71,7 @@ def score_models(
         task = tasks.pop(name)  # Only one model at a time is in memory.
         folder = output_dir / re.sub(r"[^\w.=-]+", "--", os.path.normpath(name)).strip("-")
         settings = task.settings
+        metrics["greater_is_better"] = task.greater_is_better
         check_same_settings(folder / "settings.json", settings)
         scores = score_conditions(task, folder, label, [(CLEAN, 0), *conditions])
         metrics["models"].append({"model": label, "settings": settings, **summarize_conditions(scores, about["score"])})
@@ -117,7 +119,8 @@ def summarize_conditions(scores: dict[tuple[str, int], dict[str, float]], score:
 
     Returns:
         Score and all metrics under `clean` and for each of `conditions`; the mean score over the severities of each of
-        `corruptions`, and `average`, the mean over the corruptions. `relative` is the ratio to the clean score.
+        `corruptions`, and `average`, the mean over the corruptions. `relative` is the ratio to the clean score, which
+        is above 1 for a loss if a lower score is better.
     """
     clean = scores[CLEAN, 0][score]
 
@@ -157,7 +160,13 @@ def robustness_table(metrics: dict[str, Any]) -> str:
         )
     rows.append(["average", *[cell for model in models for cell in format_score(model["average"])]])
     header = [title for model in models for title in (model["model"], "of clean")]
-    return table([metrics["score"].replace("_", " "), *header], rows)
+    return table([score_title(metrics), *header], rows)
+
+
+def score_title(metrics: dict[str, Any]) -> str:
+    """Return the name of the score, which says if a lower score is better."""
+    title = metrics["score"].replace("_", " ")
+    return title if metrics["greater_is_better"] else f"{title} (lower is better)"
 
 
 def severity_table(model: dict[str, Any]) -> str:
@@ -187,5 +196,5 @@ def draw_robustness(metrics: dict[str, Any], path: Path) -> None:
         axis.axis("off")
     figure.legend([model["model"] for model in metrics["models"]], loc="outside upper center", ncols=4, fontsize=8)
     figure.supxlabel("severity (0: clean)", fontsize=9)
-    figure.supylabel(metrics["score"].replace("_", " "), fontsize=9)
+    figure.supylabel(score_title(metrics), fontsize=9)
     figure.savefig(path, dpi=120)

@@ -125,6 +125,11 @@ class RobustnessTask:
         used = {name: getattr(self.args, name) for name in self.scored_with}
         return used | {"weights": weights_digest(self.trainer.model)}
 
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether a higher score is better."""
+        return self.trainer.greater_is_better(self.score)
+
     def __len__(self) -> int:
         return len(self.samples)
 

@@ -1,7 +1,7 @@
 """Base class of the metrics, which computes results over all processes."""
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import evaluate
 import numpy as np
@@ -20,6 +20,7 @@ class DistributedMetric(evaluate.Metric):
 
     Attributes:
         main_score: key of the main score in the result, used to compare models.
+        lower_is_better: keys of the numbers in the result that are better when they are lower, such as an error rate.
         resamples: number of resamples of the cases in `score_images`.
         cases: statistics of the cases of the last result.
 
@@ -32,6 +33,7 @@ class DistributedMetric(evaluate.Metric):
     """
 
     main_score: str | None = None
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
     resamples = RESAMPLES
     kept: dict | list
     cases: Sequence = ()
@@ -64,6 +66,16 @@ class DistributedMetric(evaluate.Metric):
         """Return the result for some cases of the last result, which may be repeated, without predicting again."""
         return self._compute(self._take(indices))
 
+    def greater_is_better(self, score: str) -> bool:
+        """Return whether a higher value of a score is better.
+
+        Args:
+            score: key of the result, or the name of the value of a class, such as `iou/building`, see
+                [`~modeling_vitp.metrics.report.name_classes`].
+        """
+        key = score.partition("/")[0]
+        return key not in self.lower_is_better and f"per_category_{key}" not in self.lower_is_better
+
     def score_images(self, key: str | None = None) -> Score:
         """Return a score of the last result with its values over resamples of the cases.
 
@@ -78,7 +90,8 @@ class DistributedMetric(evaluate.Metric):
             known = ", ".join(name for name, value in result.items() if isinstance(value, float))
             raise ValueError(f"{self.name}: unknown main score {key!r}. Expected one of {known}.")
         draws = resample(len(self.cases), number=self.resamples)
-        return Score(result[key], [self._score(self._take(draw), key) for draw in draws], len(self.cases))
+        resampled = [self._score(self._take(draw), key) for draw in draws]
+        return Score(result[key], resampled, len(self.cases), self.greater_is_better(key))
 
     def _take(self, indices: np.ndarray) -> Sequence:
         return self.cases[indices]

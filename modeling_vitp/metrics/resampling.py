@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -45,11 +45,14 @@ class Score:
         resampled: scores of the draws of [`resample`], which are the same for all models of a test split. A score
             without anything to count is NaN.
         cases: number of cases.
+        greater_is_better: whether a higher value is better, see
+            [`~modeling_vitp.metrics.base.DistributedMetric.greater_is_better`].
     """
 
     value: float
     resampled: list[float]
     cases: int
+    greater_is_better: bool = True
 
 
 class Scores(dict[str, float]):
@@ -74,6 +77,7 @@ class Difference:
         low, high: 95% interval.
         is_clear: whether the interval excludes 0. Always false for a single seed.
         seeds: number of seeds.
+        greater_is_better: whether a higher score is better.
     """
 
     mean: float
@@ -81,9 +85,16 @@ class Difference:
     high: float
     is_clear: bool
     seeds: int
+    greater_is_better: bool = True
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+    def as_gain(self) -> "Difference":
+        """Return the difference as an improvement, which is positive if the first model is better."""
+        if self.greater_is_better:
+            return self
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low, greater_is_better=True)
 
 
 def paired_difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Difference:
@@ -100,13 +111,17 @@ def paired_difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Differe
         ours, theirs: scores of one model for each seed, in the same order, on the same test cases.
 
     Raises:
-        ValueError: if the models differ in the number of seeds, of resamples or of cases, or have no scores.
+        ValueError: if the models differ in the number of seeds, of resamples or of cases or in the direction of the
+            score, or have no scores.
     """
     if not len(ours) == len(theirs) > 0 or len({(len(one.resampled), one.cases) for one in (*ours, *theirs)}) > 1:
         found = [[(len(one.resampled), one.cases) for one in scores] for scores in (ours, theirs)]
         raise ValueError(
             f"Expected two scores of the same cases for each seed, got numbers of resamples and cases {found}."
         )
+    directions = {score.greater_is_better for score in (*ours, *theirs)}
+    if len(directions) > 1:
+        raise ValueError("Expected scores of one metric, got some that are better when higher and some when lower.")
     values = np.array([one.value - other.value for one, other in zip(ours, theirs)])
     # Scores that were read from JSON have None in place of NaN.
     resampled, others = (np.array([one.resampled for one in scores], float).mean(0) for scores in (ours, theirs))
@@ -116,7 +131,8 @@ def paired_difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Differe
     of_cases = float(np.nanvar(resampled - others, ddof=1)) * cases / max(cases - 1, 1)
     halves = half_width(of_seeds, seeds - 1) if seeds > 1 else 0.0, half_width(of_cases, cases - 1)
     half = math.hypot(*halves)
-    return Difference(mean, mean - half, mean + half, seeds > 1 and abs(mean) > half, seeds)
+    is_clear = seeds > 1 and abs(mean) > half
+    return Difference(mean, mean - half, mean + half, is_clear, seeds, directions.pop())
 
 
 def half_width(variance: float, freedom: float) -> float:

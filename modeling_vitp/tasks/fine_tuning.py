@@ -73,6 +73,8 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
     evaluate(trainer, metrics, "test", samples["test"])
     if samples["eval"] is not None or samples["test"] is not None:
         metrics["main_score"] = trainer.main_score
+        if trainer.main_score is not None:
+            metrics["greater_is_better"] = trainer.greater_is_better(trainer.main_score)
     if args.resample_test:
         score = trainer.metric.score_images()
         metrics |= {"test_resampled": score.resampled, "test_cases": score.cases}

@@ -46,8 +46,14 @@ class FineTuningTrainer(SampleTrainer):
     metric: DistributedMetric
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        if self.args.metric_for_best_model == "loss":  # The default of transformers, but evaluation computes no loss.
-            self.args.metric_for_best_model, self.args.greater_is_better = self.main_score, True
+        training_args = self.args
+        if training_args.metric_for_best_model == "loss":  # the default of transformers; evaluation computes no loss
+            training_args.metric_for_best_model = self.main_score
+            training_args.greater_is_better = True
+        score = (training_args.metric_for_best_model or "").removeprefix("eval_")
+        # transformers takes every score whose name does not end in "loss" to be better when higher.
+        if not self.greater_is_better(score):
+            training_args.greater_is_better = False
         return super().train(*args, **kwargs)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
@@ -182,6 +188,10 @@ class FineTuningTrainer(SampleTrainer):
     def main_score(self) -> str | None:
         """Name of the main score of the task in the scores of a split."""
         return self.metric.main_score
+
+    def greater_is_better(self, score: str) -> bool:
+        """Return whether a higher value of a score of a split is better, as its metric declares."""
+        return self.metric.greater_is_better(score)
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

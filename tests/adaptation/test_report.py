@@ -105,6 +105,39 @@ def test_verdict_has_the_interval_in_points():
     assert same.verdict.endswith(text)
 
 
+LOWER_IS_BETTER = [  # means of adapted, start, and others; beginning of the verdict; names in the sentences after it
+    (
+        {ADAPTED: 0.50, "dinov2-base": 0.60},
+        "Use the adapted backbone: −10.0 points of error rate (95% interval −",
+        (),
+    ),
+    ({ADAPTED: 0.50, "dinov2-base": 0.60, "mae": 0.40}, "Use mae: it is better than the adapted backbone by 10.0 ", ()),
+    (
+        {ADAPTED: 0.70, "dinov2-base": 0.60, "mae": 0.50, "big": 0.55},
+        "Use mae: it is better than the adapted backbone by 20.0 ",
+        ("worse than dinov2-base by 10.0", "worse than big by 15.0"),
+    ),
+    (
+        {ADAPTED: 0.70, "dinov2-base": 0.50, "mae": 0.60},
+        "Keep dinov2-base: the adapted backbone is worse by 20.0 points of error rate (95% interval 1",
+        ("worse than mae by 10.0",),
+    ),
+    ({ADAPTED: 0.50, "dinov2-base": 0.50}, "Keep dinov2-base: no difference to the adapted backbone was found", ()),
+]
+
+
+@pytest.mark.parametrize("means, first, others", LOWER_IS_BETTER)
+def test_verdict_follows_the_direction_of_the_score(means, first, others, tmp_path):
+    report = make_report(means, metric="error_rate", greater_is_better=False)
+    beginning, *sentences, last = re.split(r"(?<=\.) (?=[A-Z])", report.verdict)
+    assert beginning.startswith(first)
+    assert len(sentences) == len(others)
+    assert all(name in sentence for name, sentence in zip(others, sentences))
+    assert last == "A lower error rate is better."
+    report.save(tmp_path)
+    assert AdaptationReport.load(tmp_path).verdict == report.verdict
+
+
 def test_verdict_of_one_seed_is_not_decided():
     verdict = make_report({ADAPTED: 0.60, "dinov2-base": 0.30, "mae": 0.90}, seeds=1).verdict
     assert verdict.startswith("Not decided: with one seed, the interval covers test images only.")
@@ -136,6 +169,13 @@ def test_verdict_warns_of_few_test_images(number):
 def test_verdict_says_when_answers_ignore_the_image(lows, is_blind):
     report = make_report({ADAPTED: 0.60, "dinov2-base": 0.50}, controls=answers_with_gains(*lows))
     assert report.verdict.endswith("what the labels say.") == is_blind
+
+
+@pytest.mark.parametrize("interval, looks", [([-0.4, -0.1], True), ([0.1, 0.4], False)])
+def test_lower_error_of_counts_shows_that_the_model_looks(interval, looks):
+    scores = {"mean_error": {"own": 1.0, "other_images": 1.2, "gain": interval}}
+    report = make_report({ADAPTED: 0.6, "dinov2-base": 0.5}, controls={"answers": {"count": scores}})
+    assert report.looks_at_images() == looks
 
 
 def test_boxes_do_not_show_that_the_model_looks():

@@ -386,7 +386,7 @@ def test_batch_is_not_larger_than_the_fraction_of_the_labels(tmp_path, monkeypat
 
     def run_recipe(name, settings, folder):
         batches.append(settings["per_device_train_batch_size"])
-        return {"main_score": "accuracy", "eval": {"eval_accuracy": 1.0}}
+        return {"main_score": "accuracy", "greater_is_better": True, "eval": {"eval_accuracy": 1.0}}
 
     monkeypatch.setattr(comparison, "run_recipe", run_recipe)
     for fraction in (1.0, 0.5, 0.2, 0.01):
@@ -405,7 +405,8 @@ def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
         tried.append(settings["learning_rate"])
         if settings["learning_rate"] > 1 or "all" in settings["model_name_or_path"]:
             raise TrainingDiverged("Step 1 is not finite.")
-        return {"main_score": "accuracy", "eval": {"eval_accuracy": settings["learning_rate"]}}
+        scores = {"eval_accuracy": settings["learning_rate"]}
+        return {"main_score": "accuracy", "greater_is_better": True, "eval": scores}
 
     monkeypatch.setattr(comparison, "run_recipe", run_recipe)
     assert runs.choose_rate("a", "backbone", 0) == 3e-4
@@ -417,6 +418,26 @@ def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
     with pytest.raises(TrainingDiverged, match="Step 1"):
         runs.score("b", "all", 9.0, 0)  # recorded, not run again
     assert len(tried) == 6
+
+
+def test_learning_rate_has_lowest_error_rate(tmp_path, monkeypatch):
+    write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
+    labels, settings = read_labels(tmp_path / "data", tmp_path / "splits"), {"per_device_train_batch_size": 4}
+    runs = Comparison(labels, settings, 1, [1e-4, 3e-4, 1e-3], tmp_path / "runs", Progress(tmp_path / "progress.json"))
+    errors = {1e-4: 0.3, 3e-4: 0.2, 1e-3: 0.4}
+
+    def run_recipe(name, settings, folder):
+        metrics = {"main_score": "error_rate", "greater_is_better": False}
+        if not settings.get("do_train", True):
+            return metrics | {"test": {"test_error_rate": 0.25}, "test_resampled": [0.2, 0.3], "test_cases": 2}
+        return metrics | {"eval": {"eval_error_rate": errors[settings["learning_rate"]]}}
+
+    monkeypatch.setattr(comparison, "run_recipe", run_recipe)
+    assert runs.choose_rate("a", "backbone", 0) == 3e-4
+    runs.progress = Progress(tmp_path / "progress.json")  # of a resumed run
+    assert runs.choose_rate("a", "backbone", 0) == 3e-4
+    scored = runs.score("a", "backbone", 3e-4, 0)
+    assert scored["metric"] == "error_rate" and not scored["greater_is_better"]
 
 
 def test_seed_that_diverges_is_left_out(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ class Counted:
     asked: list[tuple] = []
     stops_after = math.inf
     score = "ap50"
+    greater_is_better = True
 
     def __init__(self, name, args):
         self.name = name
@@ -70,7 +71,7 @@ def test_models_are_scored_clean_and_corrupted(ask, tmp_path):
     expected = [(None, 0), *((name, severity) for name in SEVERITIES for severity in (2, 4))]
     assert asked == [(model, *condition) for model in "ab" for condition in expected]
     assert [model["model"] for model in metrics["models"]] == ["a", "b"]
-    assert metrics["images"] == 3 and metrics["score"] == "ap50"
+    assert metrics["images"] == 3 and metrics["score"] == "ap50" and metrics["greater_is_better"]
     assert "NaN" not in (tmp_path / "out" / "metrics.json").read_text()
     draw_robustness(metrics, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").size[0] > 600
@@ -161,7 +162,8 @@ def test_robustness_tables():
     conditions = [("haze", 1), ("haze", 5), ("data_gaps", 1), ("data_gaps", 5)]
     first = of_model("r = 0", 0.5, dict(zip(conditions, (0.4, 0.2, 0.5, 0.3))))
     second = of_model("r = 0.75", 0.0, dict(zip(conditions, (0.0, 0.1, 0.0, 0.0))))
-    assert robustness_table({"score": "mean_iou", "models": [first, second]}).splitlines() == [
+    metrics = {"score": "mean_iou", "greater_is_better": True, "models": [first, second]}
+    assert robustness_table(metrics).splitlines() == [
         "| mean iou | r = 0 | of clean | r = 0.75 | of clean |",
         "| --- | --- | --- | --- | --- |",
         "| clean | 0.500 | 100.0% | 0.000 | 100.0% |",
@@ -169,6 +171,8 @@ def test_robustness_tables():
         "| data gaps | 0.400 | 80.0% | 0.000 | – |",
         "| average | 0.350 | 70.0% | 0.025 | – |",
     ]
+    title, *_ = robustness_table(metrics | {"greater_is_better": False}).splitlines()
+    assert title == "| mean iou (lower is better) | r = 0 | of clean | r = 0.75 | of clean |"
     assert severity_table(first).splitlines() == [
         "| r = 0, at severity | 1 | 5 |",
         "| --- | --- | --- |",

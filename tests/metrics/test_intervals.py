@@ -1,6 +1,7 @@
 """Tests of paired differences against formulas by hand and against simulated runs with a known difference."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,24 @@ def test_resamples_without_a_score_are_left_out():
     for absent in (math.nan, None):
         found = paired_difference([Score(one.value, [*one.resampled[:-1], absent], 20) for one in ours], theirs)
         assert found.mean == expected.mean and found.high == pytest.approx(expected.high, rel=1e-2)
+
+
+def test_gain_is_positive_if_a_lower_score_falls():
+    ours, theirs = (scores_of(np.random.default_rng(seed).random((3, 20)) + seed) for seed in range(2))
+    difference = paired_difference(ours, theirs)
+    assert difference.mean < 0 and difference.as_gain() == difference
+    ours, theirs = ([replace(score, greater_is_better=False) for score in scores] for scores in (ours, theirs))
+    lower = paired_difference(ours, theirs)
+    assert (lower.mean, lower.low, lower.high) == (difference.mean, difference.low, difference.high)
+    gain = lower.as_gain()
+    assert (gain.mean, gain.low, gain.high) == (-lower.mean, -lower.high, -lower.low)
+    assert gain.is_clear and gain.as_gain() == gain
+
+
+def test_scores_of_two_directions_are_refused():
+    score = scores_of(np.random.default_rng(0).random((1, 20)))
+    with pytest.raises(ValueError, match="higher.*lower"):
+        paired_difference(score, [replace(score[0], greater_is_better=False)])
 
 
 def test_scores_that_cannot_be_paired_are_refused():

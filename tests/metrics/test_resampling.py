@@ -81,6 +81,7 @@ def test_resampled_scores_equal_repeated_images(kind):
     result = metric.compute()
     np.testing.assert_equal(metric.compute_cases(np.arange(NUMBER)), result)
     score = metric.score_images()
+    assert score.greater_is_better
     assert score.value == result[metric.main_score] and score.cases == NUMBER
     assert len(score.resampled) == (BOX_RESAMPLES if "precision" in kind else RESAMPLES)
     for draw, resampled in list(zip(resample(NUMBER, number=len(score.resampled)), score.resampled))[:12]:

@@ -167,7 +167,8 @@ def test_card_is_written_from_all_metrics(tmp_path, monkeypatch):
     )
     args = DenseArguments(data={"a": 1}, test_split="test", num_pictures=0)
     fine_tuning.fine_tune(task, FineTuningOptions(args, trainer.args, BackboneArguments()))
-    assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25} and found["main_score"] == "mean_iou"
+    assert found["test"] == {"test_mean_iou": 0.5, "test_swapped": 0.25}
+    assert found["main_score"] == "mean_iou" and found["greater_is_better"]
 
 
 def test_changed_schedule_is_a_warning(tmp_path, caplog):

@@ -70,7 +70,7 @@ class FineTunings:
         config = yaml.safe_load(Path(argv[1]).read_text())
         output = Path(config["output_dir"])
         output.mkdir(parents=True)
-        metrics = {"main_score": "accuracy"}
+        metrics = {"main_score": "accuracy", "greater_is_better": True}
         if config.get("do_train", True):
             self.trained[str(output)] = config
             metrics["eval"] = {"eval_accuracy": -abs(config["learning_rate"] - RATES[1])}

@@ -65,7 +65,8 @@ def test_every_arm_is_resolved(config, tmp_path, monkeypatch):
     def run_recipe(name, settings, folder):
         folder.mkdir(parents=True)
         fine_tunings.append(settings)
-        return {"main_score": "map", "test": {"test_map": 0.5}, "test_resampled": [], "test_cases": 2}
+        metrics = {"main_score": "map", "greater_is_better": True, "test": {"test_map": 0.5}}
+        return metrics | {"test_resampled": [], "test_cases": 2}
 
     monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_recipe", run_recipe)
     plan.args.finetuning.label_shares = []  # they need the labels

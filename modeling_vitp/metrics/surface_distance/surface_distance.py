@@ -52,6 +52,8 @@ class SurfaceDistance(base.DistributedMetric):
         prediction and reference).
     """
 
+    lower_is_better = ("mean_hausdorff_95", "per_category_hausdorff_95", "per_category_missed_cases")
+
     def __init__(
         self,
         *args,

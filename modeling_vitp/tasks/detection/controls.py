@@ -1,5 +1,6 @@
 """Control scores of a detector without its images: detections of other images, and fixed layouts of boxes."""
 
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -57,7 +58,8 @@ def best(
         for begin, metric in trainer.metrics.items():
             scores = metric.compute(predictions=predictions, references=references, image_ids=ids)
             score = "map_50" if "map_50" in scores else metric.main_score
-            if begin not in chosen or scores[score] > chosen[begin][score]:
+            is_better = operator.gt if metric.greater_is_better(score) else operator.lt
+            if begin not in chosen or is_better(scores[score], chosen[begin][score]):
                 chosen[begin] = scores
     return {
         f"{name}_{begin}{key}": value

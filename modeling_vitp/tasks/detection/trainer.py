@@ -189,6 +189,12 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
     def main_score(self) -> str | None:
         return [*self.metrics][-1] + (self.metric.main_score or "")
 
+    def greater_is_better(self, score: str) -> bool:
+        for prefix, metric in self.metrics.items():
+            if score.startswith(prefix) and not metric.greater_is_better(score.removeprefix(prefix)):
+                return False
+        return True
+
     def training_data(self) -> Any:
         return self.train_dataset.samples.files_or_rows()
 

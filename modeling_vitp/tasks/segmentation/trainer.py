@@ -159,6 +159,11 @@ class ViTPSegmentationTrainer(FineTuningTrainer, Trainer):
 
     # Evaluation
 
+    def greater_is_better(self, score: str) -> bool:
+        if self.surfaces is not None and not self.surfaces.greater_is_better(score):
+            return False
+        return super().greater_is_better(score)
+
     def draw(
         self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
     ) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from modeling_vitp.metrics.report import METRICS_FOLDER
 from modeling_vitp.tasks.detection.controls import blind_scores
-from modeling_vitp.tasks.detection.trainer import reference
+from modeling_vitp.tasks.detection.trainer import ViTPDetectionTrainer, reference
 
 SIZES = [(40, 60), (80, 60), (40, 30)]
 
@@ -57,6 +57,34 @@ def test_best_control_by_the_main_score_of_a_metric_without_map_50():
     metric = evaluate.load(str(METRICS_FOLDER / "average_precision"), num_labels=2, iou_thresholds=[0.75])
     trainer.metrics = {"": metric}
     assert blind_scores(trainer, items)["swapped_map"] == 1  # the boxes differ by less than the threshold
+
+
+METRIC = """
+from modeling_vitp.metrics import box_metrics
+
+
+class MissedImages(box_metrics.BoxMetric):
+    main_score = "missed"
+    lower_is_better = ("missed",)
+
+    def _reduce(self, prediction, reference):
+        return float((prediction["boxes"] - reference["boxes"]).abs().max() > 1)
+
+    def _compute(self, images):
+        return {"missed": sum(images) / len(images)}
+"""
+
+
+def test_best_control_has_the_lowest_error(tmp_path):
+    """Swap detections of four images in two equal pairs: the shift by two misses none."""
+    (tmp_path / "missed_images.py").write_text(METRIC)
+    boxes = [[0.1, 0.1, 0.4, 0.4]], [[0.6, 0.6, 0.9, 0.9]]
+    items = [sample(f"b{index}", (40, 40), boxes[index % 2]) for index in range(4)]
+    trainer = trainer_of("horizontal", items)
+    trainer.metrics = {"box_": evaluate.load(str(tmp_path / "missed_images.py"), num_labels=2)}
+    assert blind_scores(trainer, items)["swapped_box_missed"] == 0
+    assert not ViTPDetectionTrainer.greater_is_better(trainer, "box_missed")
+    assert ViTPDetectionTrainer.greater_is_better(trainer, "mask_map")
 
 
 @pytest.mark.parametrize("task", ["horizontal", "oriented", "instances"])

@@ -40,6 +40,7 @@ from modeling_vitp.metrics import pixel_metrics
 
 class ErrorRate(pixel_metrics.PixelMetric):
     main_score = "error_rate"
+    lower_is_better = ("error_rate",)
 
     def _compute(self, cases):
         both, _, labeled = cases.sum(axis=(0, 2))
@@ -91,6 +92,7 @@ def error_rate(folder) -> float:
 def test_external_head_and_metric_train_and_score(files):
     assert main(arguments(files)) == 0
     metrics = json.loads((files / "out" / "metrics.json").read_text())
+    assert metrics["main_score"] == "error_rate" and not metrics["greater_is_better"]
     assert metrics["eval"]["eval_error_rate"] == pytest.approx(error_rate(files), abs=0.01)
     assert np.isfinite(metrics["train"]["train_loss"])
 
@@ -99,11 +101,22 @@ def test_external_head_and_metric_train_and_score(files):
     options = ["--corruptions", "haze", "--severities", "1", "--output_dir", str(files / "robustness")]
     assert evaluate_robustness([*names, *options]) == 0
     scored = json.loads((files / "robustness" / "metrics.json").read_text())
-    assert scored["score"] == "error_rate"
+    assert scored["score"] == "error_rate" and not scored["greater_is_better"]
 
     HEADS.pop("sum_of_maps")
     with pytest.raises(ValueError, match="sum_of_maps"):
         ViTPForSemanticSegmentation.from_pretrained(files / "out")
+
+
+@pytest.mark.parametrize("score", [None, "eval_error_rate"])
+def test_best_checkpoint_has_lowest_error_rate(files, score):
+    settings = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    settings |= {"metric_for_best_model": score, "max_steps": 3, "train_splits": ["train"], "test_scales": [1.0]}
+    assert main(arguments(files, **settings)) == 0
+    state = json.loads((files / "out" / "checkpoint-3" / "trainer_state.json").read_text())
+    scores = [logs["eval_error_rate"] for logs in state["log_history"] if "eval_error_rate" in logs]
+    metrics = json.loads((files / "out" / "metrics.json").read_text())
+    assert len(scores) == 3 and metrics["eval"]["eval_error_rate"] == min(scores) < max(scores)
 
 
 @pytest.mark.parametrize(
