@@ -16,16 +16,12 @@ of the validation split too unless `--split` names it.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import vitp_command
 from modeling_vitp.command.settings import PositiveInt, add_options, option_type
-from modeling_vitp.pretraining.arguments import AnnotationOptions
+from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import load_plugins, parse_words
-
-if TYPE_CHECKING:  # Layouts import torch, which would slow down `--help`.
-    from modeling_vitp.data.layouts import Layout
 
 # Options that questions drawn while training have too.
 OPTIONS = ("split", "kinds", "turns", "wordings", "max_boxes", "map_side", "window", "overlap", "collages")
@@ -68,59 +64,47 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def open_labels(args: argparse.Namespace) -> "Layout":
-    """Open the labels as those of drawn questions are opened, and set the kinds of questions if there are none."""
+def options_of(args: argparse.Namespace) -> AnnotationOptions:
+    """Return the options of the questions."""
     from modeling_vitp.data.annotation_files import read_annotation
-    from modeling_vitp.instructions.from_annotations.labels import open_layout
-    from modeling_vitp.instructions.from_annotations.pipeline import check_options
-    from modeling_vitp.instructions.from_annotations.questions import PHRASINGS
 
-    options = AnnotationOptions(
+    return AnnotationOptions(
         layout=args.layout,
+        split_list=None if args.split_list is None else str(args.split_list),
         files=None if args.annotations is None else str(args.annotations),
         names=None if args.names is None else read_annotation(args.names),
         **{name: getattr(args, name) for name in OPTIONS},
     )
-    layout = open_layout(args.root, options)
-    check_options(layout, args)
-    args.kinds = args.kinds or list(PHRASINGS[layout.subject])
-    return layout
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """Return the command that makes the instructions, with all options."""
+    from modeling_vitp.cards.sections import portable_command
+
+    words = [args.layout, str(args.root)]
+    for name, value in vars(args).items():
+        if name not in ("layout", "root", "push_to_hub", "merge") and value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return portable_command("make_instructions", words)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    layout = open_labels(args)
 
-    from modeling_vitp.instructions.from_annotations.labels import describe_default_names
-    from modeling_vitp.instructions.from_annotations.pipeline import build_instructions
-    from modeling_vitp.instructions.from_annotations.storage import (
-        check_shards,
-        encode_rows,
-        save_rows,
-        stored_split,
-        write_card,
-    )
+    from modeling_vitp.instructions.making import make_instructions
     from modeling_vitp.recipes import push_to_hub
 
-    names = describe_default_names(layout)
-    if names is not None:
-        print(names)
-    made, split = build_instructions(layout, args), stored_split(args.split)
-    rows = made.rows
-    if args.shard:
-        part = [rows[place] for place in args.shard.part(len(rows))]
-        save_rows(encode_rows(part), args.output_dir, split, args.shard)
-        print(f"Shard {args.shard}: {len(part)} of {len(rows)} rows in {args.output_dir}", end=". ")
-        print(f"When all shards are finished, run the same command with --merge {args.shard.count} instead of --shard.")
-        return 0
-    if args.merge:
-        check_shards(args.output_dir, split, args.merge, len(rows))
-    else:
-        save_rows(encode_rows(rows), args.output_dir, split)
-    write_card(args, made)
-    questions = sum(map(len, made.conversations))
-    print(f"{len(rows)} rows and {questions} questions are in {args.output_dir}, see README.md there.")
-    if args.push_to_hub:
+    make_instructions(
+        args.root,
+        args.output_dir,
+        options_of(args),
+        seed=args.seed,
+        license=args.license,
+        shard=args.shard,
+        merge=args.merge,
+        command=command_of(args),
+    )
+    if args.push_to_hub and args.shard is None:
         return push_to_hub.main([str(args.output_dir), args.push_to_hub, "--what", "dataset", "--private"])
     return 0
 

@@ -21,8 +21,9 @@ from modeling_vitp.data.annotation_files import read_list
 from modeling_vitp.data.layouts import LAYOUTS
 from modeling_vitp.data.scenes import stem_of
 from modeling_vitp.data.splits import choose_split
+from modeling_vitp.instructions.arguments import AnnotationOptions
+from modeling_vitp.instructions.from_annotations.labels import open_layout
 from modeling_vitp.instructions.from_annotations.pipeline import build_instructions
-from modeling_vitp.recipes import make_instructions
 
 SCENES = [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(2 + scene % 2)]  # 25 images
 
@@ -166,9 +167,8 @@ def test_instructions_take_list_of_training_images(tmp_path):
     root = tmp_path / "data"
     write_yolo(root, SCENES)
     found = read_labels(root, tmp_path / "lists")
-    options = ["yolo", str(root), "--split_list", str(found.lists["train"]), "--output_dir", str(tmp_path / "out")]
-    args = make_instructions.parse_arguments(options)
-    images = build_instructions(make_instructions.open_labels(args), args).images
+    options = AnnotationOptions(layout="yolo", split_list=str(found.lists["train"]))
+    images = build_instructions(open_layout(root, options), options).images
     assert sorted(image.paths[0] for image in images) == found.images["train"]
 
 

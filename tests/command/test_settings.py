@@ -31,9 +31,10 @@ from modeling_vitp.command.settings import (
     own_fields,
 )
 from modeling_vitp.images.pixels import ColorJitter
+from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.mixture import MixtureFile
 from modeling_vitp.instructions.sources import Source
-from modeling_vitp.pretraining.arguments import AnnotationOptions, PretrainArguments
+from modeling_vitp.pretraining.arguments import PretrainArguments
 from modeling_vitp.pretraining.config import ViTPTrainingConfig
 from modeling_vitp.pretraining.masked_autoencoder import MaskedAutoencoderConfig
 from modeling_vitp.tasks.detection.arguments import DotaSubmission

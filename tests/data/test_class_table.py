@@ -16,10 +16,10 @@ from modeling_vitp.adaptation.labels import read_labels, with_label_fraction
 from modeling_vitp.data import layouts
 from modeling_vitp.data.layouts import ClassTable, recognize_layout
 from modeling_vitp.data.splits import choose_split
+from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.from_annotations.labels import annotate_all
 from modeling_vitp.instructions.from_annotations.pipeline import make_instructions_command
 from modeling_vitp.instructions.from_annotations.source import LabelSource
-from modeling_vitp.pretraining.arguments import AnnotationOptions
 from modeling_vitp.recipes import finetune_classification, probe
 from modeling_vitp.tasks.classification.data import ClassificationData
 

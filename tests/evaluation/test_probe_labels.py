@@ -13,10 +13,10 @@ from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel,
 from modeling_vitp.data.annotations import AnnotatedImage, LabelMap, Region, regions_of
 from modeling_vitp.data.splits import spread
 from modeling_vitp.evaluation.pretraining import probe_labels
+from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.from_annotations import labeled_views
 from modeling_vitp.instructions.from_annotations.labeled_views import class_mask, write_views
 from modeling_vitp.instructions.from_annotations.source import LabelSource
-from modeling_vitp.pretraining.arguments import AnnotationOptions
 from modeling_vitp.probing.gains import BACKBONE, PIXELS, RANDOM, START
 from modeling_vitp.probing.labels import views_data
 

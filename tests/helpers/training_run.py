@@ -20,8 +20,8 @@ from tiny_models import TEXT, VISION
 from transformers import TrainerCallback, TrainerState
 
 from modeling_vitp import ViTPTrainer, ViTPTrainingConfig
+from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.from_annotations.source import LabelSource
-from modeling_vitp.pretraining.arguments import AnnotationOptions
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
 from modeling_vitp.training import base_trainer, checkpointing
 

@@ -27,7 +27,7 @@ def open_layout(root: str | Path, options: Any) -> Layout:
 
     Args:
         root: folder of the labeled images.
-        options: fields of [`~modeling_vitp.pretraining.arguments.AnnotationOptions`].
+        options: fields of [`~modeling_vitp.instructions.arguments.AnnotationOptions`].
 
     Raises:
         ValueError: If the folder has no known layout, or the layout does not have one of the options.

@@ -1,6 +1,5 @@
 """Pipeline of `make_instructions`: from its options to annotated images with questions."""
 
-import argparse
 import re
 import shlex
 from collections import Counter
@@ -11,6 +10,7 @@ from ...data.annotations import AnnotatedImage
 from ...data.folders import UNSPLIT
 from ...data.layouts import LAYOUTS, Layout, layouts_about, recognize_layout
 from ...data.windows import windows_of
+from ..arguments import AnnotationOptions
 from .collages import draw_collages
 from .labels import read_labeled_images
 from .questions import PHRASINGS, Asker, Exchange, make_conversations, vocabulary_of
@@ -40,49 +40,54 @@ class Instructions:
         return [(image, asked) for image, asked in zip(self.images, self.conversations) if asked]
 
 
-def check_options(layout: Layout, args: argparse.Namespace) -> None:
-    """Raise a `ValueError` if the options of `make_instructions` do not fit the layout, or the folder is used."""
+def check_options(layout: Layout, options: AnnotationOptions) -> None:
+    """Raise a `ValueError` if options of stored instructions do not fit the layout."""
     subject = layout.subject
-    unknown = set(args.kinds or ()) - PHRASINGS[subject].keys()
+    unknown = set(options.kinds or ()) - PHRASINGS[subject].keys()
     if unknown:
         known = ", ".join(PHRASINGS[subject])
         raise ValueError(f"Unknown kinds for {layout.name}: {', '.join(sorted(unknown))}. Known: {known}.")
-    if args.window is not None and subject != "objects":
+    if options.window is not None and subject != "objects":
         raise ValueError(f"--window needs annotated boxes: {', '.join(layouts_about('objects'))}.")
-    if args.collages and subject not in ("objects", "regions"):
+    if options.collages and subject not in ("objects", "regions"):
         known = ", ".join(layouts_about("objects", "regions"))
         raise ValueError(f"--collages needs annotated boxes or masks: {known}.")
-    root, output_dir = args.root.resolve(), args.output_dir.resolve()
-    if root in (output_dir, *output_dir.parents) or output_dir in root.parents:
-        raise ValueError(
-            f"--output_dir {args.output_dir} and the data set {args.root} overlap. Set another output folder."
-        )
-    foreign = sorted(path.name for path in output_dir.glob("*") if not OWN_FILE.fullmatch(path.name))
+
+
+def check_output(root: Path, output_dir: Path) -> None:
+    """Raise a `ValueError` if an output folder overlaps with the labels, or has files that were not made here."""
+    resolved_root = root.resolve()
+    resolved_output = output_dir.resolve()
+    if resolved_root in (resolved_output, *resolved_output.parents) or resolved_output in resolved_root.parents:
+        raise ValueError(f"--output_dir {output_dir} and the data set {root} overlap. Set another output folder.")
+    foreign = sorted(path.name for path in resolved_output.glob("*") if not OWN_FILE.fullmatch(path.name))
     if foreign:
-        raise ValueError(f"--output_dir {args.output_dir} has other files, such as {foreign[0]}. Set a new folder.")
+        raise ValueError(f"--output_dir {output_dir} has other files, such as {foreign[0]}. Set a new folder.")
 
 
-def build_instructions(layout: Layout, args: argparse.Namespace) -> Instructions:
+def build_instructions(layout: Layout, options: AnnotationOptions, seed: int = 0) -> Instructions:
     """Read the annotations of a split and generate questions. The pixels of the images are not read.
 
     Args:
         layout: layout of the annotations, see [`~modeling_vitp.instructions.from_annotations.labels.open_layout`].
-        args: options of `make_instructions`.
+        options: options of the questions.
+        seed: seed of the questions.
 
     Raises:
         ValueError: If no images are found, an annotation is invalid, or the annotations answer no question.
     """
-    labeled = read_labeled_images(layout, args.split, args.split_list, args.on_error)
+    labeled = read_labeled_images(layout, options.split, options.split_list, options.on_error)
     scenes = images = labeled.images
-    if args.window is not None:
-        images = [window for image in images for window in windows_of(image, args.window, args.overlap)]
-    number = round(args.collages * len(images))
-    images = images + draw_collages(scenes, number, args.collage_size, args.collage_grid, args.seed)
+    if options.window is not None:
+        images = [window for image in images for window in windows_of(image, options.window, options.overlap)]
+    number = round(options.collages * len(images))
+    images = images + draw_collages(scenes, number, options.collage_size, options.collage_grid, seed)
     vocabulary = vocabulary_of(images)
-    asker = Asker(layout.subject, vocabulary, args.max_boxes, args.map_side, args.seed, args.wordings)
-    conversations = make_conversations(images, asker, args.kinds, args.turns)
+    asker = Asker(layout.subject, vocabulary, options.max_boxes, options.map_side, seed, options.wordings)
+    kinds = options.kinds or list(PHRASINGS[layout.subject])
+    conversations = make_conversations(images, asker, kinds, options.turns)
     if not any(conversations):
-        raise ValueError(f"The annotation of {args.root} answers no question of the kinds {', '.join(args.kinds)}.")
+        raise ValueError(f"The annotation of {layout.root} answers no question of the kinds {', '.join(kinds)}.")
     return Instructions(images, conversations, vocabulary, labeled.copies)
 
 

@@ -26,7 +26,7 @@ class LabelSource:
 
     Args:
         layout: layout of the folder.
-        options: fields of [`~modeling_vitp.pretraining.arguments.AnnotationOptions`].
+        options: fields of [`~modeling_vitp.instructions.arguments.AnnotationOptions`].
     """
 
     layout: Layout

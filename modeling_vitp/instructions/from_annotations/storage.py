@@ -1,6 +1,5 @@
 """Storage of instruction rows as Parquet files with a data card, in a folder for `load_dataset`."""
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +11,16 @@ import pyarrow.parquet
 from datasets import Dataset, Features, Image, List, Value
 from tqdm.auto import tqdm
 
-from ...cards.sections import portable_command, set_metadata, set_section, table
+from ...cards.sections import set_metadata, set_section, table
 from ...command.paths import Shard
 from ...data.annotations import AnnotatedImage
 from ...data.folders import UNSPLIT
+from ...data.layouts import Layout
+from ..arguments import AnnotationOptions
 from .collages import Collage, encode_collages
 from .encoding import image_bytes
 from .pipeline import Instructions
-from .questions import Exchange
+from .questions import PHRASINGS, Exchange
 
 FEATURES = Features(
     {
@@ -106,60 +107,59 @@ def check_shards(folder: Path, split: str, count: int, num_rows: int) -> None:
             )
 
 
-def write_card(args: argparse.Namespace, made: Instructions) -> None:
+def write_card(
+    output_dir: Path,
+    layout: Layout,
+    options: AnnotationOptions,
+    made: Instructions,
+    license: str | None = None,
+    command: str | None = None,
+) -> None:
     """Write the README.md of the folder: metadata of all splits in it, and a section about the new split."""
-    card = args.output_dir / "README.md"
-    files = args.output_dir.glob("*-[0-9]*.parquet")
+    card = output_dir / "README.md"
+    files = output_dir.glob("*-[0-9]*.parquet")
     splits = sorted({re.sub(r"(-\d+-of-\d+)?-\d+$", "", path.stem) for path in files})
     data_files = [{"split": split, "path": f"{split}-*.parquet"} for split in splits]
+    name = layout.root.name
     set_metadata(
         card,
-        title=f"Instructions from {args.root.name}",
-        text=INTRODUCTION.format(root=args.root.name),
-        license=args.license,
+        title=f"Instructions from {name}",
+        text=INTRODUCTION.format(root=name),
+        license=license,
         task_categories=["visual-question-answering", "image-text-to-text"],
         tags=["vitp", "instruction-tuning"],
         configs=[{"config_name": "default", "data_files": data_files}],
     )
-    set_section(card, f"Split `{stored_split(args.split)}`", describe_split(args, made))
+    section = describe_split(layout, options, made)
+    if command is not None:
+        section += f"\n\n```bash\n{command}\n```"
+    set_section(card, f"Split `{stored_split(options.split)}`", section)
 
 
-def describe_split(args: argparse.Namespace, made: Instructions) -> str:
+def describe_split(layout: Layout, options: AnnotationOptions, made: Instructions) -> str:
+    """Return what a split has: rows, questions of each kind with an example, and classes."""
     images, num_rows = made.images, len(made.rows)
     exchanges = [exchange for conversation in made.conversations for exchange in conversation]
     by_kind = Counter(exchange.kind for exchange in exchanges)
     examples = {exchange.kind: exchange for exchange in reversed(exchanges)}
     yes = sum(exchange.answer == "yes" for exchange in exchanges if exchange.kind == "presence")
     num_collages = sum(isinstance(image, Collage) for image in images)
-    made_of = f"{len(images) - num_collages} {'windows' if args.window else 'images'}"
+    made_of = f"{len(images) - num_collages} {'windows' if options.window else 'images'}"
     made_of += f" and {num_collages} collages of crops" if num_collages else ""
 
     def shown(text: str) -> str:  # Code formatting keeps tags visible in Markdown.
         return f"`{text if len(text) <= 100 else text[:100] + ' …'}`"
 
+    rows = []
+    for kind in options.kinds or PHRASINGS[layout.subject]:
+        if kind in examples:
+            rows.append([kind, by_kind[kind], shown(examples[kind].question), shown(examples[kind].answer)])
     lines = [
         f"{num_rows} rows with {len(exchanges)} questions, from {made_of}, of which "
         f"{len(images) - num_rows} have no question. Presence: {yes} times yes, {by_kind['presence'] - yes} times no.",
         f"{len(made.copies)} files were excluded because they are identical to held-out images.",
-        table(
-            ["kind", "questions", "for example", "answer"],
-            [
-                [kind, by_kind[kind], shown(examples[kind].question), shown(examples[kind].answer)]
-                for kind in args.kinds
-                if kind in examples
-            ],
-        ),
+        table(["kind", "questions", "for example", "answer"], rows),
         f"Classes, with the number of images that have them: "
         f"{', '.join(f'{label} {count}' for label, count in made.vocabulary.most_common())}.",
-        f"```bash\n{command(args)}\n```",
     ]
     return "\n\n".join(lines)
-
-
-def command(args: argparse.Namespace) -> str:
-    """Return the command that creates the split."""
-    words = [args.layout, str(args.root)]
-    for name, value in vars(args).items():
-        if name not in ("layout", "root", "push_to_hub", "merge") and value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return portable_command("make_instructions", words)

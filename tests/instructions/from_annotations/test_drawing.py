@@ -36,9 +36,9 @@ from PIL import Image
 
 from modeling_vitp import ViTPDataCollator
 from modeling_vitp.input_spec import InputSpec
+from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.from_annotations import drawing
 from modeling_vitp.instructions.from_annotations.source import LabelSource
-from modeling_vitp.pretraining.arguments import AnnotationOptions
 from modeling_vitp.vrl import keyed_generator
 
 MIXED = {"window": 200, "mosaics": 0.5, "collages": 1, "collage_grid": [2, 7], "collage_size": 280, "turns": 10}
