@@ -6,6 +6,10 @@ import sys
 
 # Imported on first access. All but conversion and export need the `recipes` extra (TRL, datasets, rasterio).
 _LAZY = {
+    "AnnotationOptions": "instructions.arguments",
+    "ProbeArguments": "probing.arguments",
+    "TASKS": "tasks",
+    "VLMArguments": "evaluation.arguments",
     "ViTPClassificationTrainer": "tasks.classification.trainer",
     "ViTPClassificationTrainingConfig": "tasks.classification.trainer",
     "ViTPDataCollator": "instructions.collator",
@@ -19,10 +23,15 @@ _LAZY = {
     "compose": "pretraining.loading",
     "convert_checkpoint": "convert.checkpoint",
     "detect_large": "tasks.detection.prediction",
+    "evaluate_vlm": "evaluation.vlm",
     "export_backbone": "convert.export",
     "export_timm": "convert.timm_folder",
+    "fine_tune": "tasks.fine_tuning",
+    "make_instructions": "instructions.making",
     "predict_large": "tasks.segmentation.prediction",
     "predict_volume": "tasks.segmentation.prediction",
+    "pretrain": "pretraining.run",
+    "probe": "probing.run",
     "start_from_scratch": "pretraining.loading",
 }
 
@@ -66,4 +75,6 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    models = importlib.import_module(".auto", __name__)  # also in a command, which has not imported them yet
+    names = {name for name in vars(models) if not name.startswith("_")}
+    return sorted({*globals(), *_LAZY, *names})
