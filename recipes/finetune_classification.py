@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         classes_of,
         labels_of,
         load_classifier,
+        loss_without_values,
     )
     from modeling_vitp.tasks.loading import check_start, load_image_processor
     from modeling_vitp.training.checkpointing import check_free
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     load = partial(load_classifier, model_args, names, data.multi_label, training_args.image_size, data.input_spec)
     if args.dry_run:
         open_samples = partial(data.open, train_splits)
-        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, training_args.image_size)
+        size = training_args.image_size
+        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, size, loss_without_values)
     train_dataset = data.open(train_splits) if train_splits else None
     scored = {split: data.open([split]) for split in (args.eval_split, args.test_split) if split}
     counted = {}

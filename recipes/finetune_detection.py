@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         check_detector,
         load_detection_image_processor,
         load_detector,
+        loss_without_values,
     )
     from modeling_vitp.training.checkpointing import check_free
 
@@ -61,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         return load_detector(args.task, model_args, data.names.names, training_args, args.detector, data.input_spec)
 
     if args.dry_run:
-        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, training_args.image_size)
+        size = training_args.image_size
+        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, size, loss_without_values)
     image_processor = load_detection_image_processor(model_args, training_args, data.input_spec, args.detector)
     data.check_disjoint(fine_tuning.check_splits(training_args, args), args.task)
     train_dataset = open_samples() if training_args.do_train else None

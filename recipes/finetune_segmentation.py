@@ -41,7 +41,12 @@ def main(
     from modeling_vitp.tasks.loading import load_image_processor
     from modeling_vitp.tasks.segmentation.data import DenseData, count_pixels, weigh_classes
     from modeling_vitp.tasks.segmentation.prediction import write_submission
-    from modeling_vitp.tasks.segmentation.trainer import ViTPSegmentationTrainer, check_dense_start, load_dense_model
+    from modeling_vitp.tasks.segmentation.trainer import (
+        ViTPSegmentationTrainer,
+        check_dense_start,
+        load_dense_model,
+        loss_without_values,
+    )
     from modeling_vitp.training.checkpointing import check_free
 
     entry = find_model(model_type)
@@ -55,7 +60,8 @@ def main(
     if args.dry_run:
         load = partial(load_dense_model, entry.model_class, model_args, data.encoding.names, None, data.image_spec)
         open_samples = partial(data.open, args.train_splits)
-        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, training_args.crop_size)
+        size = training_args.crop_size
+        return fine_tuning_plan.dry_run(args, training_args, model_args, load, open_samples, size, loss_without_values)
     splits = fine_tuning.check_splits(training_args, args)
     for split in splits:
         data.split_settings(split)  # raises an error for an unknown split
