@@ -55,13 +55,14 @@ from ..tasks import TASKS
 from ..tasks.options import make_options
 from ..training.checkpointing import FolderLock, last_checkpoint, write_whole
 from ..training.command_line import load_plugins
+from ..training.costs import describe_machine
 from ..training.results import no_library_bars
 from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
 from .bundle import change_texts, write_bundle
 from .comparison import Comparison, fine_tuning_settings
 from .labels import instructions_digest, labels_digest, num_windows, read_labels, write_list
-from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine, median_size
+from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, median_size
 from .report import PROBE_SCORES, AdaptationReport
 from .runs import describe_seconds, run_command, run_recipe, write_config
 

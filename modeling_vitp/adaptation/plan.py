@@ -2,8 +2,6 @@
 
 import dataclasses
 import math
-import os
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from ..instructions.dry_run import SourceSummary
 from ..pretraining.arguments import PretrainArguments
 from ..pretraining.config import ViTPTrainingConfig
 from ..pretraining.plan import config_of_start, step_cost, work_of
-from ..training.costs import GIB, SPARE
+from ..training.costs import GIB, machine_memory
 from ..vrl import num_kept_tokens
 
 # Shares of the budget. The rest is for the data, the frozen probes, the controls and the exports.
@@ -41,20 +39,6 @@ class Costs:
     step: float
     fine_tuning_step: float
     evaluation: float
-
-
-def describe_machine() -> str:
-    """Return the accelerators of this machine, or its processor and number of cores."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
-
-
-def memory() -> float:
-    """Return the bytes of memory of the training device."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
@@ -93,13 +77,13 @@ def choose_batch(
     config, _ = config_of_start(args, model_args)
     longest = work_of(training_args, 1, summaries, args.from_scratch is not None).longest
     dtype = getattr(torch, str(model_args.dtype), torch.float32)
-    most, available = 2 ** int(math.log2(samples)), (1 - SPARE) * memory()
+    most, memory = 2 ** int(math.log2(samples)), machine_memory()
     for checkpointing in (False, True):
         batch = most
         while batch >= 1:
             shape = dataclasses.replace(longest, samples=batch)
             cost = step_cost(config, shape, int(checkpointing), training_args.bf16, dtype, training_args.optim)
-            if cost.memory <= available:
+            if cost.fits(memory):
                 return {
                     "per_device_train_batch_size": batch,
                     "global_batch_size": batch * (samples // batch),
@@ -108,7 +92,7 @@ def choose_batch(
             batch //= 2
     raise ValueError(
         f"A sample of {longest.tiles} tiles needs {cost.memory / GIB:.1f} GiB, and this device has "
-        f"{memory() / GIB:.1f} GiB. Use a smaller language_model or start, or pretraining '{{\"max_patches\": 1}}'."
+        f"{memory:.1f} GiB. Use a smaller language_model or start, or pretraining '{{\"max_patches\": 1}}'."
     )
 
 

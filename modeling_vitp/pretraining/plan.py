@@ -8,11 +8,10 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -24,17 +23,17 @@ from ..cards.sections import table
 from ..configuration_vitp import ViTPConfig
 from ..instructions.dry_run import SourceSummary, print_commands, print_mixture
 from ..instructions.mixture import load_mixture
-from ..modeling_vitp import ViTPForConditionalGeneration
+from ..modeling_vitp import ViTPForConditionalGeneration, score_tokens
 from ..training.batching import GlobalBatchSampler
 from ..training.config import HAS_ACTIVATION_CHECKPOINTING
 from ..training.costs import (
     CHECKPOINTING,
-    GIB,
     MEMORY_HEADER,
     SPARE,
     Step,
     StepCost,
     describe_device,
+    fastest_setting,
     measure_step,
     memory_cells,
 )
@@ -216,20 +215,21 @@ def print_plan(
         batch = dataclasses.replace(work.mean, padding=empty)
         return mean_operations(lambda batch: cost(batch, setup).operations, batch)
 
-    rows, room, hours_of = [], {}, {}
+    rows, checkpointing = [], {}
     for change, setup in changes(configured, args.freeze_language_model, any(padding.values())).items():
         whole = dataclasses.replace(setup, drop_ratio=0.0)
         peak = cost(work.longest, whole if work.undropped else setup).with_buckets(devices)
         operations = work.operations_per_step(mean(setup), work.undropped and mean(whole))
-        hours_of[setup] = hours = work.steps * operations / (device.operations * args.plan_utilization) / 3600
+        hours = device.hours(work.steps * operations, args.plan_utilization)
         if dataclasses.replace(setup, checkpoint_every=configured.checkpoint_every) == configured:
-            room[setup.checkpoint_every] = device.memory - peak.memory / GIB
+            checkpointing[setup.checkpoint_every] = peak, hours
         numbers = operations / 1e12, hours, hours * work.devices
         rows.append([change, *memory_cells(peak, device), *(f"{number:.3g}" for number in numbers)])
     print("\n" + table([*MEMORY_HEADER, "TFLOP per step", "hours", "device hours"], rows))
     samples = work.mean.samples * work.accumulation * work.devices
-    print(f"\nAs configured, {work.steps:,} steps of {samples} samples take {hours_of[configured]:.3g} hours.")
-    fastest = fastest_checkpointing(room, SPARE * device.memory)
+    _, hours = checkpointing[configured.checkpoint_every]
+    print(f"\nAs configured, {work.steps:,} steps of {samples} samples take {hours:.3g} hours.")
+    fastest = fastest_setting(checkpointing, device.memory)
     if fastest not in (None, configured.checkpoint_every):
         kwargs = json.dumps({"every_n_layers": fastest})
         option = f"true --activation_checkpointing_kwargs '{kwargs}'" if fastest else "false"
@@ -264,20 +264,6 @@ def mean_operations(operations: Callable[[BatchShape], float], mean: BatchShape)
     share, whole = math.modf(mean.tiles)
     fewer, more = (dataclasses.replace(mean, tiles=int(whole) + extra) for extra in (0, 1))
     return operations(fewer) if share == 0 else (1 - share) * operations(fewer) + share * operations(more)
-
-
-def fastest_checkpointing(room: Mapping[int, float], least: float) -> int | None:
-    """Return the fastest activation checkpointing that leaves enough free memory.
-
-    Args:
-        room: free memory of the device by N, where every N-th layer is checkpointed, 0 for none.
-        least: required free memory.
-
-    Returns:
-        N, or `None` if no setting leaves enough memory.
-    """
-    fitting = [every for every, left in room.items() if left >= least]
-    return min(fitting, key=lambda every: every and 1 / every, default=None)
 
 
 def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int, itemsize: int = 2) -> dict[str, float]:
@@ -461,16 +447,13 @@ def measure_pretraining(
         model = ViTPForConditionalGeneration(shallow).to(dtype).train()
         lora = prepare(model) if prepare is not None else None
         if lora is not None:
-            model = get_peft_model(model, lora)
-    prefix = f"{type(model).__name__}." + ("" if lora is None else "base_model.model.")
-    positions = patch("modeling_vitp.modeling_vitp.answer_positions", lambda labels: torch.arange(batch.labels))
-    with positions:  # without values, the first positions are used as labels
-        step = measure_step(
-            model,
-            lambda model: model(**empty_batch(config, batch)).log_probs.sum(),
-            bf16,
-            {part: prefix + name for part, name in PARTS.items()},
-        )
+            model = get_peft_model(model, lora).get_base_model()
+    step = measure_step(
+        model,
+        lambda model: answer_loss(model, empty_batch(config, batch), batch.labels),
+        bf16,
+        {part: name.replace("model", type(model.model).__name__, 1) for part, name in PARTS.items()},
+    )
     last = step.layers[measured[0] - 1], step.layers[-1]
     for part, layer, depth, number in zip(("ViT", "language model"), last, depths, measured):
         step.repeat(layer, depth - number, part)
@@ -479,6 +462,18 @@ def measure_pretraining(
         step.weights += (depth - number) * sum(weight.numel() for weight in weights)
         step.trained += (depth - number) * sum(weight.numel() for weight in weights if weight.requires_grad)
     return step
+
+
+def answer_loss(model: ViTPForConditionalGeneration, inputs: dict[str, torch.Tensor], num_labels: int) -> torch.Tensor:
+    """Return a loss that costs as much as that of the model with `answer_labels`.
+
+    Labels without values have no positions, so the first positions are scored.
+    """
+    labels = inputs.pop("answer_labels")[:, 1:].flatten()
+    hidden_states = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    positions = torch.arange(num_labels)
+    logits = model.lm_head(hidden_states.flatten(0, 1)[positions])
+    return score_tokens(logits, labels[positions]).log_probs.sum()
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:

@@ -104,7 +104,8 @@ def load_on_backbone(
         model = build(start, **neck, id2label=id2label, backbone_kwargs=backbone, **head)
     own_bands = getattr(model.config.backbone_config, "band_names", None)
     check_same_bands(name or "from_scratch", own_bands, "data: input_spec", band_names)
-    check_finite(model.state_dict(), name or "from_scratch")
+    if model.device.type != "meta":  # the model of a dry run has no values
+        check_finite(model.state_dict(), name or "from_scratch")
     if args.freeze_backbone or args.backbone_lora_r:
         freeze_vit(model, args.backbone_lora_r)
     return model

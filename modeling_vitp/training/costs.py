@@ -1,15 +1,15 @@
-"""Operations and memory of a training step, measured with tensors that have no values."""
+"""Cost plans: devices, and the operations and memory of a training step, measured with tensors without values."""
 
 import contextlib
 import dataclasses
+import os
+import platform
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from peft import PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +32,17 @@ class Device:
     memory: float
     operations: float
     float32_operations: float | None = None
+
+    def hours(self, operations: float, utilization: float, bf16: bool = True) -> float | None:
+        """Return the hours that a number of operations takes, `None` if the speed of the device is unknown.
+
+        Args:
+            utilization: share of the device's peak speed.
+        """
+        speed = self.operations if bf16 else self.float32_operations
+        if speed is None:
+            return None
+        return operations / (speed * utilization) / 3600
 
 
 DEVICES = {
@@ -58,6 +69,9 @@ MEMORY_HEADER = ["GiB:", "weights", "gradients", "optimizer", "activations", "to
 
 
 SPARE = 0.1  # share of a device's memory that stays free, the error of the estimate
+
+
+DISABLE_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"  # environment variable of transformers
 
 
 CUSTOM_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.IGNORECASE)
@@ -95,6 +109,10 @@ class StepCost:
     @property
     def operations(self) -> float:
         return sum(self.forward.values()) + self.backward
+
+    def fits(self, memory: float) -> bool:
+        """Return whether a step leaves the share `SPARE` of a memory in GiB free."""
+        return self.memory / GIB <= (1 - SPARE) * memory
 
     def with_buckets(self, devices: int) -> "StepCost":
         """Return the cost on several devices with DDP, which copies the gradients to buckets to sum them."""
@@ -230,6 +248,47 @@ def describe_device(name: str | None, default: str = "a40") -> tuple[str, Device
     return name, DEVICES[name]
 
 
+def machine_memory() -> float:
+    """Return the GiB of memory of the training device."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory / GIB
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+def describe_machine() -> str:
+    """Return the accelerators of this machine, or its processor and number of cores."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+
+
+def fastest_setting(settings: Mapping[Hashable, tuple[StepCost, float]], memory: float) -> Hashable | None:
+    """Return the fastest setting that fits into a memory in GiB, `None` if no setting fits.
+
+    Args:
+        settings: cost of a step and duration in any unit, by setting.
+    """
+    durations = {}
+    for setting, (cost, duration) in settings.items():
+        if cost.fits(memory):
+            durations[setting] = duration
+    return min(durations, key=durations.get, default=None)
+
+
+@contextlib.contextmanager
+def without_value_checks() -> Iterator[None]:
+    """Disable the checks of transformers that read the values of tensors, such as the number of image tokens."""
+    previous = os.environ.get(DISABLE_CHECKS)
+    os.environ[DISABLE_CHECKS] = "1"
+    try:
+        yield
+    finally:
+        if previous is None:
+            del os.environ[DISABLE_CHECKS]
+        else:
+            os.environ[DISABLE_CHECKS] = previous
+
+
 def measure_step(
     model: PreTrainedModel,
     loss: Callable[[PreTrainedModel], torch.Tensor],
@@ -283,15 +342,13 @@ def measure_step(
         return kept[0]
 
     with contextlib.ExitStack() as stack:
-        # Fake tensors have no values, so checks of values are disabled.
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.enter_context(patch("torch.compiler.is_compiling", lambda: True))
-        stack.enter_context(patch("torch._check_tensor_all", lambda *args: None))
+        stack.enter_context(without_value_checks())
         for module in layers:
             stack.enter_context(module.register_forward_pre_hook(enter))
             stack.enter_context(module.register_forward_hook(leave))
         model.to_empty(device="cpu")
-        (model.get_base_model() if isinstance(model, PeftModel) else model).tie_weights()
+        model.tie_weights()
         own |= {weight.untyped_storage()._cdata for weight in model.parameters()}
         stack.enter_context(counter)
         with torch.autograd.graph.saved_tensors_hooks(keep, restore):

@@ -31,7 +31,6 @@ from modeling_vitp.pretraining.plan import (
     changes,
     config_of_start,
     empty_batch,
-    fastest_checkpointing,
     mean_operations,
     measure_pretraining,
     padding_of_samples,
@@ -41,7 +40,7 @@ from modeling_vitp.pretraining.plan import (
 )
 from modeling_vitp.recipes import pretrain
 from modeling_vitp.training.config import HAS_ACTIVATION_CHECKPOINTING
-from modeling_vitp.training.costs import DEVICES, Device, StepCost, count_operations, describe_device
+from modeling_vitp.training.costs import DEVICES, Device, StepCost, count_operations, describe_device, fastest_setting
 
 ARGUMENTS = ["--config", "remote_sensing_paper", "--dry_run"]
 
@@ -294,8 +293,19 @@ def test_fastest_checkpointing_that_fits_is_printed(capsys, memory, options):
         ({1: 2.9, 2: 2.0, 0: -1.0}, None),
     ],
 )
-def test_fastest_checkpointing_fits_the_device(room, fastest):
-    assert fastest_checkpointing(room, 3.0) == fastest
+def test_fastest_setting_fits_the_device(room, fastest):
+    """A device of 30 GiB must have 3 GiB free. Checkpointing of more layers takes longer."""
+    settings = {}
+    for every, free in room.items():
+        duration = 1 / every if every else 0.0
+        settings[every] = StepCost((30 - free) * 2**30, 0, 0, 0, {}, 0), duration
+    assert fastest_setting(settings, 30) == fastest
+
+
+def test_hours_follow_the_speed():
+    device = Device(24, 2e12, 1e12)
+    assert (device.hours(3.6e15, 0.5), device.hours(3.6e15, 0.5, bf16=False)) == (1, 2)
+    assert Device(24, 2e12).hours(3.6e15, 0.5, bf16=False) is None
 
 
 SHAPE = BatchShape(samples=2, tiles=3, text_tokens=20, drop_ratio=0.5, answer_tokens=12)
@@ -396,7 +406,6 @@ def with_depth(config, vision_layers, text_layers):
     return config
 
 
-@pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
 @pytest.mark.skipif(not HAS_ACTIVATION_CHECKPOINTING, reason="every_n_layers needs transformers 5.23")
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_checkpointing_equals_a_real_step(config, every):

@@ -20,7 +20,9 @@ from modeling_vitp.command.errors import WrongArguments
 from modeling_vitp.pretraining.model_patches import checkpoint_activations
 from modeling_vitp.pretraining.plan import INTERNVL2_5_1B
 from modeling_vitp.recipes import finetune_change_detection, finetune_classification, finetune_detection
-from modeling_vitp.tasks.plan import task_loss
+from modeling_vitp.tasks.classification.trainer import loss_without_values as classification_loss
+from modeling_vitp.tasks.detection.trainer import loss_without_values as detection_loss
+from modeling_vitp.tasks.segmentation.trainer import loss_without_values as segmentation_loss
 from modeling_vitp.training.costs import count_operations, measure_step
 
 SAMPLES, SIDE = 2, 128
@@ -35,6 +37,12 @@ HEADS = {
     ViTPForOrientedObjectDetection: DETECTOR,
     ViTPForInstanceSegmentation: DETECTOR,
 }
+LOSSES = {
+    ViTPForImageClassification: classification_loss,
+    ViTPForSemanticSegmentation: segmentation_loss,
+    ViTPForOrientedObjectDetection: detection_loss,
+    ViTPForInstanceSegmentation: detection_loss,
+}
 
 
 def build(model_class):
@@ -47,7 +55,7 @@ def real_loss(model):
     """Return the loss of random images with labels, of detectors with 16 objects each."""
     pixels = torch.rand(SAMPLES, 3, SIDE, SIDE)
     if not isinstance(model, ViTPForObjectDetection):
-        return task_loss(model, SAMPLES, SIDE)
+        return LOSSES[type(model)](model, SAMPLES, SIDE)
     centers, sides = torch.rand(16, 2) * 0.6 + 0.2, torch.rand(16, 2) * 0.2 + 0.1
     corners = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
     objects = {
@@ -93,7 +101,8 @@ def real_step(model_class, checkpointing):
     ],
 )
 def test_cost_equals_a_real_step(model_class, error):
-    step = measure_step(build(model_class).to("meta"), lambda model: task_loss(model, SAMPLES, SIDE), bf16=False)
+    loss = LOSSES[model_class]
+    step = measure_step(build(model_class).to("meta"), lambda model: loss(model, SAMPLES, SIDE), bf16=False)
     for checkpointing in (False, True):
         model, optimizer, activations, backward = real_step(model_class, checkpointing)
         cost = step.cost(int(checkpointing))
@@ -128,7 +137,7 @@ def test_dry_run_prints_memory_and_hours(tmp_path, capsys):
     header, _, *found = rows
     assert found == names and rows[header][-1] == "hours of 9 steps"  # 48 images in batches of 16, three times
     model = ViTPForImageClassification.from_backbone(ViTPVisionModel(ViTPVisionConfig(**VISION)), id2label=["a", "b"])
-    step = measure_step(model.train().to("meta"), lambda model: task_loss(model, 2, 64), bf16=True)
+    step = measure_step(model.train().to("meta"), lambda model: classification_loss(model, 2, 64), bf16=True)
     for name in names[:2]:
         cost = step.cost(int(name.endswith("checkpointing"))).with_buckets(2)
         parts = [cost.weights, cost.gradients, cost.optimizer, cost.activations, cost.memory]

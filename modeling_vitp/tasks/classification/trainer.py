@@ -197,3 +197,12 @@ def load_classifier(
             "Change `multi_label` in `data`."
         )
     return model
+
+
+def loss_without_values(model: ViTPForImageClassification, samples: int, size: int) -> torch.Tensor:
+    """Return the loss of a model on samples of `size` x `size` pixels without values."""
+    pixels = torch.zeros(samples, model.config.backbone_config.num_channels, size, size)
+    labels = torch.zeros(samples, dtype=torch.long)
+    if model.config.problem_type == "multi_label_classification":
+        labels = torch.zeros(samples, model.config.num_labels)
+    return model(pixels, labels=labels).loss

@@ -19,12 +19,16 @@ from ...image_processing_vitp_detection import ViTPDetectionImageProcessor
 from ...images.pixels import normalized
 from ...metrics.box_metrics import BoxMetric
 from ...metrics.report import name_classes
+from ...modeling_vitp_backbone import pad_to_multiple
 from ...modeling_vitp_detection import (
+    BOX_CELLS,
+    MASK_CELLS,
+    STRIDES,
     ViTPForInstanceSegmentation,
     ViTPForObjectDetection,
     ViTPForOrientedObjectDetection,
 )
-from ...rotated_boxes import enclosing_boxes
+from ...rotated_boxes import align_in_image, enclosing_boxes
 from ...training.config import BaseConfig
 from ...training.sample_trainer import AugmentedSamples
 from ..arguments import BackboneArguments
@@ -330,3 +334,30 @@ def load_detection_image_processor(
     size = {"max_height": side, "max_width": side} if settings.keep_ratio else {"height": side, "width": side}
     own = {"input_spec": input_spec, "do_resize": True, "size": size}
     return load_image_processor(ViTPDetectionImageProcessor, args, settings.do_train, **own)
+
+
+def loss_without_values(model: ViTPForObjectDetection, samples: int, size: int) -> torch.Tensor:
+    """Return a loss of all outputs of a detector in training, on samples of `size` x `size` pixels without values.
+
+    The boxes that the heads are trained on depend on values. Their number is the largest one, `roi_samples` per image.
+    """
+    config = model.config
+    pixels = torch.zeros(samples, config.backbone_config.num_channels, size, size)
+    view = model.view(model.run_backbone(pad_to_multiple(pixels, 32, 32)).feature_maps)
+    loss = view.logits.sum() + view.deltas.sum()
+
+    def pool(number: int, cells: int) -> torch.Tensor:
+        """Pool the features in `number` boxes of each image."""
+        finest, scale = view.maps[0], 1 / STRIDES[0]
+        if isinstance(model, ViTPForOrientedObjectDetection):
+            boxes = torch.zeros(number, 5)
+            return torch.cat([align_in_image(features[None], boxes, cells, scale) for features in finest])
+        images = torch.zeros(samples * number, dtype=torch.long)
+        return model.align(finest, torch.zeros(samples * number, 4), images, cells, scale)
+
+    for head in model.box_heads:
+        logits, deltas = head(pool(config.roi_samples, BOX_CELLS))
+        loss = loss + logits.sum() + deltas.sum()
+    if isinstance(model, ViTPForInstanceSegmentation):
+        loss = loss + model.mask_head(pool(int(config.roi_samples * config.roi_positive_share), MASK_CELLS)).sum()
+    return loss

@@ -102,6 +102,11 @@ class SegmentationTask(Task):
 
         write_submission(trainer, data, options.data.submission)
 
+    def loss(self, model, number, side):
+        from .trainer import loss_without_values
+
+        return loss_without_values(model, number, side)
+
 
 @register_task("change_detection")
 class ChangeDetectionTask(SegmentationTask):

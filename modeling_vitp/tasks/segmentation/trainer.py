@@ -244,3 +244,10 @@ def load_dense_model(
     if "class_weights" not in (args.head or {}):
         model.config.class_weights = class_weights
     return model
+
+
+def loss_without_values(model: PreTrainedModel, samples: int, size: int) -> torch.Tensor:
+    """Return the loss of a model on samples of `size` x `size` pixels without values."""
+    pixels = torch.zeros(samples, model.config.backbone_config.num_channels, size, size)
+    labels = torch.zeros(samples, size, size, dtype=torch.long)
+    return model(*[pixels] * model.images_per_sample, labels=labels).loss
