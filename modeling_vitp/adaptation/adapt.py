@@ -57,16 +57,16 @@ from ..vision_towers import pair
 from .arguments import ADAPTED, LANGUAGE_MODEL, MAE, RANDOM, START, AdaptArguments
 from .bundle import change_texts, write_bundle
 from .comparison import Comparison, fine_tuning_settings
-from .labels import instructions_digest, labels_digest, num_windows, read_labels, write_list
-from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine, median_size
-from .report import PROBE_SCORES, AdaptationReport
+from .labels import instructions_digest, labels_digest, median_size, num_windows, read_labels, write_list
+from .plan import Costs, choose_batch, choose_samples, choose_steps, choose_tiling, describe_machine
+from .report import AdaptationReport
 from .runs import describe_seconds, run_command, run_recipe, write_config
+from .tasks import TASKS
 
 logger = logging.getLogger(__name__)
 EARLY = 0.1  # share of the steps after which the backbone is compared with its start
 QUESTIONS = 200  # most questions of the control with other images
 PROBED = 1000  # most images or windows of a split whose patch tokens are probed; those of DINOv2-B take 4 MB an image
-ANNOTATIONS = {"classification": "classes", "segmentation": "masks", "detection": "boxes"}
 MEASURED_STEPS = (2, 5)  # steps of the two runs whose difference in time gives the time of a step
 OF_START = ("model_name_or_path", "vision_model", "language_model", "from_scratch")  # settings of the pretraining
 ALL = "all"  # split of `make_instructions` that stands for all images of a list
@@ -297,22 +297,8 @@ class Adaptation:
         return options
 
     def phrases(self) -> dict[str, str | None]:
-        """Return the phrases of the classes for `make_instructions --names`; those of masks by value or color.
-
-        The value 0 or color black of masks is the background, which no question is about, unless `class_names` has a
-        phrase for it. No question is about ignored values either.
-        """
-        given = dict(self.args.class_names or {})
-        if self.labels.task != "segmentation":
-            return given
-        names = {str(value): None for value in self.labels.data.get("ignore", ())}
-        classes = [entry["name"] for entry in self.labels.data["classes"]]
-        if unknown := sorted(given.keys() - set(classes)):
-            raise ValueError(f"class_names: class {unknown[0]!r} not found. Classes: {', '.join(classes)}.")
-        for entry in self.labels.data["classes"]:
-            key = str(entry["value"]) if "value" in entry else ",".join(map(str, entry["color"]))
-            names[key] = given.get(entry["name"], None if key in ("0", "0,0,0") else entry["name"])
-        return names
+        """Return the phrases of the classes for `make_instructions --names`."""
+        return TASKS[self.labels.task].phrases(self.args.class_names or {}, self.labels.data)
 
     def check_instructions(self) -> dict[str, Any]:
         """Check the instructions for test images, damaged rows and answers that follow from their questions.
@@ -419,7 +405,7 @@ class Adaptation:
 
         Classes of whole images keep their stored instructions: a crop may not show what the class is about.
         """
-        if self.args.instructions is not None or self.labels.task == "classification":
+        if self.args.instructions is not None or not TASKS[self.labels.task].draws_questions:
             return {"dataset_name": self.instructions}
         return {
             "annotations": str(self.labels.root),
@@ -645,7 +631,7 @@ class Adaptation:
         ours, start = (entry for entry in entries if entry["probe"] == "linear")
         scores = ([Score(entry["score"], entry["resampled"], entry["cases"])] for entry in (ours, start))
         found = paired_difference(*scores)
-        text = f"{PROBE_SCORES[self.labels.task][1]} {ours['score']:.3f} instead of {start['score']:.3f}"
+        text = f"{TASKS[self.labels.task].probe_title} {ours['score']:.3f} instead of {start['score']:.3f}"
         text += f" (95% interval of the difference {found.low:+.3f} to {found.high:+.3f})"
         shutil.rmtree(folder)
         print(f"After {EARLY:.0%} of the steps, a linear probe of the backbone reaches {text}.")
@@ -709,13 +695,13 @@ class Adaptation:
             "data": self.probed_data(split),
             # The same for all, unlike the crops of published image processors.
             "image_size": pair(config.image_size)[0],
-            "annotations": ANNOTATIONS[self.labels.task],
+            "annotations": TASKS[self.labels.task].annotations,
             "test_split": split,
             "intervals": True,
         }
         metrics = run_recipe("probe", settings, folder)
         shutil.rmtree(folder / "features", ignore_errors=True)
-        shown = PROBE_SCORES[self.labels.task][0]
+        shown = TASKS[self.labels.task].probe_score
         return [
             {"backbone": entry["backbone"], "probe": entry["probe"]}
             | {"score": entry["scores"][shown]["mean"], "resampled": entry["resampled"][0], "cases": entry["cases"]}
@@ -726,7 +712,7 @@ class Adaptation:
         """Return the setting `data` with about `PROBED` training images and images of a split, except for classes."""
         data, labels = self.labels.data, self.labels
         splits = dict(data["splits"])
-        for name in ("train", split) if labels.task != "classification" else ():
+        for name in ("train", split) if TASKS[labels.task].probes_patches else ():
             images = labels.images[name]
             if len(images) > (most := max(PROBED // num_windows(labels, name), 1)):
                 chosen = np.random.default_rng(self.args.seed).permutation(len(images))[:most]

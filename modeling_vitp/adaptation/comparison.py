@@ -11,10 +11,9 @@ from transformers import PreTrainedConfig
 from ..command.errors import TrainingDiverged
 from ..data.annotation_files import read_list
 from ..evaluation.comparison import Progress
-from ..vision_towers import pair
-from .labels import TaskData, with_label_fraction
-from .plan import median_size
+from .labels import TaskData, median_size, with_label_fraction
 from .runs import remove_weights, run_recipe
+from .tasks import TASKS
 
 
 @dataclass
@@ -159,7 +158,6 @@ def fine_tuning_settings(
         settings: settings that replace the defaults.
     """
     images = labels.images["train"]
-    height, width = median_size(images)
     defaults = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
@@ -169,15 +167,8 @@ def fine_tuning_settings(
         "watch_samples": 0,
         "num_pictures": 0,
     }
-    if labels.task == "classification":
-        defaults |= {"image_size": pair(config.image_size)[0], "per_device_train_batch_size": 64}
-    elif labels.task == "segmentation":
-        side = min(max(min(height, width) // 32 * 32, 32), 512)
-        defaults |= {"crop_size": side, "per_device_train_batch_size": 8}
-    else:
-        longest = labels.data["splits"]["train"].get("tile", {}).get("size", max(height, width))
-        side = min(-(-longest // 32) * 32, 1024)
-        defaults |= {"image_size": side, "per_device_train_batch_size": 4}
+    window = labels.data["splits"]["train"].get("tile", {}).get("size")
+    defaults |= TASKS[labels.task].fine_tuning_defaults(config, median_size(images), window)
     defaults["per_device_train_batch_size"] = min(defaults["per_device_train_batch_size"], len(images))
     fixed = {"data": labels.data, "eval_split": "val", "eval_strategy": "no", "report_to": "none"}
     return defaults | labels.settings | dict(settings or {}) | fixed

@@ -4,16 +4,13 @@ import dataclasses
 import math
 import os
 import platform
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from trl import ModelConfig
 
 from ..image_processing_vitp import ViTPImageProcessor
-from ..images.reading import stored_size
 from ..instructions.dry_run import SourceSummary
 from ..pretraining.arguments import PretrainArguments
 from ..pretraining.config import ViTPTrainingConfig
@@ -55,13 +52,6 @@ def memory() -> float:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
-    """Return the median height and width of images, from the headers of some of them."""
-    chosen = images[:: max(len(images) // number, 1)]
-    heights, widths = zip(*(stored_size(path) for path in chosen))
-    return round(statistics.median(heights)), round(statistics.median(widths))
 
 
 def choose_tiling(size: tuple[int, int], image_processor: ViTPImageProcessor, tokens_per_tile: int) -> dict:

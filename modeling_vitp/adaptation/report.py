@@ -26,6 +26,7 @@ from .pages import (
     to_html,
     to_markdown,
 )
+from .tasks import TASKS
 
 REPORT, README, PAGE = "report.json", "README.md", "report.html"
 FEW = 20  # number of scenes of test images below which the verdict warns of its intervals
@@ -35,12 +36,6 @@ UNITS = {
     "box_map": "box mAP",
     "mask_map": "mask mAP",
     "mean_average_precision": "mAP",
-}
-# Main score of `vitp probe` for each task, and its name.
-PROBE_SCORES = {
-    "classification": ("accuracy", "accuracy"),
-    "segmentation": ("mean_iou", "mIoU"),
-    "detection": ("centre_auc", "AUC of patches with the center of an object"),
 }
 BLIND = (
     "The answers to no kind of question are clearly better with the own image than with another: it is not shown that "
@@ -279,7 +274,7 @@ class AdaptationReport:
             is_other = ours is not None and model != ADAPTED
             difference = cell(paired_difference([ours], [theirs])) if is_other else ""
             rows.append([probe, label(model), points(theirs.value), difference])
-        score = PROBE_SCORES[self.task][1]
+        score = TASKS[self.task].probe_title
         text = f"Test scores of probes of frozen features: {score}, in points. The intervals cover test images only."
         return [text, Table(["probe", "backbone", "score", self.header[3]], rows)] if rows else []
 
