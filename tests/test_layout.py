@@ -36,7 +36,6 @@ WITHOUT_MODELS |= {"rotated_boxes", "vrl"}
 # Files that name modules of layers above their own in strings, with these layers. Do not add to it.
 KNOWN_STRINGS = {
     # Adapting runs commands, and parses its settings with them.
-    "modeling_vitp/adaptation/adapt.py": {"recipes"},
     "modeling_vitp/adaptation/runs.py": {"recipes"},
     # The command starts the entry points, and finds the configurations beside them.
     "modeling_vitp/__main__.py": {"recipes", "convert"},

@@ -11,8 +11,9 @@ from transformers import PreTrainedConfig
 from ..command.errors import TrainingDiverged
 from ..data.annotation_files import read_list
 from ..evaluation.comparison import Progress
+from .backbones import Backbones
 from .labels import TaskData, median_size, with_label_fraction
-from .runs import remove_weights, run_recipe
+from .runs import remove_weights, run_fine_tuning
 from .tasks import TASKS
 
 
@@ -99,7 +100,7 @@ class Comparison:
 
         def run() -> dict[str, Any]:
             try:
-                metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder)
+                metrics = run_fine_tuning(self.labels.task, settings, folder)
             except TrainingDiverged as error:
                 return {"diverged": str(error)}
             for checkpoint in folder.glob("checkpoint-*"):
@@ -136,7 +137,7 @@ class Comparison:
         }
 
         def run() -> dict[str, Any]:
-            metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder / "test")
+            metrics = run_fine_tuning(self.labels.task, settings, folder / "test")
             name = metrics["main_score"]
             resampled = {"resampled": metrics["test_resampled"], "cases": metrics["test_cases"]}
             return {"metric": name, "score": metrics["test"][f"test_{name}"], **resampled}
@@ -145,6 +146,40 @@ class Comparison:
         if not is_kept:
             remove_weights(folder)
         return {"model": model, "labels": fraction, "seed": seed, "learning_rate": rate, "folder": str(folder), **found}
+
+
+def fine_tune_backbones(
+    comparison: Comparison, backbones: Backbones, seeds: Sequence[int], fractions: Sequence[float]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Fine-tune all backbones with all seeds and label fractions, and return their scores on the test split.
+
+    The learning rate of a backbone is the best of the first seed on the validation split with all labels. If the
+    training of another seed or fraction diverges, it is left out.
+
+    Args:
+        comparison: fine-tuning of a backbone.
+        backbones: backbones to compare.
+        seeds: seeds of the fine-tunings.
+        fractions: fractions of the training images, with 1.
+
+    Returns:
+        The scores, and sentences on fine-tunings that are left out.
+    """
+    scores, notes = [], []
+    for model in backbones.models:
+        rate = comparison.choose_rate(model, backbones.path(model, seeds[0]), seeds[0])
+        for fraction in fractions:
+            for seed in seeds:
+                is_kept = seed == seeds[0] and fraction == 1
+                try:
+                    scores.append(comparison.score(model, backbones.path(model, seed), rate, seed, fraction, is_kept))
+                except TrainingDiverged as error:
+                    if is_kept:
+                        raise
+                    labels = f" and {100 * fraction:g}% of the labels" if fraction < 1 else ""
+                    notes.append(f"{model} with seed {seed}{labels} is left out: {error}")
+                    print(notes[-1])
+    return scores, notes
 
 
 def fine_tuning_settings(

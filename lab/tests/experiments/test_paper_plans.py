@@ -62,12 +62,12 @@ def test_every_arm_is_resolved(config, tmp_path, monkeypatch):
 
     fine_tunings = []
 
-    def run_recipe(name, settings, folder):
+    def run_fine_tuning(task, settings, folder):
         folder.mkdir(parents=True)
         fine_tunings.append(settings)
         return {"main_score": "map", "test": {"test_map": 0.5}, "test_resampled": [], "test_cases": 2}
 
-    monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_recipe", run_recipe)
+    monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_fine_tuning", run_fine_tuning)
     plan.args.finetuning.label_shares = []  # they need the labels
     assert plan.fine_tune(plan.args.control, 0, Path("backbone"))["labels_100"] == 0.5
     own, whole = (DetectionArguments, DetectionSettings, BackboneArguments), finetune_detection.WHOLE
