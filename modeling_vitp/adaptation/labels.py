@@ -123,54 +123,132 @@ def read_labels(
         images = {split: [root / line for line in read_list(path)] for split, path in lists.items()}
         check_listed(images, given, missing, folder)
     else:
-        drawn = dict(zip(pool, draw_splits(scenes, [*pool.values()], ["train", *missing], seed)))
-        images = {split: [path for path in drawn if drawn[path] == split] for split in ("train", *missing)}
-        images = {split: images.get(split) or [*given[split]] for split in SPLITS}
-    classes_of = {path: classes for part in given.values() for path, classes in part.items()}
+        images = choose_images(given, missing, scenes, seed)
+    check_splits(images, given, missing, root, by)
     scene_of = dict(zip(pool, scenes))
     if len(given) > 1:
-        of_all = find_scenes([*classes_of], root, [*classes_of.values()], layout, scene_pattern)[0]
-        scene_of = dict(zip(classes_of, of_all)) | (scene_of if missing else {})
-    for split, part in images.items():
-        if len(part) < MIN_IMAGES:
-            raise ValueError(
-                f"Expected at least {MIN_IMAGES} images in each split of {root}, found {len(part)} in {split!r}"
-                f"{f', split by {by}' if by else ''}. Add images, or set `scene_pattern` for smaller scenes."
-            )
-        if not any(classes_of[path] for path in part):
-            other = "set another `seed`" if split in missing else "remove the split, which is then drawn"
-            raise ValueError(
-                f"Expected labels in each split of {root}, found none in the {len(part)} images of {split!r}. Add "
-                f"labels, or {other}."
-            )
-    sources = {split: data["splits"]["train" if split in missing else split] for split in SPLITS}
+        classes_of = merge_splits(given)
+        all_scenes, _ = find_scenes([*classes_of], root, [*classes_of.values()], layout, scene_pattern)
+        # Scenes of drawn splits are those that they were drawn by.
+        scene_of = dict(zip(classes_of, all_scenes)) | (scene_of if missing else {})
     is_large = TASKS[task].cuts_large_images and max(median_size(images["train"])) > LARGE
     tile = {"tile": {"size": WINDOW, "overlap": OVERLAP}} if is_large else {}
-    data["splits"] = {split: {**tile, **sources[split], "list": str(path)} for split, path in lists.items()}
-    samples = {split: [FileSample(path.stem, {}, (path,), None) for path in part] for split, part in images.items()}
-    TASKS[task].data.from_dict(data).check_files(samples)
+    splits = {}
+    for split, path in lists.items():
+        source = data["splits"]["train" if split in missing else split]
+        splits[split] = {**tile, **source, "list": str(path)}
+    data["splits"] = splits
+    check_image_files(task, data, images)
     for split, path in lists.items():
         write_list(path, root, images[split])
     for split in ("val", "test"):  # Their scores are resampled by scene.
-        cases = {path.relative_to(root).as_posix(): f"{split} {scene_of[path]}" for path in images[split]}
-        if len(set(cases.values())) > 1:
-            path = folder / f"{split}_scenes.json"
-            write_whole(path, json.dumps(cases) + "\n")
-            data["splits"][split].setdefault("cases", str(path))
-    how = ", ".join(f"{len(part)} for {SPLITS[split]}" for split, part in images.items()).replace(" ", " images ", 1)
-    if len(missing) == 2:
-        how = f"Split by {by}: {how}."
-    elif missing:
-        share = len(images[missing[0]]) / len(pool)
-        kept = " and ".join(given)
-        how = (
-            f"The given splits {kept} are kept; {share:.0%} of the training images, by {by}, are for "
-            f"{SPLITS[missing[0]]}: {how}."
-        )
-    else:
-        how = f"The given splits train, val and test are kept: {how}."
+        cases_file = write_cases(folder, split, images[split], root, scene_of)
+        if cases_file is not None:
+            splits[split].setdefault("cases", str(cases_file))
+    how = describe_splits(images, [*given], missing, by)
     test_scenes = len({scene_of[path] for path in images["test"]})
     return TaskData(task, name, root, data, images, how, settings, lists, test_scenes, config)
+
+
+def merge_splits(labels: Mapping[str, Mapping[Path, set]]) -> dict[Path, set]:
+    """Return the classes in each image of all splits."""
+    classes_of = {}
+    for split_labels in labels.values():
+        classes_of |= split_labels
+    return classes_of
+
+
+def choose_images(
+    given: Mapping[str, Mapping[Path, set]], missing: Sequence[str], scenes: np.ndarray, seed: int
+) -> dict[str, list[Path]]:
+    """Return the images of each split, of which missing splits are drawn from the training images.
+
+    Args:
+        given: classes in each image by split of the labels.
+        missing: missing splits.
+        scenes: scene of each training image.
+        seed: seed of the draw.
+    """
+    pool = given["train"]
+    images = {split: [*given.get(split, ())] for split in SPLITS}
+    images |= {split: [] for split in ("train", *missing)}
+    for path, split in zip(pool, draw_splits(scenes, [*pool.values()], ["train", *missing], seed)):
+        images[split].append(path)
+    return images
+
+
+def check_splits(
+    images: Mapping[str, list[Path]],
+    given: Mapping[str, Mapping[Path, set]],
+    missing: Sequence[str],
+    root: Path,
+    by: str,
+) -> None:
+    """Raise a `ValueError` if a split has too few images, or no labels.
+
+    Args:
+        images: images by split.
+        given: classes in each image by split of the labels.
+        missing: splits that are drawn.
+        root: folder of the labels.
+        by: what the images are split by; empty if no split is drawn.
+    """
+    classes_of = merge_splits(given)
+    for split, paths in images.items():
+        if len(paths) < MIN_IMAGES:
+            raise ValueError(
+                f"Expected at least {MIN_IMAGES} images in each split of {root}, found {len(paths)} in {split!r}"
+                f"{f', split by {by}' if by else ''}. Add images, or set `scene_pattern` for smaller scenes."
+            )
+        if not any(classes_of[path] for path in paths):
+            other = "set another `seed`" if split in missing else "remove the split, which is then drawn"
+            raise ValueError(
+                f"Expected labels in each split of {root}, found none in the {len(paths)} images of {split!r}. Add "
+                f"labels, or {other}."
+            )
+
+
+def check_image_files(task: str, data: Mapping[str, Any], images: Mapping[str, list[Path]]) -> None:
+    """Raise a `ValueError` if an image cannot be read, or two splits share one."""
+    samples = {}
+    for split, paths in images.items():
+        samples[split] = [FileSample(path.stem, {}, (path,), None) for path in paths]
+    TASKS[task].data.from_dict(data).check_files(samples)
+
+
+def write_cases(
+    folder: Path, split: str, images: Sequence[Path], root: Path, scene_of: Mapping[Path, int]
+) -> Path | None:
+    """Write the scene of each image of a split, and return the file; `None` if all images are of one scene."""
+    cases = {path.relative_to(root).as_posix(): f"{split} {scene_of[path]}" for path in images}
+    if len(set(cases.values())) == 1:
+        return None
+    path = folder / f"{split}_scenes.json"
+    write_whole(path, json.dumps(cases) + "\n")
+    return path
+
+
+def describe_splits(images: Mapping[str, Sequence[Path]], given: Sequence[str], missing: Sequence[str], by: str) -> str:
+    """Return a sentence that says how the images are split.
+
+    Args:
+        images: images by split.
+        given: splits of the labels.
+        missing: splits that are drawn.
+        by: what the images are split by.
+    """
+    numbers = [f"{len(paths)} for {SPLITS[split]}" for split, paths in images.items()]
+    text = ", ".join(numbers).replace(" ", " images ", 1)
+    if not missing:
+        return f"The given splits train, val and test are kept: {text}."
+    if len(missing) == 2:
+        return f"Split by {by}: {text}."
+    (drawn_split,) = missing
+    share = len(images[drawn_split]) / (len(images["train"]) + len(images[drawn_split]))
+    return (
+        f"The given splits {' and '.join(given)} are kept; {share:.0%} of the training images, by {by}, are for "
+        f"{SPLITS[drawn_split]}: {text}."
+    )
 
 
 def labels_digest(data: str | Path) -> str:
@@ -265,12 +343,18 @@ def with_label_fraction(found: TaskData, fraction: float, seed: int, folder: str
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"Expected `fraction` in (0, 1], got {fraction}.")
-    labels = labels_of(found.task, found.data, "train", found.settings)
-    paths, seen, first, others = [*labels], set(), [], []
-    for path in (paths[index] for index in np.random.default_rng(seed).permutation(len(paths))):
-        (others if labels[path] <= seen else first).append(path)
-        seen |= labels[path]
-    chosen = sorted((first + others)[: max(1, round(fraction * len(labels)))])
+    classes_of = labels_of(found.task, found.data, "train", found.settings)
+    paths = [*classes_of]
+    seen_classes, images_with_new_classes, other_images = set(), [], []
+    for index in np.random.default_rng(seed).permutation(len(paths)):
+        path = paths[index]
+        if classes_of[path] <= seen_classes:
+            other_images.append(path)
+        else:
+            images_with_new_classes.append(path)
+        seen_classes |= classes_of[path]
+    number = max(1, round(fraction * len(paths)))
+    chosen = sorted((images_with_new_classes + other_images)[:number])
     path = Path(folder).resolve() / f"train_{100 * fraction:g}_percent_seed_{seed}.txt"
     write_list(path, found.root, chosen)
     splits = found.data["splits"]
