@@ -16,13 +16,14 @@ from modeling_vitp.training.command_line import parse
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(argv, __doc__, (AdaptArguments,))
 
-    from modeling_vitp.adaptation.adapt import Adaptation
+    from modeling_vitp.adaptation.adapt import run_adaptation
+    from modeling_vitp.adaptation.bundle import bundle_folder
 
-    adaptation = Adaptation(args)
-    report = adaptation.run()
+    report = run_adaptation(args)
     if report is not None:
-        print(f"\n{report.verdict}\n\nReport: {adaptation.bundle / 'report.html'}")
-        print(f"Backbone, models, embeddings and the report: {adaptation.bundle}")
+        bundle = bundle_folder(args.output_dir)
+        print(f"\n{report.verdict}\n\nReport: {bundle / 'report.html'}")
+        print(f"Backbone, models, embeddings and the report: {bundle}")
     return 0
 
 

@@ -35,9 +35,6 @@ WITHOUT_MODELS = {"bands", "image_decoding", "image_processing_vitp", "image_pro
 WITHOUT_MODELS |= {"rotated_boxes", "vrl"}
 # Files that name modules of layers above their own in strings, with these layers. Do not add to it.
 KNOWN_STRINGS = {
-    # Adapting runs commands, and parses its settings with them.
-    "modeling_vitp/adaptation/adapt.py": {"recipes"},
-    "modeling_vitp/adaptation/runs.py": {"recipes"},
     # The command starts the entry points, and finds the configurations beside them.
     "modeling_vitp/__main__.py": {"recipes", "convert"},
     "modeling_vitp/command/paths.py": {"recipes"},

@@ -24,11 +24,14 @@ from ..probing.backbones import load_backbone
 from ..probing.embedding import embed_images
 from ..training.checkpointing import write_whole
 from ..training.config import default_device
+from .arguments import AdaptArguments
+from .labels import TaskData
 
 if TYPE_CHECKING:
     from .report import AdaptationReport
 
 TIMM, ONNX, EMBEDDINGS = "timm", "backbone.onnx", "embeddings.parquet"
+OMITTED = ("dry_run", "force", "seconds")  # arguments that the configuration of a bundle lacks
 COMMAND = f"vitp adapt --config {BUNDLE_CONFIG}"
 CONTENTS = {  # descriptions in the card
     "config.json": "The adapted backbone is in this folder, for transformers.",
@@ -91,6 +94,31 @@ def write_bundle(
     write_whole(card, f"---\n{{}}\n---\n\n{with_section(card.read_text(), 'Files', files)}")
     write_model_card("backbone", folder)
     return notes
+
+
+def make_bundle(
+    args: AdaptArguments, labels: TaskData, report: "AdaptationReport", fine_tuned: Path, folder: Path
+) -> list[str]:
+    """Write the bundle into the output folder of an adaptation, see [`write_bundle`].
+
+    Args:
+        args: arguments of the command.
+        labels: labeled images.
+        report: report with its pictures in `folder`.
+        fine_tuned: folder of the model that was fine-tuned from the adapted backbone.
+        folder: output folder of the adaptation.
+    """
+    images = []
+    for split_images in labels.images.values():
+        images += split_images
+    config = {name: value for name, value in vars(args).items() if value and name not in OMITTED}
+    backbone = folder / "pretraining" / "backbone"
+    return write_bundle(report, backbone, fine_tuned, images, bundle_folder(folder), config)
+
+
+def bundle_folder(folder: str | Path) -> Path:
+    """Return the folder of the bundle in the output folder of an adaptation."""
+    return Path(folder) / "bundle"
 
 
 def copy_files(files: Mapping[str, Path], folder: Path) -> None:

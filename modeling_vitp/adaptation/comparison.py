@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig
 from ..command.errors import TrainingDiverged
 from ..data.annotation_files import read_list
 from ..evaluation.comparison import Progress
-from ..vision_towers import pair
-from .labels import TaskData, with_label_fraction
-from .plan import median_size
-from .runs import remove_weights, run_recipe
+from .backbones import Backbones
+from .labels import TaskData, median_size, with_label_fraction
+from .runs import remove_weights, run_fine_tuning
+from .tasks import TASKS
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Comparison:
 
         def run() -> dict[str, Any]:
             try:
-                metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder)
+                metrics = run_fine_tuning(self.labels.task, settings, folder)
             except TrainingDiverged as error:
                 return {"diverged": str(error)}
             for checkpoint in folder.glob("checkpoint-*"):
@@ -147,7 +147,7 @@ class Comparison:
         }
 
         def run() -> dict[str, Any]:
-            metrics = run_recipe(f"finetune_{self.labels.task}", settings, folder / "test")
+            metrics = run_fine_tuning(self.labels.task, settings, folder / "test")
             name = metrics["main_score"]
             return {
                 "metric": name,
@@ -163,6 +163,40 @@ class Comparison:
         return {"model": model, "labels": fraction, "seed": seed, "learning_rate": rate, "folder": str(folder), **found}
 
 
+def fine_tune_backbones(
+    comparison: Comparison, backbones: Backbones, seeds: Sequence[int], fractions: Sequence[float]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Fine-tune all backbones with all seeds and label fractions, and return their scores on the test split.
+
+    The learning rate of a backbone is the best of the first seed on the validation split with all labels. If the
+    training of another seed or fraction diverges, it is left out.
+
+    Args:
+        comparison: fine-tuning of a backbone.
+        backbones: backbones to compare.
+        seeds: seeds of the fine-tunings.
+        fractions: fractions of the training images, with 1.
+
+    Returns:
+        The scores, and sentences on fine-tunings that are left out.
+    """
+    scores, notes = [], []
+    for model in backbones.models:
+        rate = comparison.choose_rate(model, backbones.path(model, seeds[0]), seeds[0])
+        for fraction in fractions:
+            for seed in seeds:
+                is_kept = seed == seeds[0] and fraction == 1
+                try:
+                    scores.append(comparison.score(model, backbones.path(model, seed), rate, seed, fraction, is_kept))
+                except TrainingDiverged as error:
+                    if is_kept:
+                        raise
+                    labels = f" and {100 * fraction:g}% of the labels" if fraction < 1 else ""
+                    notes.append(f"{model} with seed {seed}{labels} is left out: {error}")
+                    print(notes[-1])
+    return scores, notes
+
+
 def fine_tuning_settings(
     labels: TaskData, config: PreTrainedConfig, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -174,7 +208,6 @@ def fine_tuning_settings(
         settings: settings that replace the defaults.
     """
     images = labels.images["train"]
-    height, width = median_size(images)
     defaults = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
@@ -184,15 +217,8 @@ def fine_tuning_settings(
         "watch_samples": 0,
         "num_pictures": 0,
     }
-    if labels.task == "classification":
-        defaults |= {"image_size": pair(config.image_size)[0], "per_device_train_batch_size": 64}
-    elif labels.task == "segmentation":
-        side = min(max(min(height, width) // 32 * 32, 32), 512)
-        defaults |= {"crop_size": side, "per_device_train_batch_size": 8}
-    else:
-        longest = labels.data["splits"]["train"].get("tile", {}).get("size", max(height, width))
-        side = min(-(-longest // 32) * 32, 1024)
-        defaults |= {"image_size": side, "per_device_train_batch_size": 4}
+    window = labels.data["splits"]["train"].get("tile", {}).get("size")
+    defaults |= TASKS[labels.task].fine_tuning_defaults(config, median_size(images), window)
     defaults["per_device_train_batch_size"] = min(defaults["per_device_train_batch_size"], len(images))
     fixed = {"data": labels.data, "eval_split": "val", "eval_strategy": "no", "report_to": "none"}
     return defaults | labels.settings | dict(settings or {}) | fixed

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,42 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..command.paths import config_of_data, read_yaml
 from ..data.annotation_files import STATISTICS, read_list
 from ..data.files import FileSample
 from ..data.folders import UNSPLIT
-from ..data.layouts import (
-    LAYOUTS,
-    ClassLayout,
-    Layout,
-    Masks,
-    ObjectLayout,
-    layouts_about,
-    layouts_of,
-    recognize_layout,
-)
+from ..data.layouts import LAYOUTS, Layout, layouts_about, layouts_of, recognize_layout
 from ..data.scenes import MIN_IMAGES, draw_splits, find_scenes
-from ..data.settings import DataSettings
 from ..data.windows import object_windows
-from ..image_processing_vitp_dense import IGNORE_INDEX
+from ..images.reading import stored_size
 from ..instructions.mixture import load_sources
-from ..tasks.classification.data import ClassificationData, names_of
-from ..tasks.detection.arguments import TASKS as BOX_TASKS
-from ..tasks.detection.data import DetectionData
-from ..tasks.segmentation.data import DenseData
 from ..training.checkpointing import write_whole
-from .plan import median_size
+from .tasks import DETECTION, TASKS, AdaptationTask, find_task
 
 SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 LARGE, WINDOW, OVERLAP = 1536, 1024, 200  # Sides in pixels: of images that are cut into windows, and of these windows.
-# Data of each task, and the base of its layouts.
-TASKS: dict[str, tuple[type[Layout], type[DataSettings]]] = {
-    "classification": (ClassLayout, ClassificationData),
-    "segmentation": (Masks, DenseData),
-    "detection": (ObjectLayout, DetectionData),
-}
 # Command and page for the layouts that no task reads.
 SINGLE_COMMANDS = {
     "volumes": ("finetune_segmentation", "medical.md"),
@@ -59,7 +39,7 @@ class TaskData:
     """Labeled images of a task with three splits.
 
     Args:
-        task: `"classification"`, `"segmentation"` or `"detection"`.
+        task: name of the task, see [`~modeling_vitp.adaptation.tasks.TASKS`].
         layout: layout of the labels in `make_instructions`.
         root: folder of the labels.
         data: setting `data` of fine-tuning and probes, with the splits `train`, `val` and `test`.
@@ -69,6 +49,7 @@ class TaskData:
         lists: file of each split with the path of an image below the root in each line, as `--split_list` of
             `make_instructions` takes it, with `--split all` for other splits than `train`.
         test_scenes: number of scenes of the test images, see [`find_scenes`].
+        config: configuration of `vitp finetune_detection` that names the labels; `None` for a folder.
     """
 
     task: str
@@ -80,6 +61,7 @@ class TaskData:
     settings: dict[str, Any]
     lists: dict[str, Path]
     test_scenes: int = 0
+    config: Path | None = None
 
 
 def read_labels(
@@ -125,8 +107,7 @@ def read_labels(
         data = data | {"splits": splits}
     given = {split: labels_of(task, data, split, settings) for split in data["splits"]}
     pool, missing = given["train"], [split for split in SPLITS if split not in given]
-    if task == "classification":
-        data["classes"] = names_of([classes for part in given.values() for classes in part.values()])
+    data["classes"] = TASKS[task].class_names(data, given)
     check_classes(set().union(*pool.values()), task, f"the training images of {root}")
     lists = {split: folder / f"{split}.txt" for split in SPLITS}
     scenes, by = np.zeros(len(pool), int), ""
@@ -142,54 +123,132 @@ def read_labels(
         images = {split: [root / line for line in read_list(path)] for split, path in lists.items()}
         check_listed(images, given, missing, folder)
     else:
-        drawn = dict(zip(pool, draw_splits(scenes, [*pool.values()], ["train", *missing], seed)))
-        images = {split: [path for path in drawn if drawn[path] == split] for split in ("train", *missing)}
-        images = {split: images.get(split) or [*given[split]] for split in SPLITS}
-    classes_of = {path: classes for part in given.values() for path, classes in part.items()}
+        images = choose_images(given, missing, scenes, seed)
+    check_splits(images, given, missing, root, by)
     scene_of = dict(zip(pool, scenes))
     if len(given) > 1:
-        of_all = find_scenes([*classes_of], root, [*classes_of.values()], layout, scene_pattern)[0]
-        scene_of = dict(zip(classes_of, of_all)) | (scene_of if missing else {})
-    for split, part in images.items():
-        if len(part) < MIN_IMAGES:
-            raise ValueError(
-                f"Expected at least {MIN_IMAGES} images in each split of {root}, found {len(part)} in {split!r}"
-                f"{f', split by {by}' if by else ''}. Add images, or set `scene_pattern` for smaller scenes."
-            )
-        if not any(classes_of[path] for path in part):
-            other = "set another `seed`" if split in missing else "remove the split, which is then drawn"
-            raise ValueError(
-                f"Expected labels in each split of {root}, found none in the {len(part)} images of {split!r}. Add "
-                f"labels, or {other}."
-            )
-    sources = {split: data["splits"]["train" if split in missing else split] for split in SPLITS}
-    is_large = task == "detection" and max(median_size(images["train"])) > LARGE
+        classes_of = merge_splits(given)
+        all_scenes, _ = find_scenes([*classes_of], root, [*classes_of.values()], layout, scene_pattern)
+        # Scenes of drawn splits are those that they were drawn by.
+        scene_of = dict(zip(classes_of, all_scenes)) | (scene_of if missing else {})
+    is_large = TASKS[task].cuts_large_images and max(median_size(images["train"])) > LARGE
     tile = {"tile": {"size": WINDOW, "overlap": OVERLAP}} if is_large else {}
-    data["splits"] = {split: {**tile, **sources[split], "list": str(path)} for split, path in lists.items()}
-    samples = {split: [FileSample(path.stem, {}, (path,), None) for path in part] for split, part in images.items()}
-    TASKS[task][1].from_dict(data).check_files(samples)
+    splits = {}
+    for split, path in lists.items():
+        source = data["splits"]["train" if split in missing else split]
+        splits[split] = {**tile, **source, "list": str(path)}
+    data["splits"] = splits
+    check_image_files(task, data, images)
     for split, path in lists.items():
         write_list(path, root, images[split])
     for split in ("val", "test"):  # Their scores are resampled by scene.
-        cases = {path.relative_to(root).as_posix(): f"{split} {scene_of[path]}" for path in images[split]}
-        if len(set(cases.values())) > 1:
-            path = folder / f"{split}_scenes.json"
-            write_whole(path, json.dumps(cases) + "\n")
-            data["splits"][split].setdefault("cases", str(path))
-    how = ", ".join(f"{len(part)} for {SPLITS[split]}" for split, part in images.items()).replace(" ", " images ", 1)
-    if len(missing) == 2:
-        how = f"Split by {by}: {how}."
-    elif missing:
-        share = len(images[missing[0]]) / len(pool)
-        kept = " and ".join(given)
-        how = (
-            f"The given splits {kept} are kept; {share:.0%} of the training images, by {by}, are for "
-            f"{SPLITS[missing[0]]}: {how}."
-        )
-    else:
-        how = f"The given splits train, val and test are kept: {how}."
+        cases_file = write_cases(folder, split, images[split], root, scene_of)
+        if cases_file is not None:
+            splits[split].setdefault("cases", str(cases_file))
+    how = describe_splits(images, [*given], missing, by)
     test_scenes = len({scene_of[path] for path in images["test"]})
-    return TaskData(task, name, root, data, images, how, settings, lists, test_scenes)
+    return TaskData(task, name, root, data, images, how, settings, lists, test_scenes, config)
+
+
+def merge_splits(labels: Mapping[str, Mapping[Path, set]]) -> dict[Path, set]:
+    """Return the classes in each image of all splits."""
+    classes_of = {}
+    for split_labels in labels.values():
+        classes_of |= split_labels
+    return classes_of
+
+
+def choose_images(
+    given: Mapping[str, Mapping[Path, set]], missing: Sequence[str], scenes: np.ndarray, seed: int
+) -> dict[str, list[Path]]:
+    """Return the images of each split, of which missing splits are drawn from the training images.
+
+    Args:
+        given: classes in each image by split of the labels.
+        missing: missing splits.
+        scenes: scene of each training image.
+        seed: seed of the draw.
+    """
+    pool = given["train"]
+    images = {split: [*given.get(split, ())] for split in SPLITS}
+    images |= {split: [] for split in ("train", *missing)}
+    for path, split in zip(pool, draw_splits(scenes, [*pool.values()], ["train", *missing], seed)):
+        images[split].append(path)
+    return images
+
+
+def check_splits(
+    images: Mapping[str, list[Path]],
+    given: Mapping[str, Mapping[Path, set]],
+    missing: Sequence[str],
+    root: Path,
+    by: str,
+) -> None:
+    """Raise a `ValueError` if a split has too few images, or no labels.
+
+    Args:
+        images: images by split.
+        given: classes in each image by split of the labels.
+        missing: splits that are drawn.
+        root: folder of the labels.
+        by: what the images are split by; empty if no split is drawn.
+    """
+    classes_of = merge_splits(given)
+    for split, paths in images.items():
+        if len(paths) < MIN_IMAGES:
+            raise ValueError(
+                f"Expected at least {MIN_IMAGES} images in each split of {root}, found {len(paths)} in {split!r}"
+                f"{f', split by {by}' if by else ''}. Add images, or set `scene_pattern` for smaller scenes."
+            )
+        if not any(classes_of[path] for path in paths):
+            other = "set another `seed`" if split in missing else "remove the split, which is then drawn"
+            raise ValueError(
+                f"Expected labels in each split of {root}, found none in the {len(paths)} images of {split!r}. Add "
+                f"labels, or {other}."
+            )
+
+
+def check_image_files(task: str, data: Mapping[str, Any], images: Mapping[str, list[Path]]) -> None:
+    """Raise a `ValueError` if an image cannot be read, or two splits share one."""
+    samples = {}
+    for split, paths in images.items():
+        samples[split] = [FileSample(path.stem, {}, (path,), None) for path in paths]
+    TASKS[task].data.from_dict(data).check_files(samples)
+
+
+def write_cases(
+    folder: Path, split: str, images: Sequence[Path], root: Path, scene_of: Mapping[Path, int]
+) -> Path | None:
+    """Write the scene of each image of a split, and return the file; `None` if all images are of one scene."""
+    cases = {path.relative_to(root).as_posix(): f"{split} {scene_of[path]}" for path in images}
+    if len(set(cases.values())) == 1:
+        return None
+    path = folder / f"{split}_scenes.json"
+    write_whole(path, json.dumps(cases) + "\n")
+    return path
+
+
+def describe_splits(images: Mapping[str, Sequence[Path]], given: Sequence[str], missing: Sequence[str], by: str) -> str:
+    """Return a sentence that says how the images are split.
+
+    Args:
+        images: images by split.
+        given: splits of the labels.
+        missing: splits that are drawn.
+        by: what the images are split by.
+    """
+    numbers = [f"{len(paths)} for {SPLITS[split]}" for split, paths in images.items()]
+    text = ", ".join(numbers).replace(" ", " images ", 1)
+    if not missing:
+        return f"The given splits train, val and test are kept: {text}."
+    if len(missing) == 2:
+        return f"Split by {by}: {text}."
+    (drawn_split,) = missing
+    share = len(images[drawn_split]) / (len(images["train"]) + len(images[drawn_split]))
+    return (
+        f"The given splits {' and '.join(given)} are kept; {share:.0%} of the training images, by {by}, are for "
+        f"{SPLITS[drawn_split]}: {text}."
+    )
 
 
 def labels_digest(data: str | Path) -> str:
@@ -244,22 +303,31 @@ def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
         ValueError: If the file has no task of boxes, or its data are invalid.
     """
     settings = read_yaml(config)
-    if settings.get("task") not in BOX_TASKS:
+    if settings.get("task") not in DETECTION.variants:
         raise ValueError(f"Expected a configuration of finetune_detection with a 'task' of boxes, got {config}.")
-    data = DetectionData.from_dict(settings.get("data"))
+    data = DETECTION.data.from_dict(settings.get("data"))
     if data.root is None or "annotations" not in data.splits.get("train", ()):
         raise ValueError(f"Expected a split 'train' with `annotations` in `data` of {config}.")
     names = ("data", "output_dir", "seed", "model_name_or_path", "eval_split", "test_split", "submission")
     root, described = Path(data.root).resolve(), settings["data"]
     settings = {name: value for name, value in settings.items() if name not in names}
     lists = {"train": Path(folder) / "train.txt"}
-    return TaskData("detection", data.format, root, described | {"root": str(root)}, {}, "", settings, lists)
+    return TaskData(DETECTION.name, data.format, root, described | {"root": str(root)}, {}, "", settings, lists)
 
 
-def num_windows(found: TaskData, split: str) -> int:
+def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
+    """Return the median height and width of images, from the headers of some of them."""
+    chosen = images[:: max(len(images) // number, 1)]
+    heights, widths = zip(*(stored_size(path) for path in chosen))
+    return round(statistics.median(heights)), round(statistics.median(widths))
+
+
+def num_windows(labels: TaskData, split: str) -> int:
     """Return the number of windows of an image of median size, 1 for images that are not cut."""
-    tile = found.data["splits"][split].get("tile")
-    return 1 if tile is None else len(object_windows(median_size(found.images[split]), tile["size"], tile["overlap"]))
+    tile = labels.data["splits"][split].get("tile")
+    if tile is None:
+        return 1
+    return len(object_windows(median_size(labels.images[split]), tile["size"], tile["overlap"]))
 
 
 def with_label_fraction(found: TaskData, fraction: float, seed: int, folder: str | Path) -> dict[str, Any]:
@@ -275,12 +343,18 @@ def with_label_fraction(found: TaskData, fraction: float, seed: int, folder: str
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"Expected `fraction` in (0, 1], got {fraction}.")
-    labels = labels_of(found.task, found.data, "train", found.settings)
-    paths, seen, first, others = [*labels], set(), [], []
-    for path in (paths[index] for index in np.random.default_rng(seed).permutation(len(paths))):
-        (others if labels[path] <= seen else first).append(path)
-        seen |= labels[path]
-    chosen = sorted((first + others)[: max(1, round(fraction * len(labels)))])
+    classes_of = labels_of(found.task, found.data, "train", found.settings)
+    paths = [*classes_of]
+    seen_classes, images_with_new_classes, other_images = set(), [], []
+    for index in np.random.default_rng(seed).permutation(len(paths)):
+        path = paths[index]
+        if classes_of[path] <= seen_classes:
+            other_images.append(path)
+        else:
+            images_with_new_classes.append(path)
+        seen_classes |= classes_of[path]
+    number = max(1, round(fraction * len(paths)))
+    chosen = sorted((images_with_new_classes + other_images)[:number])
     path = Path(folder).resolve() / f"train_{100 * fraction:g}_percent_seed_{seed}.txt"
     write_list(path, found.root, chosen)
     splits = found.data["splits"]
@@ -295,14 +369,15 @@ def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]
     """Return the task of the labels in a folder, their layout, and the settings of the task."""
     if not root.is_dir():
         raise ValueError(f"Folder {root} of the labels not found.")
-    kind = "detection" if task in BOX_TASKS else task
-    if kind not in (None, *TASKS):
-        raise ValueError(f"Unknown task {task!r}. Options: {', '.join((*TASKS, *BOX_TASKS))}.")
-    base = Layout if kind is None else TASKS[kind][0]
-    layout = recognize_layout(root, layouts_of(base))
-    if layout is not None:
-        kind = next((kind for kind, (base, _) in TASKS.items() if issubclass(LAYOUTS[layout], base)), None)
-    if layout is not None and kind is None:
+    wanted_task = None if task is None else find_task(task)
+    if task is not None and wanted_task is None:
+        names = [*TASKS]
+        for known_task in TASKS.values():
+            names += known_task.variants
+        raise ValueError(f"Unknown task {task!r}. Options: {', '.join(names)}.")
+    layout = recognize_layout(root, layouts_of(Layout if wanted_task is None else wanted_task.layout))
+    layout_task = None if layout is None else task_of_layout(layout)
+    if layout is not None and layout_task is None:
         recipe, page = SINGLE_COMMANDS.get(layout, ("a fine-tuning command", "README.md"))
         raise ValueError(
             f"adapt does not read the layout {layout!r} of {root}. Use the commands make_instructions, pretrain and "
@@ -324,38 +399,36 @@ def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]
             f"{of_table if TABLES & files.keys() else ''}Captions and instructions alone are not a task to "
             "compare backbones on: add labeled images of your task."
         )
-    if kind != "detection":
-        return kind, layout, {}
-    default_task = "oriented" if LAYOUTS[layout].is_oriented else "horizontal"
-    box_task = task if task in BOX_TASKS else default_task
-    return kind, layout, {} if box_task == "horizontal" else {"task": box_task}
+    return layout_task.name, layout, layout_task.variant_settings(task, LAYOUTS[layout])
+
+
+def task_of_layout(layout: str) -> AdaptationTask | None:
+    """Return the task of the labels in a layout, `None` if no task reads them."""
+    for task in TASKS.values():
+        if issubclass(LAYOUTS[layout], task.layout):
+            return task
+    return None
 
 
 def infer_data(root: Path, task: str, layout: Layout) -> dict[str, Any]:
     """Return the setting `data` with the labeled splits of a folder; images without a split are `train`."""
-    found = layout.splits()
-    if task == "classification":
-        for image_id, paths in (item for images in found.values() for item in images.items()):
-            layout.annotate(image_id, paths)
-        data = ClassificationData.infer(root)
-        splits = data["splits"]
-    else:
-        data = TASKS[task][1].infer(root)
+    data = TASKS[task].infer_data(root, layout)
+    splits = data["splits"]
+    if "classes" in data:
         check_classes(data["classes"], task, root)
-        splits = {split: files for split, files in data["splits"].items() if {"mask", "annotations"} & files.keys()}
     if "part" in splits.get("train", ()):  # a part of the only split
         splits = {"train": {key: value for key, value in splits["train"].items() if key != "part"}}
     train = next((split for split in ("train", "trainval", UNSPLIT) if split in splits), None)
     if train is None:
         raise ValueError(
-            f"No labeled training images found in {root}. Found the splits {sorted(found)}, with labels: "
+            f"No labeled training images found in {root}. Found the splits {sorted(layout.splits())}, with labels: "
             f"{sorted(splits)}. Name the folder or file of the training images `train`."
         )
     return {**data, "splits": {"train": splits[train], **{k: splits[k] for k in ("val", "test") if k in splits}}}
 
 
 def check_classes(classes: Collection, task: str, where: str | Path) -> None:
-    least = 1 if task == "detection" else 2
+    least = TASKS[task].min_classes
     if len(classes) < least:
         raise ValueError(
             f"Expected labels of at least {least} class(es) in {where}, found {len(classes)}: {[*classes]}. Add images "
@@ -365,18 +438,7 @@ def check_classes(classes: Collection, task: str, where: str | Path) -> None:
 
 def labels_of(task: str, data: Mapping, split: str, settings: Mapping) -> dict[Path, set]:
     """Read the labels of a split, and return the classes in each image, sorted by path."""
-    opened = TASKS[task][1].from_dict(data)
-    if task == "classification":
-        part = opened.open_split(split)
-        found = {sample.images[0]: set(names) for sample, names in zip(part.samples, part.stored)}
-    elif task == "segmentation":
-        part = opened.open_split(split)
-        rows = enumerate(tqdm(part.rows, desc=f"masks of {split}", disable=None))
-        found = {row.images[0]: {*part.mask(k).unique().tolist()} - {IGNORE_INDEX} for k, (row, _) in rows}
-    else:
-        part = opened.without_tiles().open_split(split, settings.get("task", "horizontal"))
-        found = {item.image: set(item.objects.labels[~item.objects.crowd].tolist()) for item in part.places}
-    return {path: found[path] for path in sorted(found)}
+    return dict(sorted(TASKS[task].read_split(data, split, settings).items()))
 
 
 def check_listed(

@@ -2,28 +2,36 @@
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from trl import ModelConfig
 
+from ..evaluation.comparison import Progress
 from ..image_processing_vitp import ViTPImageProcessor
-from ..images.reading import stored_size
 from ..instructions.dry_run import SourceSummary
 from ..pretraining.arguments import PretrainArguments
 from ..pretraining.config import ViTPTrainingConfig
-from ..pretraining.plan import config_of_start, step_cost, work_of
-from ..training.costs import GIB, machine_memory
+from ..pretraining.plan import config_of_start, print_plan, step_cost, work_of
+from ..training.costs import GIB, describe_machine, machine_memory
 from ..vrl import num_kept_tokens
+from . import runs
+from .arguments import MAE, RANDOM, AdaptArguments
+from .backbones import Backbones, Start
+from .labels import TaskData, median_size, num_windows
+from .pretraining import Pretraining
+from .runs import describe_seconds
 
 # Shares of the budget. The rest is for the data, the frozen probes, the controls and the exports.
 PRETRAINING_SHARE, FINE_TUNING_SHARE = 0.5, 0.35
 MOST_EPOCHS, MOST_FINE_TUNING_EPOCHS = 20, 50
 MOST_TILES, LEAST_TOKENS = 12, 8
 MOST_SEEDS = 3
+MEASURED_STEPS = (2, 5)  # steps of the two runs whose difference in time gives the time of a step
+BATCH_SETTINGS = {"per_device_train_batch_size", "global_batch_size", "gradient_accumulation_steps"}
 
 
 @dataclass(frozen=True)
@@ -39,13 +47,6 @@ class Costs:
     step: float
     fine_tuning_step: float
     evaluation: float
-
-
-def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
-    """Return the median height and width of images, from the headers of some of them."""
-    chosen = images[:: max(len(images) // number, 1)]
-    heights, widths = zip(*(stored_size(path) for path in chosen))
-    return round(statistics.median(heights)), round(statistics.median(widths))
 
 
 def choose_tiling(size: tuple[int, int], image_processor: ViTPImageProcessor, tokens_per_tile: int) -> dict:
@@ -142,3 +143,195 @@ def choose_steps(
         "fine_tuning_steps": min(fine_tuning_steps, MOST_FINE_TUNING_EPOCHS * fine_tuning_epoch),
         "seeds": list(range(seeds)),
     }
+
+
+def make_plan(
+    args: AdaptArguments,
+    labels: TaskData,
+    pretraining: Pretraining,
+    fine_tuning: Mapping[str, Any],
+    backbones: Backbones,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Choose batch, tiles, checkpointing, steps and seeds, print the plan, and keep it unless this is a dry run.
+
+    Args:
+        args: arguments of the command.
+        labels: labeled images.
+        pretraining: settings of the pretraining.
+        fine_tuning: configuration of the fine-tuning.
+        backbones: compared backbones.
+        progress: results of finished parts.
+    """
+    chosen = progress.result("plan/batch", lambda: choose_pretraining(pretraining, labels))
+    costs = None
+    if args.steps is None or args.fine_tuning_steps is None or args.seeds is None:
+
+        def measure() -> dict[str, float]:
+            return asdict(measure_costs(pretraining, chosen["settings"], labels.task, fine_tuning, backbones.start))
+
+        costs = Costs(**progress.result("plan/costs", measure))
+
+    def choose() -> dict[str, Any]:
+        return choose_plan(args, labels, fine_tuning, len(backbones.models), chosen, costs)
+
+    plan = choose() if args.dry_run else progress.result("plan", choose)
+    if plan["budget"] != args.budget:
+        print(f"The plan of the budget {plan['budget']} is kept. For {args.budget}, set another output_dir.")
+    print_summary(plan, backbones.models)
+    if args.dry_run and "plan_device" in args.pretraining:
+        random_backbone = backbones.path(RANDOM, plan["seeds"][0])
+        print_estimates(plan, pretraining, labels.task, fine_tuning, random_backbone)
+    return plan
+
+
+def choose_pretraining(pretraining: Pretraining, labels: TaskData) -> dict[str, Any]:
+    """Return `rows`, the number of rows, and `settings` of tiles, VRL, batch and checkpointing."""
+    arguments, given = pretraining.arguments, pretraining.given
+    image_processor, tokens = arguments.tiling()
+    window = labels.data["splits"]["train"].get("tile", {}).get("size", math.inf)
+    height, width = median_size(labels.images["train"])
+    settings = choose_tiling((min(height, window), min(width, window)), image_processor, tokens)
+    for name in settings.keys() & given.keys():
+        settings[name] = given[name]
+    image_processor.max_patches = settings["max_patches"]
+    summaries = pretraining.summarize(image_processor)
+    rows = sum(summary.effective for summary in summaries)
+    training_args = arguments.training_args
+    if BATCH_SETTINGS & given.keys():
+        samples = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+        settings["global_batch_size"] = samples
+    else:
+        settings |= choose_batch(arguments.args, training_args, arguments.model_args, summaries, choose_samples(rows))
+    return {"rows": rows, "settings": settings}
+
+
+def measure_costs(
+    pretraining: Pretraining, chosen: Mapping[str, Any], task: str, fine_tuning: Mapping[str, Any], start: Start
+) -> Costs:
+    """Measure steps of the pretraining and of a fine-tuning by two short runs of each.
+
+    Args:
+        pretraining: settings of the pretraining, whose folder is removed.
+        chosen: settings of [`choose_pretraining`].
+        task: name of the task of the fine-tuning.
+        fine_tuning: configuration of the fine-tuning.
+        start: start of the pretraining.
+    """
+    folder = pretraining.folder
+    pretraining_settings = pretraining.settings(**chosen) | {"save_strategy": "no", "watch_samples": 0}
+    pretraining_seconds, fine_tuning_seconds = [], []
+    for steps in MEASURED_STEPS:
+        output = folder / f"pretraining_{steps}"
+        metrics = runs.run_pretraining(pretraining_settings | {"max_steps": steps}, output)
+        pretraining_seconds.append(metrics["train"]["train_runtime"])
+        backbone = start.vit or str(output / "backbone")
+        settings = {**fine_tuning, "model_name_or_path": backbone, "save_strategy": "no", "max_steps": steps}
+        metrics = runs.run_fine_tuning(task, settings, folder / f"fine_tuning_{steps}")
+        fine_tuning_seconds.append(metrics["train"]["train_runtime"])
+        evaluation = metrics["eval"]["eval_runtime"]
+    shutil.rmtree(folder)
+    return Costs(seconds_per_step(pretraining_seconds), seconds_per_step(fine_tuning_seconds), evaluation)
+
+
+def seconds_per_step(seconds: Sequence[float]) -> float:
+    """Return the seconds of a step, from those of runs of `MEASURED_STEPS` steps."""
+    fewer_steps, more_steps = MEASURED_STEPS
+    return max(seconds[1] - seconds[0], 1e-3) / (more_steps - fewer_steps)
+
+
+def choose_plan(
+    args: AdaptArguments,
+    labels: TaskData,
+    fine_tuning: Mapping[str, Any],
+    num_models: int,
+    chosen: Mapping[str, Any],
+    costs: Costs | None,
+) -> dict[str, Any]:
+    """Return the plan.
+
+    Args:
+        args: arguments of the command.
+        labels: labeled images.
+        fine_tuning: configuration of the fine-tuning.
+        num_models: number of compared backbones.
+        chosen: rows and settings of [`choose_pretraining`].
+        costs: measured costs; `None` if the arguments have the steps and the seeds.
+    """
+
+    def num_fine_tunings(num_seeds: int) -> int:
+        # The best one of the search of the learning rate is also a scored one.
+        num_other_rates = len(args.learning_rates) - 1
+        return num_models * (num_other_rates + num_seeds * len(args.label_fractions))
+
+    has_mae = MAE in args.baselines
+    steps = {"steps": args.steps, "fine_tuning_steps": args.fine_tuning_steps, "seeds": args.seeds}
+    if costs is not None:
+        epoch = -(-chosen["rows"] // chosen["settings"]["global_batch_size"])
+        accumulation_steps = fine_tuning.get("gradient_accumulation_steps", 1)
+        batch = fine_tuning.get("global_batch_size")
+        if not batch:
+            batch = fine_tuning["per_device_train_batch_size"] * accumulation_steps
+        samples = len(labels.images["train"]) * num_windows(labels, "train")
+        fine_tuning_epoch = max(samples // batch, 1)
+        num_seeds = None if args.seeds is None else len(args.seeds)
+        affordable_steps = choose_steps(
+            args.seconds, costs, epoch, fine_tuning_epoch, has_mae, num_fine_tunings, num_seeds
+        )
+        for name, value in steps.items():
+            if value is None:
+                steps[name] = affordable_steps[name]
+    fine_tunings = num_fine_tunings(len(steps["seeds"]))
+    planned_seconds = {}
+    if costs is not None:
+        planned_seconds["pretraining"] = steps["steps"] * costs.step
+        if has_mae:
+            planned_seconds["mae"] = planned_seconds["pretraining"]
+        fine_tuning_seconds = steps["fine_tuning_steps"] * costs.fine_tuning_step + costs.evaluation
+        planned_seconds["fine_tuning"] = fine_tunings * fine_tuning_seconds
+    return steps | {
+        "machine": describe_machine(),
+        "budget": args.budget,
+        "fine_tunings": fine_tunings,
+        "settings": chosen["settings"],
+        "planned_seconds": planned_seconds,
+    }
+
+
+def print_summary(plan: Mapping[str, Any], models: Mapping[str, str]) -> None:
+    """Print the steps, the models and the time of a plan."""
+    settings = ", ".join(f"{name} {value}" for name, value in plan["settings"].items())
+    print(
+        f"\nPlan on {plan['machine']}: {plan['steps']} steps of pretraining ({settings}); {plan['fine_tunings']} "
+        f"fine-tunings of {plan['fine_tuning_steps']} steps, seeds {plan['seeds']}. Models: {', '.join(models)}."
+    )
+    if plan["planned_seconds"]:
+        needed_time = describe_seconds(sum(plan["planned_seconds"].values()))
+        print(f"Pretraining and fine-tuning take about {needed_time} of {plan['budget']}.")
+
+
+def print_estimates(
+    plan: Mapping[str, Any], pretraining: Pretraining, task: str, fine_tuning: Mapping[str, Any], backbone: str
+) -> None:
+    """Print memory and hours of the pretraining and of a fine-tuning on `plan_device`, from the models' shapes.
+
+    Args:
+        plan: settings and steps of the plan.
+        pretraining: settings of the pretraining.
+        task: name of the task of the fine-tuning.
+        fine_tuning: configuration of the fine-tuning.
+        backbone: folder of a backbone of the same shape as the start.
+    """
+    arguments = pretraining.parse(plan["settings"], plan["steps"])
+    image_processor, _ = arguments.tiling()
+    print("\nPretraining", end="")
+    summaries = pretraining.summarize(image_processor)
+    print_plan(arguments.args, arguments.training_args, arguments.model_args, summaries)
+    print("\nOne fine-tuning. Weights of the start are not needed for its estimate.")
+    settings = {
+        **fine_tuning,
+        "model_name_or_path": backbone,
+        "max_steps": plan["fine_tuning_steps"],
+        "plan_device": arguments.args.plan_device,
+    }
+    runs.estimate_fine_tuning(task, settings, pretraining.folder)

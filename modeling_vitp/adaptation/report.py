@@ -2,9 +2,12 @@
 
 import json
 import re
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,6 +17,8 @@ from ..evaluation.answer_scores import LOWER_IS_BETTER
 from ..metrics.resampling import Difference, Score, paired_difference
 from ..training.checkpointing import write_whole
 from .arguments import ADAPTED, RANDOM
+from .backbones import Backbones
+from .labels import TaskData
 from .pages import (
     CHARTS,
     Block,
@@ -27,8 +32,10 @@ from .pages import (
     to_html,
     to_markdown,
 )
+from .tasks import TASKS
 
 REPORT, README, PAGE = "report.json", "README.md", "report.html"
+PLAN_FIELDS = ("machine", "budget", "steps", "fine_tuning_steps", "seeds")  # of the plan, in the report
 FEW = 20  # number of scenes of test images below which the verdict warns of its intervals
 UNITS = {
     "mean_iou": "mIoU",
@@ -36,12 +43,6 @@ UNITS = {
     "box_map": "box mAP",
     "mask_map": "mask mAP",
     "mean_average_precision": "mAP",
-}
-# Main score of `vitp probe` for each task, and its name. All of them are better when higher.
-PROBE_SCORES = {
-    "classification": ("accuracy", "accuracy"),
-    "segmentation": ("mean_iou", "mIoU"),
-    "detection": ("centre_auc", "AUC of patches with the center of an object"),
 }
 BLIND = (
     "The answers to no kind of question are clearly better with the own image than with another: it is not shown that "
@@ -299,7 +300,7 @@ class AdaptationReport:
             is_other = ours is not None and model != ADAPTED
             difference = cell(paired_difference([ours], [theirs])) if is_other else ""
             rows.append([probe, label(model), points(theirs.value), difference])
-        score = PROBE_SCORES[self.task][1]
+        score = TASKS[self.task].probe_title
         text = f"Test scores of probes of frozen features: {score}, in points. The intervals cover test images only."
         return [text, Table(["probe", "backbone", "score", self.header[3]], rows)] if rows else []
 
@@ -328,6 +329,71 @@ class AdaptationReport:
         settings = {key: value for key, value in self.plan.items() if not key.endswith("_seconds")}
         rows = [[key.replace("_", " "), cell_text(value)] for key, value in settings.items()]
         return [Table(["setting", "value"], rows), Table(["stage", "planned, h:mm:ss", "used, h:mm:ss"], stages)]
+
+
+def make_report(
+    labels: TaskData,
+    plan: Mapping[str, Any],
+    used_seconds: Mapping[str, float],
+    backbones: Backbones,
+    frozen: Sequence[dict],
+    fine_tuned: Sequence[dict],
+    controls: Mapping[str, Any],
+    diverged: Sequence[str],
+) -> AdaptationReport:
+    """Collect the scores, the controls, the cost and what was not tested, and copy pictures of predictions.
+
+    Args:
+        labels: labeled images.
+        plan: plan of the adaptation.
+        used_seconds: seconds by stage.
+        backbones: compared backbones.
+        frozen: scores of probes.
+        fine_tuned: scores of fine-tuned models, with their folders.
+        controls: results of the controls.
+        diverged: sentences on fine-tunings that are left out.
+    """
+    shown_models = (ADAPTED, backbones.start.name)
+    pictures = {}
+    for entry in fine_tuned:
+        picture = Path(entry["folder"]) / "test" / "predictions.png"
+        if picture.is_file() and entry["model"] in shown_models:
+            pictures[f"predictions_{entry['model']}.png"] = picture
+    for name, path in pictures.items():
+        shutil.copy(path, backbones.folder / name)
+    shown_plan = {name: plan[name] for name in PLAN_FIELDS}
+    seconds = {"planned_seconds": plan["planned_seconds"], "used_seconds": dict(used_seconds)}
+    return AdaptationReport(
+        task=labels.task,
+        metric=fine_tuned[0]["metric"],
+        greater_is_better=fine_tuned[0]["greater_is_better"],
+        classes=[entry["name"] if isinstance(entry, dict) else entry for entry in labels.data["classes"]],
+        data={
+            "name": labels.root.name,
+            "images": {split: len(images) for split, images in labels.images.items()},
+            "test_scenes": labels.test_scenes,
+            "how": labels.how,
+        },
+        plan=shown_plan | plan["settings"] | seconds,
+        models=backbones.models,
+        start=backbones.start.name,
+        fine_tuned=[{name: value for name, value in entry.items() if name != "folder"} for entry in fine_tuned],
+        frozen=list(frozen),
+        controls={name: value for name, value in controls.items() if name != "problems"},
+        pictures=list(pictures),
+        notes=untested(plan, controls, diverged),
+    )
+
+
+def untested(plan: Mapping[str, Any], controls: Mapping[str, Any], diverged: Sequence[str]) -> list[str]:
+    """Return sentences on what was not tested."""
+    notes = ["Images of another place, time or device than those of the test split were not tested."]
+    notes += diverged
+    if len(plan["seeds"]) == 1:
+        notes.append("Each model was fine-tuned with one seed: the randomness of training is not in the intervals.")
+    if not controls["answers"]:
+        notes.append("Answers were not compared with those about other images.")
+    return notes
 
 
 def label(name: str) -> str:

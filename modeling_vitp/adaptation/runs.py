@@ -1,64 +1,141 @@
-"""Runs of commands in this process."""
+"""Runs of the library's functions, each with its settings and its printed text in files beside its output folder."""
 
 import contextlib
-import importlib
 import json
-import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..command.errors import RunStopped
+from ..evaluation.arguments import VLMArguments
+from ..evaluation.pretraining import score_run
+from ..evaluation.vlm import evaluate_vlm
+from ..instructions.arguments import AnnotationOptions
+from ..instructions.making import make_instructions
+from ..pretraining.options import PretrainingOptions
+from ..pretraining.options import make_options as make_pretraining_options
+from ..pretraining.run import pretrain
+from ..probing.arguments import ProbeArguments
+from ..probing.run import probe
+from ..tasks import TASKS, FineTuningOptions
+from ..tasks.fine_tuning import fine_tune
+from ..tasks.options import make_options
+from ..tasks.plan import print_cost
 from ..training.checkpointing import write_whole
+from ..training.results import RunResult
 
 
-def run_command(name: str, words: Sequence[str], log: Path, check: bool = True) -> None:
-    """Run a command of this package in this process, and append what it prints to a file.
+def store_instructions(root: Path, options: Mapping[str, Any], output: Path, seed: int) -> None:
+    """Make instructions about labels, see [`~modeling_vitp.instructions.making.make_instructions`].
 
     Args:
-        name: module of the command in `recipes`.
-        words: arguments of the command.
-        log: file of the output.
-        check: whether an exit status other than 0, such as that of a failed gate, is an error.
+        root: folder of the labels.
+        options: fields of [`~modeling_vitp.instructions.arguments.AnnotationOptions`].
+        output: output folder.
+        seed: seed of the questions.
+    """
+    with logged(output):
+        make_instructions(root, output, AnnotationOptions(**options), seed)
+
+
+def pretraining_options(settings: Mapping[str, Any], folder: Path) -> PretrainingOptions:
+    """Return the options of a pretraining.
+
+    Args:
+        settings: configuration without `output_dir`.
+        folder: output folder.
 
     Raises:
-        RunStopped: if the exit status is not 0 and `check` is true.
+        ValueError: if a setting is wrong.
     """
-    command = importlib.import_module(f"modeling_vitp.recipes.{name}").main
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file, contextlib.redirect_stdout(file):
-        print(f"\n$ vitp {name} {shlex.join(words)}")
-        status = command(list(words))
-    if status and check:
-        raise RunStopped(f"vitp {name} failed, see the end of {log}.", status)
+    try:
+        return make_pretraining_options({**settings, "output_dir": str(folder)})
+    except ValueError as error:
+        raise ValueError(f"pretraining: {error} `vitp pretrain --help_all` lists the options.") from error
 
 
-def run_recipe(name: str, settings: dict[str, Any], output: Path, check: bool = True) -> dict[str, Any]:
-    """Run or resume a command that writes `metrics.json`, and return the metrics.
+def run_pretraining(settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Run or resume a pretraining, and return its metrics."""
+    command = f"vitp pretrain --config {output.name}.yaml"
+    with recorded(output, settings):
+        check_status(pretrain(pretraining_options(settings, output), score_run, command), output)
+    return read_metrics(output)
 
-    The configuration and the output of the command are kept beside its output folder.
+
+def fine_tuning_options(task: str, settings: Mapping[str, Any], folder: Path) -> FineTuningOptions:
+    """Return the options of a fine-tuning.
 
     Args:
-        name, check: as for [`run_command`].
+        task: name of the task.
         settings: configuration without `output_dir`.
-        output: output folder.
+        folder: output folder.
+
+    Raises:
+        ValueError: if a setting is wrong.
     """
-    path = config_of(output)
-    write_config(path, settings | {"output_dir": str(output)})
-    run_command(name, ["--config", str(path)], output.with_name(f"{output.name}.log"), check)
-    return json.loads((output / "metrics.json").read_text())
+    try:
+        return make_options(TASKS[task], {**settings, "output_dir": str(folder)})
+    except ValueError as error:
+        raise ValueError(f"fine_tuning: {error} `vitp finetune_{task} --help_all` lists the options.") from error
 
 
-def config_of(output: Path) -> Path:
-    """Return the configuration file of [`run_recipe`]."""
-    return output.with_name(f"{output.name}.yaml")
+def estimate_fine_tuning(task: str, settings: Mapping[str, Any], folder: Path) -> None:
+    """Print the estimates of memory and time of a fine-tuning."""
+    print_cost(TASKS[task], fine_tuning_options(task, {**settings, "dry_run": True}, folder))
 
 
-def write_config(path: Path, settings: dict[str, Any]) -> None:
+def run_fine_tuning(task: str, settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Run or resume the fine-tuning of a task, and return its metrics."""
+    command = f"vitp finetune_{task} --config {output.name}.yaml"
+    with recorded(output, settings):
+        check_status(fine_tune(TASKS[task], fine_tuning_options(task, settings, output), command), output)
+    return read_metrics(output)
+
+
+def run_probe(settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Probe frozen backbones, and return the metrics."""
+    with recorded(output, settings):
+        probe(ProbeArguments(**settings, output_dir=str(output)))
+    return read_metrics(output)
+
+
+def run_vlm_evaluation(settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Score the answers of a vision-language model, and return the metrics."""
+    with recorded(output, settings):
+        evaluate_vlm(VLMArguments(**settings, output_dir=str(output)))
+    return read_metrics(output)
+
+
+@contextlib.contextmanager
+def recorded(output: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Write the settings of a run beside its output folder, as its command reads them, and append what it prints."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    configuration = {**settings, "output_dir": str(output)}
+    text = yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True)
+    write_whole(output.with_name(f"{output.name}.yaml"), text)
+    with logged(output):
+        yield
+
+
+@contextlib.contextmanager
+def logged(output: Path) -> Iterator[None]:
+    """Append what is printed to a file beside an output folder."""
+    path = output.with_name(f"{output.name}.log")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    with path.open("a") as log, contextlib.redirect_stdout(log):
+        yield
+
+
+def check_status(result: RunResult, output: Path) -> None:
+    """Raise a [`RunStopped`] if a run ended with another exit status than 0, such as that of a missed requirement."""
+    if result.status:
+        raise RunStopped(f"The run in {output} failed, see the end of {output}.log.", result.status)
+
+
+def read_metrics(output: Path) -> dict[str, Any]:
+    return json.loads((output / "metrics.json").read_text())
 
 
 def remove_weights(folder: Path) -> None:

@@ -6,7 +6,13 @@ from ..command.paths import Shard
 from .arguments import AnnotationOptions
 from .from_annotations.labels import describe_default_names, open_layout
 from .from_annotations.pipeline import build_instructions, check_options, check_output
+from .from_annotations.questions import PHRASINGS
 from .from_annotations.storage import check_shards, encode_rows, save_rows, stored_split, write_card
+
+
+def kinds_of_questions(subject: str) -> list[str]:
+    """Return the kinds of questions about a subject of labels, an attribute of their layout."""
+    return list(PHRASINGS[subject])
 
 
 def make_instructions(

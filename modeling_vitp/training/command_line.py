@@ -155,11 +155,14 @@ def read_settings(settings: Mapping[str, Any], whole: Sequence[str]) -> tuple[An
     for word in unused_words[::2]:
         name = word.removeprefix("--")
         raise WrongArguments(f"unknown option {name!r}{hint_for(name, known)}")
-    parsed = parser.parse_args_into_dataclasses(args=[])
-    expand_home(parsed)
-    check_paths(parsed)
-    check_output(parsed)
-    find_checkpoint(parsed)
+    try:
+        parsed = parser.parse_args_into_dataclasses(args=[])
+        expand_home(parsed)
+        check_paths(parsed)
+        check_output(parsed)
+        find_checkpoint(parsed)
+    except (OSError, ValueError) as error:
+        raise WrongArguments(" ".join(str(error).split())) from error
     return parsed
 
 

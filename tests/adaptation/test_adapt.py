@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import AutoModel
 
 from modeling_vitp import adapt
-from modeling_vitp.adaptation import adapt as adapting
-from modeling_vitp.adaptation import comparison
+from modeling_vitp.adaptation import runs
+from modeling_vitp.adaptation.probing import Prober
 from modeling_vitp.adaptation.report import AdaptationReport
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
@@ -88,9 +88,7 @@ def test_figures_equal_those_of_the_separate_commands(adapted, tmp_path):
 
 def test_finished_adaptation_is_not_run_again(adapted, classes, monkeypatch):
     report, folder = adapted
-    monkeypatch.setattr(adapting, "run_command", None)
-    monkeypatch.setattr(adapting, "run_recipe", None)
-    monkeypatch.setattr(comparison, "run_recipe", None)
+    monkeypatch.setattr(runs, "logged", None)
     settings = SETTINGS | {"label_fractions": [0.5]}
     again = adapt(classes, baselines=["random", "mae"], output_dir=folder, **settings)
     assert (again.fine_tuned, again.verdict) == (report.fine_tuned, report.verdict)
@@ -160,13 +158,13 @@ def test_model_that_learns_shuffled_labels_does_not_look(adapted, classes, tmp_p
 def test_worse_backbone_stops_early(classes, tmp_path, monkeypatch, quick_prior):
     right = [float(index % 2) for index in range(1000)]
 
-    def probe(self, backbones, *args):
+    def score(self, backbones, *args):
         scores = dict(zip(backbones, (0.2, 0.8)))
         resampled = {name: (np.array(right) * 0.1 + score).tolist() for name, score in scores.items()}
         entries = {name: {"score": scores[name], "resampled": resampled[name]} for name in backbones}
         return [{"probe": "linear", "cases": 1000, **entries[name]} for name in backbones]
 
-    monkeypatch.setattr(adapting.Adaptation, "probe", probe)
+    monkeypatch.setattr(Prober, "score", score)
     with pytest.raises(RunStopped, match="After 2 of 20 steps .*: accuracy 0.200 instead of 0.800"):
         adapt(classes, baselines=["random"], output_dir=tmp_path / "out", **SETTINGS | {"steps": 20})
 

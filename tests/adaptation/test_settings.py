@@ -23,18 +23,27 @@ from vision_families import MEAN, save_vit
 
 from modeling_vitp import adapt
 from modeling_vitp.adaptation import adapt as adapting
-from modeling_vitp.adaptation import comparison, labels
-from modeling_vitp.adaptation.adapt import Adaptation
+from modeling_vitp.adaptation import comparison, controls, labels, preparation, probing, runs
+from modeling_vitp.adaptation.adapt import run_adaptation
 from modeling_vitp.adaptation.arguments import AdaptArguments
-from modeling_vitp.adaptation.comparison import Comparison
+from modeling_vitp.adaptation.backbones import Backbones, Start, open_start
+from modeling_vitp.adaptation.comparison import Comparison, fine_tune_backbones, fine_tuning_settings
+from modeling_vitp.adaptation.controls import check_instructions, control_settings
+from modeling_vitp.adaptation.instructions import make_questions, question_options
 from modeling_vitp.adaptation.labels import labels_of, num_windows, read_labels
-from modeling_vitp.adaptation.plan import Costs
+from modeling_vitp.adaptation.plan import Costs, choose_plan
+from modeling_vitp.adaptation.preparation import open_progress
+from modeling_vitp.adaptation.pretraining import Pretraining
+from modeling_vitp.adaptation.probing import Prober, probe_size
+from modeling_vitp.adaptation.tasks import TASKS
 from modeling_vitp.command.errors import TrainingDiverged
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.images.reading import has_8_bits
+from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.pretraining.plan import config_of_start
 from modeling_vitp.tasks.detection.data import DetectionData
+from modeling_vitp.training.checkpointing import FolderLock
 
 FROM_SCRATCH = {
     "vocab_size": 300,
@@ -44,15 +53,23 @@ FROM_SCRATCH = {
 QUICKSTART = str(ROOT / "space" / "quickstart")
 
 
-def adaptation(folder: Path, **settings) -> Adaptation:
+def arguments(folder: Path, **settings) -> AdaptArguments:
     defaults = {"data": str(folder / "data"), "output_dir": str(folder / "out")}
-    return Adaptation(AdaptArguments(**defaults | {"pretraining": {"from_scratch": FROM_SCRATCH}} | settings))
+    return AdaptArguments(**defaults | {"pretraining": {"from_scratch": FROM_SCRATCH}} | settings)
 
 
-@pytest.fixture
-def no_labels(monkeypatch):
-    """Give the pretraining the instructions as its data, for tests without labels."""
-    monkeypatch.setattr(Adaptation, "pretraining_data", lambda found: {"dataset_name": found.instructions})
+def start_of(args: AdaptArguments) -> Start:
+    folder = Path(args.output_dir)
+    return open_start(args, folder, Progress(folder / "progress.json"))
+
+
+def pretraining_of(args: AdaptArguments) -> Pretraining:
+    """Return the pretraining on an empty folder of instructions."""
+    folder = Path(args.output_dir)
+    instructions = folder / "instructions"
+    instructions.mkdir(parents=True)
+    data = {"dataset_name": str(instructions)}
+    return Pretraining(start_of(args), args.pretraining, data, str(instructions), args.seed, folder / "plan")
 
 
 @pytest.mark.parametrize(
@@ -86,10 +103,10 @@ def test_wrong_setting_is_reported_before_the_labels(tmp_path, monkeypatch, sett
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
-def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen, no_labels):
+def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen):
     save_vit(tmp_path / "vit", "dinov2")
-    found = adaptation(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze_projector": is_frozen})
-    assert ("projector_learning_rate" in found.pretraining_settings()) != is_frozen
+    args = arguments(tmp_path, start=str(tmp_path / "vit"), pretraining={"freeze_projector": is_frozen})
+    assert ("projector_learning_rate" in pretraining_of(args).settings()) != is_frozen
 
 
 @pytest.mark.parametrize(
@@ -97,24 +114,26 @@ def test_frozen_projector_has_no_learning_rate(tmp_path, is_frozen, no_labels):
     [({}, 2), ({"gradient_accumulation_steps": 2}, 4), ({"global_batch_size": 8}, 8)],
 )
 def test_fine_tuning_has_at_most_50_epochs(tmp_path, settings, batch):
-    found = adaptation(tmp_path, fine_tuning={"per_device_train_batch_size": 2} | settings)
     write_folders(tmp_path / "data", {"": 20}, ("field", "forest"))
-    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
-    plan = found.choose_plan({"rows": 100, "settings": {"global_batch_size": 10}}, Costs(1e-3, 1e-3, 0.0))
-    images = len(found.labels.images["train"])
+    args = arguments(tmp_path, fine_tuning={"per_device_train_batch_size": 2} | settings)
+    found = read_labels(tmp_path / "data", tmp_path / "splits")
+    fine_tuning = fine_tuning_settings(found, start_of(args).config, args.fine_tuning)
+    chosen = {"rows": 100, "settings": {"global_batch_size": 10}}
+    plan = choose_plan(args, found, fine_tuning, 2, chosen, Costs(1e-3, 1e-3, 0.0))
+    images = len(found.images["train"])
     assert images > 8 and (plan["steps"], plan["fine_tuning_steps"]) == (20 * 10, 50 * (images // batch))
 
 
 def test_settings_of_the_trainings_are_checked_before_questions_are_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(adapting, "run_command", None)
+    monkeypatch.setattr(runs, "logged", None)
     write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
     with pytest.raises(ValueError, match="fine_tuning: unknown option 'foo'.*finetune_classification --help_all"):
-        adaptation(tmp_path, fine_tuning={"foo": 1}).run()
+        run_adaptation(arguments(tmp_path, fine_tuning={"foo": 1}))
     with pytest.raises(ValueError, match="pretraining: unknown option 'foo'.*pretrain --help_all"):
-        adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "foo": 1}).run()
+        run_adaptation(arguments(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "foo": 1}))
     save_vit(tmp_path / "vit", "dinov2")
     with pytest.raises(ValueError, match="language_model='lm'"):
-        adaptation(tmp_path, start=str(tmp_path / "vit"), language_model="lm", pretraining=None).run()
+        run_adaptation(arguments(tmp_path, start=str(tmp_path / "vit"), language_model="lm", pretraining=None))
 
 
 def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path, monkeypatch):
@@ -122,10 +141,9 @@ def test_missing_package_of_the_controls_is_reported_before_the_checks(tmp_path,
     write_folders(tmp_path / "data", {"": 6}, ("field", "forest"))
     monkeypatch.setattr(vlm, "answer_kind", lambda question, answer: "caption")
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
-    found = adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False})
-    monkeypatch.setattr(found, "check_instructions", None)
+    monkeypatch.setattr(adapting, "check_instructions", None)
     with pytest.raises(ModuleNotFoundError, match="pycocoevalcap"):
-        found.run()
+        run_adaptation(arguments(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False}))
 
 
 def test_controls_of_boxes_ask_for_no_captions(tmp_path):
@@ -133,22 +151,20 @@ def test_controls_of_boxes_ask_for_no_captions(tmp_path):
     write_dota(tmp_path / "data", [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(3)])
     for path in (tmp_path / "data" / "annfiles").iterdir():
         path.write_text("4 4 24 4 24 24 4 24 ship 0\n50 10 58 10 58 18 50 18 ship 0\n60 50 90 50 90 75 60 75 plane 0\n")
-    found = adaptation(tmp_path, class_names={"ship": "cargo ship"})
-    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
+    found = read_labels(tmp_path / "data", tmp_path / "splits")
     scored = {}
     for split in ("train", "test"):
-        found.make_instructions(split)
-        arguments = found.control_settings() | {"dataset_name": str(tmp_path / "out" / "instructions" / split)}
-        scored[split] = {question.kind for question in vlm.choose_questions(vlm.VLMArguments(**arguments))[1]}
+        make_questions(found, split, {"ship": "cargo ship"}, tmp_path / split, 0)
+        asked = vlm.VLMArguments(**control_settings(tmp_path, tmp_path / split))
+        scored[split] = {question.kind for question in vlm.choose_questions(asked)[1]}
     kinds = {"vqa", "count", "grounding", "map", "fine_map"}
     assert scored == {"train": {"caption", *kinds}, "test": kinds}
 
 
-def test_phrase_of_an_unknown_class_is_an_error(tmp_path):
-    found = adaptation(tmp_path, class_names={"class 9": "a tree"})
-    found.labels = SimpleNamespace(task="segmentation", data={"classes": [{"name": "class 1", "value": 1}]})
+def test_phrase_of_an_unknown_class_is_an_error():
+    data = {"classes": [{"name": "class 1", "value": 1}]}
     with pytest.raises(ValueError, match="class_names: class 'class 9' not found. Classes: class 1."):
-        found.phrases()
+        TASKS["segmentation"].phrases({"class 9": "a tree"}, data)
 
 
 @pytest.mark.parametrize("is_deep", [False, True])  # collages need 8 bits
@@ -161,17 +177,16 @@ def test_ignored_value_of_masks_is_in_no_question(tmp_path, is_deep):
             (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
             dtype = np.uint16 if name == "images" and is_deep else np.uint8
             Image.fromarray(pixels.astype(dtype)).save(tmp_path / "data" / name / f"{index}.png")
-    found = adaptation(tmp_path)
-    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
-    assert found.phrases() == {"255": None, "0": None, "1": "class 1"}
-    found.make_instructions("train")
+    found = read_labels(tmp_path / "data", tmp_path / "splits")
+    options = question_options(found, "train", {})
+    assert options["names"] == {"255": None, "0": None, "1": "class 1"} and ("collages" in options) != is_deep
+    make_questions(found, "train", {}, tmp_path / "out", 0)
 
 
-def test_black_of_color_masks_is_background(tmp_path):
-    found = adaptation(tmp_path)
+def test_black_of_color_masks_is_background():
     colors = [{"name": "rest", "color": [0, 0, 0]}, {"name": "roof", "color": [255, 255, 255]}]
-    found.labels = SimpleNamespace(task="segmentation", data={"classes": colors, "mask_encoding": "color"})
-    assert found.phrases() == {"0,0,0": None, "255,255,255": "roof"}
+    data = {"classes": colors, "mask_encoding": "color"}
+    assert TASKS["segmentation"].phrases({}, data) == {"0,0,0": None, "255,255,255": "roof"}
 
 
 def test_deep_and_four_band_images_have_no_collages(tmp_path):
@@ -183,24 +198,26 @@ def test_deep_and_four_band_images_have_no_collages(tmp_path):
 
 def test_names_of_backbones_are_unique(tmp_path):
     baselines = ["start", "mae", "a/backbone", "b/backbone", "c/a", "c/mae", "c/adapted", QUICKSTART]
-    found = adaptation(tmp_path, start=QUICKSTART, baselines=baselines)
-    found.progress.parts["start"] = {"seconds": 0.0, "result": ""}
+    args = arguments(tmp_path, start=QUICKSTART, baselines=baselines)
+    progress = Progress(tmp_path / "progress.json")
+    progress.parts["start"] = {"seconds": 0.0, "result": ""}
+    found = Backbones(args, open_start(args, tmp_path, progress), tmp_path, progress)
     assert list(found.models) == ["adapted", "quickstart", "mae", "a", "b", "a-2", "mae-2", "adapted-2"]
-    assert found.models["a-2"] == found.backbone("a-2", 0) == "c/a"
+    assert found.models["a-2"] == found.path("a-2", 0) == "c/a"
+    assert found.path("quickstart", 0) == str(tmp_path / "start")
 
 
-def test_start_on_the_hub_has_its_own_shape(tmp_path, hub, no_labels):
+def test_start_on_the_hub_has_its_own_shape(tmp_path, hub):
     save_vit(tmp_path / "vit", "dinov2")
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "config.json").write_text(json.dumps(TEXT | {"vocab_size": 300}))
     for name in ("vit", "text"):
         hub.api().create_repo(f"tester/{name}")
         hub.api().upload_folder(repo_id=f"tester/{name}", folder_path=tmp_path / name)
-    found = adaptation(tmp_path, start="tester/vit", language_model="tester/text", pretraining={"bf16": False})
-    Path(found.instructions).mkdir(parents=True)
-    args, _, model_args = found.parse_pretraining({}, 1)
-    config, assumed = config_of_start(args, model_args)
-    image_processor, tokens = found.tiling(args, model_args)
+    args = arguments(tmp_path, start="tester/vit", language_model="tester/text", pretraining={"bf16": False})
+    found = pretraining_of(args).arguments
+    config, assumed = config_of_start(found.args, found.model_args)
+    image_processor, tokens = found.tiling()
     assert (config.vision_config.hidden_size, config.text_config.vocab_size, assumed) == (32, 300, "")
     assert (image_processor.size["height"], list(image_processor.image_mean), tokens) == (56, MEAN, 4)
     assert not [*(tmp_path / "home").rglob("*.safetensors")]
@@ -209,85 +226,97 @@ def test_start_on_the_hub_has_its_own_shape(tmp_path, hub, no_labels):
 def test_probes_see_some_images_at_one_size(tmp_path, monkeypatch):
     """Published image processors of DINOv2 crop to 224 pixels, others do not."""
     write_rsar(tmp_path / "data")
-    monkeypatch.setattr(adapting, "PROBED", 5)
+    monkeypatch.setattr(probing, "PROBED", 5)
     save_vit(tmp_path / "vit", "dinov2")
-    found, probed = adaptation(tmp_path, start=str(tmp_path / "vit")), []
     file = tmp_path / "data" / "RSAR" / "train" / "annfiles" / "0000001.txt"
     file.write_text(file.read_text().partition("20 20")[0])
-    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
-    monkeypatch.setattr(adapting, "run_recipe", lambda *args: probed.append(args) or {"results": []})
-    found.probe(["a", "b"], "test", tmp_path / "out" / "frozen")
-    ((_, settings, _),) = probed
+    found, probed = read_labels(tmp_path / "data", tmp_path / "splits"), []
+    monkeypatch.setattr(runs, "run_probe", lambda *args: probed.append(args) or {"results": []})
+    image_size = probe_size(start_of(arguments(tmp_path, start=str(tmp_path / "vit"))), None)
+    Prober(found, image_size, 0).score(["a", "b"], "test", tmp_path / "frozen")
+    ((settings, _),) = probed
     assert settings["image_size"] == 56
     data = DetectionData.from_dict(settings["data"])
     images = {split: {place.image for place in data.open([split], "oriented").places} for split in ("train", "test")}
     assert [len(part) for part in images.values()] == [5, 4]
-    assert images["train"] < {*found.labels.images["train"]} and images["test"] == {*found.labels.images["test"]}
+    assert images["train"] < {*found.images["train"]} and images["test"] == {*found.images["test"]}
 
 
 def test_large_images_with_boxes_are_cut_in_all_stages(tmp_path, monkeypatch):
     monkeypatch.setattr(labels, "LARGE", 90)  # the images have 80 x 96 pixels
     monkeypatch.setattr(labels, "WINDOW", 64)
     monkeypatch.setattr(labels, "OVERLAP", 16)
-    monkeypatch.setattr(adapting, "PROBED", 8)
+    monkeypatch.setattr(probing, "PROBED", 8)
     write_dota(tmp_path / "data", [f"site{index:03}" for index in range(12)])
-    found, words = adaptation(tmp_path), []
-    found.labels = read_labels(tmp_path / "data", tmp_path / "out" / "splits")
-    assert [split["tile"] for split in found.labels.data["splits"].values()] == [{"size": 64, "overlap": 16}] * 3
-    assert found.fine_tuning_settings()["image_size"] == 64
-    data = DetectionData.from_dict(found.labels.data)
+    found = read_labels(tmp_path / "data", tmp_path / "splits")
+    assert [split["tile"] for split in found.data["splits"].values()] == [{"size": 64, "overlap": 16}] * 3
+    assert fine_tuning_settings(found, None)["image_size"] == 64
+    data = DetectionData.from_dict(found.data)
     whole = data.without_tiles().open(["train"], "oriented").places
-    assert labels_of("detection", found.labels.data, "train", {"task": "oriented"}) == {
+    assert labels_of("detection", found.data, "train", {"task": "oriented"}) == {
         place.image: {*place.objects.labels.tolist()} for place in whole
     }
-    assert len(data.open(["train"], "oriented")) == num_windows(found.labels, "train") * len(whole)
-    probed = DetectionData.from_dict(found.probed_data("test")).open(["train"], "oriented")
+    assert len(data.open(["train"], "oriented")) == num_windows(found, "train") * len(whole)
+    probed = DetectionData.from_dict(Prober(found, 32, 0).limited_data("test")).open(["train"], "oriented")
     assert len(probed) == 8 < len(data.open(["train"], "oriented"))
-    monkeypatch.setattr(adapting, "run_command", lambda name, options, log: words.extend(options))
-    found.make_instructions("train")
-    assert words[words.index("--window") :][:4] == ["--window", "64", "--overlap", "16"]
+    options = question_options(found, "train", {})
+    assert (options["window"], options["overlap"]) == (64, 16)
 
 
-def test_model_as_start_replaces_from_scratch(tmp_path, no_labels):
-    settings = adaptation(tmp_path, start=QUICKSTART).pretraining_settings()
+def test_questions_are_made_with_their_options(tmp_path, monkeypatch):
+    calls = []
+
+    def make_instructions(*values):
+        print("ten rows")
+        calls.append(values)
+
+    monkeypatch.setattr(runs, "make_instructions", make_instructions)
+    options = {"layout": "dota", "names": {"ship": "cargo ship"}, "kinds": ["vqa", "count"], "window": 64}
+    output = tmp_path / "out" / "train"
+    runs.store_instructions(tmp_path / "data", options, output, 3)
+    assert calls == [(tmp_path / "data", output, AnnotationOptions(**options), 3)]
+    assert (tmp_path / "out" / "train.log").read_text() == "ten rows\n"
+
+
+def test_model_as_start_replaces_from_scratch(tmp_path):
+    settings = pretraining_of(arguments(tmp_path, start=QUICKSTART)).settings()
     assert settings["model_name_or_path"] == QUICKSTART and "from_scratch" not in settings
+
+
+def progress_of(args: AdaptArguments) -> Progress:
+    return open_progress(args, FolderLock(args.output_dir))
 
 
 def test_settings_may_change_until_the_plan_is_kept(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    first = adaptation(tmp_path)
-    first.check_settings()
-    first.progress.result("instructions/train", int)
+    progress_of(arguments(tmp_path)).result("instructions/train", int)
     (tmp_path / "out" / "splits").mkdir()
-    other = adaptation(tmp_path, learning_rates=[1e-3])
-    other.check_settings()
-    assert not other.progress.parts and not (tmp_path / "out" / "splits").exists()
-    other.progress.result("plan", int)
+    other = progress_of(arguments(tmp_path, learning_rates=[1e-3]))
+    assert not other.parts and not (tmp_path / "out" / "splits").exists()
+    other.result("plan", int)
     with pytest.raises(ValueError, match="different learning_rates"):
-        adaptation(tmp_path).check_settings()
+        progress_of(arguments(tmp_path))
     monkeypatch.chdir(tmp_path)
-    adaptation(tmp_path, data="data/", learning_rates=[1e-3]).check_settings()  # the same folder
+    progress_of(arguments(tmp_path, data="data/", learning_rates=[1e-3]))  # the same folder
 
 
 def test_labels_may_change_until_the_plan_is_kept(tmp_path):
     write_coco(tmp_path / "data", [f"site{index:03}" for index in range(12)])
     file = next((tmp_path / "data").rglob("*.json"))
-    first = adaptation(tmp_path)
-    read_labels(first.args.data, tmp_path / "out" / "splits")
-    first.check_settings()
-    first.progress.result("instructions/train", int)
+    args = arguments(tmp_path)
+    read_labels(args.data, tmp_path / "out" / "splits")
+    progress_of(args).result("instructions/train", int)
     file.write_text(file.read_text().replace("plane", "tower"))
-    second = adaptation(tmp_path)
-    second.check_settings()
-    assert not second.progress.parts and not (tmp_path / "out" / "splits").exists()
-    second.progress.result("plan", int)
-    adaptation(tmp_path).check_settings()
+    progress = progress_of(args)
+    assert not progress.parts and not (tmp_path / "out" / "splits").exists()
+    progress.result("plan", int)
+    progress_of(args)
     next((tmp_path / "data").rglob("*.png")).unlink()
     with pytest.raises(ValueError, match="different labels"):
-        adaptation(tmp_path).check_settings()
+        progress_of(args)
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(ValueError, match="data of the labels not found"):
-        adaptation(tmp_path).check_settings()
+        progress_of(args)
 
 
 def test_instructions_may_change_until_the_plan_is_kept(tmp_path):
@@ -298,21 +327,17 @@ def test_instructions_may_change_until_the_plan_is_kept(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.png", "conversations": turns}) + "\n")
     source = {"name": "own", "annotation": "rows.jsonl", "image_root": "images"}
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"root": str(tmp_path), "sources": [source]}))
-    settings = {"instructions": str(tmp_path / "mixture.yaml")}
-    first = adaptation(tmp_path, **settings)
-    first.check_settings()
-    first.progress.result("checks", int)
-    adaptation(tmp_path, **settings).check_settings()
-    assert Progress(first.progress.path).parts
+    args = arguments(tmp_path, instructions=str(tmp_path / "mixture.yaml"))
+    progress_of(args).result("checks", int)
+    assert progress_of(args).parts
     Image.new("RGB", (9, 9)).save(tmp_path / "images" / "0.png")
-    second = adaptation(tmp_path, **settings)
-    second.check_settings()
-    assert not second.progress.parts
-    second.progress.result("plan", int)
+    progress = progress_of(args)
+    assert not progress.parts
+    progress.result("plan", int)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write(json.dumps({"image": "0.png", "conversations": turns}) + "\n")
     with pytest.raises(ValueError, match="different files of instructions"):
-        adaptation(tmp_path, **settings).check_settings()
+        progress_of(args)
 
 
 def test_instructions_use_the_annotations_of_the_configuration(tmp_path):
@@ -328,48 +353,46 @@ def test_instructions_use_the_annotations_of_the_configuration(tmp_path):
     data |= {"classes": ["ship"], "leave_out": ["plane", "tower"]}
     config = tmp_path / "boxes.yaml"
     config.write_text(yaml.safe_dump({"task": "oriented", "data": data}))
-    found = adaptation(tmp_path, data=str(config))
-    found.labels = read_labels(config, tmp_path / "out" / "splits")
+    found = read_labels(config, tmp_path / "splits")
     for split in ("train", "test"):
-        found.make_instructions(split)
-        (file,) = (tmp_path / "out" / "instructions" / split).glob("*.parquet")
+        make_questions(found, split, {}, tmp_path / split, 0)
+        (file,) = (tmp_path / split).glob("*.parquet")
         text = str(pq.read_table(file, columns=["messages"]).to_pylist()).lower()
         assert "ship" in text and "plane" not in text
 
 
-def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch, no_labels):
+def test_checks_read_images_as_the_pretraining(tmp_path, monkeypatch):
     spec = {"bands": [4, 1, 0]}
     for index in range(2):
         bands = np.random.default_rng(index).integers(0, 256, (5, 40, 40), dtype=np.uint8)
         with rasterio.open(tmp_path / f"{index}.tif", "w", "GTiff", 40, 40, 5, dtype="uint8") as file:
             file.write(bands)
-    found = adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "input_spec": spec, "bf16": False})
-    found.labels = SimpleNamespace(images={"test": [tmp_path / "0.tif", tmp_path / "1.tif"]})
-    monkeypatch.setattr(adapting, "load_sources", lambda name: None)
+    settings = {"from_scratch": FROM_SCRATCH, "input_spec": spec, "bf16": False}
+    found = SimpleNamespace(images={"test": [tmp_path / "0.tif", tmp_path / "1.tif"]})
+    monkeypatch.setattr(controls, "load_sources", lambda name: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 0)
-    Path(found.instructions).mkdir(parents=True)
     seen = {}
 
     def validate(mixture, workers, **options):
         seen.update(options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapting, "validate", validate)
+    monkeypatch.setattr(controls, "validate", validate)
+    pretraining = pretraining_of(arguments(tmp_path, pretraining=settings))
     with pytest.raises(KeyboardInterrupt):
-        found.check_instructions()
+        check_instructions(pretraining, found, tmp_path / "report.json")
     assert seen["input_spec"] == spec and seen["test_images"].spec.bands == (4, 1, 0)
 
 
 @pytest.mark.parametrize("scenes", [1, 2])
-def test_test_images_of_one_scene_are_a_problem(tmp_path, monkeypatch, scenes, no_labels):
-    found = adaptation(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False})
-    found.labels = SimpleNamespace(images={"test": [tmp_path / "0.png", tmp_path / "1.png"]}, test_scenes=scenes)
-    Path(found.instructions).mkdir(parents=True)
-    monkeypatch.setattr(adapting, "load_sources", lambda name: SimpleNamespace(sources=[]))
-    monkeypatch.setattr(adapting, "TestImages", lambda *args: None)
-    monkeypatch.setattr(adapting, "validate", lambda *args, **options: [])
-    monkeypatch.setattr(adapting, "check_answer_priors", lambda *args: "")
-    problems = found.check_instructions()["problems"]
+def test_test_images_of_one_scene_are_a_problem(tmp_path, monkeypatch, scenes):
+    found = SimpleNamespace(images={"test": [tmp_path / "0.png", tmp_path / "1.png"]}, test_scenes=scenes)
+    monkeypatch.setattr(controls, "load_sources", lambda name: SimpleNamespace(sources=[]))
+    monkeypatch.setattr(controls, "TestImages", lambda *args: None)
+    monkeypatch.setattr(controls, "validate", lambda *args, **options: [])
+    monkeypatch.setattr(controls, "check_answer_priors", lambda *args: "")
+    args = arguments(tmp_path, pretraining={"from_scratch": FROM_SCRATCH, "bf16": False})
+    problems = check_instructions(pretraining_of(args), found, tmp_path / "report.json")["problems"]
     assert any("one scene" in problem for problem in problems) == (scenes == 1)
 
 
@@ -384,11 +407,11 @@ def test_batch_is_not_larger_than_the_fraction_of_the_labels(tmp_path, monkeypat
     runs = Comparison(labels, settings, 1, [1e-3], tmp_path / "runs", Progress(tmp_path / "progress.json"))
     batches = []
 
-    def run_recipe(name, settings, folder):
+    def run_fine_tuning(task, settings, folder):
         batches.append(settings["per_device_train_batch_size"])
         return {"main_score": "accuracy", "greater_is_better": True, "eval": {"eval_accuracy": 1.0}}
 
-    monkeypatch.setattr(comparison, "run_recipe", run_recipe)
+    monkeypatch.setattr(comparison, "run_fine_tuning", run_fine_tuning)
     for fraction in (1.0, 0.5, 0.2, 0.01):
         runs.fine_tune("a", "backbone", 1e-3, 0, fraction)
     assert batches == [8, 8, 3, 1]
@@ -401,14 +424,14 @@ def test_learning_rate_that_diverges_is_left_out(tmp_path, monkeypatch):
 
     tried = []
 
-    def run_recipe(name, settings, folder):
+    def run_fine_tuning(task, settings, folder):
         tried.append(settings["learning_rate"])
         if settings["learning_rate"] > 1 or "all" in settings["model_name_or_path"]:
             raise TrainingDiverged("Step 1 is not finite.")
         scores = {"eval_accuracy": settings["learning_rate"]}
         return {"main_score": "accuracy", "greater_is_better": True, "eval": scores}
 
-    monkeypatch.setattr(comparison, "run_recipe", run_recipe)
+    monkeypatch.setattr(comparison, "run_fine_tuning", run_fine_tuning)
     assert runs.choose_rate("a", "backbone", 0) == 3e-4
     runs.progress = Progress(tmp_path / "progress.json")  # of a resumed run
     assert runs.choose_rate("a", "backbone", 0) == 3e-4 and tried == runs.learning_rates
@@ -426,13 +449,13 @@ def test_learning_rate_has_lowest_error_rate(tmp_path, monkeypatch):
     runs = Comparison(labels, settings, 1, [1e-4, 3e-4, 1e-3], tmp_path / "runs", Progress(tmp_path / "progress.json"))
     errors = {1e-4: 0.3, 3e-4: 0.2, 1e-3: 0.4}
 
-    def run_recipe(name, settings, folder):
+    def run_fine_tuning(task, settings, folder):
         metrics = {"main_score": "error_rate", "greater_is_better": False}
         if not settings.get("do_train", True):
             return metrics | {"test": {"test_error_rate": 0.25}, "test_resampled": [0.2, 0.3], "test_cases": 2}
         return metrics | {"eval": {"eval_error_rate": errors[settings["learning_rate"]]}}
 
-    monkeypatch.setattr(comparison, "run_recipe", run_recipe)
+    monkeypatch.setattr(comparison, "run_fine_tuning", run_fine_tuning)
     assert runs.choose_rate("a", "backbone", 0) == 3e-4
     runs.progress = Progress(tmp_path / "progress.json")  # of a resumed run
     assert runs.choose_rate("a", "backbone", 0) == 3e-4
@@ -440,28 +463,25 @@ def test_learning_rate_has_lowest_error_rate(tmp_path, monkeypatch):
     assert scored["metric"] == "error_rate" and not scored["greater_is_better"]
 
 
-def test_seed_that_diverges_is_left_out(tmp_path, monkeypatch):
-    adaptation = Adaptation(AdaptArguments(data="data", start="vit", output_dir=str(tmp_path), label_fractions=[0.1]))
-    adaptation.plan = {"seeds": [0, 1]}
-
+def test_seed_that_diverges_is_left_out():
     def score(model, backbone, rate, seed, fraction, is_kept):
         if (model, seed, fraction) in bad:
             raise TrainingDiverged("Step 1 is not finite.")
         return {"model": model, "seed": seed, "labels": fraction}
 
-    monkeypatch.setattr(Adaptation, "models", {"a": "", "b": ""})
-    monkeypatch.setattr(Adaptation, "backbone", lambda self, model, seed: model)
-    monkeypatch.setattr(Adaptation, "comparison", SimpleNamespace(choose_rate=lambda *args: 1e-4, score=score))
+    found = SimpleNamespace(choose_rate=lambda *args: 1e-4, score=score)
+    backbones = SimpleNamespace(models={"a": "", "b": ""}, path=lambda model, seed: model)
     bad = [("a", 1, 0.1), ("b", 1, 1.0)]
-    scored = [(run["model"], run["seed"], run["labels"]) for run in adaptation.fine_tune_backbones()]
+    scores, diverged = fine_tune_backbones(found, backbones, [0, 1], [1.0, 0.1])
+    scored = [(run["model"], run["seed"], run["labels"]) for run in scores]
     assert scored == [("a", 0, 1.0), ("a", 1, 1.0), ("a", 0, 0.1), ("b", 0, 1.0), ("b", 0, 0.1), ("b", 1, 0.1)]
-    assert [text.split(" is left out")[0] for text in adaptation.diverged] == [
+    assert [text.split(" is left out")[0] for text in diverged] == [
         "a with seed 1 and 10% of the labels",
         "b with seed 1",
     ]
     bad = [("a", 0, 1.0)]
     with pytest.raises(TrainingDiverged):
-        adaptation.fine_tune_backbones()
+        fine_tune_backbones(found, backbones, [0, 1], [1.0, 0.1])
 
 
 def test_forgotten_part_runs_again(tmp_path):
@@ -472,7 +492,7 @@ def test_forgotten_part_runs_again(tmp_path):
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(adapting, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(preparation, "PartialState", lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match="one process, got 2.*accelerate launch"):
         adapt(tmp_path / "data", start="vit", output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -62,13 +62,13 @@ def test_every_arm_is_resolved(config, tmp_path, monkeypatch):
 
     fine_tunings = []
 
-    def run_recipe(name, settings, folder):
+    def run_fine_tuning(task, settings, folder):
         folder.mkdir(parents=True)
         fine_tunings.append(settings)
         metrics = {"main_score": "map", "greater_is_better": True, "test": {"test_map": 0.5}}
         return metrics | {"test_resampled": [], "test_cases": 2}
 
-    monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_recipe", run_recipe)
+    monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_fine_tuning", run_fine_tuning)
     plan.args.finetuning.label_shares = []  # they need the labels
     assert plan.fine_tune(plan.args.control, 0, Path("backbone"))["labels_100"] == 0.5
     for settings in fine_tunings:

@@ -1,0 +1,83 @@
+"""Checks before anything runs: arguments, folders, and settings of an earlier call."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ..evaluation.comparison import Progress, check_same_settings
+from ..modeling_vitp_backbone import open_vit_config
+from ..pretraining.loading import check_from_scratch
+from ..training.checkpointing import FolderLock
+from .arguments import AdaptArguments
+from .backbones import baseline_paths, start_settings
+from .bundle import change_texts
+from .labels import instructions_digest, labels_digest
+
+CHANGEABLE = ("dry_run", "force", "output_dir", "budget", "seconds")  # arguments that may differ when a run resumes
+
+
+def check_arguments(args: AdaptArguments) -> None:
+    """Raise a `ValueError` for folders that overlap, or for a start or a baseline that is not a ViT."""
+    processes = PartialState().num_processes
+    if processes > 1:  # Most stages run in one process, and the others would wait for it.
+        raise ValueError(f"adapt runs in one process, got {processes}. Start it without accelerate launch.")
+    data, folder = Path(args.data).resolve(), Path(args.output_dir).resolve()
+    if data.is_relative_to(folder) or folder.is_relative_to(data):
+        raise ValueError(f"data and output_dir must not contain each other, got {data} and {folder}.")
+    baselines = baseline_paths(args)
+    for option, path in [("start", args.start), *(("baselines", path) for path in baselines)]:
+        if path is not None and "/" not in path and not Path(path).exists():
+            words = "start, random, mae, or " if option == "baselines" else ""
+            raise ValueError(f"{option}: {path!r} not found. Expected {words}a folder or Hub id of a ViT.")
+    for path in baselines:
+        open_vit_config(path)
+    start = start_settings(args)
+    if args.language_model not in (None, start.get("language_model")):
+        raise ValueError(
+            f"language_model must be combined with a ViT as start, got {args.language_model!r} for the start {start}. "
+            "Remove it, or set start to a ViT, without from_scratch in pretraining."
+        )
+    check_from_scratch(start.get("from_scratch"))
+    if "vision_model" in start:
+        open_vit_config(start["vision_model"])
+
+
+def open_progress(args: AdaptArguments, lock: FolderLock) -> Progress:
+    """Lock the output folder, and return the results of the parts that an earlier call with the same data finished.
+
+    If nothing was trained after the plan of the earlier call, other settings or files begin anew.
+
+    Args:
+        args: arguments of the command.
+        lock: lock of the output folder.
+
+    Raises:
+        ValueError: if the folder has trainings with other settings or data.
+    """
+    lock.acquire()
+    folder = lock.folder
+    settings = {name: value for name, value in vars(args).items() if name not in CHANGEABLE}
+    settings = json.loads(json.dumps(change_texts(settings, absolute_path)))
+    settings["data"] = os.path.abspath(args.data)
+    settings["labels"] = labels_digest(args.data)
+    instructions = args.instructions
+    settings["files of instructions"] = None if instructions is None else instructions_digest(instructions)
+    path, progress = folder / "settings.json", Progress(folder / "progress.json")
+    if path.is_file() and "plan" not in progress.parts:
+        recorded = json.loads(path.read_text())
+        if recorded != settings and recorded.keys() == settings.keys():
+            for name in ("splits", "instructions", "validation", "plan", "start", "random"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            path.unlink()
+            progress.path.unlink(missing_ok=True)
+            progress = Progress(progress.path)
+    check_same_settings(path, settings)
+    return progress
+
+
+def absolute_path(text: str) -> str:
+    """Return a relative path of an existing file as an absolute one, and other texts as they are."""
+    return os.path.abspath(text) if os.sep in text and os.path.exists(text) else text

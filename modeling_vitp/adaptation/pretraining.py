@@ -1,0 +1,254 @@
+"""Pretraining of an adaptation: its settings, its run with an early look, and the masked autoencoder beside it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from trl import ModelConfig
+
+from ..command.errors import RunStopped
+from ..evaluation.comparison import Progress
+from ..image_processing_vitp import ViTPImageProcessor
+from ..instructions.dry_run import SourceSummary, summarize_sources
+from ..instructions.mixture import load_sources
+from ..pretraining.arguments import PretrainArguments
+from ..pretraining.config import ViTPTrainingConfig
+from ..pretraining.loading import tiling
+from ..pretraining.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
+from ..pretraining.plan import config_of_start, pretraining_operations, work_of
+from ..training.checkpointing import last_checkpoint
+from . import runs
+from .arguments import RANDOM, AdaptArguments
+from .backbones import START_SETTINGS, Backbones, Start
+from .instructions import question_options
+from .labels import TaskData
+from .tasks import TASKS
+
+EARLY = 0.1  # share of the steps after which the backbone is compared with its start
+LOOK = "pretraining/look"  # finished part with the result of this comparison
+
+
+@dataclass(frozen=True)
+class PretrainingArguments:
+    """Arguments of `vitp pretrain`, with folders in place of Hub ids."""
+
+    args: PretrainArguments
+    training_args: ViTPTrainingConfig
+    model_args: ModelConfig
+
+    def tiling(self) -> tuple[ViTPImageProcessor, int]:
+        """Return a new image processor of the start, and the number of visual tokens of a tile."""
+        args = self.args
+        name = self.model_args.model_name_or_path
+        return tiling(name, args.from_scratch, args.vision_model, args.max_patches, args.vision_image_size)
+
+
+@dataclass
+class Pretraining:
+    """Settings and arguments of the pretraining.
+
+    Args:
+        start: start of the pretraining.
+        given: settings of `vitp pretrain` that replace the chosen ones.
+        data: settings of the data, see [`data_settings`].
+        instructions: stored instructions, for checks and estimates.
+        seed: seed of the pretraining.
+        folder: folder for the configuration that is parsed.
+    """
+
+    start: Start
+    given: Mapping[str, Any]
+    data: Mapping[str, Any]
+    instructions: str
+    seed: int
+    folder: Path
+
+    def settings(self, **chosen: Any) -> dict[str, Any]:
+        """Return the configuration of `vitp pretrain`: defaults, chosen and given settings, and those of this run."""
+        start = self.start.settings
+        defaults = {
+            "learning_rate": 2e-5,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.05,
+            "weight_decay": 0.05,
+            "logging_steps": 10,
+            "eval_strategy": "no",
+            "save_total_limit": 1,
+            "report_to": "none",
+        }
+        if start.get("language_model"):
+            defaults["learning_rate"] = 5e-5
+            if not self.given.get("freeze_projector"):  # A frozen part has no learning rate.
+                defaults["projector_learning_rate"] = 1e-3
+        fixed = {"seed": self.seed, "eval_strategy": "no", "report_to": "none"}
+        given = {name: value for name, value in self.given.items() if name not in START_SETTINGS}
+        return defaults | chosen | given | start | fixed | dict(self.data)
+
+    def parse(self, chosen: Mapping[str, Any], steps: int) -> PretrainingArguments:
+        """Return the arguments as the command parses them.
+
+        Args:
+            chosen: settings of the plan.
+            steps: number of steps.
+        """
+        settings = self.settings(**chosen) | {"max_steps": steps}
+        options = runs.pretraining_options(settings, self.folder)
+        args, training_args, model_args = options.data, options.training, options.model
+        # Shapes are read from folders, and without one those of InternVL2.5 would be assumed.
+        args.vision_model = configuration_folder(args.vision_model)
+        args.language_model = configuration_folder(args.language_model)
+        model_args.model_name_or_path = configuration_folder(model_args.model_name_or_path)
+        return PretrainingArguments(args, training_args, model_args)
+
+    @cached_property
+    def arguments(self) -> PretrainingArguments:
+        """Arguments before the plan."""
+        return self.parse({}, 1)
+
+    @property
+    def image_processor(self) -> ViTPImageProcessor:
+        """New image processor that reads the bands of the images."""
+        image_processor, _ = self.arguments.tiling()
+        input_spec = self.arguments.args.input_spec
+        return image_processor if input_spec is None else image_processor.with_input_spec(input_spec)
+
+    def summarize(self, image_processor: ViTPImageProcessor) -> list[SourceSummary]:
+        """Return the sizes of the stored instructions, see [`summarize_sources`]."""
+        return summarize_sources(load_sources(self.instructions), image_processor)
+
+
+def data_settings(args: AdaptArguments, labels: TaskData, instructions: str) -> dict[str, Any]:
+    """Return the settings of the pretraining's data: the labels, to draw questions from, or stored instructions.
+
+    Args:
+        args: arguments of the command.
+        labels: labeled images.
+        instructions: stored instructions.
+    """
+    if args.instructions is not None or not TASKS[labels.task].draws_questions:
+        return {"dataset_name": instructions}
+    options = question_options(labels, "train", args.class_names or {})
+    return {
+        "annotations": str(labels.root),
+        "annotation_options": options | args.pretraining.get("annotation_options", {}),
+        "dataset_test_split": "",  # The test images are scored by later stages.
+    }
+
+
+def open_pretraining(
+    args: AdaptArguments, labels: TaskData, start: Start, instructions: str, folder: Path
+) -> Pretraining:
+    """Return the settings of the pretraining, which are parsed to report wrong ones.
+
+    Args:
+        args: arguments of the command.
+        labels: labeled images.
+        start: start of the pretraining.
+        instructions: stored instructions, or the folder that they will be stored in.
+        folder: folder for the configuration that is parsed.
+    """
+    data = data_settings(args, labels, instructions)
+    pretraining = Pretraining(start, args.pretraining, data, instructions, args.seed, folder)
+    _ = pretraining.arguments  # parses the settings
+    return pretraining
+
+
+def pretrain(
+    pretraining: Pretraining,
+    plan: Mapping[str, Any],
+    output: Path,
+    progress: Progress,
+    compare: Callable[[str], dict[str, Any]],
+    force: bool = False,
+) -> None:
+    """Run or resume the pretraining, which stops early if the backbone gets worse than its start.
+
+    Args:
+        pretraining: settings of the pretraining.
+        plan: steps and settings.
+        output: output folder.
+        progress: results of finished parts.
+        compare: function that compares the backbone of a checkpoint with the start, see
+            [`~modeling_vitp.adaptation.probing.compare_with_start`].
+        force: whether to go on with a worse backbone.
+
+    Raises:
+        RunStopped: if the backbone is worse than its start after a tenth of the steps.
+    """
+    steps = plan["steps"]
+    settings = pretraining.settings(save_steps=max(steps // 10, 1), **plan["settings"])
+    settings["max_steps"] = steps
+    early_steps = round(EARLY * steps)
+    if early_steps:
+
+        def train_to_early_steps() -> None:
+            try:
+                runs.run_pretraining(settings | {"stop_at_step": early_steps}, output)
+            except RunStopped as error:
+                if error.status:
+                    raise
+
+        def look() -> dict[str, Any]:
+            comparison = compare(last_checkpoint(output))
+            print(f"After {EARLY:.0%} of the steps, a linear probe of the backbone reaches {comparison['text']}.")
+            return comparison
+
+        progress.result("pretraining/early", train_to_early_steps)
+        comparison = progress.result(LOOK, look)
+        if comparison["is_worse"] and not force:
+            raise RunStopped(
+                f"After {early_steps} of {steps} steps the frozen backbone is worse than its start: "
+                f"{comparison['text']}. Lower learning_rate in `pretraining`, or check the labels. To go on anyway, "
+                "add --force."
+            )
+    progress.result("pretraining/run", lambda: runs.run_pretraining(settings, output)["train"])
+
+
+def early_comparison(progress: Progress) -> dict[str, str]:
+    """Return the scores of the early comparison with the start as the control `early`; nothing if there was none."""
+    if LOOK not in progress.parts:
+        return {}
+    return {"early": progress.parts[LOOK]["result"]["text"]}
+
+
+def train_mae(
+    pretraining: Pretraining, plan: Mapping[str, Any], images: Sequence[Path], backbones: Backbones
+) -> dict[str, Any]:
+    """Train a masked autoencoder from the same start, with as many operations as the pretraining.
+
+    Args:
+        pretraining: settings of the pretraining.
+        plan: steps and settings of the pretraining.
+        images: image files.
+        backbones: compared backbones.
+    """
+    arguments, seed = pretraining.parse(plan["settings"], plan["steps"]), pretraining.seed
+    args, training_args = arguments.args, arguments.training_args
+    config, _ = config_of_start(args, arguments.model_args)
+    image_processor, _ = arguments.tiling()
+    work = work_of(training_args, 1, pretraining.summarize(image_processor), args.from_scratch is not None)
+    operations = pretraining_operations(config, work, training_args.vrl_drop_ratio, bf16=training_args.bf16)
+    batch = min(64, len(images))
+    steps = mae_steps(pretraining.start.config, batch, operations)
+    mae_config = MaskedAutoencoderConfig(
+        str(backbones.folder / "mae"),
+        lr_scheduler_type="cosine",
+        per_device_train_batch_size=batch,
+        max_steps=steps,
+        save_steps=max(steps // 10, 1),
+        save_total_limit=1,
+        logging_steps=10,
+        seed=seed,
+        report_to="none",
+        watch_samples=training_args.watch_samples,
+    )
+    train_masked_autoencoder(pretraining.start.vit or backbones.path(RANDOM, seed), images, mae_config)
+    return {"steps": steps, "batch": batch, "operations": operations}
+
+
+def configuration_folder(name: str | None) -> str | None:
+    """Return the folder of a model; of a Hub id, the folder of the cache with its configurations."""
+    return name if name is None or Path(name).is_dir() else snapshot_download(name, allow_patterns="*.json")
