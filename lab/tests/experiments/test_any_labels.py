@@ -66,27 +66,25 @@ class FineTunings:
     def __init__(self):
         self.trained = {}
 
-    def __call__(self, argv: list[str]) -> int:
-        config = yaml.safe_load(Path(argv[1]).read_text())
-        output = Path(config["output_dir"])
+    def __call__(self, task: str, settings: dict, output: Path) -> dict:
+        assert task == "classification"
         output.mkdir(parents=True)
         metrics = {"main_score": "accuracy", "greater_is_better": True}
-        if config.get("do_train", True):
-            self.trained[str(output)] = config
-            metrics["eval"] = {"eval_accuracy": -abs(config["learning_rate"] - RATES[1])}
+        if settings.get("do_train", True):
+            self.trained[str(output)] = settings
+            metrics["eval"] = {"eval_accuracy": -abs(settings["learning_rate"] - RATES[1])}
             (output / "model.safetensors").touch()
         else:
-            used = self.trained[config["model_name_or_path"]]
+            used = self.trained[settings["model_name_or_path"]]
             images = Path(used["data"]["splits"]["train"]["list"]).read_text().split()
             metrics |= {"test": {"test_accuracy": len(images) + used["seed"] / 10}}
             metrics |= {"test_resampled": [], "test_cases": 2}
-        (output / "metrics.json").write_text(json.dumps(metrics))
-        return 0
+        return metrics
 
 
 def test_first_seed_chooses_the_rate(plan, monkeypatch):
     command = FineTunings()
-    monkeypatch.setattr("modeling_vitp.recipes.finetune_classification.main", command)
+    monkeypatch.setattr("modeling_vitp.adaptation.comparison.run_fine_tuning", command)
     expected = [
         {"arm": "one layer", "rate": RATES[1], "all": 12 + seed / 10, "half": 6 + seed / 10} for seed in range(3)
     ]
