@@ -255,7 +255,7 @@ def test_packages_of_same_name_are_ignored(tmp_path):
 REGISTERED = """
 import sys
 import vitp_command
-from modeling_vitp.training.arguments import VRLArguments
+from modeling_vitp.pretraining.arguments import VRLArguments
 from modeling_vitp.training.command_line import parse
 before = "modeling_vitp.auto" in sys.modules
 parse([], "", (VRLArguments,))
