@@ -1,0 +1,1 @@
+"""Pretraining: `ViTPTrainer`, its start, its options and its run, distillation and the masked autoencoder."""

@@ -1,1 +1,1 @@
-"""Training: whole checkpoints, exact resuming, pushes, batches, and the pretraining."""
+"""What all trainings share: whole checkpoints, exact resuming, pushes, batches, results and costs."""
