@@ -28,7 +28,10 @@ PATHS = {  # text of any page, and of one, -> what stands for it, of paths and s
     "": {"/datasets/": "datasets/"},
     "README.md": {"max_steps=1000": "max_steps=2, per_device_train_batch_size=2"},
     "recipes/pretrain.md": {"max_steps=1000": "max_steps=2, per_device_train_batch_size=2"},
-    "recipes/finetune_segmentation.md": {"crop_size=512, max_steps=20000": "crop_size=64, max_steps=2"},
+    "recipes/finetune_segmentation.md": {
+        "crop_size=512, max_steps=20000": "crop_size=64, max_steps=2",
+        '"crop_size": 512, "max_steps": 20000': '"crop_size": 64, "max_steps": 2, "per_device_train_batch_size": 2',
+    },
     "recipes/finetune_classification.md": {
         "image_size=224": "image_size=56",
         "num_train_epochs=10": "max_steps=2",

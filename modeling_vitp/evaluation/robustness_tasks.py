@@ -127,7 +127,7 @@ class RobustnessTask:
 
     @property
     def greater_is_better(self) -> bool:
-        """Whether a higher score is better."""
+        """Return whether a higher score is better."""
         return self.trainer.greater_is_better(self.score)
 
     def __len__(self) -> int:

@@ -1,14 +1,11 @@
 """Training configuration of pretraining."""
 
-import logging
 from dataclasses import dataclass
 
 from trl import SFTConfig
 
 from ..training.config import BaseConfig
 from .arguments import VRLArguments
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +25,6 @@ from ..training.freezing import find_vit, layer_decay_groups, lora_rank
 from ..training.resuming import NUM_SAMPLES
 from ..training.sample_trainer import SampleTrainer
 from ..vision_towers import pair
-
-logger = logging.getLogger(__name__)
 
 
 class FineTuningTrainer(SampleTrainer):

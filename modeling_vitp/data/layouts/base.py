@@ -101,7 +101,7 @@ class Layout:
 
     @property
     def has_default_names(self) -> bool:
-        """Whether the names are those of [`default_names`]."""
+        """Return whether the names are those of [`default_names`]."""
         return not self._given_names and bool(self.names)
 
     def default_names(self) -> dict[str, str | None]:
