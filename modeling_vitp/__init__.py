@@ -31,7 +31,7 @@ _LAZY = {
     "predict_large": "tasks.segmentation.prediction",
     "predict_volume": "tasks.segmentation.prediction",
     "pretrain": "pretraining.run",
-    "probe": "probing.run",
+    "probe": "tasks.probing",
     "start_from_scratch": "pretraining.loading",
 }
 

@@ -18,7 +18,7 @@ from modeling_vitp.training.command_line import load_plugins, parse
 def main(argv: list[str] | None = None) -> int:
     (args,) = parse(argv, __doc__, (ProbeArguments,))
 
-    from modeling_vitp.probing.run import probe
+    from modeling_vitp.tasks.probing import probe
 
     load_plugins(args.plugins)
     probe(args)

@@ -25,8 +25,8 @@ from tiny_models import TEXT, VISION
 
 from modeling_vitp.instructions import answer_prior
 from modeling_vitp.pretraining.loading import build_model, build_tokenizer
-from modeling_vitp.probing import segmentation
 from modeling_vitp.probing.heads import fit_nonlinear
+from modeling_vitp.tasks.segmentation import probe as segmentation_probe
 
 hypothesis.settings.register_profile("same_examples", derandomize=True)
 hypothesis.settings.load_profile("same_examples")
@@ -97,7 +97,7 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def quick_probe(monkeypatch):
     """Fit nonlinear probes of segmentation in five steps, for tests that do not compare their scores."""
-    monkeypatch.setattr(segmentation, "fit_nonlinear", functools.partial(fit_nonlinear, steps=5))
+    monkeypatch.setattr(segmentation_probe, "fit_nonlinear", functools.partial(fit_nonlinear, steps=5))
 
 
 @pytest.fixture

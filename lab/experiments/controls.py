@@ -27,6 +27,7 @@ from lab.trees.evaluation import probe_backbone
 from lab.trees.instructions import TreeInstructions, cell_means, prepare
 from modeling_vitp import ViTPImageProcessor, export_backbone
 from modeling_vitp.command.settings import Settings
+from modeling_vitp.evaluation.gains import gains_table
 from modeling_vitp.instructions.rows import prepare_rows
 from modeling_vitp.instructions.sources import base_of, load_rows, take
 from modeling_vitp.modeling_vitp import ViTPVisionModel
@@ -35,7 +36,6 @@ from modeling_vitp.pretraining.config import ViTPTrainingConfig
 from modeling_vitp.pretraining.loading import load_start
 from modeling_vitp.pretraining.masked_autoencoder import MaskedAutoencoder
 from modeling_vitp.pretraining.results import START
-from modeling_vitp.probing.gains import gains_table
 from modeling_vitp.training.base_trainer import BaseTrainer
 from modeling_vitp.training.checkpointing import check_free, write_whole
 from modeling_vitp.training.command_line import parse

@@ -24,7 +24,7 @@ from modeling_vitp.command.paths import read_yaml
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.metrics.resampling import half_width
 from modeling_vitp.modeling_vitp_backbone import open_vit_config
-from modeling_vitp.probing.run import format_spread
+from modeling_vitp.tasks.probing import format_spread
 from modeling_vitp.training.checkpointing import FolderLock, write_whole
 
 logger = logging.getLogger(__name__)

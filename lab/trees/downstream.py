@@ -20,12 +20,12 @@ from lab.experiments.arguments import ExperimentArguments, TreeFinetuningPlan, s
 from lab.experiments.variants import Experiment, claimed, key, progress_of
 from modeling_vitp.adaptation.runs import remove_weights
 from modeling_vitp.command.paths import read_yaml
+from modeling_vitp.evaluation.gains import DEPTHS, gains_of, load_backbones, measure_gains
 from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
 from modeling_vitp.images.pixels import ColorJitter
 from modeling_vitp.probing.backbones import Backbone, extract_maps, load_backbone
 from modeling_vitp.probing.few_labels import FewLabels
-from modeling_vitp.probing.gains import DEPTHS, gains_of, load_backbones, measure_gains
-from modeling_vitp.probing.segmentation import SegmentationProbe, single_image
+from modeling_vitp.tasks.segmentation.probe import SegmentationProbe, single_image
 
 from .evaluation import PROBE_VIEWS, SCORED, probe_backbone, write_probe_data
 
@@ -140,7 +140,7 @@ class Downstream:
         """Return the scores of probes on the second scene and on training scenes that the run has left out.
 
         Returns:
-            Results by scene, see [`~modeling_vitp.probing.gains.measure_gains`], of probes that are fitted on the
+            Results by scene, see [`~modeling_vitp.evaluation.gains.measure_gains`], of probes that are fitted on the
             training rows. `fitted_there` has `scores` and `gains` of probes that are fitted on one half of the scene
             and scored on the other, averaged over both halves.
         """

@@ -17,9 +17,9 @@ from lab.data.build_tree_masks import write_test
 from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 from modeling_vitp.cards.sections import table
 from modeling_vitp.data.boxes import Box
+from modeling_vitp.evaluation.gains import gains_table, load_backbones, measure_gains
 from modeling_vitp.images.pixels import IMAGE_PROCESSOR, ColorJitter, to_pixels
 from modeling_vitp.instructions.collator import ViTPDataCollator
-from modeling_vitp.probing.gains import gains_table, load_backbones, measure_gains
 from modeling_vitp.tasks.segmentation.data import DenseData
 from modeling_vitp.training.checkpointing import attempt
 
@@ -60,7 +60,7 @@ def evaluate(
     """Probe the backbone, ask the model, write pictures to `probe` and `predictions.png`, and return the metrics.
 
     Probes: a linear and a nonlinear probe predict crowns from the frozen backbone, from the backbone before training,
-    from random weights, and from raw pixels, see [`~modeling_vitp.probing.gains`].
+    from random weights, and from raw pixels, see [`~modeling_vitp.evaluation.gains`].
 
     Answers: the number of trees, the largest tree's box in words and by maps, and the loss on answers. The count is the
     median of `NUM_SAMPLES` sampled answers, because the median minimizes the mean absolute error; greedy decoding would

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ..command.paths import find_config, read_yaml
 from ..command.settings import JsonText, NonNegativeInt, PositiveFloat, PositiveInt, Settings, Share, check_value
@@ -87,7 +86,7 @@ class AdaptArguments(Settings):
         },
     )
     budget: str = field(default="24h", metadata={"help": "Time for the whole command, such as 24h or 90min (24h)."})
-    task: Literal["classification", "segmentation", "detection", "oriented", "instances"] | None = field(
+    task: str | None = field(
         default=None,
         metadata={
             "help": "Task that the backbones are compared on: classification, segmentation, detection, oriented or "

@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig
 from ..command.errors import TrainingDiverged
 from ..data.annotation_files import read_list
 from ..evaluation.comparison import Progress
+from ..tasks import TASKS
 from .backbones import Backbones
 from .labels import TaskData, median_size, with_label_fraction
 from .runs import remove_weights, run_fine_tuning
-from .tasks import TASKS
 
 
 @dataclass

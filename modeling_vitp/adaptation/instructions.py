@@ -9,9 +9,9 @@ from ..data.layouts import LAYOUTS
 from ..evaluation.comparison import Progress
 from ..images.reading import has_8_bits
 from ..instructions.making import kinds_of_questions
+from ..tasks import TASKS
 from . import runs
 from .labels import TaskData
-from .tasks import TASKS
 
 ALL = "all"  # split of `make_instructions` that stands for all images of a list
 

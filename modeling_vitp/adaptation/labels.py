@@ -21,8 +21,8 @@ from ..data.scenes import MIN_IMAGES, draw_splits, find_scenes
 from ..data.windows import object_windows
 from ..images.reading import stored_size
 from ..instructions.mixture import load_sources
+from ..tasks import TASKS, Task, find_task
 from ..training.checkpointing import write_whole
-from .tasks import DETECTION, TASKS, AdaptationTask, find_task
 
 SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 LARGE, WINDOW, OVERLAP = 1536, 1024, 200  # Sides in pixels: of images that are cut into windows, and of these windows.
@@ -39,7 +39,7 @@ class TaskData:
     """Labeled images of a task with three splits.
 
     Args:
-        task: name of the task, see [`~modeling_vitp.adaptation.tasks.TASKS`].
+        task: name of the task, see [`~modeling_vitp.tasks.TASKS`].
         layout: layout of the labels in `make_instructions`.
         root: folder of the labels.
         data: setting `data` of fine-tuning and probes, with the splits `train`, `val` and `test`.
@@ -213,7 +213,7 @@ def check_image_files(task: str, data: Mapping[str, Any], images: Mapping[str, l
     samples = {}
     for split, paths in images.items():
         samples[split] = [FileSample(path.stem, {}, (path,), None) for path in paths]
-    TASKS[task].data.from_dict(data).check_files(samples)
+    TASKS[task].data_class.from_dict(data).check_files(samples)
 
 
 def write_cases(
@@ -303,16 +303,18 @@ def labels_of_config(config: str | Path, folder: str | Path) -> TaskData:
         ValueError: If the file has no task of boxes, or its data are invalid.
     """
     settings = read_yaml(config)
-    if settings.get("task") not in DETECTION.variants:
+    variant = settings.get("task")
+    task = find_task(variant)
+    if task is None or variant not in task.variants:
         raise ValueError(f"Expected a configuration of finetune_detection with a 'task' of boxes, got {config}.")
-    data = DETECTION.data.from_dict(settings.get("data"))
+    data = task.data_class.from_dict(settings.get("data"))
     if data.root is None or "annotations" not in data.splits.get("train", ()):
         raise ValueError(f"Expected a split 'train' with `annotations` in `data` of {config}.")
     names = ("data", "output_dir", "seed", "model_name_or_path", "eval_split", "test_split", "submission")
     root, described = Path(data.root).resolve(), settings["data"]
     settings = {name: value for name, value in settings.items() if name not in names}
     lists = {"train": Path(folder) / "train.txt"}
-    return TaskData(DETECTION.name, data.format, root, described | {"root": str(root)}, {}, "", settings, lists)
+    return TaskData(task.name, data.format, root, described | {"root": str(root)}, {}, "", settings, lists)
 
 
 def median_size(images: Sequence[Path], number: int = 50) -> tuple[int, int]:
@@ -369,13 +371,17 @@ def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]
     """Return the task of the labels in a folder, their layout, and the settings of the task."""
     if not root.is_dir():
         raise ValueError(f"Folder {root} of the labels not found.")
-    wanted_task = None if task is None else find_task(task)
-    if task is not None and wanted_task is None:
-        names = [*TASKS]
-        for known_task in TASKS.values():
-            names += known_task.variants
-        raise ValueError(f"Unknown task {task!r}. Options: {', '.join(names)}.")
-    layout = recognize_layout(root, layouts_of(Layout if wanted_task is None else wanted_task.layout))
+    tasks = [known_task for known_task in TASKS.values() if known_task.layout_class is not None]
+    layout_base = Layout
+    if task is not None:
+        wanted_task = find_task(task)
+        if wanted_task not in tasks:
+            names = []
+            for known_task in tasks:
+                names += [known_task.name, *known_task.variants]
+            raise ValueError(f"adapt has no task {task!r}. Options: {', '.join(names)}.")
+        layout_base = wanted_task.layout_class
+    layout = recognize_layout(root, layouts_of(layout_base))
     layout_task = None if layout is None else task_of_layout(layout)
     if layout is not None and layout_task is None:
         recipe, page = SINGLE_COMMANDS.get(layout, ("a fine-tuning command", "README.md"))
@@ -402,10 +408,10 @@ def choose_task(root: Path, task: str | None) -> tuple[str, str, dict[str, Any]]
     return layout_task.name, layout, layout_task.variant_settings(task, LAYOUTS[layout])
 
 
-def task_of_layout(layout: str) -> AdaptationTask | None:
+def task_of_layout(layout: str) -> Task | None:
     """Return the task of the labels in a layout, `None` if no task reads them."""
     for task in TASKS.values():
-        if issubclass(LAYOUTS[layout], task.layout):
+        if task.layout_class is not None and issubclass(LAYOUTS[layout], task.layout_class):
             return task
     return None
 

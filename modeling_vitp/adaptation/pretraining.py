@@ -19,13 +19,13 @@ from ..pretraining.config import ViTPTrainingConfig
 from ..pretraining.loading import tiling
 from ..pretraining.masked_autoencoder import MaskedAutoencoderConfig, mae_steps, train_masked_autoencoder
 from ..pretraining.plan import config_of_start, pretraining_operations, work_of
+from ..tasks import TASKS
 from ..training.checkpointing import last_checkpoint
 from . import runs
 from .arguments import RANDOM, AdaptArguments
 from .backbones import START_SETTINGS, Backbones, Start
 from .instructions import question_options
 from .labels import TaskData
-from .tasks import TASKS
 
 EARLY = 0.1  # share of the steps after which the backbone is compared with its start
 LOOK = "pretraining/look"  # finished part with the result of this comparison

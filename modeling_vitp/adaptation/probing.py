@@ -11,11 +11,11 @@ import numpy as np
 from ..convert.export import export_backbone
 from ..metrics.resampling import Score, paired_difference
 from ..pretraining.loading import vision_config_of
+from ..tasks import TASKS
 from ..vision_towers import pair
 from . import runs
 from .backbones import Backbones, Start
 from .labels import TaskData, num_windows, write_list
-from .tasks import TASKS
 
 PROBED = 1000  # most images or windows of a split whose patch tokens are probed; those of DINOv2-B take 4 MB an image
 
@@ -47,7 +47,7 @@ class Prober:
             "backbones": backbones,
             "data": self.limited_data(split),
             "image_size": self.image_size,
-            "annotations": task.annotations,
+            "task": task.name,
             "test_split": split,
             "intervals": True,
         }
@@ -59,7 +59,7 @@ class Prober:
                 {
                     "backbone": entry["backbone"],
                     "probe": entry["probe"],
-                    "score": entry["scores"][task.probe_score]["mean"],
+                    "score": entry["scores"][task.probe_class.main_score]["mean"],
                     "resampled": entry["resampled"][0],
                     "cases": entry["cases"],
                 }
@@ -73,7 +73,7 @@ class Prober:
         """
         labels = self.labels
         splits = dict(labels.data["splits"])
-        if not TASKS[labels.task].probes_patches:
+        if not TASKS[labels.task].probe_class.reads_patches:
             return {**labels.data, "splits": splits}
         for name in ("train", split):
             images = labels.images[name]
@@ -134,7 +134,7 @@ def compare_with_start(prober: Prober, checkpoint: str, start: str, folder: Path
     difference = paired_difference([backbone_score], [start_score])
     shutil.rmtree(folder)
     text = (
-        f"{TASKS[prober.labels.task].probe_title} {backbone_score.value:.3f} instead of {start_score.value:.3f} "
+        f"{TASKS[prober.labels.task].probe_class.title} {backbone_score.value:.3f} instead of {start_score.value:.3f} "
         f"(95% interval of the difference {difference.low:+.3f} to {difference.high:+.3f})"
     )
     return {"is_worse": difference.high < 0, "text": text}

@@ -15,6 +15,7 @@ import numpy as np
 from ..cards.model_card import cell_text
 from ..evaluation.answer_scores import LOWER_IS_BETTER
 from ..metrics.resampling import Difference, Score, paired_difference
+from ..tasks import TASKS
 from ..training.checkpointing import write_whole
 from .arguments import ADAPTED, RANDOM
 from .backbones import Backbones
@@ -32,7 +33,6 @@ from .pages import (
     to_html,
     to_markdown,
 )
-from .tasks import TASKS
 
 REPORT, README, PAGE = "report.json", "README.md", "report.html"
 PLAN_FIELDS = ("machine", "budget", "steps", "fine_tuning_steps", "seeds")  # of the plan, in the report
@@ -300,7 +300,7 @@ class AdaptationReport:
             is_other = ours is not None and model != ADAPTED
             difference = cell(paired_difference([ours], [theirs])) if is_other else ""
             rows.append([probe, label(model), points(theirs.value), difference])
-        score = TASKS[self.task].probe_title
+        score = TASKS[self.task].probe_class.title
         text = f"Test scores of probes of frozen features: {score}, in points. The intervals cover test images only."
         return [text, Table(["probe", "backbone", "score", self.header[3]], rows)] if rows else []
 

@@ -18,11 +18,11 @@ from ..pretraining.options import PretrainingOptions
 from ..pretraining.options import make_options as make_pretraining_options
 from ..pretraining.run import pretrain
 from ..probing.arguments import ProbeArguments
-from ..probing.run import probe
 from ..tasks import TASKS, FineTuningOptions
 from ..tasks.fine_tuning import fine_tune
 from ..tasks.options import make_options
 from ..tasks.plan import print_cost
+from ..tasks.probing import probe
 from ..training.checkpointing import write_whole
 from ..training.results import RunResult
 

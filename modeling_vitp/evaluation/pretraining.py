@@ -31,13 +31,13 @@ from ..pretraining.arguments import PretrainArguments
 from ..pretraining.data import PretrainData
 from ..pretraining.generation import generate_answers
 from ..pretraining.options import PretrainingOptions
-from ..probing.gains import gains_table, probe_run
-from ..probing.labels import probe_scenes, probe_views
-from ..probing.segmentation import SegmentationProbe
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..tasks.segmentation.data import DenseData
+from ..tasks.segmentation.probe import SegmentationProbe
 from ..vrl import keyed_generator
 from .answer_scores import LOWER_IS_BETTER, largest_area, read_number, score_answers
+from .gains import gains_table, probe_run
+from .run_probes import probe_scenes, probe_views
 from .vlm import Question, answer_kind, conversation_of, other_images, read_questions
 
 MOST_ROWS = 2000  # Whose questions may be asked.
@@ -71,8 +71,8 @@ def probe_labels(
     """Probe the backbone of a run and its controls on the labels that its questions were drawn from.
 
     Boxes, oriented boxes (their upright boxes) and masks are probed by patches of views, see
-    [`~modeling_vitp.probing.labels.probe_views`], images with one class each as a whole, see
-    [`~modeling_vitp.probing.labels.probe_scenes`].
+    [`~modeling_vitp.evaluation.run_probes.probe_views`], images with one class each as a whole, see
+    [`~modeling_vitp.evaluation.run_probes.probe_scenes`].
 
     Args:
         drawn: transform of the training images.

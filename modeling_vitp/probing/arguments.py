@@ -60,9 +60,12 @@ class ProbeArguments(Settings):
             "fine-tuning configuration file."
         },
     )
-    annotations: Literal["masks", "boxes", "classes"] = field(
-        default="masks",
-        metadata={"help": "Annotations in `data`: 'masks', 'boxes' or 'classes', as in the fine-tuning of these."},
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task whose labels are in `data`: 'segmentation', 'detection', 'classification', or a task of "
+            "plugins. Default: segmentation, with `dataset_name` classification."
+        },
     )
     data_root: str | None = field(
         default=None,
@@ -142,17 +145,11 @@ class ProbeArguments(Settings):
             raise ValueError(
                 "Set either `dataset_name` (images with one class each), or `data` or `data_root` (masks or boxes)."
             )
-        is_classes = self.data is None or self.annotations == "classes"
-        if is_classes and (self.pixel_control or self.depths > 1):
-            raise ValueError("pixel_control and depths need `data` with masks or boxes. Remove them.")
-        for name in () if is_classes else ("pooling", "num_neighbours", "temperature"):
-            if (value := getattr(self, name)) != getattr(type(self), name):
-                raise ValueError(f"{name}={value!r} needs classes: masks and boxes are probed by patch. Remove it.")
         ignored = [name for name in SETTINGS if getattr(self, name) != getattr(type(self), name)]
         if self.data is not None and ignored:
             raise ValueError(f"{ignored[0]} is for `dataset_name`. Set `{SETTINGS[ignored[0]]}` in `data` instead.")
-        for name in ("annotations", "data_root"):
-            if self.data is None and (value := getattr(self, name)) != getattr(type(self), name):
-                raise ValueError(f"{name}={value!r} needs `data`.")
-        if self.annotations == "masks" and self.data is not None and {"format", "box_format"} & self.data.keys():
-            raise ValueError("Expected masks, got `data` with a box format. Set --annotations boxes.")
+        for name in ("task", "data_root"):
+            if self.data is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} needs `data`. Remove it.")
+        if self.task is None:
+            self.task = "classification" if self.data is None else "segmentation"

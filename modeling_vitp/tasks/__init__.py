@@ -1,6 +1,6 @@
 """Downstream tasks: fine-tuning of a ViT, with one task object for each in `TASKS`."""
 
-from .base import TASKS, FineTuningOptions, Task, register_task
+from .base import TASKS, FineTuningOptions, Task, find_task, register_task
 from .classification.task import ClassificationTask
 from .detection.task import DetectionTask
 from .segmentation.task import ChangeDetectionTask, SegmentationTask
@@ -13,5 +13,6 @@ __all__ = [
     "FineTuningOptions",
     "SegmentationTask",
     "Task",
+    "find_task",
     "register_task",
 ]

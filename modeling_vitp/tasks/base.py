@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .arguments import BackboneArguments, FineTuningSettings, SplitArguments, StartArguments
@@ -9,9 +10,11 @@ from .arguments import BackboneArguments, FineTuningSettings, SplitArguments, St
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import Dataset
-    from transformers import PreTrainedModel, TrainingArguments
+    from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
+    from ..data.layouts import Layout
     from ..data.settings import DataSettings
+    from ..probing.base import Probe
     from .trainer import FineTuningTrainer
 
 TASKS: dict[str, "Task"] = {}  # by the name that users type: `vitp finetune_NAME`
@@ -45,10 +48,11 @@ def register_task(name: str) -> Callable[[type["Task"]], type["Task"]]:
 
 
 class Task:
-    """Downstream task: what a model of it is, and how it is trained and scored.
+    """Downstream task: what a model of it is, and how it is trained, scored and compared.
 
     A task object holds nothing of a run: its methods get the options, the data and the samples of a run as arguments.
-    They import libraries of training only when they are called.
+    They import libraries of training only when they are called. Fine-tuning and its estimates need the methods up to
+    [`loss`], `vitp probe` the probe class, and `vitp adapt` also the layout class and the methods after it.
 
     Attributes:
         name: key of `TASKS`.
@@ -57,6 +61,11 @@ class Task:
         start: class of the options of the start.
         training_config: full name of the class of training arguments, which inherits from `settings`.
         image_side: name of the training setting with the side of training images in pixels.
+        variants: values of the option `task` of the data set, if it has one.
+        min_classes: least number of classes.
+        draws_questions: whether the pretraining of `vitp adapt` draws its questions from the labels.
+        cuts_large_images: whether `vitp adapt` cuts large images into windows.
+        prediction_file: name of the output of `vitp predict_large` in hints; `None` if it does not predict the task.
     """
 
     name: str
@@ -65,6 +74,26 @@ class Task:
     start: ClassVar[type[StartArguments]] = BackboneArguments
     training_config: ClassVar[str]
     image_side: ClassVar[str] = "image_size"
+    variants: ClassVar[tuple[str, ...]] = ()
+    min_classes: ClassVar[int] = 2
+    draws_questions: ClassVar[bool] = True
+    cuts_large_images: ClassVar[bool] = False
+    prediction_file: ClassVar[str | None] = None
+
+    @property
+    def data_class(self) -> type["DataSettings"]:
+        """Class of the setting `data`."""
+        raise NotImplementedError
+
+    @property
+    def probe_class(self) -> type["Probe"]:
+        """Class of the probes of frozen features."""
+        raise NotImplementedError
+
+    @property
+    def layout_class(self) -> type["Layout"] | None:
+        """Base class of the layouts of labels that `vitp adapt` reads for this task; `None` if it reads none."""
+        return None
 
     def check_start(self, options: FineTuningOptions) -> None:
         """Check the options of the start, before any file of the data is opened.
@@ -80,7 +109,7 @@ class Task:
         Raises:
             ValueError: if the settings are wrong, or the folder is not recognized.
         """
-        raise NotImplementedError
+        return self.data_class.from_dict(options.data.data)
 
     def check_splits(self, data: "DataSettings", splits: Sequence[str], options: FineTuningOptions) -> None:
         """Raise a `ValueError` if splits share images, patients or cases."""
@@ -152,3 +181,66 @@ class Task:
             side: side of the images in pixels.
         """
         raise NotImplementedError
+
+    def infer_data(self, root: Path, layout: "Layout") -> dict[str, Any]:
+        """Return the setting `data` of a folder, with the splits that have labels."""
+        data = self.data_class.infer(root)
+        splits = {}
+        for split, files in data["splits"].items():
+            if "mask" in files or "annotations" in files:
+                splits[split] = files
+        return {**data, "splits": splits}
+
+    def read_split(self, data: Mapping[str, Any], split: str, settings: Mapping[str, Any]) -> dict[Path, set]:
+        """Read the labels of a split, and return the classes in each image.
+
+        Splits are drawn, and parts of the training images chosen, so that they have images of each class.
+
+        Args:
+            data: setting `data`.
+            split: name of the split.
+            settings: further settings of the fine-tuning.
+        """
+        raise NotImplementedError
+
+    def class_names(self, data: Mapping[str, Any], labels: Mapping[str, Mapping[Path, set]]) -> list:
+        """Return the setting `classes` of `data`, for labels by split."""
+        return data["classes"]
+
+    def variant_settings(self, variant: str | None, layout: type["Layout"]) -> dict[str, Any]:
+        """Return the setting `task` of the fine-tuning if it differs from the default.
+
+        Args:
+            variant: wanted variant of the task. Default: the one of the layout.
+            layout: layout of the labels.
+        """
+        return {}
+
+    def phrases(self, class_names: Mapping[str, str], data: Mapping[str, Any]) -> dict[str, str | None]:
+        """Return the phrases of classes for `make_instructions --names`.
+
+        Args:
+            class_names: given phrases by class.
+            data: setting `data`.
+        """
+        return dict(class_names)
+
+    def fine_tuning_defaults(
+        self, config: "PreTrainedConfig", size: tuple[int, int], window: int | None
+    ) -> dict[str, Any]:
+        """Return the image size and batch size of a fine-tuning.
+
+        Args:
+            config: configuration of the ViT.
+            size: height and width of an image.
+            window: side of the windows that images are cut into, if they are cut.
+        """
+        raise NotImplementedError
+
+
+def find_task(name: str) -> Task | None:
+    """Return a task by its name or by that of a variant, `None` if the name is unknown."""
+    for task in TASKS.values():
+        if name == task.name or name in task.variants:
+            return task
+    return None

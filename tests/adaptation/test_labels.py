@@ -16,7 +16,6 @@ from prepared_folders import write_rsar
 from rasterio import Affine
 
 from modeling_vitp.adaptation.labels import TaskData, labels_of, median_size, read_labels, with_label_fraction
-from modeling_vitp.adaptation.tasks import TASKS
 from modeling_vitp.data.annotation_files import read_list
 from modeling_vitp.data.layouts import LAYOUTS
 from modeling_vitp.data.scenes import stem_of
@@ -24,6 +23,7 @@ from modeling_vitp.data.splits import choose_split
 from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.from_annotations.labels import open_layout
 from modeling_vitp.instructions.from_annotations.pipeline import build_instructions
+from modeling_vitp.tasks import TASKS
 
 SCENES = [f"s{scene}_{tile:03}" for scene in range(10) for tile in range(2 + scene % 2)]  # 25 images
 
@@ -95,7 +95,7 @@ def check(found: TaskData, number: int) -> None:
     assert [*found.images] == [*found.data["splits"]] == [*found.lists] == ["train", "val", "test"]
     assert len({name for part in names.values() for name in part}) == sum(map(len, names.values())) == number
     assert min(map(len, names.values())) >= 2 and str(len(names["train"])) in found.how
-    data = TASKS[found.task].data.from_dict(found.data)
+    data = TASKS[found.task].data_class.from_dict(found.data)
     task = [found.settings.get("task", "horizontal")] if found.task == "detection" else []
     data.check_disjoint(["train", "val", "test"], *task)
     if found.task == "classification":
@@ -116,7 +116,7 @@ def check(found: TaskData, number: int) -> None:
 
 def cases_of(found: TaskData, split: str) -> dict[Path, str]:
     """Return the case of each image as the metrics get it."""
-    data = TASKS[found.task].data.from_dict(found.data)
+    data = TASKS[found.task].data_class.from_dict(found.data)
     if found.task == "detection":
         places = data.open([split], found.settings.get("task", "horizontal")).places
         return {place.image: place.case for place in places}
@@ -142,7 +142,9 @@ def test_splits_keep_scenes_whole(tmp_path, layout):
     WRITERS[layout](root, SCENES)
     found = read_labels(root, tmp_path / "lists")
     check(found, len(SCENES))
-    task = next(name for name, task in TASKS.items() if issubclass(LAYOUTS[layout], task.layout))
+    task = next(
+        name for name, task in TASKS.items() if task.layout_class and issubclass(LAYOUTS[layout], task.layout_class)
+    )
     assert (found.task, found.layout, found.root) == (task, layout, root)
     assert found.settings == ({"task": "oriented"} if layout == "dota" else {})
     scenes = scenes_of(found)
@@ -555,7 +557,7 @@ def test_label_fractions_are_nested(tmp_path, layout):
             lists[seed, fraction] = read_list(Path(data["splits"]["train"]["list"]))
             assert len(lists[seed, fraction]) == max(1, round(fraction * number))
             task = ["oriented"] if layout == "dota" else []
-            opened = TASKS[found.task].data.from_dict(data)
+            opened = TASKS[found.task].data_class.from_dict(data)
             if layout == "folders":
                 opened.find_classes(["train"])
             assert len(opened.open(["train"], *task)) == len(lists[seed, fraction])

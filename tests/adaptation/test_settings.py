@@ -35,13 +35,13 @@ from modeling_vitp.adaptation.plan import Costs, choose_plan
 from modeling_vitp.adaptation.preparation import open_progress
 from modeling_vitp.adaptation.pretraining import Pretraining
 from modeling_vitp.adaptation.probing import Prober, probe_size
-from modeling_vitp.adaptation.tasks import TASKS
 from modeling_vitp.command.errors import TrainingDiverged
 from modeling_vitp.evaluation import vlm
 from modeling_vitp.evaluation.comparison import Progress
 from modeling_vitp.images.reading import has_8_bits
 from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.pretraining.plan import config_of_start
+from modeling_vitp.tasks import TASKS
 from modeling_vitp.tasks.detection.data import DetectionData
 from modeling_vitp.training.checkpointing import FolderLock
 

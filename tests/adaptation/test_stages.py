@@ -12,9 +12,9 @@ from modeling_vitp.adaptation.backbones import Start
 from modeling_vitp.adaptation.pretraining import Pretraining, early_comparison, pretrain
 from modeling_vitp.adaptation.probing import Prober, compare_with_start
 from modeling_vitp.adaptation.report import untested
-from modeling_vitp.adaptation.tasks import TASKS, find_task
 from modeling_vitp.command.errors import RunStopped
 from modeling_vitp.evaluation.comparison import Progress
+from modeling_vitp.tasks import TASKS, find_task
 
 
 @pytest.fixture

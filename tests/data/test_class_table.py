@@ -271,7 +271,7 @@ def test_fine_tuning_and_probe_read_table(tmp_path):
     assert metrics["train_images"] == dict.fromkeys(CLASSES, NUMBER // 2 // 3)
 
     backbone = export_backbone(tiny_backbone(initializer_range=0.2), tmp_path / "backbone", ViTPImageProcessor())
-    words = ["--backbones", str(backbone), "--data_root", str(tmp_path / "data"), "--annotations", "classes"]
+    words = ["--backbones", str(backbone), "--data_root", str(tmp_path / "data"), "--task", "classification"]
     assert probe.main([*words, "--seeds", "0", "--output_dir", str(tmp_path / "probed")]) == 0
     metrics = json.loads((tmp_path / "probed" / "metrics.json").read_text())
     assert metrics["classes"] == sorted(CLASSES)

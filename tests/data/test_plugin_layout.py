@@ -88,7 +88,7 @@ def test_five_commands_read_layout_of_plugin(tmp_path, plugin, monkeypatch):
     assert sum(metrics["train_objects"].values()) == sum(len(boxes[f"train{index}"]) for index in range(16))
 
     backbone = export_backbone(tiny_backbone(initializer_range=0.2), tmp_path / "backbone", ViTPImageProcessor())
-    words = ["--backbones", str(backbone), "--data_root", root, "--annotations", "boxes", "--plugins", plugin]
+    words = ["--backbones", str(backbone), "--data_root", root, "--task", "detection", "--plugins", plugin]
     assert probe.main([*words, "--seeds", "0", "--output_dir", str(tmp_path / "probed")]) == 0
     assert json.loads((tmp_path / "probed" / "metrics.json").read_text())["classes"] == ["plane", "ship"]
 

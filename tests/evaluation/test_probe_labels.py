@@ -12,13 +12,13 @@ from PIL import Image
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.data.annotations import AnnotatedImage, LabelMap, Region, regions_of
 from modeling_vitp.data.splits import spread
+from modeling_vitp.evaluation.gains import BACKBONE, PIXELS, RANDOM, START
 from modeling_vitp.evaluation.pretraining import probe_labels
+from modeling_vitp.evaluation.run_probes import views_data
 from modeling_vitp.instructions.arguments import AnnotationOptions
 from modeling_vitp.instructions.from_annotations import labeled_views
 from modeling_vitp.instructions.from_annotations.labeled_views import class_mask, write_views
 from modeling_vitp.instructions.from_annotations.source import LabelSource
-from modeling_vitp.probing.gains import BACKBONE, PIXELS, RANDOM, START
-from modeling_vitp.probing.labels import views_data
 
 NAMES_OF_CLASSES = ["road", "tree"]
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone
 from modeling_vitp.probing.backbones import Backbone, load_backbone
-from modeling_vitp.probing.segmentation import SegmentationProbe
 from modeling_vitp.tasks.segmentation.data import DenseData
+from modeling_vitp.tasks.segmentation.probe import SegmentationProbe
 
 TINY = {
     "hidden_size": 32,

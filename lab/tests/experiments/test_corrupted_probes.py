@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from lab.trees.downstream import CorruptedProbe, probe_robustness
 from modeling_vitp.images.corruptions import SEVERITIES, CorruptedImages
 from modeling_vitp.probing.few_labels import FewLabels
-from modeling_vitp.probing.segmentation import SegmentationProbe, pixels_by_patch
+from modeling_vitp.tasks.segmentation.probe import SegmentationProbe, pixels_by_patch
 
 ALL = FewLabels(share=1.0)
 

@@ -13,17 +13,31 @@ class ClassificationTask(Task):
     settings = ClassificationSettings
     start = StartArguments
     training_config = "modeling_vitp.tasks.classification.trainer.ViTPClassificationTrainingConfig"
+    draws_questions = False  # A crop may not show what the class of an image is about.
+
+    @property
+    def data_class(self):
+        from .data import ClassificationData
+
+        return ClassificationData
+
+    @property
+    def probe_class(self):
+        from .probe import ClassificationProbe
+
+        return ClassificationProbe
+
+    @property
+    def layout_class(self):
+        from ...data.layouts import ClassLayout
+
+        return ClassLayout
 
     def check_start(self, options):
         from ...modeling_vitp_classification import ViTPForImageClassification
         from ..loading import check_start
 
         check_start(ViTPForImageClassification, options.start, options.training.do_train)
-
-    def open_data(self, options):
-        from .data import ClassificationData
-
-        return ClassificationData.from_dict(options.data.data)
 
     def find_classes(self, data, options: FineTuningOptions) -> list[str]:
         """Return the classes of the training splits, or those of the fine-tuned model that is scored."""
@@ -85,3 +99,29 @@ class ClassificationTask(Task):
         from .trainer import loss_without_values
 
         return loss_without_values(model, number, side)
+
+    def infer_data(self, root, layout):
+        for images in layout.splits().values():
+            for image_id, paths in images.items():
+                layout.annotate(image_id, paths)  # raises an error for labels that cannot be read
+        return self.data_class.infer(root)
+
+    def read_split(self, data, split, settings):
+        opened_split = self.data_class.from_dict(data).open_split(split)
+        classes = {}
+        for sample, names in zip(opened_split.samples, opened_split.stored):
+            classes[sample.images[0]] = set(names)
+        return classes
+
+    def class_names(self, data, labels):
+        from .data import names_of
+
+        class_sets = []
+        for split_labels in labels.values():
+            class_sets += split_labels.values()
+        return names_of(class_sets)
+
+    def fine_tuning_defaults(self, config, size, window):
+        from ...vision_towers import pair
+
+        return {"image_size": pair(config.image_size)[0], "per_device_train_batch_size": 64}

@@ -1,6 +1,7 @@
 """Detection of objects: boxes, oriented boxes, or boxes with masks."""
 
 from ..base import Task, register_task
+from .arguments import TASKS as BOX_TASKS
 from .arguments import DetectionArguments, DetectionSettings
 
 
@@ -11,6 +12,28 @@ class DetectionTask(Task):
     arguments = DetectionArguments
     settings = DetectionSettings
     training_config = "modeling_vitp.tasks.detection.trainer.ViTPDetectionTrainingConfig"
+    variants = BOX_TASKS
+    min_classes = 1
+    cuts_large_images = True
+    prediction_file = "OBJECTS.geojson"
+
+    @property
+    def data_class(self):
+        from .data import DetectionData
+
+        return DetectionData
+
+    @property
+    def probe_class(self):
+        from .probe import DetectionProbe
+
+        return DetectionProbe
+
+    @property
+    def layout_class(self):
+        from ...data.layouts import ObjectLayout
+
+        return ObjectLayout
 
     def check_start(self, options):
         from .trainer import check_detector
@@ -18,9 +41,7 @@ class DetectionTask(Task):
         check_detector(options.data.task, options.start, options.training.do_train, options.data.detector)
 
     def open_data(self, options):
-        from .data import DetectionData
-
-        data = DetectionData.from_arguments(options.data, options.training.output_dir)
+        data = self.data_class.from_arguments(options.data, options.training.output_dir)
         if options.data.submission is not None:
             data.split_settings(options.data.submission.split)  # raises an error for an unknown split
         return data
@@ -89,3 +110,20 @@ class DetectionTask(Task):
         from .trainer import loss_without_values
 
         return loss_without_values(model, number, side)
+
+    def read_split(self, data, split, settings):
+        whole_images = self.data_class.from_dict(data).without_tiles()
+        classes = {}
+        for place in whole_images.open_split(split, settings.get("task", "horizontal")).places:
+            classes[place.image] = set(place.objects.labels[~place.objects.crowd].tolist())
+        return classes
+
+    def variant_settings(self, variant, layout):
+        if variant not in self.variants:
+            variant = "oriented" if layout.is_oriented else "horizontal"
+        return {} if variant == "horizontal" else {"task": variant}
+
+    def fine_tuning_defaults(self, config, size, window):
+        longest_side = max(size) if window is None else window
+        side = min(-(-longest_side // 32) * 32, 1024)
+        return {"image_size": side, "per_device_train_batch_size": 4}

@@ -2,8 +2,12 @@
 
 from typing import ClassVar
 
+from tqdm import tqdm
+
 from ..base import FineTuningOptions, Task, register_task
 from .arguments import DenseArguments, DenseSettings
+
+BACKGROUND = ("0", "0,0,0")  # value or color of masks that no question is about
 
 
 @register_task("segmentation")
@@ -19,8 +23,27 @@ class SegmentationTask(Task):
     settings = DenseSettings
     training_config = "modeling_vitp.tasks.segmentation.trainer.ViTPSegmentationTrainingConfig"
     image_side = "crop_size"
+    prediction_file = "CLASSES.tif"
     model_type: ClassVar[str] = "vitp_segmentation"
     other_command: ClassVar[str] = "vitp finetune_change_detection"
+
+    @property
+    def data_class(self):
+        from .data import DenseData
+
+        return DenseData
+
+    @property
+    def probe_class(self):
+        from .probe import SegmentationProbe
+
+        return SegmentationProbe
+
+    @property
+    def layout_class(self):
+        from ...data.layouts import Masks
+
+        return Masks
 
     @property
     def entry(self):
@@ -35,9 +58,7 @@ class SegmentationTask(Task):
         check_dense_start(self.entry.model_class, options.start, options.training.do_train)
 
     def open_data(self, options):
-        from .data import DenseData
-
-        return DenseData.from_arguments(options.data, options.training.output_dir)
+        return self.data_class.from_arguments(options.data, options.training.output_dir)
 
     def check_splits(self, data, splits, options):
         for split in splits:
@@ -107,6 +128,36 @@ class SegmentationTask(Task):
 
         return loss_without_values(model, number, side)
 
+    def read_split(self, data, split, settings):
+        from ...image_processing_vitp_dense import IGNORE_INDEX
+
+        opened_split = self.data_class.from_dict(data).open_split(split)
+        classes = {}
+        for index, (row, _) in enumerate(tqdm(opened_split.rows, desc=f"masks of {split}", disable=None)):
+            classes[row.images[0]] = {*opened_split.mask(index).unique().tolist()} - {IGNORE_INDEX}
+        return classes
+
+    def phrases(self, class_names, data):
+        """Return the phrases of masks by value or color.
+
+        The value 0 or color black is the background, which no question is about, unless `class_names` has a phrase for
+        it. No question is about ignored values either.
+        """
+        names = {str(value): None for value in data.get("ignore", ())}
+        classes = [entry["name"] for entry in data["classes"]]
+        unknown_classes = sorted(class_names.keys() - set(classes))
+        if unknown_classes:
+            raise ValueError(f"class_names: class {unknown_classes[0]!r} not found. Classes: {', '.join(classes)}.")
+        for entry in data["classes"]:
+            key = str(entry["value"]) if "value" in entry else ",".join(map(str, entry["color"]))
+            default = None if key in BACKGROUND else entry["name"]
+            names[key] = class_names.get(entry["name"], default)
+        return names
+
+    def fine_tuning_defaults(self, config, size, window):
+        side = min(max(min(size) // 32 * 32, 32), 512)
+        return {"crop_size": side, "per_device_train_batch_size": 8}
+
 
 @register_task("change_detection")
 class ChangeDetectionTask(SegmentationTask):
@@ -114,3 +165,7 @@ class ChangeDetectionTask(SegmentationTask):
 
     model_type = "vitp_change_detection"
     other_command = "vitp finetune_segmentation"
+
+    @property
+    def layout_class(self):
+        return None  # neither probes nor questions of `vitp adapt` read pairs

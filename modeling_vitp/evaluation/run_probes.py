@@ -12,10 +12,10 @@ from ..data.annotations import AnnotatedImage
 from ..data.files import FileSample
 from ..data.splits import spread
 from ..image_processing_vitp_dense import IGNORE_INDEX
+from ..probing.few_labels import FewLabels
 from ..tasks.classification.data import FileImages
+from ..tasks.classification.probe import ClassificationProbe
 from ..tasks.segmentation.data import DenseData
-from .classification import ClassificationProbe
-from .few_labels import FewLabels
 from .gains import PIXELS, gains_of, load_backbones, measure_gains, with_least_gain
 
 MOST_SCENES = 200  # Of the training images, and of the test images.
@@ -90,5 +90,5 @@ def probe_scenes(
         with tempfile.TemporaryDirectory(dir=output_dir) as features:
             found = task.probe(backbone, draws, None, Path(features))
         scores[name] = {probe: dict(of_draws[0]) for (probe, _), of_draws in found.items()}
-    gains = gains_of(scores, task.shown)
+    gains = gains_of(scores, task.main_score)
     return with_least_gain({"control": task.control(), "scores": scores, "gains": gains})

@@ -9,18 +9,19 @@ from typing import Self
 import numpy as np
 import torch
 
-from ..images.reading import image_files
-from ..input_spec import InputSpec
-from ..metrics.resampling import Score, Scores, resample_mean
-from ..tasks.classification.data import ClassificationData, ClassifiedImages, FileImages
-from .arguments import ProbeArguments
-from .backbones import Backbone, extract, state_of
-from .few_labels import FewLabels
-from .heads import fit_linear, nearest_neighbours
+from ...images.reading import image_files
+from ...input_spec import InputSpec
+from ...metrics.resampling import Score, Scores, resample_mean
+from ...probing.arguments import ProbeArguments
+from ...probing.backbones import Backbone, extract, state_of
+from ...probing.base import Probe
+from ...probing.few_labels import FewLabels
+from ...probing.heads import fit_linear, nearest_neighbours
+from .data import ClassificationData, ClassifiedImages, FileImages
 
 
 @dataclass
-class ClassificationProbe:
+class ClassificationProbe(Probe):
     """Probing task of image classes, with nearest neighbors and a linear layer.
 
     Args:
@@ -42,8 +43,10 @@ class ClassificationProbe:
     l2: float
     intervals: bool = False
 
-    shown = "accuracy"
+    main_score = "accuracy"
+    title = "accuracy"
     control_name = "most frequent class"
+    options = ("pooling", "num_neighbours", "temperature")
 
     def __post_init__(self):
         self.labels = {role: samples.labels.numpy() for role, samples in self.samples.items()}

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from ..cards.sections import table
 from ..images.pixels import colors_of, principal_scores, shown
+from ..probing.backbones import Backbone, PatchPixels, load_backbone
+from ..probing.few_labels import FewLabels
 from ..tasks.segmentation.data import DenseData
-from .backbones import Backbone, PatchPixels, load_backbone
-from .few_labels import FewLabels
-from .segmentation import Probe, SegmentationProbe, interpolate
+from ..tasks.segmentation.probe import Head, SegmentationProbe, interpolate
 
 BACKBONE, START, RANDOM, PIXELS = "backbone", "at the start", "random weights", "pixels of a patch"
 DEPTHS = 4
@@ -161,7 +161,7 @@ def panels_of_truth(task: SegmentationProbe, backbone: Backbone) -> dict[int, li
     return rows
 
 
-def add_panels(rows: dict[int, list], task: SegmentationProbe, name: str, features: np.ndarray, probe: Probe) -> None:
+def add_panels(rows: dict[int, list], task: SegmentationProbe, name: str, features: np.ndarray, probe: Head) -> None:
     """Add the principal components of a backbone and the predicted classes to each row."""
     for index, row in rows.items():
         maps = torch.tensor(features[index])

@@ -13,22 +13,23 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..image_processing_vitp_dense import IGNORE_INDEX
-from ..input_spec import InputSpec
-from ..metrics.ranking import mean_area
-from ..metrics.report import METRICS_FOLDER, name_classes
-from ..metrics.resampling import Scores
-from ..tasks.segmentation.data import ClassPixels, DenseData, ImageFiles, MaskedImages
-from .arguments import ProbeArguments
-from .backbones import Backbone, extract_maps, state_of
-from .few_labels import FewLabels
-from .heads import fit_linear, fit_nonlinear
+from ...image_processing_vitp_dense import IGNORE_INDEX
+from ...input_spec import InputSpec
+from ...metrics.ranking import mean_area
+from ...metrics.report import METRICS_FOLDER, name_classes
+from ...metrics.resampling import Scores
+from ...probing.arguments import ProbeArguments
+from ...probing.backbones import Backbone, extract_maps, state_of
+from ...probing.base import Probe
+from ...probing.few_labels import FewLabels
+from ...probing.heads import fit_linear, fit_nonlinear
+from .data import ClassPixels, DenseData, ImageFiles, MaskedImages
 
 logger = logging.getLogger(__name__)
-Probe = Callable[[torch.Tensor], torch.Tensor]  # From features to logits.
+Head = Callable[[torch.Tensor], torch.Tensor]  # From features to logits.
 
 
-class SegmentationProbe:
+class SegmentationProbe(Probe):
     """Probing task of pixel classes, with a linear layer and a small nonlinear network on each patch.
 
     Args:
@@ -44,8 +45,11 @@ class SegmentationProbe:
         ValueError: If a split is not found or has no masks, or the splits share a file or a patient.
     """
 
-    shown = "mean_iou"
+    main_score = "mean_iou"
+    title = "mIoU"
     control_name = "most frequent class"
+    options = ("pixel_control", "depths")
+    reads_patches = True
 
     def __init__(self, data: DenseData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False):
         if splits["train"] == splits["test"]:
@@ -98,7 +102,7 @@ class SegmentationProbe:
         image_size: int | None,
         folder: Path,
         **loading,
-    ) -> dict[tuple[str, FewLabels], list[Probe]]:
+    ) -> dict[tuple[str, FewLabels], list[Head]]:
         """Fit the probes to each draw of training images, and return them by probe and labels."""
         train = self.features(backbone, "train", image_size, folder, **loading)
         counts = np.stack([pixels_by_patch(mask, train.shape[1:3], len(self.names)) for mask in self.masks("train")])
@@ -127,7 +131,7 @@ class SegmentationProbe:
 
     def score(
         self,
-        heads: dict[tuple[str, FewLabels], list[Probe]],
+        heads: dict[tuple[str, FewLabels], list[Head]],
         backbone: Backbone,
         image_size: int | None,
         folder: Path,
@@ -137,7 +141,7 @@ class SegmentationProbe:
         test = self.features(backbone, "test", image_size, folder, **loading)
         return {key: [self._score(probe, test, f"{backbone.name}, {key[0]}") for probe in heads[key]] for key in heads}
 
-    def _score(self, probe: Probe, features: np.ndarray, description: str) -> Scores:
+    def _score(self, probe: Head, features: np.ndarray, description: str) -> Scores:
         metric, logits, labels = self._metric(), [], []
         masks = tqdm(self.masks("test"), desc=f"{description}, scoring", total=len(features))
         for index, (maps, mask) in enumerate(zip(features, masks, strict=True)):
@@ -149,7 +153,7 @@ class SegmentationProbe:
             logits.append(scores.numpy()[counts.any(-1)])
         area = mean_area(np.concatenate(logits), np.concatenate(labels))
         found = name_classes(metric.compute(), self.names) | {"patch_auc": area}
-        return Scores(found, metric.score_images(self.shown) if self.intervals else None)
+        return Scores(found, metric.score_images(self.main_score) if self.intervals else None)
 
     def _metric(self) -> evaluate.Metric:
         return evaluate.load(str(METRICS_FOLDER / "mean_iou"), num_labels=len(self.names), ignore_index=IGNORE_INDEX)

@@ -18,8 +18,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.probing.few_labels import FewLabels
-from modeling_vitp.probing.segmentation import interpolate, pixels_by_patch
 from modeling_vitp.recipes.probe import main
+from modeling_vitp.tasks.segmentation.probe import interpolate, pixels_by_patch
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(1, 4))
@@ -153,7 +153,7 @@ def test_depths_and_controls_match_transformers(tmp_path, quick_probe):
         assert any(array.shape == expected.shape and np.allclose(array, expected, atol=1e-4) for array in files)
     with pytest.raises(ValueError, match=f"depths must be at most {layers}, .*{folder}"):
         main([*arguments[:-1], "9"])
-    with pytest.raises(ValueError, match="pixel_control .*`data`"):
+    with pytest.raises(ValueError, match="pixel_control"):
         main(["--backbones", str(folder), "--dataset_name", "x", "--pixel_control", "true"])
 
 

@@ -24,8 +24,9 @@ from modeling_vitp import ViTPImageProcessor, ViTPVisionModel, export_backbone, 
 from modeling_vitp.metrics.resampling import Score, paired_difference, resample
 from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.probing.backbones import load_backbone
-from modeling_vitp.probing.classification import ClassificationProbe, open_samples
 from modeling_vitp.recipes.probe import main
+from modeling_vitp.tasks.classification.probe import ClassificationProbe, open_samples
+from modeling_vitp.tasks.probing import find_probe_class
 
 
 def make_classes(root, numbers: dict[str, dict[str, int]], size=(40, 36)) -> None:
@@ -267,7 +268,7 @@ def test_multi_band_backbone_gets_its_bands(tmp_path):
         ("none held out", ["--test_share", "0.1"], "test_share=0.1"),
         ("pooling", ["--pooling", "max"], "'max'"),
         ("both", ["--data", "{}"], "either `dataset_name`"),
-        ("no data", ["--data_root", "images"], "data_root='images'"),
+        ("no data", ["--data_root", "images"], "data_root"),
     ],
 )
 def test_invalid_class_data_are_named(tmp_path, what, arguments, message):
@@ -284,20 +285,21 @@ def test_invalid_class_data_are_named(tmp_path, what, arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("annotations", "option", "message"),
+    ("task", "option", "message"),
     [
-        ("classes", {"pixel_control": True}, "pixel_control"),
-        ("classes", {"depths": 4}, "depths"),
-        ("masks", {"pooling": "cls"}, "pooling='cls'"),
-        ("boxes", {"num_neighbours": 5}, "num_neighbours=5"),
-        ("boxes", {"input_spec": {"bands": [2, 1, 0]}}, "input_spec .*`input_spec` in `data`"),
-        ("classes", {"test_share": 0.5}, "test_share .*`splits` in `data`"),
-        ("masks", {"image_column": "picture"}, "image_column .*`columns` in `data`"),
+        ("classification", {"pixel_control": True}, "pixel_control"),
+        ("classification", {"depths": 4}, "depths"),
+        ("segmentation", {"pooling": "cls"}, "pooling"),
+        ("detection", {"num_neighbours": 5}, "num_neighbours"),
+        ("detection", {"input_spec": {"bands": [2, 1, 0]}}, "input_spec .*`input_spec` in `data`"),
+        ("classification", {"test_share": 0.5}, "test_share .*`splits` in `data`"),
+        ("segmentation", {"image_column": "picture"}, "image_column .*`columns` in `data`"),
+        ("counting", {}, "counting"),
     ],
 )
-def test_option_without_effect_is_refused(annotations, option, message):
+def test_option_without_effect_is_refused(task, option, message):
     with pytest.raises(ValueError, match=message):
-        ProbeArguments(backbones=["b"], data={"root": "r"}, annotations=annotations, **option)
+        find_probe_class(ProbeArguments(backbones=["b"], data={"root": "r"}, task=task, **option))
 
 
 def test_non_finite_features_raise_error(tmp_path):
@@ -397,7 +399,7 @@ def test_invalid_described_classes_are_refused(tmp_path, settings, test_split, m
     data = {"root": str(tmp_path / "data")} | settings
     with pytest.raises(ValueError, match=message):
         ClassificationProbe.open(
-            ProbeArguments(backbones=["b"], data=data, annotations="classes", test_split=test_split)
+            ProbeArguments(backbones=["b"], data=data, task="classification", test_split=test_split)
         )
 
 

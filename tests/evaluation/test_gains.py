@@ -12,8 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel
 
 from modeling_vitp import ViTPImageProcessor, ViTPVisionConfig, ViTPVisionModel, export_backbone, spread_bands
-from modeling_vitp.probing import gains
-from modeling_vitp.probing.gains import (
+from modeling_vitp.evaluation import gains
+from modeling_vitp.evaluation.gains import (
     BACKBONE,
     PIXELS,
     RANDOM,

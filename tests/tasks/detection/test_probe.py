@@ -14,11 +14,11 @@ from transformers import AutoImageProcessor, AutoModel
 
 from modeling_vitp.metrics.resampling import resample
 from modeling_vitp.probing.backbones import load_backbone
-from modeling_vitp.probing.detection import DetectionProbe
 from modeling_vitp.probing.few_labels import FewLabels
 from modeling_vitp.probing.heads import fit_linear
 from modeling_vitp.recipes.probe import main
 from modeling_vitp.tasks.detection.data import DetectionData
+from modeling_vitp.tasks.detection.probe import DetectionProbe
 
 NAMES, GRID, PATCH, L2 = ["ship", "plane"], 4, 16, 1e-2
 COLORS = [(230, 60, 60), (60, 60, 230)]
@@ -64,7 +64,7 @@ def read_scores(folder) -> dict[str, dict]:
 def test_box_scores_match_scikit_learn(tmp_path, capsys):
     truth = {split: write_marks(tmp_path, split, number) for split, number in (("train", 24), ("test", 12))}
     folder = str(save_backbone(tmp_path / "vit", "vit"))
-    words = ["--data", json.dumps(described(tmp_path)), "--annotations", "boxes", "--l2", str(L2), "--device", "cpu"]
+    words = ["--data", json.dumps(described(tmp_path)), "--task", "detection", "--l2", str(L2), "--device", "cpu"]
     words += ["--output_dir", str(tmp_path / "out"), "--pixel_control", "true", "--backbones", folder]
     assert main(words) == 0
     assert "constant score" in capsys.readouterr().out
@@ -95,7 +95,7 @@ def test_invisible_objects_are_not_found(tmp_path):
     for split, number in (("train", 40), ("test", 41)):
         write_marks(tmp_path, split, number, is_marked=False)
     folder = str(save_backbone(tmp_path / "vit", "vit"))
-    words = ["--data", json.dumps(described(tmp_path)), "--annotations", "boxes", "--device", "cpu"]
+    words = ["--data", json.dumps(described(tmp_path)), "--task", "detection", "--device", "cpu"]
     assert main([*words, "--output_dir", str(tmp_path / "out"), "--backbones", folder]) == 0
     assert abs(read_scores(tmp_path / "out")[folder]["centre_auc"] - 0.5) < 0.15
 
@@ -136,12 +136,12 @@ def test_crowds_are_ignored(tmp_path):
 def test_invalid_box_data_are_named(tmp_path):
     write_marks(tmp_path, "train", 3)
     data = described(tmp_path) | {"splits": {"train": SPLITS["train"], "test": {"images": "train/images"}}}
-    words = ["--annotations", "boxes", "--backbones", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    words = ["--task", "detection", "--backbones", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(ValueError, match="'train' and 'test'"):
         main([*words, "--data", json.dumps(data)])
     with pytest.raises(ValueError, match="train_split and test_split must differ, got 'train'"):
         main([*words, "--data", json.dumps(data), "--test_split", "train"])
-    with pytest.raises(ValueError, match="--annotations boxes"):
+    with pytest.raises(ValueError, match="format"):
         main([*words[2:], "--data", json.dumps(data)])
     with pytest.raises(ValueError, match="`data`"):
         main([*words, "--dataset_name", "somewhere"])

@@ -9,21 +9,22 @@ from typing import Self
 import numpy as np
 import torch
 
-from ..input_spec import InputSpec
-from ..metrics.pixel_metrics import mean_of_counted
-from ..metrics.ranking import area_under_curve, average_precision, log_odds, weighted_areas
-from ..metrics.resampling import BOX_RESAMPLES, Score, Scores, resample
-from ..tasks.detection.annotations import ImageObjects
-from ..tasks.detection.data import DetectionData
-from .arguments import ProbeArguments
-from .backbones import Backbone, extract_maps, state_of
-from .few_labels import FewLabels
-from .heads import fit_linear
+from ...input_spec import InputSpec
+from ...metrics.pixel_metrics import mean_of_counted
+from ...metrics.ranking import area_under_curve, average_precision, log_odds, weighted_areas
+from ...metrics.resampling import BOX_RESAMPLES, Score, Scores, resample
+from ...probing.arguments import ProbeArguments
+from ...probing.backbones import Backbone, extract_maps, state_of
+from ...probing.base import Probe
+from ...probing.few_labels import FewLabels
+from ...probing.heads import fit_linear
+from .annotations import ImageObjects
+from .data import DetectionData
 
 logger = logging.getLogger(__name__)
 
 
-class DetectionProbe:
+class DetectionProbe(Probe):
     """Probing task of object centers, with a linear layer on each patch.
 
     Args:
@@ -38,8 +39,11 @@ class DetectionProbe:
         ValueError: If a split is not found, the splits share an image, or an image has no annotation.
     """
 
-    shown = "centre_auc"
+    main_score = "centre_auc"
+    title = "AUC of patches with the center of an object"
     control_name = "constant score"
+    options = ("pixel_control", "depths")
+    reads_patches = True
 
     def __init__(
         self, data: DetectionData, splits: Mapping[str, str], l2: float, depths: int = 1, intervals: bool = False
@@ -169,7 +173,7 @@ class DetectionProbe:
         if not self.intervals:
             return Scores(scores)
         means = mean_of_counted(np.array(resampled), axis=0).tolist()
-        return Scores(scores, Score(scores[self.shown], means, len(repeats[0])))
+        return Scores(scores, Score(scores[self.main_score], means, len(repeats[0])))
 
     def features(self, backbone: Backbone, role: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """Return the patch tokens of a split, `train` or `test`, float32 `(images, rows, columns, width)`."""
