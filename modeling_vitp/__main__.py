@@ -23,6 +23,7 @@ from .command.paths import SPACE
 
 RECIPES = "modeling_vitp.recipes"
 CONVERT = "modeling_vitp.convert"
+PLUGIN_TASK = "finetune"  # recipe of `vitp finetune_NAME` for the tasks of plugins
 GROUPS = {  # of the overview
     "adapt": ("adapt",),
     "data": ("make_instructions", "validate_data", "make_public_set"),
@@ -44,7 +45,7 @@ def recipes() -> dict[str, Path]:
     """Return the files of the entry points by name."""
     folder = Path(str(files(RECIPES)))
     paths = [*sorted(folder.glob("*.py")), *sorted(folder.glob("datasets/make_*.py"))]
-    return {path.stem: path for path in paths if path.stem != "__init__"}
+    return {path.stem: path for path in paths if path.stem not in ("__init__", PLUGIN_TASK)}
 
 
 def summary(path: Path) -> str:
@@ -75,13 +76,17 @@ def main(argv: list[str] | None = None) -> None:
         print(overview(paths))
         return
     name = words[0].replace("-", "_")
-    if name not in paths:
+    recipe = name
+    if name not in paths and name.startswith("finetune_"):
+        recipe = PLUGIN_TASK
+        words = [name, name.removeprefix("finetune_"), *words[1:]]
+    elif name not in paths:
         nearest = difflib.get_close_matches(name, paths, 1)
         hint = f": did you mean {nearest[0]!r}?" if nearest else "."
         errors.run_program(lambda: errors.refuse(f"unknown command {words[0]!r}{hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
-    folder = paths[name].parent.name
-    module = f"{RECIPES}.{name}" if folder == "recipes" else f"{RECIPES}.{folder}.{name}"
+    folder = "recipes" if recipe == PLUGIN_TASK else paths[recipe].parent.name
+    module = f"{RECIPES}.{recipe}" if folder == "recipes" else f"{RECIPES}.{folder}.{recipe}"
     try:
         if name == "space":
             runpy.run_path(str(paths[name]), run_name="__main__")

@@ -6,24 +6,11 @@ The options are those of finetune_segmentation. One backbone encodes both images
 """
 
 import vitp_command
-from modeling_vitp.tasks import TASKS
-from modeling_vitp.tasks.options import parse_options
-from modeling_vitp.training.command_line import load_plugins
+from modeling_vitp.tasks.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    task = TASKS["change_detection"]
-    options = parse_options(task, argv, __doc__)
-
-    from modeling_vitp.cards.sections import command_of
-    from modeling_vitp.tasks.fine_tuning import fine_tune
-    from modeling_vitp.tasks.plan import print_cost
-
-    load_plugins(options.data.plugins)
-    if options.data.dry_run:
-        print_cost(task, options)
-        return 0
-    return fine_tune(task, options, command_of("finetune_change_detection", argv)).status
+    return run_command("change_detection", argv, __doc__)
 
 
 if __name__ == "__main__":

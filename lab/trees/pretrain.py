@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from modeling_vitp.instructions.sources import base_of, load_rows, take
     from modeling_vitp.pretraining.data import describe_data, describe_evaluation
     from modeling_vitp.pretraining.loading import apply_input_spec, check_from_scratch, check_options, load_start
-    from modeling_vitp.pretraining.results import keep_start
+    from modeling_vitp.pretraining.results import keep_start, next_commands
     from modeling_vitp.training import results
     from modeling_vitp.training.checkpointing import check_free
     from modeling_vitp.training.freezing import freeze, lora_config
@@ -86,7 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         trained = ViTPForConditionalGeneration.from_pretrained(output_dir).to(training_args.device)
         metrics["task"] = evaluation.evaluate(trained, processor, splits, output_dir, training_args.seed)
     results.save_metrics(trainer, metrics)
-    status = results.finish(trainer) | results.report(metrics, output_dir, model.config.model_type)
+    status = results.finish(trainer) | results.report(
+        metrics, output_dir, model.config.model_type, next_commands(output_dir)
+    )
     for check in metrics["task"]["checks"]:
         result = "passed" if check["passed"] else "failed"
         print(f"{result}: {check['name']}: {check['reached']:.3f} (required: {check['required']})")

@@ -152,6 +152,7 @@ class Comparison:
             return {
                 "metric": name,
                 "greater_is_better": metrics["greater_is_better"],
+                "is_share": metrics["is_share"],
                 "score": metrics["test"][f"test_{name}"],
                 "resampled": metrics["test_resampled"],
                 "cases": metrics["test_cases"],

@@ -154,12 +154,14 @@ def to_svg(figure: Figure) -> str:
 
 
 @matplotlib.rc_context(CHARTS)
-def draw_differences(differences: Mapping[str, Difference], title: str) -> Figure:
-    """Draw the difference to each model in points with its interval, in gray if the interval includes 0."""
+def draw_differences(differences: Mapping[str, Difference], title: str, scale: int) -> Figure:
+    """Draw the difference to each model with its interval, times `scale`, in gray if the interval includes 0."""
     figure = Figure(figsize=(5.5, 1.2 + 0.35 * len(differences)), layout="constrained")
     axis = figure.subplots()
     for place, one in enumerate(differences.values()):
-        mean, low, high = 100 * one.mean, 100 * one.low, 100 * one.high
+        mean = scale * one.mean
+        low = scale * one.low
+        high = scale * one.high
         color = "C0" if one.low > 0 or one.high < 0 else "0.5"
         axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="s", color=color, capsize=4)
     axis.axvline(0, color="black", linewidth=0.8, linestyle="--")
@@ -170,14 +172,15 @@ def draw_differences(differences: Mapping[str, Difference], title: str) -> Figur
 
 
 @matplotlib.rc_context(CHARTS)
-def draw_label_fractions(curves: Mapping[str, Mapping[float, Sequence[float]]], title: str) -> Figure:
-    """Draw the mean score of each model in points over the fraction of labels, with a point for every seed."""
+def draw_label_fractions(curves: Mapping[str, Mapping[float, Sequence[float]]], title: str, scale: int) -> Figure:
+    """Draw the mean score of each model, times `scale`, over the fraction of labels, with a point for every seed."""
     figure = Figure(figsize=(5.5, 3.5), layout="constrained")
     axis = figure.subplots()
     for index, (name, curve) in enumerate(curves.items()):
-        color, means = f"C{index % 10}", [100 * np.mean(values) for values in curve.values()]
+        color = f"C{index % 10}"
+        means = [scale * np.mean(values) for values in curve.values()]
         axis.plot([100 * one for one in curve], means, color=color, label=name)
-        seeds = [(100 * fraction, 100 * value) for fraction, values in curve.items() for value in values]
+        seeds = [(100 * fraction, scale * value) for fraction, values in curve.items() for value in values]
         axis.plot(*zip(*seeds), "o", color=color, markersize=4)
     fractions = sorted({fraction for curve in curves.values() for fraction in curve})
     axis.set_xscale("log")

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -74,6 +74,7 @@ class AdaptationReport:
         notes: sentences on what was not tested.
         command: command that runs the adaptation again.
         greater_is_better: whether a higher main score is better.
+        is_share: whether the main score is a share between 0 and 1, which is shown in points.
     """
 
     task: str
@@ -90,6 +91,7 @@ class AdaptationReport:
     notes: list[str] = field(default_factory=list)
     command: str = ""
     greater_is_better: bool = True
+    is_share: bool = True
 
     def save(self, folder: str | Path) -> None:
         """Write `report.json`, `README.md` with its charts, and `report.html` to the folder of the pictures."""
@@ -122,6 +124,25 @@ class AdaptationReport:
     @property
     def unit(self) -> str:
         return UNITS.get(self.metric, self.metric.replace("_", " "))
+
+    @property
+    def measure(self) -> str:
+        """Main score with its unit."""
+        return f"points of {self.unit}" if self.is_share else self.unit
+
+    @property
+    def scale(self) -> int:
+        """Factor between the main score and its values in charts."""
+        return 100 if self.is_share else 1
+
+    def number(self, value: float, sign: str = "") -> str:
+        """Return a main score, or a difference of two, in points or as it is."""
+        if self.is_share:
+            return points(value, sign)
+        return f"{value:{sign}.3g}".replace("-", "−")
+
+    def bounds(self, difference: Difference) -> str:
+        return f"95% interval {self.number(difference.low)} to {self.number(difference.high)}"
 
     def runs(self, model: str, labels: float) -> list[dict]:
         """Return the entries of a model in `fine_tuned` that are trained on a fraction of the labels."""
@@ -177,9 +198,9 @@ class AdaptationReport:
             first = f"Keep {start}: the adapted backbone is worse by {self.loss(to_start)}."
         elif to_start.is_clear:
             relation = "over" if self.greater_is_better else "compared with"
-            first = f"Use the adapted backbone: {self.change(to_start)} ({bounds(to_start)}) {relation} {start}."
+            first = f"Use the adapted backbone: {self.change(to_start)} ({self.bounds(to_start)}) {relation} {start}."
         else:
-            change = f"{self.change(to_start)}, {bounds(to_start)}"
+            change = f"{self.change(to_start)}, {self.bounds(to_start)}"
             first = f"Keep {start}: no difference to the adapted backbone was found ({change})."
         others = [self.compare(name, one) for name, one in differences.items() if name != best]
         found = f"{number} images" if scenes == number else f"images of {scenes} scenes or patients"
@@ -190,10 +211,10 @@ class AdaptationReport:
     def compare(self, name: str, difference: Difference) -> str:
         """Return a sentence on a backbone, empty if the adapted one is clearly better."""
         if difference.seeds < 2:
-            change = f"{self.change(difference)} ({bounds(difference)})"
+            change = f"{self.change(difference)} ({self.bounds(difference)})"
             return f"In one seed, the difference of the adapted backbone to {label(name)} is {change}."
         if not difference.is_clear:
-            return f"No difference to {label(name)} was found ({self.change(difference)}, {bounds(difference)})."
+            return f"No difference to {label(name)} was found ({self.change(difference)}, {self.bounds(difference)})."
         if is_loss(difference):
             return f"The adapted backbone is worse than {label(name)} by {self.loss(difference)}."
         return ""
@@ -204,13 +225,13 @@ class AdaptationReport:
         return "" if self.greater_is_better else f"A lower {self.unit} is better."
 
     def change(self, difference: Difference) -> str:
-        return f"{points(difference.mean, '+')} points of {self.unit}"
+        return f"{self.number(difference.mean, '+')} {self.measure}"
 
     def loss(self, difference: Difference) -> str:
         """Return the difference to a better backbone as a positive number, with its interval."""
         gain = difference.as_gain()
         loss = replace(gain, mean=-gain.mean, low=-gain.high, high=-gain.low)
-        return f"{points(loss.mean)} points of {self.unit} ({bounds(loss)})"
+        return f"{self.number(loss.mean)} {self.measure} ({self.bounds(loss)})"
 
     def looks_at_images(self) -> bool:
         """Return false if the answers to no kind of question are clearly better with the own image."""
@@ -250,9 +271,11 @@ class AdaptationReport:
             runs = self.runs(name, labels)
             values = [run["score"] for run in runs]
             if values:
-                spread = f" ± {points(np.std(values, ddof=1))}" if len(values) > 1 else ""
+                spread = f" ± {self.number(np.std(values, ddof=1))}" if len(values) > 1 else ""
                 rates = ", ".join(f"{rate:g}" for rate in sorted({run["learning_rate"] for run in runs}))
-                rows[name] = [label(name), points(np.mean(values)) + spread, len(values), cell(differences.get(name))]
+                mean = self.number(np.mean(values))
+                difference = cell(differences.get(name), self.number)
+                rows[name] = [label(name), mean + spread, len(values), difference]
                 rows[name].append(rates)
         return rows
 
@@ -265,7 +288,7 @@ class AdaptationReport:
         rows, differences = self.fine_tuned_rows(1.0), self.differences()
         if not rows:
             return []
-        text = f"Test scores in points of {self.unit}, with all labels. Differences are paired by seed and test image. "
+        text = f"Test scores in {self.measure}, with all labels. Differences are paired by seed and test image. "
         text += "In bold, the interval excludes 0."
         if self.direction:
             text += f" {self.direction}"
@@ -274,7 +297,7 @@ class AdaptationReport:
         blocks = [text, Table([*self.header, "weights"], [[*row, self.models[name]] for name, row in rows.items()])]
         if differences:
             to_each = {f"to {label(name)}": one for name, one in differences.items()}
-            figure = draw_differences(to_each, f"difference of adapted in points of {self.unit}")
+            figure = draw_differences(to_each, f"difference of adapted in {self.measure}", self.scale)
             blocks.append(Picture("differences.png", "Differences of the adapted backbone, 95% intervals", figure))
         return blocks
 
@@ -287,7 +310,7 @@ class AdaptationReport:
             if any(scores.values()):
                 curves[label(name)] = {fraction: values for fraction, values in scores.items() if values}
         rows = [[f"{100 * one:g}%", *row] for one in fractions for row in self.fine_tuned_rows(one).values()]
-        figure = draw_label_fractions(curves, f"points of {self.unit}")
+        figure = draw_label_fractions(curves, self.measure, self.scale)
         return [Table(["labels", *self.header], rows), Picture("label_fractions.png", "Scores by labels", figure)]
 
     def describe_frozen(self) -> list[Block]:
@@ -367,6 +390,7 @@ def make_report(
         task=labels.task,
         metric=fine_tuned[0]["metric"],
         greater_is_better=fine_tuned[0]["greater_is_better"],
+        is_share=fine_tuned[0]["is_share"],
         classes=[entry["name"] if isinstance(entry, dict) else entry for entry in labels.data["classes"]],
         data={
             "name": labels.root.name,
@@ -410,15 +434,16 @@ def is_loss(difference: Difference) -> bool:
     return difference.is_clear and difference.as_gain().mean < 0
 
 
-def bounds(difference: Difference) -> str:
-    return f"95% interval {points(difference.low)} to {points(difference.high)}"
+def cell(difference: Difference | None, number: Callable[..., str] = points) -> str:
+    """Return a difference with its interval for a table, in bold if the interval excludes 0.
 
-
-def cell(difference: Difference | None) -> str:
-    """Return a difference with its interval for a table, in bold if the interval excludes 0."""
+    Args:
+        difference: difference; `None` gives an empty cell.
+        number: function that formats a score with a sign.
+    """
     if difference is None:
         return ""
-    text = f"{points(difference.mean, '+')} ({points(difference.low)} to {points(difference.high)})"
+    text = f"{number(difference.mean, '+')} ({number(difference.low)} to {number(difference.high)})"
     return Strong(text) if difference.low > 0 or difference.high < 0 else text
 
 

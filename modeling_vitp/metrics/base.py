@@ -21,6 +21,7 @@ class DistributedMetric(evaluate.Metric):
     Attributes:
         main_score: key of the main score in the result, used to compare models.
         lower_is_better: keys of the numbers in the result that are better when they are lower, such as an error rate.
+        is_share: whether the main score is a share between 0 and 1, which reports show in points, hundredths of it.
         resamples: number of resamples of the cases in `score_images`.
         cases: statistics of the cases of the last result.
 
@@ -34,6 +35,7 @@ class DistributedMetric(evaluate.Metric):
 
     main_score: str | None = None
     lower_is_better: ClassVar[tuple[str, ...]] = ()
+    is_share: ClassVar[bool] = True
     resamples = RESAMPLES
     kept: dict | list
     cases: Sequence = ()

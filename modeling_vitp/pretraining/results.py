@@ -1,6 +1,7 @@
 """What a pretraining leaves beside its weights: the backbone before and after, and its summary as one picture."""
 
 import copy
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -109,3 +110,14 @@ def draw_summary(trainer: "ViTPTrainer", number: int = 3) -> None:
         axis.set_title(title)
         axis.axis("off")
     figure.savefig(output_dir / "summary.png", dpi=110)
+
+
+def next_commands(output_dir: Path) -> list[str]:
+    """Return commands that go on from a pretraining, with placeholders in capitals."""
+    folder = shlex.quote(str(output_dir))
+    backbone = shlex.quote(str(output_dir / "backbone"))
+    return [
+        f"vitp finetune_segmentation --data_root YOUR_MAPS --model_name_or_path {backbone}",
+        f"vitp pretrain --model_name_or_path {folder} --dataset_name YOUR_DATA --output_dir NEW_FOLDER",
+        f"vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run",
+    ]

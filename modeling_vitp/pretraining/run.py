@@ -17,7 +17,7 @@ from .data import PretrainData, describe_data, describe_evaluation, open_data
 from .loading import apply_input_spec, check_from_scratch, check_options, load_start
 from .options import PretrainingOptions
 from .requirements import check_requirements
-from .results import keep_start, remove_pictured
+from .results import keep_start, next_commands, remove_pictured
 from .trainer import ViTPTrainer
 
 Score = Callable[[PretrainingOptions, PretrainData], dict[str, Any]]
@@ -90,5 +90,5 @@ def pretrain(options: PretrainingOptions, score: Score | None = None, command: s
     metrics["requirements"] = check_requirements(args.require, metrics)
     results.save_metrics(trainer, metrics)
     status = results.finish(trainer)
-    status |= results.report(metrics, output_dir, model.config.model_type)
+    status |= results.report(metrics, output_dir, model.config.model_type, next_commands(output_dir))
     return RunResult(metrics, status)

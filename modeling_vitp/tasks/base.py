@@ -65,7 +65,6 @@ class Task:
         min_classes: least number of classes.
         draws_questions: whether the pretraining of `vitp adapt` draws its questions from the labels.
         cuts_large_images: whether `vitp adapt` cuts large images into windows.
-        prediction_file: name of the output of `vitp predict_large` in hints; `None` if it does not predict the task.
     """
 
     name: str
@@ -78,7 +77,6 @@ class Task:
     min_classes: ClassVar[int] = 2
     draws_questions: ClassVar[bool] = True
     cuts_large_images: ClassVar[bool] = False
-    prediction_file: ClassVar[str | None] = None
 
     @property
     def data_class(self) -> type["DataSettings"]:
@@ -181,6 +179,14 @@ class Task:
             side: side of the images in pixels.
         """
         raise NotImplementedError
+
+    def next_commands(self, folder: str) -> list[str]:
+        """Return commands for a fine-tuned model, with placeholders in capitals, that the end of a run prints.
+
+        Args:
+            folder: folder of the model, quoted for a shell.
+        """
+        return []
 
     def infer_data(self, root: Path, layout: "Layout") -> dict[str, Any]:
         """Return the setting `data` of a folder, with the splits that have labels."""

@@ -1,5 +1,6 @@
 """Fine-tuning of a model from its data to its scores."""
 
+import shlex
 from pathlib import Path
 
 from transformers import TrainingArguments, set_seed
@@ -75,6 +76,7 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
         metrics["main_score"] = trainer.main_score
         if trainer.main_score is not None:
             metrics["greater_is_better"] = trainer.greater_is_better(trainer.main_score)
+            metrics["is_share"] = trainer.metric.is_share
     if args.resample_test:
         score = trainer.metric.score_images()
         metrics |= {"test_resampled": score.resampled, "test_cases": score.cases}
@@ -92,5 +94,11 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
 
     shown = samples["test"] or samples["eval"]
     status = finish(trainer, shown, args.num_pictures, submit)
-    status |= report(metrics, Path(training_args.output_dir), trainer.model.config.model_type)
+    folder = shlex.quote(training_args.output_dir)
+    next_commands = [
+        f"vitp space {folder}",
+        *task.next_commands(folder),
+        f"vitp push_to_hub {folder} NAMESPACE/NAME --what model --dry_run",
+    ]
+    status |= report(metrics, Path(training_args.output_dir), trainer.model.config.model_type, next_commands)
     return RunResult(metrics, status)

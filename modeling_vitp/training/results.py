@@ -5,10 +5,9 @@ Results are saved before the next step that may fail: weights, then the backbone
 
 import json
 import logging
-import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging as transformers_logging
 
-from ..auto.registry import ModelEntry, find_model
+from ..auto.registry import find_model
 from ..cards.model_card import headlines
 from ..cards.record import copy_record
 from ..hub.upload import write_model_card
@@ -185,52 +184,46 @@ def write_part_card(part: str, output_dir: Path) -> None:
     write_model_card(part, output_dir / part)
 
 
-def report(metrics: dict[str, Any], output_dir: Path, model_type: str) -> int:
+def report(metrics: dict[str, Any], output_dir: Path, model_type: str, next_commands: Sequence[str]) -> int:
     """Print the headline metrics, the requirements of a pretraining, and the next commands.
 
     Args:
+        metrics: content of `metrics.json`.
+        output_dir: folder of the run.
         model_type: key of `MODELS`, whose declaration names the headline metrics.
+        next_commands: commands that go on from the run, with placeholders in capitals.
 
     Returns:
         The exit status: 1 if a requirement is not met.
     """
-    entry, backbone, requirements = find_model(model_type), output_dir / "backbone", metrics.get("requirements", [])
-    rows = [("train", "Loss", metrics["train"]["train_loss"])] if "train_loss" in metrics.get("train", {}) else []
-    rows += [(split, title, value) for split, _, title, value in headlines(entry, without_nan(metrics), {})]
     print(f"\nMetrics (all of them: {output_dir / 'metrics.json'})")
-    for split, title, value in rows:
-        print(f"    {split:<14}{title:<44}{value:.4g}")
-    for found in requirements:
-        result = "passed" if found["passed"] else "failed"
-        reached = found["missing"] if found["reached"] is None else f"{found['reached']:.3f}"
-        print(f"{result}: {found['score']} {found['relation']} {found['bound']:g}: {reached}")
+    training_metrics = metrics.get("train", {})
+    if "train_loss" in training_metrics:
+        print_metric("train", "Loss", training_metrics["train_loss"])
+    for split, _, title, value in headlines(find_model(model_type), without_nan(metrics), {}):
+        print_metric(split, title, value)
+    missed_scores = []
+    for requirement in metrics.get("requirements", []):
+        if requirement["passed"]:
+            result = "passed"
+        else:
+            result = "failed"
+            missed_scores.append(requirement["score"])
+        reached = requirement["missing"] if requirement["reached"] is None else f"{requirement['reached']:.3f}"
+        print(f"{result}: {requirement['score']} {requirement['relation']} {requirement['bound']:g}: {reached}")
     print(f"\nModel, processor and pictures: {output_dir}")
     if (output_dir / "summary.png").is_file():
         print(f"The run in one picture: {output_dir / 'summary.png'}")
-    if backbone.is_dir():
+    backbone = output_dir / "backbone"
+    has_backbone = backbone.is_dir()
+    if has_backbone:
         print(f'The backbone on its own: transformers.AutoModel.from_pretrained("{backbone}")')
-    if backbone.is_dir() or "train" in metrics:
-        print("\nNext:", *next_commands(entry, output_dir), sep="\n    ")
-    failed = [found["score"] for found in requirements if not found["passed"]]
-    if failed:
-        print(f"Requirements NOT met: {', '.join(failed)}. The outputs are kept.", file=sys.stderr)
-    return 1 if failed else 0
+    if has_backbone or "train" in metrics:
+        print("\nNext:", *next_commands, sep="\n    ")
+    if missed_scores:
+        print(f"Requirements NOT met: {', '.join(missed_scores)}. The outputs are kept.", file=sys.stderr)
+    return 1 if missed_scores else 0
 
 
-def next_commands(entry: ModelEntry, output_dir: Path) -> list[str]:
-    """Return three commands that go on from a run, with placeholders in capitals."""
-    folder, backbone = shlex.quote(str(output_dir)), shlex.quote(str(output_dir / "backbone"))
-    if (output_dir / "backbone").is_dir():
-        return [
-            f"vitp finetune_segmentation --data_root YOUR_MAPS --model_name_or_path {backbone}",
-            f"vitp pretrain --model_name_or_path {folder} --dataset_name YOUR_DATA --output_dir NEW_FOLDER",
-            f"vitp push_to_hub {folder} NAMESPACE/NAME --what backbone --dry_run",
-        ]
-    images = " ".join(["IMAGE.tif"] * getattr(entry.model_class, "images_per_sample", 1))
-    predict = {"image-segmentation": "CLASSES.tif", "object-detection": "OBJECTS.geojson"}
-    commands = [f"vitp space {folder}"]
-    if entry.pipeline_tag in predict:
-        commands.append(f"vitp predict_large {folder} {images} --output {predict[entry.pipeline_tag]}")
-    else:
-        commands.append(f"vitp evaluate_robustness --models {folder}")
-    return [*commands, f"vitp push_to_hub {folder} NAMESPACE/NAME --what model --dry_run"]
+def print_metric(split: str, title: str, value: float) -> None:
+    print(f"    {split:<14}{title:<44}{value:.4g}")

@@ -21,7 +21,7 @@ from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 from modeling_vitp import ViTPForConditionalGeneration, ViTPVisionModel
 from modeling_vitp.pretraining.requirements import check_requirements
-from modeling_vitp.pretraining.results import START, keep_start
+from modeling_vitp.pretraining.results import START, keep_start, next_commands
 from modeling_vitp.pretraining.trainer import ViTPTrainer
 from modeling_vitp.training import results
 from modeling_vitp.training.base_trainer import BaseTrainer
@@ -227,7 +227,7 @@ def test_report_of_a_pretraining(tmp_path, capsys):
     probe = {"scores": {"backbone": {"linear": {"patch_auc": 0.75}}}, "least_gain": {"linear": 0.0312}}
     metrics = {"train": {"train_loss": 1.5}, "eval": {"eval_loss": 0.25, "eval_runtime": 3.0}, "probe": probe}
     metrics["requirements"] = check_requirements({"probe.least_gain.linear": "> 0.02"}, metrics)
-    assert results.report(metrics, folder, "vitp") == 0
+    assert results.report(metrics, folder, "vitp", next_commands(folder)) == 0
     output = capsys.readouterr().out
     rows = [line.split() for line in output.splitlines()]
     assert [
@@ -241,22 +241,18 @@ def test_report_of_a_pretraining(tmp_path, capsys):
     assert all({str(folder), str(folder / "backbone")} & set(command) for command in commands)
 
     metrics["requirements"] = check_requirements({"probe.least_gain.linear": "> 0.04", "answers.x": "< 1"}, metrics)
-    assert results.report(metrics, folder, "vitp") == 1
+    assert results.report(metrics, folder, "vitp", next_commands(folder)) == 1
     output = capsys.readouterr()
     assert "failed: probe.least_gain.linear" in output.out
     assert "probe.least_gain.linear" in output.err and "answers.x" in output.err
 
 
-@pytest.mark.parametrize(
-    ("model_type", "recipe"),
-    [("vitp_image_classification", "evaluate_robustness"), ("vitp_change_detection", "predict_large")],
-)
-def test_report_of_a_fine_tuning(tmp_path, capsys, model_type, recipe):
+def test_report_of_a_fine_tuning(tmp_path, capsys):
     metrics = {"train": {"train_loss": 1.5}, "test": {"test_f1": 0.5, "test_accuracy": math.nan, "test_f1/a": 1.0}}
-    assert results.report(metrics, tmp_path, model_type) == 0
+    assert results.report(metrics, tmp_path, "vitp_image_classification", ["vitp space FOLDER"]) == 0
     output = capsys.readouterr().out
     assert "0.5" in output and "f1/a" not in output and "nan" not in output
-    assert [command[1] for command in reported_commands(output)] == ["space", recipe, "push_to_hub"]
+    assert reported_commands(output) == [["vitp", "space", "FOLDER"]]
 
 
 def test_library_bars_are_hidden_for_a_step_only():

@@ -33,6 +33,13 @@ class ClassificationTask(Task):
 
         return ClassLayout
 
+    @property
+    def trainer_class(self):
+        """Class of the trainer."""
+        from .trainer import ViTPClassificationTrainer
+
+        return ViTPClassificationTrainer
+
     def check_start(self, options):
         from ...modeling_vitp_classification import ViTPForImageClassification
         from ..loading import check_start
@@ -77,7 +84,6 @@ class ClassificationTask(Task):
     def create_trainer(self, model, data, samples, options):
         from ...image_processing_vitp import ViTPImageProcessor
         from ..loading import load_image_processor
-        from .trainer import ViTPClassificationTrainer
 
         side = options.training.image_size
         image_processor = load_image_processor(
@@ -87,7 +93,7 @@ class ClassificationTask(Task):
             input_spec=data.input_spec,
             size={"height": side, "width": side},
         )
-        return ViTPClassificationTrainer(
+        return self.trainer_class(
             model,
             options.training,
             train_dataset=samples["train"],
@@ -99,6 +105,9 @@ class ClassificationTask(Task):
         from .trainer import loss_without_values
 
         return loss_without_values(model, number, side)
+
+    def next_commands(self, folder):
+        return [f"vitp evaluate_robustness --models {folder}"]
 
     def infer_data(self, root, layout):
         for images in layout.splits().values():

@@ -14,6 +14,7 @@ from ...configuration_vitp_classification import ViTPImageClassificationConfig
 from ...data.settings import parts_of
 from ...image_processing_vitp import ViTPImageProcessor
 from ...images.pixels import normalized
+from ...metrics.base import DistributedMetric
 from ...metrics.report import name_classes
 from ...modeling_vitp_classification import ViTPForImageClassification
 from ...opening import read_config_fields
@@ -107,7 +108,11 @@ class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        self.metric = self.load_metric("classification", multi_label=self.multi_label)
+        self.metric = self.create_metric()
+
+    def create_metric(self) -> DistributedMetric:
+        """Return the metric with the main score."""
+        return self.load_metric("classification", multi_label=self.multi_label)
 
     # Training
 

@@ -15,7 +15,6 @@ class DetectionTask(Task):
     variants = BOX_TASKS
     min_classes = 1
     cuts_large_images = True
-    prediction_file = "OBJECTS.geojson"
 
     @property
     def data_class(self):
@@ -110,6 +109,9 @@ class DetectionTask(Task):
         from .trainer import loss_without_values
 
         return loss_without_values(model, number, side)
+
+    def next_commands(self, folder):
+        return [f"vitp predict_large {folder} IMAGE.tif --output OBJECTS.geojson"]
 
     def read_split(self, data, split, settings):
         whole_images = self.data_class.from_dict(data).without_tiles()

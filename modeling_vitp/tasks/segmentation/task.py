@@ -23,7 +23,6 @@ class SegmentationTask(Task):
     settings = DenseSettings
     training_config = "modeling_vitp.tasks.segmentation.trainer.ViTPSegmentationTrainingConfig"
     image_side = "crop_size"
-    prediction_file = "CLASSES.tif"
     model_type: ClassVar[str] = "vitp_segmentation"
     other_command: ClassVar[str] = "vitp finetune_change_detection"
 
@@ -127,6 +126,10 @@ class SegmentationTask(Task):
         from .trainer import loss_without_values
 
         return loss_without_values(model, number, side)
+
+    def next_commands(self, folder):
+        images = " ".join(["IMAGE.tif"] * self.entry.model_class.images_per_sample)
+        return [f"vitp predict_large {folder} {images} --output CLASSES.tif"]
 
     def read_split(self, data, split, settings):
         from ...image_processing_vitp_dense import IGNORE_INDEX
