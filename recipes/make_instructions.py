@@ -48,7 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--license", help="License of images and annotations, for the card.")
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Hub id to upload the output folder to.")
     parser.add_argument(
-        "--plugins", nargs="+", default=[], help="Python files that register layouts, see tests/README.md."
+        "--plugins", nargs="+", default=[], help="Python files that register layouts, see docs/extending.md."
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--shard", type=shard, metavar="I/N", help="Write only part I of N parts of the rows.")

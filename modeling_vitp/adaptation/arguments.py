@@ -141,7 +141,7 @@ class AdaptArguments(Settings):
     )
     plugins: list[str] = field(
         default_factory=list,
-        metadata={"help": "Python files that register layouts of labeled images, see tests/README.md."},
+        metadata={"help": "Python files that register layouts of labeled images, see docs/extending.md."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the splits, the questions and the pretraining (0)."})
     dry_run: bool = field(default=False, metadata={"help": "Stop after the plan. Default: false."})

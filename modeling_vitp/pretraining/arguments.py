@@ -75,7 +75,7 @@ class PretrainArguments(PlanArguments, ScriptArguments):
     )
     plugins: list[str] = field(
         default_factory=list,
-        metadata={"help": "Python files that register layouts of labeled images, see tests/README.md."},
+        metadata={"help": "Python files that register layouts of labeled images, see docs/extending.md."},
     )
     from_scratch: dict | JsonText | None = field(
         default=None,

@@ -75,7 +75,7 @@ class ProbeArguments(Settings):
     )
     plugins: list[str] = field(
         default_factory=list,
-        metadata={"help": "Python files that register layouts of labeled images, see tests/README.md."},
+        metadata={"help": "Python files that register layouts of labeled images, see docs/extending.md."},
     )
     train_split: str = field(default="train", metadata={"help": "Training split of the probes."})
     test_split: str = field(default="test", metadata={"help": "Test split of the probes."})

@@ -141,7 +141,7 @@ class SplitArguments(PlanArguments):
     num_pictures: NonNegativeInt = field(default=4, metadata={"help": "Number of samples in predictions.png. 0: none."})
     plugins: list[str] = field(
         default_factory=list,
-        metadata={"help": "Python files that register decode heads or layouts of labeled images, see tests/README.md."},
+        metadata={"help": "Python files that register heads, layouts of labels or tasks, see docs/extending.md."},
     )
 
     def __post_init__(self):

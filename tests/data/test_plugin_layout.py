@@ -1,4 +1,4 @@
-"""Layout of a plugin, the one of `tests/README.md`, in all commands that read labeled images."""
+"""Layout of a plugin, the one of `docs/extending.md`, in all commands that read labeled images."""
 
 import json
 import re
@@ -25,7 +25,7 @@ TRAINING += " --save_strategy no --watch_samples 0 --logging_steps 1"
 @pytest.fixture
 def plugin(tmp_path):
     """Return the file of the plugin, whose layout is forgotten after the test."""
-    page = (ROOT / "tests" / "README.md").read_text()
+    page = (ROOT / "docs" / "extending.md").read_text()
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class LabelMe" in block]
     path = tmp_path / "labelme.py"
     path.write_text(block)

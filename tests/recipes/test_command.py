@@ -19,7 +19,8 @@ from modeling_vitp.pretraining.arguments import SFT_MODULES, VRLArguments
 from modeling_vitp.training.command_line import field_names, parse
 
 ROOT = Path(__file__).parents[2]
-RECIPES = {path.stem: path for path in (ROOT / "recipes").glob("*.py") if path.stem != "__init__"}
+RECIPES = {path.stem: path for path in (ROOT / "recipes").glob("*.py")}
+del RECIPES["__init__"], RECIPES["finetune"]  # `vitp finetune_NAME` runs the latter for the task of a plugin
 RECIPES["make_public_set"] = ROOT / "recipes" / "datasets" / "make_public_set.py"
 VITP = Path(sys.executable).with_name("vitp")
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
