@@ -257,7 +257,7 @@ class DetectionTask(RobustnessTask):
         config = AutoConfig.from_pretrained(name)
         tasks = {model.config_class.model_type: task for task, model in TASK_MODELS.items()}
         self.task = tasks.get(config.model_type, "horizontal")  # Detectors of transformers have horizontal boxes.
-        self.move = partial(moved, is_oriented=self.task == "oriented")
+        self.move = partial(moved, is_oriented=detection.VARIANTS[self.task].is_oriented)
         data = DetectionData.from_dict(self.described)
         self._check_bands_and_classes(config, data.names.names, data.input_spec)
         samples = data.open([self.split], self.task)

@@ -17,7 +17,7 @@ from modeling_vitp.probing.arguments import ProbeArguments
 from modeling_vitp.tasks.arguments import BackboneArguments, StartArguments
 from modeling_vitp.tasks.classification.arguments import ClassificationArguments, ClassificationSettings
 from modeling_vitp.tasks.classification.data import ClassificationData
-from modeling_vitp.tasks.detection.arguments import TASKS, DetectionArguments, DetectionSettings
+from modeling_vitp.tasks.detection.arguments import VARIANTS, DetectionArguments, DetectionSettings
 from modeling_vitp.tasks.detection.data import DetectionData
 from modeling_vitp.tasks.segmentation.arguments import DenseArguments, DenseSettings
 from modeling_vitp.tasks.segmentation.data import DenseData
@@ -97,7 +97,7 @@ DATA = {"classification": ClassificationData, "dense": DenseData, "detection": D
 
 
 def data_kind(config):
-    if config.get("task") in TASKS:
+    if config.get("task") in VARIANTS:
         return "detection"
     return "dense" if isinstance(config["data"].get("classes", [""])[0], dict) else "classification"
 
@@ -119,6 +119,6 @@ def test_malformed_data_settings_are_named(kind):
                     names = list(opened.splits)[:1]
                     if kind == "classification":
                         opened.find_classes(names, of_model=["a", "b"])
-                    opened.open(names, *([rng.choice(TASKS)] if kind == "detection" else []))
+                    opened.open(names, *([rng.choice(list(VARIANTS))] if kind == "detection" else []))
             except ValueError as error:
                 assert str(error).strip()

@@ -8,7 +8,32 @@ from ...command.settings import Interval, JsonText, PositiveFloat, Probability, 
 from ...metrics.report import metric_path
 from ..arguments import FineTuningSettings, SplitArguments
 
-TASKS = ("horizontal", "oriented", "instances")
+
+@dataclass(frozen=True)
+class BoxVariant:
+    """Variant of the detection, a value of the option `task`.
+
+    Args:
+        default_metric: name of the metric.
+        is_oriented: whether boxes are rotated rectangles.
+        has_masks: whether an object has a mask beside its upright box.
+    """
+
+    default_metric: str
+    is_oriented: bool = False
+    has_masks: bool = False
+
+    @property
+    def has_outlines(self) -> bool:
+        """Whether the labels say where an object is in its upright box."""
+        return self.is_oriented or self.has_masks
+
+
+VARIANTS = {
+    "horizontal": BoxVariant("coco_average_precision"),
+    "oriented": BoxVariant("average_precision", is_oriented=True),
+    "instances": BoxVariant("coco_average_precision", has_masks=True),
+}
 VITP = "vitp"
 DETECTORS = (VITP, "rt_detr_v2", "d_fine", "deformable_detr")
 SCORED_WITH = ("per_device_eval_batch_size", "bf16", "fp16")
@@ -82,7 +107,7 @@ class DotaSubmission(Settings):
 class DetectionArguments(SplitArguments):
     """Arguments for the task, the detector, the training and evaluation data, and the metric."""
 
-    task: Literal[TASKS] = field(
+    task: Literal[tuple(VARIANTS)] = field(
         default="horizontal",
         metadata={"help": "Task: 'horizontal' boxes, 'oriented' boxes, or 'instances' (boxes with masks)."},
     )
@@ -126,7 +151,8 @@ class DetectionArguments(SplitArguments):
         super().__post_init__()
         if self.metric is not None:
             metric_path(self.metric)
-        if self.detector != VITP and self.task != "horizontal":
+        variant = VARIANTS[self.task]
+        if self.detector != VITP and variant.has_outlines:
             raise ValueError(
                 f"detector={self.detector!r} supports the task 'horizontal' only, got task={self.task!r}. Set "
                 f"detector={VITP!r}."
@@ -137,9 +163,9 @@ class DetectionArguments(SplitArguments):
             self.data["dataset_name"] = find_data(self.data["dataset_name"])
         if self.blind_controls and self.test_split is None:
             raise ValueError("`blind_controls` are scores on the test split. Set `test_split`.")
-        if self.metric == "coco_average_precision" and self.task == "oriented":
+        if self.metric == "coco_average_precision" and variant.is_oriented:
             raise ValueError(
                 "metric='coco_average_precision' does not support oriented boxes. Set metric='average_precision'."
             )
-        if self.submission is not None and self.task != "oriented":
+        if self.submission is not None and not variant.is_oriented:
             raise ValueError(f"`submission` requires task='oriented' for the DOTA server, got task={self.task!r}.")

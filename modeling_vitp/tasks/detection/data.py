@@ -39,6 +39,7 @@ from .annotations import (
     read_files,
     read_rows,
 )
+from .arguments import VARIANTS
 
 logger = logging.getLogger(__name__)
 MOST_SHOWN = 5
@@ -292,7 +293,7 @@ class DetectionData(DataSettings):
         if self.dataset_name is None:
             split = from_mapping(ObjectSplit, self.split_settings(name), f"Split {name!r}")
             found = read_files(self.root, self.format, split, name, self.class_property)
-            return ObjectImages(self._places(found, split.tile, task, name), self.input_spec, task == "instances")
+            return ObjectImages(self._places(found, split.tile, task, name), self.input_spec, VARIANTS[task].has_masks)
         split, rows, columns = self._read(name, task)
         if "labels" not in columns and len(self.names.names) > 1:
             raise ValueError(
@@ -301,7 +302,7 @@ class DetectionData(DataSettings):
             )
         found = read_rows(rows, columns, self.box_format, name)
         places = self._places(found, split.tile, task, name)
-        return ObjectImages(places, self.input_spec, task == "instances", rows, columns["image"])
+        return ObjectImages(places, self.input_spec, VARIANTS[task].has_masks, rows, columns["image"])
 
     def _read(self, name: str, task: str) -> tuple[RowSplit, datasets.Dataset, dict[str, str]]:
         """Return the settings, the rows and the columns of a split of `dataset_name`."""
@@ -309,21 +310,22 @@ class DetectionData(DataSettings):
         settings = settings if isinstance(settings, Mapping) else {"split": settings}
         split = from_mapping(RowSplit, settings, f"Split {name!r}")
         rows = encoded_rows(self.load_rows(split.split))
-        columns = columns_of(rows.features, self.columns or {}, name, task == "oriented")
+        columns = columns_of(rows.features, self.columns or {}, name, VARIANTS[task].is_oriented)
         check_image_columns(rows, [columns["image"]], name)
         return split, rows, columns
 
     def _places(self, found: Iterator[AnnotatedFile], tile: ObjectTiles | None, task: str, name: str) -> list[Place]:
+        variant = VARIANTS[task]
         places, wrong = [], []
         for item in tqdm(found, desc=f"annotations of {name}", disable=None):
             objects = None
             if item.found is not None:
-                objects, bad = collect(item.found, self.names, item.size, task == "instances", task == "oriented")
+                objects, bad = collect(item.found, self.names, item.size, variant.has_masks, variant.is_oriented)
                 wrong += bad
-                objects = objects.take(shorter_sides(objects, task == "oriented") >= self.min_side)
+                objects = objects.take(shorter_sides(objects, variant.is_oriented) >= self.min_side)
             if wrong and self.bad_objects == "raise":
                 raise ValueError(f"{wrong[0]} Repair it, or set `bad_objects: skip` in `data` to skip such objects.")
-            places += list(cut_into_windows(item, objects, tile, task == "oriented"))
+            places += list(cut_into_windows(item, objects, tile, variant.is_oriented))
         if not places:
             raise ValueError(f"Split {name!r} has no images.")
         if wrong:

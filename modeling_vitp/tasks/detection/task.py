@@ -1,8 +1,7 @@
 """Detection of objects: boxes, oriented boxes, or boxes with masks."""
 
 from ..base import Task, register_task
-from .arguments import TASKS as BOX_TASKS
-from .arguments import DetectionArguments, DetectionSettings
+from .arguments import VARIANTS, DetectionArguments, DetectionSettings
 
 
 @register_task("detection")
@@ -12,7 +11,7 @@ class DetectionTask(Task):
     arguments = DetectionArguments
     settings = DetectionSettings
     training_config = "modeling_vitp.tasks.detection.trainer.ViTPDetectionTrainingConfig"
-    variants = BOX_TASKS
+    variants = tuple(VARIANTS)
     min_classes = 1
     cuts_large_images = True
 
@@ -123,7 +122,7 @@ class DetectionTask(Task):
     def variant_settings(self, variant, layout):
         if variant not in self.variants:
             variant = "oriented" if layout.is_oriented else "horizontal"
-        return {} if variant == "horizontal" else {"task": variant}
+        return {"task": variant} if VARIANTS[variant].has_outlines else {}
 
     def fine_tuning_defaults(self, config, size, window):
         longest_side = max(size) if window is None else window

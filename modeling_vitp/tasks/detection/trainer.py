@@ -34,7 +34,7 @@ from ...training.sample_trainer import AugmentedSamples
 from ..arguments import BackboneArguments
 from ..loading import check_start, load_image_processor, load_on_backbone
 from ..trainer import FineTuningTrainer
-from .arguments import SCORED_WITH, VITP, DetectionSettings
+from .arguments import SCORED_WITH, VARIANTS, VITP, DetectionSettings
 from .augmentation import Augmentation, Sample, lie_in, targets
 from .data import ObjectImages
 from .one_stage import DETECTORS, check_settings, image_processor_for, on_backbone
@@ -140,7 +140,7 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
         image_processor = processing_class or ViTPDetectionImageProcessor()
         self.band_names = getattr(image_processor, "band_names", None)  # Image processors of transformers lack it.
         if train_dataset is not None:
-            if task == "horizontal" and args.rotation and set(self.names) - set(args.right_angle_classes):
+            if not VARIANTS[task].has_outlines and args.rotation and set(self.names) - set(args.right_angle_classes):
                 logger.warning(
                     "rotation=%s enlarges horizontal boxes: each becomes the upright box around the rotated box, not "
                     "around the object. Set rotation to 0, or train with task='instances' on outlines.",
@@ -148,7 +148,8 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
                 )
             augmentation = Augmentation(args, self.names)
             seed = args.seed if args.data_seed is None else args.data_seed
-            train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, task == "oriented")
+            is_oriented = VARIANTS[task].is_oriented
+            train_dataset = TrainingSamples(train_dataset, augmentation, image_processor, seed, is_oriented)
         super().__init__(
             model,
             args,
@@ -158,14 +159,14 @@ class ViTPDetectionTrainer(FineTuningTrainer, Trainer):
             processing_class=image_processor,
             **kwargs,
         )
-        default = "average_precision" if task == "oriented" else "coco_average_precision"
+        default = VARIANTS[task].default_metric
         self.metric_settings = {"metric": metric or default, "metric_options": metric_options or {}}
         self.metrics = self._load_metrics(metric or default, metric_options or {})
         self.metric = [*self.metrics.values()][-1]
 
     def _load_metrics(self, name: str, options: dict[str, Any]) -> dict[str, evaluate.Metric]:
         """Return the metrics by the prefix of their score names. The options are those of the metric of boxes."""
-        if self.task != "instances":
+        if not VARIANTS[self.task].has_masks:
             return {"": self.load_metric(name, BoxMetric, **options)}
         masks = self.load_metric("coco_average_precision", masks=True)
         return {"box_": self.load_metric(name, BoxMetric, **options), "mask_": masks}
@@ -281,11 +282,11 @@ def without_padding(found: dict[str, Any], item: dict[str, Any]) -> dict[str, An
 def reference(item: dict[str, Any], task: str) -> dict[str, torch.Tensor]:
     """Return the objects of a sample in the format of the metrics."""
     objects = {name: item[name] for name in ("labels", "difficult", "crowd")}
-    if task == "oriented":
+    if VARIANTS[task].is_oriented:
         return objects | {"corners": item["corners"]}
     boxes = enclosing_boxes(item["corners"]) if len(item["labels"]) else torch.zeros(0, 4)
-    objects |= {"boxes": boxes} | ({"masks": item["masks"]} if task == "instances" else {})
-    areas = item["masks"].sum((1, 2)) if task == "instances" else (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    objects |= {"boxes": boxes} | ({"masks": item["masks"]} if VARIANTS[task].has_masks else {})
+    areas = item["masks"].sum((1, 2)) if VARIANTS[task].has_masks else (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return objects | {"area": torch.where(item["area"].isnan(), areas.double(), item["area"])}
 
 

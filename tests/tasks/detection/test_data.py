@@ -360,7 +360,9 @@ def test_rows_with_any_column_names_are_read(tmp_path):
     several.check_disjoint(["first", "rest"], "horizontal")
     for other in ({"split": "train"}, "train[3:]"):
         with pytest.raises(ValueError, match="'a' and 'b' .*'train'"):
-            DetectionData.from_dict(described | {"splits": {"a": "train", "b": other}}).check_disjoint("ab", "")
+            DetectionData.from_dict(described | {"splits": {"a": "train", "b": other}}).check_disjoint(
+                "ab", "horizontal"
+            )
 
     named = {"columns": {"boxes": "objects.bbox", "labels": "objects.category"}, "box_format": "xyxy"}
     wrong = DetectionData.from_dict(described | named)
