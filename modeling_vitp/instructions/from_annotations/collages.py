@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ...image_decoding import PIL_8BIT_MODES
 from ...images.reading import Window
 from ...vrl import keyed_generator
 from .encoding import JPEG_QUALITY, scene_of
-from .questions import pick
+from .questions import draw_integer, pick
 
 CHUNK = 512  # Collages in memory at a time. A scene is opened once for all of them.
 KEY = "collage"  # Key of the text in a PNG; a JPEG has the text as its comment.
@@ -124,7 +125,13 @@ def draw_collages(
     for index in range(number):
         generator = keyed_generator(seed, "collage", index)
         grid = pick(grids, generator)
-        crops = draw_crops(images, position_counts[grid], grid, size // grid, generator)
+        crops = draw_crops(
+            images,
+            position_counts[grid],
+            grid=grid,
+            side=size // grid,
+            generator=generator,
+        )
         crops_of_collages.append(crops)
     if images[0].mask is not None:
         label_maps = compose_labels(crops_of_collages)
@@ -132,8 +139,9 @@ def draw_collages(
         label_maps = [None] * number
     boxes = {image.id: boxes_of(image) for image in images}
     collages = []
-    for index, (crops, label_map) in enumerate(zip(crops_of_collages, label_maps)):
-        collages.append(make_collage(f"collages/{index:06}", crops, label_map, boxes))
+    for crops, label_map in zip(crops_of_collages, label_maps):
+        collage_id = f"collages/{len(collages):06}"
+        collages.append(make_collage(collage_id, crops, label_map, boxes))
     return collages
 
 
@@ -142,7 +150,9 @@ def count_positions(images: Sequence[AnnotatedImage], side: int) -> torch.Tensor
     counts = []
     for image in images:
         height, width = image.size
-        counts.append(max(height - side + 1, 0) * max(width - side + 1, 0))
+        rows = max(height - side + 1, 0)
+        columns = max(width - side + 1, 0)
+        counts.append(rows * columns)
     return torch.tensor(counts, dtype=torch.float64)
 
 
@@ -165,15 +175,22 @@ def boxes_of(image: AnnotatedImage) -> np.ndarray:
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-def draw_crop(image: AnnotatedImage, side: int, generator: torch.Generator, turn: bool = True) -> Crop:
+def draw_crop(
+    image: AnnotatedImage,
+    side: int,
+    generator: torch.Generator,
+    turn: bool = True,
+) -> Crop:
     """Draw a square of an image at a random position, and in a random orientation if `turn` is true."""
     height, width = image.size
-    y = torch.randint(height - side + 1, (), generator=generator).item()
-    x = torch.randint(width - side + 1, (), generator=generator).item()
+    y = draw_integer(height - side + 1, generator)
+    x = draw_integer(width - side + 1, generator)
     orientation = NO_TURN
     if turn:
-        orientation = tuple(torch.randint(2, (3,), generator=generator).bool().tolist())
-    return Crop(image, (x, y, x + side, y + side), orientation)
+        bits = torch.randint(2, (3,), generator=generator)
+        orientation = tuple(bits.bool().tolist())
+    window = (x, y, x + side, y + side)
+    return Crop(image, window, orientation)
 
 
 def corners_of(crops: Sequence[Crop]) -> list[tuple[int, int]]:
@@ -225,7 +242,8 @@ def make_collage(
             if len(crops) > 1:  # A caption may mention other regions of its image.
                 region = dataclasses.replace(region, caption=None)
             regions.append(move_region(region, crop, corner))
-        slivers += [move_region(sliver, crop, corner) for sliver in window.slivers]
+        for sliver in window.slivers:
+            slivers.append(move_region(sliver, crop, corner))
     return Collage(
         collage_id,
         paths=(),
@@ -243,18 +261,22 @@ def window_of_crop(crop: Crop, boxes: np.ndarray) -> AnnotatedImage:
         boxes: boxes of the regions of the crop's image, float64 `(num_regions, 4)`.
     """
     # Most regions of a large image lie outside of the window. The array finds them faster than `window_of`.
-    starts_before_end = (boxes[:, :2] < crop.window[2:]).all(axis=1)
-    ends_after_start = (boxes[:, 2:] > crop.window[:2]).all(axis=1)
-    overlapping = np.flatnonzero(starts_before_end & ends_after_start)
-    regions = tuple(crop.image.regions[index] for index in overlapping.tolist())
-    return window_of(dataclasses.replace(crop.image, regions=regions), crop.window)
+    x0, y0, x1, y1 = crop.window
+    overlaps_in_x = (boxes[:, 0] < x1) & (boxes[:, 2] > x0)
+    overlaps_in_y = (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+    regions = []
+    for index in np.flatnonzero(overlaps_in_x & overlaps_in_y):
+        regions.append(crop.image.regions[index])
+    image = dataclasses.replace(crop.image, regions=tuple(regions))
+    return window_of(image, crop.window)
 
 
 def move_region(region: Region, crop: Crop, corner: tuple[int, int]) -> Region:
     """Return a region of a crop's window in the collage."""
     x0, y0, x1, y1 = crop.turn_box(region.box)
     x, y = corner
-    return dataclasses.replace(region, box=(x0 + x, y0 + y, x1 + x, y1 + y))
+    box = (x0 + x, y0 + y, x1 + x, y1 + y)
+    return dataclasses.replace(region, box=box)
 
 
 def compose_labels(crops_of_collages: Sequence[Sequence[Crop]]) -> list[LabelMap]:
@@ -263,23 +285,35 @@ def compose_labels(crops_of_collages: Sequence[Sequence[Crop]]) -> list[LabelMap
     phrases = ()
     for image, placements in placements_by_image(crops_of_collages):
         numbers, phrases = image.mask()
-        for index, crop, (x, y) in placements:
-            height, width = crop.size
-            canvases[index][y : y + height, x : x + width] = crop.turn_numbers(numbers)
+        for placement in placements:
+            x, y = placement.corner
+            height, width = placement.crop.size
+            canvas = canvases[placement.collage_index]
+            canvas[y : y + height, x : x + width] = placement.crop.turn_numbers(numbers)
     return [LabelMap(canvas, phrases) for canvas in canvases]
+
+
+class Placement(NamedTuple):
+    """Crop at its position in one of several collages."""
+
+    collage_index: int
+    crop: Crop
+    corner: tuple[int, int]
+    """Left and top of the crop in the collage."""
 
 
 def placements_by_image(
     crops_of_collages: Sequence[Sequence[Crop]],
-) -> Iterator[tuple[AnnotatedImage, list[tuple[int, Crop, tuple[int, int]]]]]:
-    """Yield each image with its crops: index of the collage, crop, and position (left, top) in the collage."""
-    placements = defaultdict(list)
+) -> Iterator[tuple[AnnotatedImage, list[Placement]]]:
+    """Yield each image, in the order of their ids, with the placements of its crops."""
+    placements_by_id = defaultdict(list)
     for index, crops in enumerate(crops_of_collages):
         for crop, corner in zip(crops, corners_of(crops)):
-            placements[crop.image.id].append((index, crop, corner))
-    for _, placements_of_image in sorted(placements.items()):
-        _, crop, _ = placements_of_image[0]
-        yield crop.image, placements_of_image
+            placement = Placement(index, crop, corner)
+            placements_by_id[crop.image.id].append(placement)
+    for image_id in sorted(placements_by_id):
+        placements = placements_by_id[image_id]
+        yield placements[0].crop.image, placements
 
 
 def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
@@ -292,9 +326,10 @@ def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
     while chunk := list(islice(collages, CHUNK)):
         for collage, (canvas, is_jpeg) in zip(chunk, paint_collages(chunk)):
             metadata = [describe_crop(crop) for crop in collage.crops]
-            stem = collage.id.rpartition("/")[2]
+            content = encode_collage(canvas, metadata, is_jpeg)
+            _, _, stem = collage.id.rpartition("/")
             suffix = "jpg" if is_jpeg else "png"
-            yield [{"bytes": encode_collage(canvas, metadata, is_jpeg), "path": f"{stem}.{suffix}"}]
+            yield [{"bytes": content, "path": f"{stem}.{suffix}"}]
 
 
 def paint_collages(collages: Sequence[Collage]) -> list[tuple[Image.Image, bool]]:
@@ -308,10 +343,11 @@ def paint_collages(collages: Sequence[Collage]) -> list[tuple[Image.Image, bool]
         scene, is_jpeg = scene_of(image, image.paths[0])
         if scene.mode not in PIL_8BIT_MODES:
             raise ValueError(f"{image.paths[0]}: collages need 8-bit images, got mode {scene.mode}.")
-        for index, crop, corner in placements:
-            canvases[index].paste(crop.turn_picture(scene), corner)
+        for placement in placements:
+            picture = placement.crop.turn_picture(scene)
+            canvases[placement.collage_index].paste(picture, placement.corner)
             if not is_jpeg:
-                are_jpegs[index] = False
+                are_jpegs[placement.collage_index] = False
     return list(zip(canvases, are_jpegs))
 
 
@@ -362,5 +398,6 @@ def split_collage(image: Image.Image) -> list[Image.Image]:
         for column in range(columns):
             x = column * width
             y = row * height
-            crops.append(image.crop((x, y, x + width, y + height)))
+            window = (x, y, x + width, y + height)
+            crops.append(image.crop(window))
     return crops

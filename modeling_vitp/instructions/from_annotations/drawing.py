@@ -39,12 +39,13 @@ from .collages import (
     draw_crops,
     make_collage,
 )
-from .questions import Asker, Exchange, balancing_rates, converse, pick
+from .questions import Asker, Exchange, balancing_rates, converse, draw_integer, draw_share, pick
 
 CACHE_BYTES = 256 << 20  # Limit of the decoded images that a process keeps.
 COLLAGE_IMAGES = 16  # Most images of a collage: each may have to be decoded for it.
 MOSAIC_SIDE = 2  # Crops per side of a mosaic.
 BALANCE_VIEWS = 500  # Number of views from which the rates of yes and no are estimated.
+NUM_DRAWS = 2**62  # Numbers that distinguish the draws of an image.
 MOST_DRAWS = 50  # Number of views after which an image is said to answer no question.
 MAP_SHARE = 0.2  # Of the views of one image that are asked for a map; the others have a conversation in words.
 MAP_KINDS = ("map", "fine_map")  # Kinds that are asked about collages.
@@ -107,10 +108,9 @@ class DrawnInstructions:
         self.view_settings = settings
         self.map_kinds = [kind for kind in MAP_KINDS if kind in kinds]
         self.word_kinds = [kind for kind in kinds if kind not in MAP_KINDS]
-        if not self.map_kinds:
-            self.collage_share = 0.0
-            self.map_share = 0.0
-        else:
+        self.collage_share = 0.0
+        self.map_share = 0.0
+        if self.map_kinds:
             self.collage_share = settings.collages / (1 + settings.collages)
             self.map_share = MAP_SHARE if self.word_kinds else 1.0
         self.settings = {
@@ -143,7 +143,10 @@ class DrawnInstructions:
 
     def __call__(self, example: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         view, exchanges = self.draw(example, generator)
-        return {"images": self.scenes.render(view), "messages": messages_of(exchanges)}
+        return {
+            "images": self.scenes.render(view),
+            "messages": messages_of(exchanges),
+        }
 
     def messages(self, example: dict[str, Any], generator: torch.Generator) -> list[dict[str, str]]:
         """Return the conversation of a draw, without reading its pixels."""
@@ -169,7 +172,13 @@ class DrawnInstructions:
                 map_kind = pick(self.map_kinds, generator)
                 exchanges = self.asker.ask(map_kind, view)
             else:
-                exchanges = converse(view, self.asker, self.word_kinds, self.turns, self.rates)
+                exchanges = converse(
+                    view,
+                    self.asker,
+                    kinds=self.word_kinds,
+                    turns=self.turns,
+                    rates=self.rates,
+                )
             if exchanges:
                 return view, exchanges
         raise ValueError(
@@ -177,9 +186,15 @@ class DrawnInstructions:
             "such as presence or fine_map, or leave the image out."
         )
 
-    def draw_view(self, image: AnnotatedImage, generator: torch.Generator, is_mosaic_allowed: bool = True) -> Collage:
+    def draw_view(
+        self,
+        image: AnnotatedImage,
+        generator: torch.Generator,
+        is_mosaic_allowed: bool = True,
+    ) -> Collage:
         """Draw a view of one image: a crop, or a mosaic of smaller crops."""
-        view_id = f"{image.id}@{draw_number(generator)}"
+        # The number of the draw is part of the id, on which the questions about the view depend.
+        view_id = f"{image.id}@{draw_integer(NUM_DRAWS, generator)}"
         if image.captions:  # Captions are about the whole image.
             return self._whole_view(view_id, image)
         full_side = self.view_settings.window or min(image.size)
@@ -190,7 +205,8 @@ class DrawnInstructions:
         if not is_mosaic_allowed or image.label is not None or side < MOSAIC_SIDE:
             is_mosaic = False
         grid = MOSAIC_SIDE if is_mosaic else 1
-        has_fixed_labels = image.label is not None or any(region.caption for region in image.regions)
+        has_captions = any(region.caption for region in image.regions)
+        has_fixed_labels = image.label is not None or has_captions
         turn = self.view_settings.turn and not has_fixed_labels
         crops = [draw_crop(image, side // grid, generator, turn) for _ in range(grid**2)]
         view = self._assemble(view_id, crops)
@@ -199,7 +215,8 @@ class DrawnInstructions:
     def _whole_view(self, view_id: str, image: AnnotatedImage) -> Collage:
         """Return the whole image as a view with one crop, and with all labels of the image."""
         height, width = image.size
-        crop = Crop(image, (0, 0, width, height), NO_TURN)
+        window = (0, 0, width, height)
+        crop = Crop(image, window, NO_TURN)
         fields = {**vars(image), "id": view_id}
         return Collage(**fields, crops=(crop,))
 
@@ -211,8 +228,10 @@ class DrawnInstructions:
             if window is None:
                 window = (0, 0, width, height)
             x, y, _, _ = window
-            view = self._assemble(f"{image.id}/{x}_{y}", [Crop(image, window, NO_TURN)])
-            views.append(dataclasses.replace(view, label=image.label, captions=image.captions))
+            crop = Crop(image, window, NO_TURN)
+            view = self._assemble(f"{image.id}/{x}_{y}", [crop])
+            view = dataclasses.replace(view, label=image.label, captions=image.captions)
+            views.append(view)
         return views
 
     def draw_collage(self, generator: torch.Generator) -> Collage:
@@ -221,12 +240,20 @@ class DrawnInstructions:
         collage_side = self._draw_side(self.view_settings.collage_size, generator)
         side = max(collage_side // grid, 1)
         order = torch.randperm(len(self.images), generator=generator)
-        candidates = [self.images[index] for index in order[:COLLAGE_IMAGES].tolist()]
+        indices = order[:COLLAGE_IMAGES].tolist()
+        candidates = [self.images[index] for index in indices]
         largest_crop = max(min(image.size) for image in candidates)
         side = min(side, largest_crop)
         position_counts = count_positions(candidates, side)
-        crops = draw_crops(candidates, position_counts, grid, side, generator, self.view_settings.turn)
-        return self._assemble(f"collage@{draw_number(generator)}", crops)
+        crops = draw_crops(
+            candidates,
+            position_counts,
+            grid=grid,
+            side=side,
+            generator=generator,
+            turn=self.view_settings.turn,
+        )
+        return self._assemble(f"collage@{draw_integer(NUM_DRAWS, generator)}", crops)
 
     def _windows(self, image: AnnotatedImage, overlap: int) -> list[Window | None]:
         """Return the windows that cover an image, or `[None]` if it is used as a whole."""
@@ -254,15 +281,22 @@ class DrawnInstructions:
 
         Columns: `id`, `image_index`, and `labels`, a hash of the image's labels, by which resumed runs see changes.
         """
-        columns = {"id": [], "image_index": [], "labels": []}
+        columns = {
+            "id": [],
+            "image_index": [],
+            "labels": [],
+        }
         exact_total = 0.0
         for index, image in enumerate(self.images):
-            exact_total += len(self._windows(image, 0)) / (1 - self.collage_share)
+            num_windows = len(self._windows(image, overlap=0))
+            exact_total += num_windows / (1 - self.collage_share)
             # The sum over the images is rounded, not the number of each image, because most have few windows.
             number = round(exact_total) - len(columns["id"])
-            columns["id"] += [f"{image.id}#{repeat}" for repeat in range(number)]
-            columns["image_index"] += [index] * number
-            columns["labels"] += [labels_digest(image)] * number
+            digest = labels_digest(image)
+            for repeat in range(number):
+                columns["id"].append(f"{image.id}#{repeat}")
+                columns["image_index"].append(index)
+                columns["labels"].append(digest)
         return Dataset.from_dict(columns)
 
 
@@ -295,7 +329,8 @@ class SceneCache:
         Raises:
             ValueError: if the images of a collage differ in bands or bits.
         """
-        number = max(len(view.crops[0].image.paths), 1)
+        paths = view.crops[0].image.paths
+        number = max(len(paths), 1)
         return [self._render(view, index) for index in range(number)]
 
     def _render(self, view: Collage, path_index: int) -> Image.Image | np.ndarray:
@@ -322,7 +357,10 @@ class SceneCache:
         x0, y0, x1, y1 = window
         if image.window is not None:
             x, y, _, _ = image.window
-            x0, y0, x1, y1 = x0 + x, y0 + y, x1 + x, y1 + y
+            x0 += x
+            y0 += y
+            x1 += x
+            y1 += y
         path = image.paths[path_index]
         if image.picture is not None:
             key = (path_index, image.id)
@@ -393,16 +431,6 @@ def encode_picture(picture: Image.Image | np.ndarray) -> dict[str, Any]:
         ) as file:
             file.write(picture)
         return {"bytes": memory.read(), "path": None}
-
-
-def draw_number(generator: torch.Generator) -> int:
-    """Return a number that names a draw, so that its questions are drawn anew."""
-    return torch.randint(2**62, (), generator=generator).item()
-
-
-def draw_share(generator: torch.Generator) -> float:
-    """Return a random number in [0, 1)."""
-    return torch.rand((), generator=generator).item()
 
 
 def messages_of(exchanges: Sequence[Exchange]) -> list[dict[str, str]]:

@@ -14,7 +14,11 @@ from ...data.annotations import AnnotatedImage
 from ...image_decoding import is_reduced
 from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_errors, read_picture
 
-PNG_TYPES = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # Bands and dtype of TIFFs that PNG can store.
+PNG_TYPES = {  # Bands and dtype of TIFFs that PNG can store.
+    (1, "uint8"),
+    (3, "uint8"),
+    (1, "uint16"),
+}
 JPEG_QUALITY = 95
 
 
@@ -41,7 +45,10 @@ def encode_file(image: AnnotatedImage, path: Path) -> dict:
         picture = picture.crop(image.window)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG" if is_jpeg else "PNG", quality=JPEG_QUALITY)
-    stem = path.stem if image.picture is None else image.id.replace("/", "_")
+    if image.picture is None:
+        stem = path.stem
+    else:
+        stem = image.id.replace("/", "_")
     suffix = "jpg" if is_jpeg else "png"
     return {"bytes": buffer.getvalue(), "path": f"{stem}.{suffix}"}
 

@@ -32,7 +32,13 @@ NO_CLASS = "none"  # Word for the background of a map of letters.
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 T = TypeVar("T")
 
-IRREGULAR_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet"}
+IRREGULAR_PLURALS = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "foot": "feet",
+}
 SAME_PLURALS = ("aircraft", "spacecraft", "sheep", "fish", "deer", "cattle", "series", "livestock", "people")
 LOCATE_ONE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate <ref>{phrase}</ref> in the image.")
 LOCATE_ALL = ("Find all {labels}.", "Mark every {label} in the image with a box.", "Give the boxes of all {labels}.")
@@ -167,7 +173,9 @@ class Asker:
         self.is_scene = subject == "scene"
         self.has_changes = "change_caption" in PHRASINGS[subject]
         self.wordings = wordings
-        self.phrasings = {kind: templates[:wordings] for kind, templates in PHRASINGS[subject].items()}
+        self.phrasings = {}
+        for kind, templates in PHRASINGS[subject].items():
+            self.phrasings[kind] = templates[:wordings]
         self.vocabulary = dict(sorted(vocabulary.items()))
         self.max_boxes = max_boxes
         self.seed = seed
@@ -190,7 +198,8 @@ class Asker:
         candidates = [label for label in self.vocabulary if label not in visible]
         if not candidates:
             return None
-        weights = torch.tensor([self.vocabulary[label] for label in candidates], dtype=torch.float)
+        counts = [self.vocabulary[label] for label in candidates]
+        weights = torch.tensor(counts, dtype=torch.float)
         index = torch.multinomial(weights, 1, generator=generator)
         return candidates[index.item()]
 
@@ -324,7 +333,8 @@ def referring(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -
             references += references_to(regions, image.size)
     if references:
         phrase, region = pick(references, generator)
-        yield {"phrase": phrase}, write_boxes([region.box], image.size, phrase), None
+        answer = write_boxes([region.box], image.size, phrase)
+        yield {"phrase": phrase}, answer, None
 
 
 @register_kind("region_caption")
@@ -343,13 +353,16 @@ def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
         caption = with_article(region.label)
     else:
         caption = class_and_size(region, regions_by_class[region.label], image.size)
-    yield {"box": write_boxes([region.box], image.size)}, caption, None
+    box = write_boxes([region.box], image.size)
+    yield {"box": box}, caption, None
 
 
 def has_place_alone(region: Region, image: AnnotatedImage) -> bool:
     """Return whether no other region of the image has almost the same box."""
     for candidate in image.regions:
-        if candidate is not region and iou(region.box, candidate.box) > SAME_PLACE:
+        if candidate is region:
+            continue
+        if iou(region.box, candidate.box) > SAME_PLACE:
             return False
     return True
 
@@ -397,15 +410,19 @@ def fine_map(asker: Asker, image: AnnotatedImage, generator: torch.Generator) ->
             if region.label == label:
                 cell = cell_of_center(region, image.size, side)
                 letters[cell] = letters[cell].upper()
-    yield {**words_for(label), "side": side}, " ".join(letters), None
+    words = words_for(label)
+    words["side"] = side
+    yield words, " ".join(letters), None
 
 
 def cover_letters(covered: np.ndarray, side: int) -> list[str]:
     """Return the letter of the covered quarters of each cell of a `side` x `side` grid, in reading order."""
-    pixels_per_quarter = sum_per_cell(np.ones(covered.shape, dtype=bool), 2 * side)
+    all_pixels = np.ones(covered.shape, dtype=bool)
+    pixels_per_quarter = sum_per_cell(all_pixels, 2 * side)
     is_covered = 2 * sum_per_cell(covered, 2 * side) > pixels_per_quarter
     # The axes are row of cells, row of quarters in the cell, column of cells, column of quarters in the cell.
-    quarters_of_cells = is_covered.reshape(side, 2, side, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
+    quarters_of_rows = is_covered.reshape(side, 2, side, 2)
+    quarters_of_cells = quarters_of_rows.transpose(0, 2, 1, 3).reshape(-1, 4)
     numbers = quarters_of_cells @ [1, 2, 4, 8]
     return [COVER_LETTERS[number] for number in numbers]
 
@@ -488,10 +505,13 @@ def surplus_exchanges(conversations: Sequence[Sequence[Exchange]], seed: int) ->
     for index, conversation in enumerate(conversations):
         for exchange in conversation:
             if exchange.kind == "presence":
-                exchanges_by_class[exchange.about][exchange.answer].append((index, exchange))
+                exchanges_by_answer = exchanges_by_class[exchange.about]
+                exchanges_by_answer[exchange.answer].append((index, exchange))
     surplus = set()
     for label, exchanges_by_answer in exchanges_by_class.items():
-        fewest = min(len(exchanges_by_answer["yes"]), len(exchanges_by_answer["no"]))
+        num_yes = len(exchanges_by_answer["yes"])
+        num_no = len(exchanges_by_answer["no"])
+        fewest = min(num_yes, num_no)
         for answer, exchanges in exchanges_by_answer.items():
             generator = keyed_generator(seed, label, answer)
             surplus.update(shuffled(exchanges, generator)[fewest:])
@@ -517,15 +537,18 @@ def converse(
     exchanges = []
     for kind in kinds:
         exchanges += asker.ask(kind, image)
-    conversation = shuffled(exchanges, keyed_generator(asker.seed, image.id, "turns"))[:turns]
+    generator = keyed_generator(asker.seed, image.id, "turns")
+    conversation = shuffled(exchanges, generator)[:turns]
     if rates is None:
         return conversation
     generator = keyed_generator(asker.seed, image.id, "balance")
     balanced_conversation = []
     for exchange in conversation:
-        rate = rates.get((exchange.about, exchange.answer), 0.0) if exchange.kind == "presence" else 1.0
+        rate = 1.0
+        if exchange.kind == "presence":
+            rate = rates.get((exchange.about, exchange.answer), 0.0)
         # A number is drawn for every exchange, so that the draw of one does not depend on the kinds before it.
-        if torch.rand((), generator=generator).item() < rate:
+        if draw_share(generator) < rate:
             balanced_conversation.append(exchange)
     return balanced_conversation
 
@@ -550,26 +573,33 @@ def class_or_absent(
     most: int | None = None,
 ) -> tuple[str | None, list[Region]]:
     """Return a random class of the image with its regions, at most `most`, or sometimes an absent class."""
-    is_negative = torch.rand((), generator=generator).item() < NEGATIVE_SHARE
+    is_negative = draw_share(generator) < NEGATIVE_SHARE
     if is_negative or not image.classes:
         absent_label = asker.absent(image, generator)
         if absent_label is not None or not image.classes:
             return absent_label, []
     regions_by_class = clear_classes(image)
-    if most is not None:
-        regions_by_class = {label: regions for label, regions in regions_by_class.items() if len(regions) <= most}
-    if not regions_by_class:
+    candidates = []
+    for label, regions in regions_by_class.items():
+        if most is None or len(regions) <= most:
+            candidates.append(label)
+    if not candidates:
         return None, []
-    label = pick(list(regions_by_class), generator)
+    label = pick(candidates, generator)
     return label, regions_by_class[label]
 
 
 def clear_classes(image: AnnotatedImage) -> dict[str, list[Region]]:
     """Return the regions, in reading order, of each class whose regions are all clear."""
     regions_by_class = defaultdict(list)
-    for region in sorted(image.regions, key=lambda region: (*reading_order(region), region.label)):
+    # Sorting is stable, so that regions of the same label and position stay in the order of the annotation.
+    for region in sorted(image.regions, key=reading_order):
         regions_by_class[region.label].append(region)
-    return {label: regions for label, regions in sorted(regions_by_class.items()) if are_clear(regions)}
+    clear_regions = {}
+    for label, regions in sorted(regions_by_class.items()):
+        if are_clear(regions):
+            clear_regions[label] = regions
+    return clear_regions
 
 
 def are_clear(regions: Iterable[Region]) -> bool:
@@ -578,46 +608,81 @@ def are_clear(regions: Iterable[Region]) -> bool:
 
 def reading_order(region: Region) -> tuple[float, float]:
     """Return the sorting key of a region: its top, then its left."""
-    left, top, _, _ = region.box
-    return top, left
+    x, y, _, _ = region.box
+    return y, x
 
 
 def references_to(regions: list[Region], size: tuple[int, int]) -> list[tuple[str, Region]]:
     """Return phrases that apply to exactly one of several regions of a class, by a margin, with that region."""
     if len(regions) < 2:
         return []
+    peers_of_regions = []
+    for region in regions:
+        peers = [peer for peer in regions if peer is not region]
+        peers_of_regions.append((region, peers))
+
     label = regions[0].label
-    height, width = size
-    step_x = POSITION_MARGIN * width
-    step_y = POSITION_MARGIN * height
-
-    def is_larger(a, b):
-        return a.area >= MARGIN * b.area and box_area(a.box) >= MARGIN * box_area(b.box)
-
-    comparisons = {
-        f"the largest {label}": is_larger,
-        f"the smallest {label}": lambda a, b: is_larger(b, a),
-        f"the leftmost {label}": lambda a, b: a.center[0] + step_x <= b.center[0] and a.box[0] < b.box[0],
-        f"the rightmost {label}": lambda a, b: a.center[0] - step_x >= b.center[0] and a.box[2] > b.box[2],
-        f"the topmost {label}": lambda a, b: a.center[1] + step_y <= b.center[1] and a.box[1] < b.box[1],
-        f"the bottommost {label}": lambda a, b: a.center[1] - step_y >= b.center[1] and a.box[3] > b.box[3],
-    }
     references = []
-    for phrase, stands_out in comparisons.items():
-        for region in regions:
-            if all(stands_out(region, peer) for peer in regions if peer is not region):
-                references.append((phrase, region))
+    for adjective, stands_out in comparisons_in(size).items():
+        for region, peers in peers_of_regions:
+            if all(stands_out(region, peer) for peer in peers):
+                references.append((f"the {adjective} {label}", region))
     for quarter, quarter_box in quarters(size).items():
-        for region in regions:
-            peers = [peer for peer in regions if peer is not region]
+        for region, peers in peers_of_regions:
             if quarter_of(region, size) == quarter and are_outside(peers, quarter_box):
                 references.append((f"the {label} in the {quarter}", region))
     return references
 
 
+def comparisons_in(size: tuple[int, int]) -> dict[str, Callable[[Region, Region], bool]]:
+    """Return, for each superlative, a function that returns whether it applies to the first of two regions.
+
+    A position needs a margin between the centers, and the farthest side must be that of the same region.
+    """
+    height, width = size
+    step_x = POSITION_MARGIN * width
+    step_y = POSITION_MARGIN * height
+
+    def is_larger(region, peer):
+        has_larger_box = box_area(region.box) >= MARGIN * box_area(peer.box)
+        return has_larger_box and region.area >= MARGIN * peer.area
+
+    def is_smaller(region, peer):
+        return is_larger(peer, region)
+
+    def is_left(region, peer):
+        has_margin = region.center[0] + step_x <= peer.center[0]
+        return has_margin and region.box[0] < peer.box[0]
+
+    def is_right(region, peer):
+        has_margin = region.center[0] - step_x >= peer.center[0]
+        return has_margin and region.box[2] > peer.box[2]
+
+    def is_above(region, peer):
+        has_margin = region.center[1] + step_y <= peer.center[1]
+        return has_margin and region.box[1] < peer.box[1]
+
+    def is_below(region, peer):
+        has_margin = region.center[1] - step_y >= peer.center[1]
+        return has_margin and region.box[3] > peer.box[3]
+
+    return {
+        "largest": is_larger,
+        "smallest": is_smaller,
+        "leftmost": is_left,
+        "rightmost": is_right,
+        "topmost": is_above,
+        "bottommost": is_below,
+    }
+
+
 def are_outside(regions: Iterable[Region], area: Box) -> bool:
     """Return whether no box of the regions overlaps with an area."""
-    return all(box_area(clip(region.box, area)) == 0 for region in regions)
+    for region in regions:
+        overlap = clip(region.box, area)
+        if box_area(overlap) > 0:
+            return False
+    return True
 
 
 def quarters(size: tuple[int, int]) -> dict[str, Box]:
@@ -645,15 +710,24 @@ def quarter_of(region: Region, size: tuple[int, int]) -> str:
 
 def lies_in_one_quarter(region: Region, size: tuple[int, int]) -> bool:
     height, width = size
-    left, top, right, bottom = region.box
-    crosses_vertical_line = left < width / 2 < right
-    crosses_horizontal_line = top < height / 2 < bottom
+    x0, y0, x1, y1 = region.box
+    crosses_vertical_line = x0 < width / 2 < x1
+    crosses_horizontal_line = y0 < height / 2 < y1
     return not crosses_vertical_line and not crosses_horizontal_line
 
 
+def draw_integer(stop: int, generator: torch.Generator) -> int:
+    """Return a random integer from 0 to below `stop`."""
+    return torch.randint(stop, (), generator=generator).item()
+
+
+def draw_share(generator: torch.Generator) -> float:
+    """Return a random number in [0, 1)."""
+    return torch.rand((), generator=generator).item()
+
+
 def pick(items: Sequence[T], generator: torch.Generator) -> T:
-    index = torch.randint(len(items), (), generator=generator)
-    return items[index.item()]
+    return items[draw_integer(len(items), generator)]
 
 
 def shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
@@ -668,8 +742,8 @@ def signs_of(phrases: Iterable[str]) -> dict[str | None, str]:
     the result is empty.
     """
     phrases = list(phrases)
-    has_several_words = any(len(phrase.split()) > 1 for phrase in phrases)
-    if BACKGROUND not in phrases and not has_several_words:
+    are_single_words = all(len(phrase.split()) < 2 for phrase in phrases)
+    if are_single_words and BACKGROUND not in phrases:
         signs = dict(zip(phrases, phrases))
         signs[None] = BACKGROUND
     elif len(phrases) <= len(LETTERS):
@@ -710,9 +784,9 @@ def cell_covers(image: AnnotatedImage, side: int) -> list[str | None] | None:
         background &= ~covered
         phrases.append(phrase)
         counts_of_classes.append(sum_per_cell(covered, side).flatten())
-    counts = np.stack([sum_per_cell(background, side).flatten(), *counts_of_classes])
+    background_counts = sum_per_cell(background, side).flatten()
     # Of equal counts, argmax returns the first, so the background comes before the classes.
-    indices = counts.argmax(axis=0)
+    indices = np.stack([background_counts, *counts_of_classes]).argmax(axis=0)
     return [phrases[index] for index in indices.tolist()]
 
 
@@ -729,15 +803,21 @@ def sum_per_cell(covered: np.ndarray, side: int) -> np.ndarray:
     A pixel belongs to the cell that contains its center.
     """
     height, width = covered.shape
-    rows = np.add.reduceat(covered, cell_starts(height, side), axis=0, dtype=np.int64)
-    return np.add.reduceat(rows, cell_starts(width, side), axis=1)
+    first_rows = cell_starts(height, side)
+    first_columns = cell_starts(width, side)
+    sums_of_rows = np.add.reduceat(covered, first_rows, axis=0, dtype=np.int64)
+    return np.add.reduceat(sums_of_rows, first_columns, axis=1)
 
 
 def cell_starts(length: int, side: int) -> list[int]:
     """Return the first pixel of each of `side` cells along an axis of `length` pixels."""
     # The center of pixel p lies in cell c or after it if p + 1/2 >= c * length / side. The smallest such p is the
     # fraction (2 * c * length - side) / (2 * side), rounded up in integers by a negated floor division.
-    return [-((side - 2 * cell * length) // (2 * side)) for cell in range(side)]
+    starts = []
+    for cell in range(side):
+        numerator = 2 * cell * length - side
+        starts.append(-(-numerator // (2 * side)))
+    return starts
 
 
 def covered_by_class(image: AnnotatedImage) -> Iterator[tuple[str, np.ndarray]]:
@@ -748,19 +828,22 @@ def covered_by_class(image: AnnotatedImage) -> Iterator[tuple[str, np.ndarray]]:
             if number > 0:
                 yield phrases[number - 1], numbers == number
         return
-    for label in {region.label for region in image.visible}:
+    boxes_by_class = defaultdict(list)
+    for region in image.visible:
+        boxes_by_class[region.label].append(region.box)
+    for label, boxes in boxes_by_class.items():
         covered = np.zeros(image.size, dtype=bool)
-        for region in image.visible:
-            if region.label == label:
-                rows, columns = pixels_in(region.box)
-                covered[rows, columns] = True
+        for box in boxes:
+            rows, columns = pixels_in(box)
+            covered[rows, columns] = True
         yield label, covered
 
 
 def pixels_in(box: Box) -> tuple[slice, slice]:
     """Return rows and columns of the pixels whose centers lie in a box."""
-    left, top, right, bottom = (math.ceil(side - 0.5) for side in box)
-    return slice(top, bottom), slice(left, right)
+    # The center of pixel p is at p + 1/2. The first center at or after a side is that of the side - 1/2, rounded up.
+    x0, y0, x1, y1 = (math.ceil(side - 0.5) for side in box)
+    return slice(y0, y1), slice(x0, x1)
 
 
 def words_for(label: str) -> dict[str, str]:

@@ -90,8 +90,9 @@ class LabelSource:
         views = []
         for image in images:
             views += drawn.fixed_views(image, self.options.overlap)
-        indices = np.linspace(0, len(views) - 1, min(MOST_WINDOWS, len(views)))
-        views = [views[index] for index in indices.round().astype(int)]
+        num_windows = min(MOST_WINDOWS, len(views))
+        positions = np.linspace(0, len(views) - 1, num_windows)
+        views = [views[index] for index in positions.round().astype(int)]
         kinds = [kind for kind in self.kinds if kind != AS_CAPTION]
         conversations = make_conversations(views, drawn.asker, kinds, MOST_QUESTIONS)
         rows = []
