@@ -380,7 +380,7 @@ def one_of(phrasings: Sequence[str], key: str) -> str:
 
 
 @dataclass
-class Made:
+class Conversion:
     """Result of the conversion of a public data set.
 
     Args:
@@ -405,7 +405,7 @@ class Made:
         return self.annotation.with_suffix(".unused.txt")
 
 
-def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False) -> Made:
+def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False) -> Conversion:
     """Write the rows of a set to `NAME.jsonl`, in the order of the data; the file is replaced when it is complete.
 
     A row has the fields `id`, `images` and `messages`. Image files are not copied; images of tables are written to the
@@ -417,30 +417,30 @@ def make_rows(public_set: PublicSet, output_dir: Path, keep_shared: bool = False
     Raises:
         ValueError: if no row can be used or files are missing.
     """
-    made = Made(output_dir / f"{public_set.name}.jsonl", public_set.folder)
+    conversion = Conversion(output_dir / f"{public_set.name}.jsonl", public_set.folder)
     shared_images = None if keep_shared else read_shared_images(public_set)
-    rows = counted_rows(public_set, made, shared_images)
+    rows = counted_rows(public_set, conversion, shared_images)
     if public_set.is_subsampled:
         rows = draw_rows(rows, public_set.paper_rows)
     output_dir.mkdir(parents=True, exist_ok=True)
-    unfinished_file = made.annotation.with_suffix(".unfinished")
+    unfinished_file = conversion.annotation.with_suffix(".unfinished")
     write_rows(
         public_set,
         rows,
-        made,
+        conversion,
         annotation_file=unfinished_file,
         image_folder=output_dir / public_set.name,
     )
-    if made.rows == 0:
+    if conversion.rows == 0:
         unfinished_file.unlink()
-        first_reason = f"; {made.unused[0]}" if made.unused else ""
+        first_reason = f"; {conversion.unused[0]}" if conversion.unused else ""
         raise ValueError(f"{public_set.folder}: no row of {public_set.title} can be used{first_reason}")
-    os.replace(unfinished_file, made.annotation)
-    made.unused_file.unlink(missing_ok=True)
-    if made.unused:
-        lines = "\n".join(made.unused)
-        made.unused_file.write_text(f"{lines}\n", encoding="utf-8")
-    return made
+    os.replace(unfinished_file, conversion.annotation)
+    conversion.unused_file.unlink(missing_ok=True)
+    if conversion.unused:
+        lines = "\n".join(conversion.unused)
+        conversion.unused_file.write_text(f"{lines}\n", encoding="utf-8")
+    return conversion
 
 
 def read_shared_images(public_set: PublicSet) -> set[PurePath]:
@@ -455,11 +455,11 @@ def read_shared_images(public_set: PublicSet) -> set[PurePath]:
 def write_rows(
     public_set: PublicSet,
     rows: Iterable[tuple[str, Row]],
-    made: Made,
+    conversion: Conversion,
     annotation_file: Path,
     image_folder: Path,
 ) -> None:
-    """Write the usable rows and the images of tables, and count rows and images in `made`."""
+    """Write the usable rows and the images of tables, and count rows and images in `conversion`."""
     image_hashes = set()  # The names of the images of a large set would take more memory.
 
     @lru_cache(maxsize=100_000)
@@ -478,14 +478,14 @@ def write_rows(
                 for image in row.images:
                     if isinstance(image, Stored):
                         write_image(image, image_folder)
-                        made.image_root = image_folder
+                        conversion.image_root = image_folder
             except UNUSABLE as error:
-                made.unused.append(f"{place}: {describe_error(error)}")
+                conversion.unused.append(f"{place}: {describe_error(error)}")
                 continue
             file.write(f"{line}\n")
-            made.rows += 1
+            conversion.rows += 1
             image_hashes.update(map(hash, names_of_images(row)))
-    made.images = len(image_hashes)
+    conversion.images = len(image_hashes)
 
 
 def write_image(image: Stored, folder: Path) -> None:
@@ -512,10 +512,10 @@ def read_parts(public_set: PublicSet, read: Callable[[], Iterable]) -> Iterator:
 
 def counted_rows(
     public_set: PublicSet,
-    made: Made,
+    conversion: Conversion,
     shared_images: set[PurePath] | None,
 ) -> Iterator[tuple[str, Row]]:
-    """Yield the rows with file and line, and count held-out and unusable rows in `made`.
+    """Yield the rows with file and line, and count held-out and unusable rows in `conversion`.
 
     Args:
         shared_images: images to skip, without suffix, in addition to those in folders of held-out splits; `None` skips
@@ -534,12 +534,12 @@ def counted_rows(
                 else:
                     training_rows.append(row)
         except HeldOut:
-            made.held_out += 1
+            conversion.held_out += 1
             continue
         except UNUSABLE as error:
-            made.unused.append(f"{place}: {describe_error(error)}")
+            conversion.unused.append(f"{place}: {describe_error(error)}")
             continue
-        made.held_out += num_held_out
+        conversion.held_out += num_held_out
         for row in training_rows:
             yield place, row
 
@@ -627,29 +627,32 @@ def print_set(kind: type[PublicSet], name: str) -> None:
         print(f"Caution: {kind.caution}")
 
 
-def print_result(kind: type[PublicSet], made: Made) -> None:
+def print_result(kind: type[PublicSet], conversion: Conversion) -> None:
     """Print the numbers of rows and images, and the unused rows with reasons; write the set's mixture."""
-    for line in made.unused[:MAX_PRINTED]:
+    for line in conversion.unused[:MAX_PRINTED]:
         print(f"not used: {line}", file=sys.stderr)
-    if made.unused:
-        print(f"{len(made.unused):,} not used, all in {made.unused_file}", file=sys.stderr)
-    if made.held_out:
-        print(f"{made.held_out:,} held out: in a held-out split, or on an image of a held-out split")
-    print(f"{made.annotation}: {made.rows:,} rows, {made.images:,} images")
-    if kind.paper_rows is not None and not 0.9 < made.rows / kind.paper_rows < 1.1:
-        print(f"For its share of the paper's mixture, multiply its rate there by {kind.paper_rows / made.rows:.3g}.")
-    print(f"{write_mixture(kind, made)}: a mixture of this set; its source can be copied to other mixtures")
+    if conversion.unused:
+        print(f"{len(conversion.unused):,} not used, all in {conversion.unused_file}", file=sys.stderr)
+    if conversion.held_out:
+        print(f"{conversion.held_out:,} held out: in a held-out split, or on an image of a held-out split")
+    print(f"{conversion.annotation}: {conversion.rows:,} rows, {conversion.images:,} images")
+    if kind.paper_rows is not None:
+        share = conversion.rows / kind.paper_rows
+        if not 0.9 < share < 1.1:
+            factor = kind.paper_rows / conversion.rows
+            print(f"For its share of the paper's mixture, multiply its rate there by {factor:.3g}.")
+    print(f"{write_mixture(kind, conversion)}: a mixture of this set; its source can be copied to other mixtures")
     if kind.caution:
         print(f"Caution: {kind.caution}")
 
 
-def write_mixture(kind: type[PublicSet], made: Made) -> Path:
+def write_mixture(kind: type[PublicSet], conversion: Conversion) -> Path:
     """Write `NAME.yaml`, a mixture of this set alone, with title and license."""
     source = {
-        "name": made.annotation.stem,
-        "annotation": str(made.annotation),
-        "image_root": str(made.image_root),
-        "rows": made.rows,
+        "name": conversion.annotation.stem,
+        "annotation": str(conversion.annotation),
+        "image_root": str(conversion.image_root),
+        "rows": conversion.rows,
         "tasks": list(kind.tasks),
         "obtain": kind.obtain,
     }
@@ -657,7 +660,7 @@ def write_mixture(kind: type[PublicSet], made: Made) -> Path:
         source["general"] = True
     else:
         source["modality"] = list(kind.modality)
-    path = made.annotation.with_suffix(".yaml")
+    path = conversion.annotation.with_suffix(".yaml")
     text = yaml.safe_dump({"sources": [source]}, sort_keys=False, allow_unicode=True)
     path.write_text(f"# {kind.title}\n# license: {kind.license}\n{text}", encoding="utf-8")
     return path
