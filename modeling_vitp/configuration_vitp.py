@@ -169,7 +169,12 @@ def patch_grid(config: PreTrainedConfig, size: tuple[int, int] | None = None) ->
     return height // patch_height, width // patch_width
 
 
-def check_keys(name: str, settings: Any, known: Collection[str], owner: str) -> None:
+def check_keys(
+    name: str,
+    settings: Any,
+    known: Collection[str],
+    owner: str,
+) -> None:
     """Raise a `ValueError` if `settings` is not a mapping or one of its keys is unknown.
 
     Args:
@@ -217,7 +222,12 @@ def settings_of_head(
     Raises:
         ValueError: if the configuration has no such field, or `num_labels` is not the number of names.
     """
-    check_keys("from_backbone", settings, known_keys(config_class), config_class.__name__)
+    check_keys(
+        "from_backbone",
+        settings,
+        known_keys(config_class),
+        config_class.__name__,
+    )
     if id2label is None and settings.get("label2id") is not None:
         id2label = {index: label for label, index in settings["label2id"].items()}
     if id2label is None:

@@ -164,10 +164,10 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
             "spatial_prior_norm": ("layer_norm", "batch_norm"),
             "extractor_residual": ("tokens", "normed_tokens"),
         }
-        for name, allowed in choices.items():
+        for name, options in choices.items():
             choice = getattr(self, name)
-            if choice not in allowed:
-                raise ValueError(f"Expected `{name}` to be one of {allowed}, got {choice!r}.")
+            if choice not in options:
+                raise ValueError(f"Expected `{name}` to be one of {options}, got {choice!r}.")
         if not 0 <= self.deformable_dropout < 1:
             raise ValueError(f"Expected `deformable_dropout` in [0, 1), got {self.deformable_dropout}.")
 

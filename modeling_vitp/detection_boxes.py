@@ -51,7 +51,11 @@ def make_anchors(
     return anchors
 
 
-def trained_anchors(anchors: torch.Tensor, size: torch.Tensor, use_outside: bool) -> torch.Tensor:
+def trained_anchors(
+    anchors: torch.Tensor,
+    size: torch.Tensor,
+    use_outside: bool,
+) -> torch.Tensor:
     """Return the indices of the anchors `(n, 4)` that are used in training on an image of this size.
 
     These are the anchors within the image, or with `use_outside` all whose center is in the image as padded to a
@@ -85,7 +89,12 @@ class BoxCoder:
         """Return the deltas `(n, num_deltas)` from boxes `(n, …)` to targets `(n, …)`."""
         return self.differences(boxes, targets) / boxes.new_tensor(self.stds)
 
-    def decode(self, boxes: torch.Tensor, deltas: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self,
+        boxes: torch.Tensor,
+        deltas: torch.Tensor,
+        sizes: torch.Tensor,
+    ) -> torch.Tensor:
         """Apply deltas to boxes, and clip the result to images of `sizes` `(…, 2)`. All arguments broadcast.
 
         A side changes at most by a factor of 62.5.
@@ -207,7 +216,12 @@ def centers_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (low + high) / 2, high - low
 
 
-def nms_by_label(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, labels: torch.Tensor) -> torch.Tensor:
+def nms_by_label(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    iou_threshold: float,
+    labels: torch.Tensor,
+) -> torch.Tensor:
     """Return the indices of the upright boxes after non-maximum suppression within each label, by descending score."""
     return suppress_by_label(torchvision.ops.nms, boxes, scores, iou_threshold, labels)
 
@@ -245,7 +259,11 @@ def match(
     return torch.where(last_taker >= 0, last_taker, objects)
 
 
-def sample(matched: torch.Tensor, number: int, positive_share: float) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(
+    matched: torch.Tensor,
+    number: int,
+    positive_share: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample at most `number` boxes for training with torch's random state.
 
     Returns:

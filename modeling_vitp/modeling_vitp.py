@@ -284,7 +284,12 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             kwargs["output_hidden_states"] = True
         inputs = tower.inputs(self.vision_tower, pixel_values.to(dtype=self.dtype))
         # The first argument by position, as older PEFT's wrapper of fully trained modules takes it.
-        vision_outputs = self.vision_tower(inputs.pop("pixel_values"), **inputs, return_dict=True, **kwargs)
+        vision_outputs = self.vision_tower(
+            inputs.pop("pixel_values"),
+            **inputs,
+            return_dict=True,
+            **kwargs,
+        )
         if vision_feature_layer == -1:
             features = vision_outputs.last_hidden_state
         else:
@@ -392,7 +397,11 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             outputs[CACHE].positions_have_gaps = True
         return outputs
 
-    def _check_no_image_tokens(self, input_ids: torch.LongTensor, cache: Cache | None) -> None:
+    def _check_no_image_tokens(
+        self,
+        input_ids: torch.LongTensor,
+        cache: Cache | None,
+    ) -> None:
         """Raise a `ValueError` if a new sequence has image tokens, but no images were passed."""
         if torch.compiler.is_compiling() or (cache is not None and cache.get_seq_length() > 0):
             return  # generated tokens may be of any kind
@@ -530,7 +539,11 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.LongTensor:
+    def _prepare_position_ids_for_generation(
+        self,
+        inputs_tensor: torch.Tensor,
+        model_kwargs: dict,
+    ) -> torch.LongTensor:
         check_continuation(cache_in(model_kwargs))
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 

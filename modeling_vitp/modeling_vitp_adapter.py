@@ -171,7 +171,11 @@ class ConvolutionalFeedForward(nn.Module):
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.fc2 = nn.Linear(width, config.hidden_size)
 
-    def forward(self, tokens: torch.Tensor, shapes: list[tuple[int, int]]) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        shapes: list[tuple[int, int]],
+    ) -> torch.Tensor:
         hidden = self.fc1(tokens)
         maps = [self.depthwise(features) for features in to_maps(hidden, shapes)]
         return self.fc2(F.gelu(to_tokens(maps)))
@@ -300,7 +304,11 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
                 if isinstance(submodule, nn.Conv2d):
                     init.kaiming_normal_(submodule.weight, mode="fan_out", nonlinearity="relu")
 
-    def maps(self, pixel_values: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
+    def maps(
+        self,
+        pixel_values: torch.Tensor,
+        indices: list[int],
+    ) -> list[torch.Tensor]:
         finest_map, *prior_maps = self.spatial_prior(pixel_values)
         shapes = [tuple(features.shape[-2:]) for features in prior_maps]
         embedded_maps = []

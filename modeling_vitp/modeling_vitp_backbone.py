@@ -96,14 +96,25 @@ class ViTPExportedBackbone(ViTPBackbone):
     config_class = ViTPVisionConfig  # class of the folder's config, checked by the Auto classes
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config: ViTPVisionConfig, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        config: ViTPVisionConfig,
+        **kwargs,
+    ):
         stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
         fields = config.to_dict()
         fields["model_type"] = ViTPBackboneConfig.model_type
         fields.pop("auto_map", None)
         attention = config._attn_implementation  # not part of the fields
         config = ViTPBackboneConfig.from_dict(fields, attn_implementation=attention, **stages)
-        return ViTPBackbone.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        return ViTPBackbone.from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            config=config,
+            **kwargs,
+        )
 
 
 class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
@@ -178,7 +189,11 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
             feature_maps.append(features[:, :, :rows, :columns])
         return BackboneOutput(feature_maps=tuple(feature_maps))
 
-    def maps(self, pixel_values: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
+    def maps(
+        self,
+        pixel_values: torch.Tensor,
+        indices: list[int],
+    ) -> list[torch.Tensor]:
         """Return the maps of these `indices` among the four. The last layers of the other maps are skipped.
 
         Height and width of the images are multiples of 32.
@@ -224,7 +239,12 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         return cls.on_other_family(vit, band_names, settings)
 
     @classmethod
-    def on_internvit(cls, vit: InternVLVisionModel, band_names: list[str] | None, settings: dict[str, Any]):
+    def on_internvit(
+        cls,
+        vit: InternVLVisionModel,
+        band_names: list[str] | None,
+        settings: dict[str, Any],
+    ):
         """Create the model with the weights of an InternViT, as modules of this model itself."""
         if band_names is not None:
             spread_bands(vit, band_names)
@@ -239,7 +259,12 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
         return model
 
     @classmethod
-    def on_other_family(cls, vit: PreTrainedModel, band_names: list[str] | None, settings: dict[str, Any]):
+    def on_other_family(
+        cls,
+        vit: PreTrainedModel,
+        band_names: list[str] | None,
+        settings: dict[str, Any],
+    ):
         """Create the model with the weights of a ViT that is not an InternViT, as its `vit`."""
         settings = {"drop_path_rate": tower_of(vit.config).drop_path_rate(vit.config), **settings}
         vit_config = other_family_config(vit, band_names, {})
@@ -283,7 +308,11 @@ def other_family_config(
     return config
 
 
-def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | None = None, **kwargs) -> PreTrainedModel:
+def open_vit(
+    backbone: str | Path | PreTrainedModel,
+    drop_path_rate: float | None = None,
+    **kwargs,
+) -> PreTrainedModel:
     """Load a ViT in float32: an exported backbone, a [`ViTPVisionModel`] or a model of another family.
 
     Args:
@@ -314,7 +343,12 @@ def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | Non
     else:
         model_class = AutoModel._model_mapping[type(config)]
     with naming(backbone, model_class):
-        vit, report = model_class.from_pretrained(backbone, config=config, output_loading_info=True, **kwargs)
+        vit, report = model_class.from_pretrained(
+            backbone,
+            config=config,
+            output_loading_info=True,
+            **kwargs,
+        )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(tower.unused))
     if missing or report["mismatched_keys"]:
         raise ValueError(f"The weights of {backbone} do not fit its configuration: {missing or report}.")

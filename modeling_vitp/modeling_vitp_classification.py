@@ -146,7 +146,12 @@ class ViTPForImageClassification(TaskModel, PreTrainedModel):
             is_known = labels != -100
             targets = labels.where(is_known, 0).to(logits.dtype)
             weights = is_known.to(logits.dtype)
-            total = nn.functional.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
+            total = nn.functional.binary_cross_entropy_with_logits(
+                logits,
+                targets,
+                weights,
+                reduction="sum",
+            )
             return total / is_known.sum().clamp(min=1)
         try:
             return self.loss_function(labels, logits, self.config)

@@ -54,7 +54,12 @@ def find_head(name: str, settings: dict | None = None) -> type[nn.Module]:
         )
     head = HEADS[name]
     _, _, *setting_names = inspect.signature(head).parameters  # after `config` and `in_channels`
-    check_keys("decode_head_kwargs", settings, setting_names, head.__name__)
+    check_keys(
+        "decode_head_kwargs",
+        settings,
+        setting_names,
+        head.__name__,
+    )
     return head
 
 
@@ -112,7 +117,12 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
             `attentions` of the ViT, see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
         """
         outputs = self.run_backbone(pad_to_multiple(pixel_values, 32, 32), **kwargs)
-        return self.decode(outputs, outputs.feature_maps, pixel_values.shape[-2:], labels)
+        return self.decode(
+            outputs,
+            outputs.feature_maps,
+            pixel_values.shape[-2:],
+            labels,
+        )
 
     def decode(
         self,
@@ -136,14 +146,24 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
             attentions=outputs.attentions,
         )
 
-    def segmentation_loss(self, logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+    def segmentation_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.LongTensor,
+    ) -> torch.Tensor:
         weights = self.config.class_weights
         if weights is not None:
             weights = torch.tensor(weights, device=logits.device)
         ignored = self.config.loss_ignore_index
         num_labeled = (labels != ignored).sum().clamp(min=1)
         try:
-            losses = F.cross_entropy(logits.float(), labels, weights, ignore_index=ignored, reduction="none")
+            losses = F.cross_entropy(
+                logits.float(),
+                labels,
+                weights,
+                ignore_index=ignored,
+                reduction="none",
+            )
         except IndexError as error:
             raise ValueError(
                 f"Expected labels from 0 to {self.config.num_labels - 1}, or loss_ignore_index={ignored}, got "
@@ -186,7 +206,12 @@ class ViTPForChangeDetection(ViTPForSemanticSegmentation):
         outputs.hidden_states = paired(outputs.hidden_states)
         outputs.attentions = paired(outputs.attentions)
         joined_maps = tuple(torch.cat(features.chunk(2), dim=1) for features in outputs.feature_maps)
-        return self.decode(outputs, joined_maps, pixel_values_before.shape[-2:], labels)
+        return self.decode(
+            outputs,
+            joined_maps,
+            pixel_values_before.shape[-2:],
+            labels,
+        )
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -202,7 +227,12 @@ def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     height, width = size
     padded_height = height + -height % 32
     padded_width = width + -width % 32
-    enlarged = F.interpolate(maps, size=(padded_height, padded_width), mode="bilinear", align_corners=False)
+    enlarged = F.interpolate(
+        maps,
+        size=(padded_height, padded_width),
+        mode="bilinear",
+        align_corners=False,
+    )
     return enlarged[..., :height, :width]
 
 

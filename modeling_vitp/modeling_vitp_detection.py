@@ -327,7 +327,12 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def compute_losses(self, view: View, labels: list[dict[str, torch.Tensor]], sizes: torch.Tensor) -> dict[str, Any]:
+    def compute_losses(
+        self,
+        view: View,
+        labels: list[dict[str, torch.Tensor]],
+        sizes: torch.Tensor,
+    ) -> dict[str, Any]:
         """Return the fields `loss` and `loss_dict` of the output."""
         if len(labels) != len(sizes):
             raise ValueError(f"Expected labels of {len(sizes)} images, got those of {len(labels)}.")
@@ -336,7 +341,12 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         losses.update(self.head_losses(view, objects, sizes))
         return {"loss": sum(losses.values()), "loss_dict": losses}
 
-    def all_views(self, view: View, pixel_values: torch.Tensor, sizes: torch.Tensor) -> list[View]:
+    def all_views(
+        self,
+        view: View,
+        pixel_values: torch.Tensor,
+        sizes: torch.Tensor,
+    ) -> list[View]:
         """Return the views that detections are averaged over: the given one and, with `flip_test`, the mirrored one."""
         if not self.config.flip_test:
             return [view]
@@ -347,20 +357,33 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
     def view(self, feature_maps: tuple[torch.Tensor, ...]) -> View:
         maps = self.neck(feature_maps)
         shapes = [tuple(features.shape[-2:]) for features in maps]
-        anchors = make_anchors(shapes, self.config.anchor_scale, self.config.anchor_ratios, maps[0].device)
+        anchors = make_anchors(
+            shapes,
+            self.config.anchor_scale,
+            self.config.anchor_ratios,
+            maps[0].device,
+        )
         logits, deltas = self.rpn(maps)
         pooled_maps = [features.float() for features in maps[:4]]
         return View(pooled_maps, anchors, logits, deltas)
 
     # Box operations, which ViTPForOrientedObjectDetection overrides.
 
-    def read_boxes(self, label: dict[str, torch.Tensor], size: torch.Tensor) -> torch.Tensor:
+    def read_boxes(
+        self,
+        label: dict[str, torch.Tensor],
+        size: torch.Tensor,
+    ) -> torch.Tensor:
         """Return the boxes of an image's objects, `(n, 4)` in pixels."""
         relative_boxes = self.read_field(label, "boxes", (4,))
         width_and_height = size.flip(-1)
         return center_to_corners_format(relative_boxes * width_and_height.repeat(2))
 
-    def write_boxes(self, boxes: torch.Tensor, size: torch.Tensor) -> dict[str, torch.Tensor]:
+    def write_boxes(
+        self,
+        boxes: torch.Tensor,
+        size: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         """Convert boxes in pixels to the fields of the output."""
         width_and_height = size.flip(-1)
         boxes = torch.cat(centers_and_sides(boxes), -1)
@@ -375,7 +398,12 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
     def overlaps(self, boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
         return torchvision.ops.box_iou(boxes1, boxes2)
 
-    def suppress(self, boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def suppress(
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
         return nms_by_label(boxes, scores, self.config.nms_threshold, labels)
 
     def align(
@@ -387,17 +415,33 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         scale: float,
     ) -> torch.Tensor:
         rois = torch.cat([images[:, None].to(boxes.dtype), boxes], -1)
-        return torchvision.ops.roi_align(features, rois, cells, scale, sampling_ratio=0, aligned=True)
+        return torchvision.ops.roi_align(
+            features,
+            rois,
+            cells,
+            scale,
+            sampling_ratio=0,
+            aligned=True,
+        )
 
     # Objects and samples
 
-    def read_field(self, label: dict[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def read_field(
+        self,
+        label: dict[str, torch.Tensor],
+        name: str,
+        shape: tuple[int, ...],
+    ) -> torch.Tensor:
         if name not in label or tuple(label[name].shape[1:]) != shape:
             shapes = {field: tuple(tensor.shape) for field, tensor in label.items()}
             raise ValueError(f"Expected {name!r} of shape {('n', *shape)} in the labels of an image, got {shapes}.")
         return label[name].to(self.device).float()
 
-    def read_objects(self, label: dict[str, torch.Tensor], size: torch.Tensor) -> Objects:
+    def read_objects(
+        self,
+        label: dict[str, torch.Tensor],
+        size: torch.Tensor,
+    ) -> Objects:
         labels = self.read_field(label, "class_labels", ()).long()
         boxes = self.read_boxes(label, size)
         if len(labels) != len(boxes):
@@ -418,12 +462,23 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         """Return the proposals `(proposals, 4 or 5)` of each image and their scores, without gradient."""
         proposals = []
         for logits, deltas, size in zip(view.logits.detach(), view.deltas.detach(), sizes):
-            boxes, scores, levels = self.best_anchors(view.anchors, logits, deltas, size, candidates)
+            boxes, scores, levels = self.best_anchors(
+                view.anchors,
+                logits,
+                deltas,
+                size,
+                candidates,
+            )
             has_extent = (self.sides(boxes) > 0).all(-1)
             indices = has_extent.nonzero()[:, 0]
             boxes = boxes[indices]
             scores = scores[indices]
-            best = nms_by_label(self.upright(boxes), scores, self.config.rpn_nms_threshold, levels[indices])
+            best = nms_by_label(
+                self.upright(boxes),
+                scores,
+                self.config.rpn_nms_threshold,
+                levels[indices],
+            )
             best = best[:number]
             proposals.append((boxes[best], scores[best]))
         return proposals
@@ -464,14 +519,26 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         order = []
         for level, (features, stride) in enumerate(zip(maps, STRIDES)):
             indices = (levels == level).nonzero()[:, 0]
-            pooled.append(self.align(features, boxes[indices], images[indices], cells, 1 / stride))
+            pooled_from_map = self.align(
+                features,
+                boxes[indices],
+                images[indices],
+                cells,
+                scale=1 / stride,
+            )
+            pooled.append(pooled_from_map)
             order.append(indices)
         in_order_of_boxes = torch.cat(order).argsort()
         return torch.cat(pooled)[in_order_of_boxes].to(self.dtype)
 
     # Losses, with the choice of the anchors and proposals that they are computed on
 
-    def rpn_losses(self, view: View, objects: list[Objects], sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+    def rpn_losses(
+        self,
+        view: View,
+        objects: list[Objects],
+        sizes: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         config = self.config
         all_anchors = torch.cat(view.anchors)
         class_loss = 0.0
@@ -481,7 +548,12 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
             trained = trained_anchors(all_anchors, size, config.rpn_use_outside_anchors)
             anchors = all_anchors[trained]
             overlaps = torchvision.ops.box_iou(self.upright(target.boxes), anchors)
-            matched = match(overlaps, config.rpn_positive_iou, config.rpn_negative_iou, config.rpn_negative_iou)
+            matched = match(
+                overlaps,
+                config.rpn_positive_iou,
+                config.rpn_negative_iou,
+                config.rpn_negative_iou,
+            )
             positives, negatives = sample(matched, config.rpn_samples, config.rpn_positive_share)
 
             sampled = torch.cat([positives, negatives])
@@ -493,15 +565,30 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
             count += max(len(positives), 1) + max(len(negatives), 1)
         return {"loss_rpn_class": class_loss / count, "loss_rpn_box": box_loss / count}
 
-    def box_loss(self, deltas: torch.Tensor, goals: torch.Tensor, beta: float) -> torch.Tensor:
+    def box_loss(
+        self,
+        deltas: torch.Tensor,
+        goals: torch.Tensor,
+        beta: float,
+    ) -> torch.Tensor:
         if self.config.box_loss == "l1":
             return F.l1_loss(deltas, goals, reduction="sum")
         return F.smooth_l1_loss(deltas, goals, reduction="sum", beta=beta)
 
-    def head_losses(self, view: View, objects: list[Objects], sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+    def head_losses(
+        self,
+        view: View,
+        objects: list[Objects],
+        sizes: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         config = self.config
         losses = {}
-        proposals = self.propose(view, sizes, config.rpn_candidates_train, config.rpn_proposals_train)
+        proposals = self.propose(
+            view,
+            sizes,
+            config.rpn_candidates_train,
+            config.rpn_proposals_train,
+        )
         boxes_of_image = [boxes for boxes, _ in proposals]
         for stage, weight in enumerate(config.stage_loss_weights):
             samples = [self.sample(stage, boxes, target) for boxes, target in zip(boxes_of_image, objects)]
@@ -541,15 +628,30 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
             goals.append(self.box_coders[stage].encode(sampled.boxes[is_positive], target.boxes[matched_objects]))
         return torch.cat(labels), torch.cat(goals)
 
-    def further_losses(self, view: View, samples: list[Samples], objects: list[Objects]) -> dict[str, torch.Tensor]:
+    def further_losses(
+        self,
+        view: View,
+        samples: list[Samples],
+        objects: list[Objects],
+    ) -> dict[str, torch.Tensor]:
         """Return the losses of a subclass's further heads, on the samples of the last stage."""
         return {}
 
-    def sample(self, stage: int, boxes: torch.Tensor, target: Objects) -> Samples:
+    def sample(
+        self,
+        stage: int,
+        boxes: torch.Tensor,
+        target: Objects,
+    ) -> Samples:
         """Sample proposals for the loss of a stage; the ground-truth boxes are among them."""
         threshold = self.config.stage_iou_thresholds[stage]
         low_quality = threshold if self.config.roi_match_low_quality else None
-        matched = match(self.overlaps(target.boxes, boxes), threshold, threshold, low_quality)
+        matched = match(
+            self.overlaps(target.boxes, boxes),
+            threshold,
+            threshold,
+            low_quality,
+        )
         num_objects = len(target.boxes)
         object_indices = torch.arange(num_objects, device=boxes.device)
         matched = torch.cat([object_indices, matched])
@@ -581,7 +683,13 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         for name in fields_of_image[0]:
             detections[name] = pad_sequence([fields[name] for fields in fields_of_image], True)
         all_boxes, images = flatten(boxes)
-        further = self.further_detections(views, all_boxes, images, torch.cat(labels), sizes)
+        further = self.further_detections(
+            views,
+            all_boxes,
+            images,
+            torch.cat(labels),
+            sizes,
+        )
         counts = [len(image_boxes) for image_boxes in boxes]
         for name, predictions in further.items():
             detections[name] = pad_sequence(predictions.split(counts), True)
@@ -598,7 +706,11 @@ class ViTPForObjectDetection(OnMultiScaleBackbone, PreTrainedModel):
         """Return the predictions of a subclass's further heads for all detections of the batch."""
         return {}
 
-    def propose_by_all(self, views: list[View], sizes: torch.Tensor) -> list[torch.Tensor]:
+    def propose_by_all(
+        self,
+        views: list[View],
+        sizes: torch.Tensor,
+    ) -> list[torch.Tensor]:
         """Return the proposals of each image; with two views the best of both."""
         config = self.config
         number = config.rpn_proposals_eval
@@ -672,11 +784,19 @@ class ViTPForOrientedObjectDetection(ViTPForObjectDetection):
     box_coder_class = RotatedBoxCoder
     rpn_coder = MidpointCoder()
 
-    def read_boxes(self, label: dict[str, torch.Tensor], size: torch.Tensor) -> torch.Tensor:
+    def read_boxes(
+        self,
+        label: dict[str, torch.Tensor],
+        size: torch.Tensor,
+    ) -> torch.Tensor:
         relative_corners = self.read_field(label, "corners", (4, 2))
         return smallest_rectangles(relative_corners * size.flip(-1))
 
-    def write_boxes(self, boxes: torch.Tensor, size: torch.Tensor) -> dict[str, torch.Tensor]:
+    def write_boxes(
+        self,
+        boxes: torch.Tensor,
+        size: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         points = corners(boxes)
         fields = super().write_boxes(enclosing_boxes(points), size)
         fields["pred_corners"] = points / size.flip(-1)
@@ -691,7 +811,12 @@ class ViTPForOrientedObjectDetection(ViTPForObjectDetection):
     def overlaps(self, boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
         return rotated_iou(boxes1, boxes2)
 
-    def suppress(self, boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def suppress(
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
         return rotated_nms(boxes, scores, self.config.nms_threshold, labels)
 
     def align(
@@ -714,7 +839,11 @@ class ViTPForInstanceSegmentation(ViTPForObjectDetection):
     def build_further_heads(self, config: ViTPInstanceSegmentationConfig) -> None:
         self.mask_head = MaskHead(config)
 
-    def read_objects(self, label: dict[str, torch.Tensor], size: torch.Tensor) -> Objects:
+    def read_objects(
+        self,
+        label: dict[str, torch.Tensor],
+        size: torch.Tensor,
+    ) -> Objects:
         objects = super().read_objects(label, size)
         masks = label.get("masks")
         if masks is None or masks.ndim != 3 or len(masks) != len(objects.boxes):
@@ -723,7 +852,12 @@ class ViTPForInstanceSegmentation(ViTPForObjectDetection):
         objects.masks = masks.to(self.device).float()
         return objects
 
-    def further_losses(self, view: View, samples: list[Samples], objects: list[Objects]) -> dict[str, torch.Tensor]:
+    def further_losses(
+        self,
+        view: View,
+        samples: list[Samples],
+        objects: list[Objects],
+    ) -> dict[str, torch.Tensor]:
         """Return the mask loss; the targets are the objects' masks, pooled to 28 x 28 and thresholded at a half."""
         boxes_of_image = []
         objects_of_image = []
@@ -740,7 +874,12 @@ class ViTPForInstanceSegmentation(ViTPForObjectDetection):
             labels.append(target.labels[image_objects])
             # Each mask of an object is an image of its own.
             rois = torch.cat([image_objects[:, None].to(boxes.dtype), image_boxes], -1)
-            masks = torchvision.ops.roi_align(target.masks[:, None], rois, logits.shape[-1], aligned=True)
+            masks = torchvision.ops.roi_align(
+                target.masks[:, None],
+                rois,
+                logits.shape[-1],
+                aligned=True,
+            )
             goals.append((masks[:, 0] >= 0.5).float())
         labels = torch.cat(labels)
         goals = torch.cat(goals)

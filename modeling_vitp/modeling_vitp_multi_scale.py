@@ -18,7 +18,12 @@ from .modeling_vitp_backbone import ViTPMultiScaleBackbone, resize_backbone
 class PyramidLevel(nn.Sequential):
     """Level of the pyramid: a change of stride, then a 1×1 and a 3×3 convolution with LayerNorm."""
 
-    def __init__(self, config: ViTPFeaturePyramidConfig, rescale: list[nn.Module], in_channels: int):
+    def __init__(
+        self,
+        config: ViTPFeaturePyramidConfig,
+        rescale: list[nn.Module],
+        in_channels: int,
+    ):
         channels = config.pyramid_channels
         super().__init__(
             *rescale,
@@ -67,7 +72,11 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone):
     def layers_of_map(self, index: int) -> list[nn.Module]:
         return [self.pyramid[index]]
 
-    def maps(self, pixel_values: torch.Tensor, indices: list[int]) -> list[torch.Tensor]:
+    def maps(
+        self,
+        pixel_values: torch.Tensor,
+        indices: list[int],
+    ) -> list[torch.Tensor]:
         height, width = pixel_values.shape[-2:]
         tower, vit = self.tower
         # Layer by layer, because the hidden states of a whole model within this one are not recorded.

@@ -243,7 +243,12 @@ class ViTPProcessor(ProcessorMixin):
         data = dict(self.tokenizer(texts, return_attention_mask=True, **text_kwargs))
         positions = []
         for row, kept_of_image in enumerate(kept_of_sample):
-            row_positions = self._positions(data["input_ids"][row], data["attention_mask"][row], kept_of_image, row)
+            row_positions = self._positions(
+                data["input_ids"][row],
+                data["attention_mask"][row],
+                kept_of_image,
+                row,
+            )
             positions.append(row_positions.tolist())
 
         if not wants_mask:
@@ -260,7 +265,12 @@ class ViTPProcessor(ProcessorMixin):
         settings.pop("padding_side", None)
         return self._merge_kwargs(ViTPProcessorKwargs, tokenizer_init_kwargs=settings, **kwargs)
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(
+        self,
+        image_inputs: dict,
+        image_idx: int,
+        **kwargs,
+    ) -> str:
         """Return the text of a tiled image without VRL, for serving engines."""
         return self._tokens_of_image(image_inputs["num_patches"][image_idx] * self.image_seq_length)
 
@@ -268,7 +278,11 @@ class ViTPProcessor(ProcessorMixin):
     def _tokens_of_image(number: int) -> str:
         return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
 
-    def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
+    def _images_by_sample(
+        self,
+        images: ImageInput | None,
+        text: list[str],
+    ) -> list[list]:
         """Assign images to texts by the number of image tokens in each text."""
         # Image tokens are replaced by themselves, to count them as transformers does.
         marks = [self.image_token] * sum(sample.count(self.image_token) for sample in text)
@@ -312,7 +326,11 @@ class ViTPProcessor(ProcessorMixin):
                     "its text."
                 )
 
-    def _tile(self, images: list, images_kwargs: Mapping[str, Any]) -> tuple[list[torch.Tensor], list[int]]:
+    def _tile(
+        self,
+        images: list,
+        images_kwargs: Mapping[str, Any],
+    ) -> tuple[list[torch.Tensor], list[int]]:
         """Return the tiles of the images of one sample, within its tile budget, and their number for each image."""
         if not images:
             return [], []
@@ -339,7 +357,11 @@ class ViTPProcessor(ProcessorMixin):
             indices = torch.arange(sum(num_tokens), device="cpu")
         return indices, split_by_image(indices.numpy(), num_tokens)
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+    def _get_num_multimodal_tokens(
+        self,
+        image_sizes: list[list[int]] | None = None,
+        **kwargs,
+    ) -> MultiModalData:
         """Return the numbers of tiles and tokens of each image of one sample without VRL, for serving engines.
 
         Args:
@@ -462,7 +484,12 @@ class ViTPProcessor(ProcessorMixin):
             templates = {"default": templates}
         return templates.get(name or "default", name)
 
-    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+    def apply_chat_template(
+        self,
+        conversation,
+        chat_template: str | None = None,
+        **kwargs,
+    ):
         """Render chat messages and, with `tokenize=True`, encode them.
 
         See [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`, in which

@@ -152,7 +152,11 @@ def intersections(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
     return areas.sum(-1).clamp(min=0)
 
 
-def crossings(start: torch.Tensor, run: torch.Tensor, half_side: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def crossings(
+    start: torch.Tensor,
+    run: torch.Tensor,
+    half_side: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return where along edges, in [0, 1], a coordinate enters and leaves the range ±`half_side`, `(n, 4)` each."""
     divisor = torch.where(run == 0, torch.ones_like(run), run)
     at_low = (-half_side - start) / divisor

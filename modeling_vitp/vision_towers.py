@@ -130,18 +130,31 @@ class VisionTower:
             raise ValueError(f"drop_path_rate={rate}: {config.model_type!r} has no stochastic depth. Set it to null.")
         config.drop_path_rate = rate
 
-    def resample_kernel(self, kernel: torch.Tensor, config: PreTrainedConfig, side: int) -> torch.Tensor:
+    def resample_kernel(
+        self,
+        kernel: torch.Tensor,
+        config: PreTrainedConfig,
+        side: int,
+    ) -> torch.Tensor:
         """Interpolate the kernel of the patch embedding to patches of `side` pixels."""
         return resample(kernel, side)
 
-    def inputs(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Any]:
+    def inputs(
+        self,
+        model: PreTrainedModel,
+        pixel_values: torch.Tensor,
+    ) -> dict[str, Any]:
         """Return the arguments of the model's `forward` for images `(batch_size, num_channels, height, width)`."""
         inputs = {"pixel_values": pixel_values}
         if self.interpolates:
             inputs["interpolate_pos_encoding"] = True
         return inputs
 
-    def embed(self, model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+    def embed(
+        self,
+        model: nn.Module,
+        pixel_values: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return the input of the first layer, `(batch_size, prefix + patches, hidden_size)`, and layer arguments."""
         if self.interpolates:
             embedded = model.embeddings(pixel_values, interpolate_pos_encoding=True)
@@ -149,7 +162,11 @@ class VisionTower:
             embedded = model.embeddings(pixel_values)
         return embedded, self.layer_inputs
 
-    def select_patches(self, layer_inputs: dict[str, Any], patches: torch.Tensor) -> dict[str, Any]:
+    def select_patches(
+        self,
+        layer_inputs: dict[str, Any],
+        patches: torch.Tensor,
+    ) -> dict[str, Any]:
         """Return the layer arguments of [`embed`] for some of the patches.
 
         Args:
@@ -164,7 +181,12 @@ class VisionTower:
             raise ValueError(f"{type(self).__name__} cannot leave out patches: its layers take {', '.join(names)}.")
         return layer_inputs
 
-    def encode(self, model: nn.Module, tokens: torch.Tensor, layer_inputs: dict[str, Any]) -> torch.Tensor:
+    def encode(
+        self,
+        model: nn.Module,
+        tokens: torch.Tensor,
+        layer_inputs: dict[str, Any],
+    ) -> torch.Tensor:
         """Return the output of the layers and the last norm for tokens `(batch_size, number, hidden_size)`."""
         for layer in model.get_submodule(self.layers):
             tokens = layer(tokens, **layer_inputs)
@@ -173,7 +195,11 @@ class VisionTower:
         norm = model.get_submodule(self.norm)
         return norm(tokens)
 
-    def patch_tokens(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    def patch_tokens(
+        self,
+        model: PreTrainedModel,
+        pixel_values: torch.Tensor,
+    ) -> torch.Tensor:
         """Return the model's output for the patches, `(batch_size, patches, hidden_size)`."""
         outputs = model(**self.inputs(model, pixel_values))
         first_patch = self.num_prefix_tokens(model.config)
@@ -309,7 +335,11 @@ class Siglip2Tower(SiglipTower):
         resampled = resample(maps, side).permute(0, 2, 3, 1)
         return resampled.flatten(1)
 
-    def patches(self, model: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    def patches(
+        self,
+        model: nn.Module,
+        pixel_values: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         """Return the patches `(batch_size, patches, patch_size² * num_channels)` and the grid of each image."""
         patch_size = model.config.patch_size
         height, width = pixel_values.shape[-2:]
@@ -455,7 +485,12 @@ def resample(maps: torch.Tensor, side: int) -> torch.Tensor:
     size = (side, side)
     if maps.shape[-2:] == size:
         return maps
-    resampled = nn.functional.interpolate(maps.float(), size=size, mode="bicubic", align_corners=False)
+    resampled = nn.functional.interpolate(
+        maps.float(),
+        size=size,
+        mode="bicubic",
+        align_corners=False,
+    )
     return resampled.to(maps.dtype)
 
 
