@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import math
 import os
 import re
 import socket
@@ -28,9 +27,7 @@ PATH_ARGUMENTS = {"model_name_or_path", "vision_model", "language_model", "datas
 PATH_ARGUMENTS |= {"model", "models", "checkpoint", "source", "teacher", "student", "start"}
 # Arguments that name a local file or folder.
 LOCAL_ARGUMENTS = {"images", "root", "data_root", "probe_root", "split_list", "names"}
-ORDER = {"checkpoint": "output_dir", "source": "target", "model": "images"}  # a model, and the argument that follows
 FILE_SUFFIXES = (".safetensors", ".yaml", ".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tar")
-MOST_VALUES = 1_000_000  # of a YAML file
 SECONDS = 5  # timeout of the connection to the Hub
 
 
@@ -39,12 +36,11 @@ def check_paths(arguments: Sequence[object]) -> None:
 
     Raises:
         WrongPath: if a value looks like a folder that does not exist (the message names the nearest one), is the
-            folder of an unfinished run, is a file instead of a model, or is in the place of another argument.
+            folder of an unfinished run, or is a file instead of a model.
         ConnectionError: if a value is a Hub id that the command opens, and the Hub does not answer.
     """
     ids, is_dry_run = [], any(getattr(item, "dry_run", False) for item in arguments)
     for item in arguments:
-        check_order(item)
         if getattr(item, "output_dir", None):
             check_not_file("output_dir", item.output_dir)
         for name in sorted((PATH_ARGUMENTS | LOCAL_ARGUMENTS) & vars(item).keys()):
@@ -79,26 +75,6 @@ def check_paths(arguments: Sequence[object]) -> None:
         check_hub(ids[0][1])
 
 
-def check_order(item: object) -> None:
-    """Raise [`WrongPath`] if a model is given in the place of the argument that follows it."""
-    for name, other in ORDER.items():
-        first, second = getattr(item, name, None), getattr(item, other, None)
-        second = second[-1] if isinstance(second, list) else second
-        if not isinstance(first, str) or not isinstance(second, (str, Path)) or not Path(first).parent.is_dir():
-            continue  # the first may be a Hub id
-        if holds_model(second) and not holds_model(first):
-            raise WrongPath(
-                f"{other}={str(second)!r} is a model, and {name}={first!r} is not. Expected the order {name.upper()} "
-                f"{other.upper()}."
-            )
-
-
-def holds_model(path: str | Path) -> bool:
-    """Return whether a path is a weights file, or a folder with weights or a configuration."""
-    files = (next(Path(path).glob(pattern), None) for pattern in ("config.json", "*.safetensors"))
-    return Path(path).suffix == ".safetensors" or any(files)
-
-
 def check_folder(name: str, path: Path) -> None:
     """Raise [`WrongPath`] if a model is a file; only `source` may be a file, with weights."""
     if path.is_file() and not (name == "source" and path.suffix == ".safetensors"):
@@ -107,11 +83,10 @@ def check_folder(name: str, path: Path) -> None:
 
 
 def check_not_file(name: str, folder: str | Path) -> None:
-    """Raise [`WrongPath`] if an output folder or one of its parents is a file, or a link to nothing."""
+    """Raise [`WrongPath`] if an output folder or one of its parents is a file."""
     for path in (Path(folder), *Path(folder).parents):
-        if path.is_file() or path.is_symlink() and not path.exists():
-            kind = "a file" if path.is_file() else f"a link to {path.readlink()}, which does not exist"
-            raise WrongPath(f"{name}={str(folder)!r}: {path} is {kind}. Set a folder.")
+        if path.is_file():
+            raise WrongPath(f"{name}={str(folder)!r}: {path} is a file. Set a folder.")
 
 
 def check_finished(name: str, folder: Path) -> None:
@@ -257,33 +232,14 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises:
         YAMLError: if the file is not YAML, or a mapping has a duplicate key; the message names the line.
-        ValueError: if the file is not text in UTF-8, or its aliases make it too large.
+        ValueError: if the file is not text in UTF-8.
         OSError: if the file cannot be read.
     """
     with open(path, encoding="utf-8") as file:  # YAML errors name the file by this handle
         try:
-            fields = yaml.load(file, UniqueKeyLoader)
+            return yaml.load(file, UniqueKeyLoader)
         except UnicodeDecodeError as error:
             raise ValueError(f"Expected {path} to be a YAML file, encoded in UTF-8. Found: {error}.") from error
-    if count_values(fields, {}) > MOST_VALUES:
-        raise ValueError(f"Expected at most {MOST_VALUES} values in {path}, counted with its aliases.")
-    return fields
-
-
-def count_values(value: Any, counts: dict[int, float]) -> float:
-    """Return the number of values in nested lists and mappings, each time that an alias repeats them.
-
-    Args:
-        value: value to count; a list that contains itself has infinitely many.
-        counts: numbers of the lists and mappings that were counted before, by their identity.
-    """
-    if not isinstance(value, (list, dict)):
-        return 1
-    if id(value) not in counts:
-        counts[id(value)] = math.inf
-        parts = value.values() if isinstance(value, dict) else value
-        counts[id(value)] = 1 + sum(count_values(part, counts) for part in parts)
-    return counts[id(value)]
 
 
 class Shard(NamedTuple):
