@@ -33,6 +33,15 @@ READ_TRACEBACK = "read the traceback; --debug prints it."  # remedy of unexpecte
 # Errors of a pipe or of a process of this machine, such as a worker of a DataLoader. Those of the Hub's clients have
 # classes of their own.
 PIPE_ERRORS = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
+CONNECTION_ERRORS = {
+    "ConnectError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "TransportError",
+    "ConnectionError",
+    "ProxyError",
+    "LocalEntryNotFoundError",
+}
 LOG_DAYS = 7  # a log is kept
 FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -195,42 +204,14 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
     """Explain errors of the Hub's clients as [`explain_error`] does, by class names that several packages share."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    found = re.search(r"(?:/api/(?:models|datasets|spaces)|//[^/]+(?:/datasets)?)/([\w.-]+/[\w.-]+)", str(error))
-    repo = found[1] if found else "the repo"
-    if found := re.search(r"Couldn't reach '(.+)' on the Hub \(OfflineModeIsEnabled\)", str(error)):
-        what = f"{found[1]!r} is not a local file or folder, and HF_HUB_OFFLINE is set, so the Hub is not searched."
-        return what, "pass a folder, or unset HF_HUB_OFFLINE.", MISTAKE
-    if "OfflineModeIsEnabled" in names or ("LocalEntryNotFoundError" in names and is_offline()):
-        return "HF_HUB_OFFLINE is set, and a required file is not on this machine.", "unset it, or pass a folder.", 1
-    if "GatedRepoError" in names:
-        return f"{repo} is gated.", "request access on its page, and log in with `hf auth login`.", MISTAKE
-    if "RevisionNotFoundError" in names:
-        return f"revision of {repo} not found.", "check the branches and tags on its page.", MISTAKE
-    if "RepositoryNotFoundError" in names:
-        if getattr(getattr(error, "response", None), "status_code", None) == 401:
-            return (
-                f"{repo} is not a local folder, and private or not on the Hub.",
-                "check the name; for a private repo, log in with `hf auth login`.",
-                MISTAKE,
-            )
-        what = f"{repo} is not a local folder, and not on the Hub or not visible for this user."
-        return what, "check the name.", MISTAKE
-    if "DatasetNotFoundError" in names:
-        return one_line(str(error)), "check the name, or log in with `hf auth login`.", MISTAKE
-    if not isinstance(error, PIPE_ERRORS) and names & {
-        "ConnectError",
-        "ConnectTimeout",
-        "ReadTimeout",
-        "TransportError",
-        "ConnectionError",
-        "ProxyError",
-        "LocalEntryNotFoundError",
-    }:
-        return (
-            f"the Hub cannot be reached ({one_line(str(error)) or type(error).__name__}).",
-            "check the connection, or pass folders and set HF_HUB_OFFLINE=1.",
-            FAILURE,
-        )
+    # `datasets` has the name of the client's error only in its text.
+    is_switched_off = "OfflineModeIsEnabled" in names or "OfflineModeIsEnabled" in str(error)
+    if is_switched_off or ("LocalEntryNotFoundError" in names and is_offline()):
+        what = f"HF_HUB_OFFLINE is set, and a required file is not on this machine ({one_line(str(error))})."
+        return what, "unset it, or pass a folder.", FAILURE
+    if names & CONNECTION_ERRORS and not isinstance(error, PIPE_ERRORS):
+        what = f"the Hub cannot be reached ({one_line(str(error)) or type(error).__name__})."
+        return what, "check the connection, or pass folders and set HF_HUB_OFFLINE=1.", FAILURE
     return None
 
 
