@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).parents[1]
 # Code that is saved with a model: the top level of the package.
 MODEL_FILES += sorted({path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"})
 SECRET_FILES = ".env .env.* *.env .netrc .git-credentials .pypirc *.pem id_rsa* id_ed25519* stored_tokens".split()
+SECRET_FILE = "a file of secrets"
 # Kind of the secret, a byte string that it always contains, and its pattern.
 SECRETS = (
     ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{34}"),
@@ -39,16 +40,10 @@ SECRETS = (
 )
 LONGEST_HEADER = 100_000_000  # maximum bytes of a safetensors header
 CHUNK, OVERLAP = 1 << 22, 1 << 10
-MAX_DEPTH = 4  # of nested archives
-MAX_RATIO, MIN_LIMIT = 200, 1 << 28  # limits of the unpacked size: times the file's size, or bytes
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 UNSUPPORTED = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # 7z, RAR, zstd, LZ4
 ZIP, PARQUET, TAR, TAR_OFFSET = b"PK\x03\x04", b"PAR1", b"ustar", 257
 ROWS = 100  # of Parquet in one batch
-
-
-class Unsearchable(Exception):
-    """Error raised for a compressed file that cannot be searched."""
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:
@@ -84,31 +79,36 @@ def check_no_secrets(folder: str | Path) -> None:
 def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
     """Return the kind of secret in a file, or `None`. Only the header of safetensors files is read.
 
-    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are searched, regardless of their name. A file
-    that cannot be searched (encrypted, damaged, of another format) counts as a secret.
+    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are searched, regardless of their name; archives
+    in archives are not unpacked. A file that cannot be searched (encrypted, damaged, of another format) counts as a
+    secret.
 
     Args:
         path: path of the file, whose name is checked too.
         content: content to search instead of the file's.
     """
     if is_secret_name(str(path)):
-        return "a file of secrets"
+        return SECRET_FILE
     is_safetensors = Path(path).suffix == ".safetensors"
     with io.BytesIO(content) if content is not None else Path(path).open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        for chunk in [read_safetensors_header(file)] if is_safetensors else overlapping_chunks(file):
-            if kind := secret_in(chunk):
+        chunks = [read_safetensors_header(file)] if is_safetensors else overlapping_chunks(file)
+        for chunk in chunks:
+            kind = secret_in(chunk)
+            if kind is not None:
                 return kind
-        if is_safetensors:
-            return None
-        file.seek(0)
-        try:
-            for name, chunk in unpack_file(file, size):
-                if kind := "a file of secrets" if is_secret_name(name) else secret_in(chunk):
-                    return f"{kind} inside, in {Path(name).name}" if name else f"{kind} inside"
-        except Unsearchable as error:
-            return f"an archive that cannot be searched: {error}"
+        return None if is_safetensors else find_packed_secret(file)
+
+
+def find_packed_secret(file: BinaryIO) -> str | None:
+    """Return the kind of secret inside a compressed file, or `None`; also `None` for other files."""
+    try:
+        for name, chunk in unpack_file(file):
+            kind = SECRET_FILE if is_secret_name(name) else secret_in(chunk)
+            if kind is not None:
+                return f"{kind} inside, in {Path(name).name}" if name else f"{kind} inside"
+    except Exception as error:  # several types: damaged, encrypted, unknown method
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"an archive that cannot be searched: {reason}"
     return None
 
 
@@ -135,58 +135,56 @@ def overlapping_chunks(file: BinaryIO) -> Iterator[bytes]:
         tail = chunk[-OVERLAP:]
 
 
-def unpack_file(file: BinaryIO, size: int) -> Iterator[tuple[str, bytes]]:
+def unpack_file(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
     """Yield name and content, in chunks, of the members of a compressed file; nothing for other files.
 
-    Args:
-        file: open file, at its beginning.
-        size: size of the file in bytes, which limits that of the content.
-
     Raises:
-        Unsearchable: if the file cannot be searched.
+        ValueError: if the format of the compressed file is not supported.
     """
-    left = max(MAX_RATIO * size, MIN_LIMIT)
-    try:
-        for name, chunk in members(file, "", 0):
-            left -= len(chunk)
-            if left < 0:
-                raise Unsearchable("its unpacked size exceeds the limit")
-            yield name, chunk
-    except Unsearchable:
-        raise
-    except Exception as error:  # several types: damaged, encrypted, unknown method
-        raise Unsearchable(" ".join(str(error).split()) or type(error).__name__) from error
+    start = read_start(file)
+    if start.startswith(UNSUPPORTED):
+        raise ValueError("its format is not supported")
+    if start.startswith(ZIP):
+        yield from zip_members(file)
+    elif start.startswith(PARQUET):
+        for values in parquet_values(file):
+            yield "", values
+    elif start[TAR_OFFSET:] == TAR:
+        yield from tar_members(file)
+    for magic, open_compressed in COMPRESSED.items():
+        if start.startswith(magic):
+            with open_compressed(file) as content:
+                if read_start(content)[TAR_OFFSET:] == TAR:
+                    yield from tar_members(content)
+                else:
+                    for chunk in overlapping_chunks(content):
+                        yield "", chunk
 
 
-def members(file: BinaryIO, name: str, depth: int) -> Iterator[tuple[str, bytes]]:
-    head = file.read(TAR_OFFSET + len(TAR))
+def read_start(file: BinaryIO) -> bytes:
+    """Return the bytes that show the format of a file, which is then at its beginning again."""
     file.seek(0)
-    if head.startswith(UNSUPPORTED):
-        raise Unsearchable("its format is not supported")
-    opener = next((opener for magic, opener in COMPRESSED.items() if head.startswith(magic)), None)
-    is_zip, is_tar = head.startswith(ZIP), head[TAR_OFFSET:] == TAR
-    if (opener or is_zip or is_tar) and depth == MAX_DEPTH:
-        raise Unsearchable(f"more than {MAX_DEPTH} nested archives")
-    if opener is not None:
-        with opener(file) as content:
-            yield from members(content, name, depth + 1)
-    elif is_zip:
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
-                yield member.filename, member.comment
-                if not member.is_dir():
-                    with archive.open(member) as content:
-                        yield from members(content, member.filename, depth + 1)
-    elif is_tar:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                yield member.name, b""
-                if member.isfile():
-                    yield from members(archive.extractfile(member), member.name, depth + 1)
-    elif head.startswith(PARQUET):
-        yield from ((name, values) for values in parquet_values(file))
-    elif depth:
-        yield from ((name, chunk) for chunk in overlapping_chunks(file))
+    start = file.read(TAR_OFFSET + len(TAR))
+    file.seek(0)
+    return start
+
+
+def zip_members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            yield member.filename, member.comment
+            with archive.open(member) as content:
+                for chunk in overlapping_chunks(content):
+                    yield member.filename, chunk
+
+
+def tar_members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            yield member.name, b""
+            if member.isfile():
+                for chunk in overlapping_chunks(archive.extractfile(member)):
+                    yield member.name, chunk
 
 
 def parquet_values(file: BinaryIO) -> Iterator[bytes]:
