@@ -8,12 +8,9 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub.errors import (
-    GatedRepoError,
     HfHubHTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
 from ..command.errors import one_line
@@ -25,6 +22,12 @@ RETRIES, LONGEST_WAIT = 5, 300
 FAILURES = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, LocalTokenNotFoundError, RuntimeError)
 # `datasets` raises errors of its own for `OfflineModeIsEnabled`, with its name in the text.
 OFFLINE = re.compile("OfflineModeIsEnabled|HF_HUB_OFFLINE")
+# What to do, by the status of the Hub's answer.
+ADVICE = {
+    401: ": log in with `hf auth login`",
+    403: ": use a token with write access, or open a pull request",
+    429: ": wait a few minutes",
+}
 T = TypeVar("T")
 
 
@@ -99,22 +102,6 @@ def explain_failure(error: Exception, repo_id: str) -> str:
         return "no token found: log in with `hf auth login`"
     if not isinstance(error, HfHubHTTPError):
         return f"the connection to the Hub failed ({type(error).__name__}: {one_line(str(error)) or 'no answer'})"
-    status, details = error.response.status_code, one_line(error.server_message or "")
-    details = f" ({status}: {details})" if details else f" ({status})"
-    if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated, and this user has no access{details}: request it on its page"
-    if isinstance(error, RevisionNotFoundError):
-        return f"revision of {repo_id} not found{details}"
-    if status == 401:
-        return f"the token is missing or invalid{details}: log in with `hf auth login`"
-    if status in (402, 403):
-        return f"this token has no write access to {repo_id}{details}: use another one, or open a pull request"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{repo_id} not found, or not visible for this user{details}"
-    if status in (409, 412):
-        return f"another process is changing {repo_id}{details}"
-    if status == 429:
-        return f"too many requests to the Hub{details}: wait a few minutes"
-    if status >= 500:
-        return f"the Hub is not available{details}: wait a few minutes"
-    return f"the Hub refuses {repo_id}{details}"
+    status = error.response.status_code
+    advice = ADVICE.get(status, "")
+    return f"the Hub refuses {repo_id} ({status}: {one_line(error.server_message or str(error))}){advice}"
