@@ -16,10 +16,12 @@ from huggingface_hub.errors import (
 from ..command.errors import one_line
 
 logger = logging.getLogger(__name__)
-RETRIES, LONGEST_WAIT = 5, 300
+RETRIES = 5
+LONGEST_WAIT = 300  # seconds
 
 # The client raises a RuntimeError if a file cannot be sent.
 FAILURES = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, LocalTokenNotFoundError, RuntimeError)
+NETWORK_PACKAGES = ("aiohttp", "httpx", "httpx2", "requests")
 # `datasets` raises errors of its own for `OfflineModeIsEnabled`, with its name in the text.
 OFFLINE = re.compile("OfflineModeIsEnabled|HF_HUB_OFFLINE")
 # What to do, by the status of the Hub's answer.
@@ -72,23 +74,37 @@ def seconds_to_wait(error: BaseException, number: int) -> float | None:
         if isinstance(error, OfflineModeIsEnabled) or OFFLINE.search(str(error)):
             return None
         status = status_of(error)
+        if status == 429:
+            return requested_wait(error) or 2**number
         if status is not None:
-            asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-            if status == 429 and asked.isdigit():
-                if int(asked) > LONGEST_WAIT:
-                    logger.warning("The server asks to wait for %s s, which exceeds the limit.", asked)
-                return min(int(asked) + 1, LONGEST_WAIT)
-            return 2**number if status in (408, 409, 412, 429) or status >= 500 else None
-        is_network = type(error).__module__.partition(".")[0] in ("aiohttp", "httpx", "httpx2", "requests")
-        if (is_network or isinstance(error, (ConnectionError, TimeoutError))) and error.__cause__ is None:
+            is_temporary = status in (408, 409, 412) or status >= 500
+            return 2**number if is_temporary else None
+        package = type(error).__module__.partition(".")[0]
+        is_of_network = package in NETWORK_PACKAGES or isinstance(error, (ConnectionError, TimeoutError))
+        if is_of_network and error.__cause__ is None:
             return 2**number
         error = error.__cause__ or error.__context__
     return None
 
 
+def requested_wait(error: BaseException) -> int | None:
+    """Return the seconds that a busy server asks to wait, up to the limit, or `None` if it names none."""
+    response = getattr(error, "response", None)
+    headers = getattr(response, "headers", {})
+    seconds = headers.get("Retry-After", "")
+    if not seconds.isdigit():
+        return None
+    if int(seconds) > LONGEST_WAIT:
+        logger.warning("The server asks to wait for %s s, which exceeds the limit.", seconds)
+    return min(int(seconds) + 1, LONGEST_WAIT)
+
+
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status of an error's response, or `None`."""
-    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status is None:  # aiohttp's errors have it themselves
+        status = getattr(error, "status", None)
     return status if isinstance(status, int) else None
 
 

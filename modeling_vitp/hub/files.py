@@ -8,7 +8,7 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
@@ -39,40 +39,54 @@ SECRETS = (
     ("a private key", b"PRIVATE KEY-----", rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 )
 LONGEST_HEADER = 100_000_000  # maximum bytes of a safetensors header
-CHUNK, OVERLAP = 1 << 22, 1 << 10
+CHUNK = 1 << 22  # bytes
+OVERLAP = 1 << 10
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 UNSUPPORTED = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # 7z, RAR, zstd, LZ4
-ZIP, PARQUET, TAR, TAR_OFFSET = b"PK\x03\x04", b"PAR1", b"ustar", 257
+ZIP = b"PK\x03\x04"
+PARQUET = b"PAR1"
+TAR = b"ustar"
+TAR_OFFSET = 257
 ROWS = 100  # of Parquet in one batch
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:
     """Return the files of a model's folder that belong to the model, by name."""
-    paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    return {path.name: path for path in paths if any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)}
+    paths = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and matches_any(path.name, MODEL_FILES):
+            paths[path.name] = path
+    return paths
+
+
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def all_files(folder: str | Path) -> dict[str, Path]:
     """Return the files in a folder by relative path, except git's and Python's caches and a run's checkpoints."""
-    found = {}
+    paths = {}
     for path in sorted(Path(folder).rglob("*")):
-        parts = path.relative_to(folder).parts
-        skipped = {".git", "__pycache__", ".cache"}.intersection(parts) or any(
-            part.startswith(f"{PREFIX_CHECKPOINT_DIR}-") for part in parts[:-1]
-        )
-        if path.is_file() and not skipped:
-            found["/".join(parts)] = path
-    return found
+        relative_path = path.relative_to(folder)
+        is_cached = not {".git", "__pycache__", ".cache"}.isdisjoint(relative_path.parts)
+        folders = relative_path.parts[:-1]
+        is_in_checkpoint = any(name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") for name in folders)
+        if path.is_file() and not is_cached and not is_in_checkpoint:
+            paths[relative_path.as_posix()] = path
+    return paths
 
 
 def check_no_secrets(folder: str | Path) -> None:
     """Raise a `ValueError` that names each file with a secret, but not the secret itself."""
-    found = {name: find_secret(path) for name, path in all_files(folder).items()}
-    named = [f"{name} ({kind})" for name, kind in found.items() if kind is not None]
-    if named:
+    files_with_secrets = []
+    for name, path in all_files(folder).items():
+        kind = find_secret(path)
+        if kind is not None:
+            files_with_secrets.append(f"{name} ({kind})")
+    if files_with_secrets:
         raise ValueError(
-            f"Nothing was sent: {folder} has secrets in {', '.join(named)}. Remove them, and revoke those that others "
-            "may have seen."
+            f"Nothing was sent: {folder} has secrets in {', '.join(files_with_secrets)}. Remove them, and revoke those "
+            "that others may have seen."
         )
 
 
@@ -113,11 +127,16 @@ def find_packed_secret(file: BinaryIO) -> str | None:
 
 
 def is_secret_name(path: str) -> bool:
-    return any(fnmatch(Path(path).name, pattern) for pattern in SECRET_FILES)
+    return matches_any(Path(path).name, SECRET_FILES)
 
 
 def secret_in(content: bytes) -> str | None:
-    return next((kind for kind, marker, form in SECRETS if marker in content and re.search(form, content)), None)
+    """Return the kind of the first secret in a content, or `None`."""
+    for kind, marker, pattern in SECRETS:
+        # Most contents lack the marker, which is found faster than a pattern.
+        if marker in content and re.search(pattern, content):
+            return kind
+    return None
 
 
 def read_safetensors_header(file: BinaryIO) -> bytes:
@@ -193,26 +212,30 @@ def parquet_values(file: BinaryIO) -> Iterator[bytes]:
 
     for batch in ParquetFile(file).iter_batches(ROWS):
         for column in batch.columns:
-            for values in strings_in(column):
-                yield b"\n".join(value for value in values if value is not None)
+            for texts in strings_in(column):
+                yield b"\n".join(texts)
 
 
-def strings_in(array) -> Iterator[list[bytes | None]]:
+def strings_in(array) -> Iterator[list[bytes]]:
     """Yield the distinct values of each array of strings or bytes in an Arrow array."""
     from pyarrow import BaseExtensionType, large_binary, types
 
-    kind = array.type
-    if isinstance(kind, BaseExtensionType):
+    array_type = array.type
+    is_list = types.is_list(array_type) or types.is_large_list(array_type) or types.is_fixed_size_list(array_type)
+    is_text = types.is_string(array_type) or types.is_large_string(array_type)
+    is_bytes = types.is_binary(array_type) or types.is_large_binary(array_type)
+    if isinstance(array_type, BaseExtensionType):
         yield from strings_in(array.storage)
-    elif types.is_dictionary(kind):
+    elif types.is_dictionary(array_type):
         yield from strings_in(array.dictionary)
-    elif types.is_struct(kind):
-        for index in range(kind.num_fields):
+    elif types.is_struct(array_type):
+        for index in range(array_type.num_fields):
             yield from strings_in(array.field(index))
-    elif types.is_map(kind):
+    elif types.is_map(array_type):
         yield from strings_in(array.keys)
         yield from strings_in(array.items)
-    elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    elif is_list:
         yield from strings_in(array.values)
-    elif types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
-        yield array.unique().cast(large_binary()).to_pylist()
+    elif is_text or is_bytes:
+        distinct_texts = array.drop_null().unique()
+        yield distinct_texts.cast(large_binary()).to_pylist()
