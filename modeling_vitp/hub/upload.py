@@ -46,7 +46,6 @@ from ..cards.record import (
     stated_licenses,
 )
 from ..cards.sections import with_section
-from ..command.errors import one_line
 from ..command.paths import SECONDS, SPACE
 from ..images.reading import IMAGE_SUFFIXES
 from .failures import FAILURES, explain_failure, retry
@@ -242,10 +241,9 @@ image_processor = AutoImageProcessor.from_pretrained(
 
 def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
     folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise ValueError(f"Expected the folder of a data set, got {checkpoint}.")
     for path in folder.rglob("*"):
-        if path.is_symlink() and path.is_dir():  # its files would be left out
+        is_linked_folder = path.is_symlink() and path.is_dir()
+        if is_linked_folder and not path.name.startswith("."):  # its files would be left out
             raise ValueError(
                 f"Nothing was sent: {path} is a link to a folder. Push a copy of the data set, made with cp -rL."
             )
@@ -271,9 +269,6 @@ def gather_space(model: str | Path, repo_id: str, license: str | None) -> Conten
     for name, path in all_files(PACKAGE).items():
         if name.endswith(".py"):
             files[f"{PACKAGE.name}/{name}"] = path
-    missing_files = {"README.md", "app.py", "requirements.txt"} - files.keys()
-    if missing_files:
-        raise ValueError(f"{SPACE.name}/ lacks {', '.join(sorted(missing_files))}, which a Space needs.")
     card = SpaceCard.load(SPACE / "README.md")
     card.data["thumbnail"] = f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}"
     if not Path(model).is_dir():
@@ -320,11 +315,7 @@ def local_folder(checkpoint: str | Path) -> Path:
     check_hub_id(checkpoint)
     try:
         return Path(snapshot_download(checkpoint))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"{checkpoint} is not a local folder, and cannot be downloaded from the Hub: {one_line(str(error))}"
-        ) from error
-    except FAILURES as error:
+    except (LocalEntryNotFoundError, *FAILURES) as error:
         raise ValueError(f"{checkpoint} cannot be downloaded: {explain_failure(error, checkpoint)}.") from error
 
 
@@ -360,10 +351,7 @@ def portable_config(path: Path, base_model: str | None) -> Path | bytes:
     Raises:
         ValueError: if the file has an absolute path, naming its key.
     """
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+    config = json.loads(path.read_text())
     original_text = json.dumps(config)
     if path.name == "adapter_config.json":
         config["base_model_name_or_path"] = base_model or published_base(config.get("base_model_name_or_path"))
