@@ -267,12 +267,13 @@ def find_checkpoint(parsed: Sequence[Any]) -> None:
         elif choice == "true":
             from .checkpointing import last_checkpoint
 
-            settings.resume_from_checkpoint = last_checkpoint(settings.output_dir)
-            if settings.resume_from_checkpoint is None:
+            checkpoint = last_checkpoint(settings.output_dir)
+            if checkpoint is None:
                 raise ValueError(
                     f"resume_from_checkpoint: no complete checkpoint found in {settings.output_dir}. Remove the "
                     "option: a run resumes automatically if its folder has a checkpoint."
                 )
+            settings.resume_from_checkpoint = checkpoint
 
 
 def load_plugins(paths: Sequence[str]) -> None:
