@@ -442,9 +442,10 @@ class ViTPDistillationTrainer(ViTTrainer):
         return {"loss": loss_sum / num_images, "cosine": cosine_sum / num_images}
 
     def maps_to_draw(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        predicted = self.distiller.predict(resized(pixels, self.side))
-        target = self.distiller.target(self.teacher_maps(pixels), predicted.shape[-2:])
-        return {"teacher": target[0], "student": predicted[0]}
+        student_maps = self.distiller.predict(resized(pixels, self.side))
+        grid = student_maps.shape[-2:]
+        teacher_maps = self.distiller.target(self.teacher_maps(pixels), grid)
+        return {"teacher": teacher_maps[0], "student": student_maps[0]}
 
 
 def load_teacher(name: str, bf16: bool = False) -> tuple[PreTrainedModel, ViTPImageProcessor]:
@@ -457,9 +458,11 @@ def load_teacher(name: str, bf16: bool = False) -> tuple[PreTrainedModel, ViTPIm
     Raises:
         ValueError: if the model is not a ViT of a known family, or its weights are missing or not finite.
     """
-    teacher = open_vit(name, dtype=torch.bfloat16 if bf16 else torch.float32)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    teacher = open_vit(name, dtype=dtype)
     check_finite(teacher.state_dict(), name)
-    return teacher, image_processor_of(name, pair(teacher.config.image_size))
+    image_processor = image_processor_of(name, pair(teacher.config.image_size))
+    return teacher, image_processor
 
 
 def load_student(

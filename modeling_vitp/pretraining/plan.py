@@ -615,10 +615,12 @@ def answer_loss(model: ViTPForConditionalGeneration, inputs: dict[str, torch.Ten
     Labels without values have no positions, so the first positions are scored.
     """
     labels = inputs.pop("answer_labels")[:, 1:].flatten()
-    hidden_states = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    outputs = model.model(**inputs, use_cache=False)
+    hidden_states = outputs.last_hidden_state[:, :-1].flatten(0, 1)
     positions = torch.arange(num_labels)
-    logits = model.lm_head(hidden_states.flatten(0, 1)[positions])
-    return score_tokens(logits, labels[positions]).log_probs.sum()
+    logits = model.lm_head(hidden_states[positions])
+    scores = score_tokens(logits, labels[positions])
+    return scores.log_probs.sum()
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
