@@ -43,9 +43,9 @@ def parse_options(argv: Sequence[str] | None, description: str) -> PretrainingOp
     data, training, model = parse(
         argv,
         description,
-        own=(PretrainArguments, VRLArguments, ModelConfig),
-        whole=CLASSES,
-        inherited=SFT_MODULES,
+        recipe_classes=(PretrainArguments, VRLArguments, ModelConfig),
+        all_classes=CLASSES,
+        inherited_modules=SFT_MODULES,
     )
     return PretrainingOptions(data, training, model)
 

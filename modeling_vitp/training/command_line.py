@@ -71,28 +71,28 @@ DATA = ("dataset_name", "annotations", "mixture")  # options of pretraining data
 def parse(
     argv: Sequence[str] | None,
     description: str,
-    own: Sequence[type],
-    whole: Sequence[str] = (),
-    inherited: Sequence[str] = (),
+    recipe_classes: Sequence[type],
+    all_classes: Sequence[str] = (),
+    inherited_modules: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Parse the arguments of a recipe into one instance of each class.
 
-    `--help` and errors in the recipe's own arguments or in option names need only `own`; heavy modules are imported
-    afterwards.
+    `--help` and errors in the recipe's own arguments or in option names need only `recipe_classes`; heavy modules are
+    imported afterwards.
 
     Args:
         argv: words of the command line, by default those of the process.
         description: docstring of the recipe.
-        own: argument classes of the recipe, which are fast to import.
-        whole: classes to parse into, as `module.Class`, if `own` has only a part of their fields.
-        inherited: modules whose classes have the other fields. Their source is read without importing them.
+        recipe_classes: argument classes of the recipe, which are fast to import.
+        all_classes: classes to parse into, as `module.Class`, if `recipe_classes` has only a part of their fields.
+        inherited_modules: modules whose classes have the other fields. Their source is read without importing them.
 
     Raises:
         WrongArguments: if an option is unknown, or a class rejects its fields.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    texts = help_texts(description, own, has_library_options=bool(whole))
-    parser = TrlParser(own, allow_abbrev=False, **texts)
+    texts = help_texts(description, recipe_classes, has_library_options=bool(all_classes))
+    parser = TrlParser(recipe_classes, allow_abbrev=False, **texts)
     parser.error = errors.refuse
     if "-h" in words or "--help" in words:
         for action in parser._actions:  # argparse has no public list of its options
@@ -100,14 +100,14 @@ def parse(
         parser.print_help()
         sys.exit(0)
     if "--help_all" in words:
-        TrlParser(load_classes(whole) or own, **texts).print_help()
+        TrlParser(load_classes(all_classes) or recipe_classes, **texts).print_help()
         sys.exit(0)
-    help_option = "--help_all" if whole else "--help"
+    help_option = "--help_all" if all_classes else "--help"
     try:
         words = with_given_data(with_config(words))
-        parsed = parse_own(parser, words, own, inherited)
-        if whole:
-            parsed = parse_whole(with_output(words), whole, texts)
+        parsed = parse_recipe(parser, words, recipe_classes, inherited_modules)
+        if all_classes:
+            parsed = parse_all(with_output(words), all_classes, texts)
     except ConnectionError:
         raise
     except (OSError, yaml.YAMLError) as error:
@@ -121,12 +121,12 @@ def parse(
     return tuple(parsed)
 
 
-def help_texts(description: str, own: Sequence[type], has_library_options: bool) -> dict[str, Any]:
+def help_texts(description: str, recipe_classes: Sequence[type], has_library_options: bool) -> dict[str, Any]:
     """Return the arguments of a parser that its help is made of."""
     epilog = "--config NAME reads these options from a YAML file: a path, or the name of a file of the package."
     if has_library_options:
         epilog += " --help_all also shows the options of the libraries: --output_dir, --max_steps, --learning_rate …"
-        has_start = any(hasattr(dataclass, "model_name_or_path") for dataclass in own)
+        has_start = any(hasattr(dataclass, "model_name_or_path") for dataclass in recipe_classes)
         description += USUAL.format(start=START if has_start else "")
     return {
         "description": description,
@@ -137,12 +137,14 @@ def help_texts(description: str, own: Sequence[type], has_library_options: bool)
     }
 
 
-def parse_own(parser: TrlParser, words: Sequence[str], own: Sequence[type], inherited: Sequence[str]) -> Sequence[Any]:
+def parse_recipe(
+    parser: TrlParser, words: Sequence[str], recipe_classes: Sequence[type], inherited_modules: Sequence[str]
+) -> Sequence[Any]:
     """Parse a recipe's own arguments, and check them and the names of all options."""
     names = []
-    for dataclass in own:
+    for dataclass in recipe_classes:
         names += [item.name for item in fields(dataclass)]
-    check_words(parser, words, names, inherited)
+    check_words(parser, words, names, inherited_modules)
     *parsed, _, _ = parser.parse_args_and_config(words, return_remaining_strings=True, separate_remaining_strings=True)
     for settings in parsed:
         if not isinstance(settings, Settings):
@@ -152,9 +154,9 @@ def parse_own(parser: TrlParser, words: Sequence[str], own: Sequence[type], inhe
     return parsed
 
 
-def parse_whole(words: Sequence[str], whole: Sequence[str], texts: Mapping[str, Any]) -> Sequence[Any]:
+def parse_all(words: Sequence[str], all_classes: Sequence[str], texts: Mapping[str, Any]) -> Sequence[Any]:
     """Parse all arguments, with those of the libraries, and check their output folder and checkpoint."""
-    parser = TrlParser(load_classes(whole), **texts)
+    parser = TrlParser(load_classes(all_classes), **texts)
     parser.error = errors.refuse
     parsed = parser.parse_args_and_config(words)
     expand_home(parsed)
@@ -163,17 +165,17 @@ def parse_whole(words: Sequence[str], whole: Sequence[str], texts: Mapping[str, 
     return parsed
 
 
-def read_settings(settings: Mapping[str, Any], whole: Sequence[str]) -> tuple[Any, ...]:
+def read_settings(settings: Mapping[str, Any], all_classes: Sequence[str]) -> tuple[Any, ...]:
     """Return one instance of each class from a mapping, which is read as a configuration of a command.
 
     Args:
         settings: fields of the classes.
-        whole: classes, as `module.Class`.
+        all_classes: classes, as `module.Class`.
 
     Raises:
         ValueError: if a field is unknown, or a class rejects its value.
     """
-    parser = TrlParser(load_classes(whole), allow_abbrev=False)
+    parser = TrlParser(load_classes(all_classes), allow_abbrev=False)
     parser.error = errors.refuse
     unused_words = parser.set_defaults_with_config(**settings)
     if unused_words:

@@ -452,8 +452,8 @@ def forward_operations(counter: FlopCounterMode, parts: Mapping[str, str]) -> di
     """Return the counted operations by part of the model; `head` are those outside of the parts."""
     counts = counter.get_flop_counts()
     forward = {}
-    for part, name in parts.items():
-        forward[part] = sum(counts.get(name, {}).values())
+    for part_name, module_name in parts.items():
+        forward[part_name] = sum(counts.get(module_name, {}).values())
     forward["head"] = counter.get_total_flops() - sum(forward.values())
     return forward
 
