@@ -125,13 +125,13 @@ class Layout(ABC):
         """Files of the images of each split, see [`splits`], for which the folder is searched once."""
         return self.splits()
 
-    @abstractmethod
     def annotate(self, image_id: str, paths: tuple[Path, ...]) -> list[AnnotatedImage]:
-        """Read the annotation of an image, or those of the slices of a volume.
+        """Read the annotation of an image, or those of the slices of a volume, for questions about it.
 
         Raises:
             ValueError: If a file is invalid; the message names it.
         """
+        raise NotImplementedError
 
     def case(self, path: Path) -> str | None:
         """Return the case, which must be in one split only, or `None`: the patient in the tags of DICOM."""
@@ -252,7 +252,6 @@ class ObjectLayout(PairedLayout):
     lists_images: ClassVar[bool] = False
 
     @classmethod
-    @abstractmethod
     def read_objects(cls, annotation: Any, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Read the objects of an image.
 
@@ -264,6 +263,7 @@ class ObjectLayout(PairedLayout):
         Raises:
             ValueError: If the file is invalid; the message names it and the object.
         """
+        raise NotImplementedError
 
     @classmethod
     def match(
