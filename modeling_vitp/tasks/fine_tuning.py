@@ -25,8 +25,11 @@ def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list
         raise ValueError("resample_test needs a test_split: set it, or remove resample_test.")
     if not training_args.do_train:
         check_no_model(training_args.output_dir)
-        training_args.eval_strategy, args.eval_split = IntervalStrategy.NO, None if args.test_split else args.eval_split
-        return [split for split in (args.eval_split, args.test_split) if split]
+        training_args.eval_strategy = IntervalStrategy.NO
+        if args.test_split:
+            args.eval_split = None
+        scored_split = args.test_split or args.eval_split
+        return [scored_split] if scored_split else []
     if args.test_split in {*args.train_splits, args.eval_split} - {None}:
         raise ValueError(f"Split {args.test_split!r} is the test_split: it may not be trained or selected on.")
     if training_args.eval_strategy != "no" and args.eval_split is None:
@@ -34,7 +37,11 @@ def check_splits(training_args: TrainingArguments, args: SplitArguments) -> list
         raise ValueError(f"eval_strategy: {strategy} needs an eval_split: set it, or eval_strategy: no.")
     if training_args.load_best_model_at_end and args.eval_split in {*args.train_splits, None}:
         raise ValueError("load_best_model_at_end needs an eval_split that is not in train_splits.")
-    return list(dict.fromkeys([*args.train_splits, *filter(None, (args.eval_split, args.test_split))]))
+    splits = list(dict.fromkeys(args.train_splits))
+    for split in (args.eval_split, args.test_split):
+        if split is not None and split not in splits:
+            splits.append(split)
+    return splits
 
 
 def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None) -> RunResult:
@@ -51,7 +58,8 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
     Raises:
         ValueError: if the options, the data or the start are wrong.
     """
-    args, training_args = options.data, options.training
+    args = options.data
+    training_args = options.training
     task.check_start(options)
     check_free(training_args.output_dir)
     set_seed(training_args.seed)
@@ -66,8 +74,8 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
     model = task.load_model(data, options, counts)
     trainer = task.create_trainer(model, data, samples, options)
     if training_args.do_train:
-        described = data.describe(args.train_splits, args.eval_split, args.test_split)
-        trainer.record(command, [options.start.model_name_or_path], *described)
+        trained_on, evaluated_on = data.describe(args.train_splits, args.eval_split, args.test_split)
+        trainer.record(command, [options.start.model_name_or_path], trained_on, evaluated_on)
 
     metrics = train(trainer, **counts)
     evaluate(trainer, metrics, "eval", samples["eval"])
@@ -79,10 +87,11 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
             metrics["is_share"] = trainer.metric.is_share
     if args.resample_test:
         score = trainer.metric.score_images()
-        metrics |= {"test_resampled": score.resampled, "test_cases": score.cases}
+        metrics["test_resampled"] = score.resampled
+        metrics["test_cases"] = score.cases
     controls = task.score_controls(trainer, data, samples, options)
     if controls:
-        metrics["test"] |= controls
+        metrics["test"].update(controls)
     if not trainer.is_world_process_zero():
         return RunResult(metrics)
     save_metrics(trainer, metrics)
@@ -92,8 +101,8 @@ def fine_tune(task: Task, options: FineTuningOptions, command: str | None = None
         def submit() -> None:
             task.write_submission(trainer, data, options)
 
-    shown = samples["test"] or samples["eval"]
-    status = finish(trainer, shown, args.num_pictures, submit)
+    drawn_samples = samples["test"] or samples["eval"]
+    status = finish(trainer, drawn_samples, args.num_pictures, submit)
     folder = shlex.quote(training_args.output_dir)
     next_commands = [
         f"vitp space {folder}",

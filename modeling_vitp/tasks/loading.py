@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,27 +40,37 @@ def check_start(model_class: type[PreTrainedModel], args: StartArguments, do_tra
             "and remove from_scratch with --from_scratch '{}'."
         )
     if not do_train:
-        found = read_config_fields(args.model_name_or_path, revision=args.model_revision)
-        if found.get("model_type") != model_class.config_class.model_type:
+        model_type = read_config_fields(args.model_name_or_path, revision=args.model_revision).get("model_type")
+        expected_type = model_class.config_class.model_type
+        if model_type != expected_type:
             raise ValueError(
-                f"do_train is false, but {args.model_name_or_path} is of type {found.get('model_type')!r}. Expected a "
-                f"fine-tuned model of type {model_class.config_class.model_type!r}."
+                f"do_train is false, but {args.model_name_or_path} is of type {model_type!r}. Expected a fine-tuned "
+                f"model of type {expected_type!r}."
             )
     check_config("from_scratch", args.from_scratch, ViTPVisionConfig)
-    has_neck, neck = isinstance(args, BackboneArguments), args.neck or "adapter"
-    keys = {name: known_keys(backbone.config_class) for name, backbone in NECKS.items()} if has_neck else {}
-    for name, found in keys.items():
-        if others := sorted({*(args.backbone or {})} & found - keys[neck]):
-            raise ValueError(
-                f"backbone: {others} are settings of neck: {name}, but neck is {neck}. To remove the settings in the "
-                "configuration, add --backbone '{}'."
-            )
-    check_config("backbone", args.backbone, NECKS[neck].config_class if has_neck else ViTPVisionConfig)
+    backbone_config_class = ViTPVisionConfig
+    if isinstance(args, BackboneArguments):
+        neck = args.neck or "adapter"
+        backbone_config_class = NECKS[neck].config_class
+        check_settings_of_neck(args.backbone or {}, neck)
+    check_config("backbone", args.backbone, backbone_config_class)
     check_config("head", args.head, model_class.config_class, ("backbone_config", "id2label", "label2id"))
-    for place in ("from_scratch", "backbone", "head"):
-        for name, value in (getattr(args, place) or {}).items():
+    for section in ("from_scratch", "backbone", "head"):
+        for name, value in (getattr(args, section) or {}).items():
             if name.endswith(("_size", "_channels", "_layers", "_heads")) and value == 0:
-                raise ValueError(f"{place}.{name} must be at least 1, got 0.")
+                raise ValueError(f"{section}.{name} must be at least 1, got 0.")
+
+
+def check_settings_of_neck(backbone: Mapping[str, Any], neck: str) -> None:
+    """Raise a `ValueError` if fields of a backbone's configuration are those of another neck."""
+    neck_keys = known_keys(NECKS[neck].config_class)
+    for other_neck, backbone_class in NECKS.items():
+        foreign_keys = backbone.keys() & known_keys(backbone_class.config_class) - neck_keys
+        if foreign_keys:
+            raise ValueError(
+                f"backbone: {sorted(foreign_keys)} are settings of neck: {other_neck}, but neck is {neck}. To remove "
+                "the settings in the configuration, add --backbone '{}'."
+            )
 
 
 def load_on_backbone(
@@ -85,30 +95,43 @@ def load_on_backbone(
             need, or the start has other bands.
     """
     check_start(model_class, args)
-    name, revision = args.model_name_or_path, {"revision": args.model_revision}
-    band_names, id2label = InputSpec.from_dict(input_spec).band_names, dict(enumerate(names))
-    found = {} if name is None else read_config_fields(name, **revision)
-    if found.get("model_type") == model_class.config_class.model_type:
+    name = args.model_name_or_path
+    band_names = InputSpec.from_dict(input_spec).band_names
+    id2label = dict(enumerate(names))
+    start_type = None
+    if name is not None:
+        start_type = read_config_fields(name, revision=args.model_revision).get("model_type")
+    if start_type == model_class.config_class.model_type:
         model = load_fine_tuned(model_class, args, id2label)
     else:
-        bands = {} if band_names is None else {"band_names": band_names}
-        if name is None:
-            start, more = ViTPVisionModel(ViTPVisionConfig(**args.from_scratch | bands)), bands
-        else:
-            start, more = name, revision | bands
-        drop_path_rate = 0.0 if args.freeze_backbone and not args.backbone_lora_r else args.drop_path_rate
-        backbone = {"drop_path_rate": drop_path_rate, **(args.backbone or {}), **more}
         head = {**settings, **(args.head or {})}
-        neck = {} if args.neck is None else {"neck": args.neck}
+        if args.neck is not None:
+            head["neck"] = args.neck
+        start, backbone = open_start(args, band_names)
         build = build or model_class.from_backbone
-        model = build(start, **neck, id2label=id2label, backbone_kwargs=backbone, **head)
-    own_bands = getattr(model.config.backbone_config, "band_names", None)
-    check_same_bands(name or "from_scratch", own_bands, "data: input_spec", band_names)
+        model = build(start, id2label=id2label, backbone_kwargs=backbone, **head)
+    start_name = name or "from_scratch"
+    model_bands = getattr(model.config.backbone_config, "band_names", None)
+    check_same_bands(start_name, model_bands, "data: input_spec", band_names)
     if model.device.type != "meta":  # the model of a dry run has no values
-        check_finite(model.state_dict(), name or "from_scratch")
+        check_finite(model.state_dict(), start_name)
     if args.freeze_backbone or args.backbone_lora_r:
         freeze_vit(model, args.backbone_lora_r)
     return model
+
+
+def open_start(args: StartArguments, band_names: Sequence[str] | None) -> tuple[str | ViTPVisionModel, dict[str, Any]]:
+    """Return a name, or a ViT with random weights, and the arguments `backbone_kwargs` of `from_backbone`."""
+    is_frozen = args.freeze_backbone and not args.backbone_lora_r
+    backbone = {"drop_path_rate": 0.0 if is_frozen else args.drop_path_rate}
+    backbone.update(args.backbone or {})
+    bands = {} if band_names is None else {"band_names": band_names}
+    backbone.update(bands)
+    if args.model_name_or_path is None:
+        vit_config = ViTPVisionConfig(**{**args.from_scratch, **bands})
+        return ViTPVisionModel(vit_config), backbone
+    backbone["revision"] = args.model_revision
+    return args.model_name_or_path, backbone
 
 
 def load_fine_tuned(
@@ -119,26 +142,33 @@ def load_fine_tuned(
     Raises:
         ValueError: if its classes, its neck or the settings in `args.backbone` are not the model's own.
     """
-    start, settings = args.model_name_or_path, {"dtype": torch.float32, **(args.head or {})}
-    model, found = model_class.from_pretrained(
+    start = args.model_name_or_path
+    settings = {"dtype": torch.float32, **(args.head or {})}
+    model, loading_info = model_class.from_pretrained(
         start, revision=args.model_revision, output_loading_info=True, **settings
     )
-    if missing := found["missing_keys"]:
-        raise ValueError(f"head: {args.head} needs weights that {start} lacks, such as {min(missing)}.")
+    missing_weights = loading_info["missing_keys"]
+    if missing_weights:
+        raise ValueError(f"head: {args.head} needs weights that {start} lacks, such as {min(missing_weights)}.")
     if model.config.id2label != id2label:
-        found, expected = [*model.config.id2label.values()], [*id2label.values()]
-        raise ValueError(f"Expected {start} to have classes {expected}, found {found}.")
-    own = model.config.backbone_config.to_dict()
-    if args.neck is not None and own["model_type"] != NECKS[args.neck].config_class.model_type:
+        model_classes = list(model.config.id2label.values())
+        expected_classes = list(id2label.values())
+        raise ValueError(f"Expected {start} to have classes {expected_classes}, found {model_classes}.")
+    model_backbone = model.config.backbone_config.to_dict()
+    if args.neck is not None and model_backbone["model_type"] != NECKS[args.neck].config_class.model_type:
         raise ValueError(
             f"neck: {args.neck} differs from that of {start}, a fine-tuned model, which keeps its own. Remove the "
             "option, or set the other neck."
         )
-    given = json.loads(json.dumps(args.backbone or {}))
-    if differ := sorted(name for name, value in given.items() if json.loads(json.dumps(own.get(name))) != value):
+    different_settings = {}
+    for name, value in (args.backbone or {}).items():
+        model_value = model_backbone.get(name)
+        if json.dumps(value, sort_keys=True) != json.dumps(model_value, sort_keys=True):  # a tuple is a list in JSON
+            different_settings[name] = model_value
+    if different_settings:
         raise ValueError(
-            f"backbone: {differ} differ from {start}, a fine-tuned model, which keeps its backbone. Set them to "
-            f"{ {name: own.get(name) for name in differ} }, or remove them with --backbone '{{}}'."
+            f"backbone: {sorted(different_settings)} differ from {start}, a fine-tuned model, which keeps its "
+            f"backbone. Set them to {different_settings}, or remove them with --backbone '{{}}'."
         )
     return model
 
@@ -153,9 +183,13 @@ def load_image_processor(
     if args.model_name_or_path is None:
         return image_processor_class(**settings)
     if not do_train:
-        own, _ = image_processor_class.get_image_processor_dict(args.model_name_or_path, revision=args.model_revision)
-        resizing = {name: own[name] for name in ("do_resize", "size") if own.get(name) is not None}
-        if differ := [name for name, value in resizing.items() if settings.get(name, value) != value]:
-            logger.warning("Scoring with %s of the model: %s.", " and ".join(differ), [own[name] for name in differ])
-        settings |= resizing
+        stored_settings, _ = image_processor_class.get_image_processor_dict(
+            args.model_name_or_path, revision=args.model_revision
+        )
+        for name in ("do_resize", "size"):
+            value = stored_settings.get(name)
+            if value is not None and settings.get(name, value) != value:
+                logger.warning("Scoring with %s of the model: %s.", name, value)
+            if value is not None:
+                settings[name] = value
     return image_processor_class.from_backbone(args.model_name_or_path, revision=args.model_revision, **settings)

@@ -20,8 +20,9 @@ def parse_options(task: Task, argv: Sequence[str] | None, description: str) -> F
     Raises:
         WrongArguments: if an option is unknown or has a wrong value.
     """
-    own = (task.arguments, task.settings, task.start)
-    return FineTuningOptions(*parse(argv, description, own, classes_of(task), INHERITED))
+    recipe_classes = (task.arguments, task.settings, task.start)
+    data, training, start = parse(argv, description, recipe_classes, classes_of(task), INHERITED)
+    return FineTuningOptions(data, training, start)
 
 
 def make_options(task: Task, settings: Mapping[str, Any]) -> FineTuningOptions:
@@ -34,7 +35,8 @@ def make_options(task: Task, settings: Mapping[str, Any]) -> FineTuningOptions:
     Raises:
         ValueError: if a field is unknown or has a wrong value.
     """
-    return FineTuningOptions(*read_settings(settings, classes_of(task)))
+    data, training, start = read_settings(settings, classes_of(task))
+    return FineTuningOptions(data, training, start)
 
 
 def classes_of(task: Task) -> list[str]:

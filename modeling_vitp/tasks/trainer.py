@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,21 +55,26 @@ class FineTuningTrainer(SampleTrainer):
         return super().train(*args, **kwargs)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        settings, args, model = super().run_settings(), self.args, self.accelerator.unwrap_model(self.model)
+        settings = super().run_settings()
+        args = self.args
+        model = self.accelerator.unwrap_model(self.model)
         prefix, tower = find_vit(model)
-        settings["fixed"] |= self.data_settings() | {
-            "freeze_backbone": not model.get_parameter(prefix + tower.patch_kernel).requires_grad or None,
-            "backbone_lora_r": lora_rank(model),
-            "layer_decay": args.layer_decay,
-            "level_embeddings_at_input": args.level_embeddings_at_input or None,
-            "position_weight_decay": args.position_weight_decay or None,
-        }
+        is_frozen = not model.get_parameter(prefix + tower.patch_kernel).requires_grad
+        settings["fixed"].update(self.data_settings())
+        settings["fixed"].update(
+            freeze_backbone=is_frozen or None,
+            backbone_lora_r=lora_rank(model),
+            layer_decay=args.layer_decay,
+            level_embeddings_at_input=args.level_embeddings_at_input or None,
+            position_weight_decay=args.position_weight_decay or None,
+        )
         return settings
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, its processor and its card. LoRA is merged unless the folder is a checkpoint."""
         super().save_model(output_dir, _internal_call)
-        folder, model = Path(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
+        folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
         is_checkpoint = self.is_in_train and folder == self._checkpoint()
         if lora_rank(model) is not None and self.args.should_save and not is_checkpoint:
             without_adapters(copy.deepcopy(model)).save_pretrained(folder)
@@ -77,8 +83,8 @@ class FineTuningTrainer(SampleTrainer):
         return super().extra_settings() | {"input_spec": getattr(self.processing_class, "input_spec", None)}
 
     def training_data(self) -> Any:
-        parts = parts_of(self.train_dataset.samples)
-        return {f"split {number}": part.files_or_rows() for number, part in enumerate(parts, start=1)}
+        splits = parts_of(self.train_dataset.samples)
+        return {f"split {number}": split.files_or_rows() for number, split in enumerate(splits, start=1)}
 
     def data_settings(self) -> dict[str, Any]:
         """Return the settings of the data that must match on resume."""
@@ -127,21 +133,36 @@ class FineTuningTrainer(SampleTrainer):
         Raises:
             ValueError: if the metric is not a subclass of `base`, or has no such setting.
         """
-        processes = {"num_process": self.args.world_size, "process_id": self.args.process_index}
-        metric = evaluate.load(metric_path(name), num_labels=len(self.names), **processes, **settings)
+        metric = evaluate.load(
+            metric_path(name),
+            num_labels=len(self.names),
+            num_process=self.args.world_size,
+            process_id=self.args.process_index,
+            **settings,
+        )
         if not isinstance(metric, base):
             raise ValueError(f"metric={name!r} cannot score this task. Expected a subclass of {base.__name__}.")
-        known = {parameter for cls in type(metric).__mro__ for parameter in inspect.signature(cls.__init__).parameters}
-        if settings.keys() - known:  # evaluate ignores unknown settings
-            raise ValueError(f"metric_options: unknown {sorted(settings.keys() - known)} for the metric {name!r}.")
+        known_settings = set()
+        for base_class in type(metric).__mro__:
+            known_settings.update(inspect.signature(base_class.__init__).parameters)
+        unknown_settings = sorted(settings.keys() - known_settings)
+        if unknown_settings:  # evaluate ignores unknown settings
+            raise ValueError(f"metric_options: unknown {unknown_settings} for the metric {name!r}.")
         return metric
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """Return a loader of the samples that this process evaluates."""
-        dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args
-        mine = Subset(dataset, share(range(len(dataset)), args.world_size, args.process_index))
-        batches = (None, None) if self.evaluates_one_by_one else (args.per_device_eval_batch_size, list)
-        return DataLoader(mine, batches[0], collate_fn=batches[1], num_workers=args.dataloader_num_workers)
+        args = self.args
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        samples = Subset(dataset, share(range(len(dataset)), args.world_size, args.process_index))
+        if self.evaluates_one_by_one:
+            return DataLoader(samples, batch_size=None, num_workers=args.dataloader_num_workers)
+        return DataLoader(
+            samples,
+            batch_size=args.per_device_eval_batch_size,
+            collate_fn=list,
+            num_workers=args.dataloader_num_workers,
+        )
 
     def component_maps(self, images: Sequence[Sequence[torch.Tensor]], folder: Path) -> list[np.ndarray]:
         """Return the principal components of the ViT's features as colors.
@@ -152,7 +173,10 @@ class FineTuningTrainer(SampleTrainer):
             folder: folder that stores the components of the first picture, see
                 [`~modeling_vitp.training.callbacks.component_colors`].
         """
-        maps = [torch.cat([self.patch_features(image) for image in images_of_one], 2) for images_of_one in images]
+        maps = []
+        for sample_images in images:
+            features = [self.patch_features(image) for image in sample_images]
+            maps.append(torch.cat(features, dim=2))
         return component_colors(maps, folder)
 
     def patch_features(self, image: torch.Tensor) -> torch.Tensor:
@@ -164,22 +188,32 @@ class FineTuningTrainer(SampleTrainer):
         Returns:
             Features of shape `(hidden_size, rows, columns)`.
         """
-        modules = self.accelerator.unwrap_model(self.model).modules()
-        backbone = next(module for module in modules if isinstance(module, ViTPMultiScaleBackbone))
+        backbone = self.find_backbone()
         scale = max(pair(backbone.config.image_size)) / max(image.shape[-2:])
-        size = [max(1, round(side * scale)) for side in image.shape[-2:]]
-        image = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
+        height, width = (max(1, round(side * scale)) for side in image.shape[-2:])
+        image = F.resize(image, [height, width], antialias=True)
+        image = F.to_dtype(image, scale=True)
         pixels = F.normalize(image, self.processing_class.image_mean, self.processing_class.image_std)
         tower, vit = backbone.tower
-        outputs, last_layer = [], vit.get_submodule(tower.layers)[-1]
+        last_layer = vit.get_submodule(tower.layers)[-1]
+        outputs = []
         hook = last_layer.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
         with hook, self.compute_loss_context_manager():
             backbone(pixels[None].to(self.args.device))
-        states = outputs[-1]
+        tokens = outputs[-1]
         # Patches have 16 pixels, and sides are padded to multiples of 32.
-        rows, columns = (-(-side // 32) * 2 for side in size)
-        features = states[-rows * columns :].T.unflatten(1, (rows, columns))
-        return features[:, : -(-size[0] // 16), : -(-size[1] // 16)]
+        padded_rows = 2 * math.ceil(height / 32)
+        padded_columns = 2 * math.ceil(width / 32)
+        patch_tokens = tokens[-padded_rows * padded_columns :]
+        features = patch_tokens.T.unflatten(1, (padded_rows, padded_columns))
+        return features[:, : math.ceil(height / 16), : math.ceil(width / 16)]
+
+    def find_backbone(self) -> ViTPMultiScaleBackbone:
+        """Return the backbone of the model."""
+        for module in self.accelerator.unwrap_model(self.model).modules():
+            if isinstance(module, ViTPMultiScaleBackbone):
+                return module
+        raise ValueError(f"{type(self.model).__name__} has no backbone.")
 
     @property
     def main_score(self) -> str | None:
@@ -204,6 +238,6 @@ class FineTuningTrainer(SampleTrainer):
                 args.level_embeddings_at_input,
                 args.position_weight_decay,
             )
-            optimizer_cls, settings = self.get_optimizer_cls_and_kwargs(args, model)
-            self.optimizer = optimizer_cls(groups, **settings)
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer

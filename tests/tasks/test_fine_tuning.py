@@ -164,6 +164,7 @@ def test_card_is_written_from_all_metrics(tmp_path, monkeypatch):
         load_model=lambda *_: trainer.model,
         create_trainer=lambda *_: trainer,
         score_controls=lambda *_: {"test_swapped": 0.25},
+        next_commands=lambda folder: [],
     )
     args = DenseArguments(data={"a": 1}, test_split="test", num_pictures=0)
     fine_tuning.fine_tune(task, FineTuningOptions(args, trainer.args, BackboneArguments()))

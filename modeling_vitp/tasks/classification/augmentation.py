@@ -19,17 +19,24 @@ class Augmentation:
     """
 
     def __init__(self, settings: ClassificationSettings, of_colors: bool = True):
-        size, area = settings.image_size, tuple(settings.crop_area)
         turns = [v2.RandomRotation((angle, angle), expand=True) for angle in (90, 180, 270)]
         steps = [
-            v2.RandomResizedCrop(size, area, interpolation=InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomResizedCrop(
+                settings.image_size,
+                scale=tuple(settings.crop_area),
+                interpolation=InterpolationMode.BICUBIC,
+                antialias=True,
+            ),
             v2.RandomHorizontalFlip(settings.horizontal_flip),
             v2.RandomVerticalFlip(settings.vertical_flip),
             v2.RandomApply([v2.RandomChoice(turns)], settings.quarter_turns),
         ]
-        jitters = [BandJitter((0.6, 1.4), from_mean) for from_mean in (False, True)]
-        jitters = [v2.ColorJitter(0.4, 0.4, 0.4, 0.05)] if of_colors else jitters
-        self.steps = v2.Compose([*steps, *jitters] if settings.photometric else steps)
+        if settings.photometric and of_colors:
+            steps.append(v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.05))
+        elif settings.photometric:
+            for from_mean in (False, True):  # brightness, contrast
+                steps.append(BandJitter((0.6, 1.4), from_mean))
+        self.steps = v2.Compose(steps)
 
     def __call__(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """Return the augmented image, `(bands, image_size, image_size)`. The result depends on `seed` alone."""

@@ -42,11 +42,17 @@ def names_of(stored: Sequence[Sequence[Label]]) -> list[str]:
     Raises:
         ValueError: if an integer label is too large for a class index.
     """
-    found = {label for labels in stored for label in labels}
-    numbers = [label for label in found if isinstance(label, Integral)]
-    if max(numbers, default=0) >= MOST_CLASSES:
-        raise ValueError(f"Expected class indices below {MOST_CLASSES}, got the label {max(numbers)}. Use class names.")
-    return sorted(found - {*numbers}) or [str(place) for place in range(max(numbers, default=-1) + 1)]
+    labels = set()
+    for image_labels in stored:
+        labels.update(image_labels)
+    indices = {label for label in labels if isinstance(label, Integral)}
+    largest_index = max(indices, default=-1)
+    if largest_index >= MOST_CLASSES:
+        raise ValueError(
+            f"Expected class indices below {MOST_CLASSES}, got the label {largest_index}. Use class names."
+        )
+    names = sorted(labels - indices)
+    return names or [str(index) for index in range(largest_index + 1)]
 
 
 def encode(
@@ -66,33 +72,46 @@ def encode(
     Raises:
         ValueError: if an image has an unknown class or a wrong number of classes.
     """
-    positions = {name: position for position, name in enumerate(names)}
+    class_indices = {name: index for index, name in enumerate(names)}
     encoded = torch.zeros(len(stored), len(names))
-    for index, labels in enumerate(stored):
-        if {*labels} <= {0, 1} and len({*labels}) < len(labels):
-            raise ValueError(
-                f"{where(index)} has 1 or 0 for each class, {labels}, expected the indices of its classes, "
-                f"{[position for position, label in enumerate(labels) if label]}. Store these instead."
-            )
-        if len(labels) != 1 and not multi_label:
-            kind = "has no class" if not labels else f"has {len(labels)} classes, {', '.join(map(str, labels))}"
-            raise ValueError(f"{where(index)} {kind}. Give exactly one, or set `multi_label: true` in `data`.")
+    for row, labels in enumerate(stored):
+        check_number_of_labels(labels, multi_label, where(row))
         for label in labels:
-            position = label if isinstance(label, Integral) else positions.get(label)
-            if position is None or not 0 <= position < len(names):
-                shown = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
-                kind = f"class {label!r}" if position is None else f"label {label}"
+            class_index = label if isinstance(label, Integral) else class_indices.get(label)
+            if class_index is None or not 0 <= class_index < len(names):
+                first_names = ", ".join(names[:10])
+                if len(names) > 10:
+                    first_names += " …"
+                unknown_label = f"class {label!r}" if class_index is None else f"label {label}"
                 raise ValueError(
-                    f"{where(index)} has the unknown {kind}. The {len(names)} training classes, from 0: {shown}. "
-                    "Remove the image, add training images of the class, or list it in `classes`."
+                    f"{where(row)} has the unknown {unknown_label}. The {len(names)} training classes, from 0: "
+                    f"{first_names}. Remove the image, add training images of the class, or list it in `classes`."
                 )
-            encoded[index, position] = UNKNOWN if isinstance(label, Unknown) else 1
+            encoded[row, class_index] = UNKNOWN if isinstance(label, Unknown) else 1
     return encoded if multi_label else encoded.argmax(1)
+
+
+def check_number_of_labels(labels: Sequence[Label], multi_label: bool, where: str) -> None:
+    """Raise a `ValueError` if the labels of an image are 1 or 0 for each class, or not one without `multi_label`."""
+    has_repeated_labels = len(set(labels)) < len(labels)
+    if has_repeated_labels and set(labels) <= {0, 1}:
+        class_indices = [index for index, label in enumerate(labels) if label]
+        raise ValueError(
+            f"{where} has 1 or 0 for each class, {labels}, expected the indices of its classes, {class_indices}. Store "
+            "these instead."
+        )
+    if len(labels) != 1 and not multi_label:
+        classes = ", ".join(map(str, labels))
+        problem = f"has {len(labels)} classes, {classes}" if labels else "has no class"
+        raise ValueError(f"{where} {problem}. Give exactly one, or set `multi_label: true` in `data`.")
 
 
 def count(labels: torch.Tensor, names: Sequence[str]) -> dict[str, int]:
     """Return the number of images of each class, by class name."""
-    counts = (labels == 1).sum(0) if labels.ndim == 2 else labels.bincount(minlength=len(names))
+    if labels.ndim == 2:
+        counts = (labels == 1).sum(0)
+    else:
+        counts = labels.bincount(minlength=len(names))
     return dict(zip(names, counts.tolist()))
 
 
@@ -107,9 +126,9 @@ def check_trained(trained: Mapping[str, int], scored: Mapping[str, int], split: 
     Raises:
         ValueError: if a class of the evaluation split has no training images.
     """
-    unknown = [name for name, number in scored.items() if number and not trained[name]]
-    if unknown:
-        message = f"Split {split!r} has images of classes without training images: {', '.join(unknown)}."
+    untrained_classes = [name for name, number in scored.items() if number and not trained[name]]
+    if untrained_classes:
+        message = f"Split {split!r} has images of classes without training images: {', '.join(untrained_classes)}."
         if not is_listed:
             raise ValueError(f"{message} Remove them, add training images, or list all `classes` in `data`.")
         logger.warning("%s", message)
@@ -142,7 +161,10 @@ class ClassifiedImages(torch.utils.data.Dataset):
         known: Sequence[str] | None,
         input_spec: dict | None,
     ):
-        self.ids, self.cases, self.stored, self.known = list(ids), list(cases), list(stored), known
+        self.ids = list(ids)
+        self.cases = list(cases)
+        self.stored = list(stored)
+        self.known = known
         self.spec = None if input_spec is None else InputSpec.from_dict(input_spec)
 
     def __len__(self) -> int:
@@ -163,11 +185,13 @@ class ClassifiedImages(torch.utils.data.Dataset):
         """
         stored = self.stored
         if self.known is not None and not set(self.known).isdisjoint(names):
-            stored = [
-                [self.known[label] if isinstance(label, Integral) else label for label in labels] for labels in stored
-            ]
+            stored = [self.names_of(labels) for labels in stored]
         self.labels = encode(stored, names, multi_label, self.where)
         return self
+
+    def names_of(self, labels: Sequence[Label]) -> list[Label]:
+        """Return the labels of an image with the names that the data set defines in place of integers."""
+        return [self.known[label] if isinstance(label, Integral) else label for label in labels]
 
     def where(self, index: int) -> str:
         """Return the name of an image in errors."""
@@ -195,8 +219,12 @@ class ClassifiedImages(torch.utils.data.Dataset):
             raise ValueError(f"{self.where(index)}: the image cannot be read: {error}") from error
 
     def __getitem__(self, index: int) -> dict:
-        known = {"id": self.ids[index], "case": self.cases[index]}
-        return {**known, "image": self.image(index), "label": self.labels[index]}
+        return {
+            "id": self.ids[index],
+            "case": self.cases[index],
+            "image": self.image(index),
+            "label": self.labels[index],
+        }
 
 
 class FileImages(ClassifiedImages):
@@ -207,8 +235,9 @@ class FileImages(ClassifiedImages):
     """
 
     def __init__(self, samples: Sequence[FileSample], stored: Sequence[Sequence[Label]], input_spec: dict | None):
-        ids, cases = [sample.id for sample in samples], [sample.case for sample in samples]
-        super().__init__(ids, cases, stored, None, input_spec)
+        ids = [sample.id for sample in samples]
+        cases = [sample.case for sample in samples]
+        super().__init__(ids, cases, stored, known=None, input_spec=input_spec)
         self.samples = list(samples)
 
     def where(self, index: int) -> str:
@@ -232,7 +261,10 @@ class FileImages(ClassifiedImages):
                 check_whole(file)
 
     def files_or_rows(self) -> list[Path]:
-        return [path for sample in self.samples for path in sample.images]
+        paths = []
+        for sample in self.samples:
+            paths += sample.images
+        return paths
 
     def subset(self, chosen: Sequence[int]) -> Self:
         subset = super().subset(chosen)
@@ -261,20 +293,24 @@ class RowImages(ClassifiedImages):
         label_values: Mapping | None = None,
     ):
         self.name = name
-        found = find_columns(rows.column_names, USUAL, columns or {}, name)
-        for role in USUAL.keys() - found.keys():
-            raise missing_column(rows.column_names, role, name)
-        self.column = found["image"]
+        columns_by_role = find_columns(rows.column_names, USUAL, columns or {}, name)
+        for role in USUAL:
+            if role not in columns_by_role:
+                raise missing_column(rows.column_names, role, name)
+        self.column = columns_by_role["image"]
         check_image_columns(rows, [self.column], name)
         self.rows = encoded_rows(rows)
-        stored, known = stored_labels(rows, found["label"], name, label_values)
+        stored, known = stored_labels(rows, columns_by_role["label"], name, label_values)
         self.numbers = range(len(rows))  # Of the rows in the data set, also in a subset.
-        ids = list(map(str, rows["id"] if "id" in rows.column_names else self.numbers))
-        super().__init__(ids, cases_of_rows(rows) or list(map(str, self.numbers)), stored, known, input_spec)
+        row_names = [str(number) for number in self.numbers]
+        ids = [str(row_id) for row_id in rows["id"]] if "id" in rows.column_names else row_names
+        cases = cases_of_rows(rows) or row_names
+        super().__init__(ids, cases, stored, known, input_spec)
 
     def where(self, index: int) -> str:
+        row = f"Row {self.numbers[index]} of split {self.name!r}"
         path = self.stored_image(index).get("path")
-        return f"Row {self.numbers[index]} of split {self.name!r}" + (f" ({path})" if path else "")
+        return f"{row} ({path})" if path else row
 
     def stored_image(self, index: int) -> dict:
         return self.rows[index][self.column] or {}  # An empty cell is an image without content, an error.
@@ -287,7 +323,8 @@ class RowImages(ClassifiedImages):
 
     def subset(self, chosen: Sequence[int]) -> Self:
         subset = super().subset(chosen)
-        subset.rows, subset.numbers = self.rows.select(chosen), [self.numbers[index] for index in chosen]
+        subset.rows = self.rows.select(chosen)
+        subset.numbers = [self.numbers[index] for index in chosen]
         return subset
 
 
@@ -297,21 +334,24 @@ def stored_labels(
     """Return the classes of each row, and the names of all classes if the columns define them."""
     if not isinstance(column, str):
         table = pd.DataFrame({label: rows[label] for label in column})
-        return labels_of_columns(table, label_values, lambda row: f"Row {row} of split {name!r}"), list(column)
+        labels = labels_of_columns(table, label_values, lambda row: f"Row {row} of split {name!r}")
+        return labels, list(column)
     feature = rows.features[column]
     feature = getattr(feature, "feature", feature)
     stored = [divided(value) for value in rows[column]]
     if not isinstance(feature, datasets.ClassLabel):
         return stored, None
+    known_labels = []
     for row, labels in enumerate(stored):
-        wrong = [label for label in labels if not -1 <= label < len(feature.names)]
-        if wrong:
-            raise ValueError(
-                f"Row {row} of split {name!r}: expected a label below {len(feature.names)}, the number of class names, "
-                f"got {wrong[0]}."
-            )
-    # The label -1 marks a row without a class.
-    return [[label for label in labels if label != -1] for labels in stored], list(feature.names)
+        for label in labels:
+            if not -1 <= label < len(feature.names):
+                raise ValueError(
+                    f"Row {row} of split {name!r}: expected a label below {len(feature.names)}, the number of class "
+                    f"names, got {label}."
+                )
+        # The label -1 marks a row without a class.
+        known_labels.append([label for label in labels if label != -1])
+    return known_labels, list(feature.names)
 
 
 @dataclass(kw_only=True)
@@ -374,8 +414,8 @@ class ClassificationData(DataSettings):
         if recognize_layout(root, tables) is None or recognize_layout(root) not in tables:
             return dict(settings)
         completed = super().complete(settings)
-        table, splits = completed["table"]["file"], completed["splits"]
-        logger.info("Found in %s: the table %s, splits %s.", root, table, ", ".join(splits))
+        splits = completed["splits"]
+        logger.info("Found in %s: the table %s, splits %s.", root, completed["table"]["file"], ", ".join(splits))
         for name, split in splits.items():
             if "part" in split:
                 share = split["part"][1] - split["part"][0]
@@ -390,8 +430,8 @@ class ClassificationData(DataSettings):
         settings = {"root": str(root), **LAYOUTS[name](root).data_settings()}
         if settings["splits"].keys() in ({"train"}, {UNSPLIT}):
             (split,) = settings["splits"].values()
-            whole = cls(**settings | {"splits": {"train": split}})._read_files("train")
-            settings["splits"] = hold_out(split, whole.cases)
+            whole_data = cls(**{**settings, "splits": {"train": split}})
+            settings["splits"] = hold_out(split, whole_data._read_files("train").cases)
         return settings
 
     def find_classes(self, train_splits: Sequence[str], of_model: Sequence[str] | None = None) -> list[str]:
@@ -411,10 +451,15 @@ class ClassificationData(DataSettings):
                 )
             self.classes = list(of_model)
         if self.classes is None:
-            parts = [self.open_split(name) for name in train_splits]
-            known = next((part.known for part in parts if part.known is not None), None)
-            names = known or names_of([labels for part in parts for labels in part.stored])
-            if len(names) < (1 if self.multi_label else 2):
+            names = None
+            labels = []
+            for split in train_splits:
+                samples = self.open_split(split)
+                names = names or samples.known
+                labels += samples.stored
+            names = names or names_of(labels)
+            least_number = 1 if self.multi_label else 2
+            if len(names) < least_number:
                 raise ValueError(f"Split {train_splits[0]!r}: expected images of at least two classes, got {names}.")
             self.classes = names
         return list(self.classes)
@@ -425,8 +470,8 @@ class ClassificationData(DataSettings):
         Call [`find_classes`] first.
         """
         samples = super().open(names)
-        for part in parts_of(samples):
-            part.set_classes(self.classes, self.multi_label)
+        for split_samples in parts_of(samples):
+            split_samples.set_classes(self.classes, self.multi_label)
         return samples
 
     def _open(self, name: str) -> ClassifiedImages:
@@ -441,72 +486,101 @@ class ClassificationData(DataSettings):
 
     def _read_files(self, name: str) -> FileImages:
         root = Path(self.root)
-        settings = self.splits.get(name, {"image": f"{name}/{{{CLASS}}}/{{name:[^/]+}}.*"})
+        folders_of_classes = {"image": f"{name}/{{{CLASS}}}/{{name:[^/]+}}.*"}
+        settings = self.splits.get(name, folders_of_classes)
         if name not in self.splits and recognize_layout(root, layouts_of(Masks, ChangePairs)):
             raise ValueError(
                 f"Expected folders of classes in {root}, found images with masks. Use vitp finetune_segmentation or "
                 "vitp finetune_change_detection."
             )
-        settings = dict(settings) if isinstance(settings, Mapping) else settings
-        where = settings.pop("where", None) if isinstance(settings, dict) else None
-        table_changes = settings.pop("table", {}) if isinstance(settings, dict) else {}
+        where = None
+        table_changes = {}
+        if isinstance(settings, Mapping):
+            settings = dict(settings)
+            where = settings.pop("where", None)
+            table_changes = settings.pop("table", {})
         samples = find_samples(root, settings, name, use_part=self.table is None)
         if self.table is not None:
-            table = from_mapping(LabelTable, {**self.table, **table_changes}, "data: table")
-            table = replace(table, file=table.file.replace("{split}", name))
-            taken = self._taken.setdefault(table.file, {})
-            is_partial = isinstance(settings, dict) and "list" in settings
-            samples, stored = table.labels_of(samples, root, where, name, taken, self.label_values, is_partial)
-            found = FileImages(samples, stored, self.input_spec)
-            split = read_split(settings, name)  # The table may have the patients, which are not divided.
-            found = found.subset([index for index, case in enumerate(found.cases) if split.has_case(case)])
-            if not found:
-                raise ValueError(f"Split {name!r} has no sample left after `part`.")
-            return found
+            return self._read_table(samples, settings, where, table_changes, name)
         if CLASS not in samples[0].fields:
             raise ValueError(f"Split {name!r} has no labels. Use the field {{{CLASS}}} in the pattern, or a `table`.")
         check_folders(root, settings["image"], samples)
-        return FileImages(samples, [[sample.fields[CLASS]] for sample in samples], self.input_spec)
+        labels = [[sample.fields[CLASS]] for sample in samples]
+        return FileImages(samples, labels, self.input_spec)
+
+    def _read_table(
+        self,
+        samples: Sequence[FileSample],
+        settings: Mapping[str, Any] | str,
+        where: Mapping[str, Any] | None,
+        table_changes: Mapping[str, Any],
+        name: str,
+    ) -> FileImages:
+        """Return the files of a split with the labels of the table.
+
+        Args:
+            samples: files that match the pattern of the split.
+            settings: settings of the split, without those of the table.
+            where: column values that select rows.
+            table_changes: settings of the table that differ for the split.
+            name: name of the split.
+        """
+        table = from_mapping(LabelTable, {**self.table, **table_changes}, "data: table")
+        table = replace(table, file=table.file.replace("{split}", name))
+        taken_rows = self._taken.setdefault(table.file, {})
+        is_partial = isinstance(settings, dict) and "list" in settings
+        samples, labels = table.labels_of(
+            samples, Path(self.root), where, name, taken_rows, self.label_values, is_partial
+        )
+        images = FileImages(samples, labels, self.input_spec)
+        split = read_split(settings, name)  # The table may have the patients, which are not divided.
+        images = images.subset([index for index, case in enumerate(images.cases) if split.has_case(case)])
+        if not images:
+            raise ValueError(f"Split {name!r} has no sample left after `part`.")
+        return images
 
     def _without_bad(self, samples: ClassifiedImages, name: str) -> ClassifiedImages:
         if self.root is None and self.bad_images == "raise":
             return samples
-        wrong = {}
+        problems = []
+        readable = []
         for index in tqdm(range(len(samples)), desc=f"files of {name}", disable=None):
             try:
                 samples.check_whole(index)
+                readable.append(index)
             except Exception as error:  # Pillow raises many error types.
-                wrong[index] = f"{samples.where(index)} cannot be read as an image: {error}."
+                problem = f"{samples.where(index)} cannot be read as an image: {error}."
                 if self.bad_images == "raise":
                     raise ValueError(
-                        f"{wrong[index]} Repair or remove it, or set `bad_images: skip` in `data` to skip such files."
+                        f"{problem} Repair or remove it, or set `bad_images: skip` in `data` to skip such files."
                     ) from error
-        if not wrong:
+                problems.append(problem)
+        if not problems:
             return samples
-        shown = " ".join([*wrong.values()][:MOST_SHOWN])
-        logger.warning("Split %s: skipping %d unreadable image(s): %s", name, len(wrong), shown)
-        return samples.subset([index for index in range(len(samples)) if index not in wrong])
+        first_problems = " ".join(problems[:MOST_SHOWN])
+        logger.warning("Split %s: skipping %d unreadable image(s): %s", name, len(problems), first_problems)
+        return samples.subset(readable)
 
     def check_disjoint(self, names: Sequence[str]) -> None:
         """Raise a `ValueError` if two of the splits share an image, even under different names, a patient or a case."""
         if len(names) < 2:
             return
-        parts = {name: self.open_split(name) for name in names}
+        splits = {name: self.open_split(name) for name in names}
         if self.root is not None:
-            self.check_files({name: part.samples for name, part in parts.items()})
+            self.check_files({name: images.samples for name, images in splits.items()})
         else:
-            self.check_splits({name: (part.rows, [part.column]) for name, part in parts.items()})
+            self.check_splits({name: (images.rows, [images.column]) for name, images in splits.items()})
 
 
 def check_folders(root: Path, pattern: str | Sequence[str], samples: Sequence[FileSample]) -> None:
     """Raise a `ValueError` if the folder of a class has no images."""
-    before, found, after = (pattern if isinstance(pattern, str) else pattern[0]).partition(f"{{{CLASS}}}")
-    if not found or not after.startswith("/") or FIELD.search(before) or "*" in before:
+    first_pattern = pattern if isinstance(pattern, str) else pattern[0]
+    before, class_field, after = first_pattern.partition(f"{{{CLASS}}}")
+    is_one_folder = not FIELD.search(before) and "*" not in before
+    if not class_field or not after.startswith("/") or not is_one_folder:
         return
     classes = {sample.fields[CLASS] for sample in samples}
     for folder in sorted((root / before).iterdir()):
-        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in classes:
-            if not image_files(folder):
-                raise ValueError(
-                    f"No images in the folder of class {folder.name!r}: {folder}. Add images or remove it."
-                )
+        is_class_folder = folder.is_dir() and not folder.name.startswith(".")
+        if is_class_folder and folder.name not in classes and not image_files(folder):
+            raise ValueError(f"No images in the folder of class {folder.name!r}: {folder}. Add images or remove it.")

@@ -1,5 +1,6 @@
 """Figures of predictions: images with their true and predicted classes, in green if correct and in red if wrong."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,26 +35,32 @@ def draw_predictions(
         band_names: names of the image bands, see [`~modeling_vitp.images.pixels.shown`].
     """
     columns = min(len(samples), COLUMNS)
-    parts = 2 if components else 1
-    rows = -(-len(samples) // columns) * parts
+    rows_per_sample = 2 if components else 1
+    rows = math.ceil(len(samples) / columns) * rows_per_sample
     figure = Figure(figsize=(2.8 * columns, 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for index, (sample, probabilities) in enumerate(zip(samples, scores)):
-        row, column = parts * (index // columns), index % columns
+        row = rows_per_sample * (index // columns)
+        column = index % columns
         label = sample["label"]
         if label.ndim == 1:  # Multi-label: 1 for the classes of the image, -100 for unknown ones.
-            masks = label == 1, probabilities > THRESHOLD
-            truth, predicted = (mask.nonzero().flatten().tolist() for mask in masks)
-            is_correct = torch.equal(*(mask[label >= 0] for mask in masks))
+            is_class = label == 1
+            is_predicted = probabilities > THRESHOLD
+            is_known = label >= 0
+            is_correct = torch.equal(is_class[is_known], is_predicted[is_known])
+            true_classes = is_class.nonzero().flatten().tolist()
+            predicted_classes = is_predicted.nonzero().flatten().tolist()
         else:
-            truth, predicted = [label.item()], [probabilities.argmax().item()]
-            is_correct = truth == predicted
+            true_classes = [label.item()]
+            predicted_classes = [probabilities.argmax().item()]
+            is_correct = true_classes == predicted_classes
         axis = axes[row, column]
         axis.imshow(shown(sample["image"], band_names), interpolation="nearest")
-        predictions = [f"{names[index]} {probabilities[index]:.2f}" for index in predicted]
-        title = f"{sample['id']}\ntrue: {listed([names[index] for index in truth])}\npredicted: {listed(predictions)}"
+        truth = join_first([names[class_index] for class_index in true_classes])
+        predictions = join_first([f"{names[i]} {probabilities[i]:.2f}" for i in predicted_classes])
+        title = f"{sample['id']}\ntrue: {truth}\npredicted: {predictions}"
         axis.set_title(title, fontsize=8, color=RIGHT if is_correct else WRONG)
         if components:
             axes[row + 1, column].imshow(components[index], interpolation="nearest")
@@ -61,5 +68,10 @@ def draw_predictions(
     figure.savefig(path, dpi=120)
 
 
-def listed(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:MOST_SHOWN]) + (f" and {len(texts) - MOST_SHOWN} more" * (len(texts) > MOST_SHOWN)) or "–"
+def join_first(texts: Sequence[str]) -> str:
+    """Return the first texts, and the number of the others."""
+    if not texts:
+        return "–"
+    joined = ", ".join(texts[:MOST_SHOWN])
+    number_left = len(texts) - MOST_SHOWN
+    return f"{joined} and {number_left} more" if number_left > 0 else joined

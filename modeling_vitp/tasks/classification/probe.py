@@ -59,22 +59,37 @@ class ClassificationProbe(Probe):
         Raises:
             ValueError: if images have several classes, or the splits are the same.
         """
-        settings = (args.pooling, args.num_neighbours, args.temperature, args.l2, args.intervals)
         if args.data is None:
-            columns = (args.image_column, args.label_column)
+            input_spec = args.input_spec
             samples, names = open_samples(
-                args.dataset_name, args.dataset_config, args.train_split, args.test_split, args.test_share, *columns
+                args.dataset_name,
+                args.dataset_config,
+                args.train_split,
+                args.test_split,
+                args.test_share,
+                args.image_column,
+                args.label_column,
             )
-            return cls(samples, names, args.input_spec, *settings)
-        data = ClassificationData.from_dict(args.data)
-        if data.multi_label:
-            raise ValueError("Probes need one class for each image, but `data` has multi_label: true.")
-        if args.train_split == args.test_split:
-            raise ValueError(f"train_split and test_split must differ, got {args.train_split!r}.")
-        names = data.find_classes([args.train_split])
-        data.check_disjoint([args.train_split, args.test_split])
-        samples = {"train": data.open([args.train_split]), "test": data.open([args.test_split])}
-        return cls(samples, names, data.input_spec, *settings)
+        else:
+            data = ClassificationData.from_dict(args.data)
+            if data.multi_label:
+                raise ValueError("Probes need one class for each image, but `data` has multi_label: true.")
+            if args.train_split == args.test_split:
+                raise ValueError(f"train_split and test_split must differ, got {args.train_split!r}.")
+            input_spec = data.input_spec
+            names = data.find_classes([args.train_split])
+            data.check_disjoint([args.train_split, args.test_split])
+            samples = {"train": data.open([args.train_split]), "test": data.open([args.test_split])}
+        return cls(
+            samples,
+            names,
+            input_spec,
+            pooling=args.pooling,
+            num_neighbours=args.num_neighbours,
+            temperature=args.temperature,
+            l2=args.l2,
+            intervals=args.intervals,
+        )
 
     @property
     def presence(self) -> np.ndarray:
@@ -82,17 +97,20 @@ class ClassificationProbe(Probe):
 
     def control(self) -> dict[str, float]:
         """Return the scores of a constant prediction: the most frequent class of the training images."""
-        return self.scores(np.full(len(self.labels["test"]), np.bincount(self.labels["train"]).argmax()))
+        most_frequent_class = np.bincount(self.labels["train"]).argmax()
+        return self.scores(np.full(len(self.labels["test"]), most_frequent_class))
 
     def scores(self, predicted: np.ndarray) -> Scores:
         """Return `accuracy`, and `mean_class_accuracy` over the classes of the test images."""
-        right = predicted == self.labels["test"]
-        classes = [right[self.labels["test"] == label].mean() for label in np.unique(self.labels["test"])]
-        scores = {"accuracy": float(right.mean()), "mean_class_accuracy": float(np.mean(classes))}
+        labels = self.labels["test"]
+        is_correct = predicted == labels
+        accuracy = float(is_correct.mean())
+        class_accuracies = [is_correct[labels == label].mean() for label in np.unique(labels)]
+        scores = {"accuracy": accuracy, "mean_class_accuracy": float(np.mean(class_accuracies))}
         if not self.intervals:
             return Scores(scores)
-        resampled = resample_mean(right, self.cases).tolist()
-        return Scores(scores, Score(scores["accuracy"], resampled, len(set(self.cases))))
+        resampled = resample_mean(is_correct, self.cases).tolist()
+        return Scores(scores, Score(accuracy, resampled, len(set(self.cases))))
 
     def probe(
         self,
@@ -103,22 +121,36 @@ class ClassificationProbe(Probe):
         **loading,
     ) -> dict[tuple[str, FewLabels], list[Scores]]:
         """Return the scores of each draw of training images, by probe and labels."""
-        train, test = (self.features(backbone, split, image_size, folder, **loading) for split in ("train", "test"))
-        one_hot, device = self.presence.astype(np.float32), backbone.model.device
+        train = self.features(backbone, "train", image_size, folder, **loading)
+        test = self.features(backbone, "test", image_size, folder, **loading)
+        one_hot_labels = self.presence.astype(np.float32)
+        device = backbone.model.device
         results = {}
         for labels, subsets in draws.items():
-            for used in subsets:
-                known = (train[used], self.labels["train"][used])
-                settings = (len(self.names), self.num_neighbours, self.temperature, device)
-                neighbours = nearest_neighbours(*known, test, *settings)
-                linear = fit_linear(train, one_hot, used, self.l2, device)(torch.tensor(test)).argmax(-1).cpu().numpy()
-                for probe, predicted in ((f"{self.num_neighbours}-NN", neighbours), ("linear", linear)):
-                    results.setdefault((probe, labels), []).append(self.scores(predicted))
+            neighbour_scores = []
+            linear_scores = []
+            for subset in subsets:
+                predicted = nearest_neighbours(
+                    train[subset],
+                    self.labels["train"][subset],
+                    test,
+                    len(self.names),
+                    self.num_neighbours,
+                    self.temperature,
+                    device,
+                )
+                neighbour_scores.append(self.scores(predicted))
+                linear_layer = fit_linear(train, one_hot_labels, subset, self.l2, device)
+                predicted = linear_layer(torch.tensor(test)).argmax(-1).cpu().numpy()
+                linear_scores.append(self.scores(predicted))
+            results[f"{self.num_neighbours}-NN", labels] = neighbour_scores
+            results["linear", labels] = linear_scores
         return results
 
     def features(self, backbone: Backbone, split: str, image_size: int | None, folder: Path, **loading) -> np.ndarray:
         """Return the features of a split, `train` or `test`, float32 `(images, width)`."""
-        samples, spec = copy.copy(self.samples[split]), backbone.reading(self.input_spec)
+        spec = backbone.reading(self.input_spec)
+        samples = copy.copy(self.samples[split])
         samples.spec = None if spec is None else InputSpec.from_dict(spec)
         return extract(
             backbone,
@@ -155,44 +187,59 @@ def open_samples(
         ValueError: If the data set, a split or a column is not found, a row has no class, or a class of the test images
             has no training images.
     """
-    wanted = [train_split] if test_share is not None else [train_split, test_split]
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(f"train_split and test_split must differ, got {train_split!r}. Change one or set test_share.")
-    files = {Path(name) / split: image_files(Path(name) / split) for split in wanted}
+    splits = [train_split]
+    if test_share is None:
+        splits.append(test_split)
+        if train_split == test_split:
+            raise ValueError(
+                f"train_split and test_split must differ, got {train_split!r}. Change one or set test_share."
+            )
+    files = {Path(name) / split: image_files(Path(name) / split) for split in splits}
     if all(files.values()):
         for folder, paths in files.items():
-            stray = [path for path in paths if path.parent.parent != folder]
-            if stray:
-                raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {stray[0]}. Move the file.")
+            for path in paths:
+                if path.parent.parent != folder:
+                    raise ValueError(f"Expected images at SPLIT/CLASS/NAME in {name}, got {path}. Move the file.")
         source = {"root": name}
     else:
         columns = {"image": image_column, "label": label_column}
         source = {"dataset_name": name, "dataset_config": config, "columns": columns}
     data = ClassificationData(**source, allow_shared_images=True)
     names = data.find_classes([train_split])
-    opened = [data.open([split]) for split in wanted]
-    data.check_disjoint(wanted)
-    if test_share is not None:
-        train, test = hold_out(opened[0].labels.numpy(), opened[0].cases, test_share)
-        opened = [opened[0].subset(kept).set_classes(names, False) for kept in (train, test)]
-        if not len(test):
+    train_images = data.open([train_split])
+    if test_share is None:
+        test_images = data.open([test_split])
+        data.check_disjoint(splits)
+    else:
+        all_images = train_images
+        train_indices, test_indices = hold_out(all_images.labels.numpy(), all_images.cases, test_share)
+        if not len(test_indices):
             raise ValueError(f"{name}: test_share={test_share} holds out no test images. Increase it.")
-        parts = dict(zip(("train", "held out"), opened))
-        if isinstance(opened[0], FileImages):
-            data.check_files({role: part.samples for role, part in parts.items()})
-        else:
-            data.check_rows({role: (part.rows, [part.column]) for role, part in parts.items()})
-    trained, tested = (np.bincount(part.labels, minlength=len(names)) for part in opened)
-    unknown = [names[label] for label in np.flatnonzero((tested > 0) & (trained == 0))]
-    if unknown:
-        raise ValueError(f"{name}: no training images found for the classes {unknown} of the test images.")
-    new_labels = torch.from_numpy(np.cumsum(trained > 0) - 1)
-    for part in opened:
-        part.labels = new_labels[part.labels]
-    names = [names[label] for label in np.flatnonzero(trained)]
+        train_images = all_images.subset(train_indices).set_classes(names, False)
+        test_images = all_images.subset(test_indices).set_classes(names, False)
+        check_held_out(data, train_images, test_images)
+    train_counts = np.bincount(train_images.labels, minlength=len(names))
+    test_counts = np.bincount(test_images.labels, minlength=len(names))
+    untrained_classes = [names[label] for label in np.flatnonzero((test_counts > 0) & (train_counts == 0))]
+    if untrained_classes:
+        raise ValueError(f"{name}: no training images found for the classes {untrained_classes} of the test images.")
+    # Classes without training images are left out, so that the others are numbered again.
+    new_labels = torch.from_numpy(np.cumsum(train_counts > 0) - 1)
+    train_images.labels = new_labels[train_images.labels]
+    test_images.labels = new_labels[test_images.labels]
+    names = [names[label] for label in np.flatnonzero(train_counts)]
     if len(names) < 2:
         raise ValueError(f"{name}, split {train_split!r}: expected at least two classes, got {names}.")
-    return dict(zip(("train", "test"), opened)), names
+    return {"train": train_images, "test": test_images}, names
+
+
+def check_held_out(data: ClassificationData, train_images: ClassifiedImages, test_images: ClassifiedImages) -> None:
+    """Raise a `ValueError` if test images that are held out of a split are copies of training images."""
+    if isinstance(train_images, FileImages):
+        data.check_files({"train": train_images.samples, "held out": test_images.samples})
+    else:
+        column = train_images.column
+        data.check_rows({"train": (train_images.rows, [column]), "held out": (test_images.rows, [column])})
 
 
 def hold_out(labels: np.ndarray, cases: Sequence[str], share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -200,13 +247,17 @@ def hold_out(labels: np.ndarray, cases: Sequence[str], share: float) -> tuple[np
 
     The images of a patient or another case stay together. The class of a case is that of its first image.
     """
-    images_of = {}
+    images_by_case = {}
     for index, case in enumerate(cases):
-        images_of.setdefault(case, []).append(index)
-    groups = [*images_of.values()]
-    labels = labels[[images[0] for images in groups]]
-    order = np.random.default_rng(0).permutation(len(groups))
-    of_class = [order[labels[order] == label] for label in np.unique(labels)]
-    held = np.concatenate([chosen[: int(share * len(chosen) + 0.5)] for chosen in of_class])
-    test = np.sort(np.array([index for group in held for index in groups[group]], int))
-    return np.setdiff1d(np.arange(len(cases)), test), test
+        images_by_case.setdefault(case, []).append(index)
+    images_of_cases = list(images_by_case.values())
+    case_labels = labels[[images[0] for images in images_of_cases]]
+    order = np.random.default_rng(0).permutation(len(images_of_cases))
+    test_images = []
+    for label in np.unique(case_labels):
+        cases_of_class = order[case_labels[order] == label]
+        num_test_cases = int(share * len(cases_of_class) + 0.5)
+        for case in cases_of_class[:num_test_cases]:
+            test_images += images_of_cases[case]
+    test_indices = np.sort(np.array(test_images, dtype=int))
+    return np.setdiff1d(np.arange(len(cases)), test_indices), test_indices

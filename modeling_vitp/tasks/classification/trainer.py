@@ -127,22 +127,28 @@ class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
     def draw(
         self, samples: list[dict[str, Any]], path: Path, maps: Sequence[np.ndarray] = (), is_test: bool = False
     ) -> None:
-        scores = self.predict([sample["image"] for sample in samples])
-        draw_predictions(samples, scores, self.names, path, maps, self.processing_class.band_names)
+        probabilities = self.predict([sample["image"] for sample in samples])
+        draw_predictions(samples, probabilities, self.names, path, maps, self.processing_class.band_names)
 
     def patch_features(self, image: torch.Tensor) -> torch.Tensor:
-        pixels, vit = self.pixels_of([image]), self.accelerator.unwrap_model(self.model).backbone
-        rows, columns = (side // patch for side, patch in zip(pixels.shape[-2:], pair(vit.config.patch_size)))
+        vit = self.accelerator.unwrap_model(self.model).backbone
+        pixels = self.pixels_of([image])
+        height, width = pixels.shape[-2:]
+        patch_height, patch_width = pair(vit.config.patch_size)
         with self.compute_loss_context_manager():
             (tokens,) = tower_of(vit.config).patch_tokens(vit, pixels)
-        return tokens.T.unflatten(1, (rows, columns))
+        return tokens.T.unflatten(1, (height // patch_height, width // patch_width))
 
     def pixels_of(self, images: list[torch.Tensor]) -> torch.Tensor:
         """Return model inputs for images of any size, see [`~modeling_vitp.images.pixels.to_pixels`]."""
-        names = self.processing_class.band_names
-        # The intensity window has been applied on reading, so it is left out of the input spec.
-        spec = {"input_spec": None if names is None else {"band_names": names}}
-        inputs = self.processing_class(images=images, input_data_format="channels_first", return_tensors="pt", **spec)
+        band_names = self.processing_class.band_names
+        inputs = self.processing_class(
+            images=images,
+            input_data_format="channels_first",
+            return_tensors="pt",
+            # The intensity window has been applied on reading, so it is left out of the input spec.
+            input_spec=None if band_names is None else {"band_names": band_names},
+        )
         return inputs["pixel_values"].to(self.args.device)
 
     @torch.no_grad()
@@ -155,13 +161,16 @@ class ViTPClassificationTrainer(FineTuningTrainer, Trainer):
         model = self.accelerator.unwrap_model(self.model).eval()
         with self.compute_loss_context_manager():
             logits = model(self.pixels_of(images)).logits.float()
-        return (logits.sigmoid() if self.multi_label else logits.softmax(-1)).cpu()
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(-1)
+        return probabilities.cpu()
 
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
         for items in batches:
-            scores = self.predict([item["image"] for item in items])
-            labels, cases = torch.stack([item["label"] for item in items]), [item["case"] for item in items]
-            self.metric.add_batch(predictions=scores, references=labels, case_ids=cases)
+            self.metric.add_batch(
+                predictions=self.predict([item["image"] for item in items]),
+                references=torch.stack([item["label"] for item in items]),
+                case_ids=[item["case"] for item in items],
+            )
         return name_classes(self.metric.compute(), self.names)
 
 
