@@ -45,12 +45,14 @@ def _check_versions() -> None:
     if sys.version_info < (3, 11):
         raise ImportError(f"modeling_vitp needs Python 3.11 or newer, found {sys.version.split()[0]}.")
     try:
-        found = importlib.metadata.version("transformers")
+        installed = importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
         raise ImportError("modeling_vitp needs transformers: pip install 'modeling-vitp'.") from None
-    if tuple(map(int, found.split(".")[:2])) < tuple(map(int, _NEEDED.split("."))):
+    major, minor, *_ = installed.split(".")
+    needed_major, needed_minor = _NEEDED.split(".")
+    if (int(major), int(minor)) < (int(needed_major), int(needed_minor)):
         raise ImportError(
-            f"modeling_vitp needs transformers {_NEEDED} or newer, found {found}: "
+            f"modeling_vitp needs transformers {_NEEDED} or newer, found {installed}: "
             f"pip install 'transformers~={_NEEDED}.0'."
         )
 
@@ -67,11 +69,12 @@ def __getattr__(name: str):
     if name not in _LAZY:
         return getattr(models, name)
     try:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        module = importlib.import_module(f".{_LAZY[name]}", __name__)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{name} needs {error.name}: install the extra with pip install 'modeling-vitp[recipes]'."
         ) from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

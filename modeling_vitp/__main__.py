@@ -45,7 +45,10 @@ def recipes() -> dict[str, Path]:
     """Return the files of the entry points by name."""
     folder = Path(str(files(RECIPES)))
     paths = [*sorted(folder.glob("*.py")), *sorted(folder.glob("datasets/make_*.py"))]
-    return {path.stem: path for path in paths if path.stem not in ("__init__", PLUGIN_TASK)}
+    paths_by_name = {path.stem: path for path in paths}
+    for name in ("__init__", PLUGIN_TASK):
+        paths_by_name.pop(name, None)
+    return paths_by_name
 
 
 def summary(path: Path) -> str:
@@ -59,13 +62,31 @@ def overview(paths: dict[str, Path]) -> str:
     lines = []
     for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
-        lines += [f"  {name:<26} {textwrap.shorten(summary(paths[name]), width, placeholder=' …')}" for name in names]
+        for name in names:
+            first_line = textwrap.shorten(summary(paths[name]), width, placeholder=" …")
+            lines.append(f"  {name:<26} {first_line}")
     return "\n".join(lines)
+
+
+def module_of(name: str, path: Path) -> str:
+    """Return the module that runs a command.
+
+    Args:
+        name: name of the command.
+        path: its file, see [`recipes`].
+    """
+    if name == "convert":
+        return CONVERT
+    if path.parent.name == "recipes":
+        return f"{RECIPES}.{name}"
+    return f"{RECIPES}.{path.parent.name}.{name}"
 
 
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
-    paths = recipes() | {"convert": Path(str(files(CONVERT))) / "__main__.py", "space": SPACE / "__main__.py"}
+    paths = recipes()
+    paths["convert"] = Path(str(files(CONVERT))) / "__main__.py"
+    paths["space"] = SPACE / "__main__.py"
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help"]
     if words and words[0] in ("--version", "version"):
@@ -76,22 +97,20 @@ def main(argv: list[str] | None = None) -> None:
         print(overview(paths))
         return
     name = words[0].replace("-", "_")
-    recipe = name
-    if name not in paths and name.startswith("finetune_"):
-        recipe = PLUGIN_TASK
+    is_plugin_task = name not in paths and name.startswith("finetune_")
+    if is_plugin_task:
         words = [name, name.removeprefix("finetune_"), *words[1:]]
     elif name not in paths:
         nearest = difflib.get_close_matches(name, paths, 1)
         hint = f": did you mean {nearest[0]!r}?" if nearest else "."
         errors.run_program(lambda: errors.refuse(f"unknown command {words[0]!r}{hint}"))
     sys.argv = [f"vitp {name}", *words[1:]]
-    folder = "recipes" if recipe == PLUGIN_TASK else paths[recipe].parent.name
-    module = f"{RECIPES}.{recipe}" if folder == "recipes" else f"{RECIPES}.{folder}.{recipe}"
     try:
         if name == "space":
             runpy.run_path(str(paths[name]), run_name="__main__")
         else:
-            runpy.run_module(CONVERT if name == "convert" else module, run_name="__main__", alter_sys=True)
+            module = f"{RECIPES}.{PLUGIN_TASK}" if is_plugin_task else module_of(name, paths[name])
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ImportError as error:  # raised before the recipe can report its own errors
         sys.exit(errors.report_error(error))
 

@@ -59,8 +59,8 @@ class ViTPVisionConfig(ConfigNamesItsFiles, InternVLVisionConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """Create the configuration, with the keyword arguments merged in before it is completed and validated."""
-        own = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
-        overrides = {name: kwargs.pop(name) for name in own & kwargs.keys()}
+        field_names = cls.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+        overrides = {name: kwargs.pop(name) for name in field_names & kwargs.keys()}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def validate_drop_path_rate(self):
@@ -115,18 +115,21 @@ class ViTPConfig(ConfigNamesItsFiles, InternVLConfig):
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
-        self.vision_config, self.text_config = own_vision_config(self.vision_config), copy.deepcopy(self.text_config)
+        self.vision_config = own_vision_config(self.vision_config)
+        self.text_config = copy.deepcopy(self.text_config)
         super().__post_init__(**kwargs)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
         height, width = patch_grid(self.vision_config)
-        self.image_seq_length = int(height * self.downsample_ratio) * int(width * self.downsample_ratio)
+        rows = int(height * self.downsample_ratio)
+        columns = int(width * self.downsample_ratio)
+        self.image_seq_length = rows * columns
 
     def validate_pixel_shuffle(self):
         height, width = patch_grid(self.vision_config)
-        if not all(
-            side * self.downsample_ratio >= 1 and side * self.downsample_ratio % 1 == 0 for side in (height, width)
-        ):
+        rows = height * self.downsample_ratio
+        columns = width * self.downsample_ratio
+        if min(rows, columns) < 1 or rows % 1 or columns % 1:
             raise ValueError(
                 f"image_size={self.vision_config.image_size} has {height} x {width} patches of "
                 f"{self.vision_config.patch_size} pixels, which must be divisible into whole visual tokens by "
@@ -147,12 +150,13 @@ def own_vision_config(config: dict | PreTrainedConfig | None) -> dict | PreTrain
         ValueError: if the family of the ViT is unknown.
     """
     if isinstance(config, dict) and config.get("model_type", "vitp_vision") not in OWN_VISION_TYPES:
-        tower_of(SimpleNamespace(**config))
+        tower_of(SimpleNamespace(**config))  # raises an error for an unknown family
         config = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     if not isinstance(config, PreTrainedConfig) or config.model_type == ViTPVisionConfig.model_type:
         return copy.deepcopy(config)
     if config.model_type == InternVLVisionConfig.model_type:
-        fields = config.to_dict() | {"model_type": ViTPVisionConfig.model_type}
+        fields = config.to_dict()
+        fields["model_type"] = ViTPVisionConfig.model_type
         fields.pop("auto_map", None)
         return ViTPVisionConfig.from_dict(fields, attn_implementation=config._attn_implementation)
     return tower_of(config).prepare(config)
@@ -160,10 +164,17 @@ def own_vision_config(config: dict | PreTrainedConfig | None) -> dict | PreTrain
 
 def patch_grid(config: PreTrainedConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
     """Return the number of patches in height and width, of an image of `size` or of the configuration's size."""
-    return tuple(side // patch for side, patch in zip(size or pair(config.image_size), pair(config.patch_size)))
+    height, width = size or pair(config.image_size)
+    patch_height, patch_width = pair(config.patch_size)
+    return height // patch_height, width // patch_width
 
 
-def check_keys(name: str, settings: Any, known: Collection[str], owner: str) -> None:
+def check_keys(
+    name: str,
+    settings: Any,
+    known: Collection[str],
+    owner: str,
+) -> None:
     """Raise a `ValueError` if `settings` is not a mapping or one of its keys is unknown.
 
     Args:
@@ -175,25 +186,32 @@ def check_keys(name: str, settings: Any, known: Collection[str], owner: str) -> 
     if not isinstance(settings, dict):
         raise ValueError(f"Expected {name} to be a mapping, got {str(settings)[:80]!r}.")
     for key in settings:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, 1, 0.6)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Expected a key of {owner}."
-            hint += f" Known: {', '.join(sorted(known))}." if len(known) <= 20 else ""
-            raise ValueError(f"{name}: unknown key {key!r}. {hint}")
+        if key in known:
+            continue
+        nearest = difflib.get_close_matches(str(key), known, 1, 0.6)
+        hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Expected a key of {owner}."
+        if len(known) <= 20:
+            hint += f" Known: {', '.join(sorted(known))}."
+        raise ValueError(f"{name}: unknown key {key!r}. {hint}")
 
 
 def known_keys(config_class: type[PreTrainedConfig]) -> set[str]:
     """Return the keys that a configuration accepts: fields, aliases, properties, and keys saved beside them."""
-    own = {field.name for field in dataclasses.fields(config_class)}
-    derived = {name for name, value in getmembers_static(config_class) if getattr(value, "fset", None)}
-    names = own | derived | {*config_class.attribute_map}
-    if "rope_parameters" in own:
+    names = {field.name for field in dataclasses.fields(config_class)}
+    if "rope_parameters" in names:
         names |= {"rope_theta", "partial_rotary_factor"}
-    return {name for name in names if not name.startswith("_")} | {"model_type", "auto_map", "_name_or_path"}
+    names.update(config_class.attribute_map)
+    for name, member in getmembers_static(config_class):
+        if getattr(member, "fset", None):  # a property that can be set
+            names.add(name)
+    public_names = {name for name in names if not name.startswith("_")}
+    return public_names | {"model_type", "auto_map", "_name_or_path"}
 
 
 def settings_of_head(
-    config_class: type[PreTrainedConfig], settings: dict[str, Any], id2label: Any = None
+    config_class: type[PreTrainedConfig],
+    settings: dict[str, Any],
+    id2label: Any = None,
 ) -> dict[str, Any]:
     """Return the settings of a model with classes, including `id2label` and `label2id`.
 
@@ -204,25 +222,36 @@ def settings_of_head(
     Raises:
         ValueError: if the configuration has no such field, or `num_labels` is not the number of names.
     """
-    check_keys("from_backbone", settings, known_keys(config_class), config_class.__name__)
+    check_keys(
+        "from_backbone",
+        settings,
+        known_keys(config_class),
+        config_class.__name__,
+    )
     if id2label is None and settings.get("label2id") is not None:
         id2label = {index: label for label, index in settings["label2id"].items()}
     if id2label is None:
         return settings
-    labels, number = label_settings(id2label), settings.get("num_labels")
-    if number not in (None, len(id2label)):
-        raise ValueError(f"Expected `num_labels` to be the number of names, {len(id2label)}, got {number}. Remove it.")
-    return settings | labels
+    labels = label_settings(id2label)
+    num_labels = settings.get("num_labels", len(id2label))
+    if num_labels not in (None, len(id2label)):
+        raise ValueError(
+            f"Expected `num_labels` to be the number of names, {len(id2label)}, got {num_labels}. Remove it."
+        )
+    return {**settings, **labels}
 
 
 def label_settings(id2label: dict | list[str] | tuple[str, ...]) -> dict[str, dict]:
     """Return `id2label` and `label2id` of classes that are named by index or in a list. The names must be complete."""
-    names = dict(enumerate(id2label)) if isinstance(id2label, (list, tuple)) else id2label
-    names = {int(index): label for index, label in names.items()}  # JSON has string keys
-    names = dict(sorted(names.items()))  # the order of the values is that of the classes
-    if not names or [*names] != [*range(len(names))]:
+    if isinstance(id2label, (list, tuple)):
+        id2label = dict(enumerate(id2label))
+    names = {int(index): label for index, label in id2label.items()}  # JSON has string keys
+    indices = sorted(names)
+    if not names or indices != list(range(len(names))):
         raise ValueError(f"Expected `id2label` to name the classes 0 to N - 1, got {id2label!r}.")
-    return {"id2label": names, "label2id": {label: index for index, label in names.items()}}
+    sorted_names = {index: names[index] for index in indices}
+    label2id = {label: index for index, label in sorted_names.items()}
+    return {"id2label": sorted_names, "label2id": label2id}
 
 
 __all__ = ["ViTPConfig", "ViTPVisionConfig"]

@@ -44,7 +44,8 @@ class ViTPImageClassificationConfig(ConfigNamesItsFiles, PreTrainedConfig):
     def validate_pooling(self):
         if self.pooling not in POOLINGS:
             raise ValueError(f"Expected `pooling` to be 'mean' or 'cls', got {self.pooling!r}.")
-        if self.pooling == "cls" and not tower_of(self.backbone_config).num_prefix_tokens(self.backbone_config):
+        num_prefix_tokens = tower_of(self.backbone_config).num_prefix_tokens(self.backbone_config)
+        if self.pooling == "cls" and num_prefix_tokens == 0:
             raise ValueError(f"pooling='cls': {self.backbone_config.model_type!r} has no CLS token. Use 'mean'.")
 
 

@@ -33,12 +33,14 @@ class ViTPBackboneConfig(BackboneConfigMixin, ViTPVisionConfig):
     def __post_init__(self, **kwargs):
         self.stage_names = self.list_stages()
         self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+            out_features=kwargs.pop("out_features", None),
+            out_indices=kwargs.pop("out_indices", None),
         )
         super().__post_init__(**kwargs)
 
     def list_stages(self) -> list[str]:
-        return ["stem", *(f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1))]
+        layers = range(1, self.num_hidden_layers + 1)
+        return ["stem", *(f"stage{layer}" for layer in layers)]
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
@@ -150,39 +152,61 @@ class ViTPAdapterConfig(ViTPMultiScaleConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.interaction_layers is None:
-            depth = self.num_hidden_layers
-            ends = [8, 12, 16, 24] if depth == 24 else [round(depth * part / 4) for part in (1, 2, 3, 4)]
-            self.interaction_layers = [[start, end - 1] for start, end in zip([0, *ends], ends)]
+            self.interaction_layers = default_interactions(self.num_hidden_layers)
 
     def validate_adapter(self):
-        if [len(pair) for pair in self.interaction_layers] != [2] * 4 or not self._covers_all_layers():
+        if not are_contiguous(self.interaction_layers, self.num_hidden_layers):
             raise ValueError(
                 f"interaction_layers={self.interaction_layers} must be four contiguous [first, last] ranges that "
                 f"cover layers 0 to {self.num_hidden_layers - 1}."
             )
-        if self.spatial_prior_norm not in ("layer_norm", "batch_norm"):
-            raise ValueError(
-                f"Expected `spatial_prior_norm` to be 'layer_norm' or 'batch_norm', got {self.spatial_prior_norm!r}."
-            )
-        if self.extractor_residual not in ("tokens", "normed_tokens"):
-            raise ValueError(
-                f"Expected `extractor_residual` to be 'tokens' or 'normed_tokens', got {self.extractor_residual!r}."
-            )
+        choices = {
+            "spatial_prior_norm": ("layer_norm", "batch_norm"),
+            "extractor_residual": ("tokens", "normed_tokens"),
+        }
+        for name, options in choices.items():
+            choice = getattr(self, name)
+            if choice not in options:
+                raise ValueError(f"Expected `{name}` to be one of {options}, got {choice!r}.")
         if not 0 <= self.deformable_dropout < 1:
             raise ValueError(f"Expected `deformable_dropout` in [0, 1), got {self.deformable_dropout}.")
+
+    def validate_deformable_heads(self):
         width = int(self.hidden_size * self.deformable_ratio)
         if self.deformable_heads < 1 or width % self.deformable_heads:
-            fits = max((heads for heads in range(1, self.deformable_heads) if width % heads == 0), default=1)
+            divisors = [heads for heads in range(1, self.deformable_heads) if width % heads == 0]
+            largest_divisor = max(divisors, default=1)
             raise ValueError(
                 f"deformable_heads={self.deformable_heads} must divide the values' width of {width} (hidden_size * "
-                f"deformable_ratio). Set for example backbone: {{deformable_heads: {fits}}} in a recipe, or "
+                f"deformable_ratio). Set for example backbone: {{deformable_heads: {largest_divisor}}} in a recipe, or "
                 "`backbone_kwargs` of from_backbone in Python. The feature pyramid (neck: pyramid) has no such limit."
             )
 
-    def _covers_all_layers(self) -> bool:
-        starts = [0, *(last + 1 for _, last in self.interaction_layers)]
-        follows = all(first == start <= last + 1 for (first, last), start in zip(self.interaction_layers, starts))
-        return follows and starts[-1] == self.num_hidden_layers
+
+def default_interactions(num_layers: int) -> list[list[int]]:
+    """Return the first and the last layer of each of the four interactions of a ViT."""
+    if num_layers == 24:
+        ends = [8, 12, 16, 24]
+    else:
+        ends = [round(num_layers * quarters / 4) for quarters in (1, 2, 3, 4)]
+    interactions = []
+    start = 0
+    for end in ends:
+        interactions.append([start, end - 1])
+        start = end
+    return interactions
+
+
+def are_contiguous(interactions: list[list[int]], num_layers: int) -> bool:
+    """Return whether there are four ranges of layers that cover all layers in order. A range may be empty."""
+    if [len(layers) for layers in interactions] != [2] * 4:
+        return False
+    start = 0
+    for first, last in interactions:
+        if first != start or last + 1 < start:
+            return False
+        start = last + 1
+    return start == num_layers
 
 
 @strict
@@ -215,10 +239,15 @@ def multi_scale_config(config: dict | PreTrainedConfig | None) -> PreTrainedConf
         return None
     # transformers looks up the model type in its registry, which does not have the types of saved code.
     is_object = isinstance(config, PreTrainedConfig)
-    model_type = config.model_type if is_object else config.get("model_type", ViTPAdapterConfig.model_type)
+    if is_object:
+        model_type = config.model_type
+    else:
+        model_type = config.get("model_type", ViTPAdapterConfig.model_type)
     if model_type not in MULTI_SCALE_CONFIGS:
         raise ValueError(f"Expected a backbone_config of type {' or '.join(MULTI_SCALE_CONFIGS)}, got {model_type!r}.")
-    return config if is_object else MULTI_SCALE_CONFIGS[model_type].from_dict(config)
+    if is_object:
+        return config
+    return MULTI_SCALE_CONFIGS[model_type].from_dict(config)
 
 
 @strict

@@ -12,6 +12,19 @@ from .opening import ConfigNamesItsFiles
 Number = float | int
 Numbers = list[float | int] | tuple[float | int, ...]
 
+# Ends of the names of settings between 0 and 1, and of those above 0.
+SHARES = ("_iou", "_share", "_threshold", "_thresholds")
+SIZES = (
+    "_samples",
+    "_train",
+    "_eval",
+    "_channels",
+    "_detections",
+    "_hidden_size",
+    "anchor_scale",
+    "anchor_ratios",
+)
+
 
 @strict
 class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
@@ -104,43 +117,47 @@ class ViTPObjectDetectionConfig(ConfigNamesItsFiles, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_stages(self):
-        stages = {
-            name: len(getattr(self, name)) for name in ("stage_iou_thresholds", "stage_loss_weights", "stage_box_stds")
+        lengths = {
+            "stage_iou_thresholds": len(self.stage_iou_thresholds),
+            "stage_loss_weights": len(self.stage_loss_weights),
+            "stage_box_stds": len(self.stage_box_stds),
         }
-        if len(set(stages.values())) != 1 or not self.stage_iou_thresholds:
-            raise ValueError(f"Expected equal lengths of at least 1, got {stages}.")
+        if len(set(lengths.values())) != 1 or not self.stage_iou_thresholds:
+            raise ValueError(f"Expected equal lengths of at least 1, got {lengths}.")
         for stds in self.stage_box_stds:
-            is_list = isinstance(stds, (list, tuple)) and len(stds) == self.num_box_values
-            if not is_list or not all(isinstance(std, Number) and 0 < std < math.inf for std in stds):
+            if not self.are_stds(stds):
                 raise ValueError(f"Expected `stage_box_stds` of {self.num_box_values} positive numbers, got {stds}.")
 
-    def validate_sizes(self):
-        names = [
-            name for name in vars(self) if name.endswith(("_samples", "_train", "_eval", "_channels", "_detections"))
-        ]
-        for name in (*names, "head_hidden_size", "anchor_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-        if not self.anchor_ratios or not all(0 < ratio < math.inf for ratio in self.anchor_ratios):
-            raise ValueError(f"`anchor_ratios` must be numbers above 0, got {self.anchor_ratios}.")
-        if not all(0 <= weight < math.inf for weight in self.stage_loss_weights):
-            raise ValueError(f"`stage_loss_weights` must not be negative, got {self.stage_loss_weights}.")
+    def are_stds(self, stds: object) -> bool:
+        """Return whether these can be the standard deviations of a stage."""
+        if not isinstance(stds, (list, tuple)) or len(stds) != self.num_box_values:
+            return False
+        return all(isinstance(std, Number) and 0 < std < math.inf for std in stds)
 
-    def validate_box_loss(self):
-        if self.box_loss not in ("smooth_l1", "l1"):
-            raise ValueError(f"Expected `box_loss` to be 'smooth_l1' or 'l1', got {self.box_loss!r}.")
-
-    def validate_shares(self):
-        names = [name for name in vars(self) if name.endswith(("_iou", "_share", "_threshold"))]
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Expected `{name}` in [0, 1], got {getattr(self, name)}.")
-        if not all(0 <= threshold <= 1 for threshold in self.stage_iou_thresholds):
-            raise ValueError(f"Expected `stage_iou_thresholds` in [0, 1], got {self.stage_iou_thresholds}.")
+    def validate_ranges(self):
+        for name, setting in vars(self).items():
+            numbers = setting if isinstance(setting, (list, tuple)) else [setting]
+            if name.endswith(SHARES):
+                expected = "in [0, 1]"
+                is_valid = all(0 <= number <= 1 for number in numbers)
+            elif name.endswith(SIZES):
+                expected = "above 0"
+                is_valid = len(numbers) > 0 and all(0 < number < math.inf for number in numbers)
+            elif name == "stage_loss_weights":
+                expected = "of at least 0"
+                is_valid = all(0 <= number < math.inf for number in numbers)
+            else:
+                continue
+            if not is_valid:
+                raise ValueError(f"Expected `{name}` {expected}, got {setting}.")
         if self.rpn_negative_iou > self.rpn_positive_iou:
             raise ValueError(
                 f"rpn_negative_iou={self.rpn_negative_iou} must not exceed rpn_positive_iou={self.rpn_positive_iou}."
             )
+
+    def validate_box_loss(self):
+        if self.box_loss not in ("smooth_l1", "l1"):
+            raise ValueError(f"Expected `box_loss` to be 'smooth_l1' or 'l1', got {self.box_loss!r}.")
 
 
 @strict

@@ -8,43 +8,69 @@ import math
 import torch
 import torchvision
 
-from .rotated_boxes import corners, enclosing_boxes, half_turn, rectangles, standard_form, suppress_by_label
+from .rotated_boxes import (
+    corners,
+    enclosing_boxes,
+    half_turn,
+    into_frame,
+    out_of_frame,
+    rectangles,
+    standard_form,
+    suppress_by_label,
+)
 
 STRIDES = (4, 8, 16, 32, 64)
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
-BACKGROUND, IGNORED = -1, -2  # labels of boxes without an object
+# Labels of boxes without an object.
+BACKGROUND = -1
+IGNORED = -2
 
 
 def make_anchors(
-    shapes: list[tuple[int, int]], scale: float, ratios: tuple[float, ...], device: torch.device
+    shapes: list[tuple[int, int]],
+    scale: float,
+    ratios: tuple[float, ...],
+    device: torch.device,
 ) -> list[torch.Tensor]:
     """Return the anchors of maps at strides 4 to 64, `(height * width * ratios, 4)` for each map, cell by cell.
 
     They are centered on the top left corner of each cell, not on its middle, and are not rounded. A ratio is
     height / width, the area is `(scale * stride)²`.
     """
+    root_ratios = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()
+    sides_of_area_1 = torch.stack([1 / root_ratios, root_ratios], -1)
     anchors = []
     for (height, width), stride in zip(shapes, STRIDES):
-        roots = torch.tensor(ratios, dtype=torch.float32, device=device).sqrt()
-        halves = torch.stack([1 / roots, roots], -1) * (scale * stride / 2)
-        ys, xs = torch.arange(height, device=device), torch.arange(width, device=device)
-        centers = torch.cartesian_prod(ys, xs).flip(-1).float()[:, None] * stride
-        anchors.append(torch.cat([centers - halves, centers + halves], -1).flatten(0, 1))
+        half_sides = sides_of_area_1 * (scale * stride / 2)
+        rows = torch.arange(height, device=device)
+        columns = torch.arange(width, device=device)
+        cells = torch.cartesian_prod(rows, columns).flip(-1).float()
+        centers = cells[:, None] * stride
+        boxes = torch.cat([centers - half_sides, centers + half_sides], -1)
+        anchors.append(boxes.flatten(0, 1))
     return anchors
 
 
-def trained_anchors(anchors: torch.Tensor, size: torch.Tensor, use_outside: bool) -> torch.Tensor:
+def trained_anchors(
+    anchors: torch.Tensor,
+    size: torch.Tensor,
+    use_outside: bool,
+) -> torch.Tensor:
     """Return the indices of the anchors `(n, 4)` that are used in training on an image of this size.
 
     These are the anchors within the image, or with `use_outside` all whose center is in the image as padded to a
     multiple of 32.
     """
-    limits = size.flip(-1)
+    image_sides = size.flip(-1)
     if use_outside:
-        trained = (centers_and_sides(anchors)[0] < limits + -limits % 32).all(-1)
+        centers, _ = centers_and_sides(anchors)
+        padded_sides = image_sides + -image_sides % 32
+        is_trained = (centers < padded_sides).all(-1)
     else:
-        trained = (anchors[:, :2] >= 0).all(-1) & (anchors[:, 2:] < limits).all(-1)
-    return trained.nonzero()[:, 0]
+        begins_inside = (anchors[:, :2] >= 0).all(-1)
+        ends_inside = (anchors[:, 2:] < image_sides).all(-1)
+        is_trained = begins_inside & ends_inside
+    return is_trained.nonzero()[:, 0]
 
 
 class BoxCoder:
@@ -63,25 +89,36 @@ class BoxCoder:
         """Return the deltas `(n, num_deltas)` from boxes `(n, …)` to targets `(n, …)`."""
         return self.differences(boxes, targets) / boxes.new_tensor(self.stds)
 
-    def decode(self, boxes: torch.Tensor, deltas: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self,
+        boxes: torch.Tensor,
+        deltas: torch.Tensor,
+        sizes: torch.Tensor,
+    ) -> torch.Tensor:
         """Apply deltas to boxes, and clip the result to images of `sizes` `(…, 2)`. All arguments broadcast.
 
         A side changes at most by a factor of 62.5.
         """
-        deltas = deltas * deltas.new_tensor(self.stds)
-        logarithms = deltas[..., 2:4].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        moved = self.move(boxes, torch.cat([deltas[..., :2], logarithms, deltas[..., 4:]], -1))
-        return self.hold(moved, sizes.to(moved.dtype).flip(-1))
+        shifts, logarithms, further = (deltas * deltas.new_tensor(self.stds)).tensor_split([2, 4], -1)
+        logarithms = logarithms.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        moved = self.move(boxes, torch.cat([shifts, logarithms, further], -1))
+        image_sides = sizes.to(moved.dtype).flip(-1)
+        return self.hold(moved, image_sides)
 
     def differences(self, boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         centers, sides = centers_and_sides(boxes)
         target_centers, target_sides = centers_and_sides(targets)
-        return torch.cat([(target_centers - centers) / sides, (target_sides / sides).log()], -1)
+        shifts = (target_centers - centers) / sides
+        logarithms = (target_sides / sides).log()
+        return torch.cat([shifts, logarithms], -1)
 
     def move(self, boxes: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
         centers, sides = centers_and_sides(boxes)
-        centers, halves = centers + deltas[..., :2] * sides, sides * deltas[..., 2:4].exp() / 2
-        return torch.cat([centers - halves, centers + halves], -1)
+        shifts = deltas[..., :2]
+        logarithms = deltas[..., 2:4]
+        moved_centers = centers + shifts * sides
+        half_sides = sides * logarithms.exp() / 2
+        return torch.cat([moved_centers - half_sides, moved_centers + half_sides], -1)
 
     def hold(self, boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
         """Clip boxes to images whose width and height are the `limits`."""
@@ -98,25 +135,31 @@ class RotatedBoxCoder(BoxCoder):
     stds = (0.1, 0.1, 0.2, 0.2, 0.1)
 
     def differences(self, boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        offset, angle = targets[..., :2] - boxes[..., :2], boxes[..., 4:]
-        cos, sin = angle.cos(), angle.sin()
-        along = cos * offset[..., :1] + sin * offset[..., 1:]
-        across = cos * offset[..., 1:] - sin * offset[..., :1]
-        turn, other_turn = (half_turn(targets[..., 4:] - angle + shift) for shift in (0, math.pi / 2))
-        straight = turn.abs() < other_turn.abs()
-        sides = torch.where(straight, targets[..., 2:4], targets[..., 2:4].flip(-1))
-        shift = torch.cat([along, across], -1) / boxes[..., 2:4]
-        return torch.cat([shift, (sides / boxes[..., 2:4]).log(), torch.where(straight, turn, other_turn)], -1)
+        centers, sides, angle = boxes.split([2, 2, 1], -1)
+        target_centers, target_sides, target_angle = targets.split([2, 2, 1], -1)
+        offset_x, offset_y = (target_centers - centers).split(1, -1)
+        offset = torch.cat(into_frame(offset_x, offset_y, angle.cos(), angle.sin()), -1)
+
+        turn = half_turn(target_angle - angle)
+        turn_of_exchanged = half_turn(target_angle - angle + math.pi / 2)
+        keeps_sides = turn.abs() < turn_of_exchanged.abs()
+        target_sides = torch.where(keeps_sides, target_sides, target_sides.flip(-1))
+        smaller_turn = torch.where(keeps_sides, turn, turn_of_exchanged)
+        logarithms = (target_sides / sides).log()
+        return torch.cat([offset / sides, logarithms, smaller_turn], -1)
 
     def move(self, boxes: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
         centers, sides, angle = boxes.split([2, 2, 1], -1)
-        along, across = (deltas[..., :2] * sides).split(1, -1)
-        cos, sin = angle.cos(), angle.sin()
-        centers = centers + torch.cat([along * cos - across * sin, along * sin + across * cos], -1)
-        return standard_form(torch.cat([centers, sides * deltas[..., 2:4].exp(), angle + deltas[..., 4:]], -1))
+        shifts, logarithms, turn = deltas.split([2, 2, 1], -1)
+        along, across = (shifts * sides).split(1, -1)
+        offset = torch.cat(out_of_frame(along, across, angle.cos(), angle.sin()), -1)
+        moved_sides = sides * logarithms.exp()
+        return standard_form(torch.cat([centers + offset, moved_sides, angle + turn], -1))
 
     def hold(self, boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-        return torch.cat([boxes[..., :2].clamp(min=0).minimum(limits - 1), boxes[..., 2:]], -1)
+        centers, sides_and_angle = boxes.split([2, 3], -1)
+        centers = centers.clamp(min=0).minimum(limits - 1)
+        return torch.cat([centers, sides_and_angle], -1)
 
 
 class MidpointCoder(BoxCoder):
@@ -132,40 +175,63 @@ class MidpointCoder(BoxCoder):
 
     def differences(self, boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         points = corners(targets)
-        around = enclosing_boxes(points)
-        centers, sides = centers_and_sides(around)
         x, y = points.unbind(-1)
-        top = x.masked_fill(y - around[..., 1:2] > self.same_place, -math.inf).amax(-1)
-        right = y.masked_fill(around[..., 2:3] - x > self.same_place, -math.inf).amax(-1)
-        shares = (torch.stack([top, right], -1) - centers) / sides
-        return torch.cat([super().differences(boxes, around), shares], -1)
+        around = enclosing_boxes(points)
+        top_y = around[..., 1:2]
+        right_x = around[..., 2:3]
+        is_below_top = y - top_y > self.same_place
+        is_left_of_right = right_x - x > self.same_place
+        topmost_x = x.masked_fill(is_below_top, -math.inf).amax(-1)
+        rightmost_y = y.masked_fill(is_left_of_right, -math.inf).amax(-1)
+
+        centers, sides = centers_and_sides(around)
+        midpoints = torch.stack([topmost_x, rightmost_y], -1)
+        shares = (midpoints - centers) / sides
+        deltas_around = super().differences(boxes, around)
+        return torch.cat([deltas_around, shares], -1)
 
     def move(self, boxes: torch.Tensor, deltas: torch.Tensor) -> torch.Tensor:
         around = super().move(boxes, deltas)
         centers, sides = centers_and_sides(around)
-        top, right = (deltas[..., 4:].clamp(-0.5, 0.5) * sides).unbind(-1)
+        shares = deltas[..., 4:].clamp(-0.5, 0.5)
+        topmost_x, rightmost_y = (shares * sides).unbind(-1)
         half_width, half_height = (sides / 2).unbind(-1)
-        first, second = torch.stack([top, -half_height], -1), torch.stack([half_width, right], -1)
-        lengths = torch.stack([first.norm(dim=-1), second.norm(dim=-1)], -1)
-        stretch = lengths.amax(-1, keepdim=True) / lengths
-        first, second = first * stretch[..., :1], second * stretch[..., 1:]
-        points = torch.stack([first, second, -first, -second], -2)
-        return rectangles(points + centers[..., None, :])
+        # The half diagonals of the parallelogram, relative to its center.
+        to_topmost = torch.stack([topmost_x, -half_height], -1)
+        to_rightmost = torch.stack([half_width, rightmost_y], -1)
+        lengths = torch.stack([to_topmost.norm(dim=-1), to_rightmost.norm(dim=-1)], -1)
+        stretch_topmost, stretch_rightmost = (lengths.amax(-1, keepdim=True) / lengths).split(1, -1)
+        first = to_topmost * stretch_topmost
+        second = to_rightmost * stretch_rightmost
+        offsets = torch.stack([first, second, -first, -second], -2)
+        return rectangles(offsets + centers[..., None, :])
 
     def hold(self, boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
         return boxes
 
 
 def centers_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    low = boxes[..., :2]
+    high = boxes[..., 2:]
+    return (low + high) / 2, high - low
 
 
-def nms_by_label(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, labels: torch.Tensor) -> torch.Tensor:
+def nms_by_label(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    iou_threshold: float,
+    labels: torch.Tensor,
+) -> torch.Tensor:
     """Return the indices of the upright boxes after non-maximum suppression within each label, by descending score."""
     return suppress_by_label(torchvision.ops.nms, boxes, scores, iou_threshold, labels)
 
 
-def match(overlaps: torch.Tensor, positive: float, negative: float, low_quality: float | None = None) -> torch.Tensor:
+def match(
+    overlaps: torch.Tensor,
+    positive: float,
+    negative: float,
+    low_quality: float | None = None,
+) -> torch.Tensor:
     """Match each box with an object.
 
     Args:
@@ -178,35 +244,48 @@ def match(overlaps: torch.Tensor, positive: float, negative: float, low_quality:
     Returns:
         `(boxes,)`, int64: the index of an object, `BACKGROUND` or `IGNORED`.
     """
-    if not len(overlaps):
-        return overlaps.new_full(overlaps.shape[1:], BACKGROUND, dtype=torch.long)
-    best, objects = overlaps.max(0)
-    objects = objects.masked_fill(best < positive, IGNORED).masked_fill(best < negative, BACKGROUND)
-    if low_quality is not None and overlaps.shape[1]:
-        best_of_object = overlaps.amax(1, keepdim=True)
-        takes = (overlaps == best_of_object) & (best_of_object >= low_quality)
-        numbers = torch.arange(len(overlaps), device=overlaps.device)[:, None]
-        taken = torch.where(takes, numbers, BACKGROUND).amax(0)
-        objects = torch.where(taken >= 0, taken, objects)
-    return objects
+    num_objects, num_boxes = overlaps.shape
+    if num_objects == 0:
+        return overlaps.new_full((num_boxes,), BACKGROUND, dtype=torch.long)
+    best_of_box, objects = overlaps.max(0)
+    objects = objects.masked_fill(best_of_box < positive, IGNORED)
+    objects = objects.masked_fill(best_of_box < negative, BACKGROUND)
+    if low_quality is None or num_boxes == 0:
+        return objects
+    best_of_object = overlaps.amax(1, keepdim=True)
+    is_taken = (overlaps == best_of_object) & (best_of_object >= low_quality)
+    indices = torch.arange(num_objects, device=overlaps.device)[:, None]
+    last_taker = torch.where(is_taken, indices, BACKGROUND).amax(0)
+    return torch.where(last_taker >= 0, last_taker, objects)
 
 
-def sample(matched: torch.Tensor, number: int, positive_share: float) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(
+    matched: torch.Tensor,
+    number: int,
+    positive_share: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample at most `number` boxes for training with torch's random state.
 
     Returns:
         Indices of boxes with an object, at most the given share, and indices of background boxes.
     """
+    with_object = (matched >= 0).nonzero()[:, 0]
+    positives = draw(with_object, int(number * positive_share))
+    without_object = (matched == BACKGROUND).nonzero()[:, 0]
+    negatives = draw(without_object, number - len(positives))
+    return positives, negatives
 
-    def draw(indices: torch.Tensor, number: int) -> torch.Tensor:
-        if len(indices) <= number:
-            return indices
-        return indices[torch.randperm(len(indices), device=indices.device)[:number]]
 
-    positives = draw((matched >= 0).nonzero()[:, 0], int(number * positive_share))
-    return positives, draw((matched == BACKGROUND).nonzero()[:, 0], number - len(positives))
+def draw(indices: torch.Tensor, number: int) -> torch.Tensor:
+    """Return at most `number` of the indices, at random if there are more."""
+    if len(indices) <= number:
+        return indices
+    order = torch.randperm(len(indices), device=indices.device)
+    return indices[order[:number]]
 
 
 def of_class(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Select from values `(n, 1 or num_labels, …)` those of each row's class, `(n, …)`; any class for background."""
-    return values[torch.arange(len(values), device=values.device), labels.clamp(max=values.shape[1] - 1)]
+    rows = torch.arange(len(values), device=values.device)
+    last_class = values.shape[1] - 1
+    return values[rows, labels.clamp(max=last_class)]

@@ -72,8 +72,12 @@ class CheckpointsOfOurs(NamesItsFiles):
         # The older names of some ViTs, which transformers would write, are missed when a Trainer resumes.
         kwargs.setdefault("save_original_format", False)
         # FSDP2 makes the model an instance of a class of torch, whose code would be saved in place of the model's.
-        sharded, own = type(self), next(cls for cls in type(self).__mro__ if not cls.__module__.startswith("torch."))
-        sharded.__name__, sharded.__module__ = own.__name__, own.__module__
+        sharded_class = type(self)
+        for model_class in sharded_class.__mro__:
+            if not model_class.__module__.startswith("torch."):
+                sharded_class.__name__ = model_class.__name__
+                sharded_class.__module__ = model_class.__module__
+                break
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -89,8 +93,12 @@ class TaskModel(CheckpointsOfOurs):
 
     def requested_outputs(self, kwargs: dict[str, Any]) -> dict[str, bool]:
         """Return whether hidden states and attentions are requested, by a call or else by the configuration."""
-        names = ("output_hidden_states", "output_attentions")
-        return {name: getattr(self.config, name) if kwargs.get(name) is None else kwargs[name] for name in names}
+        requested = {}
+        for name in ("output_hidden_states", "output_attentions"):
+            requested[name] = kwargs.get(name)
+            if requested[name] is None:
+                requested[name] = getattr(self.config, name)
+        return requested
 
 
 def build_vit(config: PreTrainedConfig) -> PreTrainedModel:
@@ -100,31 +108,35 @@ def build_vit(config: PreTrainedConfig) -> PreTrainedModel:
     vit = AutoModel.from_config(config)
     tower_of(config).freeze_unused(vit)
     # Some families name blocks of their whole model, such as the text embeddings of CLIP, which FSDP would not find.
-    vit._no_split_modules = {type(module).__name__ for module in vit.modules()} & {*(vit._no_split_modules or ())}
+    class_names = {type(module).__name__ for module in vit.modules()}
+    vit._no_split_modules = class_names.intersection(vit._no_split_modules or ())
     return vit
 
 
 def check_kind(cls: type, name: str, options: dict) -> None:
     """Raise a `ValueError` with advice if `name`, a folder or Hub id, holds a model of another type."""
     try:
-        fields = PreTrainedConfig.get_config_dict(name, **options)[0]
+        fields, _ = PreTrainedConfig.get_config_dict(name, **options)
     except OSError:  # reported by the loading itself, unless no config.json is needed (an adapter, one file)
         return
-    found, own = fields.get("model_type"), cls.config_class.model_type
+    model_type = fields.get("model_type")
+    own_type = cls.config_class.model_type
     other_vit = (fields.get("vit_config") or {}).get("model_type")
-    if found in (None, own) or (found in cls.opens and other_vit is None):
+    if model_type in (None, own_type) or (model_type in cls.opens and other_vit is None):
         return
-    if own == ViTPConfig.model_type and found in VISION_MODELS:
-        raise ValueError(f"{name} is a ViT alone ({found!r}), without the language model of {cls.__name__}.")
-    if own == ViTPConfig.model_type and found in LANGUAGE_MODELS:
+    if own_type == ViTPConfig.model_type and model_type in VISION_MODELS:
+        raise ValueError(f"{name} is a ViT alone ({model_type!r}), without the language model of {cls.__name__}.")
+    if own_type == ViTPConfig.model_type and model_type in LANGUAGE_MODELS:
         raise ValueError(
-            f"{name} is a checkpoint of {LANGUAGE_MODELS[found]}, whose parameter names differ from those of "
+            f"{name} is a checkpoint of {LANGUAGE_MODELS[model_type]}, whose parameter names differ from those of "
             f"{cls.__name__}. Convert it with `vitp convert {name} FOLDER`, and load FOLDER."
         )
-    kind = f"{name} is a {found!r}" + ("" if other_vit is None else f" on a {other_vit!r}")
-    if found in LANGUAGE_MODELS:
-        kind = f"{name} is a vision-language model ({LANGUAGE_MODELS[found]})"
-    raise ValueError(f"{kind}, but {cls.__name__} loads a {own!r}. {way_to_vit(name, fields)}")
+    kind = repr(model_type)
+    if model_type in LANGUAGE_MODELS:
+        kind = f"vision-language model ({LANGUAGE_MODELS[model_type]})"
+    elif other_vit is not None:
+        kind = f"{model_type!r} on a {other_vit!r}"
+    raise ValueError(f"{name} is a {kind}, but {cls.__name__} loads a {own_type!r}. {way_to_vit(name, fields)}")
 
 
 class ViTPVisionLayer(InternVLVisionLayer):
@@ -149,9 +161,10 @@ class ViTPVisionEncoder(InternVLVisionEncoder):
         super(InternVLVisionEncoder, self).__init__()
         self.config = config
         depth = config.num_hidden_layers
-        self.layer = nn.ModuleList(
-            ViTPVisionLayer(config, config.drop_path_rate * index / max(depth - 1, 1)) for index in range(depth)
-        )
+        self.layer = nn.ModuleList()
+        for index in range(depth):
+            drop_path_rate = config.drop_path_rate * index / max(depth - 1, 1)
+            self.layer.append(ViTPVisionLayer(config, drop_path_rate))
         self.gradient_checkpointing = False
 
 
@@ -177,7 +190,9 @@ class ViTPVisionPreTrainedModel(CheckpointsOfOurs, InternVLVisionPreTrainedModel
 
 def final_norm(config: ViTPVisionConfig) -> nn.Module:
     """Return the norm after the last layer."""
-    return nn.Identity() if config.use_mean_pooling else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    if config.use_mean_pooling:
+        return nn.Identity()
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
 class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
@@ -194,7 +209,10 @@ class ViTPVisionModel(ViTPVisionPreTrainedModel, InternVLVisionModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.BoolTensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        **kwargs,
     ) -> tuple | InternVLVisionModelOutputWithPooling:
         r"""Encode images.
 
@@ -266,20 +284,27 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             kwargs["output_hidden_states"] = True
         inputs = tower.inputs(self.vision_tower, pixel_values.to(dtype=self.dtype))
         # The first argument by position, as older PEFT's wrapper of fully trained modules takes it.
-        vision_outputs = self.vision_tower(inputs.pop("pixel_values"), **inputs, return_dict=True, **kwargs)
+        vision_outputs = self.vision_tower(
+            inputs.pop("pixel_values"),
+            **inputs,
+            return_dict=True,
+            **kwargs,
+        )
         if vision_feature_layer == -1:
             features = vision_outputs.last_hidden_state
         else:
             features = vision_outputs.hidden_states[vision_feature_layer].contiguous()  # those of SigLIP are not
         if vision_feature_select_strategy == "default":
-            features = features[:, tower.num_prefix_tokens(self.config.vision_config) :]
+            first_patch = tower.num_prefix_tokens(self.config.vision_config)
+            features = features[:, first_patch:]
 
         grid = self._grid(pixel_values)
         features = features.unflatten(1, grid)
         features = self.pixel_shuffle(features, scale_factor=self.config.downsample_ratio)
         features = features.reshape(features.shape[0], -1, features.shape[-1])
         if visual_token_indices is not None:
-            features = features.flatten(0, 1).index_select(0, visual_token_indices.to(features.device)).unsqueeze(1)
+            indices = visual_token_indices.to(features.device)
+            features = features.flatten(0, 1).index_select(0, indices).unsqueeze(1)
         return BaseModelOutputWithPooling(
             last_hidden_state=vision_outputs.last_hidden_state,
             pooler_output=self.multi_modal_projector(features),
@@ -325,46 +350,36 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
         cache = cache_in(kwargs)
         if position_ids is None:
             check_continuation(cache)
-        compiling = torch.compiler.is_compiling()  # tensor values are not available then
-        is_end_to_end = kwargs.get("cu_seq_lens_q") is not None
+        is_packed = kwargs.get("cu_seq_lens_q") is not None
         attention = self.config.text_config._attn_implementation
-        if is_end_to_end and attention in READ_POSITIONS:
+        if is_packed and attention in READ_POSITIONS:
             raise ValueError(
                 f"cu_seq_lens_q marks packed sequences, but attention {attention!r} of the language model detects them "
                 "by their positions, in which VRL leaves gaps. Train with ViTPTrainer and padding_free, or with "
                 "attn_implementation='flash_attention_2'."
             )
-        if (
-            attention_mask is None
-            and cache is None
-            and not is_end_to_end
-            and (visual_token_indices is not None or (not compiling and jump_ahead(position_ids)))
-        ):
+        if attention_mask is None and cache is None and not is_packed:
             # Without a mask, transformers would take gaps in the positions for the borders of packed sequences.
-            if not compiling and position_ids is not None and (position_ids.diff() < 1).any():
-                raise ValueError(
-                    "position_ids have gaps, as VRL leaves them, and also restart. Pass the attention_mask for padded "
-                    "rows, or cu_seq_lens_q for packed sequences."
-                )
-            tokens = input_ids if input_ids is not None else inputs_embeds
-            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        if pixel_values is None and not (mm_encoder_outputs or {}).get("image") and input_ids is not None:
+            if visual_token_indices is not None or has_gaps(position_ids):
+                check_no_restart(position_ids)
+                tokens = input_ids if input_ids is not None else inputs_embeds
+                attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        has_images = pixel_values is not None or (mm_encoder_outputs or {}).get("image")
+        if not has_images and input_ids is not None:
             self._check_no_image_tokens(input_ids, cache)
         if pixel_values is None and mm_encoder_outputs is None and self.training and torch.is_grad_enabled():
             pixel_values, visual_token_indices = self._unseen_tile()
         if pixel_values is not None and (visual_token_indices is not None or mm_encoder_outputs is None):
             # The ViT runs before the embeddings in any batch: FSDP and ZeRO-3 gather weights in the order of their use,
             # which must be the same in all processes.
-            mm_encoder_outputs = {
-                **(mm_encoder_outputs or {}),
-                "image": self.get_image_features(
-                    pixel_values=pixel_values,
-                    vision_feature_layer=vision_feature_layer,
-                    vision_feature_select_strategy=vision_feature_select_strategy,
-                    visual_token_indices=visual_token_indices,
-                    return_dict=True,
-                ),
-            }
+            image_outputs = self.get_image_features(
+                pixel_values=pixel_values,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                visual_token_indices=visual_token_indices,
+                return_dict=True,
+            )
+            mm_encoder_outputs = {**(mm_encoder_outputs or {}), "image": image_outputs}
             pixel_values = None
         outputs = super().forward(
             input_ids=input_ids,
@@ -378,11 +393,15 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
             return_dict=True,
             **kwargs,
         )
-        if not compiling and CACHE in outputs and jump_ahead(position_ids):
+        if CACHE in outputs and has_gaps(position_ids):
             outputs[CACHE].positions_have_gaps = True
         return outputs
 
-    def _check_no_image_tokens(self, input_ids: torch.LongTensor, cache: Cache | None) -> None:
+    def _check_no_image_tokens(
+        self,
+        input_ids: torch.LongTensor,
+        cache: Cache | None,
+    ) -> None:
         """Raise a `ValueError` if a new sequence has image tokens, but no images were passed."""
         if torch.compiler.is_compiling() or (cache is not None and cache.get_seq_length() > 0):
             return  # generated tokens may be of any kind
@@ -395,7 +414,8 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
 
     def _grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """Return the number of patches of a tile in height and width."""
-        size, ratio = tuple(pixel_values.shape[-2:]), self.config.downsample_ratio
+        size = tuple(pixel_values.shape[-2:])
+        ratio = self.config.downsample_ratio
         height, width = patch_grid(self.config.vision_config, size)
         if height * ratio % 1 or width * ratio % 1:
             raise ValueError(
@@ -407,16 +427,19 @@ class ViTPModel(CheckpointsOfOurs, InternVLModel):
 
     def _unseen_tile(self) -> tuple[torch.Tensor, torch.LongTensor]:
         """Return a black tile as `pixel_values`, and `visual_token_indices` that drop all of its tokens."""
-        config, device = self.config.vision_config, self.get_input_embeddings().weight.device
-        return (
-            torch.zeros(1, config.num_channels, *pair(config.image_size), device=device),
-            torch.zeros(0, dtype=torch.long, device=device),
-        )
+        config = self.config.vision_config
+        device = self.get_input_embeddings().weight.device
+        height, width = pair(config.image_size)
+        pixel_values = torch.zeros(1, config.num_channels, height, width, device=device)
+        visual_token_indices = torch.zeros(0, dtype=torch.long, device=device)
+        return pixel_values, visual_token_indices
 
 
-def cache_in(values: Mapping[str, Any]) -> Cache | None:
+def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
     """Return the key-value cache among arguments, which older transformers calls `past_key_values`."""
-    return values.get("cache") if values.get("cache") is not None else values.get("past_key_values")
+    if arguments.get("cache") is not None:
+        return arguments["cache"]
+    return arguments.get("past_key_values")
 
 
 def check_continuation(cache: Cache | None) -> None:
@@ -432,9 +455,22 @@ def check_continuation(cache: Cache | None) -> None:
     cache.positions_have_gaps = False  # the cache was reset
 
 
-def jump_ahead(position_ids: torch.LongTensor | None) -> bool:
-    """Return whether there are gaps in the positions of a row, as VRL leaves them."""
-    return position_ids is not None and bool((position_ids.diff() > 1).any())
+def has_gaps(position_ids: torch.LongTensor | None) -> bool:
+    """Return whether there are gaps in the positions of a row, as VRL leaves them; not known while compiling."""
+    if position_ids is None or torch.compiler.is_compiling():
+        return False
+    return bool((position_ids.diff() > 1).any())
+
+
+def check_no_restart(position_ids: torch.LongTensor | None) -> None:
+    """Raise a `ValueError` if the positions of a row restart, as in packed rows. Not checked while compiling."""
+    if position_ids is None or torch.compiler.is_compiling():
+        return
+    if (position_ids.diff() < 1).any():
+        raise ValueError(
+            "position_ids have gaps, as VRL leaves them, and also restart. Pass the attention_mask for padded rows, or "
+            "cu_seq_lens_q for packed sequences."
+        )
 
 
 @dataclass
@@ -464,16 +500,30 @@ def score_tokens(logits: torch.Tensor, labels: torch.LongTensor) -> ViTPAnswerSc
         logits: of shape `(num_tokens, vocab_size)`.
         labels: of shape `(num_tokens,)`.
     """
+    log_probs = []
+    entropy = []
+    is_top1 = []
+    for some_logits, some_labels in zip(logits.split(SCORED_AT_ONCE), labels.split(SCORED_AT_ONCE)):
+        some_log_probs, some_entropy, some_is_top1 = checkpoint(
+            score_chunk,
+            some_logits,
+            some_labels,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        log_probs.append(some_log_probs)
+        entropy.append(some_entropy)
+        is_top1.append(some_is_top1)
+    return ViTPAnswerScores(torch.cat(log_probs), torch.cat(entropy), torch.cat(is_top1))
 
-    def score(logits: torch.Tensor, labels: torch.LongTensor) -> tuple[torch.Tensor, ...]:
-        log_probs = logits.float().log_softmax(-1)
-        with torch.no_grad():
-            entropy, is_top1 = -(log_probs.exp() * log_probs).sum(-1), log_probs.argmax(-1) == labels
-        return log_probs.gather(-1, labels[:, None])[:, 0], entropy, is_top1
 
-    chunks = zip(logits.split(SCORED_AT_ONCE), labels.split(SCORED_AT_ONCE))
-    scores = [checkpoint(score, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    return ViTPAnswerScores(*(torch.cat(parts) for parts in zip(*scores)))
+def score_chunk(logits: torch.Tensor, labels: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor, torch.BoolTensor]:
+    """Return the log-probabilities of labels, the entropies, and whether each label is the most likely token."""
+    log_probs = logits.float().log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        is_top1 = log_probs.argmax(-1) == labels
+    return log_probs.gather(-1, labels[:, None])[:, 0], entropy, is_top1
 
 
 class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGeneration):
@@ -489,7 +539,11 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.LongTensor:
+    def _prepare_position_ids_for_generation(
+        self,
+        inputs_tensor: torch.Tensor,
+        model_kwargs: dict,
+    ) -> torch.LongTensor:
         check_continuation(cache_in(model_kwargs))
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
 
@@ -566,9 +620,11 @@ class ViTPForConditionalGeneration(CheckpointsOfOurs, InternVLForConditionalGene
         }
         if answer_labels is None:
             return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
-        hidden_states, positions = self.model(**inputs).last_hidden_state[:, :-1], answer_positions(answer_labels)
-        logits = self.lm_head(hidden_states.flatten(0, 1)[positions])
-        return score_tokens(logits, answer_labels[:, 1:].flatten()[positions])
+        hidden_states = self.model(**inputs).last_hidden_state[:, :-1].flatten(0, 1)
+        positions = answer_positions(answer_labels)
+        logits = self.lm_head(hidden_states[positions])
+        labels_at_positions = answer_labels[:, 1:].flatten()[positions]
+        return score_tokens(logits, labels_at_positions)
 
 
 __all__ = ["ViTPForConditionalGeneration", "ViTPModel", "ViTPVisionModel"]

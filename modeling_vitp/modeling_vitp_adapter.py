@@ -6,6 +6,8 @@ patch tokens; after the range an extractor adds the patch tokens to them. Both u
 """
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +31,8 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, config: ViTPAdapterConfig, num_levels: int):
         super().__init__()
-        self.num_heads, self.num_levels = config.deformable_heads, num_levels
+        self.num_heads = config.deformable_heads
+        self.num_levels = num_levels
         self.num_points = config.deformable_points
         width = int(config.hidden_size * config.deformable_ratio)
         samples = self.num_heads * num_levels * self.num_points
@@ -47,16 +50,30 @@ class DeformableAttention(nn.Module):
         features: torch.Tensor,
         shapes: list[tuple[int, int]],
     ) -> torch.Tensor:
-        sampled = (*queries.shape[:2], self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(queries).view(*sampled, 2)
-        weights = self.attention_weights(queries).view(*sampled[:3], -1).softmax(-1).view(sampled)
+        batch_size, num_queries, _ = queries.shape
+        samples = (self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(queries).view(batch_size, num_queries, self.num_heads, *samples, 2)
+        weights = self.attention_weights(queries).view(batch_size, num_queries, self.num_heads, -1)
+        weights = weights.softmax(-1).unflatten(-1, samples)
         values = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
+
         # Locations are float32 at least: bfloat16 has 8 bits, fewer than a coordinate in a map needs.
         dtype = torch.promote_types(values.dtype, torch.float32)
         sizes = torch.tensor(shapes, device=queries.device)
-        locations = reference_points.to(dtype)[None, :, None, None, None] + offsets.to(dtype) / sizes.flip(-1)[:, None]
-        starts = F.pad(sizes.prod(-1).cumsum(0), (1, -1))
-        attended = self.sample(values.to(dtype), sizes, shapes, starts, locations, weights.to(dtype), 64)
+        widths_and_heights = sizes.flip(-1)
+        reference_points = reference_points.to(dtype)[None, :, None, None, None]
+        locations = reference_points + offsets.to(dtype) / widths_and_heights[:, None]
+        ends = sizes.prod(-1).cumsum(0)
+        starts = F.pad(ends, (1, -1))
+        attended = self.sample(
+            values.to(dtype),
+            sizes,
+            shapes,
+            starts,
+            locations,
+            weights.to(dtype),
+            64,
+        )
         return self.dropout(self.output_proj(attended.to(values.dtype)))
 
     def init_weights(self):
@@ -93,11 +110,12 @@ class SpatialPrior(nn.Module):
 
     def __init__(self, config: ViTPAdapterConfig):
         super().__init__()
-        norm, width = NORMS[config.spatial_prior_norm], config.spatial_prior_channels
+        norm_class = NORMS[config.spatial_prior_norm]
+        width = config.spatial_prior_channels
 
         def block(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
             convolution = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-            return [convolution, norm(out_channels), nn.ReLU()]
+            return [convolution, norm_class(out_channels), nn.ReLU()]
 
         self.stem = nn.Sequential(
             *block(config.num_channels, width, 2),
@@ -106,8 +124,12 @@ class SpatialPrior(nn.Module):
             nn.MaxPool2d(3, stride=2, padding=1),
         )
         widths = [width, 2 * width, 4 * width, 4 * width]
-        self.stages = nn.ModuleList(nn.Sequential(*block(*pair, 2)) for pair in zip(widths, widths[1:]))
-        self.projections = nn.ModuleList(nn.Conv2d(channels, config.hidden_size, 1) for channels in widths)
+        self.stages = nn.ModuleList()
+        for in_channels, out_channels in pairwise(widths):
+            self.stages.append(nn.Sequential(*block(in_channels, out_channels, 2)))
+        self.projections = nn.ModuleList()
+        for channels in widths:
+            self.projections.append(nn.Conv2d(channels, config.hidden_size, 1))
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         maps = [self.stem(pixel_values)]
@@ -126,8 +148,16 @@ class Injector(nn.Module):
         self.attention = DeformableAttention(config, num_levels=3)
         self.gate = nn.Parameter(torch.full((config.hidden_size,), float(config.injector_init_value)))
 
-    def forward(self, patches, patch_points, tokens, shapes):
-        attended = self.attention(self.query_norm(patches), patch_points, self.feature_norm(tokens), shapes)
+    def forward(
+        self,
+        patches: torch.Tensor,
+        patch_points: torch.Tensor,
+        tokens: torch.Tensor,
+        shapes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        queries = self.query_norm(patches)
+        features = self.feature_norm(tokens)
+        attended = self.attention(queries, patch_points, features, shapes)
         return patches + self.gate * attended
 
 
@@ -141,8 +171,13 @@ class ConvolutionalFeedForward(nn.Module):
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.fc2 = nn.Linear(width, config.hidden_size)
 
-    def forward(self, tokens: torch.Tensor, shapes: list[tuple[int, int]]) -> torch.Tensor:
-        maps = [self.depthwise(features) for features in to_maps(self.fc1(tokens), shapes)]
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        shapes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        hidden = self.fc1(tokens)
+        maps = [self.depthwise(features) for features in to_maps(hidden, shapes)]
         return self.fc2(F.gelu(to_tokens(maps)))
 
 
@@ -159,11 +194,23 @@ class Extractor(nn.Module):
         self.feed_forward = ConvolutionalFeedForward(config)
         self.drop_path = Dinov3ViTDropPath(config.drop_path_rate)
 
-    def forward(self, tokens, token_points, shapes, patches, grid):
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        token_points: torch.Tensor,
+        shapes: list[tuple[int, int]],
+        patches: torch.Tensor,
+        grid: tuple[int, int],
+    ) -> torch.Tensor:
         queries = self.query_norm(tokens)
-        attended = self.attention(queries, token_points, self.feature_norm(patches), [grid])
-        tokens = (queries if self.adds_to_norm else tokens) + attended
-        return tokens + self.drop_path(self.feed_forward(self.feed_forward_norm(tokens), shapes))
+        features = self.feature_norm(patches)
+        attended = self.attention(queries, token_points, features, [grid])
+        if self.adds_to_norm:
+            tokens = queries + attended
+        else:
+            tokens = tokens + attended
+        output = self.feed_forward(self.feed_forward_norm(tokens), shapes)
+        return tokens + self.drop_path(output)
 
 
 class Interaction(GradientCheckpointingLayer):
@@ -174,8 +221,21 @@ class Interaction(GradientCheckpointingLayer):
         self.injector = Injector(config)
         self.extractors = nn.ModuleList(Extractor(config) for _ in range(num_extractors))
 
-    def forward(self, patches, tokens, layers, grid, patch_points, shapes, token_points, prefix, layer_inputs):
-        states = torch.cat([prefix, self.injector(patches, patch_points, tokens, shapes)], dim=1)
+    def forward(
+        self,
+        patches: torch.Tensor,
+        tokens: torch.Tensor,
+        layers: nn.ModuleList,
+        grid: tuple[int, int],
+        patch_points: torch.Tensor,
+        shapes: list[tuple[int, int]],
+        token_points: torch.Tensor,
+        prefix: torch.Tensor,
+        layer_inputs: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the patch tokens, the spatial prior's tokens and the prefix tokens after the interaction."""
+        injected = self.injector(patches, patch_points, tokens, shapes)
+        states = torch.cat([prefix, injected], dim=1)
         for layer in layers:
             states = layer(states, **layer_inputs)
         prefix, patches = states.split([prefix.shape[1], patches.shape[1]], dim=1)
@@ -203,20 +263,27 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
         if config.vit_config is None:
             self.embeddings.cls_token.requires_grad_(False)
         else:
-            self.tower[0].freeze_unused(self.vit, with_norm=True)
+            tower, vit = self.tower
+            tower.freeze_unused(vit, with_norm=True)
         self.spatial_prior = SpatialPrior(config)
         self.level_embeddings = nn.Parameter(torch.zeros(3, config.hidden_size))
-        last = len(config.interaction_layers) - 1
-        self.interactions = nn.ModuleList(
-            Interaction(config, 1 + config.extra_extractors * (index == last)) for index in range(last + 1)
-        )
+        self.interactions = nn.ModuleList()
+        num_interactions = len(config.interaction_layers)
+        for index in range(num_interactions):
+            is_last = index == num_interactions - 1
+            num_extractors = 1 + config.extra_extractors if is_last else 1
+            self.interactions.append(Interaction(config, num_extractors))
         self.upsample = nn.ConvTranspose2d(config.hidden_size, config.hidden_size, 2, 2)
-        self.norms = nn.ModuleList(NORMS[config.spatial_prior_norm](config.hidden_size) for _ in range(4))
+        norm_class = NORMS[config.spatial_prior_norm]
+        self.norms = nn.ModuleList(norm_class(config.hidden_size) for _ in range(4))
         self.freeze_skipped_maps()
         self.post_init()
 
     def layers_of_map(self, index: int) -> list[nn.Module]:
-        return [self.norms[index], *([self.spatial_prior.projections[0], self.upsample] if index == 0 else [])]
+        layers = [self.norms[index]]
+        if index == 0:
+            layers += [self.spatial_prior.projections[0], self.upsample]
+        return layers
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -230,54 +297,83 @@ class ViTPAdapter(ViTPMultiScaleBackbone):
         elif isinstance(module, ViTPAdapter):
             init.normal_(module.level_embeddings)
             # Done here because transformers skips modules without parameters of their own.
-            for part in module.modules():
-                if isinstance(part, DeformableAttention):
-                    part.init_weights()
-            for part in module.spatial_prior.modules():
-                if isinstance(part, nn.Conv2d):
-                    init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            for submodule in module.modules():
+                if isinstance(submodule, DeformableAttention):
+                    submodule.init_weights()
+            for submodule in module.spatial_prior.modules():
+                if isinstance(submodule, nn.Conv2d):
+                    init.kaiming_normal_(submodule.weight, mode="fan_out", nonlinearity="relu")
 
-    def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
-        first, *prior = self.spatial_prior(pixel_values)
-        shapes = [tuple(features.shape[-2:]) for features in prior]
-        tokens = torch.cat(
-            [to_tokens([features]) + embedding for features, embedding in zip(prior, self.level_embeddings)], dim=1
-        )
+    def maps(
+        self,
+        pixel_values: torch.Tensor,
+        indices: list[int],
+    ) -> list[torch.Tensor]:
+        finest_map, *prior_maps = self.spatial_prior(pixel_values)
+        shapes = [tuple(features.shape[-2:]) for features in prior_maps]
+        embedded_maps = []
+        for features, embedding in zip(prior_maps, self.level_embeddings):
+            embedded_maps.append(to_tokens([features]) + embedding)
+        tokens = torch.cat(embedded_maps, dim=1)
         grid = shapes[1]  # of the patches
+        tokens, patches = self.interact(pixel_values, tokens, shapes, grid)
+
+        stride8, *coarser_maps = to_maps(tokens, shapes)
+        stride4 = self.upsample(stride8) + finest_map
+        maps = [stride4, stride8, *coarser_maps]
+        if self.config.add_vit_features:
+            (vit_map,) = to_maps(patches, [grid])
+            for index, features in enumerate(maps):
+                size = features.shape[-2:]
+                maps[index] = features + F.interpolate(vit_map, size=size, mode="bilinear", align_corners=False)
+        return [self.norms[index](maps[index]) for index in indices]
+
+    def interact(
+        self,
+        pixel_values: torch.Tensor,
+        tokens: torch.Tensor,
+        shapes: list[tuple[int, int]],
+        grid: tuple[int, int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the ViT and the interactions. Return the tokens of the spatial prior and those of the patches."""
         patch_points = cell_centers([grid], pixel_values.device)
         token_points = cell_centers(shapes, pixel_values.device)
-
         tower, vit = self.tower
         states, layer_inputs = tower.embed(vit, pixel_values)
-        prefix, patches = states.tensor_split([states.shape[1] - grid[0] * grid[1]], dim=1)
+        height, width = grid
+        num_prefix_tokens = states.shape[1] - height * width
+        prefix, patches = states.tensor_split([num_prefix_tokens], dim=1)
         if vit is self:
             prefix = prefix[:, :0]
         layers = vit.get_submodule(tower.layers)
         for interaction, (start, end) in zip(self.interactions, self.config.interaction_layers):
             patches, tokens, prefix = interaction(
-                patches, tokens, layers[start : end + 1], grid, patch_points, shapes, token_points, prefix, layer_inputs
+                patches,
+                tokens,
+                layers[start : end + 1],
+                grid,
+                patch_points,
+                shapes,
+                token_points,
+                prefix,
+                layer_inputs,
             )
-
-        maps = to_maps(tokens, shapes)
-        maps = [self.upsample(maps[0]) + first, *maps]
-        if self.config.add_vit_features:
-            (vit_map,) = to_maps(patches, [grid])
-            maps = [
-                features + F.interpolate(vit_map, size=features.shape[-2:], mode="bilinear", align_corners=False)
-                for features in maps
-            ]
-        return [self.norms[index](maps[index]) for index in wanted]
+        return tokens, patches
 
 
 def to_tokens(maps: list[torch.Tensor]) -> torch.Tensor:
     """Convert maps `(batch_size, channels, height, width)` to `(batch_size, sum of height * width, channels)`."""
-    return torch.cat([features.flatten(2).transpose(1, 2) for features in maps], dim=1)
+    tokens_of_map = [features.flatten(2).transpose(1, 2) for features in maps]
+    return torch.cat(tokens_of_map, dim=1)
 
 
 def to_maps(tokens: torch.Tensor, shapes: list[tuple[int, int]]) -> list[torch.Tensor]:
     """Convert tokens back to maps, the inverse of [`to_tokens`]."""
-    parts = tokens.split([height * width for height, width in shapes], dim=1)
-    return [part.transpose(1, 2).unflatten(2, shape) for part, shape in zip(parts, shapes)]
+    counts = [height * width for height, width in shapes]
+    maps = []
+    for map_tokens, shape in zip(tokens.split(counts, dim=1), shapes):
+        maps.append(map_tokens.transpose(1, 2).unflatten(2, shape))
+    return maps
 
 
 def cell_centers(shapes: list[tuple[int, int]], device: torch.device) -> torch.Tensor:

@@ -71,17 +71,22 @@ class ViTPBackbone(BackboneMixin, ViTPVisionModel):
             `feature_maps`, one for each of `out_features`, of shape
             `(batch_size, hidden_size, ceil(height / patch_size), ceil(width / patch_size))`.
         """
-        pixel_values = pad_to_multiple(pixel_values, *self.config.patch_size)
-        grid = [size // patch for size, patch in zip(pixel_values.shape[-2:], self.config.patch_size)]
-        outputs = ViTPVisionModel.forward(self, pixel_values, **kwargs | {"return_dict": True})
+        patch_height, patch_width = self.config.patch_size
+        pixel_values = pad_to_multiple(pixel_values, patch_height, patch_width)
+        height, width = pixel_values.shape[-2:]
+        grid = (height // patch_height, width // patch_width)
+        kwargs["return_dict"] = True
+        outputs = ViTPVisionModel.forward(self, pixel_values, **kwargs)
         states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
-        feature_maps = tuple(
-            state[:, 1:].transpose(1, 2).unflatten(2, grid)
-            for stage, state in zip(self.stage_names, states)
-            if stage in self.out_features
-        )
+        feature_maps = []
+        for stage, state in zip(self.stage_names, states):
+            if stage in self.out_features:
+                patches = state[:, 1:]
+                feature_maps.append(patches.transpose(1, 2).unflatten(2, grid))
         return BackboneOutput(
-            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            feature_maps=tuple(feature_maps),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -91,13 +96,25 @@ class ViTPExportedBackbone(ViTPBackbone):
     config_class = ViTPVisionConfig  # class of the folder's config, checked by the Auto classes
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config: ViTPVisionConfig, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        config: ViTPVisionConfig,
+        **kwargs,
+    ):
         stages = {name: kwargs.pop(name) for name in ("out_features", "out_indices") if name in kwargs}
-        fields = config.to_dict() | {"model_type": ViTPBackboneConfig.model_type}
+        fields = config.to_dict()
+        fields["model_type"] = ViTPBackboneConfig.model_type
         fields.pop("auto_map", None)
         attention = config._attn_implementation  # not part of the fields
         config = ViTPBackboneConfig.from_dict(fields, attn_implementation=attention, **stages)
-        return ViTPBackbone.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        return ViTPBackbone.from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            config=config,
+            **kwargs,
+        )
 
 
 class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
@@ -135,10 +152,14 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
     @property
     def tower(self) -> tuple[VisionTower, nn.Module]:
         """Family and model of the ViT."""
-        return tower_of(self.config.vit_config or self.config), getattr(self, "vit", self)
+        if self.config.vit_config is None:
+            return tower_of(self.config), self
+        return tower_of(self.config.vit_config), self.vit
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.vit.get_input_embeddings() if hasattr(self, "vit") else self.embeddings.patch_embeddings
+        if self.config.vit_config is None:
+            return self.embeddings.patch_embeddings
+        return self.vit.get_input_embeddings()
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -159,16 +180,21 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
             image.
         """
         height, width = pixel_values.shape[-2:]
-        wanted = [index for index, stage in enumerate(self.stage_names) if stage in self.out_features]
-        maps = self.maps(pad_to_multiple(pixel_values.to(self.dtype), 32, 32), wanted)
-        feature_maps = tuple(
-            features[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
-            for features, stride in zip(maps, (STRIDES[index] for index in wanted))
-        )
-        return BackboneOutput(feature_maps=feature_maps)
+        indices = [index for index, stage in enumerate(self.stage_names) if stage in self.out_features]
+        padded_maps = self.maps(pad_to_multiple(pixel_values.to(self.dtype), 32, 32), indices)
+        feature_maps = []
+        for index, features in zip(indices, padded_maps):
+            rows = math.ceil(height / STRIDES[index])
+            columns = math.ceil(width / STRIDES[index])
+            feature_maps.append(features[:, :, :rows, :columns])
+        return BackboneOutput(feature_maps=tuple(feature_maps))
 
-    def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
-        """Return the `wanted` ones of the four maps, by index. The last layers of the other maps are skipped.
+    def maps(
+        self,
+        pixel_values: torch.Tensor,
+        indices: list[int],
+    ) -> list[torch.Tensor]:
+        """Return the maps of these `indices` among the four. The last layers of the other maps are skipped.
 
         Height and width of the images are multiples of 32.
         """
@@ -195,43 +221,67 @@ class ViTPMultiScaleBackbone(BackboneMixin, ViTPVisionPreTrainedModel):
                 [`~torch.nn.Module.to`]).
         """
         check_no_dtype(kwargs)
-        names = {field.name for field in dataclasses.fields(cls.config_class)} | {"out_features", "out_indices"}
-        settings = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        field_names = {field.name for field in dataclasses.fields(cls.config_class)}
+        field_names |= {"out_features", "out_indices"}
+        settings = {name: kwargs.pop(name) for name in field_names & kwargs.keys()}
         band_names = settings.pop("band_names", None)
         if not isinstance(backbone, PreTrainedModel):
             if read_config_fields(backbone, **kwargs).get("model_type") == cls.config_class.model_type:
                 model = cls.from_pretrained(backbone, **{"dtype": torch.float32, **settings, **kwargs})
                 return model if band_names is None else spread_bands(model, band_names)
-        backbone = open_vit(backbone, **kwargs)
-        grid = pair(backbone.config.image_size)[0] // pair(backbone.config.patch_size)[0]
-        resized = resize_backbone(backbone, patch_size=16, image_size=16 * grid)
-        if not isinstance(resized, InternVLVisionModel):
-            settings.setdefault("drop_path_rate", tower_of(resized.config).drop_path_rate(resized.config))
-            vit_config = other_family_config(resized, band_names, {})
-            attention = vit_config._attn_implementation
-            model = cls(cls.config_class(vit_config=vit_config, attn_implementation=attention, **settings))
-            model.vit.load_state_dict(resized.state_dict())
-            return model
+        vit = open_vit(backbone, **kwargs)
+        image_height, _ = pair(vit.config.image_size)
+        patch_height, _ = pair(vit.config.patch_size)
+        grid_side = image_height // patch_height
+        vit = resize_backbone(vit, patch_size=16, image_size=16 * grid_side)
+        if isinstance(vit, InternVLVisionModel):
+            return cls.on_internvit(vit, band_names, settings)
+        return cls.on_other_family(vit, band_names, settings)
+
+    @classmethod
+    def on_internvit(
+        cls,
+        vit: InternVLVisionModel,
+        band_names: list[str] | None,
+        settings: dict[str, Any],
+    ):
+        """Create the model with the weights of an InternViT, as modules of this model itself."""
         if band_names is not None:
-            spread_bands(resized, band_names)
-        fields = resized.config.to_dict() | {"model_type": cls.config_class.model_type}
+            spread_bands(vit, band_names)
+        fields = vit.config.to_dict()
         for name in ("stage_names", "out_features", "out_indices"):  # the stages of a ViTPBackbone
             fields.pop(name, None)
-        fields |= settings
-        attention = resized.config._attn_implementation  # not part of the fields
+        fields["model_type"] = cls.config_class.model_type
+        fields.update(settings)
+        attention = vit.config._attn_implementation  # not part of the fields
         model = cls(cls.config_class.from_dict(fields, attn_implementation=attention))
-        model.load_state_dict(resized.state_dict(), strict=False)
+        model.load_state_dict(vit.state_dict(), strict=False)
+        return model
+
+    @classmethod
+    def on_other_family(
+        cls,
+        vit: PreTrainedModel,
+        band_names: list[str] | None,
+        settings: dict[str, Any],
+    ):
+        """Create the model with the weights of a ViT that is not an InternViT, as its `vit`."""
+        settings = {"drop_path_rate": tower_of(vit.config).drop_path_rate(vit.config), **settings}
+        vit_config = other_family_config(vit, band_names, {})
+        attention = vit_config._attn_implementation
+        model = cls(cls.config_class(vit_config=vit_config, attn_implementation=attention, **settings))
+        model.vit.load_state_dict(vit.state_dict())
         return model
 
 
 def check_no_dtype(kwargs: dict[str, Any]) -> None:
     """Raise a `ValueError` if a dtype is set for a model with new layers, which is created in float32."""
-    option = next((name for name in ("dtype", "torch_dtype") if kwargs.get(name) is not None), None)
-    if option is not None:
-        raise ValueError(
-            f"from_backbone does not accept {option}={kwargs[option]}: new layers are trained in float32. Convert the "
-            "model afterwards with model.to(dtype)."
-        )
+    for option in ("dtype", "torch_dtype"):
+        if kwargs.get(option) is not None:
+            raise ValueError(
+                f"from_backbone does not accept {option}={kwargs[option]}: new layers are trained in float32. Convert "
+                "the model afterwards with model.to(dtype)."
+            )
 
 
 def other_family_config(
@@ -258,7 +308,11 @@ def other_family_config(
     return config
 
 
-def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | None = None, **kwargs) -> PreTrainedModel:
+def open_vit(
+    backbone: str | Path | PreTrainedModel,
+    drop_path_rate: float | None = None,
+    **kwargs,
+) -> PreTrainedModel:
     """Load a ViT in float32: an exported backbone, a [`ViTPVisionModel`] or a model of another family.
 
     Args:
@@ -279,7 +333,8 @@ def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | Non
         tower_of(backbone.config)
         return backbone
     kwargs = {"dtype": torch.float32, **kwargs}
-    config = open_vit_config(backbone, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
+    hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+    config = open_vit_config(backbone, **hub_options)
     tower = tower_of(config)
     if drop_path_rate is not None:
         tower.set_drop_path_rate(config, drop_path_rate)
@@ -288,7 +343,12 @@ def open_vit(backbone: str | Path | PreTrainedModel, drop_path_rate: float | Non
     else:
         model_class = AutoModel._model_mapping[type(config)]
     with naming(backbone, model_class):
-        vit, report = model_class.from_pretrained(backbone, config=config, output_loading_info=True, **kwargs)
+        vit, report = model_class.from_pretrained(
+            backbone,
+            config=config,
+            output_loading_info=True,
+            **kwargs,
+        )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(tower.unused))
     if missing or report["mismatched_keys"]:
         raise ValueError(f"The weights of {backbone} do not fit its configuration: {missing or report}.")
@@ -311,19 +371,24 @@ def open_vit_config(backbone: str | Path, **kwargs) -> PreTrainedConfig:
     if model_type in VISION_MODELS:
         return ViTPVisionConfig.from_pretrained(backbone, **kwargs)
     if model_type in VISION_PARTS:
-        model_type, fields = VISION_PARTS[model_type], fields["vision_config"]
+        model_type = VISION_PARTS[model_type]
+        fields = fields["vision_config"]
     if model_type not in TOWERS or model_type in MULTI_SCALE_CONFIGS:
+        has_vit = model_type in WITH_INTERNVIT or "backbone_config" in fields
+        advice = way_to_vit(backbone, fields) if has_vit else ""
+        families = ", ".join([*other_families(), *VISION_PARTS])
         raise ValueError(
             f"{backbone} is a {model_type!r}. Expected an exported backbone or a ViT of one of these families: "
-            f"{', '.join([*other_families(), *VISION_PARTS])}. "
-            + (way_to_vit(backbone, fields) if model_type in WITH_INTERNVIT or "backbone_config" in fields else "")
+            f"{families}. {advice}"
         )
-    return TOWERS[model_type].prepare(CONFIG_MAPPING[model_type].from_dict(fields))
+    config = CONFIG_MAPPING[model_type].from_dict(fields)
+    return TOWERS[model_type].prepare(config)
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Pad images with zeros at the bottom and at the right, to multiples of `height` and `width`."""
-    missing_height, missing_width = -pixel_values.shape[-2] % height, -pixel_values.shape[-1] % width
+    missing_height = -pixel_values.shape[-2] % height
+    missing_width = -pixel_values.shape[-1] % width
     return F.pad(pixel_values, (0, missing_width, 0, missing_height))
 
 
@@ -344,44 +409,75 @@ def resize_backbone(
         ValueError: if a size is not positive, the image size is not a multiple of the patch size, or the stored grid is
             not square.
     """
-    # The attention implementation is not part of the fields.
-    config = type(model.config).from_dict(model.config.to_dict(), attn_implementation=model.config._attn_implementation)
-    inner = getattr(config, "vit_config", None)
-    prefix, old = ("", config) if inner is None else ("vit.", inner)
-    patch_size = square(old.patch_size if patch_size is None else patch_size, "patch_size")
-    image_size = square(old.image_size if image_size is None else image_size, "image_size")
-    if image_size % patch_size:
-        raise ValueError(f"image_size={image_size} must be a multiple of patch_size={patch_size}.")
-    tower, state = tower_of(old), model.state_dict()
-    new = tower.resize(old, (image_size, image_size), (patch_size, patch_size))
-    kernel = prefix + tower.patch_kernel
-    state[kernel] = tower.resample_kernel(state[kernel], old, patch_size)
-    if tower.positions is not None and prefix + tower.positions in state:
-        height, width = patch_grid(old)
-        if height != width:
-            raise ValueError(
-                f"Expected a ViT with a square grid of position embeddings, got {height} x {width} patches "
-                f"(image_size={old.image_size}). Choose a ViT for square images."
-            )
-        positions = prefix + tower.positions
-        state[positions] = resample_positions(state[positions], image_size // patch_size)
+    config = copy_config(model.config)
+    vit_config = getattr(config, "vit_config", None)
+    if vit_config is None:
+        prefix = ""
+        vit_config = config
+    else:
+        prefix = "vit."
+    patch_side = square(vit_config.patch_size if patch_size is None else patch_size, "patch_size")
+    image_side = square(vit_config.image_size if image_size is None else image_size, "image_size")
+    if image_side % patch_side:
+        raise ValueError(f"image_size={image_side} must be a multiple of patch_size={patch_side}.")
+
+    tower = tower_of(vit_config)
+    state = model.state_dict()
+    resize_weights(state, prefix, vit_config, patch_side, image_side)
+    resized_config = tower.resize(vit_config, (image_side, image_side), (patch_side, patch_side))
     with no_init_weights():
-        if inner is not None:
-            fields, attention = config.to_dict() | {"vit_config": new}, config._attn_implementation
-            new = type(config).from_dict(fields, attn_implementation=attention)
-        resized = type(model)(new)
+        if prefix:
+            resized_config = copy_config(config, vit_config=resized_config)
+        resized = type(model)(resized_config)
     resized.to(model.device, model.dtype).load_state_dict(state)
-    if inner is None and not isinstance(resized, InternVLVisionModel):
+    if not prefix and not isinstance(resized, InternVLVisionModel):
         tower.freeze_unused(resized)
     return resized.train(model.training)
 
 
+def copy_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
+    """Return a copy of a configuration with other fields, and with its attention, which is not one of the fields."""
+    fields = {**config.to_dict(), **changes}
+    return type(config).from_dict(fields, attn_implementation=config._attn_implementation)
+
+
+def resize_weights(
+    state: dict[str, torch.Tensor],
+    prefix: str,
+    config: PreTrainedConfig,
+    patch_side: int,
+    image_side: int,
+) -> None:
+    """Replace the patch and position embeddings of a ViT by interpolated ones.
+
+    Args:
+        state: weights of the model, which are replaced.
+        prefix: prefix of the ViT's weights among them.
+        config: configuration of the ViT before resizing.
+
+    Raises:
+        ValueError: if the stored grid is not square.
+    """
+    tower = tower_of(config)
+    kernel_name = prefix + tower.patch_kernel
+    state[kernel_name] = tower.resample_kernel(state[kernel_name], config, patch_side)
+    if tower.positions is None or prefix + tower.positions not in state:
+        return
+    height, width = patch_grid(config)
+    if height != width:
+        raise ValueError(
+            f"Expected a ViT with a square grid of position embeddings, got {height} x {width} patches "
+            f"(image_size={config.image_size}). Choose a ViT for square images."
+        )
+    positions_name = prefix + tower.positions
+    state[positions_name] = resample_positions(state[positions_name], image_side // patch_side)
+
+
 def square(size: int | list[int] | tuple[int, ...], name: str) -> int:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
-    side = sides.pop()
-    if sides or side < 1:
+    if len(sides) != 1 or min(sides) < 1:
         raise ValueError(f"{name} must be one positive size, because stored grids and patches are square, got {size}.")
-    return side
+    return sides.pop()
 
 
 __all__ = ["ViTPBackbone", "ViTPMultiScaleBackbone"]

@@ -75,28 +75,38 @@ class ViTPForImageClassification(TaskModel, PreTrainedModel):
         """
         loading = dict(backbone_kwargs or {})
         check_no_dtype(loading)
-        names = {field.name for field in dataclasses.fields(ViTPVisionConfig)}
-        settings = {name: loading.pop(name) for name in names & loading.keys()}
+        field_names = {field.name for field in dataclasses.fields(ViTPVisionConfig)}
+        settings = {name: loading.pop(name) for name in field_names & loading.keys()}
         vit = open_vit(backbone, **loading)
         if image_size is not None:
             vit = resize_backbone(vit, image_size=image_size)
         band_names = settings.pop("band_names", None)
         kwargs = settings_of_head(cls.config_class, kwargs, id2label)
-        attention = {"backbone_config": vit.config._attn_implementation}  # not part of the fields
         if isinstance(vit, InternVLVisionModel):
             if band_names is not None:
                 vit = spread_bands(copy.deepcopy(vit), band_names)
-            fields = vit.config.to_dict() | {"model_type": ViTPVisionConfig.model_type, "dtype": "float32"} | settings
-            config = ViTPVisionConfig.from_dict(fields)
+            fields = vit.config.to_dict()
+            fields["model_type"] = ViTPVisionConfig.model_type
+            fields["dtype"] = "float32"
+            fields.update(settings)
+            backbone_config = ViTPVisionConfig.from_dict(fields)
         else:
-            config = other_family_config(vit, band_names, settings)
-        model = cls(cls.config_class(backbone_config=config, attn_implementation=attention, **kwargs))
+            backbone_config = other_family_config(vit, band_names, settings)
+        config = cls.config_class(
+            backbone_config=backbone_config,
+            attn_implementation={"backbone_config": vit.config._attn_implementation},  # not part of the fields
+            **kwargs,
+        )
+        model = cls(config)
         model.backbone.load_state_dict(vit.state_dict())
         return model
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs,
     ) -> tuple | ImageClassifierOutput:
         r"""Compute logits and, with `labels`, the loss.
 
@@ -114,12 +124,16 @@ class ViTPForImageClassification(TaskModel, PreTrainedModel):
         tower = tower_of(self.config.backbone_config)
         inputs = tower.inputs(self.backbone, pixel_values.to(self.dtype))
         outputs = self.backbone(**inputs, return_dict=True, **self.requested_outputs(kwargs))
-        pooled = outputs.last_hidden_state[:, 0]
+        tokens = outputs.last_hidden_state
         if self.config.pooling == "mean":
-            number = tower.num_prefix_tokens(self.config.backbone_config)
-            pooled = outputs.last_hidden_state[:, number:].mean(dim=1)
+            first_patch = tower.num_prefix_tokens(self.config.backbone_config)
+            pooled = tokens[:, first_patch:].mean(dim=1)
+        else:
+            pooled = tokens[:, 0]
         logits = self.classifier(self.layernorm(pooled))
-        loss = None if labels is None else self.loss_of(logits, labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_of(logits, labels)
         return ImageClassifierOutput(
             loss=loss,
             logits=logits,
@@ -130,8 +144,14 @@ class ViTPForImageClassification(TaskModel, PreTrainedModel):
     def loss_of(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.config.problem_type == "multi_label_classification":
             is_known = labels != -100
-            targets, weight = labels.where(is_known, 0).to(logits.dtype), is_known.to(logits.dtype)
-            total = nn.functional.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum")
+            targets = labels.where(is_known, 0).to(logits.dtype)
+            weights = is_known.to(logits.dtype)
+            total = nn.functional.binary_cross_entropy_with_logits(
+                logits,
+                targets,
+                weights,
+                reduction="sum",
+            )
             return total / is_known.sum().clamp(min=1)
         try:
             return self.loss_function(labels, logits, self.config)

@@ -35,10 +35,11 @@ def register_head(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """
 
     def register(head: type[nn.Module]) -> type[nn.Module]:
-        known = HEADS.get(name, head)
-        if (known.__module__, known.__qualname__) != (head.__module__, head.__qualname__):
-            raise ValueError(f"A decode head named {name!r} is registered already: {known}. Use another name.")
-        HEADS[name] = head  # also if a notebook cell is run again
+        registered = HEADS.get(name, head)
+        # The class of a notebook cell that is run again is another object of the same name.
+        if (registered.__module__, registered.__qualname__) != (head.__module__, head.__qualname__):
+            raise ValueError(f"A decode head named {name!r} is registered already: {registered}. Use another name.")
+        HEADS[name] = head
         return head
 
     return register
@@ -51,8 +52,15 @@ def find_head(name: str, settings: dict | None = None) -> type[nn.Module]:
             f"Unknown decode_head {name!r}. Registered: {', '.join(HEADS)}. Import the file that registers it before "
             "creating the model, or name the file in `plugins`."
         )
-    check_keys("decode_head_kwargs", settings, [*inspect.signature(HEADS[name]).parameters][2:], HEADS[name].__name__)
-    return HEADS[name]
+    head = HEADS[name]
+    _, _, *setting_names = inspect.signature(head).parameters  # after `config` and `in_channels`
+    check_keys(
+        "decode_head_kwargs",
+        settings,
+        setting_names,
+        head.__name__,
+    )
+    return head
 
 
 @register_head("upernet")
@@ -62,8 +70,8 @@ class ViTPUperNetHead(UperNetHead):
     def __init__(self, config: ViTPSegmentationConfig, in_channels: list[int]):
         super().__init__(config, in_channels)
         # The activation has no weights, so that the names of the weights stay those of the parent.
-        activation, dropout = self.fpn_bottleneck.activation, nn.Dropout2d(config.classifier_dropout)
-        self.fpn_bottleneck.activation = nn.Sequential(activation, dropout)
+        dropout = nn.Dropout2d(config.classifier_dropout)
+        self.fpn_bottleneck.activation = nn.Sequential(self.fpn_bottleneck.activation, dropout)
 
 
 class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmentation):
@@ -80,14 +88,19 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         super(UperNetForSemanticSegmentation, self).__init__(config)
         self.backbone = self.backbone_of(config)
         channels = [width * self.images_per_sample for width in self.backbone.channels]
-        head = find_head(config.decode_head, config.decode_head_kwargs)
-        self.decode_head = head(config, channels, **(config.decode_head_kwargs or {}))
-        self.auxiliary_head = UperNetFCNHead(config, in_channels=channels) if config.use_auxiliary_head else None
+        head_class = find_head(config.decode_head, config.decode_head_kwargs)
+        self.decode_head = head_class(config, channels, **(config.decode_head_kwargs or {}))
+        self.auxiliary_head = None
+        if config.use_auxiliary_head:
+            self.auxiliary_head = UperNetFCNHead(config, in_channels=channels)
         self.post_init()
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.LongTensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
     ) -> tuple | SemanticSegmenterOutput:
         r"""Compute logits and, with `labels`, the loss.
 
@@ -104,7 +117,12 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
             `attentions` of the ViT, see [`ViTPAdapter`] and [`ViTPFeaturePyramid`].
         """
         outputs = self.run_backbone(pad_to_multiple(pixel_values, 32, 32), **kwargs)
-        return self.decode(outputs, outputs.feature_maps, pixel_values.shape[-2:], labels)
+        return self.decode(
+            outputs,
+            outputs.feature_maps,
+            pixel_values.shape[-2:],
+            labels,
+        )
 
     def decode(
         self,
@@ -118,25 +136,40 @@ class ViTPForSemanticSegmentation(OnMultiScaleBackbone, UperNetForSemanticSegmen
         if labels is not None:
             loss = self.segmentation_loss(logits, labels)
             if self.auxiliary_head is not None:
-                auxiliary = enlarge(self.auxiliary_head(feature_maps), size)
-                loss = loss + self.config.auxiliary_loss_weight * self.segmentation_loss(auxiliary, labels)
+                auxiliary_logits = enlarge(self.auxiliary_head(feature_maps), size)
+                auxiliary_loss = self.segmentation_loss(auxiliary_logits, labels)
+                loss = loss + self.config.auxiliary_loss_weight * auxiliary_loss
         return SemanticSegmenterOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
-    def segmentation_loss(self, logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+    def segmentation_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.LongTensor,
+    ) -> torch.Tensor:
         weights = self.config.class_weights
         if weights is not None:
             weights = torch.tensor(weights, device=logits.device)
         ignored = self.config.loss_ignore_index
+        num_labeled = (labels != ignored).sum().clamp(min=1)
         try:
-            losses = F.cross_entropy(logits.float(), labels, weights, ignore_index=ignored, reduction="none")
+            losses = F.cross_entropy(
+                logits.float(),
+                labels,
+                weights,
+                ignore_index=ignored,
+                reduction="none",
+            )
         except IndexError as error:
             raise ValueError(
                 f"Expected labels from 0 to {self.config.num_labels - 1}, or loss_ignore_index={ignored}, got "
                 f"{labels.unique().tolist()}."
             ) from error
-        return losses.sum() / (labels != ignored).sum().clamp(min=1)
+        return losses.sum() / num_labeled
 
 
 class ViTPForChangeDetection(ViTPForSemanticSegmentation):
@@ -170,9 +203,15 @@ class ViTPForChangeDetection(ViTPForSemanticSegmentation):
         """
         images = torch.cat([pixel_values_before, pixel_values_after])
         outputs = self.run_backbone(pad_to_multiple(images, 32, 32), **kwargs)
-        outputs.hidden_states, outputs.attentions = paired(outputs.hidden_states), paired(outputs.attentions)
-        pairs = tuple(torch.cat(features.chunk(2), dim=1) for features in outputs.feature_maps)
-        return self.decode(outputs, pairs, pixel_values_before.shape[-2:], labels)
+        outputs.hidden_states = paired(outputs.hidden_states)
+        outputs.attentions = paired(outputs.attentions)
+        joined_maps = tuple(torch.cat(features.chunk(2), dim=1) for features in outputs.feature_maps)
+        return self.decode(
+            outputs,
+            joined_maps,
+            pixel_values_before.shape[-2:],
+            labels,
+        )
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -186,15 +225,28 @@ def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         `(batch_size, channels, height, width)`.
     """
     height, width = size
-    padded = [side + -side % 32 for side in size]
-    return F.interpolate(maps, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
+    padded_height = height + -height % 32
+    padded_width = width + -width % 32
+    enlarged = F.interpolate(
+        maps,
+        size=(padded_height, padded_width),
+        mode="bilinear",
+        align_corners=False,
+    )
+    return enlarged[..., :height, :width]
 
 
 def paired(states: tuple[torch.Tensor | None, ...] | None) -> tuple[torch.Tensor | None, ...] | None:
     """Convert states of all images before, then all after, to pairs `(batch_size, 2, …)`; `None` stays `None`."""
     if states is None:
         return None
-    return tuple(None if state is None else torch.stack(state.chunk(2), dim=1) for state in states)
+    pairs = []
+    for state in states:
+        if state is None:
+            pairs.append(None)
+        else:
+            pairs.append(torch.stack(state.chunk(2), dim=1))
+    return tuple(pairs)
 
 
 __all__ = ["ViTPForChangeDetection", "ViTPForSemanticSegmentation", "register_head"]

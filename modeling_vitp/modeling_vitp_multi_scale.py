@@ -18,7 +18,12 @@ from .modeling_vitp_backbone import ViTPMultiScaleBackbone, resize_backbone
 class PyramidLevel(nn.Sequential):
     """Level of the pyramid: a change of stride, then a 1×1 and a 3×3 convolution with LayerNorm."""
 
-    def __init__(self, config: ViTPFeaturePyramidConfig, rescale: list[nn.Module], in_channels: int):
+    def __init__(
+        self,
+        config: ViTPFeaturePyramidConfig,
+        rescale: list[nn.Module],
+        in_channels: int,
+    ):
         channels = config.pyramid_channels
         super().__init__(
             *rescale,
@@ -67,13 +72,20 @@ class ViTPFeaturePyramid(ViTPMultiScaleBackbone):
     def layers_of_map(self, index: int) -> list[nn.Module]:
         return [self.pyramid[index]]
 
-    def maps(self, pixel_values: torch.Tensor, wanted: list[int]) -> list[torch.Tensor]:
+    def maps(
+        self,
+        pixel_values: torch.Tensor,
+        indices: list[int],
+    ) -> list[torch.Tensor]:
+        height, width = pixel_values.shape[-2:]
         tower, vit = self.tower
         # Layer by layer, because the hidden states of a whole model within this one are not recorded.
-        tokens = tower.encode(vit, *tower.embed(vit, pixel_values))
-        states = tokens[:, tower.num_prefix_tokens(vit.config) :]
-        features = states.transpose(1, 2).unflatten(2, (pixel_values.shape[-2] // 16, pixel_values.shape[-1] // 16))
-        return [self.pyramid[index](features) for index in wanted]
+        embedded, layer_inputs = tower.embed(vit, pixel_values)
+        tokens = tower.encode(vit, embedded, layer_inputs)
+        first_patch = tower.num_prefix_tokens(vit.config)
+        patches = tokens[:, first_patch:]
+        features = patches.transpose(1, 2).unflatten(2, (height // 16, width // 16))
+        return [self.pyramid[index](features) for index in indices]
 
 
 NECKS = {"adapter": ViTPAdapter, "pyramid": ViTPFeaturePyramid}
@@ -88,7 +100,9 @@ class OnMultiScaleBackbone(TaskModel):
 
     @staticmethod
     def backbone_of(config: PreTrainedConfig) -> ViTPMultiScaleBackbone:
-        return BACKBONES[config.backbone_config.model_type](config.backbone_config)
+        backbone_config = config.backbone_config
+        backbone_class = BACKBONES[backbone_config.model_type]
+        return backbone_class(backbone_config)
 
     @classmethod
     def from_backbone(
@@ -127,8 +141,12 @@ class OnMultiScaleBackbone(TaskModel):
         """
         pretrained = open_neck(backbone, neck, image_size, backbone_kwargs)
         kwargs = settings_of_head(cls.config_class, kwargs, id2label)
-        attention = pretrained.config._attn_implementation  # not part of the fields
-        model = cls(cls.config_class(backbone_config=pretrained.config, attn_implementation=attention, **kwargs))
+        config = cls.config_class(
+            backbone_config=pretrained.config,
+            attn_implementation=pretrained.config._attn_implementation,  # not part of the fields
+            **kwargs,
+        )
+        model = cls(config)
         model.backbone = pretrained
         return model
 
@@ -144,9 +162,11 @@ def open_neck(
 ) -> ViTPMultiScaleBackbone:
     """Load a backbone with a neck, see [`OnMultiScaleBackbone.from_backbone`]."""
     if neck not in NECKS:
-        raise ValueError(f"Expected `neck` to be {' or '.join(map(repr, NECKS))}, got {neck!r}.")
+        raise ValueError(f"Expected `neck` to be one of {list(NECKS)}, got {neck!r}.")
     pretrained = NECKS[neck].from_backbone(backbone, **(backbone_kwargs or {}))
-    return pretrained if image_size is None else resize_backbone(pretrained, image_size=image_size)
+    if image_size is None:
+        return pretrained
+    return resize_backbone(pretrained, image_size=image_size)
 
 
 __all__ = ["ViTPFeaturePyramid"]

@@ -12,9 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 CONFIG_FILES = ("config.json",)
 MODEL_FILES = (*CONFIG_FILES, "generation_config.json", "*.index.json", "*.safetensors")
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
-PROCESSOR_FILES += ("chat_template.jinja",)
-MOST_LAYERS = 1000
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+)
 
 
 class NamesItsFiles:
@@ -43,7 +47,7 @@ class ConfigNamesItsFiles(NamesItsFiles):
 
         Raises:
             OSError: if config.json is missing or empty.
-            ValueError: if a part's configuration is missing, or the number of layers is implausible.
+            ValueError: if a part's configuration is missing.
         """
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not fields:
@@ -53,20 +57,16 @@ class ConfigNamesItsFiles(NamesItsFiles):
 
 
 def check_fields(file: str, fields: dict, parts: Iterable[str] = ()) -> None:
-    """Raise a `ValueError` if a configuration is incomplete or its number of layers is implausible.
-
-    transformers would replace a missing part by that of a large model, and build layers until memory is exhausted.
-    """
-    missing = [name for name in parts if not isinstance(fields.get(name), dict)]
-    if missing:
-        raise ValueError(f"{file} has no {' and no '.join(missing)}.")
+    """Raise a `ValueError` if a part is missing, which transformers would replace by that of a large model."""
+    missing_parts = []
+    for name in parts:
+        if not isinstance(fields.get(name), dict):
+            missing_parts.append(name)
+    if missing_parts:
+        raise ValueError(f"{file} has no {' and no '.join(missing_parts)}.")
     vision_config = fields.get("vision_config")
     if isinstance(vision_config, dict) and "hidden_size" not in vision_config:
         raise ValueError(f"{file} has a vision_config without hidden_size.")
-    for part in (fields, *(value for value in fields.values() if isinstance(value, dict))):
-        depth = part.get("num_hidden_layers")
-        if isinstance(depth, int) and depth > MOST_LAYERS:
-            raise ValueError(f"{file} has num_hidden_layers={depth}, expected at most {MOST_LAYERS}.")
 
 
 def way_to_vit(name: str | Path, fields: dict) -> str:
@@ -76,19 +76,20 @@ def way_to_vit(name: str | Path, fields: dict) -> str:
         name: folder or Hub id of the model.
         fields: content of its config.json.
     """
-    found = fields.get("model_type")
-    model = f"{(fields.get('architectures') or ['AutoModel'])[0]}.from_pretrained('{name}')"
+    model_type = fields.get("model_type")
+    architectures = fields.get("architectures") or ["AutoModel"]
+    model = f"{architectures[0]}.from_pretrained('{name}')"
     backbone_config = fields.get("backbone_config") or {}
-    backbone = backbone_config.get("model_type")
-    if found in ("vitp_vision", "vitp_backbone", "internvl_vision"):
+    backbone_type = backbone_config.get("model_type")
+    if model_type in ("vitp_vision", "vitp_backbone", "internvl_vision"):
         return f"It is a ViT alone: load it with from_backbone('{name}')."
-    if found in ("vitp_adapter", "vitp_feature_pyramid"):
+    if model_type in ("vitp_adapter", "vitp_feature_pyramid"):
         if fields.get("vit_config"):
             return f"Load its ViT with {model}.vit."
         return f"Load its ViT with ViTPVisionModel.from_pretrained('{name}')."
-    if backbone == "vitp_vision" or found == "vitp_image_classification":
+    if backbone_type == "vitp_vision" or model_type == "vitp_image_classification":
         return f"Load its ViT with {model}.backbone."
-    if backbone in ("vitp_adapter", "vitp_feature_pyramid"):
+    if backbone_type in ("vitp_adapter", "vitp_feature_pyramid"):
         vit = "ViTPVisionModel.from_pretrained('FOLDER') loads its ViT"
         if backbone_config.get("vit_config"):
             vit = f"{model}.backbone.vit is its ViT"
@@ -96,7 +97,7 @@ def way_to_vit(name: str | Path, fields: dict) -> str:
             f"Save its backbone with {model}.backbone.save_pretrained('FOLDER'): from_backbone('FOLDER') loads it with "
             f"its neck, and {vit}."
         )
-    if found == "vitp":
+    if model_type == "vitp":
         return f"Export its ViT with `vitp export_backbone {name} FOLDER`, and load FOLDER."
     return f"If it contains an InternViT, export that with `vitp convert {name} FOLDER --to backbone`."
 
@@ -113,35 +114,27 @@ def naming(name: str | Path, cls: type) -> Iterator[None]:
         yield
     except (ImportError, MemoryError, torch.OutOfMemoryError):  # not caused by a file
         raise
-    except BaseException as error:  # tokenizers raises bare exceptions, and panics, which are not an Exception
-        if not is_failure(error):
+    except Exception as error:  # tokenizers raises bare exceptions
+        is_named = str(name) in str(error)
+        if type(error) is ValueError and is_named:
             raise
         if torch.get_default_device().type == "meta":  # not supported by transformers for any checkpoint
             raise
         patterns = file_patterns(cls)
-        is_named = str(name) in str(error)
-        if type(error) is ValueError and is_named:
-            raise
-        found = damage(Path(name), dict.fromkeys((*patterns, *CONFIG_FILES)))
-        if patterns is PROCESSOR_FILES and Path(name).is_dir() and not holds(Path(name), patterns):
-            found = f"{name} has no processor. Expected one of {', '.join(patterns)}."
-        if (
-            found is None
-            and "tokenizer" in str(error)
-            and Path(name).is_dir()
-            and not holds(Path(name), ("*token*", "*vocab*"))
-        ):
-            found = f"{name} has no tokenizer. Expected the folder of a vision-language model."
-        if found is None and isinstance(error, OSError) and not Path(name).exists():
-            reason = " ".join(str(error).split())
-            raise OSError(f"{name}: folder not found, and it cannot be loaded from the Hub: {reason}") from error
-        if found is None and isinstance(error, OSError) and is_named:
-            raise
-        files = f"{name}/{patterns[0]}" if len(patterns) == 1 else f"{name} ({', '.join(patterns)})"
+        damage_report = damage(Path(name), dict.fromkeys((*patterns, *CONFIG_FILES)))
+        if damage_report is not None:
+            raise ValueError(damage_report) from error
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError):
+            if not Path(name).exists():
+                message = f"{name}: folder not found, and it cannot be loaded from the Hub: {reason}"
+                raise OSError(message) from error
+            if is_named:
+                raise
+        files = f"{name}/{patterns[0]}" if len(patterns) == 1 else f"{name} ({', '.join(patterns)})"
         if "ignore_mismatched_sizes" in reason:
             reason = "the tensors' shapes differ from those of config.json and the settings, see the report above."
-        raise ValueError(found or f"{files} cannot be opened: {reason}") from error
+        raise ValueError(f"{files} cannot be opened: {reason}") from error
 
 
 def read_config_fields(name: str | Path, **kwargs) -> dict:
@@ -151,12 +144,8 @@ def read_config_fields(name: str | Path, **kwargs) -> dict:
         kwargs: arguments of `from_pretrained`, such as `revision`.
     """
     with naming(name, PreTrainedConfig):
-        return PreTrainedConfig.get_config_dict(name, **kwargs)[0]
-
-
-def is_failure(error: BaseException) -> bool:
-    """Return whether an error is an exception, or a panic of a library in Rust."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        fields, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
+        return fields
 
 
 def file_patterns(cls: type) -> tuple[str, ...]:
@@ -166,18 +155,15 @@ def file_patterns(cls: type) -> tuple[str, ...]:
     return MODEL_FILES if issubclass(cls, PreTrainedModel) else PROCESSOR_FILES
 
 
-def holds(folder: Path, patterns: tuple[str, ...]) -> bool:
-    """Return whether a folder has a file that matches one of the patterns."""
-    return any(any(folder.glob(pattern)) for pattern in patterns)
-
-
 def damage(folder: Path, patterns: Iterable[str]) -> str | None:
     """Return a message about the first file of a folder that cannot be read, or `None`."""
-    for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
-        try:
-            read_checkpoint_file(path)
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
-            return f"{path} cannot be read: it is damaged or cut short ({' '.join(str(error).split())})."
+    for pattern in patterns:
+        for path in sorted(folder.glob(pattern)):
+            try:
+                read_checkpoint_file(path)
+            except (OSError, ValueError, SafetensorError) as error:
+                reason = " ".join(str(error).split())
+                return f"{path} cannot be read: it is damaged or cut short ({reason})."
     return None
 
 
@@ -186,9 +172,7 @@ def read_checkpoint_file(path: Path) -> None:
     if path.name == "tokenizer.json":
         try:
             Tokenizer.from_file(str(path))
-        except BaseException as error:
-            if not is_failure(error):
-                raise
+        except Exception as error:  # of this class itself
             raise ValueError(error) from error
     elif path.suffix == ".json":
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -205,8 +189,11 @@ def read_checkpoint_file(path: Path) -> None:
 
 def check_index(index: Path, weight_map: object) -> None:
     """Raise a `ValueError` if the index of a checkpoint's shards has no file names, or a named file is missing."""
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict):
         raise ValueError("expected a `weight_map` with file names")
-    missing = sorted({name for name in weight_map.values() if not index.with_name(name).is_file()})
-    if missing:
-        raise ValueError(f"missing shards: {', '.join(missing)}")
+    missing_shards = []
+    for name in sorted({str(name) for name in weight_map.values()}):
+        if not index.with_name(name).is_file():
+            missing_shards.append(name)
+    if missing_shards:
+        raise ValueError(f"missing shards: {', '.join(missing_shards)}")

@@ -18,7 +18,10 @@ from .image_processing_vitp import ViTPImageProcessor
 from .opening import naming
 from .vrl import check_apply_prob, check_drop_ratio, draw_visual_tokens, keyed_generator
 
-IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN = "<IMG_CONTEXT>", "<img>", "</img>"
+IMAGE_TOKEN = "<IMG_CONTEXT>"
+IMAGE_START_TOKEN = "<img>"
+IMAGE_END_TOKEN = "</img>"
+IMAGE_TOKENS = (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN)
 ROLES = ("system", "user", "assistant", "tool")
 GIVEN = "given"  # type of a part of an answer that is not learned, such as text of the prompt
 
@@ -50,6 +53,17 @@ class ViTPProcessorKwargs(ProcessingKwargs, total=False):
     }
 
 
+@dataclasses.dataclass
+class KeptTokens:
+    """Visual tokens of one image that VRL keeps."""
+
+    indices: np.ndarray  # int64, ascending, among all tokens of the image
+    num_tokens: int  # of the image, with those that are dropped
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
 class ViTPProcessor(ProcessorMixin):
     r"""Processor that combines an image processor and a tokenizer, with Visual Robustness Learning (VRL).
 
@@ -67,7 +81,8 @@ class ViTPProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = ViTPProcessorKwargs
-    images_kwargs, text_kwargs = ViTPProcessorKwargs._defaults.values()
+    images_kwargs = ViTPProcessorKwargs._defaults["images_kwargs"]
+    text_kwargs = ViTPProcessorKwargs._defaults["text_kwargs"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -89,7 +104,7 @@ class ViTPProcessor(ProcessorMixin):
         self.image_seq_length = image_seq_length
         self.image_token = IMAGE_TOKEN
         vocabulary = tokenizer.get_vocab()
-        missing = [token for token in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if token not in vocabulary]
+        missing = [token for token in IMAGE_TOKENS if token not in vocabulary]
         if missing:
             raise ValueError(
                 f"The tokenizer lacks the tokens {', '.join(missing)}. Add them with "
@@ -158,65 +173,104 @@ class ViTPProcessor(ProcessorMixin):
         vrl_apply_prob = check_apply_prob(1.0 if vrl_apply_prob is None else vrl_apply_prob)
         if images is None and text is None:
             raise ValueError("Expected `images`, `text` or both, got neither.")
-        other = next((name for name in ("videos", "audio") if kwargs.get(name) is not None), None)
-        if other is not None:  # transformers ignores it without a warning
-            raise ValueError(f"Expected `images` and `text`, got {other}. Pass frames of a video as `images`.")
+        for modality in ("videos", "audio"):
+            if kwargs.get(modality) is not None:  # transformers ignores it without a warning
+                raise ValueError(f"Expected `images` and `text`, got {modality}. Pass frames of a video as `images`.")
         merged = self._merge_with_defaults(kwargs)
-        text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
+        text_kwargs = merged["text_kwargs"]
+        images_kwargs = merged["images_kwargs"]
         return_tensors = text_kwargs.pop("return_tensors", None)
-        images_kwargs["return_tensors"] = None  # tiles are stacked once, below
         if text is None:
-            return self.image_processor(images, **{**images_kwargs, "return_tensors": return_tensors or "pt"})
+            images_kwargs["return_tensors"] = return_tensors or "pt"
+            return self.image_processor(images, **images_kwargs)
+        images_kwargs["return_tensors"] = None  # tiles are stacked once, below
 
-        text = [text] if isinstance(text, str) else list(text)
-        images = self._images_by_sample(images, text)
-        if vrl_keys is not None and len(vrl_keys) != len(text):
-            raise ValueError(f"Expected {len(text)} vrl_keys, one for each text, got {len(vrl_keys)}.")
+        texts = [text] if isinstance(text, str) else list(text)
+        images_of_sample = self._images_by_sample(images, texts)
+        if vrl_keys is None:
+            vrl_keys = [None] * len(texts)
+        if len(vrl_keys) != len(texts):
+            raise ValueError(f"Expected {len(texts)} vrl_keys, one for each text, got {len(vrl_keys)}.")
 
-        pixel_values, kept_tokens, kept_by_image = [], [], []
-        for row, sample_images in enumerate(images):
+        tiles = []
+        visual_token_indices = []
+        kept_of_sample = []
+        for row, (sample_images, key) in enumerate(zip(images_of_sample, vrl_keys)):
             try:
-                tiles, num_tiles = self._tile(sample_images, images_kwargs)
+                sample_tiles, num_tiles = self._tile(sample_images, images_kwargs)
             except (ValueError, TypeError, OSError) as error:
                 raise ValueError(f"Images of sample {row} of the batch: {error}") from error
-            key = None if vrl_keys is None else vrl_keys[row]
-            kept, by_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, key)
-            kept_tokens.append(kept + len(pixel_values) * self.image_seq_length)
-            kept_by_image.append(by_image)
-            pixel_values += tiles
+            indices, kept_of_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, key)
+            visual_token_indices.append(indices + len(tiles) * self.image_seq_length)
+            kept_of_sample.append(kept_of_image)
+            tiles += sample_tiles
 
+        data, positions = self._encode_texts(texts, kept_of_sample, merged)
+        if tiles:
+            data["pixel_values"] = torch.stack(tiles)
+        if vrl_drop_ratio > 0:
+            data["position_ids"] = positions
+            if tiles:
+                data["visual_token_indices"] = torch.cat(visual_token_indices)
+        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+
+    def _encode_texts(
+        self,
+        texts: list[str],
+        kept_of_sample: list[list[KeptTokens]],
+        merged: dict[str, Any],
+    ) -> tuple[dict[str, Any], list[list[int]]]:
+        """Return the tokenizer's outputs for texts with their kept image tokens, and the positions of the tokens.
+
+        Args:
+            kept_of_sample: kept tokens of each image of each text.
+            merged: settings of the call.
+        """
+        text_kwargs = merged["text_kwargs"]
         wants_mask = text_kwargs.pop("return_attention_mask", None)
-        return_offsets = text_kwargs.pop(
+        if wants_mask is None:
+            wants_mask = "attention_mask" in self.tokenizer.model_input_names
+        wants_offsets = text_kwargs.pop(
             "return_text_replacement_offsets", merged.get("return_text_replacement_offsets", False)
         )
         text_kwargs.pop("return_mm_token_type_ids", None)
-        image_texts = [self._tokens_of_image(len(local)) for kept in kept_by_image for local, _ in kept]
-        text, replacement_offsets = self.get_text_with_replacements(text, image_texts)
-        data = dict(self.tokenizer(text, return_attention_mask=True, **text_kwargs))
-        positions = [
-            self._positions(ids, mask, kept, row).tolist()
-            for row, (ids, mask, kept) in enumerate(zip(data["input_ids"], data["attention_mask"], kept_by_image))
-        ]
-        if wants_mask is False or (wants_mask is None and "attention_mask" not in self.tokenizer.model_input_names):
+
+        image_texts = []
+        for kept_of_image in kept_of_sample:
+            for kept_tokens in kept_of_image:
+                image_texts.append(self._tokens_of_image(len(kept_tokens)))
+        texts, replacement_offsets = self.get_text_with_replacements(texts, image_texts)
+        data = dict(self.tokenizer(texts, return_attention_mask=True, **text_kwargs))
+        positions = []
+        for row, kept_of_image in enumerate(kept_of_sample):
+            row_positions = self._positions(
+                data["input_ids"][row],
+                data["attention_mask"][row],
+                kept_of_image,
+                row,
+            )
+            positions.append(row_positions.tolist())
+
+        if not wants_mask:
             del data["attention_mask"]
-        if return_offsets:
+        if wants_offsets:
             data["text_replacement_offsets"] = replacement_offsets
         if merged.get("return_mm_token_type_ids"):
             data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
-        if pixel_values:
-            data["pixel_values"] = torch.stack(pixel_values)
-        if vrl_drop_ratio > 0:
-            data["position_ids"] = positions
-            if pixel_values:
-                data["visual_token_indices"] = torch.cat(kept_tokens)
-        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+        return data, positions
 
     def _merge_with_defaults(self, kwargs: dict) -> dict[str, dict]:
         """Merge the settings of a call with those of the tokenizer (except its padding side) and the defaults."""
-        settings = {name: value for name, value in self.tokenizer.init_kwargs.items() if name != "padding_side"}
+        settings = dict(self.tokenizer.init_kwargs)
+        settings.pop("padding_side", None)
         return self._merge_kwargs(ViTPProcessorKwargs, tokenizer_init_kwargs=settings, **kwargs)
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(
+        self,
+        image_inputs: dict,
+        image_idx: int,
+        **kwargs,
+    ) -> str:
         """Return the text of a tiled image without VRL, for serving engines."""
         return self._tokens_of_image(image_inputs["num_patches"][image_idx] * self.image_seq_length)
 
@@ -224,39 +278,59 @@ class ViTPProcessor(ProcessorMixin):
     def _tokens_of_image(number: int) -> str:
         return IMAGE_START_TOKEN + IMAGE_TOKEN * number + IMAGE_END_TOKEN
 
-    def _images_by_sample(self, images: ImageInput | None, text: list[str]) -> list[list]:
+    def _images_by_sample(
+        self,
+        images: ImageInput | None,
+        text: list[str],
+    ) -> list[list]:
         """Assign images to texts by the number of image tokens in each text."""
+        # Image tokens are replaced by themselves, to count them as transformers does.
         marks = [self.image_token] * sum(sample.count(self.image_token) for sample in text)
-        _, found = self.get_text_with_replacements(list(text), marks)
-        expected = [len(offsets) for offsets in found] if marks else [0] * len(text)
+        expected = [0] * len(text)
+        if marks:
+            _, offsets_of_sample = self.get_text_with_replacements(list(text), marks)
+            expected = [len(offsets) for offsets in offsets_of_sample]
+        if is_nested(images):
+            self._check_counts([len(sample_images) for sample_images in images], expected)
+            return [list(sample_images) for sample_images in images]
+
         if images is None:
             images = []
-        if isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
-            counts = [len(item) for item in images]
-            if len(counts) != len(text):
-                raise ValueError(
-                    f"Expected a list of images for each of {len(text)} texts, got {len(counts)}: row by row, the "
-                    f"{IMAGE_TOKEN} tokens in the prompts should be the same as the number of images."
-                )
-            for row, (count, number) in enumerate(zip(counts, expected)):
-                if count != number:
-                    raise ValueError(
-                        f"Sample {row} of the batch has {count} image(s), but {number} image token(s) "
-                        f"({IMAGE_TOKEN}) in its text."
-                    )
-            return [list(item) for item in images]
-        if not isinstance(images, (list, tuple)):
-            images = list(images) if getattr(images, "ndim", 0) == 4 else [images]
+        elif not isinstance(images, (list, tuple)):
+            is_batch = getattr(images, "ndim", 0) == 4
+            images = list(images) if is_batch else [images]
         if len(images) != sum(expected):
             raise ValueError(
                 f"Expected {sum(expected)} image(s) for the {IMAGE_TOKEN} tokens in the text ({expected} by sample of "
                 f"the batch), got {len(images)}. Write {IMAGE_TOKEN} in the text once for each image, or use "
                 "`apply_chat_template`."
             )
-        flat = iter(images)
-        return [[next(flat) for _ in range(number)] for number in expected]
+        images_of_sample = []
+        start = 0
+        for number in expected:
+            images_of_sample.append(list(images[start : start + number]))
+            start += number
+        return images_of_sample
 
-    def _tile(self, images: list, images_kwargs: Mapping[str, Any]) -> tuple[list[torch.Tensor], list[int]]:
+    def _check_counts(self, counts: list[int], expected: list[int]) -> None:
+        """Raise a `ValueError` unless each sample has as many images as image tokens."""
+        if len(counts) != len(expected):
+            raise ValueError(
+                f"Expected a list of images for each of {len(expected)} texts, got {len(counts)}: row by row, the "
+                f"{IMAGE_TOKEN} tokens in the prompts should be the same as the number of images."
+            )
+        for row, (count, number) in enumerate(zip(counts, expected)):
+            if count != number:
+                raise ValueError(
+                    f"Sample {row} of the batch has {count} image(s), but {number} image token(s) ({IMAGE_TOKEN}) in "
+                    "its text."
+                )
+
+    def _tile(
+        self,
+        images: list,
+        images_kwargs: Mapping[str, Any],
+    ) -> tuple[list[torch.Tensor], list[int]]:
         """Return the tiles of the images of one sample, within its tile budget, and their number for each image."""
         if not images:
             return [], []
@@ -264,19 +338,30 @@ class ViTPProcessor(ProcessorMixin):
         return tiles["pixel_values"], tiles["num_patches"]
 
     def _draw(
-        self, num_tiles: list[int], drop_ratio: float, apply_prob: float, key: object | None
-    ) -> tuple[torch.LongTensor, list[tuple[np.ndarray, int]]]:
-        """Return the kept visual tokens of a sample, and those of each image, see [`_split_by_image`]."""
+        self,
+        num_tiles: list[int],
+        drop_ratio: float,
+        apply_prob: float,
+        key: object | None,
+    ) -> tuple[torch.LongTensor, list[KeptTokens]]:
+        """Return the indices of the kept visual tokens of a sample, and the kept tokens of each image."""
         num_tokens = [tiles * self.image_seq_length for tiles in num_tiles]
         if drop_ratio > 0:
-            parts = key if isinstance(key, (list, tuple)) else (key,)
-            generator = None if key is None else keyed_generator(*parts)
-            kept = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
+            generator = None
+            if isinstance(key, (list, tuple)):
+                generator = keyed_generator(*key)
+            elif key is not None:
+                generator = keyed_generator(key)
+            indices = draw_visual_tokens(sum(num_tokens), drop_ratio, apply_prob, generator)
         else:
-            kept = torch.arange(sum(num_tokens), device="cpu")
-        return kept, _split_by_image(kept.numpy(), num_tokens)
+            indices = torch.arange(sum(num_tokens), device="cpu")
+        return indices, split_by_image(indices.numpy(), num_tokens)
 
-    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+    def _get_num_multimodal_tokens(
+        self,
+        image_sizes: list[list[int]] | None = None,
+        **kwargs,
+    ) -> MultiModalData:
         """Return the numbers of tiles and tokens of each image of one sample without VRL, for serving engines.
 
         Args:
@@ -293,32 +378,40 @@ class ViTPProcessor(ProcessorMixin):
         num_tokens = [2 + tiles * self.image_seq_length for tiles in num_tiles]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
-    def _positions(self, input_ids: list[int], attention_mask: list[int], kept_by_image: list, row: int) -> np.ndarray:
+    def _positions(
+        self,
+        input_ids: list[int],
+        attention_mask: list[int],
+        kept_of_image: list[KeptTokens],
+        row: int,
+    ) -> np.ndarray:
         """Return the positions of the kept tokens of one row in its full sequence; 0 at padding."""
-        ids, real = np.array(input_ids, np.int64), np.array(attention_mask, bool)
+        ids = np.array(input_ids, np.int64)
+        is_real = np.array(attention_mask, bool)
         image_tokens = np.flatnonzero(ids == self.image_token_id)
-        image_ends = np.flatnonzero(ids == self.end_image_token_id)
         image_starts = np.flatnonzero(ids == self.start_image_token_id)
-        num_kept = sum(len(local) for local, _ in kept_by_image)
-        if len(image_starts) > len(kept_by_image):
+        image_ends = np.flatnonzero(ids == self.end_image_token_id)
+        num_images = len(kept_of_image)
+        num_kept = sum(len(kept_tokens) for kept_tokens in kept_of_image)
+        # Truncation on the left may cut the start of an image whose tokens are all kept.
+        if len(image_tokens) != num_kept or len(image_ends) != num_images or len(image_starts) > num_images:
             raise ValueError(
-                f"Sample {row} of the batch has {len(image_starts)} '{IMAGE_START_TOKEN}' tokens for "
-                f"{len(kept_by_image)} image(s): its text has a literal image token. Remove it. Mark the position of "
-                f"an image with '{IMAGE_TOKEN}' or, in chat messages, {{'type': 'image'}}."
+                f"Sample {row} of the batch needs {num_kept} image tokens, {num_images} '{IMAGE_START_TOKEN}' and "
+                f"{num_images} '{IMAGE_END_TOKEN}', but has {len(image_tokens)}, {len(image_starts)} and "
+                f"{len(image_ends)}. Either truncation cut them: raise max_length, lower max_patches or raise "
+                "vrl_drop_ratio. Or its text has a literal image token: remove it, and mark the position of an image "
+                f"with '{IMAGE_TOKEN}' or, in chat messages, {{'type': 'image'}}."
             )
-        if len(image_tokens) != num_kept or len(image_ends) != len(kept_by_image):
-            raise ValueError(
-                f"Sample {row} of the batch needs {num_kept} image tokens and {len(kept_by_image)} image ends, but "
-                f"{len(image_tokens)} and {len(image_ends)} are left: truncation cut them, or its text has a literal "
-                "image token. Raise max_length, lower max_patches or raise vrl_drop_ratio."
-            )
-        gaps = np.zeros_like(ids)  # number of dropped tokens just before each token
-        for end, (local, full) in zip(image_ends, kept_by_image):
-            steps = np.diff(local, prepend=-1, append=full) - 1
-            gaps[image_tokens[: len(local)]] = steps[:-1]
-            gaps[end] = steps[-1]
-            image_tokens = image_tokens[len(local) :]
-        return np.where(real, ((1 + gaps) * real).cumsum() - 1, 0)
+        dropped_before = np.zeros_like(ids)  # number of dropped tokens just before each token
+        start = 0
+        for image_end, kept_tokens in zip(image_ends, kept_of_image):
+            gaps = np.diff(kept_tokens.indices, prepend=-1, append=kept_tokens.num_tokens) - 1
+            tokens = image_tokens[start : start + len(kept_tokens)]
+            dropped_before[tokens] = gaps[:-1]
+            dropped_before[image_end] = gaps[-1]
+            start += len(kept_tokens)
+        steps = (1 + dropped_before) * is_real
+        return np.where(is_real, steps.cumsum() - 1, 0)
 
     def encode_conversation(
         self,
@@ -343,6 +436,34 @@ class ViTPProcessor(ProcessorMixin):
             0 outside of answers; and with r > 0 `position_ids`. If there are images, their tiles as a list,
             `pixel_values`, and with r > 0 `visual_token_indices`, an int64 tensor `(num_kept,)`.
         """
+        text, spans = self._render(messages)
+        (images,) = self._images_by_sample(message_images(messages), [text])
+        options = {**self.images_kwargs, "return_tensors": None, **(images_kwargs or {})}
+        tiles, num_tiles = self._tile(images, options)
+        visual_token_indices, kept_of_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, vrl_key)
+
+        # Each image is tokenized as one token, which is then repeated.
+        text_to_tokenize = text.replace(IMAGE_TOKEN, self._tokens_of_image(1))
+        data = self.tokenizer(text_to_tokenize, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.array(data["input_ids"], np.int64)
+        starts, ends = np.array(data["offset_mapping"], np.int64).reshape(-1, 2).T
+        answers = number_answers(text, spans, starts, ends)
+        counts = np.ones_like(ids)
+        counts[ids == self.image_token_id] = [len(kept_tokens) for kept_tokens in kept_of_image]
+        ids = ids.repeat(counts)
+        positions = self._positions(ids, np.ones_like(ids), kept_of_image, 0)
+
+        encoded = {"input_ids": ids, "answers": answers.repeat(counts)}
+        if vrl_drop_ratio > 0:
+            encoded["position_ids"] = positions
+        if tiles:
+            encoded["pixel_values"] = tiles
+            if vrl_drop_ratio > 0:
+                encoded["visual_token_indices"] = visual_token_indices
+        return encoded
+
+    def _render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of a conversation, and first and last position of each answer in it."""
         template = self.template()
         check_tool_calls(messages, template)
         try:
@@ -354,45 +475,21 @@ class ViTPProcessor(ProcessorMixin):
             )
         except TemplateError as error:
             raise self.not_rendered(error) from error
-        parts = [part for message in messages for part in message.get("content") or () if isinstance(part, dict)]
-        (images,) = self._images_by_sample([part["image"] for part in parts if part["type"] == "image"], [text])
-        options = {**self.images_kwargs, "return_tensors": None, **(images_kwargs or {})}
-        tiles, num_tiles = self._tile(images, options)
-        kept, by_image = self._draw(num_tiles, vrl_drop_ratio, vrl_apply_prob, vrl_key)
-
-        # Each image is tokenized as one token, which is then repeated.
-        mark = self._tokens_of_image(1)
-        data = self.tokenizer(text.replace(IMAGE_TOKEN, mark), add_special_tokens=False, return_offsets_mapping=True)
-        ids = np.array(data["input_ids"], np.int64)
-        starts, ends = np.array(data["offset_mapping"], np.int64).reshape(-1, 2).T
-        # The spans of the answers refer to the text without image start and end tokens.
-        image_ends, longer = [match.end() for match in re.finditer(IMAGE_TOKEN, text)], len(mark) - len(IMAGE_TOKEN)
-        answers = np.zeros_like(ids)
-        # The tokens of an answer are searched between these, because a conversation may have thousands of answers.
-        firsts, lasts = np.maximum.accumulate(ends), np.minimum.accumulate(starts[::-1])[::-1]
-        for number, span in enumerate(spans, start=1):
-            start, end = (position + longer * bisect_right(image_ends, position) for position in span)
-            near = slice(firsts.searchsorted(start, "right"), lasts.searchsorted(end))
-            answers[near][(starts[near] < end) & (ends[near] > start)] = number
-        counts = np.ones_like(ids)
-        counts[ids == self.image_token_id] = [len(local) for local, _ in by_image]
-        ids, answers = ids.repeat(counts), answers.repeat(counts)
-        positions = self._positions(ids, np.ones_like(ids), by_image, 0)
-        encoded = {"input_ids": ids, "answers": answers}
-        if vrl_drop_ratio > 0:
-            encoded["position_ids"] = positions
-        if tiles:
-            encoded["pixel_values"] = tiles
-            if vrl_drop_ratio > 0:
-                encoded["visual_token_indices"] = kept
-        return encoded
+        return text, spans
 
     def template(self, name: str | None = None) -> str:
         """Return the chat template of a name, the argument itself if it is a template, or the default template."""
-        named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
-        return named.get(name or "default", name)
+        templates = self.chat_template
+        if not isinstance(templates, dict):
+            templates = {"default": templates}
+        return templates.get(name or "default", name)
 
-    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+    def apply_chat_template(
+        self,
+        conversation,
+        chat_template: str | None = None,
+        **kwargs,
+    ):
         """Render chat messages and, with `tokenize=True`, encode them.
 
         See [`~transformers.ProcessorMixin.apply_chat_template`]. VRL options go into `processor_kwargs`, in which
@@ -405,28 +502,80 @@ class ViTPProcessor(ProcessorMixin):
         """
         if not conversation:
             raise ValueError("Conversation 0: expected messages, got an empty list.")
-        batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
-        conversations = [plain_messages(messages) for messages in (conversation if batched else [conversation])]
+        is_batch = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
+        conversations = conversation if is_batch else [conversation]
+        conversations = [plain_messages(messages) for messages in conversations]
         template = self.template(chat_template)
         if kwargs.get("tokenize"):
             options = kwargs.get("processor_kwargs") or {}
             if "add_special_tokens" not in options.get("text_kwargs", {}):
                 options = {"add_special_tokens": False, **options}
             kwargs["processor_kwargs"] = options
+        allow_image_tokens = bool(kwargs.get("sanitize_control_tokens"))
         for row, messages in enumerate(conversations):
             try:
-                check_messages(messages, allow_image_tokens=bool(kwargs.get("sanitize_control_tokens")))
+                check_messages(messages, allow_image_tokens)
                 check_tool_calls(messages, template)
             except ValueError as error:
                 raise ValueError(f"Conversation {row}: {error}") from error
+        plain_conversation = conversations if is_batch else conversations[0]
         try:
-            return super().apply_chat_template(conversations if batched else conversations[0], chat_template, **kwargs)
+            return super().apply_chat_template(plain_conversation, chat_template, **kwargs)
         except TemplateError as error:
             raise self.not_rendered(error) from error
 
     def not_rendered(self, error: TemplateError) -> ValueError:
         name = self.tokenizer.name_or_path
         return ValueError(f"The chat_template of {name} cannot render the messages: {error}")
+
+
+def is_nested(images: ImageInput | None) -> bool:
+    """Return whether images are given as a list of images for each sample."""
+    if not isinstance(images, (list, tuple)) or not images:
+        return False
+    return all(isinstance(sample_images, (list, tuple)) for sample_images in images)
+
+
+def message_images(messages: list[dict[str, Any]]) -> list:
+    """Return the images of all messages, in order."""
+    images = []
+    for message in messages:
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            continue
+        for part in content:
+            if isinstance(part, dict) and part["type"] == "image":
+                images.append(part["image"])
+    return images
+
+
+def number_answers(
+    text: str,
+    spans: list[tuple[int, int]],
+    starts: np.ndarray,
+    ends: np.ndarray,
+) -> np.ndarray:
+    """Return the number of each token's answer, from 1, or 0 outside of answers.
+
+    Args:
+        text: conversation without image start and end tokens.
+        spans: first and last position of each answer in `text`.
+        starts, ends: first and last position of each token in the text with image start and end tokens.
+    """
+    image_ends = [match.end() for match in re.finditer(IMAGE_TOKEN, text)]
+    added_by_image = len(IMAGE_START_TOKEN) + len(IMAGE_END_TOKEN)
+    answers = np.zeros_like(starts)
+    # The tokens of an answer are searched between these, because a conversation may have thousands of answers.
+    latest_ends = np.maximum.accumulate(ends)
+    earliest_starts = np.minimum.accumulate(starts[::-1])[::-1]
+    for number, (start, end) in enumerate(spans, start=1):
+        start += added_by_image * bisect_right(image_ends, start)
+        end += added_by_image * bisect_right(image_ends, end)
+        first = latest_ends.searchsorted(start, "right")
+        last = earliest_starts.searchsorted(end)
+        is_in_answer = (starts[first:last] < end) & (ends[first:last] > start)
+        answers[first:last][is_in_answer] = number
+    return answers
 
 
 def plain_messages(conversation: Any) -> Any:
@@ -453,14 +602,17 @@ def check_messages(messages: list[dict], allow_image_tokens: bool = False) -> No
     if not messages:
         raise ValueError("expected messages, got an empty list.")
     for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise ValueError(f"message {index} is {message!r}. Expected {{'role', 'content'}}.")
-        if message.get("role") not in ROLES:
-            raise ValueError(f"message {index} has the role {message.get('role')!r}. Expected {', '.join(ROLES)}.")
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES:
+            raise ValueError(
+                f"message {index} has the role {role!r}. Expected a dictionary with a `content` and with one of the "
+                f"roles {', '.join(ROLES)}."
+            )
         check_content(message, index)
-        for text in message_texts(message):
-            token = next((t for t in (IMAGE_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN) if t in text), None)
-            if token is not None and not allow_image_tokens:
+        if allow_image_tokens:
+            continue
+        for token in IMAGE_TOKENS:
+            if any(token in text for text in message_texts(message)):
                 raise ValueError(
                     f"message {index} has the literal image token {token!r}. Remove it, and mark the position of an "
                     "image with {'type': 'image'}."
@@ -472,16 +624,24 @@ def check_content(message: dict, index: int) -> None:
     content = message.get("content")
     if isinstance(content, str) or (content is None and message["role"] == "assistant"):
         return
-    if not isinstance(content, (list, tuple)):
-        raise ValueError(f"message {index} has the content {content!r}. Expected a string or a list of parts.")
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("image", "text", "image_url", GIVEN) or (
-            kind in ("text", GIVEN) and not isinstance(part.get("text"), str)
-        ):
-            raise ValueError(
-                f"message {index} has the part {part!r}. Expected {{'type': 'text', 'text': …}} or {{'type': 'image'}}."
-            )
+    wrong_parts = [content]
+    if isinstance(content, (list, tuple)):
+        wrong_parts = [part for part in content if not is_part(part)]
+    if wrong_parts:
+        raise ValueError(
+            f"message {index} has the content {wrong_parts[0]!r}. Expected a string, or a list of parts "
+            "{'type': 'text', 'text': …} and {'type': 'image'}."
+        )
+
+
+def is_part(part: Any) -> bool:
+    """Return whether a part of a message is an image or a text."""
+    if not isinstance(part, dict):
+        return False
+    kind = part.get("type")
+    if kind in ("text", GIVEN):
+        return isinstance(part.get("text"), str)
+    return kind in ("image", "image_url")
 
 
 def message_texts(message: dict) -> list[str]:
@@ -494,25 +654,34 @@ def message_texts(message: dict) -> list[str]:
 
 def check_tool_calls(messages: list[dict], template: str) -> None:
     """Raise a `ValueError` if a message has tool calls that the chat template does not render."""
-    index = next((index for index, message in enumerate(messages) if message.get("tool_calls")), None)
-    if index is not None and "tool_calls" not in template:
-        raise ValueError(
-            f"message {index} has tool_calls, which the chat template does not render. Write them into its content, "
-            "or set a chat_template that renders them."
-        )
+    if "tool_calls" in template:
+        return
+    for index, message in enumerate(messages):
+        if message.get("tool_calls"):
+            raise ValueError(
+                f"message {index} has tool_calls, which the chat template does not render. Write them into its "
+                "content, or set a chat_template that renders them."
+            )
 
 
-def _split_by_image(kept: np.ndarray, num_tokens: list[int]) -> list[tuple[np.ndarray, int]]:
-    """Return for each image its kept tokens, as indices into its own tokens, and its number of tokens.
+def split_by_image(indices: np.ndarray, num_tokens: list[int]) -> list[KeptTokens]:
+    """Return the kept tokens of each image.
 
     Args:
-        kept: int64, ascending, `(num_kept,)`.
+        indices: kept tokens of all images, int64, ascending, `(num_kept,)`.
         num_tokens: number of tokens of each image.
     """
-    ends = np.cumsum(num_tokens, dtype=np.int64)
-    splits = np.searchsorted(kept, ends).tolist()
-    bounds = zip([0, *splits], splits, ends.tolist(), num_tokens)
-    return [(kept[first:last] - (end - full), full) for first, last, end, full in bounds]
+    kept_of_image = []
+    first_token = 0
+    first_index = 0
+    for number in num_tokens:
+        last_token = first_token + number
+        last_index = int(np.searchsorted(indices, last_token))
+        image_indices = indices[first_index:last_index] - first_token
+        kept_of_image.append(KeptTokens(image_indices, number))
+        first_token = last_token
+        first_index = last_index
+    return kept_of_image
 
 
 __all__ = ["ViTPProcessor"]

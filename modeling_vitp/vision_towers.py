@@ -21,7 +21,8 @@ def register_tower(*model_types: str):
     """Return a decorator that adds an instance of a [`VisionTower`] for `model_types`."""
 
     def register(tower: type["VisionTower"]) -> type["VisionTower"]:
-        TOWERS.update({model_type: tower() for model_type in model_types})
+        for model_type in model_types:
+            TOWERS[model_type] = tower()
         return tower
 
     return register
@@ -47,7 +48,16 @@ def other_families() -> list[str]:
 
 def pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     """Return a height and a width from one side or from both."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    if isinstance(size, int):
+        return size, size
+    return tuple(size)
+
+
+def like(stored_size: int | list[int], size: tuple[int, int]) -> int | list[int]:
+    """Return a size as a configuration stores it, as one side or as both."""
+    if isinstance(stored_size, int):
+        return size[0]
+    return list(size)
 
 
 class VisionTower:
@@ -87,12 +97,15 @@ class VisionTower:
         return 1 + getattr(config, "num_register_tokens", 0)
 
     def resize(
-        self, config: PreTrainedConfig, image_size: tuple[int, int], patch_size: tuple[int, int]
+        self,
+        config: PreTrainedConfig,
+        image_size: tuple[int, int],
+        patch_size: tuple[int, int],
     ) -> PreTrainedConfig:
         """Return a copy of a configuration for other sizes."""
         config = copy.deepcopy(config)
-        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
-            setattr(config, name, size[0] if isinstance(getattr(config, name), int) else list(size))
+        config.image_size = like(config.image_size, image_size)
+        config.patch_size = like(config.patch_size, patch_size)
         return config
 
     def set_depth(self, config: PreTrainedConfig, num_layers: int) -> None:
@@ -117,20 +130,43 @@ class VisionTower:
             raise ValueError(f"drop_path_rate={rate}: {config.model_type!r} has no stochastic depth. Set it to null.")
         config.drop_path_rate = rate
 
-    def resample_kernel(self, kernel: torch.Tensor, config: PreTrainedConfig, side: int) -> torch.Tensor:
+    def resample_kernel(
+        self,
+        kernel: torch.Tensor,
+        config: PreTrainedConfig,
+        side: int,
+    ) -> torch.Tensor:
         """Interpolate the kernel of the patch embedding to patches of `side` pixels."""
         return resample(kernel, side)
 
-    def inputs(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Any]:
+    def inputs(
+        self,
+        model: PreTrainedModel,
+        pixel_values: torch.Tensor,
+    ) -> dict[str, Any]:
         """Return the arguments of the model's `forward` for images `(batch_size, num_channels, height, width)`."""
-        return {"pixel_values": pixel_values} | ({"interpolate_pos_encoding": True} if self.interpolates else {})
+        inputs = {"pixel_values": pixel_values}
+        if self.interpolates:
+            inputs["interpolate_pos_encoding"] = True
+        return inputs
 
-    def embed(self, model: nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+    def embed(
+        self,
+        model: nn.Module,
+        pixel_values: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return the input of the first layer, `(batch_size, prefix + patches, hidden_size)`, and layer arguments."""
-        options = {"interpolate_pos_encoding": True} if self.interpolates else {}
-        return model.embeddings(pixel_values, **options), self.layer_inputs
+        if self.interpolates:
+            embedded = model.embeddings(pixel_values, interpolate_pos_encoding=True)
+        else:
+            embedded = model.embeddings(pixel_values)
+        return embedded, self.layer_inputs
 
-    def select_patches(self, layer_inputs: dict[str, Any], patches: torch.Tensor) -> dict[str, Any]:
+    def select_patches(
+        self,
+        layer_inputs: dict[str, Any],
+        patches: torch.Tensor,
+    ) -> dict[str, Any]:
         """Return the layer arguments of [`embed`] for some of the patches.
 
         Args:
@@ -140,21 +176,34 @@ class VisionTower:
         Raises:
             ValueError: if arguments depend on the patches, and the family does not select them.
         """
-        depending = [name for name, value in layer_inputs.items() if value is not None]
-        if depending:
-            raise ValueError(f"{type(self).__name__} cannot leave out patches: its layers take {', '.join(depending)}.")
+        names = [name for name, tensor in layer_inputs.items() if tensor is not None]
+        if names:
+            raise ValueError(f"{type(self).__name__} cannot leave out patches: its layers take {', '.join(names)}.")
         return layer_inputs
 
-    def encode(self, model: nn.Module, tokens: torch.Tensor, layer_inputs: dict[str, Any]) -> torch.Tensor:
+    def encode(
+        self,
+        model: nn.Module,
+        tokens: torch.Tensor,
+        layer_inputs: dict[str, Any],
+    ) -> torch.Tensor:
         """Return the output of the layers and the last norm for tokens `(batch_size, number, hidden_size)`."""
         for layer in model.get_submodule(self.layers):
             tokens = layer(tokens, **layer_inputs)
-        return tokens if self.norm is None else model.get_submodule(self.norm)(tokens)
+        if self.norm is None:
+            return tokens
+        norm = model.get_submodule(self.norm)
+        return norm(tokens)
 
-    def patch_tokens(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    def patch_tokens(
+        self,
+        model: PreTrainedModel,
+        pixel_values: torch.Tensor,
+    ) -> torch.Tensor:
         """Return the model's output for the patches, `(batch_size, patches, hidden_size)`."""
-        states = model(**self.inputs(model, pixel_values)).last_hidden_state
-        return states[:, self.num_prefix_tokens(model.config) :]
+        outputs = model(**self.inputs(model, pixel_values))
+        first_patch = self.num_prefix_tokens(model.config)
+        return outputs.last_hidden_state[:, first_patch:]
 
     def save(self, model: PreTrainedModel, folder: str | Path) -> None:
         """Save a ViT as its own library does."""
@@ -167,16 +216,23 @@ class VisionTower:
             model: ViT.
             with_norm: whether the last norm is not used either.
         """
-        unused = self.unused + ((f"{self.norm}.",) if with_norm and self.norm else ())
+        unused = self.unused
+        if with_norm and self.norm:
+            unused += (f"{self.norm}.",)
         for name, parameter in model.named_parameters():
             if name.startswith(unused):
                 parameter.requires_grad_(False)
 
 
 @register_tower(
-    "internvl_vision", "vitp_vision", "vitp_backbone", "vitp_adapter", "vitp_feature_pyramid", "dinov2",
+    "internvl_vision",
+    "vitp_vision",
+    "vitp_backbone",
+    "vitp_adapter",
+    "vitp_feature_pyramid",
+    "dinov2",
     "dinov2_with_registers",
-)  # fmt: skip
+)
 class PlainTower(VisionTower):
     """InternViT, DINOv2 and DINOv2 with registers."""
 
@@ -188,21 +244,28 @@ class PlainTower(VisionTower):
 class Dinov3Tower(VisionTower):
     """DINOv3, with rotary positions. In training its model scales them at random, see `pos_embed_rescale`."""
 
-    layers, norm, positions = "model.layer", "norm", None
+    layers = "model.layer"
+    norm = "norm"
+    positions = None
     patch_kernel = "embeddings.patch_embeddings.weight"
 
     def embed(self, model, pixel_values):
-        return model.embeddings(pixel_values), {"position_embeddings": model.rope_embeddings(pixel_values)}
+        tokens = model.embeddings(pixel_values)
+        cos_and_sin = model.rope_embeddings(pixel_values)
+        return tokens, {"position_embeddings": cos_and_sin}
 
     def select_patches(self, layer_inputs, patches):
-        return {name: tuple(table[patches][:, None] for table in tables) for name, tables in layer_inputs.items()}
+        cos, sin = layer_inputs["position_embeddings"]
+        return {"position_embeddings": (cos[patches][:, None], sin[patches][:, None])}
 
 
 @register_tower("vit")
 class ViTTower(VisionTower):
     """The original ViT, as in transformers' `ViTModel`."""
 
-    layers, interpolates, unused = "layers", True, ("pooler.",)
+    layers = "layers"
+    interpolates = True
+    unused = ("pooler.",)
 
 
 @register_tower("vit_mae")
@@ -218,24 +281,33 @@ class ViTMAETower(ViTTower):
 
     def noise(self, model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the noise that keeps the patches in their order: the model sorts them by it."""
-        height, width = pair(model.config.patch_size)
-        number = (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
-        return torch.arange(number, device=pixel_values.device).expand(pixel_values.shape[0], -1)
+        height, width = pixel_values.shape[-2:]
+        patch_height, patch_width = pair(model.config.patch_size)
+        num_patches = (height // patch_height) * (width // patch_width)
+        order = torch.arange(num_patches, device=pixel_values.device)
+        return order.expand(pixel_values.shape[0], -1)
 
     def inputs(self, model, pixel_values):
-        return super().inputs(model, pixel_values) | {"noise": self.noise(model, pixel_values)}
+        inputs = super().inputs(model, pixel_values)
+        inputs["noise"] = self.noise(model, pixel_values)
+        return inputs
 
     def embed(self, model, pixel_values):
         noise = self.noise(model, pixel_values)
-        return model.embeddings(pixel_values, noise=noise, interpolate_pos_encoding=True)[0], {}
+        tokens, _, _ = model.embeddings(pixel_values, noise=noise, interpolate_pos_encoding=True)
+        return tokens, {}
 
 
 @register_tower("siglip_vision_model")
 class SiglipTower(VisionTower):
     """SigLIP, also SigLIP 2 at a fixed resolution, which has the same model. It has no CLS token."""
 
-    layers, norm, interpolates, unused = "encoder.layers", "post_layernorm", True, ("head.",)
-    patch_kernel, positions = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"
+    layers = "encoder.layers"
+    norm = "post_layernorm"
+    patch_kernel = "embeddings.patch_embedding.weight"
+    positions = "embeddings.position_embedding.weight"
+    interpolates = True
+    unused = ("head.",)
     layer_inputs = {"attention_mask": None}
 
     def num_prefix_tokens(self, config):
@@ -246,49 +318,66 @@ class SiglipTower(VisionTower):
 class Siglip2Tower(SiglipTower):
     """SigLIP 2 of any resolution (NaFlex), which interpolates its positions. All images of a batch have one size."""
 
-    interpolates, positions = False, None
+    interpolates = False
+    positions = None
 
     def prepare(self, config):
         config = super().prepare(config)
-        config.image_size = getattr(config, "image_size", round(config.num_patches**0.5) * config.patch_size)
+        if not hasattr(config, "image_size"):
+            patches_of_side = round(config.num_patches**0.5)
+            config.image_size = patches_of_side * config.patch_size
         return config
 
     def resample_kernel(self, kernel, config, side):
-        patch = config.patch_size
-        maps = kernel.unflatten(1, (patch, patch, config.num_channels)).permute(0, 3, 1, 2)
-        return resample(maps, side).permute(0, 2, 3, 1).flatten(1)
+        # In the weight of a linear layer the channels come last.
+        patch_size = config.patch_size
+        maps = kernel.unflatten(1, (patch_size, patch_size, config.num_channels)).permute(0, 3, 1, 2)
+        resampled = resample(maps, side).permute(0, 2, 3, 1)
+        return resampled.flatten(1)
 
-    def patches(self, model: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    def patches(
+        self,
+        model: nn.Module,
+        pixel_values: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         """Return the patches `(batch_size, patches, patch_size² * num_channels)` and the grid of each image."""
-        patch = model.config.patch_size
-        grid = [side // patch for side in pixel_values.shape[-2:]]
-        blocks = pixel_values.unflatten(3, (grid[1], patch)).unflatten(2, (grid[0], patch))
-        shapes = torch.tensor([grid], device=pixel_values.device).expand(pixel_values.shape[0], -1)
+        patch_size = model.config.patch_size
+        height, width = pixel_values.shape[-2:]
+        rows = height // patch_size
+        columns = width // patch_size
+        blocks = pixel_values.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))
         patches = blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        grid = torch.tensor([[rows, columns]], device=pixel_values.device)
+        shapes = grid.expand(pixel_values.shape[0], -1)
         return {"pixel_values": patches, "spatial_shapes": shapes}
 
     def inputs(self, model, pixel_values):
         inputs = self.patches(model, pixel_values)
-        mask = torch.ones(inputs["pixel_values"].shape[:2], dtype=torch.long, device=pixel_values.device)
-        return inputs | {"pixel_attention_mask": mask}
+        batch_size, num_patches, _ = inputs["pixel_values"].shape
+        mask = torch.ones(batch_size, num_patches, dtype=torch.long, device=pixel_values.device)
+        inputs["pixel_attention_mask"] = mask
+        return inputs
 
     def embed(self, model, pixel_values):
-        return model.embeddings(**self.patches(model, pixel_values)), self.layer_inputs
+        tokens = model.embeddings(**self.patches(model, pixel_values))
+        return tokens, self.layer_inputs
 
 
 @register_tower("clip_vision_model")
 class ClipTower(SiglipTower):
     """CLIP, whose last norm is applied to the pooled CLS token only."""
 
-    embeddings, prefix_tokens = ("embeddings.", "pre_layrnorm."), ("class_embedding",)
-    norm, unused = None, ("post_layernorm.",)
+    embeddings = ("embeddings.", "pre_layrnorm.")
+    prefix_tokens = ("class_embedding",)
+    norm = None
+    unused = ("post_layernorm.",)
 
     def num_prefix_tokens(self, config):
         return 1
 
     def embed(self, model, pixel_values):
-        tokens, options = super().embed(model, pixel_values)
-        return model.pre_layrnorm(tokens), options
+        tokens, layer_inputs = super().embed(model, pixel_values)
+        return model.pre_layrnorm(tokens), layer_inputs
 
 
 @register_tower("timm_wrapper")
@@ -296,21 +385,30 @@ class TimmTower(VisionTower):
     """Vision transformers of timm."""
 
     prefix_tokens = ("cls_token", "reg_token")
-    embeddings = tuple(
-        f"timm_model.{name}" for name in ("patch_embed.", "pos_embed", "norm_pre.", "cls_token", "reg_token")
+    embeddings = (
+        "timm_model.patch_embed.",
+        "timm_model.pos_embed",
+        "timm_model.norm_pre.",
+        "timm_model.cls_token",
+        "timm_model.reg_token",
     )
-    layers, norm = "timm_model.blocks", "timm_model.norm"
-    patch_kernel, positions = "timm_model.patch_embed.proj.weight", "timm_model.pos_embed"
+    layers = "timm_model.blocks"
+    norm = "timm_model.norm"
+    patch_kernel = "timm_model.patch_embed.proj.weight"
+    positions = "timm_model.pos_embed"
     unused = ("timm_model.attn_pool", "timm_model.fc_norm", "timm_model.head")
 
     def prepare(self, config):
         config = super().prepare(config)
-        config.model_args = {"dynamic_img_size": True} | (config.model_args or {})
+        config.model_args = {"dynamic_img_size": True, **(config.model_args or {})}
         config.model_args.pop("num_classes", None)  # written by timm, and given by transformers
         model = build_timm(config.architecture, json.dumps(config.model_args))
-        config.hidden_size, config.num_hidden_layers = model.embed_dim, len(model.blocks)
-        config.image_size, config.patch_size = list(model.patch_embed.img_size), list(model.patch_embed.patch_size)
-        config.num_channels, config.num_prefix_tokens = model.patch_embed.proj.in_channels, model.num_prefix_tokens
+        config.hidden_size = model.embed_dim
+        config.num_hidden_layers = len(model.blocks)
+        config.image_size = list(model.patch_embed.img_size)
+        config.patch_size = list(model.patch_embed.patch_size)
+        config.num_channels = model.patch_embed.proj.in_channels
+        config.num_prefix_tokens = model.num_prefix_tokens
         config.num_attention_heads = model.blocks[0].attn.num_heads
         return config
 
@@ -320,19 +418,24 @@ class TimmTower(VisionTower):
     def save(self, model, folder):
         state = {name.removeprefix("timm_model."): weight for name, weight in model.state_dict().items()}
         config = model.config
-        sizes = {"input_size": [config.num_channels, *config.image_size], "crop_pct": 1.0, "crop_mode": "squash"}
-        config.pretrained_cfg = (getattr(config, "pretrained_cfg", None) or {}) | sizes
+        config.pretrained_cfg = {
+            **(getattr(config, "pretrained_cfg", None) or {}),
+            "input_size": [config.num_channels, *config.image_size],
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+        }
         config.num_labels = 0  # timm would expect the weights of a head
         model.save_pretrained(folder, state_dict=state)
 
     def resize(self, config, image_size, patch_size):
         config = super().resize(config, image_size, patch_size)
-        config.model_args = config.model_args | {"img_size": list(image_size), "patch_size": patch_size[0]}
+        config.model_args["img_size"] = list(image_size)
+        config.model_args["patch_size"] = patch_size[0]
         return config
 
     def set_depth(self, config, num_layers):
         super().set_depth(config, num_layers)
-        config.model_args = config.model_args | {"depth": num_layers}
+        config.model_args = {**config.model_args, "depth": num_layers}
 
     def has_stochastic_depth(self, config):
         return True
@@ -341,15 +444,18 @@ class TimmTower(VisionTower):
         return config.model_args.get("drop_path_rate", 0.0)
 
     def set_drop_path_rate(self, config, rate):
-        config.model_args = config.model_args | {"drop_path_rate": rate}
+        config.model_args = {**config.model_args, "drop_path_rate": rate}
 
     def inputs(self, model, pixel_values):
         return {"pixel_values": pixel_values, "do_pooling": False}
 
     def embed(self, model, pixel_values):
         vit = model.timm_model
+        patches = vit.patch_embed(pixel_values)
         # timm has no public way to the input of the first block.
-        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(pixel_values)))), {}
+        tokens = vit._pos_embed(patches)
+        tokens = vit.norm_pre(vit.patch_drop(tokens))
+        return tokens, {}
 
 
 @functools.lru_cache(maxsize=32)
@@ -376,9 +482,15 @@ def build_timm(architecture: str, model_args: str) -> nn.Module:
 
 def resample(maps: torch.Tensor, side: int) -> torch.Tensor:
     """Interpolate `(n, c, height, width)` to `(n, c, side, side)` (bicubic, in float32), in the same dtype."""
-    if maps.shape[-2:] == (side, side):
+    size = (side, side)
+    if maps.shape[-2:] == size:
         return maps
-    resampled = nn.functional.interpolate(maps.float(), size=(side, side), mode="bicubic", align_corners=False)
+    resampled = nn.functional.interpolate(
+        maps.float(),
+        size=size,
+        mode="bicubic",
+        align_corners=False,
+    )
     return resampled.to(maps.dtype)
 
 
@@ -392,11 +504,13 @@ def resample_positions(positions: torch.Tensor, side: int) -> torch.Tensor:
     Returns:
         Position embeddings of `prefix + side²` tokens.
     """
-    number = positions.shape[-2]
-    old_side = int(number**0.5)
-    prefix, grid = positions.flatten(0, -2).split([number - old_side**2, old_side**2])
-    grid = grid.unflatten(0, (old_side, old_side)).permute(2, 0, 1)[None]
-    resampled = torch.cat([prefix, resample(grid, side)[0].flatten(1).T])
+    num_positions = positions.shape[-2]
+    stored_side = int(num_positions**0.5)
+    num_patches = stored_side**2
+    prefix, grid = positions.flatten(0, -2).split([num_positions - num_patches, num_patches])
+    grid = grid.unflatten(0, (stored_side, stored_side)).permute(2, 0, 1)
+    resampled_grid = resample(grid[None], side)[0]
+    resampled = torch.cat([prefix, resampled_grid.flatten(1).T])
     return resampled.reshape(*positions.shape[:-2], *resampled.shape)
 
 

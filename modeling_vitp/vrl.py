@@ -43,7 +43,8 @@ def num_kept_tokens(num_tokens: int, drop_ratio: float) -> int:
 
     In floats, (1 - 0.7) * 10 is 3.0000000000000004 and its ceiling 4; as a decimal, 0.7 keeps 3 of 10.
     """
-    return num_tokens - math.floor(Fraction(str(check_drop_ratio(drop_ratio))) * num_tokens)
+    ratio = Fraction(str(check_drop_ratio(drop_ratio)))
+    return num_tokens - math.floor(ratio * num_tokens)
 
 
 def keyed_generator(*key: object) -> torch.Generator:
@@ -52,8 +53,10 @@ def keyed_generator(*key: object) -> torch.Generator:
     The key is converted with `str`, so a sample id may be a string or a number. Worker, rank, batch and earlier draws
     do not change the random numbers, so that a resumed run is exact.
     """
-    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    text = "\x1f".join(map(str, key))
+    digest = hashlib.sha256(text.encode()).digest()
+    seed = int.from_bytes(digest[:8], "big") >> 1  # 63 bits
+    return torch.Generator().manual_seed(seed)
 
 
 def draw_visual_tokens(
@@ -78,7 +81,9 @@ def draw_visual_tokens(
         ValueError: if `drop_ratio` is outside [0, 1) or `apply_prob` outside [0, 1].
     """
     num_kept = num_kept_tokens(num_tokens, drop_ratio)
-    options = {"generator": generator, "device": "cpu"}  # not torch's default device
-    if torch.rand((), dtype=torch.float64, **options) >= check_apply_prob(apply_prob):
+    # The device is named, because another one may be torch's default.
+    draw = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
+    if draw >= check_apply_prob(apply_prob):
         num_kept = num_tokens
-    return torch.randperm(num_tokens, **options)[:num_kept].sort().values
+    order = torch.randperm(num_tokens, generator=generator, device="cpu")
+    return order[:num_kept].sort().values

@@ -19,8 +19,13 @@ INHERITED = ("transformers.training_args",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    own = DistillationArguments, DistillationSettings
-    args, training_args = parse(argv, __doc__, own, WHOLE, INHERITED)
+    args, training_args = parse(
+        argv,
+        __doc__,
+        (DistillationArguments, DistillationSettings),
+        WHOLE,
+        INHERITED,
+    )
 
     from transformers import set_seed
 
@@ -45,14 +50,22 @@ def main(argv: list[str] | None = None) -> int:
         eval_dataset=ImageFiles(args.eval_data, spec) if args.eval_data else None,
         processing_class=image_processor,
     )
-    trained = {identity(path) for path, _ in trainer.train_dataset.samples.files}
-    for path, _ in trainer.eval_dataset.samples.files if args.eval_data else ():
-        if identity(path) in trained:
-            raise ValueError(f"{path} is in both data and eval_data. Remove it from one of them.")
-    data = [{"name": ", ".join(map(public_name, args.data)), "images": len(trainer.train_dataset)}]
-    evaluated_on = {"name": ", ".join(map(public_name, args.eval_data)), "eval": "held-out images"}
+    evaluated_on = None
+    if args.eval_data:
+        training_images = {identity(path) for path, _ in trainer.train_dataset.samples.files}
+        for path, _ in trainer.eval_dataset.samples.files:
+            if identity(path) in training_images:
+                raise ValueError(f"{path} is in both data and eval_data. Remove it from one of them.")
+        evaluated_on = {
+            "name": ", ".join(map(public_name, args.eval_data)),
+            "eval": "held-out images",
+        }
+    data = {
+        "name": ", ".join(map(public_name, args.data)),
+        "images": len(trainer.train_dataset),
+    }
     sources = [args.teacher, args.student]
-    trainer.record(command_of("distill", argv), sources, data, evaluated_on if args.eval_data else None)
+    trainer.record(command_of("distill", argv), sources, [data], evaluated_on)
     metrics = results.train(trainer)
     results.evaluate(trainer, metrics, "eval", trainer.eval_dataset)
     if not trainer.is_world_process_zero():

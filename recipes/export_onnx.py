@@ -24,9 +24,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.convert.onnx import export_onnx
 
-    found = export_onnx(args.checkpoint, args.file, args.tolerance)
+    differences = export_onnx(args.checkpoint, args.file, args.tolerance)
     print("batch x height x width: largest difference, in standard deviations of the outputs")
-    for size, difference in found:
+    for size, difference in differences:
         print(f"{' x '.join(map(str, size))}: {difference:.1e}")
     print(f"The graph is in {args.file}")
     return 0

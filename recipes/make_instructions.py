@@ -24,8 +24,24 @@ from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import load_plugins, parse_words
 
 # Options that questions drawn while training have too.
-OPTIONS = ("split", "kinds", "turns", "wordings", "max_boxes", "map_side", "window", "overlap", "collages")
-OPTIONS += ("collage_grid", "collage_size", "on_error", "plane", "intensities", "percentiles", "class_property")
+OPTIONS = (
+    "split",
+    "kinds",
+    "turns",
+    "wordings",
+    "max_boxes",
+    "map_side",
+    "window",
+    "overlap",
+    "collages",
+    "collage_grid",
+    "collage_size",
+    "on_error",
+    "plane",
+    "intensities",
+    "percentiles",
+    "class_property",
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -68,23 +84,34 @@ def options_of(args: argparse.Namespace) -> AnnotationOptions:
     """Return the options of the questions."""
     from modeling_vitp.data.annotation_files import read_annotation
 
-    return AnnotationOptions(
-        layout=args.layout,
-        split_list=None if args.split_list is None else str(args.split_list),
-        files=None if args.annotations is None else str(args.annotations),
-        names=None if args.names is None else read_annotation(args.names),
-        **{name: getattr(args, name) for name in OPTIONS},
-    )
+    options = {name: getattr(args, name) for name in OPTIONS}
+    options["layout"] = args.layout
+    if args.split_list is not None:
+        options["split_list"] = str(args.split_list)
+    if args.annotations is not None:
+        options["files"] = str(args.annotations)
+    if args.names is not None:
+        options["names"] = read_annotation(args.names)
+    return AnnotationOptions(**options)
 
 
 def command_of(args: argparse.Namespace) -> str:
     """Return the command that makes the instructions, with all options."""
     from modeling_vitp.cards.sections import portable_command
 
-    words = [args.layout, str(args.root)]
-    for name, value in vars(args).items():
-        if name not in ("layout", "root", "push_to_hub", "merge") and value is not None:
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    options = vars(args).copy()
+    words = [options.pop("layout"), str(options.pop("root"))]
+    # These two do not change the rows.
+    del options["push_to_hub"]
+    del options["merge"]
+    for name, value in options.items():
+        if value is None:
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += map(str, value)
+        else:
+            words.append(str(value))
     return portable_command("make_instructions", words)
 
 

@@ -10,6 +10,7 @@ If an interrupted command is started again, the prediction resumes.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import vitp_command
 from modeling_vitp.command.paths import read_section
@@ -23,6 +24,9 @@ from modeling_vitp.command.settings import (
 )
 from modeling_vitp.training.command_line import load_plugins, parse_words
 
+if TYPE_CHECKING:
+    from modeling_vitp.auto.registry import ModelEntry
+
 # Options by the type of the model and its input.
 FOR = {
     "images": {"input_spec", "probabilities", "classes", "scales", "flip"},
@@ -32,7 +36,7 @@ FOR = {
 PREDICT = {"images": "predict_large", "volumes": "predict_volume", "objects": "detect_large"}
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS
     )
@@ -74,54 +78,95 @@ def main(argv: list[str] | None = None) -> int:
         type=option_type(Probability),
         help="Maximum IoU of two objects of a class: the model's, or 0.5.",
     )
-    args = vars(parse_words(parser, argv))
+    return parse_words(parser, argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = vars(parse_arguments(argv))
 
     import transformers
     from transformers import AutoConfig, AutoImageProcessor
 
     load_plugins(args.pop("plugins"))
     import modeling_vitp
-    from modeling_vitp.auto.registry import MODELS
-    from modeling_vitp.data.classes import LabelEncoding
-    from modeling_vitp.images.volumes import is_volume
     from modeling_vitp.training.config import default_device
 
-    tags = ("image-segmentation", "object-detection")
-    models = {model_type: entry for model_type, entry in MODELS.items() if entry.pipeline_tag in tags}
-    name, device = args.pop("model"), args.pop("device")
+    name = args.pop("model")
+    images = args.pop("images")
+    output = args.pop("output")
+    device = args.pop("device")
     config = AutoConfig.from_pretrained(name)
-    if config.model_type not in models:
-        is_classifier = config.model_type == "vitp_image_classification"
-        advice = "Use transformers' image-classification pipeline" if is_classifier else "Fine-tune it first"
-        raise ValueError(f"{name} is a {config.model_type!r}. Expected {', '.join(sorted(models))}. {advice}.")
-    entry, images, output = models[config.model_type], args.pop("images"), args.pop("output")
+    entry = registered_model(name, config.model_type)
     is_detector = entry.pipeline_tag == "object-detection"
-    kind = "objects" if is_detector else "volumes" if any(is_volume(Path(image)) for image in images) else "images"
-    foreign = sorted((set().union(*FOR.values()) - FOR[kind]) & args.keys())
-    if foreign:
-        reason = f"which is a {config.model_type!r}" if is_detector else f"which predicts {kind}"
-        raise ValueError(f"--{foreign[0]} is not an option for {name}, {reason}.")
+    kind = kind_of_input(images, is_detector)
+    check_options(args, kind, name, config.model_type)
     if "classes" in args:
-        data = read_section(args.pop("classes"), "data")
-        args["colors"] = LabelEncoding(data.get("classes", ())).palette.tolist()
-        if len(args["colors"]) != config.num_labels:
-            raise ValueError(f"Expected --classes with {config.num_labels} classes, got {len(args['colors'])}.")
+        args["colors"] = read_colors(args.pop("classes"), config.num_labels)
     if is_detector and len(images) != 1:
         raise ValueError(f"{name} takes 1 image, got {len(images)}.")
-    model = (
-        getattr(transformers, entry.auto_class)
-        .from_pretrained(name, dtype=args.pop("dtype"))
-        .to(device or default_device())
-    )
+
+    model_class = getattr(transformers, entry.auto_class)
+    model = model_class.from_pretrained(name, dtype=args.pop("dtype"))
+    model = model.to(device or default_device())
     image_processor = AutoImageProcessor.from_pretrained(name)
     if "input_spec" in args:
         if not hasattr(image_processor, "with_input_spec"):
             raise ValueError(f"--input_spec is not an option for {name}, which reads only 8-bit RGB.")
-        image_processor = image_processor.with_input_spec(read_mapping("input_spec", args.pop("input_spec")))
-    images, predict = images[0] if is_detector else images, getattr(modeling_vitp, PREDICT[kind])
-    predict(model, image_processor, images, output, **args)
+        input_spec = read_mapping("input_spec", args.pop("input_spec"))
+        image_processor = image_processor.with_input_spec(input_spec)
+
+    predict = getattr(modeling_vitp, PREDICT[kind])
+    predict(model, image_processor, images[0] if is_detector else images, output, **args)
     print(f"The {'objects' if is_detector else 'classes'} are in {output}")
     return 0
+
+
+def registered_model(name: str, model_type: str) -> "ModelEntry":
+    """Return the registry's entry of a model for segmentation or detection; other models are an error."""
+    from modeling_vitp.auto.registry import MODELS
+
+    dense_models = {}
+    for registered_type, entry in MODELS.items():
+        if entry.pipeline_tag in ("image-segmentation", "object-detection"):
+            dense_models[registered_type] = entry
+    if model_type not in dense_models:
+        if model_type == "vitp_image_classification":
+            advice = "Use transformers' image-classification pipeline"
+        else:
+            advice = "Fine-tune it first"
+        raise ValueError(f"{name} is a {model_type!r}. Expected {', '.join(sorted(dense_models))}. {advice}.")
+    return dense_models[model_type]
+
+
+def kind_of_input(images: list[str], is_detector: bool) -> str:
+    """Return the key of the options and of the function for a model and its images."""
+    from modeling_vitp.images.volumes import is_volume
+
+    if is_detector:
+        return "objects"
+    has_volume = any(is_volume(Path(image)) for image in images)
+    return "volumes" if has_volume else "images"
+
+
+def check_options(args: dict[str, Any], kind: str, name: str, model_type: str) -> None:
+    """Raise a `ValueError` for the first option of another kind of input."""
+    all_options = set().union(*FOR.values())
+    foreign_options = all_options - FOR[kind]
+    for option in sorted(foreign_options):
+        if option in args:
+            reason = f"which is a {model_type!r}" if kind == "objects" else f"which predicts {kind}"
+            raise ValueError(f"--{option} is not an option for {name}, {reason}.")
+
+
+def read_colors(config_file: str, num_labels: int) -> list[list[int]]:
+    """Return the colors of the classes in the configuration of a fine-tuning."""
+    from modeling_vitp.data.classes import LabelEncoding
+
+    data = read_section(config_file, "data")
+    colors = LabelEncoding(data.get("classes", ())).palette.tolist()
+    if len(colors) != num_labels:
+        raise ValueError(f"Expected --classes with {num_labels} classes, got {len(colors)}.")
+    return colors
 
 
 if __name__ == "__main__":

@@ -15,9 +15,13 @@ import shlex
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vitp_command
 from modeling_vitp.training.command_line import parse_words
+
+if TYPE_CHECKING:
+    from modeling_vitp.hub.upload import Contents
 
 KINDS = ("backbone", "model", "adapter", "adaptation", "dataset", "space")
 
@@ -59,38 +63,69 @@ def main(argv: list[str] | None = None) -> int:
 
     from modeling_vitp.command.errors import one_line
     from modeling_vitp.hub.failures import FAILURES, explain_failure
-    from modeling_vitp.hub.upload import gather_contents, preview, push
+    from modeling_vitp.hub.upload import preview, push
 
-    again = shlex.join(["vitp", "push_to_hub", *(sys.argv[1:] if argv is None else argv)])
+    words = sys.argv[1:] if argv is None else argv
+    again = shlex.join(["vitp", "push_to_hub", *words])
     api = HfApi()
     with tempfile.TemporaryDirectory() as work:
         try:
-            checkpoint, run = args.checkpoint, None
-            if args.what == "backbone":
-                checkpoint, run = take_out_backbone(checkpoint, Path(work) / "backbone")
-            contents = gather_contents(args.what, checkpoint, args.repo_id, args.license, args.base_model, run)
-            found, stale = preview(
-                api, contents, args.repo_id, args.private, args.revision, must_answer=not args.dry_run
+            contents = gather(args, Path(work))
+            visibility, stale_files = preview(
+                api,
+                contents,
+                args.repo_id,
+                private=args.private,
+                revision=args.revision,
+                must_answer=not args.dry_run,
             )
             target = "a pull request" if args.create_pr else args.revision or "main"
-            print(f"{args.what} -> {contents.repo_type} {args.repo_id}, {target}\nvisibility: {found}")
-            print(contents.listing(stale))
+            print(f"{args.what} -> {contents.repo_type} {args.repo_id}, {target}")
+            print(f"visibility: {visibility}")
+            print(contents.listing(stale_files))
             if args.dry_run:
                 print("Nothing was sent (--dry_run).")
                 return 0
-            message = args.commit_message or f"Upload {args.what} with modeling-vitp"
-            private = True if args.private else None
-            done = push(api, contents, args.repo_id, private, args.revision, message, args.create_pr)
+            commit = push(
+                api,
+                contents,
+                args.repo_id,
+                private=True if args.private else None,
+                revision=args.revision,
+                commit_message=args.commit_message or f"Upload {args.what} with modeling-vitp",
+                create_pr=args.create_pr,
+            )
         except FAILURES as error:
-            is_lost = args.create_pr and isinstance(error, httpx2.TransportError)
-            hint = f" If {args.repo_id} has no such pull request yet, go" if is_lost else " Go"
-            return fail(f"{explain_failure(error, args.repo_id)}.{hint} on with: {again}")
+            explanation = explain_failure(error, args.repo_id)
+            hint = "Go"
+            if args.create_pr and isinstance(error, httpx2.TransportError):
+                # The answer may be lost after the Hub has opened the pull request.
+                hint = f"If {args.repo_id} has no such pull request yet, go"
+            return fail(f"{explanation}. {hint} on with: {again}")
         except KeyboardInterrupt:
             return fail(f"interrupted. Go on with: {again}")
         except (ValueError, OSError) as error:
             return fail(one_line(str(error)))
-    print(done.pr_url or done.commit_url)
+    print(commit.pr_url or commit.commit_url)
     return 0
+
+
+def gather(args: argparse.Namespace, work_folder: Path) -> "Contents":
+    """Return the files and the card to push. A backbone is first exported to a folder inside the work folder."""
+    from modeling_vitp.hub.upload import gather_contents
+
+    checkpoint = args.checkpoint
+    run = None
+    if args.what == "backbone":
+        checkpoint, run = take_out_backbone(checkpoint, work_folder / "backbone")
+    return gather_contents(
+        args.what,
+        checkpoint,
+        args.repo_id,
+        license=args.license,
+        base_model=args.base_model,
+        run=run,
+    )
 
 
 def take_out_backbone(checkpoint: str, folder: Path) -> tuple[str | Path, Path | None]:

@@ -15,14 +15,18 @@ placeholders in the messages, empty answers, boxes outside the grid of 0 to 1000
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import vitp_command
 from modeling_vitp.command.settings import DropRate, NonNegativeInt, PositiveInt, option_type, read_mapping
 from modeling_vitp.training.arguments import shard
 from modeling_vitp.training.command_line import parse_words
 
+if TYPE_CHECKING:
+    from modeling_vitp import ViTPProcessor
 
-def main(argv: list[str] | None = None) -> int:
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mixture", help="Mixture file, recipe, or data set (folder, JSON or Hub id).")
     parser.add_argument(
@@ -63,14 +67,15 @@ def main(argv: list[str] | None = None) -> int:
         "--output_dir", type=Path, default=Path("outputs/validation"), help="Output folder (%(default)s)."
     )
     parser.add_argument("--card", type=Path, help="Data set card that gets the result as a section.")
-    args = parse_words(parser, argv)
+    return parse_words(parser, argv)
 
-    from modeling_vitp import ViTPImageProcessor
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+
     from modeling_vitp.cards.sections import set_section
     from modeling_vitp.instructions.answer_prior import check_answer_priors
     from modeling_vitp.instructions.mixture import load_sources
-    from modeling_vitp.instructions.overlap import load_test_images
-    from modeling_vitp.instructions.rows import SourceSettings
     from modeling_vitp.instructions.validation import (
         card_text,
         draw_histograms,
@@ -84,26 +89,23 @@ def main(argv: list[str] | None = None) -> int:
 
     mixture = load_sources(args.mixture)
     processor = load_processor(args.processor) if args.processor else None
-    own = {name: value for name, value in vars(args).items() if name not in ("shard", "merge") and value is not None}
-    settings = {name: str(value) for name, value in own.items()}
+    settings = settings_of(args)
+    shard_folder = args.output_dir / "shards"
     if args.merge:
-        reports = merge_shards(mixture, args.merge, settings, args.output_dir / "shards")
+        reports = merge_shards(mixture, args.merge, settings, shard_folder)
+    elif args.shard:
+        reports = validate_shard(
+            mixture,
+            shard=args.shard,
+            settings=settings,
+            folder=shard_folder,
+            **validation_options(args, processor),
+        )
+        print_reports(reports)
+        print(f"Shard {args.shard}. When all are finished, run the same with --merge {args.shard.count} instead.")
+        return 0
     else:
-        options = {name: getattr(args, name) for name in ("max_length", "vrl_drop_ratio", "max_patches")}
-        options |= {"num_workers": args.num_workers, "processor": processor}
-        image_processor = processor.image_processor if processor else ViTPImageProcessor()
-        if args.input_spec:
-            options["input_spec"] = read_mapping("input_spec", args.input_spec)
-            image_processor = image_processor.with_input_spec(options["input_spec"])
-        if args.against:
-            spec = SourceSettings().spec_for(image_processor)
-            options["test_images"] = load_test_images(args.against, args.against_split, args.num_workers, spec)
-        if args.shard:
-            output = {"settings": settings, "folder": args.output_dir / "shards"}
-            print_reports(validate_shard(mixture, shard=args.shard, **output, **options))
-            print(f"Shard {args.shard}. When all are finished, run the same with --merge {args.shard.count} instead.")
-            return 0
-        reports = validate(mixture, **options)
+        reports = validate(mixture, **validation_options(args, processor))
 
     priors = ""
     if args.answer_prior:
@@ -111,13 +113,52 @@ def main(argv: list[str] | None = None) -> int:
         priors = check_answer_priors(mixture.sources, reports, tokenizer, args.seed, args.answer_prior_seconds)
 
     passed = save_reports(reports, settings, args.output_dir / "report.json")
-    draw_histograms(reports, args.max_length if args.processor else None, args.output_dir / "histograms.png")
+    max_length = args.max_length if args.processor else None
+    draw_histograms(reports, max_length, args.output_dir / "histograms.png")
     print_reports(reports)
     print(priors)
     if args.card:
-        set_section(args.card, "Validation", "\n\n".join(filter(None, [card_text(reports, args.against), priors])))
-    print(f"{'Passed' if passed else 'FAILED'}: {args.output_dir / 'report.json'}, histograms.png in the same folder")
+        section = card_text(reports, args.against)
+        if priors:
+            section += f"\n\n{priors}"
+        set_section(args.card, "Validation", section)
+    verdict = "Passed" if passed else "FAILED"
+    print(f"{verdict}: {args.output_dir / 'report.json'}, histograms.png in the same folder")
     return 0 if passed else 1
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, str]:
+    """Return the options that are set, as texts for the report."""
+    settings = {}
+    for name, value in vars(args).items():
+        is_part = name in ("shard", "merge")  # The reports of all shards have the same settings.
+        if value is not None and not is_part:
+            settings[name] = str(value)
+    return settings
+
+
+def validation_options(args: argparse.Namespace, processor: "ViTPProcessor | None") -> dict[str, Any]:
+    """Return the arguments of `validate`, with the test images if there are any."""
+    from modeling_vitp import ViTPImageProcessor
+    from modeling_vitp.instructions.overlap import load_test_images
+    from modeling_vitp.instructions.rows import SourceSettings
+
+    options = {
+        "max_length": args.max_length,
+        "vrl_drop_ratio": args.vrl_drop_ratio,
+        "max_patches": args.max_patches,
+        "num_workers": args.num_workers,
+        "processor": processor,
+    }
+    image_processor = processor.image_processor if processor else ViTPImageProcessor()
+    if args.input_spec:
+        input_spec = read_mapping("input_spec", args.input_spec)
+        options["input_spec"] = input_spec
+        image_processor = image_processor.with_input_spec(input_spec)
+    if args.against:
+        spec = SourceSettings().spec_for(image_processor)
+        options["test_images"] = load_test_images(args.against, args.against_split, args.num_workers, spec)
+    return options
 
 
 if __name__ == "__main__":

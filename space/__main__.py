@@ -22,7 +22,9 @@ from modeling_vitp.command.settings import Interval, option_type
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="vitp space", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="vitp space",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", nargs="*", metavar="MODEL", help="Folders or Hub ids. The page opens with the first.")
     parser.add_argument("--host", default="127.0.0.1", help="Address; 0.0.0.0 accepts other machines (%(default)s).")
@@ -42,7 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     from loading import Models
 
     limit_memory()
-    models = Models(args.model[0] if args.model else None, args.model[1:], args.trust_remote_code)
+    models = Models(
+        model=args.model[0] if args.model else None,
+        backbones=args.model[1:],
+        trust_remote_code=args.trust_remote_code,
+    )
     serve(models, server_name=args.host, server_port=args.port)
     return 0
 

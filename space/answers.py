@@ -47,7 +47,11 @@ class Answer(NamedTuple):
 
 
 def encode(
-    processor: ViTPProcessor, images: Sequence[Image.Image], question: str, drop_ratio: float = 0.0, seed: int = 0
+    processor: ViTPProcessor,
+    images: Sequence[Image.Image],
+    question: str,
+    drop_ratio: float = 0.0,
+    seed: int = 0,
 ) -> BatchFeature:
     """Encode 8-bit RGB images and a question for the model. The choice of the kept tokens depends on `seed` only.
 
@@ -64,10 +68,12 @@ def encode(
         raise ValueError("The question is empty. Type a question first.")
     if len(question) > limits.QUESTION:
         raise ValueError(f"The question has {len(question):,} characters. At most {limits.QUESTION:,} are accepted.")
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+    content = [{"type": "image"} for _ in images]
+    content.append({"type": "text", "text": question})
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     return processor(
         images=list(images) or None,
-        text=processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True),
+        text=prompt,
         add_special_tokens=False,
         input_spec=None,
         vrl_drop_ratio=drop_ratio,
@@ -78,7 +84,8 @@ def encode(
 
 def decode(processor: ViTPProcessor, ids: torch.Tensor | Sequence[int]) -> str:
     """Decode an answer, see [`readable`]."""
-    return readable(processor, processor.tokenizer.decode(ids, skip_special_tokens=False)).strip()
+    text = processor.tokenizer.decode(ids, skip_special_tokens=False)
+    return readable(processor, text).strip()
 
 
 def readable(processor: ViTPProcessor, text: str) -> str:
@@ -91,7 +98,8 @@ def readable(processor: ViTPProcessor, text: str) -> str:
 @torch.no_grad()
 def visual_features(model: ViTPForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
     """Return the projected visual tokens of all tiles, of shape `(num_tokens, hidden_size)`."""
-    return model.get_image_features(pixel_values.to(model.device), return_dict=True).pooler_output.flatten(0, 1)
+    outputs = model.get_image_features(pixel_values.to(model.device), return_dict=True)
+    return outputs.pooler_output.flatten(0, 1)
 
 
 def text_inputs(
@@ -108,17 +116,21 @@ def text_inputs(
     Args:
         answer: token ids of shape `(length,)` that follow the prompt.
     """
-    names = ("input_ids", "attention_mask", "position_ids")
-    arguments = {name: inputs[name].to(model.device) for name in names if name in inputs}
+    arguments = {}
+    for name in ("input_ids", "attention_mask", "position_ids"):
+        if name in inputs:
+            arguments[name] = inputs[name].to(model.device)
     if answer is not None:
         answer = answer.to(model.device)[None]
         arguments["input_ids"] = torch.cat([arguments["input_ids"], answer], dim=1)
         arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
         if "position_ids" in arguments:
-            following = arguments["position_ids"][:, -1:] + 1 + torch.arange(answer.shape[1], device=model.device)
-            arguments["position_ids"] = torch.cat([arguments["position_ids"], following], dim=1)
-    kept = inputs.get("visual_token_indices")
-    features = features if kept is None else features[kept.to(features.device)]
+            offsets = 1 + torch.arange(answer.shape[1], device=model.device)
+            positions_of_answer = arguments["position_ids"][:, -1:] + offsets
+            arguments["position_ids"] = torch.cat([arguments["position_ids"], positions_of_answer], dim=1)
+    kept_indices = inputs.get("visual_token_indices")
+    if kept_indices is not None:
+        features = features[kept_indices.to(features.device)]
     # Each token is a group, as under VRL. The object is new in each call because models cache in it.
     encoded = BaseModelOutputWithPooling(pooler_output=features.unsqueeze(1))
     return {**arguments, "mm_encoder_outputs": {"image": encoded}}
@@ -126,14 +138,18 @@ def text_inputs(
 
 @torch.no_grad()
 def answer_log_probs(
-    model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, answer: torch.LongTensor
+    model: ViTPForConditionalGeneration,
+    inputs: BatchFeature,
+    features: torch.Tensor,
+    answer: torch.LongTensor,
 ) -> tuple[torch.Tensor, torch.LongTensor]:
     """Return the log-probability of each token of an answer given the tokens before it, and the choice of the model.
 
     Both have the shape `(length,)` of the answer. The choice at each position is that of `greedy_answer`.
     """
     arguments = text_inputs(model, inputs, features, answer)
-    logits = model(**arguments, logits_to_keep=len(answer) + 1, use_cache=False).logits[0, :-1].float()
+    outputs = model(**arguments, logits_to_keep=len(answer) + 1, use_cache=False)
+    logits = outputs.logits[0, :-1].float()
     log_probs = logits.log_softmax(-1).gather(1, answer.to(logits.device)[:, None])[:, 0]
     logits[:, model.config.image_token_id] = -torch.inf
     return log_probs, logits.argmax(-1)
@@ -141,17 +157,24 @@ def answer_log_probs(
 
 def greedy(model: ViTPForConditionalGeneration, max_new_tokens: int) -> dict:
     """Return the options of `generate` for greedy decoding without image tokens."""
-    suppressed = [model.config.image_token_id]
-    return {"max_new_tokens": max_new_tokens, "do_sample": False, "suppress_tokens": suppressed}
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "suppress_tokens": [model.config.image_token_id],
+    }
 
 
 @torch.no_grad()
 def greedy_answer(
-    model: ViTPForConditionalGeneration, inputs: BatchFeature, features: torch.Tensor, max_new_tokens: int
+    model: ViTPForConditionalGeneration,
+    inputs: BatchFeature,
+    features: torch.Tensor,
+    max_new_tokens: int,
 ) -> torch.LongTensor:
     """Return the token ids of the greedy answer, including the end of turn if it was generated."""
     generated = model.generate(**text_inputs(model, inputs, features), **greedy(model, max_new_tokens))
-    return generated[0, inputs["input_ids"].shape[1] :]
+    prompt_length = inputs["input_ids"].shape[1]
+    return generated[0, prompt_length:]
 
 
 def answers_by_drop_ratio(
@@ -163,23 +186,31 @@ def answers_by_drop_ratio(
     max_new_tokens: int = 16,
 ) -> Iterator[Answer]:
     """Yield the greedy answer with all visual tokens, then those at each drop ratio (ascending) and seed."""
-    model, processor = full.model, full.processor
+    model = full.model
+    processor = full.processor
     inputs = encode(processor, [image], question)
     check_length(model, inputs, max_new_tokens)
     features = visual_features(model, inputs["pixel_values"])
-    whole = greedy_answer(model, inputs, features, max_new_tokens)
+    full_answer = greedy_answer(model, inputs, features, max_new_tokens)
     for drop_ratio in sorted({0.0, *drop_ratios}):
+        # All seeds keep the same tokens at a drop ratio of 0.
         for seed in seeds if drop_ratio else seeds[:1]:
             inputs = encode(processor, [image], question, drop_ratio, seed)
-            log_probs, likeliest = answer_log_probs(model, inputs, features, whole)
-            answer, own = whole, log_probs
-            if drop_ratio and not likeliest.equal(whole.to(likeliest.device)):
+            full_log_probs, likeliest = answer_log_probs(model, inputs, features, full_answer)
+            answer = full_answer
+            log_probs = full_log_probs
+            if drop_ratio and not likeliest.equal(full_answer.to(likeliest.device)):
                 answer = greedy_answer(model, inputs, features, max_new_tokens)
-                own, _ = answer_log_probs(model, inputs, features, answer)
-            kept = len(inputs["visual_token_indices"]) if drop_ratio else len(features)
-            probabilities = own.sum().exp().item(), log_probs.sum().exp().item()
-            length = inputs["input_ids"].shape[1]
-            yield Answer(drop_ratio, seed, kept, length, decode(processor, answer), *probabilities)
+                log_probs, _ = answer_log_probs(model, inputs, features, answer)
+            yield Answer(
+                drop_ratio=drop_ratio,
+                seed=seed,
+                num_visual_tokens=len(inputs["visual_token_indices"]) if drop_ratio else len(features),
+                sequence_length=inputs["input_ids"].shape[1],
+                text=decode(processor, answer),
+                probability=log_probs.sum().exp().item(),
+                full_probability=full_log_probs.sum().exp().item(),
+            )
 
 
 def check_length(model: ViTPForConditionalGeneration, inputs: BatchFeature, max_new_tokens: int) -> None:
@@ -194,14 +225,18 @@ def check_length(model: ViTPForConditionalGeneration, inputs: BatchFeature, max_
 
 
 def stream_answer(
-    model: ViTPForConditionalGeneration, processor: ViTPProcessor, inputs: BatchFeature, max_new_tokens: int = 256
+    model: ViTPForConditionalGeneration,
+    processor: ViTPProcessor,
+    inputs: BatchFeature,
+    max_new_tokens: int = 256,
 ) -> Iterator[str]:
     """Yield the greedy answer so far after each token.
 
     Closing or deleting the generator ends the generation after its next token.
     """
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=False)
-    stopped, errors = threading.Event(), []
+    stopped = threading.Event()
+    errors = []
 
     def is_stopped(input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs) -> torch.BoolTensor:
         return torch.full(input_ids.shape[:1], stopped.is_set(), dtype=torch.bool, device=input_ids.device)
@@ -235,29 +270,39 @@ def stream_answer(
 
 def draw_boxes(image: Image.Image, boxes: Sequence[GridBox]) -> Image.Image:
     """Draw boxes on a copy of an image, each with its phrase or number. Boxes of one phrase have the same color."""
-    drawn = image.convert("RGB")
+    picture = image.convert("RGB")
     width, height = image.size
-    groups = list(dict.fromkeys(box.phrase for box in boxes))
+    phrases = list(dict.fromkeys(box.phrase for box in boxes))
     for number, box in enumerate(boxes, start=1):
         left, top, right, bottom = box.in_pixels((height, width))
-        right, bottom = max(left, right - 1), max(top, bottom - 1)
+        right = max(left, right - 1)
+        bottom = max(top, bottom - 1)
         corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        color = COLORS[groups.index(box.phrase) % len(COLORS)]
-        draw_outline(drawn, corners, color, box.phrase[:MAX_LABEL] or str(number))
-    return drawn
+        color = COLORS[phrases.index(box.phrase) % len(COLORS)]
+        draw_outline(picture, corners, color, box.phrase[:MAX_LABEL] or str(number))
+    return picture
 
 
 def draw_outline(
-    image: Image.Image, corners: Sequence[tuple[float, float]], color: str | tuple[int, int, int], label: str
+    image: Image.Image,
+    corners: Sequence[tuple[float, float]],
+    color: str | tuple[int, int, int],
+    label: str,
 ) -> None:
     """Draw a polygon on an image, with its label above it, or inside at the top of the image."""
-    draw, side = ImageDraw.Draw(image), max(image.size)
-    line, font = max(2, round(side / 300)), ImageFont.load_default(max(11, round(side / 50)))
-    draw.polygon(corners, outline=color, width=line)
-    left, top = (min(values) for values in zip(*corners))
-    width, height = draw.textbbox((0, 0), label, font=font, anchor="lt")[2:]
-    x = min(max(left, 0), max(image.width - width - 2 * line, 0))
-    y = top - height - 2 * line
-    y = y if y >= 0 else max(top, 0)
-    draw.rectangle((x, y, x + width + 2 * line, y + height + 2 * line), fill=color)
-    draw.text((x + line, y + line), label, fill="black", font=font, anchor="lt")
+    pen = ImageDraw.Draw(image)
+    longest_side = max(image.size)
+    line_width = max(2, round(longest_side / 300))
+    font = ImageFont.load_default(max(11, round(longest_side / 50)))
+    pen.polygon(corners, outline=color, width=line_width)
+    _, _, text_width, text_height = pen.textbbox((0, 0), label, font=font, anchor="lt")
+    label_width = text_width + 2 * line_width
+    label_height = text_height + 2 * line_width
+    left = min(x for x, _ in corners)
+    top = min(y for _, y in corners)
+    x = min(max(left, 0), max(image.width - label_width, 0))
+    y = top - label_height
+    if y < 0:
+        y = max(top, 0)
+    pen.rectangle((x, y, x + label_width, y + label_height), fill=color)
+    pen.text((x + line_width, y + line_width), label, fill="black", font=font, anchor="lt")

@@ -23,9 +23,11 @@ import html
 import inspect
 import os
 import threading
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import api
 import apply_tab
@@ -109,23 +111,35 @@ def build_app(models: Models) -> gr.Blocks:
         with gr.Row(equal_height=True):
             gr.Markdown(f"# {TITLE}")
             model_name = gr.Dropdown(
-                models.names, value=models.default, label="Model (any Hub id)", allow_custom_value=True, elem_id="model"
+                models.names,
+                value=models.default,
+                label="Model (any Hub id)",
+                allow_custom_value=True,
+                elem_id="model",
             )
-        state, at_start = {"model": model_name}, []
+        state = {"model": model_name}
+        at_start = []
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Start", id="start", elem_id="start"):
                 build_start(models)
             for name, (title, build_tab) in TABS.items():
                 with gr.Tab(title, id=name):
-                    built: Tab = build_tab(models, model_name)
-                    state |= built.state
-                    at_start += built.at_start
+                    tab: Tab = build_tab(models, model_name)
+                    state.update(tab.state)
+                    at_start += tab.at_start
         with gr.Accordion("About", open=False, elem_id="about"):
             box = gr.Markdown(about(models, models.default))
         with gr.Accordion("For programs", open=False, elem_id="programs"):
             gr.Markdown(api.EXAMPLE)
         describe = answering(partial(about, models), gpu=False)
-        model_name.input(describe, model_name, box, show_progress="hidden", api_name="about", **QUEUE)
+        model_name.input(
+            describe,
+            model_name,
+            box,
+            show_progress="hidden",
+            api_name="about",
+            **QUEUE,
+        )
         api.build_api(models)
         app.examples = keep_in_url(app, tabs, state, at_start)
     return app.queue(max_size=None)  # `computing.Line` limits the number of waiting visitors.
@@ -137,64 +151,107 @@ def build_start(models: Models) -> None:
     if finding is not None:
         image, maps = pictures_of(models, finding)
         _build_finding(finding, image, maps)
-    elif bands := models.backbone().band_names:
+        return
+    bands = models.backbone().band_names
+    if bands:
         gr.Markdown(f"## This vision model reads images with {len(bands)} bands. Open one in the tab Look inside.")
     else:
         _build_features(models)
 
 
+class TitledMap(NamedTuple):
+    """Map for comparison, with its title and the caption below it."""
+
+    title: str
+    picture: Image.Image
+    caption: str
+
+
 def _build_finding(finding: Finding, image: Image.Image, maps: dict[str, Image.Image]) -> None:
     gr.Markdown(f"## {SENTENCE}")
     scores = {name: f": <b>{100 * area:.0f}</b> of 100" for name, area in finding.areas.items()}
-    controls = (UNTRAINED, "Untrained"), (PIXELS, "Colors only")
-    others = [(title, maps[name], title + scores[name]) for name, title in controls]
-    hero(image, maps[TRAINED], f"Trained model, drag the line{scores[TRAINED]}", others)
-    leads = {name: "{:.1f} to {:.1f}".format(*(100 * bound for bound in one)) for name, one in finding.leads.items()}
-    found = {"num_images": finding.num_images, "untrained": leads[UNTRAINED], "pixels": leads[PIXELS]}
-    gr.HTML(EXPLANATION.format(**found), padding=False)
+    controls = [
+        TitledMap("Untrained", maps[UNTRAINED], "Untrained" + scores[UNTRAINED]),
+        TitledMap("Colors only", maps[PIXELS], "Colors only" + scores[PIXELS]),
+    ]
+    hero(image, maps[TRAINED], f"Trained model, drag the line{scores[TRAINED]}", controls)
+    explanation = EXPLANATION.format(
+        num_images=finding.num_images,
+        untrained=_in_percent(finding.leads[UNTRAINED]),
+        pixels=_in_percent(finding.leads[PIXELS]),
+    )
+    gr.HTML(explanation, padding=False)
     with gr.Accordion("How this was measured", open=False):
         areas = ", ".join(f"{name} {area:.3f}" for name, area in finding.areas.items())
         gr.Markdown(MEASURED.format(num_images=finding.num_images, areas=areas))
 
 
+def _in_percent(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def _build_features(models: Models) -> None:
     """Show the principal components of the features of an example, beside those of random weights."""
-    vit = models.backbone()
-    image, _ = open_pixels(str(EXAMPLES[CROWNS]))
-    names = vit.name, vit.name.removesuffix(RANDOM) + RANDOM
-    scores = [principal_scores(patch_features(models.backbone(name), image, vit.native)) for name in names]
-    trained, untrained = (draw_map(colors_of(one), image) for one in (scores[0], align_scores(scores[1], scores[0])))
-    gr.Markdown(f"## What {plain(vit.name)} sees: squares that it describes alike have like colors.")
+    trained = models.backbone()
+    untrained = models.backbone(trained.name.removesuffix(RANDOM) + RANDOM)
+    pixels, _ = open_pixels(str(EXAMPLES[CROWNS]))
+    scores = principal_scores(patch_features(trained, pixels, trained.native))
+    untrained_scores = principal_scores(patch_features(untrained, pixels, trained.native))
+    picture = draw_map(colors_of(scores), pixels)
+    untrained_picture = draw_map(colors_of(align_scores(untrained_scores, scores)), pixels)
+    image = Image.fromarray(pixels).resize(picture.size)
     title = "The same model, untrained"
-    hero(Image.fromarray(image).resize(trained.size), trained, "Drag the line", [(title, untrained, title)])
+    gr.Markdown(f"## What {plain(trained.name)} sees: squares that it describes alike have like colors.")
+    hero(image, picture, "Drag the line", [TitledMap(title, untrained_picture, title)])
     gr.Markdown("The colors are computed without labels, so they name no objects. What both maps show was not learned.")
 
 
-def hero(image: Image.Image, drawn: Image.Image, caption: str, others: list[tuple[str, Image.Image, str]]) -> None:
-    """Show an image and its map with a line to drag between them, and other maps, each with a title and a caption."""
+def hero(
+    image: Image.Image,
+    picture: Image.Image,
+    caption: str,
+    other_maps: Sequence[TitledMap],
+) -> None:
+    """Show an image and its map with a line to drag between them, and other maps."""
     with gr.Row(elem_classes="hero"):
         with gr.Column(scale=4, min_width=300):
-            options = {"show_label": False, "interactive": False, "max_height": 480, "buttons": [], "elem_id": "swipe"}
-            gr.ImageSlider((image, drawn), label="Image and map: drag the line", **options)
+            gr.ImageSlider(
+                (image, picture),
+                label="Image and map: drag the line",
+                show_label=False,
+                interactive=False,
+                max_height=480,
+                buttons=[],
+                elem_id="swipe",
+            )
             gr.HTML(caption, padding=False, elem_classes="caption")
-        for title, other, text in others:
+        for other_map in other_maps:
             with gr.Column(scale=3, min_width=150):
-                options = {"alt_text": f"Map. {title}", "show_label": False, "interactive": False, "buttons": []}
-                gr.Image(other, label=title, **options)
-                gr.HTML(text, padding=False, elem_classes="caption")
+                gr.Image(
+                    other_map.picture,
+                    label=other_map.title,
+                    alt_text=f"Map. {other_map.title}",
+                    show_label=False,
+                    interactive=False,
+                    buttons=[],
+                )
+                gr.HTML(other_map.caption, padding=False, elem_classes="caption")
 
 
 def about(models: Models, name: str) -> str:
     """Return Markdown about a model, the app and the method."""
-    kind, vit = models.kind(name), models.backbone(name)
+    kind = models.kind(name)
+    vit = models.backbone(name)
     license, date = _license_and_date(models, name)
-    side = vit.native * vit.patch[0]
+    patch = vit.patch[0]
+    side = vit.native * patch
     rows = {
         "Model": f"`{html.escape(name.replace('`', ''))}`, a {kind}",
         "License": plain(license),
         "Date": date,
         "ViT": f"{vit.depth} layers, width {vit.model.config.hidden_size}, {_millions(vit.model)} M parameters, "
-        f"{side} × {side} pixels in patches of {vit.patch[0]}",
+        f"{side} × {side} pixels in patches of {patch}",
     }
     if kind == FULL:
         model = models.full(name).model
@@ -203,47 +260,66 @@ def about(models: Models, name: str) -> str:
             f"trained with a drop ratio of {model.config.vrl_drop_ratio:g}"
         )
     if kind == FINE_TUNED:
-        rows["Classes"] = plain(", ".join(models.fine_tuned(name).names)[:500])
+        classes = ", ".join(models.fine_tuned(name).names)
+        rows["Classes"] = plain(classes[:500])
     rows["This app"] = "modeling-vitp, Apache-2.0. Images: NEON, from DeepForest (MIT); CT slice from pydicom (MIT)"
     rows["Method"] = "ViTP, visual instruction pretraining: [arXiv 2509.17562](https://arxiv.org/abs/2509.17562)"
-    table = "\n".join(f"| **{key}** | {value.replace('|', '/')} |" for key, value in rows.items())
+    lines = []
+    for key, value in rows.items():
+        without_bars = value.replace("|", "/")
+        lines.append(f"| **{key}** | {without_bars} |")
+    table = "\n".join(lines)
     return f"| | |\n|---|---|\n{table}\n\nTo cite the method:\n\n```bibtex\n{CITATION}\n```"
 
 
 def plain(text: str) -> str:
     """Return Markdown that shows a text of a model as it is, without pictures and links to other servers."""
-    return "".join(char if char.isalnum() or char in " ,.-" else f"&#{ord(char)};" for char in text)
+    characters = []
+    for character in text:
+        is_safe = character.isalnum() or character in " ,.-"
+        characters.append(character if is_safe else f"&#{ord(character)};")
+    return "".join(characters)
 
 
 def _millions(model: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.3g}"
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"{num_parameters / 1e6:.3g}"
 
 
 def _license_and_date(models: Models, name: str) -> tuple[str, str]:
     """Return license and date of a model, from its card and repository or its folder."""
     if name == TINY:
         return "Apache-2.0 (random weights, made by this app)", f"{datetime.now(timezone.utc):%Y-%m-%d}"
-    source, card, date = models.source(name), None, None
+    source = models.source(name)
+    card = None
+    date = None
     try:
         if source is not None and Path(source).is_dir():
-            date = datetime.fromtimestamp(Path(source, "config.json").stat().st_mtime, timezone.utc)
+            seconds = Path(source, "config.json").stat().st_mtime
+            date = datetime.fromtimestamp(seconds, timezone.utc)
             card = ModelCard.load(Path(source, "README.md")).data
         else:
-            info = HfApi(token=None if source is not None else False).model_info(source or name, timeout=5)
-            card, date = info.card_data, info.last_modified
+            # A visitor's model is requested without the token of the app.
+            token = None if source is not None else False
+            info = HfApi(token=token).model_info(source or name, timeout=5)
+            card = info.card_data
+            date = info.last_modified
     except Exception:  # Without a card or the Hub, the box says that license and date are not known.
         pass
-    license = getattr(card, "license", None)
-    return str(license or "not stated"), f"{date:%Y-%m-%d}" if date else "not known"
+    license = getattr(card, "license", None) or "not stated"
+    return str(license), f"{date:%Y-%m-%d}" if date else "not known"
 
 
 def head() -> str:
     """Return the scripts of the page and the tags that describe a shared link."""
     tags = {"og:title": TITLE, "og:description": SENTENCE, "description": SENTENCE}
-    if space := os.environ.get("SPACE_ID"):
+    space = os.environ.get("SPACE_ID")
+    if space:
         tags["og:image"] = f"https://huggingface.co/spaces/{space}/resolve/main/thumbnail.jpg"
     lines = [f'<meta name="{key}" property="{key}" content="{text}">' for key, text in tags.items()]
-    return "\n".join([*lines, *(f"<script>{path.read_text()}</script>" for path in sorted(HERE.glob("*.js")))])
+    for path in sorted(HERE.glob("*.js")):
+        lines.append(f"<script>{path.read_text()}</script>")
+    return "\n".join(lines)
 
 
 def launch_options() -> dict:
@@ -267,7 +343,8 @@ def serve(models: Models, **options) -> None:
     app = build_app(models)
     app.launch(prevent_thread_lock=True, **launch_options(), **options)
     for block in app.blocks.values():  # Gradio reads these signatures for each visitor.
-        type(block).__init__.__signature__ = inspect.signature(type(block).__init__)
+        constructor = type(block).__init__
+        constructor.__signature__ = inspect.signature(constructor)
     gc.freeze()  # The garbage collector would stop all answers for 0.3 s to walk through 600,000 objects that stay.
 
     def compute_examples() -> None:

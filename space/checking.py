@@ -21,13 +21,14 @@ import limits
 import nibabel
 import PIL.Image
 import pydicom
+import rasterio
 import tokenizer_check
 import torch
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from rasterio.errors import RasterioError
 from reading import UnreadableImage, is_volume, open_photograph, open_raster_alone
 from safetensors import safe_open
-from tokenizer_check import parts
+from tokenizer_check import mappings
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -63,21 +64,21 @@ def check_files(name: str, folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if not FILES.fullmatch(path.name):
             continue
-        where = path.resolve()
-        if not (where.is_relative_to(folder.resolve()) or where.parent == blobs):
+        target = path.resolve()
+        if not target.is_relative_to(folder.resolve()) and target.parent != blobs:
             raise UnavailableModel(f"{name}: {path.name} is a link out of the model's folder. Copy the file instead.")
-        check_size(name, path.name, where.stat().st_size)
+        check_size(name, path.name, target.stat().st_size)
     for path in folder.glob("*.index.json"):
         shards = read_json(name, path).get("weight_map")
-        if not isinstance(shards, dict) or any(not FILES.fullmatch(str(shard)) for shard in shards.values()):
+        if not isinstance(shards, dict) or not all(FILES.fullmatch(str(shard)) for shard in shards.values()):
             raise UnavailableModel(f"{name}: {path.name} must name only safetensors files in the same folder.")
 
 
 def check_size(name: str, file: str, size: int) -> None:
     """Raise [`UnavailableModel`] if a file is too large. Only the total size of weights is limited."""
-    most = limits.TOKENIZER_FILE_BYTES if file == "tokenizer.json" else limits.CONFIG_BYTES
-    if size > most and not file.endswith(".safetensors"):
-        raise UnavailableModel(f"{name}: {file} is larger than {most / 1e6:g} MB.")
+    limit = limits.TOKENIZER_FILE_BYTES if file == "tokenizer.json" else limits.CONFIG_BYTES
+    if size > limit and not file.endswith(".safetensors"):
+        raise UnavailableModel(f"{name}: {file} is larger than {limit / 1e6:g} MB.")
 
 
 def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
@@ -95,53 +96,87 @@ def check_settings(name: str, folder: Path, is_trusted: bool) -> dict[str, Any]:
             continue
         fields = read_json(name, folder / file)
         check_values(name, file, fields, has_numbers=file != "tokenizer_config.json")
-        for key, value in ((key, value) for part in parts(fields) for key, value in part.items()):
-            is_class = key in ("image_processor_type", "feature_extractor_type", "video_processor_type")
-            if is_class and not is_trusted and not CLASSES.fullmatch(str(value)):
-                raise UnavailableModel(f"{name}: {key} {str(value)[:60]!r} of {file} is not supported.")
-            if key in ("quantization_config", "transformers_weights"):
-                raise UnavailableModel(f"{name} has {key}, which this app does not support.")
+        for mapping in mappings(fields):
+            _check_keys(name, file, mapping, is_trusted)
     return config
+
+
+def _check_keys(
+    name: str,
+    file: str,
+    mapping: dict[str, Any],
+    is_trusted: bool,
+) -> None:
+    """Check the class names in one mapping of a JSON file, and that it has no setting that the app does not support."""
+    for key, value in mapping.items():
+        is_class = key in ("image_processor_type", "feature_extractor_type", "video_processor_type")
+        if is_class and not is_trusted and not CLASSES.fullmatch(str(value)):
+            raise UnavailableModel(f"{name}: {key} {str(value)[:60]!r} of {file} is not supported.")
+        if key in ("quantization_config", "transformers_weights"):
+            raise UnavailableModel(f"{name} has {key}, which this app does not support.")
 
 
 def check_values(name: str, file: str, fields: Any, has_numbers: bool) -> None:
     """Check the values of a JSON file: numbers against the limits of their key, and the length of strings and lists."""
-    for key, value in values(name, file, fields):
+    for key, value in numbers_and_strings(name, file, fields):
         if isinstance(value, str):
             if len(value) > limits.STRING and key != "chat_template":
                 raise UnavailableModel(
                     f"{name}: {key} of {file} has {len(value):,} characters, more than {limits.STRING:,}."
                 )
         elif has_numbers:
-            low, high = next((low, high) for pattern, low, high in limits.NUMBERS if re.search(pattern, key))
+            low, high = _range_of(key)
             if not low <= value <= high:
                 raise UnavailableModel(f"{name}: expected {key} of {file} from {low:,} to {high:,}, got {value:g}.")
-    for part in parts(fields):
-        sides, patches = (pair(part.get(key)) for key in ("image_size", "patch_size"))
-        if sides and patches and max(sides[0] / patches[0], sides[1] / patches[1]) > limits.PATCHES_A_SIDE:
+    for mapping in mappings(fields):
+        image_size = height_and_width(mapping.get("image_size"))
+        patch_size = height_and_width(mapping.get("patch_size"))
+        if image_size is None or patch_size is None:
+            continue
+        rows = image_size[0] / patch_size[0]
+        columns = image_size[1] / patch_size[1]
+        if max(rows, columns) > limits.PATCHES_A_SIDE:
             raise UnavailableModel(
-                f"{name}: {file} has {sides[0] // patches[0]:,} patches a side, more than {limits.PATCHES_A_SIDE}."
+                f"{name}: {file} has {image_size[0] // patch_size[0]:,} patches a side, more than "
+                f"{limits.PATCHES_A_SIDE}."
             )
 
 
-def values(name: str, file: str, value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, float | str]]:
+def _range_of(key: str) -> tuple[int, int]:
+    """Return the smallest and largest value of a number in a configuration, by the first matching pattern."""
+    # The last pattern matches every key.
+    ranges = [(low, high) for pattern, low, high in limits.NUMBERS if re.search(pattern, key)]
+    return ranges[0]
+
+
+def numbers_and_strings(
+    name: str,
+    file: str,
+    value: Any,
+    key: str = "",
+    depth: int = 0,
+) -> Iterator[tuple[str, float | str]]:
     """Yield every number and string of a JSON file with its nearest key, except the lists of class names."""
     if isinstance(value, (dict, list)):
         if len(value) > limits.ENTRIES or depth > 20:
             raise UnavailableModel(f"{name}: {file} has too many entries or levels under {key!r}.")
-        items = value.items() if isinstance(value, dict) else ((key, item) for item in value)
-        for inner, item in items:
-            if inner not in ("id2label", "label2id"):
-                yield from values(name, file, item, str(inner)[:80], depth + 1)
+        items = value.items() if isinstance(value, dict) else [(key, item) for item in value]
+        for item_key, item in items:
+            if item_key not in ("id2label", "label2id"):
+                yield from numbers_and_strings(name, file, item, str(item_key)[:80], depth + 1)
     elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
         yield key, value
 
 
-def pair(value: Any) -> tuple[float, float] | None:
+def height_and_width(value: Any) -> tuple[float, float] | None:
     """Return a side, or height and width, as two positive numbers; `None` if the value is not valid."""
     sides = value if isinstance(value, list) else [value, value]
-    good = len(sides) == 2 and all(isinstance(side, (int, float)) and side > 0 for side in sides)
-    return tuple(sides) if good else None
+    if len(sides) != 2:
+        return None
+    for side in sides:
+        if not isinstance(side, (int, float)) or not side > 0:
+            return None
+    return tuple(sides)
 
 
 def check_tokenizer(name: str, folder: Path) -> None:
@@ -149,22 +184,27 @@ def check_tokenizer(name: str, folder: Path) -> None:
 
     It is tried in a process of its own, see `tokenizer_check.py`.
     """
-    kind = str(read_json(name, folder / "tokenizer_config.json").get("tokenizer_class"))
-    if not CLASSES.fullmatch(kind):
-        raise UnavailableModel(f"{name}: tokenizer_class {kind[:60]!r} is not supported.")
+    class_name = str(read_json(name, folder / "tokenizer_config.json").get("tokenizer_class"))
+    if not CLASSES.fullmatch(class_name):
+        raise UnavailableModel(f"{name}: tokenizer_class {class_name[:60]!r} is not supported.")
     if not (folder / "tokenizer.json").is_file():
         raise UnavailableModel(f"{name} has no tokenizer.json, so it cannot be opened.")
-    command = [sys.executable, tokenizer_check.__file__, str(folder)]
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=limits.TOKENIZER_SECONDS)
+        process = subprocess.run(
+            [sys.executable, tokenizer_check.__file__, str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=limits.TOKENIZER_SECONDS,
+        )
     except subprocess.TimeoutExpired as error:
         raise UnavailableModel(
             f"{name}: its tokenizer takes more than {limits.TOKENIZER_SECONDS:g} seconds."
         ) from error
-    if run.returncode != 0:
+    if process.returncode != 0:
         raise UnavailableModel(f"{name}: its tokenizer.json is not valid, or takes too much memory.")
-    if run.stdout.strip():
-        raise UnavailableModel(f"{name}: its tokenizer {run.stdout.strip()}.")
+    complaint = process.stdout.strip()
+    if complaint:
+        raise UnavailableModel(f"{name}: its tokenizer {complaint}.")
 
 
 def read_json(name: str, path: Path) -> dict[str, Any]:
@@ -179,7 +219,12 @@ def read_json(name: str, path: Path) -> dict[str, Any]:
     return fields
 
 
-def check_shapes(name: str, folder: Path, model_class: Any, config: Any) -> int:
+def check_shapes(
+    name: str,
+    folder: Path,
+    model_class: Any,
+    config: Any,
+) -> int:
     """Compare a model with the headers of its weights and with the memory, before anything is allocated.
 
     The model is built on the meta device. Names in the files may differ from those in the model, so that the numbers of
@@ -191,42 +236,62 @@ def check_shapes(name: str, folder: Path, model_class: Any, config: Any) -> int:
     Raises:
         UnavailableModel: if the weights are of other shapes, or the model would exceed its share of memory.
     """
-    shapes = {}
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            if int.from_bytes(file.read(8), "little") > limits.HEADER_BYTES:
-                raise UnavailableModel(f"{name}: the header of {path.name} has more than {limits.HEADER_BYTES} bytes.")
-        with safe_open(path, "pt") as file:
-            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    build, modules = getattr(model_class, "_from_config", None) or model_class.from_config, itertools.count()
-
-    def count(*_) -> None:
-        if next(modules) > limits.MODULES:
-            raise UnavailableModel(f"{name} has more than {limits.MODULES:,} modules.")
-
-    hook = register_module_module_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            model = build(config, dtype=torch.float32)
-    finally:
-        hook.remove()
+    shapes = _shapes_in_files(name, folder)
+    model = _model_without_memory(name, model_class, config)
     size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if size > limits.model_bytes():
         raise UnavailableModel(
             f"{name} would take {size / 1e9:.1f} GB of memory, more than the limit of "
             f"{limits.model_bytes() / 1e9:.1f} GB for one model."
         )
-    wrong = [key for key, tensor in model.state_dict().items() if shapes.get(key, tensor.shape) != tuple(tensor.shape)]
-    if wrong:
+    differing_keys = []
+    for key, tensor in model.state_dict().items():
+        if shapes.get(key, tensor.shape) != tuple(tensor.shape):
+            differing_keys.append(key)
+    if differing_keys:
         raise UnavailableModel(
-            f"{name}: the weights do not match config.json. {len(wrong)} are of another shape, such as {wrong[0]}."
+            f"{name}: the weights do not match config.json. {len(differing_keys)} are of another shape, such as "
+            f"{differing_keys[0]}."
         )
-    needed, found = sum(one.numel() for one in model.parameters()), sum(map(math.prod, shapes.values()))
-    if needed > limits.MISSING_WEIGHTS + found:
+    num_expected = sum(parameter.numel() for parameter in model.parameters())
+    num_in_files = sum(math.prod(shape) for shape in shapes.values())
+    if num_expected > limits.MISSING_WEIGHTS + num_in_files:
         raise UnavailableModel(
-            f"{name}: the weights do not match config.json. Expected {needed:,} values, but the files have {found:,}."
+            f"{name}: the weights do not match config.json. Expected {num_expected:,} values, but the files have "
+            f"{num_in_files:,}."
         )
     return size
+
+
+def _shapes_in_files(name: str, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in the safetensors files of a model, from their headers."""
+    shapes = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > limits.HEADER_BYTES:
+            raise UnavailableModel(f"{name}: the header of {path.name} has more than {limits.HEADER_BYTES} bytes.")
+        with safe_open(path, "pt") as file:
+            for key in file.keys():
+                shapes[key] = tuple(file.get_slice(key).get_shape())
+    return shapes
+
+
+def _model_without_memory(name: str, model_class: Any, config: Any) -> nn.Module:
+    """Build a model on the meta device, and stop if it has too many modules."""
+    build = getattr(model_class, "_from_config", None) or model_class.from_config
+    module_numbers = itertools.count()
+
+    def count(*_) -> None:
+        if next(module_numbers) > limits.MODULES:
+            raise UnavailableModel(f"{name} has more than {limits.MODULES:,} modules.")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            return build(config, dtype=torch.float32)
+    finally:
+        hook.remove()
 
 
 def check_weights(name: str, model: nn.Module, loading: dict[str, Any]) -> None:
@@ -235,15 +300,16 @@ def check_weights(name: str, model: nn.Module, loading: dict[str, Any]) -> None:
     Args:
         loading: loading info of `from_pretrained` with `output_loading_info=True`.
     """
-    missing = sorted({*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])})
+    mismatched = [mismatch[0] for mismatch in loading["mismatched_keys"]]
+    missing = sorted({*loading["missing_keys"], *mismatched})
     if missing:
         raise UnavailableModel(
             f"{name}: the weights do not match config.json. {len(missing)} are missing or of another shape, such as "
             f"{missing[0]}."
         )
-    wrong = not_finite(dict(model.named_parameters()))
-    if wrong:
-        raise UnavailableModel(f"{name} has weights that are NaN or infinite, such as {wrong[0]}.")
+    not_finite_keys = not_finite(dict(model.named_parameters()))
+    if not_finite_keys:
+        raise UnavailableModel(f"{name} has weights that are NaN or infinite, such as {not_finite_keys[0]}.")
 
 
 def check_header(path: Path) -> None:
@@ -283,13 +349,12 @@ def _check_pixels(path: Path, limit: int) -> None:
 def _check_blocks(path: Path) -> None:
     try:
         with open_raster_alone(path) as source:
-            height, width = map(max, zip(*source.block_shapes))
-            bands = source.count if source.interleaving and source.interleaving.name == "pixel" else 1
+            height = max(block_height for block_height, _ in source.block_shapes)
+            width = max(block_width for _, block_width in source.block_shapes)
+            is_interleaved = source.interleaving and source.interleaving.name == "pixel"
+            bands = source.count if is_interleaved else 1
             size = height * width * bands * max(_bytes(dtype) for dtype in source.dtypes)
-            # A part of the scene is read from the largest level above its size on the screen, the whole from the last.
-            levels = [1, *source.overviews(1)]
-            pixels = max((limits.SIDE * coarse / fine) ** 2 for fine, coarse in zip(levels, [*levels[1:], levels[-1]]))
-            pixels = max(pixels, source.height * source.width / levels[-1] ** 2)
+            pixels = _most_pixels_of_a_view(source)
     except (RasterioError, UnreadableImage):  # The reader reports it.
         return
     if pixels > limits.SCENE_PIXELS:
@@ -304,11 +369,26 @@ def _check_blocks(path: Path) -> None:
         )
 
 
+def _most_pixels_of_a_view(source: rasterio.DatasetReader) -> float:
+    """Return the largest number of pixels that are decoded for one view of a scene with overviews.
+
+    A part of the scene is read from the largest level above its size on the screen, and the whole from the last level.
+    """
+    levels = [1, *source.overviews(1)]
+    coarser_levels = [*levels[1:], levels[-1]]
+    most_pixels = source.height * source.width / levels[-1] ** 2
+    for level, coarser_level in zip(levels, coarser_levels):
+        most_pixels = max(most_pixels, (limits.SIDE * coarser_level / level) ** 2)
+    return most_pixels
+
+
 def _check_bands(path: Path) -> None:
     """Check a JPEG 2000, of which all bands are decoded even if only some are read."""
     try:
         with open_raster_alone(path) as source:
-            width, height, bands = source.width, source.height, source.count
+            width = source.width
+            height = source.height
+            bands = source.count
     except (RasterioError, UnreadableImage):  # The reader reports it.
         return
     if 4 * width * height * bands > limits.JPEG_2000_BYTES or bands > 4:
@@ -319,7 +399,9 @@ def _check_bands(path: Path) -> None:
 
 
 def _bytes(dtype: str) -> int:
-    return int("".join(filter(str.isdigit, dtype)) or 128) // 8
+    """Return the bytes of a value of a data type of rasterio, such as `uint8` or `complex_int16`."""
+    digits = "".join(character for character in dtype if character.isdigit())
+    return int(digits or 128) // 8
 
 
 def _check_volume(path: Path) -> None:
@@ -332,9 +414,7 @@ def _check_volume(path: Path) -> None:
         image = nibabel.load(path)
         size = math.prod(image.shape) * image.get_data_dtype().itemsize
         if path.suffix.lower() == ".gz" and size <= limits.VOLUME_BYTES:
-            with gzip.open(path) as file:
-                chunks = iter(lambda: file.read(1 << 20), b"")  # one MiB each
-                size = max(size, sum(map(len, itertools.islice(chunks, 1 + (limits.VOLUME_BYTES >> 20)))))
+            size = max(size, _unpacked_size(path, limits.VOLUME_BYTES))
     except UnreadableImage:
         raise
     except Exception:  # nibabel raises many kinds of errors for a broken file. The reader reports them.
@@ -345,14 +425,27 @@ def _check_volume(path: Path) -> None:
         )
 
 
+def _unpacked_size(path: Path, limit: int) -> int:
+    """Return the size of an unpacked gzip file, counted until it exceeds the limit."""
+    size = 0
+    with gzip.open(path) as file:
+        while size <= limit:
+            chunk = file.read(1 << 20)  # one MiB
+            if not chunk:
+                break
+            size += len(chunk)
+    return size
+
+
 def _nifti_offset(path: Path) -> float:
     """Return the offset of the values in a NIfTI file, up to which nibabel reads the whole header."""
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         head = file.read(540)
-    for order in "<>":
-        for size, place, kind in ((348, 108, "f"), (540, 168, "q")):  # NIfTI-1, and 2
-            if struct.unpack_from(f"{order}i", head)[0] == size:
-                return struct.unpack_from(f"{order}{kind}", head, place)[0]
+    for byte_order in "<>":
+        for header_size, position, number_format in ((348, 108, "f"), (540, 168, "q")):  # NIfTI-1, and 2
+            (stated_size,) = struct.unpack_from(f"{byte_order}i", head)
+            if stated_size == header_size:
+                return struct.unpack_from(f"{byte_order}{number_format}", head, position)[0]
     return 0
 
 
@@ -363,14 +456,8 @@ def _check_dicom(path: Path) -> None:
     except (OSError, ValueError, AttributeError, KeyError, EOFError, pydicom.errors.InvalidDicomError):
         return
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        with path.open("rb") as file:
-            file.seek(132 + 12 + meta.get("FileMetaInformationGroupLength", 0))
-            inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-            data = file.read()
-        while data and not inflate.eof and size <= limits.BLOCK_BYTES:
-            size += len(inflate.decompress(data, 1 << 20))
-            data = inflate.unconsumed_tail
-        if size > limits.BLOCK_BYTES:
+        offset = 132 + 12 + meta.get("FileMetaInformationGroupLength", 0)
+        if _inflated_size(path, offset, limits.BLOCK_BYTES) > limits.BLOCK_BYTES:
             raise UnreadableImage(
                 f"{path.name} has more than {limits.BLOCK_BYTES / 1e6:.0f} MB when inflated. Save it uncompressed."
             )
@@ -383,3 +470,16 @@ def _check_dicom(path: Path) -> None:
             f"{path.name} has {dataset.Columns:,} × {dataset.Rows:,} pixels, more than "
             f"{limits.SOURCE_PIXELS // 10**6} million. Save it as a tiled GeoTIFF."
         )
+
+
+def _inflated_size(path: Path, offset: int, limit: int) -> int:
+    """Return the size of deflated data from an offset in a file, counted until it exceeds the limit."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = 0
+    while data and not decompressor.eof and size <= limit:
+        size += len(decompressor.decompress(data, 1 << 20))
+        data = decompressor.unconsumed_tail
+    return size

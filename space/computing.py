@@ -38,7 +38,8 @@ PRIVATE = {"api_visibility": "private"}
 PROCESS = os.getpid()
 SLOTS = itertools.count()
 # Shared with the workers of ZeroGPU, which are forks of this process. There are far more slots than answers at a time.
-ENDS, STOPPED = multiprocessing.RawArray("d", 4096), multiprocessing.RawArray("b", 4096)
+ENDS = multiprocessing.RawArray("d", 4096)
+STOPPED = multiprocessing.RawArray("b", 4096)
 
 
 class Stopped(Exception):
@@ -53,10 +54,12 @@ class Task:
     """
 
     def __init__(self, slot: int | None = None):
-        self.slot = next(SLOTS) % len(ENDS) if slot is None else slot
-        self.ends = time.monotonic() + limits.SECONDS
         if slot is None:
+            self.slot = next(SLOTS) % len(ENDS)
             STOPPED[self.slot] = False
+        else:
+            self.slot = slot
+        self.ends = time.monotonic() + limits.SECONDS
 
     @property
     def ends(self) -> float:
@@ -117,7 +120,9 @@ LINE = Line()
 def seconds_left() -> float | None:
     """Return the seconds left for the current answer; `None` outside an answer."""
     task = TASK.get()
-    return None if task is None else max(0.0, task.ends - time.monotonic())
+    if task is None:
+        return None
+    return max(0.0, task.ends - time.monotonic())
 
 
 def check_time() -> None:
@@ -142,18 +147,36 @@ def turn(progress: gr.Progress | None = None) -> Iterator[None]:
     if task is None or is_worker() or task in LINE.tasks:  # called by a program, or inside of another turn
         yield
         return
-    left = seconds_left()
+    remaining_seconds = seconds_left()
     position = LINE.enter(task)
     try:
         while position:
-            task.ends = time.monotonic() + left + 1  # Time in the line does not count.
+            task.ends = time.monotonic() + remaining_seconds + 1  # Time in the line does not count.
             if progress is not None:
                 progress(0.0, desc=f"Waiting: {position} before you")
             position = LINE.wait(task)
-        task.ends = time.monotonic() + left
+        task.ends = time.monotonic() + remaining_seconds
         yield
     finally:
         LINE.leave(task)
+
+
+def as_steps(handler: Callable) -> Callable[..., Iterator]:
+    """Convert a handler to a generator function that first takes the slot of its task and raises errors as messages."""
+
+    @functools.wraps(handler)
+    def steps(slot: int, *arguments, **named) -> Iterator:
+        if is_worker():
+            TASK.set(Task(slot))
+            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and waiting for them never ends.
+        with errors_as_messages():
+            result = handler(*arguments, **named)
+            if inspect.isgenerator(result):
+                yield from result
+            else:
+                yield result
+
+    return steps
 
 
 def answering(handler: Callable | None = None, *, gpu: bool = True) -> Callable:
@@ -169,58 +192,39 @@ def answering(handler: Callable | None = None, *, gpu: bool = True) -> Callable:
     if handler is None:
         return functools.partial(answering, gpu=gpu)
 
-    @functools.wraps(handler)
-    def steps(slot: int, *arguments, **named) -> Iterator:
-        if is_worker():
-            TASK.set(Task(slot))
-            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and waiting for them never ends.
-        with errors_as_messages():
-            result = handler(*arguments, **named)
-            yield from result if inspect.isgenerator(result) else [result]
-
+    steps = as_steps(handler)
     uses_zero_gpu = gpu and spaces is not None
     run = spaces.GPU(steps, duration=math.ceil(limits.SECONDS)) if uses_zero_gpu else steps
 
     @functools.wraps(handler)
     async def answer(*arguments, **named) -> AsyncIterator:
-        loop, results, task = asyncio.get_running_loop(), asyncio.Queue(), Task()
+        loop = asyncio.get_running_loop()
+        task = Task()
+        results = asyncio.Queue()  # pairs of a value or an error, and whether it is the last
         if uses_zero_gpu and has_zero_gpu():
             task.ends = math.inf  # The worker sets the deadline, because time in the line of ZeroGPU does not count.
 
-        def put(*item) -> None:
+        def put(value: object, is_last: bool = False) -> None:
             try:
-                loop.call_soon_threadsafe(results.put_nowait, item)
+                loop.call_soon_threadsafe(results.put_nowait, (value, is_last))
             except RuntimeError:  # The event loop has ended, so nobody waits for the answer.
                 task.stop()
 
-        def work() -> None:
-            TASK.set(task)
-            try:
-                for value in run(task.slot, *arguments, **named):
-                    put(value)
-                    check_time()
-                put(StopAsyncIteration(), True)
-            except Stopped:
-                put(too_late(), True)
-            except BaseException as error:  # Raised again in the thread of the page.
-                put(error, True)
-
-        thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)
-        thread.start()
+        thread = start_thread(task, functools.partial(run, task.slot, *arguments, **named), put)
         try:
             while True:
                 try:
-                    item = await asyncio.wait_for(results.get(), 0.5)
+                    value, is_last = await asyncio.wait_for(results.get(), 0.5)
                 except TimeoutError:
                     if time.monotonic() > task.ends + limits.ENDING:  # The handler has not reached another module.
                         raise too_late() from None
                     continue
-                if len(item) == 1:
-                    yield item[0]
-                elif isinstance(item[0], StopAsyncIteration):
+                if not is_last:
+                    yield value
+                elif isinstance(value, StopAsyncIteration):
                     return
                 else:
-                    raise item[0]
+                    raise value
         finally:
             task.stop()
             LINE.leave(task)
@@ -229,10 +233,31 @@ def answering(handler: Callable | None = None, *, gpu: bool = True) -> Callable:
     return answer
 
 
+def start_thread(task: Task, run: Callable[[], Iterator], put: Callable) -> threading.Thread:
+    """Start a thread that passes each result of `run()` to `put`, then an error or `StopAsyncIteration` as the last."""
+
+    def work() -> None:
+        TASK.set(task)
+        try:
+            for value in run():
+                put(value)
+                check_time()
+            put(StopAsyncIteration(), is_last=True)
+        except Stopped:
+            put(too_late(), is_last=True)
+        except BaseException as error:  # Raised again in the thread of the page.
+            put(error, is_last=True)
+
+    thread = threading.Thread(target=copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    return thread
+
+
 def interrupt(thread: threading.Thread) -> None:
     """Raise [`Stopped`] in a thread that is still running Python code, such as the loops of a chat template."""
     if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Stopped))
+        thread_id = ctypes.c_ulong(thread.ident)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, ctypes.py_object(Stopped))
 
 
 def has_zero_gpu() -> bool:
@@ -252,9 +277,11 @@ def limit_memory() -> None:
         return
     import resource
 
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_DATA)
     limit = limits.memory() * 15 // 16
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if most == resource.RLIM_INFINITY else min(limit, most), most))
+    if hard_limit != resource.RLIM_INFINITY:
+        limit = min(limit, hard_limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard_limit))
 
 
 def message(text: object) -> gr.Error:
@@ -283,7 +310,8 @@ def errors_as_messages() -> Iterator[None]:
         raise too_late() from None
     except (MemoryError, RuntimeError) as error:
         # torch raises a RuntimeError if an allocation fails on a CPU, and a subclass of it on other devices.
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error):
+        is_out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if is_out_of_memory or "DefaultCPUAllocator" in str(error):
             raise message("Not enough memory. Use a smaller image or fewer patches.") from None
         raise
 
@@ -295,7 +323,8 @@ def check_time_before(module: torch.nn.Module, inputs: tuple) -> None:
 
 def new_file(name: str) -> Path:
     """Return a path with this file name in a new temporary folder."""
-    return Path(tempfile.mkdtemp(dir=get_upload_folder()), name)
+    folder = tempfile.mkdtemp(dir=get_upload_folder())
+    return Path(folder, name)
 
 
 def write_png(picture: Image.Image, name: str) -> str:

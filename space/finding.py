@@ -31,9 +31,14 @@ from modeling_vitp.probing.heads import fit_linear
 
 FILE = Path(__file__).parent / "examples" / "finding.safetensors"
 IMAGE = FILE.with_suffix(".jpg")
-TRAINED, UNTRAINED, PIXELS = "trained", "random weights", "pixels"
-SIDE, STRIDE = 224, 96  # pixels of a training crop and between crops
-GROUND, TREE = np.array([45, 30, 75]), np.array([150, 255, 70])  # colors of the map
+TRAINED = "trained"
+UNTRAINED = "random weights"
+PIXELS = "pixels"
+SIDE = 224  # pixels of a training crop
+STRIDE = 96  # pixels between crops
+PATCH = 8  # pixels of a side of a patch
+GROUND = np.array([45, 30, 75])  # color of the map
+TREE = np.array([150, 255, 70])
 
 
 class Finding(NamedTuple):
@@ -60,13 +65,15 @@ def read_finding(models: Models) -> Finding | None:
         facts = json.loads(file.metadata()["finding"])
         if checksum(models) != facts.pop("checksum"):
             return None
-        return Finding({name: file.get_tensor(name) for name in (TRAINED, UNTRAINED, PIXELS)}, **facts)
+        probes = {name: file.get_tensor(name) for name in (TRAINED, UNTRAINED, PIXELS)}
+        return Finding(probes, **facts)
 
 
 def checksum(models: Models) -> int:
     """Return a number that identifies the weights of the default model's ViT."""
-    last = list(models.backbone().model.parameters())[-1]
-    return zlib.crc32(last.detach().cpu().half().numpy().tobytes())
+    last_weight = list(models.backbone().model.parameters())[-1]
+    values = last_weight.detach().cpu().half().numpy()
+    return zlib.crc32(values.tobytes())
 
 
 def patch_vectors(models: Models, image: np.ndarray) -> dict[str, torch.Tensor]:
@@ -74,13 +81,18 @@ def patch_vectors(models: Models, image: np.ndarray) -> dict[str, torch.Tensor]:
 
     The sides of the image, uint8 RGB of shape `(height, width, 3)`, are multiples of the patch size.
     """
-    backbone = models.backbone()
-    backbones = {TRAINED: backbone, UNTRAINED: models.backbone(backbone.name + RANDOM)}
-    rows, columns = (side // patch for side, patch in zip(image.shape, backbone.patch))
+    trained = models.backbone()
+    untrained = models.backbone(trained.name + RANDOM)
+    rows = image.shape[0] // trained.patch[0]
+    columns = image.shape[1] // trained.patch[1]
     resolution = max(rows, columns)
-    vectors = {name: patch_features(one, image, resolution).movedim(0, -1) for name, one in backbones.items()}
-    patches = torch.tensor(image / 255, dtype=torch.float32).unflatten(0, (rows, -1)).unflatten(2, (columns, -1))
-    return vectors | {PIXELS: patches.swapaxes(1, 2).flatten(2)}
+    pixels = torch.tensor(image / 255, dtype=torch.float32)
+    patches = pixels.unflatten(0, (rows, -1)).unflatten(2, (columns, -1)).swapaxes(1, 2)
+    return {
+        TRAINED: patch_features(trained, image, resolution).movedim(0, -1),
+        UNTRAINED: patch_features(untrained, image, resolution).movedim(0, -1),
+        PIXELS: patches.flatten(2),
+    }
 
 
 def patch_scores(probe: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
@@ -88,19 +100,30 @@ def patch_scores(probe: torch.Tensor, vectors: torch.Tensor) -> np.ndarray:
     return (vectors @ probe[:-1] + probe[-1]).numpy()
 
 
-def tree_patches(boxes: Iterable[Iterable[float]], rows: int, columns: int, patch: int = 8) -> np.ndarray:
+def tree_patches(
+    boxes: Iterable[Iterable[float]],
+    rows: int,
+    columns: int,
+    patch: int = PATCH,
+) -> np.ndarray:
     """Return a bool mask of shape `(rows, columns)` of the patches whose centers lie in a box."""
-    y, x = (np.arange(rows) + 0.5) * patch, (np.arange(columns) + 0.5) * patch
+    y = (np.arange(rows) + 0.5) * patch
+    x = (np.arange(columns) + 0.5) * patch
     mask = np.zeros((rows, columns), dtype=bool)
     for left, top, right, bottom in boxes:
-        mask |= ((y > top) & (y < bottom))[:, None] & ((x > left) & (x < right))
+        is_inside_y = (y > top) & (y < bottom)
+        is_inside_x = (x > left) & (x < right)
+        mask |= is_inside_y[:, None] & is_inside_x
     return mask
 
 
 def draw_finding(scores: np.ndarray, image: np.ndarray, boxes: Iterable[Iterable[float]]) -> Image.Image:
     """Draw scores over an image, from violet (ground) to green (tree), with the boxes of the trees."""
-    unit = np.clip(2 / (1 + np.exp(-scores)), 0, 1)[..., None]  # A probability of one half is full green.
-    return outlined(draw_map((GROUND + (TREE - GROUND) * unit).astype(np.uint8), image, opacity=0.7), image, boxes)
+    probabilities = 1 / (1 + np.exp(-scores))
+    shares_of_green = np.clip(2 * probabilities, 0, 1)[..., None]  # A probability of one half is full green.
+    colors = GROUND + (TREE - GROUND) * shares_of_green
+    picture = draw_map(colors.astype(np.uint8), image, opacity=0.7)
+    return outlined(picture, image, boxes)
 
 
 def outlined(picture: Image.Image, image: np.ndarray, boxes: Iterable[Iterable[float]]) -> Image.Image:
@@ -108,16 +131,19 @@ def outlined(picture: Image.Image, image: np.ndarray, boxes: Iterable[Iterable[f
     scale = picture.width / image.shape[1]
     pen = ImageDraw.Draw(picture)
     for box in boxes:
-        pen.rectangle([scale * at for at in box], outline="white", width=3)
+        scaled_box = [scale * coordinate for coordinate in box]
+        pen.rectangle(scaled_box, outline="white", width=3)
     return picture
 
 
 def pictures_of(models: Models, finding: Finding) -> tuple[Image.Image, dict[str, Image.Image]]:
     """Return the image of the finding and the maps of the trained ViT and of its controls, all with boxes of trees."""
     image = np.asarray(read_image(IMAGE, None))
-    scores = {name: patch_scores(finding.probes[name], one) for name, one in patch_vectors(models, image).items()}
+    maps = {}
+    for name, vectors in patch_vectors(models, image).items():
+        scores = patch_scores(finding.probes[name], vectors)
+        maps[name] = draw_finding(scores, image, finding.boxes)
     plain = Image.fromarray(image).resize(display_size(image), Image.Resampling.BICUBIC)
-    maps = {name: draw_finding(one, image, finding.boxes) for name, one in scores.items()}
     return outlined(plain, image, finding.boxes), maps
 
 
@@ -133,73 +159,120 @@ def read_rows(sample: Path, split: str) -> Iterator[tuple[bytes, np.ndarray, np.
     """Yield file, pixels and boxes of the images of a split. Boxes are those of all trees, also of overlapping rows."""
     rows = pd.read_parquet(sample / f"{split}.parquet")
     corners = rows[["left", "top", "left", "top"]].to_numpy()
-    boxes = [np.array(one.tolist()).reshape(-1, 4) + at for one, at in zip(rows["boxes"], corners)]
-    for image, scene, at in zip(rows["image"], rows["scene"], corners):
-        known = np.concatenate([one for one, other in zip(boxes, rows["scene"]) if other == scene])
+    boxes_of_scenes = {}
+    for boxes, scene, corner in zip(rows["boxes"], rows["scene"], corners):
+        boxes_in_scene = np.array(boxes.tolist()).reshape(-1, 4) + corner
+        boxes_of_scenes.setdefault(scene, []).append(boxes_in_scene)
+    for image, scene, corner in zip(rows["image"], rows["scene"], corners):
+        distinct_boxes = np.unique(np.concatenate(boxes_of_scenes[scene]), axis=0)
         pixels = np.asarray(read_picture(image["bytes"]).convert("RGB"))
-        yield image["bytes"], pixels, np.unique(known, axis=0) - at
+        yield image["bytes"], pixels, distinct_boxes - corner
 
 
 def held_out_rows(sample: Path) -> list[tuple[bytes, np.ndarray, np.ndarray]]:
     """Return those rows of the test split, see [`read_rows`], that do not overlap an earlier one."""
-    kept, corners = [], []
-    places = pd.read_parquet(sample / "test.parquet", columns=["left", "top"]).to_numpy()
-    for row, place in zip(read_rows(sample, "test"), places):
-        if all((abs(place - other) >= SIDE).any() for other in corners):
-            kept.append(row)
-            corners.append(place)
-    return kept
+    separate_rows = []
+    separate_corners = []
+    corners = pd.read_parquet(sample / "test.parquet", columns=["left", "top"]).to_numpy()
+    for row, corner in zip(read_rows(sample, "test"), corners):
+        if all((abs(corner - earlier) >= SIDE).any() for earlier in separate_corners):
+            separate_rows.append(row)
+            separate_corners.append(corner)
+    return separate_rows
 
 
 def training_crops(sample: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield crops of the training images and the share of trees in each patch, in random orientations."""
     rng = np.random.default_rng(0)
+    side_in_patches = SIDE // PATCH
     for _, pixels, boxes in read_rows(sample, "train"):
-        mask = tree_patches(boxes, *pixels.shape[:2], patch=1)
-        for top in range(0, pixels.shape[0] - SIDE + 1, STRIDE):
-            for left in range(0, pixels.shape[1] - SIDE + 1, STRIDE):
-                window, turns, mirror = np.s_[top : top + SIDE, left : left + SIDE], rng.integers(4), rng.integers(2)
-                crop, trees = (np.rot90(one[window], turns)[:, :: 1 - 2 * mirror] for one in (pixels, mask))
-                yield np.ascontiguousarray(crop), trees.reshape(SIDE // 8, 8, SIDE // 8, 8).mean((1, 3))
+        height, width = pixels.shape[:2]
+        mask = tree_patches(boxes, height, width, patch=1)
+        for top in range(0, height - SIDE + 1, STRIDE):
+            for left in range(0, width - SIDE + 1, STRIDE):
+                window = np.s_[top : top + SIDE, left : left + SIDE]
+                num_turns = rng.integers(4)
+                step = -1 if rng.integers(2) else 1  # from right to left if mirrored
+                crop = np.rot90(pixels[window], num_turns)[:, ::step]
+                trees = np.rot90(mask[window], num_turns)[:, ::step]
+                trees_by_patch = trees.reshape(side_in_patches, PATCH, side_in_patches, PATCH)
+                yield np.ascontiguousarray(crop), trees_by_patch.mean((1, 3))
 
 
 def fit(models: Models, sample: Path) -> dict[str, torch.Tensor]:
     """Fit the linear layers on the training images."""
-    crops, shares = zip(*training_crops(sample))
-    counts = np.stack([1 - np.stack(shares), np.stack(shares)], -1)
-    vectors, probes = [patch_vectors(models, crop) for crop in crops], {}
-    for name in vectors[0]:
-        layer = fit_linear(
-            torch.stack([one[name] for one in vectors]).numpy(), counts, np.arange(len(crops)), max_iterations=100
-        )
+    all_vectors = []
+    shares = []
+    for crop, share in training_crops(sample):
+        all_vectors.append(patch_vectors(models, crop))
+        shares.append(share)
+    share_of_trees = np.stack(shares)
+    counts = np.stack([1 - share_of_trees, share_of_trees], -1)
+    groups = np.arange(len(all_vectors))
+    probes = {}
+    for name in all_vectors[0]:
+        vectors = torch.stack([vectors_of_crop[name] for vectors_of_crop in all_vectors]).numpy()
+        layer = fit_linear(vectors, counts, groups, max_iterations=100)
+        # The normalization of the features is part of the weights.
         weight = (layer.weight[1] - layer.weight[0]) / layer.std
-        probes[name] = torch.cat([weight, (layer.bias[1] - layer.bias[0] - layer.mean @ weight)[None]])
+        bias = layer.bias[1] - layer.bias[0] - layer.mean @ weight
+        probes[name] = torch.cat([weight, bias[None]])
     return probes
 
 
-def main(argv: list[str] | None = None) -> int:
+def measure(
+    models: Models,
+    probes: dict[str, torch.Tensor],
+    rows: list[tuple[bytes, np.ndarray, np.ndarray]],
+    masks: list[np.ndarray],
+) -> dict[str, list[float]]:
+    """Return the area under the ROC curve of each linear layer on each image, with the patches of trees as masks."""
+    areas = {name: [] for name in probes}
+    for (_, pixels, _), mask in zip(rows, masks):
+        for name, vectors in patch_vectors(models, pixels).items():
+            scores = patch_scores(probes[name], vectors)
+            areas[name].append(area_under_curve(scores.ravel(), mask.ravel()))
+    return areas
+
+
+def leads_of(areas: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Return the bounds of the 95% interval of the trained ViT's lead over each control."""
     from scipy.stats import ttest_rel  # not needed by the page
 
-    (sample,) = map(Path, sys.argv[1:] if argv is None else argv)
+    leads = {}
+    for name in (UNTRAINED, PIXELS):
+        low, high = ttest_rel(areas[TRAINED], areas[name]).confidence_interval()
+        leads[name] = [round(float(low), 4), round(float(high), 4)]
+    return leads
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    sample = Path(arguments[0])
     models = Models(str(PACKED))
-    probes, rows = fit(models, sample), held_out_rows(sample)
-    trees = [tree_patches(boxes, SIDE // 8, SIDE // 8) for _, _, boxes in rows]
-    areas = {name: [] for name in probes}
-    for (_, pixels, _), mask in zip(rows, trees):
-        for name, vectors in patch_vectors(models, pixels).items():
-            areas[name].append(area_under_curve(patch_scores(probes[name], vectors).ravel(), mask.ravel()))
-    shown = min(range(len(rows)), key=lambda index: abs(trees[index].mean() - 0.5))
-    file, _, boxes = rows[shown]
-    inside = boxes[(boxes[:, 2:] > 0).all(1) & (boxes[:, :2] < SIDE).all(1)]
-    facts = {"areas": {name: round(float(np.mean(one)), 4) for name, one in areas.items()}, "num_images": len(rows)}
-    leads = {name: ttest_rel(areas[TRAINED], areas[name]).confidence_interval() for name in (UNTRAINED, PIXELS)}
-    facts |= {"leads": {name: [round(float(bound), 4) for bound in one] for name, one in leads.items()}}
-    facts |= {"boxes": inside.tolist(), "checksum": checksum(models)}
+    probes = fit(models, sample)
+    rows = held_out_rows(sample)
+    masks = [tree_patches(boxes, SIDE // PATCH, SIDE // PATCH) for _, _, boxes in rows]
+    areas = measure(models, probes, rows, masks)
+
+    distances_to_half = [abs(mask.mean() - 0.5) for mask in masks]
+    shown_index = distances_to_half.index(min(distances_to_half))
+    file, _, boxes = rows[shown_index]
+    is_in_image = (boxes[:, 2:] > 0).all(1) & (boxes[:, :2] < SIDE).all(1)
+    facts = {
+        "areas": {name: round(float(np.mean(image_areas)), 4) for name, image_areas in areas.items()},
+        "num_images": len(rows),
+        "leads": leads_of(areas),
+        "boxes": boxes[is_in_image].tolist(),
+        "checksum": checksum(models),
+    }
     save_file(probes, FILE, {"finding": json.dumps(facts)})
     IMAGE.write_bytes(file)
-    draw_thumbnail(*pictures_of(models, read_finding(models))).save(FILE.parents[1] / "thumbnail.jpg", quality=85)
+    image, maps = pictures_of(models, read_finding(models))
+    draw_thumbnail(image, maps).save(FILE.parents[1] / "thumbnail.jpg", quality=85)
     print(facts["leads"])
-    print(*(f"{name}: {np.mean(one):.4f} (image shown: {one[shown]:.4f})" for name, one in areas.items()), sep="\n")
+    for name, image_areas in areas.items():
+        print(f"{name}: {np.mean(image_areas):.4f} (image shown: {image_areas[shown_index]:.4f})")
     return 0
 
 

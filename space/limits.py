@@ -103,18 +103,24 @@ NUMBERS: tuple[tuple[str, int, int], ...] = (
 
 def memory() -> int:
     """Return the memory of the machine, or of the container if it has less, in bytes."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         path = Path("/sys/fs/cgroup", name)
-        text = path.read_text().strip() if path.is_file() and os.access(path, os.R_OK) else ""
-        found += [int(text)] if text.isdigit() else []
-    return min(found)
+        if not path.is_file() or not os.access(path, os.R_OK):
+            continue
+        text = path.read_text().strip()
+        if text.isdigit():  # A container without a limit says "max".
+            sizes.append(int(text))
+    return min(sizes)
 
 
 def used() -> int:
     """Return the memory that this process uses, in bytes; 0 where Linux does not tell."""
     path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.is_file() else 0
+    if not path.is_file():
+        return 0
+    num_pages = int(path.read_text().split()[1])
+    return num_pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def model_bytes() -> int:

@@ -89,22 +89,60 @@ REFERENCES = (
 """Public models whose ViTs are offered for comparison. Others, such as DINOv3, can be typed or named at the start."""
 RANDOM = ", random weights"
 """Suffix of the name of a ViT for the same ViT with randomly initialized weights."""
-ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError)
-ERRORS += (SafetensorError, RecursionError, MemoryError)
+ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    RecursionError,
+    MemoryError,
+)
 
-FULL, BACKBONE, FINE_TUNED = "full model", "backbone", "fine-tuned model"
+FULL = "full model"
+BACKBONE = "backbone"
+FINE_TUNED = "fine-tuned model"
 LANGUAGE_MODELS = ("qwen2", "qwen3", "llama", "mistral", "phi3", "gemma2", "gemma3_text")
-WITH_MAPS = {one.config_class.model_type: one for one in (ViTPBackbone, ViTPAdapter, ViTPFeaturePyramid)}
-ON_PATCHES = ("internvl_vision", "vitp_vision", *WITH_MAPS)
-REFERENCE_TYPES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "clip", "clip_vision_model", "siglip")
-REFERENCE_TYPES += ("siglip_vision_model", "siglip2_vision_model", "vit", "vit_mae", "ijepa")
-HEADS = DETECTORS | {
-    name: (entry.model_class, entry.image_processor_class)
-    for name, entry in MODELS.items()
-    if entry.image_processor_class is not None and name not in ("vitp", "vitp_vision")
+WITH_MAPS = {
+    model_class.config_class.model_type: model_class for model_class in (ViTPBackbone, ViTPAdapter, ViTPFeaturePyramid)
 }
-KINDS = {"vitp": FULL, "internvl": FULL} | dict.fromkeys(ON_PATCHES + REFERENCE_TYPES, BACKBONE)
-KINDS |= dict.fromkeys(HEADS, FINE_TUNED)
+ON_PATCHES = ("internvl_vision", "vitp_vision", *WITH_MAPS)
+REFERENCE_TYPES = (
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "clip",
+    "clip_vision_model",
+    "siglip",
+    "siglip_vision_model",
+    "siglip2_vision_model",
+    "vit",
+    "vit_mae",
+    "ijepa",
+)
+
+
+def _classes_of_heads() -> dict[str, tuple[type, type]]:
+    """Return the model class and the image processor class of each type of fine-tuned model."""
+    classes = dict(DETECTORS)
+    for model_type, entry in MODELS.items():
+        if model_type not in ("vitp", "vitp_vision") and entry.image_processor_class is not None:
+            classes[model_type] = (entry.model_class, entry.image_processor_class)
+    return classes
+
+
+HEADS = _classes_of_heads()
+KINDS = {
+    "vitp": FULL,
+    "internvl": FULL,
+    **dict.fromkeys(ON_PATCHES, BACKBONE),
+    **dict.fromkeys(REFERENCE_TYPES, BACKBONE),
+    **dict.fromkeys(HEADS, FINE_TUNED),
+}
 MAPS = (ViTPSegmentationConfig.model_type, ViTPChangeDetectionConfig.model_type)
 TINY_VISION = {
     "image_size": [112, 112],
@@ -150,11 +188,19 @@ class LoadedBackbone:
     def of(cls, name: str, model: PreTrainedModel, image_processor: BaseImageProcessor) -> "LoadedBackbone":
         """Wrap a ViT and take mean, std and bands from an image processor of any class."""
         model = getattr(model, "vit", model)  # of another family, in a model with feature maps
-        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
-        settings = {key: value for key in names if (value := getattr(image_processor, key, None)) is not None}
+        settings = {}
+        for key in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample"):
+            value = getattr(image_processor, key, None)
+            if value is not None:
+                settings[key] = value
         bands = getattr(image_processor, "band_names", None)
-        plain = ViTPImageProcessor(**settings, input_spec=bands and {"band_names": bands})
-        return cls(name, model.eval().to(device()), plain, getattr(image_processor, "input_spec", None))
+        band_spec = {"band_names": bands} if bands else None
+        return cls(
+            name=name,
+            model=model.eval().to(device()),
+            image_processor=ViTPImageProcessor(**settings, input_spec=band_spec),
+            input_spec=getattr(image_processor, "input_spec", None),
+        )
 
     @property
     def band_names(self) -> list[str] | None:
@@ -180,7 +226,8 @@ class LoadedBackbone:
     def native(self) -> int:
         """Number of patches a side at the image size of the configuration."""
         size = self.model.config.image_size
-        return (size if isinstance(size, int) else size[0]) // self.patch[0]
+        height = size if isinstance(size, int) else size[0]
+        return height // self.patch[0]
 
     @property
     def is_padded(self) -> bool:
@@ -194,21 +241,26 @@ class LoadedBackbone:
         """
         # Backbones with `stage_names` do not return a last_hidden_state.
         is_last = layer == self.depth and not hasattr(self.model, "stage_names")
-        if not is_last:
+        if is_last:
+            states = self.run(pixel_values, output_hidden_states=False).last_hidden_state
+        else:
             self.check_recorded()
-        outputs = self.run(pixel_values, output_hidden_states=not is_last)
-        states = outputs.last_hidden_state if is_last else outputs.hidden_states[layer]
+            states = self.run(pixel_values, output_hidden_states=True).hidden_states[layer]
         rows, columns = self.grid(pixel_values)
-        kept = states[0, -rows * columns :].T.unflatten(1, (rows, columns))
-        height, width = self.patch
-        return kept[:, : pixel_values.shape[-2] // height, : pixel_values.shape[-1] // width]
+        patch_states = states[0, -rows * columns :]
+        features = patch_states.T.unflatten(1, (rows, columns))
+        image_height, image_width = pixel_values.shape[-2:]
+        patch_height, patch_width = self.patch
+        return features[:, : image_height // patch_height, : image_width // patch_width]
 
     def grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """Return rows and columns of patches of an image, including padding."""
-        sides = pixel_values.shape[-2:]
+        height, width = pixel_values.shape[-2:]
         if self.is_padded:
-            sides = [side + -side % MULTIPLE for side in sides]
-        return sides[0] // self.patch[0], sides[1] // self.patch[1]
+            height = MULTIPLE * math.ceil(height / MULTIPLE)
+            width = MULTIPLE * math.ceil(width / MULTIPLE)
+        patch_height, patch_width = self.patch
+        return height // patch_height, width // patch_width
 
     @torch.no_grad()
     def run(self, pixel_values: torch.Tensor, **options):
@@ -227,9 +279,14 @@ class LoadedBackbone:
     def attention_layers(self) -> list[tuple[nn.Module, int]]:
         """Return the attention module of each layer and the index of the attention weights in its outputs."""
         self.check_recorded()
-        recorded = self.model._can_record_outputs["attentions"]
-        kind, index = (recorded.target_class, recorded.index) if isinstance(recorded, OutputRecorder) else (recorded, 1)
-        return [(module, index) for module in self.model.modules() if isinstance(module, kind)]
+        recorder = self.model._can_record_outputs["attentions"]
+        if isinstance(recorder, OutputRecorder):
+            attention_class = recorder.target_class
+            index = recorder.index
+        else:
+            attention_class = recorder
+            index = 1
+        return [(module, index) for module in self.model.modules() if isinstance(module, attention_class)]
 
 
 @dataclass(frozen=True)
@@ -264,7 +321,8 @@ class FineTuned:
     @property
     def names(self) -> list[str]:
         """Names of the classes."""
-        return [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        config = self.model.config
+        return [config.id2label[index] for index in range(config.num_labels)]
 
 
 class Models:
@@ -287,33 +345,37 @@ class Models:
         max_gb: float = limits.MAX_GB,
         fine_tuned: Sequence[str] = (),
     ):
-        model = model or next((str(one) for one in (QUICKSTART, PACKED) if (one / "config.json").is_file()), TINY)
-        paths = list(dict.fromkeys(filter(None, [model, *backbones, *fine_tuned])))
+        paths = [model or _default_model(), *backbones, *fine_tuned]
+        paths = list(dict.fromkeys(path for path in paths if path))
         self._sources = dict(zip(names_of(paths), paths))
         """Folders or Hub ids of the models that the app was started with, by name."""
-        self.default = next(iter(self._sources))
-        self.trust_remote_code, self.max_gb = trust_remote_code, max_gb
+        self.names = list(self._sources)
+        """Names of all models that the app was started with."""
+        self.default = self.names[0]
+        self.trust_remote_code = trust_remote_code
+        self.max_gb = max_gb
         self._kinds: dict[str, str] = {}
         self._loaded: OrderedDict[tuple[str, str], Future] = OrderedDict()
         self._loading: list[str] = []
-        self._lock, self._process = threading.Lock(), os.getpid()
-        kinds = {name: self._kind_at_start(name, where in fine_tuned) for name, where in self._sources.items()}
-        self.names = list(self._sources)
-        """Names of all models that the app was started with."""
-        self.full_names = [name for name, kind in kinds.items() if kind == FULL]
-        self.fine_tuned_names = [name for name, kind in kinds.items() if kind == FINE_TUNED]
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self.full_names = []
+        self.fine_tuned_names = []
+        for name, source in self._sources.items():
+            kind = self._kind_at_start(name, source in fine_tuned)
+            if kind == FULL:
+                self.full_names.append(name)
+            elif kind == FINE_TUNED:
+                self.fine_tuned_names.append(name)
 
     @classmethod
     def from_environment(cls) -> "Models":
-        def names(variable: str) -> list[str]:
-            return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
-
         return cls(
-            os.environ.get("VITP_MODEL") or None,
-            names("VITP_BACKBONES"),
-            os.environ.get("VITP_TRUST_REMOTE_CODE") == "1",
-            float(os.environ.get("VITP_MAX_GB") or limits.MAX_GB),
-            names("VITP_FINE_TUNED"),
+            model=os.environ.get("VITP_MODEL") or None,
+            backbones=_names_in_variable("VITP_BACKBONES"),
+            trust_remote_code=os.environ.get("VITP_TRUST_REMOTE_CODE") == "1",
+            max_gb=float(os.environ.get("VITP_MAX_GB") or limits.MAX_GB),
+            fine_tuned=_names_in_variable("VITP_FINE_TUNED"),
         )
 
     def source(self, name: str) -> str | None:
@@ -353,7 +415,7 @@ class Models:
             return self._once("backbone", name, self._build_twin)
         if self.kind(name) == BACKBONE:
             return self._once("model", name, self._open)
-        return self._once("backbone", name, lambda name: vit_of(name, self._once("model", name, self._open)))
+        return self._once("backbone", name, self._open_vit)
 
     def fine_tuned(self, name: str) -> FineTuned:
         """Return a fine-tuned model.
@@ -376,22 +438,26 @@ class Models:
         if name == self.default:
             with suppress(UnavailableModel):  # The error is shown when the model is opened.
                 return self.kind(name)
-        return FINE_TUNED if is_fine_tuned else FULL if name == self.default else BACKBONE
+        if is_fine_tuned:
+            return FINE_TUNED
+        return FULL if name == self.default else BACKBONE
 
-    def _once(self, what: str, name: str, opener: Callable[[str], Any]) -> Any:
-        """Open a model in a thread of its own, so that a visitor can stop waiting and other visitors do not wait."""
-        key, visitors = (what, name), name.removesuffix(RANDOM)
-        if self._process != os.getpid():  # In a fork, a worker of ZeroGPU, the threads that load models do not exist.
-            self._lock, self._loading, self._process = threading.Lock(), [], os.getpid()
-            self._loaded = OrderedDict((key, future) for key, future in self._loaded.items() if future.done())
+    def _once(self, subject: str, name: str, opener: Callable[[str], Any]) -> Any:
+        """Open a model in a thread of its own, so that a visitor can stop waiting and other visitors do not wait.
+
+        Args:
+            subject: what is opened, `kind`, `model` or `backbone`, because a model may be opened as several of them.
+        """
+        if self._process != os.getpid():
+            self._forget_threads()
+        key = (subject, name)
         with self._lock:
             future = self._loaded.get(key)
             if future is None:
-                others = set(self._loading) - {visitors, *self._sources}
-                if visitors not in self._loading and visitors not in self._sources and len(others) >= limits.LOADING:
-                    raise UnavailableModel(f"{len(others)} models are being loaded. Try {name} again in a minute.")
-                self._loading.append(visitors)
-                future = self._loaded[key] = Future()
+                self._check_number_of_loading(name)
+                self._loading.append(name.removesuffix(RANDOM))
+                future = Future()
+                self._loaded[key] = future
                 threading.Thread(target=self._run, args=(key, opener, future), daemon=True).start()
             self._loaded.move_to_end(key)
         try:
@@ -399,10 +465,28 @@ class Models:
         except TimeoutError as error:
             raise UnavailableModel(f"{name} is still being loaded. Try again in a minute.") from error
 
+    def _forget_threads(self) -> None:
+        """Forget the models that are being loaded. In a fork, a worker of ZeroGPU, their threads do not exist."""
+        self._lock = threading.Lock()
+        self._loading = []
+        self._process = os.getpid()
+        self._loaded = OrderedDict((key, future) for key, future in self._loaded.items() if future.done())
+
+    def _check_number_of_loading(self, name: str) -> None:
+        """Raise [`UnavailableModel`] if too many other models of visitors are being loaded."""
+        plain_name = name.removesuffix(RANDOM)
+        if plain_name in self._loading or plain_name in self._sources:
+            return
+        other_models = set(self._loading) - set(self._sources)
+        if len(other_models) >= limits.LOADING:
+            raise UnavailableModel(f"{len(other_models)} models are being loaded. Try {name} again in a minute.")
+
     def _run(self, key: tuple[str, str], opener: Callable[[str], Any], future: Future) -> None:
-        name, found, failure = key[1], None, None
+        name = key[1]
+        model = None
+        failure = None
         try:
-            found = opener(name)
+            model = opener(name)
         except UnavailableModel as error:
             failure = UnavailableModel(*error.args)
         except ERRORS as error:
@@ -416,7 +500,9 @@ class Models:
             self._loading.remove(name.removesuffix(RANDOM))
             if failure is not None:
                 self._loaded.pop(key, None)
-            future.set_exception(failure) if failure is not None else future.set_result(found)
+                future.set_exception(failure)
+            else:
+                future.set_result(model)
 
     def _make_room(self, name: str, size: int) -> None:
         """Drop the least recently used models of visitors until a model of `size` bytes is within the limits.
@@ -427,31 +513,44 @@ class Models:
         if name in self._sources:
             return
         with self._lock:
-            sizes: dict[str, int] = {}
-            for (_, other), future in self._loaded.items():
-                model = getattr(future.result(), "model", None) if future.done() else None
-                if model is not None and other not in self._sources and other != name:
-                    sizes.pop(other, None)  # Reinsertion keeps the names in the order of their last use.
-                    sizes[other] = bytes_of(model)
+            sizes = self._sizes_of_other_models(name)
             while sizes and (len(sizes) >= limits.KEPT_MODELS or sum(sizes.values()) + size > limits.model_bytes()):
-                dropped = next(iter(sizes))
-                del sizes[dropped]
-                for key in [key for key in self._loaded if key[1] == dropped and key[0] != "kind"]:
-                    del self._loaded[key]
+                oldest_name = next(iter(sizes))
+                del sizes[oldest_name]
+                for key in list(self._loaded):
+                    subject, loaded_name = key
+                    if loaded_name == oldest_name and subject != "kind":
+                        del self._loaded[key]
         gc.collect()
         if limits.used() + size > limits.memory():
             raise UnavailableModel(f"The memory is in use. Try {name} again in a minute.")
 
+    def _sizes_of_other_models(self, name: str) -> dict[str, int]:
+        """Return the sizes in bytes of visitors' models in memory, except one, in the order of their last use."""
+        sizes = {}
+        for (_, loaded_name), future in self._loaded.items():
+            if loaded_name in self._sources or loaded_name == name or not future.done():
+                continue
+            model = getattr(future.result(), "model", None)
+            if model is not None:
+                sizes.pop(loaded_name, None)  # Reinsertion keeps the order of the last use.
+                sizes[loaded_name] = bytes_of(model)
+        return sizes
+
     def _read_kind(self, name: str) -> str:
         if name == TINY:
             self._kinds[name] = FULL
+            return FULL
+        is_trusted = name in self._sources
+        with fetched(name, self._sources.get(name), self.max_gb, config_only=True) as folder:
+            config = check_settings(name, folder, is_trusted)
+        has_code = "auto_map" in config and config.get("model_type") not in KINDS
+        if has_code and is_trusted and self.trust_remote_code:
+            kind = BACKBONE
         else:
-            with fetched(name, self._sources.get(name), self.max_gb, config_only=True) as folder:
-                config = check_settings(name, folder, name in self._sources)
-            is_own = self.trust_remote_code and name in self._sources
-            has_code = "auto_map" in config and config.get("model_type") not in KINDS
-            self._kinds[name] = BACKBONE if is_own and has_code else kind_of(name, config)
-        return self._kinds[name]
+            kind = kind_of(name, config)
+        self._kinds[name] = kind
+        return kind
 
     def _open(self, name: str) -> FullModel | LoadedBackbone | FineTuned:
         if name == TINY:
@@ -459,7 +558,8 @@ class Models:
                 model, processor = tiny_model()
             model.set_attn_implementation("eager")
             return FullModel(name, model.eval().to(device()), processor)
-        is_trusted, kind = name in self._sources, self.kind(name)
+        is_trusted = name in self._sources
+        kind = self.kind(name)
         with fetched(name, self._sources.get(name), self.max_gb) as folder:
             check_files(name, folder)
             check_settings(name, folder, is_trusted)
@@ -473,10 +573,28 @@ class Models:
                     return open_fine_tuned(name, folder, make_room)
                 return open_backbone(name, folder, self.trust_remote_code and is_trusted, make_room)
 
+    def _open_vit(self, name: str) -> LoadedBackbone:
+        """Return the ViT of a full or fine-tuned model."""
+        return vit_of(name, self._once("model", name, self._open))
+
     def _build_twin(self, name: str) -> LoadedBackbone:
         trained = self.backbone(name.removesuffix(RANDOM))
         self._make_room(name, bytes_of(trained.model))
         return random_twin(name, trained)
+
+
+def _default_model() -> str:
+    """Return the folder of the user's quickstart or of the packed model, or the name of the tiny model without both."""
+    for folder in (QUICKSTART, PACKED):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    return TINY
+
+
+def _names_in_variable(variable: str) -> list[str]:
+    """Return the names, separated by commas, in an environment variable."""
+    names = [name.strip() for name in os.environ.get(variable, "").split(",")]
+    return [name for name in names if name]
 
 
 def bytes_of(model: nn.Module) -> int:
@@ -484,7 +602,12 @@ def bytes_of(model: nn.Module) -> int:
 
 
 @contextmanager
-def fetched(name: str, source: str | None, max_gb: float, config_only: bool = False) -> Iterator[Path]:
+def fetched(
+    name: str,
+    source: str | None,
+    max_gb: float,
+    config_only: bool = False,
+) -> Iterator[Path]:
     """Provide the folder of a model.
 
     Args:
@@ -504,23 +627,44 @@ def fetched(name: str, source: str | None, max_gb: float, config_only: bool = Fa
         patterns = ["*.json"] if config_only else ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.py"]
         yield Path(snapshot_download(source, allow_patterns=patterns))
         return
-    files, revision = files_of(name)
-    wanted = [
-        file for file in files if FILES.fullmatch(file) and not (config_only and not file.endswith("config.json"))
-    ]
-    gigabytes = sum(size for file, size in files.items() if file.endswith(".safetensors")) / 1e9
+    with tempfile.TemporaryDirectory(prefix="visitor") as folder:
+        download_public(name, Path(folder), max_gb, config_only)
+        yield Path(folder)
+
+
+def download_public(
+    name: str,
+    folder: Path,
+    max_gb: float,
+    config_only: bool,
+) -> None:
+    """Check the sizes of the files of a public model on the Hub and download them, see [`fetched`]."""
+    sizes, revision = files_of(name)
+    required_files = []
+    weight_bytes = 0
+    for file, size in sizes.items():
+        if file.endswith(".safetensors"):
+            weight_bytes += size
+        if FILES.fullmatch(file) and (file.endswith("config.json") or not config_only):
+            required_files.append(file)
+    gigabytes = weight_bytes / 1e9
     if not 0 < gigabytes <= max_gb:
         raise UnavailableModel(
             f"{name} has {gigabytes:.1f} GB of safetensors, expected more than 0 and up to {max_gb:g}."
         )
-    if len(wanted) > limits.FILES:
-        raise UnavailableModel(f"{name} has {len(wanted):,} files, more than {limits.FILES}.")
-    for file in wanted:
-        check_size(name, file, files[file])
-    with tempfile.TemporaryDirectory(prefix="visitor") as folder:
-        for file in wanted:
-            hf_hub_download(name, file, revision=revision, local_dir=folder, token=False, etag_timeout=10)
-        yield Path(folder)
+    if len(required_files) > limits.FILES:
+        raise UnavailableModel(f"{name} has {len(required_files):,} files, more than {limits.FILES}.")
+    for file in required_files:
+        check_size(name, file, sizes[file])
+    for file in required_files:
+        hf_hub_download(
+            name,
+            file,
+            revision=revision,
+            local_dir=folder,
+            token=False,
+            etag_timeout=10,
+        )
 
 
 def files_of(name: str) -> tuple[dict[str, int], str | None]:
@@ -546,7 +690,12 @@ def kind_of(name: str, config: dict[str, Any]) -> str:
     return KINDS[model_type]
 
 
-def open_full(name: str, folder: Path, is_trusted: bool, make_room: Callable[[int], None]) -> FullModel:
+def open_full(
+    name: str,
+    folder: Path,
+    is_trusted: bool,
+    make_room: Callable[[int], None],
+) -> FullModel:
     """Open a full model with its processor.
 
     Args:
@@ -565,24 +714,34 @@ def open_full(name: str, folder: Path, is_trusted: bool, make_room: Callable[[in
         processor = ViTPProcessor.from_pretrained(folder, local_files_only=True)
     else:
         # The conversion builds the model a second time.
-        model = from_internvl(load(name, folder, InternVLForConditionalGeneration, lambda size: make_room(2 * size)))
+        source = load(name, folder, InternVLForConditionalGeneration, lambda size: make_room(2 * size))
+        model = from_internvl(source)
         limit_attention(model)
         processor = internvl_processor(str(folder), local_files_only=True)
-    lengths = processor.image_seq_length, model.config.image_seq_length
-    if lengths[0] != lengths[1]:
+    if processor.image_seq_length != model.config.image_seq_length:
         raise UnavailableModel(
-            f"{name}: the processor has {lengths[0]} visual tokens a tile, but the model has {lengths[1]}."
+            f"{name}: the processor has {processor.image_seq_length} visual tokens a tile, but the model has "
+            f"{model.config.image_seq_length}."
         )
     if not is_trusted:
-        processor.chat_template, processor.tokenizer.chat_template = CHAT_TEMPLATE, None
-        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-        settings = {key: getattr(model.generation_config, key) for key in tokens}
-        model.generation_config = GenerationConfig(**settings)
+        processor.chat_template = CHAT_TEMPLATE
+        processor.tokenizer.chat_template = None
+        settings = model.generation_config
+        model.generation_config = GenerationConfig(
+            bos_token_id=settings.bos_token_id,
+            eos_token_id=settings.eos_token_id,
+            pad_token_id=settings.pad_token_id,
+        )
     model.set_attn_implementation("eager")
     return FullModel(name, model.eval().to(device()), processor)
 
 
-def open_backbone(name: str, folder: Path, trust_remote_code: bool, make_room: Callable[[int], None]) -> LoadedBackbone:
+def open_backbone(
+    name: str,
+    folder: Path,
+    trust_remote_code: bool,
+    make_room: Callable[[int], None],
+) -> LoadedBackbone:
     model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     options = {"trust_remote_code": True} if trust_remote_code else {}
     model = load(name, folder, WITH_MAPS.get(model_type, AutoModel), make_room, **options)
@@ -594,18 +753,26 @@ def open_backbone(name: str, folder: Path, trust_remote_code: bool, make_room: C
 def open_fine_tuned(name: str, folder: Path, make_room: Callable[[int], None]) -> FineTuned:
     config = PreTrainedConfig.get_config_dict(folder)[0]
     model_class, processors = HEADS[config["model_type"]]
-    if config["model_type"] in MAPS and (count := model_class.config_class(**config).num_labels) > limits.MAP_CLASSES:
-        raise UnavailableModel(f"{name} has {count:,} classes, more than {limits.MAP_CLASSES}.")
+    if config["model_type"] in MAPS:
+        num_classes = model_class.config_class(**config).num_labels
+        if num_classes > limits.MAP_CLASSES:
+            raise UnavailableModel(f"{name} has {num_classes:,} classes, more than {limits.MAP_CLASSES}.")
     image_processor = processors.from_pretrained(folder, local_files_only=True)
     input_spec = getattr(image_processor, "input_spec", None)
     if input_spec is not None:
         bands = image_processor.band_names
-        image_processor.input_spec = bands and {"band_names": bands}
+        image_processor.input_spec = {"band_names": bands} if bands else None
     model = load(name, folder, model_class, make_room)
     return FineTuned(name, model.eval().to(device()), image_processor, input_spec)
 
 
-def load(name: str, folder: Path, model_class: Any, make_room: Callable[[int], None], **options) -> PreTrainedModel:
+def load(
+    name: str,
+    folder: Path,
+    model_class: Any,
+    make_room: Callable[[int], None],
+    **options,
+) -> PreTrainedModel:
     """Load a model and check its shapes before, and that its weights are complete and finite after.
 
     Weights are loaded in float32, because another dtype would change the default dtype of other threads meanwhile. On
@@ -615,7 +782,7 @@ def load(name: str, folder: Path, model_class: Any, make_room: Callable[[int], N
     config = configs.from_pretrained(folder, **options)
     if config.model_type in REFERENCE_TYPES and config.model_type in TOWERS:
         config = TOWERS[config.model_type].prepare(config)  # Without masking.
-    saved_in = config.dtype or torch.float32
+    saved_dtype = config.dtype or torch.float32
     make_room(check_shapes(name, folder, model_class, config))
     model, loading = model_class.from_pretrained(
         folder,
@@ -629,21 +796,37 @@ def load(name: str, folder: Path, model_class: Any, make_room: Callable[[int], N
     )
     check_weights(name, model, loading)
     limit_attention(model)
-    return model if device().type == "cpu" else model.to(saved_in)
+    return model if device().type == "cpu" else model.to(saved_dtype)
 
 
 def limit_attention(model: PreTrainedModel) -> None:
     """Let each attention of a model raise a `ValueError` before it takes more memory than the limit."""
     for module in model.modules():
-        config = getattr(module, "config", None)
-        names = ("num_heads", "num_attention_heads")
-        found = [getattr(one, key) for one in (module, config) for key in names if hasattr(one, key)]
-        if type(module).__name__.endswith("Attention") and "Deformable" not in type(module).__name__ and found:
-            module.register_forward_pre_hook(partial(check_attention, found[0]), with_kwargs=True)
+        class_name = type(module).__name__
+        if not class_name.endswith("Attention") or "Deformable" in class_name:
+            continue
+        heads = _number_of_heads(module)
+        if heads is not None:
+            module.register_forward_pre_hook(partial(check_attention, heads), with_kwargs=True)
 
 
-def check_attention(heads: int, module: nn.Module, arguments: tuple, named: dict[str, Any]) -> None:
-    batch, *sides, _ = (arguments[0] if arguments else named["hidden_states"]).shape
+def _number_of_heads(module: nn.Module) -> int | None:
+    """Return the number of heads of an attention module, from its attributes or its configuration."""
+    for owner in (module, getattr(module, "config", None)):
+        for key in ("num_heads", "num_attention_heads"):
+            if hasattr(owner, key):
+                return getattr(owner, key)
+    return None
+
+
+def check_attention(
+    heads: int,
+    module: nn.Module,
+    arguments: tuple,
+    named: dict[str, Any],
+) -> None:
+    hidden_states = arguments[0] if arguments else named["hidden_states"]
+    batch, *sides, _ = hidden_states.shape
     size = 4 * batch * heads * math.prod(sides) ** 2
     if size > limits.ATTENTION_BYTES:
         raise ValueError(
@@ -652,12 +835,17 @@ def check_attention(heads: int, module: nn.Module, arguments: tuple, named: dict
         )
 
 
-def vit_of(name: str, one: FullModel | FineTuned) -> LoadedBackbone:
+def vit_of(name: str, container: FullModel | FineTuned) -> LoadedBackbone:
     """Return the ViT inside another model, sharing its weights."""
-    if isinstance(one, FullModel):
-        return LoadedBackbone.of(name, one.model.model.vision_tower, one.processor.image_processor)
-    model = one.model.backbone if hasattr(one.model, "backbone") else one.model.model.backbone.model
-    return replace(LoadedBackbone.of(name, model, one.image_processor), input_spec=one.input_spec)
+    if isinstance(container, FullModel):
+        vision_tower = container.model.model.vision_tower
+        return LoadedBackbone.of(name, vision_tower, container.processor.image_processor)
+    if hasattr(container.model, "backbone"):
+        vit = container.model.backbone
+    else:
+        vit = container.model.model.backbone.model
+    backbone = LoadedBackbone.of(name, vit, container.image_processor)
+    return replace(backbone, input_spec=container.input_spec)
 
 
 def random_twin(name: str, trained: LoadedBackbone) -> LoadedBackbone:
@@ -666,7 +854,7 @@ def random_twin(name: str, trained: LoadedBackbone) -> LoadedBackbone:
     model_class = type(trained.model)
     if isinstance(trained.model, InternVLVisionModel) and not trained.is_padded:
         # Its own initialization has zero position embeddings, see ViTPVisionModel.
-        config = ViTPVisionConfig.from_dict(config.to_dict() | {"model_type": ViTPVisionConfig.model_type})
+        config = ViTPVisionConfig.from_dict({**config.to_dict(), "model_type": ViTPVisionConfig.model_type})
         model_class = ViTPVisionModel
     with BUILDING, torch.random.fork_rng():
         torch.manual_seed(1)
@@ -679,21 +867,26 @@ def tiny_model(seed: int = 0) -> tuple[ViTPForConditionalGeneration, ViTPProcess
     """Build a random model: a ViT of 3 layers for 112 pixels, a language model of 2 layers, and a byte tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_model(build_tokenizer([], vocab_size=0), TINY_VISION, TINY_TEXT, {"max_patches": 6})
+        tokenizer = build_tokenizer([], vocab_size=0)
+        return build_model(tokenizer, TINY_VISION, TINY_TEXT, {"max_patches": 6})
 
 
 def names_of(sources: Sequence[str]) -> list[str]:
     """Return the names of models: the Hub id, or as few of the last parts of a folder's path as are unique."""
-    parts = [Path(source).resolve().parts if Path(source).is_dir() else (source,) for source in sources]
-    generic = {"backbone", "model", "checkpoint"}
-    lengths = [2 if one[-1] in generic and len(one) > 2 else 1 for one in parts]
+    paths = [Path(source).resolve().parts if Path(source).is_dir() else (source,) for source in sources]
+    lengths = []
+    for path in paths:
+        is_generic = path[-1] in {"backbone", "model", "checkpoint"}
+        lengths.append(2 if is_generic and len(path) > 2 else 1)
     while True:
-        names = ["/".join(one[-length:]) for one, length in zip(parts, lengths)]
-        clashes = [index for index, name in enumerate(names) if names.count(name) > 1]
-        longer = [index for index in clashes if lengths[index] < len(parts[index]) - 1]
-        if not longer:
+        names = ["/".join(path[-length:]) for path, length in zip(paths, lengths)]
+        ambiguous_indices = []
+        for index, name in enumerate(names):
+            if names.count(name) > 1 and lengths[index] < len(paths[index]) - 1:
+                ambiguous_indices.append(index)
+        if not ambiguous_indices:
             return names
-        for index in longer:
+        for index in ambiguous_indices:
             lengths[index] += 1
 
 
@@ -701,6 +894,8 @@ def without_paths(error: BaseException, sources: Iterable[str]) -> str:
     """Return the message of an error in one line, without the paths of folders."""
     reason = " ".join(str(error).split()) or type(error).__name__
     for source in sources:
-        if Path(source).is_dir():
-            reason = reason.replace(str(Path(source).resolve()), Path(source).name).replace(source, Path(source).name)
+        folder = Path(source)
+        if folder.is_dir():
+            reason = reason.replace(str(folder.resolve()), folder.name)
+            reason = reason.replace(source, folder.name)
     return reason[:300]

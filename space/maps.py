@@ -27,9 +27,13 @@ from uploading import open_pixels
 
 from modeling_vitp.images.pixels import align_scores, colors_of, principal_scores
 
-PCA, FOREGROUND, SEGMENTS = "Features as colors", "Foreground as colors", "Segments"
+PCA = "Features as colors"
+FOREGROUND = "Foreground as colors"
+SEGMENTS = "Segments"
 SIMILARITY = "Similarity to the point"
-ATTENTION, HEADS, ROLLOUT = "Attention", "Attention of every head", "Attention through all layers"
+ATTENTION = "Attention"
+HEADS = "Attention of every head"
+ROLLOUT = "Attention through all layers"
 EXPLANATIONS = {
     PCA: "Patches with similar colors have similar features. No label was used.",
     FOREGROUND: "The colors of the patches that differ most from those at the border.",
@@ -43,15 +47,21 @@ EXPLANATIONS = {
 }
 KINDS = list(EXPLANATIONS)
 OF_ATTENTION = (ATTENTION, HEADS, ROLLOUT)
-FROM_CLS, FROM_POINT = "CLS token", "the point"
-NO_BACKBONE, TWIN = "none", "the same with random weights"
-MIN_RESOLUTION, MAX_RESOLUTION = 4, 48
+FROM_CLS = "CLS token"
+FROM_POINT = "the point"
+NO_BACKBONE = "none"
+TWIN = "the same with random weights"
+MIN_RESOLUTION = 4
+MAX_RESOLUTION = 48
 OPACITY = 0.75
-INFERNO, CIVIDIS = COLOR_MAPS = ["inferno", "cividis"]  # cividis looks the same with and without color blindness
+INFERNO = "inferno"
+CIVIDIS = "cividis"  # looks the same with and without color blindness
+COLOR_MAPS = [INFERNO, CIVIDIS]
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#444444")  # Okabe and Ito
 BOX_COLOR = "#00e5ff"  # not a color of the color maps
 DISPLAY_SIDE = 768
 PACKED_BYTES = 100_000
+COMPONENTS = "red, green and blue are the first three principal components (PCA)"
 
 
 @dataclass(frozen=True)
@@ -101,27 +111,37 @@ class View:
     def refined(self, values: torch.Tensor, image: np.ndarray) -> torch.Tensor:
         return smoothed(values, image) if self.is_smooth else values
 
-    def values(self, backbone: LoadedBackbone, layer: int, image: np.ndarray, features: torch.Tensor) -> torch.Tensor:
+    def values(
+        self,
+        backbone: LoadedBackbone,
+        layer: int,
+        image: np.ndarray,
+        features: torch.Tensor,
+    ) -> torch.Tensor:
         """Compute the map, of shape `(rows, columns)`, or `(n, rows, columns)` for principal scores and all heads."""
-        place = patch_at(self.point, *features.shape[1:])
+        if self.kind == PCA and self.component:
+            return principal_scores(features, self.component)[-1:]
         if self.kind == PCA:
-            return principal_scores(features, self.component)[-1:] if self.component else principal_scores(features)
+            return principal_scores(features)
         if self.kind == FOREGROUND:
             return foreground_scores(features)
         if self.kind == SEGMENTS:
             return segment_labels(features, self.segments)
+        row, column = patch_at(self.point, *features.shape[1:])
         if self.kind == SIMILARITY:
-            return similarity_to_point(features, *place)
-        query = place if self.source == FROM_POINT else None
+            return similarity_to_point(features, row, column)
+        query = (row, column) if self.source == FROM_POINT else None
         if self.kind == ROLLOUT:
             return rollout_map(backbone, image, self.resolution, query)
         heads = attention_heads(backbone, image, self.resolution, layer, query)
         if self.kind == HEADS:
             return heads
-        return heads[min(self.head, backbone.heads) - 1] if self.head else heads.mean(0)
+        if self.head:
+            return heads[min(self.head, backbone.heads) - 1]
+        return heads.mean(0)
 
 
-class Seen(NamedTuple):
+class BackboneMap(NamedTuple):
     """Map of an image by one backbone."""
 
     name: str
@@ -136,7 +156,9 @@ class Seen(NamedTuple):
     """Meaning of the colors."""
 
     def title(self, kind: str) -> str:
-        return self.name + (", all layers" if kind == ROLLOUT else f", layer {self.layer} of {self.backbone.depth}")
+        if kind == ROLLOUT:
+            return f"{self.name}, all layers"
+        return f"{self.name}, layer {self.layer} of {self.backbone.depth}"
 
 
 class Opened(NamedTuple):
@@ -148,91 +170,150 @@ class Opened(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def image_of(models: Models, path: str, name: str, adjustment: Adjustment = UNADJUSTED) -> Opened:
-    one = models.backbone(name)
-    pixels, note = open_pixels(path, input_spec=one.input_spec, adjustment=adjustment)
-    return Opened(in_colors(pixels, one.band_names), pixels, note)
+def image_of(
+    models: Models,
+    path: str,
+    name: str,
+    adjustment: Adjustment = UNADJUSTED,
+) -> Opened:
+    backbone = models.backbone(name)
+    pixels, note = open_pixels(path, input_spec=backbone.input_spec, adjustment=adjustment)
+    return Opened(in_colors(pixels, backbone.band_names), pixels, note)
 
 
 @lru_cache(maxsize=16)
 def features_of(
-    models: Models, path: str, name: str, resolution: int, layer: int, adjustment: Adjustment = UNADJUSTED
+    models: Models,
+    path: str,
+    name: str,
+    resolution: int,
+    layer: int,
+    adjustment: Adjustment = UNADJUSTED,
 ) -> torch.Tensor:
-    return patch_features(models.backbone(name), image_of(models, path, name, adjustment).pixels, resolution, layer)
+    pixels = image_of(models, path, name, adjustment).pixels
+    return patch_features(models.backbone(name), pixels, resolution, layer)
 
 
-def chosen(first: str, second: str | None) -> list[str]:
+def selected_backbones(first: str, second: str | None) -> list[str]:
     """Return the names of the selected backbones."""
+    if second in (None, "", NO_BACKBONE):
+        return [first]
     if second == TWIN:
         second = first.removesuffix(RANDOM) + RANDOM
-    return [first] + [second] * (second not in (None, "", NO_BACKBONE))
+    return [first, second]
 
 
 def look(
-    models: Models, path: str, names: Sequence[str], view: View, progress: Callable = PROGRESS
-) -> Iterator[list[Seen]]:
+    models: Models,
+    path: str,
+    names: Sequence[str],
+    view: View,
+    progress: Callable = PROGRESS,
+) -> Iterator[list[BackboneMap]]:
     """Yield the list of maps of an image after each backbone."""
-    opened, seen = [], []
+    num_steps = 2 * len(names)
+    backbones = []
     for index, name in enumerate(names):
-        progress((index, 2 * len(names)), desc=f"Opening {name}")
-        opened.append(models.backbone(name))
+        progress((index, num_steps), desc=f"Opening {name}")
+        backbones.append(models.backbone(name))
+    selected_layers = (view.layer, view.second_layer)
+    maps = []
     with turn(progress):
-        for index, (name, one) in enumerate(zip(names, opened)):
-            progress((len(names) + index, 2 * len(names)), desc=f"Computing with {name}")
-            layer = min((view.layer, view.second_layer)[index] or one.depth, one.depth)
+        for index, (name, backbone) in enumerate(zip(names, backbones)):
+            progress((len(names) + index, num_steps), desc=f"Computing with {name}")
+            layer = min(selected_layers[index] or backbone.depth, backbone.depth)
             features = features_of(models, path, name, view.resolution, layer, view.adjustment)
             pixels = image_of(models, path, name, view.adjustment).pixels
-            seen.append(Seen(name, layer, one, features, view.values(one, layer, pixels, features)))
-            drawn = draw(view, [one.values for one in seen], image_of(models, path, names[0], view.adjustment).rgb)
-            yield [one._replace(picture=picture, meaning=meaning) for one, (picture, meaning) in zip(seen, drawn)]
+            values = view.values(backbone, layer, pixels, features)
+            maps.append(BackboneMap(name, layer, backbone, features, values))
+            # All maps are drawn again, on the image as the first backbone sees it.
+            rgb = image_of(models, path, names[0], view.adjustment).rgb
+            pictures = draw(view, [backbone_map.values for backbone_map in maps], rgb)
+            drawn_maps = []
+            for backbone_map, (picture, meaning) in zip(maps, pictures):
+                drawn_maps.append(backbone_map._replace(picture=picture, meaning=meaning))
+            yield drawn_maps
 
 
 def draw(view: View, maps: list[torch.Tensor], image: np.ndarray) -> list[tuple[Image.Image, str]]:
     """Draw each map over the image and return the pictures with their meaning. PCA maps share their colors."""
-    own = "red, green and blue are the first three principal components (PCA)"
     if view.kind == PCA and not view.component:
-        maps = [maps[0], *(align_scores(other, maps[0]) for other in maps[1:])]
-        pictures = [draw_map(colors_of(view.refined(one, image)), image, opacity=view.opacity) for one in maps]
-        return list(zip(pictures, [own, f"{own}, rotated to match those of the first backbone"]))
-    if view.kind == FOREGROUND:
-        return [(draw_foreground(one, image, view), f"{own} of the foreground; the rest is gray") for one in maps]
-    if view.kind == SEGMENTS:
-        return [(draw_segments(one, image, view), f"{int(one.max()) + 1} segments") for one in maps]
-    if view.kind == HEADS:
-        meaning = "each head from its minimum (dark) to its maximum (bright)"
-        return [(draw_heads(one, image, view), meaning) for one in maps]
-    return [heat_map(one, image, view) for one in maps]
+        return _draw_principal_components(view, maps, image)
+    drawn_maps = []
+    for values in maps:
+        if view.kind == FOREGROUND:
+            picture = draw_foreground(values, image, view)
+            meaning = f"{COMPONENTS} of the foreground; the rest is gray"
+        elif view.kind == SEGMENTS:
+            picture = draw_segments(values, image, view)
+            meaning = f"{int(values.max()) + 1} segments"
+        elif view.kind == HEADS:
+            picture = draw_heads(values, image, view)
+            meaning = "each head from its minimum (dark) to its maximum (bright)"
+        else:
+            picture, meaning = heat_map(values, image, view)
+        drawn_maps.append((picture, meaning))
+    return drawn_maps
 
 
-def heat_map(values: torch.Tensor, image: np.ndarray, view: View, has_point: bool = True) -> tuple[Image.Image, str]:
+def _draw_principal_components(
+    view: View, maps: list[torch.Tensor], image: np.ndarray
+) -> list[tuple[Image.Image, str]]:
+    first_scores = maps[0]
+    drawn_maps = [(_draw_in_colors(first_scores, image, view), COMPONENTS)]
+    for scores in maps[1:]:
+        picture = _draw_in_colors(align_scores(scores, first_scores), image, view)
+        drawn_maps.append((picture, f"{COMPONENTS}, rotated to match those of the first backbone"))
+    return drawn_maps
+
+
+def _draw_in_colors(scores: torch.Tensor, image: np.ndarray, view: View) -> Image.Image:
+    """Draw three principal scores of each patch as red, green and blue."""
+    return draw_map(colors_of(view.refined(scores, image)), image, opacity=view.opacity)
+
+
+def heat_map(
+    values: torch.Tensor,
+    image: np.ndarray,
+    view: View,
+    has_point: bool = True,
+) -> tuple[Image.Image, str]:
     """Draw a map of one value a patch, of the image with the point or another, and return picture and meaning."""
+    unit = ""
     if view.kind == PCA:
-        values, low, high = values[0], -2.0, 2.0
+        values = values[0]
+        low = -2.0
+        high = 2.0
+        unit = f" standard deviations of principal component {view.component} (PCA)"
     else:
-        low, high = values.min().item(), 1.0 if view.kind == SIMILARITY else values.max().item()
+        low = values.min().item()
+        high = 1.0 if view.kind == SIMILARITY else values.max().item()
     point = view.point if view.has_point and has_point else None
-    picture = draw_map(heat_of(view.refined(values, image), low, high, view.colors), image, point, view.opacity)
+    colors = heat_of(view.refined(values, image), low, high, view.colors)
+    picture = draw_map(colors, image, point, view.opacity)
     if view.kind == SIMILARITY:
         rows, columns = values.shape
-        places = most_similar(values, view.boxes, patch_at(point, rows, columns) if point else None)
-        windows = [(x / columns, y / rows, (x + 1) / columns, (y + 1) / rows) for y, x in places]
+        patch_of_point = None if point is None else patch_at(point, rows, columns)
+        windows = []
+        for row, column in most_similar(values, view.boxes, patch_of_point):
+            windows.append((column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
         picture = boxed(picture, windows, BOX_COLOR)
-    unit = f" standard deviations of principal component {view.component} (PCA)" if view.kind == PCA else ""
     return picture, f"from dark, {low:.3g}, to bright, {high:.3g}{unit}"
 
 
 def draw_foreground(scores: torch.Tensor, image: np.ndarray, view: View) -> Image.Image:
     """Draw the colors of the foreground; the background shows the image in gray."""
-    inside, scores = Image.fromarray(scores[0].isfinite().numpy()), scores.nan_to_num()
-    colored = draw_map(colors_of(view.refined(scores, image)), image, opacity=view.opacity)
+    foreground = Image.fromarray(scores[0].isfinite().numpy())
+    colored = _draw_in_colors(scores.nan_to_num(), image, view)
     gray = draw_map(np.zeros((1, 1, 3), np.uint8), image, opacity=0.0)
-    return Image.composite(colored, gray, inside.resize(colored.size, Image.Resampling.NEAREST))
+    return Image.composite(colored, gray, foreground.resize(colored.size, Image.Resampling.NEAREST))
 
 
 def draw_segments(labels: torch.Tensor, image: np.ndarray, view: View) -> Image.Image:
     """Draw each segment in a color of its own."""
     if view.is_smooth:
-        labels = smoothed(F.one_hot(labels).movedim(-1, 0), image).argmax(0)
+        memberships = F.one_hot(labels).movedim(-1, 0)
+        labels = smoothed(memberships, image).argmax(0)
     colors = np.array([ImageColor.getrgb(color) for color in PALETTE], dtype=np.uint8)
     return draw_map(colors[labels.numpy()], image, opacity=view.opacity)
 
@@ -240,25 +321,43 @@ def draw_segments(labels: torch.Tensor, image: np.ndarray, view: View) -> Image.
 def draw_heads(values: torch.Tensor, image: np.ndarray, view: View) -> Image.Image:
     """Draw the maps of all heads on a numbered sheet. Each map has its own color range."""
     columns = math.ceil(math.sqrt(len(values)))
-    width, height = (max(1, side // columns) for side in display_size(image))
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(values) / columns) * height))
-    for index, one in enumerate(values):
-        colors = heat_of(view.refined(one, image), one.min().item(), one.max().item(), view.colors)
-        small = draw_map(colors, image, opacity=view.opacity).resize((width, height), Image.Resampling.BILINEAR)
-        pen = ImageDraw.Draw(small)
-        pen.text((4, 2), str(index + 1), fill="white", stroke_width=2, stroke_fill="black", font_size=18)
-        sheet.paste(small, (index % columns * width, index // columns * height))
+    rows = math.ceil(len(values) / columns)
+    full_width, full_height = display_size(image)
+    width = max(1, full_width // columns)
+    height = max(1, full_height // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for index, head_values in enumerate(values):
+        low = head_values.min().item()
+        high = head_values.max().item()
+        colors = heat_of(view.refined(head_values, image), low, high, view.colors)
+        picture = draw_map(colors, image, opacity=view.opacity)
+        small = picture.resize((width, height), Image.Resampling.BILINEAR)
+        ImageDraw.Draw(small).text(
+            (4, 2),
+            str(index + 1),
+            fill="white",
+            stroke_width=2,
+            stroke_fill="black",
+            font_size=18,
+        )
+        row, column = divmod(index, columns)
+        sheet.paste(small, (column * width, row * height))
     return sheet
 
 
 def grid_of(height: int, width: int, resolution: int) -> tuple[int, int]:
     """Return rows and columns of patches of an image, with `resolution` patches along its longer side."""
     longer = max(height, width)
-    return max(1, round(resolution * height / longer)), max(1, round(resolution * width / longer))
+    rows = round(resolution * height / longer)
+    columns = round(resolution * width / longer)
+    return max(1, rows), max(1, columns)
 
 
 def pixel_values(
-    backbone: LoadedBackbone, image: np.ndarray, resolution: int, grid: tuple[int, int] | None = None
+    backbone: LoadedBackbone,
+    image: np.ndarray,
+    resolution: int,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Return the normalized pixels of whole patches, of shape `(1, bands, height, width)`, on the backbone's device.
 
@@ -266,10 +365,15 @@ def pixel_values(
         resolution: patches along the longer side.
         grid: rows and columns of patches, in place of `resolution`.
     """
-    (rows, columns), (patch_height, patch_width) = grid or grid_of(*image.shape[:2], resolution), backbone.patch
-    size = {"height": rows * patch_height, "width": columns * patch_width}
-    options = {"size": size, "crop_to_patches": False, "return_tensors": "pt"}
-    inputs = backbone.image_processor(image, input_data_format="channels_last", **options)
+    rows, columns = grid or grid_of(*image.shape[:2], resolution)
+    patch_height, patch_width = backbone.patch
+    inputs = backbone.image_processor(
+        image,
+        input_data_format="channels_last",
+        size={"height": rows * patch_height, "width": columns * patch_width},
+        crop_to_patches=False,
+        return_tensors="pt",
+    )
     return inputs["pixel_values"].to(backbone.model.device, backbone.model.dtype)
 
 
@@ -281,11 +385,16 @@ def patch_features(
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Return the patch features after a layer, from 1. Those of the last one, the default, are `last_hidden_state`."""
-    return backbone.states(pixel_values(backbone, image, resolution, grid), layer or backbone.depth).float().cpu()
+    pixels = pixel_values(backbone, image, resolution, grid)
+    return backbone.states(pixels, layer or backbone.depth).float().cpu()
 
 
 def attention_heads(
-    backbone: LoadedBackbone, image: np.ndarray, resolution: int, layer: int, query: tuple[int, int] | None = None
+    backbone: LoadedBackbone,
+    image: np.ndarray,
+    resolution: int,
+    layer: int,
+    query: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Return the attention to the patches in a layer, from 1, float32 of shape `(heads, rows, columns)`.
 
@@ -294,12 +403,19 @@ def attention_heads(
     """
     pixels = pixel_values(backbone, image, resolution)
     grid = backbone.grid(pixels)
-    (rows,) = _attention(backbone, pixels, [layer - 1], lambda weights: weights[:, _token(weights, query, grid)])
-    return _map_of(rows, grid, image, resolution)
+
+    def of_query(weights: torch.Tensor) -> torch.Tensor:
+        return weights[:, _token(weights, query, grid)]
+
+    (weights_of_query,) = _attention(backbone, pixels, [layer - 1], of_query)
+    return _map_of(weights_of_query, grid, image, resolution)
 
 
 def rollout_map(
-    backbone: LoadedBackbone, image: np.ndarray, resolution: int, query: tuple[int, int] | None = None
+    backbone: LoadedBackbone,
+    image: np.ndarray,
+    resolution: int,
+    query: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """Return the attention rollout (Abnar and Zuidema, arXiv 2005.00928) from one token to the patches of the input.
 
@@ -317,47 +433,69 @@ def rollout_map(
 
 
 def _attention(
-    backbone: LoadedBackbone, pixels: torch.Tensor, layers: Iterable[int], reduce: Callable
+    backbone: LoadedBackbone,
+    pixels: torch.Tensor,
+    layers: Iterable[int],
+    reduce: Callable,
 ) -> list[torch.Tensor]:
     """Return `reduce(weights)` of some layers, with weights of shape `(heads, tokens, tokens)`.
 
     `output_attentions` would keep the weights of all layers, which takes gigabytes for a ViT-L.
     """
-    collected, found = [], backbone.attention_layers()
+    reduced_weights = []
 
     def collect(position: int, module, inputs, outputs) -> None:
-        if outputs[position] is None:
+        weights = outputs[position]
+        if weights is None:
             raise RuntimeError(f"{backbone.name} must be loaded with eager attention to return attention weights.")
-        collected.append(reduce(outputs[position][0]).float().cpu())
+        reduced_weights.append(reduce(weights[0]).float().cpu())
 
-    handles = [found[layer][0].register_forward_hook(partial(collect, found[layer][1])) for layer in layers]
+    attention_layers = backbone.attention_layers()
+    handles = []
+    for layer in layers:
+        module, position = attention_layers[layer]
+        handles.append(module.register_forward_hook(partial(collect, position)))
     try:
         backbone.run(pixels)
     finally:
         for handle in handles:
             handle.remove()
-    return collected
+    return reduced_weights
 
 
 def _token(weights: torch.Tensor, query: tuple[int, int] | None, grid: tuple[int, int]) -> int:
     """Return the index of the CLS token, which is the first, or of a patch; the patches are the last tokens."""
-    prefix = weights.shape[-1] - grid[0] * grid[1]
-    if query is None and not prefix:
+    rows, columns = grid
+    num_other_tokens = weights.shape[-1] - rows * columns
+    if query is not None:
+        row, column = query
+        return num_other_tokens + row * columns + column
+    if num_other_tokens == 0:
         raise ValueError("This ViT has no CLS token. Choose the attention of the point.")
-    return 0 if query is None else prefix + query[0] * grid[1] + query[1]
+    return 0
 
 
-def _map_of(weights: torch.Tensor, grid: tuple[int, int], image: np.ndarray, resolution: int) -> torch.Tensor:
+def _map_of(
+    weights: torch.Tensor,
+    grid: tuple[int, int],
+    image: np.ndarray,
+    resolution: int,
+) -> torch.Tensor:
     """Reshape the weights of the patches (last dimension) to rows and columns, without padding."""
+    num_patches = grid[0] * grid[1]
     rows, columns = grid_of(*image.shape[:2], resolution)
-    return weights[..., -grid[0] * grid[1] :].unflatten(-1, grid)[..., :rows, :columns]
+    return weights[..., -num_patches:].unflatten(-1, grid)[..., :rows, :columns]
 
 
 def similarity_to_point(
-    features: torch.Tensor, row: int, column: int, others: torch.Tensor | None = None
+    features: torch.Tensor,
+    row: int,
+    column: int,
+    others: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the cosine similarity of one patch to every patch, or to every patch of another image (`others`)."""
-    others = features if others is None else others
+    if others is None:
+        others = features
     return F.cosine_similarity(others, features[:, row, column, None, None], dim=0)
 
 
@@ -366,36 +504,56 @@ def foreground_scores(features: torch.Tensor) -> torch.Tensor:
 
     A patch is foreground if the sign of its first principal score differs from that of most patches along the border.
     """
-    first = principal_scores(features)[0]
-    border = torch.cat([first[0], first[-1], first[:, 0], first[:, -1]])
-    inside = first * (1 if border.sign().sum() <= 0 else -1) > 0
-    scores = torch.full((3, *first.shape), torch.nan, dtype=torch.float64)
-    if inside.any():
-        scores[:, inside] = principal_scores(features[:, inside].unsqueeze(-1)).squeeze(-1)
+    first_scores = principal_scores(features)[0]
+    border = torch.cat([first_scores[0], first_scores[-1], first_scores[:, 0], first_scores[:, -1]])
+    is_foreground = first_scores > 0 if border.sign().sum() <= 0 else first_scores < 0
+    scores = torch.full((3, *first_scores.shape), torch.nan, dtype=torch.float64)
+    if is_foreground.any():
+        foreground_features = features[:, is_foreground].unsqueeze(-1)
+        scores[:, is_foreground] = principal_scores(foreground_features).squeeze(-1)
     return scores
 
 
 def segment_labels(features: torch.Tensor, count: int) -> torch.Tensor:
     """Group the patches by their normalized features with k-means (k-means++, seed 0). Label 0 is the largest."""
     patches = F.normalize(features.flatten(1).double(), dim=0).T
+    centers = _first_centers(patches, count)
+    for _ in range(100):
+        nearest_centers = torch.cdist(patches, centers).argmin(1)
+        membership = F.one_hot(nearest_centers, len(centers)).double()
+        sizes = membership.sum(0)
+        means = membership.T @ patches / sizes.clamp(min=1)[:, None]
+        moved_centers = torch.where(sizes[:, None] > 0, means, centers)
+        if moved_centers.equal(centers):
+            break
+        centers = moved_centers
+    rank_by_size = sizes.argsort(descending=True).argsort()
+    return rank_by_size[membership.argmax(1)].view(features.shape[1:])
+
+
+def _first_centers(patches: torch.Tensor, count: int) -> torch.Tensor:
+    """Draw the first centers by k-means++, fewer than `count` if there are fewer different patches."""
     generator = torch.Generator().manual_seed(0)
     centers = patches[torch.randint(len(patches), (1,), generator=generator)]
-    while len(centers) < count and (far := torch.cdist(patches, centers).amin(1).square()).max() > 1e-9:
-        centers = torch.cat([centers, patches[torch.multinomial(far, 1, generator=generator)]])
-    for _ in range(100):
-        member = F.one_hot(torch.cdist(patches, centers).argmin(1), len(centers)).double()
-        sizes = member.sum(0)
-        moved = torch.where(sizes[:, None] > 0, member.T @ patches / sizes.clamp(min=1)[:, None], centers)
-        if moved.equal(centers):
+    while len(centers) < count:
+        squared_distances = torch.cdist(patches, centers).amin(1).square()
+        if not squared_distances.max() > 1e-9:
             break
-        centers = moved
-    return sizes.argsort(descending=True).argsort()[member.argmax(1)].view(features.shape[1:])
+        index = torch.multinomial(squared_distances, 1, generator=generator)
+        centers = torch.cat([centers, patches[index]])
+    return centers
 
 
-def most_similar(values: torch.Tensor, count: int, but: tuple[int, int] | None = None) -> list[tuple[int, int]]:
-    """Return the patches with the largest values of a map, without the patch `but`, the largest first."""
-    places = [divmod(index, values.shape[1]) for index in values.flatten().argsort(descending=True).tolist()]
-    return [place for place in places if place != but][:count]
+def most_similar(
+    values: torch.Tensor, count: int, excluded_patch: tuple[int, int] | None = None
+) -> list[tuple[int, int]]:
+    """Return the patches with the largest values of a map, without the excluded one, the largest first."""
+    patches = []
+    for index in values.flatten().argsort(descending=True).tolist():
+        patch = divmod(index, values.shape[1])
+        if patch != excluded_patch:
+            patches.append(patch)
+    return patches[:count]
 
 
 class Packed(NamedTuple):
@@ -412,33 +570,45 @@ class Packed(NamedTuple):
 @lru_cache(maxsize=16)
 def pack_features(*features: torch.Tensor) -> Packed:
     """Project normalized features to the dimensions with the largest second moments, and round them to 8 bits."""
-    patches = F.normalize(torch.cat([one.flatten(1) for one in features], 1), dim=0).T
-    counts = [one[0].numel() for one in features]
+    all_patches = torch.cat([image_features.flatten(1) for image_features in features], 1)
+    patches = F.normalize(all_patches, dim=0).T
+    counts = [image_features[0].numel() for image_features in features]
     dimensions = PACKED_BYTES // max(counts)
-    axes = torch.linalg.eigh((patches.T @ patches).double()).eigenvectors[:, -dimensions:].float()
-    scales = (patches @ axes).abs().amax(0).clamp(min=1e-9) / 127
-    codes = (patches @ axes / scales).round().to(torch.int8)
+    moments = (patches.T @ patches).double()
+    axes = torch.linalg.eigh(moments).eigenvectors[:, -dimensions:].float()
+    projected = patches @ axes
+    scales = projected.abs().amax(0).clamp(min=1e-9) / 127
+    codes = (projected / scales).round().to(torch.int8)
     restored = F.normalize(codes * scales)
-    error = (restored[: counts[0]] @ restored.T - patches[: counts[0]] @ patches.T).abs().max().item()
-    images = [
-        {"rows": one.shape[1], "columns": one.shape[2], "codes": base64.b64encode(part.numpy()).decode()}
-        for one, part in zip(features, codes.split(counts))
-    ]
+    num_first = counts[0]
+    similarities = patches[:num_first] @ patches.T
+    restored_similarities = restored[:num_first] @ restored.T
+    error = (restored_similarities - similarities).abs().max().item()
+    images = []
+    for image_features, image_codes in zip(features, codes.split(counts)):
+        _, rows, columns = image_features.shape
+        text = base64.b64encode(image_codes.numpy()).decode()
+        images.append({"rows": rows, "columns": columns, "codes": text})
     return Packed(images, scales.tolist(), error)
 
 
 def heat_of(
-    values: torch.Tensor, low: float | None = None, high: float | None = None, colors: str = INFERNO
+    values: torch.Tensor,
+    low: float | None = None,
+    high: float | None = None,
+    colors: str = INFERNO,
 ) -> np.ndarray:
     """Convert values `(rows, columns)` to uint8 colors from dark (`low`, default: the minimum) to bright (`high`)."""
-    return colormaps[colors](Normalize(low, high)(values.numpy()), bytes=True)[..., :3]
+    normalized = Normalize(low, high)(values.numpy())
+    return colormaps[colors](normalized, bytes=True)[..., :3]
 
 
 def smoothed(values: torch.Tensor, image: np.ndarray) -> torch.Tensor:
     """Interpolate a map, `(…, rows, columns)`, to the size at which it is shown (bicubic)."""
-    size = display_size(image)[::-1]
-    fine = F.interpolate(values.reshape(1, -1, *values.shape[-2:]).float(), size, mode="bicubic")
-    return fine.reshape(*values.shape[:-2], *size)
+    width, height = display_size(image)
+    *leading_dimensions, rows, columns = values.shape
+    fine = F.interpolate(values.reshape(1, -1, rows, columns).float(), (height, width), mode="bicubic")
+    return fine.reshape(*leading_dimensions, height, width)
 
 
 def display_size(image: np.ndarray) -> tuple[int, int]:
@@ -449,28 +619,36 @@ def display_size(image: np.ndarray) -> tuple[int, int]:
 
 
 def draw_map(
-    colors: np.ndarray, image: np.ndarray, point: tuple[float, float] | None = None, opacity: float = 1.0
+    colors: np.ndarray,
+    image: np.ndarray,
+    point: tuple[float, float] | None = None,
+    opacity: float = 1.0,
 ) -> Image.Image:
     """Draw a map in colors, uint8 of shape `(rows, columns, 3)`, over its image, with a ring around a point."""
     size = display_size(image)
     picture = Image.fromarray(colors).resize(size, Image.Resampling.NEAREST)
     if opacity < 1:
-        under = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).convert("L").convert("RGB")
-        picture = Image.blend(under, picture, opacity)
+        large_image = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+        gray = large_image.convert("L").convert("RGB")
+        picture = Image.blend(gray, picture, opacity)
     return picture if point is None else ringed(picture, point)
 
 
 def patch_at(point: tuple[float, float], rows: int, columns: int) -> tuple[int, int]:
     x, y = point
-    return min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
+    row = min(int(y * rows), rows - 1)
+    column = min(int(x * columns), columns - 1)
+    return row, column
 
 
 def ringed(picture: Image.Image, point: tuple[float, float]) -> Image.Image:
     """Draw a ring around a point on a copy of a picture: white between black, so that it is visible on any color."""
     picture = picture.copy()
-    x, y = (at * side for at, side in zip(point, picture.size))
+    pen = ImageDraw.Draw(picture)
+    x = point[0] * picture.width
+    y = point[1] * picture.height
     for radius, color, width in ((20, "black", 12), (17, "white", 6)):
-        ImageDraw.Draw(picture).ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=width)
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=width)
     return picture
 
 
@@ -480,10 +658,13 @@ def boxed(
     """Draw the outlines of windows (left, top, right, bottom as fractions of the sides) on a copy of a picture."""
     picture = picture.copy()
     pen = ImageDraw.Draw(picture)
-    for window in windows:
-        left, top, right, bottom = (at * side for at, side in zip(window, picture.size * 2))
-        left, top = max(left, 6), max(top, 6)
-        right, bottom = max(min(right, picture.width - 7), left), max(min(bottom, picture.height - 7), top)
-        for around, line, width in ((6, "black", 8), (4, color, 4)):
-            pen.rectangle((left - around, top - around, right + around, bottom + around), outline=line, width=width)
+    for left_fraction, top_fraction, right_fraction, bottom_fraction in windows:
+        # The outline and its black border lie within the picture.
+        left = max(left_fraction * picture.width, 6)
+        top = max(top_fraction * picture.height, 6)
+        right = max(min(right_fraction * picture.width, picture.width - 7), left)
+        bottom = max(min(bottom_fraction * picture.height, picture.height - 7), top)
+        for margin, line_color, width in ((6, "black", 8), (4, color, 4)):
+            outline = (left - margin, top - margin, right + margin, bottom + margin)
+            pen.rectangle(outline, outline=line_color, width=width)
     return picture

@@ -13,15 +13,18 @@ from modeling_vitp import ViTPForConditionalGeneration, ViTPProcessor
 
 
 def main(argv: list[str] | None = None) -> int:
-    source, target = map(Path, sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    source, target = (Path(argument) for argument in arguments)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        ViTPForConditionalGeneration.from_pretrained(source).half().save_pretrained(work)
+        model = ViTPForConditionalGeneration.from_pretrained(source)
+        model.half().save_pretrained(work)
         ViTPProcessor.from_pretrained(source).save_pretrained(work)
         for path in sorted(Path(work).glob("*.json")):
             fields = json.loads(path.read_text(), object_hook=without_code)
             indent = None if path.name == "tokenizer.json" else 2
-            (target / path.name).write_text(json.dumps(fields, indent=indent, ensure_ascii=False) + "\n")
+            text = json.dumps(fields, indent=indent, ensure_ascii=False)
+            (target / path.name).write_text(text + "\n")
         shutil.copyfile(Path(work, "model.safetensors"), target / "model.safetensors")
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {size / 1e6:.1f} MB")

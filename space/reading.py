@@ -6,7 +6,7 @@ read. Bands, levels, slice and window follow the controls of the page.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,7 @@ Fractions = tuple[float, float, float, float]
 PHOTOGRAPHS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIF")  # HEIF if a plugin of Pillow reads it
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, AVIF, TIFF, GeoTIFF, JPEG 2000, DICOM or NIfTI"
 AS_STATED = "as the file says"
+KINDS_OF_RASTERS = {"GTiff": "TIFF", "JP2OpenJPEG": "JPEG 2000"}  # by the name of the driver of GDAL
 PRESETS = {  # Hounsfield units that become black and white, by the usual centers and widths
     "lung": (-1350.0, 150.0),
     "bone": (-500.0, 1300.0),
@@ -44,7 +45,7 @@ PRESETS = {  # Hounsfield units that become black and white, by the usual center
     "brain": (0.0, 80.0),
 }
 COLORS = ("red", "green", "blue")
-SENTINEL_2 = LANDSAT_8 = ("4", "3", "2")  # numbers of red, green and blue; the same for Landsat 9 and HLS
+SENTINEL_2 = ("4", "3", "2")  # numbers of red, green and blue; the same for Landsat 8, Landsat 9 and HLS
 LANDSAT_4_TO_7 = ("3", "2", "1")
 OLDER = re.compile(r"(?:^|[^A-Z0-9])(?:L[ETM]0?[457]|LANDSAT[ _-]?[457])", re.IGNORECASE)
 NUMBER = re.compile(r"(?:^|[^A-Z0-9])(?:SR_|ST_|TOA_|BAND[ _-]?)?B?0?(\d{1,2}A?)(?![A-Z0-9])", re.IGNORECASE)
@@ -68,7 +69,7 @@ class Adjustment:
             found by their names.
         low, high: percentiles of each band that become black and white. If they equal `PERCENTILES`, the levels in
             the file take precedence.
-        part: size of the visible window, in percent of each side of the image.
+        window_percent: size of the visible window, in percent of each side of the image.
         center_x, center_y: center of the visible window, in percent from the left and from the top.
 
     Raises:
@@ -80,13 +81,14 @@ class Adjustment:
     bands: str | None = ""
     low: float = PERCENTILES[0]
     high: float = PERCENTILES[1]
-    part: float = 100.0
+    window_percent: float = 100.0
     center_x: float = 50.0
     center_y: float = 50.0
 
     def __post_init__(self):
         numbers = self.band_numbers
-        if len(numbers) not in (0, 1, 3) or 0 in numbers or re.search(r"[^\d\s,;/-]", self.bands or ""):
+        has_other_characters = re.search(r"[^\d\s,;/-]", self.bands or "")
+        if has_other_characters or len(numbers) not in (0, 1, 3) or 0 in numbers:
             raise ValueError(f"Expected one or three band numbers from 1, such as 4, 3, 2, got {self.bands[:50]!r}.")
         if not self.low < self.high:
             raise ValueError(
@@ -95,24 +97,31 @@ class Adjustment:
 
     @property
     def band_numbers(self) -> list[int]:
-        return [int(number) for number in re.findall(r"\d+", (self.bands or "")[:50])]
+        text = (self.bands or "")[:50]
+        return [int(number) for number in re.findall(r"\d+", text)]
 
     @property
     def window(self) -> Fractions | None:
         """Left, top, right and bottom of the visible window, as fractions; `None` for the whole image."""
-        if self.part >= 100:
+        if self.window_percent >= 100:
             return None
-        half = self.part / 200
-        x, y = (min(max(at / 100, half), 1 - half) for at in (self.center_x, self.center_y))
+        half = self.window_percent / 200
+        # The window lies within the image.
+        x = min(max(self.center_x / 100, half), 1 - half)
+        y = min(max(self.center_y / 100, half), 1 - half)
         return x - half, y - half, x + half, y + half
 
     def spec(self, stated: dict | None) -> dict | None:
         """Return the fields of the input spec to read an image with, based on those of a model or a file."""
         spec = dict(stated or {})
-        if self.preset != AS_STATED or (self.low, self.high) != PERCENTILES:
-            spec = {key: value for key, value in spec.items() if key not in ("window", "percentiles")}
-            is_stated = self.preset == AS_STATED
-            spec |= {"percentiles": (self.low, self.high)} if is_stated else {"window": PRESETS[self.preset]}
+        has_percentiles = (self.low, self.high) != PERCENTILES
+        if self.preset != AS_STATED or has_percentiles:
+            spec.pop("window", None)
+            spec.pop("percentiles", None)
+            if self.preset == AS_STATED:
+                spec["percentiles"] = (self.low, self.high)
+            else:
+                spec["window"] = PRESETS[self.preset]
         if self.band_numbers and "band_names" not in spec:  # A model with named bands takes all of them.
             spec["bands"] = [band - 1 for band in self.band_numbers]
         return spec or None
@@ -140,12 +149,15 @@ class Reading:
     def to_rgb(self) -> PIL.Image.Image:
         """Return the image for display as 8-bit RGB. Red, green and blue of other bands are found by their names."""
         pixels = self.pixels().movedim(0, -1).contiguous().numpy()
-        return PIL.Image.fromarray(in_colors(pixels, (self.input_spec or {}).get("band_names")))
+        band_names = None if self.input_spec is None else self.input_spec.get("band_names")
+        return PIL.Image.fromarray(in_colors(pixels, band_names))
 
 
 def in_colors(pixels: np.ndarray, band_names: Sequence[str] | None) -> np.ndarray:
     """Convert the pixels of a model with these bands to an image for display, uint8 of shape `(height, width, 3)`."""
-    return pixels if band_names is None else shown(torch.from_numpy(pixels).movedim(-1, 0), band_names)
+    if band_names is None:
+        return pixels
+    return shown(torch.from_numpy(pixels).movedim(-1, 0), band_names)
 
 
 def read_image(
@@ -184,16 +196,9 @@ def read_image(
         head = file.read(132)
     if not head:
         raise UnreadableImage(f"{path.name} is empty (0 bytes).")
-    if is_volume(path):
-        read = partial(_read_volume, position=position)
-    elif is_dicom(head):
-        read = partial(_read_dicom, position=position)
-    elif head.startswith((*TIFF, *JPEG_2000)) or (head.startswith(PNG) and head[24:25] == b"\x10"):
-        read = _read_raster
-    else:
-        read = _read_photograph
+    reader = _reader_of(path, head, position)
     try:
-        return read(path, max_side, input_spec, window)
+        return reader(path, max_side, input_spec, window)
     except UnreadableImage:
         raise
     except PIL.UnidentifiedImageError as error:
@@ -206,12 +211,23 @@ def read_image(
         raise _damage(path, error) from error
 
 
+def _reader_of(path: Path, head: bytes, position: float) -> Callable[..., Reading]:
+    """Return the function that reads a file that begins with `head`."""
+    if is_volume(path):
+        return partial(_read_volume, position=position)
+    if is_dicom(head):
+        return partial(_read_dicom, position=position)
+    is_deep_png = head.startswith(PNG) and head[24:25] == b"\x10"  # 16 bits
+    if is_deep_png or head.startswith((*TIFF, *JPEG_2000)):
+        return _read_raster
+    return _read_photograph
+
+
 def _damage(path: Path, error: BaseException) -> UnreadableImage:
     """Return the error for a file that a decoder refuses."""
-    reason = " ".join(str(error.__cause__ or error).replace(str(path), path.name).split())[:200]
-    return UnreadableImage(
-        f"{path.name} is damaged, incomplete or of an unsupported kind: {reason or type(error).__name__}"
-    )
+    message = str(error.__cause__ or error).replace(str(path), path.name)
+    reason = " ".join(message.split())[:200] or type(error).__name__
+    return UnreadableImage(f"{path.name} is damaged, incomplete or of an unsupported kind: {reason}")
 
 
 @contextmanager
@@ -244,107 +260,177 @@ class Area(NamedTuple):
     is_part: bool
 
     @classmethod
-    def of(cls, path: Path, size: tuple[int, int], window: Fractions | None, max_side: int) -> "Area":
+    def of(
+        cls,
+        path: Path,
+        size: tuple[int, int],
+        window: Fractions | None,
+        max_side: int,
+    ) -> "Area":
         """Return the area of a window in an image of a width and height. Raise [`UnreadableImage`] if it is empty."""
-        if not all(size):
-            raise UnreadableImage(f"{path.name} is empty: {size[0]} × {size[1]} pixels.")
-        left, top, right, bottom = window or (0, 0, 1, 1)
-        x, y = min(int(left * size[0]), size[0] - 1), min(int(top * size[1]), size[1] - 1)
-        width, height = max(1, round(right * size[0]) - x), max(1, round(bottom * size[1]) - y)
-        scale = min(1.0, max_side / max(width, height))
-        reduced = max(1, round(scale * width)), max(1, round(scale * height))
-        return cls(x, y, (width, height), reduced, window is not None)
+        width, height = size
+        if width == 0 or height == 0:
+            raise UnreadableImage(f"{path.name} is empty: {width} × {height} pixels.")
+        left_fraction, top_fraction, right_fraction, bottom_fraction = window or (0, 0, 1, 1)
+        left = min(int(left_fraction * width), width - 1)
+        top = min(int(top_fraction * height), height - 1)
+        area_width = max(1, round(right_fraction * width) - left)
+        area_height = max(1, round(bottom_fraction * height) - top)
+        scale = min(1.0, max_side / max(area_width, area_height))
+        reduced_width = max(1, round(scale * area_width))
+        reduced_height = max(1, round(scale * area_height))
+        return cls(
+            left=left,
+            top=top,
+            size=(area_width, area_height),
+            reduced=(reduced_width, reduced_height),
+            is_part=window is not None,
+        )
 
-    def note(self, kind: str, *done: str) -> str:
-        """Describe how the area was read."""
+    def note(self, kind: str, steps: Sequence[str] = ()) -> str:
+        """Describe how the area was read, with further steps of the reading."""
         note = f"{kind}, {self.size[0]} × {self.size[1]} pixels"
         if self.reduced != self.size:
             note += f", reduced to {self.reduced[0]} × {self.reduced[1]}"
-        window = [f"window from {self.left}, {self.top}"] if self.is_part else []
-        return ", ".join([note, *window, *done])
+        if self.is_part:
+            note += f", window from {self.left}, {self.top}"
+        return ", ".join([note, *steps])
 
 
 def open_photograph(path: Path) -> PIL.Image.Image:
     """Open a photograph of 8 bits, without the decoders of Pillow for other formats, which a visitor might attack."""
     PIL.Image.init()
-    return PIL.Image.open(path, formats=[name for name in PHOTOGRAPHS if name in PIL.Image.OPEN])
+    formats = [name for name in PHOTOGRAPHS if name in PIL.Image.OPEN]
+    return PIL.Image.open(path, formats=formats)
 
 
-def _read_photograph(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
+def _read_photograph(
+    path: Path,
+    max_side: int,
+    input_spec: dict | None,
+    window: Fractions | None,
+) -> Reading:
     with open_photograph(path) as image:
-        kind, size = f"{image.format}, {image.mode}", image.size
+        kind = f"{image.format}, {image.mode}"
+        width, height = image.size
         if window is None:
-            image.thumbnail(Area.of(path, size, window, max_side).reduced)
+            # A JPEG is decoded at a reduced size.
+            image.thumbnail(Area.of(path, (width, height), window, max_side).reduced)
         is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) > 4
-        area = Area.of(path, size[::-1] if is_turned else size, window, max_side)
+        upright_size = (height, width) if is_turned else (width, height)
+        area = Area.of(path, upright_size, window, max_side)
         photograph = upright(image)
     if window is not None:
-        photograph = photograph.crop((area.left, area.top, area.left + area.size[0], area.top + area.size[1]))
+        area_width, area_height = area.size
+        photograph = photograph.crop((area.left, area.top, area.left + area_width, area.top + area_height))
     photograph.thumbnail(area.reduced)
     return Reading(photograph, input_spec, area.note(kind))
 
 
-def _read_raster(path: Path, max_side: int, input_spec: dict | None, window: Fractions | None) -> Reading:
+def _read_raster(
+    path: Path,
+    max_side: int,
+    input_spec: dict | None,
+    window: Fractions | None,
+) -> Reading:
     spec = dict(input_spec or {})
     with open_raster_alone(path) as source:
-        driver = source.driver
+        kind = KINDS_OF_RASTERS.get(source.driver, source.driver)
+        dtype = source.dtypes[0]
+        count = source.count
         area = Area.of(path, (source.width, source.height), window, max_side)
-        count, dtype = source.count, source.dtypes[0]
-        named = spec.pop("bands", None) or _bands_of(source, path.stem)
-        bands = list(range(count)) if "band_names" in spec else list(named)
+        stated_bands = spec.pop("bands", None)
+        if "band_names" in spec:
+            bands = list(range(count))
+        else:
+            bands = list(stated_bands or _bands_of(source, path.stem))
         if max(bands) >= count:
             raise UnreadableImage(
                 f"{path.name} has {count} band(s), but the input spec asks for band {max(bands) + 1}."
             )
         palette = source.colormap(1) if source.colorinterp[0] == ColorInterp.palette else None
-        array = source.read(
-            [band + 1 for band in bands],
-            out_shape=(len(bands), *area.reduced[::-1]),
-            window=Window(area.left, area.top, *area.size),
-            resampling=Resampling.nearest if palette else Resampling.average,
-            masked=dtype != "uint8",
-        )
-    done = []
+        array = _read_bands(source, bands, area, has_palette=bool(palette))
+    steps = []
     if count > 1:
-        done.append(f"band{'s' * (len(bands) > 1)} {', '.join(str(band + 1) for band in bands)} of {count}")
+        plural = "s" if len(bands) > 1 else ""
+        numbers = ", ".join(str(band + 1) for band in bands)
+        steps.append(f"band{plural} {numbers} of {count}")
     if palette:
-        colors = np.array([palette.get(index, (0, 0, 0))[:3] for index in range(256)], dtype=np.uint8)
-        array = colors[array[0]].transpose(2, 0, 1)
-        done.append("palette colors")
+        array = _in_palette_colors(array[0], palette)
+        steps.append("palette colors")
     if np.iscomplexobj(array):
         array = np.abs(array)
-        done.append("magnitude of complex values")
+        steps.append("magnitude of complex values")
     if np.ma.is_masked(array):
         array = array.astype(np.result_type(array.dtype, np.float32)).filled(np.nan)
-    array, kind = np.ma.getdata(array), {"GTiff": "TIFF", "JP2OpenJPEG": "JPEG 2000"}.get(driver, driver)
-    if array.dtype == np.uint8 and not spec:
-        image = PIL.Image.fromarray(np.broadcast_to(array, (3, *array.shape[1:])).transpose(1, 2, 0).copy())
-        return Reading(image, None, area.note(f"{kind}, {dtype}", *done))
-    spec = _or_default(spec, {} if array.dtype == np.uint8 else {"percentiles": PERCENTILES})
+    array = np.ma.getdata(array)
+    is_8_bit = array.dtype == np.uint8
+    if is_8_bit and not spec:
+        height, width = array.shape[1:]
+        rgb = np.broadcast_to(array, (3, height, width)).transpose(1, 2, 0).copy()
+        return Reading(PIL.Image.fromarray(rgb), None, area.note(f"{kind}, {dtype}", steps))
+    spec = _or_default(spec, {} if is_8_bit else {"percentiles": PERCENTILES})
     _check_values(path, array)
-    return Reading(array, spec, area.note(f"{kind}, {dtype}", *done, *_described(spec)))
+    return Reading(array, spec, area.note(f"{kind}, {dtype}", steps + _described(spec)))
+
+
+def _read_bands(
+    source: rasterio.DatasetReader,
+    bands: Sequence[int],
+    area: Area,
+    has_palette: bool,
+) -> np.ndarray | np.ma.MaskedArray:
+    """Read an area of some bands (indices from 0) at its reduced size; nodata is masked unless the values are 8-bit."""
+    width, height = area.size
+    reduced_width, reduced_height = area.reduced
+    return source.read(
+        [band + 1 for band in bands],
+        out_shape=(len(bands), reduced_height, reduced_width),
+        window=Window(area.left, area.top, width, height),
+        resampling=Resampling.nearest if has_palette else Resampling.average,
+        masked=source.dtypes[0] != "uint8",
+    )
+
+
+def _in_palette_colors(indices: np.ndarray, palette: dict[int, tuple]) -> np.ndarray:
+    """Return the colors, of shape `(3, height, width)`, of indices into a palette."""
+    colors = [palette.get(index, (0, 0, 0))[:3] for index in range(256)]
+    return np.array(colors, dtype=np.uint8)[indices].transpose(2, 0, 1)
 
 
 def _read_dicom(
-    path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, position: float
+    path: Path,
+    max_side: int,
+    input_spec: dict | None,
+    window: Fractions | None,
+    position: float,
 ) -> Reading:
     dataset = open_dicom(path, path.name)
     frames = number_of_frames(dataset)
     index = min(int(position / 100 * frames), frames - 1)
     frame = read_frame(dataset, path.name, index)
-    done = [f"frame {index + 1} of {frames}"] if frames > 1 else []
-    done += ["palette colors"] if frame.has_palette else []
-    spec, array = _or_default(dict(input_spec or {}), frame.input_spec), frame.values
-    done += _described(spec)
+    steps = []
+    if frames > 1:
+        steps.append(f"frame {index + 1} of {frames}")
+    if frame.has_palette:
+        steps.append("palette colors")
+    spec = _or_default(dict(input_spec or {}), frame.input_spec)
+    steps += _described(spec)
+    array = frame.values
     if frame.is_inverted:
-        array, spec = -array.astype(np.float64), _mirrored(spec)
-        done.append("inverted (MONOCHROME1)")
+        array = -array.astype(np.float64)
+        spec = _mirrored(spec)
+        steps.append("inverted (MONOCHROME1)")
     modality = dataset.get("Modality", dataset.PhotometricInterpretation)
-    return _from_values(path, array, max_side, spec, window, f"DICOM, {modality}", done)
+    return _from_values(path, array, max_side, spec, window, f"DICOM, {modality}", steps)
 
 
 def _read_volume(
-    path: Path, max_side: int, input_spec: dict | None, window: Fractions | None, position: float
+    path: Path,
+    max_side: int,
+    input_spec: dict | None,
+    window: Fractions | None,
+    position: float,
 ) -> Reading:
     """Read an axial slice of a NIfTI volume, in radiological orientation (seen from the feet)."""
     volume = open_volume(path)
@@ -353,7 +439,8 @@ def _read_volume(
     spec = _or_default(dict(input_spec or {}), {"percentiles": PERCENTILES})
     spec.pop("bands", None)
     kind = f"NIfTI, slice {index + 1} of {count}"
-    return _from_values(path, volume.cut("axial", index), max_side, spec, window, kind, _described(spec))
+    values = volume.cut("axial", index)
+    return _from_values(path, values, max_side, spec, window, kind, _described(spec))
 
 
 def _from_values(
@@ -363,16 +450,20 @@ def _from_values(
     spec: dict,
     window: Fractions | None,
     kind: str,
-    done: Sequence[str],
+    steps: Sequence[str],
 ) -> Reading:
     """Cut and reduce values of shape `(height, width)` or `(height, width, bands)`."""
-    area = Area.of(path, values.shape[1::-1], window, max_side)
-    array = values[area.top : area.top + area.size[1], area.left : area.left + area.size[0]]
+    height, width = values.shape[:2]
+    area = Area.of(path, (width, height), window, max_side)
+    area_width, area_height = area.size
+    array = values[area.top : area.top + area_height, area.left : area.left + area_width]
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     if area.reduced != area.size:
-        array = F.adaptive_avg_pool2d(torch.from_numpy(array.astype(np.float64)), area.reduced[::-1]).numpy()
+        reduced_width, reduced_height = area.reduced
+        tensor = torch.from_numpy(array.astype(np.float64))
+        array = F.adaptive_avg_pool2d(tensor, (reduced_height, reduced_width)).numpy()
     _check_values(path, array)
-    return Reading(np.ascontiguousarray(array), spec, area.note(kind, *done))
+    return Reading(np.ascontiguousarray(array), spec, area.note(kind, steps))
 
 
 def _bands_of(source: rasterio.DatasetReader, name: str) -> list[int]:
@@ -382,56 +473,69 @@ def _bands_of(source: rasterio.DatasetReader, name: str) -> list[int]:
     it lists all bands, such as `scene_B02_B03_B04_B08.tif`, or by their color interpretation.
     """
     descriptions = [description or "" for description in source.descriptions]
+    color_words = [_color_word(description) for description in descriptions]
+    described_numbers = [_band_number(description) for description in descriptions]
+    numbers_in_name = [number.upper() for number in IN_A_NAME.findall(name)]
+    interpretations = [interpretation.name for interpretation in source.colorinterp]
     tags = " ".join(source.tags().values())[:1000]
     numbers = LANDSAT_4_TO_7 if OLDER.search(f" {name} {tags}") else SENTINEL_2
-    in_name = [number.upper() for number in IN_A_NAME.findall(name)]
-    found = (
-        _indices(map(_color_word, descriptions), COLORS)
-        or _indices(map(_band_number, descriptions), numbers)
-        or (_indices(in_name, numbers) if len(in_name) == source.count else None)
-        or _indices((interpretation.name for interpretation in source.colorinterp), COLORS)
-    )
-    return found or ([0, 1, 2] if source.count >= 3 else [0])
-
-
-def _indices(names: Iterable[str | None], wanted: Sequence[str]) -> list[int] | None:
-    """Return the index of each wanted name, or `None` unless each occurs once."""
-    names = list(names)
-    return [names.index(name) for name in wanted] if all(names.count(name) == 1 for name in wanted) else None
+    candidates = [(color_words, COLORS), (described_numbers, numbers)]
+    if len(numbers_in_name) == source.count:
+        candidates.append((numbers_in_name, numbers))
+    candidates.append((interpretations, COLORS))
+    for band_names, rgb_names in candidates:
+        if all(band_names.count(rgb_name) == 1 for rgb_name in rgb_names):
+            return [band_names.index(rgb_name) for rgb_name in rgb_names]
+    return [0, 1, 2] if source.count >= 3 else [0]
 
 
 def _color_word(description: str) -> str | None:
     """Return `red`, `green` or `blue` if a description begins or ends with the word, but not for `red edge`."""
     words = re.findall(r"[a-z]+", description.lower())
-    return next((words[index] for index in (0, -1) if words and words[index] in COLORS and "edge" not in words), None)
+    if not words or "edge" in words:
+        return None
+    for word in (words[0], words[-1]):
+        if word in COLORS:
+            return word
+    return None
 
 
 def _band_number(description: str) -> str | None:
     """Return the number of a band, such as `B04`, `SR_B4` or `Band 4`, without leading zeros."""
-    found = NUMBER.search(f" {description}")
-    return found and found[1].upper()
+    match = NUMBER.search(f" {description}")
+    return None if match is None else match[1].upper()
 
 
 def _or_default(spec: dict, default: dict) -> dict:
     """Return the spec, with the default window or percentiles if it has none."""
-    return spec if {"window", "percentiles"} & set(spec) else {**spec, **default}
+    if "window" in spec or "percentiles" in spec:
+        return spec
+    return {**spec, **default}
 
 
 def _mirrored(spec: dict) -> dict:
     """Return the input spec that shows negated values as the inverted image."""
     mirrored = dict(spec)
     if "window" in spec:
-        mirrored["window"] = tuple((-high, -low) for low, high in InputSpec.from_dict(spec).windows)
+        windows = InputSpec.from_dict(spec).windows
+        mirrored["window"] = tuple((-high, -low) for low, high in windows)
     if "percentiles" in spec:
         mirrored["percentiles"] = tuple(100 - value for value in reversed(spec["percentiles"]))
     return mirrored
 
 
 def _described(spec: dict) -> list[str]:
-    windows = InputSpec.from_dict(spec).windows if "window" in spec else ()
-    words = ["window " + " and ".join(f"{low:g} to {high:g}" for low, high in windows)] if windows else []
-    words += ["percentiles {:g} to {:g}".format(*spec["percentiles"])] if "percentiles" in spec else []
-    return words + ([f"gamma {spec['gamma']:g}"] if "gamma" in spec else [])
+    """Return the steps of the conversion to 8 bits in words."""
+    steps = []
+    windows = InputSpec.from_dict(spec).windows if "window" in spec else None
+    if windows:
+        steps.append("window " + " and ".join(f"{low:g} to {high:g}" for low, high in windows))
+    if "percentiles" in spec:
+        low, high = spec["percentiles"]
+        steps.append(f"percentiles {low:g} to {high:g}")
+    if "gamma" in spec:
+        steps.append(f"gamma {spec['gamma']:g}")
+    return steps
 
 
 def _check_values(path: Path, array: np.ndarray) -> None:

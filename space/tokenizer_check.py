@@ -25,35 +25,52 @@ SPLITS = (
 TRIALS = ("a", " ", "é", "\ufdfa", "\U0001f333", "a é\n1.")  # U+FDFA becomes 18 characters in NFKD.
 
 
-def parts(value: Any) -> Iterator[dict]:
+def mappings(value: Any) -> Iterator[dict]:
     """Yield every mapping in a JSON value, at any depth."""
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from parts(item)
+    if isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, list):
+        items = value
+    else:
+        items = ()
+    for item in items:
+        yield from mappings(item)
     if isinstance(value, dict):
         yield value
 
 
 def complaint(fields: dict[str, Any]) -> str | None:
     """Return what is wrong with the fields of a tokenizer.json."""
-    model, steps = fields["model"], {key: fields[key] for key in fields if key not in ("model", "added_tokens")}
+    model = fields["model"]
     if model.get("type", "BPE") != "BPE":
         return f"is of the type {str(model['type'])[:60]!r}, expected BPE"
-    if (size := len(json.dumps(steps))) > limits.TOKENIZER_STEPS:
-        return f"has steps of {size:,} characters, expected at most {limits.TOKENIZER_STEPS:,}"
-    lists = {"vocabulary": model["vocab"], "merges": model["merges"], "added tokens": fields.get("added_tokens") or []}
+    steps = {key: step for key, step in fields.items() if key not in ("model", "added_tokens")}
+    num_characters = len(json.dumps(steps))
+    if num_characters > limits.TOKENIZER_STEPS:
+        return f"has steps of {num_characters:,} characters, expected at most {limits.TOKENIZER_STEPS:,}"
+    added_tokens = fields.get("added_tokens") or []
+    lists = {"vocabulary": model["vocab"], "merges": model["merges"], "added tokens": added_tokens}
     for name, entries in lists.items():
         if len(entries) > limits.TOKENS:
             return f"has {len(entries):,} {name}, expected at most {limits.TOKENS:,}"
         if any(len(str(entry)) > limits.STRING for entry in entries):
             return f"has {name} of more than {limits.STRING:,} characters"
-    for step in parts(steps):
+    return complaint_about_steps(steps)
+
+
+def complaint_about_steps(steps: dict[str, Any]) -> str | None:
+    """Return what is wrong with the steps of a tokenizer other than its model, such as its normalizer."""
+    for step in mappings(steps):
         if step.get("Regex", SPLITS[0]) not in SPLITS:
             return "splits text by an unknown regular expression"
-        pattern = step.get("pattern") if step.get("type") == "Replace" else {}
-        if len(str(step.get("content", ""))) > len(str(pattern.get("String", ""))):
+        replaced_text = ""
+        if step.get("type") == "Replace":
+            replaced_text = str(step.get("pattern").get("String", ""))
+        if len(str(step.get("content", ""))) > len(replaced_text):
             return "replaces text by longer text"
-    before = [step.get("type") for step in parts([steps.get("normalizer"), steps.get("pre_tokenizer")])]
-    if before.count("ByteLevel") > 1:
+    first_steps = mappings([steps.get("normalizer"), steps.get("pre_tokenizer")])
+    types = [step.get("type") for step in first_steps]
+    if types.count("ByteLevel") > 1:
         return "has several byte-level steps, each of which may double the text"
     return None
 
@@ -68,7 +85,8 @@ def failed_trial(folder: Path) -> str | None:
         ids = tokenizer.encode(text).ids
         if len(ids) > limits.TOKENS_OF_QUESTION:
             return f"makes {len(ids):,} tokens of {len(text):,} characters"
-        if (length := len(tokenizer.decode(ids, skip_special_tokens=False))) > limits.STRING * max(len(ids), 1):
+        length = len(tokenizer.decode(ids, skip_special_tokens=False))
+        if length > limits.STRING * max(len(ids), 1):
             return f"decodes {len(ids):,} tokens to {length:,} characters"
     return None
 
@@ -77,6 +95,7 @@ if __name__ == "__main__":
     import resource
 
     os.nice(10)  # Answers to other visitors go first.
-    resource.setrlimit(resource.RLIMIT_AS, (limits.TOKENIZER_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (limits.TOKENIZER_BYTES, limits.TOKENIZER_BYTES))
     path = Path(sys.argv[1])
-    print(complaint(json.loads((path / "tokenizer.json").read_text())) or failed_trial(path) or "")
+    fields = json.loads((path / "tokenizer.json").read_text())
+    print(complaint(fields) or failed_trial(path) or "")

@@ -47,31 +47,46 @@ class ImageInput:
         return [self.upload.upload, self.upload.clear, self.upload.delete, self.example.input]
 
     def on(
-        self, triggers: Sequence[Callable], handler: Callable, inputs: Sequence[Any], outputs: Sequence[Any], **options
+        self,
+        triggers: Sequence[Callable],
+        handler: Callable,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        **options,
     ) -> gr.events.Dependency:
         """Call a handler, decorated with [`computing.answering`], with the path of the image (or `None`) and inputs."""
-        return gr.on(triggers, *self.with_path(handler, inputs), outputs, **PRIVATE, **QUEUE, **options)
+        handler_of_upload, all_inputs = self.with_path(handler, inputs)
+        return gr.on(
+            triggers,
+            handler_of_upload,
+            all_inputs,
+            outputs,
+            **PRIVATE,
+            **QUEUE,
+            **options,
+        )
 
     def with_path(self, handler: Callable, inputs: Sequence[Any]) -> tuple[Callable, list]:
         """Return the handler, wrapped to take upload and example in place of the path, and its inputs."""
-        first, *others = inspect.signature(handler).parameters.values()
+        path_parameter, *other_parameters = inspect.signature(handler).parameters.values()
 
         @functools.wraps(handler)
         async def answer(upload: str | None, example: str | None, *arguments) -> AsyncIterator:
-            async for found in handler(selected_path(upload, example), *arguments):
-                yield found
+            path = selected_path(upload, example)
+            async for result in handler(path, *arguments):
+                yield result
 
-        example = inspect.Parameter("example", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        example_parameter = inspect.Parameter("example", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         # Gradio reads the signature to pass progress and events.
-        answer.__signature__ = inspect.Signature([first, example, *others])
+        answer.__signature__ = inspect.Signature([path_parameter, example_parameter, *other_parameters])
         return answer, [self.upload, self.example, *inputs]
 
 
 def thumbnails() -> str:
     """Return CSS that shows a thumbnail beside each example."""
     rules = []
-    for name in EXAMPLES:
-        small = open_upload(str(EXAMPLES[name]), 128).to_rgb()
+    for name, path in EXAMPLES.items():
+        small = open_upload(str(path), 128).to_rgb()
         buffer = io.BytesIO()
         PIL.ImageOps.fit(small, (48, 48)).save(buffer, "JPEG", quality=80)
         data = base64.b64encode(buffer.getvalue()).decode()
@@ -90,8 +105,21 @@ def image_upload(label: str, elem_id: str) -> gr.File:
 def image_input(elem_id: str, value: str, label: str = "Image") -> ImageInput:
     """Create an upload with a selector of example images, of which `value` is selected at first."""
     upload = image_upload(label, elem_id)
-    example = gr.Radio(list(EXAMPLES), value=value, label="… or an example", info=KINDS, elem_classes="examples")
-    gr.on([upload.upload, upload.clear, upload.delete], None, None, example, js="() => null", **PRIVATE)
+    example = gr.Radio(
+        list(EXAMPLES),
+        value=value,
+        label="… or an example",
+        info=KINDS,
+        elem_classes="examples",
+    )
+    gr.on(
+        [upload.upload, upload.clear, upload.delete],
+        None,
+        None,
+        example,
+        js="() => null",
+        **PRIVATE,
+    )
     example.input(None, None, upload, js="() => null", **PRIVATE)
     return ImageInput(upload, example)
 
@@ -108,16 +136,30 @@ def example_path(name: str) -> str:
 
 def name_of(path: str) -> str:
     """Return the name of the example that the file is a copy of, otherwise the file name."""
-    found = next((name for name, example in EXAMPLES.items() if example.name == Path(path).name), None)
-    is_copy = found and Path(path).is_file() and filecmp.cmp(path, EXAMPLES[found], shallow=False)
-    return found if is_copy else Path(path).name
+    file_name = Path(path).name
+    for example_name, example in EXAMPLES.items():
+        if example.name == file_name and Path(path).is_file() and filecmp.cmp(path, example, shallow=False):
+            return example_name
+    return file_name
 
 
-def picture_of(label: str, elem_id: str, alt_text: str | None = None, **options) -> gr.Image:
+def picture_of(
+    label: str,
+    elem_id: str,
+    alt_text: str | None = None,
+    **options,
+) -> gr.Image:
     """Create the picture of a result."""
-    buttons, options = ["download", "fullscreen"], {"elem_classes": "found", "min_width": 240, **options}
-    shown = {"alt_text": alt_text or label, "format": "png", "interactive": False, "buttons": buttons}
-    return gr.Image(label=label, elem_id=elem_id, **shown, **options)
+    settings = {"elem_classes": "found", "min_width": 240, **options}
+    return gr.Image(
+        label=label,
+        elem_id=elem_id,
+        alt_text=alt_text or label,
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        **settings,
+    )
 
 
 def forget(triggers: Sequence[Callable], outputs: Sequence[Any], cancels: Sequence = ()) -> None:
@@ -127,12 +169,15 @@ def forget(triggers: Sequence[Callable], outputs: Sequence[Any], cancels: Sequen
     """
     if cancels:
         gr.on(triggers, None, None, None, cancels=list(cancels), **PRIVATE)
-    values = json.dumps([one.value for one in outputs])
+    values = json.dumps([output.value for output in outputs])
     gr.on(triggers, None, None, list(outputs), js=f"() => {values}", **PRIVATE)
 
 
 def open_upload(
-    path: str | None, max_side: int = limits.SIDE, input_spec: dict | None = None, adjustment: Adjustment = UNADJUSTED
+    path: str | None,
+    max_side: int = limits.SIDE,
+    input_spec: dict | None = None,
+    adjustment: Adjustment = UNADJUSTED,
 ) -> Reading:
     """Open an uploaded image.
 
@@ -147,23 +192,36 @@ def open_upload(
         raise message("No image is selected. Drop, choose or paste an image.")
     with errors_as_messages():
         check_header(Path(path))
-        bands = (input_spec or {}).get("band_names")
-        if bands:
-            max_side = min(max_side, int((limits.BAND_VALUES / len(bands)) ** 0.5))
-        read = functools.partial(read_image, path, max_side, position=adjustment.position, window=adjustment.window)
-        if bands:
+        band_names = None if input_spec is None else input_spec.get("band_names")
+        if band_names:
+            max_side = min(max_side, int((limits.BAND_VALUES / len(band_names)) ** 0.5))
+        read = functools.partial(
+            read_image,
+            path,
+            max_side,
+            position=adjustment.position,
+            window=adjustment.window,
+        )
+        if band_names:
             return read(adjustment.spec(input_spec))
         reading = read()
-        spec = adjustment.spec(None if isinstance(reading.image, PIL.Image.Image) else input_spec)
+        is_8_bit = isinstance(reading.image, PIL.Image.Image)
+        spec = adjustment.spec(None if is_8_bit else input_spec)
         return read(spec) if spec else reading
 
 
-def open_pixels(*arguments, **options) -> tuple[np.ndarray, str]:
+def open_pixels(
+    path: str | None,
+    max_side: int = limits.SIDE,
+    input_spec: dict | None = None,
+    adjustment: Adjustment = UNADJUSTED,
+) -> tuple[np.ndarray, str]:
     """Open an uploaded image as pixels and return them with a note that begins with the name of the image.
 
     The arguments are those of [`open_upload`]. The pixels are uint8 RGB of shape `(height, width, 3)`, or float32 of
     shape `(height, width, bands)` in [0, 1] for a model with other bands.
     """
-    reading = open_upload(*arguments, **options)
+    reading = open_upload(path, max_side, input_spec, adjustment)
     with errors_as_messages():
-        return reading.pixels().movedim(0, -1).contiguous().numpy(), f"{name_of(arguments[0])}: {reading.note}"
+        pixels = reading.pixels().movedim(0, -1).contiguous().numpy()
+    return pixels, f"{name_of(path)}: {reading.note}"

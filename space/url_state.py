@@ -16,16 +16,19 @@ from computing import PRIVATE, QUEUE
 from gradio.helpers import special_args
 
 MAX_TEXT = 500
-KEPT_SECONDS = 3000
+LIFETIME = 3000
 """Time for which the result of an example is served. The app deletes files after an hour."""
-DEEP, MOST_LAYERS = "deep", 128
+DEEP = "deep"
 """CSS class of sliders over the layers of a backbone, whose number is not known when the page loads."""
+MOST_LAYERS = 128
+"""Maximum of these sliders when a link is restored."""
 
 
 def nearest(component: gr.Slider, value: float) -> float:
     """Clip the value of a slider to its range, because the page may not know a smaller maximum yet."""
-    value = gr.Slider.preprocess(component, min(max(value, component.minimum), component.maximum))
-    return int(value) if component.step == 1 else value
+    clipped = min(max(value, component.minimum), component.maximum)
+    clipped = gr.Slider.preprocess(component, clipped)
+    return int(clipped) if component.step == 1 else clipped
 
 
 # A class statement would make Gradio write a `.pyi` file beside this one.
@@ -63,7 +66,10 @@ REMEMBER = """(...values) => {
 
 
 def keep_in_url(
-    app: gr.Blocks, tabs: gr.Tabs, components: dict[str, gr.components.Component], at_start: list[tuple]
+    app: gr.Blocks,
+    tabs: gr.Tabs,
+    components: dict[str, gr.components.Component],
+    at_start: list[tuple],
 ) -> list[Callable[[], Future]]:
     """Restore the tab and the components from the URL when the page loads, and write changes to the URL.
 
@@ -76,24 +82,36 @@ def keep_in_url(
     Returns:
         Functions that compute the examples, see [`example_of`].
     """
+    tab_ids = [tab.id for tab in tabs.children]
+    all_components = list(components.values())
 
     def restore(request: gr.Request) -> list[Any]:
         query = dict(request.query_params)
-        tab = gr.Tabs(selected=query["tab"]) if query.get("tab") in ids else gr.skip()
-        return [tab, *(_restored(component, query.get(key)) for key, component in components.items())]
+        is_known_tab = query.get("tab") in tab_ids
+        updates = [gr.Tabs(selected=query["tab"]) if is_known_tab else gr.skip()]
+        for key, component in components.items():
+            updates.append(_restored(component, query.get(key)))
+        return updates
 
-    ids = [tab.id for tab in tabs.children]
-    restored = app.load(restore, None, [tabs, *components.values()], show_progress="hidden", **PRIVATE)
+    restored = app.load(restore, None, [tabs, *all_components], show_progress="hidden", **PRIVATE)
     restored.then(None, js="() => { window.urlIsRestored = true; }")
     examples = []
     for handler, inputs, outputs in at_start:
-        shown, compute = example_of(handler, inputs, outputs)
-        restored.then(shown, inputs, outputs, show_progress_on=outputs[0], **QUEUE, **PRIVATE)
+        with_example, compute = example_of(handler, inputs, outputs)
+        restored.then(
+            with_example,
+            inputs,
+            outputs,
+            show_progress_on=outputs[0],
+            **QUEUE,
+            **PRIVATE,
+        )
         examples.append(compute)
-    defaults = [_text(component.value) for component in components.values()]
+    defaults = [_text(component.value) for component in all_components]
     remember = REMEMBER % (json.dumps(list(components)), json.dumps(defaults))
-    gr.on([component.change for component in components.values()], None, list(components.values()), js=remember)
-    remember_tab = REMEMBER % (json.dumps(["tab"]), json.dumps(ids[:1]))
+    changes = [component.change for component in all_components]
+    gr.on(changes, None, all_components, js=remember)
+    remember_tab = REMEMBER % (json.dumps(["tab"]), json.dumps(tab_ids[:1]))
     for tab in tabs.children:
         tab.select(None, js=f"() => ({remember_tab})({json.dumps(tab.id)})")
     return examples
@@ -106,37 +124,43 @@ def example_of(handler: Callable, inputs: list, outputs: list) -> tuple[Callable
     """
     defaults = [_text(component.value) for component in inputs]
     arguments, *_ = special_args(handler, [component.value for component in inputs])
-    lock, kept, until = threading.Lock(), Future(), 0.0
+    lock = threading.Lock()
+    example = Future()
+    end = 0.0
 
     async def last() -> Any:
-        return [found async for found in handler(*arguments)][-1]
+        results = [result async for result in handler(*arguments)]
+        return results[-1]
 
     def work(future: Future) -> None:
         try:
             future.set_result(asyncio.run(last()))
-        except Exception as error:  # `shown` computes the example again for the next visitor.
+        except Exception as error:  # `with_example` computes the example again for the next visitor.
             future.set_exception(error)
 
     def compute() -> Future:
-        nonlocal kept, until
+        nonlocal example, end
         with lock:
-            if time.monotonic() > until or (kept.done() and kept.exception()):
-                kept, until = Future(), time.monotonic() + KEPT_SECONDS
-                threading.Thread(target=copy_context().run, args=(work, kept), daemon=True).start()
-            return kept
+            has_failed = example.done() and example.exception()
+            if time.monotonic() > end or has_failed:
+                example = Future()
+                end = time.monotonic() + LIFETIME
+                threading.Thread(target=copy_context().run, args=(work, example), daemon=True).start()
+            return example
 
     @functools.wraps(handler)
-    async def shown(*values) -> AsyncIterator:
-        if [_text(value) for value in values if not isinstance(value, gr.Progress)] != defaults:
-            async for found in handler(*values):
-                yield found
+    async def with_example(*values) -> AsyncIterator:
+        texts = [_text(value) for value in values if not isinstance(value, gr.Progress)]
+        if texts != defaults:
+            async for result in handler(*values):
+                yield result
             return
         try:
             yield await asyncio.wrap_future(compute())
         except gr.Error:
             yield (gr.skip(),) * len(outputs)
 
-    return shown, compute
+    return with_example, compute
 
 
 def _restored(component: gr.components.Component, text: str | None) -> Any:
@@ -148,15 +172,26 @@ def _restored(component: gr.components.Component, text: str | None) -> Any:
             value = float(text)
         except ValueError:
             return gr.skip()
-        is_deep = DEEP in (component.elem_classes or [])
-        value = min(max(component.minimum, value), MOST_LAYERS if is_deep else component.maximum)  # NaN is the minimum.
-        value = round(value) if component.step == 1 else value
-        return gr.Slider(value=value, maximum=max(value, component.maximum)) if is_deep else value
+        return _restored_number(component, value)
     if isinstance(component, gr.Checkbox):
         return text == "true"
-    if isinstance(component, (gr.Radio, gr.Dropdown)) and not getattr(component, "allow_custom_value", False):
-        return text if text in [value for _, value in component.choices] else gr.skip()
+    has_fixed_choices = isinstance(component, gr.Radio) or (
+        isinstance(component, gr.Dropdown) and not component.allow_custom_value
+    )
+    if has_fixed_choices and text not in [value for _, value in component.choices]:
+        return gr.skip()
     return text
+
+
+def _restored_number(component: gr.Slider | gr.Number, value: float) -> Any:
+    is_deep = DEEP in (component.elem_classes or [])
+    maximum = MOST_LAYERS if is_deep else component.maximum
+    value = min(max(component.minimum, value), maximum)  # NaN is the minimum.
+    if component.step == 1:
+        value = round(value)
+    if is_deep:
+        return gr.Slider(value=value, maximum=max(value, component.maximum))
+    return value
 
 
 def _text(value: Any) -> str:
@@ -165,4 +200,6 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+    if isinstance(value, (int, float)):
+        return f"{value:g}"
+    return str(value)

@@ -170,6 +170,15 @@ DETECTION = {
     "robustness_task": "detection",
     "headline_metrics": {"map": "mAP", "map_50": "mAP@50", "map_75": "mAP@75"},
 }
+INSTANCES = {
+    **DETECTION,
+    "headline_metrics": {
+        "mask_map": "Mask mAP",
+        "mask_map_50": "Mask mAP@50",
+        "box_map": "Box mAP",
+        "box_map_50": "Box mAP@50",
+    },
+}
 PRETRAINED = {
     "loss": "Loss",
     "probe/linear/patch_auc": "AUROC of a linear probe",
@@ -182,104 +191,135 @@ PRETRAINED = {
 # Their code fixes the size of the image, or the number of patches, when it is traced.
 WITHOUT_GRAPH = ("dinov2_with_registers", "siglip2_vision_model", "vit_mae")
 
-for _entry in (
+register_model(
     ModelEntry(
-        "vitp",
-        "AutoModelForImageTextToText",
-        "image-text-to-text",
-        ANSWER_EXAMPLE,
-        ViTPForConditionalGeneration,
-        ViTPImageProcessor,
-        "A vision-language model trained end to end with {paper} to pretrain its vision transformer.",
+        model_type="vitp",
+        auto_class="AutoModelForImageTextToText",
+        pipeline_tag="image-text-to-text",
+        example=ANSWER_EXAMPLE,
+        model_class=ViTPForConditionalGeneration,
+        image_processor_class=ViTPImageProcessor,
+        description="A vision-language model trained end to end with {paper} to pretrain its vision transformer.",
         layout="vitp",
         original_layout="original",
         headline_metrics=PRETRAINED,
     ),
+)
+register_model(
     ModelEntry(
-        "internvl",
-        "AutoModelForImageTextToText",
-        "image-text-to-text",
-        ANSWER_EXAMPLE,
+        model_type="internvl",
+        auto_class="AutoModelForImageTextToText",
+        pipeline_tag="image-text-to-text",
+        example=ANSWER_EXAMPLE,
         description="A vision-language model trained end to end with {paper}, in transformers' InternVL layout.",
         layout="internvl",
         headline_metrics=PRETRAINED,
     ),
+)
+register_model(
     ModelEntry(
-        "adapter",
-        "AutoModelForImageTextToText",
-        "image-text-to-text",
-        LORA_EXAMPLE,
+        model_type="adapter",
+        auto_class="AutoModelForImageTextToText",
+        pipeline_tag="image-text-to-text",
+        example=LORA_EXAMPLE,
         description="A LoRA adapter, with fully trained vision transformer and projector, trained with {paper}.",
         library_name="peft",
         push_as="adapter",
         headline_metrics=PRETRAINED,
     ),
+)
+register_model(
     ModelEntry(
-        "vitp_vision",
-        "AutoModel",
-        "image-feature-extraction",
-        BACKBONE_EXAMPLE,
-        ViTPVisionModel,
-        ViTPImageProcessor,
+        model_type="vitp_vision",
+        auto_class="AutoModel",
+        pipeline_tag="image-feature-extraction",
+        example=BACKBONE_EXAMPLE,
+        model_class=ViTPVisionModel,
+        image_processor_class=ViTPImageProcessor,
         push_as=None,
         layout="backbone",
         original_layout="original_vision",
         graph_outputs=("last_hidden_state", "pooler_output"),
     ),
+)
+register_model(
     ModelEntry(
-        "internvl_vision",
-        "AutoModel",
-        "image-feature-extraction",
-        BACKBONE_EXAMPLE,
+        model_type="internvl_vision",
+        auto_class="AutoModel",
+        pipeline_tag="image-feature-extraction",
+        example=BACKBONE_EXAMPLE,
         description="A vision transformer as an image backbone, pretrained with {paper}.",
         push_as="backbone",
         layout="backbone",
         headline_metrics=PRETRAINED,
     ),
+)
+register_model(
     ModelEntry(
-        "timm_wrapper",
-        "AutoModel",
-        "image-feature-extraction",
-        TIMM_EXAMPLE,
+        model_type="timm_wrapper",
+        auto_class="AutoModel",
+        pipeline_tag="image-feature-extraction",
+        example=TIMM_EXAMPLE,
         description="A vision transformer as an image backbone for timm, pretrained with {paper}.",
         library_name="timm",
         push_as="backbone",
         graph_outputs=("last_hidden_state",),
         headline_metrics=PRETRAINED,
     ),
-    *(
+)
+for _model_type in other_families():
+    if _model_type == "timm_wrapper":  # above
+        continue
+    register_model(
         ModelEntry(
-            model_type,
-            "AutoModel",
-            "image-feature-extraction",
-            MAE_EXAMPLE if model_type == "vit_mae" else VIT_EXAMPLE,
+            model_type=_model_type,
+            auto_class="AutoModel",
+            pipeline_tag="image-feature-extraction",
+            example=MAE_EXAMPLE if _model_type == "vit_mae" else VIT_EXAMPLE,
             description="A vision transformer as an image backbone, trained further with {paper}.",
             push_as="backbone",
-            graph_outputs=() if model_type in WITHOUT_GRAPH else ("last_hidden_state",),
+            graph_outputs=() if _model_type in WITHOUT_GRAPH else ("last_hidden_state",),
             headline_metrics=PRETRAINED,
         )
-        for model_type in other_families()
-        if model_type != "timm_wrapper"
-    ),
-    ModelEntry("vitp_backbone", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPBackbone),
-    ModelEntry("vitp_feature_pyramid", "AutoBackbone", "image-feature-extraction", MAPS_EXAMPLE, ViTPFeaturePyramid),
+    )
+register_model(
     ModelEntry(
-        "vitp_adapter",
-        "AutoBackbone",
-        "image-feature-extraction",
-        MAPS_EXAMPLE,
-        ViTPAdapter,
+        model_type="vitp_backbone",
+        auto_class="AutoBackbone",
+        pipeline_tag="image-feature-extraction",
+        example=MAPS_EXAMPLE,
+        model_class=ViTPBackbone,
+    ),
+)
+register_model(
+    ModelEntry(
+        model_type="vitp_feature_pyramid",
+        auto_class="AutoBackbone",
+        pipeline_tag="image-feature-extraction",
+        example=MAPS_EXAMPLE,
+        model_class=ViTPFeaturePyramid,
+    ),
+)
+register_model(
+    ModelEntry(
+        model_type="vitp_adapter",
+        auto_class="AutoBackbone",
+        pipeline_tag="image-feature-extraction",
+        example=MAPS_EXAMPLE,
+        model_class=ViTPAdapter,
         layout="adapter",
         original_layout="original_adapter",
     ),
+)
+register_model(
     ModelEntry(
-        "vitp_image_classification",
-        "AutoModelForImageClassification",
-        "image-classification",
-        CLASSIFICATION_EXAMPLE,
-        ViTPForImageClassification,
-        ViTPImageProcessor,
-        "An image classifier on a backbone of {paper}.",
+        model_type="vitp_image_classification",
+        auto_class="AutoModelForImageClassification",
+        pipeline_tag="image-classification",
+        example=CLASSIFICATION_EXAMPLE,
+        model_class=ViTPForImageClassification,
+        image_processor_class=ViTPImageProcessor,
+        description="An image classifier on a backbone of {paper}.",
         robustness_task="classification",
         headline_metrics={
             "accuracy": "Accuracy",
@@ -289,9 +329,11 @@ for _entry in (
         },
         graph_outputs=("logits",),
     ),
+)
+register_model(
     ModelEntry(
-        "vitp_segmentation",
-        "AutoModelForSemanticSegmentation",
+        model_type="vitp_segmentation",
+        auto_class="AutoModelForSemanticSegmentation",
         example=task_example(
             "AutoModelForSemanticSegmentation",
             "classes = image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(480, 640)])[0]",
@@ -309,9 +351,11 @@ for _entry in (
         },
         **DENSE,
     ),
+)
+register_model(
     ModelEntry(
-        "vitp_change_detection",
-        "AutoModel",
+        model_type="vitp_change_detection",
+        auto_class="AutoModel",
         example=CHANGE_EXAMPLE,
         model_class=ViTPForChangeDetection,
         description="A change detection model, for pairs of images, on a backbone of {paper}.",
@@ -325,16 +369,20 @@ for _entry in (
         },
         **DENSE,
     ),
+)
+register_model(
     ModelEntry(
-        "vitp_object_detection",
+        model_type="vitp_object_detection",
         example=BOXES_EXAMPLE,
         model_class=ViTPForObjectDetection,
         description="An object detector on a backbone of {paper}.",
         graph_outputs=("scores", "labels", "pred_boxes"),
         **DETECTION,
     ),
+)
+register_model(
     ModelEntry(
-        "vitp_oriented_object_detection",
+        model_type="vitp_oriented_object_detection",
         example=task_example(
             "AutoModelForObjectDetection",
             "found = image_processor.post_process_oriented_object_detection(outputs, target_sizes=[(480, 640)])[0]",
@@ -344,8 +392,10 @@ for _entry in (
         graph_outputs=("scores", "boxes"),
         **DETECTION,
     ),
+)
+register_model(
     ModelEntry(
-        "vitp_instance_segmentation",
+        model_type="vitp_instance_segmentation",
         example=task_example(
             "AutoModelForObjectDetection",
             "found = image_processor.post_process_instance_segmentation(outputs, target_sizes=[(480, 640)])[0]",
@@ -353,31 +403,22 @@ for _entry in (
         model_class=ViTPForInstanceSegmentation,
         description="An instance segmentation model on a backbone of {paper}.",
         graph_outputs=("scores", "labels", "pred_boxes", "pred_masks"),
-        **DETECTION
-        | {
-            "headline_metrics": {
-                "mask_map": "Mask mAP",
-                "mask_map_50": "Mask mAP@50",
-                "box_map": "Box mAP",
-                "box_map_50": "Box mAP@50",
-            }
-        },
+        **INSTANCES,
     ),
-    *(
+)
+for _model_type in ("rt_detr_v2", "d_fine", "deformable_detr"):
+    register_model(
         ModelEntry(
-            model_type,
-            "AutoModelForObjectDetection",
-            "object-detection",
-            "\nimport modeling_vitp  # the backbone, which transformers does not load from a repo: "
+            model_type=_model_type,
+            auto_class="AutoModelForObjectDetection",
+            pipeline_tag="object-detection",
+            example="\nimport modeling_vitp  # the backbone, which transformers does not load from a repo: "
             "pip install modeling-vitp" + BOXES_EXAMPLE.replace("{trust}", ""),
             description="An object detector of transformers on a backbone of {paper}.",
             robustness_task="detection",
             headline_metrics=DETECTION["headline_metrics"],
         )
-        for model_type in ("rt_detr_v2", "d_fine", "deformable_detr")
-    ),
-):
-    register_model(_entry)
+    )
 
 # The model without its LM head, another Auto class of the whole model, and the processor.
 AutoModel.register(ViTPConfig, ViTPModel)

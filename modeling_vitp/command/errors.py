@@ -15,7 +15,10 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import NoReturn
 
-MISTAKE, FAILURE = 2, 1  # exit statuses
+# Exit statuses.
+MISTAKE = 2
+FAILURE = 1
+INTERRUPTED = 130
 # Extra that installs a package, by the name of the imported module.
 RECIPES = ("accelerate", "cv2", "datasets", "evaluate", "httpx2", "matplotlib", "nibabel", "peft", "rasterio", "trl")
 EXTRAS = {
@@ -33,8 +36,27 @@ READ_TRACEBACK = "read the traceback; --debug prints it."  # remedy of unexpecte
 # Errors of a pipe or of a process of this machine, such as a worker of a DataLoader. Those of the Hub's clients have
 # classes of their own.
 PIPE_ERRORS = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
+CONNECTION_ERRORS = {
+    "ConnectError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "TransportError",
+    "ConnectionError",
+    "ProxyError",
+    "LocalEntryNotFoundError",
+}
 LOG_DAYS = 7  # a log is kept
-FILE_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+# Of a path of the user; other errors, such as a full disk, are failures.
+PATH_ERRNOS = (
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EFBIG,
+)
 
 
 class WrongArguments(ValueError):
@@ -79,11 +101,16 @@ def refuse(message: str) -> NoReturn:
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line. Report an unknown option before a missing argument, with the closest known option."""
     parser.error = refuse
-    known = parser._option_string_actions  # argparse has no public list of its options
-    for option in (word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")):
-        if not any(name.startswith(option) for name in known):
-            nearest = difflib.get_close_matches(option, known, 1, 0.7)
-            refuse(f"unknown option {option!r}{f': did you mean {nearest[0]!r}?' if nearest else '.'}")
+    known_options = parser._option_string_actions  # argparse has no public list of its options
+    words = sys.argv[1:] if argv is None else argv
+    for word in words:
+        option = word.split("=")[0]
+        # An option may be shortened.
+        if not option.startswith("--") or any(name.startswith(option) for name in known_options):
+            continue
+        nearest = difflib.get_close_matches(option, known_options, n=1, cutoff=0.7)
+        hint = f": did you mean {nearest[0]!r}?" if nearest else "."
+        refuse(f"unknown option {option!r}{hint}")
     return parser.parse_args(argv)
 
 
@@ -100,9 +127,12 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         status = end.code
     except KeyboardInterrupt as error:
         status = report_error(error, is_debug)
+    except BrokenPipeError as error:
+        # The pipe may be the output, whose reader has ended, or another one.
+        is_output_read = flush_output("\n")
+        status = report_error(error, is_debug) if is_output_read else FAILURE
     except Exception as error:  # every error is reported in one line
-        is_unread = isinstance(error, BrokenPipeError) and not flush_output("\n")
-        status = FAILURE if is_unread else report_error(error, is_debug)
+        status = report_error(error, is_debug)
     flush_output()
     sys.exit(status)
 
@@ -112,63 +142,80 @@ def flush_output(end: str = "") -> bool:
     try:
         print(end=end, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())  # Python flushes again when it ends
         return False
     return True
 
 
 def take_debug(words: list[str]) -> bool:
     """Remove a `--debug` without a value from a command line; with a value, it is transformers' option."""
-    indices = [index for index, word in enumerate(words) if word == "--debug"]
-    ours = [index for index in indices if words[index + 1 : index + 2] == [] or words[index + 1].startswith("--")]
-    for index in reversed(ours):
-        del words[index]
-    return bool(ours)
+    is_debug = False
+    for index in reversed(range(len(words))):
+        has_value = index + 1 < len(words) and not words[index + 1].startswith("--")
+        if words[index] == "--debug" and not has_value:
+            del words[index]
+            is_debug = True
+    return is_debug
 
 
 def report_error(error: BaseException, is_debug: bool = False) -> int:
     """Print an error in one line, and return the exit status. The line of an unexpected error names its log."""
-    what, remedy, status = explain_error(error)
-    log = write_log(error) if remedy == READ_TRACEBACK else None
+    cause, remedy, status = explain_error(error)
     if is_debug:
         traceback.print_exception(error)
-    line = f"error: {one_line(what) or type(error).__name__}"
-    line += f" Do: {remedy}" if remedy else ""
-    print(f"{line} (traceback: {log})" if log else line, file=sys.stderr)
+    line = f"error: {one_line(cause) or type(error).__name__}"
+    if remedy:
+        line += f" Do: {remedy}"
+    log = write_log(error) if remedy == READ_TRACEBACK else None
+    if log is not None:
+        line += f" (traceback: {log})"
+    print(line, file=sys.stderr)
     return status
 
 
 def explain_error(error: BaseException) -> tuple[str, str | None, int]:
     """Return the message of an error, the remedy unless it is in the message, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        return str(error) or "interrupted.", None if error.args else "run the same command again.", 130
+        if error.args:
+            return str(error), None, INTERRUPTED
+        return "interrupted.", "run the same command again.", INTERRUPTED
     if isinstance(getattr(error, "status", None), int):
         return str(error), None, error.status
     if isinstance(error, WrongArguments):
         remedy = None if isinstance(error, WrongPath) else f"{program()} {error.options} lists the options."
         return str(error), remedy, MISTAKE
     if isinstance(error, ModuleNotFoundError):
-        name = (error.name or "").partition(".")[0]
-        if name in EXTRAS:
-            return f"{name} is not installed.", f"pip install 'modeling-vitp[{EXTRAS[name]}]'", FAILURE
+        package = (error.name or "").partition(".")[0]
+        if package in EXTRAS:
+            return f"{package} is not installed.", f"pip install 'modeling-vitp[{EXTRAS[package]}]'", FAILURE
     # Errors that a library raises for a missing package.
-    if isinstance(error, ImportError) and error.name is None or isinstance(error, PackageNotFoundError):
+    is_of_package = isinstance(error, ImportError) and error.name is None
+    if is_of_package or isinstance(error, PackageNotFoundError):
         return str(error), None, FAILURE
     if isinstance(error, (AssertionError, RuntimeError)) and re.search(OF_DEVICE, str(error)):
         return f"device: {error}", "set another device, for example cpu.", MISTAKE
-    of_hub = next((found for found in map(explain_hub, chain(error)) if found), None)
-    if of_hub is not None:
-        return of_hub
+    for cause in chain(error):
+        explanation = explain_hub(cause)
+        if explanation is not None:
+            return explanation
     if type(error).__name__ in OF_SETTINGS:
         return str(error.__cause__ or error), None, MISTAKE
-    if isinstance(error, FILE_ERRORS) or isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EFBIG):
-        return f"{error.filename}: {error.strerror}." if error.filename else str(error), None, MISTAKE
-    if isinstance(error, OSError) and error.errno is None or isinstance(error, ValueError):
+    if isinstance(error, OSError) and error.errno in PATH_ERRNOS and error.filename:
+        return f"{error.filename}: {error.strerror}.", None, MISTAKE
+    if is_mistake(error):
         return str(error), None, MISTAKE
     if isinstance(error, KeyError) and "metric_for_best_model" in str(error):  # of transformers, after an evaluation
         return str(error.args[0]), None, MISTAKE
-    what = f"{type(error).__name__}: {error}"
-    return what, READ_TRACEBACK, FAILURE
+    return f"{type(error).__name__}: {error}", READ_TRACEBACK, FAILURE
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Return whether the user's settings, files or data cause an error, by its type."""
+    if isinstance(error, OSError):
+        # An error without a number is raised by a library with a message of its own.
+        return error.errno is None or error.errno in PATH_ERRNOS
+    return isinstance(error, ValueError)
 
 
 def program() -> str:
@@ -176,61 +223,38 @@ def program() -> str:
 
     A program that is not part of `vitp` sets `sys.argv[0]` to `python -m MODULE`.
     """
-    if sys.argv and sys.argv[0].startswith("python -m "):
+    if sys.argv[0].startswith("python -m "):
         return sys.argv[0]
-    path = Path(sys.argv[0] if sys.argv else "vitp")
+    path = Path(sys.argv[0])
     name = path.parent.name if path.stem == "__main__" else path.stem
-    return "vitp" if name == "modeling_vitp" else f"vitp {name.removeprefix('vitp')}".replace("  ", " ").strip()
+    if name in ("modeling_vitp", "vitp"):
+        return "vitp"
+    # The first word is "vitp probe" if the command was started as such, and "probe" if it was started as a file.
+    return f"vitp {name.removeprefix('vitp ')}"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and its causes."""
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    yielded = set()  # a cause may lead back to its error
+    while error is not None and id(error) not in yielded:
+        yielded.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
 
 def explain_hub(error: BaseException) -> tuple[str, str, int] | None:
     """Explain errors of the Hub's clients as [`explain_error`] does, by class names that several packages share."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    found = re.search(r"(?:/api/(?:models|datasets|spaces)|//[^/]+(?:/datasets)?)/([\w.-]+/[\w.-]+)", str(error))
-    repo = found[1] if found else "the repo"
-    if found := re.search(r"Couldn't reach '(.+)' on the Hub \(OfflineModeIsEnabled\)", str(error)):
-        what = f"{found[1]!r} is not a local file or folder, and HF_HUB_OFFLINE is set, so the Hub is not searched."
-        return what, "pass a folder, or unset HF_HUB_OFFLINE.", MISTAKE
-    if "OfflineModeIsEnabled" in names or ("LocalEntryNotFoundError" in names and is_offline()):
-        return "HF_HUB_OFFLINE is set, and a required file is not on this machine.", "unset it, or pass a folder.", 1
-    if "GatedRepoError" in names:
-        return f"{repo} is gated.", "request access on its page, and log in with `hf auth login`.", MISTAKE
-    if "RevisionNotFoundError" in names:
-        return f"revision of {repo} not found.", "check the branches and tags on its page.", MISTAKE
-    if "RepositoryNotFoundError" in names:
-        if getattr(getattr(error, "response", None), "status_code", None) == 401:
-            return (
-                f"{repo} is not a local folder, and private or not on the Hub.",
-                "check the name; for a private repo, log in with `hf auth login`.",
-                MISTAKE,
-            )
-        what = f"{repo} is not a local folder, and not on the Hub or not visible for this user."
-        return what, "check the name.", MISTAKE
-    if "DatasetNotFoundError" in names:
-        return one_line(str(error)), "check the name, or log in with `hf auth login`.", MISTAKE
-    if not isinstance(error, PIPE_ERRORS) and names & {
-        "ConnectError",
-        "ConnectTimeout",
-        "ReadTimeout",
-        "TransportError",
-        "ConnectionError",
-        "ProxyError",
-        "LocalEntryNotFoundError",
-    }:
-        return (
-            f"the Hub cannot be reached ({one_line(str(error)) or type(error).__name__}).",
-            "check the connection, or pass folders and set HF_HUB_OFFLINE=1.",
-            FAILURE,
-        )
+    class_names = {cls.__name__ for cls in type(error).__mro__}
+    # `datasets` has the name of the client's error only in its text.
+    is_switched_off = "OfflineModeIsEnabled" in class_names or "OfflineModeIsEnabled" in str(error)
+    is_not_cached = "LocalEntryNotFoundError" in class_names
+    details = one_line(str(error)) or type(error).__name__
+    if is_switched_off or (is_not_cached and is_offline()):
+        cause = f"HF_HUB_OFFLINE is set, and a required file is not on this machine ({details})."
+        return cause, "unset it, or pass a folder.", FAILURE
+    if class_names & CONNECTION_ERRORS and not isinstance(error, PIPE_ERRORS):
+        cause = f"the Hub cannot be reached ({details})."
+        return cause, "check the connection, or pass folders and set HF_HUB_OFFLINE=1.", FAILURE
     return None
 
 
@@ -244,24 +268,31 @@ def write_log(error: BaseException) -> Path | None:
 
     Files older than `LOG_DAYS` are deleted.
     """
-    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n{''.join(traceback.format_exception(error))}"
+    command = " ".join(sys.argv)
+    trace = "".join(traceback.format_exception(error))
+    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {command}\n{trace}"
     text = re.sub(r"(--?\w*token[ =])\S+|hf_[A-Za-z0-9]{16,}", r"\1…", text)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    for folder in (cache / "vitp", Path(tempfile.gettempdir()) / f"vitp-{os.getuid()}"):
-        try:
+    fallback = Path(tempfile.gettempdir()) / f"vitp-{os.getuid()}"
+    for folder in (cache / "vitp", fallback):
+        with contextlib.suppress(OSError):  # the folder is not writable
             folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.glob("error*.log"):
-                with contextlib.suppress(OSError):  # another process deletes it
-                    if time.time() - old.stat().st_mtime > LOG_DAYS * 86400:
-                        old.unlink()
+            delete_old_logs(folder)
             # The file has a name of its own, and only the user can read it.
-            handle, path = tempfile.mkstemp(".log", f"error-{time.strftime('%Y%m%d-%H%M%S')}-", folder)
+            prefix = f"error-{time.strftime('%Y%m%d-%H%M%S')}-"
+            handle, path = tempfile.mkstemp(suffix=".log", prefix=prefix, dir=folder)
             with open(handle, "w", errors="backslashreplace") as file:
                 file.write(text)
             return Path(path)
-        except OSError:
-            continue
     return None
+
+
+def delete_old_logs(folder: Path) -> None:
+    oldest_time = time.time() - LOG_DAYS * 86400
+    for log in folder.glob("error*.log"):
+        with contextlib.suppress(OSError):  # another process deletes it
+            if log.stat().st_mtime < oldest_time:
+                log.unlink()
 
 
 def one_line(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import math
 import os
 import re
 import socket
@@ -24,13 +23,24 @@ PACKAGE = Path(__file__).parents[1]
 SPACE = PACKAGE / "space" if (PACKAGE / "space").is_dir() else PACKAGE.parent / "space"
 RECIPES = "modeling_vitp.recipes"
 # Arguments that name a folder or a Hub id.
-PATH_ARGUMENTS = {"model_name_or_path", "vision_model", "language_model", "dataset_name", "backbones", "processor"}
-PATH_ARGUMENTS |= {"model", "models", "checkpoint", "source", "teacher", "student", "start"}
+PATH_ARGUMENTS = {
+    "model_name_or_path",
+    "vision_model",
+    "language_model",
+    "dataset_name",
+    "backbones",
+    "processor",
+    "model",
+    "models",
+    "checkpoint",
+    "source",
+    "teacher",
+    "student",
+    "start",
+}
 # Arguments that name a local file or folder.
 LOCAL_ARGUMENTS = {"images", "root", "data_root", "probe_root", "split_list", "names"}
-ORDER = {"checkpoint": "output_dir", "source": "target", "model": "images"}  # a model, and the argument that follows
 FILE_SUFFIXES = (".safetensors", ".yaml", ".json", ".jsonl", ".parquet", ".csv", ".tsv", ".tar")
-MOST_VALUES = 1_000_000  # of a YAML file
 SECONDS = 5  # timeout of the connection to the Hub
 
 
@@ -39,89 +49,100 @@ def check_paths(arguments: Sequence[object]) -> None:
 
     Raises:
         WrongPath: if a value looks like a folder that does not exist (the message names the nearest one), is the
-            folder of an unfinished run, is a file instead of a model, or is in the place of another argument.
+            folder of an unfinished run, or is a file instead of a model.
         ConnectionError: if a value is a Hub id that the command opens, and the Hub does not answer.
     """
-    ids, is_dry_run = [], any(getattr(item, "dry_run", False) for item in arguments)
+    is_dry_run = any(getattr(item, "dry_run", False) for item in arguments)
+    hub_ids: list[tuple[str, str]] = []
     for item in arguments:
-        check_order(item)
         if getattr(item, "output_dir", None):
             check_not_file("output_dir", item.output_dir)
         for name in sorted((PATH_ARGUMENTS | LOCAL_ARGUMENTS) & vars(item).keys()):
-            value = getattr(item, name)
-            for path in value if isinstance(value, list) else [value]:
-                if not isinstance(path, (str, Path)) or not str(path):
+            for path in paths_in(getattr(item, name)):
+                is_assumed = is_dry_run and name == "model_name_or_path"  # a plan assumes the shape of its model
+                if is_assumed and not Path(path).exists():
                     continue
-                if Path(path).exists():
-                    if name in PATH_ARGUMENTS - {"dataset_name"}:
-                        check_finished(name, Path(path))
-                        check_folder(name, Path(path))
-                elif name in LOCAL_ARGUMENTS:
-                    raise WrongPath(f"{name}={not_there(str(path))}")
-                elif is_dry_run and name == "model_name_or_path":
-                    continue  # the estimate assumes its shape
-                elif looks_like_path(path) or (name == "dataset_name" and "/" not in path and hint_nearest(Path(path))):
-                    more = "" if "/" in path else " The Hub is searched for NAMESPACE/NAME."
-                    raise WrongPath(f"{name}={not_there(path)}{more}")
-                elif not is_dry_run or name == "start":  # whose shape a plan of `adapt` needs
-                    if hint := hint_nearest(Path(path)):
-                        logger.warning("%s=%r is searched on the Hub: folder not found%s", name, path, hint)
-                    ids.append((name, path))
-    if ids:
-        # The environment decides, except that a program may connect its clients to another Hub.
-        for name, path in ids if is_offline() and constants.HF_HUB_OFFLINE else ():
-            cached = Path(constants.HF_HUB_CACHE, f"models--{path.split('@')[0].replace('/', '--')}")
-            if name != "dataset_name" and not cached.exists():
-                raise WrongPath(
-                    f"{name}={path!r}: file or folder not found, and HF_HUB_OFFLINE is set, so the Hub is not "
-                    "searched. Pass a folder, or unset HF_HUB_OFFLINE."
-                )
-        check_hub(ids[0][1])
+                is_opened = not is_dry_run or name == "start"  # a plan of `adapt` needs the shape of its start
+                if not is_local(name, path) and is_opened:
+                    hub_ids.append((name, path))
+    for name, path in hub_ids:
+        hint = hint_nearest(Path(path))
+        if hint:
+            logger.warning("%s=%r is searched on the Hub: folder not found%s", name, path, hint)
+    # The environment decides, except that a program may connect its clients to another Hub.
+    if is_offline() and constants.HF_HUB_OFFLINE:
+        for name, path in hub_ids:
+            check_cached(name, path)
+    elif hub_ids:
+        check_hub(hub_ids[0][1])
 
 
-def check_order(item: object) -> None:
-    """Raise [`WrongPath`] if a model is given in the place of the argument that follows it."""
-    for name, other in ORDER.items():
-        first, second = getattr(item, name, None), getattr(item, other, None)
-        second = second[-1] if isinstance(second, list) else second
-        if not isinstance(first, str) or not isinstance(second, (str, Path)) or not Path(first).parent.is_dir():
-            continue  # the first may be a Hub id
-        if holds_model(second) and not holds_model(first):
-            raise WrongPath(
-                f"{other}={str(second)!r} is a model, and {name}={first!r} is not. Expected the order {name.upper()} "
-                f"{other.upper()}."
-            )
+def paths_in(value: Any) -> list[str]:
+    """Return the paths and Hub ids in the value of an argument."""
+    values = value if isinstance(value, list) else [value]
+    return [str(path) for path in values if isinstance(path, (str, Path)) and str(path)]
 
 
-def holds_model(path: str | Path) -> bool:
-    """Return whether a path is a weights file, or a folder with weights or a configuration."""
-    files = (next(Path(path).glob(pattern), None) for pattern in ("config.json", "*.safetensors"))
-    return Path(path).suffix == ".safetensors" or any(files)
+def is_local(name: str, path: str) -> bool:
+    """Return whether a path exists; if it does not, it may be a Hub id.
+
+    Raises:
+        WrongPath: if it exists but is not what the argument expects, or does not exist and cannot be a Hub id.
+    """
+    if Path(path).exists():
+        if name in PATH_ARGUMENTS - {"dataset_name"}:
+            check_finished(name, Path(path))
+            check_folder(name, Path(path))
+        return True
+    if name in LOCAL_ARGUMENTS:
+        raise WrongPath(f"{name}={not_there(path)}")
+    is_like_folder = name == "dataset_name" and "/" not in path and hint_nearest(Path(path)) != ""
+    if looks_like_path(path) or is_like_folder:
+        hint = "" if "/" in path else " The Hub is searched for NAMESPACE/NAME."
+        raise WrongPath(f"{name}={not_there(path)}{hint}")
+    return False
+
+
+def check_cached(name: str, repo_id: str) -> None:
+    """Raise [`WrongPath`] if a model is not in the cache of an offline machine."""
+    folder_name = f"models--{repo_id.split('@')[0].replace('/', '--')}"
+    if name != "dataset_name" and not Path(constants.HF_HUB_CACHE, folder_name).exists():
+        raise WrongPath(
+            f"{name}={repo_id!r}: file or folder not found, and HF_HUB_OFFLINE is set, so the Hub is not searched. "
+            "Pass a folder, or unset HF_HUB_OFFLINE."
+        )
 
 
 def check_folder(name: str, path: Path) -> None:
     """Raise [`WrongPath`] if a model is a file; only `source` may be a file, with weights."""
-    if path.is_file() and not (name == "source" and path.suffix == ".safetensors"):
-        expected = "a folder, a Hub id or a .safetensors file" if name == "source" else "a folder or a Hub id"
+    takes_weights = name == "source"
+    is_weights = path.suffix == ".safetensors"
+    if path.is_file() and not (takes_weights and is_weights):
+        expected = "a folder, a Hub id or a .safetensors file" if takes_weights else "a folder or a Hub id"
         raise WrongPath(f"{name}={str(path)!r} is a file. Expected {expected}.")
 
 
 def check_not_file(name: str, folder: str | Path) -> None:
-    """Raise [`WrongPath`] if an output folder or one of its parents is a file, or a link to nothing."""
+    """Raise [`WrongPath`] if an output folder or one of its parents is a file."""
     for path in (Path(folder), *Path(folder).parents):
-        if path.is_file() or path.is_symlink() and not path.exists():
-            kind = "a file" if path.is_file() else f"a link to {path.readlink()}, which does not exist"
-            raise WrongPath(f"{name}={str(folder)!r}: {path} is {kind}. Set a folder.")
+        if path.is_file():
+            raise WrongPath(f"{name}={str(folder)!r}: {path} is a file. Set a folder.")
 
 
 def check_finished(name: str, folder: Path) -> None:
     """Raise [`WrongPath`] if a folder has checkpoints of a run but no model yet."""
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    if checkpoints and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-        last = max(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return
+    checkpoints_by_step = {}
+    for path in folder.glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if step.isdigit():
+            checkpoints_by_step[int(step)] = path
+    if checkpoints_by_step:
+        last_checkpoint = checkpoints_by_step[max(checkpoints_by_step)]
         raise WrongPath(
             f"{name}={str(folder)!r}: the run in this folder is not finished. Run its command again to resume, or use "
-            f"its last checkpoint, {last}."
+            f"its last checkpoint, {last_checkpoint}."
         )
 
 
@@ -141,7 +162,8 @@ def check_hub(repo_id: str) -> None:
     if is_offline() or address.scheme in getproxies():
         return
     try:
-        port = address.port or {"http": 80}.get(address.scheme, 443)
+        default_port = 80 if address.scheme == "http" else 443
+        port = address.port or default_port
         socket.create_connection((address.hostname, port), timeout=SECONDS).close()
     except OSError as error:
         raise ConnectionError(f"for {repo_id}: {address.hostname}, {error}") from error
@@ -149,46 +171,58 @@ def check_hub(repo_id: str) -> None:
 
 def not_there(path: str) -> str:
     """Return the error message for a path that is neither a file nor a folder."""
-    more = " For several data sets, use the sources of a `mixture`." if "," in path else ""
-    nearest = hint_nearest(Path(path))
-    if Path(path).name == "backbone" and not nearest:
-        more += (
+    nearest_hint = hint_nearest(Path(path))
+    message = f"{path!r}: file or folder not found{nearest_hint or '.'}"
+    if "," in path:
+        message += " For several data sets, use the sources of a `mixture`."
+    if Path(path).name == "backbone" and not nearest_hint:
+        message += (
             " It is written by a pretraining. For published weights: vitp convert REPO FOLDER --file "
             "ckpts/NAME.safetensors, then --model_name_or_path FOLDER."
         )
-    return f"{path!r}: file or folder not found{nearest or '.'}{more}"
+    return message
 
 
 def looks_like_path(text: str) -> bool:
     """Return whether a text cannot be a Hub id, or is one word that is similar to the name of a local folder."""
-    is_path = text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith("/") or "," in text
-    is_path |= Path(text).suffix in FILE_SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text)
+    if text.startswith((".", "/", "~")) or Path(text).suffix in FILE_SUFFIXES:
+        return True
+    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", text)
+    if not is_hub_id or text.count("/") > 1:  # several slashes are in a revision
+        return True
     # The ids of a family are similar: a folder OpenGVLab/InternVL3-1B says nothing about OpenGVLab/InternVL3-2B.
-    return is_path or ("/" not in text and hint_nearest(Path(text), 0.75) != "")
+    return "/" not in text and hint_nearest(Path(text), similarity=0.75) != ""
 
 
 def hint_nearest(path: Path, similarity: float = 0.6) -> str:
     """Return a hint with the most similar name in the same folder, or an empty string."""
-    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    found = difflib.get_close_matches(path.name, siblings, 1, similarity)
-    return f", did you mean {str(path.parent / found[0])!r}?" if found else ""
+    if not path.parent.is_dir():
+        return ""
+    siblings = [sibling.name for sibling in path.parent.iterdir()]
+    nearest_names = difflib.get_close_matches(path.name, siblings, n=1, cutoff=similarity)
+    if not nearest_names:
+        return ""
+    return f", did you mean {str(path.parent / nearest_names[0])!r}?"
 
 
 def expand_home(arguments: Sequence[object]) -> None:
     """Replace a leading `~` of paths in the fields of arguments by the home folder."""
     for item in arguments:
         for name, value in vars(item).items():
-            if (expanded := expanded_home(value)) != value:
-                setattr(item, name, expanded)
+            expanded_value = expanded_home(value)
+            if expanded_value != value:  # some objects refuse assignments
+                setattr(item, name, expanded_value)
 
 
 def expanded_home(value: Any) -> Any:
     """Return a value, mapping or list with the home folder in place of a leading `~`."""
-    if isinstance(value, (str, Path)):
-        return type(value)(os.path.expanduser(value)) if str(value).startswith("~/") else value
+    if isinstance(value, (str, Path)) and str(value).startswith("~/"):
+        return type(value)(os.path.expanduser(value))
     if isinstance(value, dict):
-        return {name: expanded_home(part) for name, part in value.items()}
-    return [expanded_home(part) for part in value] if isinstance(value, list) else value
+        return {name: expanded_home(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [expanded_home(item) for item in value]
+    return value
 
 
 def find_config(name: str) -> Path:
@@ -199,17 +233,25 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    configs = {path.stem: path for path in Path(str(files(RECIPES))).joinpath("configs").glob("*.yaml")}
+    packaged_configs = {path.stem: path for path in (packaged_recipes() / "configs").glob("*.yaml")}
     stem = Path(name).stem
-    if stem in configs:
-        return configs[stem]
+    if stem in packaged_configs:
+        return packaged_configs[stem]
     if Path(name).is_dir():
         raise WrongPath(f"Expected a YAML file or a name of recipes/configs, got the folder {name!r}.")
-    near = {path.stem: str(path) for path in Path(name).parent.glob("*.yaml")}
-    matches = difflib.get_close_matches(stem, {*configs, *near}, 3, 0.6)
-    found = " or ".join(repr(near.get(match, match)) for match in matches)
-    hint = f"did you mean {found}?" if found else "pass a YAML file, or a name of recipes/configs."
+    sibling_configs = {path.stem: str(path) for path in Path(name).parent.glob("*.yaml")}
+    known_names = {*packaged_configs, *sibling_configs}
+    similar_names = difflib.get_close_matches(stem, known_names, n=3, cutoff=0.6)
+    hint = "pass a YAML file, or a name of recipes/configs."
+    if similar_names:
+        suggestions = [repr(sibling_configs.get(similar_name, similar_name)) for similar_name in similar_names]
+        hint = f"did you mean {' or '.join(suggestions)}?"
     raise WrongPath(f"configuration {name!r} not found, as a file or in the package: {hint}")
+
+
+def packaged_recipes() -> Path:
+    """Return the folder of the recipes, in a clone or in the installed package."""
+    return Path(str(files(RECIPES)))
 
 
 def config_of_data(data: str | Path) -> Path | None:
@@ -222,25 +264,29 @@ def config_of_data(data: str | Path) -> Path | None:
 
 def find_data(name: str) -> str:
     """Return a folder or Hub id, with `recipes/…` replaced by the package's folder if it does not exist here."""
-    packaged = Path(str(files(RECIPES))).joinpath(*Path(name).parts[1:])
-    is_packaged = Path(name).parts[:1] == ("recipes",) and not Path(name).exists() and packaged.exists()
-    return str(packaged) if is_packaged else name
+    path = Path(name)
+    if path.parts[:1] != ("recipes",) or path.exists():
+        return name
+    packaged_path = packaged_recipes() / path.relative_to("recipes")
+    return str(packaged_path) if packaged_path.exists() else name
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
     """YAML loader that rejects duplicate keys."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node, seen = super().compose_mapping_node(anchor), {}
+        node = super().compose_mapping_node(anchor)
+        first_lines: dict[str, int] = {}
         for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key.value, str):
+            is_merge = key.tag == "tag:yaml.org,2002:merge"
+            if is_merge or not isinstance(key.value, str):
                 continue
-            if key.value in seen:
+            if key.value in first_lines:
                 raise yaml.MarkedYAMLError(
-                    f"duplicate key {key.value!r}, first in line {seen[key.value] + 1}",
+                    f"duplicate key {key.value!r}, first in line {first_lines[key.value] + 1}",
                     problem_mark=key.start_mark,
                 )
-            seen[key.value] = key.start_mark.line
+            first_lines[key.value] = key.start_mark.line
         return node
 
 
@@ -257,33 +303,14 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises:
         YAMLError: if the file is not YAML, or a mapping has a duplicate key; the message names the line.
-        ValueError: if the file is not text in UTF-8, or its aliases make it too large.
+        ValueError: if the file is not text in UTF-8.
         OSError: if the file cannot be read.
     """
     with open(path, encoding="utf-8") as file:  # YAML errors name the file by this handle
         try:
-            fields = yaml.load(file, UniqueKeyLoader)
+            return yaml.load(file, UniqueKeyLoader)
         except UnicodeDecodeError as error:
             raise ValueError(f"Expected {path} to be a YAML file, encoded in UTF-8. Found: {error}.") from error
-    if count_values(fields, {}) > MOST_VALUES:
-        raise ValueError(f"Expected at most {MOST_VALUES} values in {path}, counted with its aliases.")
-    return fields
-
-
-def count_values(value: Any, counts: dict[int, float]) -> float:
-    """Return the number of values in nested lists and mappings, each time that an alias repeats them.
-
-    Args:
-        value: value to count; a list that contains itself has infinitely many.
-        counts: numbers of the lists and mappings that were counted before, by their identity.
-    """
-    if not isinstance(value, (list, dict)):
-        return 1
-    if id(value) not in counts:
-        counts[id(value)] = math.inf
-        parts = value.values() if isinstance(value, dict) else value
-        counts[id(value)] = 1 + sum(count_values(part, counts) for part in parts)
-    return counts[id(value)]
 
 
 class Shard(NamedTuple):
@@ -295,10 +322,12 @@ class Shard(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Shard":
         """Read `NUMBER/COUNT`. Raise a `ValueError` for invalid numbers."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(f"Expected a shard NUMBER/COUNT such as 1/8, got {text!r}.")
-        return cls(int(found[1]), int(found[2]))
+        match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+        if match is not None:
+            shard = cls(number=int(match[1]), count=int(match[2]))
+            if 1 <= shard.number <= shard.count:
+                return shard
+        raise ValueError(f"Expected a shard NUMBER/COUNT such as 1/8, got {text!r}.")
 
     @classmethod
     def all_of(cls, count: int) -> list["Shard"]:
@@ -306,7 +335,9 @@ class Shard(NamedTuple):
 
     def part(self, length: int) -> range:
         """Return the shard's contiguous indices of `length`; the shards in order give all indices in order."""
-        return range((self.number - 1) * length // self.count, self.number * length // self.count)
+        start = (self.number - 1) * length // self.count
+        end = self.number * length // self.count
+        return range(start, end)
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"

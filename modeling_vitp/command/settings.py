@@ -38,7 +38,8 @@ class Interval:
     text: str
 
     def __contains__(self, number: float) -> bool:
-        opening, low, high, closing = re.fullmatch(r"([\[(])\s*(\S+),\s*(\S+?)\s*([\])])", self.text).groups()
+        match = re.fullmatch(r"([\[(])\s*(\S+),\s*(\S+?)\s*([\])])", self.text)
+        opening, low, high, closing = match.groups()
         is_above = number >= float(low) if opening == "[" else number > float(low)
         is_below = number <= float(high) if closing == "]" else number < float(high)
         return is_above and is_below
@@ -87,11 +88,12 @@ class Settings:
     unsupported: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self):
-        own = own_fields(type(self))
-        for name, declaration in own.items():
+        declarations = own_fields(type(self))
+        for name, declaration in declarations.items():
             value = read_command_line(name, getattr(self, name), declaration)
-            object.__setattr__(self, name, convert(name, value, declaration))  # a dataclass may be frozen
-        check_library_fields(self, own)
+            converted_value = convert(name, value, declaration)
+            object.__setattr__(self, name, converted_value)  # a dataclass may be frozen
+        check_library_fields(self, declarations)
         for cls in type(self).__mro__:
             for name, reason in vars(cls).get("unsupported", {}).items():
                 if getattr(self, name, None):  # some releases of a library lack the option
@@ -110,11 +112,11 @@ def declarations_of(cls: type) -> dict[str, Any]:
 @cache
 def own_fields(cls: type) -> dict[str, Any]:
     """Return the declarations of a [`Settings`] class without those of library classes that it inherits from."""
-    names = set()
+    own_names = set()
     for base in cls.__mro__:
         if issubclass(base, Settings):
-            names |= get_annotations(base).keys()
-    return {name: declaration for name, declaration in declarations_of(cls).items() if name in names}
+            own_names |= get_annotations(base).keys()
+    return {name: declaration for name, declaration in declarations_of(cls).items() if name in own_names}
 
 
 def from_mapping(cls: type[Dataclass], mapping: Mapping[str, Any], where: str) -> Dataclass:
@@ -131,31 +133,36 @@ def from_mapping(cls: type[Dataclass], mapping: Mapping[str, Any], where: str) -
     check_value(where, mapping, cls)
     declarations = declarations_of(cls)
     check_keys(where, mapping, declarations)
-    missing = [name for name in required_fields(cls) if name not in mapping]
-    if missing:
-        raise ValueError(f"{where}: missing {', '.join(map(repr, missing))}.")
-    values = {name: convert(f"{where}: {name}", value, declarations[name]) for name, value in mapping.items()}
+    missing_keys = [repr(name) for name in required_fields(cls) if name not in mapping]
+    if missing_keys:
+        raise ValueError(f"{where}: missing {', '.join(missing_keys)}.")
+    arguments = {}
+    for name, value in mapping.items():
+        arguments[name] = convert(f"{where}: {name}", value, declarations[name])
     try:
-        return cls(**values)
+        return cls(**arguments)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
 def required_fields(cls: type) -> list[str]:
     """Return the names of the fields without a default."""
-    return [
-        field.name
-        for field in fields(cls)
-        if field.init and field.default is MISSING and field.default_factory is MISSING
-    ]
+    names = []
+    for field in fields(cls):
+        has_default = field.default is not MISSING or field.default_factory is not MISSING
+        if field.init and not has_default:
+            names.append(field.name)
+    return names
 
 
 def check_keys(name: str, mapping: Mapping, known: Collection[str]) -> None:
     """Raise a `ValueError` that names an unknown key of a mapping, and the nearest known key."""
     for key in mapping:
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, 1)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
+            hint = f"Known: {', '.join(known)}."
+            nearest_keys = difflib.get_close_matches(str(key), known, n=1)
+            if nearest_keys:
+                hint = f"Did you mean {nearest_keys[0]!r}?"
             raise ValueError(f"{name}: unknown key {key!r}. {hint}")
 
 
@@ -165,8 +172,9 @@ def convert(name: str, value: Any, declaration: Any) -> Any:
     Raises:
         ValueError: if the value is not as declared.
     """
-    is_whole = isinstance(value, float) and value.is_integer()
-    if is_whole and matches(int(value), declaration) and not matches(value, declaration):
+    is_whole_float = isinstance(value, float) and value.is_integer()
+    # A wrong value is not converted, so that its error has it as it was written.
+    if is_whole_float and not matches(value, declaration) and matches(int(value), declaration):
         value = int(value)
     check_value(name, value, declaration)
     return build(name, value, declaration)
@@ -174,13 +182,17 @@ def convert(name: str, value: Any, declaration: Any) -> Any:
 
 def build(name: str, value: Any, declaration: Any) -> Any:
     """Return a value that matches its declaration, with the dataclasses and tuples of the declaration in it."""
-    declaration = next(member for member in members_of(declaration) if matches(value, member))
+    matching_members = [member for member in members_of(declaration) if matches(value, member)]
+    declaration = matching_members[0]
     origin = get_origin(declaration) or declaration
     if is_dataclass(origin) and isinstance(value, Mapping):
         return from_mapping(origin, value, name)
-    if not get_args(declaration) or not isinstance(value, (Mapping, list, tuple)):
+    is_collection = isinstance(value, (Mapping, list, tuple))
+    if not is_collection or not get_args(declaration):
         return value
-    items = [build(*item) for item in declared_items(name, value, declaration)]
+    items = []
+    for item_name, item, item_declaration in declared_items(name, value, declaration):
+        items.append(build(item_name, item, item_declaration))
     if isinstance(value, Mapping):
         return dict(zip(value, items))
     return tuple(items) if origin is tuple else items
@@ -191,25 +203,27 @@ def check_value(name: str, value: Any, declaration: Any) -> None:
     if matches(value, declaration):
         return
     for member in members_of(declaration):
-        for item in declared_items(name, value, member):
-            check_value(*item)  # names the wrong item
+        for item_name, item, item_declaration in declared_items(name, value, member):
+            check_value(item_name, item, item_declaration)  # names the wrong item
     expected = describe(declaration)
     advice = ""
-    if "text" in expected and not all(isinstance(scalar, str) for scalar in scalars_of(value)):
+    is_text = all(isinstance(scalar, str) for scalar in scalars_of(value))
+    if "text" in expected and not is_text:
         advice = " YAML does not read yes, no, on, off, numbers and dates as text: put names in quotes."
     raise ValueError(f"Expected {name} to be {expected}, got {repr(value)[:80]}.{advice}")
 
 
 def matches(value: Any, declaration: Any) -> bool:
     """Return whether a value has a declared type and is in its range. Lists of YAML match tuples."""
-    origin, arguments = get_origin(declaration) or declaration, get_args(declaration)
+    origin = get_origin(declaration) or declaration
+    arguments = get_args(declaration)
     if origin is Any:
         return True
     if origin in (Union, UnionType):
         return any(matches(value, member) for member in arguments)
     if origin is Annotated:
-        base, *limits = arguments
-        return matches(value, base) and all(value in limit for limit in limits)
+        base, *intervals = arguments
+        return matches(value, base) and all(value in interval for interval in intervals)
     if origin is Literal:
         return any(isinstance(value, type(choice)) and value == choice for choice in arguments)
     if is_dataclass(origin):
@@ -217,37 +231,48 @@ def matches(value: Any, declaration: Any) -> bool:
     if origin in (int, float):
         return isinstance(value, (int, origin)) and not isinstance(value, bool)
     if issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            return False
-        if arguments and not all(matches(key, arguments[0]) for key in value):
-            return False
-    elif issubclass(origin, Sequence) and origin is not str:
-        if not isinstance(value, (list, tuple)):
-            return False
-        if is_fixed_tuple(declaration) and len(value) != len(arguments):
-            return False
-    elif not isinstance(value, origin):
+        return isinstance(value, Mapping) and items_match(value, declaration)
+    if issubclass(origin, Sequence) and origin is not str:
+        return isinstance(value, (list, tuple)) and items_match(value, declaration)
+    return isinstance(value, origin)
+
+
+def items_match(value: Mapping | list | tuple, declaration: Any) -> bool:
+    """Return whether the items of a mapping or list, and the keys of a mapping, are as declared."""
+    arguments = get_args(declaration)
+    if isinstance(value, Mapping) and arguments and not all(matches(key, arguments[0]) for key in value):
         return False
-    return all(matches(item, kind) for _, item, kind in declared_items("", value, declaration))
+    if is_fixed_tuple(declaration) and len(value) != len(arguments):
+        return False
+    for _, item, item_declaration in declared_items("", value, declaration):
+        if not matches(item, item_declaration):
+            return False
+    return True
 
 
 def members_of(declaration: Any) -> tuple[Any, ...]:
     """Return the members of a union, or else the declaration itself, without their ranges."""
     is_union = get_origin(declaration) in (Union, UnionType)
-    members = get_args(declaration) if is_union else (declaration,)
-    return tuple(get_args(member)[0] if get_origin(member) is Annotated else member for member in members)
+    members = []
+    for member in get_args(declaration) if is_union else (declaration,):
+        has_range = get_origin(member) is Annotated
+        members.append(get_args(member)[0] if has_range else member)
+    return tuple(members)
 
 
 def declared_items(name: str, value: Any, declaration: Any) -> Iterator[tuple[str, Any, Any]]:
     """Yield name, value and declaration of each item of a list or mapping, if the declaration is about items."""
-    origin, arguments = get_origin(declaration), get_args(declaration)
+    origin = get_origin(declaration)
+    arguments = get_args(declaration)
     if isinstance(value, Mapping) and origin in (dict, Mapping):
         for key, item in value.items():
             yield f"{name}: {key}", item, arguments[1]
     elif isinstance(value, (list, tuple)) and origin in (list, tuple, Sequence):
-        item_declarations = arguments if is_fixed_tuple(declaration) else arguments[:1] * len(value)
-        for index, (item, item_declaration) in enumerate(zip(value, item_declarations)):
-            yield f"{name}[{index}]", item, item_declaration
+        for index, item in enumerate(value):
+            if not is_fixed_tuple(declaration):
+                yield f"{name}[{index}]", item, arguments[0]
+            elif index < len(arguments):  # a list of another length is an error of its own
+                yield f"{name}[{index}]", item, arguments[index]
 
 
 def is_fixed_tuple(declaration: Any) -> bool:
@@ -256,25 +281,27 @@ def is_fixed_tuple(declaration: Any) -> bool:
 
 def describe(declaration: Any) -> str:
     """Return the words of an error message for a declaration, such as "a number in [0, 1)"."""
-    origin, arguments = get_origin(declaration) or declaration, get_args(declaration)
+    origin = get_origin(declaration) or declaration
+    arguments = get_args(declaration)
     if origin in (Union, UnionType):
         return " or ".join(describe(member) for member in arguments if member not in (NoneType, JsonText))
     if origin is Annotated:
-        base, *limits = arguments
-        return " ".join([describe(base), *map(str, limits)])
+        base, *intervals = arguments
+        return " ".join([describe(base), *map(str, intervals)])
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in WORDS:
         return WORDS[origin]
     if is_mapping(declaration):
-        is_any = not arguments or arguments[1] is Any
-        return "a mapping" if is_any else f"a mapping, each value {describe(arguments[1])}"
+        if not arguments or arguments[1] is Any:
+            return "a mapping"
+        return f"a mapping, each value {describe(arguments[1])}"
     if not issubclass(origin, Sequence):
         return origin.__name__
     if not arguments:
         return "a list"
-    number = f" of {len(arguments)}" if is_fixed_tuple(declaration) else ""
-    return f"a list{number}, each item {describe(arguments[0])}"
+    length = f" of {len(arguments)}" if is_fixed_tuple(declaration) else ""
+    return f"a list{length}, each item {describe(arguments[0])}"
 
 
 def scalars_of(value: Any) -> list[Any]:
@@ -296,7 +323,9 @@ def read_command_line(name: str, value: Any, declaration: Any) -> Any:
         return None  # replaces the mapping of a configuration
     takes_file = str in members
     is_json = value.lstrip().startswith(("{", "["))
-    return value if takes_file and not is_json else read_mapping(name, value)
+    if takes_file and not is_json:
+        return value
+    return read_mapping(name, value)
 
 
 def is_mapping(declaration: Any) -> bool:
@@ -314,27 +343,29 @@ def read_mapping(name: str, text: str) -> dict[str, Any]:
         raise ValueError(f"Expected {name} to be JSON, got {text[:80]!r}: {error}.") from error
 
 
-def check_library_fields(item: Any, own: Collection[str] = ()) -> None:
+def check_library_fields(item: Any, skipped_names: Collection[str] = ()) -> None:
     """Check the types of scalar fields of a library's dataclass, which does not do so, and convert whole floats.
 
     Defaults and values of Python types that YAML does not have are not checked.
 
     Args:
         item: dataclass of a library, or one that inherits from it.
-        own: names of fields that are not checked here.
+        skipped_names: names of fields that are not checked here.
     """
     scalar_types = {str, bool, int, float, NoneType}
     yaml_types = (NoneType, bool, int, float, str, list, dict)
     declarations = declarations_of(type(item))
     for field in fields(item):
         value = getattr(item, field.name)
-        if field.name in own or field.name not in declarations or value is field.default:
+        if field.name in skipped_names or field.name not in declarations or value is field.default:
             continue
-        kinds = set(members_of(declarations[field.name]))
-        if isinstance(value, bool) and str in kinds and bool not in kinds:  # as YAML reads `eval_strategy: no`
+        declaration = declarations[field.name]
+        declared_types = set(members_of(declaration))
+        takes_text = str in declared_types and bool not in declared_types
+        if takes_text and isinstance(value, bool):  # as YAML reads `eval_strategy: no`
             check_value(field.name, value, str)
-        elif kinds <= scalar_types and isinstance(value, yaml_types):
-            setattr(item, field.name, convert(field.name, value, declarations[field.name]))
+        elif declared_types <= scalar_types and isinstance(value, yaml_types):
+            setattr(item, field.name, convert(field.name, value, declaration))
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type, names: Sequence[str]) -> None:
@@ -343,29 +374,35 @@ def add_options(parser: argparse.ArgumentParser, cls: type, names: Sequence[str]
     A list takes several values, a tuple as many as it has items, a mapping JSON, and a boolean true, false or no value.
     The default is shown at the end of the help.
     """
-    known = {field.name: field for field in fields(cls)}
-    required = required_fields(cls)
+    fields_by_name = {field.name: field for field in fields(cls)}
+    required_names = required_fields(cls)
     for name in names:
-        field, declaration = known[name], declarations_of(cls)[name]
-        options: dict[str, Any] = {"required": name in required, "help": field.metadata["help"]}
-        if name not in required:
+        field = fields_by_name[name]
+        options = parser_options(declarations_of(cls)[name])
+        options["help"] = field.metadata["help"]
+        options["required"] = name in required_names
+        if name not in required_names:
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
             options["default"] = default
-            options["help"] += "" if shown in (None, "") else f" Default: {shown}."
-        member = members_of(declaration)[0]
-        origin, arguments = get_origin(member) or member, get_args(member)
-        if origin is Literal:
-            options["choices"] = arguments
-        elif origin in (list, tuple):
-            options["nargs"] = len(arguments) if is_fixed_tuple(member) else "+"
-            options["type"] = option_type(arguments[0])
-        else:
-            options["type"] = option_type(declaration)
-        if origin is bool:
-            options["nargs"] = "?"
-            options["const"] = True
+            default_text = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+            if default_text not in (None, ""):
+                options["help"] += f" Default: {default_text}."
         parser.add_argument(f"--{name}", **options)
+
+
+def parser_options(declaration: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for the type of a field."""
+    member = members_of(declaration)[0]
+    origin = get_origin(member) or member
+    arguments = get_args(member)
+    if origin is Literal:
+        return {"choices": arguments}
+    if origin in (list, tuple):
+        length = len(arguments) if is_fixed_tuple(member) else "+"
+        return {"nargs": length, "type": option_type(arguments[0])}
+    if origin is bool:
+        return {"nargs": "?", "const": True, "type": option_type(declaration)}
+    return {"type": option_type(declaration)}
 
 
 def option_type(declaration: Any) -> Callable[[str], Any]:
@@ -382,10 +419,12 @@ def option_type(declaration: Any) -> Callable[[str], Any]:
     return read
 
 
-def read_text(text: str, kind: Any) -> Any:
+def read_text(text: str, value_type: Any) -> Any:
     """Return the value of a text of the command line as a type; raise a `ValueError` if it has another type."""
-    if kind in (int, float):
-        return kind(text)
-    if kind is bool:
+    if value_type in (int, float):
+        return value_type(text)
+    if value_type is bool:
         return {"true": True, "false": False}.get(text.lower())
-    return read_mapping("the option", text) if is_mapping(kind) else text
+    if is_mapping(value_type):
+        return read_mapping("the option", text)
+    return text

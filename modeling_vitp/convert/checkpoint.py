@@ -113,9 +113,34 @@ def convert_checkpoint(
     check_new(target)
     checkpoint = read_checkpoint_source(str(source), revision, image_token_id, deformable_attention, benchmark, file)
     to = to or checkpoint.targets[0]
+    check_target(checkpoint, to, has_input_spec=input_spec is not None)
+    license_fields = read_license(checkpoint, license)
+    if input_spec is not None:
+        set_input_spec(checkpoint, input_spec)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        WRITERS[to](checkpoint, temporary)
+        layout = checkpoint.original_layout if to == "original" else to
+        not_finite_names = write_checkpoint(temporary, arrange_tensors(checkpoint.tensors, layout))
+        if not allow_nan:
+            refuse_not_finite(source, not_finite_names)
+        write_conversion_card(checkpoint, to, license_fields, temporary, target.name)
+        temporary.rename(target)
+    except BaseException:  # also an interrupt leaves nothing behind
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def check_target(checkpoint: Checkpoint, to: str, has_input_spec: bool) -> None:
+    """Raise a `ValueError` if a checkpoint cannot be converted to a layout, or already has it."""
+    source = checkpoint.name
     if to not in TARGETS:
         raise ValueError(f"Expected `to` to be one of {', '.join(TARGETS)}, got {to!r}.")
-    if to == checkpoint.kind and input_spec is None:
+    if to == checkpoint.kind and not has_input_spec:
         raise ValueError(f"{source} already has the layout {to!r}.")
     if checkpoint.entry.layout == "backbone" and to in ("vitp", "internvl"):
         raise ValueError(
@@ -127,33 +152,26 @@ def convert_checkpoint(
             f"{source} is a {checkpoint.config.model_type!r}, which can be converted to "
             f"{', '.join(checkpoint.targets)}, not to {to!r}."
         )
-    parts = [getattr(checkpoint.config, name, None) for name in ("vision_config", "vit_config", "backbone_config")]
-    parts += [getattr(part, "vit_config", None) for part in parts]
-    other = next((part.model_type for part in parts if part is not None and part.model_type in other_families()), None)
-    if other is not None and to != "vitp":
+    other_family = other_vit_family(checkpoint.config)
+    if other_family is not None and to != "vitp":
         raise ValueError(
-            f"{source} has a ViT of the family {other!r}, which keeps its own format. Export the ViT with `vitp "
+            f"{source} has a ViT of the family {other_family!r}, which keeps its own format. Export the ViT with `vitp "
             f"export_backbone {source} FOLDER`."
         )
-    license_fields = read_license(checkpoint, license)
-    if input_spec is not None:
-        set_input_spec(checkpoint, input_spec)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        WRITERS[to](checkpoint, temporary)
-        layout = checkpoint.original_layout if to == "original" else to
-        wrong = write_checkpoint(temporary, arrange_tensors(checkpoint.tensors, layout))
-        if not allow_nan:
-            refuse_not_finite(source, wrong)
-        write_conversion_card(checkpoint, to, license_fields, temporary, target.name)
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return target
+
+def other_vit_family(config: PreTrainedConfig) -> str | None:
+    """Return the model type of a ViT, inside of a model, that is not an InternViT; `None` if it is one."""
+    backbone_config = getattr(config, "backbone_config", None)
+    for vit_config in (
+        getattr(config, "vision_config", None),
+        getattr(config, "vit_config", None),
+        backbone_config,
+        getattr(backbone_config, "vit_config", None),
+    ):
+        if vit_config is not None and vit_config.model_type in other_families():
+            return vit_config.model_type
+    return None
 
 
 @dataclass(frozen=True)
@@ -177,23 +195,28 @@ def set_input_spec(checkpoint: Checkpoint, input_spec: dict) -> None:
     checkpoint.image_processor = checkpoint.image_processor.with_input_spec(input_spec)
     if checkpoint.processor is not None:
         checkpoint.processor.image_processor = checkpoint.image_processor
-    names = checkpoint.image_processor.band_names
-    if names is None or not spread_config(checkpoint.config, names):
+    band_names = checkpoint.image_processor.band_names
+    if band_names is None or not spread_config(checkpoint.config, band_names):
         return
+    kernel_names = tuple(f"{convolution}.weight" for convolution in FIRST_CONVOLUTIONS)
     for name, tensor in checkpoint.tensors.items():
-        if name.endswith(tuple(f"{convolution}.weight" for convolution in FIRST_CONVOLUTIONS)):
-            kernel = spread_kernel(tensor.load(), names).contiguous()
+        if name.endswith(kernel_names):
+            kernel = spread_kernel(tensor.load(), band_names).contiguous()
             checkpoint.tensors[name] = ChangedTensor(
-                tensor.path, tensor.key, tensor.dtype, tuple(kernel.shape), content=kernel
+                path=tensor.path,
+                key=tensor.key,
+                dtype=tensor.dtype,
+                shape=tuple(kernel.shape),
+                content=kernel,
             )
 
 
-def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
+def read_license(checkpoint: Checkpoint, license: str | None) -> dict[str, str]:
     """Return the license fields of the source, of its card or its run, or the argument if the source states none."""
-    stated = stated_licenses(checkpoint.root)
-    if given is not None:
-        stated.pop(ITS_FILE, None)  # the name of a license is not read from its text
-    fields = agreed_license(stated, given)
+    licenses_of_source = stated_licenses(checkpoint.root)
+    if license is not None:
+        licenses_of_source.pop(ITS_FILE, None)  # the name of a license is not read from its text
+    fields = agreed_license(licenses_of_source, license)
     if not fields:
         logger.warning(
             "%s states no license (neither a card nor a license file). Set --license: to a license of your choice for "
@@ -205,31 +228,42 @@ def read_license(checkpoint: Checkpoint, given: str | None) -> dict[str, str]:
 
 
 def write_conversion_card(
-    checkpoint: Checkpoint, to: str, license_fields: dict[str, str], folder: Path, name: str
+    checkpoint: Checkpoint,
+    to: str,
+    license_fields: dict[str, str],
+    folder: Path,
+    name: str,
 ) -> None:
     """Write a card with the license of the source, and copy its license files."""
     for file in (*license_files(run_folder(checkpoint.root)), *license_files(checkpoint.root)):
         shutil.copyfile(file, folder / file.name)
-    said = card_metadata(checkpoint.root).get("base_model") or read_record(checkpoint.root).get("base_model")
+    source = checkpoint.name
+    base_model = checkpoint.name
+    if Path(checkpoint.name).exists():  # a folder, which is not on the Hub
+        source = Path(checkpoint.name).name
+        base_model = card_metadata(checkpoint.root).get("base_model") or read_record(checkpoint.root).get("base_model")
+    pipeline_tag = checkpoint.entry.pipeline_tag
+    if to in ("backbone", "adapter"):
+        pipeline_tag = "image-feature-extraction"
     data = ModelCardData(
         **license_fields,
-        base_model=(said or None) if Path(checkpoint.name).exists() else checkpoint.name,
+        base_model=base_model or None,
         library_name="transformers",
-        pipeline_tag="image-feature-extraction" if to in ("backbone", "adapter") else checkpoint.entry.pipeline_tag,
+        pipeline_tag=pipeline_tag,
         tags=["vitp"],
     )
-    source = Path(checkpoint.name).name if Path(checkpoint.name).exists() else checkpoint.name
     license = license_fields.get("license_name", license_fields["license"])
     if license == "unknown":
         terms = "The source states no license. Find out its license before you use or share these weights."
     else:
         terms = f"License of the source, which also applies to these weights: {license}."
-    same = "They are the same to the bit"
+    comparison = "They are the same to the bit"
     if any(isinstance(tensor, ChangedTensor) for tensor in checkpoint.tensors.values()):
-        same += f", except those for pixels, spread over {describe_bands(checkpoint.image_processor.band_names)}"
+        bands = describe_bands(checkpoint.image_processor.band_names)
+        comparison += f", except those for pixels, spread over {bands}"
     card = ModelCard(
         f"---\n{data}\n---\n\n# {name}\n\nThe weights of `{source}` (layout: {checkpoint.kind}), converted to the "
-        f"layout `{to}` with `vitp convert`. {same}.\n\n## License\n\n{terms}\n"
+        f"layout `{to}` with `vitp convert`. {comparison}.\n\n## License\n\n{terms}\n"
     )
     card.save(folder / "README.md")
 
@@ -277,12 +311,16 @@ def native_processor(
     """Return transformers' processor with an image processor, a folder's tokenizer and the given chat template."""
     # `InternVLProcessor` reads these tokens by name. The video token is replaced before encoding, without embedding.
     tokenizer = plain_tokenizer(folder, model_specific_special_tokens=NAMED_TOKENS, padding_side="left")
-    same = {name: getattr(image_processor, name) for name in ("size", "image_mean", "image_std")}
+    video_processor = InternVLVideoProcessor(
+        size=image_processor.size,
+        image_mean=image_processor.image_mean,
+        image_std=image_processor.image_std,
+    )
     with naming(folder, InternVLProcessor):
         return InternVLProcessor(
             image_processor,
             tokenizer,
-            InternVLVideoProcessor(**same),
+            video_processor,
             image_seq_length=processor.image_seq_length,
             chat_template=processor.chat_template,
         )
@@ -305,9 +343,11 @@ def write_adapter(checkpoint: Checkpoint, folder: Path) -> None:
 
 def write_original(checkpoint: Checkpoint, folder: Path) -> None:
     refuse_input_spec(checkpoint, "original")
-    config, image_processor = checkpoint.config, checkpoint.image_processor
+    config = checkpoint.config
+    image_processor = checkpoint.image_processor
     if checkpoint.original_layout in DENSE_TO_ORIGINAL:
-        write_json(folder / "config.json", DENSE_TO_ORIGINAL[checkpoint.original_layout](config))
+        to_original = DENSE_TO_ORIGINAL[checkpoint.original_layout]
+        write_json(folder / "config.json", to_original(config))
         image_processor.to_json_file(folder / "preprocessor_config.json")  # only we read it
         return
     if checkpoint.original_layout == "original_vision":
@@ -372,6 +412,7 @@ def write_tokenizer_of_version_4(checkpoint: Checkpoint, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     drop_video_token(folder, checkpoint.config.text_config.vocab_size)
     tokenizer.backend_tokenizer.model.save(str(folder))
-    added = {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json")["added_tokens"]}
-    write_json(folder / "added_tokens.json", added, ensure_ascii=False)
+    added_tokens = read_json(folder / "tokenizer.json")["added_tokens"]
+    ids_by_token = {token["content"]: token["id"] for token in added_tokens}
+    write_json(folder / "added_tokens.json", ids_by_token, ensure_ascii=False)
     write_tokenizer_config_for_version_4(folder)

@@ -105,25 +105,32 @@ def replace_record(model: nn.Module | str | Path, output_dir: str | Path) -> Non
 def check_output_dir(output_dir: str | Path, model_type: str) -> None:
     """Raise a `ValueError` for a folder with files, unless it is an exported backbone of the model type."""
     folder = Path(output_dir)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        config = {} if folder.is_file() else read_json(folder / "config.json")
-        processor = {} if folder.is_file() else read_json(folder / "preprocessor_config.json")
-        # A downloaded model of the same type has another image processor, or lacks what an export adds.
-        is_ours = processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP"))
-        if model_type == InternVLVisionConfig.model_type:
-            is_ours = config.get("auto_map") == AUTO_MAP
-        elif model_type == "siglip2_vision_model":
-            is_ours = "image_size" in config
-        if config.get("model_type") != model_type or not is_ours:
-            raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
+    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_new and not is_exported_backbone(folder, model_type):
+        raise ValueError(f"{folder} exists and is not an exported backbone. Set a new output_dir.")
+
+
+def is_exported_backbone(folder: Path, model_type: str) -> bool:
+    """Return whether a folder has an exported backbone, and not a downloaded model, of a model type."""
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != model_type:
+        return False
+    # A downloaded model of the same type has another image processor, or lacks what an export adds.
+    if model_type == InternVLVisionConfig.model_type:
+        return config.get("auto_map") == AUTO_MAP
+    if model_type == "siglip2_vision_model":
+        return "image_size" in config
+    image_processor = read_json(folder / "preprocessor_config.json")
+    return image_processor.get("image_processor_type", "").startswith(("GotOcr2", "ViTP"))
 
 
 def open_trained_vision_model(
     model: nn.Module | str | Path, image_processor: ViTPImageProcessor | None, allow_nan: bool
 ) -> tuple[PreTrainedModel, ViTPImageProcessor]:
     """Return the vision model to export and its image processor, see [`export_backbone`] for arguments and errors."""
-    name = str(model) if isinstance(model, (str, Path)) else "the backbone"
+    name = "the backbone"
     if isinstance(model, (str, Path)):
+        name = str(model)
         check_language_model(name)
         if image_processor is None:
             image_processor = ViTPProcessor.from_pretrained(name).image_processor
@@ -148,9 +155,10 @@ def open_trained_vision_model(
 def trained_dtype(name: str | Path) -> str:
     """Return the dtype of the fully trained weights beside a LoRA adapter, or `auto` without an adapter."""
     file = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
-    weights = read_tensors(Path(file)) if file else {}
-    in_full = {key: weight for key, weight in weights.items() if "lora_" not in key}
-    return main_dtype(in_full) if in_full else "auto"
+    if file is None:
+        return "auto"
+    full_weights = {key: weight for key, weight in read_tensors(Path(file)).items() if "lora_" not in key}
+    return main_dtype(full_weights) if full_weights else "auto"
 
 
 def check_language_model(name: str) -> None:
@@ -160,9 +168,9 @@ def check_language_model(name: str) -> None:
     except ValueError:  # reported when the model is loaded
         return
     model_type = fields.get("model_type")
-    if model_type in [*VISION_MODELS]:
+    if model_type in VISION_MODELS:
         raise ValueError(f"{name} is already a backbone ({model_type!r}). Use it as it is.")
-    if model_type is not None and model_type not in [*LANGUAGE_MODELS]:
+    if model_type is not None and model_type not in LANGUAGE_MODELS:
         raise ValueError(
             f"Expected a vision-language model, got {name} of type {model_type!r}. Export the model that it was "
             f"trained from. {way_to_vit(name, fields)}"
@@ -185,8 +193,13 @@ def trained_vision_model(model: nn.Module) -> PreTrainedModel:
             "`backbone`. For a model on a multi-scale backbone, save that with backbone.save_pretrained('FOLDER'), and "
             "pass ViTPVisionModel.from_pretrained('FOLDER')."
         )
-    is_wrapped = any(hasattr(module, name) for module in model.modules() for name in ("modules_to_save", "base_layer"))
-    return without_adapters(copy.deepcopy(model)) if is_wrapped else model
+    if any(is_wrapped_by_peft(module) for module in model.modules()):
+        return without_adapters(copy.deepcopy(model))
+    return model
+
+
+def is_wrapped_by_peft(module: nn.Module) -> bool:
+    return hasattr(module, "modules_to_save") or hasattr(module, "base_layer")
 
 
 def without_adapters(module: nn.Module) -> nn.Module:
@@ -215,11 +228,17 @@ def save_image_processor(output_dir: str | Path, config: PreTrainedConfig, image
     """Write the image processor of a backbone, which resizes each image to one tile."""
     height, width = pair(config.image_size)
     if config.model_type == "siglip2_vision_model":  # takes patches
-        patches = {"patch_size": config.patch_size, "max_num_patches": math.prod(patch_grid(config))}
-        normalization = {name: getattr(image_processor, name) for name in ("image_mean", "image_std")}
-        Siglip2ImageProcessor(**patches, **normalization).save_pretrained(output_dir)
+        siglip2_processor = Siglip2ImageProcessor(
+            patch_size=config.patch_size,
+            max_num_patches=math.prod(patch_grid(config)),
+            image_mean=image_processor.image_mean,
+            image_std=image_processor.image_std,
+        )
+        siglip2_processor.save_pretrained(output_dir)
         return
-    settings = image_settings(image_processor) | {"size": {"height": height, "width": width}, "crop_to_patches": False}
+    settings = image_settings(image_processor)
+    settings["size"] = {"height": height, "width": width}
+    settings["crop_to_patches"] = False
     processor_class = ViTPImageProcessor if settings.get("input_spec") else GotOcr2ImageProcessor
     processor_class(**settings).save_pretrained(output_dir)
 
@@ -227,4 +246,5 @@ def save_image_processor(output_dir: str | Path, config: PreTrainedConfig, image
 def image_settings(image_processor: ViTPImageProcessor) -> dict:
     """Return the settings of an image processor that another class accepts."""
     settings = image_processor.to_dict()
-    return {name: settings[name] for name in ViTPImageProcessor.valid_kwargs.__annotations__ if name in settings}
+    setting_names = ViTPImageProcessor.valid_kwargs.__annotations__
+    return {name: settings[name] for name in setting_names if name in settings}

@@ -60,13 +60,19 @@ def drop_video_token(folder: Path, vocab_size: int) -> None:
     transformers' InternVL processor reads this token from its tokenizer and replaces it before encoding. In our
     processor, a text with this token would cause an index error in the model.
     """
-    state, config = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
-    kept = [token for token in state["added_tokens"] if token["content"] != VIDEO_TOKEN or token["id"] < vocab_size]
-    if kept == state["added_tokens"]:
+    state = read_json(folder / "tokenizer.json")
+    usable_tokens = []
+    for token in state["added_tokens"]:
+        has_embedding = token["id"] < vocab_size
+        if token["content"] != VIDEO_TOKEN or has_embedding:
+            usable_tokens.append(token)
+    if usable_tokens == state["added_tokens"]:
         return
-    write_json(folder / "tokenizer.json", {**state, "added_tokens": kept}, ensure_ascii=False)
-    named = config.pop("model_specific_special_tokens", {})
-    config = {name: value for name, value in config.items() if name not in named}
+    state["added_tokens"] = usable_tokens
+    write_json(folder / "tokenizer.json", state, ensure_ascii=False)
+    config = read_json(folder / "tokenizer_config.json")
+    for name in config.pop("model_specific_special_tokens", {}):
+        config.pop(name, None)
     if "extra_special_tokens" in config:
         config["extra_special_tokens"] = [token for token in config["extra_special_tokens"] if token != VIDEO_TOKEN]
     write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)
@@ -79,12 +85,11 @@ def rope_of_version_4(rope: dict[str, Any]) -> dict[str, Any]:
     """
     if "rope_theta" not in rope:
         return {}
-    others = {name: value for name, value in rope.items() if name != "rope_theta"}
-    is_plain = rope["rope_type"] == "default"
-    return {
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": None if is_plain else {**others, "type": rope["rope_type"]},
-    }
+    scaling = None
+    if rope["rope_type"] != "default":
+        scaling = {**rope, "type": rope["rope_type"]}
+        del scaling["rope_theta"]
+    return {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
 
 
 def write_rope_for_version_4(folder: Path) -> None:
@@ -104,8 +109,10 @@ def write_tokenizer_config_for_version_4(folder: Path) -> None:
     config = read_json(folder / "tokenizer_config.json")
     config.pop("backend", None)
     config["additional_special_tokens"] = config.pop("extra_special_tokens", [])
-    if named := config.pop("model_specific_special_tokens", None):
-        config["extra_special_tokens"] = named
+    named_tokens = config.pop("model_specific_special_tokens", None)
+    if named_tokens:
+        config["extra_special_tokens"] = named_tokens
     if config["tokenizer_class"] == "TokenizersBackend":
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config["model_input_names"] = ["input_ids", "attention_mask"]
     write_json(folder / "tokenizer_config.json", config, ensure_ascii=False)

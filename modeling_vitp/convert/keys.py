@@ -13,7 +13,8 @@ T = TypeVar("T")
 TARGETS = ("vitp", "backbone", "internvl", "original", "adapter", "segmentation", "detection")
 BENCHMARK_NAMES = ("dior", "dior_r", "dota_v2", "sardet_100k", "rsar", "ssdd")  # keys of `original_config.BENCHMARKS`
 
-VISION_TOWER, BACKBONE = "model.vision_tower.", "backbone."
+VISION_TOWER = "model.vision_tower."
+BACKBONE = "backbone."
 
 # transformers saves `internvl` under the names in existing Hub repos, which differ from those in memory.
 INTERNVL = [
@@ -155,9 +156,11 @@ def locate_tensor(name: str, layout: str) -> Location | None:
     key = name
     for pattern, replacement in LAYOUTS[layout]:
         key = re.sub(pattern, replacement, key)
-    fused = re.search(r"\.attention\.([qkv])_proj\.", name)
-    if layout.startswith(("original", "timm")) and name.startswith((VISION_TOWER, BACKBONE)) and fused:
-        return Location(key, "qkv".index(fused[1]), 3)
+    projection = re.search(r"\.attention\.([qkv])_proj\.", name)
+    has_fused_projections = layout.startswith(("original", "timm"))
+    is_of_vit = name.startswith((VISION_TOWER, BACKBONE))
+    if projection is not None and is_of_vit and has_fused_projections:
+        return Location(key, part="qkv".index(projection[1]), num_parts=3)
     return Location(key)
 
 
@@ -165,12 +168,18 @@ def arrange_tensors(tensors: Mapping[str, T], layout: str) -> dict[str, list[T]]
     """Return the tensors under the names of a layout, each as the blocks of its rows in their order."""
     arranged: dict[str, dict[int, T]] = {}
     for name, tensor in tensors.items():
-        found = locate_tensor(name, layout)
-        if found is not None:
-            arranged.setdefault(found.key, {})[found.part] = tensor
-    return {key: [blocks[part] for part in sorted(blocks)] for key, blocks in arranged.items()}
+        location = locate_tensor(name, layout)
+        if location is not None:
+            arranged.setdefault(location.key, {})[location.part] = tensor
+    ordered_blocks = {}
+    for key, blocks in arranged.items():
+        ordered_blocks[key] = [blocks[part] for part in sorted(blocks)]
+    return ordered_blocks
 
 
 def recognize_layout(keys: set[str]) -> str | None:
     """Return the layout of a checkpoint with these keys, or `None` if it is unknown."""
-    return next((layout for layout, sign in SIGNS.items() if any(re.match(sign, key) for key in keys)), None)
+    for layout, pattern in SIGNS.items():
+        if any(re.match(pattern, key) for key in keys):
+            return layout
+    return None

@@ -53,9 +53,11 @@ class Graph(nn.Module):
         self.model = model
         self.outputs = find_model(model.config.model_type).graph_outputs
         self.inputs = [name for name in inspect.signature(model.forward).parameters if name.startswith("pixel_values")]
-        vit = getattr(model.config, "backbone_config", model.config)
-        self.step = (MULTI_SCALE_STEP, MULTI_SCALE_STEP) if vit.model_type in BACKBONES else pair(vit.patch_size)
-        self.image_size, self.num_channels = pair(vit.image_size), vit.num_channels
+        vit_config = getattr(model.config, "backbone_config", model.config)
+        has_neck = vit_config.model_type in BACKBONES
+        self.step = (MULTI_SCALE_STEP, MULTI_SCALE_STEP) if has_neck else pair(vit_config.patch_size)
+        self.image_size = pair(vit_config.image_size)
+        self.num_channels = vit_config.num_channels
         self.tower = TOWERS.get(model.config.model_type)  # `None` for the models of tasks
         # A detector runs on one image, because proposals of several images have no common number, of at least three
         # steps, because its coarsest map, at stride 64, needs two cells.
@@ -78,16 +80,21 @@ def detect(model: ViTPForObjectDetection, pixel_values: torch.Tensor) -> dict[st
     Oriented boxes are returned before non-maximum suppression, which ONNX does not have for them.
     """
     sizes = torch.tensor([pixel_values.shape[-2:]], dtype=torch.float32, device=pixel_values.device)
-    view = model.view(model.run_backbone(pixel_values).feature_maps)
-    (boxes,) = model.propose_by_all([view], sizes)
-    moved, probabilities = model.score(view, boxes, torch.zeros_like(boxes[:, 0], dtype=torch.long), sizes)
+    feature_maps = model.run_backbone(pixel_values).feature_maps
+    view = model.view(feature_maps)
+    (proposals,) = model.propose_by_all([view], sizes)
+    image_indices = torch.zeros_like(proposals[:, 0], dtype=torch.long)
+    scored_boxes, probabilities = model.score(view, proposals, image_indices, sizes)
     if isinstance(model, ViTPForOrientedObjectDetection):
-        return {"scores": probabilities[None, :, :-1], "boxes": moved[None]}
+        scores = probabilities[:, :-1]  # without the background
+        return {"scores": scores[None], "boxes": scored_boxes[None]}
     with mock.patch.object(model.config, "score_threshold", 0.0):
-        boxes, scores, labels = model.choose(moved, probabilities)
-    found = {"scores": scores, "labels": labels} | model.write_boxes(boxes, sizes[0])
-    found |= model.further_detections([view], boxes, torch.zeros_like(labels), labels, sizes)
-    return {name: values[None] for name, values in found.items()}
+        boxes, scores, labels = model.choose(scored_boxes, probabilities)
+    detections = {"scores": scores, "labels": labels}
+    detections |= model.write_boxes(boxes, sizes[0])
+    image_indices = torch.zeros_like(labels)
+    detections |= model.further_detections([view], boxes, image_indices, labels, sizes)
+    return {name: tensor[None] for name, tensor in detections.items()}
 
 
 # As one operator, because the loop over the labels of the boxes cannot be traced.
@@ -103,12 +110,17 @@ def onnx_nms_by_label(boxes, scores, iou_threshold: float, labels):
     """Build [`nms_by_label`] of ONNX operators: each label is a class of NonMaxSuppression, others score -1 in it."""
     from onnxscript import opset18 as op
 
-    classes = op.Range(0, op.Add(op.ReduceMax(labels, keepdims=0), 1), 1)
-    scores_of_class = op.Where(op.Equal(op.Unsqueeze(classes, [1]), labels), scores, -1.0)
-    one_image = op.Unsqueeze(boxes, [0]), op.Unsqueeze(scores_of_class, [0])
-    kept = op.Gather(op.NonMaxSuppression(*one_image, 2**62, iou_threshold, -0.5), 2, axis=1)
-    _, order = op.TopK(op.Gather(scores, kept), op.Shape(kept))
-    return op.Gather(kept, order)
+    num_classes = op.Add(op.ReduceMax(labels, keepdims=0), 1)
+    classes = op.Unsqueeze(op.Range(0, num_classes, 1), [1])
+    is_of_class = op.Equal(classes, labels)
+    scores_of_class = op.Where(is_of_class, scores, -1.0)
+    batch_of_boxes = op.Unsqueeze(boxes, [0])
+    batch_of_scores = op.Unsqueeze(scores_of_class, [0])
+    most_boxes = 2**62
+    selections = op.NonMaxSuppression(batch_of_boxes, batch_of_scores, most_boxes, iou_threshold, -0.5)
+    box_indices = op.Gather(selections, 2, axis=1)
+    _, order = op.TopK(op.Gather(scores, box_indices), op.Shape(box_indices))
+    return op.Gather(box_indices, order)
 
 
 def shape_samples(features: torch.Tensor, grid: torch.Tensor, *options) -> torch.Tensor:
@@ -123,10 +135,13 @@ def pool_adaptively(features: torch.Tensor, cells: int) -> torch.Tensor:
     """Pool maps to `(…, cells, cells)` as `adaptive_avg_pool2d` does, by a matrix product for each direction."""
     for _ in range(2):
         side = features.shape[-2]
-        position = torch.arange(side, device=features.device)
-        cell = torch.arange(cells, device=features.device)[:, None]
-        is_inside = (position >= cell * side // cells) & (position < ((cell + 1) * side + cells - 1) // cells)
-        features = (is_inside / is_inside.sum(1, keepdim=True) @ features).mT
+        positions = torch.arange(side, device=features.device)
+        cell_indices = torch.arange(cells, device=features.device)[:, None]
+        starts = cell_indices * side // cells
+        ends = ((cell_indices + 1) * side + cells - 1) // cells
+        is_inside = (positions >= starts) & (positions < ends)
+        weights = is_inside / is_inside.sum(1, keepdim=True)
+        features = (weights @ features).mT  # the other direction is pooled next
     return features
 
 
@@ -211,32 +226,44 @@ def export_program(model: PreTrainedModel | str | Path) -> ExportedProgram:
         model = open_model(model)
     graph = Graph(model).eval()
     height, width = graph.step
-    dims = {2: height * Dim("rows", min=graph.min_steps), 3: width * Dim("columns", min=graph.min_steps)}
+    rows = Dim("rows", min=graph.min_steps)
+    columns = Dim("columns", min=graph.min_steps)
+    dynamic_dims = {2: height * rows, 3: width * columns}
+    batch_size = 1
     if not graph.is_detector:
-        dims[0] = Dim("batch")
-    shape = (1 if graph.is_detector else 2, graph.num_channels, 5 * height, 7 * width)
+        dynamic_dims[0] = Dim("batch")
+        batch_size = 2  # 1 would be taken for a constant
+    shape = (batch_size, graph.num_channels, 5 * height, 7 * width)
     examples = tuple(torch.zeros(shape) for _ in graph.inputs)  # one tensor twice would be one input
+    dynamic_shapes = {"pixel_values": tuple(dynamic_dims for _ in examples)}
     with torch.no_grad(), any_size():
-        return torch.export.export(graph, examples, dynamic_shapes={"pixel_values": (dims,) * len(examples)})
+        return torch.export.export(graph, examples, dynamic_shapes=dynamic_shapes)
 
 
 def describe_inputs(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
     """Return the metadata of a graph: settings of the image processor and names of the classes, each as JSON."""
+    config = model.config
     with naming(name, BaseImageProcessor):
-        if model.config.model_type == "timm_wrapper":  # transformers makes timm's transform, without the input spec
-            size = dict(zip(("height", "width"), model.config.image_size))
-            settings = ViTPImageProcessor.from_backbone(name, size=size).to_dict()
+        if config.model_type == "timm_wrapper":  # transformers makes timm's transform, without the input spec
+            height, width = config.image_size
+            image_processor = ViTPImageProcessor.from_backbone(name, size={"height": height, "width": width})
         else:
-            settings = AutoImageProcessor.from_pretrained(name).to_dict()
-    names = ["image_mean", "image_std", "rescale_factor", "do_resize", "input_spec"]
+            image_processor = AutoImageProcessor.from_pretrained(name)
+    settings = image_processor.to_dict()
+    setting_names = ["image_mean", "image_std", "rescale_factor", "do_resize", "input_spec"]
     if settings.get("do_resize"):
-        names += ["size", "resample"]
-    described = {"model_type": model.config.model_type} | {key: settings.get(key) for key in names}
-    if model.config.model_type not in TOWERS:
-        described |= {"id2label": model.config.id2label, "problem_type": model.config.problem_type}
+        setting_names += ["size", "resample"]
+    metadata = {"model_type": config.model_type}
+    for setting_name in setting_names:
+        metadata[setting_name] = settings.get(setting_name)
+    config_names = []
+    if config.model_type not in TOWERS:
+        config_names += ["id2label", "problem_type"]
     if isinstance(model, ViTPForOrientedObjectDetection):  # left to do after the graph
-        described |= {key: getattr(model.config, key) for key in ("score_threshold", "nms_threshold", "max_detections")}
-    return {key: json.dumps(value) for key, value in described.items() if value is not None}
+        config_names += ["score_threshold", "nms_threshold", "max_detections"]
+    for config_name in config_names:
+        metadata[config_name] = getattr(config, config_name)
+    return {key: json.dumps(value) for key, value in metadata.items() if value is not None}
 
 
 def export_onnx(
@@ -271,51 +298,62 @@ def export_onnx(
     if not file.parent.is_dir():
         raise FileNotFoundError(2, "the folder of the output file does not exist", str(file.parent))
     import onnxruntime
-    from onnxscript import ir, rewriter
 
-    opened = open_model(model)
-    metadata, graph = describe_inputs(model, opened), Graph(opened).eval()
+    opened_model = open_model(model)
+    metadata = describe_inputs(model, opened_model)
+    graph = Graph(opened_model).eval()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        written = Path(folder) / file.name
-        with (
-            warnings.catch_warnings(action="ignore"),  # about torch's own code
-            mock.patch.dict(decomposition_table, SHAPE_RULES),
-            # It compares each node with all others, and no graph has its pattern.
-            mock.patch.object(rewriter.rules.common.slice_split_rule, "try_rewrite", return_value=None),
-        ):
-            program = torch.onnx.export(
-                export_program(opened),
-                input_names=graph.inputs,
-                output_names=list(graph.outputs),
-                custom_translation_table={torch.ops.modeling_vitp.nms_by_label.default: onnx_nms_by_label},
-                dynamo=True,
-                verbose=False,
-            )
-            ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # stack traces, with paths of this machine
-            program.model.metadata_props.update(metadata)
-            program.save(written)
-        session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
-        found = [(size, difference(graph, session, size)) for size in sizes_to_compare(graph)]
-        del session
-        for size, largest in found:
-            if not largest <= tolerance:
+        temporary_file = Path(folder) / file.name
+        write_onnx(opened_model, temporary_file, metadata, graph)
+        session = onnxruntime.InferenceSession(temporary_file, providers=["CPUExecutionProvider"])
+        differences = [(size, difference(graph, session, size)) for size in sizes_to_compare(graph)]
+        del session  # it has the file open
+        for size, largest_difference in differences:
+            if not largest_difference <= tolerance:  # NaN is not
                 raise FeaturesDiffer(
                     f"At {' x '.join(map(str, size))} (batch, height, width) the outputs of the graph differ from the "
-                    f"model's by {largest:.1e} standard deviations, expected at most {tolerance:.1e}. {file} was not "
-                    "written."
+                    f"model's by {largest_difference:.1e} standard deviations, expected at most {tolerance:.1e}. "
+                    f"{file} was not written."
                 )
         for path in Path(folder).iterdir():
             os.replace(path, file.parent / path.name)
-    return found
+    return differences
+
+
+def write_onnx(model: PreTrainedModel, file: Path, metadata: dict[str, str], graph: Graph) -> None:
+    """Write a model as ONNX, without comparing its outputs."""
+    from onnxscript import ir, rewriter
+
+    with (
+        warnings.catch_warnings(action="ignore"),  # about torch's own code
+        mock.patch.dict(decomposition_table, SHAPE_RULES),
+        # It compares each node with all others, and no graph has its pattern.
+        mock.patch.object(rewriter.rules.common.slice_split_rule, "try_rewrite", return_value=None),
+    ):
+        program = torch.onnx.export(
+            export_program(model),
+            input_names=graph.inputs,
+            output_names=list(graph.outputs),
+            custom_translation_table={torch.ops.modeling_vitp.nms_by_label.default: onnx_nms_by_label},
+            dynamo=True,
+            verbose=False,
+        )
+        ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # stack traces, with paths of this machine
+        program.model.metadata_props.update(metadata)
+        program.save(file)
 
 
 def sizes_to_compare(graph: Graph) -> Iterator[tuple[int, int, int]]:
     """Yield batch size, height and width: near the position embeddings' size, and at smaller and larger sizes."""
     height, width = graph.step
-    least = graph.min_steps
-    side = max(graph.image_size[0] // height, least)
-    for batch, rows, columns in ((1, side, side), (3, max(side // 2 + 1, least), side + 3), (2, side + 2, least)):
-        yield 1 if graph.is_detector else batch, rows * height, columns * width
+    least_steps = graph.min_steps
+    steps = max(graph.image_size[0] // height, least_steps)
+    half_steps = max(steps // 2 + 1, least_steps)
+    sizes_in_steps = [(1, steps, steps), (3, half_steps, steps + 3), (2, steps + 2, least_steps)]
+    for batch_size, rows, columns in sizes_in_steps:
+        if graph.is_detector:
+            batch_size = 1
+        yield batch_size, rows * height, columns * width
 
 
 @torch.no_grad()
@@ -325,21 +363,34 @@ def difference(graph: Graph, session, size: tuple[int, int, int]) -> float:
     A detection is compared with the most similar one of the other side, and the tenth of them with the largest
     differences is left out, because rounding changes the order of equal scores and the choice between equal boxes.
     """
-    batch, height, width = size
+    batch_size, height, width = size
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randn(batch, graph.num_channels, height, width, generator=generator) for _ in graph.inputs]
-    found = session.run(list(graph.outputs), {name: image.numpy() for name, image in zip(graph.inputs, images)})
-    wanted = graph(*images)
-    pairs = [(torch.from_numpy(one).float(), other.float()) for one, other in zip(found, wanted)]
-    scales = [other.std(correction=0).clamp(min=1e-12) for _, other in pairs]
-    if not graph.is_detector:
-        return (
-            torch.stack([(one - other).abs().max() / scale for (one, other), scale in zip(pairs, scales)]).max().item()
-        )
-    sides = (
-        torch.cat([values.reshape(*values.shape[:2], -1) / scale for values, scale in zip(outputs, scales)], -1)
-        for outputs in zip(*pairs)
-    )
-    distances = torch.cdist(*sides, p=torch.inf)
-    nearest = torch.cat([distances.amin(1), distances.amin(2)], 1)
-    return nearest.quantile(SHARE_OF_DETECTIONS).item()
+    images = [torch.randn(batch_size, graph.num_channels, height, width, generator=generator) for _ in graph.inputs]
+    session_inputs = {name: image.numpy() for name, image in zip(graph.inputs, images)}
+    session_outputs = session.run(list(graph.outputs), session_inputs)
+    session_outputs = [torch.from_numpy(output).float() for output in session_outputs]
+    model_outputs = [output.float() for output in graph(*images)]
+    scales = [output.std(correction=0).clamp(min=1e-12) for output in model_outputs]
+    if graph.is_detector:
+        return difference_of_detections(session_outputs, model_outputs, scales)
+    differences = []
+    for session_output, model_output, scale in zip(session_outputs, model_outputs, scales):
+        largest_difference = (session_output - model_output).abs().max()
+        differences.append(largest_difference / scale)
+    return torch.stack(differences).max().item()
+
+
+def difference_of_detections(
+    outputs: list[torch.Tensor],
+    other_outputs: list[torch.Tensor],
+    scales: list[torch.Tensor],
+) -> float:
+    """Return the difference that `SHARE_OF_DETECTIONS` of the detections have to the most similar of the others."""
+    vectors = []
+    for tensors in (outputs, other_outputs):
+        scaled_tensors = [tensor.reshape(*tensor.shape[:2], -1) / scale for tensor, scale in zip(tensors, scales)]
+        vectors.append(torch.cat(scaled_tensors, -1))
+    detections, other_detections = vectors
+    distances = torch.cdist(detections, other_detections, p=torch.inf)
+    nearest_distances = torch.cat([distances.amin(1), distances.amin(2)], 1)
+    return nearest_distances.quantile(SHARE_OF_DETECTIONS).item()

@@ -49,17 +49,26 @@ VISION_FIELDS = {
     "initializer_range": "initializer_range",
     "layer_scale_init_value": "initializer_factor",
 }
-REQUIRED_VISION_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-REQUIRED_VISION_FIELDS += ("norm_type", "qkv_bias", "qk_normalization", "image_size", "patch_size")
+REQUIRED_VISION_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "norm_type",
+    "qkv_bias",
+    "qk_normalization",
+    "image_size",
+    "patch_size",
+)
 # The only values of the original code that our model supports.
 CHAT_SETTINGS = {"ps_version": "v2", "select_layer": -1, "pad2square": False, "use_backbone_lora": 0, "use_llm_lora": 0}
 
 
-def refuse_differences(config: dict[str, Any], needed: dict[str, Any], what: str = "config.json") -> None:
-    """Raise a `ValueError` if a setting has another value than the needed one. A missing setting has this value."""
-    for name, value in needed.items():
+def refuse_differences(config: dict[str, Any], only_values: dict[str, Any], owner: str = "config.json") -> None:
+    """Raise a `ValueError` if a setting has another value than the only convertible one, which is its default."""
+    for name, value in only_values.items():
         if config.get(name, value) != value:
-            raise ValueError(f"{what} has {name}={config[name]!r}, but only {value!r} can be converted exactly.")
+            raise ValueError(f"{owner} has {name}={config[name]!r}, but only {value!r} can be converted exactly.")
 
 
 def check_visible(settings: dict[str, Any], visible: dict[str, Any]) -> None:
@@ -75,9 +84,9 @@ def vision_from_original(config: dict[str, Any]) -> ViTPVisionConfig:
     Raises:
         ValueError: if a field is missing or has a value that our model does not support.
     """
-    missing = [name for name in REQUIRED_VISION_FIELDS if name not in config]
-    if missing:
-        raise ValueError(f"The configuration of the ViT lacks the fields {missing}.")
+    missing_fields = [name for name in REQUIRED_VISION_FIELDS if name not in config]
+    if missing_fields:
+        raise ValueError(f"The configuration of the ViT lacks the fields {missing_fields}.")
     refuse_differences(config, {"dropout": 0.0, "hidden_act": "gelu"}, "vision_config")
     if config["norm_type"] not in NORM_TYPES:
         raise ValueError(f"Expected norm_type to be one of {NORM_TYPES} in vision_config, got {config['norm_type']!r}.")
@@ -123,9 +132,15 @@ def visible_vit_settings(shapes: dict[str, tuple[int, ...]], prefix: str = "") -
 def vision_to_original(config: ViTPVisionConfig) -> dict[str, Any]:
     """Return our ViT's configuration as InternViT's; see [`vision_from_original`] for the errors."""
     settings = config.to_dict()
-    needed = {"use_mask_token": False, "use_absolute_position_embeddings": True, "use_mean_pooling": True}
-    needed |= {"hidden_dropout_prob": 0, "projection_dropout": 0, "hidden_act": "gelu"}
-    refuse_differences(settings, needed, "vision_config")
+    only_values = {
+        "use_mask_token": False,
+        "use_absolute_position_embeddings": True,
+        "use_mean_pooling": True,
+        "hidden_dropout_prob": 0,
+        "projection_dropout": 0,
+        "hidden_act": "gelu",
+    }
+    refuse_differences(settings, only_values, "vision_config")
     if config.use_qk_norm and config.layer_norm_eps != 1e-6:
         raise ValueError(f"vision_config has QK norm with {config.layer_norm_eps=}, but the original code uses 1e-6.")
     for name in ("image_size", "patch_size"):
@@ -154,7 +169,7 @@ def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
     refuse_differences({"ps_version": "v1", **config}, CHAT_SETTINGS | {"template": TEMPLATE})
     if config.get("dynamic_image_size", False):
         refuse_differences({"use_thumbnail": False, **config}, {"use_thumbnail": True})
-    vision_config, llm_config = config["vision_config"], config["llm_config"]
+    vision_config = config["vision_config"]
     if config.get("force_image_size") not in (None, vision_config.get("image_size")):
         raise ValueError(
             f"config.json has force_image_size={config['force_image_size']}, but position embeddings for "
@@ -162,15 +177,19 @@ def chat_from_original(config: dict[str, Any]) -> ViTPConfig:
         )
     return ViTPConfig(
         vision_config=vision_from_original(vision_config),
-        text_config=text_from_original(llm_config),
+        text_config=text_from_original(config["llm_config"]),
         downsample_ratio=config.get("downsample_ratio", 0.5),
     )
 
 
 def chat_to_original(config: ViTPConfig, min_patches: int, max_patches: int) -> dict[str, Any]:
     """Return our configuration as InternVL's own; see [`chat_from_original`] for the errors."""
-    needed = {"projector_hidden_act": "gelu", "vision_feature_layer": -1, "vision_feature_select_strategy": "default"}
-    refuse_differences(config.to_dict(), needed)
+    only_values = {
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }
+    refuse_differences(config.to_dict(), only_values)
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
@@ -193,9 +212,13 @@ def text_from_original(config: dict[str, Any]) -> PreTrainedConfig:
     """Return the language model's configuration, without the fields that older transformers wrote for every model."""
     check_language_model_type(config.get("model_type"))
     config_class = type(AutoConfig.for_model(config["model_type"]))
-    own = set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
-    fields = {name: value for name, value in config.items() if name in own | {"rope_theta", "rope_scaling"}}
-    return config_class(**copy.deepcopy({"tie_word_embeddings": False, **fields}))
+    own_fields = config_class.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+    own_fields |= {"rope_theta", "rope_scaling"}
+    fields = {"tie_word_embeddings": False}
+    for name, value in config.items():
+        if name in own_fields:
+            fields[name] = copy.deepcopy(value)
+    return config_class(**fields)
 
 
 def text_to_original(config: PreTrainedConfig) -> dict[str, Any]:
@@ -280,10 +303,10 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
     except KeyError as error:
         raise ValueError(f"The backbone is not a ViT-Adapter on an InternViT: it lacks {error}.") from error
     attention = recognize_deformable_attention(settings, visible["deformable_ratio"])
-    shown = {theirs: visible[ours] for ours, theirs in ADAPTER_VISIBLE_FIELDS.items()}
+    visible_of_original = {theirs: visible[ours] for ours, theirs in ADAPTER_VISIBLE_FIELDS.items()}
     if attention == "mmcv":
-        shown.pop("deform_ratio")  # mmcv ignores it
-    check_visible(settings, shown)
+        visible_of_original.pop("deform_ratio")  # mmcv ignores it
+    check_visible(settings, visible_of_original)
     refuse_differences(settings, {"use_final_norm": True})
     if visible["num_hidden_layers"] != DEPTH_OF_DEFAULT_INTERACTIONS and "interaction_indexes" not in settings:
         raise ValueError("The layers of the adapter's interactions are not visible in the tensors. " + ASK)
@@ -291,7 +314,9 @@ def adapter_from_original(settings: dict[str, Any], shapes: dict[str, tuple[int,
         raise ValueError(f"The number of heads of a ViT of width {width} is not visible in the tensors. " + ASK)
     hidden = {"num_attention_heads": INTERN_VIT_HEADS.get(width)}
     hidden |= DEFORMABLE_ATTENTION[attention]
-    hidden |= {ours: settings[theirs] for ours, theirs in ADAPTER_HIDDEN_FIELDS.items() if theirs in settings}
+    for ours, theirs in ADAPTER_HIDDEN_FIELDS.items():
+        if theirs in settings:
+            hidden[ours] = settings[theirs]
     return ViTPAdapterConfig(
         **visible,
         **hidden,
@@ -315,37 +340,44 @@ def recognize_deformable_attention(settings: dict[str, Any], ratio: float) -> st
     Raises:
         ValueError: if `deformable_attention` is unknown or contradicts the tensors.
     """
-    given, asked = settings.get("deformable_attention"), settings.get("deform_ratio")
-    if given not in (None, *DEFORMABLE_ATTENTION):
-        raise ValueError(f"deformable_attention must be {' or '.join(map(repr, DEFORMABLE_ATTENTION))}, got {given!r}.")
+    stated_attention = settings.get("deformable_attention")
+    stated_ratio = settings.get("deform_ratio")
+    if stated_attention not in (None, *DEFORMABLE_ATTENTION):
+        choices = " or ".join(map(repr, DEFORMABLE_ATTENTION))
+        raise ValueError(f"deformable_attention must be {choices}, got {stated_attention!r}.")
     if ratio != 1:
-        if given == "mmcv":
+        if stated_attention == "mmcv":
             raise ValueError(
                 f"deformable_attention='mmcv' has values of full width, but the tensors have {ratio:g} of it. Set "
                 "deformable_attention='native'."
             )
         return "native"
-    if given is None and asked in (None, 1):
-        taken = "mmcv" if asked is None else "native"
+    if stated_attention is not None:
+        return stated_attention
+    if stated_ratio in (None, 1):
+        assumed_attention = "mmcv" if stated_ratio is None else "native"
         logger.warning(
             "The deformable attention has values of full width: the tensors do not show whether it is ViT-Adapter's "
             "own ('native') or mmcv's ('mmcv'), which compute different maps. %r is assumed, because %s. Set "
             "deformable_attention, or put it in a config.json beside the weights, if you know it.",
-            taken,
-            "the settings have no width" if asked is None else "deform_ratio is 1 in config.json",
+            assumed_attention,
+            "the settings have no width" if stated_ratio is None else "deform_ratio is 1 in config.json",
         )
-        return taken
-    return given or "mmcv"
+        return assumed_attention
+    return "mmcv"
 
 
-def with_deformable_attention(source: str, layout: str, fields: dict, given: str) -> dict:
+def with_deformable_attention(source: str, layout: str, fields: dict, attention: str) -> dict:
     """Return the settings of an original ViT-Adapter with the deformable attention of the caller."""
     if not layout.startswith(("original_adapter", "original_segmentation", "original_detection", "original_cascade")):
         raise ValueError(f"deformable_attention requires a ViT-Adapter in the original layout, which {source} is not.")
-    said = fields.get("deformable_attention", given)
-    if said != given:
-        raise ValueError(f"{source} has deformable_attention={said!r} in its config.json, which contradicts {given!r}.")
-    return {**fields, "deformable_attention": given}
+    stated_attention = fields.get("deformable_attention", attention)
+    if stated_attention != attention:
+        raise ValueError(
+            f"{source} has deformable_attention={stated_attention!r} in its config.json, which contradicts "
+            f"{attention!r}."
+        )
+    return {**fields, "deformable_attention": attention}
 
 
 def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
@@ -357,23 +389,25 @@ def adapter_to_original(config: ViTPAdapterConfig) -> dict[str, Any]:
     """
     vision_to_original(config)
     settings = config.to_dict()
-    attention = next(
-        name for name, ours in DEFORMABLE_ATTENTION.items() if ours["extractor_residual"] == config.extractor_residual
-    )
+    attention = "native"
+    if config.extractor_residual == DEFORMABLE_ATTENTION["mmcv"]["extractor_residual"]:
+        attention = "mmcv"
     if attention == "mmcv" and config.deformable_ratio != 1:
         raise ValueError(
             f"The adapter has extractor_residual={config.extractor_residual!r} and "
             f"deformable_ratio={config.deformable_ratio}, but the original code has that residual only with 1."
         )
-    named = {theirs: settings[ours] for ours, theirs in (ADAPTER_HIDDEN_FIELDS | ADAPTER_VISIBLE_FIELDS).items()}
-    return named | {
-        "deformable_attention": attention,
-        "patch_size": settings["patch_size"][0],
-        "img_size": settings["image_size"][0],
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
-        "deform_num_heads": config.deformable_heads,
-        "use_final_norm": True,
-    }
+    arguments = {}
+    for fields in (ADAPTER_HIDDEN_FIELDS, ADAPTER_VISIBLE_FIELDS):
+        for ours, theirs in fields.items():
+            arguments[theirs] = settings[ours]
+    arguments["deformable_attention"] = attention
+    arguments["patch_size"] = settings["patch_size"][0]
+    arguments["img_size"] = settings["image_size"][0]
+    arguments["mlp_ratio"] = config.intermediate_size / config.hidden_size
+    arguments["deform_num_heads"] = config.deformable_heads
+    arguments["use_final_norm"] = True
+    return arguments
 
 
 def segmentation_from_original(
@@ -409,9 +443,13 @@ def segmentation_from_original(
             "auxiliary_num_convs": count_values(r"auxiliary_head\.convs\.(\d+)\.", shapes),
             "auxiliary_concat_input": "auxiliary_head.conv_cat.conv.weight" in shapes,
         }
-    said = with_labels(settings.get("segmentation", {}), num_labels)
+    head_settings = with_labels(settings.get("segmentation", {}), num_labels)
     return config_classes[in_channels](
-        backbone_config=adapter, hidden_size=channels, use_auxiliary_head=bool(auxiliary), **auxiliary, **said
+        backbone_config=adapter,
+        hidden_size=channels,
+        use_auxiliary_head=bool(auxiliary),
+        **auxiliary,
+        **head_settings,
     )
 
 
@@ -424,8 +462,9 @@ def segmentation_to_original(config: ViTPSegmentationConfig) -> dict[str, Any]:
         ValueError: for settings that [`adapter_to_original`] refuses, and for other heads than UPerNet.
     """
     refuse_differences({"decode_head": config.decode_head}, {"decode_head": "upernet"})
-    settings = {name: getattr(config, name) for name in HIDDEN_OF_SEGMENTATION}
-    return adapter_to_original(config.backbone_config) | {"segmentation": settings}
+    arguments = adapter_to_original(config.backbone_config)
+    arguments["segmentation"] = {name: getattr(config, name) for name in HIDDEN_OF_SEGMENTATION}
+    return arguments
 
 
 def with_labels(settings: dict[str, Any], num_labels: int) -> dict[str, Any]:
@@ -440,7 +479,12 @@ def with_labels(settings: dict[str, Any], num_labels: int) -> dict[str, Any]:
 
 def count_values(pattern: str, shapes: dict[str, tuple[int, ...]]) -> int:
     """Return the number of distinct values of the pattern's group in the names."""
-    return len({match[1] for match in (re.match(pattern, key) for key in shapes) if match})
+    distinct_values = set()
+    for key in shapes:
+        match = re.match(pattern, key)
+        if match is not None:
+            distinct_values.add(match[1])
+    return len(distinct_values)
 
 
 # Classes of the published detectors in the order of their heads, as in the authors' code. For detectors trained on COCO
@@ -514,34 +558,39 @@ def detection_from_original(
     stages = count_values(r"roi_head\.bbox_head\.(\d)\.", shapes)
     head = "roi_head.bbox_head.0" if stages else "roi_head.bbox_head"
     try:
-        channels = shapes["neck.lateral_convs.0.conv.weight"][0]
-        values = shapes["rpn_head.rpn_reg.weight"][0]
-        hidden, labels = shapes[f"{head}.shared_fcs.0.weight"][0], shapes[f"{head}.fc_cls.weight"][0] - 1
-        box_values = shapes[f"{head}.fc_reg.weight"][0]
+        neck_channels = shapes["neck.lateral_convs.0.conv.weight"][0]
+        num_proposal_deltas = shapes["rpn_head.rpn_reg.weight"][0]
+        head_hidden_size = shapes[f"{head}.shared_fcs.0.weight"][0]
+        num_labels = shapes[f"{head}.fc_cls.weight"][0] - 1  # without the background
+        num_box_deltas = shapes[f"{head}.fc_reg.weight"][0]
     except KeyError as error:
         raise ValueError(
             f"The heads are not those of a two-stage detector of OpenMMLab: {error} is missing."
         ) from error
-    config_class = (
-        ViTPInstanceSegmentationConfig if "roi_head.mask_head.upsample.weight" in shapes else KINDS.get(values)
-    )
-    if config_class is None or (config_class.num_box_values == 4) != (values == 12):
-        raise ValueError(f"Expected 12 values of rpn_reg (18 for oriented boxes) at each position, got {values}.")
-    if labels < 1 or box_values not in (config_class.num_box_values, config_class.num_box_values * labels):
+    has_masks = "roi_head.mask_head.upsample.weight" in shapes
+    config_class = KINDS.get(num_proposal_deltas)
+    if config_class is None or (has_masks and num_proposal_deltas != 12):
         raise ValueError(
-            f"Expected {config_class.num_box_values} values of fc_reg, for all {labels} classes or for each, got "
-            f"{box_values}."
+            f"Expected 12 values of rpn_reg (18 for oriented boxes) at each position, got {num_proposal_deltas}."
+        )
+    if has_masks:
+        config_class = ViTPInstanceSegmentationConfig
+    num_box_values = config_class.num_box_values
+    if num_labels < 1 or num_box_deltas not in (num_box_values, num_box_values * num_labels):
+        raise ValueError(
+            f"Expected {num_box_values} values of fc_reg, for all {num_labels} classes or for each, got "
+            f"{num_box_deltas}."
         )
     visible = {
-        "neck_channels": channels,
+        "neck_channels": neck_channels,
         "neck_top_down": "neck.lateral_convs.0.conv.bias" in shapes,
-        "head_hidden_size": hidden,
-        "class_agnostic_boxes": box_values == config_class.num_box_values,
+        "head_hidden_size": head_hidden_size,
+        "class_agnostic_boxes": num_box_deltas == num_box_values,
     }
-    said = settings.get("detector", {})
-    check_visible(said, visible)
+    head_settings = settings.get("detector", {})
+    check_visible(head_settings, visible)
     if benchmark is not None:
-        said = {**said, **benchmark_settings(benchmark, config_class, labels)}
+        head_settings = {**head_settings, **benchmark_settings(benchmark, config_class, num_labels)}
     elif "detector" not in settings:
         logger.warning(
             "Settings that are not visible in the tensors (thresholds, overlaps, class names) are assumed to be those "
@@ -549,35 +598,41 @@ def detection_from_original(
             config_class.model_type,
             ", ".join(BENCHMARKS),
         )
-    fields = stage_settings(config_class, max(stages, 1)) | with_labels(said, labels) | visible
+    fields = stage_settings(config_class, max(stages, 1))
+    fields |= with_labels(head_settings, num_labels)
+    fields |= visible
     return config_class(backbone_config=adapter, **fields)
 
 
 def stage_settings(config_class: type[ViTPObjectDetectionConfig], stages: int) -> dict[str, Any]:
     """Return the settings of each stage, for one stage or for the published number of stages."""
-    published = {name: getattr(config_class, name) for name in PER_STAGE}
-    if stages not in (1, len(published[PER_STAGE[0]])):
+    published_stages = len(config_class.stage_iou_thresholds)
+    if stages not in (1, published_stages):
         raise ValueError(
-            f"Expected 1 or {len(published[PER_STAGE[0]])} stages, got {stages}. The IoU thresholds of other "
-            "detectors are not visible in the tensors."
+            f"Expected 1 or {published_stages} stages, got {stages}. The IoU thresholds of other detectors are not "
+            "visible in the tensors."
         )
-    return {name: list(values[:stages]) for name, values in published.items()}
+    settings = {}
+    for name in PER_STAGE:
+        published_values = getattr(config_class, name)
+        settings[name] = list(published_values[:stages])
+    return settings
 
 
 def benchmark_settings(benchmark: str, config_class: type[ViTPObjectDetectionConfig], labels: int) -> dict[str, Any]:
-    known = BENCHMARKS[benchmark]
-    if known.config_class is not config_class or len(known.names) != labels:
+    published = BENCHMARKS[benchmark]
+    if published.config_class is not config_class or len(published.names) != labels:
         raise ValueError(
-            f"Expected a {known.config_class.model_type} with {len(known.names)} classes for the benchmark "
+            f"Expected a {published.config_class.model_type} with {len(published.names)} classes for the benchmark "
             f"{benchmark}, got a {config_class.model_type} with {labels}."
         )
-    if not known.order_is_certain:
+    if not published.order_is_certain:
         logger.warning(
             "The class names of %s have the order of the authors' code, which depends on an unpublished annotation "
             "file. Score the detector class by class before relying on the names.",
             benchmark,
         )
-    return known.settings | {"id2label": dict(enumerate(known.names))}
+    return {**published.settings, "id2label": dict(enumerate(published.names))}
 
 
 def detection_to_original(config: ViTPObjectDetectionConfig) -> dict[str, Any]:
@@ -586,9 +641,14 @@ def detection_to_original(config: ViTPObjectDetectionConfig) -> dict[str, Any]:
     Raises:
         ValueError: for settings that [`adapter_to_original`] refuses.
     """
-    own = set(ViTPObjectDetectionConfig.__annotations__) - {"backbone_config"}
-    settings = {name: value for name, value in config.to_dict().items() if name in own}
-    return adapter_to_original(config.backbone_config) | {"detector": settings | {"id2label": config.id2label}}
+    settings = {}
+    for name, value in config.to_dict().items():
+        if name in ViTPObjectDetectionConfig.__annotations__ and name != "backbone_config":
+            settings[name] = value
+    settings["id2label"] = config.id2label
+    arguments = adapter_to_original(config.backbone_config)
+    arguments["detector"] = settings
+    return arguments
 
 
 def detection_image_processor(

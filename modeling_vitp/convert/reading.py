@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,9 @@ class Checkpoint:
             targets += ["backbone", "internvl"]
         if isinstance(getattr(self.config, "backbone_config", None), ViTPAdapterConfig):
             targets.append("adapter")
-        return targets + (["original"] if self.original_layout else [])
+        if self.original_layout is not None:
+            targets.append("original")
+        return targets
 
 
 def read_checkpoint_source(
@@ -106,25 +109,7 @@ def read_checkpoint_source(
     with naming(folder, PreTrainedConfig):
         fields = read_json(folder / "config.json")
         check_fields(str(folder / "config.json"), fields)
-    layout = recognize_layout(set(weights))
-    model_type = fields.get("model_type")
-    if layout is None and any(".lora_" in key for key in weights):
-        raise ValueError(
-            f"{source} is a LoRA adapter, which is converted with its model. Pass the folder of the run with the "
-            "merged model, or merge it with PEFT's `merge_and_unload` and save it with `save_pretrained`."
-        )
-    if layout is None:
-        raise ValueError(
-            "Expected a ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a "
-            f"ViT-Adapter on that ViT, got {source}, a {model_type or 'model'!r} with tensors such as "
-            f"{min(weights, default='none')!r}."
-        )
-    types = ["internvl_chat"] if layout == "original" else [name for name in MODELS if MODELS[name].layout == layout]
-    if types and model_type not in types:
-        raise ValueError(
-            f"{source} has tensors of the layout {layout!r}. Expected model_type {' or '.join(map(repr, types))} in "
-            f"its config.json, got {model_type!r}."
-        )
+    layout = layout_of(source, weights, fields.get("model_type"))
     if deformable_attention is not None:
         fields = with_deformable_attention(source, layout, fields, deformable_attention)
     if benchmark is not None and layout not in ("original_detection", "original_cascade"):
@@ -138,55 +123,116 @@ def read_checkpoint_source(
     tensors = match_tensors(source, model, layout, weights)
     image_processor = read_image_processor(folder, layout, fields, config, benchmark)
     processor = None
-    if isinstance(config, ViTPConfig) and any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if isinstance(config, ViTPConfig) and has_any(folder, TOKENIZER_FILES):
         processor = read_processor(folder, layout, config, image_processor)
     if layout == "original":
-        given = image_token_id if image_token_id is not None else fields.get("img_context_token_id")
-        config.image_token_id = choose_image_token_id(source, config, processor, given)
+        if image_token_id is None:
+            image_token_id = fields.get("img_context_token_id")
+        config.image_token_id = choose_image_token_id(source, config, processor, image_token_id)
     elif processor is not None and processor.image_token_id != config.image_token_id:
         raise ValueError(
             f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id} of the tokenizer, but image_token_id is "
             f"{config.image_token_id} in config.json."
         )
-    root = folder if file is None else root
-    return Checkpoint(source, root, folder, layout, config, tensors, image_processor, processor)
+    return Checkpoint(
+        name=source,
+        root=folder if file is None else root,
+        folder=folder,
+        layout=layout,
+        config=config,
+        tensors=tensors,
+        image_processor=image_processor,
+        processor=processor,
+    )
+
+
+def layout_of(source: str, weights: dict[str, StoredTensor], model_type: str | None) -> str:
+    """Return the layout of a checkpoint. Raise a `ValueError` if it is unknown or not that of its model type."""
+    layout = recognize_layout(set(weights))
+    if layout is None and any(".lora_" in key for key in weights):
+        raise ValueError(
+            f"{source} is a LoRA adapter, which is converted with its model. Pass the folder of the run with the "
+            "merged model, or merge it with PEFT's `merge_and_unload` and save it with `save_pretrained`."
+        )
+    if layout is None:
+        raise ValueError(
+            "Expected a ViTP model, an InternVL model (transformers' or the original), the ViT of one, or a "
+            f"ViT-Adapter on that ViT, got {source}, a {model_type or 'model'!r} with tensors such as "
+            f"{min(weights, default='none')!r}."
+        )
+    if layout == "original":
+        model_types = ["internvl_chat"]
+    else:
+        model_types = [name for name, entry in MODELS.items() if entry.layout == layout]
+    if model_types and model_type not in model_types:
+        raise ValueError(
+            f"{source} has tensors of the layout {layout!r}. Expected model_type "
+            f"{' or '.join(map(repr, model_types))} in its config.json, got {model_type!r}."
+        )
+    return layout
+
+
+def has_any(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def without_head(source: str, weights: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Return the backbone of a model with an unsupported head, and log the omitted tensors."""
-    left_out = weights.keys() - {key for key in weights if key.startswith(BACKBONE)}
-    if left_out:
-        counts = Counter(key.split(".")[0] for key in left_out)
-        listed = ", ".join(f"{name} ({number} tensors)" for name, number in sorted(counts.items()))
-        logger.warning("%s: only the backbone is converted. Left out: %s.", source, listed)
-    return {key: tensor for key, tensor in weights.items() if key not in left_out}
+    backbone_weights = {}
+    omitted_counts = Counter()
+    for key, tensor in weights.items():
+        if key.startswith(BACKBONE):
+            backbone_weights[key] = tensor
+        else:
+            omitted_counts[key.split(".")[0]] += 1
+    if omitted_counts:
+        omitted_parts = [f"{name} ({number} tensors)" for name, number in sorted(omitted_counts.items())]
+        logger.warning("%s: only the backbone is converted. Left out: %s.", source, ", ".join(omitted_parts))
+    return backbone_weights
 
 
 def local_path(source: str, revision: str | None, file: str | None = None) -> Path:
     """Return the path of a source, of which only one file is downloaded if `file` names it."""
-    if Path(source).exists():
-        if file is not None and not (Path(source) / file).is_file():
-            found = sorted(path.relative_to(source).as_posix() for path in Path(source).rglob("*.safetensors"))
-            raise ValueError(f"Expected the file {file} in {source}, found {', '.join(found) or 'no safetensors'}.")
-        return Path(source)
-    try:
-        if file is None:
-            wanted, unread = HUB_FILES, "*/*.safetensors"
-        else:  # with what lies beside it, such as its configuration
-            beside = file[: file.rfind("/") + 1]
-            settings = [beside + pattern for pattern in HUB_FILES if not pattern.endswith(("safetensors", "md"))]
-            wanted, unread = [file, "README.md", *LICENSE_FILES, *settings], None
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted, ignore_patterns=unread))
-        if not (any(folder.glob("*.safetensors")) if file is None else (folder / file).is_file()):
-            found = [name for name in list_repo_files(source, revision=revision) if name.endswith(".safetensors")]
-            if file is not None:
-                raise ValueError(f"the file {file} is missing. Found: {', '.join(found) or 'no safetensors'}")
-            if found:
-                raise ValueError(f"all its weights are in folders. Set file (--file) to one of {', '.join(found)}")
+    folder = Path(source)
+    if folder.exists():
+        if file is not None and not (folder / file).is_file():
+            present_files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+            listed_files = ", ".join(present_files) or "no safetensors"
+            raise ValueError(f"Expected the file {file} in {source}, found {listed_files}.")
         return folder
+    try:
+        return download(source, revision, file)
     except Exception as error:  # the HTTP package depends on the version of huggingface_hub
         reason = " ".join(str(error).split())
         raise ValueError(f"Expected a file, a folder or an available Hub repo, got {source}: {reason}") from error
+
+
+def download(repo_id: str, revision: str | None, file: str | None) -> Path:
+    """Return the folder of a downloaded repo: with one checkpoint, or with `file` and its settings."""
+    if file is None:
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            allow_patterns=HUB_FILES,
+            ignore_patterns="*/*.safetensors",
+        )
+        has_weights = any(Path(folder).glob("*.safetensors"))
+    else:
+        folder_in_repo = file[: file.rfind("/") + 1]
+        patterns = [file, "README.md", *LICENSE_FILES]
+        for pattern in HUB_FILES:
+            if not pattern.endswith(("safetensors", "md")):
+                patterns.append(folder_in_repo + pattern)
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=patterns)
+        has_weights = (Path(folder) / file).is_file()
+    if not has_weights:
+        repo_files = list_repo_files(repo_id, revision=revision)
+        weights_files = ", ".join(name for name in repo_files if name.endswith(".safetensors"))
+        if file is not None:
+            raise ValueError(f"the file {file} is missing. Found: {weights_files or 'no safetensors'}")
+        if weights_files:
+            raise ValueError(f"all its weights are in folders. Set file (--file) to one of {weights_files}")
+    return Path(folder)
 
 
 def read_config(layout: str, fields: dict, weights: dict[str, StoredTensor], benchmark: str | None = None) -> Config:
@@ -234,36 +280,53 @@ def match_tensors(
         ValueError: with all keys that are missing, unknown or of a wrong shape.
     """
     prefix = {"backbone": VISION_TOWER, "adapter": BACKBONE}.get(find_model(model.config.model_type).layout, "")
-    expected = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = {name: other for name, other in model.all_tied_weights_keys.items() if name in expected}
-    optional = {*tied, UNUSED}
-    locations = {name: locate_tensor(name, layout) for name in expected}
-    locations = {name: found for name, found in locations.items() if found is not None}
-
-    tensors, missing, wrong = {}, set(), set()
-    for name, (key, part, num_parts) in locations.items():
+    shapes = {prefix + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied_names = {name: source_name for name, source_name in model.all_tied_weights_keys.items() if name in shapes}
+    tensors = {}
+    known_keys = set()
+    missing_keys = set()
+    wrong_shapes = set()
+    for name, shape in shapes.items():
+        location = locate_tensor(name, layout)
+        if location is None:
+            continue
+        key = location.key
+        known_keys.add(key)
         if key not in weights:
-            if name not in optional:
-                missing.add(key)
+            if name not in tied_names and name != UNUSED:
+                missing_keys.add(key)
             continue
-        shape = expected[name]
-        needed = (shape[0] * num_parts, *shape[1:]) if num_parts > 1 else shape
-        if weights[key].shape != needed:
-            wrong.add(f"{key} is {list(weights[key].shape)}, expected {list(needed)}")
-            continue
-        tensors[name] = weights[key].rows(part, num_parts)
-    unknown = weights.keys() - {location.key for location in locations.values()}
-    problems = {"missing": missing, "unknown": unknown, "of a wrong shape": wrong}
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
-        raise ValueError(f"The tensors of {source} do not match its configuration. {listed}")
-    for name, other in tied.items():
-        if name in tensors and not torch.equal(*(tensors[each].load().view(torch.uint8) for each in (name, other))):
+        stored_shape = shape
+        if location.num_parts > 1:
+            stored_shape = (shape[0] * location.num_parts, *shape[1:])
+        if weights[key].shape == stored_shape:
+            tensors[name] = weights[key].rows(location.part, location.num_parts)
+        else:
+            wrong_shapes.add(f"{key} is {list(weights[key].shape)}, expected {list(stored_shape)}")
+    problems = []
+    for problem, keys in (
+        ("missing", missing_keys),
+        ("unknown", weights.keys() - known_keys),
+        ("of a wrong shape", wrong_shapes),
+    ):
+        if keys:
+            problems.append(f"{problem}: {', '.join(sorted(keys))}")
+    if problems:
+        raise ValueError(f"The tensors of {source} do not match its configuration. {'; '.join(problems)}")
+    for name, source_name in tied_names.items():
+        if name in tensors and not is_same(tensors[name], tensors[source_name]):
+            key = locate_tensor(name, layout).key
+            source_key = locate_tensor(source_name, layout).key
             raise ValueError(
-                f"{source}: the configuration ties {locations[name].key} and {locations[other].key}, but their weights "
-                "differ. Set tie_word_embeddings to false in config.json."
+                f"{source}: the configuration ties {key} and {source_key}, but their weights differ. Set "
+                "tie_word_embeddings to false in config.json."
             )
     return tensors
+
+
+def is_same(first: StoredTensor, second: StoredTensor) -> bool:
+    """Return whether two tensors are the same to the bit; NaN is the same as itself."""
+    return torch.equal(first.load().view(torch.uint8), second.load().view(torch.uint8))
 
 
 def meta_model(config: Config) -> PreTrainedModel:
@@ -273,9 +336,14 @@ def meta_model(config: Config) -> PreTrainedModel:
 
 
 def read_image_processor(
-    folder: Path, layout: str, fields: dict, config: Config, benchmark: str | None = None
+    folder: Path,
+    layout: str,
+    fields: dict,
+    config: Config,
+    benchmark: str | None = None,
 ) -> ViTPImageProcessor | DenseImageProcessor:
-    has_files = any((folder / name).is_file() for name in IMAGE_PROCESSOR_FILES)
+    """Return the image processor of a checkpoint, or a new one if it has none or that of another code."""
+    has_files = has_any(folder, IMAGE_PROCESSOR_FILES)
     if isinstance(config, ViTPObjectDetectionConfig):
         if has_files and benchmark is None:
             return ViTPDetectionImageProcessor.from_pretrained(folder)
@@ -285,12 +353,16 @@ def read_image_processor(
     if not layout.startswith("original") and has_files:
         return ViTPImageProcessor.from_pretrained(folder)
     height, width = getattr(config, "vision_config", config).image_size
-    said = read_json(folder / "preprocessor_config.json")
-    colors = {name: said[name] for name in ("image_mean", "image_std") if name in said}
-    image_processor = ViTPImageProcessor(size={"height": height, "width": width}, **colors)
+    original_settings = read_json(folder / "preprocessor_config.json")
+    normalization = {}
+    for name in ("image_mean", "image_std"):
+        if name in original_settings:
+            normalization[name] = original_settings[name]
+    image_processor = ViTPImageProcessor(size={"height": height, "width": width}, **normalization)
     if layout == "original":
+        uses_tiles = fields.get("dynamic_image_size")
         image_processor.min_patches = fields.get("min_dynamic_patch", 1)
-        image_processor.max_patches = fields.get("max_dynamic_patch", 6) if fields.get("dynamic_image_size") else 1
+        image_processor.max_patches = fields.get("max_dynamic_patch", 6) if uses_tiles else 1
     return image_processor
 
 
@@ -308,26 +380,31 @@ def read_processor(folder: Path, layout: str, config: ViTPConfig, image_processo
 
 
 def chat_template_of(folder: Path) -> str | None:
-    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    return read_json(settings).get("chat_template") if settings.is_file() else None
+    return read_json(folder / "tokenizer_config.json").get("chat_template")
 
 
-def choose_image_token_id(source: str, config: ViTPConfig, processor: ViTPProcessor | None, given: int | None) -> int:
+def choose_image_token_id(
+    source: str,
+    config: ViTPConfig,
+    processor: ViTPProcessor | None,
+    stated_id: int | None,
+) -> int:
     """Return the id of the image token, which the original code reads from the tokenizer."""
     if processor is not None:
-        if given not in (None, processor.image_token_id):
-            raise ValueError(f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id}, got {given}.")
+        if stated_id not in (None, processor.image_token_id):
+            raise ValueError(f"{source}: {IMAGE_TOKEN} is token {processor.image_token_id}, got {stated_id}.")
         return processor.image_token_id
-    if given is None:
+    if stated_id is None:
         logger.warning(
             "%s has no tokenizer, so its image token is unknown. Set image_token_id, or set it in the configuration "
             "afterwards.",
             source,
         )
         return config.image_token_id
-    return given
+    return stated_id
 
 
 def plain_tokenizer(folder: Path, **kwargs) -> PreTrainedTokenizerBase:

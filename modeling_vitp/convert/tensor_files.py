@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from ..cards.record import write_json
 
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOATS = tuple(getattr(torch, name) for name in DTYPES.values())
 FROM_PICKLE = (
@@ -43,11 +44,14 @@ class StoredTensor:
 
     def load(self, files: dict[Path, safe_open] | None = None) -> torch.Tensor:
         """Return the tensor, in memory that is mapped to the file; tensors of the same `files` share the mapping."""
-        files = {} if files is None else files
+        if files is None:
+            files = {}
         if self.path not in files:
             files[self.path] = safe_open(self.path, "pt")
         tensor = files[self.path].get_tensor(self.key)
-        return tensor if self.num_parts == 1 else tensor.chunk(self.num_parts)[self.part]
+        if self.num_parts == 1:
+            return tensor
+        return tensor.chunk(self.num_parts)[self.part]
 
 
 def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
@@ -66,51 +70,53 @@ def read_checkpoint(path: Path) -> dict[str, StoredTensor]:
         return read_shards(path / INDEX_FILE)
     if (path / SINGLE_FILE).is_file():
         return read_tensors(path / SINGLE_FILE)
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) == 1:
-        return read_tensors(found[0])
-    if found:
-        raise ValueError(
-            f"Expected {SINGLE_FILE} or {INDEX_FILE} in {path}, found {[file.name for file in found]}. Pass one file."
-        )
-    pickles = sorted(file.name for ending in ("*.bin", "*.pt", "*.pth") for file in path.glob(ending))
-    raise ValueError(
-        f"{path} holds no safetensors. Found: {pickles or 'no weights'}."
-        f"{f' Pickles are not read, because they can run code. {FROM_PICKLE}' if pickles else ''}"
-    )
+    candidates = sorted(path.glob("*.safetensors"))
+    if len(candidates) == 1:
+        return read_tensors(candidates[0])
+    if candidates:
+        names = [file.name for file in candidates]
+        raise ValueError(f"Expected {SINGLE_FILE} or {INDEX_FILE} in {path}, found {names}. Pass one file.")
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
+    message = f"{path} holds no safetensors. Found: {pickles or 'no weights'}."
+    if pickles:
+        message += f" Pickles are not read, because they can run code. {FROM_PICKLE}"
+    raise ValueError(message)
 
 
 def read_shards(index_file: Path) -> dict[str, StoredTensor]:
     try:
         weight_map = json.loads(index_file.read_text())["weight_map"]
-        shards = {name: read_tensors(index_file.with_name(name)) for name in sorted(set(weight_map.values()))}
+        shard_files = {name: index_file.with_name(name) for name in sorted(set(weight_map.values()))}
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{index_file} is not a valid index of safetensors shards ({error!r}).") from error
-    for name, shard in shards.items():
-        listed = {key for key, shard_name in weight_map.items() if shard_name == name}
-        if listed != shard.keys():
+    tensors = {}
+    for shard_name, file in shard_files.items():
+        shard = read_tensors(file)
+        listed_keys = {key for key, name in weight_map.items() if name == shard_name}
+        if listed_keys != shard.keys():
             raise ValueError(
-                f"{index_file} and its shard {name} disagree: only in the index {sorted(listed - shard.keys())}, "
-                f"only in the shard {sorted(shard.keys() - listed)}."
+                f"{index_file} and its shard {shard_name} disagree: only in the index "
+                f"{sorted(listed_keys - shard.keys())}, only in the shard {sorted(shard.keys() - listed_keys)}."
             )
-    return {key: tensor for shard in shards.values() for key, tensor in shard.items()}
+        tensors |= shard
+    return tensors
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of one safetensors file, from its header."""
+    tensors = {}
     try:
         with safe_open(path, "pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}
-            return {
-                key: StoredTensor(path, key, found.get_dtype(), tuple(found.get_shape()))
-                for key, found in slices.items()
-            }
+            for key in file.keys():
+                header = file.get_slice(key)
+                tensors[key] = StoredTensor(path, key, header.get_dtype(), tuple(header.get_shape()))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing, but listed in the index.") from error
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path} is not a valid safetensors file ({error}): it is damaged or cut short. Download it again."
         ) from error
+    return tensors
 
 
 def write_checkpoint(folder: Path, tensors: dict[str, list[StoredTensor]]) -> list[str]:
@@ -121,27 +127,41 @@ def write_checkpoint(folder: Path, tensors: dict[str, list[StoredTensor]]) -> li
     Returns:
         The names of the tensors with NaN or infinite values.
     """
-    shards = {}
+    blocks_by_source: dict[Path, dict[str, list[StoredTensor]]] = {}
     for key, blocks in tensors.items():
-        shards.setdefault(blocks[0].path, {})[key] = blocks
-    weight_map, total_size, wrong = {}, 0, []
-    for number, source in enumerate(tqdm(sorted(shards), desc="Converting", unit="shard"), start=1):
-        name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        shard, files = {}, {}
-        for key, blocks in shards[source].items():
-            if len(blocks) == 1:
-                shard[key] = blocks[0].load(files)
-            else:  # mappings of their own end with the copy
-                shard[key] = torch.cat([block.load() for block in blocks])
-        wrong += not_finite(shard)
-        save_file(shard, folder / name, {"format": "pt"})
-        weight_map |= dict.fromkeys(shard, name)
-        total_size += sum(tensor.nbytes for tensor in shard.values())
-    if len(shards) > 1:
+        blocks_by_source.setdefault(blocks[0].path, {})[key] = blocks
+    num_shards = len(blocks_by_source)
+    weight_map = {}
+    total_size = 0
+    not_finite_names = []
+    for number, source in enumerate(tqdm(sorted(blocks_by_source), desc="Converting", unit="shard"), start=1):
+        shard = load_shard(blocks_by_source[source])
+        not_finite_names += not_finite(shard)
+        file_name = SINGLE_FILE
+        if num_shards > 1:
+            file_name = f"model-{number:05}-of-{num_shards:05}.safetensors"
+        save_file(shard, folder / file_name, {"format": "pt"})
+        for key, tensor in shard.items():
+            weight_map[key] = file_name
+            total_size += tensor.nbytes
+        del shard  # before the next one is loaded
+    if num_shards > 1:
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / INDEX_FILE, index)
     open_like_folder(folder)
-    return wrong
+    return not_finite_names
+
+
+def load_shard(blocks_by_key: dict[str, list[StoredTensor]]) -> dict[str, torch.Tensor]:
+    """Return the tensors of one file of the source, each joined from its blocks of rows."""
+    shard = {}
+    open_files = {}
+    for key, blocks in blocks_by_key.items():
+        if len(blocks) == 1:
+            shard[key] = blocks[0].load(open_files)
+        else:  # mappings of their own end with the copy
+            shard[key] = torch.cat([block.load() for block in blocks])
+    return shard
 
 
 def open_like_folder(folder: str | Path) -> None:
@@ -153,10 +173,10 @@ def open_like_folder(folder: str | Path) -> None:
 
 def main_dtype(weights: dict[str, StoredTensor]) -> str:
     """Return the dtype of most weights."""
-    counts = Counter()
+    weights_by_dtype = Counter()
     for tensor in weights.values():
-        counts[tensor.dtype] += math.prod(tensor.shape)
-    dtype = counts.most_common(1)[0][0]
+        weights_by_dtype[tensor.dtype] += math.prod(tensor.shape)
+    (dtype, _), *_ = weights_by_dtype.most_common(1)
     if dtype not in DTYPES:
         raise ValueError(f"Expected weights of dtype {', '.join(DTYPES)}, got {dtype}.")
     return DTYPES[dtype]
@@ -164,12 +184,19 @@ def main_dtype(weights: dict[str, StoredTensor]) -> str:
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """Return the names of the tensors with NaN or infinite values, in this process's part of sharded tensors."""
-    parts = {name: getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for name, tensor in tensors.items()}
-    parts = {name: part.detach() for name, part in parts.items() if part.dtype in FLOATS and part.numel()}
-    # The largest magnitude of all tensors is NaN if a value is NaN.
-    if not parts or torch.nn.utils.get_total_norm(list(parts.values()), math.inf).isfinite():
+    local_tensors = {}
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "to_local"):
+            tensor = tensor.to_local()
+        if tensor.dtype in FLOATS and tensor.numel() > 0:
+            local_tensors[name] = tensor.detach()
+    if not local_tensors:
         return []
-    return [name for name, part in parts.items() if not part.isfinite().all()]
+    # The largest magnitude of all tensors is NaN if a value is NaN: one pass for the usual case.
+    largest_magnitude = torch.nn.utils.get_total_norm(list(local_tensors.values()), math.inf)
+    if largest_magnitude.isfinite():
+        return []
+    return [name for name, tensor in local_tensors.items() if not tensor.isfinite().all()]
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], name: object) -> None:
@@ -177,12 +204,13 @@ def check_finite(tensors: Mapping[str, torch.Tensor], name: object) -> None:
     refuse_not_finite(name, not_finite(tensors))
 
 
-def refuse_not_finite(name: object, wrong: Iterable[str]) -> None:
-    """Raise a `ValueError` about the weights of `name` if tensors are listed in `wrong`."""
-    wrong = list(wrong)
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+def refuse_not_finite(name: object, not_finite_names: list[str]) -> None:
+    """Raise a `ValueError` about the weights of `name` if tensors with NaN or infinite values are listed."""
+    if not_finite_names:
+        listed_names = ", ".join(not_finite_names[:3])
+        if len(not_finite_names) > 3:
+            listed_names += f" and {len(not_finite_names) - 3} more"
         raise ValueError(
-            f"{name} has weights that are NaN or infinite, in {', '.join(wrong[:3])}{more}: its training diverged. Use "
-            "an earlier checkpoint. To convert or export these weights anyway, set allow_nan."
+            f"{name} has weights that are NaN or infinite, in {listed_names}: its training diverged. Use an earlier "
+            "checkpoint. To convert or export these weights anyway, set allow_nan."
         )

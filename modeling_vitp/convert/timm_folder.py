@@ -85,8 +85,7 @@ def export_timm(
 
 def timm_config(config: InternVLVisionConfig, image_processor: ViTPImageProcessor) -> dict[str, Any]:
     """Return timm's `config.json` of a ViT. Raise a `ValueError` if timm lacks one of its settings."""
-    bands = getattr(config, "band_names", None)
-    return {
+    fields = {
         "architecture": ARCHITECTURE,
         "model_type": MODEL_TYPE,
         "num_classes": 0,
@@ -103,8 +102,11 @@ def timm_config(config: InternVLVisionConfig, image_processor: ViTPImageProcesso
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-        **({} if bands is None else {"band_names": [*bands]}),
     }
+    band_names = getattr(config, "band_names", None)
+    if band_names is not None:
+        fields["band_names"] = [*band_names]
+    return fields
 
 
 def timm_model_args(config: InternVLVisionConfig) -> dict[str, Any]:
@@ -113,15 +115,16 @@ def timm_model_args(config: InternVLVisionConfig) -> dict[str, Any]:
     Raises:
         ValueError: if the ViT has a setting that `VisionTransformer` lacks.
     """
-    for name, needed in NEEDED.items():
-        found = getattr(config, name)
-        if found != needed:
+    for name, only_value in NEEDED.items():
+        value = getattr(config, name)
+        if value != only_value:
             raise ValueError(
-                f"Expected {name}={needed!r}, the only value that timm's VisionTransformer supports, got {found!r}. "
-                "Export the backbone for transformers instead (--format transformers)."
+                f"Expected {name}={only_value!r}, the only value that timm's VisionTransformer supports, got "
+                f"{value!r}. Export the backbone for transformers instead (--format transformers)."
             )
+    width = config.hidden_size
+    ratio = config.intermediate_size / width
     # timm multiplies and truncates, which may give one less than the intermediate size.
-    width, ratio = config.hidden_size, config.intermediate_size / config.hidden_size
     if int(width * ratio) < config.intermediate_size:
         ratio = math.nextafter(ratio, math.inf)
     return {
@@ -143,5 +146,6 @@ def timm_model_args(config: InternVLVisionConfig) -> dict[str, Any]:
 
 def weights_in_layout(model: InternVLVisionModel, layout: str) -> dict[str, torch.Tensor]:
     """Return the weights of a ViT under the names of a layout of `keys.py`, with its fused queries, keys and values."""
-    state = {VISION_TOWER + name: tensor for name, tensor in model.state_dict().items()}
-    return {key: torch.cat(blocks) for key, blocks in arrange_tensors(state, layout).items()}
+    named_weights = {VISION_TOWER + name: weight for name, weight in model.state_dict().items()}
+    blocks_by_key = arrange_tensors(named_weights, layout)
+    return {key: torch.cat(blocks) for key, blocks in blocks_by_key.items()}

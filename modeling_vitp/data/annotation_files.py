@@ -17,10 +17,8 @@ def read_annotation(path: Path) -> Any:
     """Return the content of a JSON file. Raise a `ValueError` that names the file if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ValueError(f"File {path} not found.") from error
     except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def read_text(path: Path) -> str:
@@ -33,7 +31,12 @@ def read_text(path: Path) -> str:
 
 def read_list(path: Path) -> list[str]:
     """Return the nonempty lines of a file, without the flags after the names in class lists of Pascal VOC."""
-    return [CLASS_FLAG.sub("", line.strip()) for line in read_text(path).splitlines() if line.strip()]
+    names = []
+    for line in read_text(path).splitlines():
+        stripped_line = line.strip()
+        if stripped_line:
+            names.append(CLASS_FLAG.sub("", stripped_line))
+    return names
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
@@ -45,7 +48,10 @@ def parse_xml(path: Path) -> ElementTree.Element:
 
 
 def files_by_key(
-    folder: Path, suffix: str, key: Callable[[Path], str] = lambda path: path.stem, within: str = ""
+    folder: Path,
+    suffix: str,
+    key: Callable[[Path], str] = lambda path: path.stem,
+    within: str = "",
 ) -> dict[str, Path]:
     """Return the annotation files in a folder and its subfolders, by key.
 
@@ -58,13 +64,22 @@ def files_by_key(
     Raises:
         ValueError: If two files have the same key, or no file is found.
     """
-    paths = [path for path in visible_paths(folder, f"*{suffix}") if not path.name.lower().endswith(STATISTICS)]
-    paths = [path for path in paths if within in path.relative_to(folder).parent.as_posix().lower()] or paths
+    paths = []
+    paths_within = []
+    for path in visible_paths(folder, f"*{suffix}"):
+        if path.name.lower().endswith(STATISTICS):
+            continue
+        paths.append(path)
+        subfolders = path.relative_to(folder).parent.as_posix().lower()
+        if within in subfolders:
+            paths_within.append(path)
     files = {}
-    for path in paths:
-        other = files.setdefault(key(path), path)
-        if other != path:
-            raise ValueError(f"{other} and {path} both annotate {key(path)}. Set `annotations` to the right folder.")
+    for path in paths_within or paths:
+        first_path = files.setdefault(key(path), path)
+        if first_path != path:
+            raise ValueError(
+                f"{first_path} and {path} both annotate {key(path)}. Set `annotations` to the right folder."
+            )
     if not files:
         raise ValueError(f"No {suffix} file found in {folder}.")
     return files
@@ -97,8 +112,11 @@ def check_size(stated: Iterable[Any], size: tuple[int, int], path: Path, image: 
     """Raise a `ValueError` if the height and width in an annotation, if it has any, differ from those of the image."""
     height, width = stated
     try:
-        height, width = int(float(height or 0)), int(float(width or 0))
+        height = int(float(height or 0))
+        width = int(float(width or 0))
+        # Some files state 0.
+        is_stated = height > 0 and width > 0
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{path}: expected the height and width of {image}, got {height!r} and {width!r}.") from None
-    if height > 0 and width > 0 and (height, width) != size:  # Some files state 0.
+        is_stated = True
+    if is_stated and (height, width) != size:
         raise ValueError(f"{path}: {width} x {height} pixels is not the size of {image}, {size[1]} x {size[0]}.")

@@ -42,7 +42,8 @@ class AnnotatedObject:
 def oriented_object(where: str, label: str, corners: list[Point], is_difficult: bool) -> AnnotatedObject:
     """Return an object with an oriented box, and the box that encloses it."""
     xs, ys = zip(*corners)
-    return AnnotatedObject(where, label, (min(xs), min(ys), max(xs), max(ys)), tuple(corners), is_difficult)
+    box = (min(xs), min(ys), max(xs), max(ys))
+    return AnnotatedObject(where, label, box, corners=tuple(corners), is_difficult=is_difficult)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ class AnnotatedImage:
 
     @property
     def classes(self) -> set[str]:
-        return {region.label for region in self.regions} | ({self.label} - {None})
+        labels = {region.label for region in self.regions}
+        if self.label is not None:
+            labels.add(self.label)
+        return labels
 
 
 def read_labels(path: Path, size: tuple[int, int], names: Mapping[str, str | None]) -> LabelMap:
@@ -130,7 +134,8 @@ def read_labels(path: Path, size: tuple[int, int], names: Mapping[str, str | Non
     Raises:
         ValueError: If the mask cannot be read, or has a value that is missing in `names`; the message names the mask.
     """
-    return number_classes(*read_mask_values(path, size), names, path)
+    values, is_color = read_mask_values(path, size)
+    return number_classes(values, is_color, names, path)
 
 
 def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> tuple[np.ndarray, bool]:
@@ -142,7 +147,9 @@ def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> tuple[n
     """
     picture = read_image(path, None, as_stored=True)
     if isinstance(picture, Image.Image):
-        picture = np.asarray(picture if picture.mode in VALUES else picture.convert("RGB"))
+        if picture.mode not in VALUES:
+            picture = picture.convert("RGB")
+        picture = np.asarray(picture)
     is_color = picture.ndim == 3
     if is_color and (picture.shape[2] != 3 or picture.dtype != np.uint8):
         raise ValueError(
@@ -152,55 +159,73 @@ def read_mask_values(path: Path, size: tuple[int, int] | None = None) -> tuple[n
     values = whole_numbers(picture, path)
     if size is not None and values.shape[:2] != size:
         raise ValueError(f"Expected height and width {size}, as of the image, got {values.shape[:2]} in mask {path}.")
-    return (values @ [1 << 16, 1 << 8, 1] if is_color else values), is_color
+    if is_color:
+        values = values @ [1 << 16, 1 << 8, 1]
+    return values, is_color
 
 
 def number_classes(values: np.ndarray, is_color: bool, names: Mapping[str, str | None], path: Path) -> LabelMap:
     """Convert the values of a mask, see [`read_mask_values`], to a label map; `path` is for error messages."""
+    has_color_names = any("," in name for name in names)
     # A gray mask may have been saved with three channels. With names of colors, gray values are colors too.
-    if is_color and not any("," in name for name in names) and not (values % GRAY).any():
-        values, is_color = values // GRAY, False
-    phrases = tuple(dict.fromkeys(phrase for phrase in names.values() if phrase is not None))
+    if is_color and not has_color_names and not (values % GRAY).any():
+        values = values // GRAY
+        is_color = False
+    phrases = []
+    for phrase in names.values():
+        if phrase is not None and phrase not in phrases:
+            phrases.append(phrase)
     numbers = np.zeros(values.shape, dtype=np.int32)
     for value in np.unique(values).tolist():
         key = mask_key(value, is_color)
         if key not in names:
             raise ValueError(f"{path} has the value {key}, which is missing in --names.")
-        if names[key] is not None:
-            numbers[values == value] = phrases.index(names[key]) + 1
-    return LabelMap(numbers, phrases)
+        phrase = names[key]
+        if phrase is not None:
+            numbers[values == value] = phrases.index(phrase) + 1
+    return LabelMap(numbers, tuple(phrases))
 
 
 def mask_key(value: int, is_color: bool) -> str:
     """Return the text that stands for a value of a mask in names: `"3"`, or `"255,0,0"` for a color 0xRRGGBB."""
-    return f"{value >> 16},{value >> 8 & 255},{value & 255}" if is_color else str(value)
+    if not is_color:
+        return str(value)
+    red = value >> 16
+    green = value >> 8 & 255
+    blue = value & 255
+    return f"{red},{green},{blue}"
 
 
 def names_of_values(values: Iterable[str]) -> dict[str, str | None]:
     """Return default names of the values of masks, see [`mask_key`]: `class 1` …, `None` for 0 or black."""
+
+    def channels(value: str) -> list[int]:
+        return [int(channel) for channel in value.split(",")]
+
     names = {}
-    for value in sorted(values, key=lambda value: [int(number) for number in value.split(",")]):
+    for value in sorted(values, key=channels):
         names[value] = None if value in BACKGROUND else f"class {value}"
     return names
 
 
 def regions_of(labels: LabelMap) -> tuple[Region, ...]:
     """Return the connected components of each class."""
-    return tuple(
-        region
-        for number in np.unique(labels.numbers).tolist()
-        if number
-        for region in connected_regions(labels.numbers == number, labels.phrases[number - 1])
-    )
+    regions = []
+    for number in np.unique(labels.numbers).tolist():
+        if number != 0:
+            regions += connected_regions(labels.numbers == number, labels.phrases[number - 1])
+    return tuple(regions)
 
 
 def connected_regions(mask: np.ndarray, label: str) -> list[Region]:
     """Return the 8-connected components of a boolean mask of shape `(height, width)`."""
-    _, _, parts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return [
-        Region(label, (x, y, x + width, y + height), float(area), is_clear=area >= MIN_REGION_SHARE * mask.size)
-        for x, y, width, height, area in parts[1:].tolist()
-    ]
+    _, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    min_area = MIN_REGION_SHARE * mask.size
+    regions = []
+    for left, top, width, height, area in statistics[1:].tolist():
+        box = (left, top, left + width, top + height)
+        regions.append(Region(label, box, float(area), is_clear=area >= min_area))
+    return regions
 
 
 def plain_words(label: str) -> str:
@@ -208,8 +233,12 @@ def plain_words(label: str) -> str:
 
     Acronyms keep their case.
     """
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label).replace("_", " ").replace("-", " ").split()
-    return " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
+    separated = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    words = []
+    for word in separated.replace("_", " ").replace("-", " ").split():
+        is_acronym = len(word) > 1 and word.isupper()
+        words.append(word if is_acronym else word.lower())
+    return " ".join(words)
 
 
 def upright_size(path: Path) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import colorsys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -30,22 +30,28 @@ class ClassNames:
     """
 
     def __init__(self, classes: Sequence[str | Mapping], leave_out: Sequence[str] = ()):
-        self.names, self._indices = [], {}
-        for index, entry in enumerate(classes):
-            entry = entry if isinstance(entry, Mapping) else {"name": entry}
-            check_keys(f"Class {index}", entry, ("name", "as"))
-            check_value(f"Class {index}: name", entry.get("name"), str)
-            annotated = entry.get("as", entry["name"])
-            check_value(f"Class {index}: as", annotated, str | Sequence[str])
-            self.names.append(entry["name"])
-            self._add([annotated] if isinstance(annotated, str) else annotated, index)
-        if not self.names:
+        if not classes:
             raise ValueError("`classes` must not be empty.")
+        self.names: list[str] = []
+        self._indices: dict[str, int | None] = {}
+        for index, class_settings in enumerate(classes):
+            if not isinstance(class_settings, Mapping):
+                class_settings = {"name": class_settings}
+            check_keys(f"Class {index}", class_settings, ("name", "as"))
+            check_value(f"Class {index}: name", class_settings.get("name"), str)
+            name = class_settings["name"]
+            annotated_names = class_settings.get("as", name)
+            check_value(f"Class {index}: as", annotated_names, str | Sequence[str])
+            if isinstance(annotated_names, str):
+                annotated_names = [annotated_names]
+            self.names.append(name)
+            self._add(annotated_names, index)
         self._add(leave_out, None)
 
     def _add(self, names: Iterable[str], index: int | None) -> None:
         for name in names:
-            if self._indices.setdefault(name.casefold(), index) != index or self.names.count(name) > 1:
+            first_index = self._indices.setdefault(name.casefold(), index)
+            if first_index != index or self.names.count(name) > 1:
                 raise ValueError(f"The name {name!r} is used for two classes, or for a class and in `leave_out`.")
 
     def index(self, label: str | int, where: str) -> int | None:
@@ -89,29 +95,33 @@ class LabelEncoding:
     """
 
     def __init__(self, classes: Sequence[Mapping], by: str = "value", ignore: Sequence = ()):
-        if by not in ("value", "color"):
-            raise ValueError(f"Expected `mask_encoding` to be 'value' or 'color', got {by!r}.")
+        check_value("mask_encoding", by, Literal["value", "color"])
         check_value("classes", classes, Sequence[Mapping])
         if not 2 <= len(classes) < IGNORE_INDEX:
             raise ValueError(
                 f"Expected 2 to {IGNORE_INDEX - 1} `classes`, including the background, got {len(classes)}."
             )
-        self.negative = [item for item in ignore if by == "value" and matches(item, int) and item < 0]
         self.by = by
+        self.negative = []
         self.ignore = []
-        for item in ignore:
-            if item not in self.negative:
-                check_value("ignore", item, Color if by == "color" else MaskValue | ValueRange)
-                self.ignore.append(tuple(item) if isinstance(item, list) else item)
+        for ignored_value in ignore:
+            if by == "value" and matches(ignored_value, int) and ignored_value < 0:
+                self.negative.append(ignored_value)
+                continue
+            check_value("ignore", ignored_value, Color if by == "color" else MaskValue | ValueRange)
+            if isinstance(ignored_value, list):
+                ignored_value = tuple(ignored_value)
+            self.ignore.append(ignored_value)
         self.classes = []
         for index, settings in enumerate(classes):
-            if by == "color" and "color" not in settings:
-                raise ValueError(f"Class {index}: missing 'color', by which `mask_encoding` tells classes apart.")
-            defaults = {"value": index, "color": distinct_color(index, len(classes))}
+            defaults = {"value": index}
+            # Masks that are encoded by color need the color of each class.
+            if by == "value":
+                defaults["color"] = distinct_color(index, len(classes))
             self.classes.append(from_mapping(DenseClass, {**defaults, **settings}, f"Class {index}"))
-        repeated = {name for name in self.names if self.names.count(name) > 1}
-        if repeated:
-            raise ValueError(f"Two classes have the name {sorted(repeated)[0]!r}. Class names must be unique.")
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise ValueError(f"Two classes have the name {name!r}. Class names must be unique.")
         self._lookup = self._table()
 
     @property
@@ -125,24 +135,33 @@ class LabelEncoding:
 
     def codes(self) -> list[tuple[int, int, int]]:
         """Return first code, last code and class index of each allowed mask value; colors are coded as 0xRRGGBB."""
-        if self.by == "color":
-            known = [(pack(item.color), pack(item.color), index) for index, item in enumerate(self.classes)]
-            return known + [(pack(color), pack(color), IGNORE_INDEX) for color in self.ignore]
-        known = [(*span(item.value), index) for index, item in enumerate(self.classes)]
-        return known + [(*span(value), IGNORE_INDEX) for value in self.ignore]
+        values_and_indices = []
+        for index, item in enumerate(self.classes):
+            value = item.color if self.by == "color" else item.value
+            values_and_indices.append((value, index))
+        for value in self.ignore:
+            values_and_indices.append((value, IGNORE_INDEX))
+        codes = []
+        for value, index in values_and_indices:
+            first, last = span(pack(value) if self.by == "color" else value)
+            codes.append((first, last, index))
+        return codes
 
     def _table(self) -> dict[int, int] | np.ndarray:
+        """Return the class index of each code: an array for values, -1 for unknown ones, and a mapping for colors."""
         codes = self.codes()
-        if self.by == "color":
-            if len({first for first, _, _ in codes}) < len(codes):
-                raise ValueError("Two classes, or a class and an entry of `ignore`, have the same color.")
-            return {first: index for first, _, index in codes}
-        table = np.full(max(last for _, last, _ in codes) + 1, -1, dtype=np.int16)
-        for first, last, index in codes:
-            if not 0 <= first <= last or (table[first : last + 1] != -1).any():
+        end = 0
+        for first, last, _ in sorted(codes):
+            if not end <= first <= last:
+                values = f"color {unpack(first)}" if self.by == "color" else f"values {first} to {last}"
                 raise ValueError(
-                    f"The values {first} to {last} are empty, negative, or overlap with another class or `ignore`."
+                    f"The {values} are empty, negative, or overlap with another class or an entry of `ignore`."
                 )
+            end = last + 1
+        if self.by == "color":
+            return {first: index for first, _, index in codes}
+        table = np.full(end, -1, dtype=np.int16)
+        for first, last, index in codes:
             table[first : last + 1] = index
         return table
 
@@ -169,17 +188,18 @@ class LabelEncoding:
                 indices[codes == code] = index
         else:
             codes = mask
-            inside = (codes >= 0) & (codes < len(self._lookup))
-            indices = np.where(inside, self._lookup[np.where(inside, codes, 0)], -1)
+            is_in_table = (codes >= 0) & (codes < len(self._lookup))
+            indices = np.where(is_in_table, self._lookup[np.where(is_in_table, codes, 0)], -1)
             indices[np.isin(codes, self.negative)] = IGNORE_INDEX
-        unknown = indices == -1
-        if unknown.any():
-            values = np.unique(codes[unknown])
-            shown = [f"({value >> 16}, {value >> 8 & 255}, {value & 255})" for value in values[:5].tolist()]
-            shown = ", ".join(shown if self.by == "color" else map(str, values[:5].tolist()))
+        is_unknown = indices == -1
+        if is_unknown.any():
+            values = np.unique(codes[is_unknown])
+            examples = []
+            for value in values[:5].tolist():
+                examples.append(str(unpack(value) if self.by == "color" else value))
             raise ValueError(
-                f"The mask {name} has {unknown.sum()} pixel(s) with {len(values)} value(s) outside the classes: "
-                f"{shown}. Add the values to `classes` or to `ignore`."
+                f"The mask {name} has {is_unknown.sum()} pixel(s) with {len(values)} value(s) outside the classes: "
+                f"{', '.join(examples)}. Add the values to `classes` or to `ignore`."
             )
         return indices.astype(np.uint8)
 
@@ -187,8 +207,12 @@ class LabelEncoding:
         """Convert class indices to a stored mask, uint8 or uint16 of shape `(height, width[, 3])`."""
         if self.by == "color":
             return self.palette[indices]
-        values = [span(item.value)[1] for item in self.classes]
-        return np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)[indices]
+        last_values = []
+        for item in self.classes:
+            _, last = span(item.value)
+            last_values.append(last)
+        values = np.array(last_values, dtype=np.uint8 if max(last_values) < 256 else np.uint16)
+        return values[indices]
 
 
 def span(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -200,9 +224,15 @@ def pack(color: Color) -> int:
     return red << 16 | green << 8 | blue
 
 
+def unpack(code: int) -> Color:
+    """Return the color of a code 0xRRGGBB."""
+    return (code >> 16, code >> 8 & 255, code & 255)
+
+
 def distinct_color(index: int, number: int) -> Color:
     """Return a color for a class: black for the first class, evenly spaced hues for the others."""
     if index == 0:
         return (0, 0, 0)
     hue = (index - 1) / (number - 1)
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 0.95 if index % 2 else 0.65))
+    brightness = 0.95 if index % 2 else 0.65
+    return tuple(round(255 * level) for level in colorsys.hsv_to_rgb(hue, 0.8, brightness))

@@ -4,8 +4,9 @@ import glob
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,13 @@ class SplitFiles:
         except (OSError, ValueError) as error:
             raise ValueError(f"The cases {path} cannot be read as JSON: {error}") from error
         check_value(f"cases in {path}", cases, Mapping[str, str])
-        names = [image.relative_to(root).as_posix() for image in images]
-        missing = next((name for name in names if name not in cases), None)
-        if missing is not None:
-            raise ValueError(f"No case for {missing!r} in {path}. Add it.")
-        return [{"case": cases[name]} for name in names]
+        fields_of_images = []
+        for image in images:
+            name = image.relative_to(root).as_posix()
+            if name not in cases:
+                raise ValueError(f"No case for {name!r} in {path}. Add it.")
+            fields_of_images.append({"case": cases[name]})
+        return fields_of_images
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,10 @@ class FileSample:
     @property
     def case(self) -> str:
         """Patient or case of the sample, which must be in one split only; the id without such a field."""
-        return next((self.fields[name] for name in CASES if name in self.fields), self.id)
+        for name in CASES:
+            if name in self.fields:
+                return self.fields[name]
+        return self.id
 
 
 def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool = True) -> list[FileSample]:
@@ -155,39 +161,59 @@ def find_samples(root: str | Path, settings: Mapping, name: str, use_part: bool 
         patterns["mask"] = split.mask
     if not root.is_dir():
         raise ValueError(f"Folder {root} of the data set not found.")
-    order = list(dict.fromkeys(fields_of(next(iter(patterns.values())))))
+    first_role = next(iter(patterns))
+    field_names = list(dict.fromkeys(fields_of(patterns[first_role])))
     for role, pattern in patterns.items():
-        if not order or set(fields_of(pattern)) != set(order):
-            raise ValueError(f"Split {name!r}: pattern {pattern!r} of {role} needs the fields {order or ['name']}.")
-    found = {role: match_files(root, pattern, order) for role, pattern in patterns.items()}
-    for role, files in found.items():
+        if not field_names or set(fields_of(pattern)) != set(field_names):
+            raise ValueError(
+                f"Split {name!r}: pattern {pattern!r} of {role} needs the fields {field_names or ['name']}."
+            )
+    files_of_roles = {}
+    for role, pattern in patterns.items():
+        files = match_files(root, pattern, field_names)
+        files_of_roles[role] = files
         if not files:
             pattern = FIELD.sub(r"{\g<field>}", patterns[role])
             raise ValueError(f"Split {name!r} has no {role}: no file matches {root / pattern}.")
-    keys = sorted(set().union(*found.values()))
+    keys = sorted(set().union(*files_of_roles.values()))
     if split.list is not None:
-        keys = select_listed(keys, root, root / split.list, next(iter(found.values())))
-    for key in keys:
-        for role, files in found.items():
-            if key not in files:
-                other = next(files[key] for files in found.values() if key in files)
-                expected = fill(patterns[role], dict(zip(order, key)))
-                raise ValueError(f"{other} has no {role}: {root / expected} not found.")
-    roles = [role for role in patterns if role != "mask"]
-    cases = split.read_cases(root, [found[roles[0]][key] for key in keys])
-    samples = [
-        FileSample(
-            "/".join(key),
-            dict(zip(order, key)) | case,
-            tuple(found[role][key] for role in roles),
-            found["mask"][key] if "mask" in found else None,
-        )
-        for key, case in zip(keys, cases)
-    ]
-    if use_part:
-        samples = [sample for sample in samples if split.has_case(sample.case)]
-    if not samples:
+        keys = select_listed(keys, root, root / split.list, files_of_roles[first_role])
+    samples = complete_samples(keys, field_names, patterns, files_of_roles, root)
+    cases = split.read_cases(root, [sample.images[0] for sample in samples])
+    selected_samples = []
+    for sample, case in zip(samples, cases):
+        sample = replace(sample, fields={**sample.fields, **case})
+        if not use_part or split.has_case(sample.case):
+            selected_samples.append(sample)
+    if not selected_samples:
         raise ValueError(f"Split {name!r} has no sample left after `list` and `part`.")
+    return selected_samples
+
+
+def complete_samples(
+    keys: Sequence[tuple[str, ...]],
+    field_names: Sequence[str],
+    patterns: Mapping[str, str],
+    files_of_roles: Mapping[str, Mapping[tuple[str, ...], Path]],
+    root: Path,
+) -> list[FileSample]:
+    """Return the sample of each key. Raise a `ValueError` if a sample lacks a file of a role."""
+    samples = []
+    for key in keys:
+        fields = dict(zip(field_names, key))
+        paths = {}
+        missing_role = None
+        for role, files in files_of_roles.items():
+            if key in files:
+                paths[role] = files[key]
+            elif missing_role is None:
+                missing_role = role
+        if missing_role is not None:
+            present_file = next(iter(paths.values()))
+            missing_file = root / fill(patterns[missing_role], fields)
+            raise ValueError(f"{present_file} has no {missing_role}: {missing_file} not found.")
+        mask = paths.pop("mask", None)
+        samples.append(FileSample("/".join(key), fields, tuple(paths.values()), mask))
     return samples
 
 
@@ -198,30 +224,40 @@ def read_split(settings: Mapping, name: str) -> PatternSplit:
 
 def match_files(root: Path, pattern: str, fields: list[str]) -> dict[tuple[str, ...], Path]:
     """Return the files that match a pattern, by the values of `fields`."""
-    expression, seen, end = "", set(), 0
+    expression = expression_of(pattern)
+    files = {}
+    for name in sorted(glob.glob(FIELD.sub(glob_of, pattern), root_dir=root, recursive=True)):
+        match = expression.fullmatch(Path(name).as_posix())
+        # GDAL writes files .aux.xml beside images.
+        if match is None or name.endswith(".aux.xml"):
+            continue
+        key = tuple(match[field] for field in fields)
+        if key in files:
+            raise ValueError(f"{files[key]} and {root / name} match {pattern} with the same fields.")
+        files[key] = root / name
+    return files
+
+
+def expression_of(pattern: str) -> re.Pattern:
+    """Return the regular expression of a pattern, with a group for each field."""
+    expression = ""
+    field_names = set()
+    end = 0
     for match in FIELD.finditer(pattern):
-        name, form = match["field"], match["form"] or "[^/]+?"
+        name = match["field"]
+        form = match["form"] or "[^/]+?"
         if form.startswith(ANY_FOLDERS):
             form = literal(ANY_FOLDERS) + form.removeprefix(ANY_FOLDERS)
-        expression += literal(pattern[end : match.start()]) + (
-            f"(?P={name})" if name in seen else f"(?P<{name}>{form})"
-        )
-        seen.add(name)
+        expression += literal(pattern[end : match.start()])
+        # A field that is repeated has the same value everywhere.
+        expression += f"(?P={name})" if name in field_names else f"(?P<{name}>{form})"
+        field_names.add(name)
         end = match.end()
     expression += literal(pattern[end:])
     try:
-        expression = re.compile(expression)
+        return re.compile(expression)
     except re.error as error:
         raise ValueError(f"Pattern {pattern!r} has an invalid regular expression: {error}.") from error
-    files = {}
-    for file in sorted(glob.glob(FIELD.sub(glob_of, pattern), root_dir=root, recursive=True)):
-        match = expression.fullmatch(Path(file).as_posix())
-        if match and not file.endswith(".aux.xml"):  # GDAL writes such files beside images
-            key = tuple(match[field] for field in fields)
-            if key in files:
-                raise ValueError(f"{files[key]} and {root / file} match {pattern} with the same fields.")
-            files[key] = root / file
-    return files
 
 
 def glob_of(field: re.Match) -> str:
@@ -246,25 +282,36 @@ def fill(pattern: str, fields: Mapping[str, str]) -> str:
 
 def select_listed(keys: list[tuple], root: Path, path: Path, files: Mapping[tuple, Path]) -> list[tuple]:
     """Return the samples listed in a file: by the path of their first file below the root, id, a field or its name."""
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except OSError as error:
-        raise ValueError(f"The list {path} cannot be read: {error}") from error
-    by_path = {file.relative_to(root).as_posix(): [key] for key, file in files.items()}
-    by_name, by_file = {}, {}
+    names = read_list_of_names(path)
+    keys_of_paths = {}
+    for key, file in files.items():
+        keys_of_paths[file.relative_to(root).as_posix()] = [key]
+    keys_of_names = defaultdict(list)
+    keys_of_stems = defaultdict(list)
     for key in keys:
         for name in {"/".join(key), *key}:
-            by_name.setdefault(name, []).append(key)
+            keys_of_names[name].append(key)
         if key in files:
-            by_file.setdefault(files[key].stem, []).append(key)
-    chosen = []
+            keys_of_stems[files[key].stem].append(key)
+    selected_keys = set()
     for name in names:
         stem = Path(name).stem
-        matches = by_path.get(name) or by_name.get(name) or by_name.get(stem) or by_file.get(stem) or []
-        if len(matches) != 1:
-            raise ValueError(f"{path}: {name!r} must match 1 sample, but matches {len(matches)}.")
-        chosen += matches
-    return sorted(set(chosen))
+        matching_keys = (
+            keys_of_paths.get(name) or keys_of_names.get(name) or keys_of_names.get(stem) or keys_of_stems.get(stem, [])
+        )
+        if len(matching_keys) != 1:
+            raise ValueError(f"{path}: {name!r} must match 1 sample, but matches {len(matching_keys)}.")
+        selected_keys.update(matching_keys)
+    return sorted(selected_keys)
+
+
+def read_list_of_names(path: Path) -> list[str]:
+    """Return the nonempty lines of a list, without space around them."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ValueError(f"The list {path} cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def hashed_position(case: str) -> float:
@@ -274,6 +321,11 @@ def hashed_position(case: str) -> float:
 
 def hold_out(settings: Mapping[str, Any], cases: Iterable[str]) -> dict[str, dict]:
     """Return the splits `train` and `test` of data without splits: a tenth of the cases, or at least one, is `test`."""
-    positions = sorted(map(hashed_position, cases))
-    start = TRAINED_PART if positions[0] < TRAINED_PART <= positions[-1] else positions[-1]
-    return {"train": {**settings, "part": [0.0, start]}, "test": {**settings, "part": [start, 1.0]}}
+    positions = sorted(hashed_position(case) for case in cases)
+    start = TRAINED_PART
+    if not positions[0] < TRAINED_PART <= positions[-1]:
+        start = positions[-1]
+    return {
+        "train": {**settings, "part": [0.0, start]},
+        "test": {**settings, "part": [start, 1.0]},
+    }

@@ -53,7 +53,8 @@ class FeatureFile:
     """
 
     def __init__(self, path: Path, images: Sequence[Path]):
-        self.path, self.images = path, images
+        self.path = path
+        self.images = images
         self.class_property: str | None = None
 
     @cached_property
@@ -64,8 +65,10 @@ class FeatureFile:
             ValueError: If the file is invalid, has another geometry than polygons, or has no features for several
                 images. The message names the file and the feature.
         """
-        read = read_geopackage if self.path.suffix.lower() == ".gpkg" else read_geojson
-        crs, features = read(self.path)
+        if self.path.suffix.lower() == ".gpkg":
+            crs, features = read_geopackage(self.path)
+        else:
+            crs, features = read_geojson(self.path)
         if not features and self.images[0].stem != self.path.stem:
             raise ValueError(f"{self.path} has no features. Expected the polygons of {self.images[0]}.")
         return crs, features
@@ -94,32 +97,37 @@ class FeatureFile:
             ValueError: If the file is invalid, a feature lacks its class, the image has no georeference, or no feature
                 lies in any of the `images`. The message names the file.
         """
-        crs, transformer, bounds = georeference(image)
-        chosen = [self.content[1][index] for index in self._near(image, crs, bounds)]
-        if self.content[1] and not chosen and not self._covers_an_image:
+        image_crs, transformer, bounds = georeference(image)
+        crs, features = self.content
+        features_near = [features[index] for index in self._near(image, image_crs, bounds)]
+        if features and not features_near and not self._covers_an_image:
             extent = (*self.bounds[:, :2].min(0), *self.bounds[:, 2:].max(0))
             raise ValueError(
-                f"{self.path}: no feature lies in {image}. Expected features in {shown(bounds)} of {crs}, got "
-                f"{shown(extent)} of {self.content[0]}. Check the coordinate reference systems of both files, and the "
-                "order of longitude and latitude."
+                f"{self.path}: no feature lies in {image}. Expected features in {shown(bounds)} of {image_crs}, got "
+                f"{shown(extent)} of {crs}. Check the coordinate reference systems of both files, and the order of "
+                "longitude and latitude."
             )
-        try:
-            geometries = [feature.geometry for feature in chosen]
-            if chosen and self.content[0] != crs:
-                mappings = [shapely.geometry.mapping(geometry) for geometry in geometries]
-                transformed = transform_geom(self.content[0], crs, mappings)
-                geometries = [shapely.geometry.shape(geometry) for geometry in transformed]
-        except Exception as error:  # GDAL raises many error types.
-            raise ValueError(
-                f"{self.path}: the features in {image} cannot be transformed from {self.content[0]} to {crs}: {error}"
-            ) from error
+        geometries = [feature.geometry for feature in features_near]
+        if geometries and crs != image_crs:
+            geometries = self._transformed(geometries, image, image_crs)
         objects = []
-        for feature, geometry in zip(chosen, geometries):
+        for feature, geometry in zip(features_near, geometries):
             label = class_of(feature, self.class_property)
             clipped = clipped_object(feature.where, label, to_pixels(geometry, transformer), size)
             if clipped is not None:
                 objects.append(clipped)
         return objects
+
+    def _transformed(self, geometries: list[shapely.Geometry], image: Path, image_crs: CRS) -> list[shapely.Geometry]:
+        """Return geometries in the coordinate reference system of an image."""
+        crs, _ = self.content
+        try:
+            mappings = [shapely.geometry.mapping(geometry) for geometry in geometries]
+            return [shapely.geometry.shape(mapping) for mapping in transform_geom(crs, image_crs, mappings)]
+        except Exception as error:  # GDAL raises many error types.
+            raise ValueError(
+                f"{self.path}: the features in {image} cannot be transformed from {crs} to {image_crs}: {error}"
+            ) from error
 
     def _near(self, image: Path, crs: CRS, bounds: Bounds) -> list[int]:
         """Return the indices of the features whose bounds overlap those of an image."""
@@ -131,8 +139,12 @@ class FeatureFile:
                 f"{self.path}: {error}"
             ) from error
         left, bottom, right, top = self.bounds.T
-        across = (left <= east) & (right >= west) if west <= east else (left <= east) | (right >= west)  # Antimeridian.
-        return np.flatnonzero(across & (bottom <= north) & (top >= south)).tolist()
+        if west <= east:
+            overlaps_x = (left <= east) & (right >= west)
+        else:  # The image crosses the antimeridian.
+            overlaps_x = (left <= east) | (right >= west)
+        overlaps_y = (bottom <= north) & (top >= south)
+        return np.flatnonzero(overlaps_x & overlaps_y).tolist()
 
     @cached_property
     def _covers_an_image(self) -> bool:
@@ -164,38 +176,72 @@ def feature_files(
         ValueError: If no file is found, or several files are equally near to an image.
     """
     images = list(images)
-    paths = [where] if where.is_file() else [p for p in visible_paths(where) if p.suffix.lower() in SUFFIXES]
+    if where.is_file():
+        paths = [where]
+    else:
+        paths = [path for path in visible_paths(where) if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(f"No GeoJSON or GeoPackage file ({', '.join(SUFFIXES)}) found in {where}.")
     base = root if where.is_relative_to(root) else where
-    stems, by_stem = {image.stem for image in images}, defaultdict(list)
+    image_stems = {image.stem for image in images}
+    files_by_stem = defaultdict(list)
+    shared_files = []
     for path in paths:
-        by_stem[path.stem if path.stem in stems and path != where else None].append(path)
-    of_file = defaultdict(list)
+        if path.stem in image_stems and path != where:
+            files_by_stem[path.stem].append(path)
+        else:
+            shared_files.append(path)
+    images_of_files = defaultdict(list)
     for image in images:
-        candidates = by_stem.get(image.stem) or by_stem[None]
-        folders = {path: folder_key(path, base) for path in candidates}
-        near = [path for path, key in folders.items() if folder_key(image, root)[: len(key)] == key]
-        deepest = max((len(folders[path]) for path in near), default=0)
-        near = [path for path in near if len(folders[path]) == deepest] or candidates
-        if len(near) > 1:
+        candidates = files_by_stem.get(image.stem) or shared_files
+        nearest_files = files_nearest_to(image, root, candidates, base) or candidates
+        if len(nearest_files) > 1:
             raise ValueError(
-                f"{near[0]} and {near[1]} may both annotate {image}. Expected one file of the same name as the image, "
-                "or one for the folder of the image. Remove the other files, or set `annotations`."
+                f"{nearest_files[0]} and {nearest_files[1]} may both annotate {image}. Expected one file of the same "
+                "name as the image, or one for the folder of the image. Remove the other files, or set `annotations`."
             )
-        if near:
-            of_file[near[0]].append(image)
-    files = [FeatureFile(path, owned) for path, owned in of_file.items()]
+        for path in nearest_files:
+            images_of_files[path].append(image)
+    files = [FeatureFile(path, images_of_file) for path, images_of_file in images_of_files.items()]
     if class_property is None:
-        names = set()
-        for file in files:
-            with suppress(ValueError):  # An invalid file is named when its objects are read.
-                names.update(name for feature in file.content[1] for name in feature.properties)
-        matching = (name for known in CLASS_PROPERTIES for name in sorted(names) if name.lower() == known)
-        class_property = next(matching, None)
+        class_property = default_class_property(files)
+    file_of_image = {}
     for file in files:
         file.class_property = class_property
-    return {image: file for file in files for image in file.images}
+        for image in file.images:
+            file_of_image[image] = file
+    return file_of_image
+
+
+def files_nearest_to(image: Path, root: Path, files: Sequence[Path], base: Path) -> list[Path]:
+    """Return the files in the deepest folder that has an image in it; `base` is the folder of all files."""
+    image_folders = folder_key(image, root)
+    nearest_files = []
+    largest_depth = 0
+    for file in files:
+        folders = folder_key(file, base)
+        depth = len(folders)
+        if image_folders[:depth] != folders or depth < largest_depth:
+            continue
+        if depth > largest_depth:
+            nearest_files = []
+            largest_depth = depth
+        nearest_files.append(file)
+    return nearest_files
+
+
+def default_class_property(files: Iterable[FeatureFile]) -> str | None:
+    """Return the first of `CLASS_PROPERTIES` that a feature has, compared without case, or `None`."""
+    property_names = set()
+    for file in files:
+        with suppress(ValueError):  # An invalid file is named when its objects are read.
+            for feature in file.content[1]:
+                property_names.update(feature.properties)
+    for class_property in CLASS_PROPERTIES:
+        for name in sorted(property_names):
+            if name.lower() == class_property:
+                return name
+    return None
 
 
 def folder_key(path: Path, root: Path) -> tuple[str, ...]:
@@ -217,8 +263,11 @@ def georeference(image: Path) -> tuple[CRS, AffineTransformer, Bounds]:
                 f"{image} has no {lacking}, so that no feature can be located in it. Expected a GeoTIFF. Set it with "
                 "gdal_edit.py (-a_srs, -a_ullr); warp an image with ground control points with gdalwarp."
             )
-        transformer, (low, high) = AffineTransformer(file.transform), (-MARGIN, 1 + MARGIN)
-        rows, columns = file.height * np.array([low, low, high, high]), file.width * np.array([low, high, low, high])
+        transformer = AffineTransformer(file.transform)
+        low = -MARGIN
+        high = 1 + MARGIN
+        rows = file.height * np.array([low, low, high, high])
+        columns = file.width * np.array([low, high, low, high])
         xs, ys = transformer.xy(rows, columns, offset="ul")
         return file.crs, transformer, (xs.min(), ys.min(), xs.max(), ys.max())
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,71 +30,115 @@ def check_disjoint(splits: Mapping[str, list[FileSample]]) -> None:
     owners = {}
     for name, samples in splits.items():
         for sample in samples:
-            things = [(f"{field} {sample.fields[field]}",) * 2 for field in CASES if field in sample.fields]
-            for thing, shown in [*things, *((identity(path), str(path)) for path in sample.images)]:
-                owner, first = owners.setdefault(thing, (name, shown))
-                if owner != name:
-                    also = "" if first == shown else f", as {first} in {owner!r}"
-                    raise ValueError(f"{shown} is in both splits {owner!r} and {name!r}{also}.")
+            for key, description in keys_of_sample(sample):
+                first_name, first_description = owners.setdefault(key, (name, description))
+                if first_name != name:
+                    hint = ""
+                    if first_description != description:
+                        hint = f", as {first_description} in {first_name!r}"
+                    raise ValueError(f"{description} is in both splits {first_name!r} and {name!r}{hint}.")
+
+
+def keys_of_sample(sample: FileSample) -> Iterator[tuple[Hashable, str]]:
+    """Yield what must be in one split only, and its description: patient, case and each image file of a sample."""
+    for field in CASES:
+        if field in sample.fields:
+            case = f"{field} {sample.fields[field]}"
+            yield case, case
+    for path in sample.images:
+        yield identity(path), str(path)
 
 
 def check_patients(splits: Mapping[str, list[FileSample]]) -> None:
     """Raise a `ValueError` if two splits have images of the same patient according to their DICOM tags."""
     owners = {}
     for name, samples in splits.items():
-        for path in (path for sample in samples for path in sample.images):
-            patient = patient_of(path)
-            owner, first = owners.setdefault(patient, (name, path))
-            if patient is not None and owner != name:
-                raise ValueError(
-                    f"{patient} is in both splits {owner!r}, as {first}, and {name!r}, as {path}: take the patient out "
-                    "of one of them. If the tag does not identify patients, set allow_shared_images in `data`."
-                )
+        for sample in samples:
+            for path in sample.images:
+                patient = patient_of(path)
+                if patient is None:
+                    continue
+                first_name, first_path = owners.setdefault(patient, (name, path))
+                if first_name != name:
+                    raise ValueError(
+                        f"{patient} is in both splits {first_name!r}, as {first_path}, and {name!r}, as {path}: take "
+                        "the patient out of one of them. If the tag does not identify patients, set "
+                        "allow_shared_images in `data`."
+                    )
 
 
 def check_shared_rows(splits: Mapping[str, Dataset]) -> None:
     """Raise a `ValueError` if two splits of a data set, such as "train[:80%]", share rows, a patient or a case."""
-    ranges: list[tuple[str, str, int, int]] = []
+    earlier_ranges: list[tuple[str, str, int, int]] = []
     owners: dict[str, str] = {}
     for name, rows in splits.items():
-        lengths = {split: info.num_examples for split, info in rows.info.splits.items()}
-        for part in ReadInstruction.from_spec(str(rows.split)).to_absolute(lengths):
-            start, end = part.from_ or 0, lengths[part.splitname] if part.to is None else part.to
-            for other, whole, other_start, other_end in ranges:
-                if other != name and whole == part.splitname and max(start, other_start) < min(end, other_end):
-                    raise ValueError(f"Splits {other!r} and {name!r} share rows of {whole!r}.")
-            ranges.append((name, part.splitname, start, end))
+        for stored_split, start, end in ranges_of_rows(rows):
+            for earlier_name, earlier_split, earlier_start, earlier_end in earlier_ranges:
+                has_common_rows = max(start, earlier_start) < min(end, earlier_end)
+                if earlier_name != name and earlier_split == stored_split and has_common_rows:
+                    raise ValueError(f"Splits {earlier_name!r} and {name!r} share rows of {stored_split!r}.")
+            earlier_ranges.append((name, stored_split, start, end))
         for case in set(cases_of_rows(rows) or ()):
-            if owners.setdefault(case, name) != name:
-                raise ValueError(f"The case {case!r} is in both splits {owners[case]!r} and {name!r}.")
+            owner = owners.setdefault(case, name)
+            if owner != name:
+                raise ValueError(f"The case {case!r} is in both splits {owner!r} and {name!r}.")
+
+
+def ranges_of_rows(rows: Dataset) -> list[tuple[str, int, int]]:
+    """Return the stored split, the first row and the end of each range that the rows of a data set come from."""
+    lengths = {split: info.num_examples for split, info in rows.info.splits.items()}
+    ranges = []
+    for instruction in ReadInstruction.from_spec(str(rows.split)).to_absolute(lengths):
+        stored_split = instruction.splitname
+        start = instruction.from_ or 0
+        end = lengths[stored_split] if instruction.to is None else instruction.to
+        ranges.append((stored_split, start, end))
+    return ranges
 
 
 def check_case_splits(layout: Layout, chosen: dict[str, tuple[Path, ...]], held_out: set[Path]) -> None:
     """Raise a `ValueError` that names a case with both chosen and held-out images."""
-    known = {layout.case(path): path for path in sorted(held_out) if path.exists()}
-    known.pop(None, None)
-    for path in (path for paths in chosen.values() for path in paths if known and path not in held_out):
+    held_out_cases = {}
+    for path in sorted(held_out):
         case = layout.case(path) if path.exists() else None
-        if case in known:
-            raise ValueError(
-                f"{case} is in two splits: {path} is used, and {known[case]} is held out. A case must be in one split "
-                "only. Select the images with --split_list, or rename them if they are different cases."
-            )
+        if case is not None:
+            held_out_cases[case] = path
+    if not held_out_cases:
+        return
+    for paths in chosen.values():
+        for path in paths:
+            if path in held_out or not path.exists():
+                continue
+            case = layout.case(path)
+            if case in held_out_cases:
+                raise ValueError(
+                    f"{case} is in two splits: {path} is used, and {held_out_cases[case]} is held out. A case must be "
+                    "in one split only. Select the images with --split_list, or rename them if they are different "
+                    "cases."
+                )
 
 
 def leave_out_copies(
     chosen: dict[str, tuple[Path, ...]], held_out: set[Path]
 ) -> tuple[dict[str, tuple[Path, ...]], list[tuple[Path, Path]]]:
     """Return the chosen images without copies of held-out files, and the pairs of identical files."""
-    known = {file_digest(path): path for path in tqdm(sorted(held_out), desc="held-out images")}
-    known.pop(None, None)
-    kept, copies = {}, []
+    held_out_files = {}
+    for path in tqdm(sorted(held_out), desc="held-out images"):
+        digest = file_digest(path)
+        if digest is not None:
+            held_out_files[digest] = path
+    images_without_copies = {}
+    copies = []
     for image_id, paths in tqdm(chosen.items(), desc="images"):
-        found = [(path, known[digest]) for path in paths if known and (digest := file_digest(path)) in known]
-        copies += found
-        if not found:
-            kept[image_id] = paths
-    return kept, copies
+        copies_of_image = []
+        for path in paths if held_out_files else ():
+            original = held_out_files.get(file_digest(path))
+            if original is not None:
+                copies_of_image.append((path, original))
+        copies += copies_of_image
+        if not copies_of_image:
+            images_without_copies[image_id] = paths
+    return images_without_copies, copies
 
 
 def file_digest(path: Path) -> bytes | None:
@@ -124,12 +169,23 @@ class StoredImage:
 def images_of_files(splits: Mapping[str, Iterable[FileSample]]) -> Iterator[StoredImage]:
     """Yield the files of splits, with each file of a series, and gzipped NIfTI as its unpacked content."""
     for split, samples in splits.items():
-        for path in dict.fromkeys(path for sample in samples for path in sample.images):
-            for file in files_of(path):
-                unpack = gzip.open if file.name.lower().endswith(".nii.gz") else open
-                yield StoredImage(
-                    split, str(file), packed_key(file), lambda file=file, unpack=unpack: unpack(file, "rb")
-                )
+        yielded_paths = set()
+        for sample in samples:
+            for path in sample.images:
+                if path not in yielded_paths:
+                    yielded_paths.add(path)
+                    yield from stored_files(split, path)
+
+
+def stored_files(split: str, path: Path) -> Iterator[StoredImage]:
+    """Yield the file of an image, or the files of a volume."""
+    for file in files_of(path):
+        unpack = gzip.open if file.name.lower().endswith(".nii.gz") else open
+
+        def open_file(file=file, unpack=unpack):
+            return unpack(file, "rb")
+
+        yield StoredImage(split, str(file), packed_key(file), open_file)
 
 
 def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Iterator[StoredImage]:
@@ -140,27 +196,35 @@ def images_of_rows(splits: Mapping[str, tuple[Dataset, Sequence[str]]]) -> Itera
     """
     for split, (rows, columns) in splits.items():
         for column in columns:
-            index = 0
-            for part in rows.select_columns([column]).with_format("arrow").iter(1000):
-                for size, path in sizes_and_paths(part.column(column)):
+            yield from images_of_column(split, rows, column)
 
-                    def open_row(rows=rows, column=column, index=index):
-                        return io.BytesIO(content_of(rows[index][column]))
 
-                    if size is not None or (path is not None and Path(path).is_file()):
-                        size = Path(path).stat().st_size if size is None else size
-                        yield StoredImage(split, f"row {index} ({column})", size, open_row)
-                    index += 1
+def images_of_column(split: str, rows: Dataset, column: str) -> Iterator[StoredImage]:
+    """Yield the images of a column, without missing ones and those of which only a URL is stored."""
+    index = 0
+    for batch in rows.select_columns([column]).with_format("arrow").iter(1000):
+        for size, path in sizes_and_paths(batch.column(column)):
+            if size is None and path is not None and Path(path).is_file():
+                size = Path(path).stat().st_size
+
+            def open_row(index=index):
+                return io.BytesIO(content_of(rows[index][column]))
+
+            if size is not None:
+                yield StoredImage(split, f"row {index} ({column})", size, open_row)
+            index += 1
 
 
 def sizes_and_paths(column: pa.ChunkedArray) -> Iterator[tuple[int | None, str | None]]:
     """Yield size and path of the encoded images in a column, nothing if it does not store encoded images."""
     for chunk in column.chunks:
-        chunk = chunk.storage if isinstance(chunk.type, pa.BaseExtensionType) else chunk
+        if isinstance(chunk.type, pa.BaseExtensionType):
+            chunk = chunk.storage
         if not isinstance(chunk.type, pa.StructType) or {field.name for field in chunk.type} != {"bytes", "path"}:
             return
         sizes = pc.binary_length(pc.struct_field(chunk, "bytes"))
-        yield from zip(sizes.to_pylist(), pc.struct_field(chunk, "path").to_pylist())
+        paths = pc.struct_field(chunk, "path")
+        yield from zip(sizes.to_pylist(), paths.to_pylist())
 
 
 def shared_images(images: Iterable[StoredImage]) -> Iterator[list[StoredImage]]:
@@ -171,35 +235,52 @@ def shared_images(images: Iterable[StoredImage]) -> Iterator[list[StoredImage]]:
     """
     groups = [list(images)]
     for key in (lambda image: image.size, digest_of_pieces, digest_of_all):
-        groups = [part for group in groups for part in divide(group, key) if len({image.split for image in part}) > 1]
-    yield from (group for group in groups if not is_of_one_color(group[0]))
+        smaller_groups = []
+        for group in groups:
+            smaller_groups += groups_of_several_splits(group, key)
+        groups = smaller_groups
+    for group in groups:
+        if not is_of_one_color(group[0]):
+            yield group
 
 
 def check_no_shared_images(images: Iterable[StoredImage]) -> None:
     """Raise a `ValueError` that names both images if two splits have images with identical bytes."""
-    for first, *others in shared_images(images):
-        other = next(image for image in others if image.split != first.split)
-        raise ValueError(
-            f"{other.name} in split {other.split!r} is the same image as {first.name} in {first.split!r}: take it out "
-            "of one of them. If these are the published splits, set allow_shared_images in `data`."
-        )
+    for first, *copies in shared_images(images):
+        for copy in copies:
+            if copy.split != first.split:
+                raise ValueError(
+                    f"{copy.name} in split {copy.split!r} is the same image as {first.name} in {first.split!r}: take "
+                    "it out of one of them. If these are the published splits, set allow_shared_images in `data`."
+                )
 
 
-def divide(images: Iterable[StoredImage], key: Callable[[StoredImage], Hashable]) -> list[list[StoredImage]]:
-    parts: dict[Hashable, list[StoredImage]] = {}
+def groups_of_several_splits(
+    images: Iterable[StoredImage], key: Callable[[StoredImage], Hashable]
+) -> list[list[StoredImage]]:
+    """Return the groups of images with equal keys that are in more than one split."""
+    groups: dict[Hashable, list[StoredImage]] = defaultdict(list)
     for image in images:
-        parts.setdefault(key(image), []).append(image)
-    return list(parts.values())
+        groups[key(image)].append(image)
+    groups_across_splits = []
+    for group in groups.values():
+        splits = {image.split for image in group}
+        if len(splits) > 1:
+            groups_across_splits.append(group)
+    return groups_across_splits
 
 
 def digest_of_pieces(image: StoredImage) -> bytes:
-    seen = hashlib.blake2b()
+    """Return the digest of the beginning, the middle and the end of a file."""
+    digest = hashlib.blake2b()
     with image.open() as file:
         size = file.seek(0, io.SEEK_END)
-        for start in sorted({0, max(size // 2 - PIECE // 2, 0), max(size - PIECE, 0)}):
+        middle_start = max(size // 2 - PIECE // 2, 0)
+        last_start = max(size - PIECE, 0)
+        for start in sorted({0, middle_start, last_start}):
             file.seek(start)
-            seen.update(file.read(PIECE))
-    return seen.digest()
+            digest.update(file.read(PIECE))
+    return digest.digest()
 
 
 def digest_of_all(image: StoredImage) -> bytes:

@@ -38,28 +38,51 @@ def find_scenes(
     """
     names = [path.relative_to(root).as_posix() for path in images]
     patients = [layout.case(path) for path in images]
-    copies = [*names]
-    for group in shared_images(
-        images_of_files({str(index): [FileSample("", {}, (path,), None)] for index, path in enumerate(images)})
-    ):
-        for image in group:
-            copies[int(image.split)] = group[0].name
-    keys, unit, rule = names, "image", ""
-    if scene_pattern is not None:
-        keys = [scene_in(name, scene_pattern) for name in names]
-        unit, rule = "scene", f"`scene_pattern` {scene_pattern}"
-    elif any(patients):
-        unit, rule = "patient", layout.case_source
-    elif (located := touching(images)) is not None:
-        keys, unit, rule = located, "scene", "images whose coordinates overlap or touch"
-    elif are_scenes(stems := [stem_of(Path(name), layout.has_class_folders) for name in names], classes):
-        keys, unit, rule = stems, "scene", "folder and file name before the tile number"
+    keys, unit, rule = scene_keys(images, names, patients, classes, layout, scene_pattern)
+    patients_or_names = [patient or name for patient, name in zip(patients, names)]
     edges = []
-    for values in (keys, copies, [patient or name for patient, name in zip(patients, names)]):
-        first: dict[Any, int] = {}
-        edges += [(first.setdefault(value, index), index) for index, value in enumerate(values)]
+    for keys_of_images in (keys, names_of_originals(images, names), patients_or_names):
+        first_indices: dict[Any, int] = {}
+        for index, key in enumerate(keys_of_images):
+            edges.append((first_indices.setdefault(key, index), index))
     scenes = connected(len(images), edges)
-    return scenes, f"{unit} ({max(scenes) + 1} {unit}s: {rule})" if rule else unit
+    if rule is not None:
+        unit = f"{unit} ({max(scenes) + 1} {unit}s: {rule})"
+    return scenes, unit
+
+
+def scene_keys(
+    images: Sequence[Path],
+    names: Sequence[str],
+    patients: Sequence[str | None],
+    classes: Sequence[set],
+    layout: Layout,
+    scene_pattern: str | None,
+) -> tuple[Sequence[Any], str, str | None]:
+    """Return the scene of each image by the first rule that applies, what a scene is, and the rule in words."""
+    if scene_pattern is not None:
+        scenes = [scene_in(name, scene_pattern) for name in names]
+        return scenes, "scene", f"`scene_pattern` {scene_pattern}"
+    if any(patients):
+        return names, "patient", layout.case_source
+    areas = touching(images)
+    if areas is not None:
+        return areas, "scene", "images whose coordinates overlap or touch"
+    stems = [stem_of(Path(name), layout.has_class_folders) for name in names]
+    if are_scenes(stems, classes):
+        return stems, "scene", "folder and file name before the tile number"
+    return names, "image", None
+
+
+def names_of_originals(images: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Return the name of each image; images with identical bytes, except those of one color, have the same one."""
+    # Each image is a split of its own, so that copies of an image are found wherever they are.
+    samples = {str(index): [FileSample("", {}, (path,), None)] for index, path in enumerate(images)}
+    original_names = list(names)
+    for copies in shared_images(images_of_files(samples)):
+        for image in copies:
+            original_names[int(image.split)] = copies[0].name
+    return original_names
 
 
 def connected(number: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -80,39 +103,50 @@ def scene_in(name: str, pattern: str) -> str:
 
 def touching(images: Sequence[Path]) -> np.ndarray | None:
     """Return the connected component of each GeoTIFF, or `None` if one lacks a georeference, or none touch."""
-    try:
-        found = [georeference(path) for path in images if is_tiff(path)]
-    except ValueError:
-        return None
-    if len(found) < len(images):
-        return None
-    systems = np.unique([str(crs) for crs, _, _ in found], return_inverse=True)[1]
-    areas = np.column_stack([systems, [bounds for _, _, bounds in found]])
-    areas, area_of = np.unique(areas, axis=0, return_inverse=True)
+    systems = []
+    bounds_of_images = []
+    for path in images:
+        if not is_tiff(path):
+            return None
+        try:
+            crs, _, bounds = georeference(path)
+        except ValueError:
+            return None
+        systems.append(str(crs))
+        bounds_of_images.append(bounds)
+    _, system_numbers = np.unique(systems, return_inverse=True)
+    areas = np.column_stack([system_numbers, bounds_of_images])
+    areas, area_of_image = np.unique(areas, axis=0, return_inverse=True)
     system, left, bottom, right, top = areas.T
     edges = []
-    for k in range(len(areas)):
-        across = (system == system[k]) & (left <= right[k]) & (right >= left[k])
-        edges += [(k, other) for other in np.flatnonzero(across & (bottom <= top[k]) & (top >= bottom[k]))]
-    parts = connected(len(areas), edges)[area_of.ravel()]
-    return parts if max(parts) + 1 < len(parts) else None
+    for index in range(len(areas)):
+        is_same_system = system == system[index]
+        overlaps_x = (left <= right[index]) & (right >= left[index])
+        overlaps_y = (bottom <= top[index]) & (top >= bottom[index])
+        for neighbor in np.flatnonzero(is_same_system & overlaps_x & overlaps_y):
+            edges.append((index, neighbor))
+    components = connected(len(areas), edges)[area_of_image.ravel()]
+    has_neighbors = max(components) + 1 < len(components)
+    return components if has_neighbors else None
 
 
 def stem_of(name: Path, with_class_folder: bool) -> str:
     """Return the path of an image before the numbers of its tile, without the folder if that is the class."""
     stem = re.sub(f"{TILE.pattern}$", "", name.stem, flags=TILE.flags)
-    stem = "" if stem == name.stem and stem.isdigit() else stem
+    if stem == name.stem and stem.isdigit():
+        stem = ""
     return stem if with_class_folder else f"{name.parent.as_posix()}/{stem}"
 
 
 def are_scenes(keys: Sequence[str], classes: Sequence[set]) -> bool:
     """Return whether groups are enough, and neither one has most images nor most classes are in one group each."""
-    groups = defaultdict(set)
-    for key, found in zip(keys, classes):
-        for label in found:
-            groups[label].add(key)
-    alone = sum(len(found) == 1 for found in groups.values())
-    is_even = 2 * max(Counter(keys).values()) <= len(keys) and 2 * alone <= len(groups)
+    keys_of_classes = defaultdict(set)
+    for key, classes_of_image in zip(keys, classes):
+        for label in classes_of_image:
+            keys_of_classes[label].add(key)
+    num_classes_of_one_group = sum(len(class_keys) == 1 for class_keys in keys_of_classes.values())
+    largest_group = max(Counter(keys).values())
+    is_even = 2 * largest_group <= len(keys) and 2 * num_classes_of_one_group <= len(keys_of_classes)
     return MIN_SCENES <= len(set(keys)) < len(keys) and is_even
 
 
@@ -130,27 +164,58 @@ def draw_splits(scenes: np.ndarray, classes: Sequence[set], splits: Sequence[str
         seed: random seed.
     """
     sizes = np.bincount(scenes)
-    labels = {label: k for k, label in enumerate(sorted(set().union(*classes)))}
-    pairs = {(scene, labels[label]) for scene, found in zip(scenes.tolist(), classes) for label in found}
-    owners, owned = np.array(sorted(pairs)).T  # Each class of each scene.
-    rare = np.unique(owners[np.bincount(owned)[owned] == 1])
-    common = np.setdiff1d(np.arange(len(sizes)), rare)
-    random, best = np.random.default_rng(seed), None
-    number, wanted = len(splits), SHARE * len(scenes)
-    least = 2 if len(sizes) >= 3 * number else 1
+    labels = {label: index for index, label in enumerate(sorted(set().union(*classes)))}
+    scenes_and_labels = set()
+    for scene, classes_of_image in zip(scenes.tolist(), classes):
+        for label in classes_of_image:
+            scenes_and_labels.add((scene, labels[label]))
+    # Each class of each scene.
+    scene_of_pair, label_of_pair = np.array(sorted(scenes_and_labels)).T
+    num_scenes_of_label = np.bincount(label_of_pair)
+    rare_scenes = np.unique(scene_of_pair[num_scenes_of_label[label_of_pair] == 1])
+    common_scenes = np.setdiff1d(np.arange(len(sizes)), rare_scenes)
+    random = np.random.default_rng(seed)
+    num_splits = len(splits)
+    split_size = SHARE * len(scenes)
+    best_score = None
+    best_split_of_scene = None
     for _ in range(DRAWS):
-        order = np.concatenate([random.permutation(common), random.permutation(rare)])
-        sums = np.concatenate([[0], sizes[order].cumsum()])
-        parts, end = np.zeros(len(sizes), int), 0
-        for part in range(1, number):
-            start, last = end, len(sizes) - least * (number - part)  # The splits that follow have their scenes.
-            ends = np.arange(start + least, last + 1)
-            end = ends[abs(sums[ends] - sums[start] - max(wanted, MIN_IMAGES)).argmin()]
-            parts[order[start:end]] = part
-        counts = np.bincount(parts, sizes, number)
-        lacks = np.ones((number, len(labels)), bool)
-        lacks[parts[owners], owned] = False
-        score = sum(counts < MIN_IMAGES), lacks[0].sum(), lacks[1:].sum(), abs(counts[1:] - wanted).sum()
-        if best is None or score < best[0]:
-            best = score, parts
-    return [splits[part] for part in best[1][scenes]]
+        order = np.concatenate([random.permutation(common_scenes), random.permutation(rare_scenes)])
+        split_of_scene = divide_scenes(order, sizes, num_splits, split_size)
+        counts = np.bincount(split_of_scene, sizes, num_splits)
+        is_missing = np.ones((num_splits, len(labels)), bool)
+        is_missing[split_of_scene[scene_of_pair], label_of_pair] = False
+        score = (
+            sum(counts < MIN_IMAGES),
+            is_missing[0].sum(),
+            is_missing[1:].sum(),
+            abs(counts[1:] - split_size).sum(),
+        )
+        if best_score is None or score < best_score:
+            best_score = score
+            best_split_of_scene = split_of_scene
+    return [splits[split] for split in best_split_of_scene[scenes]]
+
+
+def divide_scenes(order: np.ndarray, sizes: np.ndarray, num_splits: int, split_size: float) -> np.ndarray:
+    """Return the index of the split of each scene; scenes in `order` fill the splits from 1, and the rest are 0.
+
+    Args:
+        order: scenes in the order in which they are divided.
+        sizes: number of images of each scene.
+        num_splits: number of splits.
+        split_size: number of images that each split but the first should have.
+    """
+    min_scenes = 2 if len(sizes) >= 3 * num_splits else 1
+    num_images_before = np.concatenate([[0], sizes[order].cumsum()])
+    split_of_scene = np.zeros(len(sizes), int)
+    end = 0
+    for split in range(1, num_splits):
+        start = end
+        # Enough scenes remain for the splits that follow.
+        last_end = len(sizes) - min_scenes * (num_splits - split)
+        possible_ends = np.arange(start + min_scenes, last_end + 1)
+        num_images = num_images_before[possible_ends] - num_images_before[start]
+        end = possible_ends[abs(num_images - max(split_size, MIN_IMAGES)).argmin()]
+        split_of_scene[order[start:end]] = split
+    return split_of_scene

@@ -1,6 +1,7 @@
 """Setting `data` of fine-tuning and probes: a data set, its splits and classes."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -36,7 +37,7 @@ def parts_of(samples: torch.utils.data.Dataset) -> list[torch.utils.data.Dataset
 
 
 @dataclass(kw_only=True)
-class DataSettings:
+class DataSettings(ABC):
     """Base of the setting `data` in fine-tuning configurations.
 
     A subclass implements `_open` and `check_disjoint`.
@@ -94,13 +95,19 @@ class DataSettings:
         if "root" in args.data and "splits" not in args.data:
             args.data = cls.complete(args.data)
             if args.has_default_splits:
-                splits = args.data["splits"]
-                labeled = {name for name, files in splits.items() if {"mask", "annotations"} & files.keys()}
-                unused = labeled - {*args.train_splits}
-                args.eval_split, args.test_split = (name if name in unused else None for name in ("val", "test"))
+                labeled_splits = set()
+                for name, split_settings in args.data["splits"].items():
+                    if "mask" in split_settings or "annotations" in split_settings:
+                        labeled_splits.add(name)
+                unused_splits = labeled_splits - set(args.train_splits)
+                args.eval_split = "val" if "val" in unused_splits else None
+                args.test_split = "test" if "test" in unused_splits else None
             if PartialState().is_main_process and not args.dry_run:
-                scored = {"eval_split": args.eval_split, "test_split": args.test_split}
-                configuration = {"data": args.data, **{key: name for key, name in scored.items() if name}}
+                configuration = {"data": args.data}
+                if args.eval_split:
+                    configuration["eval_split"] = args.eval_split
+                if args.test_split:
+                    configuration["test_split"] = args.test_split
                 save_inferred(configuration, Path(output_dir) / "data.yaml")
         return cls.from_dict(args.data)
 
@@ -117,17 +124,21 @@ class DataSettings:
         root = Path(settings["root"])
         if not root.is_dir():
             raise ValueError(f"Folder {root} of the data set not found. Set `data_root`.")
-        options = {name: settings[name] for name in cls.infer_options if name in settings}
-        return cls.infer(root, **options) | dict(settings)
+        options = {}
+        for name in cls.infer_options:
+            if name in settings:
+                options[name] = settings[name]
+        inferred_settings = cls.infer(root, **options)
+        return {**inferred_settings, **settings}
 
     @classmethod
+    @abstractmethod
     def infer(cls, root: Path) -> dict[str, Any]:
         """Return the settings of a folder in a standard layout.
 
         Raises:
             ValueError: if the layout is not recognized, or has invalid annotations.
         """
-        raise NotImplementedError
 
     @classmethod
     def unknown_layout(cls, root: Path, expected: str) -> ValueError:
@@ -145,8 +156,10 @@ class DataSettings:
         """
         if not names:
             raise ValueError(f"Expected names of splits, got none. Found in the configuration: {sorted(self.splits)}.")
-        parts = [self.open_split(name, *args) for name in names]
-        return parts[0] if len(parts) == 1 else self._join(parts)
+        samples_of_splits = [self.open_split(name, *args) for name in names]
+        if len(samples_of_splits) == 1:
+            return samples_of_splits[0]
+        return self._join(samples_of_splits)
 
     def open_split(self, name: str, *args: Any) -> torch.utils.data.Dataset:
         try:
@@ -154,16 +167,23 @@ class DataSettings:
         except OSError as error:
             raise ValueError(f"Split {name!r} cannot be opened: {error}.") from error
 
+    @abstractmethod
     def _open(self, name: str, *args: Any) -> torch.utils.data.Dataset:
-        raise NotImplementedError
+        """Return the samples of a split."""
 
     def _join(self, parts: list[torch.utils.data.Dataset]) -> torch.utils.data.Dataset:
         return ConcatDataset(parts)
 
     def load_rows(self, split: str) -> Dataset:
         """Return a split of `dataset_name`; if that is a folder, as its files are now, see [`folder_cache`]."""
-        where, cache = (self.dataset_name, self.dataset_config), folder_cache(self.dataset_name)
-        return retry(partial(load_dataset, *where, cache_dir=cache, split=split))
+        load_split = partial(
+            load_dataset,
+            self.dataset_name,
+            self.dataset_config,
+            cache_dir=folder_cache(self.dataset_name),
+            split=split,
+        )
+        return retry(load_split)
 
     def split_settings(self, name: str) -> Mapping | str:
         if name not in self.splits:
@@ -178,12 +198,17 @@ class DataSettings:
         The field `data` of the second description can be passed to [`from_dict`].
         """
         name = public_name(self.dataset_name or self.root)
-        is_on_hub = self.dataset_name is not None and not Path(self.dataset_name).exists()
-        on_hub = {"dataset": self.dataset_name} if is_on_hub else {}
-        trained_on = [{"name": name, "split": split, **on_hub} for split in train_splits]
-        settings = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
-        settings = {key: value for key, value in settings.items() if value not in (None, {})}
-        return trained_on, {"name": name, "eval": eval_split, "test": test_split, **on_hub, "data": settings}
+        hub_reference = {}
+        if self.dataset_name is not None and not Path(self.dataset_name).exists():
+            hub_reference["dataset"] = self.dataset_name
+        training_data = [{"name": name, "split": split, **hub_reference} for split in train_splits]
+        settings = {}
+        for setting in fields(self):
+            value = getattr(self, setting.name) if setting.init else None
+            if value not in (None, {}):
+                settings[setting.name] = value
+        scored_data = {"name": name, "eval": eval_split, "test": test_split, **hub_reference, "data": settings}
+        return training_data, scored_data
 
     def check_files(self, samples: Mapping[str, list[FileSample]]) -> None:
         """Raise a `ValueError` if two splits share a file, a patient, a case or an image with identical bytes."""
@@ -218,13 +243,21 @@ def save_inferred(configuration: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     data = configuration["data"]
-    names = [entry["name"] if isinstance(entry, Mapping) else entry for entry in data["classes"]]
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    found = [data["format"]] if "format" in data else []
-    found += [f"splits {', '.join(data['splits'])}", f"{len(names)} classes: {shown}"]
-    logger.info("Found in %s: %s.", data["root"], "; ".join(found))
-    scored = [f"{key} {configuration[key]}" for key in ("eval_split", "test_split") if key in configuration]
-    logger.info("Scored: %s.", ", ".join(scored) or "no split")
+    class_names = []
+    for class_settings in data["classes"]:
+        class_names.append(class_settings["name"] if isinstance(class_settings, Mapping) else class_settings)
+    first_names = ", ".join(class_names[:10])
+    if len(class_names) > 10:
+        first_names += ", …"
+    description = [f"splits {', '.join(data['splits'])}", f"{len(class_names)} classes: {first_names}"]
+    if "format" in data:
+        description.insert(0, data["format"])
+    logger.info("Found in %s: %s.", data["root"], "; ".join(description))
+    scored_splits = []
+    for key in ("eval_split", "test_split"):
+        if key in configuration:
+            scored_splits.append(f"{key} {configuration[key]}")
+    logger.info("Scored: %s.", ", ".join(scored_splits) or "no split")
     for name, settings in data["splits"].items():
         if "part" in settings:
             share = settings["part"][1] - settings["part"][0]

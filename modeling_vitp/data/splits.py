@@ -10,6 +10,8 @@ import numpy as np
 
 from .layouts import Layout
 
+HELD_OUT_SPLITS = {"train": ("val", "test"), "test": ()}  # Splits that are held out from a split; others: "test".
+
 
 def choose_split(
     layout: Layout, split: str, listed: list[str] | None = None
@@ -27,51 +29,68 @@ def choose_split(
         ValueError: If the layout does not have the split, or a listed name matches no image or several.
     """
     splits = layout.split_images
+    held_out = set()
     if listed is not None:
-        chosen = choose_listed(layout, [splits[split]] if splits.get(split) else [*splits.values()], listed)
-        taken = {path for paths in chosen.values() for path in paths}
-        others = [paths for images in splits.values() for paths in images.values() if taken.isdisjoint(paths)]
-    elif split in splits:
-        chosen = splits[split]
-        names = {"train": ("val", "test"), "test": ()}.get(split, ("test",))
-        others = [paths for name in names for paths in splits.get(name, {}).values()]
-    else:
+        searched_splits = [splits[split]] if splits.get(split) else list(splits.values())
+        listed_images = choose_listed(layout, searched_splits, listed)
+        listed_paths = {path for paths in listed_images.values() for path in paths}
+        for images in splits.values():
+            for paths in images.values():
+                if listed_paths.isdisjoint(paths):
+                    held_out.update(paths)
+        return listed_images, held_out
+    if split not in splits:
         raise ValueError(
             f"Split {split!r} not found in {layout.root}. Found: {sorted(splits)}. Set --split to one of them, or list "
             "the images in a file and set --split_list."
         )
-    return chosen, {path for paths in others for path in paths}
+    for name in HELD_OUT_SPLITS.get(split, ("test",)):
+        for paths in splits.get(name, {}).values():
+            held_out.update(paths)
+    return splits[split], held_out
 
 
 def choose_listed(
     layout: Layout, splits: list[dict[str, tuple[Path, ...]]], listed: list[str]
 ) -> dict[str, tuple[Path, ...]]:
     """Return the listed images, found by id, by path below the root, or by file name with or without suffix."""
-    by_id, by_path, by_name = defaultdict(list), defaultdict(list), defaultdict(list)
+    by_id = defaultdict(list)
+    by_path = defaultdict(list)
+    by_name = defaultdict(list)
     for images in splits:
-        for key, paths in images.items():
-            by_id[key].append((key, paths))
-            by_path[Path(os.path.relpath(paths[0], layout.root)).as_posix()].append((key, paths))
+        for image_id, paths in images.items():
+            image = (image_id, paths)
+            by_id[image_id].append(image)
+            relative_path = Path(os.path.relpath(paths[0], layout.root))
+            by_path[relative_path.as_posix()].append(image)
             for name in {paths[0].stem, paths[0].name}:
-                by_name[name].append((key, paths))
-    found = {name: by_id.get(name) or by_path.get(name) or by_name.get(name, []) for name in listed}
-    found = {name: [*dict.fromkeys(images)] for name, images in found.items()}  # an image may be in several splits
-    missing = [name for name, images in found.items() if not images]
-    if missing:
-        more = ", …" if len(missing) > 1 else ""
+                by_name[name].append(image)
+    images_of_names = {}
+    missing_names = []
+    for name in dict.fromkeys(listed):
+        matching_images = by_id.get(name) or by_path.get(name) or by_name.get(name, [])
+        images_of_names[name] = list(dict.fromkeys(matching_images))  # An image may be in several splits.
+        if not matching_images:
+            missing_names.append(name)
+    if missing_names:
+        more = ", …" if len(missing_names) > 1 else ""
         raise ValueError(
-            f"{len(missing)} of {len(listed)} listed images not found in {layout.root}: {missing[0]}{more}"
+            f"{len(missing_names)} of {len(listed)} listed images not found in {layout.root}: {missing_names[0]}{more}"
         )
-    for name, images in found.items():
+    listed_images = {}
+    for name, images in images_of_names.items():
+        image_id, paths = images[0]
         if len(images) > 1:
+            further_id, further_paths = images[1]
             raise ValueError(
-                f"The listed name {name} is ambiguous: {images[0][1][0]} or {images[1][1][0]}. List the id "
-                f"({images[0][0]!r} or {images[1][0]!r}), or set --split."
+                f"The listed name {name} is ambiguous: {paths[0]} or {further_paths[0]}. List the id ({image_id!r} or "
+                f"{further_id!r}), or set --split."
             )
-    return dict(image for (image,) in found.values())
+        listed_images[image_id] = paths
+    return listed_images
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
     """Return at most a number of items, evenly spaced."""
-    chosen = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
-    return [items[index] for index in chosen]
+    positions = np.linspace(0, len(items) - 1, min(most, len(items)))
+    return [items[index] for index in positions.round().astype(int)]

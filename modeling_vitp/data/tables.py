@@ -1,6 +1,6 @@
 """Tables with the classes of image files: CSV, TSV and Parquet."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ class Unknown(str):
 def divided(value: object, separator: str | None = None) -> list[Label]:
     """Return the list of classes in a value of a label column. An empty value gives an empty list."""
     if isinstance(value, str):
-        parts = [value] if separator is None else value.split(separator)
-        return [part.strip() for part in parts if part.strip()]
+        names = [value] if separator is None else value.split(separator)
+        return [name.strip() for name in names if name.strip()]
     if hasattr(value, "__len__"):
         return list(value)
     if value is None or value != value:  # NaN marks an empty field.
@@ -38,8 +38,11 @@ def divided(value: object, separator: str | None = None) -> list[Label]:
 
 def cell_key(value: object) -> float | str:
     """Return a cell of a label column as a number or a text. A missing value gives an empty text."""
+    is_missing = value is None or value != value
+    if is_missing:
+        return ""
     try:
-        return float(value) if value is not None and value == value else ""
+        return float(value)
     except (TypeError, ValueError):
         return str(value)
 
@@ -58,21 +61,31 @@ def labels_of_columns(
     Raises:
         ValueError: if the meaning of a cell is not known.
     """
-    meanings = {1.0: 1, 0.0: 0} | {cell_key(cell): value for cell, value in (label_values or {}).items()}
+    meanings = {1.0: 1, 0.0: 0}
+    for cell, meaning in (label_values or {}).items():
+        meanings[cell_key(cell)] = meaning
     states = np.empty(columns.shape, dtype=object)
     for number, column in enumerate(columns):
         codes, cells = pd.factorize(columns[column], use_na_sentinel=False)
         for code, cell in enumerate(cells):
-            key, rows = cell_key(cell), codes == code
+            key = cell_key(cell)
+            has_code = codes == code
             if key not in meanings:
                 raise ValueError(
-                    f"{where(columns.index[rows.argmax()])}: expected 1 or 0 in the column {column!r}, got {cell}. "
+                    f"{where(columns.index[has_code.argmax()])}: expected 1 or 0 in the column {column!r}, got {cell}. "
                     "Fill it in, remove the row and its images, or give its meaning in `label_values`."
                 )
-            states[rows, number] = meanings[key]
-    return [
-        [Unknown(name) if state is None else name for name, state in zip(columns, row) if state != 0] for row in states
-    ]
+            states[has_code, number] = meanings[key]
+    labels = []
+    for states_of_image in states:
+        labels_of_image = []
+        for name, state in zip(columns, states_of_image):
+            if state is None:
+                labels_of_image.append(Unknown(name))
+            elif state != 0:
+                labels_of_image.append(name)
+        labels.append(labels_of_image)
+    return labels
 
 
 def table_files(where: Path) -> list[Path]:
@@ -140,16 +153,24 @@ class LabelTable:
             if suffix == PARQUET:
                 rows = pd.read_parquet(path)
             else:
-                # Names may have leading zeros, and a class may be called "None", so pandas must not convert them.
-                types = {"dtype": dict.fromkeys((self.name, *CASES), str), "keep_default_na": False, "na_values": [""]}
-                rows = pd.read_csv(path, sep=SEPARATORS[suffix], **types)
+                rows = pd.read_csv(
+                    path,
+                    sep=SEPARATORS[suffix],
+                    # Names may have leading zeros, and a class may be called "None", so pandas must not convert them.
+                    dtype=dict.fromkeys((self.name, *CASES), str),
+                    keep_default_na=False,
+                    na_values=[""],
+                )
         except (OSError, ValueError, pd.errors.ParserError) as error:
             raise ValueError(f"table: {path} cannot be read: {error}") from error
-        for column in (self.name, *([self.label] if isinstance(self.label, str) else self.label)):
+        label_columns = [self.label] if isinstance(self.label, str) else self.label
+        for column in (self.name, *label_columns):
             if column not in rows.columns:
-                found = ", ".join(map(str, rows.columns))
-                hint = " Save the file with commas as separators." if len(rows.columns) == 1 and ";" in found else ""
-                raise ValueError(f"table: no column {column!r} in {path}. Found: {found}.{hint}")
+                known_columns = ", ".join(str(known_column) for known_column in rows.columns)
+                hint = ""
+                if len(rows.columns) == 1 and ";" in known_columns:
+                    hint = " Save the file with commas as separators."
+                raise ValueError(f"table: no column {column!r} in {path}. Found: {known_columns}.{hint}")
         return rows
 
     def labels_of(
@@ -180,64 +201,102 @@ class LabelTable:
         Raises:
             ValueError: if a file has no row, a row has no file, or a row matches several files.
         """
-        rows = self.read(root)
-        for column, value in (where or {}).items():
-            if column not in rows.columns:
-                raise ValueError(f"Split {split!r}: where: no column {column!r} in {root / self.file}.")
-            values = rows[column].astype(str)
-            if pd.api.types.is_float_dtype(rows[column]):  # pandas reads integers as floats if values are missing.
-                values = values.str.removesuffix(".0")
-            known, rows = values.drop_duplicates().tolist(), rows[values == str(value)]
-            if rows.empty:
-                raise ValueError(
-                    f"Split {split!r}: where: no row of {root / self.file} has {value!r} in column {column!r}. "
-                    f"Found: {', '.join(map(repr, known[:10]))}."
-                )
+        rows = self._select_rows(self.read(root), where or {}, root, split)
         names = rows[self.name].astype(str)
         if names.duplicated().any():
-            repeated = names[names.duplicated()].iloc[0]
-            raise ValueError(f"table: {root / self.file} has several rows for {repeated!r}. Keep one.")
-        stored = dict(zip(names, zip(rows.index, self._labels(rows, root, label_values))))
-        owners = {field: rows[field].dropna().astype(str) for field in CASES if field in rows.columns}
-        kept, labels, used = [], [], set()
+            repeated_name = names[names.duplicated()].iloc[0]
+            raise ValueError(f"table: {root / self.file} has several rows for {repeated_name!r}. Keep one.")
+        labels_of_rows = self._labels(rows, root, label_values)
+        row_and_labels_of_name = dict(zip(names, zip(rows.index, labels_of_rows)))
+        case_columns = {}
+        for field in CASES:
+            if field in rows.columns:
+                case_columns[field] = rows[field].dropna().astype(str)
+        labeled_samples = []
+        labels = []
+        used_names = set()
         for sample in samples:
             path = sample.images[0]
-            names = path.relative_to(root).as_posix(), path.name, path.stem, sample.id
-            cases = [(field, sample.fields[field]) for field in CASES if field in sample.fields]
-            keys = (*cases, *((None, name) for name in names), *sample.fields.items())
-            field, key = next((item for item in keys if item[1] in stored), (None, None))
-            if key is not None:
-                row, classes = stored[key]
-                known = {field: owner[row] for field, owner in owners.items() if row in owner}
-                kept.append(replace(sample, fields={**known, **sample.fields}))
-                labels.append(classes)
-                used.add(key)
-                first_field, first = taken.setdefault(row, (field, path))
-                if first != path and (field is None or field != first_field):
+            field, name = self._find_name(sample, root, row_and_labels_of_name)
+            if name is None:
+                if where is None:
+                    raise ValueError(f"{path} has no row in {root / self.file}. Add a row, or remove the file.")
+                continue
+            used_names.add(name)
+            row, labels_of_sample = row_and_labels_of_name[name]
+            labels.append(labels_of_sample)
+            fields = {}
+            for case_field, cases in case_columns.items():
+                if row in cases:
+                    fields[case_field] = cases[row]
+            fields.update(sample.fields)
+            labeled_samples.append(replace(sample, fields=fields))
+            first_field, first_path = taken.setdefault(row, (field, path))
+            if first_path != path and (field is None or field != first_field):
+                raise ValueError(
+                    f"table: {root / self.file}, row {row}: {name!r} matches both {first_path} and {path}. Use paths "
+                    "in the table, or name the field that the files of one row share `patient` or `case`."
+                )
+        if where is not None and not is_partial:
+            for name, (row, _) in row_and_labels_of_name.items():
+                if name not in used_names:
                     raise ValueError(
-                        f"table: {root / self.file}, row {row}: {key!r} matches both {first} and {path}. Use paths in "
-                        "the table, or name the field that the files of one row share `patient` or `case`."
+                        f"table: {root / self.file}, row {row}: no file of split {split!r} matches {name!r}."
                     )
-            elif where is None:
-                raise ValueError(f"{path} has no row in {root / self.file}. Add a row, or remove the file.")
-        if where is not None and not is_partial and len(used) < len(stored):
-            name, (row, _) = next(item for item in stored.items() if item[0] not in used)
-            raise ValueError(f"table: {root / self.file}, row {row}: no file of split {split!r} matches {name!r}.")
-        return kept, labels
+        return labeled_samples, labels
+
+    def _select_rows(self, rows: pd.DataFrame, where: Mapping, root: Path, split: str) -> pd.DataFrame:
+        """Return the rows of a split, which have the column values `where`."""
+        for column, value in where.items():
+            if column not in rows.columns:
+                raise ValueError(f"Split {split!r}: where: no column {column!r} in {root / self.file}.")
+            cells = rows[column].astype(str)
+            if pd.api.types.is_float_dtype(rows[column]):  # pandas reads integers as floats if values are missing.
+                cells = cells.str.removesuffix(".0")
+            rows = rows[cells == str(value)]
+            if rows.empty:
+                known_values = ", ".join(repr(cell) for cell in cells.drop_duplicates().tolist()[:10])
+                raise ValueError(
+                    f"Split {split!r}: where: no row of {root / self.file} has {value!r} in column {column!r}. "
+                    f"Found: {known_values}."
+                )
+        return rows
+
+    def _find_name(
+        self, sample: FileSample, root: Path, names: Container[str]
+    ) -> tuple[str | None, str] | tuple[None, None]:
+        """Return the name in the table that a sample matches, and the field that has it as value, if any."""
+        path = sample.images[0]
+        candidates: list[tuple[str | None, str]] = []
+        for field in CASES:
+            if field in sample.fields:
+                candidates.append((field, sample.fields[field]))
+        for name in (path.relative_to(root).as_posix(), path.name, path.stem, sample.id):
+            candidates.append((None, name))
+        candidates += sample.fields.items()
+        for field, name in candidates:
+            if name in names:
+                return field, name
+        return None, None
 
     def _labels(self, rows: pd.DataFrame, root: Path, label_values: Mapping | None) -> list[list[Label]]:
-        if isinstance(self.label, str):
-            stored = []
-            for row, value in zip(rows.index, rows[self.label].tolist()):
-                try:
-                    stored.append(divided(value, self.separator))
-                except ValueError as error:
-                    raise ValueError(f"table: {root / self.file}, row {row}: {error}") from error
-                if self.no_class is not None and not stored[-1]:
+        """Return the classes of each row."""
+
+        def name_of_row(row: Any) -> str:
+            return f"table: {root / self.file}, row {row}"
+
+        if not isinstance(self.label, str):
+            return labels_of_columns(rows[list(self.label)], label_values, name_of_row)
+        labels = []
+        for row, value in zip(rows.index, rows[self.label].tolist()):
+            try:
+                labels_of_row = divided(value, self.separator)
+                if self.no_class is not None and not labels_of_row:
                     raise ValueError(
-                        f"table: {root / self.file}, row {row}: {self.label!r} is empty. Enter {self.no_class!r} if "
-                        "the image has no class, or remove the row."
+                        f"{self.label!r} is empty. Enter {self.no_class!r} if the image has no class, or remove the "
+                        "row."
                     )
-            return [[label for label in labels if label != self.no_class] for labels in stored]
-        where = f"table: {root / self.file}, row {{}}".format
-        return labels_of_columns(rows[list(self.label)], label_values, where)
+            except ValueError as error:
+                raise ValueError(f"{name_of_row(row)}: {error}") from error
+            labels.append([label for label in labels_of_row if label != self.no_class])
+        return labels

@@ -9,7 +9,8 @@ from .annotations import AnnotatedImage
 from .boxes import box_area, clip
 
 MIN_VISIBLE = 0.5  # Minimum share of a box in a window for its object to belong to the window.
-MIN_IMAGE_SHARE, MIN_OBJECT_SHARE = 0.6, 0.7
+MIN_IMAGE_SHARE = 0.6  # Windows with at most this share of the area of a full window are left out.
+MIN_OBJECT_SHARE = 0.7  # Minimum share of the area of an object in a window.
 
 
 def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[AnnotatedImage]:
@@ -18,21 +19,32 @@ def windows_of(image: AnnotatedImage, size: int, overlap: int) -> list[Annotated
     Boxes are clipped to the window. A region belongs to a window if at least half of its box is inside. Smaller parts
     are `slivers`.
     """
-    found = windows(image.size, size, overlap)
-    return [image] if found == [None] else [window_of(image, window) for window in found]
+    image_windows = windows(image.size, size, overlap)
+    if image_windows == [None]:
+        return [image]
+    return [window_of(image, window) for window in image_windows]
 
 
 def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
     """Return a window of an image with the regions that belong to it."""
     left, top, right, bottom = window
-    regions, slivers = [], []
+    regions = []
+    slivers = []
     for region in image.regions:
-        cut = clip(region.box, window)
-        share = box_area(cut) / box_area(region.box)
-        if share > 0:
-            box = (cut[0] - left, cut[1] - top, cut[2] - left, cut[3] - top)
-            part = dataclasses.replace(region, box=box, area=min(region.area * share, box_area(cut)))
-            (regions if share >= MIN_VISIBLE else slivers).append(part)
+        clipped_box = clip(region.box, window)
+        clipped_area = box_area(clipped_box)
+        share = clipped_area / box_area(region.box)
+        if share <= 0:
+            continue
+        visible_part = dataclasses.replace(
+            region,
+            box=(clipped_box[0] - left, clipped_box[1] - top, clipped_box[2] - left, clipped_box[3] - top),
+            area=min(region.area * share, clipped_area),
+        )
+        if share >= MIN_VISIBLE:
+            regions.append(visible_part)
+        else:
+            slivers.append(visible_part)
     return dataclasses.replace(
         image,
         id=f"{image.id}/{left}_{top}",
@@ -44,7 +56,10 @@ def window_of(image: AnnotatedImage, window: Window) -> AnnotatedImage:
 
 
 def object_windows(
-    image_size: tuple[int, int], size: int, overlap: int, min_image_share: float = MIN_IMAGE_SHARE
+    image_size: tuple[int, int],
+    size: int,
+    overlap: int,
+    min_image_share: float = MIN_IMAGE_SHARE,
 ) -> list[Window]:
     """Return the windows of at most `size` x `size` pixels into which an image is cut.
 
@@ -52,21 +67,33 @@ def object_windows(
     ones are kept.
     """
     height, width = image_size
-    found = [window or (0, 0, width, height) for window in windows(image_size, size, overlap)]
-    shares = [(right - left) * (bottom - top) / size**2 for left, top, right, bottom in found]
-    if max(shares) > min_image_share:
-        return [window for window, share in zip(found, shares) if share > min_image_share]
-    return [window for window, share in zip(found, shares) if share == max(shares)]
+    image_windows = windows(image_size, size, overlap)
+    if image_windows == [None]:
+        image_windows = [(0, 0, width, height)]
+    shares = []
+    for left, top, right, bottom in image_windows:
+        shares.append((right - left) * (bottom - top) / size**2)
+    largest_share = max(shares)
+    selected_windows = []
+    for window, share in zip(image_windows, shares):
+        if share > min_image_share or share == largest_share:
+            selected_windows.append(window)
+    return selected_windows
 
 
 def inside(
-    corners: np.ndarray, window: Window, size: int, min_share: float | np.ndarray = MIN_OBJECT_SHARE
+    corners: np.ndarray,
+    window: Window,
+    size: int,
+    min_share: float | np.ndarray = MIN_OBJECT_SHARE,
 ) -> np.ndarray:
     """Return which objects have at least the share `min_share` of their area in a window, bool of shape `(n,)`.
 
     The window is always taken as `size` x `size`, even if it reaches beyond the image.
     """
-    return shares_inside(corners, window[:2], size) >= min_share if len(corners) else np.zeros(0, bool)
+    if len(corners) == 0:
+        return np.zeros(0, bool)
+    return shares_inside(corners, window[:2], size) >= min_share
 
 
 def shares_inside(corners: np.ndarray, start: tuple[int, int], size: int) -> np.ndarray:
@@ -82,16 +109,25 @@ def shares_inside(corners: np.ndarray, start: tuple[int, int], size: int) -> np.
     """
     low = np.array(start, np.float64)
     high = low + size
-    starts, runs = corners, np.roll(corners, -1, 1) - corners
+    edges = np.roll(corners, -1, 1) - corners
     with np.errstate(divide="ignore", invalid="ignore"):
-        crossings = np.concatenate([(low - starts) / runs, (high - starts) / runs], -1)
-    crossings = np.sort(np.clip(np.nan_to_num(crossings, nan=0.0, posinf=1.0, neginf=0.0), 0, 1), -1)
-    points = starts[:, :, None] + crossings[..., None] * runs[:, :, None]  # Shape (n, points, 4, 2).
-    points = np.concatenate([starts[:, :, None], points], 2).reshape(len(corners), -1, 2)
-    return areas(np.clip(points, low, high)) / areas(corners)
+        low_positions = (low - corners) / edges
+        high_positions = (high - corners) / edges
+    # Positions along each edge, 0 at its start and 1 at its end. An edge that is parallel to a line has none.
+    positions = np.concatenate([low_positions, high_positions], -1)
+    positions = np.nan_to_num(positions, nan=0.0, posinf=1.0, neginf=0.0)
+    positions = np.sort(np.clip(positions, 0, 1), -1)
+    edge_starts = corners[:, :, None]
+    crossings = edge_starts + positions[..., None] * edges[:, :, None]  # Shape (n, points, 4, 2).
+    outlines = np.concatenate([edge_starts, crossings], 2).reshape(len(corners), -1, 2)
+    clamped_outlines = np.clip(outlines, low, high)
+    return areas(clamped_outlines) / areas(corners)
 
 
 def areas(corners: np.ndarray) -> np.ndarray:
     """Return the areas of polygons `(n, points, 2)`, float64 of shape `(n,)`."""
-    x, y = corners[..., 0], corners[..., 1]
-    return abs((x * np.roll(y, -1, 1) - y * np.roll(x, -1, 1)).sum(1)) / 2
+    x = corners[..., 0]
+    y = corners[..., 1]
+    next_x = np.roll(x, -1, 1)
+    next_y = np.roll(y, -1, 1)
+    return abs((x * next_y - y * next_x).sum(1)) / 2

@@ -8,23 +8,28 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub.errors import (
-    GatedRepoError,
     HfHubHTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
 from ..command.errors import one_line
 
 logger = logging.getLogger(__name__)
-RETRIES, LONGEST_WAIT = 5, 300
+RETRIES = 5
+LONGEST_WAIT = 300  # seconds
 
 # The client raises a RuntimeError if a file cannot be sent.
 FAILURES = (HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, LocalTokenNotFoundError, RuntimeError)
+NETWORK_PACKAGES = ("aiohttp", "httpx", "httpx2", "requests")
 # `datasets` raises errors of its own for `OfflineModeIsEnabled`, with its name in the text.
 OFFLINE = re.compile("OfflineModeIsEnabled|HF_HUB_OFFLINE")
+# What to do, by the status of the Hub's answer.
+ADVICE = {
+    401: ": log in with `hf auth login`",
+    403: ": use a token with write access, or open a pull request",
+    429: ": wait a few minutes",
+}
 T = TypeVar("T")
 
 
@@ -69,23 +74,37 @@ def seconds_to_wait(error: BaseException, number: int) -> float | None:
         if isinstance(error, OfflineModeIsEnabled) or OFFLINE.search(str(error)):
             return None
         status = status_of(error)
+        if status == 429:
+            return requested_wait(error) or 2**number
         if status is not None:
-            asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-            if status == 429 and asked.isdigit():
-                if int(asked) > LONGEST_WAIT:
-                    logger.warning("The server asks to wait for %s s, which exceeds the limit.", asked)
-                return min(int(asked) + 1, LONGEST_WAIT)
-            return 2**number if status in (408, 409, 412, 429) or status >= 500 else None
-        is_network = type(error).__module__.partition(".")[0] in ("aiohttp", "httpx", "httpx2", "requests")
-        if (is_network or isinstance(error, (ConnectionError, TimeoutError))) and error.__cause__ is None:
+            is_temporary = status in (408, 409, 412) or status >= 500
+            return 2**number if is_temporary else None
+        package = type(error).__module__.partition(".")[0]
+        is_of_network = package in NETWORK_PACKAGES or isinstance(error, (ConnectionError, TimeoutError))
+        if is_of_network and error.__cause__ is None:
             return 2**number
         error = error.__cause__ or error.__context__
     return None
 
 
+def requested_wait(error: BaseException) -> int | None:
+    """Return the seconds that a busy server asks to wait, up to the limit, or `None` if it names none."""
+    response = getattr(error, "response", None)
+    headers = getattr(response, "headers", {})
+    seconds = headers.get("Retry-After", "")
+    if not seconds.isdigit():
+        return None
+    if int(seconds) > LONGEST_WAIT:
+        logger.warning("The server asks to wait for %s s, which exceeds the limit.", seconds)
+    return min(int(seconds) + 1, LONGEST_WAIT)
+
+
 def status_of(error: BaseException) -> int | None:
     """Return the HTTP status of an error's response, or `None`."""
-    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status is None:  # aiohttp's errors have it themselves
+        status = getattr(error, "status", None)
     return status if isinstance(status, int) else None
 
 
@@ -99,22 +118,6 @@ def explain_failure(error: Exception, repo_id: str) -> str:
         return "no token found: log in with `hf auth login`"
     if not isinstance(error, HfHubHTTPError):
         return f"the connection to the Hub failed ({type(error).__name__}: {one_line(str(error)) or 'no answer'})"
-    status, details = error.response.status_code, one_line(error.server_message or "")
-    details = f" ({status}: {details})" if details else f" ({status})"
-    if isinstance(error, GatedRepoError):
-        return f"{repo_id} is gated, and this user has no access{details}: request it on its page"
-    if isinstance(error, RevisionNotFoundError):
-        return f"revision of {repo_id} not found{details}"
-    if status == 401:
-        return f"the token is missing or invalid{details}: log in with `hf auth login`"
-    if status in (402, 403):
-        return f"this token has no write access to {repo_id}{details}: use another one, or open a pull request"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{repo_id} not found, or not visible for this user{details}"
-    if status in (409, 412):
-        return f"another process is changing {repo_id}{details}"
-    if status == 429:
-        return f"too many requests to the Hub{details}: wait a few minutes"
-    if status >= 500:
-        return f"the Hub is not available{details}: wait a few minutes"
-    return f"the Hub refuses {repo_id}{details}"
+    status = error.response.status_code
+    advice = ADVICE.get(status, "")
+    return f"the Hub refuses {repo_id} ({status}: {one_line(error.server_message or str(error))}){advice}"

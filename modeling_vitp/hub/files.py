@@ -8,7 +8,7 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).parents[1]
 # Code that is saved with a model: the top level of the package.
 MODEL_FILES += sorted({path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"})
 SECRET_FILES = ".env .env.* *.env .netrc .git-credentials .pypirc *.pem id_rsa* id_ed25519* stored_tokens".split()
+SECRET_FILE = "a file of secrets"
 # Kind of the secret, a byte string that it always contains, and its pattern.
 SECRETS = (
     ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{34}"),
@@ -38,86 +39,104 @@ SECRETS = (
     ("a private key", b"PRIVATE KEY-----", rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 )
 LONGEST_HEADER = 100_000_000  # maximum bytes of a safetensors header
-CHUNK, OVERLAP = 1 << 22, 1 << 10
-MAX_DEPTH = 4  # of nested archives
-MAX_RATIO, MIN_LIMIT = 200, 1 << 28  # limits of the unpacked size: times the file's size, or bytes
+CHUNK = 1 << 22  # bytes
+OVERLAP = 1 << 10
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 UNSUPPORTED = (b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # 7z, RAR, zstd, LZ4
-ZIP, PARQUET, TAR, TAR_OFFSET = b"PK\x03\x04", b"PAR1", b"ustar", 257
+ZIP = b"PK\x03\x04"
+PARQUET = b"PAR1"
+TAR = b"ustar"
+TAR_OFFSET = 257
 ROWS = 100  # of Parquet in one batch
-
-
-class Unsearchable(Exception):
-    """Error raised for a compressed file that cannot be searched."""
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:
     """Return the files of a model's folder that belong to the model, by name."""
-    paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    return {path.name: path for path in paths if any(fnmatch(path.name, pattern) for pattern in MODEL_FILES)}
+    paths = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and matches_any(path.name, MODEL_FILES):
+            paths[path.name] = path
+    return paths
+
+
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def all_files(folder: str | Path) -> dict[str, Path]:
     """Return the files in a folder by relative path, except git's and Python's caches and a run's checkpoints."""
-    found = {}
+    paths = {}
     for path in sorted(Path(folder).rglob("*")):
-        parts = path.relative_to(folder).parts
-        skipped = {".git", "__pycache__", ".cache"}.intersection(parts) or any(
-            part.startswith(f"{PREFIX_CHECKPOINT_DIR}-") for part in parts[:-1]
-        )
-        if path.is_file() and not skipped:
-            found["/".join(parts)] = path
-    return found
+        relative_path = path.relative_to(folder)
+        is_cached = not {".git", "__pycache__", ".cache"}.isdisjoint(relative_path.parts)
+        folders = relative_path.parts[:-1]
+        is_in_checkpoint = any(name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") for name in folders)
+        if path.is_file() and not is_cached and not is_in_checkpoint:
+            paths[relative_path.as_posix()] = path
+    return paths
 
 
 def check_no_secrets(folder: str | Path) -> None:
     """Raise a `ValueError` that names each file with a secret, but not the secret itself."""
-    found = {name: find_secret(path) for name, path in all_files(folder).items()}
-    named = [f"{name} ({kind})" for name, kind in found.items() if kind is not None]
-    if named:
+    files_with_secrets = []
+    for name, path in all_files(folder).items():
+        kind = find_secret(path)
+        if kind is not None:
+            files_with_secrets.append(f"{name} ({kind})")
+    if files_with_secrets:
         raise ValueError(
-            f"Nothing was sent: {folder} has secrets in {', '.join(named)}. Remove them, and revoke those that others "
-            "may have seen."
+            f"Nothing was sent: {folder} has secrets in {', '.join(files_with_secrets)}. Remove them, and revoke those "
+            "that others may have seen."
         )
 
 
 def find_secret(path: str | Path, content: bytes | None = None) -> str | None:
     """Return the kind of secret in a file, or `None`. Only the header of safetensors files is read.
 
-    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are searched, regardless of their name. A file
-    that cannot be searched (encrypted, damaged, of another format) counts as a secret.
+    Archives, compressed files (zip, tar, gzip, bzip2, xz) and Parquet are searched, regardless of their name; archives
+    in archives are not unpacked. A file that cannot be searched (encrypted, damaged, of another format) counts as a
+    secret.
 
     Args:
         path: path of the file, whose name is checked too.
         content: content to search instead of the file's.
     """
     if is_secret_name(str(path)):
-        return "a file of secrets"
+        return SECRET_FILE
     is_safetensors = Path(path).suffix == ".safetensors"
     with io.BytesIO(content) if content is not None else Path(path).open("rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        for chunk in [read_safetensors_header(file)] if is_safetensors else overlapping_chunks(file):
-            if kind := secret_in(chunk):
+        chunks = [read_safetensors_header(file)] if is_safetensors else overlapping_chunks(file)
+        for chunk in chunks:
+            kind = secret_in(chunk)
+            if kind is not None:
                 return kind
-        if is_safetensors:
-            return None
-        file.seek(0)
-        try:
-            for name, chunk in unpack_file(file, size):
-                if kind := "a file of secrets" if is_secret_name(name) else secret_in(chunk):
-                    return f"{kind} inside, in {Path(name).name}" if name else f"{kind} inside"
-        except Unsearchable as error:
-            return f"an archive that cannot be searched: {error}"
+        return None if is_safetensors else find_packed_secret(file)
+
+
+def find_packed_secret(file: BinaryIO) -> str | None:
+    """Return the kind of secret inside a compressed file, or `None`; also `None` for other files."""
+    try:
+        for name, chunk in unpack_file(file):
+            kind = SECRET_FILE if is_secret_name(name) else secret_in(chunk)
+            if kind is not None:
+                return f"{kind} inside, in {Path(name).name}" if name else f"{kind} inside"
+    except Exception as error:  # several types: damaged, encrypted, unknown method
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"an archive that cannot be searched: {reason}"
     return None
 
 
 def is_secret_name(path: str) -> bool:
-    return any(fnmatch(Path(path).name, pattern) for pattern in SECRET_FILES)
+    return matches_any(Path(path).name, SECRET_FILES)
 
 
 def secret_in(content: bytes) -> str | None:
-    return next((kind for kind, marker, form in SECRETS if marker in content and re.search(form, content)), None)
+    """Return the kind of the first secret in a content, or `None`."""
+    for kind, marker, pattern in SECRETS:
+        # Most contents lack the marker, which is found faster than a pattern.
+        if marker in content and re.search(pattern, content):
+            return kind
+    return None
 
 
 def read_safetensors_header(file: BinaryIO) -> bytes:
@@ -135,58 +154,56 @@ def overlapping_chunks(file: BinaryIO) -> Iterator[bytes]:
         tail = chunk[-OVERLAP:]
 
 
-def unpack_file(file: BinaryIO, size: int) -> Iterator[tuple[str, bytes]]:
+def unpack_file(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
     """Yield name and content, in chunks, of the members of a compressed file; nothing for other files.
 
-    Args:
-        file: open file, at its beginning.
-        size: size of the file in bytes, which limits that of the content.
-
     Raises:
-        Unsearchable: if the file cannot be searched.
+        ValueError: if the format of the compressed file is not supported.
     """
-    left = max(MAX_RATIO * size, MIN_LIMIT)
-    try:
-        for name, chunk in members(file, "", 0):
-            left -= len(chunk)
-            if left < 0:
-                raise Unsearchable("its unpacked size exceeds the limit")
-            yield name, chunk
-    except Unsearchable:
-        raise
-    except Exception as error:  # several types: damaged, encrypted, unknown method
-        raise Unsearchable(" ".join(str(error).split()) or type(error).__name__) from error
+    start = read_start(file)
+    if start.startswith(UNSUPPORTED):
+        raise ValueError("its format is not supported")
+    if start.startswith(ZIP):
+        yield from zip_members(file)
+    elif start.startswith(PARQUET):
+        for values in parquet_values(file):
+            yield "", values
+    elif start[TAR_OFFSET:] == TAR:
+        yield from tar_members(file)
+    for magic, open_compressed in COMPRESSED.items():
+        if start.startswith(magic):
+            with open_compressed(file) as content:
+                if read_start(content)[TAR_OFFSET:] == TAR:
+                    yield from tar_members(content)
+                else:
+                    for chunk in overlapping_chunks(content):
+                        yield "", chunk
 
 
-def members(file: BinaryIO, name: str, depth: int) -> Iterator[tuple[str, bytes]]:
-    head = file.read(TAR_OFFSET + len(TAR))
+def read_start(file: BinaryIO) -> bytes:
+    """Return the bytes that show the format of a file, which is then at its beginning again."""
     file.seek(0)
-    if head.startswith(UNSUPPORTED):
-        raise Unsearchable("its format is not supported")
-    opener = next((opener for magic, opener in COMPRESSED.items() if head.startswith(magic)), None)
-    is_zip, is_tar = head.startswith(ZIP), head[TAR_OFFSET:] == TAR
-    if (opener or is_zip or is_tar) and depth == MAX_DEPTH:
-        raise Unsearchable(f"more than {MAX_DEPTH} nested archives")
-    if opener is not None:
-        with opener(file) as content:
-            yield from members(content, name, depth + 1)
-    elif is_zip:
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
-                yield member.filename, member.comment
-                if not member.is_dir():
-                    with archive.open(member) as content:
-                        yield from members(content, member.filename, depth + 1)
-    elif is_tar:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                yield member.name, b""
-                if member.isfile():
-                    yield from members(archive.extractfile(member), member.name, depth + 1)
-    elif head.startswith(PARQUET):
-        yield from ((name, values) for values in parquet_values(file))
-    elif depth:
-        yield from ((name, chunk) for chunk in overlapping_chunks(file))
+    start = file.read(TAR_OFFSET + len(TAR))
+    file.seek(0)
+    return start
+
+
+def zip_members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            yield member.filename, member.comment
+            with archive.open(member) as content:
+                for chunk in overlapping_chunks(content):
+                    yield member.filename, chunk
+
+
+def tar_members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            yield member.name, b""
+            if member.isfile():
+                for chunk in overlapping_chunks(archive.extractfile(member)):
+                    yield member.name, chunk
 
 
 def parquet_values(file: BinaryIO) -> Iterator[bytes]:
@@ -195,26 +212,30 @@ def parquet_values(file: BinaryIO) -> Iterator[bytes]:
 
     for batch in ParquetFile(file).iter_batches(ROWS):
         for column in batch.columns:
-            for values in strings_in(column):
-                yield b"\n".join(value for value in values if value is not None)
+            for texts in strings_in(column):
+                yield b"\n".join(texts)
 
 
-def strings_in(array) -> Iterator[list[bytes | None]]:
+def strings_in(array) -> Iterator[list[bytes]]:
     """Yield the distinct values of each array of strings or bytes in an Arrow array."""
     from pyarrow import BaseExtensionType, large_binary, types
 
-    kind = array.type
-    if isinstance(kind, BaseExtensionType):
+    array_type = array.type
+    is_list = types.is_list(array_type) or types.is_large_list(array_type) or types.is_fixed_size_list(array_type)
+    is_text = types.is_string(array_type) or types.is_large_string(array_type)
+    is_bytes = types.is_binary(array_type) or types.is_large_binary(array_type)
+    if isinstance(array_type, BaseExtensionType):
         yield from strings_in(array.storage)
-    elif types.is_dictionary(kind):
+    elif types.is_dictionary(array_type):
         yield from strings_in(array.dictionary)
-    elif types.is_struct(kind):
-        for index in range(kind.num_fields):
+    elif types.is_struct(array_type):
+        for index in range(array_type.num_fields):
             yield from strings_in(array.field(index))
-    elif types.is_map(kind):
+    elif types.is_map(array_type):
         yield from strings_in(array.keys)
         yield from strings_in(array.items)
-    elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    elif is_list:
         yield from strings_in(array.values)
-    elif types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
-        yield array.unique().cast(large_binary()).to_pylist()
+    elif is_text or is_bytes:
+        distinct_texts = array.drop_null().unique()
+        yield distinct_texts.cast(large_binary()).to_pylist()

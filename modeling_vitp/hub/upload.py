@@ -6,10 +6,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,9 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     DatasetCard,
-    DatasetInfo,
     HfApi,
-    ModelInfo,
     RepoCard,
     SpaceCard,
-    SpaceInfo,
     snapshot_download,
 )
 from huggingface_hub.errors import (
@@ -36,7 +32,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..auto.registry import MODELS, find_model
+from ..auto.registry import MODELS, ModelEntry, find_model
 from ..cards.model_card import fill_card
 from ..cards.record import (
     FIELDS,
@@ -50,11 +46,10 @@ from ..cards.record import (
     stated_licenses,
 )
 from ..cards.sections import with_section
-from ..command.errors import one_line
 from ..command.paths import SECONDS, SPACE
 from ..images.reading import IMAGE_SUFFIXES
 from .failures import FAILURES, explain_failure, retry
-from .files import PACKAGE, all_files, check_no_secrets, find_secret, model_files
+from .files import PACKAGE, all_files, check_no_secrets, find_secret, matches_any, model_files
 
 logger = logging.getLogger(__name__)
 
@@ -64,27 +59,18 @@ THUMBNAIL = "thumbnail.jpg"  # of the demo's card
 MAX_PACKED = 900_000_000  # bytes of a model in the repo of a demo, which the Hub limits to 1 GB
 LOCAL_KEYS = ("_name_or_path", "name_or_path")  # local path of a file's source; not read by anything
 # Configuration and folder in a bundle of `vitp adapt`.
-BUNDLE_CONFIG, FINE_TUNED = "adapt.yaml", "fine_tuned"
+BUNDLE_CONFIG = "adapt.yaml"
+FINE_TUNED = "fine_tuned"
 PICKLES = set(".bin .ckpt .joblib .pickle .pkl .pt .pth".split())  # loading them can run code
 NOT_CONFIGS = ("tokenizer.json", "vocab.json", "model.safetensors.index.json")
 # An id of Open Images, `/m/01g317`, is not a path.
 ABSOLUTE = re.compile(r"(?:file://)?(?:~|/[^/\s][^/\n]+|[A-Za-z]:)[/\\][^\n]+")
 ABSOLUTE_IN_TEXT = re.compile(r"(?<![\w./:~<>)-])(?:~/[\w.-]|/[\w.-]{2,}/[\w.-]|[A-Za-z]:\\\w)[\w./\\+-]*")
-# A text may begin with a path. A path alone ends with a slash, or has no space after its last slash or suffix and no
-# period at the end. JPEG in base64 begins with /9j/.
-PATH = r"(?:file://)?(?:~|/(?!9j/)[^/\s{0}][^/\n{0}]+|[A-Za-z]:)(?:/|{1})"
-PATH += r"(?:[^\n{0}]*(?:[/.]|{1}))?(?:[^\s{0}]*[^\s.{0}]|(?<=[/\\]))"
-ABSOLUTE_IN_JSON = re.compile('"' + PATH.format('"', r"\\\\") + '"')
-ABSOLUTE_IN_TABLE = re.compile(r'(?:^|[\t,;"]) ?' + PATH.format(r'\t,;"', r"\\") + r'(?=[\t\r\n,;"]|$)')
-# Patterns of absolute paths in the files of a data set, by suffix.
-ABSOLUTE_BY_SUFFIX = dict.fromkeys((".json", ".jsonl"), ABSOLUTE_IN_JSON)
-ABSOLUTE_BY_SUFFIX |= dict.fromkeys((".csv", ".tsv"), ABSOLUTE_IN_TABLE)
-ABSOLUTE_BY_SUFFIX |= dict.fromkeys((".yaml", ".yml"), ABSOLUTE_IN_TEXT)
 # Files of an earlier push that would be loaded beside or instead of the new ones.
 STALE = "*.safetensors *.safetensors.index.json pytorch_model*.bin pytorch_model*.index.json adapter_*.json".split()
 STALE += ["processor_config.json", "preprocessor_config.json"]  # the first has priority if both exist
 # Parquet file of a data set: split, number and count of its shard, as `make_instructions` and `datasets` name them.
-SHARD = re.compile(r"(.+?)(?:-(\d{5})-of-(\d{5}))?(?:-\d{5})?\.parquet")
+SHARD = re.compile(r"(?P<split>.+?)(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?(?:-\d{5})?\.parquet")
 
 
 @dataclass
@@ -105,15 +91,22 @@ class Contents:
 
     def listing(self, deleted: Sequence[str]) -> str:
         """Return lines with the license, the files and their sizes, and the files to be `deleted`."""
-        sizes = {
-            name: len(content) if isinstance(content, bytes) else content.stat().st_size
-            for name, content in self.files.items()
-        }
         license = self.card.data.get("license_name") or self.card.data.get("license")
         lines = [f"license: {license or 'none stated; set one with --license'}"]
-        lines += [f"{size:>15,} {name}" for name, size in sorted(sizes.items())]
-        lines += [f"{sum(sizes.values()):>15,} bytes in {len(sizes)} files"]
-        return "\n".join([*lines, *(f"{'deleted':>15} {name}" for name in deleted)])
+        total_size = 0
+        for name, content in sorted(self.files.items()):
+            size = size_of(content)
+            lines.append(f"{size:>15,} {name}")
+            total_size += size
+        lines.append(f"{total_size:>15,} bytes in {len(self.files)} files")
+        for name in deleted:
+            lines.append(f"{'deleted':>15} {name}")
+        return "\n".join(lines)
+
+
+def size_of(content: Path | bytes) -> int:
+    """Return the size of a file, or of its content, in bytes."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def gather_contents(
@@ -151,9 +144,10 @@ def gather_contents(
     contents.files["README.md"] = str(contents.card).encode()
     check_relative("README.md", str(contents.card))
     for name, content in contents.files.items():
-        kind = find_secret(name, content) if isinstance(content, bytes) else None
-        if kind is not None:
-            raise ValueError(f"Nothing was sent: {name} has {kind}. Remove it.")
+        if isinstance(content, bytes):  # the files themselves are checked
+            kind = find_secret(name, content)
+            if kind is not None:
+                raise ValueError(f"Nothing was sent: {name} has {kind}. Remove it.")
     return contents
 
 
@@ -165,20 +159,14 @@ def gather_model(
     base_model: str | None,
     run: str | Path | None,
 ) -> Contents:
-    source = folder = local_folder(checkpoint)
+    source = local_folder(checkpoint)
     check_no_secrets(source)
+    folder = source
     if what == "adapter":
-        if not (folder / "adapter_config.json").is_file():
-            folder = source / "adapter"
-        if not (folder / "adapter_config.json").is_file():
-            raise ValueError(f"{checkpoint} has no adapter. A run with use_peft saves one in its folder `adapter`.")
+        folder = adapter_folder(source)
         entry = MODELS["adapter"]
     else:
-        model_type = read_model_type(source)
-        entry = MODELS.get(model_type)
-        if entry is None or entry.push_as != what:
-            hint = f" Push it with --what {entry.push_as}." if entry is not None and entry.push_as else ""
-            raise ValueError(f"{checkpoint} is a {model_type!r} model, which cannot be pushed as {what!r}.{hint}")
+        entry = entry_to_push(what, source)
     run = Path(run or source)
     files: dict[str, Path | bytes] = dict(model_files(folder))
     for path in (run / "metrics.json", run / "loss.png", *license_files(run_folder(run))):
@@ -193,54 +181,83 @@ def gather_model(
     return Contents("model", files, fill_card(entry, run, folder, files, repo_id, fields))
 
 
+def adapter_folder(source: Path) -> Path:
+    """Return the folder of the LoRA adapter of a run, which may be the run's own folder."""
+    for folder in (source, source / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise ValueError(f"{source} has no adapter. A run with use_peft saves one in its folder `adapter`.")
+
+
+def entry_to_push(what: str, folder: Path) -> ModelEntry:
+    """Return the registered model of a folder. Raise a `ValueError` if it is not pushed as `what`."""
+    model_type = read_model_type(folder)
+    entry = MODELS.get(model_type)
+    if entry is None or entry.push_as != what:
+        hint = ""
+        if entry is not None and entry.push_as:
+            hint = f" Push it with --what {entry.push_as}."
+        raise ValueError(f"{folder} is a {model_type!r} model, which cannot be pushed as {what!r}.{hint}")
+    return entry
+
+
 def gather_bundle(folder: Path, repo_id: str, license: str | None) -> Contents:
     """Collect the visible files of a bundle of `vitp adapt`, with the checks of a backbone."""
     folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
     if not (folder / BUNDLE_CONFIG).is_file():
         raise ValueError(f"{folder} is not a bundle of `vitp adapt`: {BUNDLE_CONFIG} is missing. Finish the command.")
-    contents = gather_model("backbone", folder, repo_id, license, None, None)
+    contents = gather_model("backbone", folder, repo_id, license, base_model=None, run=None)
     for name, path in visible_files(folder).items():
         suffix = path.suffix.lower()
         if suffix in PICKLES:
             raise ValueError(f"Nothing was sent: {name} is a pickle, which can run code. Remove it.")
         if suffix in (".md", ".yaml"):
             check_relative(name, path.read_text())
-        if name != RECORD:  # stays here; the card states what it has
-            is_config = suffix == ".json" and path.name not in NOT_CONFIGS
-            contents.files.setdefault(name, portable_config(path, None) if is_config else path)
+        if name == RECORD or name in contents.files:  # the card states what the record has
+            continue
+        is_config = suffix == ".json" and path.name not in NOT_CONFIGS
+        contents.files[name] = portable_config(path, None) if is_config else path
     if (folder / FINE_TUNED).is_dir():
         auto_class = find_model(read_model_type(folder / FINE_TUNED)).auto_class
-        options = f'"{repo_id}", subfolder="{FINE_TUNED}", trust_remote_code=True'
-        code = f"from transformers import AutoImageProcessor, {auto_class}\n\n"
-        code += f"model = {auto_class}.from_pretrained(\n    {options}\n)\n"
-        code += f"image_processor = AutoImageProcessor.from_pretrained(\n    {options}\n)"
-        section = f"```python\n{code}\n```"
+        section = example_of_fine_tuned(auto_class, repo_id)
         contents.card.text = "\n" + with_section(contents.card.text, "Fine-tuned model", section)
     return contents
 
 
+def example_of_fine_tuned(auto_class: str, repo_id: str) -> str:
+    """Return the code, for a card, that loads the fine-tuned model of a bundle."""
+    options = f'"{repo_id}", subfolder="{FINE_TUNED}", trust_remote_code=True'
+    return f"""```python
+from transformers import AutoImageProcessor, {auto_class}
+
+model = {auto_class}.from_pretrained(
+    {options}
+)
+image_processor = AutoImageProcessor.from_pretrained(
+    {options}
+)
+```"""
+
+
 def gather_dataset(checkpoint: str | Path, license: str | None) -> Contents:
     folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise ValueError(f"Expected the folder of a data set, got {checkpoint}.")
     for path in folder.rglob("*"):
-        if path.is_symlink() and path.is_dir() and not path.name.startswith("."):
+        is_linked_folder = path.is_symlink() and path.is_dir()
+        if is_linked_folder and not path.name.startswith("."):  # its files would be left out
             raise ValueError(
                 f"Nothing was sent: {path} is a link to a folder. Push a copy of the data set, made with cp -rL."
             )
     check_no_secrets(folder)
     files: dict[str, Path | bytes] = visible_files(folder)
-    for name, path in files.items():
-        if pattern := ABSOLUTE_BY_SUFFIX.get(path.suffix.lower()):
-            with path.open(encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    check_relative(name, line, pattern)
     if not any(path.suffix.lower() in DATA_SUFFIXES for path in files.values()):
         raise ValueError(f"Expected data files (Parquet, JSON Lines, images …) in {checkpoint}, found none.")
     card = load_card(folder / "README.md", DatasetCard) if "README.md" in files else DatasetCard("---\n{}\n---\n")
     metadata = card_metadata(folder)
-    stated = {"its card": {key: metadata[key] for key in FIELDS if isinstance(metadata.get(key), str)}}
-    for key, value in agreed_license(stated, license).items():
+    license_of_card = {}
+    for key in FIELDS:
+        if isinstance(metadata.get(key), str):
+            license_of_card[key] = metadata[key]
+    for key, value in agreed_license({"its card": license_of_card}, license).items():
         card.data[key] = value
     return Contents("dataset", files, card)
 
@@ -249,29 +266,39 @@ def gather_space(model: str | Path, repo_id: str, license: str | None) -> Conten
     """Collect the files of the demo with this package, and those of its model if it is a folder."""
     check_no_secrets(SPACE)
     files: dict[str, Path | bytes] = visible_files(SPACE)
-    files |= {f"{PACKAGE.name}/{name}": path for name, path in all_files(PACKAGE).items() if name.endswith(".py")}
-    missing = {"README.md", "app.py", "requirements.txt"} - files.keys()
-    if missing:
-        raise ValueError(f"{SPACE.name}/ lacks {', '.join(sorted(missing))}, which a Space needs.")
+    for name, path in all_files(PACKAGE).items():
+        if name.endswith(".py"):
+            files[f"{PACKAGE.name}/{name}"] = path
     card = SpaceCard.load(SPACE / "README.md")
     card.data["thumbnail"] = f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}"
     if not Path(model).is_dir():
         check_hub_id(str(model))
-        card.data["models"] = card.data["preload_from_hub"] = [str(model)]
+        card.data["models"] = [str(model)]
+        card.data["preload_from_hub"] = [str(model)]
         return Contents("space", files, card, {MODEL_VARIABLE: str(model)})
-    what, name = find_model(read_model_type(Path(model))).push_as, Path(model).resolve().name
-    if "timm_wrapper" in Path(model, "config.json").read_text():
-        raise ValueError(f"{model} needs timm, which the demo of the Hub does not install. Choose a model without it.")
-    packed = gather_model(what, model, name, license, None, None)
-    size = sum(path.stat().st_size for path in packed.files.values() if isinstance(path, Path))
+    folder_in_repo = f"models/{Path(model).resolve().name}"
+    for name, content in pack_model(Path(model), license).items():
+        files[f"{folder_in_repo}/{name}"] = content
+    return Contents("space", files, card, {MODEL_VARIABLE: folder_in_repo})
+
+
+def pack_model(folder: Path, license: str | None) -> dict[str, Path | bytes]:
+    """Return the files of a model for the repo of a demo, with its card.
+
+    Raises:
+        ValueError: if the demo cannot load the model, or its repo has no room for it.
+    """
+    what = find_model(read_model_type(folder)).push_as
+    if "timm_wrapper" in (folder / "config.json").read_text():
+        raise ValueError(f"{folder} needs timm, which the demo of the Hub does not install. Choose a model without it.")
+    contents = gather_model(what, folder, folder.resolve().name, license, base_model=None, run=None)
+    size = sum(size_of(content) for content in contents.files.values())
     if size > MAX_PACKED:
         raise ValueError(
-            f"A Space has room for a model of {MAX_PACKED / 1e9:g} GB, {model} has {size / 1e9:.1f} GB. Push it with "
+            f"A Space has room for a model of {MAX_PACKED / 1e9:g} GB, {folder} has {size / 1e9:.1f} GB. Push it with "
             f"--what {what}, and pass its Hub id."
         )
-    packed.files["README.md"] = str(packed.card).encode()
-    files |= {f"models/{name}/{file}": content for file, content in packed.files.items()}
-    return Contents("space", files, card, {MODEL_VARIABLE: f"models/{name}"})
+    return {**contents.files, "README.md": str(contents.card).encode()}
 
 
 def check_hub_id(name: str, expected: str = "a folder or a Hub id") -> None:
@@ -288,22 +315,19 @@ def local_folder(checkpoint: str | Path) -> Path:
     check_hub_id(checkpoint)
     try:
         return Path(snapshot_download(checkpoint))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"{checkpoint} is not a local folder, and cannot be downloaded from the Hub: {one_line(str(error))}"
-        ) from error
-    except FAILURES as error:
+    except (LocalEntryNotFoundError, *FAILURES) as error:
         raise ValueError(f"{checkpoint} cannot be downloaded: {explain_failure(error, checkpoint)}.") from error
 
 
 def visible_files(folder: Path) -> dict[str, Path]:
     """Return the files that are not hidden, by path. Images and Parquet with a leading `_` are not hidden."""
-    found = {}
+    paths = {}
     for name, path in all_files(folder).items():
         is_data = path.suffix.lower() in IMAGE_SUFFIXES | {".parquet"}
-        if not re.search(r"(^|/)\." if is_data else r"(^|/)[._]", name):
-            found[name] = path
-    return found
+        hidden_pattern = r"(^|/)\." if is_data else r"(^|/)[._]"
+        if not re.search(hidden_pattern, name):
+            paths[name] = path
+    return paths
 
 
 def read_model_type(folder: Path) -> str | None:
@@ -313,10 +337,11 @@ def read_model_type(folder: Path) -> str | None:
     return read_json(folder / "config.json").get("model_type")
 
 
-def check_relative(name: str, text: str, pattern: re.Pattern[str] = ABSOLUTE_IN_TEXT) -> None:
+def check_relative(name: str, text: str) -> None:
     """Raise a `ValueError` if the text of a file has an absolute path."""
-    if found := pattern.search(text):
-        path = found[0].strip('\t ,;"').rstrip(".")
+    match = ABSOLUTE_IN_TEXT.search(text)
+    if match is not None:
+        path = match[0].rstrip(".")
         raise ValueError(f"Nothing was sent: {name} has an absolute path, {path}. Make it relative.")
 
 
@@ -326,32 +351,39 @@ def portable_config(path: Path, base_model: str | None) -> Path | bytes:
     Raises:
         ValueError: if the file has an absolute path, naming its key.
     """
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    before = json.dumps(config)
+    config = json.loads(path.read_text())
+    original_text = json.dumps(config)
     if path.name == "adapter_config.json":
-        base = config.get("base_model_name_or_path")
-        if base_model is None and (base is None or Path(base).exists() or ABSOLUTE.fullmatch(base)):
-            raise ValueError(
-                "The adapter was trained from a folder. Push that base model too, and pass its Hub id as --base_model; "
-                "or push the merged model with --what model."
-            )
-        config["base_model_name_or_path"] = base_model or base
+        config["base_model_name_or_path"] = base_model or published_base(config.get("base_model_name_or_path"))
     drop_local_keys(config)
     for key, value in strings_of(config):
         if ABSOLUTE.fullmatch(value):
             raise ValueError(f"Nothing was sent: {path.name} has an absolute path under {key!r}. Make it relative.")
-    return path if json.dumps(config) == before else (json.dumps(config, indent=2) + "\n").encode()
+    if json.dumps(config) == original_text:
+        return path
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def published_base(base_model: str | None) -> str:
+    """Return the base model of an adapter. Raise a `ValueError` unless it is on the Hub."""
+    if base_model is None or Path(base_model).exists() or ABSOLUTE.fullmatch(base_model):
+        raise ValueError(
+            "The adapter was trained from a folder. Push that base model too, and pass its Hub id as --base_model; "
+            "or push the merged model with --what model."
+        )
+    return base_model
 
 
 def drop_local_keys(value: Any) -> None:
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        drop_local_keys(item)
+    """Remove the paths of this machine from a configuration, in place."""
     if isinstance(value, dict):
         for key in LOCAL_KEYS:
             value.pop(key, None)
+        for item in value.values():
+            drop_local_keys(item)
+    elif isinstance(value, list):
+        for item in value:
+            drop_local_keys(item)
 
 
 def strings_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -411,47 +443,62 @@ def push(
         HfHubHTTPError, httpx2.TransportError, OfflineModeIsEnabled, RuntimeError: if the client fails, after retries if
             these can help. The branch is unchanged.
     """
-    repo = {"repo_id": repo_id, "repo_type": contents.repo_type}
     retry(lambda: contents.card.validate(contents.repo_type))
-    found = visibility(api, contents, repo_id)
-    if private and found == "public":
+    present_visibility = visibility(api, contents, repo_id)
+    if private and present_visibility == "public":
         raise ValueError(
             f"Expected a private repo, but {repo_id} exists and is public. Make it private in its settings, or push "
             "without asking for a private one."
         )
     if not create_pr:
-        sdk = {"space_sdk": contents.card.data.get("sdk")} if contents.repo_type == "space" else {}
-        if found is None:
-            retry(lambda: api.create_repo(**repo, private=private, exist_ok=True, **sdk))
+        if present_visibility is None:
+            create_repo(api, contents, repo_id, private)
         if revision is not None and not revision.startswith("refs/"):
-            retry(lambda: api.create_branch(**repo, branch=revision, exist_ok=True))
-
+            retry(lambda: api.create_branch(repo_id, repo_type=contents.repo_type, branch=revision, exist_ok=True))
     additions = [CommitOperationAdd(name, content) for name, content in contents.files.items()]
-    fresh = [copy.copy(addition) for addition in additions]
+    fresh_additions = [copy.copy(addition) for addition in additions]
     # The client retries each file by itself.
     api.preupload_lfs_files(
-        repo_id, additions, repo_type=contents.repo_type, revision=revision, create_pr=create_pr, free_memory=False
+        repo_id,
+        additions,
+        repo_type=contents.repo_type,
+        revision=revision,
+        create_pr=create_pr,
+        free_memory=False,
     )
-
-    uploaded = iter([additions])  # these know the files that the Hub has; retries ask again
+    first_additions = iter([additions])  # these know the files that the Hub has; retries ask again
 
     def commit() -> CommitInfo:
-        operations = next(uploaded, None) or [copy.copy(addition) for addition in fresh]
-        stale = [CommitOperationDelete(name) for name in stale_files(api, contents, repo_id, revision)]
+        operations = next(first_additions, None) or [copy.copy(addition) for addition in fresh_additions]
+        deletions = [CommitOperationDelete(name) for name in stale_files(api, contents, repo_id, revision)]
         return api.create_commit(
-            **repo,
-            operations=[*operations, *stale],
+            repo_id,
+            repo_type=contents.repo_type,
+            operations=operations + deletions,
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
         )
 
     # If the answer was lost, the pull request may exist, and a retry would open a second one.
-    done = retry(commit, after_lost_answer=not create_pr)
+    commit_info = retry(commit, after_lost_answer=not create_pr)
     if not create_pr:
         for key, value in contents.variables.items():
             retry(partial(api.add_space_variable, repo_id, key, value))
-    return done
+    return commit_info
+
+
+def create_repo(api: HfApi, contents: Contents, repo_id: str, private: bool | None) -> None:
+    space_sdk = contents.card.data.get("sdk") if contents.repo_type == "space" else None
+    retry(
+        lambda: api.create_repo(
+            repo_id,
+            repo_type=contents.repo_type,
+            private=private,
+            exist_ok=True,
+            space_sdk=space_sdk,
+        )
+    )
 
 
 def push_folder(
@@ -469,7 +516,12 @@ def push_folder(
 
 
 def preview(
-    api: HfApi, contents: Contents, repo_id: str, private: bool, revision: str | None, must_answer: bool = True
+    api: HfApi,
+    contents: Contents,
+    repo_id: str,
+    private: bool,
+    revision: str | None,
+    must_answer: bool = True,
 ) -> tuple[str, list[str]]:
     """Return the visibility of the repo after the push, and the files that a push would delete.
 
@@ -477,10 +529,12 @@ def preview(
         must_answer: whether to retry, and to raise an error, if the Hub does not answer.
     """
     try:
-        found = visibility(api, contents, repo_id, must_answer)
-        if found is None:
-            return "private, new" if private else "public unless the namespace is set to private, new", []
-        return found, stale_files(api, contents, repo_id, revision)
+        present_visibility = visibility(api, contents, repo_id, must_answer)
+        if present_visibility is not None:
+            return present_visibility, stale_files(api, contents, repo_id, revision)
+        if private:
+            return "private, new", []
+        return "public unless the namespace is set to private, new", []
     except FAILURES as error:
         if must_answer:
             raise
@@ -489,15 +543,12 @@ def preview(
 
 def visibility(api: HfApi, contents: Contents, repo_id: str, retries: bool = True) -> str | None:
     """Return `private` or `public`, or `None` if the repo does not exist or is not visible for this user."""
-
-    def read() -> ModelInfo | DatasetInfo | SpaceInfo:
-        return api.repo_info(repo_id, repo_type=contents.repo_type, timeout=None if retries else SECONDS)
-
+    read_info = partial(api.repo_info, repo_id, repo_type=contents.repo_type)
     try:
-        info = retry(read) if retries else read()
-    except RepositoryNotFoundError as error:
-        if isinstance(error, GatedRepoError):
-            raise
+        info = retry(read_info) if retries else read_info(timeout=SECONDS)
+    except GatedRepoError:  # a subclass of the next one
+        raise
+    except RepositoryNotFoundError:
         return None
     return "private" if info.private else "public"
 
@@ -507,29 +558,42 @@ def stale_files(api: HfApi, contents: Contents, repo_id: str, revision: str | No
     if contents.repo_type == "space":
         return []
     try:
-        present = api.list_repo_files(repo_id, repo_type=contents.repo_type, revision=revision)
+        present_files = api.list_repo_files(repo_id, repo_type=contents.repo_type, revision=revision)
     except RepositoryNotFoundError:
         return []
     except RevisionNotFoundError:  # a new branch begins with the files of main
         return [] if revision is None else stale_files(api, contents, repo_id, None)
-    is_stale = is_stale_model_file if contents.repo_type == "model" else stale_shards(contents.files)
-    return sorted(name for name in present if name not in contents.files and is_stale(name))
+    kept_files = set(contents.files)
+    if contents.repo_type == "model":
+        stale_names = stale_model_files(present_files)
+    else:
+        stale_names = stale_shards(present_files, kept_files)
+    return sorted(set(stale_names) - kept_files)
 
 
-def is_stale_model_file(name: str) -> bool:
-    return "/" not in name and any(fnmatch(name, pattern) for pattern in STALE)
+def stale_model_files(names: Iterable[str]) -> list[str]:
+    return [name for name in names if "/" not in name and matches_any(name, STALE)]
 
 
-def stale_shards(pushed: Iterable[str]) -> Callable[[str], bool]:
-    """Return whether a file of a data set has rows of a pushed split, and is not another shard of the same division."""
-    shards = {found.groups() for found in map(SHARD.fullmatch, pushed) if found}
-
-    def is_stale(name: str) -> bool:
-        found = SHARD.fullmatch(name)
-        of_split = {shard for shard in shards if found and shard[0] == found[1]}
-        return bool(of_split) and (found.groups() in of_split or found[3] not in {shard[2] for shard in of_split})
-
-    return is_stale
+def stale_shards(names: Iterable[str], pushed_names: Iterable[str]) -> list[str]:
+    """Return the files of a data set with rows of a pushed split that are not other shards of the same division."""
+    pushed_shards: dict[str, set[str]] = {}  # numbers by split
+    pushed_counts: dict[str, set[str]] = {}
+    for name in pushed_names:
+        shard = SHARD.fullmatch(name)
+        if shard is not None:
+            pushed_shards.setdefault(shard["split"], set()).add((shard["number"], shard["count"]))
+            pushed_counts.setdefault(shard["split"], set()).add(shard["count"])
+    stale_names = []
+    for name in names:
+        shard = SHARD.fullmatch(name)
+        if shard is None or shard["split"] not in pushed_shards:
+            continue
+        is_replaced = (shard["number"], shard["count"]) in pushed_shards[shard["split"]]
+        is_of_other_division = shard["count"] not in pushed_counts[shard["split"]]
+        if is_replaced or is_of_other_division:
+            stale_names.append(name)
+    return stale_names
 
 
 def link_files(files: dict[str, Path], folder: Path) -> None:

@@ -77,20 +77,28 @@ def corrupt(image: np.ndarray | torch.Tensor, name: str, severity: int, seed: in
     """
     settings = parameters(name, severity)
     is_tensor = isinstance(image, torch.Tensor)
-    pixels = image if is_tensor else torch.from_numpy(np.array(image)).movedim(-1, 0)
+    if is_tensor:
+        pixels = image
+    else:
+        pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
         raise ValueError(
             "Expected a uint8 array (height, width, 3) or tensor (3, height, width), got "
             f"{image.dtype} of shape {tuple(image.shape)}."
         )
-    matrix = motion(name, severity, *pixels.shape[1:], seed=seed)
+    _, height, width = pixels.shape
+    matrix = motion(name, severity, height, width, seed=seed)
     unit = pixels.cpu().float() / 255
     if matrix is None:
-        unit = _CORRUPTIONS[name](unit, torch.Generator().manual_seed(seed), **settings)
+        generator = torch.Generator().manual_seed(seed)
+        unit = _CORRUPTIONS[name](unit, generator, **settings)
     else:
-        unit = _sample(unit, _inverse(matrix), "zeros" if name == "scale" else "reflection")
+        padding_mode = "zeros" if name == "scale" else "reflection"
+        unit = _sample(unit, _inverse(matrix), padding_mode)
     corrupted = (255 * unit).round().clamp(0, 255).to(torch.uint8)
-    return corrupted.to(image.device) if is_tensor else corrupted.movedim(0, -1).contiguous().numpy()
+    if is_tensor:
+        return corrupted.to(image.device)
+    return corrupted.movedim(0, -1).contiguous().numpy()
 
 
 def motion(name: str, severity: int, height: int, width: int, seed: int = 0) -> torch.Tensor | None:
@@ -107,12 +115,19 @@ def motion(name: str, severity: int, height: int, width: int, seed: int = 0) -> 
     """
     settings = parameters(name, severity)
     if name == "rotation":
-        cosine, sine = math.cos(math.radians(settings["degrees"])), math.sin(math.radians(settings["degrees"]))
-        rows = [[cosine, sine * height / width, 0.0], [-sine * width / height, cosine, 0.0]]
+        angle = math.radians(settings["degrees"])
+        cosine = math.cos(angle)
+        sine = math.sin(angle)
+        rows = [
+            [cosine, sine * height / width, 0.0],
+            [-sine * width / height, cosine, 0.0],
+        ]
     elif name == "scale":
-        rows = [[settings["factor"], 0.0, 0.0], [0.0, settings["factor"], 0.0]]
+        factor = settings["factor"]
+        rows = [[factor, 0.0, 0.0], [0.0, factor, 0.0]]
     elif name == "translation":
-        signs = 2 * torch.randint(2, (2,), generator=torch.Generator().manual_seed(seed)) - 1
+        generator = torch.Generator().manual_seed(seed)
+        signs = 2 * torch.randint(2, (2,), generator=generator) - 1
         dx, dy = (settings["shift"] * signs).tolist()
         rows = [[1.0, 0.0, 2 * dx / width], [0.0, 1.0, 2 * dy / height]]
     else:
@@ -132,10 +147,12 @@ def move_labels(labels: torch.Tensor, matrix: torch.Tensor, outside: int) -> tor
         Moved labels of the same shape, dtype and device, by nearest-neighbor sampling.
     """
     height, width = labels.shape[-2:]
-    positions = F.affine_grid(_inverse(matrix.cpu())[None], (1, 1, height, width), align_corners=False)[0]
+    inverse = _inverse(matrix.cpu())
+    grid = F.affine_grid(inverse[None], (1, 1, height, width), align_corners=False)[0]
     tolerance = 1e-9  # Positions between two pixels always go to the same side, independent of rounding.
-    positions = ((positions + 1) / 2 * positions.new_tensor([width, height]) + tolerance).floor().long()
-    columns, rows = positions.to(labels.device).unbind(-1)
+    positions = (grid + 1) / 2 * grid.new_tensor([width, height])
+    pixel_indices = (positions + tolerance).floor().long()
+    columns, rows = pixel_indices.to(labels.device).unbind(-1)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     moved = torch.full_like(labels, outside)
     moved[..., inside] = labels[..., rows[inside], columns[inside]]
@@ -157,16 +174,21 @@ def undo_motion(features: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Ten
         and must be ignored.
     """
     rows, columns = features.shape[1:]
-    x, y = F.affine_grid(matrix[None].cpu(), (1, 1, rows, columns), align_corners=False)[0].unbind(-1)
+    grid = F.affine_grid(matrix[None].cpu(), (1, 1, rows, columns), align_corners=False)[0]
+    x, y = grid.unbind(-1)
     tolerance = 1e-9
-    valid = (x.abs() <= 1 - 1 / columns + tolerance) & (y.abs() <= 1 - 1 / rows + tolerance)
-    return _sample(features, matrix, "border"), valid.to(features.device)
+    is_inside_x = x.abs() <= 1 - 1 / columns + tolerance
+    is_inside_y = y.abs() <= 1 - 1 / rows + tolerance
+    is_valid = is_inside_x & is_inside_y
+    return _sample(features, matrix, "border"), is_valid.to(features.device)
 
 
 def move_mask(sample: dict[str, Any], matrix: torch.Tensor) -> dict[str, Any]:
     """Move the mask of a sample, if it has one. Pixels from the padding get the ignore index."""
-    moved = {"mask": move_labels(sample["mask"], matrix, IGNORE_INDEX)} if "mask" in sample else {}
-    return {**sample, **moved}
+    moved_sample = dict(sample)
+    if "mask" in sample:
+        moved_sample["mask"] = move_labels(sample["mask"], matrix, IGNORE_INDEX)
+    return moved_sample
 
 
 class CorruptedImages(Dataset):
@@ -189,7 +211,10 @@ class CorruptedImages(Dataset):
         seed: int,
         move: Callable[[dict[str, Any], torch.Tensor], dict[str, Any]] = move_mask,
     ):
-        self.samples, self.corruption, self.severity, self.seed = samples, corruption, severity, seed
+        self.samples = samples
+        self.corruption = corruption
+        self.severity = severity
+        self.seed = seed
         self.move = move
 
     def __len__(self) -> int:
@@ -197,17 +222,24 @@ class CorruptedImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        images, settings = sample.get("images") or [sample["image"]], (self.corruption, self.severity)
-        seeds = [
-            keyed_generator(self.seed, sample["id"], self.corruption, position).initial_seed()
-            for position in range(len(images))
-        ]
-        matrix = motion(*settings, *images[0].shape[1:], seed=seeds[0])
+        images = sample.get("images") or [sample["image"]]
+        seeds = []
+        for position in range(len(images)):
+            generator = keyed_generator(self.seed, sample["id"], self.corruption, position)
+            seeds.append(generator.initial_seed())
+
+        _, height, width = images[0].shape
+        matrix = motion(self.corruption, self.severity, height, width, seed=seeds[0])
         if matrix is not None:
             seeds = seeds[:1] * len(images)
             sample = self.move(sample, matrix)
-        corrupted = [corrupt(image, *settings, seed) for image, seed in zip(images, seeds)]
-        return {**sample, "images": corrupted} if "images" in sample else {**sample, "image": corrupted[0]}
+
+        corrupted_images = []
+        for image, seed in zip(images, seeds):
+            corrupted_images.append(corrupt(image, self.corruption, self.severity, seed))
+        if "images" in sample:
+            return {**sample, "images": corrupted_images}
+        return {**sample, "image": corrupted_images[0]}
 
     @property
     def cases(self) -> list[str]:
@@ -216,11 +248,15 @@ class CorruptedImages(Dataset):
     def mask(self, index: int) -> torch.Tensor | None:
         """Return the mask of a sample, moved with its images, which are read only if they move."""
         is_moved = motion(self.corruption, self.severity, 1, 1) is not None
-        return self[index].get("mask") if is_moved else self.samples.mask(index)
+        if is_moved:
+            return self[index].get("mask")
+        return self.samples.mask(index)
 
 
 def _inverse(matrix: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.inv(torch.cat([matrix, matrix.new_tensor([[0.0, 0.0, 1.0]])]))[:2]
+    last_row = matrix.new_tensor([[0.0, 0.0, 1.0]])
+    square_matrix = torch.cat([matrix, last_row])
+    return torch.linalg.inv(square_matrix)[:2]
 
 
 def _sample(maps: torch.Tensor, matrix: torch.Tensor, padding_mode: str) -> torch.Tensor:
@@ -235,25 +271,36 @@ def _filter(image: torch.Tensor, kernel_y: torch.Tensor, kernel_x: torch.Tensor)
         margins = [(0, 0)] * 3
         margins[axis] = (len(kernel) // 2, (len(kernel) - 1) // 2)
         padded = torch.from_numpy(np.pad(image.numpy(), margins, mode="reflect"))
-        image = sum(weight * padded.narrow(axis, tap, image.shape[axis]) for tap, weight in enumerate(kernel.tolist()))
+        length = image.shape[axis]
+        image = 0
+        for tap, weight in enumerate(kernel.tolist()):
+            image = image + weight * padded.narrow(axis, tap, length)
     return image
 
 
 def _gaussian_kernel(size: int, sigma: float) -> torch.Tensor:
-    kernel = torch.exp(-0.5 * ((torch.arange(size) - (size - 1) / 2) / sigma) ** 2)
+    distances = torch.arange(size) - (size - 1) / 2
+    kernel = torch.exp(-0.5 * (distances / sigma) ** 2)
     return kernel / kernel.sum()
 
 
 def _perlin_noise(height: int, width: int, cell: float, generator: torch.Generator) -> torch.Tensor:
     """Return Perlin noise ("Improving Noise", 2002) of shape `(height, width)`, with lattice cells of `cell` pixels."""
-    y, x = torch.arange(height)[:, None] / cell, torch.arange(width)[None] / cell
-    row, column = y.long(), x.long()
-    y, x = y - row, x - column
-    angle = 2 * math.pi * torch.rand(int(row.max()) + 2, int(column.max()) + 2, generator=generator)
-    cosine, sine = angle.cos(), angle.sin()
+    y = torch.arange(height)[:, None] / cell
+    x = torch.arange(width)[None] / cell
+    row = y.long()
+    column = x.long()
+    # Positions inside of their lattice cell, from 0 to 1.
+    y = y - row
+    x = x - column
+    num_rows = int(row.max()) + 2
+    num_columns = int(column.max()) + 2
+    angle = 2 * math.pi * torch.rand(num_rows, num_columns, generator=generator)
+    cosine = angle.cos()
+    sine = angle.sin()
 
     def gradient(down: int, right: int) -> torch.Tensor:
-        corner = row + down, column + right
+        corner = (row + down, column + right)
         return cosine[corner] * (x - right) + sine[corner] * (y - down)
 
     def fade(t: torch.Tensor) -> torch.Tensor:
@@ -277,11 +324,18 @@ def cloud(image: torch.Tensor, generator: torch.Generator, density: float) -> to
 
     The noise has six octaves. The first one is 200 pixels wide, each further one is half as wide and half as strong.
     """
-    octaves = (0.5**octave * _perlin_noise(*image.shape[1:], 200 * 0.5**octave, generator) for octave in range(6))
-    noise = sum(octaves)
-    noise = (noise - noise.min()) / (noise.max() - noise.min()).clamp(min=1e-12)
+    _, height, width = image.shape
+    noise = torch.zeros(height, width)
+    for octave in range(6):
+        scale = 0.5**octave
+        noise = noise + scale * _perlin_noise(height, width, 200 * scale, generator)
+    noise_range = (noise.max() - noise.min()).clamp(min=1e-12)
+    noise = (noise - noise.min()) / noise_range
+
+    is_cloud = noise > 1 - density
     kernel = _gaussian_kernel(11, 5.0)
-    return torch.lerp(image, torch.tensor(0.9), _filter((noise > 1 - density).float()[None], kernel, kernel))
+    opacity = _filter(is_cloud.float()[None], kernel, kernel)
+    return torch.lerp(image, torch.tensor(0.9), opacity)
 
 
 def compression_artefacts(image: torch.Tensor, _, quality: int) -> torch.Tensor:
@@ -301,9 +355,13 @@ def compress_jpeg(image: PIL.Image.Image, quality: int) -> PIL.Image.Image:
 def data_gaps(image: torch.Tensor, generator: torch.Generator, stripes: int, width: int) -> torch.Tensor:
     """Add black stripes of `width` pixels at a random angle, with `stripes` stripes along the image diagonal."""
     angle = (math.pi * torch.rand((), generator=generator)).item()
-    y, x = torch.arange(image.shape[1])[:, None], torch.arange(image.shape[2])
+    _, height, image_width = image.shape
+    y = torch.arange(height)[:, None]
+    x = torch.arange(image_width)
     across = x * math.cos(angle) + y * math.sin(angle)
-    return image.masked_fill(across % (math.hypot(*image.shape[1:]) / stripes) < width, 0.0)
+    period = math.hypot(height, image_width) / stripes
+    is_gap = across % period < width
+    return image.masked_fill(is_gap, 0.0)
 
 
 def gaussian_blur(image: torch.Tensor, _, kernel_size: int) -> torch.Tensor:

@@ -37,8 +37,10 @@ def to_pixels(
     Raises:
         ValueError: if the image does not match the spec.
     """
-    layout = {"input_data_format": layout} if isinstance(picture, np.ndarray) else {}
-    pixels = IMAGE_PROCESSOR.process_image(picture, spec=spec, **layout)
+    if isinstance(picture, np.ndarray):
+        pixels = IMAGE_PROCESSOR.process_image(picture, spec=spec, input_data_format=layout)
+    else:
+        pixels = IMAGE_PROCESSOR.process_image(picture, spec=spec)
     if spec is not None and spec.band_names is not None:
         return pixels / 255
     return pixels.round().to(torch.uint8)
@@ -46,11 +48,18 @@ def to_pixels(
 
 def normalized(pixels: torch.Tensor, image_processor: TorchvisionBackend) -> torch.Tensor:
     """Normalize the output of [`to_pixels`] like the image processor, float32 of the same shape."""
-    own = image_processor
-    if pixels.is_floating_point() or getattr(own, "input_spec", None) is not None:
+    has_input_spec = getattr(image_processor, "input_spec", None) is not None
+    if pixels.is_floating_point() or has_input_spec:
         pixels = 255 * F.to_dtype(pixels, scale=True)  # An input spec gives values in [0, 255].
-    pixels, mean, std = pixels.as_subclass(torch.Tensor), tuple(own.image_mean), tuple(own.image_std)
-    return own.rescale_and_normalize(pixels, own.do_rescale, own.rescale_factor, own.do_normalize, mean, std).float()
+    normalized_pixels = image_processor.rescale_and_normalize(
+        pixels.as_subclass(torch.Tensor),
+        image_processor.do_rescale,
+        image_processor.rescale_factor,
+        image_processor.do_normalize,
+        tuple(image_processor.image_mean),
+        tuple(image_processor.image_std),
+    )
+    return normalized_pixels.float()
 
 
 @dataclass(frozen=True)
@@ -89,26 +98,38 @@ class ColorJitter(Settings):
         def recolor(values: torch.Tensor) -> torch.Tensor:
             """Apply the curves to values in [0, 1] of shape `(channels, number)`."""
             gamma, gain, bias = draws
-            return ((1 + self.gain * gain) * values ** (self.gamma * gamma).exp() + self.bias * bias).clamp(0, 1)
+            exponent = (self.gamma * gamma).exp()
+            factor = 1 + self.gain * gain
+            return (factor * values**exponent + self.bias * bias).clamp(0, 1)
 
+        # The 256 values of a raw tile are looked up, which is faster than a power for each pixel.
         table = recolor(torch.arange(256) / 255)
-        mean, std, high = 0.0, 1.0, 255
+        mean = 0.0
+        std = 1.0
         if image_processor.do_normalize:
-            mean, std = torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
+            mean = torch.tensor(image_processor.image_mean)
+            std = torch.tensor(image_processor.image_std)
+        highest_value = 255
         if image_processor.do_rescale:
-            high = 255 * image_processor.rescale_factor
-        recolored = []
+            highest_value = 255 * image_processor.rescale_factor
+
+        recolored_tiles = []
         for tile in tiles:
-            is_raw, values = tile.dtype == torch.uint8, tile.flatten(1)
+            is_raw = tile.dtype == torch.uint8
+            channels = tile.flatten(1)
             if is_raw:
-                values = table.gather(1, values.long())
+                channels = table.gather(1, channels.long())
             else:
-                values = recolor(((values.T * std + mean).T / high).clamp(0, 1))
+                unnormalized = (channels.T * std + mean).T
+                channels = recolor((unnormalized / highest_value).clamp(0, 1))
             if is_gray:
-                values = values.mean(0).expand_as(values)
-            values = (255 * values).round().to(torch.uint8) if is_raw else ((high * values.T - mean) / std).T
-            recolored.append(values.reshape(tile.shape))
-        return recolored
+                channels = channels.mean(0).expand_as(channels)
+            if is_raw:
+                channels = (255 * channels).round().to(torch.uint8)
+            else:
+                channels = ((highest_value * channels.T - mean) / std).T
+            recolored_tiles.append(channels.reshape(tile.shape))
+        return recolored_tiles
 
 
 def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -117,14 +138,21 @@ def on_one_grid(bands: Sequence[np.ndarray]) -> list[np.ndarray]:
     Raises:
         ValueError: if the bands differ in aspect ratio, or an array has several bands.
     """
-    height, width = max((band.shape[:2] for band in bands), key=math.prod)
-    if any(band.ndim != 2 or band.shape[0] * width != band.shape[1] * height for band in bands):
-        shapes = ", ".join(str(band.shape) for band in bands)
-        raise ValueError(f"expected bands of shape (height, width) with the same aspect ratio, got {shapes}")
-    if all(band.shape == (height, width) for band in bands):
+    shapes = [band.shape for band in bands]
+    height, width = max((shape[:2] for shape in shapes), key=math.prod)
+    for shape in shapes:
+        if len(shape) != 2 or shape[0] * width != shape[1] * height:
+            raise ValueError(
+                f"expected bands of shape (height, width) with the same aspect ratio, got {', '.join(map(str, shapes))}"
+            )
+    if set(shapes) == {(height, width)}:
         return list(bands)
-    pixels = [torch.from_numpy(band.astype(np.float32))[None] for band in bands]
-    return [F.resize(band, [height, width], antialias=True)[0].numpy() for band in pixels]
+    resized_bands = []
+    for band in bands:
+        pixels = torch.from_numpy(band.astype(np.float32))[None]
+        resized = F.resize(pixels, [height, width], antialias=True)
+        resized_bands.append(resized[0].numpy())
+    return resized_bands
 
 
 def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.ndarray:
@@ -134,8 +162,11 @@ def shown(pixels: torch.Tensor, band_names: Sequence[str] | None = None) -> np.n
     the first band in gray.
     """
     if band_names is not None:
-        chosen = color_bands(band_names) or ([0, 1, 2] if len(band_names) > 2 else [0, 0, 0])
-        pixels = (255 * pixels[chosen]).round().clamp(0, 255).to(torch.uint8)
+        displayed_bands = color_bands(band_names)
+        if not displayed_bands:
+            displayed_bands = [0, 1, 2] if len(band_names) > 2 else [0, 0, 0]
+        colors = 255 * pixels[displayed_bands]
+        pixels = colors.round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(1, 2, 0).cpu().numpy()
 
 
@@ -152,14 +183,24 @@ def principal_scores(features: torch.Tensor, count: int = 3) -> torch.Tensor:
     Returns:
         Scores, float64 of shape `(count, rows, columns)`.
     """
-    flat = features.flatten(1).double()
-    flat = flat - flat.mean(1, keepdim=True)
-    values, vectors = torch.linalg.eigh(flat @ flat.T / flat.shape[1])
-    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    scales = torch.where(values > 1e-9 * flat.square().sum(0).max(), values.clamp(min=1e-300).rsqrt(), 0.0)
-    scores = scales[:, None] * (vectors.T @ flat)
-    return nn.functional.pad(scores, (0, 0, 0, count - len(scores))).unflatten(1, features.shape[1:])
+    patches = features.flatten(1).double()
+    patches = patches - patches.mean(1, keepdim=True)
+    covariance = patches @ patches.T / patches.shape[1]
+    variances, components = torch.linalg.eigh(covariance)
+    # `eigh` sorts from the smallest variance to the largest.
+    variances = variances.flip(0)[:count]
+    components = components.flip(1)[:, :count]
+
+    largest_rows = components.abs().argmax(0, keepdim=True)
+    components = components * components.gather(0, largest_rows).sign()
+    smallest_variance = 1e-9 * patches.square().sum(0).max()
+    inverse_deviations = variances.clamp(min=1e-300).rsqrt()
+    scales = torch.where(variances > smallest_variance, inverse_deviations, 0.0)
+    scores = scales[:, None] * (components.T @ patches)
+
+    num_missing = count - len(scores)
+    padded_scores = nn.functional.pad(scores, (0, 0, 0, num_missing))
+    return padded_scores.unflatten(1, features.shape[1:])
 
 
 def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -171,8 +212,10 @@ def align_scores(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     Args:
         scores, reference: scores of shape `(3, rows, columns)`.
     """
-    left, _, right = torch.linalg.svd(reference.flatten(1) @ scores.flatten(1).T)
-    return ((left @ right) @ scores.flatten(1)).view_as(scores)
+    flat_scores = scores.flatten(1)
+    left_vectors, _, right_vectors = torch.linalg.svd(reference.flatten(1) @ flat_scores.T)
+    rotation = left_vectors @ right_vectors
+    return (rotation @ flat_scores).view_as(scores)
 
 
 def colors_of(scores: torch.Tensor) -> np.ndarray:
@@ -184,4 +227,6 @@ def colors_of(scores: torch.Tensor) -> np.ndarray:
     Returns:
         Colors, uint8 of shape `(rows, columns, 3)`.
     """
-    return (255 * (scores / 4 + 0.5).clamp(0, 1)).round().to(torch.uint8).movedim(0, -1).numpy()
+    unit_colors = (scores / 4 + 0.5).clamp(0, 1)
+    colors = (255 * unit_colors).round().to(torch.uint8)
+    return colors.movedim(0, -1).numpy()

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from .validation import SourceReport
 
 MAX_ROWS, MIN_ROWS = 2000, 50  # Limits of the number of rows of a source.
-PAD, HIDDEN, QUESTION, ANSWER = range(NUM_MARKS := 4)
+NUM_MARKS = 4
+PAD, HIDDEN, QUESTION, ANSWER = range(NUM_MARKS)
 VOCABULARY = 2000  # Size of the BPE vocabulary that is trained if no tokenizer is passed.
 MAX_TOKENS = 256  # Maximum length of a conversation in tokens; the rest is ignored.
 MAX_POSITIONS = 64  # Number of position embeddings within a message.
@@ -98,14 +99,23 @@ def check_answer_priors(
 
 
 def source_answer_prior(
-    source: Source, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, seconds: float = math.inf
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+    seconds: float = math.inf,
 ) -> AnswerPrior | None:
     """Return the answer prior of a source, or `None` if it has fewer than `MIN_ROWS` rows with answers."""
     texts = list(read_texts(source, seed))
     conversations = encode_texts(texts, make_tokenize(texts, tokenizer))
     if len(conversations) < MIN_ROWS:
         return None
-    return measure_answer_prior(conversations, seed, STEPS, seconds, source.name)
+    return measure_answer_prior(
+        conversations,
+        seed,
+        STEPS,
+        seconds,
+        source.name,
+    )
 
 
 def read_texts(source: Source, seed: int) -> Iterator[list[Text]]:
@@ -113,12 +123,18 @@ def read_texts(source: Source, seed: int) -> Iterator[list[Text]]:
     rows = read_source(source)
     if isinstance(rows, Dataset):
         generator = keyed_generator(seed, source.name, "leak")
-        rows = rows.select(torch.randperm(len(rows), generator=generator)[:MAX_ROWS].tolist())
+        indices = torch.randperm(len(rows), generator=generator)[:MAX_ROWS]
+        rows = rows.select(indices.tolist())
     else:
         rows = itertools.islice(all_rows(rows), MAX_ROWS)
     for row in rows:
-        if row["error"] is None:
-            yield [(message["role"] == "assistant", "".join(message_texts(message))) for message in row["messages"]]
+        if row["error"] is not None:
+            continue
+        texts = []
+        for message in row["messages"]:
+            is_answer = message["role"] == "assistant"
+            texts.append((is_answer, "".join(message_texts(message))))
+        yield texts
 
 
 class Conversation(NamedTuple):
@@ -133,14 +149,24 @@ def encode_texts(texts: Iterable[Sequence[Text]], tokenize: Tokenize) -> list[Co
     """Encode conversations; a role token precedes each message. Conversations without an answer are omitted."""
     encoded = []
     for conversation in texts:
-        tokens, answered, positions = [], [], []
+        tokens = []
+        answered = []
+        positions = []
         for is_answer, text in conversation:
             ids = tokenize(text)
-            tokens += [ANSWER if is_answer else QUESTION, *ids]
-            answered += [False, *[is_answer] * len(ids)]
+            tokens.append(ANSWER if is_answer else QUESTION)
+            tokens += ids
+            answered.append(False)
+            answered += [is_answer] * len(ids)
             positions += [min(position, MAX_POSITIONS - 1) for position in range(len(ids) + 1)]
         if any(answered[:MAX_TOKENS]):
-            encoded.append(Conversation(*(torch.tensor(part[:MAX_TOKENS]) for part in (tokens, answered, positions))))
+            encoded.append(
+                Conversation(
+                    torch.tensor(tokens[:MAX_TOKENS]),
+                    torch.tensor(answered[:MAX_TOKENS]),
+                    torch.tensor(positions[:MAX_TOKENS]),
+                )
+            )
     return encoded
 
 
@@ -150,18 +176,22 @@ def make_tokenize(texts: Sequence[Sequence[Text]], tokenizer: PreTrainedTokenize
     The vocabulary contains the tokens of the tokenizer that occur in the texts. Without a tokenizer, a BPE is trained
     on the texts.
     """
-    contents = [text for conversation in texts for _, text in conversation]
+    contents = []
+    for conversation in texts:
+        contents += [text for _, text in conversation]
     if tokenizer is None:
-        own = Tokenizer(models.BPE())
-        own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        own.train_from_iterator(contents, trainers.BpeTrainer(vocab_size=VOCABULARY, show_progress=False))
-        return lambda text: [NUM_MARKS + token for token in own.encode(text).ids]
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.train_from_iterator(contents, trainers.BpeTrainer(vocab_size=VOCABULARY, show_progress=False))
+        return lambda text: [NUM_MARKS + token for token in bpe.encode(text).ids]
 
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    known = sorted({token for text in contents for token in ids_of(text)})
-    numbers = {token: NUM_MARKS + index for index, token in enumerate(known)}
+    vocabulary = set()
+    for text in contents:
+        vocabulary.update(ids_of(text))
+    numbers = {token: NUM_MARKS + index for index, token in enumerate(sorted(vocabulary))}
     return lambda text: [numbers[token] for token in ids_of(text)]
 
 
@@ -190,15 +220,22 @@ class GuessingModel(nn.Module):
             Bits and whether the top-1 token is correct, both `(2, num_tokens)`, and the index of each token's
             conversation in the batch, `(num_tokens,)`.
         """
-        tokens, answered, positions = (pad_sequence(list(part), batch_first=True) for part in zip(*batch))
-        inputs = torch.cat([tokens.masked_fill(answered, HIDDEN), tokens])[:, :-1]
-        wanted, targets = answered[:, 1:], tokens[:, 1:][answered[:, 1:]].repeat(2)
-        embeddings = self.lm.embed_tokens(inputs) + self.positions(positions[:, :-1].repeat(2, 1))
+        tokens = pad_sequence([conversation.tokens for conversation in batch], batch_first=True)
+        answered = pad_sequence([conversation.answered for conversation in batch], batch_first=True)
+        positions = pad_sequence([conversation.positions for conversation in batch], batch_first=True)
+        hidden_tokens = tokens.masked_fill(answered, HIDDEN)
+        inputs = torch.cat([hidden_tokens, tokens])[:, :-1]
+        is_target = answered[:, 1:]
+        targets = tokens[:, 1:][is_target].repeat(2)
+        position_embeddings = self.positions(positions[:, :-1].repeat(2, 1))
+        embeddings = self.lm.embed_tokens(inputs) + position_embeddings
         states = self.lm(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        logits = states[wanted.repeat(2, 1)] @ self.lm.embed_tokens.weight.T
+        target_states = states[is_target.repeat(2, 1)]
+        logits = target_states @ self.lm.embed_tokens.weight.T
         bits = cross_entropy(logits, targets, reduction="none") / math.log(2)
         is_right = logits.argmax(dim=-1) == targets
-        return bits.view(2, -1), is_right.view(2, -1), wanted.nonzero()[:, 0]
+        owners = is_target.nonzero()[:, 0]
+        return bits.view(2, -1), is_right.view(2, -1), owners
 
     @torch.no_grad()
     def evaluate(self, conversations: Sequence[Conversation]) -> torch.Tensor:
@@ -206,13 +243,19 @@ class GuessingModel(nn.Module):
         sums = torch.zeros(2, 3, len(conversations), dtype=torch.float64)
         for start in range(0, len(conversations), BATCH):
             bits, is_right, owners = self(conversations[start : start + BATCH])
-            for index, values in enumerate((bits, is_right, torch.ones_like(bits))):
-                sums[:, index].index_add_(1, start + owners, values.double())
+            owners = start + owners
+            sums[:, 0].index_add_(1, owners, bits.double())
+            sums[:, 1].index_add_(1, owners, is_right.double())
+            sums[:, 2].index_add_(1, owners, torch.ones_like(bits).double())
         return sums
 
 
 def measure_answer_prior(
-    conversations: Sequence[Conversation], seed: int = 0, steps: int = STEPS, seconds: float = math.inf, name: str = ""
+    conversations: Sequence[Conversation],
+    seed: int = 0,
+    steps: int = STEPS,
+    seconds: float = math.inf,
+    name: str = "",
 ) -> AnswerPrior:
     """Train a small model on a random part of the conversations and test it on the others.
 
@@ -224,67 +267,148 @@ def measure_answer_prior(
         The best of several evaluations during training, for hidden and for visible answers.
     """
     generator = keyed_generator(seed, "leak")
-    order = [conversations[index] for index in torch.randperm(len(conversations), generator=generator).tolist()]
-    num_held_out = min(MAX_HELD_OUT, math.ceil(HELD_OUT * len(order)))
-    held_out, trained = order[:num_held_out], order[num_held_out:]
+    order = torch.randperm(len(conversations), generator=generator)
+    shuffled = [conversations[index] for index in order.tolist()]
+    num_held_out = min(MAX_HELD_OUT, math.ceil(HELD_OUT * len(shuffled)))
+    held_out = shuffled[:num_held_out]
+    training = shuffled[num_held_out:]
+    largest_token = max(int(conversation.tokens.max()) for conversation in conversations)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = GuessingModel(1 + max(int(conversation.tokens.max()) for conversation in conversations))
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
-    results, step, start = [], 0, time.monotonic()
+        model = GuessingModel(vocabulary_size=largest_token + 1)
+    evaluations, num_steps = train_and_evaluate(
+        model,
+        training,
+        held_out,
+        generator,
+        steps,
+        seconds,
+        name,
+    )
+    hidden = lowest_bits([sums[0] for sums in evaluations])
+    visible = lowest_bits([sums[1] for sums in evaluations])
+    hidden_bits, hidden_correct, num_tokens = hidden
+    visible_bits, visible_correct, _ = visible
+    total_tokens = num_tokens.sum()
+    differences = hidden_bits - visible_bits
+    deviations = differences - num_tokens * differences.sum() / total_tokens
+    return AnswerPrior(
+        rows=len(held_out),
+        tokens=int(total_tokens),
+        hidden_bits=(hidden_bits.sum() / total_tokens).item(),
+        visible_bits=(visible_bits.sum() / total_tokens).item(),
+        hidden_accuracy=(hidden_correct.sum() / total_tokens).item(),
+        visible_accuracy=(visible_correct.sum() / total_tokens).item(),
+        error=(deviations.square().sum().sqrt() / total_tokens).item(),
+        steps=num_steps,
+        in_time=num_steps == steps,
+    )
+
+
+def train_and_evaluate(
+    model: GuessingModel,
+    training: Sequence[Conversation],
+    held_out: Sequence[Conversation],
+    generator: torch.Generator,
+    steps: int,
+    seconds: float,
+    name: str,
+) -> tuple[list[torch.Tensor], int]:
+    """Train a model up to the first of both limits, and return its evaluations and the number of its steps."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        LEARNING_RATE,
+        betas=(0.9, 0.95),
+        weight_decay=WEIGHT_DECAY,
+    )
+    evaluations = []
+    step = 0
+    start = time.monotonic()
     with tqdm(total=steps, desc=f"{name}: guessing", unit=" steps") as progress:
-        while (done := max(step / steps, (time.monotonic() - start) / seconds)) < 1:
-            rate = min(done / WARMUP, 1.0) * (1 + math.cos(math.pi * done)) / 2 + 1e-3
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate
-            chosen = torch.randint(len(trained), (BATCH,), generator=generator).tolist()
-            bits, _, _ = model([trained[index] for index in chosen])
+        while True:
+            elapsed = time.monotonic() - start
+            progress_share = max(step / steps, elapsed / seconds)
+            if progress_share >= 1:
+                break
+            optimizer.param_groups[0]["lr"] = learning_rate(progress_share)
+            indices = torch.randint(len(training), (BATCH,), generator=generator).tolist()
+            bits, _, _ = model([training[index] for index in indices])
             optimizer.zero_grad()
             bits.mean().backward()
             clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
             progress.update()
-            if done > (len(results) + 1) / EVALUATIONS:
-                results.append(model.evaluate(held_out))
-        results.append(model.evaluate(held_out))
-    hidden, visible = (min((result[kind] for result in results), key=lambda sums: sums[0].sum()) for kind in (0, 1))
-    tokens = hidden[2].sum()
-    differences = hidden[0] - visible[0]
-    spread = differences - hidden[2] * differences.sum() / tokens
-    figures = [(sums[index].sum() / tokens).item() for index in (0, 1) for sums in (hidden, visible)]
-    error = (spread.square().sum().sqrt() / tokens).item()
-    return AnswerPrior(len(held_out), int(tokens), *figures, error, step, step == steps)
+            if progress_share > (len(evaluations) + 1) / EVALUATIONS:
+                evaluations.append(model.evaluate(held_out))
+        evaluations.append(model.evaluate(held_out))
+    return evaluations, step
+
+
+def learning_rate(progress_share: float) -> float:
+    """Return the learning rate after a share of the training: a linear warm-up with cosine decay."""
+    warmup = min(progress_share / WARMUP, 1.0)
+    decay = 1 + math.cos(math.pi * progress_share)
+    return LEARNING_RATE * (warmup * decay / 2 + 1e-3)
+
+
+def lowest_bits(evaluations: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the evaluation with the lowest sum of bits, out of those of [`GuessingModel.evaluate`] of one kind."""
+    return min(evaluations, key=lambda sums: sums[0].sum())
 
 
 def describe_priors(priors: Mapping[str, AnswerPrior | None]) -> str:
     """Return a table of the sources, in descending order of the guessed share, and advice."""
-    ranked = sorted(priors, key=lambda name: -priors[name].guessed_share if priors[name] else 1)
-    header = ["source", "held-out rows", "bits per token, given the question", "guessed from the answer before it", ""]
-    header += ["accuracy without it", "accuracy with it"]
-    lines = []
-    for name in ranked:
-        prior = priors[name]
+    measured = {}
+    unmeasured_names = []
+    for name, prior in priors.items():
         if prior is None:
-            lines.append([name, f"fewer than {MIN_ROWS} rows in all", *[""] * 5])
-            continue
-        rows = prior.rows if prior.in_time else f"{prior.rows}, stopped at step {prior.steps} by the time limit"
-        shares = (prior.guessed_share, prior.hidden_accuracy, prior.visible_accuracy)
-        bits = [f"{prior.hidden_bits:.2f}", f"{prior.guessed_bits:.2f} ± {prior.error:.2f}"]
-        lines.append([name, rows, *bits, *(f"{share:.0%}" for share in shares)])
-    paragraphs, measured = [table(header, lines)], {name: priors[name] for name in ranked if priors[name] is not None}
-    much = [name for name, prior in measured.items() if prior.guessed_share >= MUCH]
-    if much:
-        most = measured[much[0]]
+            unmeasured_names.append(name)
+        else:
+            measured[name] = prior
+    ranked_names = sorted(measured, key=lambda name: -measured[name].guessed_share)
+    header = [
+        "source",
+        "held-out rows",
+        "bits per token, given the question",
+        "guessed from the answer before it",
+        "",
+        "accuracy without it",
+        "accuracy with it",
+    ]
+    lines = [prior_cells(name, measured[name]) for name in ranked_names]
+    for name in unmeasured_names:
+        lines.append([name, f"fewer than {MIN_ROWS} rows in all", "", "", "", "", ""])
+    paragraphs = [table(header, lines)]
+    guessed_names = [name for name in ranked_names if measured[name].guessed_share >= MUCH]
+    if guessed_names:
+        most_guessed = measured[guessed_names[0]]
         paragraphs.append(
-            f"In {much[0]}, an answer token has {most.hidden_bits:.2f} bits given its question, of which "
-            f"{most.guessed_bits:.2f} ± {most.error:.2f} are guessed from the answer before it. "
-            f"At least a tenth is guessed in {', '.join(much)}: there the loss falls without use of the images. "
-            "The training setting `answer_mask_ratio` hides answer tokens in the input of the language model. Maps of "
-            "collages (make_instructions) have answers that cannot be guessed from their beginning."
+            f"In {guessed_names[0]}, an answer token has {most_guessed.hidden_bits:.2f} bits given its question, of "
+            f"which {most_guessed.guessed_bits:.2f} ± {most_guessed.error:.2f} are guessed from the answer before it. "
+            f"At least a tenth is guessed in {', '.join(guessed_names)}: there the loss falls without use of the "
+            "images. The training setting `answer_mask_ratio` hides answer tokens in the input of the language model. "
+            "Maps of collages (make_instructions) have answers that cannot be guessed from their beginning."
         )
-    little = [name for name, prior in measured.items() if prior.hidden_bits < LITTLE]
-    if little:
+    certain_names = [name for name in ranked_names if measured[name].hidden_bits < LITTLE]
+    if certain_names:
         paragraphs.append(
-            f"In {', '.join(little)}, answers follow from their questions: they teach nothing about the images."
+            f"In {', '.join(certain_names)}, answers follow from their questions: they teach nothing about the images."
         )
     return "\n\n".join(paragraphs)
+
+
+def prior_cells(name: str, prior: AnswerPrior) -> list[str]:
+    """Return the cells of a source in the table of [`describe_priors`]."""
+    rows = str(prior.rows)
+    if not prior.in_time:
+        rows += f", stopped at step {prior.steps} by the time limit"
+    return [
+        name,
+        rows,
+        f"{prior.hidden_bits:.2f}",
+        f"{prior.guessed_bits:.2f} ± {prior.error:.2f}",
+        f"{prior.guessed_share:.0%}",
+        f"{prior.hidden_accuracy:.0%}",
+        f"{prior.visible_accuracy:.0%}",
+    ]

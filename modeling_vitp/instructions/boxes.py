@@ -18,7 +18,8 @@ MARKS = re.compile(
 # Four texts in brackets, where a box is expected.
 MARKED = re.compile(r"<box>(.*?)</box>", re.DOTALL)
 FOUR = re.compile(r"\[([^\[\],]+),([^\[\],]+),([^\[\],]+),([^\[\],]+)\]")
-NUMBER, CORNER = re.compile(r"-?[\d.]+"), re.compile(r"\d{1,9}")
+NUMBER = re.compile(r"-?[\d.]+")
+CORNER = re.compile(r"\d{1,9}")
 
 
 class GridBox(NamedTuple):
@@ -33,7 +34,12 @@ class GridBox(NamedTuple):
     def in_pixels(self, size: tuple[int, int]) -> Box:
         """Return the box in pixels of an image; `size` is its height and width."""
         height, width = size
-        return tuple(corner * side / GRID for corner, side in zip(self[:4], (width, height, width, height)))
+        return (
+            self.left * width / GRID,
+            self.top * height / GRID,
+            self.right * width / GRID,
+            self.bottom * height / GRID,
+        )
 
 
 def grid_box(box: Box, size: tuple[int, int]) -> list[int]:
@@ -43,13 +49,19 @@ def grid_box(box: Box, size: tuple[int, int]) -> list[int]:
         box: box in pixels.
         size: height and width of the image in pixels.
     """
-    corners, (height, width) = [], size
-    for low, high, side in ((box[0], box[2], width), (box[1], box[3], height)):
-        low, high = low * GRID / side, high * GRID / side
-        ends = round(low), round(high)
-        corners.append(ends if ends[0] < ends[1] else (min(math.floor(low), GRID - 1), max(math.ceil(high), 1)))
-    (left, right), (top, bottom) = corners
+    height, width = size
+    left, right = grid_range(box[0], box[2], width)
+    top, bottom = grid_range(box[1], box[3], height)
     return [left, top, right, bottom]
+
+
+def grid_range(low: float, high: float, side: int) -> tuple[int, int]:
+    """Return the two ends of a box along a side of the image, on the grid."""
+    low = low * GRID / side
+    high = high * GRID / side
+    if round(low) < round(high):
+        return round(low), round(high)
+    return min(math.floor(low), GRID - 1), max(math.ceil(high), 1)
 
 
 def write_boxes(boxes: Iterable[Box], size: tuple[int, int], phrase: str = "") -> str:
@@ -60,8 +72,9 @@ def write_boxes(boxes: Iterable[Box], size: tuple[int, int], phrase: str = "") -
         size: height and width of the image in pixels.
         phrase: phrase before the boxes; `<ref>` is omitted if it is empty.
     """
-    written = f"<box>{[grid_box(box, size) for box in boxes]}</box>"
-    return f"<ref>{phrase}</ref>{written}" if phrase else written
+    corners = [grid_box(box, size) for box in boxes]
+    text = f"<box>{corners}</box>"
+    return f"<ref>{phrase}</ref>{text}" if phrase else text
 
 
 def read_boxes(text: str) -> tuple[list[GridBox], list[str]]:
@@ -71,33 +84,42 @@ def read_boxes(text: str) -> tuple[list[GridBox], list[str]]:
     to all boxes up to the next `</box>` or `<ref>`. A box has integers from 0 to 1000, with left < right and
     top < bottom.
     """
-    boxes, wrong, phrase = [], [], ""
+    boxes = []
+    invalid_texts = []
+    phrase = ""
     for match in MARKS.finditer(text):
+        _, _, *corners = match.groups()
         if match["phrase"] is not None:
             phrase = " ".join(match["phrase"].split())
         elif match["end"]:
             phrase = ""
-        elif is_box(match.groups()[2:]):
-            boxes.append(GridBox(*map(int, match.groups()[2:]), phrase))
+        elif is_box(corners):
+            boxes.append(GridBox(*map(int, corners), phrase))
         else:
-            wrong.append(match[0])
-    return boxes, wrong
+            invalid_texts.append(match[0])
+    return boxes, invalid_texts
 
 
 def wrong_boxes(text: str) -> tuple[list[str], list[str]]:
     """Return the invalid boxes of a text: those in `<box>`, and those in other brackets."""
-    wrong = []
-    for inner in MARKED.findall(text):
-        found = fours_in(inner)
-        if not found:
-            wrong.append(f"<box>{inner}</box> contains no box")
-        wrong += [f"[{', '.join(corners)}]" for corners in found if not is_box(corners)]
-    loose = [corners for corners in fours_in(MARKED.sub("", text)) if all(map(NUMBER.fullmatch, corners))]
-    return wrong, [f"[{', '.join(corners)}]" for corners in loose if not is_box(corners)]
+    invalid_marked = []
+    for content in MARKED.findall(text):
+        candidates = fours_in(content)
+        if not candidates:
+            invalid_marked.append(f"<box>{content}</box> contains no box")
+        for corners in candidates:
+            if not is_box(corners):
+                invalid_marked.append(f"[{', '.join(corners)}]")
+    invalid_unmarked = []
+    for corners in fours_in(MARKED.sub("", text)):
+        # Other brackets may contain any text. Four numbers in them are probably meant as a box.
+        if all(map(NUMBER.fullmatch, corners)) and not is_box(corners):
+            invalid_unmarked.append(f"[{', '.join(corners)}]")
+    return invalid_marked, invalid_unmarked
 
 
 def fours_in(text: str) -> list[list[str]]:
-    return [[part.strip() for part in parts] for parts in FOUR.findall(text)]
+    return [[corner.strip() for corner in corners] for corners in FOUR.findall(text)]
 
 
 def is_box(corners: Sequence[str]) -> bool:

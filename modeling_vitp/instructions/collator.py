@@ -116,10 +116,9 @@ class ViTPDataCollator:
         self._mask_id = mask_token_id(self.processor) if self.answer_mask_ratio > 0 else None
         # Persistent workers keep the copy of the collator that they started with, so the epoch is in shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}.")
-        if self.on_error == "skip" and not self.replacement_rows:
-            raise ValueError("on_error='skip' needs replacement_rows for the rows that are skipped.")
+        can_skip = self.on_error == "skip" and self.replacement_rows
+        if self.on_error != "raise" and not can_skip:
+            raise ValueError(f"on_error must be 'raise', or 'skip' with replacement_rows, got {self.on_error!r}.")
         if self.padding_free and self.pad_to_multiple_of:
             raise ValueError(
                 f"pad_to_multiple_of={self.pad_to_multiple_of} cannot be combined with padding_free. Remove one."
@@ -137,7 +136,9 @@ class ViTPDataCollator:
 
     def for_evaluation(self) -> "ViTPDataCollator":
         """Return a padding collator without VRL, masked answers, augmentation, transform and skipping."""
-        settings = {name: replace(settings, jpeg_degradation=False) for name, settings in self.source_settings.items()}
+        source_settings = {}
+        for name, settings in self.source_settings.items():
+            source_settings[name] = replace(settings, jpeg_degradation=False)
         return replace(
             self,
             vrl_drop_ratio=0.0,
@@ -145,7 +146,7 @@ class ViTPDataCollator:
             answer_mask_ratio=0.0,
             color_jitter=None,
             sample_transform=None,
-            source_settings=settings,
+            source_settings=source_settings,
             on_error="raise",
             padding_free=False,
         )
@@ -171,14 +172,19 @@ class ViTPDataCollator:
     def skipped(self) -> dict[str, int]:
         """Number of skipped rows of each source, in all workers since the collator was created."""
         names = [*self.source_settings, "other rows"]
-        return {name: count for name, count in zip(names, self._skipped.sum(0).tolist()) if count}
+        counts = self._skipped.sum(0).tolist()
+        return {name: count for name, count in zip(names, counts) if count}
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         samples = [self._encode_or_replace(example) for example in examples if example is not None]
         pad_id = self.processor.tokenizer.pad_token_id
         if not samples:  # A process may get no row of the last batch of an epoch, which the processes share.
-            empty = {"input_ids": pad_id, "attention_mask": 1, "labels": NO_LABEL}
-            samples = [{name: torch.full((2,), value) for name, value in empty.items()}]
+            sample = {
+                "input_ids": torch.full((2,), pad_id),
+                "attention_mask": torch.full((2,), 1),
+                "labels": torch.full((2,), NO_LABEL),
+            }
+            samples = [sample]
         batch = {
             "input_ids": self._pad(samples, "input_ids", pad_id),
             "attention_mask": self._pad(samples, "attention_mask", 0),
@@ -186,19 +192,31 @@ class ViTPDataCollator:
         }
         with_images = [sample for sample in samples if "pixel_values" in sample]
         if with_images:
-            tiles = [tile for sample in with_images for tile in sample["pixel_values"]]
-            if len({tile.dtype for tile in tiles}) > 1:
-                tiles = [normalize_tiles(tile[None], self.processor.image_processor)[0] for tile in tiles]
-            batch["pixel_values"] = stack(tiles)
+            batch["pixel_values"] = self._stack_tiles(with_images)
         if "position_ids" in samples[0]:
             batch["position_ids"] = self._pad(samples, "position_ids", 0)
             if with_images:
-                num_tokens = [len(sample["pixel_values"]) * self.processor.image_seq_length for sample in with_images]
-                starts = torch.tensor([0, *num_tokens[:-1]]).cumsum(0)
-                batch["visual_token_indices"] = torch.cat(
-                    [sample["visual_token_indices"] + start for sample, start in zip(with_images, starts)]
-                )
+                batch["visual_token_indices"] = self._visual_token_indices(with_images)
         return flatten_batch(batch) if self.padding_free else batch
+
+    def _stack_tiles(self, samples: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        tiles = []
+        for sample in samples:
+            tiles += sample["pixel_values"]
+        dtypes = {tile.dtype for tile in tiles}
+        if len(dtypes) > 1:
+            image_processor = self.processor.image_processor
+            tiles = [normalize_tiles(tile[None], image_processor)[0] for tile in tiles]
+        return stack(tiles)
+
+    def _visual_token_indices(self, samples: list[dict[str, torch.Tensor]]) -> torch.LongTensor:
+        """Return the indices of the kept visual tokens, counted over all images of the batch."""
+        indices = []
+        start = 0
+        for sample in samples:
+            indices.append(sample["visual_token_indices"] + start)
+            start += len(sample["pixel_values"]) * self.processor.image_seq_length
+        return torch.cat(indices)
 
     def _encode_or_replace(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
         if self.on_error == "raise":
@@ -210,17 +228,20 @@ class ViTPDataCollator:
             except ValueError as error:
                 self._count_skipped(example, error)
             index = torch.randint(len(self.replacement_rows), (), generator=generator).item()
-            step = {STEP: example[STEP]} if STEP in example else {}
-            example = {**self.replacement_rows[index], **step}
+            replacement = dict(self.replacement_rows[index])
+            if STEP in example:
+                replacement[STEP] = example[STEP]
+            example = replacement
         return self.encode(example)
 
     def _count_skipped(self, example: dict[str, Any], error: ValueError) -> None:
         source = example.get("source")
         logger.warning("Skipped a row of %s. %s", source or "the data set", error)
-        worker = torch.utils.data.get_worker_info()
         names = list(self.source_settings)
         column = names.index(source) if source in names else len(names)
-        self._skipped[0 if worker is None else 1 + worker.id % MAX_WORKERS, column] += 1
+        worker = torch.utils.data.get_worker_info()
+        count_row = 0 if worker is None else 1 + worker.id % MAX_WORKERS
+        self._skipped[count_row, column] += 1
 
     def encode(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return the one-dimensional tensors of a row, without padding, and its `pixel_values`."""
@@ -238,19 +259,8 @@ class ViTPDataCollator:
         """
         if example.get("error"):
             raise ValueError(example["error"])
-        key = (self.seed, sample_id_of(example), self.epoch)
         settings = self.source_settings.get(example.get("source"), SourceSettings())
-        spec = settings.spec_for(self.processor.image_processor)
-        images = []
-        if not makes_images(self.sample_transform):
-            images = load_images(example, spec)
-        images = settings.apply(images, keyed_generator(*key, "jpeg"))
-        example = {**example, "images": images}
-        if self.sample_transform is not None:
-            try:
-                example = self.sample_transform(example, keyed_generator(*key, "transform"))
-            except Exception as error:  # A user's function may raise any type; the message must name the sample.
-                raise ValueError(f"sample_transform failed with {type(error).__name__}: {error}") from error
+        example = self._transformed(example, settings)
         messages = example.get("messages")
         if not isinstance(messages, list):
             raise ValueError(
@@ -260,41 +270,72 @@ class ViTPDataCollator:
         check_messages(messages)
         check_image_parts(messages)
         check_answers(messages)
-        given = [is_given(message) for message in messages if message["role"] == "assistant"]
+        given_answers = [is_given(message) for message in messages if message["role"] == "assistant"]
         messages = settings.with_system_prompt(place_images(messages))
         try:
-            return prepare_multimodal_messages(messages, images=example["images"]), given, settings
+            prepared_messages = prepare_multimodal_messages(messages, images=example["images"])
         except ValueError as error:
             raise ValueError(
                 f"{error} Mark the position of each image with {{'type': 'image'}}, or write the first user turn as a "
                 "string, to put all images before it."
             ) from error
+        return prepared_messages, given_answers, settings
+
+    def _transformed(self, example: dict[str, Any], settings: SourceSettings) -> dict[str, Any]:
+        """Return a row with its decoded images, after JPEG degradation and the transform."""
+        key = (self.seed, sample_id_of(example), self.epoch)
+        spec = settings.spec_for(self.processor.image_processor)
+        images = []
+        if not makes_images(self.sample_transform):
+            images = load_images(example, spec)
+        images = settings.apply(images, keyed_generator(*key, "jpeg"))
+        example = {**example, "images": images}
+        if self.sample_transform is None:
+            return example
+        try:
+            return self.sample_transform(example, keyed_generator(*key, "transform"))
+        except Exception as error:  # A user's function may raise any type; the message must name the sample.
+            raise ValueError(f"sample_transform failed with {type(error).__name__}: {error}") from error
 
     def _encode(self, example: dict[str, Any], sample_id: Any) -> dict[str, torch.Tensor]:
-        messages, given, settings = self.conversation(example)
-        if self.vrl_warmup_steps and STEP not in example:
-            raise ValueError("vrl_warmup_steps needs the optimizer step of each row. Use ViTPTrainer, which adds it.")
-        drop_ratio = self.drop_ratio_at(example[STEP]) if self.vrl_warmup_steps else self.vrl_drop_ratio
+        messages, given_answers, settings = self.conversation(example)
+        drop_ratio = self.vrl_drop_ratio
+        if self.vrl_warmup_steps:
+            if STEP not in example:
+                raise ValueError(
+                    "vrl_warmup_steps needs the optimizer step of each row. Use ViTPTrainer, which adds it."
+                )
+            drop_ratio = self.drop_ratio_at(example[STEP])
         key = (self.seed, sample_id, self.epoch)
         encoded = self.processor.encode_conversation(
-            messages, settings.images_kwargs, drop_ratio, self.vrl_apply_prob, key
+            messages,
+            settings.images_kwargs,
+            drop_ratio,
+            self.vrl_apply_prob,
+            key,
         )
-        input_ids, answers = torch.from_numpy(encoded["input_ids"]), torch.from_numpy(encoded["answers"])
+        input_ids = torch.from_numpy(encoded["input_ids"])
+        # The number of the answer of each token, from 1; 0 for other tokens.
+        answers = torch.from_numpy(encoded["answers"])
         if not answers.any():
             raise ValueError(
                 "no answer tokens to train on. The chat template needs {% generation %} … {% endgeneration %} around "
                 "each answer, up to the end of its turn."
             )
-        is_answer = (answers > 0) & ~torch.isin(answers, 1 + torch.tensor(given).nonzero())
+        given_numbers = 1 + torch.tensor(given_answers).nonzero()
+        is_answer = (answers > 0) & ~torch.isin(answers, given_numbers)
         sample = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
             "labels": input_ids.masked_fill(~is_answer, NO_LABEL),
         }
         if self._mask_id is not None:
-            generator = keyed_generator(*key, "answers")
             sample["input_ids"] = mask_answer_tokens(
-                input_ids, is_answer, self.answer_mask_ratio, self._mask_id, generator
+                input_ids,
+                is_answer,
+                self.answer_mask_ratio,
+                self._mask_id,
+                keyed_generator(*key, "answers"),
             )
         if "position_ids" in encoded:
             sample["position_ids"] = torch.from_numpy(encoded["position_ids"])
@@ -310,25 +351,31 @@ class ViTPDataCollator:
 
     def _cut(self, sample: dict[str, torch.Tensor], sample_id: Any) -> dict[str, torch.Tensor]:
         """Cut answers to `max_length`; raise a `ValueError` if an image token or all labels would be cut."""
-        length = len(sample["input_ids"])
-        num_image_tokens = (sample["input_ids"] == self.processor.image_token_id).sum().item()
-        cut = {name: values[: self.max_length] for name, values in sample.items()}
-        whole_images = torch.isin(sample["input_ids"][self.max_length :], torch.tensor(self.processor.image_token_ids))
-        if whole_images.any() or (cut["labels"] == NO_LABEL).all():
+        input_ids = sample["input_ids"]
+        shortened = {name: tokens[: self.max_length] for name, tokens in sample.items()}
+        image_token_ids = torch.tensor(self.processor.image_token_ids)
+        cuts_image = torch.isin(input_ids[self.max_length :], image_token_ids).any()
+        if cuts_image or (shortened["labels"] == NO_LABEL).all():
+            num_image_tokens = (input_ids == self.processor.image_token_id).sum().item()
             raise ValueError(
-                f"its prompt does not fit in max_length={self.max_length}: {length} tokens, {num_image_tokens} of them "
-                "visual. Raise max_length, lower the image processor's max_patches, raise vrl_drop_ratio or shorten "
-                "the text."
+                f"its prompt does not fit in max_length={self.max_length}: {len(input_ids)} tokens, "
+                f"{num_image_tokens} of them visual. Raise max_length, lower the image processor's max_patches, raise "
+                "vrl_drop_ratio or shorten the text."
             )
         logger.warning(
             "Sample %r: answers cut from %d to max_length=%d tokens after the drop.",
             sample_id,
-            length,
+            len(input_ids),
             self.max_length,
         )
-        return cut
+        return shortened
 
-    def _pad(self, samples: list[dict[str, torch.Tensor]], name: str, value: int) -> torch.LongTensor:
+    def _pad(
+        self,
+        samples: list[dict[str, torch.Tensor]],
+        name: str,
+        value: int,
+    ) -> torch.LongTensor:
         padded = pad_sequence(
             [sample[name] for sample in samples],
             batch_first=True,
@@ -337,8 +384,8 @@ class ViTPDataCollator:
         )
         if not self.pad_to_multiple_of:
             return padded
-        excess = -padded.shape[1] % self.pad_to_multiple_of
-        sides = (excess, 0) if self.padding_side == "left" else (0, excess)
+        num_missing = -padded.shape[1] % self.pad_to_multiple_of
+        sides = (num_missing, 0) if self.padding_side == "left" else (0, num_missing)
         return torch.nn.functional.pad(padded, sides, value=value)
 
 
@@ -363,11 +410,13 @@ def mask_token_id(processor: ViTPProcessor) -> int:
     Raises:
         ValueError: If the tokenizer has none of these tokens.
     """
-    tokenizer, template = processor.tokenizer, processor.template()
-    for name in ("mask_token", "pad_token", "unk_token"):
-        token = getattr(tokenizer, name)
-        is_end = token == tokenizer.eos_token and "eos_token" in template
-        if token is not None and token not in template and not is_end:
+    tokenizer = processor.tokenizer
+    template = processor.template()
+    for token in (tokenizer.mask_token, tokenizer.pad_token, tokenizer.unk_token):
+        if token is None or token in template:
+            continue
+        ends_turn = token == tokenizer.eos_token and "eos_token" in template
+        if not ends_turn:
             return tokenizer.convert_tokens_to_ids(token)
     raise ValueError(
         "answer_mask_ratio needs a mask, pad or unknown token that the chat template does not use. Set "
@@ -395,10 +444,12 @@ def mask_answer_tokens(
     Returns:
         int64 `(sequence_length,)`.
     """
-    is_last = is_answer & ~torch.cat([is_answer[1:], is_answer.new_zeros(1)])
-    is_drawn = torch.zeros_like(is_answer)
-    is_drawn[is_answer] = torch.rand(int(is_answer.sum()), generator=generator, dtype=torch.float64) < mask_ratio
-    return input_ids.masked_fill(is_drawn & ~is_last, mask_id)
+    is_next_answer = torch.cat([is_answer[1:], is_answer.new_zeros(1)])
+    is_last = is_answer & ~is_next_answer
+    numbers = torch.rand(int(is_answer.sum()), generator=generator, dtype=torch.float64)
+    is_masked = torch.zeros_like(is_answer)
+    is_masked[is_answer] = numbers < mask_ratio
+    return input_ids.masked_fill(is_masked & ~is_last, mask_id)
 
 
 def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | int]:
@@ -415,15 +466,24 @@ def flatten_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor | in
         `input_ids`, `labels` and `position_ids`, int64 `(1, num_tokens)`, the lengths above, and the other fields of
         the batch, except `attention_mask`.
     """
-    is_token = batch["attention_mask"].bool()
-    positions = {"position_ids": is_token.cumsum(1) - 1}
-    rows = {name: (positions | batch)[name][is_token][None] for name in ("input_ids", "labels", "position_ids")}
+    flattened = dict(batch)
+    is_token = flattened.pop("attention_mask").bool()
+    position_ids = batch.get("position_ids")
+    if position_ids is None:
+        position_ids = is_token.cumsum(1) - 1
     lengths = is_token.sum(1)
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    rows["labels"][0, starts[:-1]] = NO_LABEL
-    rest = {name: value for name, value in batch.items() if name != "attention_mask"}
-    bounds = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
-    return {**rest, **rows, **bounds, "max_length_q": lengths.max().item(), "max_length_k": lengths.max().item()}
+    labels = batch["labels"][is_token][None]
+    labels[0, starts[:-1]] = NO_LABEL
+    longest = lengths.max().item()
+    flattened["input_ids"] = batch["input_ids"][is_token][None]
+    flattened["labels"] = labels
+    flattened["position_ids"] = position_ids[is_token][None]
+    flattened["cu_seq_lens_q"] = starts
+    flattened["cu_seq_lens_k"] = starts
+    flattened["max_length_q"] = longest
+    flattened["max_length_k"] = longest
+    return flattened
 
 
 class RawTileProcessor(ViTPImageProcessor):
@@ -435,38 +495,65 @@ class RawTileProcessor(ViTPImageProcessor):
     @classmethod
     def of(cls, image_processor: ViTPImageProcessor) -> "RawTileProcessor | None":
         """Return a processor with the same settings, or `None` for another class or if it does not normalize."""
-        settings = image_processor
-        if type(settings) is not ViTPImageProcessor or not (settings.do_rescale and settings.do_normalize):
+        if type(image_processor) is not ViTPImageProcessor:
             return None
-        return cls.from_dict(settings.to_dict())
+        if not (image_processor.do_rescale and image_processor.do_normalize):
+            return None
+        return cls.from_dict(image_processor.to_dict())
 
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
         """Return the tiles of images. The 8-bit images of one sample take a faster path.
 
         8-bit RGB images keep the memory format of the decoder, which is resized faster.
         """
-        is_usual = kwargs.get("crop_to_patches") and self.input_spec is kwargs.get("input_spec") is None
-        if not is_usual or not all(map(is_eight_bit, images[0])):
+        has_spec = self.input_spec is not None or kwargs.get("input_spec") is not None
+        if has_spec or not kwargs.get("crop_to_patches") or not all(map(is_eight_bit, images[0])):
             return super().preprocess(images, *args, **kwargs)
-        size = self.size if isinstance(self.size, SizeDict) else SizeDict(**self.size)
-        most = self.max_patches_of_image(len(images[0]), kwargs)
-        by_image = [self.tiles(pixels_of(image), size, self.resample, self.min_patches, most) for image in images[0]]
-        tiles = [tile for tiles in by_image for tile in tiles]
-        return BatchFeature({"pixel_values": tiles, "num_patches": [len(tiles) for tiles in by_image]})
+        size = self.size
+        if not isinstance(size, SizeDict):
+            size = SizeDict(**size)
+        max_patches = self.max_patches_of_image(len(images[0]), kwargs)
+        tiles = []
+        num_patches = []
+        for image in images[0]:
+            image_tiles = self.tiles(
+                pixels_of(image),
+                size,
+                self.resample,
+                self.min_patches,
+                max_patches,
+            )
+            tiles += image_tiles
+            num_patches.append(len(image_tiles))
+        return BatchFeature({"pixel_values": tiles, "num_patches": num_patches})
 
     def tiles(
-        self, image: torch.Tensor, size: SizeDict, resample: "tv.InterpolationMode", min_patches: int, max_patches: int
+        self,
+        image: torch.Tensor,
+        size: SizeDict,
+        resample: "tv.InterpolationMode",
+        min_patches: int,
+        max_patches: int,
     ) -> list[torch.Tensor]:
         """Return the tiles of one image, row by row, and its thumbnail if there are several tiles.
 
         The tiles equal those of [`~transformers.GotOcr2ImageProcessor.crop_image_to_patches`], but they are views of
         the resized image instead of copies.
         """
-        height, width = size.height, size.width
-        columns, rows = get_optimal_tiled_canvas(image.shape[-2:], (height, width), min_patches, max_patches)
-        canvas = self.resize(image, SizeDict(height=height * rows, width=width * columns), resample=resample)
-        tiles = [tile for row in canvas.split(height, -2) for tile in row.split(width, -1)]
-        return tiles if len(tiles) == 1 else [*tiles, self.resize(image, size, resample=resample)]
+        num_columns, num_rows = get_optimal_tiled_canvas(
+            image.shape[-2:],
+            (size.height, size.width),
+            min_patches,
+            max_patches,
+        )
+        canvas_size = SizeDict(height=size.height * num_rows, width=size.width * num_columns)
+        canvas = self.resize(image, canvas_size, resample=resample)
+        tiles = []
+        for row in canvas.split(size.height, -2):
+            tiles += row.split(size.width, -1)
+        if len(tiles) > 1:
+            tiles.append(self.resize(image, size, resample=resample))
+        return tiles
 
 
 def is_eight_bit(image: ImageInput) -> bool:
@@ -475,8 +562,9 @@ def is_eight_bit(image: ImageInput) -> bool:
 
 def pixels_of(image: PIL.Image.Image) -> torch.Tensor:
     """Return an image as uint8 `(3, height, width)` in channels-last memory format."""
-    is_rgb = image.mode == "RGB" and "transparency" not in image.info
-    return tv.pil_to_tensor(image if is_rgb else to_rgb(image))
+    if image.mode != "RGB" or "transparency" in image.info:
+        image = to_rgb(image)
+    return tv.pil_to_tensor(image)
 
 
 def normalize_tiles(pixel_values: torch.Tensor, image_processor: ViTPImageProcessor) -> torch.Tensor:
@@ -487,9 +575,13 @@ def normalize_tiles(pixel_values: torch.Tensor, image_processor: ViTPImageProces
     """
     if pixel_values.dtype != torch.uint8:
         return pixel_values
-    settings = image_processor
-    return settings.rescale_and_normalize(
-        pixel_values.contiguous(), True, settings.rescale_factor, True, settings.image_mean, settings.image_std
+    return image_processor.rescale_and_normalize(
+        pixel_values.contiguous(),
+        True,
+        image_processor.rescale_factor,
+        True,
+        image_processor.image_mean,
+        image_processor.image_std,
     )
 
 
@@ -521,23 +613,35 @@ class SampleLength:
             num_tokens = self.num_tokens(example["messages"], images_of(example), settings)
         except (ValueError, TypeError, KeyError, OSError, TemplateError):
             return 0  # The collator raises the error.
-        return num_tokens if self.max_length is None else min(num_tokens, self.max_length)
+        if self.max_length is None:
+            return num_tokens
+        return min(num_tokens, self.max_length)
 
-    def num_tokens(self, messages: list[dict[str, Any]], images: list, settings: SourceSettings) -> int:
+    def num_tokens(
+        self,
+        messages: list[dict[str, Any]],
+        images: list,
+        settings: SourceSettings,
+    ) -> int:
         """Return the number of tokens of a sample after the drop, averaged over the draws of `vrl_apply_prob`."""
-        num_visual = self.processor.image_seq_length * sum(num_tiles(images, settings, self.processor.image_processor))
+        tiles = num_tiles(images, settings, self.processor.image_processor)
+        num_visual = self.processor.image_seq_length * sum(tiles)
         num_kept = num_kept_tokens(num_visual, self.vrl_drop_ratio)
-        num_kept = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
+        mean_visual = round(self.vrl_apply_prob * num_kept + (1 - self.vrl_apply_prob) * num_visual)
 
         messages = settings.with_system_prompt(place_images(messages))
         messages = prepare_multimodal_messages(messages, images=images)
         tokenizer = self.processor.tokenizer
         text = tokenizer.apply_chat_template(messages, chat_template=self.processor.template(), tokenize=False)
+        num_text = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         # Each image adds a start and an end token, and replaces one placeholder token of the text.
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + len(images) + num_kept
+        return num_text + len(images) + mean_visual
 
 
 def num_tiles(images: list, settings: SourceSettings, image_processor: ViTPImageProcessor) -> list[int]:
     """Return the number of tiles of each image of a sample, thumbnails included, from the headers of its images."""
-    sizes = [image_size(image) if settings.image_size is None else (settings.image_size,) * 2 for image in images]
+    if settings.image_size is None:
+        sizes = [image_size(image) for image in images]
+    else:
+        sizes = [(settings.image_size, settings.image_size)] * len(images)
     return image_processor.num_tiles(sizes, settings.images_kwargs)

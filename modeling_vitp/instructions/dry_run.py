@@ -61,14 +61,24 @@ class SourceSummary:
     @property
     def longest(self) -> tuple[int, int]:
         """Maximum numbers of tiles and of text tokens of a sample."""
-        tiles, tokens = map(max, zip(*self.samples))
-        return max(tiles, self.most_tiles), math.ceil(tokens)
+        most_tiles = self.most_tiles
+        most_tokens = 0
+        for tiles, tokens in self.samples:
+            most_tiles = max(most_tiles, tiles)
+            most_tokens = max(most_tokens, tokens)
+        return most_tiles, math.ceil(most_tokens)
 
-    def tokens(self, tokens_per_tile: int, drop_ratio: float, args: SFTConfig) -> float:
+    def tokens(
+        self,
+        tokens_per_tile: int,
+        drop_ratio: float,
+        args: SFTConfig,
+    ) -> float:
         """Return the mean number of tokens of a sample after the drop, with the VRL settings of `args`."""
-        visual = round(self.tiles * tokens_per_tile)
-        kept = args.vrl_apply_prob * num_kept_tokens(visual, drop_ratio) + (1 - args.vrl_apply_prob) * visual
-        return min(kept + self.text_tokens, args.max_length or math.inf)
+        num_visual = round(self.tiles * tokens_per_tile)
+        num_kept = num_kept_tokens(num_visual, drop_ratio)
+        mean_visual = args.vrl_apply_prob * num_kept + (1 - args.vrl_apply_prob) * num_visual
+        return min(mean_visual + self.text_tokens, args.max_length or math.inf)
 
 
 def summarize_sources(mixture: Mixture, image_processor: ViTPImageProcessor) -> list[SourceSummary]:
@@ -77,58 +87,81 @@ def summarize_sources(mixture: Mixture, image_processor: ViTPImageProcessor) -> 
     Args:
         image_processor: image processor that tiles the images; its `max_patches` is the default of a source.
     """
-    summaries = []
-    for source in mixture.sources:
-        missing, rows, samples, errors = source.missing(), source.rows, [], []
-        if not source.is_on_hub and missing is None:
-            if source.annotation is not None and Path(source.annotation).suffix == ".jsonl":
-                with open(source.annotation, "rb") as file:  # The count overrides `rows` of the mixture.
-                    rows = sum(1 for line in file if line.strip()) or rows
-            rows = len(read_source(source)) if rows is None else rows
-            samples, errors = measure(source, image_processor)
-        elif missing is None and rows is None:
-            missing = "`rows` is not set, so its share is unknown"
-        most = most_tiles(source, image_processor)
-        summaries.append(
-            SourceSummary(
-                source,
-                rows,
-                effective=effective_rows(source, rows or 0),
-                samples=samples or [(most, TEXT_TOKENS)],
-                most_tiles=most,
-                measured=bool(samples),
-                missing=missing,
-                unusable=f"{len(errors)} of the first {len(samples) + len(errors)}: {errors[0]}" if errors else None,
-            )
-        )
+    summaries = [summarize_source(source, image_processor) for source in mixture.sources]
     total = sum(summary.effective for summary in summaries)
     for summary in summaries:
         summary.share = summary.effective / max(total, 1)
     return summaries
 
 
+def summarize_source(source: Source, image_processor: ViTPImageProcessor) -> SourceSummary:
+    """Return the summary of a source without its share."""
+    missing = source.missing()
+    num_rows = source.rows
+    samples = []
+    errors = []
+    if not source.is_on_hub and missing is None:
+        num_rows = count_rows(source)
+        samples, errors = measure(source, image_processor)
+    elif missing is None and num_rows is None:
+        missing = "`rows` is not set, so its share is unknown"
+    unusable = None
+    if errors:
+        unusable = f"{len(errors)} of the first {len(samples) + len(errors)}: {errors[0]}"
+    upper_bound = most_tiles(source, image_processor)
+    return SourceSummary(
+        source,
+        num_rows,
+        effective=effective_rows(source, num_rows or 0),
+        samples=samples or [(upper_bound, TEXT_TOKENS)],
+        most_tiles=upper_bound,
+        measured=bool(samples),
+        missing=missing,
+        unusable=unusable,
+    )
+
+
+def count_rows(source: Source) -> int:
+    """Return the number of rows of a source on disk. The count of JSON Lines overrides `rows` of the mixture."""
+    num_rows = source.rows
+    if source.annotation is not None and Path(source.annotation).suffix == ".jsonl":
+        with open(source.annotation, "rb") as file:
+            num_lines = sum(1 for line in file if line.strip())
+        if num_lines:
+            num_rows = num_lines
+    if num_rows is None:
+        return len(read_source(source))
+    return num_rows
+
+
 def most_tiles(source: Source, image_processor: ViTPImageProcessor) -> int:
     """Return the maximum number of tiles of a sample of one image."""
     if source.image_size is not None:
-        return sum(image_processor.num_tiles([(source.image_size,) * 2], source.images_kwargs))
+        image_size = (source.image_size, source.image_size)
+        return sum(image_processor.num_tiles([image_size], source.images_kwargs))
     limit = image_processor.max_patches_of_image(1, source.images_kwargs)
-    return limit + 1 if limit > 1 else 1
+    return limit + 1 if limit > 1 else 1  # Several tiles have a thumbnail.
 
 
 def measure(source: Source, image_processor: ViTPImageProcessor) -> tuple[list[tuple[int, float]], list[str]]:
     """Return tiles and text tokens of each valid row of the first rows, and the errors of the invalid ones."""
-    samples, errors = [], []
-    for row in itertools.islice(read_source(dataclasses.replace(source, streaming=True)), ROWS_READ):
+    samples = []
+    errors = []
+    stream = read_source(dataclasses.replace(source, streaming=True))
+    for row in itertools.islice(stream, ROWS_READ):
+        if row["error"]:
+            errors.append(f"row {row['id']}: {row['error']}")
+            continue
         try:
-            if row["error"]:
-                raise ValueError(row["error"])
             images = load_images(row, source.spec_for(image_processor))
             tiles = sum(num_tiles(images, source, image_processor))
         except ValueError as error:
             errors.append(f"row {row['id']}: {error}")
             continue
-        characters = sum(len(text) for message in row["messages"] for text in message_texts(message))
-        samples.append((tiles, characters / CHARACTERS_PER_TOKEN))
+        num_characters = 0
+        for message in row["messages"]:
+            num_characters += sum(map(len, message_texts(message)))
+        samples.append((tiles, num_characters / CHARACTERS_PER_TOKEN))
     return samples, errors
 
 
@@ -136,29 +169,44 @@ def check_rules(mixture: Mixture, summaries: list[SourceSummary]) -> list[tuple[
     """Return whether each of the paper's four rules for mixtures holds, with a description of the findings."""
     present = [summary for summary in summaries if summary.effective > 0]
     domain = [summary for summary in present if not summary.source.general]
-    tasks = {task for summary in domain for task in summary.source.tasks}
-    found = f"{sum(summary.effective for summary in present):,} rows from {len(present)} sources, {len(tasks)} tasks"
-    largest = max(present, key=lambda summary: summary.share, default=None)
-    if largest is not None:
-        found += f", at most {largest.share:.0%} from one ({largest.source.name})"
-    is_diverse = largest is not None and largest.share <= 0.5 and len(tasks) > 1
+    tasks = set()
+    covered_modalities = set()
+    grounding_share = 0
+    for summary in domain:
+        tasks.update(summary.source.tasks)
+        covered_modalities.update(summary.source.modality)
+        if "grounding" in summary.source.tasks:
+            grounding_share += summary.share
+    general_share = sum(summary.share for summary in present if summary.source.general)
 
-    covered = {modality for summary in domain for modality in summary.source.modality}
-    absent = [modality for modality in mixture.modalities if modality not in covered]
-    modalities = f"every one has a source ({', '.join(mixture.modalities)})"
-    if absent:
-        modalities = f"no source of {', '.join(absent)}"
-    elif not mixture.modalities:
+    num_rows = sum(summary.effective for summary in present)
+    diversity = f"{num_rows:,} rows from {len(present)} sources, {len(tasks)} tasks"
+    is_diverse = False
+    if present:
+        largest = max(present, key=lambda summary: summary.share)
+        diversity += f", at most {largest.share:.0%} from one ({largest.source.name})"
+        is_diverse = largest.share <= 0.5 and len(tasks) > 1
+
+    absent_modalities = [modality for modality in mixture.modalities if modality not in covered_modalities]
+    if absent_modalities:
+        modalities = f"no source of {', '.join(absent_modalities)}"
+    elif mixture.modalities:
+        modalities = f"every one has a source ({', '.join(mixture.modalities)})"
+    else:
         modalities = "the mixture does not set `modalities`, those of the downstream tasks"
 
-    without = "no source, so detection is not taught" if mixture.detection else "not needed without detection"
-    grounding = sum(summary.share for summary in domain if "grounding" in summary.source.tasks)
-    general = sum(summary.share for summary in present if summary.source.general)
+    if grounding_share:
+        grounding = f"{grounding_share:.1%}"
+    elif mixture.detection:
+        grounding = "no source, so detection is not taught"
+    else:
+        grounding = "not needed without detection"
+    general = f"{general_share:.1%}" if general_share else "no source against forgetting"
     return [
-        (is_diverse, f"scale and diversity: {found}"),
-        (bool(mixture.modalities) and not absent, f"modalities: {modalities}"),
-        (grounding > 0 or not mixture.detection, f"grounding: {f'{grounding:.1%}' if grounding else without}"),
-        (general > 0, f"general data: {f'{general:.1%}' if general else 'no source against forgetting'}"),
+        (is_diverse, f"scale and diversity: {diversity}"),
+        (bool(mixture.modalities) and not absent_modalities, f"modalities: {modalities}"),
+        (grounding_share > 0 or not mixture.detection, f"grounding: {grounding}"),
+        (general_share > 0, f"general data: {general}"),
     ]
 
 
@@ -171,76 +219,130 @@ def print_mixture(
 ) -> list[SourceSummary]:
     """Print the table, expected tokens per step with and without VRL, missing files, and the rules."""
     summaries = summarize_sources(mixture, image_processor)
-    total = sum(summary.effective for summary in summaries)
     ratios = {"r = 0": 0.0, f"r = {training_args.vrl_drop_ratio:g}": training_args.vrl_drop_ratio}
-    header = ["source", "rows", "rate", "rows an epoch", "share %", "modality", "tasks", "tiles"]
-    lines = [[*header, *(f"tokens, {name}" for name in ratios)]]
-    for summary in summaries:
-        source, bound = summary.source, "" if summary.measured else "<= "
-        tokens = [f"{bound}{summary.tokens(tokens_per_tile, ratio, training_args):.0f}" for ratio in ratios.values()]
-        lines.append(
-            [
-                source.name,
-                "?" if summary.rows is None else f"{summary.rows:,}",
-                f"{source.rate:g}",
-                f"{summary.effective:,}",
-                f"{100 * summary.share:.2f}",
-                "general" if source.general else ", ".join(source.modality) or "?",
-                ", ".join(source.tasks) or "?",
-                f"{bound}{summary.tiles:.3g}",
-                *tokens,
-            ]
-        )
-    lines.append(["all", "", "", f"{total:,}", "100.00" if total else "0.00", *[""] * (len(lines[0]) - 5)])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:  # Names are left-aligned, numbers right-aligned.
-        cells = [cell.ljust(w) if i in (0, 5, 6) else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))]
-        print("  ".join(cells).rstrip())
-
-    batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
-    samples = batch * processes
-    epochs = f" {training_args.max_steps:,} steps: {training_args.max_steps * samples / max(total, 1):.2g} epochs."
-    print(
-        f"\nA step: {batch} samples in each of {processes} process(es), {samples} in all. "
-        f"An epoch: {math.ceil(total / samples):,} steps.{epochs if training_args.max_steps > 0 else ''}"
+    print_table(summaries, training_args, tokens_per_tile, ratios)
+    print_step(
+        summaries,
+        training_args,
+        tokens_per_tile,
+        ratios,
+        processes,
     )
-    bound = "" if all(summary.measured for summary in summaries) else "at most "
-    for name, ratio in ratios.items():
-        tokens = sum(item.share * item.tokens(tokens_per_tile, ratio, training_args) for item in summaries)
-        print(f"Expected tokens a step, {name}: {bound}{tokens * samples:,.0f}")
     size = image_processor.size
     print(
         f"({tokens_per_tile} tokens per tile of {size['height']} x {size['width']} pixels. Text of local sources: the "
         f"valid rows of the first {ROWS_READ}, at {CHARACTERS_PER_TOKEN} characters per token. Other sources: "
         f"{TEXT_TOKENS} text tokens and the maximum number of tiles.)"
     )
-
-    missing = [f"  {summary.source.name}: {summary.missing}" for summary in summaries if summary.missing]
-    print(f"\nMissing: {len(missing)} of {len(summaries)} sources", *missing, sep="\n")
-    unusable = [f"  {summary.source.name}: {summary.unusable}" for summary in summaries if summary.unusable]
-    if unusable:
-        print("Invalid rows:", *unusable, sep="\n")
-    remote = sorted({item.source.hub or item.source.dataset for item in summaries if item.source.is_on_hub})
-    if remote:
-        print(f"On the Hub, not checked: {', '.join(remote)}")
+    print_problems(summaries)
     print("\nThe four rules of a mixture:")
     for holds, text in check_rules(mixture, summaries):
         print(f"  {'ok     ' if holds else 'WARNING'}  {text}")
     return summaries
 
 
+def print_table(
+    summaries: list[SourceSummary],
+    training_args: SFTConfig,
+    tokens_per_tile: int,
+    ratios: dict[str, float],
+) -> None:
+    """Print a line for each source, with its tokens at each drop ratio, and one for all."""
+    header = ["source", "rows", "rate", "rows an epoch", "share %", "modality", "tasks", "tiles"]
+    for name in ratios:
+        header.append(f"tokens, {name}")
+    lines = [header]
+    for summary in summaries:
+        source = summary.source
+        bound = "" if summary.measured else "<= "
+        cells = [
+            source.name,
+            "?" if summary.rows is None else f"{summary.rows:,}",
+            f"{source.rate:g}",
+            f"{summary.effective:,}",
+            f"{100 * summary.share:.2f}",
+            "general" if source.general else ", ".join(source.modality) or "?",
+            ", ".join(source.tasks) or "?",
+            f"{bound}{summary.tiles:.3g}",
+        ]
+        for ratio in ratios.values():
+            cells.append(f"{bound}{summary.tokens(tokens_per_tile, ratio, training_args):.0f}")
+        lines.append(cells)
+    total = sum(summary.effective for summary in summaries)
+    last_line = ["all", "", "", f"{total:,}", "100.00" if total else "0.00"]
+    last_line += [""] * (len(header) - len(last_line))
+    lines.append(last_line)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    left_aligned = (header.index("source"), header.index("modality"), header.index("tasks"))
+    for line in lines:
+        cells = []
+        for index, (cell, width) in enumerate(zip(line, widths)):
+            cells.append(cell.ljust(width) if index in left_aligned else cell.rjust(width))
+        print("  ".join(cells).rstrip())
+
+
+def print_step(
+    summaries: list[SourceSummary],
+    training_args: SFTConfig,
+    tokens_per_tile: int,
+    ratios: dict[str, float],
+    processes: int,
+) -> None:
+    """Print the samples and the expected tokens of an optimizer step."""
+    total = sum(summary.effective for summary in summaries)
+    batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    samples = batch * processes
+    epochs = ""
+    if training_args.max_steps > 0:
+        num_epochs = training_args.max_steps * samples / max(total, 1)
+        epochs = f" {training_args.max_steps:,} steps: {num_epochs:.2g} epochs."
+    print(
+        f"\nA step: {batch} samples in each of {processes} process(es), {samples} in all. "
+        f"An epoch: {math.ceil(total / samples):,} steps.{epochs}"
+    )
+    bound = "" if all(summary.measured for summary in summaries) else "at most "
+    for name, ratio in ratios.items():
+        mean_tokens = 0
+        for summary in summaries:
+            mean_tokens += summary.share * summary.tokens(tokens_per_tile, ratio, training_args)
+        print(f"Expected tokens a step, {name}: {bound}{mean_tokens * samples:,.0f}")
+
+
+def print_problems(summaries: list[SourceSummary]) -> None:
+    """Print what is missing or invalid, and the repos that are not checked."""
+    missing = [f"  {summary.source.name}: {summary.missing}" for summary in summaries if summary.missing]
+    print(f"\nMissing: {len(missing)} of {len(summaries)} sources", *missing, sep="\n")
+    unusable = [f"  {summary.source.name}: {summary.unusable}" for summary in summaries if summary.unusable]
+    if unusable:
+        print("Invalid rows:", *unusable, sep="\n")
+    hub_ids = set()
+    for summary in summaries:
+        if summary.source.is_on_hub:
+            hub_ids.add(summary.source.hub or summary.source.dataset)
+    if hub_ids:
+        print(f"On the Hub, not checked: {', '.join(sorted(hub_ids))}")
+
+
 def print_commands(summaries: list[SourceSummary]) -> None:
     """Print the commands that create the missing sources."""
-    commands = [command for summary in summaries if summary.missing and (command := make_command(summary.source))]
+    commands = []
+    for summary in summaries:
+        command = make_command(summary.source) if summary.missing else None
+        if command is not None:
+            commands.append(f"  {command}")
     if commands:
         print("\nCommands that create the missing sources (without its last argument, a command prints its inputs):")
-        print("\n".join(f"  {command}" for command in commands))
+        print("\n".join(commands))
 
 
 def make_command(source: Source) -> str | None:
     """Return the command that creates the annotation of a source from its `image_root`, or `None`."""
-    path, root = Path(source.annotation or ""), source.image_root
-    if source.make is None or path.suffix != ".jsonl" or root is None:
+    if source.make is None or source.annotation is None or source.image_root is None:
         return None
-    elsewhere = [] if path.parent == Path(root).parent else ["--output_dir", str(path.parent)]
-    return shlex.join([*shlex.split(source.make), path.stem, root, *elsewhere])
+    path = Path(source.annotation)
+    if path.suffix != ".jsonl":
+        return None
+    arguments = [*shlex.split(source.make), path.stem, source.image_root]
+    if path.parent != Path(source.image_root).parent:
+        arguments += ["--output_dir", str(path.parent)]
+    return shlex.join(arguments)

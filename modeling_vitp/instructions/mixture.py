@@ -16,10 +16,10 @@ import os
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,26 +133,11 @@ def load_mixture(mixture: str | Path | dict, parents: tuple[Path, ...] = ()) -> 
     """
     origin = "mixture"
     if not isinstance(mixture, dict):
-        origin, path = str(mixture), Path(mixture)
-        if not path.is_file():
-            raise ValueError(f"Mixture file {path} not found.")
-        if path.suffix == ".json":
-            mixture = {"sources": [{"meta": origin}]}
-        else:
-            try:
-                mixture = expanded_home(read_yaml(path))
-            except Exception as error:  # The parser raises several types, for example for binary files or bad dates.
-                raise ValueError(f"{path} is not valid YAML: {error}") from error
-            if isinstance(mixture, dict) and "mixture" in mixture:
-                mixture = mixture["mixture"]
-                if isinstance(mixture, str):
-                    files = (*parents, path)
-                    if Path(mixture).exists() and any(map(Path(mixture).samefile, files)):
-                        raise ValueError(f"`mixture` of {path} must be another file, got {mixture}.")
-                    try:
-                        return load_mixture(mixture, files)
-                    except ValueError as error:
-                        raise ValueError(f"{path}: {error}") from error
+        origin = str(mixture)
+        path = Path(mixture)
+        mixture = read_mixture_file(path, origin)
+        if isinstance(mixture, str):
+            return load_named_mixture(mixture, (*parents, path))
     if not isinstance(mixture, dict) or not mixture.get("sources"):
         raise ValueError(f"{origin}: a mixture needs a list of `sources`.")
     file = from_mapping(MixtureFile, mixture, origin)
@@ -166,26 +151,66 @@ def load_mixture(mixture: str | Path | dict, parents: tuple[Path, ...] = ()) -> 
             entries.append(entry)
     sources = []
     for index, entry in enumerate(entries):
-        where = f"{origin}, source {entry.get('name', index)!r}"
-        sources.append(make_source({**file.defaults, **entry}, root, file.released_compatible, where))
+        location = f"{origin}, source {entry.get('name', index)!r}"
+        sources.append(make_source({**file.defaults, **entry}, root, file.released_compatible, location))
     if file.released_compatible or any("data_augment" in entry for entry in entries):
         warn_of_differences(entries, file.released_compatible)
-    names = [source.name for source in sources]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{origin}: source names must be unique, got {repeated} more than once.")
-    if file.split_streams:
-        first = [source.name for source in sources if source.streaming and source.first_rows and source.rate < 1]
-        if first:
-            raise ValueError(
-                f"{origin}: split_streams cannot be combined with released_compatible and a rate below 1, as in "
-                f"{first[0]!r}. Remove one of them."
-            )
-    settings = {field.name: getattr(file, field.name) for field in dataclasses.fields(MixtureSettings)}
+    check_sources(sources, origin, file.split_streams)
+    settings = {}
+    for field in dataclasses.fields(MixtureSettings):
+        settings[field.name] = getattr(file, field.name)
     return Mixture(tuple(sources), **settings)
 
 
-def make_source(entry: dict, root: Path, released_compatible: bool, where: str) -> Source:
+def read_mixture_file(path: Path, origin: str) -> Any:
+    """Return the content of a mixture file, or the `mixture` of a recipe, which may be the path of another file."""
+    if not path.is_file():
+        raise ValueError(f"Mixture file {path} not found.")
+    if path.suffix == ".json":
+        return {"sources": [{"meta": origin}]}
+    try:
+        content = expanded_home(read_yaml(path))
+    except Exception as error:  # The parser raises several types, for example for binary files or bad dates.
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if isinstance(content, dict) and "mixture" in content:
+        return content["mixture"]
+    # A text that is the whole file is no path of a mixture.
+    return content if isinstance(content, dict) else None
+
+
+def load_named_mixture(name: str, parents: tuple[Path, ...]) -> Mixture:
+    """Load the mixture file that the last of the parents names."""
+    path = parents[-1]
+    if Path(name).exists() and any(map(Path(name).samefile, parents)):
+        raise ValueError(f"`mixture` of {path} must be another file, got {name}.")
+    try:
+        return load_mixture(name, parents)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_sources(sources: list[Source], origin: str, split_streams: bool) -> None:
+    """Raise a `ValueError` if sources have the same name, or one of them cannot be split."""
+    counts = Counter(source.name for source in sources)
+    repeated_names = sorted(name for name, count in counts.items() if count > 1)
+    if repeated_names:
+        raise ValueError(f"{origin}: source names must be unique, got {repeated_names} more than once.")
+    if not split_streams:
+        return
+    for source in sources:
+        if source.streaming and source.first_rows and source.rate < 1:
+            raise ValueError(
+                f"{origin}: split_streams cannot be combined with released_compatible and a rate below 1, as in "
+                f"{source.name!r}. Remove one of them."
+            )
+
+
+def make_source(
+    entry: dict,
+    root: Path,
+    released_compatible: bool,
+    where: str,
+) -> Source:
     """Return the source of an entry of a mixture; raise a `ValueError` that names an invalid key."""
     entry = dict(entry)
     data_augment = entry.pop("data_augment", False)
@@ -197,7 +222,12 @@ def make_source(entry: dict, root: Path, released_compatible: bool, where: str) 
             entry[key] = str(root / entry[key])
     source = from_mapping(Source, entry, where)
     if released_compatible:
-        source = dataclasses.replace(source, image_size=None, jpeg_degradation=data_augment, first_rows=True)
+        source = dataclasses.replace(
+            source,
+            image_size=None,
+            jpeg_degradation=data_augment,
+            first_rows=True,
+        )
     try:
         source.check(entry)
     except (ValueError, TypeError) as error:
@@ -210,7 +240,8 @@ def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
     if not isinstance(entry["meta"], str):
         raise ValueError(f"{origin}: meta must be the path of a file, got {entry['meta']!r}.")
     path = root / entry["meta"]
-    common = {key: value for key, value in entry.items() if key != "meta"}
+    common_fields = dict(entry)
+    del common_fields["meta"]
     try:
         meta = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -218,42 +249,69 @@ def meta_entries(entry: dict, root: Path, origin: str) -> list[dict]:
     if not isinstance(meta, dict):
         raise ValueError(f"{origin}: the meta JSON {path} must map names to sources, got {type(meta).__name__}.")
     entries = []
-    for name, fields in meta.items():
-        if not isinstance(fields, dict):
-            raise ValueError(f"{origin}: {name!r} in {path} must be a mapping, got {str(fields)[:80]!r}.")
-        unknown = set(fields) - set(META_KEYS)
-        missing = {"root", "annotation"} - set(fields)
+    for name, meta_fields in meta.items():
+        if not isinstance(meta_fields, dict):
+            raise ValueError(f"{origin}: {name!r} in {path} must be a mapping, got {str(meta_fields)[:80]!r}.")
+        unknown = set(meta_fields) - set(META_KEYS)
+        missing = {"root", "annotation"} - set(meta_fields)
         if unknown or missing:
             raise ValueError(
                 f"{origin}: {name!r} in {path} has unknown keys {sorted(unknown)} and missing keys {sorted(missing)}."
             )
-        renamed = {META_KEYS[key]: value for key, value in fields.items() if value is not None}
-        entries.append({**common, "data_augment": False, **renamed, "name": name})
+        fields = {**common_fields, "data_augment": False}
+        for key, value in meta_fields.items():
+            if value is not None:
+                fields[META_KEYS[key]] = value
+        fields["name"] = name
+        entries.append(fields)
     return entries
 
 
 def warn_of_differences(entries: list[dict], released_compatible: bool) -> None:
     """Log a warning for each setting that the released code handles differently."""
-    differences = {
-        "a rate below 1 takes {} rows": ("random", "the first", lambda entry: entry.get("rate", 1) < 1),
-        "image_size is {}": ("applied", "not read", lambda entry: entry.get("image_size")),
-        "data_augment {}": (
-            "is not applied, because the file does not specify it",
-            "degrades images by JPEG compression of random quality",
-            lambda entry: entry.get("data_augment"),
-        ),
-    }
-    for text, (ours, theirs, concerns) in differences.items():
-        names = [str(entry.get("name")) for entry in entries if concerns(entry)]
-        if names and released_compatible:
-            logger.warning("released_compatible: %s, not %s, in %s.", text.format(theirs), ours, ", ".join(names))
-        elif names:
-            logger.warning(
-                "The released code differs: here %s, there %s, in %s. Set released_compatible: true to follow it.",
-                text.format(ours),
-                theirs,
-                ", ".join(names),
-            )
+    warn_of_difference(
+        "a rate below 1 takes {} rows",
+        "random",
+        "the first",
+        [entry for entry in entries if entry.get("rate", 1) < 1],
+        released_compatible,
+    )
+    warn_of_difference(
+        "image_size is {}",
+        "applied",
+        "not read",
+        [entry for entry in entries if entry.get("image_size")],
+        released_compatible,
+    )
+    warn_of_difference(
+        "data_augment {}",
+        "is not applied, because the file does not specify it",
+        "degrades images by JPEG compression of random quality",
+        [entry for entry in entries if entry.get("data_augment")],
+        released_compatible,
+    )
+
+
+def warn_of_difference(
+    text: str,
+    ours: str,
+    theirs: str,
+    entries: list[dict],
+    released_compatible: bool,
+) -> None:
+    """Log what this package and the released code do for these entries, if there are any."""
+    if not entries:
+        return
+    names = ", ".join(str(entry.get("name")) for entry in entries)
+    if released_compatible:
+        logger.warning("released_compatible: %s, not %s, in %s.", text.format(theirs), ours, names)
+    else:
+        logger.warning(
+            "The released code differs: here %s, there %s, in %s. Set released_compatible: true to follow it.",
+            text.format(ours),
+            theirs,
+            names,
+        )
 
 
 def load_sources(name: str) -> Mixture:
@@ -262,23 +320,39 @@ def load_sources(name: str) -> Mixture:
     Raises:
         ValueError: If the name is not found, or the mixture is invalid, see [`load_mixture`].
     """
-    path, fields = Path(name), {}
-    if path.is_file() and path.suffix in (".yaml", ".yml"):
-        with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # `load_mixture` raises an error for such files.
-            fields = read_yaml(path)
-        fields = fields if isinstance(fields, dict) and "mixture" not in fields else {}
-        name = fields.get("dataset_name")
+    path = Path(name)
+    fields = {}
+    dataset_name = name
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            fields = recipe_without_mixture(path)
+        dataset_name = fields.get("dataset_name")
     elif path.is_file():
-        name = name if path.suffix != ".json" or holds_rows(path) else None
-    elif path.suffix in (".yaml", ".yml"):
-        name = None
+        if path.suffix == ".json" and not holds_rows(path):
+            dataset_name = None
     elif not path.is_dir() and (looks_like_path(name) or not HUB_ID.fullmatch(name)):
         raise ValueError(not_there(name))
-    if not isinstance(name, str):
+    if not isinstance(dataset_name, str):
         return load_mixture(path)
-    split = fields.get("dataset_train_split", "train")
-    settings = {"columns": fields.get("columns") or {}, "prompt": fields.get("prompt")}
-    return Mixture((source_of(name, split, fields.get("dataset_config"), fields.get("image_root"), **settings),))
+    source = source_of(
+        dataset_name,
+        fields.get("dataset_train_split", "train"),
+        fields.get("dataset_config"),
+        fields.get("image_root"),
+        columns=fields.get("columns") or {},
+        prompt=fields.get("prompt"),
+    )
+    return Mixture((source,))
+
+
+def recipe_without_mixture(path: Path) -> dict[str, Any]:
+    """Return the fields of a recipe, or none if it has a mixture or cannot be read."""
+    fields = None
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # `load_mixture` raises an error for such files.
+        fields = read_yaml(path)
+    if isinstance(fields, dict) and "mixture" not in fields:
+        return fields
+    return {}
 
 
 class MixtureDataset(Dataset):
@@ -292,11 +366,21 @@ class MixtureDataset(Dataset):
         seed: seed of the draws and the order.
     """
 
-    def __init__(self, mixture: Mixture, parts: list[Dataset], seed: int):
-        self.mixture, self.parts, self.seed = mixture, parts, seed
-        num_rows = sum(effective_rows(source, len(part)) for source, part in zip(mixture.sources, parts))
+    def __init__(
+        self,
+        mixture: Mixture,
+        parts: list[Dataset],
+        seed: int,
+    ):
+        self.mixture = mixture
+        self.parts = parts
+        self.seed = seed
+        num_rows = 0
+        for source, source_rows in zip(mixture.sources, parts):
+            num_rows += effective_rows(source, len(source_rows))
         # The rows are stored in the sources. Columns of the type null need no memory.
-        super().__init__(InMemoryTable.from_pydict({name: pa.nulls(num_rows) for name in FEATURES}))
+        empty_columns = {name: pa.nulls(num_rows) for name in FEATURES}
+        super().__init__(InMemoryTable.from_pydict(empty_columns))
         self.info.features = FEATURES
         # Persistent workers see changes of the epoch because it is in shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -310,39 +394,58 @@ class MixtureDataset(Dataset):
         """Return source (int16), row (int64) and copy (int32) of each row of this epoch, each `(num_rows,)`."""
         epoch = self._epoch.item()
         if self._order is None or self._order[0] != epoch:
-            key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
-            drawn = [draw_rows(source, len(part), *key) for source, part in zip(self.mixture.sources, self.parts)]
-            sources = [torch.full_like(rows, index, dtype=torch.int16) for index, (rows, _) in enumerate(drawn)]
-            sources, (rows, copies) = torch.cat(sources), (torch.cat(columns) for columns in zip(*drawn))
-            del drawn
-            order = torch.randperm(len(rows), generator=keyed_generator(self.seed, epoch, "order"))
-            self._order = epoch, (sources[order], rows[order], copies[order])
+            self._order = epoch, self._draw_order(epoch)
         return self._order[1]
+
+    def _draw_order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        draw_key = epoch if self.mixture.resample == "epoch" else "once"
+        source_parts = []
+        row_parts = []
+        copy_parts = []
+        for index, (source, source_rows) in enumerate(zip(self.mixture.sources, self.parts)):
+            rows, copies = draw_rows(source, len(source_rows), self.seed, draw_key)
+            source_parts.append(torch.full_like(rows, index, dtype=torch.int16))
+            row_parts.append(rows)
+            copy_parts.append(copies)
+        sources = torch.cat(source_parts)
+        rows = torch.cat(row_parts)
+        copies = torch.cat(copy_parts)
+        # The parts are freed before the permutation, because a large mixture has gigabytes of indices.
+        del source_parts, row_parts, copy_parts
+        order = torch.randperm(len(rows), generator=keyed_generator(self.seed, epoch, "order"))
+        return sources[order], rows[order], copies[order]
 
     def lengths(self, measure: Callable[[Dataset], list[int]]) -> list[int]:
         """Return the length of each row of this epoch; `measure` returns the lengths of all rows of a source."""
         if self._lengths is None:
-            self._lengths = [measure(part) for part in self.parts]
-        sources, rows, _ = (values.tolist() for values in self.order())
-        return [self._lengths[source][row] for source, row in zip(sources, rows)]
+            self._lengths = list(map(measure, self.parts))
+        sources, rows, _ = self.order()
+        return [self._lengths[source][row] for source, row in zip(sources.tolist(), rows.tolist())]
 
     def __getitem__(self, key):
         """Return the row of an index, the columns of a slice or several indices, or the column of a name."""
         if isinstance(key, str):
             return [row[key] for row in self]
         if not isinstance(key, int):
-            rows = self.__getitems__(range(len(self))[key] if isinstance(key, slice) else key)
-            return {name: [row[name] for row in rows] for name in self.column_names}
+            indices = range(len(self))[key] if isinstance(key, slice) else key
+            rows = self.__getitems__(indices)
+            columns = {}
+            for name in self.column_names:
+                columns[name] = [row[name] for row in rows]
+            return columns
         if not -len(self) <= key < len(self):
             raise IndexError(f"row {key} is out of range for a mixture of {len(self)} rows")
-        source, row, copy = (values[key].item() for values in self.order())
-        return name_row(self.parts[source][row], copy)
+        sources, rows, copies = self.order()
+        source_rows = self.parts[sources[key].item()]
+        row = source_rows[rows[key].item()]
+        return name_row(row, copies[key].item())
 
     def __getitems__(self, keys: Iterable[int]) -> list[dict]:
         return [self[int(key)] for key in keys]
 
     def __iter__(self) -> Iterator[dict]:
-        return (self[index] for index in range(len(self)))
+        for index in range(len(self)):
+            yield self[index]
 
 
 class MixtureStream(IterableDataset):
@@ -365,9 +468,17 @@ class MixtureStream(IterableDataset):
 
     _process: tuple[int, int] | None = None
 
-    def __init__(self, mixture: Mixture, parts: list[Dataset | IterableDataset], seed: int):
-        self.mixture, self.parts, self.seed = mixture, parts, seed
-        super().__init__(ExamplesIterable(lambda: iter(()), {}), info=DatasetInfo(features=FEATURES))
+    def __init__(
+        self,
+        mixture: Mixture,
+        parts: list[Dataset | IterableDataset],
+        seed: int,
+    ):
+        self.mixture = mixture
+        self.parts = parts
+        self.seed = seed
+        no_rows = ExamplesIterable(lambda: iter(()), {})  # The class yields its own rows.
+        super().__init__(no_rows, info=DatasetInfo(features=FEATURES))
 
     @property
     def is_split(self) -> bool:
@@ -382,20 +493,21 @@ class MixtureStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        worker_id = 0 if worker is None else worker.id
+        num_workers = 1 if worker is None else worker.num_workers
         if self._process is None:
-            return itertools.islice(self._shuffled(self.epoch), first, None, step)
+            return itertools.islice(self._shuffled(self.epoch), worker_id, None, num_workers)
         num_processes, process_index = self._process
-        return self._endless(num_processes * step, process_index * step + first)
+        return self._endless(num_processes * num_workers, process_index * num_workers + worker_id)
 
     def _endless(self, parts: int, part: int) -> Iterator[dict]:
-        empty = 0
+        num_empty_passes = 0
         for passes in itertools.count():
-            empty += 1
+            num_empty_passes += 1
             for row in self._shuffled(self.epoch + passes, parts, part, passes):
                 yield row
-                empty = 0
-            if empty == EMPTY_PASSES:
+                num_empty_passes = 0
+            if num_empty_passes == EMPTY_PASSES:
                 raise ValueError(
                     f"split_streams: one of {parts} workers has no rows. Use fewer processes or workers, or disable "
                     "split_streams."
@@ -405,35 +517,75 @@ class MixtureStream(IterableDataset):
         generator = keyed_generator(self.seed, epoch, "buffer", *part)
         return shuffle_in_buffer(self._mixed(epoch, *part), self.mixture.shuffle_buffer, generator)
 
-    def _mixed(self, epoch: int, parts: int = 1, part: int = 0, passes: int = 0) -> Iterator[dict]:
+    def _mixed(
+        self,
+        epoch: int,
+        parts: int = 1,
+        part: int = 0,
+        passes: int = 0,
+    ) -> Iterator[dict]:
         """Yield the rows of an epoch or of one of its parts; ids are numbered on from `passes` earlier passes."""
-        split = (parts, part) if parts > 1 else ()
-        key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
-        generator = keyed_generator(self.seed, epoch, "order", *split)
-        streams, left = [], []
+        part_key = (parts, part) if parts > 1 else ()
+        generator = keyed_generator(self.seed, epoch, "order", *part_key)
+        streams = []
+        num_remaining = []
         for source, rows in zip(self.mixture.sources, self.parts):
-            if isinstance(rows, Dataset):
-                stream = draw_and_shuffle(rows, source, generator, *key, parts=parts, part=part)
-                number = effective_rows(source, len(rows)) / parts
-            elif parts == 1:
-                stream, number = draw_from_stream(all_rows(rows), source, *key), effective_rows(source, source.rows)
+            stream, num_rows = self._drawn(
+                source,
+                rows,
+                epoch,
+                parts,
+                part,
+                generator,
+            )
+            streams.append(stream)
+            num_remaining.append(num_rows)
+        num_remaining = torch.tensor(num_remaining, dtype=torch.float64).clamp(min=1)
+        while num_remaining.any():
+            index = torch.multinomial(num_remaining, 1, generator=generator).item()
+            row, copy = next(streams[index], (None, None))
+            if row is None:
+                num_remaining[index] = 0
             else:
-                source = dataclasses.replace(source, rows=math.ceil(source.rows / parts))
-                stream = draw_from_stream(stream_rows(source, parts, part), source, *key, *split, is_part=True)
-                number = effective_rows(source, source.rows)
-            streams.append((stream, passes * math.ceil(source.rate)))
-            left.append(number)
-        left = torch.tensor(left, dtype=torch.float64).clamp(min=1)
-        while left.any():
-            index = torch.multinomial(left, 1, generator=generator).item()
-            stream, copies_before = streams[index]
-            drawn = next(stream, None)
-            if drawn is None:
-                left[index] = 0
-            else:
-                row, number = drawn
-                yield name_row(row, copies_before + number)
-                left[index] = max(left[index] - 1, 1)
+                copies_before = passes * math.ceil(self.mixture.sources[index].rate)
+                yield name_row(row, copies_before + copy)
+                num_remaining[index] = max(num_remaining[index] - 1, 1)
+
+    def _drawn(
+        self,
+        source: Source,
+        rows: Dataset | IterableDataset,
+        epoch: int,
+        parts: int,
+        part: int,
+        generator: torch.Generator,
+    ) -> tuple[Iterator[tuple[dict, int]], float]:
+        """Return the rows of a source that an epoch or one of its parts has, with copy numbers, and their number."""
+        draw_key = (self.seed, epoch if self.mixture.resample == "epoch" else "once")
+        if isinstance(rows, Dataset):
+            stream = draw_and_shuffle(
+                rows,
+                source,
+                generator,
+                *draw_key,
+                parts=parts,
+                part=part,
+            )
+            return stream, effective_rows(source, len(rows)) / parts
+        if parts == 1:
+            stream = draw_from_stream(all_rows(rows), source, *draw_key)
+            return stream, effective_rows(source, source.rows)
+        source = dataclasses.replace(source, rows=math.ceil(source.rows / parts))
+        rows_of_part = stream_rows(source, parts, part)
+        stream = draw_from_stream(
+            rows_of_part,
+            source,
+            *draw_key,
+            parts,
+            part,
+            is_part=True,
+        )
+        return stream, effective_rows(source, source.rows)
 
 
 def effective_rows(source: Source, num_rows: int) -> int:
@@ -451,16 +603,23 @@ def draw_rows(source: Source, num_rows: int, *key: object) -> tuple[torch.LongTe
     Returns:
         Row numbers, int64 `(effective_rows,)`, in order of the copies, and copy numbers, int32 of the same shape.
     """
-    whole, part = divmod(effective_rows(source, num_rows), num_rows)
+    num_passes, num_remaining = divmod(effective_rows(source, num_rows), num_rows)
     if source.first_rows:
-        rest = torch.arange(part)
+        remaining_rows = torch.arange(num_remaining)
     else:
-        rest = torch.randperm(num_rows, generator=keyed_generator(*key, source.name, "draw"))[:part]
-    rows = torch.cat([torch.arange(num_rows).repeat(whole), rest])
-    return rows, torch.arange(len(rows)).div_(num_rows, rounding_mode="floor").to(torch.int32)
+        generator = keyed_generator(*key, source.name, "draw")
+        remaining_rows = torch.randperm(num_rows, generator=generator)[:num_remaining]
+    rows = torch.cat([torch.arange(num_rows).repeat(num_passes), remaining_rows])
+    copies = torch.arange(len(rows)).div_(num_rows, rounding_mode="floor")
+    return rows, copies.to(torch.int32)
 
 
-def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool = False) -> Iterator[tuple[dict, int]]:
+def draw_from_stream(
+    rows: Iterable,
+    source: Source,
+    *key: object,
+    is_part: bool = False,
+) -> Iterator[tuple[dict, int]]:
     """Yield the rows of a stream of unknown length with the copy number of each row, from 0.
 
     If the fractional part of the rate is `p / q` in lowest terms, p of every q rows are drawn at random; at most p rows
@@ -469,34 +628,51 @@ def draw_from_stream(rows: Iterable, source: Source, *key: object, is_part: bool
     is correct on average.
     """
     if source.first_rows and source.rate < 1:
-        yield from ((row, 0) for row in itertools.islice(rows, effective_rows(source, source.rows)))
+        for row in itertools.islice(rows, effective_rows(source, source.rows)):
+            yield row, 0
         return
-    whole, part = divmod(Fraction(str(source.rate)), 1)
-    if part.numerator > MOST_HELD:
-        part = part.limit_denominator(math.floor(MOST_HELD / part))
+    num_copies, fraction = divmod(Fraction(str(source.rate)), 1)
+    if fraction.numerator > MOST_HELD:
+        fraction = fraction.limit_denominator(math.floor(MOST_HELD / fraction))
     generator = keyed_generator(*key, source.name, "draw")
-    held, seen = [], 0
+    # Reservoir sampling: each of the rows so far is in the reservoir with the same probability.
+    reservoir = []
+    num_candidates = 0
     for row in rows:
-        yield from ((row, copy) for copy in range(whole))
-        if not part:
+        for copy in range(num_copies):
+            yield row, copy
+        if not fraction:
             continue
-        seen += 1
-        index = seen - 1 if seen <= part.numerator else torch.randint(seen, (), generator=generator).item()
-        if index < part.numerator:
-            held[index : index + 1] = [row]
-        if seen == part.denominator:
-            yield from ((row, whole) for row in held)
-            held, seen = [], 0
-    half = torch.rand((), generator=generator).item() if is_part else Fraction(1, 2)
-    num_last = math.floor(seen * part + half)
-    yield from ((held[index], whole) for index in torch.randperm(len(held), generator=generator)[:num_last].tolist())
+        num_candidates += 1
+        if num_candidates <= fraction.numerator:
+            reservoir.append(row)
+        else:
+            index = torch.randint(num_candidates, (), generator=generator).item()
+            if index < fraction.numerator:
+                reservoir[index] = row
+        if num_candidates == fraction.denominator:
+            for drawn_row in reservoir:
+                yield drawn_row, num_copies
+            reservoir = []
+            num_candidates = 0
+    rounding = torch.rand((), generator=generator).item() if is_part else Fraction(1, 2)
+    num_last = math.floor(num_candidates * fraction + rounding)
+    for index in torch.randperm(len(reservoir), generator=generator)[:num_last].tolist():
+        yield reservoir[index], num_copies
 
 
 def draw_and_shuffle(
-    dataset: Dataset, source: Source, generator: torch.Generator, *key: object, parts: int = 1, part: int = 0
+    dataset: Dataset,
+    source: Source,
+    generator: torch.Generator,
+    *key: object,
+    parts: int = 1,
+    part: int = 0,
 ) -> Iterator[tuple[dict, int]]:
     """Yield the rows of [`draw_rows`] and their copy numbers, or one of several parts, in random order."""
-    rows, copies = (values[part::parts] for values in draw_rows(source, len(dataset), *key))
+    rows, copies = draw_rows(source, len(dataset), *key)
+    rows = rows[part::parts]
+    copies = copies[part::parts]
     for index in torch.randperm(len(rows), generator=generator).tolist():
         yield dataset[rows[index].item()], copies[index].item()
 
@@ -517,7 +693,8 @@ def shuffle_in_buffer(rows: Iterable, size: int, generator: torch.Generator) -> 
         index = torch.randint(size, (), generator=generator).item()
         yield buffer[index]
         buffer[index] = row
-    yield from (buffer[index] for index in torch.randperm(len(buffer), generator=generator).tolist())
+    for index in torch.randperm(len(buffer), generator=generator).tolist():
+        yield buffer[index]
 
 
 def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
@@ -526,22 +703,25 @@ def open_mixture(mixture: Mixture, seed: int) -> MixtureDataset | MixtureStream:
     Raises:
         ValueError: If a source is not found, cannot be read, or is empty; the message names the source.
     """
-    parts, sources = [], []
+    parts = []
+    sources = []
     for source in tqdm(mixture.sources, desc="Opening sources", disable=None):
         source = with_local_annotation(source)
         sources.append(source)
-        part = read_source(source)
-        if isinstance(part, Dataset):
-            if len(part) == 0:
+        source_rows = read_source(source)
+        if isinstance(source_rows, Dataset):
+            num_rows = len(source_rows)
+            if num_rows == 0:
                 raise ValueError(f"Source {source.name!r}: {source.location} has no rows.")
-            if source.rows not in (None, len(part)):
-                logger.warning("Source %r has %d rows, but `rows` is %d.", source.name, len(part), source.rows)
-        parts.append(part)
+            if source.rows is not None and source.rows != num_rows:
+                logger.warning("Source %r has %d rows, but `rows` is %d.", source.name, num_rows, source.rows)
+        parts.append(source_rows)
     mixture = dataclasses.replace(mixture, sources=tuple(sources))
-    is_streamed = any(isinstance(part, IterableDataset) for part in parts)
-    if mixture.split_streams and not is_streamed:
+    if has_stream(parts):
+        return MixtureStream(mixture, parts, seed)
+    if mixture.split_streams:
         logger.warning("split_streams has no effect because no source is streaming.")
-    return (MixtureStream if is_streamed else MixtureDataset)(mixture, parts, seed)
+    return MixtureDataset(mixture, parts, seed)
 
 
 def sources_of(dataset: Rows) -> list[Rows]:
@@ -558,8 +738,9 @@ def describe_schemas(dataset: Rows) -> list[str]:
     if not isinstance(dataset, MixtureDataset | MixtureStream):
         return [f"reads: {describe_part(dataset, schema_name(dataset))}"]
     lines = []
-    for source, part in zip(dataset.mixture.sources, dataset.parts):
-        lines.append(f"reads {source.name}: {describe_part(part, schema_of_part(source, part))}")
+    for source, source_rows in zip(dataset.mixture.sources, dataset.parts):
+        schema = schema_of_part(source, source_rows)
+        lines.append(f"reads {source.name}: {describe_part(source_rows, schema)}")
     return lines
 
 
@@ -569,13 +750,20 @@ def schema_of_part(source: Source, part: Rows) -> str:
 
 
 def describe_part(dataset: Rows, schema: str) -> str:
-    is_stream = isinstance(dataset, IterableDataset)
-    first = itertools.islice(prepare_rows(dataset), LOOKED_AT)  # Images stay encoded.
-    counts = [len(images_of(row)) for row in first if not row.get("error")]
-    least, most = min(counts, default=0), max(counts, default=0)
-    number = f"{least}" if least == most else f"{least} to {most}"
-    images = "no images" if most == 0 else f"{number} image{'s' if number != '1' else ''} a row"
-    return f"{schema}, {'a stream' if is_stream else f'{len(dataset):,} rows'}, {images}"
+    num_rows = "a stream" if isinstance(dataset, IterableDataset) else f"{len(dataset):,} rows"
+    image_counts = []
+    for row in itertools.islice(prepare_rows(dataset), LOOKED_AT):  # Images stay encoded.
+        if not row.get("error"):
+            image_counts.append(len(images_of(row)))
+    least = min(image_counts, default=0)
+    most = max(image_counts, default=0)
+    if most == 0:
+        images = "no images"
+    elif least == most:
+        images = f"{most} image{'s' if most > 1 else ''} a row"
+    else:
+        images = f"{least} to {most} images a row"
+    return f"{schema}, {num_rows}, {images}"
 
 
 def check_rows(
@@ -604,40 +792,68 @@ def check_rows(
             no row has an image.
     """
     length = number_of_rows(dataset)
-    first, start = CHECKED * len(sources_of(dataset)), time.monotonic()
-    done = skipped = illustrated = 0
-    with preserve_random_states(), closing(encoded_rows(dataset, collator, most_rows, in_processes)) as found:
-        for result in found:
-            if isinstance(result, ValueError) and collator.on_error == "raise":
-                raise result
-            skipped += isinstance(result, ValueError)
-            illustrated += result is True
-            done += 1
-            passed = time.monotonic() - start
-            whole = passed / done * length if length is not None and done >= first else 0.0
-            if passed > seconds or (done >= first and (length is None or whole > seconds)):
+    num_first = CHECKED * len(sources_of(dataset))
+    start = time.monotonic()
+    num_checked = 0
+    num_invalid = 0
+    num_with_images = 0
+    with preserve_random_states(), closing(encoded_rows(dataset, collator, most_rows, in_processes)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, ValueError):
+                if collator.on_error == "raise":
+                    raise outcome
+                num_invalid += 1
+            elif outcome:
+                num_with_images += 1
+            num_checked += 1
+            elapsed = time.monotonic() - start
+            if elapsed > seconds:
                 break
-    if not illustrated and not allow_text_only:
+            # After the first rows, the check continues only if all rows can be checked in time.
+            if num_checked >= num_first and (length is None or elapsed / num_checked * length > seconds):
+                break
+    if num_with_images == 0 and not allow_text_only:
         raise ValueError(
-            f"Expected rows with images, but none of the first {done:,} has one, so the ViT would learn nothing. Put "
-            "images into a column `image` or `images`, name it in `columns`, or set allow_text_only."
+            f"Expected rows with images, but none of the first {num_checked:,} has one, so the ViT would learn "
+            "nothing. Put images into a column `image` or `images`, name it in `columns`, or set allow_text_only."
         )
-    rows = f"all {done:,} rows" if done == length else f"{done:,} of {length:,} rows" if length else f"{done:,} rows"
-    unfit = f"; {skipped:,} of them are invalid and will be replaced (on_error: skip)" if skipped else ""
-    return f"checked: {rows} encoded in {time.monotonic() - start:.1f} s{unfit}"
+    summary = f"checked: {describe_checked(num_checked, length)} encoded in {time.monotonic() - start:.1f} s"
+    if num_invalid:
+        summary += f"; {num_invalid:,} of them are invalid and will be replaced (on_error: skip)"
+    return summary
+
+
+def describe_checked(num_checked: int, length: int | None) -> str:
+    """Return the number of checked rows, out of those of a data set of known length."""
+    if num_checked == length:
+        return f"all {num_checked:,} rows"
+    if length:
+        return f"{num_checked:,} of {length:,} rows"
+    return f"{num_checked:,} rows"
 
 
 def encoded_rows(
-    dataset: Rows, collator: ViTPDataCollator, most_rows: int | None, in_processes: bool
+    dataset: Rows,
+    collator: ViTPDataCollator,
+    most_rows: int | None,
+    in_processes: bool,
 ) -> Iterator[ValueError | bool]:
     """Yield the error of each row, or whether it has images."""
     # A process that is not forked imports all modules first, which takes longer than most checks.
-    if in_processes and number_of_rows(dataset) is not None and multiprocessing.get_start_method() == "fork":
-        rows, num_workers = EncodedRows(dataset, collator), min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    can_fork = in_processes and multiprocessing.get_start_method() == "fork"
+    if can_fork and number_of_rows(dataset) is not None:
+        rows = EncodedRows(dataset, collator)
+        num_workers = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
         keys = itertools.islice(rows.keys(), most_rows)
-        yield from DataLoader(rows, batch_size=None, sampler=keys, num_workers=num_workers)
+        yield from DataLoader(
+            rows,
+            batch_size=None,
+            sampler=keys,
+            num_workers=num_workers,
+        )
     else:
-        yield from map(partial(try_to_encode, collator), itertools.islice(in_turn(dataset), most_rows))
+        for row in itertools.islice(in_turn(dataset), most_rows):
+            yield try_to_encode(collator, row)
 
 
 def try_to_encode(collator: ViTPDataCollator, row: dict) -> ValueError | bool:
@@ -659,18 +875,29 @@ class EncodedRows(torch.utils.data.Dataset):
     def keys(self) -> Iterator[tuple[int, int]]:
         """Yield source and row number of each row, in the order of [`in_turn`]."""
         for number in range(max(map(len, self.parts))):
-            yield from ((source, number) for source, part in enumerate(self.parts) if number < len(part))
+            for source, source_rows in enumerate(self.parts):
+                if number < len(source_rows):
+                    yield source, number
 
     def __getitem__(self, key: tuple[int, int]) -> ValueError | bool:
         source, number = key
         row = self.parts[source][number]
-        return try_to_encode(self.collator, name_row(row, copy=0) if self.is_mixture else row)
+        if self.is_mixture:
+            row = name_row(row, copy=0)
+        return try_to_encode(self.collator, row)
 
 
 def number_of_rows(dataset: Rows) -> int | None:
     """Return the number of rows of all sources, each counted once, or `None` for a stream."""
     parts = sources_of(dataset)
-    return None if any(isinstance(part, IterableDataset) for part in parts) else sum(map(len, parts))
+    if has_stream(parts):
+        return None
+    return sum(map(len, parts))
+
+
+def has_stream(parts: list[Rows]) -> bool:
+    """Return whether any of these data sets is a stream."""
+    return any(isinstance(source_rows, IterableDataset) for source_rows in parts)
 
 
 def in_turn(dataset: Rows) -> Iterator[dict]:
@@ -678,19 +905,27 @@ def in_turn(dataset: Rows) -> Iterator[dict]:
     if not isinstance(dataset, MixtureDataset | MixtureStream):
         yield from dataset
         return
-    parts = [all_rows(part) if isinstance(part, IterableDataset) else iter(part) for part in dataset.parts]
-    for rows in itertools.zip_longest(*(map(partial(name_row, copy=0), part) for part in parts)):
-        yield from (row for row in rows if row is not None)
+    iterators = []
+    for source_rows in dataset.parts:
+        if isinstance(source_rows, IterableDataset):
+            iterators.append(all_rows(source_rows))
+        else:
+            iterators.append(iter(source_rows))
+    for rows in itertools.zip_longest(*iterators):
+        for row in rows:
+            if row is not None:
+                yield name_row(row, copy=0)
 
 
 @contextmanager
 def preserve_random_states() -> Iterator[None]:
     """Restore the random states of torch, NumPy and Python, which a user's transform may change."""
-    states = random.getstate(), np.random.get_state()
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
 
 
 def replacement_rows(dataset: Dataset | IterableDataset, num_rows: int = 64) -> Dataset | list[dict]:

@@ -49,9 +49,11 @@ def content_id(example: dict[str, Any]) -> str:
 
     Without the images, rows with the same answer would share the draws of VRL, which would then reveal the answer.
     """
-    digest = hashlib.sha256(json.dumps(example.get("messages"), sort_keys=True, default=str).encode())
+    messages = json.dumps(example.get("messages"), sort_keys=True, default=str)
+    digest = hashlib.sha256(messages.encode())
     for image in images_of(example):
-        digest.update(hashlib.sha256(stored_bytes(image)).digest())
+        image_digest = hashlib.sha256(stored_bytes(image)).digest()
+        digest.update(image_digest)
     return "content:" + digest.hexdigest()[:16]
 
 
@@ -64,15 +66,19 @@ def stored_bytes(image: Any) -> bytes:
     if image is None or isinstance(image, str):
         return str(image).encode(errors="backslashreplace")
     pixels = np.asarray(image)
-    return f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
+    description = f"{pixels.shape} {pixels.dtype}"
+    return description.encode() + pixels.tobytes()
 
 
 def images_of(example: dict[str, Any]) -> list:
     """Return the images of a row as they are stored, from `images` or `image`."""
     images = example.get("images")
     if images is None:
-        images = [] if example.get("image") is None else [example["image"]]
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+        image = example.get("image")
+        return [] if image is None else [image]
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    return [images]
 
 
 def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
@@ -84,25 +90,30 @@ def load_images(example: dict[str, Any], spec: InputSpec | None = None) -> list:
     Args:
         spec: input spec of the images, see [`~modeling_vitp.images.reading.read_picture`].
     """
-    loaded = []
+    images = []
     for index, image in enumerate(images_of(example)):
         if isinstance(image, str):
             image = {"path": image, "bytes": None}
         if isinstance(image, dict):
-            try:
-                image = bands_first(read_picture(content_of(image), spec))
-            except Exception as error:  # Pillow raises many types for a broken file, SyntaxError among them.
-                origin = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
-                reason = said(error)
-                if isinstance(error, FileNotFoundError) and error.filename:
-                    reason = f"file {os.path.abspath(error.filename)} not found; set `image_root` to the image folder"
-                raise ValueError(
-                    f"image {index}{origin} cannot be read: {reason}. Repair the file or remove the row."
-                ) from error
+            image = decoded_image(image, index, spec)
         if isinstance(image, PIL.Image.Image) and 0 in image.size:
             raise ValueError(f"image {index} is empty: {image.width} x {image.height} pixels. Remove the row.")
-        loaded.append(image)
-    return loaded
+        images.append(image)
+    return images
+
+
+def decoded_image(stored: dict[str, Any], index: int, spec: InputSpec | None) -> PIL.Image.Image | np.ndarray:
+    """Return image number `index` of a row; raise a `ValueError` that names its path if it cannot be read."""
+    try:
+        return bands_first(read_picture(content_of(stored), spec))
+    except Exception as error:  # Pillow raises many types for a broken file, SyntaxError among them.
+        origin = f" ({stored['path']})" if stored.get("path") else ""
+        reason = said(error)
+        if isinstance(error, FileNotFoundError) and error.filename:
+            reason = f"file {os.path.abspath(error.filename)} not found; set `image_root` to the image folder"
+        raise ValueError(
+            f"image {index}{origin} cannot be read: {reason}. Repair the file or remove the row."
+        ) from error
 
 
 def bands_first(picture: Picture) -> PIL.Image.Image | np.ndarray:
@@ -122,43 +133,66 @@ def check_image_parts(messages: list[dict]) -> None:
     """Raise a `ValueError` if a message part contains an image, which belongs under the row's `images`."""
     for index, message in enumerate(messages):
         content = message.get("content")
-        for part in content if isinstance(content, (list, tuple)) else ():
-            check_image_part(part, index)
+        if isinstance(content, (list, tuple)):
+            for content_part in content:
+                check_image_part(content_part, index)
 
 
 def check_image_part(part: dict, index: int) -> None:
-    named = [key for key in ("image_url", "url", "path", "base64") if part.get(key) is not None]
-    named += ["image"] if isinstance(part.get("image"), (str, bytes, dict)) else []
-    if named or part.get("type") == "image_url":
+    """Raise a `ValueError` if a part of message `index` contains an image."""
+    image_keys = [key for key in ("image_url", "url", "path", "base64") if part.get(key) is not None]
+    if isinstance(part.get("image"), (str, bytes, dict)):
+        image_keys.append("image")
+    if part.get("type") == "image_url":
+        image_keys.append("image_url")
+    if image_keys:
         raise ValueError(
-            f"message {index} has a part that contains an image ({(named or ['image_url'])[0]}). Put the image under "
-            "`images`, as a path or bytes, and mark its position with {'type': 'image'}."
+            f"message {index} has a part that contains an image ({image_keys[0]}). Put the image under `images`, as a "
+            "path or bytes, and mark its position with {'type': 'image'}."
         )
 
 
 def check_answers(messages: list[dict[str, Any]]) -> None:
     """Raise a `ValueError` if no answer is trained on, or one is empty, has an image or precedes all questions."""
-    answers = [(index, message) for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if all(is_given(message) for _, message in answers):
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if all(map(is_given, answers)):
         raise ValueError("no assistant message to train on. Add one or remove the row.")
-    first_question = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
-    for index, message in answers:
-        if index < first_question:
-            raise ValueError(
-                f"the answer in message {index} comes before the first question. Reorder the messages or remove the "
-                "row."
-            )
-        if message.get("content") and has_place(message):
-            raise ValueError(f"the answer in message {index} has an image. Move it to a question or remove the row.")
-        if not "".join(message_texts(message)).strip():
-            raise ValueError(f"the answer in message {index} is empty. Add its text or remove the row.")
+    has_question = False
+    for index, message in enumerate(messages):
+        if message["role"] == "user":
+            has_question = True
+        if message["role"] != "assistant":
+            continue
+        problem = None
+        if not has_question:
+            problem = "comes before the first question. Reorder the messages"
+        elif message.get("content") and has_place(message):
+            problem = "has an image. Move it to a question"
+        elif not "".join(message_texts(message)).strip():
+            problem = "is empty. Add its text"
+        if problem is not None:
+            raise ValueError(f"the answer in message {index} {problem} or remove the row.")
+
+
+def num_image_parts(messages: list[dict[str, Any]]) -> int:
+    """Return the number of image parts of messages whose contents are lists of parts."""
+    num_parts = 0
+    for message in messages:
+        for content_part in message["content"]:
+            if content_part["type"] == "image":
+                num_parts += 1
+    return num_parts
 
 
 def is_given(message: dict[str, Any]) -> bool:
     """Return whether a message is an answer that is excluded from the loss."""
     content = message.get("content")
-    parts = content if message["role"] == "assistant" and isinstance(content, list) else []
-    return any(isinstance(part, dict) and part.get("type") == GIVEN for part in parts)
+    if message["role"] != "assistant" or not isinstance(content, list):
+        return False
+    for content_part in content:
+        if isinstance(content_part, dict) and content_part.get("type") == GIVEN:
+            return True
+    return False
 
 
 def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -167,16 +201,18 @@ def place_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Empty fields are removed. A table has them if other rows have these fields, and TRL and chat templates would take an
     empty `image` of a part for an image.
     """
-    is_placed = any(has_place(message) for message in messages)
+    has_places = any(map(has_place, messages))
     placed = []
-    for message in map(plain_message, messages):
+    for message in messages:
+        message = plain_message(message)
         content = message["content"]
-        # TRL would also put all images before the first question, if that remains a string.
-        if is_placed and message["role"] != "assistant" and isinstance(content, str):
+        if isinstance(content, list):
+            fixed_fields = {"type": "text"} if is_given(message) else {}
+            parts = [{**plain_message(part), **fixed_fields} for part in content]
+            message = {**message, "content": parts}
+        elif has_places and message["role"] != "assistant" and isinstance(content, str):
+            # TRL would also put all images before the first question, if that remains a string.
             message = {**message, "content": split_at_places(content)}
-        elif isinstance(content, list):
-            kind = {"type": "text"} if is_given(message) else {}
-            message = {**message, "content": [plain_message(part) | kind for part in content]}
         placed.append(message)
     return placed
 
@@ -186,14 +222,21 @@ def has_place(message: dict[str, Any]) -> bool:
     content = message["content"]
     if isinstance(content, str):
         return message["role"] != "assistant" and IMAGE_PLACE in content
-    return any(isinstance(part, dict) and part.get("type") == "image" for part in content or ())
+    for content_part in content or ():
+        if isinstance(content_part, dict) and content_part.get("type") == "image":
+            return True
+    return False
 
 
 def split_at_places(text: str) -> list[dict[str, Any]]:
     """Split text into parts at `<image>`, without the newline after it, which the chat template writes."""
-    first, *rest = text.split(IMAGE_PLACE)
-    parts = [{"type": "text", "text": first}] if first or not rest else []
-    for following in rest:
+    if IMAGE_PLACE not in text:
+        return [{"type": "text", "text": text}]
+    before, *texts_after = text.split(IMAGE_PLACE)
+    parts = []
+    if before:
+        parts.append({"type": "text", "text": before})
+    for following in texts_after:
         parts.append({"type": "image", "text": None})
         following = following.removeprefix("\n")
         if following:
@@ -231,13 +274,19 @@ class SourceSettings:
     @property
     def images_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for the image processor."""
-        kwargs = {"max_patches": self.max_patches, "input_spec": self.input_spec}
-        return {name: value for name, value in kwargs.items() if value is not None}
+        kwargs = {}
+        if self.max_patches is not None:
+            kwargs["max_patches"] = self.max_patches
+        if self.input_spec is not None:
+            kwargs["input_spec"] = self.input_spec
+        return kwargs
 
     def spec_for(self, image_processor: ViTPImageProcessor) -> InputSpec:
         """Return the input spec of the source, or that of the image processor if the source has none."""
-        fields, names = self.input_spec or image_processor.input_spec, image_processor.band_names
-        return InputSpec.from_dict(fields if names is None else {"band_names": names, **fields})
+        fields = self.input_spec or image_processor.input_spec
+        if image_processor.band_names is not None:
+            fields = {"band_names": image_processor.band_names, **fields}
+        return InputSpec.from_dict(fields)
 
     def apply(self, images: list, generator: torch.Generator) -> list:
         """Return the images of a sample after JPEG degradation and resampling, as far as they are set."""
@@ -256,8 +305,9 @@ class SourceSettings:
 
 def degrade(image: PIL.Image.Image, generator: torch.Generator) -> PIL.Image.Image:
     """Return the image after JPEG compression with a random quality from 75 to 100; transparency becomes white."""
-    if not isinstance(image, PIL.Image.Image) or image.mode not in PIL_8BIT_MODES:
-        kind = f"mode {image.mode}" if isinstance(image, PIL.Image.Image) else f"{len(image)} bands of {image.dtype}"
+    is_picture = isinstance(image, PIL.Image.Image)
+    if not is_picture or image.mode not in PIL_8BIT_MODES:
+        kind = f"mode {image.mode}" if is_picture else f"{len(image)} bands of {image.dtype}"
         raise ValueError(f"jpeg_degradation needs 8-bit images, got {kind}. Remove the setting from the source.")
     quality = torch.randint(75, 101, (), generator=generator).item()
     return compress_jpeg(to_rgb(image), quality)
@@ -276,9 +326,13 @@ def resample_band(band: np.ndarray, size: int) -> np.ndarray:
     """Resample an array of shape `(height, width)`; its dtype and its range of values are kept."""
     if not np.isfinite(band).all():
         raise ValueError("image_size cannot resample an image with values that are not finite. Fill them first.")
-    square = PIL.Image.fromarray(band.astype(np.float32)).resize((size, size), PIL.Image.Resampling.BICUBIC)
-    values = np.clip(np.asarray(square, dtype=np.float64), band.min(), band.max())
-    return (np.rint(values) if band.dtype.kind in "bui" else values).astype(band.dtype)
+    picture = PIL.Image.fromarray(band.astype(np.float32))
+    square = picture.resize((size, size), PIL.Image.Resampling.BICUBIC)
+    # Bicubic interpolation overshoots at edges.
+    resampled = np.clip(np.asarray(square, dtype=np.float64), band.min(), band.max())
+    if band.dtype.kind in "bui":
+        resampled = np.rint(resampled)
+    return resampled.astype(band.dtype)
 
 
 def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -286,30 +340,40 @@ def prepare_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDatase
 
     A data set with a user's transform keeps its decoded images, because the transform reads them.
     """
+    encoded_features = {}
     is_custom = isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
-    encoded = {}
-    for name, feature in () if is_custom else (dataset.features or {}).items():
-        if is_decoded(feature):
-            encoded[name] = Image(decode=False)
-        elif isinstance(feature, List) and is_decoded(feature.feature):
-            encoded[name] = List(Image(decode=False))
+    if not is_custom:
+        encoded_features = undecoded_images(dataset.features or {})
     has_ids = dataset.column_names is not None and "id" in dataset.column_names
-    if has_ids and not encoded:
+    if has_ids and not encoded_features:
         return dataset
     if isinstance(dataset, Dataset):
         if not has_ids:
             dataset = number_rows(dataset, "id")
         # For a list of images, `cast_column` would write an unchanged copy of the whole data set.
         dataset = dataset.select_columns(dataset.column_names)
-        dataset.info.features = Features({**dataset.features, **encoded})
+        dataset.info.features = Features({**dataset.features, **encoded_features})
         return dataset
-    for name, feature in encoded.items():
+    for name, feature in encoded_features.items():
         dataset = dataset.cast_column(name, feature)
     if not has_ids:
         # In a stream the row number depends on the worker, the rank and the shuffle buffer, so a hash is used.
-        features = dataset.features and Features({"id": Value("string"), **dataset.features})
+        features = dataset.features
+        if features:
+            features = Features({"id": Value("string"), **features})
         dataset = dataset.map(lambda row: {"id": content_id(row), **row}, features=features)
     return dataset
+
+
+def undecoded_images(features: Features | dict) -> dict[str, Image | List]:
+    """Return features without decoding for the columns of decoded images or lists of them."""
+    encoded_features = {}
+    for name, feature in features.items():
+        if is_decoded(feature):
+            encoded_features[name] = Image(decode=False)
+        elif isinstance(feature, List) and is_decoded(feature.feature):
+            encoded_features[name] = List(Image(decode=False))
+    return encoded_features
 
 
 def number_rows(dataset: Dataset, name: str) -> Dataset:
@@ -321,9 +385,10 @@ def number_rows(dataset: Dataset, name: str) -> Dataset:
     indices = dataset._indices
     if indices is None or len(indices.column(0).unique()) < len(dataset):
         return dataset.add_column(name, range(len(dataset)))
-    whole = copy.copy(dataset)
-    whole._indices = None
-    numbered = whole.add_column(name, range(len(whole)))  # its fingerprint depends on that of the selection
+    unselected = copy.copy(dataset)
+    unselected._indices = None
+    # The fingerprint of the numbered data set depends on that of the selection.
+    numbered = unselected.add_column(name, range(len(unselected)))
     numbered._indices = indices
     return numbered
 
@@ -339,15 +404,21 @@ def describe_rows(dataset: Dataset | IterableDataset, num_rows: int = 8) -> str:
         return f"stream {info.dataset_name} {info.config_name} {dataset.split} {sorted(dataset.column_names or [])}"
     if hasattr(dataset, "set_epoch"):
         dataset.set_epoch(0)
-    rows = [dataset[index * len(dataset) // num_rows] for index in range(num_rows)] if len(dataset) else []
-    # Of the messages alone, because a user's transform may change the images at random.
-    texts = [f"{row.get('id')}{content_id({'messages': row.get('messages')})}" for row in rows]
-    digest = hashlib.sha256("".join(texts).encode()).hexdigest()
-    return f"{len(dataset)} rows, {digest[:16]}"
+    digest = hashlib.sha256()
+    if len(dataset):
+        for index in range(num_rows):
+            row = dataset[index * len(dataset) // num_rows]
+            # Of the messages alone, because a user's transform may change the images at random.
+            messages_id = content_id({"messages": row.get("messages")})
+            digest.update(f"{row.get('id')}{messages_id}".encode())
+    return f"{len(dataset)} rows, {digest.hexdigest()[:16]}"
 
 
 def sample_texts(
-    dataset: Dataset | IterableDataset, sample_transform: SampleTransform | None, seed: int, num_samples: int = 2000
+    dataset: Dataset | IterableDataset,
+    sample_transform: SampleTransform | None,
+    seed: int,
+    num_samples: int = 2000,
 ) -> Iterator[str]:
     """Yield the texts of the first rows' messages, after the transform, to train a tokenizer."""
     for row in itertools.islice(prepare_rows(dataset), num_samples):
@@ -355,7 +426,7 @@ def sample_texts(
         if hasattr(sample_transform, "messages"):  # which needs no pixels
             row = {"messages": sample_transform.messages(row, generator)}
         elif sample_transform is not None:
-            row = {**row, "images": [] if makes_images(sample_transform) else load_images(row)}
-            row = sample_transform(row, generator)
+            images = [] if makes_images(sample_transform) else load_images(row)
+            row = sample_transform({**row, "images": images}, generator)
         for message in row["messages"]:
             yield from message_texts(message)

@@ -33,7 +33,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from ..data.rows import undecoded
 from ..images.reading import IMAGE_SUFFIXES, OF_THE_WEB, below, is_url
 from ..processing_vitp import GIVEN, plain_message
-from .rows import FEATURES, check_image_part, content_id, number_rows, split_at_places
+from .rows import FEATURES, check_image_part, content_id, num_image_parts, number_rows, split_at_places
 
 ROLE_OF = {
     "human": "user",
@@ -68,7 +68,9 @@ def schema(name: str, *columns: str, is_last: bool = False) -> Callable:
     """Register the decorated function as the `turns` of a [`Schema`]; a schema with the same name is replaced."""
 
     def register(turns: Callable) -> Callable:
-        SCHEMAS[:] = [other for other in SCHEMAS if other.name != name] + [Schema(name, columns, turns, is_last)]
+        other_schemas = [registered for registered in SCHEMAS if registered.name != name]
+        # The list is changed in place, because other modules import it.
+        SCHEMAS[:] = [*other_schemas, Schema(name, columns, turns, is_last)]
         return turns
 
     return register
@@ -82,15 +84,23 @@ def listed_turns(row: dict) -> list[dict]:
 @schema("prompts and completions", "prompt", "completion")
 def completed_turns(row: dict) -> list[dict]:
     """Return a prompt and a completion as turns. Answers in the prompt are excluded from the loss, as in TRL."""
-    parts = []
-    for name, role in (("prompt", "user"), ("completion", "assistant")):
-        turns = row[name]
-        turns = [{"role": role, "content": turns}] if isinstance(turns, str) else turns_of(turns)
-        if not isinstance(turns, list) or not turns:
-            raise ValueError(f"the {name} must be a text or a list of turns, got {str(turns)[:80]!r}.")
-        parts.append(turns)
-    prompt, completion = parts
-    return [*({**turn, GIVEN: True} if isinstance(turn, dict) else turn for turn in prompt), *completion]
+    turns = []
+    for turn in turns_of_column(row, "prompt", "user"):
+        if isinstance(turn, dict):
+            turn = {**turn, GIVEN: True}
+        turns.append(turn)
+    return turns + turns_of_column(row, "completion", "assistant")
+
+
+def turns_of_column(row: dict, column: str, role: str) -> list:
+    """Return the turns of a column, whose text is one turn of this role."""
+    content = row[column]
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    turns = turns_of(content)
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"the {column} must be a text or a list of turns, got {str(turns)[:80]!r}.")
+    return turns
 
 
 @schema("InternVL conversations", "conversations", "image", "width", "height")
@@ -102,8 +112,10 @@ def conversation_turns(row: dict) -> list[dict]:
 
 @schema("questions and answers", "question", "answer")
 def question_turns(row: dict) -> list[dict]:
-    answer = row["answer"]
-    question, answer = as_text(row["question"], "question"), "" if answer is None else as_text(answer, "answer")
+    question = as_text(row["question"], "question")
+    answer = ""
+    if row["answer"] is not None:
+        answer = as_text(row["answer"], "answer")
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
@@ -123,14 +135,20 @@ def caption_turns(row: dict) -> list[dict]:
     The question is that of the row, or one of [`CAPTION_QUESTIONS`], chosen by the caption. Captions are a text, or a
     list of texts or of mappings with the text as `raw` or `caption`.
     """
-    captions, turns = as_list(row["caption"]), []
-    for caption in captions if isinstance(captions, list) else [captions]:
+    captions = as_list(row["caption"])
+    if not isinstance(captions, list):
+        captions = [captions]
+    turns = []
+    for caption in captions:
         if isinstance(caption, dict):
             caption = caption.get("raw", caption.get("caption"))
         text = check_text(caption, "the caption").strip()
-        number = hashlib.sha256(text.encode()).digest()[0] + len(turns)
-        question = row.get("question") or CAPTION_QUESTIONS[number % len(CAPTION_QUESTIONS)]
-        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        question = row.get("question")
+        if not question:
+            number = hashlib.sha256(text.encode()).digest()[0] + len(turns)
+            question = CAPTION_QUESTIONS[number % len(CAPTION_QUESTIONS)]
+        turns.append({"role": "user", "content": question})
+        turns.append({"role": "assistant", "content": text})
     return turns
 
 
@@ -138,7 +156,7 @@ def caption_turns(row: dict) -> list[dict]:
 OTHER_NAMES = dict.fromkeys(("captions", "text", "txt", "sentences"), "caption")
 OTHER_NAMES |= dict.fromkeys(("img", "image_path", "img_path", "image_file"), "image")
 OTHER_NAMES |= dict.fromkeys(("file_name", "filename", "filepath", "path"), "image")
-OTHER_NAMES |= {name: name for name in ("image", "images", "caption")}
+OTHER_NAMES |= {"image": "image", "images": "images", "caption": "caption"}
 OF_IMAGES = {"image", "width", "height"}  # Columns of a schema that contain no text.
 BESIDE = ("system", "video", "videos")  # Columns that are read in addition to those of the schema.
 IMAGES = ("images", "image")  # If a row has both columns, the one that is not empty is used.
@@ -146,11 +164,18 @@ IMAGES = ("images", "image")  # If a row has both columns, the one that is not e
 
 def text_columns() -> list[str]:
     """Return the text columns of all schemas."""
-    return list(dict.fromkeys(name for schema in SCHEMAS for name in schema.columns if name not in OF_IMAGES))
+    columns = []
+    for registered in SCHEMAS:
+        for column in registered.columns:
+            if column not in OF_IMAGES and column not in columns:
+                columns.append(column)
+    return columns
 
 
 def recognize(
-    names: Iterable[str], mapped: Mapping[str, str] | None = None, prompt: str | None = None
+    names: Iterable[str],
+    mapped: Mapping[str, str] | None = None,
+    prompt: str | None = None,
 ) -> tuple[Schema, dict[str, str]]:
     """Return the schema that matches these column names, and a mapping from the schema's columns to the names.
 
@@ -161,47 +186,101 @@ def recognize(
     Raises:
         ValueError: If no schema or several match. The message lists the columns, and those that each schema needs.
     """
-    names, mapped = list(names), mapped or {}
+    names = list(names)
     if not names:
         raise ValueError("expected rows, found none.")
-    known = [*IMAGES, "id", *text_columns(), *BESIDE, *sorted(OF_IMAGES - {*IMAGES})]
-    unknown = [role for role in mapped if role not in known]
-    if unknown:
-        raise ValueError(f"`columns`: unknown name {unknown[0]!r}. Known: {', '.join(dict.fromkeys(known))}.")
-    requested = set(text_columns()) & set(mapped)
+    user_columns = dict(mapped or {})
+    check_roles(user_columns)
+    renamed = columns_with_other_names(names, user_columns)
+    column_of = {**renamed, **user_columns}
+    available = {*names, *column_of}
+    if prompt is not None:
+        available.add("question")
+    requested = set(text_columns()) & set(user_columns)
+    matching = matching_schemas(requested, available)
+    if len(matching) != 1:
+        if matching:
+            problem = "match several schemas: " + " and ".join(candidate.name for candidate in matching)
+        else:
+            problem = "match no schema"
+        hint = suggested_columns(names, renamed) or needed_columns()
+        raise ValueError(f"the columns {names} {problem}. Rename or remove columns, or set `columns`. {hint}.")
+    recognized = matching[0]
+    return recognized, columns_to_read(recognized, names, column_of)
+
+
+def check_roles(user_columns: Mapping[str, str]) -> None:
+    """Raise a `ValueError` that names a key of `columns` which no schema reads."""
+    roles = [*IMAGES, "id", *text_columns(), *BESIDE]
+    for role in sorted(OF_IMAGES):
+        if role not in IMAGES:
+            roles.append(role)
+    for role in user_columns:
+        if role not in roles:
+            raise ValueError(f"`columns`: unknown name {role!r}. Known: {', '.join(dict.fromkeys(roles))}.")
+
+
+def columns_with_other_names(names: list[str], user_columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns that are recognized by one of [`OTHER_NAMES`], by the schema's column that they replace."""
     renamed: dict[str, str] = {}
     for name in names:
         role = OTHER_NAMES.get(name.lower())
-        same = IMAGES if role in IMAGES else (role,)
-        if role and name not in mapped.values() and {*names, *mapped, *renamed}.isdisjoint(same):
+        if role is None or name in user_columns.values():
+            continue
+        equal_roles = IMAGES if role in IMAGES else (role,)
+        if {*names, *user_columns, *renamed}.isdisjoint(equal_roles):
             renamed[role] = name
-    mapped = renamed | mapped
-    available = {*names, *mapped, *(["question"] if prompt is not None else [])}
-    matching = [schema for schema in SCHEMAS if requested <= set(schema.columns) <= available]
-    matching = [one for one in matching if not any(set(one.columns) < set(other.columns) for other in matching)]
-    matching = [one for one in matching if not one.is_last] or matching
-    if len(matching) != 1:
-        kinds = " and ".join(schema.name for schema in matching)
-        found = f"match several schemas: {kinds}" if matching else "match no schema"
-        needed = "; ".join(f"{schema.name} need {', '.join(schema.columns)}" for schema in SCHEMAS)
-        hint = fitting(names, renamed) or needed
-        raise ValueError(f"the columns {names} {found}. Rename or remove columns, or set `columns`. {hint}.")
-    roles = (*matching[0].columns, *BESIDE)
-    columns = {role: role for role in roles if role in names and role not in OF_IMAGES} | {
-        role: column for role, column in mapped.items() if role in (*roles, "id", *IMAGES)
-    }
+    return renamed
+
+
+def matching_schemas(requested: set[str], available: set[str]) -> list[Schema]:
+    """Return the schemas with all requested columns whose columns are available, without those of lower precedence."""
+    complete = []
+    for candidate in SCHEMAS:
+        if requested <= set(candidate.columns) <= available:
+            complete.append(candidate)
+    largest = []
+    for candidate in complete:
+        if not any(set(candidate.columns) < set(rival.columns) for rival in complete):
+            largest.append(candidate)
+    preferred = [candidate for candidate in largest if not candidate.is_last]
+    return preferred or largest
+
+
+def columns_to_read(recognized: Schema, names: list[str], column_of: Mapping[str, str]) -> dict[str, str]:
+    """Return the stored column of each of the schema's columns, and of the id, the images and those in [`BESIDE`]."""
+    roles = (*recognized.columns, *BESIDE)
+    columns = {}
+    for role in roles:
+        if role in names and role not in OF_IMAGES:
+            columns[role] = role
+    for role, column in column_of.items():
+        if role in roles or role == "id" or role in IMAGES:
+            columns[role] = column
     if columns.keys().isdisjoint(IMAGES):
-        columns |= dict(zip(IMAGES, [name for name in IMAGES if name in names]))
-    return matching[0], columns
+        image_columns = [name for name in IMAGES if name in names]
+        # One column of images is read as `images`, whichever of the two names it has.
+        columns.update(zip(IMAGES, image_columns))
+    return columns
 
 
-def fitting(names: list[str], renamed: dict[str, str]) -> str:
+def needed_columns() -> str:
+    """Return a text with the columns that each schema needs."""
+    return "; ".join(f"{registered.name} need {', '.join(registered.columns)}" for registered in SCHEMAS)
+
+
+def suggested_columns(names: list[str], renamed: dict[str, str]) -> str:
     """Return the `columns` that would make a schema of unknown columns: one text is a caption, two are a question."""
-    texts = [name for name in names if name.lower() not in (*OTHER_NAMES, *OF_IMAGES, *BESIDE, "id", "label", KEY)]
-    roles = {1: ["caption"], 2: ["question", "answer"]}.get(len(texts))
-    if roles is None:
+    known_names = {*OTHER_NAMES, *OF_IMAGES, *BESIDE, "id", "label", KEY}
+    texts = [name for name in names if name.lower() not in known_names]
+    if len(texts) == 1:
+        roles = ["caption"]
+    elif len(texts) == 2:
+        roles = ["question", "answer"]
+    else:
         return ""
-    columns = {role: name for role, name in renamed.items() if role in IMAGES} | dict(zip(roles, texts))
+    columns = {role: name for role, name in renamed.items() if role in IMAGES}
+    columns.update(zip(roles, texts))
     return f"Perhaps: columns: {json.dumps(columns, ensure_ascii=False)}"
 
 
@@ -210,7 +289,9 @@ def looks_like_image(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(map(looks_like_image, value))
     if isinstance(value, dict):
-        return {"bytes", "path"} <= value.keys() and (value["bytes"] is not None or looks_like_image(value["path"]))
+        if not {"bytes", "path"} <= value.keys():
+            return False
+        return value["bytes"] is not None or looks_like_image(value["path"])
     if isinstance(value, str):
         return len(value) < 4096 and PurePath(value).suffix.lower() in IMAGE_SUFFIXES
     return isinstance(value, PIL.Image.Image)
@@ -218,13 +299,17 @@ def looks_like_image(value: Any) -> bool:
 
 def as_list(turns: Any) -> Any:
     """Return turns as a list of dictionaries, also if they are stored as a dictionary of lists."""
-    return [dict(zip(turns, values)) for values in zip(*turns.values())] if isinstance(turns, dict) else turns
+    if not isinstance(turns, dict):
+        return turns
+    return [dict(zip(turns, fields)) for fields in zip(*turns.values())]
 
 
 def turns_of(turns: Any) -> Any:
     """Return turns as [`as_list`] does, without the empty fields that they have if other turns have these fields."""
     turns = as_list(turns)
-    return [plain_message(turn) for turn in turns] if isinstance(turns, list) else turns
+    if not isinstance(turns, list):
+        return turns
+    return [plain_message(turn) for turn in turns]
 
 
 class Written(str):
@@ -273,12 +358,6 @@ def check_unmerged(features: Features | dict | None) -> None:
     If the values of a column differ in type between rows, the JSON reader of `datasets` parses the texts: if one row
     has the number 3, "007" in another row becomes 7.
     """
-
-    def holds_json(feature: Any) -> bool:
-        if isinstance(feature, (dict, list)):
-            return any(map(holds_json, feature.values() if isinstance(feature, dict) else feature))
-        return isinstance(feature, Json) or (hasattr(feature, "feature") and holds_json(feature.feature))
-
     for name, feature in (features or {}).items():
         if holds_json(feature):
             raise ValueError(
@@ -287,15 +366,29 @@ def check_unmerged(features: Features | dict | None) -> None:
             )
 
 
+def holds_json(feature: Any) -> bool:
+    """Return whether a feature, or one inside of it, is JSON."""
+    if isinstance(feature, dict):
+        return any(map(holds_json, feature.values()))
+    if isinstance(feature, list):
+        return any(map(holds_json, feature))
+    if hasattr(feature, "feature") and holds_json(feature.feature):
+        return True
+    return isinstance(feature, Json)
+
+
 def after_system(system: Any, turns: list[dict]) -> list[dict]:
     """Prepend a system turn to the turns; raise a `ValueError` if they begin with a different system turn."""
     if not system or not isinstance(turns, list):
         return turns
-    first = turns[0] if turns and isinstance(turns[0], dict) else {}
-    if first.get("role", first.get("from")) != "system":
+    first_turn = {}
+    if turns and isinstance(turns[0], dict):
+        first_turn = turns[0]
+    if first_turn.get("role", first_turn.get("from")) != "system":
         return [{"role": "system", "content": system}, *turns]
-    content = first.get("content", first.get("value"))
-    if content not in (system, [{"type": "text", "text": system}]):
+    content = first_turn.get("content", first_turn.get("value"))
+    content_in_parts = [{"type": "text", "text": system}]
+    if content != system and content != content_in_parts:
         raise ValueError(
             f"its `system` is {str(system)[:80]!r}, but its first turn is {str(content)[:80]!r}. Remove one of them."
         )
@@ -313,32 +406,47 @@ def messages_of(turns: list[dict], num_images: int) -> list[dict]:
     """
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"the messages must be a list of turns, got {str(turns)[:80]!r}.")
-    messages = []
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise ValueError(f"message {index} must have a role and a content, got {str(turn)[:80]!r}.")
-        role = turn.get("role", turn.get("from"))
-        if not isinstance(role, str) or role not in ROLE_OF:
-            raise ValueError(f"message {index} has the unknown role {role!r}. Known roles: {', '.join(ROLE_OF)}.")
-        content = turn.get("content", turn.get("value"))
-        if isinstance(content, list):
-            parts = [message_part(part, index) for part in content]
-        else:
-            parts = [{"type": "text", "text": check_text(content, f"the content of message {index}")}]
-        if ROLE_OF[role] != "assistant" and all(part["type"] == "text" for part in parts):
-            parts = [piece for part in parts for piece in split_at_places(part["text"])]
-        if turn.get(GIVEN) and ROLE_OF[role] == "assistant":
-            parts = [{**part, "type": GIVEN} for part in parts]
-        messages.append({"role": ROLE_OF[role], "content": parts})
-    num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
+    messages = [message_of(turn, index) for index, turn in enumerate(turns)]
+    num_places = num_image_parts(messages)
     if num_places == 0 and num_images:
-        first = next((message for message in messages if message["role"] == "user"), None)
-        if first is None:
-            raise ValueError("a row with images needs a question.")
-        first["content"] = [{"type": "image", "text": None} for _ in range(num_images)] + first["content"]
+        insert_images(messages, num_images)
     elif num_places != num_images:
         raise ValueError(f"it has {num_images} image(s), but {num_places} image place(s) in its messages.")
     return messages
+
+
+def message_of(turn: Any, index: int) -> dict:
+    """Return turn number `index` as a message with a list of parts."""
+    if not isinstance(turn, dict):
+        raise ValueError(f"message {index} must have a role and a content, got {str(turn)[:80]!r}.")
+    stored_role = turn.get("role", turn.get("from"))
+    if not isinstance(stored_role, str) or stored_role not in ROLE_OF:
+        raise ValueError(f"message {index} has the unknown role {stored_role!r}. Known roles: {', '.join(ROLE_OF)}.")
+    role = ROLE_OF[stored_role]
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list):
+        parts = [message_part(part, index) for part in content]
+    else:
+        parts = [{"type": "text", "text": check_text(content, f"the content of message {index}")}]
+    if role == "assistant":
+        if turn.get(GIVEN):
+            parts = [{**part, "type": GIVEN} for part in parts]
+    elif all(content_part["type"] == "text" for content_part in parts):
+        text_parts = parts
+        parts = []
+        for text_part in text_parts:
+            parts += split_at_places(text_part["text"])
+    return {"role": role, "content": parts}
+
+
+def insert_images(messages: list[dict], num_images: int) -> None:
+    """Put image parts before the first question."""
+    for message in messages:
+        if message["role"] == "user":
+            for _ in range(num_images):
+                message["content"].insert(0, {"type": "image", "text": None})
+            return
+    raise ValueError("a row with images needs a question.")
 
 
 def message_part(part: Any, index: int) -> dict:
@@ -357,23 +465,36 @@ def message_part(part: Any, index: int) -> dict:
 
 def encoded_image(image: Any, image_root: str | None) -> dict:
     """Return an undecoded image as a dictionary of path and bytes; a path may not lead out of `image_root`."""
+    path = None
+    content = None
     if isinstance(image, str):
         if is_url(image) and not OF_THE_WEB.match(image):
             raise ValueError(f"an image must be a path or an HTTP URL, got {image[:80]!r}.")
-        image = {"path": image, "bytes": None}
+        path = image
     elif isinstance(image, bytes):
-        image = {"path": None, "bytes": image}
-    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (None, None)
-    if not (path or content) or not isinstance(path or "", str) or not isinstance(content or b"", bytes):
+        content = image
+    elif isinstance(image, dict):
+        path = image.get("path")
+        content = image.get("bytes")
+    is_image_path = isinstance(path or "", str)
+    is_encoded = isinstance(content or b"", bytes)
+    if not (path or content) or not is_image_path or not is_encoded:
         raise ValueError(f"an image must be a path or encoded bytes, got {str(image)[:80]!r}.")
     check_text(path or "", "the path of an image")
-    if image.get("bytes") is None and image_root is not None and not is_url(path):
-        image = {**image, "path": str(below(image_root, path, "image_root"))}
-    return {"path": image.get("path"), "bytes": image.get("bytes")}
+    if content is None and image_root is not None and not is_url(path):
+        path = str(below(image_root, path, "image_root"))
+    return {"path": path, "bytes": content}
 
 
-def row_of(source: str, row_id: str, images: list[dict], messages: list[dict], error: str | None = None) -> dict:
-    error = error and error.encode(errors="backslashreplace").decode()  # Arrow rejects unpaired surrogates.
+def row_of(
+    source: str,
+    row_id: str,
+    images: list[dict],
+    messages: list[dict],
+    error: str | None = None,
+) -> dict:
+    if error:
+        error = error.encode(errors="backslashreplace").decode()  # Arrow rejects unpaired surrogates.
     return {"id": row_id, "images": images, "messages": messages, "source": source, "error": error}
 
 
@@ -419,14 +540,23 @@ class RowReader:
         """
         is_packed = KEY in stored
         names = unpacked_names(stored) if is_packed else list(stored)
-        unknown = [column for column in (mapped or {}).values() if column not in names]
-        if unknown:
-            raise ValueError(f"column {unknown[0]!r} not found. Found: {names}.")
-        schema, columns = recognize(names, mapped, options.get("prompt"))
+        for column in (mapped or {}).values():
+            if column not in names:
+                raise ValueError(f"column {column!r} not found. Found: {names}.")
+        recognized, columns = recognize(names, mapped, options.get("prompt"))
         label = stored.get(columns.get("answer"))
-        label = label if isinstance(label, ClassLabel) else None
-        reader = cls(schema, columns, label=label, is_packed=is_packed, mapped=mapped, **options)
-        check_unmerged({name: stored[name] for name in (stored if is_packed else {*columns.values()})})
+        if not isinstance(label, ClassLabel):
+            label = None
+        reader = cls(
+            recognized,
+            columns,
+            label=label,
+            is_packed=is_packed,
+            mapped=mapped,
+            **options,
+        )
+        columns_read = stored if is_packed else set(columns.values())
+        check_unmerged({name: stored[name] for name in columns_read})
         return reader
 
     @property
@@ -435,14 +565,21 @@ class RowReader:
 
     def stored_columns(self, names: Iterable[str]) -> list[str]:
         """Return the columns in `names` that the reader uses, or all if it has yet to look for images in them."""
-        return list(names if self.is_packed or not self.reads_images else dict.fromkeys(self.columns.values()))
+        if self.is_packed or not self.reads_images:
+            return list(names)
+        return list(dict.fromkeys(self.columns.values()))
 
     @property
     def reads_images(self) -> bool:
         """Presence of a column of images."""
-        return any(role in self.columns for role in IMAGES)
+        return not self.columns.keys().isdisjoint(IMAGES)
 
-    def __call__(self, stored: dict[str, Any], number: int | None = None, image_root: str | None = None) -> dict:
+    def __call__(
+        self,
+        stored: dict[str, Any],
+        number: int | None = None,
+        image_root: str | None = None,
+    ) -> dict:
         """Convert one row; if it is invalid, describe the problem in its `error`.
 
         Args:
@@ -452,65 +589,119 @@ class RowReader:
         if self.is_packed:
             return self.unpacked(stored, number, image_root)
         row_id = stored.get(self.columns.get("id"))
-        row_id = number if row_id is None else row_id
+        if row_id is None:
+            row_id = number
         error = None
         try:
-            if any(stored.get(self.columns.get(role)) for role in ("video", "videos")):
-                raise ValueError("videos are not supported. Store frames as a list of images.")
-            given = self.images_of(stored)
-            images = [encoded_image(image, image_root or self.image_root) for image in given]
-            row = {role: stored[column] for role, column in self.columns.items() if column in stored}
-            row.setdefault("question", self.prompt)
-            if self.label is not None and row["answer"] is not None:
-                row["answer"] = self.label.int2str(row["answer"])
-            unread = [] if self.reads_images else [name for name, value in stored.items() if looks_like_image(value)]
-            if unread:
-                raise ValueError(
-                    f"the column {unread[0]!r} looks like image files, but is not read. Rename it to `image`, set "
-                    f"`columns` to {json.dumps({'image': unread[0]})}, or remove it."
-                )
-            if "caption" in self.schema.columns and not images:
-                raise ValueError("a caption needs an image, but the row has none. Add it or remove the row.")
-            messages = messages_of(after_system(row.get("system"), self.schema.turns(row)), len(images))
+            self.check_no_video(stored)
+            stored_images = self.images_of(stored)
+            images = [encoded_image(image, image_root or self.image_root) for image in stored_images]
+            messages = self.messages(stored, len(images))
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
-            images, messages, given, error = [], [], [], str(problem)
-        if row_id is None:  # of paths as they are stored, so that the folder of the data may be moved
-            row_id = content_id({"messages": messages or str(stored), "images": given})
-        return row_of(self.source, str(row_id), images, messages, error)
+            images = []
+            messages = []
+            stored_images = []
+            error = str(problem)
+        if row_id is None:
+            # The hash is of the paths as they are stored, so that the folder of the data may be moved.
+            row_id = content_id({"messages": messages or str(stored), "images": stored_images})
+        return row_of(
+            self.source,
+            str(row_id),
+            images,
+            messages,
+            error,
+        )
 
-    def unpacked(self, sample: dict[str, Any], number: int | None, image_root: str | None) -> dict:
+    def check_no_video(self, stored: dict[str, Any]) -> None:
+        for role in ("video", "videos"):
+            if stored.get(self.columns.get(role)):
+                raise ValueError("videos are not supported. Store frames as a list of images.")
+
+    def messages(self, stored: dict[str, Any], num_images: int) -> list[dict]:
+        """Return the messages of a row with `num_images` images."""
+        row = {role: stored[column] for role, column in self.columns.items() if column in stored}
+        row.setdefault("question", self.prompt)
+        if self.label is not None and row["answer"] is not None:
+            row["answer"] = self.label.int2str(row["answer"])
+        if not self.reads_images:
+            for name, value in stored.items():
+                if looks_like_image(value):
+                    raise ValueError(
+                        f"the column {name!r} looks like image files, but is not read. Rename it to `image`, set "
+                        f"`columns` to {json.dumps({'image': name})}, or remove it."
+                    )
+        if "caption" in self.schema.columns and num_images == 0:
+            raise ValueError("a caption needs an image, but the row has none. Add it or remove the row.")
+        turns = after_system(row.get("system"), self.schema.turns(row))
+        return messages_of(turns, num_images)
+
+    def unpacked(
+        self,
+        sample: dict[str, Any],
+        number: int | None,
+        image_root: str | None,
+    ) -> dict:
         """Convert a sample of a WebDataset, see `__call__`."""
-        options = {"source": self.source, "prompt": self.prompt, "image_root": self.image_root}
         try:
             row = unpack(sample)
-            reader = RowReader.of(dict.fromkeys(row), self.mapped, **options)
+            reader = RowReader.of(
+                dict.fromkeys(row),
+                self.mapped,
+                source=self.source,
+                prompt=self.prompt,
+                image_root=self.image_root,
+            )
         except ValueError as problem:
-            name = sample[KEY] if number is None or "id" in self.columns else number
-            return row_of(self.source, str(name), [], [], f"sample {sample[KEY]} of {sample.get(URL)}: {problem}")
+            row_id = sample[KEY] if number is None or "id" in self.columns else number
+            error = f"sample {sample[KEY]} of {sample.get(URL)}: {problem}"
+            return row_of(
+                self.source,
+                str(row_id),
+                images=[],
+                messages=[],
+                error=error,
+            )
         return reader(row, number, image_root)
 
     def images_of(self, stored: dict[str, Any]) -> list:
         """Return the images of a row from `images` or `image`; raise a `ValueError` if the two columns differ."""
-        stored = [stored.get(self.columns.get(role)) for role in IMAGES]
-        images, others = ([] if one is None or one == "" else one if isinstance(one, list) else [one] for one in stored)
-        if images and any(image not in images for image in others):
-            raise ValueError("`images` and `image` contain different images. Put all of them under `images`.")
-        return images or others
+        images_by_column = []
+        for role in IMAGES:
+            content = stored.get(self.columns.get(role))
+            if content is None or content == "":
+                content = []
+            elif not isinstance(content, list):
+                content = [content]
+            images_by_column.append(content)
+        images, single_images = images_by_column
+        if not images:
+            return single_images
+        for image in single_images:
+            if image not in images:
+                raise ValueError("`images` and `image` contain different images. Put all of them under `images`.")
+        return images
 
     def batch(self, batch: dict[str, list]) -> dict[str, list]:
         """Convert a batch of stored columns, one of which has the row numbers; used as transform of a `Dataset`."""
-        rows = [
-            self({name: values[index] for name, values in batch.items()}, number)
-            for index, number in enumerate(batch[NUMBERS])
-        ]
-        return {name: [row[name] for row in rows] for name in FEATURES}
+        converted_rows = []
+        for index, number in enumerate(batch[NUMBERS]):
+            stored = {name: column[index] for name, column in batch.items()}
+            converted_rows.append(self(stored, number))
+        converted_batch = {}
+        for name in FEATURES:
+            converted_batch[name] = [row[name] for row in converted_rows]
+        return converted_batch
 
 
 # Columns of a WebDataset sample: key, archive, and its files. The files are a list (`members`) or, as `datasets` reads
 # them, one column for each file extension of the first samples.
-KEY, URL, MEMBERS = "__key__", "__url__", "members"
+KEY = "__key__"
+URL = "__url__"
+MEMBERS = "members"
 JSON = "json"
-TEXTS, NUMBER_FILES = {"txt", "text", "transcript"}, {"cls", "cls2", "index", "inx", "id"}
+TEXTS = {"txt", "text", "transcript"}
+NUMBER_FILES = {"cls", "cls2", "index", "inx", "id"}
 VIDEOS = {"mkv", "mp4", "avi", "mpeg", "mpg", "mov"}
 
 
@@ -522,11 +713,19 @@ def unpacked_names(stored: Mapping[str, Any]) -> list[str]:
     """Return the field names that [`unpack`] returns for a sample, or for any sample with these columns."""
     if MEMBERS in stored:
         return list(unpack(stored))
-    fields = list(stored[JSON]) if isinstance(stored.get(JSON), Mapping) else []
-    members = [name for name in stored if name not in (KEY, URL, JSON)]
-    images = ["images"] if any(map(is_image, members)) else []
-    fields = [name for name in fields if not images or name not in ("image", "images")]
-    return list(dict.fromkeys(["id", *fields, *(name for name in members if not is_image(name)), *images]))
+    members = dict(stored)
+    for name in (KEY, URL, JSON):
+        members.pop(name, None)
+    has_images = any(map(is_image, members))
+    names = ["id"]
+    if isinstance(stored.get(JSON), Mapping):
+        for name in stored[JSON]:
+            if not (has_images and name in IMAGES):
+                names.append(name)
+    names += [name for name in members if not is_image(name)]
+    if has_images:
+        names.append("images")
+    return list(dict.fromkeys(names))
 
 
 def unpack(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -539,20 +738,33 @@ def unpack(stored: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If a file of the sample cannot be read.
     """
     if MEMBERS in stored:
-        members = {member["name"]: decode_member(stored[KEY], **member) for member in as_list(stored[MEMBERS])}
+        members = {}
+        for member in as_list(stored[MEMBERS]):
+            members[member["name"]] = decode_member(stored[KEY], member["name"], member["content"])
     else:
-        members = {name: value for name, value in stored.items() if name not in (KEY, URL)}
+        members = dict(stored)
+        members.pop(KEY)
+        members.pop(URL, None)
     fields = members.pop(JSON, None) or {}
     if not isinstance(fields, dict):
         raise ValueError(f"its JSON must be a mapping, got {str(fields)[:80]!r}.")
-    images = {name: members.pop(name) for name in list(members) if is_image(name)}
-    videos = [name for name in members if ending(name) in VIDEOS and members[name] is not None]
+    image_names = list(filter(is_image, members))
+    images = {}
+    for name in image_names:
+        image = members.pop(name)
+        if image is not None:
+            images[name] = image
     row = {"id": stored[KEY], **members, **fields}
-    if images:
+    if image_names:
         row.pop("image", None)
-        images = {name: image for name, image in images.items() if image is not None}
-        row["images"] = [images[name] for name in in_order([*images], fields)]
-    return {**row, "videos": videos} if videos else row
+        row["images"] = [images[name] for name in in_order(list(images), fields)]
+    videos = []
+    for name, content in members.items():
+        if ending(name) in VIDEOS and content is not None:
+            videos.append(name)
+    if videos:
+        row["videos"] = videos
+    return row
 
 
 def in_order(images: list[str], fields: Mapping[str, Any]) -> list[str]:
@@ -561,16 +773,30 @@ def in_order(images: list[str], fields: Mapping[str, Any]) -> list[str]:
     Images that the JSON does not list are ordered by number if their names differ in numbers alone. Others keep the
     order in which they are stored.
     """
-    named = fields.get("images") or fields.get("image")
-    listed = [
-        max((image for image in images if re.search(rf"(^|[./]){re.escape(image)}$", str(name))), key=len, default="")
-        for name in (named if isinstance(named, list) else [])
-    ]
-    if sorted(listed) == sorted(images):
-        return listed
-    if len({re.sub(r"\d+", "0", image) for image in images}) == 1:
-        return sorted(images, key=lambda image: [int(part) for part in re.findall(r"\d+", image)])
+    listed_names = fields.get("images") or fields.get("image")
+    if not isinstance(listed_names, list):
+        listed_names = []
+    listed_images = [image_with_name(name, images) for name in listed_names]
+    if sorted(listed_images) == sorted(images):
+        return listed_images
+    names_without_numbers = {re.sub(r"\d+", "0", image) for image in images}
+    if len(names_without_numbers) == 1:
+        return sorted(images, key=numbers_in)
     return images
+
+
+def image_with_name(name: Any, images: list[str]) -> str:
+    """Return the longest of the images with which a name ends, or an empty text."""
+    longest_image = ""
+    for image in images:
+        is_end = re.search(rf"(^|[./]){re.escape(image)}$", str(name)) is not None
+        if is_end and len(image) > len(longest_image):
+            longest_image = image
+    return longest_image
+
+
+def numbers_in(name: str) -> list[int]:
+    return list(map(int, re.findall(r"\d+", name)))
 
 
 def ending(member: str) -> str:
@@ -604,26 +830,26 @@ class Archives(WebDataset):
     def _generate_examples(self, tar_paths: list[str], tar_iterators: list[Iterable]) -> Iterator[tuple[Key, dict]]:
         for number, (path, files) in enumerate(zip(tar_paths, tar_iterators)):
             for index, sample in enumerate(self._get_pipeline_from_tar(path, files)):
-                origin = {name: sample.pop(name) for name in (KEY, URL)}
-                members = [{"name": name, "content": content} for name, content in sample.items()]
-                yield Key(number, index), {**origin, MEMBERS: members}
+                row = {KEY: sample.pop(KEY), URL: sample.pop(URL)}
+                row[MEMBERS] = [{"name": name, "content": content} for name, content in sample.items()]
+                yield Key(number, index), row
 
 
 def load_stored(
     split: str | None = None, streaming: bool = False, **location
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
     """Load a data set with `load_dataset`, or a WebDataset with [`Archives`]."""
-    found = load_dataset_builder(**location)
-    if not isinstance(found, WebDataset):
+    default_builder = load_dataset_builder(**location)
+    if not isinstance(default_builder, WebDataset):
         return load_dataset(**location, split=split, streaming=streaming)
     builder = Archives(
         cache_dir=location.get("cache_dir"),
-        dataset_name=found.dataset_name,
-        config_name=found.config.name,
+        dataset_name=default_builder.dataset_name,
+        config_name=default_builder.config.name,
         hash="1",  # Version of the cached format.
-        base_path=found.base_path,
-        repo_id=found.repo_id,
-        data_files=found.config.data_files,
+        base_path=default_builder.base_path,
+        repo_id=default_builder.repo_id,
+        data_files=default_builder.config.data_files,
     )
     if streaming:
         return builder.as_streaming_dataset(split=split)
@@ -633,11 +859,15 @@ def load_stored(
 
 def columns_of(dataset: Dataset | IterableDataset) -> Mapping[str, Any]:
     """Return the columns with their features, or `None` for unknown ones; for a WebDataset, return its first sample."""
-    columns = dataset.features or dict.fromkeys(dataset.column_names or next(iter(dataset), {}))
+    columns = dataset.features
+    if not columns:
+        names = dataset.column_names or next(iter(dataset), {})
+        columns = dict.fromkeys(names)
     if MEMBERS not in columns:
         return columns
-    first = next(dataset.iter(batch_size=1), {KEY: [None], MEMBERS: [[]]})
-    return {name: values[0] for name, values in first.items()}
+    empty_batch = {KEY: [None], MEMBERS: [[]]}
+    first_batch = next(dataset.iter(batch_size=1), empty_batch)
+    return {name: column[0] for name, column in first_batch.items()}
 
 
 NUMBERS = "row number"
@@ -690,17 +920,37 @@ def to_conversations(
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         return dataset
     stored = columns_of(dataset)
-    mapped = ({"id": "id"} if KEY in stored or "id" in stored else {}) | (columns or {})
-    reader = RowReader.of(stored, mapped, image_root=image_root, prompt=prompt)
-    if columns or image_root is not None or reader.is_packed or reader.schema.name != "messages":
-        return with_reader(dataset, reader)
-    turn = stored["messages"].feature if isinstance(stored["messages"], List) else None
+    mapped = {}
+    if KEY in stored or "id" in stored:
+        mapped["id"] = "id"
+    mapped.update(columns or {})
+    reader = RowReader.of(
+        stored,
+        mapped,
+        image_root=image_root,
+        prompt=prompt,
+    )
+    has_options = bool(columns) or image_root is not None
+    if not has_options and not reader.is_packed and reader.schema.name == "messages" and are_messages(stored):
+        return dataset
+    return with_reader(dataset, reader)
+
+
+def are_messages(stored: Mapping[str, Any]) -> bool:
+    """Return whether rows with these columns can be encoded without a [`RowReader`]."""
+    turn = None
+    if isinstance(stored["messages"], List):
+        turn = stored["messages"].feature
     has_roles = not isinstance(turn, Mapping) or "role" in turn
-    is_ready = has_roles and len(set(IMAGES) & set(stored)) == 1 and set(BESIDE).isdisjoint(stored)
-    return dataset if is_ready else with_reader(dataset, reader)
+    num_image_columns = len(set(IMAGES) & set(stored))
+    return has_roles and num_image_columns == 1 and set(BESIDE).isdisjoint(stored)
 
 
 def schema_name(dataset: Dataset | IterableDataset) -> str:
     """Return the name of the schema in which the rows of a data set are stored."""
-    names = {name for schema in SCHEMAS for name in (schema.name, RowReader(schema, {}, is_packed=True).name)}
-    return dataset.info.description if dataset.info.description in names else SCHEMAS[0].name
+    description = dataset.info.description
+    for registered in SCHEMAS:
+        name_in_webdataset = RowReader(registered, {}, is_packed=True).name
+        if description in (registered.name, name_in_webdataset):
+            return description
+    return SCHEMAS[0].name

@@ -21,9 +21,9 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TextIO
 
-import datasets
 from datasets import (
     Dataset,
+    DatasetBuilder,
     DatasetDict,
     DownloadManager,
     Features,
@@ -148,9 +148,10 @@ class Source(SourceSettings):
                 "expected exactly one of dataset (a Hub id), folder, annotation (InternVL JSON Lines) and meta (a "
                 f"released meta JSON), found {locations or 'none'}."
             )
-        for name, allowed in ALLOWED.items():
-            if name in names and locations[0] not in allowed:
-                raise ValueError(f"{name} is not supported for a source with {locations[0]}.")
+        location = locations[0]
+        for name, supported_locations in ALLOWED.items():
+            if name in names and location not in supported_locations:
+                raise ValueError(f"{name} is not supported for a source with {location}.")
         if self.streaming and self.rows is None:
             raise ValueError("a streaming source needs `rows`, its approximate number of rows.")
         if Path(self.annotation or "").suffix.lower() in TABLES:
@@ -166,14 +167,21 @@ class Source(SourceSettings):
 
     @property
     def is_on_hub(self) -> bool:
-        path = self.dataset or (self.hub and self.annotation)
+        path = self.dataset
+        if not path and self.hub:
+            path = self.annotation
         return path is not None and not Path(path).exists()
 
     def missing(self) -> str | None:
         """Return a message with the first path that does not exist and its download page, or `None`."""
-        for path in (self.folder, None if self.hub else self.annotation, self.image_root):
+        paths = [self.folder, self.image_root]
+        if not self.hub:
+            paths.insert(1, self.annotation)
+        for path in paths:
             if path is not None and not Path(path).exists():
-                return f"{path} not found" + (f"; obtain it from {self.obtain}" if self.obtain else "")
+                if self.obtain:
+                    return f"{path} not found; obtain it from {self.obtain}"
+                return f"{path} not found"
         return None
 
 
@@ -198,7 +206,8 @@ def read_source(source: Source, files: Mapping[Path, str | None] | None = None) 
     if source.streaming:
         return IterableDataset.from_generator(stream_rows, features=FEATURES, gen_kwargs={"source": source})
     try:
-        files = line_files(source) if files is None else files
+        if files is None:
+            files = line_files(source)
         if not files:
             try:
                 dataset = retry(partial(load_columns, source))
@@ -207,8 +216,9 @@ def read_source(source: Source, files: Mapping[Path, str | None] | None = None) 
                 if not files:
                     raise
         if files:
-            kwargs = {"source": source, "files": files, "state": folder_cache(source.location)}
-            dataset = Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=kwargs)
+            # The state is a part of the key of the cache, so that a changed file is read again.
+            arguments = {"source": source, "files": files, "state": folder_cache(source.location)}
+            dataset = Dataset.from_generator(line_rows, features=FEATURES, gen_kwargs=arguments)
             dataset.info.description = schema_of(source, files)
             return dataset
     except Exception as error:  # The readers raise many types; the user needs the name of the source.
@@ -224,36 +234,41 @@ def with_local_annotation(source: Source) -> Source:
     """
     if source.hub is None or not source.is_on_hub:
         return source
-    name, is_data = Path(source.annotation).name, source.hub.startswith("datasets/")
+    name = Path(source.annotation).name
+    repo_type = "dataset" if source.hub.startswith("datasets/") else "model"
     download = partial(
         snapshot_download,
         source.hub.removeprefix("datasets/"),
-        repo_type="dataset" if is_data else "model",
+        repo_type=repo_type,
         revision=source.revision,
         allow_patterns=[name, f"*/{name}"],
     )
     try:
-        found = sorted(Path(retry(download)).rglob(glob.escape(name)))
+        snapshot = Path(retry(download))
+        matching_files = sorted(snapshot.rglob(glob.escape(name)))
     except Exception as error:  # The client raises many types; the user needs the name of the source.
         raise source_error(error, source) from error
-    if len(found) != 1:
+    if len(matching_files) != 1:
         raise ValueError(
-            f"Source {source.name!r}: expected one file {name} in the Hub repo {source.hub}, found {len(found)}."
+            f"Source {source.name!r}: expected one file {name} in the Hub repo {source.hub}, found "
+            f"{len(matching_files)}."
         )
-    return dataclasses.replace(source, annotation=str(found[0]))
+    return dataclasses.replace(source, annotation=str(matching_files[0]))
 
 
 def source_error(error: Exception, source: Source, row: int | None = None) -> ValueError:
     """Return an error on one line: name of the source, row, and the error of the Hub or else the first cause."""
-    causes = [error]
-    while causes[-1].__cause__ is not None and not isinstance(causes[-1], HfHubHTTPError):
-        causes.append(causes[-1].__cause__)
+    cause = error
+    while cause.__cause__ is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    reason = " ".join(str(cause).split())
+    if not reason:
+        reason = type(cause).__name__
+    if reason.startswith(f"Source {source.name!r}"):
+        return ValueError(reason)
+    reason = reason.removeprefix(f"{source.location} is not valid JSON: ")
     location = "" if row is None else f", row {row}"
-    cause = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
-    if cause.startswith(f"Source {source.name!r}"):
-        return ValueError(cause)
-    cause = cause.removeprefix(f"{source.location} is not valid JSON: ")
-    return ValueError(f"Source {source.name!r}{location}: {source.location} cannot be read: {cause}")
+    return ValueError(f"Source {source.name!r}{location}: {source.location} cannot be read: {reason}")
 
 
 def load_columns(source: Source) -> Dataset | IterableDataset:
@@ -272,8 +287,8 @@ def load_columns(source: Source) -> Dataset | IterableDataset:
         return load_stored(path=str(folder), **options)
     if suffixes & IMAGE_SUFFIXES:
         return load_dataset("imagefolder", data_dir=str(folder), **options)
-    found = ", ".join(sorted(suffixes)) or "nothing"
-    raise ValueError(f"expected Parquet files, JSON, tar archives or images in {folder}, found {found}")
+    listed_suffixes = ", ".join(sorted(suffixes)) or "nothing"
+    raise ValueError(f"expected Parquet files, JSON, tar archives or images in {folder}, found {listed_suffixes}")
 
 
 def place_of(name: str, config: str | None) -> dict[str, object]:
@@ -285,13 +300,14 @@ def place_of(name: str, config: str | None) -> dict[str, object]:
     path = Path(name)
     if not path.is_file():
         return {"path": name, "name": config, "cache_dir": folder_cache(name)}
-    if path.suffix.lower() in LISTS:
+    suffix = path.suffix.lower()
+    if suffix in LISTS:
         raise ValueError(f"expected {', '.join(BUILDERS)}, got {name}. Set it as `annotation`, with `image_root`.")
-    if path.suffix.lower() not in BUILDERS:
+    if suffix not in BUILDERS:
         raise ValueError(
             f"expected a folder or a file of type {', '.join(BUILDERS)}, .json, .jsonl, .csv or .tsv, got {name}."
         )
-    return {"path": BUILDERS[path.suffix.lower()], "data_files": {"train": name}}
+    return {"path": BUILDERS[suffix], "data_files": {"train": name}}
 
 
 def reader_of(source: Source, features: Features | dict) -> RowReader:
@@ -318,31 +334,63 @@ def line_rows(source: Source, files: dict[Path, str | None], state: str | None =
             rows match no schema.
     """
     reader = None
-    if source.columns or not source.annotation:  # an error names wrong columns before any row is read
-        names = dict.fromkeys(name for *_, row in read_lines(files) if isinstance(row, dict) for name in row)
-        errors = (entry for *_, entry in read_lines(files) if isinstance(entry, ValueError))
-        if not names and (error := next(errors, None)):
-            raise error
-        reader = reader_of(source, names)
-    count = -1
-    for count, (path, number, entry) in enumerate(read_lines(files)):
-        yield line_row(entry, source, str(number if source.annotation else count), files[path], reader)
-    if count < 0:
+    if source.columns or not source.annotation:
+        # All columns are read first, so that an error names wrong columns before any row is read.
+        reader = reader_of(source, columns_in_lines(files))
+    num_rows = 0
+    for path, line_number, entry in read_lines(files):
+        row_id = line_number if source.annotation else num_rows
+        yield line_row(
+            entry,
+            source,
+            str(row_id),
+            files[path],
+            reader,
+        )
+        num_rows += 1
+    if num_rows == 0:
         raise ValueError("expected rows, found none.")
 
 
+def columns_in_lines(files: Iterable[Path]) -> dict[str, None]:
+    """Return the columns of all rows of files, in order; raise the first error if no row can be read."""
+    columns = {}
+    first_error = None
+    for _, _, entry in read_lines(files):
+        if isinstance(entry, dict):
+            columns.update(dict.fromkeys(entry))
+        elif first_error is None:
+            first_error = entry
+    if not columns and first_error is not None:
+        raise first_error
+    return columns
+
+
 def line_row(
-    entry: dict | ValueError, source: Source, row_id: str, image_root: str | None, reader: RowReader | None
+    entry: dict | ValueError,
+    source: Source,
+    row_id: str,
+    image_root: str | None,
+    reader: RowReader | None,
 ) -> dict:
     """Return a row that is read by the columns of all rows, or without a `reader` by its own fields."""
     try:
         if isinstance(entry, ValueError):
             raise entry
         fields = {name: value for name, value in entry.items() if value is not None}
-        reader = reader or reader_of_fields(tuple(fields), source.name, source.prompt)
-        return reader(dict.fromkeys(reader.columns.values()) | fields, row_id, image_root)
+        if reader is None:
+            reader = reader_of_fields(tuple(fields), source.name, source.prompt)
+        stored = dict.fromkeys(reader.columns.values())
+        stored.update(fields)
+        return reader(stored, row_id, image_root)
     except ValueError as error:
-        return row_of(source.name, row_id, [], [], str(error))
+        return row_of(
+            source.name,
+            row_id,
+            [],
+            [],
+            str(error),
+        )
 
 
 @lru_cache(maxsize=1000)
@@ -356,35 +404,45 @@ def stream_rows(source: Source, parts: int = 1, part: int = 0) -> Iterator[dict]
     After a transient error, the stream continues from the same row.
     """
     try:
-        if files := line_files(source):
+        files = line_files(source)
+        if files:
             yield from itertools.islice(line_rows(source, files), part, None, parts)
             return
     except (OSError, ValueError) as error:
         raise source_error(error, source) from error
-    number = retries = 0
+    num_rows = 0
+    retries = 0
     while True:
         try:
             if files:
-                rows = itertools.islice(line_rows(source, files), part + number * parts, None, parts)
+                rows = itertools.islice(line_rows(source, files), part + num_rows * parts, None, parts)
             else:
-                rows = stored_rows(source, number, parts, part)
+                rows = stored_rows(source, num_rows, parts, part)
             for row in rows:
                 yield row
-                number, retries = number + 1, 0
+                num_rows += 1
+                retries = 0
             return
         except Exception as error:  # The readers raise many types; the user needs the name of the source.
             wait = seconds_to_wait(error, retries)
-            if wait is None and isinstance(error, (ValueError, DatasetGenerationError)) and not files and parts == 1:
+            is_damaged = wait is None and isinstance(error, (ValueError, DatasetGenerationError))
+            if is_damaged and not files and parts == 1:
                 files = retry(partial(download_line_files, source))
                 if files:
                     continue
+            described_error = source_error(error, source, num_rows)
             if wait is None or retries == RETRIES:
-                raise source_error(error, source, number) from error
-            pause(source_error(error, source, number), wait, retries)
+                raise described_error from error
+            pause(described_error, wait, retries)
             retries += 1
 
 
-def stored_rows(source: Source, start: int, parts: int, part: int) -> Iterator[dict]:
+def stored_rows(
+    source: Source,
+    start: int,
+    parts: int,
+    part: int,
+) -> Iterator[dict]:
     """Yield the rows of one part of a stream, from row `start`. Row numbers are unique over all parts.
 
     If the number of files is a multiple of `parts`, each part reads its own files. Otherwise, each part reads all files
@@ -415,10 +473,12 @@ def schema_of(source: Source, files: Mapping[Path, str | None] | None = None) ->
         source: source of the rows.
         files: its [`line_files`], if they are known.
     """
-    files = line_files(source) if files is None else files
+    if files is None:
+        files = line_files(source)
     if not files:
-        return columns_of_stream(source)[1].name
-    for *_, entry in itertools.islice(read_lines(files), LOOKED_AT):
+        _, reader = columns_of_stream(source)
+        return reader.name
+    for _, _, entry in itertools.islice(read_lines(files), LOOKED_AT):
         try:
             return reader_of(source, entry).name
         except (ValueError, TypeError):
@@ -429,7 +489,8 @@ def schema_of(source: Source, files: Mapping[Path, str | None] | None = None) ->
 def all_rows(stream: IterableDataset) -> Iterator[dict]:
     """Yield all rows of a stream. In a data-loader worker, plain iteration would yield only the worker's share."""
     for batch in stream.iter(batch_size=8):
-        yield from (dict(zip(batch, values)) for values in zip(*batch.values()))
+        for fields in zip(*batch.values()):
+            yield dict(zip(batch, fields))
 
 
 def line_files(source: Source) -> dict[Path, str | None]:
@@ -442,20 +503,26 @@ def line_files(source: Source) -> dict[Path, str | None]:
         return {Path(source.annotation): source.image_root}
     if source.is_on_hub:
         return {}
-    folder, builder = Path(source.location), None
+    folder = Path(source.location)
     if source.folder and any(folder.rglob(METADATA)):
         builder = load_dataset_builder("imagefolder", data_dir=source.folder)
-    elif source.dataset and any(folder.rglob("*.jsonl")):
+        paths = map(Path, data_files(builder, source.split))
+        return {path: str(path.parent) for path in paths if path.name == METADATA}
+    if source.dataset and any(folder.rglob("*.jsonl")):
         builder = load_dataset_builder(source.dataset, source.config)
-    files = [Path(str(file)) for file in (builder.config.data_files or {}).get(source.split, ())] if builder else []
-    if source.folder and builder:
-        return {path: str(path.parent) for path in files if path.name == METADATA}
-    if files and all(path.suffix == ".jsonl" for path in files):
-        return dict.fromkeys(files, source.image_root)
+        paths = [Path(file) for file in data_files(builder, source.split)]
+        if paths and all(path.suffix == ".jsonl" for path in paths):
+            return dict.fromkeys(paths, source.image_root)
     if source.folder or has_images(folder):
         paths = annotation_files(folder, source.columns, source.prompt).get(source.split, [])
         return with_image_roots(source, paths)
     return {}
+
+
+def data_files(builder: DatasetBuilder, split: str) -> list[str]:
+    """Return the paths or addresses of the files of a split."""
+    files_by_split = builder.config.data_files or {}
+    return [str(file) for file in files_by_split.get(split, ())]
 
 
 def with_image_roots(source: Source, paths: Sequence[Path]) -> dict[Path, str | None]:
@@ -469,10 +536,11 @@ def download_line_files(source: Source) -> dict[Path, str | None]:
     if not source.is_on_hub:
         return {}
     builder = load_dataset_builder(source.dataset, source.config, revision=source.revision)
-    addresses = [str(file) for file in (builder.config.data_files or {}).get(source.split, ())]
+    addresses = data_files(builder, source.split)
     if not all(address.endswith(".jsonl") for address in addresses):
         return {}
-    return dict.fromkeys(map(Path, DownloadManager().download(addresses)), source.image_root)
+    paths = DownloadManager().download(addresses)
+    return dict.fromkeys(map(Path, paths), source.image_root)
 
 
 def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, int, dict[str, Any] | ValueError]]:
@@ -509,10 +577,7 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
         yield from csv_rows(path)
         return
     if path.suffix.lower() == ".txt":
-        try:
-            yield 0, {"id": path.stem, "image": captioned_image(path).name, "caption": path.read_text("utf-8-sig")}
-        except UnicodeDecodeError as error:
-            yield 0, ValueError(f"{path}: {error}. Save it as UTF-8.")
+        yield 0, text_row(path)
         return
     with open(path, "rb") as file:
         if is_in_lines(path):
@@ -520,19 +585,37 @@ def numbered_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
             return
         rows = parse_json(file.read(), str(path))
     if isinstance(rows, dict) and {"images", "annotations"} <= rows.keys():
-        try:
-            names = {image["id"]: image["file_name"] for image in rows["images"]}
-            # The caption of a box describes its object, not the image.
-            captions = [one for one in rows["annotations"] if "caption" in one and "bbox" not in one]
-            rows = [{"id": one["id"], "image": names[one["image_id"]], "caption": one["caption"]} for one in captions]
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: expected images with id and file_name, and captions with id and the image_id of one of them, "
-                f"found none for {error}"
-            ) from None  # the error of a source is its first cause
+        rows = coco_rows(rows, path)
     if not isinstance(rows, list):
         raise ValueError(f"expected a JSON list of rows in {path}, got {type(rows).__name__}")
     yield from enumerate(rows)
+
+
+def text_row(path: Path) -> dict[str, str] | ValueError:
+    """Return the row of a text file, the caption of the image with its name, or an error."""
+    try:
+        caption = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return ValueError(f"{path}: {error}. Save it as UTF-8.")
+    return {"id": path.stem, "image": captioned_image(path).name, "caption": caption}
+
+
+def coco_rows(content: dict, path: Path) -> list[dict]:
+    """Return a row for each caption of a COCO file."""
+    rows = []
+    try:
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        for annotation in content["annotations"]:
+            # The caption of a box describes its object, not the image.
+            if "caption" in annotation and "bbox" not in annotation:
+                image_name = names[annotation["image_id"]]
+                rows.append({"id": annotation["id"], "image": image_name, "caption": annotation["caption"]})
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected images with id and file_name, and captions with id and the image_id of one of them, "
+            f"found none for {error}"
+        ) from None  # the error of a source is its first cause
+    return rows
 
 
 def parsed_lines(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -562,12 +645,16 @@ def csv_names(path: Path) -> tuple[list[str], bool]:
     columns are numbered from 0.
     """
     with open_csv(path) as file:
-        first = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
-    images = [looks_like_image(value) for value in first]
-    if not any(images):
-        return first, True
-    is_pair = len(first) == 2 and sum(images) == 1
-    return ["image" if one else "caption" for one in images] if is_pair else list(map(str, range(len(first)))), False
+        lines = csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()])
+        first_line = next(lines, [])
+    image_flags = [looks_like_image(cell) for cell in first_line]
+    if not any(image_flags):
+        return first_line, True
+    if image_flags == [True, False]:
+        return ["image", "caption"], False
+    if image_flags == [False, True]:
+        return ["caption", "image"], False
+    return [str(index) for index in range(len(first_line))], False
 
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
@@ -578,7 +665,12 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
     """
     names, is_header = csv_names(path)
     with open_csv(path) as file:
-        rows = csv.DictReader(file, names, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+        rows = csv.DictReader(
+            file,
+            names,
+            delimiter=DELIMITERS[path.suffix.lower()],
+            strict=True,
+        )
         if is_header:
             next(rows.reader, None)
         for number in itertools.count():
@@ -586,12 +678,12 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | ValueError]]:
                 row = next(rows, None)
             except csv.Error as error:
                 remedy = "Write a text with quotation marks in quotation marks, and those inside twice."
-                row = ValueError(f"line {rows.reader.line_num} of {path}: {error}. {remedy}")
-            else:
-                if row is None:
-                    return
-                if None in row or None in row.values():
-                    row = ValueError(f"line {rows.line_num} of {path}: expected as many fields as in the first line.")
+                yield number, ValueError(f"line {rows.reader.line_num} of {path}: {error}. {remedy}")
+                continue
+            if row is None:
+                return
+            if None in row or None in row.values():
+                row = ValueError(f"line {rows.line_num} of {path}: expected as many fields as in the first line.")
             yield number, row
 
 
@@ -600,10 +692,22 @@ def captioned_image(path: Path) -> Path | None:
 
     UTF-16 counts as words, so that the reader of the text says how to save it.
     """
-    images = (path.with_suffix(suffix) for one in sorted(IMAGE_SUFFIXES) for suffix in (one, one.upper()))
-    image = next((image for image in images if image.is_file()), None)
-    text = path.read_bytes() if image else b""
-    return image if text.startswith(UTF16) or re.search("[^\\W\\d]{2}", text.decode(errors="replace")) else None
+    image = image_beside(path)
+    if image is None:
+        return None
+    content = path.read_bytes()
+    has_words = re.search("[^\\W\\d]{2}", content.decode(errors="replace")) is not None
+    return image if has_words or content.startswith(UTF16) else None
+
+
+def image_beside(path: Path) -> Path | None:
+    """Return the image whose name differs from that of a file in its suffix alone, or `None`."""
+    for suffix in sorted(IMAGE_SUFFIXES):
+        for spelling in (suffix, suffix.upper()):
+            image = path.with_suffix(spelling)
+            if image.is_file():
+                return image
+    return None
 
 
 def is_coco_captions(path: Path) -> bool:
@@ -616,16 +720,20 @@ def is_coco_captions(path: Path) -> bool:
 
 def files_by_suffix(folder: Path) -> dict[str, list[Path]]:
     """Return the files of a folder by lowercase suffix, without hidden files and checkpoints."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     depth = len(folder.parts)
     for path in sorted(folder.rglob("*")):
-        if not any(part.startswith((".", "checkpoint-")) for part in path.parts[depth:]) and path.is_file():
-            found.setdefault(path.suffix.lower(), []).append(path)
-    return found
+        names = path.parts[depth:]
+        is_ignored = any(name.startswith((".", "checkpoint-")) for name in names)
+        if not is_ignored and path.is_file():
+            files.setdefault(path.suffix.lower(), []).append(path)
+    return files
 
 
 def annotation_files(
-    folder: Path, columns: Mapping[str, str] | None = None, prompt: str | None = None
+    folder: Path,
+    columns: Mapping[str, str] | None = None,
+    prompt: str | None = None,
 ) -> dict[str, list[Path]]:
     """Return the CSV files, or else the JSON and JSON Lines files, or text files beside images of a folder, by split.
 
@@ -634,24 +742,51 @@ def annotation_files(
     Args:
         columns, prompt: column names and question for CSV files, see [`Source`].
     """
-    found = files_by_suffix(folder)
-    files = [path for path in found.get(".json", []) + found.get(".jsonl", []) if path.name not in {*NO_ROWS, METADATA}]
-    tables = [path for suffix in TABLES for path in found.get(suffix, [])]
-    texts = all_texts = [path for suffix in DELIMITERS for path in found.get(suffix, [])]
-    others = tables + [path for path in found.get(".jsonl", []) + texts if path.stem == "metadata"]
-    texts = [path for path in texts if has_header_of_rows(path, columns or {}, prompt)]
-    rows = texts or [path for path in files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
-    rows = rows or [path for path in found.get(".txt", []) if captioned_image(path)]
-    if prompt is None:  # not for folders of classes, which need a prompt
-        rows = rows or all_texts  # an error then names their columns
-    rows, others = ([], others) if others else (rows, texts)
-    unread = tuple(sorted({*files, *all_texts} - {*rows, *others}))
-    if unread:
-        warn_unread(unread, f"the rows of the folder are in {others[0].name}" if others else "no list of conversations")
+    files = files_by_suffix(folder)
+    json_files = []
+    for path in files.get(".json", []) + files.get(".jsonl", []):
+        if path.name not in NO_ROWS and path.name != METADATA:
+            json_files.append(path)
+    csv_files = files_with_suffixes(files, DELIMITERS)
+    csv_files_with_rows = [path for path in csv_files if has_header_of_rows(path, columns or {}, prompt)]
+    tables = files_with_suffixes(files, TABLES)
+    for path in files.get(".jsonl", []) + csv_files:
+        if path.stem == "metadata":
+            tables.append(path)
+
+    if tables:
+        row_files = []
+        read_files = tables
+        reason = f"the rows of the folder are in {tables[0].name}"
+    else:
+        row_files = csv_files_with_rows
+        if not row_files:
+            row_files = [path for path in json_files if path.suffix.lower() == ".jsonl" or holds_rows(path)]
+        if not row_files:
+            row_files = [path for path in files.get(".txt", []) if captioned_image(path)]
+        # An error then names the columns of the CSV files. A folder of classes, which needs a prompt, may have others.
+        if not row_files and prompt is None:
+            row_files = csv_files
+        read_files = row_files + csv_files_with_rows
+        reason = "no list of conversations"
+        if csv_files_with_rows:
+            reason = f"the rows of the folder are in {csv_files_with_rows[0].name}"
+    unread_files = {*json_files, *csv_files}.difference(read_files)
+    if unread_files:
+        warn_unread(tuple(sorted(unread_files)), reason)
     splits: dict[str, list[Path]] = {}
-    for path in rows:
-        splits.setdefault(split_in_path(path.relative_to(folder)), []).append(path)
+    for path in row_files:
+        split = split_in_path(path.relative_to(folder))
+        splits.setdefault(split, []).append(path)
     return splits
+
+
+def files_with_suffixes(files: Mapping[str, list[Path]], suffixes: Iterable[str]) -> list[Path]:
+    """Return the files with any of the suffixes, out of those of [`files_by_suffix`]."""
+    selected_files = []
+    for suffix in suffixes:
+        selected_files += files.get(suffix, [])
+    return selected_files
 
 
 @cache
@@ -668,7 +803,10 @@ def has_images(folder: Path) -> bool:
 def split_in_path(path: Path) -> str:
     """Return the split whose name or synonym is a word of a path, `train` by default."""
     words = set(re.split(r"[^a-z]+", str(path).lower()))
-    return next((str(split) for split, names in SPLIT_KEYWORDS.items() if words & set(names)), "train")
+    for split, synonyms in SPLIT_KEYWORDS.items():
+        if words & set(synonyms):
+            return str(split)
+    return "train"
 
 
 def holds_rows(path: Path) -> bool:
@@ -680,7 +818,8 @@ def has_header_of_rows(path: Path, columns: Mapping[str, str], prompt: str | Non
     """Return whether the columns of a CSV file form a known schema, with the names in `columns` that it has."""
     try:
         names, _ = csv_names(path)
-        recognize(names, {role: column for role, column in columns.items() if column in names}, prompt)
+        known_columns = {role: column for role, column in columns.items() if column in names}
+        recognize(names, known_columns, prompt)
     except (ValueError, csv.Error):
         return False
     return True
@@ -698,13 +837,15 @@ def is_in_lines(path: Path) -> bool:
     if begins_with(path) != b"{":
         return False
     with open(path, "rb") as file:
-        first, second, *_ = *itertools.islice((line for line in file if line.strip()), 2), b"", b""
-    if not is_object(first):
+        lines = (line for line in file if line.strip())
+        first_line = next(lines, b"")
+        second_line = next(lines, b"")
+    if not is_object(first_line):
         return False
     try:
-        recognize(json.loads(first))
+        recognize(json.loads(first_line))
     except (ValueError, TypeError):
-        return is_object(second)
+        return is_object(second_line)
     return True
 
 
@@ -721,28 +862,42 @@ def image_root(file: Path, folder: Path) -> str | None:
     Candidates are the folder of the file, the folder of the data set, and `images` in either, then the other folders of
     the data set. The first candidate is returned that contains an image of the first rows.
     """
-    rows = (row for _, row in numbered_rows(file) if isinstance(row, dict))
-
-    def roots() -> Iterator[Path]:
-        for parent in (file.parent, folder):
-            yield from (parent, parent / "images")
-        for pattern in ("*", "images/*"):  # slow in a large folder
-            yield from (path for path in sorted(folder.glob(pattern)) if path.is_dir())
-
-    values = (
-        [one for value in row.values() for one in (value if isinstance(value, list) else [value])] for row in rows
-    )
-    paths = ([one for one in row if isinstance(one, str) and looks_like_image(one)] for row in values)
-    for row in itertools.islice(filter(None, paths), LOOKED_AT):
-        for path in row:
+    num_rows = 0
+    for _, row in numbered_rows(file):
+        paths = image_paths(row) if isinstance(row, dict) else []
+        for path in paths:
             if "://" in path:
                 continue
             if Path(path).is_absolute():
                 return None
-            found = next((str(root) for root in roots() if (root / path).is_file()), None)
-            if found is not None:
-                return found
+            for root in possible_image_roots(file, folder):
+                if (root / path).is_file():
+                    return str(root)
+        num_rows += bool(paths)
+        if num_rows == LOOKED_AT:
+            break
     return str(file.parent)
+
+
+def image_paths(row: dict[str, Any]) -> list[str]:
+    """Return the names of image files in the columns of a row."""
+    paths = []
+    for column in row.values():
+        for content in column if isinstance(column, list) else [column]:
+            if isinstance(content, str) and looks_like_image(content):
+                paths.append(content)
+    return paths
+
+
+def possible_image_roots(file: Path, folder: Path) -> Iterator[Path]:
+    """Yield the folders in which the images of a file may be; the slow search of a large folder comes last."""
+    for parent in (file.parent, folder):
+        yield parent
+        yield parent / "images"
+    for pattern in ("*", "images/*"):
+        for path in sorted(folder.glob(pattern)):
+            if path.is_dir():
+                yield path
 
 
 def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict:
@@ -754,27 +909,47 @@ def load_rows(script_args: ScriptArguments) -> DatasetDict | IterableDatasetDict
         ValueError: If the split to train on does not exist.
     """
     name = script_args.dataset_name
-    load = partial(load_stored, **place_of(name, script_args.dataset_config), streaming=script_args.dataset_streaming)
+    load = partial(
+        load_stored,
+        **place_of(name, script_args.dataset_config),
+        streaming=script_args.dataset_streaming,
+    )
     try:
         splits = retry(load)
-    except datasets.exceptions.DatasetGenerationError as error:
-        if Path(name).is_dir():
-            found = sorted(path for path in Path(name).rglob("*.json*") if path.is_file())
-            files = [path for path in found if path.suffix == ".jsonl" or (path.suffix == ".json" and holds_rows(path))]
-        else:
-            split = script_args.dataset_train_split
-            files = retry(partial(download_line_files, Source(name, dataset=name, split=split)))
+    except DatasetGenerationError as error:
+        files = list_files(name, script_args.dataset_train_split)
         try:
-            line = next((str(entry) for *_, entry in read_lines(files) if isinstance(entry, ValueError)), None)
+            line_error = first_line_error(files)
         except ValueError as list_error:  # The file is a JSON list, which is parsed as a whole.
             raise ValueError(f"{name} cannot be read: {list_error}. Repair the file.") from error
-        hint = "In a source of a mixture, such a row can be skipped."
-        cause = f"{line}. {hint}" if line else one_line(str(error.__cause__ or error))
+        if line_error is None:
+            cause = one_line(str(error.__cause__ or error))
+        else:
+            cause = f"{line_error}. In a source of a mixture, such a row can be skipped."
         raise ValueError(f"{name} cannot be read: {cause}") from error
     train = base_of(script_args.dataset_train_split)
     if train not in splits:
         raise ValueError(f"Split {train!r} not found in {name}. Found: {sorted(splits)}. Set dataset_train_split.")
     return splits
+
+
+def list_files(name: str, split: str) -> Iterable[Path]:
+    """Return the JSON Lines and JSON lists of a folder, or of a split on the Hub."""
+    if not Path(name).is_dir():
+        return retry(partial(download_line_files, Source(name, dataset=name, split=split)))
+    files = []
+    for path in sorted(Path(name).rglob("*.json*")):
+        if path.is_file() and (path.suffix == ".jsonl" or (path.suffix == ".json" and holds_rows(path))):
+            files.append(path)
+    return files
+
+
+def first_line_error(files: Iterable[Path]) -> ValueError | None:
+    """Return the error of the first line that cannot be read, or `None`."""
+    for _, _, entry in read_lines(files):
+        if isinstance(entry, ValueError):
+            return entry
+    return None
 
 
 def open_splits(
@@ -795,30 +970,43 @@ def open_splits(
         ValueError: If the split to train on does not exist, or its rows match no schema or several.
     """
     name = args.dataset_name
-    settings = {"columns": columns or {}, "prompt": prompt}
-    sources = json_sources(Path(name), root, streaming=args.dataset_streaming, **settings)
+    sources = json_sources(
+        Path(name),
+        root,
+        streaming=args.dataset_streaming,
+        columns=columns or {},
+        prompt=prompt,
+    )
     splits = sources or load_rows(args)
     opened = {}
     for part in (args.dataset_train_split, args.dataset_test_split):
-        if base_of(part) in splits:
-            try:
-                if sources:
-                    source, paths = sources[base_of(part)]
-                    files = line_files(source) if source.annotation else with_image_roots(source, paths)
-                    rows = read_source(source, files)
-                    if source.streaming:
-                        rows.info.description = schema_of(source, files)
-                else:
-                    rows = to_conversations(splits[base_of(part)], root, columns, prompt)
-                opened[part] = take(rows, part)
-            except ValueError as error:
-                reason = re.sub(r"^Source '.*?: (?=the columns )", "", str(error))
-                raise ValueError(f"{name}, split {part!r}: {reason}") from error
+        split = base_of(part)
+        if split not in splits:
+            continue
+        try:
+            if sources:
+                source, paths = sources[split]
+                rows = read_json_source(source, paths)
+            else:
+                rows = to_conversations(splits[split], root, columns, prompt)
+            opened[part] = take(rows, part)
+        except ValueError as error:
+            reason = re.sub(r"^Source '.*?: (?=the columns )", "", str(error))
+            raise ValueError(f"{name}, split {part!r}: {reason}") from error
     if args.dataset_train_split not in opened:
         raise ValueError(
             f"Split {args.dataset_train_split!r} not found in {name}. Found: {sorted(splits)}. Set dataset_train_split."
         )
     return opened, sorted(splits)
+
+
+def read_json_source(source: Source, paths: list[Path]) -> Dataset | IterableDataset:
+    """Return the rows of one of [`json_sources`] with the name of their schema."""
+    files = line_files(source) if source.annotation else with_image_roots(source, paths)
+    rows = read_source(source, files)
+    if source.streaming:
+        rows.info.description = schema_of(source, files)
+    return rows
 
 
 def json_sources(place: Path, root: str | None, **settings) -> dict[str, tuple[Source, list[Path]]]:
@@ -830,20 +1018,43 @@ def json_sources(place: Path, root: str | None, **settings) -> dict[str, tuple[S
     without the JSON.
     """
     if place.is_file() and place.suffix.lower() in LISTS:
-        root = root or image_root(place, place.parent)
-        return {"train": (Source(place.stem, annotation=str(place), image_root=root, **settings), [place])}
+        if not root:
+            root = image_root(place, place.parent)
+        source = Source(
+            place.stem,
+            annotation=str(place),
+            image_root=root,
+            **settings,
+        )
+        return {"train": (source, [place])}
     if not place.is_dir() or not (root or has_images(place)):
         return {}
-    source = Source(place.resolve().name, folder=str(place), image_root=root, **settings)
-    files = annotation_files(place, source.columns, source.prompt)
-    return {split: (dataclasses.replace(source, split=split), paths) for split, paths in files.items()}
+    source = Source(
+        place.resolve().name,
+        folder=str(place),
+        image_root=root,
+        **settings,
+    )
+    sources = {}
+    for split, paths in annotation_files(place, source.columns, source.prompt).items():
+        sources[split] = (dataclasses.replace(source, split=split), paths)
+    return sources
 
 
 def source_of(name: str, split: str, config: str | None, root: str | None, **settings) -> Source:
     """Return the source for a `dataset_name`, see [`json_sources`]."""
-    stored = Source(Path(name).name, dataset=name, config=config, split=split, image_root=root, **settings)
-    source, _ = json_sources(Path(name), root, **settings).get(split, (stored, []))
-    return source
+    sources = json_sources(Path(name), root, **settings)
+    if split in sources:
+        source, _ = sources[split]
+        return source
+    return Source(
+        Path(name).name,
+        dataset=name,
+        config=config,
+        split=split,
+        image_root=root,
+        **settings,
+    )
 
 
 def base_of(part: str) -> str:
@@ -856,17 +1067,24 @@ def take(rows: Dataset | IterableDataset, part: str) -> Dataset | IterableDatase
     Raises:
         ValueError: If a stream does not support the part, or the part has no rows.
     """
-    if base_of(part) == part:
+    split = base_of(part)
+    if split == part:
         return rows
     is_stream = isinstance(rows, IterableDataset)
     if is_stream and any(mark in part for mark in "%-+"):
         raise ValueError(f"expected row numbers from the start of a stream, such as train[10:20], got {part}.")
     length = ENDLESS if is_stream else len(rows)
-    wanted = ReadInstruction.from_spec(part).to_absolute({base_of(part): length})
-    ranges = [range(each.from_ or 0, length if each.to is None else min(each.to, length)) for each in wanted]
+    ranges = []
+    for instruction in ReadInstruction.from_spec(part).to_absolute({split: length}):
+        end = length if instruction.to is None else min(instruction.to, length)
+        ranges.append(range(instruction.from_ or 0, end))
     if is_stream:
-        first, last = ranges[0].start, ranges[0].stop
-        return rows.skip(first) if last == ENDLESS else rows.skip(first).take(last - first)
+        start = ranges[0].start
+        end = ranges[0].stop
+        rows = rows.skip(start)
+        return rows if end == ENDLESS else rows.take(end - start)
     if not any(ranges):
-        raise ValueError(f"{part} has no rows: {base_of(part)} has {length}.")
-    return rows.select(ranges[0] if len(ranges) == 1 else list(itertools.chain(*ranges)))
+        raise ValueError(f"{part} has no rows: {split} has {length}.")
+    if len(ranges) == 1:
+        return rows.select(ranges[0])
+    return rows.select(list(itertools.chain.from_iterable(ranges)))

@@ -30,7 +30,7 @@ from .boxes import wrong_boxes
 from .collator import SampleLength, num_tiles
 from .mixture import Mixture, schema_of_part
 from .overlap import Match, TestImages, opencv_in_one_thread, pixel_digest
-from .rows import check_answers, load_images
+from .rows import check_answers, load_images, num_image_parts
 from .sources import Source, read_source
 
 if "ipykernel" not in sys.modules:  # a notebook keeps its backend
@@ -112,14 +112,18 @@ class SourceReport:
     def passed(self) -> bool:
         return self.error is None and not any(self.counts[kind] for kind in ERRORS)
 
-    def add(self, row: RowReport, seen: set[bytes]) -> None:
-        """Add a row to the counts, and its digest to `seen`, the digests of the earlier rows of the mixture."""
+    def add(self, row: RowReport, earlier_digests: set[bytes]) -> None:
+        """Add a row to the counts, and its digest to `earlier_digests`, those of the earlier rows of the mixture."""
         self.rows += 1
-        problems = [*row.problems, *([("duplicate", WARNINGS["duplicate"])] if row.digest in seen else [])]
-        seen.update({row.digest} - {None})
-        for place, match in row.matches:
-            self.overlap.append({"id": row.id, "image": place, **vars(match)})
-            problems.append(("overlap", f"image {place}: {match.kind} of {match.test_image}, {match.score:.2f}"))
+        problems = list(row.problems)
+        if row.digest in earlier_digests:
+            problems.append(("duplicate", WARNINGS["duplicate"]))
+        if row.digest is not None:
+            earlier_digests.add(row.digest)
+        for image_index, match in row.matches:
+            self.overlap.append({"id": row.id, "image": image_index, **vars(match)})
+            text = f"image {image_index}: {match.kind} of {match.test_image}, {match.score:.2f}"
+            problems.append(("overlap", text))
         for kind, text in problems:
             examples = self.examples.setdefault(kind, [])
             if len(examples) < MAX_EXAMPLES:
@@ -148,14 +152,16 @@ def histogram(counts: Counter) -> dict | None:
     """Return the mean, median, 95th percentile, maximum and the counts of all values, or `None` without values."""
     if not counts:
         return None
-    values, numbers = np.array(sorted(counts.items())).T
-    shares = numbers.cumsum() / numbers.sum()
+    sizes, frequencies = np.array(sorted(counts.items())).T
+    total = frequencies.sum()
+    shares = frequencies.cumsum() / total
+    mean = (sizes * frequencies).sum() / total
     return {
-        "mean": round(float((values * numbers).sum() / numbers.sum()), 2),
-        "median": int(values[np.searchsorted(shares, 0.5)]),
-        "p95": int(values[np.searchsorted(shares, 0.95)]),
-        "max": int(values[-1]),
-        "counts": {int(value): int(number) for value, number in zip(values, numbers)},
+        "mean": round(float(mean), 2),
+        "median": int(sizes[np.searchsorted(shares, 0.5)]),
+        "p95": int(sizes[np.searchsorted(shares, 0.95)]),
+        "max": int(sizes[-1]),
+        "counts": {int(size): int(frequency) for size, frequency in zip(sizes, frequencies)},
     }
 
 
@@ -181,61 +187,89 @@ class RowChecker:
     test_images: TestImages | None = None
 
     def __post_init__(self):
-        processor, self.length = self.processor, None
-        self.image_processor = ViTPImageProcessor() if processor is None else copy.copy(processor.image_processor)
-        self.image_processor.max_patches = self.max_patches or self.image_processor.max_patches
+        if self.processor is None:
+            self.image_processor = ViTPImageProcessor()
+        else:
+            self.image_processor = copy.copy(self.processor.image_processor)
+        if self.max_patches:
+            self.image_processor.max_patches = self.max_patches
         if self.input_spec is not None:
             self.image_processor = self.image_processor.with_input_spec(self.input_spec)
-        if processor is not None:
-            processor = copy.copy(processor)
+        self.length = None
+        if self.processor is not None:
+            processor = copy.copy(self.processor)
             processor.image_processor = self.image_processor
             self.length = SampleLength(processor, vrl_drop_ratio=self.vrl_drop_ratio)
         self._matches = {}  # Matches by image digest, because many rows share an image.
 
     def __call__(self, rows: list[dict]) -> list[RowReport]:
-        return [self.check(row) for row in rows]
+        return list(map(self.check, rows))
 
     def check(self, row: dict) -> RowReport:
-        problems, images = [], []
         if row["error"]:
             kind = "image places" if "image place" in row["error"] else "malformed"
-            return RowReport(row["id"], [(kind, row["error"])], 0, None, None, [])
-        spec = self.source.spec_for(self.image_processor)
-        for place, stored in enumerate(row["images"]):
-            try:
-                images += load_images({"images": [stored]}, spec)
-            except ValueError as error:
-                is_missing = isinstance(error.__cause__, FileNotFoundError)
-                text = str(error).replace("image 0", f"image {place}", 1)
-                problems.append(("image missing" if is_missing else "image unreadable", text))
-                continue
-            if getattr(images[-1], "mode", None) != "RGB":
-                try:
-                    self.image_processor(images[-1:], **self.source.images_kwargs)
-                except ValueError as error:
-                    problems.append(("image not taken", f"image {place}: {error}"))
+            return RowReport(
+                row["id"],
+                [(kind, row["error"])],
+                tiles=0,
+                tokens=None,
+                digest=None,
+                matches=[],
+            )
+        images, problems = self.readable_images(row)
         problems += self.check_messages(row)
-        is_whole = len(images) == len(row["images"])
+        is_complete = len(images) == len(row["images"])
         tiles = sum(num_tiles(images, self.source, self.image_processor))
         tokens = None
-        if self.length is not None and is_whole and not {"malformed", "image places"} & {kind for kind, _ in problems}:
+        kinds = {kind for kind, _ in problems}
+        if self.length is not None and is_complete and kinds.isdisjoint({"malformed", "image places"}):
             tokens = self.length.num_tokens(row["messages"], images, self.source)
             if self.max_length is not None and tokens > self.max_length:
                 problems.append(("too long", f"{tokens} tokens, max_length={self.max_length}"))
-        digests = [pixel_digest(image) for image in images]
+        image_digests = list(map(pixel_digest, images))
         digest = None
-        if is_whole:
+        if is_complete:
             content = json.dumps(row["messages"], sort_keys=True).encode()
-            digest = hashlib.sha256(b"".join(digests) + content).digest()[:16]
-        return RowReport(row["id"], problems, tiles, tokens, digest, self.matches(images, digests))
+            digest = hashlib.sha256(b"".join(image_digests) + content).digest()[:16]
+        matches = self.matches(images, image_digests)
+        return RowReport(
+            row["id"],
+            problems,
+            tiles,
+            tokens,
+            digest,
+            matches,
+        )
+
+    def readable_images(self, row: dict) -> tuple[list, list[tuple[str, str]]]:
+        """Return the images of a row that can be decoded, and the problems of its images."""
+        spec = self.source.spec_for(self.image_processor)
+        images = []
+        problems = []
+        for index, stored in enumerate(row["images"]):
+            try:
+                [image] = load_images({"images": [stored]}, spec)
+            except ValueError as error:
+                is_missing = isinstance(error.__cause__, FileNotFoundError)
+                text = str(error).replace("image 0", f"image {index}", 1)
+                problems.append(("image missing" if is_missing else "image unreadable", text))
+                continue
+            images.append(image)
+            if getattr(image, "mode", None) != "RGB":
+                try:
+                    self.image_processor([image], **self.source.images_kwargs)
+                except ValueError as error:
+                    problems.append(("image not taken", f"image {index}: {error}"))
+        return images, problems
 
     def check_messages(self, row: dict) -> list[tuple[str, str]]:
-        messages, problems = row["messages"], []
+        messages = row["messages"]
+        problems = []
         try:
             check_messages(messages)
         except ValueError as error:
             return [("malformed", str(error))]
-        num_places = sum(part["type"] == "image" for message in messages for part in message["content"])
+        num_places = num_image_parts(messages)
         if num_places != len(row["images"]):
             problems.append(("image places", f"{len(row['images'])} image(s), {num_places} image place(s)"))
         try:
@@ -243,24 +277,35 @@ class RowChecker:
         except ValueError as error:
             problems.append(("empty answer", str(error)))
         for index, message in enumerate(messages):
-            wrong, loose = wrong_boxes("".join(message_texts(message)))
-            if "grounding" in self.source.tasks:
-                wrong, loose = wrong + loose, []
-            problems += [
-                ("box", f"message {index}: {box}{PIXELS if PIXELS_IN.search(box) else ''}") for box in wrong[:1]
-            ]
-            problems += [("loose box", f"message {index}: {box}") for box in loose[:1]]
+            for kind, text in self.box_problems("".join(message_texts(message))):
+                problems.append((kind, f"message {index}: {text}"))
+        return problems
+
+    def box_problems(self, text: str) -> list[tuple[str, str]]:
+        """Return the first invalid box of a text, and the first other brackets that may be meant as a box."""
+        invalid_boxes, loose_boxes = wrong_boxes(text)
+        if "grounding" in self.source.tasks:
+            invalid_boxes = invalid_boxes + loose_boxes
+            loose_boxes = []
+        problems = []
+        if invalid_boxes:
+            hint = PIXELS if PIXELS_IN.search(invalid_boxes[0]) else ""
+            problems.append(("box", f"{invalid_boxes[0]}{hint}"))
+        if loose_boxes:
+            problems.append(("loose box", loose_boxes[0]))
         return problems
 
     def matches(self, images: list, digests: list[bytes]) -> list[tuple[int, Match]]:
+        """Return the test images that each image matches, with the index of the image."""
         if self.test_images is None:
             return []
-        found = []
-        for place, (image, digest) in enumerate(zip(images, digests)):
+        indexed_matches = []
+        for index, (image, digest) in enumerate(zip(images, digests)):
             if digest not in self._matches:
                 self._matches[digest] = self.test_images.find(image)
-            found += [(place, match) for match in self._matches[digest]]
-        return found
+            for match in self._matches[digest]:
+                indexed_matches.append((index, match))
+        return indexed_matches
 
 
 def validate(
@@ -284,25 +329,40 @@ def validate(
         shard: part of the rows to validate, see [`part_of`]; all rows by default.
         keep: function that is called with the index of the source, the number of the row in it, and the row's report.
     """
-    seen, reports = set(), []
-    for place, source in enumerate(mixture.sources):
+    digests = set()
+    reports = []
+    for source_index, source in enumerate(mixture.sources):
         report = SourceReport(source.name)
         reports.append(report)
-        checker = RowChecker(source, processor, test_images=test_images, **options)
+        checker = RowChecker(
+            source,
+            processor,
+            test_images=test_images,
+            **options,
+        )
         try:
             rows = read_source(source)
             report.schema = schema_of_part(source, rows)
             rows, numbers = part_of(rows, shard or Shard(1, 1))
-            is_map_style = isinstance(rows, Dataset)
-            workers = num_workers if is_map_style else min(num_workers, 1)
-            loader = DataLoader(rows, BATCH_SIZE, num_workers=workers, collate_fn=checker)
-            progress = tqdm(total=len(rows) if is_map_style else source.rows, desc=source.name, unit=" rows")
+            if isinstance(rows, Dataset):
+                num_processes = num_workers
+                num_rows = len(rows)
+            else:
+                num_processes = min(num_workers, 1)
+                num_rows = source.rows
+            loader = DataLoader(
+                rows,
+                BATCH_SIZE,
+                num_workers=num_processes,
+                collate_fn=checker,
+            )
+            progress = tqdm(total=num_rows, desc=source.name, unit=" rows")
             with opencv_in_one_thread(), progress:
                 for number, row in zip(numbers, itertools.chain.from_iterable(loader)):
-                    report.add(row, seen)
+                    report.add(row, digests)
                     progress.update()
                     if keep is not None:
-                        keep(place, number, row)
+                        keep(source_index, number, row)
         except Exception as error:  # A reader may raise any type; the other sources must still be validated.
             report.error = " ".join(str(error).split())
     return reports
@@ -329,54 +389,100 @@ def validate_shard(
     mixture: Mixture, num_workers: int, shard: Shard, settings: Mapping[str, str], folder: Path, **options
 ) -> list[SourceReport]:
     """Validate a shard with [`validate`], and write its reports to `folder`."""
-    rows, report = shard_files(folder, shard)
+    rows_path, report_path = shard_files(folder, shard)
     folder.mkdir(parents=True, exist_ok=True)
-    report.unlink(missing_ok=True)
-    with rows.open("w") as file:
+    report_path.unlink(missing_ok=True)
+    with rows_path.open("w") as file:
 
-        def keep(source: int, number: int, row: RowReport) -> None:
-            fields = vars(row) | {"digest": row.digest and row.digest.hex()}
-            fields["matches"] = [[place, vars(match)] for place, match in row.matches]
-            file.write(json.dumps([source, number, fields]) + "\n")
+        def write_row(source_index: int, number: int, row: RowReport) -> None:
+            fields = dict(vars(row))
+            fields["digest"] = row.digest and row.digest.hex()
+            fields["matches"] = [[image_index, vars(match)] for image_index, match in row.matches]
+            file.write(json.dumps([source_index, number, fields]) + "\n")
 
-        reports = validate(mixture, num_workers, shard=shard, keep=keep, **options)
-    save_reports(reports, settings, report)
+        reports = validate(
+            mixture,
+            num_workers,
+            shard=shard,
+            keep=write_row,
+            **options,
+        )
+    save_reports(reports, settings, report_path)
     return reports
 
 
-def merge_shards(mixture: Mixture, count: int, settings: Mapping[str, str], folder: Path) -> list[SourceReport]:
+def merge_shards(
+    mixture: Mixture,
+    count: int,
+    settings: Mapping[str, str],
+    folder: Path,
+) -> list[SourceReport]:
     """Return the merged reports of `count` shards, equal to those of one run over all rows.
 
     Raises:
         ValueError: If a shard is missing, or has other settings or sources.
     """
-    shards = {shard: shard_files(folder, shard) for shard in Shard.all_of(count)}
-    missing = [str(shard) for shard, (_, report) in shards.items() if not report.is_file()]
-    if missing:
-        raise ValueError(f"{len(missing)} of {count} shards not found in {folder}. Run --shard {missing[0]} first.")
+    shards = list(Shard.all_of(count))
+    missing_shards = []
+    row_readers = []
+    for shard in shards:
+        rows_path, report_path = shard_files(folder, shard)
+        row_readers.append(read_shard(rows_path))
+        if not report_path.is_file():
+            missing_shards.append(shard)
+    if missing_shards:
+        raise ValueError(
+            f"{len(missing_shards)} of {count} shards not found in {folder}. Run --shard {missing_shards[0]} first."
+        )
     reports = [SourceReport(source.name) for source in mixture.sources]
-    for shard, (_, path) in shards.items():
-        found = json.loads(path.read_text())
-        changed = [name for name in SHARD_SETTINGS if found["settings"].get(name) != settings.get(name)]
-        if changed or list(found["sources"]) != [report.name for report in reports]:
-            difference = f"with another --{changed[0]}" if changed else "of other sources"
-            raise ValueError(f"Shard {shard} in {folder} was created {difference}. Run --shard {shard} again.")
-        for report, of_shard in zip(reports, found["sources"].values()):
-            report.schema, report.error = report.schema or of_shard["schema"], report.error or of_shard["error"]
-    seen = set()
-    # The key is unique, so `merge` never compares the reports.
-    for source, _, row in heapq.merge(*(read_shard(rows) for rows, _ in shards.values()), key=lambda row: row[:2]):
-        reports[source].add(row, seen)
+    for shard in shards:
+        sources = sources_of_shard(shard, reports, settings, folder)
+        for report, source_fields in zip(reports, sources.values()):
+            report.schema = report.schema or source_fields["schema"]
+            report.error = report.error or source_fields["error"]
+    digests = set()
+    # The numbers of source and row are unique, so `merge` never compares the reports.
+    for source_index, _, row in heapq.merge(*row_readers, key=lambda row: row[:2]):
+        reports[source_index].add(row, digests)
     return reports
+
+
+def sources_of_shard(
+    shard: Shard,
+    reports: list[SourceReport],
+    settings: Mapping[str, str],
+    folder: Path,
+) -> dict[str, dict]:
+    """Return the fields of the reports of a shard by the name of their source.
+
+    Raises:
+        ValueError: If the shard has other settings or sources.
+    """
+    _, path = shard_files(folder, shard)
+    content = json.loads(path.read_text())
+    difference = None
+    if list(content["sources"]) != [report.name for report in reports]:
+        difference = "of other sources"
+    for name in reversed(SHARD_SETTINGS):  # The first setting that differs is named.
+        if content["settings"].get(name) != settings.get(name):
+            difference = f"with another --{name}"
+    if difference is not None:
+        raise ValueError(f"Shard {shard} in {folder} was created {difference}. Run --shard {shard} again.")
+    return content["sources"]
 
 
 def read_shard(path: Path) -> Iterator[tuple[int, int, RowReport]]:
     with path.open() as file:
-        for source, number, fields in map(json.loads, file):
-            fields["digest"] = fields["digest"] and bytes.fromhex(fields["digest"])
-            fields["problems"] = [tuple(problem) for problem in fields["problems"]]
-            fields["matches"] = [(place, Match(**match)) for place, match in fields["matches"]]
-            yield source, number, RowReport(**fields)
+        for line in file:
+            source_index, number, fields = json.loads(line)
+            if fields["digest"] is not None:
+                fields["digest"] = bytes.fromhex(fields["digest"])
+            fields["problems"] = list(map(tuple, fields["problems"]))
+            matches = []
+            for image_index, match in fields["matches"]:
+                matches.append((image_index, Match(**match)))
+            fields["matches"] = matches
+            yield source_index, number, RowReport(**fields)
 
 
 def load_processor(name: str) -> ViTPProcessor:
@@ -389,15 +495,22 @@ def load_processor(name: str) -> ViTPProcessor:
 
 def summary_table(reports: list[SourceReport]) -> str:
     """Return a Markdown table of all sources, with a column for each problem that was found."""
-    kinds = [kind for kind in (*ERRORS, *WARNINGS) if any(report.counts[kind] for report in reports)]
+    counts_of_all = Counter()
+    for report in reports:
+        counts_of_all.update(report.counts)
+    kinds = [kind for kind in (*ERRORS, *WARNINGS) if counts_of_all[kind]]
     header = ["source", "rows", "tiles (mean)", "tokens (median, 95%, max)", *kinds, ""]
     lines = []
     for report in reports:
-        tiles, tokens = histogram(report.tiles), histogram(report.tokens)
-        lengths = f"{tokens['median']}, {tokens['p95']}, {tokens['max']}" if tokens else "not counted"
+        tiles = histogram(report.tiles)
+        tokens = histogram(report.tokens)
+        mean_tiles = "" if tiles is None else tiles["mean"]
+        lengths = "not counted"
+        if tokens is not None:
+            lengths = f"{tokens['median']}, {tokens['p95']}, {tokens['max']}"
         verdict = "passed" if report.passed else report.error or "failed"
-        cells = [report.name, report.rows, tiles["mean"] if tiles else "", lengths]
-        lines.append([*cells, *(report.counts[kind] for kind in kinds), verdict])
+        counts = [report.counts[kind] for kind in kinds]
+        lines.append([report.name, report.rows, mean_tiles, lengths, *counts, verdict])
     return table(header, lines)
 
 
@@ -412,7 +525,10 @@ def save_reports(reports: list[SourceReport], settings: dict[str, str], path: Pa
 
 def has_images(reports: list[SourceReport]) -> bool:
     """Return whether a row of any source has an image."""
-    return any(number for report in reports for number in report.tiles)
+    for report in reports:
+        if max(report.tiles, default=0) > 0:
+            return True
+    return False
 
 
 def print_reports(reports: list[SourceReport]) -> None:
@@ -431,32 +547,61 @@ def print_reports(reports: list[SourceReport]) -> None:
 
 def card_text(reports: list[SourceReport], against: str | None) -> str:
     """Return the section of the data card with the results."""
-    kinds = {kind for report in reports for kind in report.counts}
-    found = [f"- {kind}: {text}" for kind, text in (ERRORS | WARNINGS).items() if kind in kinds]
-    paragraphs = [summary_table(reports), "\n".join(found)]
+    paragraphs = [summary_table(reports)]
+    counts_of_all = Counter()
+    for report in reports:
+        counts_of_all.update(report.counts)
+    descriptions = []
+    for kind, text in {**ERRORS, **WARNINGS}.items():
+        if kind in counts_of_all:
+            descriptions.append(f"- {kind}: {text}")
+    if descriptions:
+        paragraphs.append("\n".join(descriptions))
     if against:
-        rows = sum(report.counts["overlap"] for report in reports)
-        paragraphs.append(f"Rows that share an image, or a part of one, with the test images `{against}`: {rows}.")
-    return "\n\n".join(filter(None, paragraphs))
+        num_rows = sum(report.counts["overlap"] for report in reports)
+        paragraphs.append(f"Rows that share an image, or a part of one, with the test images `{against}`: {num_rows}.")
+    return "\n\n".join(paragraphs)
 
 
 def draw_histograms(reports: list[SourceReport], max_length: int | None, path: Path) -> None:
     """Draw histograms of tokens and tiles, with one row of plots per source."""
     figure, axes = plt.subplots(
-        len(reports), 2, figsize=(9, 1.2 + 1.3 * len(reports)), layout="constrained", squeeze=False, sharex="col"
+        nrows=len(reports),
+        ncols=2,
+        figsize=(9, 1.2 + 1.3 * len(reports)),
+        layout="constrained",
+        squeeze=False,
+        sharex="col",
     )
-    for (left, right), report in zip(axes, reports):
+    for (token_axes, tile_axes), report in zip(axes, reports):
         if report.tokens:
-            bins = np.arange(0, max(*report.tokens, max_length or 0) + TOKENS_PER_BIN, TOKENS_PER_BIN)
-            left.hist(list(report.tokens), bins=bins, weights=list(report.tokens.values()))
+            longest = max(*report.tokens, max_length or 0)
+            bins = np.arange(0, longest + TOKENS_PER_BIN, TOKENS_PER_BIN)
+            token_axes.hist(list(report.tokens), bins=bins, weights=list(report.tokens.values()))
         else:
-            left.text(0.5, 0.5, "not counted", transform=left.transAxes, ha="center", va="center")
+            token_axes.text(
+                0.5,
+                0.5,
+                "not counted",
+                transform=token_axes.transAxes,
+                ha="center",
+                va="center",
+            )
         if max_length is not None:
-            left.axvline(max_length, color="tab:red", linewidth=1)
-        right.bar(list(report.tiles), list(report.tiles.values()))
-        right.xaxis.get_major_locator().set_params(integer=True)
-        left.set_ylabel(report.name, rotation=0, ha="right", va="center", fontsize=8)
-    axes[-1, 0].set_xlabel("tokens of a row, after the drop" + (" (red: max_length)" if max_length else ""))
+            token_axes.axvline(max_length, color="tab:red", linewidth=1)
+        tile_axes.bar(list(report.tiles), list(report.tiles.values()))
+        tile_axes.xaxis.get_major_locator().set_params(integer=True)
+        token_axes.set_ylabel(
+            report.name,
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+    token_label = "tokens of a row, after the drop"
+    if max_length:
+        token_label += " (red: max_length)"
+    axes[-1, 0].set_xlabel(token_label)
     axes[-1, 1].set_xlabel("tiles of a row, thumbnails included")
     figure.savefig(path, dpi=110)
     plt.close(figure)

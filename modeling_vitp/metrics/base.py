@@ -58,7 +58,8 @@ class DistributedMetric(evaluate.Metric):
         """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references, **kwargs)
-        parts, self.kept = gather_parts(self.kept, self.num_process, self.name), type(self.kept)()
+        parts = gather_parts(self.kept, self.num_process, self.name)
+        self.kept = type(self.kept)()
         if not any(parts):
             raise ValueError(f"{self.name}: nothing to compute. Add predictions first.")
         self.cases = self._join(parts)
@@ -87,13 +88,22 @@ class DistributedMetric(evaluate.Metric):
         Raises:
             ValueError: if the result has no such number.
         """
-        key, result = key or self.main_score, self.compute_cases(np.arange(len(self.cases)))
-        if not isinstance(result.get(key), float):
-            known = ", ".join(name for name, value in result.items() if isinstance(value, float))
-            raise ValueError(f"{self.name}: unknown main score {key!r}. Expected one of {known}.")
-        draws = resample(len(self.cases), number=self.resamples)
-        resampled = [self._score(self._take(draw), key) for draw in draws]
-        return Score(result[key], resampled, len(self.cases), self.greater_is_better(key))
+        key = key or self.main_score
+        num_cases = len(self.cases)
+        metrics = self.compute_cases(np.arange(num_cases))
+        if not isinstance(metrics.get(key), float):
+            score_names = ", ".join(name for name, value in metrics.items() if isinstance(value, float))
+            raise ValueError(f"{self.name}: unknown main score {key!r}. Expected one of {score_names}.")
+        resampled = []
+        for draw in resample(num_cases, number=self.resamples):
+            drawn_cases = self._take(draw)
+            resampled.append(self._score(drawn_cases, key))
+        return Score(
+            value=metrics[key],
+            resampled=resampled,
+            cases=num_cases,
+            greater_is_better=self.greater_is_better(key),
+        )
 
     def _take(self, indices: np.ndarray) -> Sequence:
         return self.cases[indices]
@@ -107,8 +117,10 @@ def as_array(values: Any) -> np.ndarray:
     """Return a tensor (on any device, of any dtype), array or list as an array; floats of a tensor as float64."""
     if not isinstance(values, torch.Tensor):
         return np.asarray(values)
-    values = values.detach().cpu()
-    return (values.double() if values.is_floating_point() else values).numpy()
+    tensor = values.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.double()
+    return tensor.numpy()
 
 
 def group_by_case(case_ids: Iterable[Hashable]) -> list[list[int]]:

@@ -33,16 +33,19 @@ def count_areas(
         raise ValueError(
             f"expected a prediction of the shape of the reference {np.shape(reference)}, got {np.shape(prediction)}."
         )
-    prediction, reference = as_labels(prediction, "prediction"), as_labels(reference, "reference")
+    prediction = as_labels(prediction, "prediction")
+    reference = as_labels(reference, "reference")
     if ignore_index is not None:
-        counts = reference != ignore_index
-        prediction, reference = prediction[counts], reference[counts]
-    for name, value in (("prediction", prediction), ("reference", reference)):
-        wrong = value[(value < 0) | (value >= num_labels)].unique().tolist()
-        if wrong:
+        is_counted = reference != ignore_index
+        prediction = prediction[is_counted]
+        reference = reference[is_counted]
+    for name, labels in (("prediction", prediction), ("reference", reference)):
+        is_wrong = (labels < 0) | (labels >= num_labels)
+        wrong_labels = labels[is_wrong].unique().tolist()
+        if wrong_labels:
             raise ValueError(
                 f"expected class indices of the {name} in [0, {num_labels}) or ignore_index={ignore_index}, got "
-                f"{wrong[:10]}."
+                f"{wrong_labels[:10]}."
             )
     confusion = torch.bincount(reference * num_labels + prediction, minlength=num_labels**2)
     confusion = confusion.view(num_labels, num_labels).cpu().numpy()
@@ -50,7 +53,8 @@ def count_areas(
 
 
 def as_labels(values, name: str) -> torch.Tensor:
-    values = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values))
+    if not isinstance(values, torch.Tensor):
+        values = torch.from_numpy(np.array(values))
     if values.is_floating_point() or values.is_complex():
         raise ValueError(f"expected the {name} as integer class indices (the argmax of logits), got {values.dtype}.")
     return values.flatten().long()
@@ -58,7 +62,8 @@ def as_labels(values, name: str) -> torch.Tensor:
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Divide two arrays, with NaN where the denominator is 0."""
-    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator != 0)
+    quotients = np.full(np.shape(numerator), np.nan)
+    return np.divide(numerator, denominator, out=quotients, where=denominator != 0)
 
 
 def mean_of_counted(values: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -121,18 +126,19 @@ class PixelMetric(DistributedMetric):
         """
         if case_ids is None:
             case_ids = [(self.process_id, len(self) + index) for index in range(len(references))]
-        group_ids = case_ids if group_ids is None else group_ids
+        if group_ids is None:
+            group_ids = case_ids
         if not len(predictions) == len(case_ids) == len(group_ids) == len(references):
             raise ValueError(
                 f"{self.name}: expected as many predictions, case_ids and group_ids as references, got "
                 f"{len(predictions)}, {len(case_ids)} and {len(references)}, and {len(group_ids)} group_ids."
             )
-        for index, (prediction, reference, *case) in enumerate(zip(predictions, references, group_ids, case_ids)):
+        for index, case in enumerate(zip(group_ids, case_ids)):
             try:
-                areas = count_areas(prediction, reference, self.num_labels, self.ignore_index)
+                areas = count_areas(predictions[index], references[index], self.num_labels, self.ignore_index)
             except ValueError as error:
                 raise ValueError(f"{self.name}, map {index} of the batch: {error}") from error
-            self.kept[tuple(case)] = self.kept.get(tuple(case), 0) + areas
+            self.kept[case] = self.kept.get(case, 0) + areas
 
     def _join(self, parts: list[dict[tuple[Hashable, Hashable], np.ndarray]]) -> np.ndarray:
         """Return the index of the first case and the number of cases of each group, int64 of shape `(groups, 2)`.
@@ -143,11 +149,17 @@ class PixelMetric(DistributedMetric):
         for part in parts:
             for case, areas in part.items():
                 total[case] = total.get(case, 0) + areas
-        self.areas = np.stack([total[case] for case in sorted(total)])
-        counts = np.array([*Counter(group for group, _ in sorted(total)).values()])
-        return np.stack([np.cumsum(counts) - counts, counts], axis=1)
+        ordered_cases = sorted(total)
+        self.areas = np.stack([total[case] for case in ordered_cases])
+        # The cases are sorted by group, so the counter has the groups in the order of their cases.
+        group_sizes = Counter(group for group, _ in ordered_cases)
+        counts = np.array(list(group_sizes.values()))
+        starts = np.cumsum(counts) - counts
+        return np.stack([starts, counts], axis=1)
 
     def _take(self, indices):
         starts, counts = self.cases[indices].T
         ends = np.cumsum(counts)
-        return self.areas[np.repeat(starts - ends + counts, counts) + np.arange(ends[-1])]
+        # The difference of where a group starts in `areas` and where it starts in what is returned.
+        offsets = starts - ends + counts
+        return self.areas[np.repeat(offsets, counts) + np.arange(ends[-1])]

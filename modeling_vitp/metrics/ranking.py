@@ -27,10 +27,15 @@ def weighted_areas(scores: np.ndarray, is_positive: np.ndarray, weights: Iterabl
     _, ranks = np.unique(scores, return_inverse=True)
     areas = []
     for weight in weights:
-        positives, negatives = (np.bincount(ranks, weight * side) for side in (is_positive, ~is_positive))
-        pairs = positives.sum() * negatives.sum()
-        ordered = (positives * (np.cumsum(negatives) - negatives / 2)).sum()
-        areas.append(float(ordered / pairs) if pairs else float("nan"))
+        positives = np.bincount(ranks, weight * is_positive)
+        negatives = np.bincount(ranks, weight * ~is_positive)
+        num_pairs = positives.sum() * negatives.sum()
+        if not num_pairs:
+            areas.append(float("nan"))
+            continue
+        lower_negatives = np.cumsum(negatives) - negatives / 2  # Ties count one half.
+        num_ordered_pairs = (positives * lower_negatives).sum()
+        areas.append(float(num_ordered_pairs / num_pairs))
     return areas
 
 
@@ -42,14 +47,18 @@ def average_precision(scores: np.ndarray, is_positive: np.ndarray) -> float:
         is_positive: bool of shape `(n,)`, at least one true.
     """
     order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # Last index of each distinct score.
-    found = np.cumsum(is_positive[order])[ends]
-    return float((np.diff(found, prepend=0) * found / (ends + 1)).sum() / found[-1])
+    score_changes = np.flatnonzero(np.diff(scores[order]))
+    last_indices = np.append(score_changes, len(scores) - 1)  # of each distinct score
+    num_positives = np.cumsum(is_positive[order])[last_indices]
+    new_positives = np.diff(num_positives, prepend=0)
+    precision_sum = (new_positives * num_positives / (last_indices + 1)).sum()
+    return float(precision_sum / num_positives[-1])
 
 
 def log_odds(logits: np.ndarray, label: int) -> np.ndarray:
     """Return the log-odds of a class against all others, `(n,)`, from logits of shape `(n, classes)`."""
-    return logits[:, label] - np.logaddexp.reduce(np.delete(logits, label, axis=1), axis=1)
+    other_logits = np.delete(logits, label, axis=1)
+    return logits[:, label] - np.logaddexp.reduce(other_logits, axis=1)
 
 
 def mean_area(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -62,5 +71,8 @@ def mean_area(logits: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         Mean area, NaN if fewer than two classes occur.
     """
-    areas = [area_under_curve(log_odds(logits, label), labels == label) for label in np.unique(labels)]
+    areas = []
+    for label in np.unique(labels):
+        area = area_under_curve(log_odds(logits, label), labels == label)
+        areas.append(area)
     return float(np.mean(areas))

@@ -17,22 +17,27 @@ def metric_path(name: str) -> str:
     if path.is_file():
         return str(path.parent)
     if not Path(name).expanduser().exists():
-        known = ", ".join(
-            sorted(folder.name for folder in METRICS_FOLDER.iterdir() if (folder / f"{folder.name}.py").is_file())
+        metric_names = []
+        for folder in sorted(METRICS_FOLDER.iterdir()):
+            if (folder / f"{folder.name}.py").is_file():
+                metric_names.append(folder.name)
+        raise ValueError(
+            f"Unknown metric {name!r}. Expected a path of a Python file or folder, or one of {', '.join(metric_names)}."
         )
-        raise ValueError(f"Unknown metric {name!r}. Expected a path of a Python file or folder, or one of {known}.")
     return str(Path(name).expanduser().resolve())
 
 
 def name_classes(metrics: dict, names: list[str]) -> dict[str, float]:
     """Return metrics with one value per class, such as `iou/building`, in place of lists such as `per_category_iou`."""
-    named = {}
+    flat_metrics = {}
     for key, value in metrics.items():
-        if isinstance(value, list):
-            named |= {f"{key.removeprefix('per_category_')}/{name}": item for name, item in zip(names, value)}
-        else:
-            named[key] = value
-    return named
+        if not isinstance(value, list):
+            flat_metrics[key] = value
+            continue
+        score_name = key.removeprefix("per_category_")
+        for class_name, class_score in zip(names, value):
+            flat_metrics[f"{score_name}/{class_name}"] = class_score
+    return flat_metrics
 
 
 def without_nan(value: Any) -> Any:
@@ -41,4 +46,6 @@ def without_nan(value: Any) -> Any:
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

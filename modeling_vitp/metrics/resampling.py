@@ -31,9 +31,13 @@ def resample_mean(values: np.ndarray, case_ids: Sequence, seed: int = 0) -> np.n
     Returns:
         Means, float64 of shape `(RESAMPLES,)`.
     """
-    cases = np.unique(case_ids, return_inverse=True)[1]
-    sums, counts = np.bincount(cases, values), np.bincount(cases)
-    return np.array([sums[draw].sum() / counts[draw].sum() for draw in resample(len(counts), seed)])
+    _, cases = np.unique(case_ids, return_inverse=True)
+    sums = np.bincount(cases, values)
+    counts = np.bincount(cases)
+    means = []
+    for draw in resample(len(counts), seed):
+        means.append(sums[draw].sum() / counts[draw].sum())
+    return np.array(means)
 
 
 @dataclass(frozen=True)
@@ -114,25 +118,46 @@ def paired_difference(ours: Sequence[Score], theirs: Sequence[Score]) -> Differe
         ValueError: if the models differ in the number of seeds, of resamples or of cases or in the direction of the
             score, or have no scores.
     """
-    if not len(ours) == len(theirs) > 0 or len({(len(one.resampled), one.cases) for one in (*ours, *theirs)}) > 1:
-        found = [[(len(one.resampled), one.cases) for one in scores] for scores in (ours, theirs)]
+    our_sizes = [(len(score.resampled), score.cases) for score in ours]
+    their_sizes = [(len(score.resampled), score.cases) for score in theirs]
+    if not len(ours) == len(theirs) > 0 or len({*our_sizes, *their_sizes}) > 1:
         raise ValueError(
-            f"Expected two scores of the same cases for each seed, got numbers of resamples and cases {found}."
+            "Expected two scores of the same cases for each seed, got numbers of resamples and cases "
+            f"{[our_sizes, their_sizes]}."
         )
-    directions = {score.greater_is_better for score in (*ours, *theirs)}
-    if len(directions) > 1:
+    greater_is_better = ours[0].greater_is_better
+    if any(score.greater_is_better != greater_is_better for score in (*ours, *theirs)):
         raise ValueError("Expected scores of one metric, got some that are better when higher and some when lower.")
-    values = np.array([one.value - other.value for one, other in zip(ours, theirs)])
-    # Scores that were read from JSON have None in place of NaN.
-    resampled, others = (np.array([one.resampled for one in scores], float).mean(0) for scores in (ours, theirs))
-    mean, seeds = float(values.mean()), len(values)
-    of_seeds = float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0
+
+    differences = np.array([our_score.value - their_score.value for our_score, their_score in zip(ours, theirs)])
+    mean = float(differences.mean())
+    seeds = len(differences)
+    half_of_seeds = 0.0
+    if seeds > 1:
+        variance_of_seeds = float(differences.var(ddof=1)) / seeds
+        half_of_seeds = half_width(variance_of_seeds, seeds - 1)
+
+    resampled_differences = mean_resampled(ours) - mean_resampled(theirs)
     cases = ours[0].cases
-    of_cases = float(np.nanvar(resampled - others, ddof=1)) * cases / max(cases - 1, 1)
-    halves = half_width(of_seeds, seeds - 1) if seeds > 1 else 0.0, half_width(of_cases, cases - 1)
-    half = math.hypot(*halves)
-    is_clear = seeds > 1 and abs(mean) > half
-    return Difference(mean, mean - half, mean + half, is_clear, seeds, directions.pop())
+    variance_of_cases = float(np.nanvar(resampled_differences, ddof=1)) * cases / max(cases - 1, 1)
+    half_of_cases = half_width(variance_of_cases, cases - 1)
+
+    half = math.hypot(half_of_seeds, half_of_cases)
+    return Difference(
+        mean=mean,
+        low=mean - half,
+        high=mean + half,
+        is_clear=seeds > 1 and abs(mean) > half,
+        seeds=seeds,
+        greater_is_better=greater_is_better,
+    )
+
+
+def mean_resampled(scores: Sequence[Score]) -> np.ndarray:
+    """Return the mean over the seeds of the score of each resample."""
+    # Scores that were read from JSON have None in place of NaN, which the conversion to float undoes.
+    resampled = np.array([score.resampled for score in scores], float)
+    return resampled.mean(0)
 
 
 def half_width(variance: float, freedom: float) -> float:

@@ -165,34 +165,12 @@ class PretrainArguments(PlanArguments, ScriptArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.from_scratch, self.dataset_name = self.from_scratch or None, self.dataset_name or None
-        self.annotations, self.mixture = self.annotations or None, self.mixture or None
-        if self.mixture is None and self.dataset_name is None and self.annotations is None:
-            raise ValueError("The training data are missing: set --config, dataset_name, annotations or mixture.")
-        given = {name: getattr(self, name) for name in ("dataset_name", "annotations", "mixture")}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) > 1:
-            shown = [f"{name}={value!r}" if isinstance(value, str) else name for name, value in given.items()]
-            raise ValueError(
-                f"{' and '.join(shown)} are both set. Remove one of them, for example with --{next(iter(given))} ''."
-            )
-        if self.annotations is not None:
-            self.annotations = find_data(self.annotations)
-            if not Path(self.annotations).is_dir():
-                raise ValueError(f"annotations={self.annotations!r}: folder not found.")
-        elif self.annotation_options not in (None, AnnotationOptions()):
-            raise ValueError("annotation_options needs annotations. Remove annotation_options.")
+        self.from_scratch = self.from_scratch or None
+        self._check_data()
         for score, text in (self.require or {}).items():
             Requirement.parse(score, text)
-        self.labels = None if self.annotations is None else self.annotation_options or AnnotationOptions()
-        if self.dataset_name is not None:
-            self.dataset_name = find_data(self.dataset_name)
-        for name in ("image_root", "columns", "prompt"):
-            if getattr(self, name) is not None and self.dataset_name is None:
-                raise ValueError(f"{name} needs dataset_name. In a mixture, set it for each source.")
-        self.columns = self.columns and {role: str(name) for role, name in self.columns.items()}
-        if self.image_root is not None and not Path(self.image_root).is_dir():
-            raise ValueError(f"image_root={self.image_root!r}: folder not found.")
+        if self.columns:
+            self.columns = {role: str(name) for role, name in self.columns.items()}
         if self.dry_run and self.mixture is None:
             raise ValueError(
                 "dry_run needs a mixture, and the configuration has dataset_name. Give the data set as a mixture: "
@@ -205,15 +183,61 @@ class PretrainArguments(PlanArguments, ScriptArguments):
         if len(self.probe_splits) != 2:
             raise ValueError(f"probe_splits={self.probe_splits}: give two splits, for training and for scoring.")
 
+    def _check_data(self) -> None:
+        """Find the training data; raise a `ValueError` if there are none or several, or an option needs others."""
+        self.dataset_name = self.dataset_name or None
+        self.annotations = self.annotations or None
+        self.mixture = self.mixture or None
+        sources = []
+        for name in ("dataset_name", "annotations", "mixture"):
+            if getattr(self, name) is not None:
+                sources.append(name)
+        if not sources:
+            raise ValueError("The training data are missing: set --config, dataset_name, annotations or mixture.")
+        if len(sources) > 1:
+            settings = []
+            for name in sources:
+                value = getattr(self, name)
+                settings.append(f"{name}={value!r}" if isinstance(value, str) else name)
+            raise ValueError(
+                f"{' and '.join(settings)} are both set. Remove one of them, for example with --{sources[0]} ''."
+            )
+        if self.annotations is not None:
+            self.annotations = find_data(self.annotations)
+            if not Path(self.annotations).is_dir():
+                raise ValueError(f"annotations={self.annotations!r}: folder not found.")
+            self.labels = self.annotation_options or AnnotationOptions()
+        else:
+            self.labels = None
+            if self.annotation_options not in (None, AnnotationOptions()):
+                raise ValueError("annotation_options needs annotations. Remove annotation_options.")
+        if self.dataset_name is not None:
+            self.dataset_name = find_data(self.dataset_name)
+        for name in ("image_root", "columns", "prompt"):
+            if getattr(self, name) is not None and self.dataset_name is None:
+                raise ValueError(f"{name} needs dataset_name. In a mixture, set it for each source.")
+        if self.image_root is not None and not Path(self.image_root).is_dir():
+            raise ValueError(f"image_root={self.image_root!r}: folder not found.")
+
     def as_mixture(self) -> dict:
         """Return `dataset_name` as the one source of a mixture, in the keys of its file."""
         from ..instructions.sources import Source, base_of, source_of
 
-        split = base_of(self.dataset_train_split)
-        settings = {"columns": self.columns or {}, "prompt": self.prompt}
-        source = vars(source_of(self.dataset_name, split, self.dataset_config, self.image_root, **settings))
-        changed = {key: value for key, value in source.items() if value != vars(Source("mine"))[key]}
-        return {"sources": [{**changed, "name": "mine"}]}
+        source = source_of(
+            self.dataset_name,
+            base_of(self.dataset_train_split),
+            self.dataset_config,
+            self.image_root,
+            columns=self.columns or {},
+            prompt=self.prompt,
+        )
+        defaults = vars(Source("mine"))
+        settings = {}
+        for key, value in vars(source).items():
+            if value != defaults[key]:
+                settings[key] = value
+        settings["name"] = "mine"
+        return {"sources": [settings]}
 
 
 @dataclass
@@ -358,8 +382,8 @@ class DistillationArguments(Settings):
     def __post_init__(self):
         super().__post_init__()
         self.student = self.student or None
-        missing = [name for name in ("teacher", "data") if not getattr(self, name)]
-        if missing:
-            raise ValueError(f"{missing[0]} is missing: give --teacher BACKBONE and --data IMAGES.")
+        for name in ("teacher", "data"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing: give --teacher BACKBONE and --data IMAGES.")
         if self.student and self.student_config:
             raise ValueError("Expected student, whose weights are loaded, or student_config, got both. Remove one.")

@@ -53,7 +53,6 @@ def open_data(args: PretrainArguments, mixture: Mixture | None, seed: int, evalu
     Raises:
         ValueError: if the evaluation split is missing, or if a mixture does not allow one.
     """
-    name = args.dataset_test_split
     if mixture is not None:
         if evaluates:
             raise ValueError(
@@ -65,20 +64,22 @@ def open_data(args: PretrainArguments, mixture: Mixture | None, seed: int, evalu
     if args.annotations is not None:
         return open_annotations(args, seed, evaluates)
     try:
-        opened, names = open_splits(args, args.image_root, args.columns, args.prompt)
-        first_rows = itertools.islice(opened[args.dataset_train_split], LOOKED_AT)
+        splits, split_names = open_splits(args, args.image_root, args.columns, args.prompt)
+        train_rows = splits[args.dataset_train_split]
+        first_rows = itertools.islice(train_rows, LOOKED_AT)
         has_images = any(map(images_of, first_rows))
     except ValueError as error:
         check_not_labels(args.dataset_name, error)
         raise
     if not has_images:
         check_not_labels(args.dataset_name)
-    if name not in opened and (evaluates or name != PretrainArguments.dataset_test_split):
+    eval_split = args.dataset_test_split
+    if eval_split not in splits and (evaluates or eval_split != PretrainArguments.dataset_test_split):
         raise ValueError(
-            f"No split {name!r} in {args.dataset_name}. Found: {', '.join(names)}. Set dataset_test_split, or "
-            "eval_strategy: no."
+            f"No split {eval_split!r} in {args.dataset_name}. Found: {', '.join(split_names)}. Set "
+            "dataset_test_split, or eval_strategy: no."
         )
-    return print_schemas(PretrainData(opened[args.dataset_train_split], opened.get(name)))
+    return print_schemas(PretrainData(train_rows, splits.get(eval_split)))
 
 
 def check_not_labels(name: str, error: ValueError | None = None) -> None:
@@ -99,7 +100,8 @@ def open_annotations(args: PretrainArguments, seed: int, evaluates: bool = False
     Raises:
         ValueError: if a label is invalid, or the run evaluates and the folder has no test split.
     """
-    root, split = Path(args.annotations), args.dataset_test_split
+    root = Path(args.annotations)
+    split = args.dataset_test_split
     labels = LabelSource.open(root, args.labels)
     has_test_split = split in labels.splits
     if not has_test_split and (evaluates or split not in ("", PretrainArguments.dataset_test_split)):
@@ -111,11 +113,11 @@ def open_annotations(args: PretrainArguments, seed: int, evaluates: bool = False
     test_images = labels.images(split) if has_test_split else []
     rows = transform.rows()
     if PartialState().is_main_process:
-        images = f"{len(transform.images)} images, {len(rows)} rows an epoch"
-        print(f"draws: {labels.layout.name} labels, {images}; asks for {', '.join(labels.kinds)}")
-        names = describe_default_names(labels.layout)
-        if names is not None:
-            print(names)
+        numbers = f"{len(transform.images)} images, {len(rows)} rows an epoch"
+        print(f"draws: {labels.layout.name} labels, {numbers}; asks for {', '.join(labels.kinds)}")
+        default_names = describe_default_names(labels.layout)
+        if default_names is not None:
+            print(default_names)
     return PretrainData(rows, transform=transform, labels=labels, test_images=test_images)
 
 
@@ -131,14 +133,25 @@ def describe_data(
 ) -> list[dict[str, object]]:
     """Return a description of the training data for the record of the run; `dataset` is a Hub id or `None`."""
     if args.annotations is not None:
-        name = public_name(args.annotations)
-        return [{"name": name, "dataset": None, "split": args.labels.split, "rows": len(dataset)}]
+        description = {
+            "name": public_name(args.annotations),
+            "dataset": None,
+            "split": args.labels.split,
+            "rows": len(dataset),
+        }
+        return [description]
     if mixture is None:
-        rows = len(dataset) if isinstance(dataset, Dataset) else None
-        on_hub = {"dataset": None if Path(args.dataset_name).exists() else args.dataset_name}
-        return [{"name": public_name(args.dataset_name), **on_hub, "split": args.dataset_train_split, "rows": rows}]
-    return [
-        {
+        is_local = Path(args.dataset_name).exists()
+        description = {
+            "name": public_name(args.dataset_name),
+            "dataset": None if is_local else args.dataset_name,
+            "split": args.dataset_train_split,
+            "rows": len(dataset) if isinstance(dataset, Dataset) else None,
+        }
+        return [description]
+    descriptions = []
+    for source in mixture.sources:
+        description = {
             "name": source.name,
             "dataset": source.dataset if source.is_on_hub else None,
             "rows": source.rows,
@@ -146,8 +159,8 @@ def describe_data(
             "modality": source.modality,
             "tasks": source.tasks,
         }
-        for source in mixture.sources
-    ]
+        descriptions.append(description)
+    return descriptions
 
 
 def describe_evaluation(args: PretrainArguments) -> dict[str, str] | None:
@@ -156,5 +169,7 @@ def describe_evaluation(args: PretrainArguments) -> dict[str, str] | None:
         return {"name": public_name(args.annotations), "eval": args.dataset_test_split}
     if args.dataset_name is None:
         return None
-    on_hub = {} if Path(args.dataset_name).exists() else {"dataset": args.dataset_name}
-    return {"name": public_name(args.dataset_name), "eval": args.dataset_test_split, **on_hub}
+    description = {"name": public_name(args.dataset_name), "eval": args.dataset_test_split}
+    if not Path(args.dataset_name).exists():
+        description["dataset"] = args.dataset_name
+    return description

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import InterpolationMode, v2
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 
@@ -85,10 +85,12 @@ class ImageFiles(Dataset):
         for place in map(Path, data):
             if not place.exists():
                 raise ValueError(not_there(str(place)))
-            found = image_files(place) if place.is_dir() else [place]
-            if not found:
+            paths = image_files(place) if place.is_dir() else [place]
+            if not paths:
                 raise ValueError(f"No image files found in {place}.")
-            self.files += [(path, Path(os.path.relpath(path, root))) for path in found]
+            for path in paths:
+                name = Path(os.path.relpath(path, root))
+                self.files.append((path, name))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -113,9 +115,10 @@ class ImageViews(AugmentedSamples):
         return {"pixel_values": pixels, "id": sample["id"]}
 
     def pixels(self, image: torch.Tensor) -> torch.Tensor:
-        image = self.augmentation(image)
-        image = image.clamp(0, 1) if image.is_floating_point() else image  # Bicubic resampling overshoots.
-        return normalized(image, self.image_processor)
+        view = self.augmentation(image)
+        if view.is_floating_point():
+            view = view.clamp(0, 1)  # Bicubic resampling overshoots.
+        return normalized(view, self.image_processor)
 
 
 class Distiller(nn.Module):
@@ -149,9 +152,11 @@ class Distiller(nn.Module):
 
     def target(self, teacher_maps: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
         """Return the teacher's features on a grid, standardized, `(batch_size, width, *grid)`."""
-        if teacher_maps.shape[-2:] != tuple(grid):
-            teacher_maps = F.interpolate(teacher_maps, tuple(grid), mode="bilinear", antialias=True)
-        return (teacher_maps - self.mean[:, None, None]) / (self.variance[:, None, None] + 1e-6).sqrt()
+        grid = tuple(grid)
+        if teacher_maps.shape[-2:] != grid:
+            teacher_maps = F.interpolate(teacher_maps, grid, mode="bilinear", antialias=True)
+        deviation = (self.variance[:, None, None] + 1e-6).sqrt()
+        return (teacher_maps - self.mean[:, None, None]) / deviation
 
     def forward(self, pixel_values: torch.Tensor, teacher_maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compare student and teacher.
@@ -167,7 +172,8 @@ class Distiller(nn.Module):
         predicted = self.predict(pixel_values)
         target = self.target(teacher_maps, predicted.shape[-2:])
         cosine = F.cosine_similarity(predicted, target, dim=1).mean()
-        return 1 - cosine + F.smooth_l1_loss(predicted, target), cosine
+        loss = 1 - cosine + F.smooth_l1_loss(predicted, target)
+        return loss, cosine
 
 
 def resized(pixel_values: torch.Tensor, side: int) -> torch.Tensor:
@@ -207,13 +213,20 @@ class ViTTrainer(SampleTrainer, Trainer):
         side: int,
         **kwargs: Any,
     ):
-        bicubic = InterpolationMode.BICUBIC
+        self.vit = vit
+        self.whole_view = v2.Resize((side, side), InterpolationMode.BICUBIC, antialias=True)
         seed = args.seed if args.data_seed is None else args.data_seed
-        crop = v2.RandomResizedCrop(side, tuple(args.crop_area), interpolation=bicubic, antialias=True)
-        flips = v2.RandomHorizontalFlip(args.horizontal_flip), v2.RandomVerticalFlip(args.vertical_flip)
-        self.vit, self.whole_view = vit, v2.Resize((side, side), bicubic, antialias=True)
         if train_dataset is not None:
-            train_dataset = ImageViews(train_dataset, v2.Compose([crop, *flips]), processing_class, seed)
+            crop = v2.RandomResizedCrop(
+                side,
+                tuple(args.crop_area),
+                interpolation=InterpolationMode.BICUBIC,
+                antialias=True,
+            )
+            horizontal_flip = v2.RandomHorizontalFlip(args.horizontal_flip)
+            vertical_flip = v2.RandomVerticalFlip(args.vertical_flip)
+            augmentation = v2.Compose([crop, horizontal_flip, vertical_flip])
+            train_dataset = ImageViews(train_dataset, augmentation, processing_class, seed)
         if eval_dataset is not None:
             eval_dataset = ImageViews(eval_dataset, self.whole_view, processing_class, seed)
         super().__init__(
@@ -231,25 +244,27 @@ class ViTTrainer(SampleTrainer, Trainer):
         return super().train(*args, **kwargs)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        settings, config = super().run_settings(), self.vit.config
-        settings["fixed"] |= {
-            NUM_SAMPLES: len(self.train_dataset),
-            "objective": type(self.accelerator.unwrap_model(self.model)).__name__,
-            "ViT": {name: getattr(config, name) for name in SHAPE if hasattr(config, name)},
-        }
+        settings = super().run_settings()
+        shape = {name: getattr(self.vit.config, name) for name in SHAPE if hasattr(self.vit.config, name)}
+        fixed = settings["fixed"]
+        fixed[NUM_SAMPLES] = len(self.train_dataset)
+        fixed["objective"] = type(self.accelerator.unwrap_model(self.model)).__name__
+        fixed["ViT"] = shape
         return settings
 
     def training_data(self) -> Any:
         return {"images": [path for path, _ in self.train_dataset.samples.files]}
 
     def check_rows(self) -> None:
-        datasets = filter(None, (self.train_dataset, self.eval_dataset))
-        files = [file for dataset in datasets for file in dataset.samples.files]
+        files = list(self.train_dataset.samples.files)
+        if self.eval_dataset:
+            files += self.eval_dataset.samples.files
         for path, _ in tqdm(files, unit="image", desc="Checking images", leave=False):
             check_file(path)
 
     def watched_samples(self, number: int) -> list:
-        return choose((self.eval_dataset or self.train_dataset).samples, number, self.data_seed)
+        dataset = self.eval_dataset or self.train_dataset
+        return choose(dataset.samples, number, self.data_seed)
 
     def maps_to_draw(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the maps `(channels, rows, columns)` of an image `(1, num_channels, side, side)` to draw, by title."""
@@ -257,17 +272,23 @@ class ViTTrainer(SampleTrainer, Trainer):
 
     def draw_samples(self, samples: list, path: Path) -> None:
         """Draw images with their [`maps_to_draw`] in common principal components."""
-        views, maps = ImageViews(samples, self.whole_view, self.processing_class, self.data_seed), []
+        views = ImageViews(samples, self.whole_view, self.processing_class, self.data_seed)
+        maps_of_samples = []
         for sample in samples:
+            pixels = views.pixels(sample["image"])[None].to(self.args.device)
             with self.compute_loss_context_manager():
-                maps.append(self.maps_to_draw(views.pixels(sample["image"])[None].to(self.args.device)))
-        colors = component_colors([torch.cat([*of_image.values()], 2) for of_image in maps], path.parent)
-        columns = 1 + len(maps[0])
-        figure = Figure(figsize=(2.5 * columns, 2.7 * len(samples)), layout="constrained")
-        for sample, joined, axes in zip(samples, colors, figure.subplots(len(samples), columns, squeeze=False)):
-            panels = {sample["id"]: shown(sample["image"], self.processing_class.band_names)}
-            panels |= dict(zip(maps[0], np.hsplit(joined, columns - 1)))
-            for axis, (title, panel) in zip(axes, panels.items()):
+                maps_of_samples.append(self.maps_to_draw(pixels))
+        # The maps of an image are joined, so that they have the same principal components.
+        joined_maps = [torch.cat([*maps.values()], 2) for maps in maps_of_samples]
+        colors = component_colors(joined_maps, path.parent)
+        titles = list(maps_of_samples[0])
+        num_columns = 1 + len(titles)
+        figure = Figure(figsize=(2.5 * num_columns, 2.7 * len(samples)), layout="constrained")
+        axes = figure.subplots(len(samples), num_columns, squeeze=False)
+        for sample, joined_colors, row_of_axes in zip(samples, colors, axes):
+            picture = shown(sample["image"], self.processing_class.band_names)
+            panels = [picture, *np.hsplit(joined_colors, len(titles))]
+            for axis, title, panel in zip(row_of_axes, [sample["id"], *titles], panels):
                 axis.imshow(panel, interpolation="nearest")
                 axis.set_title(title, fontsize=8)
                 axis.axis("off")
@@ -278,8 +299,9 @@ class ViTTrainer(SampleTrainer, Trainer):
         if self.is_in_train:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            with written_whole(Path(output_dir or self.args.output_dir) / "backbone") as written:
-                export_backbone(self.vit, written, self.processing_class)
+            folder = Path(output_dir or self.args.output_dir) / "backbone"
+            with written_whole(folder) as unfinished_folder:
+                export_backbone(self.vit, unfinished_folder, self.processing_class)
 
     def _share(self) -> int:
         return 0  # the output folder has no model but `backbone`, whose card is written with it
@@ -333,13 +355,15 @@ class ViTPDistillationTrainer(ViTTrainer):
         settings = super().run_settings()
         settings["fixed"]["teacher_image_size"] = self.teacher_side
         settings["free"]["teacher"] = public_name(self.teacher.name_or_path)
-        start = self.distiller.student.name_or_path
-        settings["free"]["student"] = public_name(start) if start else None
+        student_name = self.distiller.student.name_or_path
+        settings["free"]["student"] = public_name(student_name) if student_name else None
         return settings
 
     def extra_settings(self) -> dict[str, Any]:
-        weights = hash_of_weights(self.teacher, self.is_world_process_zero(), lambda name, weight: True)
-        return super().extra_settings() | {f"weights of the teacher in {self.teacher.dtype}": weights}
+        settings = super().extra_settings()
+        weights_hash = hash_of_weights(self.teacher, self.is_world_process_zero(), lambda name, weight: True)
+        settings[f"weights of the teacher in {self.teacher.dtype}"] = weights_hash
+        return settings
 
     @property
     def distiller(self) -> Distiller:
@@ -355,21 +379,28 @@ class ViTPDistillationTrainer(ViTTrainer):
 
     def measure_teacher(self) -> None:
         """Compute mean and variance of the teacher's channels on crops of at most `STATISTICS` images."""
-        order = torch.randperm(len(self.train_dataset), generator=torch.Generator().manual_seed(self.data_seed))
+        generator = torch.Generator().manual_seed(self.data_seed)
+        order = torch.randperm(len(self.train_dataset), generator=generator)
         crops = Subset(self.train_dataset, [(0, index) for index in order[:STATISTICS].tolist()])
-        number, sums = 0, torch.zeros(2, self.teacher.config.hidden_size, dtype=torch.float64)
+        num_patches = 0
+        sums = torch.zeros(2, self.teacher.config.hidden_size, dtype=torch.float64)
         for batch in self.loader_of(crops, self.args.train_batch_size):
-            values = self.teacher_maps(batch["pixel_values"].to(self.args.device)).movedim(1, -1).flatten(0, -2)
-            values = values.cpu().double()
-            number += len(values)
-            sums += torch.stack([values.sum(0), values.square().sum(0)])
-        mean, square_mean = sums / number
+            maps = self.teacher_maps(batch["pixel_values"].to(self.args.device))
+            features = maps.movedim(1, -1).flatten(0, -2).cpu().double()
+            num_patches += len(features)
+            sums += torch.stack([features.sum(0), features.square().sum(0)])
+        mean, square_mean = sums / num_patches
         self.distiller.mean.copy_(mean)
         self.distiller.variance.copy_((square_mean - mean.square()).clamp(min=0))
 
     def loader_of(self, samples: Dataset, batch_size: int) -> DataLoader:
-        workers, generator = self.args.dataloader_num_workers, torch.Generator()  # the global one is for training
-        return DataLoader(samples, batch_size, collate_fn=self.data_collator, num_workers=workers, generator=generator)
+        return DataLoader(
+            samples,
+            batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            generator=torch.Generator(),  # the global one is for training
+        )
 
     @torch.no_grad()
     def teacher_maps(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -384,31 +415,37 @@ class ViTPDistillationTrainer(ViTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         loss, cosine = self.compare(model, inputs["pixel_values"])
-        return (loss, {"cosine": cosine}) if return_outputs else loss
+        if return_outputs:
+            return loss, {"cosine": cosine}
+        return loss
 
     # Evaluation
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """Return a loader of the images that this process evaluates."""
-        dataset, args = self.eval_dataset if eval_dataset is None else eval_dataset, self.args
-        mine = share(range(len(dataset)), args.world_size, args.process_index)
-        return self.loader_of(Subset(dataset, [(0, index) for index in mine]), args.per_device_eval_batch_size)
+        args = self.args
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        indices = share(range(len(dataset)), args.world_size, args.process_index)
+        views = Subset(dataset, [(0, index) for index in indices])
+        return self.loader_of(views, args.per_device_eval_batch_size)
 
     @torch.no_grad()
     def score(self, batches: Iterable, is_test: bool) -> dict[str, float]:
-        model, sums = self.distiller.eval(), torch.zeros(3, device=self.args.device)
+        model = self.distiller.eval()
+        sums = torch.zeros(3, device=self.args.device)
         for batch in batches:
             pixels = batch["pixel_values"].to(self.args.device)
             with self.compute_loss_context_manager():
                 loss, cosine = self.compare(model, pixels)
             sums += len(pixels) * torch.stack([torch.ones_like(loss), loss, cosine])
-        number, loss, cosine = self.accelerator.reduce(sums).tolist()
-        return {"loss": loss / number, "cosine": cosine / number}
+        num_images, loss_sum, cosine_sum = self.accelerator.reduce(sums).tolist()
+        return {"loss": loss_sum / num_images, "cosine": cosine_sum / num_images}
 
     def maps_to_draw(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        predicted = self.distiller.predict(resized(pixels, self.side))
-        target = self.distiller.target(self.teacher_maps(pixels), predicted.shape[-2:])
-        return {"teacher": target[0], "student": predicted[0]}
+        student_maps = self.distiller.predict(resized(pixels, self.side))
+        grid = student_maps.shape[-2:]
+        teacher_maps = self.distiller.target(self.teacher_maps(pixels), grid)
+        return {"teacher": teacher_maps[0], "student": student_maps[0]}
 
 
 def load_teacher(name: str, bf16: bool = False) -> tuple[PreTrainedModel, ViTPImageProcessor]:
@@ -421,9 +458,11 @@ def load_teacher(name: str, bf16: bool = False) -> tuple[PreTrainedModel, ViTPIm
     Raises:
         ValueError: if the model is not a ViT of a known family, or its weights are missing or not finite.
     """
-    teacher = open_vit(name, dtype=torch.bfloat16 if bf16 else torch.float32)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    teacher = open_vit(name, dtype=dtype)
     check_finite(teacher.state_dict(), name)
-    return teacher, image_processor_of(name, pair(teacher.config.image_size))
+    image_processor = image_processor_of(name, pair(teacher.config.image_size))
+    return teacher, image_processor
 
 
 def load_student(
@@ -439,34 +478,56 @@ def load_student(
         ValueError: if the configuration is invalid, the student has other bands than the teacher, or its image is not a
             square of whole patches.
     """
-    names = image_processor.band_names
+    band_names = image_processor.band_names
     if args.student is not None:
         student = open_vit(args.student)
         check_finite(student.state_dict(), args.student)
-    elif isinstance(args.student_config, str):
-        config = own_vision_config(open_vit_config(args.student_config))
-        config.dtype = torch.float32  # The stored one is often bfloat16, in which AdamW's small steps are lost.
-        student = build_vit(config)
     else:
-        fields = args.student_config or {}
-        config_class = config_class_of("student_config", fields, ViTPVisionConfig.model_type)
-        check_config("student_config", fields, config_class)
-        if config_class.model_type in OWN_VISION_TYPES:
-            patch = pair(teacher.config.patch_size)
-            size = [math.ceil(side / one) * one for side, one in zip(pair(teacher.config.image_size), patch)]
-            own = {"image_size": size, "patch_size": list(patch), "band_names": names}
-            fields = ViTPVisionConfig.from_dict(SMALL | own | fields | {"model_type": ViTPVisionConfig.model_type})
-        elif config_class.model_type.startswith("vitp_"):
-            raise ValueError(f"student_config: expected a ViT such as 'vitp_vision', got {config_class.model_type!r}.")
-        student = build_vit(own_vision_config(fields))
-    if args.student is None:
+        if isinstance(args.student_config, str):
+            config = own_vision_config(open_vit_config(args.student_config))
+            config.dtype = torch.float32  # The stored one is often bfloat16, in which AdamW's small steps are lost.
+        else:
+            config = new_student_config(args.student_config or {}, teacher, band_names)
+        student = build_vit(config)
         student.name_or_path = ""  # that of the configuration, which has given no weights
     config = student.config
     tower_of(config).freeze_unused(student)
-    check_same_bands("the student", getattr(config, "band_names", None), args.teacher, names)
-    side, patch = square(config.image_size, "image_size of the student"), pair(config.patch_size)
-    if any(side % one for one in patch):
+    check_same_bands("the student", getattr(config, "band_names", None), args.teacher, band_names)
+    side = square(config.image_size, "image_size of the student")
+    patch_height, patch_width = pair(config.patch_size)
+    if side % patch_height or side % patch_width:
         raise ValueError(
-            f"Expected the image_size of the student to be a multiple of its patch_size, got {side} and {list(patch)}."
+            f"Expected the image_size of the student to be a multiple of its patch_size, got {side} and "
+            f"{[patch_height, patch_width]}."
         )
     return student
+
+
+def new_student_config(
+    fields: dict[str, Any], teacher: PreTrainedModel, band_names: list[str] | None
+) -> PreTrainedConfig:
+    """Return the configuration of a new student, by default a ViT-S with the image and patch size of the teacher.
+
+    Args:
+        fields: fields of the configuration, as the user has set them.
+        band_names: bands of the teacher.
+    """
+    config_class = config_class_of("student_config", fields, ViTPVisionConfig.model_type)
+    check_config("student_config", fields, config_class)
+    if config_class.model_type in OWN_VISION_TYPES:
+        patch_size = list(pair(teacher.config.patch_size))
+        image_size = []
+        for side, patch in zip(pair(teacher.config.image_size), patch_size):
+            image_size.append(math.ceil(side / patch) * patch)  # rounded up to whole patches
+        all_fields = {
+            **SMALL,
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "band_names": band_names,
+            **fields,
+            "model_type": ViTPVisionConfig.model_type,
+        }
+        return own_vision_config(ViTPVisionConfig.from_dict(all_fields))
+    if config_class.model_type.startswith("vitp_"):
+        raise ValueError(f"student_config: expected a ViT such as 'vitp_vision', got {config_class.model_type!r}.")
+    return own_vision_config(fields)

@@ -22,14 +22,16 @@ from ..images.pixels import shown
 from ..instructions.boxes import read_boxes
 from ..instructions.collator import ViTPDataCollator
 from ..instructions.rows import images_of, sample_id_of
-from ..modeling_vitp import CACHE, ViTPForConditionalGeneration, ViTPModel
+from ..modeling_vitp import CACHE, ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor, message_texts
 from ..training.callbacks import choose, component_colors, patch_maps
+from .model_patches import vitp_of
 
 MAX_NEW_TOKENS = 64
 MOST_QUESTIONS = 3  # of a row, in a picture
 COLORS = ("red", "green", "blue")
-REFERENCE, ANSWER = "#35c2ff", "#ffb000"  # colors of boxes
+REFERENCE_COLOR = "#35c2ff"  # of boxes
+ANSWER_COLOR = "#ffb000"
 LONGEST = 360  # maximum number of characters of a text in a picture
 
 
@@ -55,22 +57,29 @@ def generate_answers(
     Returns:
         `samples` answers to the first conversation, then to the second, and so on.
     """
-    sides = {"padding": True, "padding_side": "left"}
+    processor_kwargs = {"padding": True, "padding_side": "left", **(images_kwargs or {})}
     inputs = processor.apply_chat_template(
         list(conversations),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={**sides, **(images_kwargs or {})},
-    ).to(model.device, model.dtype)
-    # The defaults of the model may be those of its language model, for chat: a penalty would change greedy answers.
-    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
-    options = {**greedy, "pad_token_id": processor.tokenizer.pad_token_id, **generate_kwargs}
+        processor_kwargs=processor_kwargs,
+    )
+    inputs = inputs.to(model.device, model.dtype)
+    options = {
+        # The defaults of the model may be those of its language model, for chat: a penalty would change greedy answers.
+        "do_sample": False,
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "pad_token_id": processor.tokenizer.pad_token_id,
+        **generate_kwargs,
+    }
     if samples > 1:
         inputs = prefill_prompts(model, inputs, samples)
-    generated = model.generate(**inputs, **options)
-    return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    sequences = model.generate(**inputs, **options)
+    prompt_length = inputs["input_ids"].shape[1]
+    return processor.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
 
 
 def prefill_prompts(
@@ -80,22 +89,30 @@ def prefill_prompts(
 
     With `num_return_sequences`, the language model would process each prompt and its visual tokens for every sample.
     """
-    prompt = {name: inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}
-    positions = (prompt["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    input_ids = inputs["input_ids"]
+    attention_mask = inputs["attention_mask"]
+    prefilled_mask = attention_mask[:, :-1]
+    prefilled_inputs = {**inputs, "input_ids": input_ids[:, :-1], "attention_mask": prefilled_mask}
+    positions = (prefilled_mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config.text_config)
     with torch.no_grad():
-        model(**{**inputs, **prompt}, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
+        model(**prefilled_inputs, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(samples)
-    repeated = {name: inputs[name].repeat_interleave(samples, 0) for name in prompt}
-    return {**repeated, CACHE: cache}
+    return {
+        "input_ids": input_ids.repeat_interleave(samples, 0),
+        "attention_mask": attention_mask.repeat_interleave(samples, 0),
+        CACHE: cache,
+    }
 
 
 def rows_to_show(dataset: Dataset | IterableDataset | dict, number: int, seed: int) -> list[dict[str, Any]]:
     """Return rows of a data set, of the first data set of a dictionary, or of a stream; rows with images come first."""
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))
-    is_stream = isinstance(dataset, torch.utils.data.IterableDataset)
-    rows = list(itertools.islice(dataset, 4 * number)) if is_stream else choose(dataset, 4 * number, seed)
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        rows = itertools.islice(dataset, 4 * number)
+    else:
+        rows = choose(dataset, 4 * number, seed)
     return sorted(rows, key=lambda row: not images_of(row))[:number]
 
 
@@ -103,9 +120,11 @@ def draw_answered_rows(
     model: ViTPForConditionalGeneration, collator: ViTPDataCollator, rows: Sequence[dict[str, Any]], path: Path
 ) -> None:
     """Draw the model's answers and the features of its ViT as a PNG; its title is the name of the file."""
-    answered = [answer_row(model, collator, row) for row in rows]
-    features = [one.features for one in answered if one.features is not None]
-    draw_answers(answered, component_colors(features, path.parent), path, path.stem.lstrip(".").replace("-", " "))
+    answered_rows = [answer_row(model, collator, row) for row in rows]
+    features = [answered.features for answered in answered_rows if answered.features is not None]
+    maps = component_colors(features, path.parent)
+    title = path.stem.lstrip(".").replace("-", " ")
+    draw_answers(answered_rows, maps, path, title)
 
 
 @dataclass
@@ -138,16 +157,27 @@ def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, 
 
     Each prompt has the earlier answers of the row. The mode and the device of the model do not change.
     """
-    processor = collator.processor
     messages, _, settings = collator.conversation(row)
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"][:MOST_QUESTIONS]
-    prompts = [messages[:turn] for turn in turns]
+    prompts = []
+    questions = []
+    references = []
+    question = ""
+    for index, message in enumerate(messages):
+        if message["role"] == "user":
+            question = " ".join(message_texts(message))
+        elif message["role"] == "assistant" and len(prompts) < MOST_QUESTIONS:
+            prompts.append(messages[:index])
+            questions.append(question)
+            references.append(" ".join(message_texts(message)))
+    processor = collator.processor
     answers = generate_answers(model, processor, prompts, settings.images_kwargs, max_new_tokens=MAX_NEW_TOKENS)
-    asked = [next((one for one in reversed(prompt) if one["role"] == "user"), {}) for prompt in prompts]
-    questions = [" ".join(message_texts(message)) for message in asked]
-    references = [" ".join(message_texts(messages[turn])) for turn in turns]
-    answered = Answered(str(sample_id_of(row)), *map(numbered, (questions, references, answers)))
-    image = first_image(messages[: turns[-1]])
+    answered = Answered(
+        name=str(sample_id_of(row)),
+        question=numbered(questions),
+        reference=numbered(references),
+        answer=numbered(answers),
+    )
+    image = first_image(prompts[-1])
     if image is not None:
         add_features(model, processor, image, settings.images_kwargs, answered)
     return answered
@@ -155,22 +185,32 @@ def answer_row(model: ViTPForConditionalGeneration, collator: ViTPDataCollator, 
 
 def numbered(texts: Sequence[str]) -> str:
     """Return a text, or several with their numbers."""
-    return texts[0] if len(texts) == 1 else " ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))
+    if len(texts) == 1:
+        return texts[0]
+    return " ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))
 
 
 def first_image(messages: Sequence[dict[str, Any]]) -> Any:
     """Return the first image in messages, or `None` without images."""
-    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
-    return next((part["image"] for part in parts if part["type"] == "image"), None)
+    for message in messages:
+        if not isinstance(message["content"], list):
+            continue
+        for item in message["content"]:
+            if item["type"] == "image":
+                return item["image"]
+    return None
 
 
 def add_features(
     model: ViTPForConditionalGeneration, processor: ViTPProcessor, image: Any, images_kwargs: dict, answered: Answered
 ) -> None:
     """Add the size of an image, its tile, and the features of the ViT to an answer."""
-    answered.size = image.size[::-1] if isinstance(image, PIL.Image.Image) else tuple(image.shape[-2:])
+    if isinstance(image, PIL.Image.Image):
+        answered.size = (image.height, image.width)
+    else:
+        answered.size = tuple(image.shape[-2:])
     pixels, answered.image = tile_of(image, processor.image_processor, images_kwargs)
-    vit = next(module for module in model.modules() if isinstance(module, ViTPModel)).vision_tower
+    vit = vitp_of(model).vision_tower
     answered.features = patch_maps(vit, pixels.to(model.device))[0]
 
 
@@ -178,10 +218,12 @@ def tile_of(
     image: Any, image_processor: ViTPImageProcessor, images_kwargs: dict[str, Any]
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Return an image as one tile: normalized of shape `(1, channels, height, width)`, and as RGB for display."""
-    pixels = image_processor(image, return_tensors="pt", **{**images_kwargs, "max_patches": 1})["pixel_values"][:1]
-    std, mean = torch.tensor(image_processor.image_std), torch.tensor(image_processor.image_mean)
-    unit = pixels[0] * std[:, None, None] + mean[:, None, None]
-    return pixels, shown(unit, image_processor.band_names or COLORS)
+    options = {**images_kwargs, "max_patches": 1}
+    pixels = image_processor(image, return_tensors="pt", **options)["pixel_values"][:1]
+    std = torch.tensor(image_processor.image_std)[:, None, None]
+    mean = torch.tensor(image_processor.image_mean)[:, None, None]
+    picture = shown(pixels[0] * std + mean, image_processor.band_names or COLORS)
+    return pixels, picture
 
 
 def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Path, title: str = "") -> None:
@@ -197,37 +239,65 @@ def draw_answers(rows: Sequence[Answered], maps: Sequence[np.ndarray], path: Pat
     )
     figure.suptitle(f"{title}: {meaning}" if title else meaning, fontsize=8, parse_math=False)
     axes = figure.subplots(len(rows), 3, squeeze=False, width_ratios=(1, 1, 1.4))
-    left = iter(maps)
-    for (picture, components, text), row in zip(axes, rows):
-        for axis in (picture, components, text):
+    remaining_maps = iter(maps)
+    for (picture_axis, backbone_axis, text_axis), row in zip(axes, rows):
+        for axis in (picture_axis, backbone_axis, text_axis):
             axis.axis("off")
             axis.set_anchor("N")
         if row.image is not None:
-            height, width = row.size
-            for axis, panel, title in ((picture, row.image, row.name), (components, next(left), "backbone")):
-                axis.imshow(panel, extent=(0, width, height, 0), interpolation="nearest")
-                axis.set_title(title, fontsize=8, parse_math=False)
-            outline_boxes(picture, row.reference, row.size, REFERENCE, "-")
-            outline_boxes(picture, row.answer, row.size, ANSWER, "--")
-        turns = {"question": row.question, "reference": row.reference, "model": row.answer or "(no text)"}
-        if row.blind is not None:
-            turns["with another image"] = row.blind or "(no text)"
-        lines = [textwrap.fill(f"{who}: {shorten(what)}", 52) for who, what in turns.items()]
-        said = text.text(0, 1, "\n\n".join(lines), va="top", fontsize=8, parse_math=False, transform=text.transAxes)
-        said.set_in_layout(False)
+            draw_panel(picture_axis, row.image, row.size, row.name)
+            draw_panel(backbone_axis, next(remaining_maps), row.size, "backbone")
+            outline_boxes(picture_axis, row.reference, row.size, REFERENCE_COLOR, "-")
+            outline_boxes(picture_axis, row.answer, row.size, ANSWER_COLOR, "--")
+        draw_texts(text_axis, row)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=100)
 
 
+def draw_panel(axis: Axes, picture: np.ndarray, size: tuple[int, int], title: str) -> None:
+    """Draw a picture in the pixel coordinates of an image of `size`."""
+    height, width = size
+    axis.imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
+    axis.set_title(title, fontsize=8, parse_math=False)
+
+
+def draw_texts(axis: Axes, row: Answered) -> None:
+    texts = {"question": row.question, "reference": row.reference, "model": row.answer or "(no text)"}
+    if row.blind is not None:
+        texts["with another image"] = row.blind or "(no text)"
+    paragraphs = [textwrap.fill(f"{speaker}: {shorten(text)}", 52) for speaker, text in texts.items()]
+    text_artist = axis.text(
+        0,
+        1,
+        "\n\n".join(paragraphs),
+        va="top",
+        fontsize=8,
+        parse_math=False,
+        transform=axis.transAxes,
+    )
+    text_artist.set_in_layout(False)
+
+
 def outline_boxes(axis: Axes, text: str, size: tuple[int, int], color: str, style: str) -> None:
-    for box in read_boxes(text)[0]:
+    """Outline the boxes that a text names."""
+    boxes, *_ = read_boxes(text)
+    for box in boxes:
         left, top, right, bottom = box.in_pixels(size)
-        sides = right - left, bottom - top
-        axis.add_patch(
-            Rectangle((left, top), *sides, fill=False, edgecolor=color, linestyle=style, linewidth=1.5, clip_on=False)
+        outline = Rectangle(
+            (left, top),
+            width=right - left,
+            height=bottom - top,
+            fill=False,
+            edgecolor=color,
+            linestyle=style,
+            linewidth=1.5,
+            clip_on=False,
         )
+        axis.add_patch(outline)
 
 
 def shorten(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]} …"

@@ -40,26 +40,36 @@ if TYPE_CHECKING:  # the Space loads models without TRL
 
 logger = logging.getLogger(__name__)
 
-PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+PAD = "<|endoftext|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
 MARKS = [TURN_START, "<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</ref>", "<box>", "</box>"]
 SAMPLE = "The trees stand in rows."
-NEEDED = ("vision_config", "text_config", "vocab_size")  # required keys of from_scratch
+REQUIRED_KEYS = ("vision_config", "text_config", "vocab_size")  # of from_scratch
 STARTS = {"vitp": ViTPForConditionalGeneration, "internvl": InternVLForConditionalGeneration}
 
 
 def check_options(model_args: "ModelConfig", from_scratch: dict | None, model_init_kwargs: dict | None = None) -> None:
     """Raise a `ValueError` if an option of the model would have no effect."""
-    defaults = type(model_args)()
-    changed = [name for name, value in vars(model_args).items() if value != getattr(defaults, name)]
-    packed = [name for name in changed if name.startswith(("load_in_", "bnb_", "use_bnb_"))]
-    if packed:
+    defaults = vars(type(model_args)())
+    quantization_options = []
+    lora_options = []
+    for name, value in vars(model_args).items():
+        if value == defaults[name]:
+            continue
+        if name.startswith(("load_in_", "bnb_", "use_bnb_")):
+            quantization_options.append(name)
+        elif name.startswith(("lora_", "use_rslora", "use_dora")):
+            lora_options.append(name)
+    if quantization_options:
         raise ValueError(
-            f"{' and '.join(packed)}: training of quantized weights is not supported. Remove the option. To save "
-            "memory, use use_peft, the options freeze_… or --dtype bfloat16."
+            f"{' and '.join(quantization_options)}: training of quantized weights is not supported. Remove the "
+            "option. To save memory, use use_peft, the options freeze_… or --dtype bfloat16."
         )
-    lora = [name for name in changed if name.startswith(("lora_", "use_rslora", "use_dora"))]
-    if lora and not model_args.use_peft:
-        raise ValueError(f"{' and '.join(lora)}: LoRA options have no effect without use_peft. Add --use_peft true.")
+    if lora_options and not model_args.use_peft:
+        raise ValueError(
+            f"{' and '.join(lora_options)}: LoRA options have no effect without use_peft. Add --use_peft true."
+        )
     if from_scratch is not None and model_args.dtype not in (None, "auto", "float32"):
         raise ValueError(
             f"dtype={model_args.dtype!r}: from_scratch creates float32 weights. Remove the option; use --bf16 true to "
@@ -86,32 +96,55 @@ def load_start(
     Raises:
         ValueError: if not exactly one start is given, the checkpoint has another model type, or its keys do not match.
     """
-    name, from_scratch, drop_path_rate = model_args.model_name_or_path, args.from_scratch, args.drop_path_rate
-    vision_model, language_model, image_size = args.vision_model, args.language_model, args.vision_image_size
-    if (vision_model is None) != (language_model is None) and (from_scratch is None or vision_model is None):
+    check_one_start(args, model_args.model_name_or_path)
+    options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+    if args.from_scratch is not None:
+        model, processor = start_from_scratch(args.from_scratch, texts, args.drop_path_rate)
+        if args.vision_model is not None:
+            load_vision_weights(model.model.vision_tower, args.vision_model)
+            processor.image_processor = image_processor_of(
+                args.vision_model,
+                pair(model.config.vision_config.image_size),
+                **(args.from_scratch.get("image_processor") or {}),
+            )
+        if model_args.attn_implementation is not None:
+            model.set_attn_implementation(model_args.attn_implementation)
+        return model, processor
+    if args.vision_model is not None:
+        return compose(
+            args.vision_model,
+            args.language_model,
+            args.drop_path_rate,
+            args.vision_image_size,
+            **options,
+        )
+    return load_checkpoint(
+        model_args.model_name_or_path,
+        args.drop_path_rate,
+        revision=model_args.model_revision,
+        **options,
+    )
+
+
+def check_one_start(args: "PretrainArguments", name: str | None) -> None:
+    """Raise a `ValueError` if the arguments describe no start or several ones.
+
+    Args:
+        name: folder or Hub id of a model, `None` for another start.
+    """
+    has_vision_model = args.vision_model is not None
+    has_language_model = args.language_model is not None
+    takes_vision_weights = has_vision_model and args.from_scratch is not None
+    if has_vision_model != has_language_model and not takes_vision_weights:
         raise ValueError("vision_model and language_model belong together: set both, or neither.")
-    if sum(start is not None for start in (name, from_scratch, language_model)) != 1:
+    starts = [name, args.from_scratch, args.language_model]
+    if starts.count(None) != 2:
         raise ValueError(
             "Give either model_name_or_path or from_scratch in the configuration, or vision_model with language_model, "
             "the model to start from. To remove from_scratch of the configuration, add --from_scratch '{}'."
         )
-    if image_size is not None and language_model is None:
-        raise ValueError(f"vision_image_size={image_size} needs vision_model and language_model.")
-    options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
-    if from_scratch is not None:
-        model, processor = start_from_scratch(from_scratch, texts, drop_path_rate)
-        if vision_model is not None:
-            load_vision_weights(model.model.vision_tower, vision_model)
-            settings = from_scratch.get("image_processor") or {}
-            size = pair(model.config.vision_config.image_size)
-            processor.image_processor = image_processor_of(vision_model, size, **settings)
-        if model_args.attn_implementation is not None:
-            model.set_attn_implementation(model_args.attn_implementation)
-        return model, processor
-    if vision_model is not None:
-        return compose(vision_model, language_model, drop_path_rate, image_size, **options)
-
-    return load_checkpoint(name, drop_path_rate, revision=model_args.model_revision, **options)
+    if args.vision_image_size is not None and not has_language_model:
+        raise ValueError(f"vision_image_size={args.vision_image_size} needs vision_model and language_model.")
 
 
 def load_checkpoint(
@@ -125,20 +158,25 @@ def load_checkpoint(
         revision: branch, tag or commit on the Hub.
         options: arguments of `from_pretrained` (`dtype`, `attn_implementation` …).
     """
-    revision = {"revision": revision or "main"}
-    model_type = read_start(name, **revision)["model_type"]
+    if not revision:
+        revision = "main"
+    model_type = read_start(name, revision=revision)["model_type"]
     with naming(name, PreTrainedConfig):
-        config = AutoConfig.from_pretrained(name, **revision)
+        config = AutoConfig.from_pretrained(name, revision=revision)
     if drop_path_rate is not None:
         tower_of(config.vision_config).set_drop_path_rate(config.vision_config, drop_path_rate)
     model, report = STARTS[model_type].from_pretrained(
-        name, config=config, output_loading_info=True, **options, **revision
+        name,
+        config=config,
+        output_loading_info=True,
+        revision=revision,
+        **options,
     )
     check_report(name, report)
     check_finite(model.state_dict(), name)
     if model_type == "vitp":
-        return model, ViTPProcessor.from_pretrained(name, **revision)
-    return from_internvl(model), internvl_processor(name, **revision)
+        return model, ViTPProcessor.from_pretrained(name, revision=revision)
+    return from_internvl(model), internvl_processor(name, revision=revision)
 
 
 def read_start(name: str, revision: str = "main") -> dict[str, Any]:
@@ -168,24 +206,30 @@ def check_from_scratch(settings: dict | None) -> None:
     """Raise a `ValueError` if a key of `from_scratch` is missing or unknown."""
     if settings is None:
         return
-    check_keys("from_scratch", settings, [*NEEDED, "image_processor"], "a model from scratch")
-    missing = [name for name in NEEDED if settings.get(name) is None]
-    if missing:
-        raise ValueError(f"from_scratch: {' and '.join(missing)} missing. Required keys: {', '.join(NEEDED)}.")
-    if not isinstance(settings["vocab_size"], int) or isinstance(settings["vocab_size"], bool):
+    check_keys("from_scratch", settings, [*REQUIRED_KEYS, "image_processor"], "a model from scratch")
+    missing_keys = [name for name in REQUIRED_KEYS if settings.get(name) is None]
+    if missing_keys:
+        raise ValueError(
+            f"from_scratch: {' and '.join(missing_keys)} missing. Required keys: {', '.join(REQUIRED_KEYS)}."
+        )
+    if type(settings["vocab_size"]) is not int:  # a bool is an int too
         raise ValueError(f"Expected from_scratch.vocab_size to be an integer, got {settings['vocab_size']!r}.")
-    place, vision_config = "from_scratch.vision_config", settings["vision_config"]
-    vision_class = config_class_of(place, vision_config, ViTPVisionConfig.model_type)
+    place = "from_scratch.vision_config"
+    vision_class = config_class_of(place, settings["vision_config"], ViTPVisionConfig.model_type)
     if vision_class.model_type not in TOWERS:
         raise ValueError(f"{place}: {vision_class.model_type!r} must be a family of ViT: {', '.join(TOWERS)}.")
-    check_config(place, vision_config, vision_class)
-    text_config = settings["text_config"]
-    check_config(
-        "from_scratch.text_config", text_config, config_class_of("from_scratch.text_config", text_config, "qwen2")
-    )
+    check_config(place, settings["vision_config"], vision_class)
+    place = "from_scratch.text_config"
+    text_class = config_class_of(place, settings["text_config"], "qwen2")
+    check_config(place, settings["text_config"], text_class)
     # The size of the image processor is the image size of the ViT.
-    known = {*ViTPImageProcessor.valid_kwargs.__annotations__} - {"size"}
-    check_keys("from_scratch.image_processor", settings.get("image_processor"), known, ViTPImageProcessor.__name__)
+    known_keys_of_processor = set(ViTPImageProcessor.valid_kwargs.__annotations__) - {"size"}
+    check_keys(
+        "from_scratch.image_processor",
+        settings.get("image_processor"),
+        known_keys_of_processor,
+        ViTPImageProcessor.__name__,
+    )
 
 
 def start_from_scratch(
@@ -193,8 +237,9 @@ def start_from_scratch(
 ) -> tuple[ViTPForConditionalGeneration, ViTPProcessor]:
     """Build a model with random weights and a tokenizer trained on `texts`; see [`check_from_scratch`]."""
     check_from_scratch(settings)
-    vision_config = {"model_type": ViTPVisionConfig.model_type, **settings["vision_config"]}
-    vision_config = own_vision_config(CONFIG_MAPPING[vision_config["model_type"]].from_dict(vision_config))
+    fields = {"model_type": ViTPVisionConfig.model_type, **settings["vision_config"]}
+    config_class = CONFIG_MAPPING[fields["model_type"]]
+    vision_config = own_vision_config(config_class.from_dict(fields))
     if drop_path_rate is not None:
         tower_of(vision_config).set_drop_path_rate(vision_config, drop_path_rate)
     tokenizer = build_tokenizer(texts, settings["vocab_size"])
@@ -230,25 +275,27 @@ def tiling(
     Both are read from `from_scratch`, or from the local folder of a model or backbone. For models on the Hub, those of
     InternVL2.5 are returned.
     """
-    backbone = vision_model if vision_model is not None and Path(vision_model).is_dir() else None
+    has_local_vit = vision_model is not None and Path(vision_model).is_dir()
     if from_scratch is not None:
-        config, settings = ViTPConfig(vision_config=from_scratch["vision_config"]), from_scratch.get("image_processor")
-        size = pair(config.vision_config.image_size)
-        if backbone is not None:
-            image_processor = image_processor_of(backbone, size, **(settings or {}))
+        config = ViTPConfig(vision_config=from_scratch["vision_config"])
+        settings = from_scratch.get("image_processor") or {}
+        height, width = pair(config.vision_config.image_size)
+        if has_local_vit:
+            image_processor = image_processor_of(vision_model, (height, width), **settings)
         else:
-            size = {"size": dict(zip(("height", "width"), size))}
-            image_processor = ViTPImageProcessor(**size, **(settings or {}))
-    elif backbone is not None:
-        config = ViTPConfig(vision_config=vision_config_of(backbone, image_size))
-        image_processor = image_processor_of(backbone, pair(config.vision_config.image_size))
+            image_processor = ViTPImageProcessor(size={"height": height, "width": width}, **settings)
+    elif has_local_vit:
+        config = ViTPConfig(vision_config=vision_config_of(vision_model, image_size))
+        image_processor = image_processor_of(vision_model, pair(config.vision_config.image_size))
     elif name is not None and Path(name).is_dir():
         fields = read_start(name)
         config = ViTPConfig(vision_config=fields["vision_config"], downsample_ratio=fields.get("downsample_ratio", 0.5))
         image_processor = ViTPImageProcessor.from_pretrained(name)
     else:
-        config, image_processor = ViTPConfig(), ViTPImageProcessor()
-    image_processor.max_patches = max_patches or image_processor.max_patches
+        config = ViTPConfig()
+        image_processor = ViTPImageProcessor()
+    if max_patches:
+        image_processor.max_patches = max_patches
     return image_processor, config.image_seq_length
 
 
@@ -288,20 +335,27 @@ def check_compatible(model: ViTPForConditionalGeneration, processor: ViTPProcess
         raise ValueError(f"Expected processing_class to be a ViTPProcessor, got {type(processor).__name__}.")
     config = model.config
     size = processor.image_processor.size
-    pairs = {
-        "image_seq_length": (config.image_seq_length, processor.image_seq_length),
-        "image_token_id": (config.image_token_id, processor.image_token_id),
-        "image size": (list(pair(config.vision_config.image_size)), [size["height"], size["width"]]),
-        "band_names": (getattr(config.vision_config, "band_names", None), processor.image_processor.band_names),
+    of_model = {
+        "image_seq_length": config.image_seq_length,
+        "image_token_id": config.image_token_id,
+        "image size": list(pair(config.vision_config.image_size)),
+        "band_names": getattr(config.vision_config, "band_names", None),
     }
-    for name, (expected, found) in pairs.items():
-        if expected != found:
-            raise ValueError(f"{name} of model and processor must match, got {expected} and {found}.")
+    of_processor = {
+        "image_seq_length": processor.image_seq_length,
+        "image_token_id": processor.image_token_id,
+        "image size": [size["height"], size["width"]],
+        "band_names": processor.image_processor.band_names,
+    }
+    for name, value in of_model.items():
+        if value != of_processor[name]:
+            raise ValueError(f"{name} of model and processor must match, got {value} and {of_processor[name]}.")
+    num_tokens = len(processor.tokenizer)
     num_embeddings = model.get_input_embeddings().num_embeddings
-    if len(processor.tokenizer) > num_embeddings:
+    if num_tokens > num_embeddings:
         raise ValueError(
-            f"The tokenizer has {len(processor.tokenizer)} tokens, but the model has only {num_embeddings} embeddings. "
-            "Call model.resize_token_embeddings(len(tokenizer))."
+            f"The tokenizer has {num_tokens} tokens, but the model has only {num_embeddings} embeddings. Call "
+            "model.resize_token_embeddings(len(tokenizer))."
         )
     if processor.tokenizer.pad_token_id is None:
         raise ValueError("The tokenizer has no pad token. Set tokenizer.pad_token.")
@@ -375,27 +429,42 @@ def compose(
     """
     options = {"dtype": "float32", **options}  # in half precision, small updates would be rounded away
     check_language_model(language_model)
-    side = pair(vision_config_of(vision_model, image_size).image_size)[0]
+    side, _ = pair(vision_config_of(vision_model, image_size).image_size)
     vision = open_vit(vision_model, drop_path_rate, **options)
     if side != pair(vision.config.image_size)[0]:
         vision = resize_backbone(vision, image_size=side)
     language, report = AutoModelForCausalLM.from_pretrained(language_model, output_loading_info=True, **options)
     check_report(language_model, report)
-    for name, part in ((vision_model, vision), (language_model, language)):
-        check_finite(part.state_dict(), name)
+    check_finite(vision.state_dict(), vision_model)
+    check_finite(language.state_dict(), language_model)
     tokenizer = AutoTokenizer.from_pretrained(language_model)
     extend_tokenizer(tokenizer, language)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_embeddings(language, language_model)
+
+    model = combine(vision, language, tokenizer)
+    check_logits(model, language, tokenizer(SAMPLE, return_tensors="pt")["input_ids"], language_model)
+    image_processor = image_processor_of(vision_model, pair(model.config.vision_config.image_size))
+    return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=model.config.image_seq_length)
+
+
+def check_embeddings(language: PreTrainedModel, name: str) -> None:
+    """Raise a `ValueError` if the embeddings or the head of a language model cannot be those of a ViTP."""
     head = language.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear) or head.bias is not None:
-        raise ValueError(f"Expected {language_model} to have a linear LM head without bias, found {head}.")
+        raise ValueError(f"Expected {name} to have a linear LM head without bias, found {head}.")
     if language.config.tie_word_embeddings and not hasattr(language.base_model, "embed_tokens"):
         raise ValueError(
-            f"{language_model}, a {language.config.model_type!r}, must tie its LM head to embeddings named "
-            "embed_tokens, the only name that transformers' InternVL supports."
+            f"{name}, a {language.config.model_type!r}, must tie its LM head to embeddings named embed_tokens, the "
+            "only name that transformers' InternVL supports."
         )
 
+
+def combine(
+    vision: PreTrainedModel, language: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> ViTPForConditionalGeneration:
+    """Return a model of a ViT and a causal LM, which it shares, with a new projector."""
     config = ViTPConfig(
         vision_config=vision.config,
         text_config=language.config,
@@ -408,14 +477,11 @@ def compose(
     model.model.vision_tower = vision
     model.model.multi_modal_projector = projector.to(vision.dtype)
     model.model.language_model = language.base_model
-    model.lm_head = head
+    model.lm_head = language.get_output_embeddings()
     model.tie_weights()
     model.generation_config = language.generation_config
     model.generation_config.eos_token_id = stop_tokens(language, tokenizer)
-    check_logits(model, language, tokenizer(SAMPLE, return_tensors="pt")["input_ids"], language_model)
-
-    image_processor = image_processor_of(vision_model, pair(config.vision_config.image_size))
-    return model, ViTPProcessor(image_processor, tokenizer, image_seq_length=config.image_seq_length)
+    return model
 
 
 def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) -> ViTPImageProcessor:
@@ -426,7 +492,8 @@ def image_processor_of(vision_model: str, size: Sequence[int], **settings: Any) 
         size: height and width of a tile in pixels.
         settings: settings that replace those of the backbone.
     """
-    settings["size"] = dict(zip(("height", "width"), size))
+    height, width = size
+    settings["size"] = {"height": height, "width": width}
     model_type = open_vit_config(vision_model).model_type
     has_file = cached_file(vision_model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     if has_file and model_type in VISION_MODELS:
@@ -443,13 +510,18 @@ def vision_config_of(vision_model: str, image_size: int | None = None) -> PreTra
         config = open_vit_config(vision_model)
     except ValueError as error:
         raise ValueError(f"vision_model {error}") from error
-    (side, _), (patch, _) = pair(config.image_size), pair(config.patch_size)
-    image_size = image_size or side // (2 * patch) * 2 * patch
-    if image_size % (2 * patch):
+    side, _ = pair(config.image_size)
+    patch, _ = pair(config.patch_size)
+    token_side = 2 * patch  # two by two patches become one token
+    if not image_size:
+        image_size = side // token_side * token_side
+    if image_size % token_side:
         raise ValueError(
-            f"Expected vision_image_size in multiples of {2 * patch}, two patches of {vision_model}, got {image_size}."
+            f"Expected vision_image_size in multiples of {token_side}, two patches of {vision_model}, got {image_size}."
         )
-    return config if image_size == side else tower_of(config).resize(config, (image_size,) * 2, (patch,) * 2)
+    if image_size == side:
+        return config
+    return tower_of(config).resize(config, (image_size, image_size), (patch, patch))
 
 
 def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> None:
@@ -460,14 +532,15 @@ def extend_tokenizer(tokenizer: PreTrainedTokenizerFast, language: PreTrainedMod
     train them, could never tell the new tokens apart.
     """
     vocabulary = tokenizer.get_vocab()
-    missing = [token for token in (TURN_END, *MARKS) if token not in vocabulary]
-    if not missing:
+    missing_tokens = [token for token in (TURN_END, *MARKS) if token not in vocabulary]
+    if not missing_tokens:
         return
-    tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
-    known, needed = (1 + max(some.values()) for some in (vocabulary, tokenizer.get_vocab()))
-    size = language.get_input_embeddings().num_embeddings
-    language.resize_token_embeddings(min(known, size))
-    language.resize_token_embeddings(max(needed, size), mean_resizing=False)
+    tokenizer.add_special_tokens({"extra_special_tokens": missing_tokens}, replace_extra_special_tokens=False)
+    num_tokens_before = 1 + max(vocabulary.values())
+    num_tokens = 1 + max(tokenizer.get_vocab().values())
+    num_embeddings = language.get_input_embeddings().num_embeddings
+    language.resize_token_embeddings(min(num_tokens_before, num_embeddings))
+    language.resize_token_embeddings(max(num_tokens, num_embeddings), mean_resizing=False)
 
 
 def check_language_model(name: str) -> None:
@@ -479,25 +552,29 @@ def check_language_model(name: str) -> None:
 
 def check_report(name: str, report: dict) -> None:
     """Raise a `ValueError` if loading reported missing, unexpected or mismatched weights."""
-    wrong = {kind: sorted(keys) for kind, keys in report.items() if keys}
-    if wrong:
-        raise ValueError(f"The weights of {name} do not match its configuration: {wrong}")
+    wrong_weights = {kind: sorted(keys) for kind, keys in report.items() if keys}
+    if wrong_weights:
+        raise ValueError(f"The weights of {name} do not match its configuration: {wrong_weights}")
 
 
 def stop_tokens(language: PreTrainedModel, tokenizer) -> list[int]:
     """Return the token ids that end generation: the end of a turn, and the stop tokens of the language model."""
-    before = language.generation_config.eos_token_id
-    before = [before] if isinstance(before, int) else list(before or [])
-    return list(dict.fromkeys([tokenizer.convert_tokens_to_ids(TURN_END), *before]))
+    stop_tokens_of_language = language.generation_config.eos_token_id or []
+    if isinstance(language.generation_config.eos_token_id, int):
+        stop_tokens_of_language = [language.generation_config.eos_token_id]
+    turn_end = tokenizer.convert_tokens_to_ids(TURN_END)
+    return list(dict.fromkeys([turn_end, *stop_tokens_of_language]))  # without duplicates
 
 
 @torch.no_grad()
 def check_logits(model, language: PreTrainedModel, input_ids: torch.LongTensor, name: str) -> None:
     """Raise a `ValueError` if the combined model computes other logits than the LM, such as an LM that caps logits."""
-    model.eval(), language.eval()
+    model.eval()
+    language.eval()
     mask = torch.ones_like(input_ids)
-    wanted = language(input_ids=input_ids, attention_mask=mask).logits
-    if not torch.equal(model(input_ids=input_ids, attention_mask=mask).logits, wanted):
+    expected_logits = language(input_ids=input_ids, attention_mask=mask).logits
+    logits = model(input_ids=input_ids, attention_mask=mask).logits
+    if not torch.equal(logits, expected_logits):
         raise ValueError(f"{name}, a {language.config.model_type!r}, computes its logits differently from ViTP.")
 
 
@@ -513,29 +590,39 @@ def check_config(place: str, settings: Any, config_class: type[PreTrainedConfig]
     Raises:
         ValueError: if a key is unknown; the message has the location, the key and the closest known key.
     """
-    check_keys(place, settings, known_keys(config_class) - {*taken}, config_class.__name__)
-    rope = (settings or {}).get("rope_parameters")
+    check_keys(place, settings, known_keys(config_class).difference(taken), config_class.__name__)
+    if not settings:
+        return
+    rope = settings.get("rope_parameters")
     if isinstance(rope, dict):
-        # The parameters of models with several types of layers are mappings by the type of the layer.
-        for layer, part in rope.items() if all(isinstance(part, dict) for part in rope.values()) else [(None, rope)]:
-            where = f"{place}.rope_parameters" + (f".{layer}" if layer else "")
-            check_keys(where, part, RopeParameters.__annotations__, "transformers' RopeParameters")
+        check_rope(f"{place}.rope_parameters", rope)
     for name, spec in config_class.sub_configs_defaults.items():
-        part = (settings or {}).get(name)
-        if isinstance(part, dict):
-            is_one = issubclass(spec.config_class, PreTrainedConfig)
-            check_config(
-                f"{place}.{name}",
-                part,
-                spec.config_class if is_one else config_class_of(f"{place}.{name}", part, spec.model_type),
-            )
+        sub_settings = settings.get(name)
+        if not isinstance(sub_settings, dict):
+            continue
+        sub_class = spec.config_class
+        if not issubclass(sub_class, PreTrainedConfig):
+            sub_class = config_class_of(f"{place}.{name}", sub_settings, spec.model_type)
+        check_config(f"{place}.{name}", sub_settings, sub_class)
+
+
+def check_rope(place: str, rope: dict) -> None:
+    """Check the keys of the parameters of rotary embeddings."""
+    class_name = "transformers' RopeParameters"
+    if not all(isinstance(parameters, dict) for parameters in rope.values()):
+        check_keys(place, rope, RopeParameters.__annotations__, class_name)
+        return
+    # The parameters of models with several types of layers are mappings by the type of the layer.
+    for layer_type, parameters in rope.items():
+        check_keys(f"{place}.{layer_type}", parameters, RopeParameters.__annotations__, class_name)
 
 
 def config_class_of(place: str, settings: Any, model_type: str) -> type[PreTrainedConfig]:
     """Return the class of a sub-configuration, by its `model_type` if it has one."""
-    model_type = settings.get("model_type", model_type) if isinstance(settings, dict) else model_type
+    if isinstance(settings, dict):
+        model_type = settings.get("model_type", model_type)
     if model_type not in CONFIG_MAPPING:
-        nearest = difflib.get_close_matches(str(model_type), [*CONFIG_MAPPING], 1, 0.6)
+        nearest = difflib.get_close_matches(str(model_type), [*CONFIG_MAPPING], n=1, cutoff=0.6)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else " in transformers."
         raise ValueError(f"{place}: unknown model_type {model_type!r}{hint}")
     return CONFIG_MAPPING[model_type]

@@ -55,24 +55,35 @@ class VisiblePatches(nn.Module):
 
     def __init__(self, vit: PreTrainedModel, config: ViTMAEConfig):
         super().__init__()
-        self.config, self.vit = config, vit
-        norm = tower_of(vit.config).norm
-        is_normalized = norm is not None and not isinstance(vit.get_submodule(norm), nn.Identity)
-        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm = nn.Identity() if is_normalized else norm
+        self.config = config
+        self.vit = vit
+        norm_name = tower_of(vit.config).norm
+        has_norm = norm_name is not None and not isinstance(vit.get_submodule(norm_name), nn.Identity)
+        layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.Identity() if has_norm else layernorm
 
     def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor | None = None, **kwargs) -> ViTMAEModelOutput:
         tower = tower_of(self.vit.config)
         tokens, layer_inputs = tower.embed(self.vit, pixel_values)
-        prefix, patches = tokens.tensor_split([tower.num_prefix_tokens(self.vit.config)], dim=1)
+        num_prefix_tokens = tower.num_prefix_tokens(self.vit.config)
+        prefix, patches = tokens.tensor_split([num_prefix_tokens], dim=1)
         visible, mask, ids_restore = self.random_masking(patches, noise)
-        kept = ids_restore.argsort(1)[:, : visible.shape[1]]
-        layer_inputs = tower.select_patches(layer_inputs, kept)
-        states = self.layernorm(tower.encode(self.vit, torch.cat([prefix, visible], dim=1), layer_inputs))
-        prefix, visible = states.tensor_split([prefix.shape[1]], dim=1)
+        # Sorting the inverse of the shuffled order gives the order itself, which begins with the visible patches.
+        visible_indices = ids_restore.argsort(1)[:, : visible.shape[1]]
+        layer_inputs = tower.select_patches(layer_inputs, visible_indices)
+        states = tower.encode(self.vit, torch.cat([prefix, visible], dim=1), layer_inputs)
+        states = self.layernorm(states)
+        prefix, visible = states.tensor_split([num_prefix_tokens], dim=1)
         # The decoder takes one token before the patches: no registers, and zeros for a ViT without a CLS token.
-        prefix = prefix[:, :1] if prefix.shape[1] else torch.zeros_like(visible[:, :1])
-        return ViTMAEModelOutput(torch.cat([prefix, visible], dim=1), mask=mask, ids_restore=ids_restore)
+        if num_prefix_tokens > 0:
+            first_token = prefix[:, :1]
+        else:
+            first_token = torch.zeros_like(visible[:, :1])
+        return ViTMAEModelOutput(
+            torch.cat([first_token, visible], dim=1),
+            mask=mask,
+            ids_restore=ids_restore,
+        )
 
 
 class MaskedAutoencoder(CheckpointsOfOurs, ViTMAEForPreTraining):
@@ -90,33 +101,41 @@ class MaskedAutoencoder(CheckpointsOfOurs, ViTMAEForPreTraining):
     """
 
     def __init__(self, vit: PreTrainedModel):
-        of = vit.config
-        (height, width), (patch, patch_width) = pair(of.image_size), pair(of.patch_size)
-        if height != width or patch != patch_width or height % patch:
+        vit_config = vit.config
+        height, width = pair(vit_config.image_size)
+        patch_height, patch_width = pair(vit_config.patch_size)
+        if height != width or patch_height != patch_width or height % patch_height:
             raise ValueError(
                 f"A masked autoencoder needs square images of whole, square patches, got {height} x {width} and "
-                f"{patch} x {patch_width}. Resize the ViT with modeling_vitp.resize_backbone."
+                f"{patch_height} x {patch_width}. Resize the ViT with modeling_vitp.resize_backbone."
             )
-        names = "num_channels num_attention_heads intermediate_size initializer_range layer_norm_eps".split()
-        sizes = {name: getattr(of, name) for name in names if hasattr(of, name)}
-        sizes = {"intermediate_size": 4 * of.hidden_size} | sizes
+        shared_fields = {"intermediate_size": 4 * vit_config.hidden_size}
+        for name in (
+            "num_channels",
+            "num_attention_heads",
+            "intermediate_size",
+            "initializer_range",
+            "layer_norm_eps",
+        ):
+            if hasattr(vit_config, name):
+                shared_fields[name] = getattr(vit_config, name)
         config = ViTMAEConfig(
-            **sizes,
-            hidden_size=of.hidden_size,
+            **shared_fields,
+            hidden_size=vit_config.hidden_size,
             num_hidden_layers=0,
             image_size=height,
-            patch_size=patch,
-            decoder_hidden_size=of.hidden_size // 2,
-            decoder_intermediate_size=sizes["intermediate_size"] // 2,
-            decoder_num_attention_heads=of.num_attention_heads,
+            patch_size=patch_height,
+            decoder_hidden_size=vit_config.hidden_size // 2,
+            decoder_intermediate_size=shared_fields["intermediate_size"] // 2,
+            decoder_num_attention_heads=vit_config.num_attention_heads,
             decoder_num_hidden_layers=2,
             mask_ratio=0.75,
             norm_pix_loss=True,
-            attn_implementation=of._attn_implementation,
+            attn_implementation=vit_config._attn_implementation,
         )
         super().__init__(config)
         # The library resets the decoder's position embeddings to zero without a checkpoint.
-        self.decoder.initialize_weights((height // patch) ** 2)
+        self.decoder.initialize_weights((height // patch_height) ** 2)
         self.vit = VisiblePatches(vit, config)
 
 

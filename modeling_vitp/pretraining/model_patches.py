@@ -20,7 +20,8 @@ from ..modeling_vitp import ViTPModel
 
 SDPA = "sdpa"
 BY_SEQUENCE = "sdpa_by_sequence"
-WHOLE, SLIDING = "full_attention", "sliding_attention"  # types of layers
+WHOLE = "full_attention"  # types of layers
+SLIDING = "sliding_attention"
 
 
 def attend_by_sequence(
@@ -49,8 +50,13 @@ def attend_by_sequence(
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     lengths = cu_seq_lens_q.diff().tolist()
-    sequences = zip(*(states.split(lengths, dim=2) for states in (query, key, value)))
-    outputs = [sdpa_attention_forward(module, *sequence, None, **kwargs)[0] for sequence in sequences]
+    queries = query.split(lengths, dim=2)
+    keys = key.split(lengths, dim=2)
+    values = value.split(lengths, dim=2)
+    outputs = []
+    for sequence_query, sequence_key, sequence_value in zip(queries, keys, values):
+        output, _ = sdpa_attention_forward(module, sequence_query, sequence_key, sequence_value, None, **kwargs)
+        outputs.append(output)
     return torch.cat(outputs, dim=1), None
 
 
@@ -67,29 +73,33 @@ AttentionInterface.register(BY_SEQUENCE, attend_by_sequence)
 AttentionMaskInterface.register(BY_SEQUENCE, mask_unless_end_to_end)
 
 
-def language_model_of(model: nn.Module) -> PreTrainedModel:
-    """Return the language model of a [`ViTPForConditionalGeneration`] with or without an adapter."""
-    return next(module for module in model.modules() if isinstance(module, ViTPModel)).language_model
+def vitp_of(model: nn.Module) -> ViTPModel:
+    """Return the [`ViTPModel`] within a [`ViTPForConditionalGeneration`] with or without an adapter."""
+    return next(module for module in model.modules() if isinstance(module, ViTPModel))
 
 
 def check_attention(model: nn.Module) -> None:
     """Raise a `ValueError` if a sample in the language model would attend to earlier samples of its row."""
-    language_model = language_model_of(model)
+    language_model = vitp_of(model).language_model
     config = language_model.config
-    used, is_windowed = config._attn_implementation, getattr(config, "use_sliding_window", True)
-    window = getattr(config, "sliding_window", None) if is_windowed else None
-    kinds = set(getattr(config, "layer_types", None) or [WHOLE if window is None else SLIDING])
-    if language_model._is_stateful or not kinds <= {WHOLE, SLIDING}:
+    implementation = config._attn_implementation
+    layer_types = getattr(config, "layer_types", None)
+    if not layer_types:
+        uses_window = getattr(config, "use_sliding_window", True)
+        has_window = uses_window and getattr(config, "sliding_window", None) is not None
+        layer_types = [SLIDING if has_window else WHOLE]
+    if language_model._is_stateful or not {WHOLE, SLIDING}.issuperset(layer_types):
         raise ValueError(
             f"padding_free=True: the language model, a {config.model_type!r}, has layers other than attention, which "
             "would carry state from one sample to the next. Remove padding_free."
         )
-    if used != SDPA and "flash" not in used:
+    if implementation != SDPA and "flash" not in implementation:
         raise ValueError(
-            f"padding_free=True: the language model has attn_implementation={used!r}, which does not support several "
-            "sequences in one row. Remove padding_free, or set 'sdpa' or 'flash_attention_2' if the model supports it."
+            f"padding_free=True: the language model has attn_implementation={implementation!r}, which does not "
+            "support several sequences in one row. Remove padding_free, or set 'sdpa' or 'flash_attention_2' if the "
+            "model supports it."
         )
-    if used == SDPA and SLIDING in kinds:
+    if implementation == SDPA and SLIDING in layer_types:
         raise ValueError(
             f"padding_free=True: the language model, a {config.model_type!r}, has layers with sliding-window "
             "attention, which is not supported with sdpa. Remove padding_free, or set "
@@ -100,7 +110,7 @@ def check_attention(model: nn.Module) -> None:
 @contextlib.contextmanager
 def attention_by_sequence(model: nn.Module) -> Iterator[None]:
     """Enable batches without padding for a language model under SDPA inside this context."""
-    language_model = language_model_of(model)
+    language_model = vitp_of(model).language_model
     is_sdpa = language_model.config._attn_implementation == SDPA
     if is_sdpa:
         language_model.set_attn_implementation(BY_SEQUENCE)

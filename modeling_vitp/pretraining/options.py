@@ -40,8 +40,14 @@ def parse_options(argv: Sequence[str] | None, description: str) -> PretrainingOp
     Raises:
         WrongArguments: if an option is unknown or has a wrong value.
     """
-    own = (PretrainArguments, VRLArguments, ModelConfig)
-    return PretrainingOptions(*parse(argv, description, own, CLASSES, SFT_MODULES))
+    data, training, model = parse(
+        argv,
+        description,
+        recipe_classes=(PretrainArguments, VRLArguments, ModelConfig),
+        all_classes=CLASSES,
+        inherited_modules=SFT_MODULES,
+    )
+    return PretrainingOptions(data, training, model)
 
 
 def make_options(settings: Mapping[str, Any]) -> PretrainingOptions:
@@ -50,4 +56,5 @@ def make_options(settings: Mapping[str, Any]) -> PretrainingOptions:
     Raises:
         ValueError: if a field is unknown or has a wrong value.
     """
-    return PretrainingOptions(*read_settings(settings, CLASSES))
+    data, training, model = read_settings(settings, CLASSES)
+    return PretrainingOptions(data, training, model)

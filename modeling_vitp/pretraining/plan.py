@@ -30,6 +30,8 @@ from ..training.costs import (
     CHECKPOINTING,
     MEMORY_HEADER,
     SPARE,
+    Device,
+    Scope,
     Step,
     StepCost,
     describe_device,
@@ -132,18 +134,25 @@ class Work:
             operations: operations of a mean micro-batch whose tokens are dropped.
             undropped: operations of a mean micro-batch without dropped tokens.
         """
-        return self.accumulation * ((1 - self.undropped) * operations + self.undropped * undropped)
+        operations_per_batch = (1 - self.undropped) * operations + self.undropped * undropped
+        return self.accumulation * operations_per_batch
 
 
 def print_run(options: PretrainingOptions) -> None:
     """Print a summary of the mixture, the cost of the run, and the commands that create missing data."""
     # The garbage collector would search all imported modules again and again, which takes a tenth of the time.
     gc.freeze()
-    args, training_args, model_args = options.data, options.training, options.model
+    args = options.data
+    training_args = options.training
+    model_args = options.model
     check_from_scratch(args.from_scratch)
     check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
     image_processor, tokens_per_tile = tiling(
-        model_args.model_name_or_path, args.from_scratch, args.vision_model, args.max_patches, args.vision_image_size
+        model_args.model_name_or_path,
+        args.from_scratch,
+        args.vision_model,
+        args.max_patches,
+        args.vision_image_size,
     )
     devices = max(args.plan_devices, training_args.world_size)
     training_args.gradient_accumulation_steps = training_args.accumulation_on(devices)
@@ -152,6 +161,91 @@ def print_run(options: PretrainingOptions) -> None:
     print_plan(args, training_args, model_args, summaries)
     print_commands(summaries)
     gc.freeze()  # nor does Python search the models for cycles when it ends
+
+
+class CostEstimates:
+    """Costs of the setups of a run, each of which is measured once.
+
+    Args:
+        config: configuration of the model.
+        args: frozen parts of the model.
+        training_args: training arguments.
+        model_args: options of LoRA and of the dtype.
+        work: amount of work.
+        padding: mean number of padding tokens per sample, by VRL's drop ratio.
+    """
+
+    def __init__(
+        self,
+        config: ViTPConfig,
+        args: PretrainArguments,
+        training_args: SFTConfig,
+        model_args: ModelConfig,
+        work: Work,
+        padding: dict[float, int],
+    ):
+        self.config = config
+        self.args = args
+        self.training_args = training_args
+        self.model_args = model_args
+        self.work = work
+        self.padding = padding
+        self.dtype = getattr(torch, str(model_args.dtype), torch.float32)
+        self._steps: dict[tuple[BatchShape, bool], Step] = {}
+
+    def prepare(self, lora: bool, model: ViTPForConditionalGeneration) -> LoraConfig | None:
+        """Freeze parts of a model, and return its LoRA configuration."""
+        args = self.args
+        freeze(
+            model,
+            vision=args.freeze_vision,
+            projector=args.freeze_projector,
+            language_model=args.freeze_language_model,
+            unfreeze_vision_layers=args.unfreeze_vision_layers,
+        )
+        return lora_config(
+            model,
+            dataclasses.replace(self.model_args, use_peft=lora),
+            freeze_vision=args.freeze_vision,
+            freeze_projector=args.freeze_projector,
+            freeze_language_model=args.freeze_language_model,
+            unfreeze_vision_layers=args.unfreeze_vision_layers,
+            lora_on_vision=args.lora_on_vision and lora,
+        )
+
+    def cost(self, batch: BatchShape, setup: Setup) -> StepCost:
+        """Return the cost of a micro-batch."""
+        batch = dataclasses.replace(batch, drop_ratio=setup.drop_ratio)
+        key = (batch, setup.lora)
+        if key not in self._steps:
+            self._steps[key] = measure_pretraining(
+                self.config,
+                batch,
+                dtype=self.dtype,
+                prepare=functools.partial(self.prepare, setup.lora),
+                layers_are_alike=self.args.unfreeze_vision_layers == 0,
+            )
+        return self._steps[key].cost(setup.checkpoint_every, self.training_args.optim)
+
+    def mean_operations(self, setup: Setup) -> float:
+        """Return the operations of a micro-batch of mean samples."""
+        padding = 0 if setup.padding_free else self.padding[setup.drop_ratio]
+        batch = dataclasses.replace(self.work.mean, padding=padding)
+        return mean_operations(lambda batch: self.cost(batch, setup).operations, batch)
+
+    def peak(self, setup: Setup) -> StepCost:
+        """Return the cost of a micro-batch of the longest samples, whose tokens are not dropped if any are not."""
+        if self.work.undropped:
+            setup = dataclasses.replace(setup, drop_ratio=0.0)
+        return self.cost(self.work.longest, setup).with_buckets(self.work.devices)
+
+    def operations_per_step(self, setup: Setup) -> float:
+        """Return the operations of a device in one step."""
+        operations = self.mean_operations(setup)
+        undropped_operations = 0.0
+        if self.work.undropped:
+            undropped_operations = self.mean_operations(dataclasses.replace(setup, drop_ratio=0.0))
+        return self.work.operations_per_step(operations, undropped_operations)
 
 
 def print_plan(
@@ -166,79 +260,78 @@ def print_plan(
         ValueError: if the device is unknown.
     """
     name, device = describe_device(args.plan_device)
-    config, assumed = config_of_start(args, model_args)
+    config, assumption = config_of_start(args, model_args)
     if model_args.attn_implementation == "eager":  # other implementations need as little memory as sdpa
         config._attn_implementation = "eager"
     devices = max(args.plan_devices, training_args.world_size)
     work = work_of(training_args, devices, summaries, args.from_scratch is not None)
     configured = Setup(
-        training_args.vrl_drop_ratio, training_args.checkpoint_every, model_args.use_peft, training_args.padding_free
+        drop_ratio=training_args.vrl_drop_ratio,
+        checkpoint_every=training_args.checkpoint_every,
+        lora=model_args.use_peft,
+        padding_free=training_args.padding_free,
     )
     print(
         f"\nOne of {work.devices} device(s), {name}, {device.memory:.0f} GiB, at {args.plan_utilization:.0%} of "
-        f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumed}\n"
+        f"{device.operations / 1e12:.0f} TFLOP/s; {work.steps:,} steps.{assumption}\n"
         f"Memory is estimated for a batch of {work.longest.samples} of the longest samples ({work.longest.tiles} "
         f"tiles, {work.longest.text_tokens} text tokens) in bf16 with all weights on each device, time for the mean "
         "sample."
     )
     if devices > 1:
         print("Gradients count twice, because DDP copies them to buckets.")
-    padding = {
-        ratio: padding_of_samples(training_args, devices, summaries, config.image_seq_length, ratio)
-        for ratio in {0.0, 0.75, configured.drop_ratio}
-    }
+    padding = {}
+    for ratio in {0.0, 0.75, configured.drop_ratio}:
+        padding[ratio] = padding_of_samples(training_args, devices, summaries, config.image_seq_length, ratio)
     if padding[configured.drop_ratio] and not configured.padding_free:
         print(f"Each row also has {padding[configured.drop_ratio]} padding tokens on average.")
     if work.undropped:
         print(f"VRL drops no tokens of {work.undropped:.0%} of the samples; memory is estimated for these.")
-    frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
 
-    def prepare(lora: bool, model: ViTPForConditionalGeneration) -> LoraConfig | None:
-        freeze(model, *frozen)
-        with_lora = dataclasses.replace(model_args, use_peft=lora)
-        return lora_config(model, with_lora, *frozen, args.lora_on_vision and lora)
-
-    dtype = getattr(torch, str(model_args.dtype), torch.float32)
-
-    @functools.cache
-    def measure(batch: BatchShape, lora: bool) -> Step:
-        layers_are_alike = args.unfreeze_vision_layers == 0
-        prepare_model = functools.partial(prepare, lora)
-        return measure_pretraining(config, batch, dtype=dtype, prepare=prepare_model, layers_are_alike=layers_are_alike)
-
-    def cost(batch: BatchShape, setup: Setup) -> StepCost:
-        step = measure(dataclasses.replace(batch, drop_ratio=setup.drop_ratio), setup.lora)
-        return step.cost(setup.checkpoint_every, training_args.optim)
-
-    def mean(setup: Setup) -> float:
-        empty = 0 if setup.padding_free else padding[setup.drop_ratio]
-        batch = dataclasses.replace(work.mean, padding=empty)
-        return mean_operations(lambda batch: cost(batch, setup).operations, batch)
-
-    rows, checkpointing = [], {}
-    for change, setup in changes(configured, args.freeze_language_model, any(padding.values())).items():
-        whole = dataclasses.replace(setup, drop_ratio=0.0)
-        peak = cost(work.longest, whole if work.undropped else setup).with_buckets(devices)
-        operations = work.operations_per_step(mean(setup), work.undropped and mean(whole))
+    estimates = CostEstimates(config, args, training_args, model_args, work, padding)
+    rows = []
+    checkpointing = {}  # peak and hours, by the setting of activation checkpointing
+    setups = changes(configured, args.freeze_language_model, any(padding.values()))
+    for change, setup in setups.items():
+        peak = estimates.peak(setup)
+        operations = estimates.operations_per_step(setup)
         hours = device.hours(work.steps * operations, args.plan_utilization)
         if dataclasses.replace(setup, checkpoint_every=configured.checkpoint_every) == configured:
             checkpointing[setup.checkpoint_every] = peak, hours
-        numbers = operations / 1e12, hours, hours * work.devices
-        rows.append([change, *memory_cells(peak, device), *(f"{number:.3g}" for number in numbers)])
+        numbers = [f"{number:.3g}" for number in (operations / 1e12, hours, hours * work.devices)]
+        rows.append([change, *memory_cells(peak, device), *numbers])
     print("\n" + table([*MEMORY_HEADER, "TFLOP per step", "hours", "device hours"], rows))
+    print_summary(estimates, configured, checkpointing, device)
+
+
+def print_summary(
+    estimates: CostEstimates,
+    configured: Setup,
+    checkpointing: dict[int, tuple[StepCost, float]],
+    device: Device,
+) -> None:
+    """Print the duration of the configured run, the fastest setting of checkpointing, and the traffic.
+
+    Args:
+        checkpointing: cost at the peak and hours of the run, by the setting of activation checkpointing.
+    """
+    work = estimates.work
     samples = work.mean.samples * work.accumulation * work.devices
     _, hours = checkpointing[configured.checkpoint_every]
     print(f"\nAs configured, {work.steps:,} steps of {samples} samples take {hours:.3g} hours.")
     fastest = fastest_setting(checkpointing, device.memory)
     if fastest not in (None, configured.checkpoint_every):
-        kwargs = json.dumps({"every_n_layers": fastest})
-        option = f"true --activation_checkpointing_kwargs '{kwargs}'" if fastest else "false"
+        option = "false"
+        if fastest:
+            kwargs = json.dumps({"every_n_layers": fastest})
+            option = f"true --activation_checkpointing_kwargs '{kwargs}'"
         print(f"\nFastest setting with {SPARE:.0%} of the device free: --activation_checkpointing {option}")
     if work.devices > 1:
-        trained = cost(work.longest, configured).gradients / dtype.itemsize
-        moved = traffic(config, trained, work.devices, work.accumulation)
-        sizes = " and ".join(f"{size / 1e9:.3g} GB with {name}" for name, size in moved.items())
-        print(f"\nAs configured, each device receives {sizes} per step, and sends the same amount.")
+        num_trained = estimates.cost(work.longest, configured).gradients / estimates.dtype.itemsize
+        sizes = []
+        for method, size in traffic(estimates.config, num_trained, work.devices, work.accumulation).items():
+            sizes.append(f"{size / 1e9:.3g} GB with {method}")
+        print(f"\nAs configured, each device receives {' and '.join(sizes)} per step, and sends the same amount.")
 
 
 def pretraining_operations(config: ViTPConfig, work: Work, drop_ratio: float, **options: Any) -> float:
@@ -249,21 +342,24 @@ def pretraining_operations(config: ViTPConfig, work: Work, drop_ratio: float, **
         drop_ratio: VRL's drop ratio r.
         options: arguments of [`step_cost`], such as `prepare`.
     """
-    dropped, undropped = (
-        mean_operations(
-            lambda batch: step_cost(config, batch, **options).operations,
-            dataclasses.replace(work.mean, drop_ratio=ratio),
-        )
-        for ratio in (drop_ratio, 0.0)
-    )
+
+    def operations(batch: BatchShape) -> float:
+        return step_cost(config, batch, **options).operations
+
+    dropped = mean_operations(operations, dataclasses.replace(work.mean, drop_ratio=drop_ratio))
+    undropped = mean_operations(operations, dataclasses.replace(work.mean, drop_ratio=0.0))
     return work.steps * work.devices * work.operations_per_step(dropped, undropped)
 
 
 def mean_operations(operations: Callable[[BatchShape], float], mean: BatchShape) -> float:
     """Return the operations of a batch with a mean number of tiles, interpolated between whole numbers of tiles."""
-    share, whole = math.modf(mean.tiles)
-    fewer, more = (dataclasses.replace(mean, tiles=int(whole) + extra) for extra in (0, 1))
-    return operations(fewer) if share == 0 else (1 - share) * operations(fewer) + share * operations(more)
+    fraction, num_tiles = math.modf(mean.tiles)
+    num_tiles = int(num_tiles)
+    fewer = operations(dataclasses.replace(mean, tiles=num_tiles))
+    if fraction == 0:
+        return fewer
+    more = operations(dataclasses.replace(mean, tiles=num_tiles + 1))
+    return (1 - fraction) * fewer + fraction * more
 
 
 def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int, itemsize: int = 2) -> dict[str, float]:
@@ -281,11 +377,20 @@ def traffic(config: ViTPConfig, trained: float, devices: int, accumulation: int,
     """
     with torch.device("meta"):
         model = ViTPForConditionalGeneration(config)
-    blocks = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
-    again = blocks if config.tie_word_embeddings else [*blocks, model.get_input_embeddings()]
-    gathered = sum(weight.numel() for module in (model, *again) for weight in module.parameters())
+    gathered_modules = [model]
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            gathered_modules.append(module)
+    if not config.tie_word_embeddings:
+        gathered_modules.append(model.get_input_embeddings())
+    num_gathered = 0
+    for module in gathered_modules:
+        num_gathered += sum(weight.numel() for weight in module.parameters())
     share = (devices - 1) / devices
-    return {"DDP": share * 2 * 4 * trained, "FSDP2": share * itemsize * (accumulation * gathered + trained)}
+    return {
+        "DDP": share * 2 * 4 * trained,
+        "FSDP2": share * itemsize * (accumulation * num_gathered + trained),
+    }
 
 
 def changes(configured: Setup, language_model_is_frozen: bool, is_padded: bool = False) -> dict[str, Setup]:
@@ -309,16 +414,16 @@ def changes(configured: Setup, language_model_is_frozen: bool, is_padded: bool =
 def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[ViTPConfig, str]:
     """Return the configuration of the model to start from, and a note if it is assumed because it is not local."""
     if args.from_scratch is not None:
-        text = {
+        text_config = {
             "model_type": "qwen2",
             **args.from_scratch["text_config"],
             "vocab_size": args.from_scratch["vocab_size"],
         }
-        return ViTPConfig(vision_config=args.from_scratch["vision_config"], text_config=text), ""
-    if args.vision_model is not None and all(Path(name).is_dir() for name in (args.vision_model, args.language_model)):
-        vision = vision_config_of(args.vision_model, args.vision_image_size)
-        text = AutoConfig.from_pretrained(args.language_model)
-        return ViTPConfig(vision_config=vision, text_config=text.to_dict()), ""
+        return ViTPConfig(vision_config=args.from_scratch["vision_config"], text_config=text_config), ""
+    if args.vision_model is not None and Path(args.vision_model).is_dir() and Path(args.language_model).is_dir():
+        vision_config = vision_config_of(args.vision_model, args.vision_image_size)
+        text_config = AutoConfig.from_pretrained(args.language_model)
+        return ViTPConfig(vision_config=vision_config, text_config=text_config.to_dict()), ""
     name = model_args.model_name_or_path
     if name is not None and Path(name).is_dir():
         start = AutoConfig.from_pretrained(name)
@@ -329,9 +434,8 @@ def config_of_start(args: PretrainArguments, model_args: ModelConfig) -> tuple[V
             tie_word_embeddings=start.tie_word_embeddings,
         )
         return config, ""
-    return ViTPConfig(
-        **INTERNVL2_5_1B
-    ), " The model to start from is not on this machine: the shape of InternVL2.5-1B is assumed."
+    note = " The model to start from is not on this machine: the shape of InternVL2.5-1B is assumed."
+    return ViTPConfig(**INTERNVL2_5_1B), note
 
 
 def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], from_scratch: bool) -> Work:
@@ -341,16 +445,29 @@ def work_of(args: SFTConfig, devices: int, summaries: Sequence[SourceSummary], f
         from_scratch: whether VRL's warm-up is half of the steps by default.
     """
     steps = args.number_of_steps(sum(summary.effective for summary in summaries), devices)
-    tiles = round(sum(summary.share * summary.tiles for summary in summaries), 2)
-    text = round(sum(summary.share * summary.text_tokens for summary in summaries))
-    most, most_text = (max(lengths) for lengths in zip(*(summary.longest for summary in summaries)))
-    most_text = min(most_text, args.max_length or most_text)
-    batch = args.per_device_train_batch_size
-    shapes = BatchShape(batch, max(tiles, 1), max(text, 2)), BatchShape(batch, most, max(most_text, 2))
-    warmup = args.vrl_warmup_steps
-    warmup = (steps // 2 if from_scratch else 0) if warmup is None else min(warmup, steps)
-    undropped = 1 - (1 - warmup / max(steps, 1)) * args.vrl_apply_prob if args.vrl_drop_ratio else 0.0
-    return Work(steps, undropped, args.gradient_accumulation_steps, devices, *shapes)
+    mean_tiles = round(sum(summary.share * summary.tiles for summary in summaries), 2)
+    mean_text = round(sum(summary.share * summary.text_tokens for summary in summaries))
+    most_tiles = max(summary.longest[0] for summary in summaries)
+    most_text = max(summary.longest[1] for summary in summaries)
+    if args.max_length:
+        most_text = min(most_text, args.max_length)
+    if args.vrl_warmup_steps is not None:
+        warmup = min(args.vrl_warmup_steps, steps)
+    elif from_scratch:
+        warmup = steps // 2
+    else:
+        warmup = 0
+    undropped = 0.0
+    if args.vrl_drop_ratio:
+        undropped = 1 - (1 - warmup / max(steps, 1)) * args.vrl_apply_prob
+    return Work(
+        steps=steps,
+        undropped=undropped,
+        accumulation=args.gradient_accumulation_steps,
+        devices=devices,
+        mean=BatchShape(args.per_device_train_batch_size, max(mean_tiles, 1), max(mean_text, 2)),
+        longest=BatchShape(args.per_device_train_batch_size, most_tiles, max(most_text, 2)),
+    )
 
 
 def padding_of_samples(
@@ -367,23 +484,27 @@ def padding_of_samples(
     if args.per_device_train_batch_size == 1 or not shares.sum():
         return 0
     accumulation = args.gradient_accumulation_steps
-    step = args.per_device_train_batch_size * accumulation * devices
-    number = step * math.ceil(LEAST_SAMPLES / step)
+    samples_of_step = args.per_device_train_batch_size * accumulation * devices
+    num_samples = samples_of_step * math.ceil(LEAST_SAMPLES / samples_of_step)
     generator = np.random.default_rng(args.seed)
-    samples = np.empty((number, 2))  # tiles and text tokens
-    drawn = generator.choice(len(summaries), number, p=shares / shares.sum())
+    samples = np.empty((num_samples, 2))  # tiles and text tokens
+    source_of_sample = generator.choice(len(summaries), num_samples, p=shares / shares.sum())
     for index, summary in enumerate(summaries):
-        own = drawn == index
-        samples[own] = generator.choice(summary.samples, own.sum())
+        is_of_source = source_of_sample == index
+        samples[is_of_source] = generator.choice(summary.samples, is_of_source.sum())
 
     def lengths(ratio: float) -> list[int]:
-        tokens = [num_kept_tokens(round(tiles) * tokens_per_tile, ratio) + round(text) for tiles, text in samples]
-        return np.minimum(tokens, args.max_length or math.inf).astype(int).tolist()
+        num_tokens = []
+        for tiles, text_tokens in samples:
+            visual_tokens = num_kept_tokens(round(tiles) * tokens_per_tile, ratio)
+            num_tokens.append(visual_tokens + round(text_tokens))
+        return np.minimum(num_tokens, args.max_length or math.inf).astype(int).tolist()
 
-    sample_lengths, padding = lengths(drop_ratio), 0
+    sample_lengths = lengths(drop_ratio)
+    padding = 0
     for process in range(devices):
         batches = GlobalBatchSampler(
-            number,
+            num_samples,
             args.per_device_train_batch_size,
             accumulation_steps=accumulation,
             num_processes=devices,
@@ -393,9 +514,9 @@ def padding_of_samples(
             lengths=lambda: lengths(args.vrl_drop_ratio),
         )
         for batch in batches:
-            longest = max(sample_lengths[row] for row in batch)
-            padding += sum(longest - sample_lengths[row] for row in batch)
-    return round(padding / number)
+            batch_lengths = [sample_lengths[row] for row in batch]
+            padding += max(batch_lengths) * len(batch_lengths) - sum(batch_lengths)
+    return round(padding / num_samples)
 
 
 def step_cost(
@@ -420,7 +541,8 @@ def step_cost(
         prepare: function that freezes parts of a model and returns the LoRA configuration or `None`.
         layers_are_alike: whether all layers of the ViT train, or none. Otherwise the estimate takes longer.
     """
-    return measure_pretraining(config, batch, bf16, dtype, prepare, layers_are_alike).cost(checkpoint_every, optimizer)
+    step = measure_pretraining(config, batch, bf16, dtype, prepare, layers_are_alike)
+    return step.cost(checkpoint_every, optimizer)
 
 
 def measure_pretraining(
@@ -435,33 +557,56 @@ def measure_pretraining(
 
     If the layers are alike, the model has two layers of each kind, and the second one stands for all further layers.
     """
-    depths = config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers
-    measured = [min(depth, 2) for depth in depths] if layers_are_alike else depths
+    vision_depth = config.vision_config.num_hidden_layers
+    text_depth = config.text_config.num_hidden_layers
+    measured_vision_depth = min(vision_depth, 2) if layers_are_alike else vision_depth
+    measured_text_depth = min(text_depth, 2) if layers_are_alike else text_depth
     shallow = copy.deepcopy(config)
-    tower_of(shallow.vision_config).set_depth(shallow.vision_config, measured[0])
-    shallow.text_config.num_hidden_layers = measured[1]
-    if getattr(shallow.text_config, "layer_types", None):
-        shallow.text_config.layer_types = (shallow.text_config.layer_types * 2)[: measured[1]]  # there may be one
+    tower_of(shallow.vision_config).set_depth(shallow.vision_config, measured_vision_depth)
+    shallow.text_config.num_hidden_layers = measured_text_depth
+    layer_types = getattr(shallow.text_config, "layer_types", None)
+    if layer_types:
+        shallow.text_config.layer_types = (layer_types * 2)[:measured_text_depth]  # there may be one
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # names used by PEFT
         model = ViTPForConditionalGeneration(shallow).to(dtype).train()
         lora = prepare(model) if prepare is not None else None
         if lora is not None:
             model = get_peft_model(model, lora).get_base_model()
+    class_name = type(model.model).__name__
     step = measure_step(
         model,
         lambda model: answer_loss(model, empty_batch(config, batch), batch.labels),
         bf16,
-        {part: name.replace("model", type(model.model).__name__, 1) for part, name in PARTS.items()},
+        {part: name.replace("model", class_name, 1) for part, name in PARTS.items()},
     )
-    last = step.layers[measured[0] - 1], step.layers[-1]
-    for part, layer, depth, number in zip(("ViT", "language model"), last, depths, measured):
-        step.repeat(layer, depth - number, part)
-        place = re.compile(rf"{PARTS[part].split('.')[-1]}\..*?\.{number - 1}\.")  # PEFT keeps a copy of the ViT
-        weights = [weight for name, weight in model.named_parameters() if place.search(name)]
-        step.weights += (depth - number) * sum(weight.numel() for weight in weights)
-        step.trained += (depth - number) * sum(weight.numel() for weight in weights if weight.requires_grad)
+    last_vision_layer = step.layers[measured_vision_depth - 1]
+    last_text_layer = step.layers[-1]
+    repeat_layer(step, model, "ViT", last_vision_layer, measured_vision_depth, vision_depth)
+    repeat_layer(step, model, "language model", last_text_layer, measured_text_depth, text_depth)
     return step
+
+
+def repeat_layer(
+    step: Step, model: ViTPForConditionalGeneration, part: str, layer: Scope, measured_depth: int, depth: int
+) -> None:
+    """Let the last measured layer of a part of the model stand for all further layers.
+
+    Args:
+        model: model with the measured layers.
+        part: part of the model, in `PARTS`.
+        measured_depth: number of measured layers of the part.
+        depth: number of layers of the part.
+    """
+    num_copies = depth - measured_depth
+    step.repeat(layer, num_copies, part)
+    module_name = PARTS[part].split(".")[-1]
+    name_of_layer = re.compile(rf"{module_name}\..*?\.{measured_depth - 1}\.")  # PEFT keeps a copy of the ViT
+    for name, weight in model.named_parameters():
+        if name_of_layer.search(name):
+            step.weights += num_copies * weight.numel()
+            if weight.requires_grad:
+                step.trained += num_copies * weight.numel()
 
 
 def answer_loss(model: ViTPForConditionalGeneration, inputs: dict[str, torch.Tensor], num_labels: int) -> torch.Tensor:
@@ -470,22 +615,28 @@ def answer_loss(model: ViTPForConditionalGeneration, inputs: dict[str, torch.Ten
     Labels without values have no positions, so the first positions are scored.
     """
     labels = inputs.pop("answer_labels")[:, 1:].flatten()
-    hidden_states = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    outputs = model.model(**inputs, use_cache=False)
+    hidden_states = outputs.last_hidden_state[:, :-1].flatten(0, 1)
     positions = torch.arange(num_labels)
-    logits = model.lm_head(hidden_states.flatten(0, 1)[positions])
-    return score_tokens(logits, labels[positions]).log_probs.sum()
+    logits = model.lm_head(hidden_states[positions])
+    scores = score_tokens(logits, labels[positions])
+    return scores.log_probs.sum()
 
 
 def empty_batch(config: ViTPConfig, batch: BatchShape) -> dict[str, torch.Tensor]:
     """Return tensors with the shapes of batches of [`ViTPDataCollator`]."""
-    visual = batch.tiles * config.image_seq_length
-    kept = num_kept_tokens(visual, batch.drop_ratio)
-    shape = batch.samples, kept + batch.text_tokens + batch.padding
-    inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "answer_labels")}
-    vision = config.vision_config
-    tiles = batch.samples * batch.tiles, vision.num_channels, *pair(vision.image_size)
-    inputs["pixel_values"] = torch.zeros(tiles)
+    vision_config = config.vision_config
+    visual_tokens = num_kept_tokens(batch.tiles * config.image_seq_length, batch.drop_ratio)
+    num_tokens = visual_tokens + batch.text_tokens + batch.padding
+    shape = (batch.samples, num_tokens)
+    num_tiles = batch.samples * batch.tiles
+    inputs = {
+        "input_ids": torch.zeros(shape, dtype=torch.long),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+        "answer_labels": torch.zeros(shape, dtype=torch.long),
+        "pixel_values": torch.zeros(num_tiles, vision_config.num_channels, *pair(vision_config.image_size)),
+    }
     if batch.drop_ratio > 0:
         inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)
-        inputs["visual_token_indices"] = torch.zeros(batch.samples * kept, dtype=torch.long)
+        inputs["visual_token_indices"] = torch.zeros(batch.samples * visual_tokens, dtype=torch.long)
     return inputs

@@ -48,12 +48,17 @@ class Requirement:
             reached = look_up(metrics, self.score)
         except ValueError as error:
             return {**asdict(self), "reached": None, "missing": str(error), "passed": False}
-        return {**asdict(self), "reached": reached, "passed": RELATIONS[self.relation](reached, self.bound)}
+        holds = RELATIONS[self.relation]
+        return {**asdict(self), "reached": reached, "passed": holds(reached, self.bound)}
 
 
 def check_requirements(require: Mapping[str, str] | None, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the result of each requirement, see [`Requirement.check`]."""
-    return [Requirement.parse(score, text).check(metrics) for score, text in (require or {}).items()]
+    checked_requirements = []
+    for score, text in (require or {}).items():
+        requirement = Requirement.parse(score, text)
+        checked_requirements.append(requirement.check(metrics))
+    return checked_requirements
 
 
 def look_up(metrics: Mapping[str, Any], path: str) -> float:
@@ -65,8 +70,8 @@ def look_up(metrics: Mapping[str, Any], path: str) -> float:
     value: Any = metrics
     for key in path.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            known = ", ".join(sorted(value)) if isinstance(value, Mapping) else value
-            raise ValueError(f"{path!r} not found in the metrics of the run. Found instead of {key!r}: {known}.")
+            alternatives = ", ".join(sorted(value)) if isinstance(value, Mapping) else value
+            raise ValueError(f"{path!r} not found in the metrics of the run. Found instead of {key!r}: {alternatives}.")
         value = value[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"Expected {path!r} to be a number in the metrics of the run, got {value!r}.")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 
 from ..convert.export import export_backbone
 from ..convert.tensor_files import open_like_folder
@@ -33,12 +34,14 @@ def keep_start(trainer: "ViTPTrainer") -> None:
 
     A resumed run keeps the existing export.
     """
+    if not trainer.is_world_process_zero():
+        return
     args = trainer.args
     folder = Path(args.output_dir) / START
-    is_resumed = folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir))
-    if trainer.is_world_process_zero() and not is_resumed:
-        with written_whole(folder) as written, no_library_bars():
-            export_backbone(trainer.model, written, trainer.processing_class.image_processor)
+    if folder.is_dir() and (args.resume_from_checkpoint or last_checkpoint(args.output_dir)):
+        return
+    with written_whole(folder) as unfinished_folder, no_library_bars():
+        export_backbone(trainer.model, unfinished_folder, trainer.processing_class.image_processor)
 
 
 def remove_pictured(output_dir: Path) -> None:
@@ -53,13 +56,15 @@ def save_parts(trainer: "ViTPTrainer") -> None:
     The weights are read from the disk, because each process has only a part of the trainer's model under FSDP and ZeRO.
     LoRA, which is not sharded, is merged in a copy, so that the trained model is evaluated next.
     """
-    output_dir, processor = Path(trainer.args.output_dir), trainer.processing_class
+    output_dir = Path(trainer.args.output_dir)
+    processor = trainer.processing_class
     if is_peft_model(trainer.model):
-        merged = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model)).merge_and_unload()
-        merged.save_pretrained(output_dir)
+        copied_model = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model))
+        merged_model = copied_model.merge_and_unload()
+        merged_model.save_pretrained(output_dir)
         open_like_folder(output_dir)
         processor.save_pretrained(output_dir)
-        del merged
+        del copied_model, merged_model  # their memory is needed below
     else:
         shutil.rmtree(output_dir / "adapter", ignore_errors=True)  # of an earlier run
     model = ViTPForConditionalGeneration.from_pretrained(output_dir)
@@ -76,40 +81,69 @@ def draw_summary(trainer: "ViTPTrainer", number: int = 3) -> None:
     Args:
         number: of images, at most.
     """
-    output_dir, image_processor = Path(trainer.args.output_dir), trainer.processing_class.image_processor
-    tiles, columns = [], {}
+    output_dir = Path(trainer.args.output_dir)
+    columns = picture_columns(trainer, number)
+    num_rows = max((len(pictures) for pictures in columns.values()), default=0)
+    num_rows = max(num_rows, 2)  # the plot of the loss needs the height of two
+    num_columns = len(columns) + 2  # the plot of the loss is two wide
+    width = 2.4 * num_columns
+    heights = [2.4] * num_rows
+    predictions = read_predictions(output_dir)
+    if predictions is not None:
+        heights.append(width * predictions.shape[0] / predictions.shape[1])
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), num_columns, height_ratios=heights)
+    loss = np.asarray(read_image(output_dir / "loss.png", None))
+    add_panel(figure, grid[:num_rows, len(columns) :], loss, "loss")
+    for column, (title, pictures) in enumerate(columns.items()):
+        for row, picture in enumerate(pictures):
+            add_panel(figure, grid[row, column], picture, title if row == 0 else "")
+    if predictions is not None:
+        add_panel(figure, grid[num_rows, :], predictions, "predictions")
+    figure.savefig(output_dir / "summary.png", dpi=110)
+
+
+def picture_columns(trainer: "ViTPTrainer", number: int) -> dict[str, list[np.ndarray]]:
+    """Return watched images, and the features of the ViT before and after training, by title."""
+    output_dir = Path(trainer.args.output_dir)
+    tiles = []
+    images = []
     for row in trainer.watched_samples(number):
         messages, _, settings = trainer.watched_collator.conversation(row)
         image = first_image(messages)
         if image is not None:
-            pixels, picture = tile_of(image, image_processor, settings.images_kwargs)
+            pixels, picture = tile_of(image, trainer.processing_class.image_processor, settings.images_kwargs)
             tiles.append(pixels)
-            columns.setdefault("image", []).append(picture)
+            images.append(picture)
+    if not tiles:
+        return {}
+    columns = {"image": images}
+    backbones = {"ViT before training": output_dir / START, "ViT after training": output_dir / "backbone"}
     with tempfile.TemporaryDirectory() as folder:  # keeps the components of the first ViT
-        for title, name in (("ViT before training", START), ("ViT after training", "backbone")):
-            if tiles and (output_dir / name).is_dir():
-                vit = open_vit(output_dir / name)
-                with torch.no_grad():
-                    maps = [patch_maps(vit, pixels)[0] for pixels in tiles]
-                columns[title] = component_colors(maps, Path(folder))
+        for title, backbone in backbones.items():
+            if not backbone.is_dir():
+                continue
+            vit = open_vit(backbone)
+            with torch.no_grad():
+                maps = [patch_maps(vit, pixels)[0] for pixels in tiles]
+            columns[title] = component_colors(maps, Path(folder))
+    return columns
 
-    watched = sorted((output_dir / "watch").glob("step-*.png"))[-1:]
-    predictions = [path for path in (output_dir / "predictions.png", *watched) if path.is_file()][:1]
-    pictures = {path.stem: np.asarray(read_image(path, None)) for path in (*predictions, output_dir / "loss.png")}
-    loss, rows, width = pictures.pop("loss"), max(len(tiles), 2), 2.4 * (len(columns) + 2)
-    heights = [2.4] * rows + [width * picture.shape[0] / picture.shape[1] for picture in pictures.values()]
-    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(heights), len(columns) + 2, height_ratios=heights)
-    panels = [("loss", loss, grid[:rows, len(columns) :])]
-    for column, (title, drawn) in enumerate(columns.items()):
-        panels += [(title if row == 0 else "", panel, grid[row, column]) for row, panel in enumerate(drawn)]
-    panels += [("predictions", picture, grid[rows, :]) for picture in pictures.values()]
-    for title, panel, place in panels:
-        axis = figure.add_subplot(place)
-        axis.imshow(panel)
-        axis.set_title(title)
-        axis.axis("off")
-    figure.savefig(output_dir / "summary.png", dpi=110)
+
+def read_predictions(output_dir: Path) -> np.ndarray | None:
+    """Return the picture of the task's predictions, or the last one that was watched, or `None`."""
+    watched_pictures = sorted((output_dir / "watch").glob("step-*.png"))
+    for path in (output_dir / "predictions.png", *watched_pictures[-1:]):
+        if path.is_file():
+            return np.asarray(read_image(path, None))
+    return None
+
+
+def add_panel(figure: Figure, place: SubplotSpec, picture: np.ndarray, title: str) -> None:
+    axis = figure.add_subplot(place)
+    axis.imshow(picture)
+    axis.set_title(title)
+    axis.axis("off")
 
 
 def next_commands(output_dir: Path) -> list[str]:

@@ -38,32 +38,78 @@ def pretrain(options: PretrainingOptions, score: Score | None = None, command: s
     Raises:
         ValueError: if the options, the data or the start are wrong.
     """
-    args, training_args, model_args = options.data, options.training, options.model
+    args = options.data
+    training_args = options.training
+    model_args = options.model
     check_from_scratch(args.from_scratch)
     check_options(model_args, args.from_scratch, training_args.model_init_kwargs)
     mixture = load_mixture(args.mixture) if args.mixture else None
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
     check_free(output_dir)
-    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    data = open_data(args, mixture, seed, training_args.eval_strategy != "no")
+    data_seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    data = open_data(args, mixture, data_seed, evaluates=training_args.eval_strategy != "no")
     if data.eval is None and not data.test_images:
         training_args.eval_strategy = "no"
     if args.from_scratch is not None and training_args.vrl_warmup_steps is None:
         training_args.vrl_warmup_steps = default_warmup(training_args, data.train)
 
+    trainer = make_trainer(options, data)
+    if data.test_images or args.probe_data is not None:
+        keep_start(trainer)
+    elif trainer.is_world_process_zero():
+        remove_pictured(output_dir)
+    trainer.record(
+        command,
+        sources=[model_args.model_name_or_path, args.vision_model, args.language_model],
+        data=describe_data(args, mixture, data.train),
+        evaluated_on=describe_evaluation(args),
+    )
+    metrics = results.train(trainer)
+    results.evaluate(trainer, metrics, "eval", trainer.eval_dataset)
+    if not trainer.is_world_process_zero():
+        return RunResult(metrics)
+
+    if score is not None:
+        with results.no_library_bars():
+            metrics.update(score(options, data))
+    metrics["requirements"] = check_requirements(args.require, metrics)
+    results.save_metrics(trainer, metrics)
+    finish_status = results.finish(trainer)
+    model_type = trainer.model.config.model_type
+    report_status = results.report(metrics, output_dir, model_type, next_commands(output_dir))
+    return RunResult(metrics, finish_status | report_status)
+
+
+def make_trainer(options: PretrainingOptions, data: PretrainData) -> ViTPTrainer:
+    """Load the model to start from, freeze its parts, and return its trainer."""
+    args = options.data
+    training_args = options.training
+    model_args = options.model
     model, processor = load_start(args, model_args, sample_texts(data.train, data.transform, training_args.seed))
-    frozen = args.freeze_vision, args.freeze_projector, args.freeze_language_model, args.unfreeze_vision_layers
-    freeze(model, *frozen)
-    peft_config = lora_config(model, model_args, *frozen, args.lora_on_vision)
+    freeze(
+        model,
+        vision=args.freeze_vision,
+        projector=args.freeze_projector,
+        language_model=args.freeze_language_model,
+        unfreeze_vision_layers=args.unfreeze_vision_layers,
+    )
+    peft_config = lora_config(
+        model,
+        model_args,
+        freeze_vision=args.freeze_vision,
+        freeze_projector=args.freeze_projector,
+        freeze_language_model=args.freeze_language_model,
+        unfreeze_vision_layers=args.unfreeze_vision_layers,
+        lora_on_vision=args.lora_on_vision,
+    )
     if args.max_patches is not None:
         processor.image_processor.max_patches = args.max_patches
     if args.input_spec is not None:
         apply_input_spec(args.input_spec, model, processor, model_args.use_peft)
     if data.transform is not None:
         data.read_with(SourceSettings().spec_for(processor.image_processor))
-
-    trainer = ViTPTrainer(
+    return ViTPTrainer(
         model,
         training_args,
         train_dataset=data.train,
@@ -73,22 +119,3 @@ def pretrain(options: PretrainingOptions, score: Score | None = None, command: s
         source_settings=data.settings,
         peft_config=peft_config,
     )
-    sources = [model_args.model_name_or_path, args.vision_model, args.language_model]
-    if data.test_images or args.probe_data is not None:
-        keep_start(trainer)
-    elif trainer.is_world_process_zero():
-        remove_pictured(output_dir)
-    trainer.record(command, sources, describe_data(args, mixture, data.train), describe_evaluation(args))
-    metrics = results.train(trainer)
-    results.evaluate(trainer, metrics, "eval", trainer.eval_dataset)
-    if not trainer.is_world_process_zero():
-        return RunResult(metrics)
-
-    if score is not None:
-        with results.no_library_bars():
-            metrics |= score(options, data)
-    metrics["requirements"] = check_requirements(args.require, metrics)
-    results.save_metrics(trainer, metrics)
-    status = results.finish(trainer)
-    status |= results.report(metrics, output_dir, model.config.model_type, next_commands(output_dir))
-    return RunResult(metrics, status)

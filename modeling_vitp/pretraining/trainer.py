@@ -24,7 +24,7 @@ from ..instructions.collator import NO_LABEL, STEP, SampleLength, ViTPDataCollat
 from ..instructions.mixture import MixtureStream, check_rows, replacement_rows
 from ..instructions.rows import SampleTransform, SourceSettings, describe_rows, prepare_rows
 from ..instructions.schemas import to_conversations
-from ..modeling_vitp import ViTPForConditionalGeneration, ViTPModel
+from ..modeling_vitp import ViTPForConditionalGeneration
 from ..processing_vitp import ViTPProcessor
 from ..training.base_trainer import BaseTrainer
 from ..training.batching import (
@@ -55,7 +55,7 @@ from ..vision_towers import tower_of
 from .config import ViTPTrainingConfig
 from .generation import draw_answered_rows, rows_to_show
 from .loading import check_compatible, load_checkpoint
-from .model_patches import attention_by_sequence, check_attention, compile_layers
+from .model_patches import attention_by_sequence, check_attention, compile_layers, vitp_of
 from .results import draw_summary, save_parts
 
 logger = logging.getLogger(__name__)
@@ -119,51 +119,26 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             raise ValueError("compute_loss_func is not supported. Override `compute_loss`.")
         if train_dataset is None:
             raise ValueError("train_dataset is required: a data set of conversations with images.")
-        if args is not None and not isinstance(args, ViTPTrainingConfig):
-            raise ValueError(f"Expected args to be a ViTPTrainingConfig, got a {type(args).__name__}.")
         if args is None:
-            name = model if isinstance(model, str | Path) else model.config._name_or_path
-            args = ViTPTrainingConfig(f"{Path(name or 'model').name}-SFT")
+            model_name = model if isinstance(model, str | Path) else model.config._name_or_path
+            args = ViTPTrainingConfig(f"{Path(model_name or 'model').name}-SFT")
+        elif not isinstance(args, ViTPTrainingConfig):
+            raise ValueError(f"Expected args to be a ViTPTrainingConfig, got a {type(args).__name__}.")
         init_kwargs = args.model_init_kwargs
         if isinstance(model, str | Path):
             model, processor = load_checkpoint(str(model), **{"dtype": "float32", **(init_kwargs or {})})
-            processing_class, args.model_init_kwargs = processing_class or processor, None
+            processing_class = processing_class or processor
+            args.model_init_kwargs = None  # TRL accepts it only with the name of a model
         elif processing_class is None:
             processing_class = ViTPProcessor.from_pretrained(model.config._name_or_path)
         check_compatible(model, processing_class)
         # A transform or another collator may read any format, so that its rows are not converted.
-        convert = to_conversations if data_collator is None and sample_transform is None else lambda rows: rows
-        train_dataset = prepare_rows(convert(train_dataset))
-        if isinstance(train_dataset, torch.utils.data.IterableDataset):
-            for name in ("save_strategy", "eval_strategy"):
-                if getattr(args, name) == "epoch":
-                    raise ValueError(
-                        f"{name}='epoch' is not supported for a stream, because its number of rows is unknown. Use "
-                        "'steps'."
-                    )
+        is_converted = data_collator is None and sample_transform is None
+        train_dataset = prepare_dataset(train_dataset, is_converted)
+        check_strategies(args, train_dataset)
         if data_collator is None:
-            data_collator = ViTPDataCollator(
-                processing_class,
-                max_length=args.max_length,
-                vrl_drop_ratio=args.vrl_drop_ratio,
-                vrl_apply_prob=args.vrl_apply_prob,
-                vrl_warmup_steps=args.vrl_warmup_steps or 0,
-                answer_mask_ratio=args.answer_mask_ratio,
-                color_jitter=args.color_jitter,
-                seed=args.seed if args.data_seed is None else args.data_seed,
-                sample_transform=sample_transform,
-                source_settings=source_settings or {},
-                on_error=args.on_error,
-                replacement_rows=replacement_rows(train_dataset) if args.on_error == "skip" else None,
-                pad_to_multiple_of=args.pad_to_multiple_of,
-                padding_free=args.padding_free,
-            )
-        if not isinstance(data_collator, ViTPDataCollator):
-            raise ValueError(f"Expected data_collator to be a ViTPDataCollator, got {type(data_collator).__name__}.")
-        if args.padding_free and not data_collator.padding_free:
-            raise ValueError("padding_free=True: the data_collator pads. Create it with padding_free=True.")
-        if data_collator.padding_free:
-            check_attention(model)
+            data_collator = make_collator(args, processing_class, train_dataset, sample_transform, source_settings)
+        check_collator(args, data_collator, model)
         for name in ("vrl_drop_ratio", "vrl_apply_prob", "vrl_warmup_steps", "answer_mask_ratio"):
             setattr(model.config, name, getattr(data_collator, name))
         if data_collator.answer_mask_ratio > 0:
@@ -171,16 +146,18 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             model.get_input_embeddings().padding_idx = None
         self.eval_data_collator = data_collator.for_evaluation()
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: prepare_rows(convert(dataset)) for name, dataset in eval_dataset.items()}
+            eval_dataset = {name: prepare_dataset(dataset, is_converted) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = prepare_rows(convert(eval_dataset))
+            eval_dataset = prepare_dataset(eval_dataset, is_converted)
         self._stream: EndlessBatches | None = None
         self._eval_loaders: dict[str | None, tuple[DataLoader, Any]] = {}
-        self._measured = None  # the measured data set and its lengths
+        self._measured_dataset: Dataset | None = None
+        self._measured_lengths: list[int] = []
         self._num_tokens_and_places = torch.zeros(2, dtype=torch.int64)  # sums over training batches since the last log
         if args.torch_compile:
             compile_layers(model)
-        padding_free, args.padding_free = args.padding_free, False  # TRL rejects it for images
+        padding_free = args.padding_free
+        args.padding_free = False  # TRL rejects it for images
         super().__init__(
             model=model,
             args=args,
@@ -190,22 +167,33 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.args.model_init_kwargs, self.args.padding_free = init_kwargs, padding_free
+        self.args.model_init_kwargs = init_kwargs
+        self.args.padding_free = padding_free
         # TRL's trainer gives the instance a forward pass for its own loss, which would bypass layers that accelerate
         # compiles in a copy of the model.
-        inner = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        inner.__dict__.pop("forward", None)
+        base_model = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        base_model.__dict__.pop("forward", None)
         self._answer_sums: dict[str, torch.Tensor] = {}  # sums of training and evaluation since the last log
         self._num_trained_tokens = 0
 
     def check_rows(self) -> None:
         """Encode the first rows, at most those of the whole run, to find invalid rows early, see [`check_rows`]."""
-        needed = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args) or None
-        options = {"most_rows": needed, "in_processes": self.args.dataloader_num_workers > 0}
-        allowed = self.args.allow_text_only
-        logger.info(check_rows(self.train_dataset, self.data_collator, allow_text_only=allowed, **options))
-        named = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
-        for name, dataset in named.items():
+        num_rows = max(self.args.max_steps, 0) * self.get_total_train_batch_size(self.args)
+        options = {
+            "most_rows": num_rows or None,
+            "in_processes": self.args.dataloader_num_workers > 0,
+        }
+        summary = check_rows(
+            self.train_dataset,
+            self.data_collator,
+            allow_text_only=self.args.allow_text_only,
+            **options,
+        )
+        logger.info(summary)
+        eval_datasets = self.eval_dataset
+        if not isinstance(eval_datasets, dict):
+            eval_datasets = {"eval_dataset": eval_datasets}
+        for name, dataset in eval_datasets.items():
             if dataset is not None:
                 logger.info("%s %s", name, check_rows(dataset, self.eval_data_collator, **options))
 
@@ -221,28 +209,48 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             raise ValueError(
                 "projector_steps is not supported with DeepSpeed, which does not expose gradients. Use FSDP2."
             )
-        rates = {name.removesuffix("_learning_rate"): getattr(args, name) for name in RATES}
-        trained = {part_of(name) for name, weight in self.model.named_parameters() if weight.requires_grad}
-        useless = [f"{part}_learning_rate" for part in rates if rates[part] is not None and part not in trained]
-        useless += ["projector_steps"] if args.projector_steps and "projector" not in trained else []
-        if useless:
-            raise ValueError(
-                f"{useless[0]} is set, but its part of the model is frozen. Remove one of the two options."
-            )
-        if self.optimizer is None and any(rate is not None for rate in rates.values()):
+        rates = {}
+        for option in RATES:
+            rate = getattr(args, option)
+            if rate is not None:
+                rates[option.removesuffix("_learning_rate")] = rate
+        self._check_parts_train(rates)
+        if self.optimizer is None and rates:
             model = self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(model))
-            groups: dict[tuple[str, bool], dict[str, Any]] = {}
-            for name, weight in model.named_parameters():
-                if weight.requires_grad:
-                    part, has_decay = part_of(name), name in decayed
-                    rate = args.learning_rate if rates[part] is None else rates[part]
-                    decay = args.weight_decay if has_decay else 0.0
-                    new = {"params": [], "lr": rate, "weight_decay": decay}
-                    groups.setdefault((part, has_decay), new)["params"].append(weight)
-            optimizer_cls, options = self.get_optimizer_cls_and_kwargs(args, model)
-            self.optimizer = optimizer_cls(list(groups.values()), **options)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_class(self._parameter_groups(model, rates), **options)
         return super().create_optimizer(model)
+
+    def _check_parts_train(self, rates: Mapping[str, float]) -> None:
+        """Raise a `ValueError` if a part of the model has a learning rate or steps of its own, but is frozen."""
+        trained_parts = {part_of(name) for name, weight in self.model.named_parameters() if weight.requires_grad}
+        options = {f"{part_name}_learning_rate": part_name for part_name in rates}
+        if self.args.projector_steps:
+            options["projector_steps"] = "projector"
+        for option, part_name in options.items():
+            if part_name not in trained_parts:
+                raise ValueError(
+                    f"{option} is set, but its part of the model is frozen. Remove one of the two options."
+                )
+
+    def _parameter_groups(self, model: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Return the trained weights in groups, by their part of the model and with or without weight decay."""
+        args = self.args
+        decayed_names = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[str, bool], dict[str, Any]] = {}
+        for name, weight in model.named_parameters():
+            if not weight.requires_grad:
+                continue
+            part_name = part_of(name)
+            has_decay = name in decayed_names
+            if (part_name, has_decay) not in groups:
+                groups[part_name, has_decay] = {
+                    "params": [],
+                    "lr": rates.get(part_name, args.learning_rate),
+                    "weight_decay": args.weight_decay if has_decay else 0.0,
+                }
+            groups[part_name, has_decay]["params"].append(weight)
+        return list(groups.values())
 
     # Batches
 
@@ -252,7 +260,9 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             return self._stream_loader(collator)
         self._sampler = self.train_sampler()
         self._sampler.check_not_empty()
-        dataset = StepRows(self.train_dataset) if isinstance(self._sampler, StepSampler) else self.train_dataset
+        dataset = self.train_dataset
+        if isinstance(self._sampler, StepSampler):
+            dataset = StepRows(dataset)
         return self.data_loader(dataset, collator, batch_sampler=self._sampler)
 
     def train_sampler(self) -> GlobalBatchSampler:
@@ -268,13 +278,14 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         )
 
     def _stream_loader(self, collator: Callable) -> DataLoader:
+        accumulation = self.args.gradient_accumulation_steps
         stream = self._rank_stream(self.train_dataset, self.args.train_batch_size)
         if isinstance(stream, StepStream) and self.args.dataloader_num_workers > 1:
             collator = RowKeeper(collator)
-        resumed, accumulation = self._resumed_state, self.args.gradient_accumulation_steps
-        where = {} if resumed is None else {"num_trained": resumed.global_step * accumulation}
-        if resumed is not None:
-            where |= resumed.stateful_callbacks[RunState.__name__]["attributes"]["stream"]
+        position = {}
+        if self._resumed_state is not None:
+            stored_sums = self._resumed_state.stateful_callbacks[RunState.__name__]["attributes"]
+            position = {"num_trained": self._resumed_state.global_step * accumulation, **stored_sums["stream"]}
 
         def begin(epoch: int, first_batch: int) -> None:
             self._set_epoch(epoch)
@@ -282,8 +293,8 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             if isinstance(stream, StepStream):
                 stream.begin(first_batch // accumulation)
 
-        loader = self._base_loader(stream, collator, is_training=True, batch_size=self.args.train_batch_size)
-        self._loader, self._stream = loader, EndlessBatches(loader, stream, begin, self._finalize, **where)
+        self._loader = self._base_loader(stream, collator, is_training=True, batch_size=self.args.train_batch_size)
+        self._stream = EndlessBatches(self._loader, stream, begin, self._finalize, **position)
         return self._on_device(DataLoader(self._stream, batch_size=None, collate_fn=lambda batch: batch))
 
     def begin_epoch(self) -> None:
@@ -299,22 +310,24 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             self.train_dataset.set_epoch(epoch)
 
     def _rank_stream(self, dataset: IterableDataset, batch_size: int) -> RankStream:
-        length = SampleLength.of(self.data_collator) if self.args.train_sampling_strategy in BY_LENGTH else None
-        stream = StepStream if self.data_collator.vrl_warmup_steps > 0 else RankStream
+        strategy = self.args.train_sampling_strategy
+        length = SampleLength.of(self.data_collator) if strategy in BY_LENGTH else None
+        stream_class = StepStream if self.data_collator.vrl_warmup_steps > 0 else RankStream
         sharding = self._sharding()
         if getattr(dataset, "is_split", False):
             dataset = dataset.of_process(sharding.pop("num_processes"), sharding.pop("process_index"))
-        elif not isinstance(dataset, MixtureStream) and self.args.train_sampling_strategy != "sequential":
+        elif not isinstance(dataset, MixtureStream) and strategy != "sequential":
             dataset = dataset.shuffle(self.data_seed, buffer_size=SHUFFLE_BUFFER)  # a mixture shuffles its own rows
-        return stream(dataset, batch_size, length=length, **sharding)
+        return stream_class(dataset, batch_size, length=length, **sharding)
 
     def _lengths(self, dataset: Dataset) -> list[int]:
         """Return the lengths of all rows of this epoch. A mixture selects them from the lengths of its sources."""
         if hasattr(dataset, "lengths"):
             return dataset.lengths(self._measure)
-        if self._measured is None or self._measured[0] is not dataset:
-            self._measured = dataset, self._measure(dataset)
-        return self._measured[1]
+        if self._measured_dataset is not dataset:
+            self._measured_lengths = self._measure(dataset)
+            self._measured_dataset = dataset
+        return self._measured_lengths
 
     def _measure(self, dataset: Dataset) -> list[int]:
         column = self.args.length_column_name
@@ -330,32 +343,52 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             length = SampleLength.of(self.data_collator)
             with PartialState().main_process_first():
                 rows = dataset if is_custom else prepare_rows(dataset)
-                options = {"num_proc": self.args.dataset_num_proc, "desc": "Measuring samples"}
-                dataset = rows.map(lambda row: {column: length(row)}, remove_columns=dataset.column_names, **options)
+                dataset = rows.map(
+                    lambda row: {column: length(row)},
+                    remove_columns=dataset.column_names,
+                    num_proc=self.args.dataset_num_proc,
+                    desc="Measuring samples",
+                )
         return list(dataset.with_format(None)[column])
 
     # Evaluation
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
         """Return a loader of the batches of this process in order, in which no row is repeated."""
-        args, name = self.args, eval_dataset if isinstance(eval_dataset, str) else None
-        original = self.eval_dataset[name] if name else self.eval_dataset if eval_dataset is None else eval_dataset
-        if original is None:
+        args = self.args
+        name = eval_dataset if isinstance(eval_dataset, str) else None
+        if name:
+            dataset = self.eval_dataset[name]
+        elif eval_dataset is None:
+            dataset = self.eval_dataset
+        else:
+            dataset = eval_dataset
+        if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
-        loader, loaded = self._eval_loaders.get(name, (None, None))
-        if loaded is original and args.dataloader_persistent_workers:
+        loader, loaded_dataset = self._eval_loaders.get(name, (None, None))
+        if loaded_dataset is dataset and args.dataloader_persistent_workers:
             return loader
-        dataset, processes = original, {"num_processes": args.world_size, "process_index": args.process_index}
+        rows = dataset
         if not isinstance(dataset, torch.utils.data.IterableDataset):
-            drop_last = args.dataloader_drop_last
-            sampler = WholeBatchSampler(len(dataset), args.eval_batch_size, drop_last=drop_last, **processes)
+            sampler = WholeBatchSampler(
+                len(dataset),
+                args.eval_batch_size,
+                num_processes=args.world_size,
+                process_index=args.process_index,
+                drop_last=args.dataloader_drop_last,
+            )
             batches = {"batch_sampler": sampler}
         else:
             if args.world_size > 1:
-                dataset = WholeBatchStream(dataset, args.eval_batch_size, **processes)
+                rows = WholeBatchStream(
+                    dataset,
+                    args.eval_batch_size,
+                    num_processes=args.world_size,
+                    process_index=args.process_index,
+                )
             batches = {"batch_size": args.eval_batch_size}
-        loader = self.data_loader(dataset, with_raw_tiles(self.eval_data_collator), is_training=False, **batches)
-        self._eval_loaders[name] = loader, original
+        loader = self.data_loader(rows, with_raw_tiles(self.eval_data_collator), is_training=False, **batches)
+        self._eval_loaders[name] = loader, dataset
         return loader
 
     def get_test_dataloader(self, test_dataset: Dataset | IterableDataset) -> DataLoader:
@@ -364,18 +397,20 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         if self.args.world_size > 1 and "pixel_values" not in inputs:
             # If the ViT is sharded, all processes must run it the same number of times.
-            vitp = next(module for module in self.model.modules() if isinstance(module, ViTPModel))
-            pixel_values, indices = vitp._unseen_tile()
+            pixel_values, indices = vitp_of(self.model)._unseen_tile()
             inputs = {**inputs, "pixel_values": pixel_values, "visual_token_indices": indices}
         num_answer_tokens = (inputs["labels"][:, 1:] != NO_LABEL).sum().item()
         self._num_eval_rows = len(inputs["labels"]) if num_answer_tokens else 0
         inputs = self._prepare_inputs(inputs)
+        logits = None
+        labels = None
         with torch.no_grad(), self.compute_loss_context_manager():
             if prediction_loss_only:
-                loss, logits, labels = self.compute_loss(model, inputs), None, None
+                loss = self.compute_loss(model, inputs)
             else:
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-                logits, labels = outputs.logits, inputs["labels"]
+                logits = outputs.logits
+                labels = inputs["labels"]
         self._eval_losses.append((loss.float().item(), num_answer_tokens))
         return loss, logits, labels
 
@@ -386,22 +421,31 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
             self.gather_function = lambda values: gather_rows(values, self._num_eval_rows, batch_size)
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         # As in training, each answer token counts once, so that the loss does not depend on the batches.
-        rounds = zip(*gather_object([self._eval_losses]))
-        losses, weights = map(np.array, zip(*(batch for batches in rounds for batch in batches)))
-        counted = weights > 0
-        if self.args.logging_nan_inf_filter and np.isfinite(losses[counted]).any():
-            counted &= np.isfinite(losses)
-        output.metrics[f"{metric_key_prefix}_loss"] = float(np.average(losses[counted], weights=weights[counted]))
+        losses = []
+        weights = []
+        for batches_of_processes in zip(*gather_object([self._eval_losses])):
+            for loss, num_answer_tokens in batches_of_processes:
+                losses.append(loss)
+                weights.append(num_answer_tokens)
+        losses = np.array(losses)
+        weights = np.array(weights)
+        is_counted = weights > 0
+        if self.args.logging_nan_inf_filter and np.isfinite(losses[is_counted]).any():
+            is_counted &= np.isfinite(losses)
+        mean_loss = np.average(losses[is_counted], weights=weights[is_counted])
+        output.metrics[f"{metric_key_prefix}_loss"] = float(mean_loss)
         return output
 
     # Metrics
 
     def _finalize(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
         """Encode a batch with stored rows again if its step belongs to the warm-up, see [`RowKeeper`]."""
-        rows, step = batch.pop(ROWS, None), number // self.args.gradient_accumulation_steps
+        rows = batch.pop(ROWS, None)
+        step = number // self.args.gradient_accumulation_steps
         if rows is None or step >= self.data_collator.vrl_warmup_steps:
             return batch
-        return NamedBatches(with_raw_tiles(self.data_collator))([{**row, STEP: step} for row in rows])
+        collator = NamedBatches(with_raw_tiles(self.data_collator))
+        return collator([{**row, STEP: step} for row in rows])
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         self.model.train()  # accelerate compiles a copy, which shares layers but not the training flag of the model
@@ -434,7 +478,7 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         losses = -scores.log_probs
         if self.args.loss_type == "dft":  # https://huggingface.co/papers/2508.05629
             losses = losses * scores.log_probs.exp().detach()
-        sums = torch.stack([values.sum() for values in (scores.entropy, scores.is_top1, torch.ones_like(losses))])
+        sums = torch.stack([scores.entropy.sum(), scores.is_top1.sum(), torch.ones_like(losses).sum()])
         mode = "train" if self.model.training else "eval"
         self._answer_sums[mode] = self._answer_sums.get(mode, 0) + sums.double()
         num_items = len(losses) if num_items_in_batch is None else num_items_in_batch
@@ -448,28 +492,37 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        if batches:
-            masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
-            counts = torch.tensor([sum(mask.sum() for mask in masks), sum(mask.numel() for mask in masks)])
-            counts = self.accelerator.gather(counts.to(self.args.device))
-            self._num_tokens_and_places += counts.view(-1, 2).sum(0).cpu()
+        if not batches:
+            return batches, num_items
+        num_tokens = 0
+        num_places = 0
+        for batch in batches:
+            if "attention_mask" in batch:
+                num_tokens += batch["attention_mask"].sum()
+            else:  # a batch without padding
+                num_tokens += batch["input_ids"].numel()
+            num_places += batch["input_ids"].numel()
+        counts = torch.tensor([num_tokens, num_places], device=self.args.device)
+        counts_of_processes = self.accelerator.gather(counts).view(-1, 2)
+        self._num_tokens_and_places += counts_of_processes.sum(0).cpu()
         return batches, num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        is_training = self.model.training
         num_tokens, num_places = self._num_tokens_and_places.tolist()
         num_trained_tokens = self._num_trained_tokens + num_tokens
-        if mode == "train" and num_places:
+        if is_training and num_places:
             self._num_trained_tokens = num_trained_tokens
             logs["padding_share"] = 1 - num_tokens / num_places
             if self.data_collator.vrl_warmup_steps > 0:
                 logs["vrl_drop_ratio"] = self.data_collator.drop_ratio_at(self.state.global_step - 1)
             self._num_tokens_and_places.zero_()
-        sums = self._answer_sums.pop(mode, None)
+        sums = self._answer_sums.pop("train" if is_training else "eval", None)
         if sums is not None:
-            entropy, correct, number = self.accelerator.reduce(sums, "sum").tolist()
-            logs[f"{prefix}entropy"] = entropy / max(number, 1)
-            logs[f"{prefix}mean_token_accuracy"] = correct / max(number, 1)
+            prefix = "" if is_training else "eval_"
+            entropy, num_correct, num_answer_tokens = self.accelerator.reduce(sums, "sum").tolist()
+            logs[f"{prefix}entropy"] = entropy / max(num_answer_tokens, 1)
+            logs[f"{prefix}mean_token_accuracy"] = num_correct / max(num_answer_tokens, 1)
             logs[f"{prefix}num_tokens"] = num_trained_tokens
         super().log(logs, start_time)
 
@@ -499,32 +552,38 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         draw_summary(self)
 
     def run_settings(self) -> dict[str, dict[str, Any]]:
-        args, collator, image_processor = self.args, self.data_collator, self.processing_class.image_processor
-        settings, model = super().run_settings(), self.accelerator.unwrap_model(self.model)
-        fixed, free = settings["fixed"], settings["free"]
-        fixed |= {
-            "vrl_drop_ratio": collator.vrl_drop_ratio,
-            "vrl_apply_prob": collator.vrl_apply_prob,
-            "vrl_warmup_steps": collator.vrl_warmup_steps or None,
-            "answer_mask_ratio": collator.answer_mask_ratio or None,
-            "color_jitter": collator.color_jitter,
-            "projector_steps": args.projector_steps or None,
-            "sample_transform": getattr(collator.sample_transform, "settings", None),
-            "max_length": collator.max_length,
-            "max_patches": image_processor.max_patches,
-            "input_spec": image_processor.input_spec,
-            "drop_path_rate": tower_of(model.config.vision_config).drop_path_rate(model.config.vision_config),
-            TRAINING_DATA: describe_rows(self.train_dataset),
-        }
+        args = self.args
+        collator = self.data_collator
+        image_processor = self.processing_class.image_processor
+        model = self.accelerator.unwrap_model(self.model)
+        vision_config = model.config.vision_config
+        settings = super().run_settings()
+        fixed = settings["fixed"]
+        free = settings["free"]
+        fixed["vrl_drop_ratio"] = collator.vrl_drop_ratio
+        fixed["vrl_apply_prob"] = collator.vrl_apply_prob
+        fixed["vrl_warmup_steps"] = collator.vrl_warmup_steps or None
+        fixed["answer_mask_ratio"] = collator.answer_mask_ratio or None
+        fixed["color_jitter"] = collator.color_jitter
+        fixed["projector_steps"] = args.projector_steps or None
+        fixed["sample_transform"] = getattr(collator.sample_transform, "settings", None)
+        fixed["max_length"] = collator.max_length
+        fixed["max_patches"] = image_processor.max_patches
+        fixed["input_spec"] = image_processor.input_spec
+        fixed["drop_path_rate"] = tower_of(vision_config).drop_path_rate(vision_config)
+        fixed[TRAINING_DATA] = describe_rows(self.train_dataset)
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
-            names = "per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"
-            fixed |= {name: free[name] for name in names} | {"dataloader_num_workers": args.dataloader_num_workers}
+            # The batches of a stream depend on its readers.
+            for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"):
+                fixed[name] = free[name]
+            fixed["dataloader_num_workers"] = args.dataloader_num_workers
         free["loss_type"] = None if args.loss_type == "nll" else args.loss_type
         free["padding_free"] = collator.padding_free or None
-        trained = frozen_parts(model) | adapter_settings(model)
+        trained = {**frozen_parts(model), **adapter_settings(model)}
         if trained["use_peft"]:
             trained["weights under the adapter"] = self.weights_under_adapter
-        return settings | {"model": trained}
+        settings["model"] = trained
+        return settings
 
     @cached_property
     def weights_under_adapter(self) -> str:
@@ -532,31 +591,93 @@ class ViTPTrainer(BaseTrainer, SFTTrainer):
         return base_fingerprint(self.model, self.is_world_process_zero())
 
     def running_sums(self) -> dict[str, Any]:
-        answers = self._answer_sums.get("train")
-        sums = super().running_sums() | {
-            "answers": None if answers is None else self.accelerator.reduce(answers, "sum").tolist(),
-            "num_trained_tokens": self._num_trained_tokens,
-            "num_tokens_and_places": self._num_tokens_and_places.tolist(),
-        }
+        sums = super().running_sums()
+        answer_sums = self._answer_sums.get("train")
+        if answer_sums is not None:
+            answer_sums = self.accelerator.reduce(answer_sums, "sum").tolist()
+        sums["answers"] = answer_sums
+        sums["num_trained_tokens"] = self._num_trained_tokens
+        sums["num_tokens_and_places"] = self._num_tokens_and_places.tolist()
         if self._stream is not None:
             num_trained = self.state.global_step * self.args.gradient_accumulation_steps
-            sums["stream"] = dict(zip(("epoch", "first_batch"), self._stream.start_of(num_trained)))
+            epoch, first_batch = self._stream.start_of(num_trained)
+            sums["stream"] = {"epoch": epoch, "first_batch": first_batch}
         return sums
 
     def restore_sums(self, sums: dict[str, Any] | None) -> None:
         super().restore_sums(sums)
         # A run that is resumed at its end has no further training logs.
-        if sums is not None and self.state.global_step < self.state.max_steps:
-            if sums["answers"] and self.is_world_process_zero():
-                self._answer_sums["train"] = torch.tensor(sums["answers"], dtype=torch.float64, device=self.args.device)
-            self._num_trained_tokens = sums["num_trained_tokens"]
-            self._num_tokens_and_places += torch.tensor(sums["num_tokens_and_places"])
+        if sums is None or self.state.global_step >= self.state.max_steps:
+            return
+        if sums["answers"] and self.is_world_process_zero():
+            answer_sums = torch.tensor(sums["answers"], dtype=torch.float64, device=self.args.device)
+            self._answer_sums["train"] = answer_sums
+        self._num_trained_tokens = sums["num_trained_tokens"]
+        self._num_tokens_and_places += torch.tensor(sums["num_tokens_and_places"])
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
         check_tokenizer(checkpoint, self.processing_class.tokenizer)
         adapter_file = Path(checkpoint) / "adapter_model.safetensors"
         if is_peft_model(self.model) and adapter_file.is_file():
-            expected = set(get_peft_model_state_dict(self.model))
+            expected_weights = set(get_peft_model_state_dict(self.model))
             with safe_open(adapter_file, "pt") as file:
-                check_loaded(expected - set(file.keys()), set(file.keys()) - expected)
+                stored_weights = set(file.keys())
+            check_loaded(
+                missing=expected_weights - stored_weights,
+                unexpected=stored_weights - expected_weights,
+            )
+
+
+def prepare_dataset(dataset: Dataset | IterableDataset, is_converted: bool) -> Dataset | IterableDataset:
+    """Return a data set whose rows have ids, and if `is_converted` is true, `messages` and `images`."""
+    return prepare_rows(to_conversations(dataset) if is_converted else dataset)
+
+
+def check_strategies(args: ViTPTrainingConfig, train_dataset: Dataset | IterableDataset) -> None:
+    """Raise a `ValueError` if something happens at the end of an epoch of a stream."""
+    if not isinstance(train_dataset, torch.utils.data.IterableDataset):
+        return
+    for name in ("save_strategy", "eval_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ValueError(
+                f"{name}='epoch' is not supported for a stream, because its number of rows is unknown. Use 'steps'."
+            )
+
+
+def make_collator(
+    args: ViTPTrainingConfig,
+    processor: ViTPProcessor,
+    train_dataset: Dataset | IterableDataset,
+    sample_transform: SampleTransform | None,
+    source_settings: Mapping[str, SourceSettings] | None,
+) -> ViTPDataCollator:
+    """Return the collator of training batches."""
+    return ViTPDataCollator(
+        processor,
+        max_length=args.max_length,
+        vrl_drop_ratio=args.vrl_drop_ratio,
+        vrl_apply_prob=args.vrl_apply_prob,
+        vrl_warmup_steps=args.vrl_warmup_steps or 0,
+        answer_mask_ratio=args.answer_mask_ratio,
+        color_jitter=args.color_jitter,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        sample_transform=sample_transform,
+        source_settings=source_settings or {},
+        on_error=args.on_error,
+        replacement_rows=replacement_rows(train_dataset) if args.on_error == "skip" else None,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+        padding_free=args.padding_free,
+    )
+
+
+def check_collator(
+    args: ViTPTrainingConfig, data_collator: ViTPDataCollator, model: ViTPForConditionalGeneration
+) -> None:
+    """Raise a `ValueError` if the collator is of another class, or pads differently from the arguments or the model."""
+    if not isinstance(data_collator, ViTPDataCollator):
+        raise ValueError(f"Expected data_collator to be a ViTPDataCollator, got {type(data_collator).__name__}.")
+    if args.padding_free and not data_collator.padding_free:
+        raise ValueError("padding_free=True: the data_collator pads. Create it with padding_free=True.")
+    if data_collator.padding_free:
+        check_attention(model)

@@ -77,8 +77,11 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         self.measure = lengths
 
     def __len__(self) -> int:
-        tail = 0 if self.drop_last else math.ceil(self.remainder / (self.effective_batch_size // self.grad_accum))
-        return self.num_full_batches * self.grad_accum + tail
+        num_batches = self.num_full_batches * self.grad_accum
+        if not self.drop_last:
+            rows_at_once = self.effective_batch_size // self.grad_accum
+            num_batches += math.ceil(self.remainder / rows_at_once)
+        return num_batches
 
     def check_not_empty(self) -> None:
         """Raise a `ValueError` if the sampler has no batch."""
@@ -96,9 +99,10 @@ class GlobalBatchSampler(BatchRebalanceSampler):
         order = self._order()
         for start in range(0, len(order), self.effective_batch_size):
             rows = order[start : start + self.effective_batch_size].tolist()
-            if len(rows) == self.effective_batch_size and self.strategy == "batch_rebalance":
+            is_full = len(rows) == self.effective_batch_size
+            if is_full and self.strategy == "batch_rebalance":
                 yield from self._yield_global_batch(rows)
-            elif len(rows) == self.effective_batch_size or not self.drop_last:
+            elif is_full or not self.drop_last:
                 yield from self._split_global_batch(rows)
 
     def _order(self) -> torch.LongTensor:
@@ -108,19 +112,22 @@ class GlobalBatchSampler(BatchRebalanceSampler):
             return torch.arange(self.num_rows)
         if self.strategy != "group_by_length":
             return torch.randperm(self.num_rows, generator=generator)
-        grouped = get_length_grouped_indices(self.lengths, self.effective_batch_size, generator=generator)
+        grouped_rows = get_length_grouped_indices(self.lengths, self.effective_batch_size, generator=generator)
         # Each group is one global batch. The groups are shuffled, because they are sorted by length.
-        starts = self.effective_batch_size * torch.randperm(self.num_full_batches, generator=generator)
-        full = [row for start in starts.tolist() for row in grouped[start : start + self.effective_batch_size]]
-        return torch.tensor(full + grouped[len(full) :])
+        order = []
+        for group in torch.randperm(self.num_full_batches, generator=generator).tolist():
+            start = group * self.effective_batch_size
+            order += grouped_rows[start : start + self.effective_batch_size]
+        order += grouped_rows[len(order) :]
+        return torch.tensor(order)
 
     def _split_global_batch(self, rows: list[int]) -> Iterator[list[int]]:
         """Yield the batches of this process from a global batch that is not rebalanced."""
         if self.strategy in BY_LENGTH:
             rows = sorted(rows, key=lambda row: self.lengths[row], reverse=True)
-        size = self.effective_batch_size // self.grad_accum
-        for start in range(0, len(rows), size):
-            yield share(rows[start : start + size], self.dp_size, self.rank)
+        rows_at_once = self.effective_batch_size // self.grad_accum
+        for start in range(0, len(rows), rows_at_once):
+            yield share(rows[start : start + rows_at_once], self.dp_size, self.rank)
 
 
 class EpochBatchSampler(GlobalBatchSampler):
@@ -130,9 +137,12 @@ class EpochBatchSampler(GlobalBatchSampler):
     """
 
     def _split_global_batch(self, rows: list[int]) -> Iterator[list[int]]:
-        left = len(rows) % (self.effective_batch_size // self.grad_accum)
-        if 0 < left < self.dp_size:
-            rows = rows + list(itertools.islice(itertools.cycle(self._order().tolist()), self.dp_size - left))
+        rows_at_once = self.effective_batch_size // self.grad_accum
+        num_last_rows = len(rows) % rows_at_once
+        if 0 < num_last_rows < self.dp_size:
+            first_rows = itertools.cycle(self._order().tolist())
+            num_missing_rows = self.dp_size - num_last_rows
+            rows = rows + list(itertools.islice(first_rows, num_missing_rows))
         yield from super()._split_global_batch(rows)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -142,7 +152,9 @@ class EpochBatchSampler(GlobalBatchSampler):
 
 def share(rows: list, num_processes: int, process_index: int) -> list:
     """Return the part of `rows` that belongs to this process; parts differ by at most one row."""
-    return rows[len(rows) * process_index // num_processes : len(rows) * (process_index + 1) // num_processes]
+    start = len(rows) * process_index // num_processes
+    end = len(rows) * (process_index + 1) // num_processes
+    return rows[start:end]
 
 
 class RankStream(torch.utils.data.IterableDataset):
@@ -169,9 +181,13 @@ class RankStream(torch.utils.data.IterableDataset):
         length: Callable[[dict[str, Any]], int] | None = None,
         drop_last: bool = False,
     ):
-        self.dataset, self.batch_size, self.accumulation_steps = dataset, batch_size, accumulation_steps
-        self.num_processes, self.process_index = num_processes, process_index
-        self.length, self.drop_last = length, drop_last
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.accumulation_steps = accumulation_steps
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.length = length
+        self.drop_last = drop_last
         # Shared memory, so that persistent workers see changes.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._skip_batches = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -188,24 +204,27 @@ class RankStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
         self.set_epoch(self._epoch.item())
         worker = torch.utils.data.get_worker_info()
+        num_workers = 1 if worker is None else worker.num_workers
         # The loader takes batches from its workers in turn and leaves out workers that are at their end. Each of the
         # other workers has yielded at least this number of the batches to skip.
-        num_skipped = self._skip_batches.item() // (1 if worker is None else worker.num_workers)
+        num_skipped = self._skip_batches.item() // num_workers
         for index, batch in enumerate(self._batches()):
-            batch = batch if index >= num_skipped else []
+            if index < num_skipped:
+                batch = []
             yield from batch
             yield from itertools.repeat(None, self.batch_size - len(batch))
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
-        size = self.batch_size * self.num_processes
+        rows_at_once = self.batch_size * self.num_processes
+        global_batch_size = rows_at_once * self.accumulation_steps
         rows = iter(self.dataset)
-        while group := list(itertools.islice(rows, size * self.accumulation_steps)):
-            if self.drop_last and len(group) < size * self.accumulation_steps:
+        while global_batch := list(itertools.islice(rows, global_batch_size)):
+            if self.drop_last and len(global_batch) < global_batch_size:
                 return
             if self.length is not None:
-                group.sort(key=self.length, reverse=True)
-            for start in range(0, size * self.accumulation_steps, size):
-                yield self._split_rows(group[start : start + size])
+                global_batch.sort(key=self.length, reverse=True)
+            for start in range(0, global_batch_size, rows_at_once):
+                yield self._split_rows(global_batch[start : start + rows_at_once])
 
     def _split_rows(self, rows: list) -> list:
         return share(rows, self.num_processes, self.process_index)
@@ -239,7 +258,10 @@ class EndlessBatches(torch.utils.data.IterableDataset):
         first_batch: int = 0,
         num_trained: int = 0,
     ):
-        self.loader, self.stream, self.begin, self.finalize = loader, stream, begin, finalize
+        self.loader = loader
+        self.stream = stream
+        self.begin = begin
+        self.finalize = finalize
         self.num_trained = num_trained
         self.starts = [(epoch, first_batch)]
 
@@ -247,29 +269,33 @@ class EndlessBatches(torch.utils.data.IterableDataset):
         if self.is_over:
             return
         epoch, first_batch = self.starts[0]
-        yield from ({} for _ in range(first_batch))
+        # The Trainer skips these batches of earlier epochs without looking at them.
+        for _ in range(first_batch):
+            yield {}
         while True:
             self.begin(epoch, first_batch)
             self.stream.skip(max(self.num_trained - first_batch, 0))
-            last = first_batch
+            number = first_batch
             for batch in self.loader:
-                yield self.finalize(batch, last)
-                last += 1
-            if last == first_batch:
+                yield self.finalize(batch, number)
+                number += 1
+            if number == first_batch:
                 return  # the stream is empty
-            epoch, first_batch = epoch + 1, last
+            epoch += 1
+            first_batch = number
             self.starts.append((epoch, first_batch))
 
     def start_of(self, num_trained: int) -> tuple[int, int]:
         """Return the epoch of a run after `num_trained` batches, and the number of its first batch."""
-        return max(start for start in self.starts if start[1] <= num_trained)
+        return max((epoch, first_batch) for epoch, first_batch in self.starts if first_batch <= num_trained)
 
 
 class WholeBatchStream(RankStream):
     """Stream for evaluation with the same batches as on one process; the last batch of a process may be empty."""
 
     def _split_rows(self, rows: list) -> list:
-        return rows[self.process_index * self.batch_size : (self.process_index + 1) * self.batch_size]
+        start = self.process_index * self.batch_size
+        return rows[start : start + self.batch_size]
 
 
 class WholeBatchSampler(torch.utils.data.Sampler):
@@ -281,15 +307,19 @@ class WholeBatchSampler(torch.utils.data.Sampler):
 
     def __init__(self, num_rows: int, batch_size: int, num_processes: int, process_index: int, drop_last: bool = False):
         self.num_rows = num_rows // batch_size * batch_size if drop_last else num_rows
-        self.rows_at_once, self.num_processes, self.process_index = batch_size, num_processes, process_index
+        self.rows_at_once = batch_size
+        self.num_processes = num_processes
+        self.process_index = process_index
 
     def __len__(self) -> int:
         return math.ceil(self.num_rows / (self.rows_at_once * self.num_processes))
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.process_index, len(self) * self.num_processes, self.num_processes):
-            start = batch * self.rows_at_once
-            yield list(range(start, min(start + self.rows_at_once, self.num_rows)))
+        for round_number in range(len(self)):
+            batch_number = round_number * self.num_processes + self.process_index
+            start = batch_number * self.rows_at_once
+            end = min(start + self.rows_at_once, self.num_rows)
+            yield list(range(start, end))
 
 
 def gather_rows(values: Any, num_rows: int, most_rows: int) -> Any:
@@ -304,15 +334,17 @@ def gather_rows(values: Any, num_rows: int, most_rows: int) -> Any:
     Returns:
         The same structure with the rows of all processes.
     """
-    counts = gather_object([num_rows])
-    is_row = torch.cat([torch.arange(most_rows) < count for count in counts])
+    rows_of_processes = gather_object([num_rows])
+    is_row = torch.cat([torch.arange(most_rows) < count for count in rows_of_processes])
 
     def gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.ndim == 0:
             return gather(tensor)
         tensor = tensor[:most_rows]
-        padded = torch.cat([tensor, tensor.new_zeros(most_rows - len(tensor), *tensor.shape[1:])])
-        return gather(padded)[is_row.to(tensor.device)]
+        num_missing_rows = most_rows - len(tensor)
+        padding = tensor.new_zeros(num_missing_rows, *tensor.shape[1:])
+        gathered = gather(torch.cat([tensor, padding]))
+        return gathered[is_row.to(gathered.device)]
 
     return recursively_apply(gather_tensor, values)
 
@@ -336,7 +368,7 @@ class StepRows(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        rows = self.rows.__getitems__([row for row, _ in pairs])
+        rows = self.rows.__getitems__([index for index, _ in pairs])
         return [{**row, STEP: step} for row, (_, step) in zip(rows, pairs)]
 
 
@@ -359,12 +391,16 @@ class StepStream(RankStream):
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         worker = torch.utils.data.get_worker_info()
-        place, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        worker_index = 0 if worker is None else worker.id
+        num_workers = 1 if worker is None else worker.num_workers
         first_step = self._first_step.item()
         for index, rows in enumerate(super()._batches()):
-            step = first_step + (index * num_workers + place) // self.accumulation_steps
-            earliest = step if self.is_endless else first_step + index // self.accumulation_steps
-            yield [{**row, STEP: step, EARLIEST_STEP: earliest} for row in rows]
+            latest = first_step + (index * num_workers + worker_index) // self.accumulation_steps
+            if self.is_endless:
+                earliest = latest
+            else:
+                earliest = first_step + index // self.accumulation_steps
+            yield [{**row, STEP: latest, EARLIEST_STEP: earliest} for row in rows]
 
 
 class RowKeeper:
@@ -380,6 +416,8 @@ class RowKeeper:
     def __call__(self, examples: list[dict[str, Any] | None]) -> dict[str, Any]:
         batch = self.collator(examples)
         rows = [row for row in examples if row is not None]
-        if rows and rows[0][EARLIEST_STEP] < self.collator.vrl_warmup_steps <= rows[0][STEP]:
+        if not rows:
+            return batch
+        if rows[0][EARLIEST_STEP] < self.collator.vrl_warmup_steps <= rows[0][STEP]:
             batch[ROWS] = rows
         return batch

@@ -35,7 +35,8 @@ from ..images.reading import read_image
 from ..vision_towers import tower_of
 
 logger = logging.getLogger(__name__)
-FOLDER, COMPONENTS = "watch", "components.safetensors"
+FOLDER = "watch"
+COMPONENTS = "components.safetensors"
 TAG = "watch/predictions"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 # Trackers with one active run, a function `log` and a class `Image` that takes the path of a file.
@@ -52,14 +53,20 @@ class NamedBatches:
 
     def __call__(self, examples: list[dict[str, Any] | None]) -> dict[str, Any]:
         # Read the ids first, because the collator may change the rows.
-        names = [str(row["id"]) for row in examples if isinstance(row, dict) and row.get("id") is not None]
+        names = []
+        for row in examples:
+            if isinstance(row, dict) and row.get("id") is not None:
+                names.append(str(row["id"]))
         batch = self.collator(examples)
         batch[SAMPLES] = names
         return batch
 
 
 def take_names(batches: list[dict[str, Any]]) -> list[str]:
-    return [name for batch in batches for name in batch.pop(SAMPLES, [])]
+    names = []
+    for batch in batches:
+        names += batch.pop(SAMPLES, [])
+    return names
 
 
 class RunState(TrainerCallback, ExportableState):
@@ -72,15 +79,21 @@ class RunState(TrainerCallback, ExportableState):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        stored = dict(state.stateful_callbacks) if state.global_step else {}
-        own = stored.pop(type(self).__name__, None)
-        self.trainer.restore_sums(own and own["attributes"])
-        for name, states in stored.items():
-            callbacks = [one for one in self.trainer.callback_handler.callbacks if type(one).__name__ == name]
-            # Of several callbacks of a class, transformers appends the states to a list at each checkpoint.
-            states = states[-len(callbacks) :] if isinstance(states, list) else [states]
-            for callback, one in zip(callbacks, states):
-                for attribute, value in one["attributes"].items():
+        stored_states = dict(state.stateful_callbacks) if state.global_step else {}
+        state_of_run = stored_states.pop(type(self).__name__, None)
+        self.trainer.restore_sums(state_of_run["attributes"] if state_of_run else None)
+        for class_name, callback_states in stored_states.items():
+            callbacks = []
+            for callback in self.trainer.callback_handler.callbacks:
+                if type(callback).__name__ == class_name:
+                    callbacks.append(callback)
+            if isinstance(callback_states, list):
+                # Of several callbacks of a class, transformers appends the states to a list at each checkpoint.
+                callback_states = callback_states[-len(callbacks) :]
+            else:
+                callback_states = [callback_states]
+            for callback, callback_state in zip(callbacks, callback_states):
+                for attribute, value in callback_state["attributes"].items():
                     setattr(callback, attribute, value)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -117,22 +130,23 @@ class StopAtNotFinite(TrainerCallback):
         self.samples: list[str] = []
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        scaler = self.trainer.accelerator.scaler
-        parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        wrong = not_finite(parameters)
-        if wrong:
-            what = f"weights are NaN or infinite, in {', '.join(wrong[:3])}{' …' * (len(wrong) > 3)}"
+        trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        wrong_weights = not_finite(trained)
+        if wrong_weights:
+            ellipsis = " …" if len(wrong_weights) > 3 else ""
+            problem = f"weights are NaN or infinite, in {', '.join(wrong_weights[:3])}{ellipsis}"
         elif all(loss.isfinite() for loss in self.losses):
             return
-        elif scaler is not None and scaler.get_scale() >= SMALLEST_SCALE:
-            return
         else:
-            what = f"the loss is {sum(loss.item() for loss in self.losses)}"
-        names = ", ".join(map(repr, self.samples)) or "without ids"
+            scaler = self.trainer.accelerator.scaler
+            if scaler is not None and scaler.get_scale() >= SMALLEST_SCALE:
+                return  # the scaler skips the step
+            problem = f"the loss is {sum(loss.item() for loss in self.losses)}"
+        samples = ", ".join(map(repr, self.samples)) or "without ids"
         raise TrainingDiverged(
-            f"Step {state.global_step} is not finite: {what}. Samples of the step: {names}. The step is not saved. "
-            "Start a new run from the last checkpoint (model_name_or_path) with a smaller learning_rate, or resume "
-            "without these samples (allow_changed_data)."
+            f"Step {state.global_step} is not finite: {problem}. Samples of the step: {samples}. The step is not "
+            "saved. Start a new run from the last checkpoint (model_name_or_path) with a smaller learning_rate, or "
+            "resume without these samples (allow_changed_data)."
         )
 
 
@@ -146,38 +160,43 @@ class SaveOnSignal(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, names: list[str]):
-        self.trainer, self.names = trainer, names
+        self.trainer = trainer
+        self.names = names
         self.received: int | None = None
         self._is_stopping = False
-        self._before = {}
+        self._earlier_handlers = {}
 
     def install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
         for name in self.names:
             number = getattr(signal, name, None)
-            # Windows has no SIGHUP, and nohup ignores it.
-            if number is None or name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+            if number is None:  # Windows has no SIGHUP
                 continue
-            self._before[number] = signal.signal(number, self._receive)
+            if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:  # nohup ignores it
+                continue
+            self._earlier_handlers[number] = signal.signal(number, self._receive)
 
     def restore(self) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, signal.SIG_DFL if before is None else before)
-        self._before = {}
+        for number, handler in self._earlier_handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._earlier_handlers = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received is None:
-            self.received = number
-            # Logging is not safe in a signal handler: its lock may be held.
-            again = " Press Ctrl-C again to stop at once." if number == signal.SIGINT else ""
-            try:
-                os.write(2, f"\n{signal.Signals(number).name}: saving at the end of this step.{again}\n".encode())
-            except OSError:  # The terminal was closed. An error of the progress bar would end the run before it saves.
-                for descriptor in (1, 2):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        if self.received is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.received = number
+        message = f"\n{signal.Signals(number).name}: saving at the end of this step."
+        if number == signal.SIGINT:
+            message += " Press Ctrl-C again to stop at once."
+        # Logging is not safe in a signal handler: its lock may be held.
+        try:
+            os.write(2, f"{message}\n".encode())
+        except OSError:  # The terminal was closed. An error of the progress bar would end the run before it saves.
+            for descriptor in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
     def _is_asked(self) -> bool:
         if not self.names:
@@ -185,26 +204,35 @@ class SaveOnSignal(TrainerCallback):
         if self.trainer.args.world_size == 1:
             return self.received is not None
         # The signal may reach only some processes, or reach them in different steps.
-        flag = torch.tensor(self.received or 0, device=self.trainer.args.device)
-        number = self.trainer.accelerator.gather(flag.view(1)).max().item()
-        self.received = self.received or number or None
-        return bool(number)
+        number = torch.tensor([self.received or 0], device=self.trainer.args.device)
+        largest_number = self.trainer.accelerator.gather(number).max().item()
+        if largest_number == 0:
+            return False
+        if self.received is None:
+            self.received = largest_number
+        return True
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self._is_stopping = self._is_asked() or args.stop_at_step == state.global_step < state.max_steps
-        if self._is_stopping:
-            if control.should_evaluate:
-                # Save before the evaluation too, because the scheduler may end the run during the evaluation.
-                self.trainer.save_checkpoint()
-            control.should_save = True
+        is_last_step = args.stop_at_step == state.global_step < state.max_steps
+        self._is_stopping = self._is_asked() or is_last_step
+        if not self._is_stopping:
+            return
+        if control.should_evaluate:
+            # Save before the evaluation too, because the scheduler may end the run during the evaluation.
+            self.trainer.save_checkpoint()
+        control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
         if not self._is_stopping:
             return
-        saved = f"checkpoint-{state.global_step} of {state.max_steps} steps is saved in {args.output_dir}"
-        cause = "stop_at_step" if self.received is None else signal.Signals(self.received).name
-        status = 0 if self.received is None else 128 + self.received
-        raise RunStopped(f"stopped by {cause}: {saved}. Nothing is exported. {next_command(args)}", status)
+        if self.received is None:
+            cause = "stop_at_step"
+            status = 0
+        else:
+            cause = signal.Signals(self.received).name
+            status = 128 + self.received
+        checkpoint = f"checkpoint-{state.global_step} of {state.max_steps} steps is saved in {args.output_dir}"
+        raise RunStopped(f"stopped by {cause}: {checkpoint}. Nothing is exported. {next_command(args)}", status)
 
 
 def ignore_signals_in_worker(names: list[str], then: Callable[[int], None] | None, worker_id: int) -> None:
@@ -218,8 +246,8 @@ def ignore_signals_in_worker(names: list[str], then: Callable[[int], None] | Non
         then: function to call afterwards, the loader's usual `worker_init_fn`.
         worker_id: index of the worker.
     """
-    for name in {"SIGINT", "SIGHUP"}.intersection(names):
-        if hasattr(signal, name):
+    for name in ("SIGINT", "SIGHUP"):
+        if name in names and hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if "SIGTERM" in names and hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -238,10 +266,13 @@ def exit_on_signal_of(parent: int) -> None:
 
 def next_command(args) -> str:
     """Return the sentence with the command that resumes the run, without tokens."""
-    if args.world_size > 1 or not sys.argv[0]:
+    program = sys.argv[0]
+    if args.world_size > 1 or not program:
         return "Resume with the command that started the run."
-    program = sys.argv[0] if sys.argv[0].startswith("vitp ") else f"{shlex.quote(sys.executable)} {sys.argv[0]}"
-    return f"Resume with: {program} {shlex.join(without_tokens(sys.argv[1:]))}"
+    if not program.startswith("vitp "):
+        program = f"{shlex.quote(sys.executable)} {program}"
+    words = shlex.join(without_tokens(sys.argv[1:]))
+    return f"Resume with: {program} {words}"
 
 
 class LogPredictionsCallback(TrainerCallback):
@@ -254,7 +285,8 @@ class LogPredictionsCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, number: int):
-        self.trainer, self.number = trainer, number
+        self.trainer = trainer
+        self.number = number
         self.folder = Path(trainer.args.output_dir) / FOLDER
         self._samples: list | None = None
 
@@ -279,12 +311,12 @@ class LogPredictionsCallback(TrainerCallback):
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            drawn = path.with_name(f".{path.name}")
+            unfinished_path = path.with_name(f".{path.name}")
             with evaluation_mode(self.trainer.model, self.trainer.args.device):
                 if self._samples is None:
                     self._samples = self.trainer.watched_samples(self.number)
-                self.trainer.draw_samples(self._samples, drawn)
-            os.replace(drawn, path)
+                self.trainer.draw_samples(self._samples, unfinished_path)
+            os.replace(unfinished_path, path)
             send(self.trainer, path, step)
         except Exception as error:  # a failed picture must not stop the run
             cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
@@ -295,14 +327,16 @@ class LogPredictionsCallback(TrainerCallback):
 def evaluation_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Set a model to evaluation mode without gradients, and restore its modes and all random states at the end."""
     modes = {module: module.training for module in model.modules()}
-    states = random.getstate(), np.random.get_state()
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    devices = [] if device.type == "cpu" else [device]
     try:
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad():
             model.eval()
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         for module, mode in modes.items():
             module.training = mode
 
@@ -314,16 +348,17 @@ def send(trainer: Trainer, path: Path, step: int) -> None:
             pixels = np.asarray(read_image(path, None).convert("RGB"))
             callback.tb_writer.add_image(TAG, pixels, step, dataformats="HWC")
             callback.tb_writer.flush()
-        name = LOGGED.get(type(callback))
-        if name is not None:
-            library = importlib.import_module(name)
+        library_name = LOGGED.get(type(callback))
+        if library_name is not None:
+            library = importlib.import_module(library_name)
             library.log({TAG: library.Image(str(path)), "train/global_step": step})
 
 
 def choose(samples: Dataset, number: int, seed: int) -> list:
     """Return random samples of a data set in its order, determined by the seed."""
-    indices = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))[:number]
-    return [samples[index] for index in indices.sort().values.tolist()]
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randperm(len(samples), generator=generator)[:number]
+    return [samples[index] for index in sorted(indices.tolist())]
 
 
 def patch_maps(vit: PreTrainedModel, pixel_values: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
@@ -334,9 +369,12 @@ def patch_maps(vit: PreTrainedModel, pixel_values: torch.Tensor, head: nn.Module
         pixel_values: normalized images `(batch_size, num_channels, height, width)`.
         head: module that is applied to the features of each patch.
     """
-    tokens = tower_of(vit.config).patch_tokens(vit, pixel_values.to(vit.dtype))
-    tokens = tokens if head is None else head(tokens)
-    return tokens.float().transpose(1, 2).unflatten(2, patch_grid(vit.config, pixel_values.shape[-2:]))
+    features = tower_of(vit.config).patch_tokens(vit, pixel_values.to(vit.dtype))
+    if head is not None:
+        features = head(features)
+    grid = patch_grid(vit.config, pixel_values.shape[-2:])
+    channels_first = features.float().transpose(1, 2)
+    return channels_first.unflatten(2, grid)
 
 
 def component_colors(features: Sequence[torch.Tensor], folder: Path) -> list[np.ndarray]:
@@ -352,10 +390,15 @@ def component_colors(features: Sequence[torch.Tensor], folder: Path) -> list[np.
     Returns:
         uint8 image of shape `(rows, columns, 3)` for each sample.
     """
-    scores, path = [principal_scores(one.float().cpu()) for one in features], folder / COMPONENTS
+    path = folder / COMPONENTS
+    scores = {}
+    for number, sample_features in enumerate(features):
+        scores[str(number)] = principal_scores(sample_features.float().cpu())
     if path.is_file():
-        first = load_file(path)
-        scores = [align_scores(one, first.get(str(number), one)) for number, one in enumerate(scores)]
+        first_scores = load_file(path)
+        for number, sample_scores in scores.items():
+            reference = first_scores.get(number, sample_scores)
+            scores[number] = align_scores(sample_scores, reference)
     else:
-        save_file({str(number): one for number, one in enumerate(scores)}, path)
-    return [colors_of(one) for one in scores]
+        save_file(scores, path)
+    return [colors_of(sample_scores) for sample_scores in scores.values()]

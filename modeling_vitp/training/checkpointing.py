@@ -25,7 +25,8 @@ from ..command.settings import check_value
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "checkpoint.json"
-LOCK, LOCK_TIMEOUT = ".run.lock", 10.0  # seconds
+LOCK = ".run.lock"
+LOCK_TIMEOUT = 10.0  # seconds
 FULL = "The disk of {} is full", "Free some space"
 # Messages and remedies of failed writes, by the number of the system error.
 CAUSES = {
@@ -59,15 +60,24 @@ def publish_checkpoint(
         data: fingerprint of the training data, see [`~modeling_vitp.training.resuming.fingerprint_data`].
     """
     checkpoint = Path(checkpoint)
-    record = checkpoint / RECORD_NAME
-    record.unlink(missing_ok=True)
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    hashes = {path.relative_to(checkpoint).as_posix(): hash_of(path) for path in files}
-    for path in [*files, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint, checkpoint.parent]:
-        flush(path)
-    write_whole(record, json.dumps({"files": sizes, "hashes": hashes, "settings": settings, "data": data}, indent=2))
-    flush(record)
+    record_file = checkpoint / RECORD_NAME
+    record_file.unlink(missing_ok=True)
+    sizes = {}
+    hashes = {}
+    folders = []
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(checkpoint).as_posix()
+            sizes[name] = path.stat().st_size
+            hashes[name] = hash_of(path)
+            flush(path)
+        elif path.is_dir():
+            folders.append(path)
+    for folder in (*folders, checkpoint, checkpoint.parent):
+        flush(folder)
+    record = {"files": sizes, "hashes": hashes, "settings": settings, "data": data}
+    write_whole(record_file, json.dumps(record, indent=2))
+    flush(record_file)
     flush(checkpoint)
 
 
@@ -89,7 +99,10 @@ def read_checkpoint_record(checkpoint: str | Path) -> dict[str, Any]:
     """Read the record of a checkpoint, empty if the file is missing; raise a `ValueError` if it is damaged."""
     path = Path(checkpoint) / RECORD_NAME
     record = read_json(path)
-    if record and not (RECORD.keys() <= record.keys() and {"fixed", "free"} <= record["settings"].keys()):
+    if not record:
+        return record
+    has_fields = RECORD.keys() <= record.keys()
+    if not has_fields or not {"fixed", "free"} <= record["settings"].keys():
         raise ValueError(f"{path} is not a valid checkpoint record. Expected {', '.join(RECORD)}, found {[*record]}.")
     for name, value in record.items():
         check_value(f"{path}: {name}", value, RECORD.get(name, Any))
@@ -114,14 +127,19 @@ def check_files(checkpoint: str | Path) -> None:
     checkpoint = Path(checkpoint)
     if not (checkpoint / TRAINER_STATE_NAME).is_file():
         raise ValueError(f"{checkpoint} is not a checkpoint: {TRAINER_STATE_NAME} not found.")
-    for name, expected in read_checkpoint_record(checkpoint).get("hashes", {}).items():
+    hashes = read_checkpoint_record(checkpoint).get("hashes", {})
+    for name, recorded_hash in hashes.items():
         path = checkpoint / name
-        if not path.is_file() or hash_of(path) != expected:
-            problem = "has changed since it was written" if path.is_file() else "is missing"
-            raise ValueError(
-                f"{path} {problem}. Delete {checkpoint} to resume from an earlier checkpoint. If the change is "
-                f"intended, delete its {RECORD_NAME}."
-            )
+        if not path.is_file():
+            problem = "is missing"
+        elif hash_of(path) != recorded_hash:
+            problem = "has changed since it was written"
+        else:
+            continue
+        raise ValueError(
+            f"{path} {problem}. Delete {checkpoint} to resume from an earlier checkpoint. If the change is intended, "
+            f"delete its {RECORD_NAME}."
+        )
 
 
 def weight_names(checkpoint: str | Path) -> set[str]:
@@ -139,10 +157,12 @@ def name_checkpoint_in_errors(checkpoint: str | Path | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged files cause errors of many types
-        if checkpoint is None or isinstance(error, ValueError) and str(checkpoint) in str(error):
+        is_value_error = isinstance(error, ValueError)
+        if checkpoint is None or (is_value_error and str(checkpoint) in str(error)):
             raise
         cause = " ".join(str(error).split())
-        cause = cause if isinstance(error, ValueError) else f"{type(error).__name__}: {cause}"
+        if not is_value_error:
+            cause = f"{type(error).__name__}: {cause}"
         raise ValueError(f"The run cannot resume from {checkpoint}: {cause}") from error
 
 
@@ -181,12 +201,22 @@ def delete_old_checkpoints(newest: Path, limit: int | None, best: str | None) ->
         limit: number of checkpoints to keep. `None` or 0 keeps all.
         best: checkpoint of the best score, which is kept.
     """
+    if not limit:
+        return
     steps = checkpoint_steps(newest.parent)
-    last = steps.pop(newest)
-    older = sorted(steps, key=lambda path: (steps[path] < last, steps[path]))
+    newest_step = steps.pop(newest)
+    later_checkpoints = []
+    earlier_checkpoints = []
+    for path in sorted(steps, key=steps.get):
+        if steps[path] < newest_step:
+            earlier_checkpoints.append(path)
+        else:
+            later_checkpoints.append(path)
+    num_surplus = max(len(steps) + 1 - limit, 0)
     # By its name, because output_dir may be relative now and absolute in the state of the run, or be moved.
-    deletable = [path for path in older if best is None or path.name != Path(best).name]
-    for path in deletable[: max(len(older) + 1 - limit, 0)] if limit else ():
+    best_name = None if best is None else Path(best).name
+    deletable = [path for path in later_checkpoints + earlier_checkpoints if path.name != best_name]
+    for path in deletable[:num_surplus]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -234,11 +264,13 @@ class FolderLock:
 
 def check_free(folder: str | Path) -> None:
     """Raise [`RunStopped`] if another run writes to a folder. Only the first process of a run checks."""
-    if int(os.environ.get("RANK", 0)) == 0 and (Path(folder) / LOCK).is_file():
-        lock = FolderLock(folder)
-        if not lock.is_held:
-            lock.acquire()
-            lock.release()
+    rank = int(os.environ.get("RANK", 0))
+    if rank != 0 or not (Path(folder) / LOCK).is_file():
+        return
+    lock = FolderLock(folder)
+    if not lock.is_held:
+        lock.acquire()
+        lock.release()
 
 
 def check_no_model(output_dir: str | Path) -> None:
@@ -253,36 +285,48 @@ def free_bytes(folder: str | Path) -> int:
 
 def weight_bytes(model: torch.nn.Module, is_adapter: bool = False) -> int:
     """Return the bytes of a model's weights on disk, or of its trainable weights if `is_adapter` is true."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad or not is_adapter]
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+    num_bytes = 0
+    for weight in model.parameters():
+        if weight.requires_grad or not is_adapter:
+            num_bytes += weight.numel() * weight.element_size()
+    return num_bytes
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer | None) -> int:
     """Return the bytes of the optimizer state in this process."""
-    states = getattr(optimizer, "state", {}).values()
-    tensors = (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    num_bytes = 0
+    for weight_state in getattr(optimizer, "state", {}).values():
+        for value in weight_state.values():
+            if isinstance(value, torch.Tensor):
+                num_bytes += value.numel() * value.element_size()
+    return num_bytes
 
 
-def check_disk_space(folder: str | Path, needed: int, what: str) -> None:
-    """Raise [`RunStopped`] if the disk of a folder has less than `needed` free bytes."""
+def check_disk_space(folder: str | Path, num_bytes: int, purpose: str) -> None:
+    """Raise [`RunStopped`] if the disk of a folder has less free bytes than a checkpoint or a model takes.
+
+    Args:
+        num_bytes: bytes of the weights and of the optimizer state.
+        purpose: what is written, in the error.
+    """
     free = free_bytes(folder)
-    if free < needed + STATE_FILES:
+    required = num_bytes + STATE_FILES
+    if free < required:
         raise RunStopped(
-            f"The disk of {folder} is full: {what} needs {format_size(needed + STATE_FILES)}, and {format_size(free)} "
-            "are free. Free some space (--save_total_limit 1 keeps one checkpoint) and start the run again: it resumes "
-            "from its last checkpoint."
+            f"The disk of {folder} is full: {purpose} needs {format_size(required)}, and {format_size(free)} are free. "
+            "Free some space (--save_total_limit 1 keeps one checkpoint) and start the run again: it resumes from its "
+            "last checkpoint."
         )
 
 
-def warn_about_disk_space(folder: str | Path, needed: int) -> None:
+def warn_about_disk_space(folder: str | Path, num_bytes: int) -> None:
     free = free_bytes(folder)
-    if free < needed:
+    if free < num_bytes:
         logger.warning(
             "The disk of %s has %s free, and a checkpoint needs about %s.",
             folder,
             format_size(free),
-            format_size(needed),
+            format_size(num_bytes),
         )
 
 
@@ -295,43 +339,49 @@ def stop_on_full_disk(folder: str | Path) -> Iterator[None]:
     """Convert errors of a disk that is full, limited or read-only to [`RunStopped`] with a message in one line."""
     try:
         yield
+    except RunStopped:
+        raise
     except Exception as error:
-        cause = None if isinstance(error, RunStopped) else cause_of_failed_write(error, folder)
-        if cause is None:
+        number = cause_of_failed_write(error, folder)
+        if number is None:
             raise
-        what, remedy = CAUSES[cause]
+        problem, remedy = CAUSES[number]
+        details = one_line(str(error))[:200].rstrip(".")
         raise RunStopped(
-            f"{what.format(folder)}: {one_line(str(error))[:200].rstrip('.')}. {remedy} and start the run again: it "
-            "resumes from its last checkpoint."
+            f"{problem.format(folder)}: {details}. {remedy} and start the run again: it resumes from its last "
+            "checkpoint."
         ) from error
 
 
 def cause_of_failed_write(error: BaseException | None, folder: str | Path) -> int | None:
     """Return the number of the system error in `CAUSES` that caused an error, or `None`."""
     while error is not None:
+        message = str(error)
         for number in CAUSES:
-            if getattr(error, "errno", None) == number or any(
-                text in str(error) for text in (os.strerror(number), f"os error {number})")
-            ):
+            if getattr(error, "errno", None) == number:
+                return number
+            # Libraries in Rust raise errors of other types with the text of the system error.
+            if os.strerror(number) in message or f"os error {number})" in message:
                 return number
         # The error of torch does not contain the reason why writing failed.
-        if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
+        if "PytorchStreamWriter" in message or "unexpected pos" in message:
             if free_bytes(folder) < STATE_FILES:
                 return errno.ENOSPC
             import resource  # not on Windows
 
-            return errno.EFBIG if resource.getrlimit(resource.RLIMIT_FSIZE)[0] >= 0 else None
+            size_limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            return errno.EFBIG if size_limit >= 0 else None
         error = error.__cause__ or error.__context__
     return None
 
 
-def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *args) -> int:
+def attempt(output_dir: str | Path, purpose: str, step: Callable[..., object], *args) -> int:
     """Run an optional last step, such as a card or a plot; return 0, or log the error and return 1."""
     try:
         step(*args)
     except Exception as error:  # a failed optional step must not lose the run
         cause = one_line(f"{type(error).__name__}: {error}").rstrip(".")
-        logger.error("The run is complete in %s, but %s failed: %s.", output_dir, what, cause)
+        logger.error("The run is complete in %s, but %s failed: %s.", output_dir, purpose, cause)
         return 1
     return 0
 
@@ -339,17 +389,17 @@ def attempt(output_dir: str | Path, what: str, step: Callable[..., object], *arg
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """Yield a folder to write, which replaces `folder` at the end. A killed run leaves no incomplete `folder`."""
-    written = folder.with_suffix(".writing")
-    shutil.rmtree(written, ignore_errors=True)
+    unfinished_folder = folder.with_suffix(".writing")
+    shutil.rmtree(unfinished_folder, ignore_errors=True)
     with stop_on_full_disk(folder.parent):
-        yield written
+        yield unfinished_folder
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(written, folder)
+    os.replace(unfinished_folder, folder)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f".{path.name}.writing")
-    written.write_text(text)
-    os.replace(written, path)
+    unfinished_path = path.with_name(f".{path.name}.writing")
+    unfinished_path.write_text(text)
+    os.replace(unfinished_path, path)

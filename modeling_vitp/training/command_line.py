@@ -55,11 +55,14 @@ HELP = {
     "dataset_train_split": "Split to train on, or a part of it, such as train[:100]. Default: train.",
     "dataset_test_split": "Split to evaluate on. Default: test. Of annotations also '' for none.",
     "dataset_streaming": "Whether rows are read as they are needed, without a copy on disk. Default: false.",
-    **dict.fromkeys(("ignore_bias_buffers", "load_in_8bit", "load_in_4bit", "lora_task_type"), argparse.SUPPRESS),
-    **dict.fromkeys(
-        ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage", "trust_remote_code"),
-        argparse.SUPPRESS,
-    ),
+    "ignore_bias_buffers": argparse.SUPPRESS,
+    "load_in_8bit": argparse.SUPPRESS,
+    "load_in_4bit": argparse.SUPPRESS,
+    "lora_task_type": argparse.SUPPRESS,
+    "bnb_4bit_quant_type": argparse.SUPPRESS,
+    "use_bnb_nested_quant": argparse.SUPPRESS,
+    "bnb_4bit_quant_storage": argparse.SUPPRESS,
+    "trust_remote_code": argparse.SUPPRESS,
 }
 INPUTS = ("model_name_or_path", "vision_model", "language_model", "dataset_name", "annotations", "data_root")
 DATA = ("dataset_name", "annotations", "mixture")  # options of pretraining data, of which a run has one
@@ -68,93 +71,117 @@ DATA = ("dataset_name", "annotations", "mixture")  # options of pretraining data
 def parse(
     argv: Sequence[str] | None,
     description: str,
-    own: Sequence[type],
-    whole: Sequence[str] = (),
-    inherited: Sequence[str] = (),
+    recipe_classes: Sequence[type],
+    all_classes: Sequence[str] = (),
+    inherited_modules: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Parse the arguments of a recipe into one instance of each class.
 
-    `--help` and errors in the recipe's own arguments or in option names need only `own`; heavy modules are imported
-    afterwards.
+    `--help` and errors in the recipe's own arguments or in option names need only `recipe_classes`; heavy modules are
+    imported afterwards.
 
     Args:
         argv: words of the command line, by default those of the process.
         description: docstring of the recipe.
-        own: argument classes of the recipe, which are fast to import.
-        whole: classes to parse into, as `module.Class`, if `own` has only a part of their fields.
-        inherited: modules whose classes have the other fields. Their source is read without importing them.
+        recipe_classes: argument classes of the recipe, which are fast to import.
+        all_classes: classes to parse into, as `module.Class`, if `recipe_classes` has only a part of their fields.
+        inherited_modules: modules whose classes have the other fields. Their source is read without importing them.
 
     Raises:
         WrongArguments: if an option is unknown, or a class rejects its fields.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    epilog = "--config NAME reads these options from a YAML file: a path, or the name of a file of the package."
-    if whole:
-        epilog += " --help_all also shows the options of the libraries: --output_dir, --max_steps, --learning_rate …"
-    has_start = any(hasattr(dataclass, "model_name_or_path") for dataclass in own)
-    description += USUAL.format(start=START if has_start else "") if whole else ""
-    texts = {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    texts["prog"], texts["usage"] = program(), f"{program()} --config NAME [--OPTION VALUE ...]"
-    parser = TrlParser(own, allow_abbrev=False, **texts)
+    texts = help_texts(description, recipe_classes, has_library_options=bool(all_classes))
+    parser = TrlParser(recipe_classes, allow_abbrev=False, **texts)
     parser.error = errors.refuse
-    if {"-h", "--help"} & set(words):
+    if "-h" in words or "--help" in words:
         for action in parser._actions:  # argparse has no public list of its options
             action.help = HELP.get(action.dest, action.help)
         parser.print_help()
         sys.exit(0)
     if "--help_all" in words:
-        TrlParser([load_class(name) for name in whole] or own, **texts).print_help()
+        TrlParser(load_classes(all_classes) or recipe_classes, **texts).print_help()
         sys.exit(0)
-    options = "--help_all" if whole else "--help"
+    help_option = "--help_all" if all_classes else "--help"
     try:
         words = with_given_data(with_config(words))
-        check_words(parser, words, [item.name for dataclass in own for item in fields(dataclass)], inherited)
-        *parsed, _, _ = parser.parse_args_and_config(
-            words, return_remaining_strings=True, separate_remaining_strings=True
-        )
-        for item in parsed:
-            if not isinstance(item, Settings):
-                check_library_fields(item)
-        expand_home(parsed)
-        check_paths(parsed)
-        if whole:
-            words = with_output(words)
-            parser = TrlParser([load_class(name) for name in whole], **texts)
-            parser.error = errors.refuse
-            parsed = parser.parse_args_and_config(words)
-            expand_home(parsed)
-            check_output(parsed)
-            find_checkpoint(parsed)
+        parsed = parse_recipe(parser, words, recipe_classes, inherited_modules)
+        if all_classes:
+            parsed = parse_all(with_output(words), all_classes, texts)
     except ConnectionError:
         raise
     except (OSError, yaml.YAMLError) as error:
         raise WrongPath(" ".join(str(error).split())) from error
     except WrongArguments as error:
-        error.options = options
+        error.options = help_option
         raise
     except ValueError as error:
-        raise WrongArguments(" ".join(str(error).split()), options) from error
+        raise WrongArguments(" ".join(str(error).split()), help_option) from error
     register_models()
     return tuple(parsed)
 
 
-def read_settings(settings: Mapping[str, Any], whole: Sequence[str]) -> tuple[Any, ...]:
+def help_texts(description: str, recipe_classes: Sequence[type], has_library_options: bool) -> dict[str, Any]:
+    """Return the arguments of a parser that its help is made of."""
+    epilog = "--config NAME reads these options from a YAML file: a path, or the name of a file of the package."
+    if has_library_options:
+        epilog += " --help_all also shows the options of the libraries: --output_dir, --max_steps, --learning_rate …"
+        has_start = any(hasattr(dataclass, "model_name_or_path") for dataclass in recipe_classes)
+        description += USUAL.format(start=START if has_start else "")
+    return {
+        "description": description,
+        "epilog": epilog,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "prog": program(),
+        "usage": f"{program()} --config NAME [--OPTION VALUE ...]",
+    }
+
+
+def parse_recipe(
+    parser: TrlParser, words: Sequence[str], recipe_classes: Sequence[type], inherited_modules: Sequence[str]
+) -> Sequence[Any]:
+    """Parse a recipe's own arguments, and check them and the names of all options."""
+    names = []
+    for dataclass in recipe_classes:
+        names += [item.name for item in fields(dataclass)]
+    check_words(parser, words, names, inherited_modules)
+    *parsed, _, _ = parser.parse_args_and_config(words, return_remaining_strings=True, separate_remaining_strings=True)
+    for settings in parsed:
+        if not isinstance(settings, Settings):
+            check_library_fields(settings)
+    expand_home(parsed)
+    check_paths(parsed)
+    return parsed
+
+
+def parse_all(words: Sequence[str], all_classes: Sequence[str], texts: Mapping[str, Any]) -> Sequence[Any]:
+    """Parse all arguments, with those of the libraries, and check their output folder and checkpoint."""
+    parser = TrlParser(load_classes(all_classes), **texts)
+    parser.error = errors.refuse
+    parsed = parser.parse_args_and_config(words)
+    expand_home(parsed)
+    check_output(parsed)
+    find_checkpoint(parsed)
+    return parsed
+
+
+def read_settings(settings: Mapping[str, Any], all_classes: Sequence[str]) -> tuple[Any, ...]:
     """Return one instance of each class from a mapping, which is read as a configuration of a command.
 
     Args:
         settings: fields of the classes.
-        whole: classes, as `module.Class`.
+        all_classes: classes, as `module.Class`.
 
     Raises:
         ValueError: if a field is unknown, or a class rejects its value.
     """
-    parser = TrlParser([load_class(name) for name in whole], allow_abbrev=False)
+    parser = TrlParser(load_classes(all_classes), allow_abbrev=False)
     parser.error = errors.refuse
     unused_words = parser.set_defaults_with_config(**settings)
-    known = {action.dest for action in parser._actions}  # argparse has no public list of its options
-    for word in unused_words[::2]:
-        name = word.removeprefix("--")
-        raise WrongArguments(f"unknown option {name!r}{hint_for(name, known)}")
+    if unused_words:
+        name = unused_words[0].removeprefix("--")
+        known_names = {action.dest for action in parser._actions}  # argparse has no public list of its options
+        raise WrongArguments(f"unknown option {name!r}{hint_for(name, known_names)}")
     try:
         parsed = parser.parse_args_into_dataclasses(args=[])
         expand_home(parsed)
@@ -168,10 +195,13 @@ def read_settings(settings: Mapping[str, Any], whole: Sequence[str]) -> tuple[An
 
 def with_output(words: list[str]) -> list[str]:
     """Return the words with `outputs/CONFIGURATION` as output folder, if words and configuration have none."""
-    if "--config" not in words or "--output_dir" in {word.partition("=")[0] for word in words}:
+    option_names = {word.partition("=")[0] for word in words}
+    if "--config" not in words or "--output_dir" in option_names:
         return words
     config = Path(words[words.index("--config") + 1])
-    return words if "output_dir" in (read_yaml(config) or {}) else [*words, "--output_dir", f"outputs/{config.stem}"]
+    if "output_dir" in (read_yaml(config) or {}):
+        return words
+    return [*words, "--output_dir", f"outputs/{config.stem}"]
 
 
 def with_given_data(words: list[str]) -> list[str]:
@@ -182,15 +212,24 @@ def with_given_data(words: list[str]) -> list[str]:
     if "--config" not in words:
         return words
     config = read_yaml(words[words.index("--config") + 1])
-    given = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
-    if not isinstance(config, dict) or not given & {*DATA}:
+    options = set()
+    for word in words:
+        if word.startswith("--"):
+            options.add(word.partition("=")[0].removeprefix("--"))
+    if not isinstance(config, dict) or options.isdisjoint(DATA):
         return words
-    replaced = [name for name in (*DATA, "require") if name in config and name not in given]
-    if "annotations" not in given and "annotation_options" in config:
+    replaced = []
+    for name in (*DATA, "require"):
+        if name in config and name not in options:
+            replaced.append(name)
+    if "annotations" not in options and "annotation_options" in config:
         replaced.append("annotation_options")
     if "require" in replaced:
         print("The configuration's `require` is left out: it is about its own data.", file=sys.stderr)
-    return [*words, *(word for name in replaced for word in (f"--{name}", ""))]
+    new_words = list(words)
+    for name in replaced:
+        new_words += [f"--{name}", ""]
+    return new_words
 
 
 def check_output(parsed: Sequence[Any]) -> None:
@@ -198,7 +237,11 @@ def check_output(parsed: Sequence[Any]) -> None:
 
     Transformers sets `output_dir` to "trainer_output" if it is missing.
     """
-    folder = next((settings.output_dir for settings in parsed if hasattr(settings, "output_dir")), None)
+    folder = None
+    for settings in parsed:
+        if hasattr(settings, "output_dir"):
+            folder = settings.output_dir
+            break
     if folder == "trainer_output" and not getattr(parsed[0], "dry_run", False):
         raise ValueError("output_dir is missing: set the output folder of the run, --output_dir outputs/NAME.")
     if not folder:
@@ -206,8 +249,10 @@ def check_output(parsed: Sequence[Any]) -> None:
     check_not_file("output_dir", folder)
     for settings in parsed:
         for name in INPUTS:
-            value = getattr(settings, name, None)
-            if value and Path(value).exists() and Path(value).resolve() == Path(folder).resolve():
+            path = getattr(settings, name, None)
+            if not path or not Path(path).exists():
+                continue
+            if Path(path).resolve() == Path(folder).resolve():
                 raise ValueError(f"output_dir={folder!r} is {name}, which would be overwritten. Set a new folder.")
 
 
@@ -218,17 +263,19 @@ def find_checkpoint(parsed: Sequence[Any]) -> None:
         ValueError: if the folder has no complete checkpoint.
     """
     for settings in parsed:
-        wanted = str(getattr(settings, "resume_from_checkpoint", None)).lower()
-        if wanted in ("true", "false"):
+        choice = str(getattr(settings, "resume_from_checkpoint", None)).lower()
+        if choice == "false":
+            settings.resume_from_checkpoint = None
+        elif choice == "true":
             from .checkpointing import last_checkpoint
 
-            last = last_checkpoint(settings.output_dir) if wanted == "true" else None
-            if wanted == "true" and last is None:
+            checkpoint = last_checkpoint(settings.output_dir)
+            if checkpoint is None:
                 raise ValueError(
                     f"resume_from_checkpoint: no complete checkpoint found in {settings.output_dir}. Remove the "
                     "option: a run resumes automatically if its folder has a checkpoint."
                 )
-            settings.resume_from_checkpoint = last
+            settings.resume_from_checkpoint = checkpoint
 
 
 def load_plugins(paths: Sequence[str]) -> None:
@@ -239,15 +286,17 @@ def load_plugins(paths: Sequence[str]) -> None:
     """
     for path in paths:
         file = Path(path).expanduser().resolve()
-        name = f"vitp_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        path_hash = hashlib.sha256(str(file).encode()).hexdigest()
+        name = f"vitp_plugin_{path_hash[:12]}"
         if name in sys.modules:
             continue
         if not file.is_file():
             raise ValueError(f"plugins: file {path} not found. Give Python files that register heads.")
         spec = importlib.util.spec_from_file_location(name, file)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
         try:
-            spec.loader.exec_module(sys.modules[name])
+            spec.loader.exec_module(module)
         except Exception as error:  # the user's file may raise any error
             del sys.modules[name]
             raise ValueError(f"plugins: {path} failed: {type(error).__name__}: {error}") from error
@@ -272,50 +321,76 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a recipe as a program with logging, see [`~modeling_vitp.command.errors.run_program`]."""
     gc.set_threshold(10_000)  # With 700, going through the objects of the imports takes a fifth of their time.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING  # each line once for all processes
+    is_first_process = os.environ.get("RANK", "0") == "0"  # which logs each line once for all processes
+    level = logging.INFO if is_first_process else logging.WARNING
     for name in ("training", "pretraining", "tasks", "evaluation", "recipes"):
         logging.getLogger(f"modeling_vitp.{name}").setLevel(level)
     errors.run_program(main)
 
 
-def load_class(name: str) -> type:
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+def load_classes(names: Sequence[str]) -> list[type]:
+    """Import classes, given as `module.Class`."""
+    classes = []
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        classes.append(getattr(importlib.import_module(module), attribute))
+    return classes
 
 
 def with_config(words: list[str]) -> list[str]:
     """Return the words with the name of the configuration replaced by its path."""
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if "--config" not in words:
-        return words
-    if words.count("--config") > 1:
+    words_apart = []
+    for word in words:
+        if word.startswith("--config="):
+            words_apart += word.split("=", 1)
+        else:
+            words_apart.append(word)
+    if "--config" not in words_apart:
+        return words_apart
+    if words_apart.count("--config") > 1:
         raise ValueError("give --config once.")
-    index = words.index("--config") + 1
-    if index == len(words):
+    index = words_apart.index("--config") + 1
+    if index == len(words_apart):
         raise ValueError("--config needs a name or a file.")
-    config = find_config(words[index])
+    config = find_config(words_apart[index])
     read_yaml(config)  # raises an error on duplicate keys, of which the parser would use the last
-    return [*words[:index], str(config), *words[index + 1 :]]
+    words_apart[index] = str(config)
+    return words_apart
 
 
 def check_words(parser: TrlParser, words: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:
     """Raise a `ValueError` if an option of the command line or of the configuration is unknown, or a word is left."""
-    in_file, words = [], list(words)
+    words = list(words)
+    names_in_file = []
     if "--config" in words:
         index = words.index("--config")
-        settings = read_yaml(words[index + 1])
-        settings = {str(name): value for name, value in settings.items()} if isinstance(settings, dict) else {}
-        for name in (name for name in settings if "-" in name):
-            raise ValueError(f"unknown option {name!r}: did you mean {name.replace('-', '_')!r}?")
-        in_file = parser.set_defaults_with_config(**settings)
+        names_in_file = set_defaults(parser, words[index + 1])
         del words[index : index + 2]
-    _, remaining = parser.parse_known_args(words)
-    for previous, word in zip([None, *remaining], remaining):
+    _, remaining_words = parser.parse_known_args(words)
+    previous = None
+    for word in remaining_words:
+        is_option = word.startswith("-")
+        follows_value = previous is not None and not previous.startswith("-")
         # A word after an option of the libraries is its value; such an option may have several.
-        if not word.startswith("-") and (previous is None or (not previous.startswith("-") and is_config(word))):
+        if not is_option and (previous is None or (follows_value and is_config(word))):
             hint = f"did you mean --config {word}?" if is_config(word) else "expected --OPTION VALUE."
             raise ValueError(f"unexpected word {word!r}: {hint}")
-    check_names([name for name in in_file[::2] if name != "--env"] + remaining, [*own, "config"], inherited)
+        previous = word
+    check_names(names_in_file + remaining_words, [*own, "config"], inherited)
+
+
+def set_defaults(parser: TrlParser, config: str) -> list[str]:
+    """Set the defaults of a parser from a configuration, and return the options that the parser does not have."""
+    settings = read_yaml(config)
+    if not isinstance(settings, dict):
+        return []
+    settings = {str(name): value for name, value in settings.items()}
+    for name in settings:
+        if "-" in name:
+            raise ValueError(f"unknown option {name!r}: did you mean {name.replace('-', '_')!r}?")
+    unused_words = parser.set_defaults_with_config(**settings)
+    names = unused_words[::2]  # each is followed by its value
+    return [name for name in names if name != "--env"]
 
 
 def is_config(word: str) -> bool:
@@ -327,32 +402,46 @@ def is_config(word: str) -> bool:
 
 def check_names(remaining: Sequence[str], own: Sequence[str], inherited: Sequence[str]) -> None:
     """Raise a `ValueError` that suggests the closest name if an option is neither the recipe's nor inherited."""
-    known = {name for module in inherited for name in field_names(module)}
+    inherited_names = set()
+    for module in inherited:
+        inherited_names |= field_names(module)
     for word in remaining:
+        if not word.startswith("--"):
+            continue
         name = word.removeprefix("--").split("=")[0].replace("-", "_")
-        if word.startswith("--") and not {name, name.removeprefix("no_")} & known:
-            raise ValueError(f"unknown option {name!r}{hint_for(name, {*own, *known})}")
+        if name not in inherited_names and name.removeprefix("no_") not in inherited_names:
+            raise ValueError(f"unknown option {name!r}{hint_for(name, inherited_names.union(own))}")
 
 
 def hint_for(name: str, known: Collection[str]) -> str:
     """Return the end of the error message for an unknown option, given the known options of the command."""
     if name == "dataset_name" and "data_root" in known:
         return ": set --data_root FOLDER, or dataset_name in `data`."
-    longer = sorted(full for full in known if full.endswith(f"_{name}"))
-    if 0 < len(longer) < 5:
-        return f": did you mean {' or '.join(longer)}?"
-    others = [command for command, module in OWN_ARGUMENTS.items() if name in field_names(module)]
-    if others:
-        return f": it belongs to {' and '.join(others)}."
-    nearest = difflib.get_close_matches(name, known, 1, 0.6)
-    return f": did you mean {nearest[0]!r}?" if nearest else "."
+    longer_names = sorted(known_name for known_name in known if known_name.endswith(f"_{name}"))
+    if 0 < len(longer_names) < 5:
+        return f": did you mean {' or '.join(longer_names)}?"
+    commands = []
+    for command, module in OWN_ARGUMENTS.items():
+        if name in field_names(module):
+            commands.append(command)
+    if commands:
+        return f": it belongs to {' and '.join(commands)}."
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if nearest:
+        return f": did you mean {nearest[0]!r}?"
+    return "."
 
 
 @cache
 def field_names(module: str) -> set[str]:
     """Return the field names of all classes of a module, or of `MODULE:CLASS`, read from its source."""
-    module, _, name = module.partition(":")
-    source = importlib.util.find_spec(module).origin
-    classes = [node for node in ast.parse(Path(source).read_text()).body if isinstance(node, ast.ClassDef)]
-    classes = [node for node in classes if name in ("", node.name)]
-    return {node.target.id for item in classes for node in item.body if isinstance(node, ast.AnnAssign)}
+    module, _, class_name = module.partition(":")
+    source = Path(importlib.util.find_spec(module).origin).read_text()
+    names = set()
+    for statement in ast.parse(source).body:
+        if not isinstance(statement, ast.ClassDef) or class_name not in ("", statement.name):
+            continue
+        for field in statement.body:
+            if isinstance(field, ast.AnnAssign):
+                names.add(field.target.id)
+    return names

@@ -69,26 +69,15 @@ class BaseConfig(RunArguments):
 
     def __post_init__(self):
         self.remove_unused_columns = False  # the errors of a step name the ids of its samples
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None:
-            self.fp16 = self.fp16 or os.environ.get(LAUNCHER_PRECISION) == "fp16"
-            self.bf16 = not self.fp16 and has_fast_bf16()
-        if not (self.bf16 or self.fp16):
-            # transformers, accelerate and DeepSpeed would train in the precision of the launcher.
-            os.environ[LAUNCHER_PRECISION] = "no"
+        self._set_precision()
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         for name in self._VALID_DICT_FIELDS:
             text = getattr(self, name)
             if isinstance(text, str) and text.startswith("{"):
                 read_mapping(name, text)  # transformers parses it too, but its error does not name the option
-        if not HAS_ACTIVATION_CHECKPOINTING:  # transformers before 5.23
-            kwargs = self.activation_checkpointing_kwargs
-            kwargs = read_mapping("activation_checkpointing_kwargs", kwargs) if isinstance(kwargs, str) else kwargs
-            if "every_n_layers" in (kwargs or {}):
-                raise ValueError("activation_checkpointing_kwargs: every_n_layers needs transformers 5.23 or newer.")
-            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs = kwargs
-            self.gradient_checkpointing = self.activation_checkpointing
+        if not HAS_ACTIVATION_CHECKPOINTING:
+            self._set_gradient_checkpointing()
         super().__post_init__()
         if self.n_gpu > 1:  # nn.DataParallel would cut tiles and rows at different places
             logger.warning("%s GPUs are visible, but one process uses one GPU; accelerate launch uses all.", self.n_gpu)
@@ -105,6 +94,27 @@ class BaseConfig(RunArguments):
             self.gradient_accumulation_steps = steps
         self.accelerator_config.non_blocking = self.dataloader_pin_memory  # copy the next batch during computation
 
+    def _set_precision(self) -> None:
+        """Set the device, and bfloat16 on hardware with native bfloat16 unless the launcher asks for float16."""
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.fp16 = self.fp16 or os.environ.get(LAUNCHER_PRECISION) == "fp16"
+            self.bf16 = not self.fp16 and has_fast_bf16()
+        if not (self.bf16 or self.fp16):
+            # transformers, accelerate and DeepSpeed would train in the precision of the launcher.
+            os.environ[LAUNCHER_PRECISION] = "no"
+
+    def _set_gradient_checkpointing(self) -> None:
+        """Set the options of activation checkpointing by the names of transformers before 5.23."""
+        kwargs = self.activation_checkpointing_kwargs
+        if isinstance(kwargs, str):
+            kwargs = read_mapping("activation_checkpointing_kwargs", kwargs)
+        if kwargs and "every_n_layers" in kwargs:
+            raise ValueError("activation_checkpointing_kwargs: every_n_layers needs transformers 5.23 or newer.")
+        self.activation_checkpointing_kwargs = kwargs
+        self.gradient_checkpointing_kwargs = kwargs
+        self.gradient_checkpointing = self.activation_checkpointing
+
     def accumulation_on(self, num_processes: int) -> int:
         """Return the gradient accumulation steps for a number of processes.
 
@@ -113,21 +123,23 @@ class BaseConfig(RunArguments):
         """
         if self.global_batch_size is None:
             return self.gradient_accumulation_steps
-        at_once = self.train_batch_size * num_processes
-        steps, rest = divmod(self.global_batch_size, at_once)
-        if rest or not steps:
-            nearest = sorted({max(steps, 1) * at_once, (steps + 1) * at_once})
+        samples_at_once = self.train_batch_size * num_processes
+        steps, num_left_over = divmod(self.global_batch_size, samples_at_once)
+        if num_left_over or not steps:
+            nearest = sorted({max(steps, 1) * samples_at_once, (steps + 1) * samples_at_once})
             raise ValueError(
-                f"Expected global_batch_size to be a multiple of {at_once}, the samples of {num_processes} process(es) "
-                f"with per_device_train_batch_size={self.per_device_train_batch_size}, got {self.global_batch_size}. "
-                f"The nearest values are {' and '.join(map(str, nearest))}."
+                f"Expected global_batch_size to be a multiple of {samples_at_once}, the samples of {num_processes} "
+                f"process(es) with per_device_train_batch_size={self.per_device_train_batch_size}, got "
+                f"{self.global_batch_size}. The nearest values are {' and '.join(map(str, nearest))}."
             )
         return steps
 
     def number_of_steps(self, num_rows: int | None, num_processes: int) -> int | None:
         """Return the optimizer steps of a run, `None` if they depend on an unknown number of rows."""
-        if self.max_steps > 0 or num_rows is None:
-            return self.max_steps if self.max_steps > 0 else None
+        if self.max_steps > 0:
+            return self.max_steps
+        if num_rows is None:
+            return None
         batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * num_processes
         num_batches = num_rows // batch_size if self.dataloader_drop_last else math.ceil(num_rows / batch_size)
         return math.ceil(self.num_train_epochs * num_batches)
@@ -135,8 +147,10 @@ class BaseConfig(RunArguments):
     @property
     def checkpoint_every(self) -> int:
         """Number N for activation checkpointing of every N-th layer, 0 without activation checkpointing."""
+        if not self.activation_checkpointing:
+            return 0
         kwargs = self.activation_checkpointing_kwargs or {}
-        return kwargs.get("every_n_layers", 1) if self.activation_checkpointing else 0
+        return kwargs.get("every_n_layers", 1)
 
 
 def default_device() -> torch.device:

@@ -78,7 +78,8 @@ CUSTOM_DEVICE = re.compile(r"(\d+\.?\d*)\s*GiB\s*,\s*(\d+\.?\d*)\s*TFLOP/s", re.
 
 
 # Bytes of optimizer state per trainable float32 weight, by a part of the optimizer's name.
-ADAM_STATE, STATES = 8, {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4}
+ADAM_STATE = 8
+STATES = {"8bit": 2, "adafactor": 0, "sgd": 0, "lion": 4}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ class StepCost:
 
     def with_buckets(self, devices: int) -> "StepCost":
         """Return the cost on several devices with DDP, which copies the gradients to buckets to sum them."""
-        return dataclasses.replace(self, gradients=2 * self.gradients) if devices > 1 else self
+        if devices <= 1:
+            return self
+        return dataclasses.replace(self, gradients=2 * self.gradients)
 
 
 @dataclass(eq=False)
@@ -139,10 +142,12 @@ class Scope:
 
     def renewed(self, known: set, number: int) -> "Scope":
         """Return a copy of a layer whose tensors are new, except the known ones."""
-        inputs, *parts = (
-            {key if key in known else (key, number): size for key, size in kept.items()}
-            for kept in (self.inputs, *self.parts)
-        )
+
+        def renew(sizes: dict[Any, int]) -> dict[Any, int]:
+            return {key if key in known else (key, number): size for key, size in sizes.items()}
+
+        inputs = renew(self.inputs)
+        parts = [renew(sizes) for sizes in self.parts]
         return dataclasses.replace(self, inputs=inputs, parts=parts)
 
 
@@ -169,54 +174,79 @@ class Step:
     def repeat(self, layer: Scope, times: int, part: str) -> None:
         """Insert copies of a layer behind it, whose tensors are new unless an earlier layer has them too."""
         place = self.whole.parts.index(layer)
-        known = {key for earlier in self.whole.parts[:place] for key in storages_of(earlier)}
-        copies = [layer.renewed(known, number) for number in range(times)]
+        known_storages = set()
+        for earlier_part in self.whole.parts[:place]:
+            known_storages |= storages_of(earlier_part)
+        copies = [layer.renewed(known_storages, number) for number in range(times)]
         self.whole.parts[place + 1 : place + 1] = copies
-        self.layers[self.layers.index(layer) + 1 : self.layers.index(layer) + 1] = copies
+        place = self.layers.index(layer)
+        self.layers[place + 1 : place + 1] = copies
         self.forward[part] += times * layer.forward
 
     def cost(self, checkpoint_every: int = 0, optimizer: str = "adamw_torch") -> StepCost:
         """Return the cost of a step, see [`step_cost`]."""
         checkpointed = set(self.layers[::checkpoint_every]) if checkpoint_every else set()
-        backward = self.whole.backward + sum(layer.backward for layer in self.layers)
+        backward = self.whole.backward
+        backward += sum(layer.backward for layer in self.layers)
         backward += sum(layer.recomputed for layer in checkpointed)
-        state = next((size for name, size in STATES.items() if name in optimizer), ADAM_STATE)
-        weights, gradients = (count * self.dtype.itemsize for count in (self.weights, self.trained))
-        activations = most_kept(self.whole, checkpointed, {})
-        return StepCost(weights, gradients, gradients * state / 4, activations, self.forward, backward)
+        gradients = self.trained * self.dtype.itemsize
+        return StepCost(
+            weights=self.weights * self.dtype.itemsize,
+            gradients=gradients,
+            optimizer=gradients * state_size(optimizer) / 4,
+            activations=most_kept(self.whole, checkpointed, {}),
+            forward=self.forward,
+            backward=backward,
+        )
+
+
+def state_size(optimizer: str) -> int:
+    """Return the bytes of optimizer state per trainable float32 weight."""
+    for name, size in STATES.items():
+        if name in optimizer:
+            return size
+    return ADAM_STATE
 
 
 def storages_of(part: Scope | dict[Any, int]) -> set:
+    """Return the storages of kept tensors, or of a layer with its inputs."""
     if isinstance(part, dict):
-        return {*part}
-    return {*part.inputs}.union(*map(storages_of, part.parts))
+        return set(part)
+    storages = set(part.inputs)
+    for inner_part in part.parts:
+        storages |= storages_of(inner_part)
+    return storages
 
 
-def most_kept(scope: Scope, checkpointed: set[Scope], kept: dict[Any, int]) -> int:
+def most_kept(scope: Scope, checkpointed: set[Scope], kept_sizes: dict[Any, int]) -> int:
     """Return the largest number of bytes that are kept at once, which may be while a layer is recomputed.
 
     Args:
         scope: model or layer.
         checkpointed: layers that are recomputed.
-        kept: bytes by storage that are kept already, to which those of the scope are added.
+        kept_sizes: bytes by storage that are kept already, to which those of the scope are added.
     """
     most = 0
     for part in scope.parts:
         if isinstance(part, dict):
-            kept |= part
+            kept_sizes.update(part)
         elif part in checkpointed:
-            kept |= part.inputs
-            most = max(most, most_kept(part, checkpointed, dict(kept)))
+            kept_sizes.update(part.inputs)
+            # A copy, because what the layer keeps while it is recomputed is freed afterwards.
+            most = max(most, most_kept(part, checkpointed, dict(kept_sizes)))
         else:
-            most = max(most, most_kept(part, checkpointed, kept))
-    return max(most, sum(kept.values()))
+            most = max(most, most_kept(part, checkpointed, kept_sizes))
+    return max(most, sum(kept_sizes.values()))
 
 
 def memory_cells(cost: StepCost, device: Device) -> list[str]:
     """Return the cells of a table under `MEMORY_HEADER`, without the first one."""
-    parts = cost.weights, cost.gradients, cost.optimizer, cost.activations, cost.memory
-    left = device.memory - cost.memory / GIB
-    return [*(f"{part / GIB:.2f}" for part in parts), f"{left:.1f} free" if left >= 0 else f"{-left:.1f} missing"]
+    cells = []
+    for size in (cost.weights, cost.gradients, cost.optimizer, cost.activations, cost.memory):
+        cells.append(f"{size / GIB:.2f}")
+    free = device.memory - cost.memory / GIB
+    cells.append(f"{free:.1f} free" if free >= 0 else f"{-free:.1f} missing")
+    return cells
 
 
 def describe_device(name: str | None, default: str = "a40") -> tuple[str, Device]:
@@ -230,15 +260,14 @@ def describe_device(name: str | None, default: str = "a40") -> tuple[str, Device
     Raises:
         ValueError: if the name is unknown.
     """
-    custom = CUSTOM_DEVICE.fullmatch((name or "").strip())
-    if custom and float(custom[1]) * float(custom[2]) > 0:
-        return "custom", Device(float(custom[1]), float(custom[2]) * 1e12)
+    custom_device = CUSTOM_DEVICE.fullmatch((name or "").strip())
+    if custom_device:
+        memory = float(custom_device[1])
+        teraflops = float(custom_device[2])
+        if memory > 0 and teraflops > 0:
+            return "custom", Device(memory, teraflops * 1e12)
     if name is None and torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        words = re.split(r"[^A-Z0-9]+", found.name.upper().replace("RTX ", "RTX"))
-        known = next((key for key in DEVICES if key.split("-")[0].upper() in words), None)
-        name = found.name if known else f"{found.name} (unknown speed, that of {default} is assumed: set --plan_device)"
-        return name, dataclasses.replace(DEVICES[known or default], memory=found.total_memory / GIB)
+        return describe_gpu(default)
     name = (name or default).lower()
     if name not in DEVICES:
         raise ValueError(
@@ -246,6 +275,20 @@ def describe_device(name: str | None, default: str = "a40") -> tuple[str, Device
             f"as 24GiB,71TFLOP/s, got {name!r}."
         )
     return name, DEVICES[name]
+
+
+def describe_gpu(default: str) -> tuple[str, Device]:
+    """Return the name of the GPU of this machine with its memory, and its speed or that of `default`."""
+    gpu = torch.cuda.get_device_properties(0)
+    name = f"{gpu.name} (unknown speed, that of {default} is assumed: set --plan_device)"
+    device = DEVICES[default]
+    words = re.split(r"[^A-Z0-9]+", gpu.name.upper().replace("RTX ", "RTX"))
+    for key, listed_device in DEVICES.items():
+        if key.split("-")[0].upper() in words:
+            name = gpu.name
+            device = listed_device
+            break
+    return name, dataclasses.replace(device, memory=gpu.total_memory / GIB)
 
 
 def machine_memory() -> float:
@@ -289,6 +332,79 @@ def without_value_checks() -> Iterator[None]:
             os.environ[DISABLE_CHECKS] = previous
 
 
+class StepRecorder:
+    """Recorder of the tensors and operations of one forward and backward pass, by layer.
+
+    Args:
+        counter: counter of operations.
+        layers: scopes to fill, by module.
+
+    Attributes:
+        whole: scope of the whole model.
+        own_storages: storages of the weights, which are not counted.
+    """
+
+    def __init__(self, counter: FlopCounterMode, layers: dict[nn.Module, Scope]):
+        self.counter = counter
+        self.layers = layers
+        self.whole = Scope()
+        self.own_storages: set[int] = set()
+        self._open_scopes = [self.whole]
+        self._alive: list[torch.Tensor] = []  # so that no address of a storage is used again
+        self._num_counted = 0
+        self._running = self.whole
+
+    def storages(self, tensors: Iterable[Any]) -> dict[Any, int]:
+        """Return the sizes of the storages of tensors by address, without those of the weights."""
+        sizes = {}
+        for tensor in tensors:
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            self._alive.append(tensor)
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.own_storages:
+                sizes[storage._cdata] = storage.nbytes()
+        return sizes
+
+    def enter(self, module: nn.Module, inputs: tuple) -> None:
+        """Open the scope of a layer, as a hook before its forward pass."""
+        scope = self.layers[module]
+        scope.inputs = self.storages(inputs)
+        scope.forward = -self.counter.get_total_flops()
+        self._open_scopes[-1].parts.append(scope)
+        self._open_scopes.append(scope)
+
+    def leave(self, module: nn.Module, inputs: tuple, outputs: Any) -> None:
+        """Close the scope of a layer, as a hook after its forward pass."""
+        scope = self._open_scopes.pop()
+        scope.forward += self.counter.get_total_flops()
+
+    def keep(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Scope]:
+        """Record a tensor that is kept for the backward pass, and return it with the scope that keeps it."""
+        scope = self._open_scopes[-1]
+        scope.parts.append(self.storages([tensor]))
+        for layer in self._open_scopes[1:]:  # a recomputed layer stops at its last kept tensor
+            layer.recomputed = layer.forward + self.counter.get_total_flops()
+        return tensor, scope
+
+    def restore(self, tensor_and_scope: tuple[torch.Tensor, Scope]) -> torch.Tensor:
+        """Return a tensor that [`keep`] has kept, whose scope runs backwards now."""
+        tensor, scope = tensor_and_scope
+        self.attribute(scope)
+        return tensor
+
+    def begin_backward(self) -> None:
+        """Count operations from now on as those of the backward pass."""
+        self._num_counted = self.counter.get_total_flops()
+
+    def attribute(self, scope: Scope) -> None:
+        """Add the operations since the last call to the scope that ran, and begin another one."""
+        num_operations = self.counter.get_total_flops()
+        self._running.backward += num_operations - self._num_counted
+        self._num_counted = num_operations
+        self._running = scope
+
+
 def measure_step(
     model: PreTrainedModel,
     loss: Callable[[PreTrainedModel], torch.Tensor],
@@ -302,68 +418,44 @@ def measure_step(
         bf16: whether to autocast to bfloat16.
         parts: names of modules, as PyTorch's counter of operations writes them, by part of the model.
     """
-    own: set[int] = set()
-    whole = Scope()
     layers = {module: Scope() for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
-    counter, open_scopes, alive = count_operations(), [whole], []
-    counted, running = 0, whole
-
-    def storages(tensors: Iterable[Any]) -> dict[Any, int]:
-        found = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
-        alive.extend(found)  # so that no address of a storage is used again
-        sizes = {storage._cdata: storage.nbytes() for storage in (tensor.untyped_storage() for tensor in found)}
-        return {address: size for address, size in sizes.items() if address not in own}
-
-    def enter(module: nn.Module, inputs: tuple) -> None:
-        scope = layers[module]
-        scope.inputs, scope.forward = storages(inputs), -counter.get_total_flops()
-        open_scopes[-1].parts.append(scope)
-        open_scopes.append(scope)
-
-    def leave(module: nn.Module, inputs: tuple, outputs: Any) -> None:
-        open_scopes.pop().forward += counter.get_total_flops()
-
-    def keep(tensor: torch.Tensor) -> tuple[torch.Tensor, Scope]:
-        scope = open_scopes[-1]
-        scope.parts.append(storages([tensor]))
-        for outer in open_scopes[1:]:  # a recomputed layer stops at its last kept tensor
-            outer.recomputed = outer.forward + counter.get_total_flops()
-        return tensor, scope
-
-    def attribute(scope: Scope) -> None:
-        """Add the operations since the last call to the scope that ran, and begin another one."""
-        nonlocal counted, running
-        now = counter.get_total_flops()
-        running.backward += now - counted
-        counted, running = now, scope
-
-    def restore(kept: tuple[torch.Tensor, Scope]) -> torch.Tensor:
-        attribute(kept[1])
-        return kept[0]
-
+    counter = count_operations()
+    recorder = StepRecorder(counter, layers)
     with contextlib.ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(without_value_checks())
         for module in layers:
-            stack.enter_context(module.register_forward_pre_hook(enter))
-            stack.enter_context(module.register_forward_hook(leave))
+            stack.enter_context(module.register_forward_pre_hook(recorder.enter))
+            stack.enter_context(module.register_forward_hook(recorder.leave))
         model.to_empty(device="cpu")
         model.tie_weights()
-        own |= {weight.untyped_storage()._cdata for weight in model.parameters()}
+        recorder.own_storages = {weight.untyped_storage()._cdata for weight in model.parameters()}
         stack.enter_context(counter)
-        with torch.autograd.graph.saved_tensors_hooks(keep, restore):
+        with torch.autograd.graph.saved_tensors_hooks(recorder.keep, recorder.restore):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                total = loss(model)
-            counted, counts = counter.get_total_flops(), counter.get_flop_counts()
-            counts = {part: counts.get(name, {}) for part, name in (parts or {}).items()}
-            forward = {part: sum(operations.values()) for part, operations in counts.items()}
-            forward["head"] = counted - sum(forward.values())
-            total.backward()
-        attribute(whole)
-    weights = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
-    total, trained = (sum(number for number, trains in weights if trains or frozen) for frozen in (True, False))
-    used = [layer for layer in layers.values() if layer.inputs]  # PEFT keeps a copy of trained modules
-    return Step(total, trained, next(model.parameters()).dtype, whole, used, forward)
+                total_loss = loss(model)
+            recorder.begin_backward()
+            forward = forward_operations(counter, parts or {})
+            total_loss.backward()
+        recorder.attribute(recorder.whole)
+    return Step(
+        weights=sum(weight.numel() for weight in model.parameters()),
+        trained=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        dtype=next(model.parameters()).dtype,
+        whole=recorder.whole,
+        layers=[layer for layer in layers.values() if layer.inputs],  # PEFT keeps a copy of trained modules
+        forward=forward,
+    )
+
+
+def forward_operations(counter: FlopCounterMode, parts: Mapping[str, str]) -> dict[str, float]:
+    """Return the counted operations by part of the model; `head` are those outside of the parts."""
+    counts = counter.get_flop_counts()
+    forward = {}
+    for part_name, module_name in parts.items():
+        forward[part_name] = sum(counts.get(module_name, {}).values())
+    forward["head"] = counter.get_total_flops() - sum(forward.values())
+    return forward
 
 
 def count_operations() -> FlopCounterMode:
@@ -371,17 +463,19 @@ def count_operations() -> FlopCounterMode:
 
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
         """Count the products of scores and values, including masked ones."""
-        batch, heads, places, width = query
-        return 2 * batch * heads * places * key[2] * (width + value[3])
+        batch, heads, num_queries, width = query
+        num_products = batch * heads * num_queries * key[2]
+        return 2 * num_products * (width + value[3])
 
     def backward(gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
         """Count the product of the recomputed scores, and the four products of the gradients."""
-        batch, heads, places, width = query
-        return 2 * batch * heads * places * key[2] * (3 * width + 2 * value[3])
+        batch, heads, num_queries, width = query
+        num_products = batch * heads * num_queries * key[2]
+        return 2 * num_products * (3 * width + 2 * value[3])
 
     operations = torch.ops.aten
-    counted = {
+    formulas = {
         operations._scaled_dot_product_flash_attention_for_cpu: attention,
         operations._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
-    return FlopCounterMode(display=False, custom_mapping=counted)
+    return FlopCounterMode(display=False, custom_mapping=formulas)

@@ -13,12 +13,17 @@ from ..modeling_vitp import ViTPForConditionalGeneration
 from ..vision_towers import TOWERS, VisionTower, tower_of
 
 LEVELS = "level_embeddings"
-VISION, PROJECTOR = "vision_tower", "multi_modal_projector"
+VISION = "vision_tower"
+PROJECTOR = "multi_modal_projector"
 
 
 def part_of(name: str) -> str:
     """Return the part of the model that a weight belongs to: `vision`, `projector` or `language_model`."""
-    return "vision" if VISION in name else "projector" if PROJECTOR in name else "language_model"
+    if VISION in name:
+        return "vision"
+    if PROJECTOR in name:
+        return "projector"
+    return "language_model"
 
 
 def freeze(
@@ -33,14 +38,16 @@ def freeze(
     Raises:
         ValueError: if all parameters are frozen, or if `unfreeze_vision_layers` is set without a frozen ViT.
     """
-    layers = unfrozen_layers(model, vision, unfreeze_vision_layers)
-    vit, tower = model.model.vision_tower, tower_of(model.config.vision_config)
+    unfrozen = unfrozen_layers(model, vision, unfreeze_vision_layers)
+    vit = model.model.vision_tower
+    tower = tower_of(model.config.vision_config)
     vit.requires_grad_(not vision)
     model.model.multi_modal_projector.requires_grad_(not projector)
     model.model.language_model.requires_grad_(not language_model)
     model.lm_head.requires_grad_(not language_model)
-    for index in layers:
-        vit.get_submodule(tower.layers)[index].requires_grad_(True)
+    layers = vit.get_submodule(tower.layers)
+    for index in unfrozen:
+        layers[index].requires_grad_(True)
     tower.freeze_unused(vit)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("ViT, projector and language model are all frozen. Leave at least one of them trainable.")
@@ -74,31 +81,46 @@ def lora_config(
         return None
     if freeze_language_model:
         raise ValueError("use_peft and freeze_language_model exclude each other: LoRA trains the language model.")
-    targets = model_args.lora_target_modules
-    if targets is None or targets == "all-linear":
-        modules = model.model.language_model.named_modules()
-        targets = {name.split(".")[-1] for name, module in modules if isinstance(module, (nn.Linear, Conv1D))}
-    names = "|".join(sorted([targets] if isinstance(targets, str) else targets))
+    names = "|".join(sorted(lora_targets(model, model_args.lora_target_modules)))
     config.target_modules = rf"model\.language_model\.(.*\.)?({names})"
 
-    layers = unfrozen_layers(model, freeze_vision, unfreeze_vision_layers)
+    unfrozen = unfrozen_layers(model, freeze_vision, unfreeze_vision_layers)
     path = f"{VISION}.{tower_of(model.config.vision_config).layers}"
     if lora_on_vision:
         if freeze_vision:
             raise ValueError("lora_on_vision and freeze_vision exclude each other. Remove one of them.")
         names = "|".join(sorted(linear_names(model.model.get_submodule(path))))
         config.target_modules += rf"|model\.{re.escape(path)}\.\d+\.({names})"
-        trained = []
+        trained_modules = []
+    elif freeze_vision:
+        trained_modules = [f"{path}.{index}" for index in unfrozen]
     else:
-        trained = [f"{path}.{index}" for index in layers] if freeze_vision else [VISION]
-    trained += [] if freeze_projector else [PROJECTOR]
-    config.modules_to_save = trained + (model_args.lora_modules_to_save or [])
+        trained_modules = [VISION]
+    if not freeze_projector:
+        trained_modules.append(PROJECTOR)
+    config.modules_to_save = trained_modules + (model_args.lora_modules_to_save or [])
     return config
+
+
+def lora_targets(model: ViTPForConditionalGeneration, names: list[str] | str | None) -> list[str] | set[str]:
+    """Return the names of the modules of the language model to train LoRA on, by default those of all linear ones."""
+    if names is not None and names != "all-linear":
+        return [names] if isinstance(names, str) else names
+    linear_modules = set()
+    for name, module in model.model.language_model.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            linear_modules.add(name.split(".")[-1])
+    return linear_modules
 
 
 def linear_names(layers: nn.ModuleList) -> set[str]:
     """Return the names of the linear modules within a layer."""
-    return {name.split(".", 1)[1] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    names = set()
+    for name, module in layers.named_modules():
+        if isinstance(module, nn.Linear):
+            _, _, name_in_layer = name.partition(".")
+            names.add(name_in_layer)
+    return names
 
 
 def freeze_vit(model: PreTrainedModel, lora_r: int = 0) -> None:
@@ -108,9 +130,11 @@ def freeze_vit(model: PreTrainedModel, lora_r: int = 0) -> None:
     """
     prefix, tower = find_vit(model)
     vit = model.get_submodule(prefix.removesuffix("."))
-    parts = (*tower.embeddings, f"{tower.layers}.", *([] if tower.norm is None else [f"{tower.norm}."]))
+    prefixes_of_vit = [*tower.embeddings, f"{tower.layers}."]
+    if tower.norm is not None:
+        prefixes_of_vit.append(f"{tower.norm}.")
     for name, parameter in vit.named_parameters():
-        if name.startswith(parts):
+        if name.startswith(tuple(prefixes_of_vit)):
             parameter.requires_grad_(False)
     if lora_r:
         layers = vit.get_submodule(tower.layers)
@@ -120,7 +144,10 @@ def freeze_vit(model: PreTrainedModel, lora_r: int = 0) -> None:
 
 def lora_rank(model: nn.Module) -> int | None:
     """Return the rank of LoRA in a task model, `None` without LoRA."""
-    return next((module.r["default"] for module in model.modules() if isinstance(module, LoraLayer)), None)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            return module.r["default"]
+    return None
 
 
 def unfrozen_layers(model: ViTPForConditionalGeneration, freeze_vision: bool, number: int) -> range:
@@ -167,30 +194,36 @@ def layer_decay_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = vit_depth(name.removeprefix(prefix), tower, num_layers) if name.startswith(prefix) else num_layers + 1
         if level_embeddings_at_input and name.endswith(LEVELS):
             depth = 0
+        elif name.startswith(prefix):
+            depth = vit_depth(name.removeprefix(prefix), tower, num_layers)
+        else:
+            depth = num_layers + 1
         decays = parameter.ndim > 1 and not name.endswith(tower.prefix_tokens)
-        decays = decays and (position_weight_decay or not (tower.positions and name.endswith(tower.positions)))
-        group = groups.setdefault(
-            (depth, decays),
-            {
+        if tower.positions and name.endswith(tower.positions) and not position_weight_decay:
+            decays = False
+        if (depth, decays) not in groups:
+            groups[depth, decays] = {
                 "params": [],
                 "lr": learning_rate * layer_decay ** (num_layers + 1 - depth),
                 "weight_decay": weight_decay if decays else 0.0,
-                "name": f"depth {depth}{'' if decays else ', no weight decay'}",
-            },
-        )
-        group["params"].append(parameter)
+                "name": f"depth {depth}" if decays else f"depth {depth}, no weight decay",
+            }
+        groups[depth, decays]["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 
 def find_vit(model: nn.Module) -> tuple[str, VisionTower]:
     """Return the prefix of the parameters of a model's ViT, with a dot at its end, and the family of the ViT."""
     for name, module in model.named_modules():
-        config = getattr(module, "config", None) if isinstance(module, PreTrainedModel) else None
-        if config is not None and config.model_type in TOWERS and getattr(config, "vit_config", None) is None:
-            return f"{name}." if name else "", TOWERS[config.model_type]
+        if not isinstance(module, PreTrainedModel):
+            continue
+        config = module.config
+        # A model with a `vit_config` has a ViT of another family within, which is found after it.
+        if config.model_type in TOWERS and getattr(config, "vit_config", None) is None:
+            prefix = f"{name}." if name else ""
+            return prefix, TOWERS[config.model_type]
     raise ValueError(f"{type(model).__name__} contains no ViT of a family among {', '.join(TOWERS)}.")
 
 
@@ -199,4 +232,6 @@ def vit_depth(name: str, tower: VisionTower, num_layers: int) -> int:
     layer = re.match(rf"{re.escape(tower.layers)}\.(\d+)\.", name)
     if layer:
         return 1 + int(layer[1])
-    return 0 if name.startswith(tower.embeddings) else num_layers + 1
+    if name.startswith(tower.embeddings):
+        return 0
+    return num_layers + 1

@@ -34,11 +34,18 @@ from .freezing import PROJECTOR, VISION
 
 logger = logging.getLogger(__name__)
 FREE = (
-    "max_steps num_train_epochs lr_scheduler_type warmup_steps max_grad_norm bf16 fp16 per_device_train_batch_size "
-    "gradient_accumulation_steps"
-).split()
+    "max_steps",
+    "num_train_epochs",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
 FREE_IF_USED = ("lr_scheduler_kwargs", "label_smoothing_factor", "neftune_noise_alpha")
-OPTIMIZER = "learning_rate weight_decay optim adam_beta1 adam_beta2 adam_epsilon".split()
+OPTIMIZER = ("learning_rate", "weight_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon")
 # Options of an adapter and the fields of PEFT's configuration.
 ADAPTER = {
     "lora_r": "r",
@@ -49,7 +56,8 @@ ADAPTER = {
     "lora_modules_to_save": "modules_to_save",
 }
 # Names of the settings that describe the training rows, and that count the samples of the other trainings.
-TRAINING_DATA, NUM_SAMPLES = "training data", "training samples"
+TRAINING_DATA = "training data"
+NUM_SAMPLES = "training samples"
 HASHED_VALUES = 64  # approximate number of hashed values of each weight
 VISION_LAYER = re.compile(rf"\b{VISION}\..*?\b(?:layer|layers|blocks)\.(\d+)\.")  # of any family of ViT
 PRETRAINED = re.compile(rf"{VISION_LAYER.pattern}|\bencoder\.layer\.|\blanguage_model\.")
@@ -63,26 +71,43 @@ NOT_ROWS |= {"modality", "tasks", "general"}
 
 def free_settings(args: TrainingArguments) -> dict[str, Any]:
     """Return the settings that may differ on resume with a warning; unused settings are `None`."""
-    free = {name: getattr(args, name) for name in FREE} | {"num_processes": args.world_size}
-    return free | {name: getattr(args, name) or None for name in FREE_IF_USED}
+    settings = {name: getattr(args, name) for name in FREE}
+    settings["num_processes"] = args.world_size
+    for name in FREE_IF_USED:
+        settings[name] = getattr(args, name) or None
+    return settings
 
 
 def optimizer_settings(args: TrainingArguments) -> dict[str, Any]:
     """Return the settings of the optimizer. A resumed run takes them from the checkpoint, so they must match."""
-    return {name: getattr(args, name) for name in OPTIMIZER} | {"optim_args": args.optim_args or None}
+    settings = {name: getattr(args, name) for name in OPTIMIZER}
+    settings["optim_args"] = args.optim_args or None
+    return settings
 
 
 def frozen_parts(model: nn.Module) -> dict[str, bool | int]:
     """Return the frozen parts of a model as arguments of [`~modeling_vitp.training.freezing.freeze`]."""
-    trained = [name for name, weight in model.named_parameters() if weight.requires_grad and "lora_" not in name]
-    layers = {name: VISION_LAYER.search(name) for name in trained}
-    freeze_vision = not any(VISION in name and layers[name] is None for name in trained)
-    rest = [name for name in trained if VISION not in name and PROJECTOR not in name]
+    trains_projector = False
+    trains_language_model = False
+    trains_vit_outside_layers = False
+    trained_vit_layers = set()
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad or "lora_" in name:
+            continue
+        layer = VISION_LAYER.search(name)
+        if layer is not None:
+            trained_vit_layers.add(layer[1])
+        elif VISION in name:
+            trains_vit_outside_layers = True
+        if PROJECTOR in name:
+            trains_projector = True
+        if VISION not in name and PROJECTOR not in name:
+            trains_language_model = True
     return {
-        "freeze_vision": freeze_vision,
-        "freeze_projector": not any(PROJECTOR in name for name in trained),
-        "freeze_language_model": not rest and not is_peft_model(model),
-        "unfreeze_vision_layers": len({match[1] for match in layers.values() if match}) if freeze_vision else 0,
+        "freeze_vision": not trains_vit_outside_layers,
+        "freeze_projector": not trains_projector,
+        "freeze_language_model": not trains_language_model and not is_peft_model(model),
+        "unfreeze_vision_layers": 0 if trains_vit_outside_layers else len(trained_vit_layers),
     }
 
 
@@ -90,10 +115,13 @@ def adapter_settings(model: nn.Module) -> dict[str, Any]:
     """Return the settings of a model's adapter, or `{"use_peft": False}` without one."""
     if not is_peft_model(model):
         return {"use_peft": False}
-    config = model.active_peft_config
-    values = {name: getattr(config, field, None) for name, field in ADAPTER.items()}
-    in_order = {name: sorted(value) if isinstance(value, (list, set)) else value for name, value in values.items()}
-    return {"use_peft": True} | in_order
+    settings = {"use_peft": True}
+    for name, field in ADAPTER.items():
+        value = getattr(model.active_peft_config, field, None)
+        if isinstance(value, (list, set)):
+            value = sorted(value)
+        settings[name] = value
+    return settings
 
 
 def base_fingerprint(model: nn.Module, is_main: bool) -> str:
@@ -108,13 +136,17 @@ def start_fingerprint(model: nn.Module, is_main: bool) -> str:
 
 def hash_of_weights(model: nn.Module, is_main: bool, is_chosen: Callable[[str, nn.Parameter], bool]) -> str:
     """Hash some values of every chosen weight in the main process, and return the hash in all processes."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters() if is_main else []:
-        if is_chosen(name, weight):
+    weights_hash = hashlib.sha256()
+    if is_main:
+        for name, weight in model.named_parameters():
+            if not is_chosen(name, weight):
+                continue
             name = name.replace("original_module.", "").replace("base_layer.", "")  # names in modules wrapped by PEFT
-            values = weight.detach().flatten()[:: max(1, weight.numel() // HASHED_VALUES)].float().cpu()
-            digest.update(f"{name} {tuple(weight.shape)} ".encode() + values.numpy().tobytes())
-    return broadcast_object_list([digest.hexdigest()[:16]])[0]
+            step = max(1, weight.numel() // HASHED_VALUES)
+            some_values = weight.detach().flatten()[::step].float().cpu()
+            weights_hash.update(f"{name} {tuple(weight.shape)} ".encode())
+            weights_hash.update(some_values.numpy().tobytes())
+    return broadcast_object_list([weights_hash.hexdigest()[:16]])[0]
 
 
 def default_warmup(args: TrainingArguments, data: Dataset | IterableDataset) -> int:
@@ -123,11 +155,13 @@ def default_warmup(args: TrainingArguments, data: Dataset | IterableDataset) -> 
     A resumed run keeps the number of the original run, even if the number of steps has changed.
     """
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
-    record = read_checkpoint_record(checkpoint) if checkpoint is not None else {}
-    if record:
-        return record["settings"]["fixed"].get("vrl_warmup_steps") or 0
+    if checkpoint is not None:
+        record = read_checkpoint_record(checkpoint)
+        if record:
+            return record["settings"]["fixed"].get("vrl_warmup_steps") or 0
     num_rows = None if isinstance(data, IterableDataset) else len(data)
-    return (args.number_of_steps(num_rows, args.world_size) or 0) // 2
+    num_steps = args.number_of_steps(num_rows, args.world_size) or 0
+    return num_steps // 2
 
 
 def check_resume(
@@ -152,8 +186,10 @@ def check_resume(
         return
     check_data(checkpoint, record["data"] or {}, data, allow_changed_data)
     if allow_changed_data:
-        fixed = {name: value for name, value in settings["fixed"].items() if name not in (TRAINING_DATA, NUM_SAMPLES)}
-        settings = settings | {"fixed": fixed}
+        fixed = dict(settings["fixed"])
+        fixed.pop(TRAINING_DATA, None)
+        fixed.pop(NUM_SAMPLES, None)
+        settings = {**settings, "fixed": fixed}
     check_resume_settings(checkpoint, record["settings"], settings)
 
 
@@ -171,26 +207,32 @@ def check_resume_settings(
         ValueError: if settings that must match differ; the message names them with both values.
     """
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the record
-    wrong, changed = [], []
+    wrong_settings = []
+    changed_settings = []
     for kind in ("fixed", "model", "given", "free"):
-        before = recorded.get(kind, {})
+        recorded_settings = recorded.get(kind, {})
         for name, value in settings.get(kind, {}).items():
-            if before.get(name) != value and (kind != "given" or name in before):
-                found = f"{name} was {before.get(name)!r} and is {value!r}"
-                (changed if kind == "free" else wrong).append(found)
-    if wrong:
+            recorded_value = recorded_settings.get(name)
+            if recorded_value == value or (kind == "given" and name not in recorded_settings):
+                continue
+            difference = f"{name} was {recorded_value!r} and is {value!r}"
+            if kind == "free":
+                changed_settings.append(difference)
+            else:
+                wrong_settings.append(difference)
+    if wrong_settings:
         start = " from its weights: set the checkpoint as model_name_or_path, and another output_dir."
         if recorded.get("model", {}).get("use_peft"):
             start = ": set another output_dir."  # a run cannot start from an adapter
         raise ValueError(
-            f"{checkpoint} belongs to a run with other settings: {'; '.join(wrong)}. Restore them to resume, or "
-            f"start a new run{start}"
+            f"{checkpoint} belongs to a run with other settings: {'; '.join(wrong_settings)}. Restore them to resume, "
+            f"or start a new run{start}"
         )
-    if changed:
+    if changed_settings:
         logger.warning(
             "Resuming from %s with changed settings; the result differs from an uninterrupted run: %s.",
             checkpoint,
-            "; ".join(changed),
+            "; ".join(changed_settings),
         )
 
 
@@ -207,20 +249,24 @@ def check_data(
     Raises:
         ValueError: if data have changed; the message names the changed parts.
     """
-    unknown = [name for name in data if data[name] is None]
-    if unknown:
-        logger.warning("Changes of %s since %s cannot be detected.", ", ".join(map(repr, unknown)), checkpoint)
-    names = [name for name in {**recorded, **data} if recorded.get(name) != data.get(name) and name not in unknown]
-    if not names:
+    unknown_parts = [name for name in data if data[name] is None]
+    if unknown_parts:
+        names = ", ".join(map(repr, unknown_parts))
+        logger.warning("Changes of %s since %s cannot be detected.", names, checkpoint)
+    changed_parts = []
+    for name in {**recorded, **data}:  # in this order, without duplicates
+        if name not in unknown_parts and recorded.get(name) != data.get(name):
+            changed_parts.append(name)
+    if not changed_parts:
         return
-    changed = f"{', '.join(map(repr, names))} changed since {checkpoint} was written"
+    change = f"{', '.join(map(repr, changed_parts))} changed since {checkpoint} was written"
     if not may_change:
         raise ValueError(
-            f"The training data have changed: {changed} (contents, sizes or times of files, columns or prompt). "
+            f"The training data have changed: {change} (contents, sizes or times of files, columns or prompt). "
             "Restore the data to resume exactly, or resume with the changed data by --allow_changed_data, or start a "
             "new run from the weights: set the checkpoint as model_name_or_path, and another output_dir."
         )
-    logger.warning("Resuming with changed data; the result differs from an uninterrupted run: %s.", changed)
+    logger.warning("Resuming with changed data; the result differs from an uninterrupted run: %s.", change)
 
 
 def check_tokenizer(checkpoint: str | Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -231,12 +277,14 @@ def check_tokenizer(checkpoint: str | Path, tokenizer: PreTrainedTokenizerFast) 
     file = Path(checkpoint) / "tokenizer.json"
     if not file.is_file():
         return
-    stored, current = Tokenizer.from_file(str(file)).get_vocab(), tokenizer.get_vocab()
-    if stored != current:
+    stored_vocabulary = Tokenizer.from_file(str(file)).get_vocab()
+    vocabulary = tokenizer.get_vocab()
+    if stored_vocabulary != vocabulary:
         raise ValueError(
-            f"The tokenizer of {checkpoint} ({len(stored)} tokens) differs from that of the run ({len(current)} "
-            "tokens). With from_scratch it is trained on the texts, which have changed. Restore them, or start a new "
-            "run from the weights: set the checkpoint as model_name_or_path, and another output_dir."
+            f"The tokenizer of {checkpoint} ({len(stored_vocabulary)} tokens) differs from that of the run "
+            f"({len(vocabulary)} tokens). With from_scratch it is trained on the texts, which have changed. Restore "
+            "them, or start a new run from the weights: set the checkpoint as model_name_or_path, and another "
+            "output_dir."
         )
 
 
@@ -256,19 +304,17 @@ def fingerprint_data(data: Any) -> dict[str, str | None]:
         data: data set, stream, mixture, list of file paths, text that represents annotations, or dictionary of these.
     """
     if isinstance(data, MixtureDataset | MixtureStream):
-        mixture, sources = dataclasses.asdict(data.mixture), data.mixture.sources
-        mixture |= {"sources": [source.name for source in sources], "modalities": None}
-        mixture["split_streams"] = getattr(data, "is_split", False)
-        parts = {source.name: hash_source(source, part) for source, part in zip(sources, data.parts)}
-        return {"how sources are mixed": digest([str(mixture)]), **parts}
+        return fingerprint_mixture(data)
     if isinstance(data, Dataset):
         return {"rows": hash_rows(data)}
     if isinstance(data, IterableDataset):
         return {"stream": hash_stream(data)}
     if isinstance(data, dict):
-        return {
-            f"{name}, {part}": value for name, item in data.items() for part, value in fingerprint_data(item).items()
-        }
+        hashes = {}
+        for name, item in data.items():
+            for part_name, part_hash in fingerprint_data(item).items():
+                hashes[f"{name}, {part_name}"] = part_hash
+        return hashes
     if isinstance(data, list):
         return {"files": digest(file_states(data))}
     if isinstance(data, str):
@@ -276,69 +322,96 @@ def fingerprint_data(data: Any) -> dict[str, str | None]:
     return {"rows": None}
 
 
-def hash_source(source: Source, part: Dataset | IterableDataset) -> str | None:
-    # The order of a mixture depends on the number of rows that a stream is said to have.
-    unused = NOT_ROWS - {"rows"} if isinstance(part, IterableDataset) else NOT_ROWS
-    settings = {name: value for name, value in dataclasses.asdict(source).items() if name not in unused}
-    if isinstance(part, Dataset):
-        rows = hash_rows(part)
+def fingerprint_mixture(data: MixtureDataset | MixtureStream) -> dict[str, str | None]:
+    """Return a hash of the settings of a mixture, and a hash of each source by its name."""
+    sources = data.mixture.sources
+    settings = dataclasses.asdict(data.mixture)
+    settings["sources"] = [source.name for source in sources]
+    settings["modalities"] = None
+    settings["split_streams"] = getattr(data, "is_split", False)
+    hashes = {"how sources are mixed": digest([str(settings)])}
+    for source, rows in zip(sources, data.parts):
+        hashes[source.name] = hash_source(source, rows)
+    return hashes
+
+
+def hash_source(source: Source, rows: Dataset | IterableDataset) -> str | None:
+    unused_fields = NOT_ROWS
+    if isinstance(rows, IterableDataset):
+        # The order of a mixture depends on the number of rows that a stream is said to have.
+        unused_fields = NOT_ROWS - {"rows"}
+    settings = dataclasses.asdict(source)
+    for name in unused_fields:
+        settings.pop(name, None)
+    if isinstance(rows, Dataset):
+        rows_hash = hash_rows(rows)
     elif source.annotation:
-        rows = digest(file_states([source.annotation]))
+        rows_hash = digest(file_states([source.annotation]))
     elif source.folder:
-        rows = digest(file_states(path for path in sorted(Path(source.folder).rglob("*")) if path.is_file()))
+        paths = sorted(Path(source.folder).rglob("*"))
+        rows_hash = digest(file_states(path for path in paths if path.is_file()))
     else:
-        rows = hash_stream(retry(partial(load_columns, source)))
-    return rows and digest([str(sorted(settings.items(), key=str)), rows])
+        rows_hash = hash_stream(retry(partial(load_columns, source)))
+    if rows_hash is None:
+        return None
+    return digest([str(sorted(settings.items(), key=str)), rows_hash])
 
 
 def hash_rows(dataset: Dataset) -> str:
     """Hash the content of rows independently of their cache files."""
-    seen = hashlib.sha256()
-    paths: list[str] = []
+    content_hash = hashlib.sha256()
+    image_paths: list[str] = []
     table = dataset.data
     step = 1 + table.nbytes // MOST_BYTES
-    names = sorted(name for name in table.column_names)
+    names = sorted(table.column_names)
     for start in range(0, table.num_rows, 1000):
-        part = table.slice(start, 1000)
+        some_rows = table.slice(start, 1000)
         for name in names:
-            for chunk in part.column(name).chunks:
-                hash_array(seen, chunk, paths, step)
+            for chunk in some_rows.column(name).chunks:
+                hash_array(content_hash, chunk, image_paths, step)
     indices = getattr(dataset, "_indices", None)
     if indices is not None:
         for chunk in indices.column(0).chunks:
-            hash_array(seen, chunk, paths)
-    return digest([str(names), str(table.num_rows), seen.hexdigest(), *file_states(paths)])
+            hash_array(content_hash, chunk, image_paths)
+    states = file_states(image_paths)
+    return digest([str(names), str(table.num_rows), content_hash.hexdigest(), *states])
 
 
-def hash_array(seen: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1) -> None:
+def hash_array(content_hash: "hashlib._Hash", array: pa.Array, paths: list[str], step: int = 1) -> None:
     """Hash the values of an array, of binary values every `step`-th, and append the paths of image files to `paths`."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return hash_array(seen, array.storage, paths, step)
+        hash_array(content_hash, array.storage, paths, step)
+        return
     if isinstance(kind, pa.StructType) and {field.name for field in kind} == IMAGE:
-        in_files = array.filter(pc.is_null(pc.struct_field(array, "bytes")))
-        paths += [path for path in pc.struct_field(in_files, "path").to_pylist() if path is not None]
-        return hash_array(seen, pc.struct_field(array, "bytes"), paths, step)
-    seen.update(array.is_valid().to_numpy(zero_copy_only=False).tobytes())
+        encoded_images = pc.struct_field(array, "bytes")
+        images_in_files = array.filter(pc.is_null(encoded_images))
+        for path in pc.struct_field(images_in_files, "path").to_pylist():
+            if path is not None:
+                paths.append(path)
+        hash_array(content_hash, encoded_images, paths, step)
+        return
+    content_hash.update(array.is_valid().to_numpy(zero_copy_only=False).tobytes())
     if pa.types.is_dictionary(kind):
-        hash_array(seen, array.dictionary_decode(), paths, step)
+        hash_array(content_hash, array.dictionary_decode(), paths, step)
     elif pa.types.is_struct(kind):
         for child in array.flatten():
-            hash_array(seen, child, paths, step)
+            hash_array(content_hash, child, paths, step)
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        hash_array(seen, pc.list_value_length(array), paths, step)
-        hash_array(seen, array.flatten(), paths, step)
+        hash_array(content_hash, pc.list_value_length(array), paths, step)
+        hash_array(content_hash, array.flatten(), paths, step)
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        hash_array(seen, pc.binary_length(array), paths, step)
-        seen.update("".join(array.drop_null().to_pylist()).encode("utf-8", "surrogatepass"))
+        hash_array(content_hash, pc.binary_length(array), paths, step)
+        text = "".join(array.drop_null().to_pylist())
+        content_hash.update(text.encode("utf-8", "surrogatepass"))
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        hash_array(seen, pc.binary_length(array), paths, step)
+        hash_array(content_hash, pc.binary_length(array), paths, step)
         for value in array.drop_null()[::step]:
-            seen.update(value.as_buffer())
+            content_hash.update(value.as_buffer())
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        seen.update(array.drop_null().to_numpy(zero_copy_only=False).tobytes())
+        content_hash.update(array.drop_null().to_numpy(zero_copy_only=False).tobytes())
     elif not pa.types.is_null(kind):
-        seen.update(repr(array.to_pylist()).encode())
+        content_hash.update(repr(array.to_pylist()).encode())
 
 
 def hash_stream(dataset: IterableDataset) -> str | None:
@@ -346,62 +419,77 @@ def hash_stream(dataset: IterableDataset) -> str | None:
 
     Addresses on the Hub contain a commit.
     """
-    rows, found, readers = [], [], []
+    row_hashes = []
+    readers = []
+    local_files = set()
+    addresses = set()
     for item in walk(vars(dataset).get("_ex_iterable"), set(), 12):
         if isinstance(item, Dataset):
-            rows.append(hash_rows(item))
+            row_hashes.append(hash_rows(item))
         elif isinstance(item, pa.Table):
-            rows.append(hash_rows(Dataset(item)))
+            row_hashes.append(hash_rows(Dataset(item)))
         elif isinstance(item, RowReader | Source):
             readers.append(f"{item.columns} {item.prompt}")
-        elif item.startswith(("hf://", "http://", "https://")) or os.path.isfile(item):
-            found.append(item)
-    local = sorted({path for path in found if os.path.isfile(path)})
-    remote = sorted({path for path in found if not os.path.isfile(path)})
-    return digest([*rows, *readers, *remote, *file_states(local)]) if rows or found else None
+        elif os.path.isfile(item):
+            local_files.add(item)
+        elif item.startswith(("hf://", "http://", "https://")):
+            addresses.add(item)
+    if not row_hashes and not local_files and not addresses:
+        return None
+    states = file_states(sorted(local_files))
+    return digest([*row_hashes, *readers, *sorted(addresses), *states])
 
 
-def walk(item: Any, seen: set[int], depth: int) -> Iterator[Dataset | pa.Table | RowReader | Source | str]:
-    """Yield the tables, readers and texts in an object of `datasets` in its order."""
+def walk(item: Any, visited: set[int], depth: int) -> Iterator[Dataset | pa.Table | RowReader | Source | str]:
+    """Yield the tables, readers and texts in an object of `datasets` in its order.
+
+    Args:
+        visited: addresses of the objects that are not visited again.
+        depth: most levels of nested objects to visit.
+    """
     if isinstance(item, str):
         yield item
         return
-    if id(item) in seen or depth == 0:
+    if id(item) in visited or depth == 0:
         return
-    seen.add(id(item))
+    visited.add(id(item))
+    inner_items = []
     if isinstance(item, Dataset | pa.Table | RowReader):
         yield item
     elif isinstance(getattr(item, "table", None), pa.Table):  # a table of `datasets`
         yield item.table
     elif isinstance(item, Source):
         yield item
-        yield from map(str, line_files(item))
+        for file in line_files(item):
+            yield str(file)
     elif isinstance(item, partial):
-        yield from walk([item.func, item.args, item.keywords], seen, depth - 1)
+        inner_items = [[item.func, item.args, item.keywords]]
     elif isinstance(item, Mapping):
-        for value in item.values():
-            yield from walk(value, seen, depth - 1)
+        inner_items = item.values()
     elif isinstance(item, list | tuple | set):
-        for value in itertools.islice(item, MOST_FILES):
-            yield from walk(value, seen, depth - 1)
-    elif type(item).__module__.partition(".")[0] == "datasets":
-        yield from walk(vars(item) if hasattr(item, "__dict__") else {}, seen, depth - 1)
+        inner_items = itertools.islice(item, MOST_FILES)
+    elif type(item).__module__.partition(".")[0] == "datasets" and hasattr(item, "__dict__"):
+        inner_items = [vars(item)]
+    for inner_item in inner_items:
+        yield from walk(inner_item, visited, depth - 1)
 
 
 def file_states(paths: Iterable[str | Path]) -> Iterator[str]:
     """Yield name, size and modification time of files."""
     paths = list(map(str, paths))
     yield str(len(paths))
-    for path in paths[:: 1 + len(paths) // MOST_FILES]:
+    step = 1 + len(paths) // MOST_FILES
+    for path in paths[::step]:
+        name = os.path.basename(path)
         try:
             stat = os.stat(path)
-            yield f"{os.path.basename(path)}\0{stat.st_size}\0{stat.st_mtime_ns}"
+            yield f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}"
         except OSError:
-            yield f"{os.path.basename(path)}\0missing"
+            yield f"{name}\0missing"
 
 
-def digest(parts: Iterable[str]) -> str:
-    seen = hashlib.sha256()
-    for part in parts:
-        seen.update(part.encode("utf-8", "surrogateescape") + b"\0\0")
-    return seen.hexdigest()[:24]
+def digest(texts: Iterable[str]) -> str:
+    texts_hash = hashlib.sha256()
+    for text in texts:
+        texts_hash.update(text.encode("utf-8", "surrogateescape") + b"\0\0")
+    return texts_hash.hexdigest()[:24]

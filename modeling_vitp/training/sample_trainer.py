@@ -30,8 +30,10 @@ class AugmentedSamples(Dataset):
     """
 
     def __init__(self, samples: Dataset, augmentation: Callable, image_processor: BaseImageProcessor, seed: int):
-        self.samples, self.augmentation = samples, augmentation
-        self.image_processor, self.seed = image_processor, seed
+        self.samples = samples
+        self.augmentation = augmentation
+        self.image_processor = image_processor
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -77,13 +79,22 @@ class SampleTrainer(BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         self.callback_handler.eval_dataloader = dataloader
-        scores = self.score(self._with_callbacks(dataloader), metric_key_prefix == "test")
-        uncounted = [name for name, value in scores.items() if math.isnan(value)]
-        if uncounted:
-            logger.warning("%s: scores without any %s are NaN: %s.", description, self.counted, ", ".join(uncounted))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        num_samples = len(dataloader.dataset.dataset)
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_samples)
+        scores = self.score(self._with_callbacks(dataloader), is_test=metric_key_prefix == "test")
+        metrics = {}
+        uncounted_scores = []
+        for name, score in scores.items():
+            metrics[f"{metric_key_prefix}_{name}"] = score
+            if math.isnan(score):
+                uncounted_scores.append(name)
+        if uncounted_scores:
+            names = ", ".join(uncounted_scores)
+            logger.warning("%s: scores without any %s are NaN: %s.", description, self.counted, names)
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics=metrics,
+            num_samples=len(dataloader.dataset.dataset),
+        )
 
     def _with_callbacks(self, dataloader: DataLoader) -> Iterator:
         """Yield the batches, and call `on_prediction_step` of the callbacks after each batch."""

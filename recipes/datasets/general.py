@@ -26,10 +26,11 @@ class MiniInternVLGeneral(PublicSet):
     caution = (
         "The released mixtures do not include the Chinese file and the rows on Visual Genome. Some rows have no image."
     )
-    general, tasks = True, ("caption", "vqa", "ocr")
+    general = True
+    tasks = ("caption", "vqa", "ocr")
     annotations = ("opensource/*.jsonl",)
     image_root = "data"
-    seen = "its page with the file names, a meta file that lists them, and InternVL's training instructions"
+    layout_source = "its page with the file names, a meta file that lists them, and InternVL's training instructions"
     layout = """
         opensource/ai2d_train_12k.jsonl    InternVL conversations, and the same:
             chartqa_train_18k, docvqa_train_10k, dvqa_train_200k, geoqa+, llava_instruct_150k_zh,
@@ -44,10 +45,16 @@ class MiniInternVLGeneral(PublicSet):
     def entries(self) -> Iterator[Entry]:
         for path in self.files(self.annotations[0]):
             for place, row in self.table(path):
-                yield Entry(place, row if isinstance(row, ValueError) else (path.stem, row))
+                if isinstance(row, ValueError):
+                    yield Entry(place, row)
+                else:
+                    yield Entry(place, (path.stem, row))
 
     def rows(self, entry: tuple[str, dict]) -> Iterator[Row]:
         file, row = entry
         images = row.get("image") or []
-        images = images if isinstance(images, list) else [images]
-        yield from super().rows({**row, "image": [f"{ROOTS.get(file, '.')}/{image}" for image in images]})
+        if not isinstance(images, list):
+            images = [images]
+        folder = ROOTS.get(file, ".")
+        paths = [f"{folder}/{image}" for image in images]
+        yield from super().rows({**row, "image": paths})

@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not args.data_dir.is_dir():
         parser.error(f"DATA_DIR {args.data_dir} is not a folder. Download {kind.title} from {kind.obtain}.")
-    print_result(kind, make_rows(kind(args.data_dir), args.output_dir or args.data_dir.parent, args.keep_shared))
+    output_dir = args.output_dir or args.data_dir.parent
+    conversion = make_rows(kind(args.data_dir), output_dir, args.keep_shared)
+    print_result(kind, conversion)
     return 0
 
 

@@ -22,9 +22,10 @@ class GMAIMMBench(PublicSet):
     paper_rows = 5_000
     caution = "This is a benchmark. Do not evaluate on its validation split after training on it."
     splits = ("validation",)
-    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
+    modality = ("ct", "mri", "x-ray", "ultrasound", "pathology")
+    tasks = ("vqa",)
     annotations = ("GMAI_mm_bench_VAL.tsv",)
-    seen = "its page, and code that reads the file"
+    layout_source = "its page, and code that reads the file"
     layout = """
         GMAI_mm_bench_VAL.tsv    index, image (base64), question, A to E, answer (a letter), category, modality …
     """
@@ -32,10 +33,15 @@ class GMAIMMBench(PublicSet):
     def rows(self, entry: dict) -> Iterator[Row]:
         content = base64.b64decode(entry["image"], validate=True)
         suffix = "png" if content.startswith(b"\x89PNG") else "jpg"
-        choices = {letter: entry.get(letter) or "" for letter in "ABCDE"}
-        choices = {letter: text for letter, text in choices.items() if text.strip() and text != "None"}
-        turn = self.choose(entry["question"], choices.values(), choices[entry["answer"].strip()])
-        yield self.row(entry["index"], Stored(f"images/{entry['index']}.{suffix}", content), [turn])
+        image = Stored(f"images/{entry['index']}.{suffix}", content)
+        choices = {}
+        for letter in "ABCDE":
+            text = entry.get(letter) or ""
+            if text.strip() and text != "None":
+                choices[letter] = text
+        right = choices[entry["answer"].strip()]
+        turn = self.choose(entry["question"], choices.values(), right)
+        yield self.row(entry["index"], image, [turn])
 
 
 @register_public_set("open_i")
@@ -47,9 +53,10 @@ class OpenI(PublicSet):
     obtain = "https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university"
     paper_rows = 7_000
     caution = "It has no official test split. The rows include the test images of papers on report generation."
-    modality, tasks = ("x-ray",), ("caption",)
+    modality = ("x-ray",)
+    tasks = ("caption",)
     image_root = "images/images_normalized"
-    seen = "public loaders, with columns and numbers of rows"
+    layout_source = "public loaders, with columns and numbers of rows"
     layout = """
         indiana_reports.csv        uid, MeSH, Problems, image, indication, comparison, findings, impression
         indiana_projections.csv    uid, filename, projection (Frontal or Lateral)
@@ -64,15 +71,23 @@ class OpenI(PublicSet):
             else:
                 reports[report["uid"]] = report
         for place, image in self.table(self.files("indiana_projections.csv")[0]):
-            yield Entry(place, image if isinstance(image, ValueError) else (image, reports))
+            if isinstance(image, ValueError):
+                yield Entry(place, image)
+            else:
+                yield Entry(place, (image, reports))
 
     def rows(self, entry: tuple[dict, dict]) -> Iterator[Row]:
         image, reports = entry
         report = reports[image["uid"]]
-        parts = {part.capitalize(): report[part].strip() for part in ("findings", "impression")}
-        answer = "\n".join(f"{part}: {text}" for part, text in parts.items() if text)
-        view = f"{image['projection'].strip().lower()} ".lstrip()
-        question = one_of(REPORT_QUESTIONS, image["filename"]).format(view=view)
+        sections = []
+        for column in ("findings", "impression"):
+            text = report[column].strip()
+            if text:
+                sections.append(f"{column.capitalize()}: {text}")
+        answer = "\n".join(sections)
+        view = image["projection"].strip().lower()
+        template = one_of(REPORT_QUESTIONS, image["filename"])
+        question = template.format(view=f"{view} " if view else "")
         yield self.row(image["filename"], image["filename"], [(question, answer)])
 
 
@@ -84,9 +99,10 @@ class HuatuoOA(PublicSet):
     license = "Apache-2.0 on its page; the figures have the licenses of their articles"
     obtain = "https://huggingface.co/datasets/FreedomIntelligence/PubMedVision"
     paper_rows = 647_000
-    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)
+    modality = ("ct", "mri", "x-ray", "ultrasound", "pathology")
+    tasks = ("caption",)
     annotations = ("PubMedVision_Alignment_VQA.json",)
-    seen = "its page and public loaders"
+    layout_source = "its page and public loaders"
     layout = """
         PubMedVision_Alignment_VQA.json    LLaVA conversations, `image` a list of 1 to 29 names like images/pmc_1_0.jpg
         images/pmc_1_0.jpg                 from images_0.zip to images_19.zip, `unzip -j images_0.zip -d images`
@@ -115,10 +131,11 @@ class PMCOA(PublicSet):
     obtain = "https://huggingface.co/datasets/axiong/pmc_oa"
     paper_rows = 1_647_000
     caution = "The file with all rows has no splits. Without test.jsonl and valid.jsonl, no image is held out."
-    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("caption",)
+    modality = ("ct", "mri", "x-ray", "ultrasound", "pathology")
+    tasks = ("caption",)
     annotations = ("pmc_oa.jsonl",)
     image_root = "images/caption_T060_filtered_top4_sep_v0_subfigures"
-    seen = "its page with an example row, and public loaders"
+    layout_source = "its page with an example row, and public loaders"
     layout = """
         pmc_oa.jsonl                image, caption, and how well they are aligned
         test.jsonl, valid.jsonl     of its first version (with whole captions); if there, their images are left out
@@ -129,10 +146,13 @@ class PMCOA(PublicSet):
     def held_out_images(self) -> Iterator[str]:
         for path in (self.folder / "test.jsonl", self.folder / "valid.jsonl"):
             if path.is_file():
-                yield from (row["image"] for _, row in self.table(path, held_out=True))
+                for _, row in self.table(path, held_out=True):
+                    yield row["image"]
 
     def rows(self, entry: dict) -> Iterator[Row]:
-        yield self.row(entry["image"], entry["image"], [self.describe(entry["image"], entry["caption"])])
+        image = entry["image"]
+        turn = self.describe(image, entry["caption"])
+        yield self.row(image, image, [turn])
 
 
 @register_public_set("pmc_vqa")
@@ -144,10 +164,11 @@ class PMCVQA(PublicSet):
     obtain = "https://huggingface.co/datasets/xmcmic/PMC-VQA"
     paper_rows = 227_000
     caution = "The paper's 227 thousand rows roughly equal the training and test rows. Test rows are not used here."
-    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
+    modality = ("ct", "mri", "x-ray", "ultrasound", "pathology")
+    tasks = ("vqa",)
     annotations = ("train.csv",)
     image_root = "images"
-    seen = "its page with an example row, and public loaders"
+    layout_source = "its page with an example row, and public loaders"
     layout = """
         train.csv                  Figure_path, Question, Answer, Choice A to Choice D (" A:…"), Answer_label
         test.csv                   read to leave out its images
@@ -161,9 +182,15 @@ class PMCVQA(PublicSet):
         return (row["Figure_path"].strip() for _, row in self.table(path, held_out=True))
 
     def rows(self, entry: dict) -> Iterator[Row]:
-        choices = [entry[f"Choice {letter}"].strip().removeprefix(f"{letter}:").strip() for letter in "ABCD"]
-        image, right = entry["Figure_path"].strip(), choices["ABCD".index(entry["Answer_label"].strip())]
-        yield self.row(image, image, [self.choose(entry["Question"], choices, right)])
+        letters = "ABCD"
+        choices = []
+        for letter in letters:
+            lettered_choice = entry[f"Choice {letter}"].strip()
+            choices.append(lettered_choice.removeprefix(f"{letter}:").strip())
+        image = entry["Figure_path"].strip()
+        right = choices[letters.index(entry["Answer_label"].strip())]
+        turn = self.choose(entry["Question"], choices, right)
+        yield self.row(image, image, [turn])
 
 
 @register_public_set("omnimedvqa")
@@ -178,10 +205,11 @@ class OmniMedVQA(PublicSet):
         "This is a benchmark. Do not evaluate on it after training on it. Images in folders `test` and `val` of its "
         "data sets are held out; the paper includes them (--keep_shared)."
     )
-    modality, tasks = ("ct", "mri", "x-ray", "ultrasound", "pathology"), ("vqa",)
+    modality = ("ct", "mri", "x-ray", "ultrasound", "pathology")
+    tasks = ("vqa",)
     annotations = ("OmniMedVQA/QA_information/Open-access/*.json",)
     image_root = "OmniMedVQA"
-    seen = "its page and public loaders, with image names"
+    layout_source = "its page and public loaders, with image names"
     layout = """
         OmniMedVQA/QA_information/Open-access/ACRIMA.json
             question_id, question, gt_answer, image_path, option_A to option_D (not all) …
@@ -189,8 +217,9 @@ class OmniMedVQA(PublicSet):
     """
 
     def rows(self, entry: dict) -> Iterator[Row]:
-        choices = [entry.get(f"option_{letter}") for letter in "ABCD"]
-        turn = self.choose(entry["question"], [choice for choice in choices if choice], entry["gt_answer"])
+        options = [entry.get(f"option_{letter}") for letter in "ABCD"]
+        choices = list(filter(None, options))
+        turn = self.choose(entry["question"], choices, entry["gt_answer"])
         yield self.row(entry["question_id"], entry["image_path"], [turn])
 
 
@@ -202,10 +231,11 @@ class Quilt1M(PublicSet):
     license = "CC BY-NC-ND 3.0, for research; the page asks for consent"
     obtain = "https://huggingface.co/datasets/wisdomik/Quilt-LLaVA-Pretrain"
     paper_rows = 723_000
-    modality, tasks = ("pathology",), ("caption",)
+    modality = ("pathology",)
+    tasks = ("caption",)
     annotations = ("quilt_pretrain.json",)
     image_root = "quilt_1m"
-    seen = "its page and the training instructions of Quilt-LLaVA"
+    layout_source = "its page and the training instructions of Quilt-LLaVA"
     layout = """
         quilt_pretrain.json    LLaVA conversations, `image` a name in quilt_1m
         quilt_1m/NAME.jpg      from images_part_1.zip to images_part_10.zip of https://zenodo.org/record/8239942
@@ -221,14 +251,15 @@ class QuiltInstruct(PublicSet):
     obtain = "https://huggingface.co/datasets/wisdomik/QUILT-LLaVA-Instruct-107K"
     paper_rows = 147_000
     caution = "As in the released mixture, two smaller files are added to the file of 107 thousand. Rows may repeat."
-    modality, tasks = ("pathology",), ("vqa",)
+    modality = ("pathology",)
+    tasks = ("vqa",)
     annotations = (
         "quilt_instruct_107k.json",
         "quilt_instruct_conv_desc.json",
         "quilt_instruct_complex_abductive.json",
     )
     image_root = "quilt_instruct"
-    seen = "its page with the file names, and the training instructions of Quilt-LLaVA"
+    layout_source = "its page with the file names, and the training instructions of Quilt-LLaVA"
     layout = """
         quilt_instruct_107k.json                 LLaVA conversations, `image` a name in quilt_instruct
         quilt_instruct_conv_desc.json            the same, 20 thousand

@@ -53,24 +53,34 @@ def from_percent(text: str, size: tuple[int, int]) -> str:
     def rewrite(match: re.Match) -> str:
         if match["alone"] is not None:
             return f"<ref>{match['alone']}</ref>"
-        boxes = [upright_box(written, size) for written in re.findall(LIKE_BOX, match["boxes"])]
+        boxes = [upright_box(written_box, size) for written_box in re.findall(LIKE_BOX, match["boxes"])]
         return write_boxes(boxes, size, match["phrase"] or "")
 
-    return PERCENT_MARKED.sub(rewrite, " ".join(PERCENT_TASK.sub("", text).split()))
+    text_without_task = PERCENT_TASK.sub("", text)
+    line = " ".join(text_without_task.split())
+    return PERCENT_MARKED.sub(rewrite, line)
 
 
-def upright_box(written: str, size: tuple[int, int]) -> Box:
+def upright_box(written_box: str, size: tuple[int, int]) -> Box:
     """Return the upright bounding box of a written box, in pixels, cut to the image."""
-    match, (height, width) = PERCENT_BOX.fullmatch(written), size
-    left, top, right, bottom = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
-    if not (left < right <= 100 and top < bottom <= 100):
-        raise ValueError(f"{written} is not a box in percent of an image")
+    match = PERCENT_BOX.fullmatch(written_box)
+    x0, y0, x1, y1 = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
+    if not (x0 < x1 <= 100 and y0 < y1 <= 100):
+        raise ValueError(f"{written_box} is not a box in percent of an image")
+    height, width = size
+    x = (x0 + x1) * width / 200
+    y = (y0 + y1) * height / 200
+    half_side_x = (x1 - x0) * width / 200
+    half_side_y = (y1 - y0) * height / 200
+
+    # The sides are rotated about the center, and the extent of the rotated box is the sum of their projections.
     angle = math.radians(int(match[5] or 0))
-    sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
-    x, y = (left + right) * width / 200, (top + bottom) * height / 200
-    along, down = (right - left) * width / 200, (bottom - top) * height / 200  # half of the sides
-    half_width, half_height = along * cosine + down * sine, along * sine + down * cosine
-    return clip((x - half_width, y - half_height, x + half_width, y + half_height), (0, 0, width, height))
+    sine = abs(math.sin(angle))
+    cosine = abs(math.cos(angle))
+    half_width = half_side_x * cosine + half_side_y * sine
+    half_height = half_side_x * sine + half_side_y * cosine
+    bounding_box = (x - half_width, y - half_height, x + half_width, y + half_height)
+    return clip(bounding_box, (0, 0, width, height))
 
 
 class SceneFolders(PublicSet):
@@ -82,7 +92,8 @@ class SceneFolders(PublicSet):
         return self.pictures(self.pattern)
 
     def rows(self, entry: str) -> Iterator[Row]:
-        yield self.row(entry, entry, [self.classify(entry, self.label(PurePath(entry)))])
+        label = self.label(PurePath(entry))
+        yield self.row(entry, entry, [self.classify(entry, label)])
 
     def label(self, path: PurePath) -> str:
         """Return the class of an image, by default its innermost folder."""
@@ -96,8 +107,11 @@ class PercentBoxes(PublicSet):
         turns = entry["conversations"]
         if self.locates(turns):
             size = self.size(entry["image"])
-            turns = [{**turn, "value": from_percent(turn["value"], size)} for turn in turns]
-            yield from super().rows({**entry, "conversations": turns})
+            converted_turns = []
+            for turn in turns:
+                text = from_percent(turn["value"], size)
+                converted_turns.append({**turn, "value": text})
+            yield from super().rows({**entry, "conversations": converted_turns})
 
     def locates(self, turns: list[dict]) -> bool:
         return any("{<" in turn["value"] for turn in turns)
@@ -111,10 +125,12 @@ class RSVQA(PublicSet):
     license = "CC BY 4.0; the answers come from OpenStreetMap, ODbL"
     obtain = "https://rsvqa.sylvainlobry.com"
     paper_rows = 100_000
-    drawn = True
-    modality, tasks = ("optical",), ("vqa",)
-    files_of_split, image_root = "USGS_split_train", "Data"
-    seen = "others' loaders"
+    is_subsampled = True
+    modality = ("optical",)
+    tasks = ("vqa",)
+    files_of_split = "USGS_split_train"
+    image_root = "Data"
+    layout_source = "others' loaders"
     layout = """
         USGS_split_train_questions.json    {"questions": [{"id", "img_id", "question", "answers_ids", "active"}]}
         USGS_split_train_answers.json      {"answers": [{"id", "answer", "active"}]}
@@ -123,17 +139,20 @@ class RSVQA(PublicSet):
 
     def entries(self) -> Iterator[Entry]:
         """Yield the active questions. The files also list inactive questions of other splits, without texts."""
-        answers = {one["id"]: one for one in self.json(f"{self.files_of_split}_answers.json")["answers"]}
+        answer_list = self.json(f"{self.files_of_split}_answers.json")["answers"]
+        answers = {answer["id"]: answer for answer in answer_list}
         name = f"{self.files_of_split}_questions.json"
         for question in self.json(name)["questions"]:
             if question.get("active"):
-                yield Entry(f"{self.folder / name}, question {question.get('id')}", (question, answers))
+                place = f"{self.folder / name}, question {question.get('id')}"
+                yield Entry(place, (question, answers))
 
     def rows(self, entry: tuple) -> Iterator[Row]:
         question, answers = entry
-        answer = answers[question["answers_ids"][0]]["answer"]
-        asked = f"{question['question'].strip()} Answer with a word or a number."
-        yield self.row(question["id"], f"{question['img_id']}.tif", [(asked, str(answer))])
+        answer_id = question["answers_ids"][0]
+        answer = str(answers[answer_id]["answer"])
+        text = f"{question['question'].strip()} Answer with a word or a number."
+        yield self.row(question["id"], f"{question['img_id']}.tif", [(text, answer)])
 
 
 @register_public_set("rsvqa_lr")
@@ -142,9 +161,10 @@ class RSVQALowResolution(RSVQA):
 
     title = "RSVQA, low resolution (Lobry et al. 2020)"
     paper_rows = None
-    drawn = False
-    files_of_split, image_root = "LR_split_train", "Images_LR"
-    seen = "others' loaders, of which one reports 57,223 questions"
+    is_subsampled = False
+    files_of_split = "LR_split_train"
+    image_root = "Images_LR"
+    layout_source = "others' loaders, of which one reports 57,223 questions"
     layout = """
         LR_split_train_questions.json    {"questions": [{"id", "img_id", "question", "answers_ids", "active"}]}
         LR_split_train_answers.json      {"answers": [{"id", "answer", "active"}]}
@@ -160,11 +180,12 @@ class FitRS(PublicSet):
     license = "CC BY-NC 4.0"
     obtain = "https://huggingface.co/datasets/ll-13/FIT-RS"
     paper_rows = 100_000
-    drawn = True
-    modality, tasks = ("optical",), ("vqa",)
+    is_subsampled = True
+    modality = ("optical",)
+    tasks = ("vqa",)
     annotations = ("FIT-RS_Instruction/**/train_instruction_vqa_400k.json",)
     image_root = "FIT-RS_Image/imgv2_split_512_100_vaild"
-    seen = "the list of its files, and others' loaders"
+    layout_source = "the list of its files, and others' loaders"
     layout = """
         FIT-RS_Instruction/train_data_of_each_individual_task/train_instruction_vqa_400k.json    LLaVA conversations
         FIT-RS_Image/imgv2_split_512_100_vaild/0000__512__0___0.png
@@ -179,10 +200,11 @@ class GeoChat(PercentBoxes):
     license = "Apache-2.0"
     obtain = "https://huggingface.co/datasets/MBZUAI/GeoChat_Instruct"
     paper_rows = 64_000
-    modality, tasks = ("optical",), ("grounding",)
+    modality = ("optical",)
+    tasks = ("grounding",)
     annotations = ("GeoChat_Instruct.json",)
     image_root = "share/softwares/kartik/GeoChat_finetuning/final_images_llava"
-    seen = "others' converters and their test data; the card"
+    layout_source = "others' converters and their test data; the card"
     layout = """
         GeoChat_Instruct.json    LLaVA conversations; boxes {<x1><y1><x2><y2>|<angle>} in percent, of which those
                                  without boxes are left out, and turned boxes become the upright ones around them
@@ -198,10 +220,13 @@ class VRSBench(PercentBoxes):
     license = "CC BY 4.0; the images are DOTA's and DIOR's, for research"
     obtain = "https://huggingface.co/datasets/xiang709/VRSBench"
     paper_rows = 38_000
-    modality, tasks = ("optical",), ("grounding",)
+    modality = ("optical",)
+    tasks = ("grounding",)
     annotations = ("VRSBench_train.json",)
     image_root = "Images_train"
-    seen = "the list of its files, and others' notes and loaders: 142,390 conversations, 36,313 of them [refer]"
+    layout_source = (
+        "the list of its files, and others' notes and loaders: 142,390 conversations, 36,313 of them [refer]"
+    )
     layout = """
         VRSBench_train.json    LLaVA conversations, of which those with [refer] are read: boxes {<x1><y1><x2><y2>}
                                in percent
@@ -219,10 +244,11 @@ class RefGeo(PublicSet):
     title = "refGeo (Zhou et al. 2024), its parts of RSVG, DIOR-RSVG, VRSBench and GeoChat"
     license = "not stated"
     obtain = "https://huggingface.co/datasets/erenzhou/refGeo"
-    modality, tasks = ("optical",), ("grounding",)
-    parts = ("rsvg", "dior_rsvg", "vrsbench", "geochat")
+    modality = ("optical",)
+    tasks = ("grounding",)
+    sources = ("rsvg", "dior_rsvg", "vrsbench", "geochat")
     image_root = "images"
-    seen = "others' loaders and converters"
+    layout_source = "others' loaders and converters"
     layout = """
         metainfo/rsvg_train.jsonl    image_id, dataset, question_id, question, bbox in pixels; and so of dior_rsvg,
                                      vrsbench and geochat
@@ -232,22 +258,27 @@ class RefGeo(PublicSet):
 
     @property
     def annotations(self) -> list[str]:
-        return [f"metainfo/{part}_train.jsonl" for part in self.parts]
+        return [f"metainfo/{source}_train.jsonl" for source in self.sources]
 
     def held_out_images(self) -> Iterator[str]:
-        for part in self.parts:
-            for path in sorted(self.folder.glob(f"metainfo/{part}_test.jsonl")):
-                yield from (self.image(row) for _, row in self.table(path, held_out=True))
+        for source in self.sources:
+            for path in sorted(self.folder.glob(f"metainfo/{source}_test.jsonl")):
+                for _, row in self.table(path, held_out=True):
+                    yield self.image(row)
 
     def image(self, entry: dict) -> str:
+        """Return the file name of an entry's image, with the suffix that the file has."""
         name = PurePath(entry["dataset"], entry["image_id"])
-        names = [name, *(name.with_suffix(suffix) for suffix in (".jpg", ".png"))]
-        return str(next((one for one in names if (self.folder / self.image_root / one).is_file()), name))
+        for candidate in (name, name.with_suffix(".jpg"), name.with_suffix(".png")):
+            if (self.folder / self.image_root / candidate).is_file():
+                return str(candidate)
+        return str(name)
 
     def rows(self, entry: dict) -> Iterator[Row]:
         image = self.image(entry)
-        box = tuple(float(corner) for corner in entry["bbox"])
-        yield self.row(entry.get("question_id"), image, [self.locate(image, box, entry["question"])])
+        box = tuple(map(float, entry["bbox"]))
+        turn = self.locate(image, box, entry["question"])
+        yield self.row(entry.get("question_id"), image, [turn])
 
 
 @register_public_set("rsvg")
@@ -256,7 +287,7 @@ class RSVG(RefGeo):
 
     title = "RSVG (Sun et al. 2022), as it is in refGeo"
     paper_rows = 5_500
-    parts = ("rsvg",)
+    sources = ("rsvg",)
     layout = """
         metainfo/rsvg_train.jsonl    image_id, dataset, question_id, question, bbox in pixels
         metainfo/rsvg_test.jsonl     read to leave out its images
@@ -272,9 +303,12 @@ class DiorRSVG(PublicSet):
     license = "not stated; the images are DIOR's, for research"
     obtain = "https://github.com/ZhanYang-nwpu/RSVG-pytorch"
     paper_rows = 27_000
-    modality, tasks = ("optical",), ("grounding",)
+    modality = ("optical",)
+    tasks = ("grounding",)
     image_root = "JPEGImages"
-    seen = "one XML and the lists of its repository, and its loader; 26,991 objects in train.txt, others report"
+    layout_source = (
+        "one XML and the lists of its repository, and its loader; 26,991 objects in train.txt, others report"
+    )
     layout = """
         Annotations/00001.xml    Pascal VOC, with a `description` in each `object`
         JPEGImages/00001.jpg
@@ -288,23 +322,33 @@ class DiorRSVG(PublicSet):
         for path in self.files("Annotations/*.xml"):
             root = parse_xml(path)
             image = root.findtext("filename", "").strip()
-            for node, found in zip(root.iterfind("object"), voc_objects(root, path)):
-                yield str(number), Entry(found.where, (number, image, found.box, node.findtext("description")))
+            for node, voc_object in zip(root.iterfind("object"), voc_objects(root, path)):
+                expression = node.findtext("description")
+                entry = Entry(voc_object.where, (number, image, voc_object.box, expression))
+                yield str(number), entry
                 number += 1
 
     def held_out_images(self) -> set[str]:
         numbers = set(self.lines("test.txt", held_out=True))
         if not all(map(str.isdecimal, numbers)):
             raise ValueError(f"expected one object number a line in {self.folder / 'test.txt'}")
-        return {entry.content[1] for number, entry in self.objects() if number in numbers}
+        images = set()
+        for number, entry in self.objects():
+            if number in numbers:
+                _, image, _, _ = entry.content
+                images.add(image)
+        return images
 
     def entries(self) -> Iterator[Entry]:
         numbers = set(self.lines("train.txt"))
-        return (entry for number, entry in self.objects() if number in numbers)
+        for number, entry in self.objects():
+            if number in numbers:
+                yield entry
 
     def rows(self, entry: tuple) -> Iterator[Row]:
         number, image, box, expression = entry
-        yield self.row(number, image, [self.locate(image, box, expression)])
+        turn = self.locate(image, box, expression)
+        yield self.row(number, image, [turn])
 
 
 @register_public_set("isprs_sar")
@@ -319,9 +363,10 @@ class IsprsSAR(SceneFolders):
     license = "not stated"
     obtain = "https://github.com/zcablii/ViTP"
     paper_rows = 1_500
-    modality, tasks = ("sar",), ("classification",)
+    modality = ("sar",)
+    tasks = ("classification",)
     pattern = "*/**/*"
-    seen = "nothing: folders by class are assumed, since no public description was found"
+    layout_source = "nothing: folders by class are assumed, since no public description was found"
     layout = """
         internal_wave/0001.png    the class is the innermost folder
     """
@@ -335,9 +380,10 @@ class Sentinel12(SceneFolders):
     license = "CC BY 4.0, as SEN1-2, of which it is a part"
     obtain = "https://www.kaggle.com/datasets/requiemonk/sentinel12-image-pairs-segregated-by-terrain"
     paper_rows = 16_000
-    modality, tasks = ("sar",), ("classification",)
+    modality = ("sar",)
+    tasks = ("classification",)
     pattern = "v_2/*/s1/*.png"
-    seen = "others' loaders, which report 4,000 pairs of each class"
+    layout_source = "others' loaders, which report 4,000 pairs of each class"
     layout = """
         v_2/agri/s1/ROIs1868_summer_s1_59_p100.png    and so of barrenland, grassland and urban
     """
@@ -354,9 +400,10 @@ class VHM(PublicSet):
     license = "not stated"
     obtain = "https://huggingface.co/datasets/FitzPC/VHM_dataset_sft"
     paper_rows = 223_000
-    modality, tasks = ("optical",), ("caption", "vqa", "classification")
+    modality = ("optical",)
+    tasks = ("caption", "vqa", "classification")
     annotations = ("list_sft.json",)
-    seen = "the list of its files, its page, and others' converters"
+    layout_source = "the list of its files, its page, and others' converters"
     layout = """
         list_sft.json           LLaVA conversations, of which those with {VG} are left out: they are DIOR-RSVG's
         fmow/…, crowdAI/…, …    one folder for each data set that it is made of, its archive unpacked in it
@@ -378,9 +425,10 @@ class LevirCC(PublicSet):
     license = "not stated"
     obtain = "https://huggingface.co/datasets/lcybuaa/LEVIR-CC"
     paper_rows = 50_000  # over all splits
-    modality, tasks = ("optical",), ("change caption",)
+    modality = ("optical",)
+    tasks = ("change caption",)
     image_root = "images"
-    seen = "its repository's page, and others' loaders; 6,815 of 10,077 pairs are of training"
+    layout_source = "its repository's page, and others' loaders; 6,815 of 10,077 pairs are of training"
     layout = """
         LevirCCcaptions.json    {"images": [{"filename", "filepath": split, "sentences": [{"raw"}]}]}
         images/train/A/train_000001.png    before
@@ -393,14 +441,16 @@ class LevirCC(PublicSet):
             yield Entry(f"{self.folder / name}, pair {number}", pair)
 
     def rows(self, entry: dict) -> Iterator[Row]:
-        split, name = entry["filepath"], entry["filename"]
+        split = entry["filepath"]
+        name = entry["filename"]
         if split not in self.splits:
             raise HeldOut(name)
-        images = [f"{split}/{folder}/{name}" for folder in "AB"]
-        said = dict.fromkeys(" ".join(sentence["raw"].split()) for sentence in entry["sentences"])
-        for number, sentence in enumerate(said):
+        images = [f"{split}/A/{name}", f"{split}/B/{name}"]
+        sentences = [" ".join(sentence["raw"].split()) for sentence in entry["sentences"]]
+        for number, sentence in enumerate(dict.fromkeys(sentences)):
             row_id = f"{name}-{number}"
-            yield self.row(row_id, images, [(one_of(CHANGE_QUESTIONS, row_id), sentence)])
+            question = one_of(CHANGE_QUESTIONS, row_id)
+            yield self.row(row_id, images, [(question, sentence)])
 
 
 @register_public_set("gaia")
@@ -412,8 +462,9 @@ class GAIA(PublicSet):
     obtain = "https://huggingface.co/datasets/azavras/GAIA"
     paper_rows = 33_000
     splits = ("train", "validation")
-    modality, tasks = ("optical",), ("caption",)
-    seen = "its repository's page, which gives the command for img2dataset"
+    modality = ("optical",)
+    tasks = ("caption",)
+    layout_source = "its repository's page, which gives the command for img2dataset"
     layout = """
         train/00000.tar    as img2dataset writes from train_data.json: KEY.png and KEY.json with `id` and `captions`
         val/00000.tar
@@ -425,9 +476,12 @@ class GAIA(PublicSet):
     def rows(self, entry: dict) -> Iterator[Row]:
         fields = json.loads(entry["json"])
         captions = fields["captions"]
-        captions = json.loads(captions) if isinstance(captions, str) else captions
-        row_id, name = str(fields["id"]), f"{entry['key']}.png"
-        yield self.row(row_id, Stored(name, entry["png"]), [self.describe(name, one_of(captions, row_id))])
+        if isinstance(captions, str):
+            captions = json.loads(captions)
+        row_id = str(fields["id"])
+        name = f"{entry['key']}.png"
+        turn = self.describe(name, one_of(captions, row_id))
+        yield self.row(row_id, Stored(name, entry["png"]), [turn])
 
 
 @register_public_set("million_aid")
@@ -443,9 +497,10 @@ class MillionAID(SceneFolders):
         "mixture; with 920,000 rows the set is 4.6%. The released annotations also have rows about the unlabeled "
         "images: see recipes/datasets/README.md."
     )
-    modality, tasks = ("optical",), ("caption", "classification")
+    modality = ("optical",)
+    tasks = ("caption", "classification")
     pattern = "train/**/*"
-    seen = "others' descriptions, which report 10,000 labeled scenes"
+    layout_source = "others' descriptions, which report 10,000 labeled scenes"
     layout = """
         train/agriculture_land/arable_land/dry_field/P0115678.jpg    the class is the innermost folder
     """

@@ -61,12 +61,10 @@ def test_concurrent_commit_is_retried(hub, uninterrupted, folder, pauses):
     ("status", "code", "says"),
     [
         (401, None, "hf auth login"),
-        (403, None, "no write access to tester/m"),
-        (404, "RepoNotFound", "tester/m not found"),
-        (404, "RevisionNotFound", "revision of tester/m not found"),
-        (409, None, "changing tester/m"),
-        (429, None, "too many requests"),
-        (500, None, "not available"),
+        (403, None, "write access"),
+        (404, "RepoNotFound", "refuses tester/m (404"),
+        (409, None, "refuses tester/m (409"),
+        (429, None, "wait a few minutes"),
         (None, None, "connection to the Hub failed"),
     ],
 )
@@ -89,8 +87,8 @@ def test_lasting_failure_is_explained_in_one_line(hub, uninterrupted, folder, pa
 
 def test_missing_access_is_explained(hub, folder, monkeypatch, capsys):
     for token, says in (
-        (hub.token("read"), "no write access to tester/m"),
-        ("hf_wrong", "token is missing or invalid"),
+        (hub.token("read"), "write access"),
+        ("hf_wrong", "hf auth login"),
     ):
         monkeypatch.setenv("HF_TOKEN", token)
         assert push(folder, "tester/m", "--what", "model") == 1

@@ -194,10 +194,10 @@ MISTAKES = [  # words, and a pattern of the error line
             "push_to_hub {} org/name --what model",
         )
     ),
-    ("export_backbone new bert", "bert.*new.*CHECKPOINT OUTPUT_DIR"),
-    ("convert new bert", "bert.*new.*SOURCE TARGET"),
+    ("export_backbone new bert", "checkpoint=.new.: file or folder not found"),
+    ("convert new bert", "source=.new.: file or folder not found"),
     ("export_backbone org/model bert", "'org/model'.*HF_HUB_OFFLINE"),
-    ("predict_large scene.png bert --output o.tif", "bert.*scene.png.*MODEL IMAGES"),
+    ("predict_large scene.png bert --output o.tif", "model=.scene.png. is a file"),
     ("predict_large bert scen.png --output o.tif", "'scen.png'.*'scene.png'"),
     ("make_instructions voc emty --output_dir out", "'emty'.*'empty'"),
     ("convert ./modle out", "modle.*'model'"),

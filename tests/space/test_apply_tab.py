@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from answers import COLORS
-from apply_tab import Classes, Objects, build_tab, color_of, found_by
+from apply_tab import Classes, Objects, build_tab, color_of, result_of
 from checking import UnavailableModel
 from handlers import run, start_of
 from loading import TINY, Models
@@ -144,7 +144,7 @@ def outputs_of(models, name, *scenes):
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detections_are_redrawn_without_the_model(models, scenes, name):
     outputs = outputs_of(models, name, scenes[0])
-    found, note = found_by(models, str(scenes[0]), None, name)
+    found, note = result_of(models, str(scenes[0]), None, name)
     picture, legend = found.draw(0.5), found.legend(0.5)
     count = int((outputs.scores > 0.5).sum())
     assert f"Objects with a score above 0.5: {count}" in legend and "0.png: PNG, RGB, 96 × 80 pixels" in note
@@ -158,7 +158,7 @@ def test_detections_are_redrawn_without_the_model(models, scenes, name):
 
 def test_class_map_shows_predicted_classes(models, scenes):
     labels = outputs_of(models, "segmentation", scenes[0]).logits[0].argmax(0).numpy()
-    found, _ = found_by(models, str(scenes[0]), None, "segmentation")
+    found, _ = result_of(models, str(scenes[0]), None, "segmentation")
     picture, legend = found.draw(0.5, 1.0), found.legend()
     palette = np.array([ImageColor.getrgb(color) for color in COLORS])
     np.testing.assert_array_equal(np.asarray(picture), palette[labels])
@@ -168,16 +168,16 @@ def test_class_map_shows_predicted_classes(models, scenes):
 
 def test_changes_are_drawn_on_the_second_image(models, scenes, tmp_path):
     labels = outputs_of(models, "changes", *scenes).logits[0].argmax(0).numpy()
-    found, _ = found_by(models, *map(str, scenes), "changes")
+    found, _ = result_of(models, *map(str, scenes), "changes")
     shown = found.draw(0.5, 1.0)
     palette = np.array([ImageColor.getrgb(color) for color in COLORS])
     later = np.asarray(Image.open(scenes[1]).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(shown), np.where(labels[..., None] == 0, later, palette[labels]))
-    nothing, note = found_by(models, str(scenes[0]), None, "changes")
+    nothing, note = result_of(models, str(scenes[0]), None, "changes")
     assert nothing is None and "second image" in note
     picture(96, 40).save(tmp_path / "low.png")
     with pytest.raises(gr.Error, match="96 × 80 and 96 × 40"):
-        found_by(models, str(scenes[0]), str(tmp_path / "low.png"), "changes")
+        result_of(models, str(scenes[0]), str(tmp_path / "low.png"), "changes")
 
 
 @pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
@@ -190,7 +190,7 @@ def test_image_classes_have_model_probabilities(tmp_path, problem_type):
     ViTPImageProcessor(size={"height": 64, "width": 64}, crop_to_patches=False).save_pretrained(tmp_path / "classes")
     picture(64, 64).save(tmp_path / "scene.png")
     models = Models(TINY, fine_tuned=[str(tmp_path / "classes")])
-    found, _ = found_by(models, str(tmp_path / "scene.png"), None, "classes")
+    found, _ = result_of(models, str(tmp_path / "scene.png"), None, "classes")
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     pixels = torch.from_numpy((np.asarray(picture(64, 64)) / 255 - mean) / std).movedim(-1, 0)[None].float()
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_transformers_detector_matches_its_pipeline(tmp_path, scenes, detector):
         tmp_path / "one_stage"
     )
     models = Models(TINY, fine_tuned=[str(tmp_path / "one_stage")])
-    found, _ = found_by(models, str(scenes[0]), None, "one_stage")
+    found, _ = result_of(models, str(scenes[0]), None, "one_stage")
     options = {"model": str(tmp_path / "one_stage"), "image_processor": str(tmp_path / "one_stage")}
     expected = pipeline("object-detection", **options)(str(scenes[0]), threshold=0.0)
     assert len(found.scores) == len(expected) > 0
@@ -240,7 +240,7 @@ def test_invalid_model_or_image_shows_message(models, folder, scenes):
         (str(folder), scene, "Hub id|is a folder"),  # The app was not started with this folder.
     ):
         with pytest.raises(gr.Error, match=message):
-            found_by(models, image, None, name)
+            result_of(models, image, None, name)
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(UnavailableModel, match="'bert'"):

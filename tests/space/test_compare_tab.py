@@ -13,7 +13,7 @@ from compare_tab import (
     build_tab,
     chart_of,
     compare,
-    opened,
+    open_backbones,
     patch_features,
     similarity_map,
     summary_of,
@@ -181,7 +181,7 @@ def run_pair(models, first, second):
 def test_two_images_are_compared_by_both_backbones(models, pair):
     *maps, note = run_pair(models, *pair)
     pixels = [np.asarray(picture(64, 48, seed)) for seed in range(2)]
-    for shown, one in zip(maps, opened(models, [TINY, TINY + RANDOM])):
+    for shown, one in zip(maps, open_backbones(models, [TINY, TINY + RANDOM])):
         values = cosine(*(patch_features(one, image, 6) for image in pixels))
         assert shown.label == one.name and shown.visible and f"{values.mean():.3f} on average" in note
         assert Image.open(shown.value["path"]).size == (768, 576)

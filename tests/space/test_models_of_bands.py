@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from compare_tab import opened
+from compare_tab import open_backbones
 from loading import RANDOM, TINY, Models
 from maps import PCA, View, grid_of, image_of, look
 from PIL import Image
@@ -69,7 +69,7 @@ def test_image_with_wrong_bands_is_rejected(folder, scene, tmp_path):
         list(look(models, str(tmp_path / "photo.png"), ["bands"], VIEW))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="bands takes 5 bands"):
-        opened(models, ["bands"])
+        open_backbones(models, ["bands"])
 
 
 def test_backbones_read_their_own_bands(folder, scene):
@@ -79,7 +79,7 @@ def test_backbones_read_their_own_bands(folder, scene):
 
 
 def test_multiband_segmentation_is_applied(scene, tmp_path):
-    from apply_tab import found_by
+    from apply_tab import result_of
 
     torch.manual_seed(0)
     config = ViTPSegmentationConfig(backbone_config=adapter_config(), **HEAD)
@@ -88,7 +88,7 @@ def test_multiband_segmentation_is_applied(scene, tmp_path):
     model.save_pretrained(tmp_path / "land")
     processor.save_pretrained(tmp_path / "land")
     values, path = scene
-    found, note = found_by(Models(TINY, fine_tuned=[str(tmp_path / "land")]), path, None, "land")
+    found, note = result_of(Models(TINY, fine_tuned=[str(tmp_path / "land")]), path, None, "land")
     inputs = processor(values, input_data_format="channels_first", return_tensors="pt")
     with torch.no_grad():
         outputs = model(**inputs)

@@ -563,10 +563,10 @@ def test_scene_window_is_read_at_full_resolution(tmp_path, suffix):
     path = str(tmp_path / f"scene.{suffix}")
     options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     geotiff(path, values[None], **options) if suffix == "tif" else Image.fromarray(values).save(path)
-    rgb, note = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center_x=50, center_y=25))
+    rgb, note = open_pixels(path, max_side=60, adjustment=Adjustment(window_percent=10, center_x=50, center_y=25))
     np.testing.assert_array_equal(rgb[..., 0], values[80:120, 270:330])
     assert "60 × 40 pixels" in note and "window from 270, 80" in note
-    corner, _ = open_pixels(path, max_side=60, adjustment=Adjustment(part=10, center_x=100, center_y=0))
+    corner, _ = open_pixels(path, max_side=60, adjustment=Adjustment(window_percent=10, center_x=100, center_y=0))
     np.testing.assert_array_equal(corner[..., 0], values[:40, 540:])
     assert open_pixels(path, max_side=60)[0].shape == (40, 60, 3)
 
@@ -595,7 +595,7 @@ Path("/proc/self/clear_refs").write_text("5")
 memory = lambda kind: int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
 before = memory("VmRSS")
 whole, _ = open_pixels(sys.argv[1])
-part, note = open_pixels(sys.argv[1], adjustment=Adjustment(part=5, center_x=90.0, center_y=90.0))
+part, note = open_pixels(sys.argv[1], adjustment=Adjustment(window_percent=5, center_x=90.0, center_y=90.0))
 assert whole.shape == (2048, 2048, 3) and part.shape == (500, 500, 3)
 assert abs(whole[1843, 1843, 0] - 255 * 0.9) < 2 and abs(part[250, 250, 0] - 255 * 0.9) < 2, note
 print(memory("VmHWM") - before)

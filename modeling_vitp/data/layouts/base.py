@@ -1,5 +1,6 @@
 """Base classes and registry of the layouts of labeled images on disk."""
 
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from functools import cached_property
@@ -55,7 +56,7 @@ def recognize_layout(folder: str | Path, layouts: Collection[str] | None = None)
     return None
 
 
-class Layout:
+class Layout(ABC):
     """Base class of the layouts of labeled images on disk.
 
     Annotations are assumed to be complete: an object that is not annotated does not occur in the image.
@@ -86,11 +87,13 @@ class Layout:
         if not root.is_dir():
             raise ValueError(f"Folder {root} not found.")
         names = {} if names is None else names
-        if not isinstance(names, dict) or not all(
-            phrase is None or (isinstance(phrase, str) and phrase.strip()) for phrase in names.values()
-        ):
-            raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
-        self.root, self.annotations = root, annotations
+        phrases = names.values() if isinstance(names, dict) else [names]
+        for phrase in phrases:
+            is_text = isinstance(phrase, str) and phrase.strip()
+            if phrase is not None and not is_text:
+                raise ValueError(f"`names` must map each class to a phrase or null, got {str(names)[:80]}.")
+        self.root = root
+        self.annotations = annotations
         self._given_names = names
         self.found: set[str] = set()  # Classes of which `phrase` was asked.
 
@@ -113,22 +116,22 @@ class Layout:
         """Return whether a folder has this layout, by the names of its files and the content of few annotations."""
         return False
 
+    @abstractmethod
     def splits(self) -> dict[str, dict[str, tuple[Path, ...]]]:
         """Return the file, or the two files, of each image by split and image id; `UNSPLIT` if there are no splits."""
-        raise NotImplementedError
 
     @cached_property
     def split_images(self) -> dict[str, dict[str, tuple[Path, ...]]]:
         """Files of the images of each split, see [`splits`], for which the folder is searched once."""
         return self.splits()
 
+    @abstractmethod
     def annotate(self, image_id: str, paths: tuple[Path, ...]) -> list[AnnotatedImage]:
         """Read the annotation of an image, or those of the slices of a volume.
 
         Raises:
             ValueError: If a file is invalid; the message names it.
         """
-        raise NotImplementedError
 
     def case(self, path: Path) -> str | None:
         """Return the case, which must be in one split only, or `None`: the patient in the tags of DICOM."""
@@ -148,13 +151,13 @@ class ClassLayout(Layout):
 
     subject = "scene"
 
+    @abstractmethod
     def data_settings(self) -> dict[str, Any]:
         """Return the settings `splits`, and `table` if there is one, of the classification's `data`.
 
         Raises:
             ValueError: If the labels are invalid; the message names the file.
         """
-        raise NotImplementedError
 
 
 class PairedLayout(Layout):
@@ -174,16 +177,19 @@ class PairedLayout(Layout):
 
     @cached_property
     def _ids(self) -> set[str]:
-        return {image_id for images in self.split_images.values() for image_id in images}
+        ids = set()
+        for images in self.split_images.values():
+            ids.update(images)
+        return ids
 
     @cached_property
     def _named(self) -> dict[str, list[Path]]:
         """Annotation files by name, without those that are found by an image id."""
-        named = defaultdict(list)
+        files_by_name = defaultdict(list)
         for image_id, path in self._files.items():
             if image_id not in self._ids:
-                named[path.stem].append(path)
-        return named
+                files_by_name[path.stem].append(path)
+        return files_by_name
 
     @cached_property
     def _num_images(self) -> Counter[str]:
@@ -194,18 +200,18 @@ class PairedLayout(Layout):
         """Return the annotation file of an image, by its id or else by its name if the name is unique."""
         if image_id in self._files:
             return self._files[image_id]
-        found = self._named.get(path.stem, [])
-        if len(found) > 1:
-            raise ValueError(f"The {self.annotation} of {path} is ambiguous: {found[0]} or {found[1]}.")
-        if not found:
-            where = self.annotations or self.root
-            raise ValueError(f"No {self.annotation} of the same name as {path} found under {where}.")
+        candidates = self._named.get(path.stem, [])
+        if not candidates:
+            folder = self.annotations or self.root
+            raise ValueError(f"No {self.annotation} of the same name as {path} found under {folder}.")
+        if len(candidates) > 1:
+            raise ValueError(f"The {self.annotation} of {path} is ambiguous: {candidates[0]} or {candidates[1]}.")
         if self._num_images[path.stem] > 1:
             raise ValueError(
-                f"{found[0]} is ambiguous, because several images are named {path.stem}, such as {path}. Put it in the "
-                "same subfolders as its image."
+                f"{candidates[0]} is ambiguous, because several images are named {path.stem}, such as {path}. Put it "
+                "in the same subfolders as its image."
             )
-        return found[0]
+        return candidates[0]
 
 
 class ObjectLayout(PairedLayout):
@@ -246,6 +252,7 @@ class ObjectLayout(PairedLayout):
     lists_images: ClassVar[bool] = False
 
     @classmethod
+    @abstractmethod
     def read_objects(cls, annotation: Any, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Read the objects of an image.
 
@@ -257,7 +264,6 @@ class ObjectLayout(PairedLayout):
         Raises:
             ValueError: If the file is invalid; the message names it and the object.
         """
-        raise NotImplementedError
 
     @classmethod
     def match(
@@ -274,25 +280,31 @@ class ObjectLayout(PairedLayout):
         Raises:
             ValueError: If two files have the same name, or no file is found.
         """
-        found_images = images_by_name(images)
+        image_paths = images_by_name(images)
         if annotations is None:
-            return found_images, dict.fromkeys(found_images)
+            return image_paths, dict.fromkeys(image_paths)
         files = files_by_key(annotations, cls.suffix)
         if cls.is_sparse:
-            files = {key: files.get(key, annotations / f"{key}{cls.suffix}") for key in found_images}
-        return found_images, files
+            files_of_images = {}
+            for name in image_paths:
+                files_of_images[name] = files.get(name, annotations / f"{name}{cls.suffix}")
+            files = files_of_images
+        return image_paths, files
 
     def splits(self):
         splits = images_in(self.root, self.image_folders)
-        for path in () if splits else image_files(self.root):
+        if splits:
+            return splits
+        for path in image_files(self.root):
             name = path.relative_to(self.root)
-            splits.setdefault(split_of_path(name), {})[name.with_suffix("").as_posix()] = (path,)
+            images_of_split = splits.setdefault(split_of_path(name), {})
+            images_of_split[name.with_suffix("").as_posix()] = (path,)
         return splits
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        where = self.annotations or self.root
-        base = self.root if where.is_relative_to(self.root) else where
+        annotations = self.annotations or self.root
+        base = self.root if annotations.is_relative_to(self.root) else annotations
 
         def image_id(path: Path) -> str:
             folders = []
@@ -302,11 +314,14 @@ class ObjectLayout(PairedLayout):
                     folders.append(folder)
             return "/".join((*folders, path.stem))
 
-        return files_by_key(where, self.suffix, image_id, within="label")
+        return files_by_key(annotations, self.suffix, image_id, within="label")
 
     def annotation_file(self, image_id: str, path: Path) -> Path | None:
         """Return the annotation file of an image, or `None` if the image is not annotated."""
-        return self._files.get(image_id) or next(iter(self._named.get(path.stem, ())), None)
+        if image_id in self._files:
+            return self._files[image_id]
+        files_of_same_name = self._named.get(path.stem)
+        return files_of_same_name[0] if files_of_same_name else None
 
     def split_list(self, split: str) -> Path | None:
         """Return the file that lists the images of a split, or `None`."""
@@ -318,8 +333,10 @@ class ObjectLayout(PairedLayout):
         for images in self.split_images.values():
             for image_id, (path,) in images.items():
                 annotation = self.annotation_file(image_id, path)
-                if annotation is not None:
-                    names.update(item.label for item in self.read_objects(annotation, path, upright_size(path)))
+                if annotation is None:
+                    continue
+                for item in self.read_objects(annotation, path, upright_size(path)):
+                    names.add(item.label)
         return sorted(names)
 
     def annotate(self, image_id, paths):
@@ -338,12 +355,15 @@ class ObjectLayout(PairedLayout):
         return tuple(regions)
 
     def _region(self, item: AnnotatedObject, size: tuple[int, int]) -> Region | None:
-        if not isinstance(item.label, str) or not item.label:
-            raise ValueError(f"{item.where} needs a class name, got {item.label!r}.")
-        if not all(map(is_number, item.box)) or not (item.area is None or is_number(item.area)):
-            raise ValueError(f"{item.where}: the box {list(item.box)} and its area {item.area} must be finite numbers.")
-        if not isinstance(item.caption, (str, type(None))):
-            raise ValueError(f"{item.where}: the caption must be a text, got {item.caption!r}.")
+        # The box and the area may be infinite, and the label or the caption in a JSON file may be a number.
+        numbers = [*item.box, 0 if item.area is None else item.area]
+        is_finite = all(is_number(number) for number in numbers)
+        is_caption = item.caption is None or isinstance(item.caption, str)
+        if not isinstance(item.label, str) or not item.label or not is_finite or not is_caption:
+            raise ValueError(
+                f"{item.where}: expected a class name, a box and an area of finite numbers and a caption of text, got "
+                f"{item.label!r}, {list(item.box)}, {item.area} and {item.caption!r}."
+            )
         phrase = self.phrase(item.label)
         if phrase is None:
             return None
@@ -354,7 +374,9 @@ class ObjectLayout(PairedLayout):
                 f"{item.where}: the box {list(item.box)} of {item.label!r} has no area inside the image of {width} x "
                 f"{height} pixels."
             )
-        area = box_area(box) if item.area is None else min(item.area, box_area(box))
+        area = box_area(box)
+        if item.area is not None:
+            area = min(item.area, area)
         is_clear = not (item.is_crowd or item.is_difficult)
         return Region(phrase, box, area, item.caption, is_clear)
 

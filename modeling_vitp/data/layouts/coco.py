@@ -3,6 +3,7 @@
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ...images.reading import IMAGE_SUFFIXES, visible_paths
 from ..annotation_files import check_size, is_below, read_annotation, read_flag
@@ -41,44 +42,56 @@ class Coco(ObjectLayout):
         if annotations is None:
             return super().match(root, images, annotations)
         entries = entries_by_name(annotations)
-        found_images = {}
+        image_paths = {}
         for key, (_, entry) in entries.items():
             path = images / entry["file_name"]
             if is_below(root, path) and path.is_file():
-                found_images[key] = path
+                image_paths[key] = path
         has_folders = any("/" in key for key in entries)
-        if not has_folders and len(found_images) < len(entries):
-            found_images = images_by_name(images) | found_images
-        return found_images, entries
+        if not has_folders and len(image_paths) < len(entries):
+            image_paths = {**images_by_name(images), **image_paths}
+        return image_paths, entries
 
     def splits(self):
         splits = {}
         for split, (file, folders) in self._files.items():
-            names = [entry["file_name"] for entry in file.images]
-            splits[split] = {name: (find_file(folders, name),) for name in names}
+            images_of_split = {}
+            for entry in file.images:
+                name = entry["file_name"]
+                images_of_split[name] = (find_file(folders, name),)
+            splits[split] = images_of_split
         return splits
 
     @cached_property
     def _files(self) -> dict[str, tuple["CocoFile", list[Path]]]:
         """Annotation file of each split, and the folders in which its images are searched."""
-        where = self.annotations or self.root
-        candidates = [where] if where.is_file() else visible_paths(where, "*.json")
-        candidates = [path for path in candidates if path.name.startswith("instances")] or candidates
+        location = self.annotations or self.root
+        candidates = [location] if location.is_file() else visible_paths(location, "*.json")
+        instance_files = [path for path in candidates if path.name.startswith("instances")]
         files = {}
-        for path in candidates:
+        for path in instance_files or candidates:
             contents = read_annotation(path)
             if not isinstance(contents, dict) or not {"images", "categories"} <= contents.keys():
                 continue
-            file = CocoFile(path, contents)
             split = split_in(path.stem) or split_in(path.parent.name) or UNSPLIT
             if split in files:
                 raise ValueError(f"{files[split][0].path} and {path} both annotate split {split!r}. Set --annotations.")
-            folders = [self.root, self.root / "images", self.root / "JPEGImages", path.parent]
-            folders += [found for folder in folders for found in sorted(folder.glob(f"{split}*")) if found.is_dir()]
-            files[split] = (file, folders + [folder / "images" for folder in folders[1:]])
+            files[split] = (CocoFile(path, contents), self._image_folders(path, split))
         if not files:
-            raise ValueError(f"No COCO JSON found under {where}.")
+            raise ValueError(f"No COCO JSON found under {location}.")
         return files
+
+    def _image_folders(self, annotation: Path, split: str) -> list[Path]:
+        """Return the folders in which the images of an annotation file are searched, the root first."""
+        base_folders = [self.root, self.root / "images", self.root / "JPEGImages", annotation.parent]
+        folders = list(base_folders)
+        for folder in base_folders:
+            for path in sorted(folder.glob(f"{split}*")):
+                if path.is_dir():
+                    folders.append(path)
+        for folder in folders[1:].copy():
+            folders.append(folder / "images")
+        return folders
 
     @cached_property
     def _entries(self) -> dict[Path, tuple["CocoFile", dict]]:
@@ -95,8 +108,15 @@ class Coco(ObjectLayout):
 
     def class_names(self):
         files = [file for file, _ in self._files.values()]
-        used = set().union(*(file.names_with_objects() for file in files))
-        return list(dict.fromkeys(name for file in files for name in file.categories.values() if name in used))
+        names_with_objects = set()
+        for file in files:
+            names_with_objects |= file.names_with_objects()
+        names = []
+        for file in files:
+            for name in file.categories.values():
+                if name in names_with_objects and name not in names:
+                    names.append(name)
+        return names
 
     def _file(self, image_id, path):
         file, entry = self._entries[path]
@@ -115,7 +135,9 @@ class CocoFile:
 
     def __init__(self, path: Path, contents: dict):
         check_coco(contents, path)
-        self.path, self.images, self.has_annotations = path, contents["images"], "annotations" in contents
+        self.path = path
+        self.images = contents["images"]
+        self.has_annotations = "annotations" in contents
         self.categories = {category["id"]: category["name"] for category in contents["categories"]}
         self._annotations = defaultdict(list)
         for annotation in contents.get("annotations", ()):
@@ -123,8 +145,15 @@ class CocoFile:
 
     def names_with_objects(self) -> set[str]:
         """Return the names of the categories that have annotations."""
-        used = {str(item.get("category_id")) for items in self._annotations.values() for item in items}
-        return {name for index, name in self.categories.items() if str(index) in used}
+        used_ids = set()
+        for annotations in self._annotations.values():
+            for annotation in annotations:
+                used_ids.add(str(annotation.get("category_id")))
+        names = set()
+        for category_id, name in self.categories.items():
+            if str(category_id) in used_ids:
+                names.add(name)
+        return names
 
     def objects(self, entry: dict, image: Path, size: tuple[int, int]) -> list[AnnotatedObject]:
         """Return the objects of an entry of `images`; `size` is the height and width of the file `image`."""
@@ -143,36 +172,43 @@ def coco_object(annotation: dict, names: dict[int | str, str], path: Path | str)
     if not isinstance(category, (int, str)) or category not in names:
         raise ValueError(f"{where}: expected `category_id` to be an id of `categories`, got {category!r}.")
     try:
-        left, top, width, height = sides = read_numbers(annotation["bbox"])
+        sides = read_numbers(annotation["bbox"])
+        left, top, width, height = sides
         box = (left, top, left + width, top + height)
         is_relative = all(0 <= side <= 1 for side in sides) and any(side % 1 for side in sides)
+        if is_relative:
+            raise ValueError("the box is relative to the image")
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{where}: expected `bbox` to be four numbers, got {annotation.get('bbox')!r}.") from error
-    if is_relative:
-        raise ValueError(f"{where}: expected `bbox` in pixels, got {sides}, which is relative to the image.")
+        raise ValueError(
+            f"{where}: expected `bbox` to be four numbers in pixels, got {annotation.get('bbox')!r}."
+        ) from error
     try:
-        area, outline = read_numbers([annotation.get("area"), annotation.get("segmentation") or None])
+        area = read_numbers(annotation.get("area"))
+        segmentation = read_numbers(annotation.get("segmentation") or None)
         is_crowd = read_flag(annotation.get("iscrowd"), "iscrowd")
     except ValueError as error:
         raise ValueError(f"{where}: invalid `iscrowd`, `area` or outline (`segmentation`): {error}") from error
-    label = names[category]
     caption = annotation.get("caption")
+    if isinstance(caption, str) and not caption.strip():
+        caption = None
     return AnnotatedObject(
         where,
-        label,
+        names[category],
         box,
         is_crowd=is_crowd,
         area=area,
-        caption=None if isinstance(caption, str) and not caption.strip() else caption,
-        segmentation=outline,
+        caption=caption,
+        segmentation=segmentation,
     )
 
 
-def read_numbers(values: list) -> list:
+def read_numbers(value: Any) -> Any:
     """Return a nested list in which numbers that are written as text are numbers. Raise a `ValueError` for others."""
-    if isinstance(values, str):
-        return float(values)
-    return [read_numbers(value) for value in values] if isinstance(values, list) else values
+    if isinstance(value, str):
+        return float(value)
+    if isinstance(value, list):
+        return [read_numbers(element) for element in value]
+    return value
 
 
 def check_coco(contents: dict, path: Path) -> None:
@@ -217,15 +253,16 @@ def entries_by_name(path: Path) -> dict[str, tuple[CocoFile, dict]]:
     contents = read_annotation(path)
     if not isinstance(contents, dict) or not {"images", "categories", "annotations"} <= contents.keys():
         raise ValueError(f"Expected COCO JSON with `images`, `categories` and `annotations` in {path}.")
-    file, files = CocoFile(path, contents), {}
-    stems = [file_stem(entry["file_name"]) for entry in file.images]
-    key_of = file_stem if len(set(stems)) == len(stems) else without_suffix
+    file = CocoFile(path, contents)
+    stems = {file_stem(entry["file_name"]) for entry in file.images}
+    key_of = file_stem if len(stems) == len(file.images) else without_suffix
+    entries = {}
     for entry in file.images:
         key = key_of(entry["file_name"])
-        if key in files:
+        if key in entries:
             raise ValueError(f"{path} has two images with the name {key!r}.")
-        files[key] = (file, entry)
-    return files
+        entries[key] = (file, entry)
+    return entries
 
 
 def without_suffix(name: str) -> str:

@@ -21,7 +21,8 @@ from .base import Layout, register_layout
 logger = logging.getLogger(__name__)
 
 DEFAULT_PERCENTILES = (1.0, 99.0)
-FIRST_CHANNEL, FURTHER_CHANNEL = "_0000", re.compile(r"_(?!0000)\d{4}$")  # Suffixes of nnU-Net's file names.
+FIRST_CHANNEL = "_0000"  # Suffix of nnU-Net's file names.
+FURTHER_CHANNEL = re.compile(r"_(?!0000)\d{4}$")
 
 
 @register_layout("volumes")
@@ -43,7 +44,8 @@ class Volumes(Layout):
 
     subject = "regions"
     options = ("plane", "intensities", "percentiles")
-    image_folders, mask_folders = ("images", "image"), ("masks", "mask", "labels", "label")
+    image_folders = ("images", "image")
+    mask_folders = ("masks", "mask", "labels", "label")
 
     @classmethod
     def matches(cls, root):
@@ -65,12 +67,15 @@ class Volumes(Layout):
         if intensities is None and percentiles is None:
             percentiles = DEFAULT_PERCENTILES
         check_cut(plane, intensities, percentiles)
-        window, percentiles = (None if pair is None else tuple(pair) for pair in (intensities, percentiles))
-        self.plane, self.cut = plane, (plane, window, percentiles)
+        self.plane = plane
+        self.intensities = None if intensities is None else tuple(intensities)
+        self.percentiles = None if percentiles is None else tuple(percentiles)
 
     def splits(self):
-        volumes = volumes_in(self.root, self.image_folders)
-        return {split: {case: (path,) for case, path in cases.items()} for split, cases in volumes.items()}
+        splits = {}
+        for split, volumes in volumes_in(self.root, self.image_folders).items():
+            splits[split] = {case: (path,) for case, path in volumes.items()}
+        return splits
 
     @cached_property
     def _masks(self) -> dict[str, dict[str, Path]]:
@@ -78,12 +83,14 @@ class Volumes(Layout):
 
     def default_names(self):
         values: set[str] = set()
-        for path in (path for cases in self._masks.values() for path in cases.values()):
-            with suppress(Exception):  # Reading the labels reports the mask, if its volume is used.
-                volume = open_volume(path)
-                for index in range(volume.number(self.plane)):
-                    numbers = whole_numbers(volume.cut(self.plane, index), path)
-                    values.update(mask_key(value, False) for value in np.unique(numbers).tolist())
+        for masks in self._masks.values():
+            for path in masks.values():
+                with suppress(Exception):  # Reading the labels reports the mask, if its volume is used.
+                    volume = open_volume(path)
+                    for index in range(volume.number(self.plane)):
+                        numbers = whole_numbers(volume.cut(self.plane, index), path)
+                        for value in np.unique(numbers).tolist():
+                            values.add(mask_key(value, False))
         return names_of_values(values)
 
     def case(self, path):
@@ -94,19 +101,30 @@ class Volumes(Layout):
         mask_path = self._masks.get(split_of_path(path.relative_to(self.root)), {}).get(image_id)
         if mask_path is None:
             raise ValueError(f"No mask of the same name as {path} found.")
-        slices, images = open_slices(path, mask_path, *self.cut), []
+        slices = self._slices(path, mask_path)
+        images = []
         for index in range(len(slices)):
             mask = partial(self._labels, path, mask_path, index)
-            name, picture = f"{image_id}/{self.plane}_{index:04d}", partial(self._picture, path, mask_path, index)
-            images.append(AnnotatedImage(name, paths, slices.size, regions_of(mask()), mask=mask, picture=picture))
+            image = AnnotatedImage(
+                f"{image_id}/{self.plane}_{index:04d}",
+                paths,
+                slices.size,
+                regions_of(mask()),
+                mask=mask,
+                picture=partial(self._picture, path, mask_path, index),
+            )
+            images.append(image)
         return images
 
+    def _slices(self, path: Path, mask_path: Path) -> VolumeSlices:
+        return open_slices(path, mask_path, self.plane, self.intensities, self.percentiles)
+
     def _labels(self, path: Path, mask_path: Path, index: int) -> LabelMap:
-        values = open_slices(path, mask_path, *self.cut).mask(index).astype(np.int64)
+        values = self._slices(path, mask_path).mask(index).astype(np.int64)
         return number_classes(values, False, self.names, mask_path)
 
     def _picture(self, path: Path, mask_path: Path, index: int) -> Image.Image:
-        return open_slices(path, mask_path, *self.cut).image(index)
+        return self._slices(path, mask_path).image(index)
 
 
 @lru_cache(maxsize=1)
@@ -118,28 +136,57 @@ def open_slices(path: Path, mask: Path, plane: str, intensities: tuple, percenti
 def volumes_in(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Path]]:
     """Return the files or folders of volumes in all folders with one of these names, by split and case."""
     splits = defaultdict(dict)
-    names = {*names, *(name for name in NNUNET_FOLDERS if name.startswith(names))}
-    folders = (Path(folder, name) for folder, children, _ in os.walk(root) for name in children)
-    for folder in sorted(folder for folder in folders if folder.name.lower() in names):
+    folder_names = set(names)
+    for name in NNUNET_FOLDERS:
+        if name.startswith(names):
+            folder_names.add(name)
+    folders = []
+    for parent, children, _ in os.walk(root):
+        for child in children:
+            if child.lower() in folder_names:
+                folders.append(Path(parent, child))
+    for folder in sorted(folders):
         paths = sorted(folder.iterdir())
         if folder.name.lower() in NNUNET_FOLDERS:
             paths = first_channels(paths)
         for path in paths:
-            is_nifti = path.is_file() and path.name.lower().endswith(NIFTI)
-            if is_nifti or (path.is_dir() and any(file.is_file() and is_dicom_file(file) for file in path.iterdir())):
-                other = splits[split_of_path(path.relative_to(root))].setdefault(case_of(path), path)
-                if other != path:
-                    raise ValueError(f"{other} and {path} have the same name.")
+            if is_volume(path):
+                volumes_of_split = splits[split_of_path(path.relative_to(root))]
+                first_path = volumes_of_split.setdefault(case_of(path), path)
+                if first_path != path:
+                    raise ValueError(f"{first_path} and {path} have the same name.")
     return dict(splits)
+
+
+def is_volume(path: Path) -> bool:
+    """Return whether a path is a NIfTI file, or a folder with a DICOM file."""
+    if path.is_file():
+        return path.name.lower().endswith(NIFTI)
+    if not path.is_dir():
+        return False
+    return any(file.is_file() and is_dicom_file(file) for file in path.iterdir())
 
 
 def first_channels(paths: Sequence[Path]) -> list[Path]:
     """Return the paths without the additional channels of volumes, `CASE_0001` etc.; log these channels."""
-    cases = {name.removesuffix(FIRST_CHANNEL) for name in map(bare_name, paths) if name.endswith(FIRST_CHANNEL)}
-    further = [path for path in paths if FURTHER_CHANNEL.sub("", name := bare_name(path)) in cases - {name}]
-    if further:
-        logger.warning("%s and %d more channels are ignored: only the first is used.", further[0], len(further) - 1)
-    return sorted(set(paths) - set(further))
+    cases = set()
+    for path in paths:
+        name = bare_name(path)
+        if name.endswith(FIRST_CHANNEL):
+            cases.add(name.removesuffix(FIRST_CHANNEL))
+    further_channels = []
+    for path in paths:
+        name = bare_name(path)
+        case = FURTHER_CHANNEL.sub("", name)
+        if case != name and case in cases:
+            further_channels.append(path)
+    if further_channels:
+        logger.warning(
+            "%s and %d more channels are ignored: only the first is used.",
+            further_channels[0],
+            len(further_channels) - 1,
+        )
+    return sorted(set(paths) - set(further_channels))
 
 
 def case_of(path: Path) -> str:
@@ -148,5 +195,7 @@ def case_of(path: Path) -> str:
 
 
 def bare_name(path: Path) -> str:
-    suffix = next((suffix for suffix in NIFTI[::-1] if path.name.lower().endswith(suffix)), "")
-    return path.name[: len(path.name) - len(suffix)]
+    for suffix in reversed(NIFTI):
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name

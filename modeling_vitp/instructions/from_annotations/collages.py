@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +25,11 @@ from ...image_decoding import PIL_8BIT_MODES
 from ...images.reading import Window
 from ...vrl import keyed_generator
 from .encoding import JPEG_QUALITY, scene_of
+from .questions import draw_integer, pick
 
 CHUNK = 512  # Collages in memory at a time. A scene is opened once for all of them.
 KEY = "collage"  # Key of the text in a PNG; a JPEG has the text as its comment.
+NO_TURN = (False, False, False)  # Orientation of the image itself.
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,24 @@ class Crop:
 
     @property
     def side(self) -> int:
-        return self.window[2] - self.window[0]
+        _, width = self.size
+        return width
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels. Only squares are turned."""
-        left, top, right, bottom = self.window
-        return bottom - top, right - left
+        x0, y0, x1, y1 = self.window
+        return y1 - y0, x1 - x0
 
     def turn_picture(self, scene: Image.Image) -> Image.Image:
         """Return the crop of a Pillow image of the whole scene."""
-        return Image.fromarray(self.orient(np.asarray(scene.crop(self.window).convert("RGB"))))
+        picture = scene.crop(self.window).convert("RGB")
+        return Image.fromarray(self.orient(np.asarray(picture)))
 
     def turn_numbers(self, numbers: np.ndarray) -> np.ndarray:
         """Return the crop of an array of shape `(height, width)` of the whole image."""
-        left, top, right, bottom = self.window
-        return self.orient(numbers[top:bottom, left:right])
+        x0, y0, x1, y1 = self.window
+        return self.orient(numbers[y0:y1, x0:x1])
 
     def orient(self, pixels: np.ndarray) -> np.ndarray:
         """Return the pixels of the window, of shape `(height, width, ...)`, in the orientation of the crop."""
@@ -63,17 +68,20 @@ class Crop:
             pixels = pixels.swapaxes(0, 1)
         if flips_x:
             pixels = pixels[:, ::-1]
-        return pixels[::-1] if flips_y else pixels
+        if flips_y:
+            pixels = pixels[::-1]
+        return pixels
 
     def turn_box(self, box: Box) -> Box:
         """Return a box in the oriented crop, from a box in pixels of the window."""
-        is_transposed, *flips = self.turn
-        left, top, right, bottom = box
-        spans = [(top, bottom), (left, right)] if is_transposed else [(left, right), (top, bottom)]
-        (x0, x1), (y0, y1) = [
-            (self.side - high, self.side - low) if is_flipped else (low, high)
-            for (low, high), is_flipped in zip(spans, flips)
-        ]
+        is_transposed, flips_x, flips_y = self.turn
+        x0, y0, x1, y1 = box
+        if is_transposed:
+            y0, x0, y1, x1 = box
+        if flips_x:
+            x0, x1 = self.side - x1, self.side - x0
+        if flips_y:
+            y0, y1 = self.side - y1, self.side - y0
         return x0, y0, x1, y1
 
 
@@ -85,7 +93,11 @@ class Collage(AnnotatedImage):
 
 
 def draw_collages(
-    images: Sequence[AnnotatedImage], number: int, size: int, grids: Sequence[int], seed: int
+    images: Sequence[AnnotatedImage],
+    number: int,
+    size: int,
+    grids: Sequence[int],
+    seed: int,
 ) -> list[Collage]:
     """Draw collages of N x N crops.
 
@@ -103,45 +115,107 @@ def draw_collages(
     """
     if number == 0:
         return []
-    weights = {}
+    position_counts = {}
     for grid in grids:
-        fits = [max(image.size[0] - size // grid + 1, 0) * max(image.size[1] - size // grid + 1, 0) for image in images]
-        weights[grid] = torch.tensor(fits, dtype=torch.float64)
-        if size < grid or not weights[grid].any():
+        position_counts[grid] = count_positions(images, size // grid)
+        if size < grid or not position_counts[grid].any():
             raise ValueError(f"All images are smaller than a crop of {size // grid} pixels. Reduce collage_size.")
 
-    drawn = []
+    crops_of_collages = []
     for index in range(number):
         generator = keyed_generator(seed, "collage", index)
-        grid = grids[torch.randint(len(grids), (), generator=generator).item()]
-        chosen = torch.multinomial(weights[grid], grid * grid, replacement=True, generator=generator).tolist()
-        drawn.append([draw_crop(images[choice], size // grid, generator) for choice in chosen])
-    labels = compose_labels(drawn) if images[0].mask is not None else [None] * number
+        grid = pick(grids, generator)
+        crops = draw_crops(
+            images,
+            position_counts[grid],
+            grid=grid,
+            side=size // grid,
+            generator=generator,
+        )
+        crops_of_collages.append(crops)
+    if images[0].mask is not None:
+        label_maps = compose_labels(crops_of_collages)
+    else:
+        label_maps = [None] * number
     boxes = {image.id: boxes_of(image) for image in images}
-    return [make_collage(f"collages/{index:06}", *parts, boxes) for index, parts in enumerate(zip(drawn, labels))]
+    collages = []
+    for crops, label_map in zip(crops_of_collages, label_maps):
+        collage_id = f"collages/{len(collages):06}"
+        collages.append(make_collage(collage_id, crops, label_map, boxes))
+    return collages
+
+
+def count_positions(images: Sequence[AnnotatedImage], side: int) -> torch.Tensor:
+    """Return the number of positions of a square in each image, float64 `(num_images,)`."""
+    counts = []
+    for image in images:
+        height, width = image.size
+        rows = max(height - side + 1, 0)
+        columns = max(width - side + 1, 0)
+        counts.append(rows * columns)
+    return torch.tensor(counts, dtype=torch.float64)
+
+
+def draw_crops(
+    images: Sequence[AnnotatedImage],
+    position_counts: torch.Tensor,
+    grid: int,
+    side: int,
+    generator: torch.Generator,
+    turn: bool = True,
+) -> list[Crop]:
+    """Draw the crops of a collage of `grid` x `grid` squares, each from an image with the weight of its positions."""
+    indices = torch.multinomial(position_counts, grid * grid, replacement=True, generator=generator)
+    return [draw_crop(images[index], side, generator, turn) for index in indices.tolist()]
 
 
 def boxes_of(image: AnnotatedImage) -> np.ndarray:
     """Return the boxes of the regions of an image, float64 `(num_regions, 4)`."""
-    return np.array([region.box for region in image.regions], dtype=np.float64).reshape(-1, 4)
+    boxes = [region.box for region in image.regions]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-def draw_crop(image: AnnotatedImage, side: int, generator: torch.Generator, turn: bool = True) -> Crop:
+def draw_crop(
+    image: AnnotatedImage,
+    side: int,
+    generator: torch.Generator,
+    turn: bool = True,
+) -> Crop:
     """Draw a square of an image at a random position, and in a random orientation if `turn` is true."""
-    top, left = (torch.randint(length - side + 1, (), generator=generator).item() for length in image.size)
-    turns = torch.randint(2, (3,), generator=generator).bool().tolist() if turn else (False, False, False)
-    return Crop(image, (left, top, left + side, top + side), tuple(turns))
+    height, width = image.size
+    y = draw_integer(height - side + 1, generator)
+    x = draw_integer(width - side + 1, generator)
+    orientation = NO_TURN
+    if turn:
+        bits = torch.randint(2, (3,), generator=generator)
+        orientation = tuple(bits.bool().tolist())
+    window = (x, y, x + side, y + side)
+    return Crop(image, window, orientation)
 
 
 def corners_of(crops: Sequence[Crop]) -> list[tuple[int, int]]:
     """Return the left and the top of each crop in the collage."""
     columns = round(len(crops) ** 0.5)
     height, width = crops[0].size
-    return [(width * (index % columns), height * (index // columns)) for index in range(len(crops))]
+    corners = []
+    for index in range(len(crops)):
+        row, column = divmod(index, columns)
+        corners.append((column * width, row * height))
+    return corners
+
+
+def size_of_collage(crops: Sequence[Crop]) -> tuple[int, int]:
+    """Return height and width of the collage of crops."""
+    columns = round(len(crops) ** 0.5)
+    height, width = crops[0].size
+    return columns * height, columns * width
 
 
 def make_collage(
-    collage_id: str, crops: list[Crop], labels: LabelMap | None, boxes: Mapping[str, np.ndarray]
+    collage_id: str,
+    crops: list[Crop],
+    labels: LabelMap | None,
+    boxes: Mapping[str, np.ndarray],
 ) -> Collage:
     """Return a collage with the regions of its crops.
 
@@ -150,54 +224,96 @@ def make_collage(
         labels: label map of the collage, if the images have masks.
         boxes: boxes of the regions of each image, by its id, float64 `(num_regions, 4)`.
     """
-    corners = corners_of(crops)
-    height, width = crops[0].size
-    size = (corners[-1][1] + height, corners[-1][0] + width)
+    size = size_of_collage(crops)
     if labels is not None:
-        return Collage(collage_id, (), size, regions_of(labels), mask=lambda: labels, crops=tuple(crops))
-    regions, slivers = [], []
-    for crop, corner in zip(crops, corners):
-        low, high = boxes[crop.image.id][:, :2], boxes[crop.image.id][:, 2:]
-        is_near = (low < crop.window[2:]).all(axis=1) & (high > crop.window[:2]).all(axis=1)
-        near = tuple(crop.image.regions[index] for index in np.flatnonzero(is_near).tolist())
-        window = window_of(dataclasses.replace(crop.image, regions=near), crop.window)
-        if len(crops) > 1:  # A caption may mention other regions of its image.
-            window = dataclasses.replace(
-                window, regions=tuple(dataclasses.replace(region, caption=None) for region in window.regions)
-            )
-        regions += [move_region(region, crop, corner) for region in window.regions]
-        slivers += [move_region(region, crop, corner) for region in window.slivers]
-    return Collage(collage_id, (), size, tuple(regions), slivers=tuple(slivers), crops=tuple(crops))
+        return Collage(
+            collage_id,
+            paths=(),
+            size=size,
+            regions=regions_of(labels),
+            mask=lambda: labels,
+            crops=tuple(crops),
+        )
+    regions = []
+    slivers = []
+    for crop, corner in zip(crops, corners_of(crops)):
+        window = window_of_crop(crop, boxes[crop.image.id])
+        for region in window.regions:
+            if len(crops) > 1:  # A caption may mention other regions of its image.
+                region = dataclasses.replace(region, caption=None)
+            regions.append(move_region(region, crop, corner))
+        for sliver in window.slivers:
+            slivers.append(move_region(sliver, crop, corner))
+    return Collage(
+        collage_id,
+        paths=(),
+        size=size,
+        regions=tuple(regions),
+        slivers=tuple(slivers),
+        crops=tuple(crops),
+    )
+
+
+def window_of_crop(crop: Crop, boxes: np.ndarray) -> AnnotatedImage:
+    """Return the window of a crop with its regions, before it is turned.
+
+    Args:
+        boxes: boxes of the regions of the crop's image, float64 `(num_regions, 4)`.
+    """
+    # Most regions of a large image lie outside of the window. The array finds them faster than `window_of`.
+    x0, y0, x1, y1 = crop.window
+    overlaps_in_x = (boxes[:, 0] < x1) & (boxes[:, 2] > x0)
+    overlaps_in_y = (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+    regions = []
+    for index in np.flatnonzero(overlaps_in_x & overlaps_in_y):
+        regions.append(crop.image.regions[index])
+    image = dataclasses.replace(crop.image, regions=tuple(regions))
+    return window_of(image, crop.window)
 
 
 def move_region(region: Region, crop: Crop, corner: tuple[int, int]) -> Region:
     """Return a region of a crop's window in the collage."""
-    (left, top, right, bottom), (x, y) = crop.turn_box(region.box), corner
-    return dataclasses.replace(region, box=(left + x, top + y, right + x, bottom + y))
+    x0, y0, x1, y1 = crop.turn_box(region.box)
+    x, y = corner
+    box = (x0 + x, y0 + y, x1 + x, y1 + y)
+    return dataclasses.replace(region, box=box)
 
 
-def compose_labels(drawn: Sequence[Sequence[Crop]]) -> list[LabelMap]:
+def compose_labels(crops_of_collages: Sequence[Sequence[Crop]]) -> list[LabelMap]:
     """Return the label map of each collage; each mask is read once."""
-    canvases, phrases = [], ()
-    for crops in drawn:
-        columns = round(len(crops) ** 0.5)
-        height, width = crops[0].size
-        canvases.append(np.zeros((columns * height, columns * width), dtype=np.uint16))
-    for image, uses in by_image(drawn):
+    canvases = [np.zeros(size_of_collage(crops), dtype=np.uint16) for crops in crops_of_collages]
+    phrases = ()
+    for image, placements in placements_by_image(crops_of_collages):
         numbers, phrases = image.mask()
-        for index, crop, (x, y) in uses:
-            height, width = crop.size
-            canvases[index][y : y + height, x : x + width] = crop.turn_numbers(numbers)
+        for placement in placements:
+            x, y = placement.corner
+            height, width = placement.crop.size
+            canvas = canvases[placement.collage_index]
+            canvas[y : y + height, x : x + width] = placement.crop.turn_numbers(numbers)
     return [LabelMap(canvas, phrases) for canvas in canvases]
 
 
-def by_image(drawn: Sequence[Sequence[Crop]]) -> Iterable[tuple[AnnotatedImage, list]]:
-    """Return each image with its crops: index of the collage, crop, and position (left, top) in the collage."""
-    uses = defaultdict(list)
-    for index, crops in enumerate(drawn):
+class Placement(NamedTuple):
+    """Crop at its position in one of several collages."""
+
+    collage_index: int
+    crop: Crop
+    corner: tuple[int, int]
+    """Left and top of the crop in the collage."""
+
+
+def placements_by_image(
+    crops_of_collages: Sequence[Sequence[Crop]],
+) -> Iterator[tuple[AnnotatedImage, list[Placement]]]:
+    """Yield each image, in the order of their ids, with the placements of its crops."""
+    placements_by_id = defaultdict(list)
+    for index, crops in enumerate(crops_of_collages):
         for crop, corner in zip(crops, corners_of(crops)):
-            uses[crop.image.id].append((index, crop, corner))
-    return ((crops[0][1].image, crops) for _, crops in sorted(uses.items()))
+            placement = Placement(index, crop, corner)
+            placements_by_id[crop.image.id].append(placement)
+    for image_id in sorted(placements_by_id):
+        placements = placements_by_id[image_id]
+        yield placements[0].crop.image, placements
 
 
 def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
@@ -208,27 +324,46 @@ def encode_collages(collages: Iterable[Collage]) -> Iterator[list[dict]]:
     """
     collages = iter(collages)
     while chunk := list(islice(collages, CHUNK)):
-        canvases = [Image.new("RGB", collage.size[::-1]) for collage in chunk]
-        are_jpegs = [True] * len(chunk)
-        for image, uses in by_image([collage.crops for collage in chunk]):
-            scene, is_jpeg = scene_of(image, image.paths[0])
-            if scene.mode not in PIL_8BIT_MODES:
-                raise ValueError(f"{image.paths[0]}: collages need 8-bit images, got mode {scene.mode}.")
-            for index, crop, corner in uses:
-                canvases[index].paste(crop.turn_picture(scene), corner)
-                are_jpegs[index] &= is_jpeg
-        for collage, canvas, is_jpeg in zip(chunk, canvases, are_jpegs):
-            stated = [
-                {"image": crop.image.id, "window": list(crop.window), "turn": [int(part) for part in crop.turn]}
-                for crop in collage.crops
-            ]
-            name = f"{collage.id.rpartition('/')[2]}.{'jpg' if is_jpeg else 'png'}"
-            yield [{"bytes": encode_collage(canvas, stated, is_jpeg), "path": name}]
+        for collage, (canvas, is_jpeg) in zip(chunk, paint_collages(chunk)):
+            metadata = [describe_crop(crop) for crop in collage.crops]
+            content = encode_collage(canvas, metadata, is_jpeg)
+            _, _, stem = collage.id.rpartition("/")
+            suffix = "jpg" if is_jpeg else "png"
+            yield [{"bytes": content, "path": f"{stem}.{suffix}"}]
+
+
+def paint_collages(collages: Sequence[Collage]) -> list[tuple[Image.Image, bool]]:
+    """Return the picture of each collage, and whether all of its crops are from JPEGs. Each scene is opened once."""
+    canvases = []
+    for collage in collages:
+        height, width = collage.size
+        canvases.append(Image.new("RGB", (width, height)))
+    are_jpegs = [True] * len(collages)
+    for image, placements in placements_by_image([collage.crops for collage in collages]):
+        scene, is_jpeg = scene_of(image, image.paths[0])
+        if scene.mode not in PIL_8BIT_MODES:
+            raise ValueError(f"{image.paths[0]}: collages need 8-bit images, got mode {scene.mode}.")
+        for placement in placements:
+            picture = placement.crop.turn_picture(scene)
+            canvases[placement.collage_index].paste(picture, placement.corner)
+            if not is_jpeg:
+                are_jpegs[placement.collage_index] = False
+    return list(zip(canvases, are_jpegs))
+
+
+def describe_crop(crop: Crop) -> dict:
+    """Return the metadata of a crop."""
+    return {
+        "image": crop.image.id,
+        "window": list(crop.window),
+        "turn": list(map(int, crop.turn)),
+    }
 
 
 def encode_collage(picture: Image.Image, crops: list[dict], as_jpeg: bool) -> bytes:
     """Encode a collage; its metadata lists the crops in reading order, each with `image`, `window` and `turn`."""
-    text, buffer = json.dumps({KEY: crops}), io.BytesIO()
+    text = json.dumps({KEY: crops})
+    buffer = io.BytesIO()
     if as_jpeg:
         picture.save(buffer, format="JPEG", quality=JPEG_QUALITY, comment=text)
     else:
@@ -245,7 +380,10 @@ def stated_crops(image: Image.Image) -> list[dict]:
         crops = json.loads(text)[KEY]
     except (ValueError, TypeError, KeyError, RecursionError):
         return []
-    return crops if isinstance(crops, list) and round(len(crops) ** 0.5) ** 2 == len(crops) else []
+    if not isinstance(crops, list):
+        return []
+    columns = round(len(crops) ** 0.5)
+    return crops if columns**2 == len(crops) else []
 
 
 def split_collage(image: Image.Image) -> list[Image.Image]:
@@ -253,6 +391,13 @@ def split_collage(image: Image.Image) -> list[Image.Image]:
     columns = round(len(stated_crops(image)) ** 0.5)
     if columns == 0 or min(image.size) < columns:
         return []
-    width, height = (length // columns for length in image.size)
-    corners = [(column * width, row * height) for row in range(columns) for column in range(columns)]
-    return [image.crop((left, top, left + width, top + height)) for left, top in corners]
+    width = image.width // columns
+    height = image.height // columns
+    crops = []
+    for row in range(columns):
+        for column in range(columns):
+            x = column * width
+            y = row * height
+            window = (x, y, x + width, y + height)
+            crops.append(image.crop(window))
+    return crops

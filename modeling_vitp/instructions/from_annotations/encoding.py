@@ -14,7 +14,11 @@ from ...data.annotations import AnnotatedImage
 from ...image_decoding import is_reduced
 from ...images.reading import Window, is_dicom_file, is_tiff, open_raster, read_errors, read_picture
 
-PNG_TYPES = {(1, "uint8"), (3, "uint8"), (1, "uint16")}  # Bands and dtype of TIFFs that PNG can store.
+PNG_TYPES = {  # Bands and dtype of TIFFs that PNG can store.
+    (1, "uint8"),
+    (3, "uint8"),
+    (1, "uint16"),
+}
 JPEG_QUALITY = 95
 
 
@@ -24,34 +28,51 @@ def image_bytes(image: AnnotatedImage) -> list[dict]:
     The window of a JPEG is a JPEG. The window of a TIFF is a TIFF if PNG cannot store its bands or depth. Other windows
     are PNGs. Slices of DICOM files and volumes are stored as PNG, without the metadata about the patient.
     """
-    encoded = []
-    for path in image.paths:
-        if image.window is None and image.picture is None and not is_dicom_file(path):
-            encoded.append({"bytes": path.read_bytes(), "path": path.name})
-            continue
-        if image.window is not None and is_tiff(path) and (content := tiff_window(path, image.window)) is not None:
-            encoded.append({"bytes": content, "path": f"{path.stem}.tif"})
-            continue
-        scene, is_jpeg = scene_of(image, path)
-        buffer = io.BytesIO()
-        part = scene if image.window is None else scene.crop(image.window)
-        part.save(buffer, format="JPEG" if is_jpeg else "PNG", quality=JPEG_QUALITY)
-        name = path.stem if image.picture is None else image.id.replace("/", "_")
-        encoded.append({"bytes": buffer.getvalue(), "path": f"{name}.{'jpg' if is_jpeg else 'png'}"})
-    return encoded
+    return [encode_file(image, path) for path in image.paths]
+
+
+def encode_file(image: AnnotatedImage, path: Path) -> dict:
+    """Return one of the files of an image, see [`image_bytes`]."""
+    is_stored_image = image.window is None and image.picture is None
+    if is_stored_image and not is_dicom_file(path):
+        return {"bytes": path.read_bytes(), "path": path.name}
+    if image.window is not None and is_tiff(path):
+        content = tiff_window(path, image.window)
+        if content is not None:
+            return {"bytes": content, "path": f"{path.stem}.tif"}
+    picture, is_jpeg = scene_of(image, path)
+    if image.window is not None:
+        picture = picture.crop(image.window)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG" if is_jpeg else "PNG", quality=JPEG_QUALITY)
+    if image.picture is None:
+        stem = path.stem
+    else:
+        stem = image.id.replace("/", "_")
+    suffix = "jpg" if is_jpeg else "png"
+    return {"bytes": buffer.getvalue(), "path": f"{stem}.{suffix}"}
 
 
 def tiff_window(path: Path, window: Window) -> bytes | None:
     """Return a window of a TIFF as TIFF, or `None` if PNG can store the window and Pillow can decode the file."""
-    left, top, right, bottom = window
+    x0, y0, x1, y1 = window
     with read_errors(path), open_raster(path) as scene, rasterio.MemoryFile() as memory, warnings.catch_warnings():
-        if (scene.count, scene.dtypes[0]) in PNG_TYPES and opens(path):
+        dtype = scene.dtypes[0]
+        if (scene.count, dtype) in PNG_TYPES and opens(path):
             return None
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        kept = {"count": scene.count, "dtype": scene.dtypes[0], "nodata": scene.nodata, "compress": "deflate"}
-        with memory.open(driver="GTiff", height=bottom - top, width=right - left, **kept) as file:
+        with memory.open(
+            driver="GTiff",
+            height=y1 - y0,
+            width=x1 - x0,
+            count=scene.count,
+            dtype=dtype,
+            nodata=scene.nodata,
+            compress="deflate",
+        ) as file:
             file.colorinterp = scene.colorinterp  # by default, GDAL marks a fourth 8-bit band as transparency
-            file.write(scene.read(window=((top, bottom), (left, right))))
+            pixels = scene.read(window=((y0, y1), (x0, x1)))
+            file.write(pixels)
             file.descriptions = scene.descriptions
             if ColorInterp.palette in scene.colorinterp:
                 file.write_colormap(1, scene.colormap(1))
@@ -69,7 +90,9 @@ def opens(path: Path) -> bool:
 
 def scene_of(image: AnnotatedImage, path: Path) -> tuple[Image.Image, bool]:
     """Return the Pillow image of the whole scene, and whether it is a JPEG."""
-    return open_scene(path) if image.picture is None else (image.picture(), False)
+    if image.picture is not None:
+        return image.picture(), False
+    return open_scene(path)
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,5 @@
 """Views of labeled images as files with masks of their classes, as a segmentation data set to probe a backbone with."""
 
-import itertools
-import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from ...images.pixels import IMAGE_PROCESSOR, ColorJitter, to_pixels
 from ...vrl import keyed_generator
 from .collages import Collage
 from .drawing import DrawnInstructions, encode_picture
-from .questions import covered_by_class
+from .questions import covered_by_class, pixels_in
 
 MOST_VIEWS = 200  # Of the training images, and of the test images.
 MOST_CLASSES = IGNORE_INDEX - 1  # Of a mask with 8 bits, beside the background.
@@ -44,30 +42,53 @@ def write_views(
         Names of the classes, "background" first.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    names = [name for name, _ in Counter(drawn.asker.vocabulary).most_common(MOST_CLASSES)]
-    number = max(MOST_VIEWS // len(drawn.images), 1)
-    train = spread(drawn.images, MOST_VIEWS)
-    views = {"train": [], "test": []}
-    for image in train:
-        for repeat in range(number):
-            generator = keyed_generator(seed, image.id, repeat, "probe")
-            views["train"].append(drawn.draw_view(image, generator, is_mosaic_allowed=False))
-    windows = itertools.chain.from_iterable(drawn.fixed_views(image, 0) for image in test_images)
-    views["test"] = spread(list(windows), MOST_VIEWS)
+    frequencies = Counter(drawn.asker.vocabulary)
+    names = [name for name, _ in frequencies.most_common(MOST_CLASSES)]
     jitter = None if color_jitter is None else ColorJitter(**color_jitter)
-    for split, of_split in views.items():
-        for kind in ("images", "masks"):
-            (folder / split / kind).mkdir(parents=True)
-        for index, view in enumerate(of_split):
-            picture = drawn.scenes.render(view)[0]
-            if split == "train" and jitter is not None and isinstance(picture, Image.Image):
-                generator = keyed_generator(seed, index, "probe colors")
-                picture = to_pil_image(jitter([to_pixels(picture, None)], IMAGE_PROCESSOR, generator)[0])
-            content = encode_picture(picture)["bytes"]
-            suffix = "png" if content.startswith(b"\x89PNG") else "tif"
-            (folder / split / "images" / f"{index:06}.{suffix}").write_bytes(content)
-            Image.fromarray(class_mask(view, names)).save(folder / split / "masks" / f"{index:06}.png")
+
+    train_folder = create_folders(folder / "train")
+    for index, view in enumerate(training_views(drawn, seed)):
+        picture = drawn.scenes.render(view)[0]
+        if jitter is not None and isinstance(picture, Image.Image):
+            generator = keyed_generator(seed, index, "probe colors")
+            (pixels,) = jitter([to_pixels(picture, None)], IMAGE_PROCESSOR, generator)
+            picture = to_pil_image(pixels)
+        write_view(train_folder, index, picture, class_mask(view, names))
+
+    test_folder = create_folders(folder / "test")
+    windows = []
+    for image in test_images:
+        windows += drawn.fixed_views(image, overlap=0)
+    for index, view in enumerate(spread(windows, MOST_VIEWS)):
+        picture = drawn.scenes.render(view)[0]
+        write_view(test_folder, index, picture, class_mask(view, names))
     return ["background", *names]
+
+
+def training_views(drawn: DrawnInstructions, seed: int) -> list[Collage]:
+    """Draw about `MOST_VIEWS` views, the same number of each of the images that are spread over the training images."""
+    repeats = max(MOST_VIEWS // len(drawn.images), 1)
+    views = []
+    for image in spread(drawn.images, MOST_VIEWS):
+        for repeat in range(repeats):
+            generator = keyed_generator(seed, image.id, repeat, "probe")
+            views.append(drawn.draw_view(image, generator, is_mosaic_allowed=False))
+    return views
+
+
+def create_folders(folder: Path) -> Path:
+    """Create the folders of the images and masks of a split, and return the folder of the split."""
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True)
+    return folder
+
+
+def write_view(folder: Path, index: int, picture: Image.Image | np.ndarray, mask: np.ndarray) -> None:
+    """Write the picture and the mask of a view to the folder of its split."""
+    content = encode_picture(picture)["bytes"]
+    suffix = "png" if content.startswith(b"\x89PNG") else "tif"
+    (folder / "images" / f"{index:06}.{suffix}").write_bytes(content)
+    Image.fromarray(mask).save(folder / "masks" / f"{index:06}.png")
 
 
 def class_mask(view: Collage, names: Sequence[str]) -> np.ndarray:
@@ -83,9 +104,10 @@ def class_mask(view: Collage, names: Sequence[str]) -> np.ndarray:
             num_classes += covered
         else:
             num_classes[covered] = 2
-    for region in view.visible:
-        if not region.is_clear and view.mask is None:
-            left, top, right, bottom = (math.ceil(end - 0.5) for end in region.box)
-            num_classes[top:bottom, left:right] = 2
+    if view.mask is None:
+        for region in view.visible:
+            if not region.is_clear:
+                rows, columns = pixels_in(region.box)
+                num_classes[rows, columns] = 2
     mask[num_classes > 1] = IGNORE_INDEX
     return mask

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,24 +34,8 @@ def open_layout(root: str | Path, options: Any) -> Layout:
         ValueError: If the folder has no known layout, or the layout does not have one of the options.
     """
     root = absolute(root)
-    name = options.layout or recognize_layout(root)
-    if name is None:
-        raise ValueError(
-            f"Expected labeled images in {root} in one of the layouts {', '.join(LAYOUTS)}, found none of them. See "
-            "recipes/make_instructions.md for their files."
-        )
-    if name not in LAYOUTS:
-        raise ValueError(f"Unknown layout {name!r}. Known: {', '.join(LAYOUTS)}; others by plugins.")
-    if options.layout == "folders":
-        recognized = recognize_layout(root)
-        if recognized not in (None, "folders"):
-            raise ValueError(
-                f"{root} has the layout {recognized!r}, whose folders are not classes. Set the layout {recognized!r}."
-            )
-    for kind in options.kinds or ():
-        if kind not in KINDS:
-            known = ", ".join(PHRASINGS[LAYOUTS[name].subject])
-            raise ValueError(f"kinds: unknown kind {kind!r}. Those of the layout {name}: {known}.")
+    name = layout_name(root, options.layout)
+    check_kinds(name, options.kinds or ())
     settings = {}
     for option in LAYOUT_OPTIONS:
         value = getattr(options, option)
@@ -63,17 +48,47 @@ def open_layout(root: str | Path, options: Any) -> Layout:
     return LAYOUTS[name](root, options.names, annotations, **settings)
 
 
+def layout_name(root: Path, option: str | None) -> str:
+    """Return the name of the layout that is set by the option, or else recognized from the files in the folder."""
+    name = option or recognize_layout(root)
+    if name is None:
+        raise ValueError(
+            f"Expected labeled images in {root} in one of the layouts {', '.join(LAYOUTS)}, found none of them. See "
+            "recipes/make_instructions.md for their files."
+        )
+    if name not in LAYOUTS:
+        raise ValueError(f"Unknown layout {name!r}. Known: {', '.join(LAYOUTS)}; others by plugins.")
+    if option == "folders":
+        # Every layout has folders. The names of those of another layout would silently be taken for classes.
+        recognized_name = recognize_layout(root)
+        if recognized_name not in (None, "folders"):
+            raise ValueError(
+                f"{root} has the layout {recognized_name!r}, whose folders are not classes. Set the layout "
+                f"{recognized_name!r}."
+            )
+    return name
+
+
+def check_kinds(name: str, kinds: Sequence[str]) -> None:
+    """Raise a `ValueError` for an unknown kind of question, with the kinds of the layout."""
+    for kind in kinds:
+        if kind not in KINDS:
+            kinds_of_layout = ", ".join(PHRASINGS[LAYOUTS[name].subject])
+            raise ValueError(f"kinds: unknown kind {kind!r}. Those of the layout {name}: {kinds_of_layout}.")
+
+
 def describe_default_names(layout: Layout) -> str | None:
     """Return a sentence with the default names of a layout, or `None` if it has names of its own or needs none."""
     if not layout.has_default_names:
         return None
     descriptions = []
     for value, phrase in layout.names.items():
-        descriptions.append(f"{value} is {'the background' if phrase is None else repr(phrase)}")
-    shown = ", ".join(descriptions[:MOST_NAMES])
+        description = "the background" if phrase is None else repr(phrase)
+        descriptions.append(f"{value} is {description}")
+    names = ", ".join(descriptions[:MOST_NAMES])
     if len(descriptions) > MOST_NAMES:
-        shown += f" and {len(descriptions) - MOST_NAMES} more"
-    return f"names of the masks by default: {shown}. Set other phrases with names."
+        names += f" and {len(descriptions) - MOST_NAMES} more"
+    return f"names of the masks by default: {names}. Set other phrases with names."
 
 
 def absolute(path: str | Path) -> Path:
@@ -83,7 +98,8 @@ def absolute(path: str | Path) -> Path:
 
 def layouts_with(option: str) -> str:
     """Return the names of the layouts that have an option."""
-    return " or ".join(sorted(name for name, layout in LAYOUTS.items() if option in layout.options))
+    names = [name for name, layout in LAYOUTS.items() if option in layout.options]
+    return " or ".join(sorted(names))
 
 
 @dataclass
@@ -100,7 +116,10 @@ class LabeledImages:
 
 
 def read_labeled_images(
-    layout: Layout, split: str, split_list: str | Path | None = None, on_error: str = "raise"
+    layout: Layout,
+    split: str,
+    split_list: str | Path | None = None,
+    on_error: str = "raise",
 ) -> LabeledImages:
     """Read the labels of a split. The pixels of the images are not read, but those of masks are.
 
@@ -113,17 +132,17 @@ def read_labeled_images(
     Raises:
         ValueError: If no images are found, or a label is invalid.
     """
-    listed = read_list(Path(split_list)) if split_list else None
-    if listed == []:
+    listed_names = read_list(Path(split_list)) if split_list else None
+    if listed_names == []:
         raise ValueError(f"Expected the name of an image in each line of {split_list}, found no name.")
     if split == "train" and list(layout.split_images) == [UNSPLIT]:
         split = UNSPLIT
-    chosen, held_out = choose_split(layout, split, listed)
-    check_case_splits(layout, chosen, held_out)
-    chosen, copies = leave_out_copies(chosen, held_out)
-    for path, other in copies:
-        print(f"{path} is excluded: it is identical to the held-out {other}.", file=sys.stderr)
-    images = annotate_all(layout, chosen, on_error)
+    paths_by_id, held_out_paths = choose_split(layout, split, listed_names)
+    check_case_splits(layout, paths_by_id, held_out_paths)
+    paths_by_id, copies = leave_out_copies(paths_by_id, held_out_paths)
+    for path, held_out_path in copies:
+        print(f"{path} is excluded: it is identical to the held-out {held_out_path}.", file=sys.stderr)
+    images = annotate_all(layout, paths_by_id, on_error)
     if layout.subject in ("objects", "scene"):  # masks have values instead of class names, and may lack some of them
         check_names(layout)
     return LabeledImages(images, copies)
@@ -131,41 +150,54 @@ def read_labeled_images(
 
 def check_names(layout: Layout) -> None:
     """Raise a `ValueError` if a class of --names occurs in no split. Images are read until all classes are found."""
-    for image_id, paths in (item for images in layout.split_images.values() for item in images.items()):
-        if layout.names.keys() <= layout.found:
-            return
-        with suppress(Exception):  # an image that is not used may be invalid
-            layout.annotate(image_id, paths)
-    if wrong := sorted(layout.names.keys() - layout.found):
-        found = ", ".join(sorted(layout.found))
+    for paths_by_id in layout.split_images.values():
+        for image_id, paths in paths_by_id.items():
+            if layout.names.keys() <= layout.found:
+                return
+            with suppress(Exception):  # an image that is not used may be invalid
+                layout.annotate(image_id, paths)
+    missing_classes = sorted(layout.names.keys() - layout.found)
+    if missing_classes:
+        classes = ", ".join(sorted(layout.found))
         raise ValueError(
-            f"--names: class {wrong[0]!r} not found in {layout.root}. Found: {found}. Correct or remove it."
+            f"--names: class {missing_classes[0]!r} not found in {layout.root}. Found: {classes}. Correct or remove it."
         )
 
 
-def annotate_all(layout: Layout, chosen: dict[str, tuple[Path, ...]], on_error: str = "raise") -> list[AnnotatedImage]:
+def annotate_all(
+    layout: Layout,
+    paths_by_id: dict[str, tuple[Path, ...]],
+    on_error: str = "raise",
+) -> list[AnnotatedImage]:
     """Read the annotations of all images.
 
     Args:
-        chosen: files of the images, by id. Images outside of the layout's root are invalid, also through links.
+        paths_by_id: files of the images, by id. Images outside of the layout's root are invalid, also through links.
         on_error: "raise" raises an error for an invalid annotation; "skip" reports it and excludes the image.
 
     Raises:
         ValueError: If an annotation is invalid, or no image is left; the message names the image or the annotation.
     """
     images = []
-    for image_id, paths in tqdm(chosen.items(), desc="annotations"):
+    for image_id, paths in tqdm(paths_by_id.items(), desc="annotations"):
         try:
             for path in paths:
                 below(layout.root, path)
             images += layout.annotate(image_id, paths)
         except Exception as error:  # Files with unexpected content raise many types.
-            message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            if str(layout.root) not in message and str(layout.annotations) not in message:
-                message = f"{paths[0]}: its annotation cannot be read: {message}"
+            message = describe_error(error, layout, paths[0])
             if on_error == "raise":
                 raise ValueError(message) from error
             print(f"{image_id} is excluded: {message}", file=sys.stderr)
     if not images:
         raise ValueError(f"No valid annotations found in {layout.root}.")
     return images
+
+
+def describe_error(error: Exception, layout: Layout, path: Path) -> str:
+    """Return the message of an error in the annotation of an image, with the image if the message names no file."""
+    message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    names_file = str(layout.root) in message or str(layout.annotations) in message
+    if not names_file:
+        message = f"{path}: its annotation cannot be read: {message}"
+    return message

@@ -37,32 +37,36 @@ class Instructions:
     @property
     def rows(self) -> list[tuple[AnnotatedImage, list[Exchange]]]:
         """Images that have questions, with their questions."""
-        return [(image, asked) for image, asked in zip(self.images, self.conversations) if asked]
+        rows = []
+        for image, conversation in zip(self.images, self.conversations):
+            if conversation:
+                rows.append((image, conversation))
+        return rows
 
 
 def check_options(layout: Layout, options: AnnotationOptions) -> None:
     """Raise a `ValueError` if options of stored instructions do not fit the layout."""
     subject = layout.subject
-    unknown = set(options.kinds or ()) - PHRASINGS[subject].keys()
-    if unknown:
-        known = ", ".join(PHRASINGS[subject])
-        raise ValueError(f"Unknown kinds for {layout.name}: {', '.join(sorted(unknown))}. Known: {known}.")
+    unknown_kinds = set(options.kinds or ()) - PHRASINGS[subject].keys()
+    if unknown_kinds:
+        kinds = ", ".join(PHRASINGS[subject])
+        raise ValueError(f"Unknown kinds for {layout.name}: {', '.join(sorted(unknown_kinds))}. Known: {kinds}.")
     if options.window is not None and subject != "objects":
         raise ValueError(f"--window needs annotated boxes: {', '.join(layouts_about('objects'))}.")
     if options.collages and subject not in ("objects", "regions"):
-        known = ", ".join(layouts_about("objects", "regions"))
-        raise ValueError(f"--collages needs annotated boxes or masks: {known}.")
+        layouts = ", ".join(layouts_about("objects", "regions"))
+        raise ValueError(f"--collages needs annotated boxes or masks: {layouts}.")
 
 
 def check_output(root: Path, output_dir: Path) -> None:
     """Raise a `ValueError` if an output folder overlaps with the labels, or has files that were not made here."""
     resolved_root = root.resolve()
     resolved_output = output_dir.resolve()
-    if resolved_root in (resolved_output, *resolved_output.parents) or resolved_output in resolved_root.parents:
+    if resolved_output.is_relative_to(resolved_root) or resolved_root.is_relative_to(resolved_output):
         raise ValueError(f"--output_dir {output_dir} and the data set {root} overlap. Set another output folder.")
-    foreign = sorted(path.name for path in resolved_output.glob("*") if not OWN_FILE.fullmatch(path.name))
-    if foreign:
-        raise ValueError(f"--output_dir {output_dir} has other files, such as {foreign[0]}. Set a new folder.")
+    for path in sorted(resolved_output.glob("*")):
+        if not OWN_FILE.fullmatch(path.name):
+            raise ValueError(f"--output_dir {output_dir} has other files, such as {path.name}. Set a new folder.")
 
 
 def build_instructions(layout: Layout, options: AnnotationOptions, seed: int = 0) -> Instructions:
@@ -77,13 +81,27 @@ def build_instructions(layout: Layout, options: AnnotationOptions, seed: int = 0
         ValueError: If no images are found, an annotation is invalid, or the annotations answer no question.
     """
     labeled = read_labeled_images(layout, options.split, options.split_list, options.on_error)
-    scenes = images = labeled.images
+    images = list(labeled.images)
     if options.window is not None:
-        images = [window for image in images for window in windows_of(image, options.window, options.overlap)]
-    number = round(options.collages * len(images))
-    images = images + draw_collages(scenes, number, options.collage_size, options.collage_grid, seed)
+        images = []
+        for scene in labeled.images:
+            images += windows_of(scene, options.window, options.overlap)
+    images += draw_collages(
+        labeled.images,
+        number=round(options.collages * len(images)),
+        size=options.collage_size,
+        grids=options.collage_grid,
+        seed=seed,
+    )
     vocabulary = vocabulary_of(images)
-    asker = Asker(layout.subject, vocabulary, options.max_boxes, options.map_side, seed, options.wordings)
+    asker = Asker(
+        layout.subject,
+        vocabulary,
+        max_boxes=options.max_boxes,
+        map_side=options.map_side,
+        seed=seed,
+        wordings=options.wordings,
+    )
     kinds = options.kinds or list(PHRASINGS[layout.subject])
     conversations = make_conversations(images, asker, kinds, options.turns)
     if not any(conversations):
@@ -101,6 +119,8 @@ def make_instructions_command(folder: str | Path) -> str | None:
         splits = list(LAYOUTS[name](Path(folder)).splits())
     except ValueError:  # The command reports the error.
         splits = []
-    if splits and "train" not in splits and splits != [UNSPLIT]:
+    has_other_splits = splits and splits != [UNSPLIT]
+    if has_other_splits and "train" not in splits:
         words += ["--split", splits[0]]
-    return shlex.join([*words, "--output_dir", f"{Path(folder).resolve().name}_instructions"])
+    words += ["--output_dir", f"{Path(folder).resolve().name}_instructions"]
+    return shlex.join(words)

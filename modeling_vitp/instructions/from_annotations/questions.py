@@ -10,6 +10,7 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
@@ -26,11 +27,18 @@ SAME_PLACE = 0.5  # IoU above which a box is ambiguous between two objects.
 NEGATIVE_SHARE = 0.2  # Share of counting and grounding questions that ask about absent classes.
 NUM_OPTIONS = 4
 QUARTERS = ("top left", "top right", "bottom left", "bottom right")
-BACKGROUND, NO_CLASS = "background", "none"  # Words for the background of a map, without and with letters.
+BACKGROUND = "background"  # Word for the background of a map of words.
+NO_CLASS = "none"  # Word for the background of a map of letters.
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 T = TypeVar("T")
 
-IRREGULAR_PLURALS = {"person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet"}
+IRREGULAR_PLURALS = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "foot": "feet",
+}
 SAME_PLURALS = ("aircraft", "spacecraft", "sheep", "fish", "deer", "cattle", "series", "livestock", "people")
 LOCATE_ONE = ("Where is {phrase}?", "Give the box of {phrase}.", "Locate <ref>{phrase}</ref> in the image.")
 LOCATE_ALL = ("Find all {labels}.", "Mark every {label} in the image with a box.", "Give the boxes of all {labels}.")
@@ -134,7 +142,10 @@ class Exchange:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        return [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
+        return [
+            {"role": "user", "content": self.question},
+            {"role": "assistant", "content": self.answer},
+        ]
 
 
 class Asker:
@@ -158,27 +169,39 @@ class Asker:
         seed: int = 0,
         wordings: int | None = None,
     ):
-        self.subject, self.is_scene, self.wordings = subject, subject == "scene", wordings
-        self.phrasings = {kind: texts[:wordings] for kind, texts in PHRASINGS[subject].items()}
-        self.vocabulary, self.max_boxes, self.seed = dict(sorted(vocabulary.items())), max_boxes, seed
-        self.map_side, self.signs = map_side, signs_of(self.vocabulary)
+        self.subject = subject
+        self.is_scene = subject == "scene"
+        self.has_changes = "change_caption" in PHRASINGS[subject]
+        self.wordings = wordings
+        self.phrasings = {}
+        for kind, templates in PHRASINGS[subject].items():
+            self.phrasings[kind] = templates[:wordings]
+        self.vocabulary = dict(sorted(vocabulary.items()))
+        self.max_boxes = max_boxes
+        self.seed = seed
+        self.map_side = map_side
+        self.signs = signs_of(self.vocabulary)
 
     def ask(self, kind: str, image: AnnotatedImage) -> list[Exchange]:
         """Return at most one exchange of a kind, or for `presence` at most one with yes and one with no."""
         generator = keyed_generator(self.seed, image.id, kind)
-        return [
-            Exchange(kind, pick(self.phrasings[kind], generator).format(**words), answer, about)
-            for words, answer, about in KINDS[kind](self, image, generator)
-        ]
+        exchanges = []
+        for words, answer, asked_class in KINDS[kind](self, image, generator):
+            template = pick(self.phrasings[kind], generator)
+            question = template.format(**words)
+            exchanges.append(Exchange(kind, question, answer, asked_class))
+        return exchanges
 
     def absent(self, image: AnnotatedImage, generator: torch.Generator) -> str | None:
         """Return a random class that is absent from the image, or `None`."""
         visible = image.classes | image.cut
-        candidates = {label: count for label, count in self.vocabulary.items() if label not in visible}
+        candidates = [label for label in self.vocabulary if label not in visible]
         if not candidates:
             return None
-        chosen = torch.multinomial(torch.tensor(list(candidates.values()), dtype=torch.float), 1, generator=generator)
-        return list(candidates)[chosen.item()]
+        counts = [self.vocabulary[label] for label in candidates]
+        weights = torch.tensor(counts, dtype=torch.float)
+        index = torch.multinomial(weights, 1, generator=generator)
+        return candidates[index.item()]
 
 
 Answers = Iterable[tuple[dict[str, str], str, str | None]]  # Words of the question, answer, class of a yes or no.
@@ -197,35 +220,52 @@ def register_kind(name: str) -> Callable:
 
 @register_kind("presence")
 def presence(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    if "change_caption" in asker.phrasings:
+    if asker.has_changes:
         # A crop that shows less than half of a change has no region, but is not unchanged.
-        if any(region.is_clear for region in image.regions) or not image.visible:
+        is_clear = any(region.is_clear for region in image.regions)
+        if is_clear or not image.visible:
             yield {}, "yes" if image.regions else "no", "change"
         return
-    present = sorted({region.label for region in image.regions if region.is_clear} | ({image.label} - {None}))
-    if present:
-        label = pick(present, generator)
-        yield words_for(label), "yes", label
-    label = asker.absent(image, generator)
-    if label is not None:
-        yield words_for(label), "no", label
+    present_classes = {region.label for region in image.regions if region.is_clear}
+    if image.label is not None:
+        present_classes.add(image.label)
+    if present_classes:
+        present_label = pick(sorted(present_classes), generator)
+        yield words_for(present_label), "yes", present_label
+    absent_label = asker.absent(image, generator)
+    if absent_label is not None:
+        yield words_for(absent_label), "no", absent_label
 
 
 @register_kind("classification")
 def classification(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
-    if asker.is_scene:
-        if image.label is not None:
-            others = [label for label in asker.vocabulary if label != image.label]
-            options = [image.label, *shuffled(others, generator)[: NUM_OPTIONS - 1]]
-            yield {"options": listing(shuffled(options, generator), "or")}, image.label, None
+    if not asker.is_scene:
+        label = predominant_class(image)
+        if label is not None:
+            yield {}, label, None
         return
+    if image.label is None:
+        return
+    wrong_labels = [label for label in asker.vocabulary if label != image.label]
+    wrong_options = shuffled(wrong_labels, generator)[: NUM_OPTIONS - 1]
+    options = shuffled([image.label, *wrong_options], generator)
+    yield {"options": listing(options, "or")}, image.label, None
+
+
+def predominant_class(image: AnnotatedImage) -> str | None:
+    """Return the class whose area exceeds that of each other class and of the background by a margin, or `None`."""
     areas = Counter()
     for region in image.regions:
         areas[region.label] += region.area
-    unnamed = image.size[0] * image.size[1] - sum(areas.values())
-    ranked = [*areas.most_common(2), (None, 0)]
-    if areas and ranked[0][1] >= MARGIN * max(ranked[1][1], unnamed):
-        yield {}, ranked[0][0], None
+    if not areas:
+        return None
+    height, width = image.size
+    background_area = height * width - sum(areas.values())
+    (label, area), *runners_up = areas.most_common(2)
+    next_area = runners_up[0][1] if runners_up else 0
+    if area >= MARGIN * max(next_area, background_area):
+        return label
+    return None
 
 
 @register_kind("counting")
@@ -239,87 +279,114 @@ def counting(asker: Asker, image: AnnotatedImage, generator: torch.Generator) ->
 def quarter_counting(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     """Ask for the number of objects of a class whose centers lie in each quarter of the image."""
     label, regions = class_or_absent(asker, image, generator)
-    if label is not None:
-        counts = Counter(quarter_of(region, image.size) for region in regions)
-        yield words_for(label), ", ".join(f"{quarter} {counts[quarter]}" for quarter in QUARTERS), None
+    if label is None:
+        return
+    counts = dict.fromkeys(QUARTERS, 0)
+    for region in regions:
+        counts[quarter_of(region, image.size)] += 1
+    answer = ", ".join(f"{quarter} {count}" for quarter, count in counts.items())
+    yield words_for(label), answer, None
 
 
 @register_kind("grounding_one")
 def grounding_one(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     """Ask for the only object of its class."""
-    single = [
-        regions[0] for label, regions in clear_classes(image).items() if len(regions) == 1 and label not in image.cut
-    ]
-    if single:
-        region = pick(single, generator)
-        yield {"phrase": f"the {region.label}"}, write_boxes([region.box], image.size, region.label), None
+    single_regions = []
+    for label, regions in clear_classes(image).items():
+        if len(regions) == 1 and label not in image.cut:
+            single_regions += regions
+    if single_regions:
+        region = pick(single_regions, generator)
+        answer = write_boxes([region.box], image.size, region.label)
+        yield {"phrase": f"the {region.label}"}, answer, None
 
 
 @register_kind("grounding_all")
 def grounding_all(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     """Ask for all objects of a class, in reading order."""
-    if "change_caption" in asker.phrasings:
-        label, regions = next(iter(asker.vocabulary), None), list(image.regions)
-        if not all(region.is_clear for region in regions) or (image.slivers and not regions):
+    if asker.has_changes:
+        # Changes are of one class.
+        label = next(iter(asker.vocabulary), None)
+        regions = sorted(image.regions, key=reading_order)
+        is_uncertain = not are_clear(regions) or (image.slivers and not regions)
+        if is_uncertain:
             return
-        regions.sort(key=lambda region: (region.box[1], region.box[0]))
     else:
         label, regions = class_or_absent(asker, image, generator, asker.max_boxes)
     if label is None or len(regions) > asker.max_boxes:
         return
     if regions:
         phrase = label if len(regions) == 1 else plural(label)
-        yield words_for(label), write_boxes([region.box for region in regions], image.size, phrase), None
+        boxes = [region.box for region in regions]
+        answer = write_boxes(boxes, image.size, phrase)
     else:
-        yield words_for(label), f"There is no {label}.", None
+        answer = f"There is no {label}."
+    yield words_for(label), answer, None
 
 
 @register_kind("referring")
 def referring(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     """Ask for one of several objects of a class by its size or position."""
-    references = [
-        (reference, region)
-        for label, regions in clear_classes(image).items()
-        if label not in image.cut
-        for reference, region in references_to(regions, image.size)
-    ]
+    references = []
+    for label, regions in clear_classes(image).items():
+        if label not in image.cut:
+            references += references_to(regions, image.size)
     if references:
         phrase, region = pick(references, generator)
-        yield {"phrase": phrase}, write_boxes([region.box], image.size, phrase), None
+        answer = write_boxes([region.box], image.size, phrase)
+        yield {"phrase": phrase}, answer, None
 
 
 @register_kind("region_caption")
 def region_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     """Ask for the content of a box: its caption, or its class and whether it is the largest or smallest of several."""
-    by_class = clear_classes(image)
-    clear = [region for regions in by_class.values() for region in regions]
-    alone = [
-        region
-        for region in clear
-        if all(other is region or iou(region.box, other.box) <= SAME_PLACE for other in image.regions)
-    ]
-    if not alone:
+    regions_by_class = clear_classes(image)
+    candidates = []
+    for regions in regions_by_class.values():
+        candidates += [region for region in regions if has_place_alone(region, image)]
+    if not candidates:
         return
-    region = pick(alone, generator)
-    caption = region.caption
-    if caption is None:
-        regions = [] if region.label in image.cut else by_class[region.label]
-        sizes = [
-            phrase.removesuffix(f" {region.label}")
-            for phrase, referent in references_to(regions, image.size)
-            if referent is region and phrase.startswith(("the largest", "the smallest"))
-        ]
-        caption = f"{with_article(region.label)}, {sizes[0]} of {len(regions)}" if sizes else with_article(region.label)
-    yield {"box": write_boxes([region.box], image.size)}, caption, None
+    region = pick(candidates, generator)
+    if region.caption is not None:
+        caption = region.caption
+    elif region.label in image.cut:
+        caption = with_article(region.label)
+    else:
+        caption = class_and_size(region, regions_by_class[region.label], image.size)
+    box = write_boxes([region.box], image.size)
+    yield {"box": box}, caption, None
+
+
+def has_place_alone(region: Region, image: AnnotatedImage) -> bool:
+    """Return whether no other region of the image has almost the same box."""
+    for candidate in image.regions:
+        if candidate is region:
+            continue
+        if iou(region.box, candidate.box) > SAME_PLACE:
+            return False
+    return True
+
+
+def class_and_size(region: Region, regions_of_class: list[Region], size: tuple[int, int]) -> str:
+    """Return the class of a region, and whether the region is the largest or smallest of its class."""
+    caption = with_article(region.label)
+    for phrase, referent in references_to(regions_of_class, size):
+        if referent is region and phrase.startswith(("the largest", "the smallest")):
+            superlative = phrase.removesuffix(f" {region.label}")
+            return f"{caption}, {superlative} of {len(regions_of_class)}"
+    return caption
 
 
 @register_kind("map")
 def map_of_cells(asker: Asker, image: AnnotatedImage, generator: torch.Generator) -> Answers:
     """Ask for the class that covers most of each cell of a grid, with one word per cell."""
-    covers, signs = cell_covers(image, asker.map_side), asker.signs
-    if covers is not None and set(covers) <= signs.keys():
-        words = {"side": asker.map_side, "key": f"Write {listing(explained(signs), 'or')}."}
-        yield words, " ".join(signs[cover] for cover in covers), None
+    covers = cell_covers(image, asker.map_side)
+    signs = asker.signs
+    if covers is None or not set(covers) <= signs.keys():
+        return
+    key = f"Write {listing(explained(signs), 'or')}."
+    answer = " ".join(signs[cover] for cover in covers)
+    yield {"side": asker.map_side, "key": key}, answer, None
 
 
 @register_kind("fine_map")
@@ -330,25 +397,43 @@ def fine_map(asker: Asker, image: AnnotatedImage, generator: torch.Generator) ->
     right 8. It is a capital if the center of an object of the class lies in the cell.
     """
     side = asker.map_side
-    if min(image.size) < 2 * side or (image.mask is None and not all(region.is_clear for region in image.visible)):
+    if not has_known_covers(image, 2 * side) or not asker.vocabulary:
         return
-    covered_pixels = dict(covered_by_class(image))
-    if not asker.vocabulary:
-        return
-    label = pick(sorted(covered_pixels) or list(asker.vocabulary), generator)
-    covered = covered_pixels.get(label, np.zeros(image.size, dtype=bool))
-    pixels_per_quarter = sum_per_cell(np.ones(image.size, dtype=bool), 2 * side)
+    covered_by_label = dict(covered_by_class(image))
+    label = pick(sorted(covered_by_label) or list(asker.vocabulary), generator)
+    covered = covered_by_label.get(label)
+    if covered is None:
+        covered = np.zeros(image.size, dtype=bool)
+    letters = cover_letters(covered, side)
+    if image.mask is None:
+        for region in image.regions:
+            if region.label == label:
+                cell = cell_of_center(region, image.size, side)
+                letters[cell] = letters[cell].upper()
+    words = words_for(label)
+    words["side"] = side
+    yield words, " ".join(letters), None
+
+
+def cover_letters(covered: np.ndarray, side: int) -> list[str]:
+    """Return the letter of the covered quarters of each cell of a `side` x `side` grid, in reading order."""
+    all_pixels = np.ones(covered.shape, dtype=bool)
+    pixels_per_quarter = sum_per_cell(all_pixels, 2 * side)
     is_covered = 2 * sum_per_cell(covered, 2 * side) > pixels_per_quarter
-    quarters_of_cells = is_covered.reshape(side, 2, side, 2).transpose(0, 2, 1, 3).reshape(-1, 4)
-    letters = [COVER_LETTERS[number] for number in quarters_of_cells @ [1, 2, 4, 8]]
-    for region in image.regions if image.mask is None else ():
-        if region.label == label:
-            height, width = image.size
-            x, y = region.center
-            column, row = min(int(x * side / width), side - 1), min(int(y * side / height), side - 1)
-            cell = row * side + column
-            letters[cell] = letters[cell].upper()
-    yield {**words_for(label), "side": side}, " ".join(letters), None
+    # The axes are row of cells, row of quarters in the cell, column of cells, column of quarters in the cell.
+    quarters_of_rows = is_covered.reshape(side, 2, side, 2)
+    quarters_of_cells = quarters_of_rows.transpose(0, 2, 1, 3).reshape(-1, 4)
+    numbers = quarters_of_cells @ [1, 2, 4, 8]
+    return [COVER_LETTERS[number] for number in numbers]
+
+
+def cell_of_center(region: Region, size: tuple[int, int], side: int) -> int:
+    """Return the cell of a `side` x `side` grid, counted in reading order, that contains the center of a region."""
+    height, width = size
+    x, y = region.center
+    column = min(int(x * side / width), side - 1)
+    row = min(int(y * side / height), side - 1)
+    return row * side + column
 
 
 @register_kind("change_caption")
@@ -356,52 +441,81 @@ def change_caption(asker: Asker, image: AnnotatedImage, generator: torch.Generat
     """Ask for the change: one of the captions, or number, area and position of the changed regions."""
     if image.captions:
         yield {}, pick(image.captions, generator), None
-        return
-    if image.slivers:  # whose areas are not known
-        return
-    if not image.regions:
+    elif image.slivers:
+        return  # The areas of the slivers are not known.
+    elif not image.regions:
         yield {}, "Nothing has changed.", None
-    elif all(region.is_clear for region in image.regions):
-        count, label = len(image.regions), image.regions[0].label
-        share = 100 * sum(region.area for region in image.regions) / (image.size[0] * image.size[1])
-        text = f"{count} {label if count == 1 else plural(label)}, "
-        text += "less than 1% of the image" if share < 1 else f"about {share:.0f}% of the image"
-        areas = Counter(dict.fromkeys(QUARTERS, 0.0))
-        for region in image.regions:
-            if lies_in_one_quarter(region, image.size):
-                areas[quarter_of(region, image.size)] += region.area
-        ((place, most),) = areas.most_common(1)
-        total = sum(region.area for region in image.regions)
-        yield {}, f"{text}, most of it in the {place}." if 2 * most >= MARGIN * total else f"{text}.", None
+    elif are_clear(image.regions):
+        yield {}, describe_change(image), None
+
+
+def describe_change(image: AnnotatedImage) -> str:
+    """Return number and area of the changed regions, and the quarter of the image with most of the area, if any."""
+    height, width = image.size
+    count = len(image.regions)
+    label = image.regions[0].label
+    total_area = sum(region.area for region in image.regions)
+    percentage = 100 * total_area / (height * width)
+    share = "less than 1%" if percentage < 1 else f"about {percentage:.0f}%"
+    description = f"{count} {label if count == 1 else plural(label)}, {share} of the image"
+
+    area_of_quarters = dict.fromkeys(QUARTERS, 0.0)
+    for region in image.regions:
+        if lies_in_one_quarter(region, image.size):
+            area_of_quarters[quarter_of(region, image.size)] += region.area
+    main_quarter = max(area_of_quarters, key=area_of_quarters.get)
+    if 2 * area_of_quarters[main_quarter] >= MARGIN * total_area:
+        description += f", most of it in the {main_quarter}"
+    return f"{description}."
 
 
 def vocabulary_of(images: Iterable[AnnotatedImage]) -> Counter[str]:
     """Return the number of images of each class."""
-    return Counter(label for image in images for label in sorted(image.classes))
+    vocabulary = Counter()
+    for image in images:
+        vocabulary.update(sorted(image.classes))
+    return vocabulary
 
 
 def make_conversations(
-    images: Sequence[AnnotatedImage], asker: Asker, kinds: Sequence[str], turns: int
+    images: Sequence[AnnotatedImage],
+    asker: Asker,
+    kinds: Sequence[str],
+    turns: int,
 ) -> list[list[Exchange]]:
     """Return the exchanges about each image: at most `turns`, of random kinds, in random order.
 
     For each class, yes and no are equally frequent answers; surplus exchanges are removed.
     """
     conversations = [converse(image, asker, kinds, turns) for image in images]
-    by_class = defaultdict(lambda: {"yes": [], "no": []})
+    surplus = surplus_exchanges(conversations, asker.seed)
+    balanced_conversations = []
+    for index, conversation in enumerate(conversations):
+        balanced = [exchange for exchange in conversation if (index, exchange) not in surplus]
+        balanced_conversations.append(balanced)
+    return balanced_conversations
+
+
+def surplus_exchanges(conversations: Sequence[Sequence[Exchange]], seed: int) -> set[tuple[int, Exchange]]:
+    """Return the presence exchanges whose removal makes yes and no equally frequent for each class.
+
+    Each exchange is returned with the index of its conversation.
+    """
+    exchanges_by_class = defaultdict(lambda: {"yes": [], "no": []})
     for index, conversation in enumerate(conversations):
         for exchange in conversation:
             if exchange.kind == "presence":
-                by_class[exchange.about][exchange.answer].append((index, exchange))
+                exchanges_by_answer = exchanges_by_class[exchange.about]
+                exchanges_by_answer[exchange.answer].append((index, exchange))
     surplus = set()
-    for label, answers in by_class.items():
-        kept = min(map(len, answers.values()))
-        for answer, found in answers.items():
-            surplus.update(shuffled(found, keyed_generator(asker.seed, label, answer))[kept:])
-    return [
-        [exchange for exchange in conversation if (index, exchange) not in surplus]
-        for index, conversation in enumerate(conversations)
-    ]
+    for label, exchanges_by_answer in exchanges_by_class.items():
+        num_yes = len(exchanges_by_answer["yes"])
+        num_no = len(exchanges_by_answer["no"])
+        fewest = min(num_yes, num_no)
+        for answer, exchanges in exchanges_by_answer.items():
+            generator = keyed_generator(seed, label, answer)
+            surplus.update(shuffled(exchanges, generator)[fewest:])
+    return surplus
 
 
 def converse(
@@ -420,16 +534,23 @@ def converse(
         turns: maximum number of exchanges.
         rates: shares of the presence exchanges to keep, see [`balancing_rates`]; all by default.
     """
-    exchanges = [exchange for kind in kinds for exchange in asker.ask(kind, image)]
-    chosen = shuffled(exchanges, keyed_generator(asker.seed, image.id, "turns"))[:turns]
+    exchanges = []
+    for kind in kinds:
+        exchanges += asker.ask(kind, image)
+    generator = keyed_generator(asker.seed, image.id, "turns")
+    conversation = shuffled(exchanges, generator)[:turns]
     if rates is None:
-        return chosen
-    generator, kept = keyed_generator(asker.seed, image.id, "balance"), []
-    for exchange in chosen:
-        rate = rates.get((exchange.about, exchange.answer), 0.0) if exchange.kind == "presence" else 1.0
-        if torch.rand((), generator=generator).item() < rate:
-            kept.append(exchange)
-    return kept
+        return conversation
+    generator = keyed_generator(asker.seed, image.id, "balance")
+    balanced_conversation = []
+    for exchange in conversation:
+        rate = 1.0
+        if exchange.kind == "presence":
+            rate = rates.get((exchange.about, exchange.answer), 0.0)
+        # A number is drawn for every exchange, so that the draw of one does not depend on the kinds before it.
+        if draw_share(generator) < rate:
+            balanced_conversation.append(exchange)
+    return balanced_conversation
 
 
 def balancing_rates(exchanges: Iterable[Exchange]) -> dict[tuple[str | None, str], float]:
@@ -446,83 +567,172 @@ def balancing_rates(exchanges: Iterable[Exchange]) -> dict[tuple[str | None, str
 
 
 def class_or_absent(
-    asker: Asker, image: AnnotatedImage, generator: torch.Generator, most: int | None = None
+    asker: Asker,
+    image: AnnotatedImage,
+    generator: torch.Generator,
+    most: int | None = None,
 ) -> tuple[str | None, list[Region]]:
     """Return a random class of the image with its regions, at most `most`, or sometimes an absent class."""
-    classes = {
-        label: regions for label, regions in clear_classes(image).items() if most is None or len(regions) <= most
-    }
-    is_negative = torch.rand((), generator=generator).item() < NEGATIVE_SHARE
+    is_negative = draw_share(generator) < NEGATIVE_SHARE
     if is_negative or not image.classes:
-        absent = asker.absent(image, generator)
-        if absent is not None or not image.classes:
-            return absent, []
-    if not classes:
+        absent_label = asker.absent(image, generator)
+        if absent_label is not None or not image.classes:
+            return absent_label, []
+    regions_by_class = clear_classes(image)
+    candidates = []
+    for label, regions in regions_by_class.items():
+        if most is None or len(regions) <= most:
+            candidates.append(label)
+    if not candidates:
         return None, []
-    label = pick(list(classes), generator)
-    return label, classes[label]
+    label = pick(candidates, generator)
+    return label, regions_by_class[label]
 
 
 def clear_classes(image: AnnotatedImage) -> dict[str, list[Region]]:
     """Return the regions, in reading order, of each class whose regions are all clear."""
-    by_label = defaultdict(list)
-    for region in sorted(image.regions, key=lambda region: (region.box[1], region.box[0], region.label)):
-        by_label[region.label].append(region)
-    return {label: regions for label, regions in sorted(by_label.items()) if all(region.is_clear for region in regions)}
+    regions_by_class = defaultdict(list)
+    # Sorting is stable, so that regions of the same label and position stay in the order of the annotation.
+    for region in sorted(image.regions, key=reading_order):
+        regions_by_class[region.label].append(region)
+    clear_regions = {}
+    for label, regions in sorted(regions_by_class.items()):
+        if are_clear(regions):
+            clear_regions[label] = regions
+    return clear_regions
+
+
+def are_clear(regions: Iterable[Region]) -> bool:
+    return all(region.is_clear for region in regions)
+
+
+def reading_order(region: Region) -> tuple[float, float]:
+    """Return the sorting key of a region: its top, then its left."""
+    x, y, _, _ = region.box
+    return y, x
 
 
 def references_to(regions: list[Region], size: tuple[int, int]) -> list[tuple[str, Region]]:
     """Return phrases that apply to exactly one of several regions of a class, by a margin, with that region."""
     if len(regions) < 2:
         return []
-    label, (step_y, step_x) = regions[0].label, (POSITION_MARGIN * side for side in size)
+    peers_of_regions = []
+    for region in regions:
+        peers = [peer for peer in regions if peer is not region]
+        peers_of_regions.append((region, peers))
 
-    def is_larger(a, b):
-        return a.area >= MARGIN * b.area and box_area(a.box) >= MARGIN * box_area(b.box)
+    label = regions[0].label
+    references = []
+    for adjective, stands_out in comparisons_in(size).items():
+        for region, peers in peers_of_regions:
+            if all(stands_out(region, peer) for peer in peers):
+                references.append((f"the {adjective} {label}", region))
+    for quarter, quarter_box in quarters(size).items():
+        for region, peers in peers_of_regions:
+            if quarter_of(region, size) == quarter and are_outside(peers, quarter_box):
+                references.append((f"the {label} in the {quarter}", region))
+    return references
 
-    stands_out = {
-        f"the largest {label}": is_larger,
-        f"the smallest {label}": lambda a, b: is_larger(b, a),
-        f"the leftmost {label}": lambda a, b: a.center[0] + step_x <= b.center[0] and a.box[0] < b.box[0],
-        f"the rightmost {label}": lambda a, b: a.center[0] - step_x >= b.center[0] and a.box[2] > b.box[2],
-        f"the topmost {label}": lambda a, b: a.center[1] + step_y <= b.center[1] and a.box[1] < b.box[1],
-        f"the bottommost {label}": lambda a, b: a.center[1] - step_y >= b.center[1] and a.box[3] > b.box[3],
+
+def comparisons_in(size: tuple[int, int]) -> dict[str, Callable[[Region, Region], bool]]:
+    """Return, for each superlative, a function that returns whether it applies to the first of two regions.
+
+    A position needs a margin between the centers, and the farthest side must be that of the same region.
+    """
+    height, width = size
+    step_x = POSITION_MARGIN * width
+    step_y = POSITION_MARGIN * height
+
+    def is_larger(region, peer):
+        has_larger_box = box_area(region.box) >= MARGIN * box_area(peer.box)
+        return has_larger_box and region.area >= MARGIN * peer.area
+
+    def is_smaller(region, peer):
+        return is_larger(peer, region)
+
+    def is_left(region, peer):
+        has_margin = region.center[0] + step_x <= peer.center[0]
+        return has_margin and region.box[0] < peer.box[0]
+
+    def is_right(region, peer):
+        has_margin = region.center[0] - step_x >= peer.center[0]
+        return has_margin and region.box[2] > peer.box[2]
+
+    def is_above(region, peer):
+        has_margin = region.center[1] + step_y <= peer.center[1]
+        return has_margin and region.box[1] < peer.box[1]
+
+    def is_below(region, peer):
+        has_margin = region.center[1] - step_y >= peer.center[1]
+        return has_margin and region.box[3] > peer.box[3]
+
+    return {
+        "largest": is_larger,
+        "smallest": is_smaller,
+        "leftmost": is_left,
+        "rightmost": is_right,
+        "topmost": is_above,
+        "bottommost": is_below,
     }
-    for quarter, area in quarters(size).items():
-        stands_out[f"the {label} in the {quarter}"] = lambda a, b, quarter=quarter, area=area: (
-            quarter_of(a, size) == quarter and box_area(clip(b.box, area)) == 0
-        )
-    return [
-        (phrase, region)
-        for phrase, differs in stands_out.items()
-        for region in regions
-        if all(differs(region, other) for other in regions if other is not region)
-    ]
+
+
+def are_outside(regions: Iterable[Region], area: Box) -> bool:
+    """Return whether no box of the regions overlaps with an area."""
+    for region in regions:
+        overlap = clip(region.box, area)
+        if box_area(overlap) > 0:
+            return False
+    return True
 
 
 def quarters(size: tuple[int, int]) -> dict[str, Box]:
+    """Return the box of each quarter of an image."""
     height, width = size
-    corners = [(left, top) for top in (0, height / 2) for left in (0, width / 2)]
-    return {name: (x, y, x + width / 2, y + height / 2) for name, (x, y) in zip(QUARTERS, corners)}
+    middle_x = width / 2
+    middle_y = height / 2
+    boxes = (
+        (0, 0, middle_x, middle_y),
+        (middle_x, 0, width, middle_y),
+        (0, middle_y, middle_x, height),
+        (middle_x, middle_y, width, height),
+    )
+    return dict(zip(QUARTERS, boxes))
 
 
 def quarter_of(region: Region, size: tuple[int, int]) -> str:
     """Return the quarter of the image that contains the center of the region's box."""
-    is_right, is_bottom = (center >= side / 2 for center, side in zip(region.center, size[::-1]))
+    height, width = size
+    x, y = region.center
+    is_right = x >= width / 2
+    is_bottom = y >= height / 2
     return QUARTERS[2 * is_bottom + is_right]
 
 
 def lies_in_one_quarter(region: Region, size: tuple[int, int]) -> bool:
-    sides = zip(region.box[:2], region.box[2:], size[::-1])
-    return all(high <= side / 2 or low >= side / 2 for low, high, side in sides)
+    height, width = size
+    x0, y0, x1, y1 = region.box
+    crosses_vertical_line = x0 < width / 2 < x1
+    crosses_horizontal_line = y0 < height / 2 < y1
+    return not crosses_vertical_line and not crosses_horizontal_line
+
+
+def draw_integer(stop: int, generator: torch.Generator) -> int:
+    """Return a random integer from 0 to below `stop`."""
+    return torch.randint(stop, (), generator=generator).item()
+
+
+def draw_share(generator: torch.Generator) -> float:
+    """Return a random number in [0, 1)."""
+    return torch.rand((), generator=generator).item()
 
 
 def pick(items: Sequence[T], generator: torch.Generator) -> T:
-    return items[torch.randint(len(items), (), generator=generator).item()]
+    return items[draw_integer(len(items), generator)]
 
 
 def shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
-    return [items[index] for index in torch.randperm(len(items), generator=generator).tolist()]
+    order = torch.randperm(len(items), generator=generator)
+    return [items[index] for index in order.tolist()]
 
 
 def signs_of(phrases: Iterable[str]) -> dict[str | None, str]:
@@ -532,14 +742,27 @@ def signs_of(phrases: Iterable[str]) -> dict[str | None, str]:
     the result is empty.
     """
     phrases = list(phrases)
-    if BACKGROUND not in phrases and not any(len(phrase.split()) > 1 for phrase in phrases):
-        return {**{phrase: phrase for phrase in phrases}, None: BACKGROUND}
-    return {**dict(zip(phrases, LETTERS)), None: NO_CLASS} if len(phrases) <= len(LETTERS) else {}
+    are_single_words = all(len(phrase.split()) < 2 for phrase in phrases)
+    if are_single_words and BACKGROUND not in phrases:
+        signs = dict(zip(phrases, phrases))
+        signs[None] = BACKGROUND
+    elif len(phrases) <= len(LETTERS):
+        signs = dict(zip(phrases, LETTERS))
+        signs[None] = NO_CLASS
+    else:
+        signs = {}
+    return signs
 
 
 def explained(signs: dict[str | None, str]) -> list[str]:
     """Return the explanation of each word of a map; the word for the background needs none."""
-    return [sign if phrase in (sign, None) else f"{sign} for {phrase}" for phrase, sign in signs.items()]
+    explanations = []
+    for phrase, sign in signs.items():
+        if phrase is None or phrase == sign:
+            explanations.append(sign)
+        else:
+            explanations.append(f"{sign} for {phrase}")
+    return explanations
 
 
 def cell_covers(image: AnnotatedImage, side: int) -> list[str | None] | None:
@@ -552,15 +775,26 @@ def cell_covers(image: AnnotatedImage, side: int) -> list[str | None] | None:
         Classes, with `None` for the background; or `None` if a region is not clear or a cell has no pixel, so that the
         annotation does not determine the answer.
     """
-    if min(image.size) < side or (image.mask is None and not all(region.is_clear for region in image.visible)):
+    if not has_known_covers(image, side):
         return None
-    ground, phrases, counts = np.ones(image.size, dtype=bool), [None], []
-    for phrase, covered in sorted(covered_by_class(image), key=lambda pair: pair[0]):
-        ground &= ~covered
+    background = np.ones(image.size, dtype=bool)
+    phrases = [None]
+    counts_of_classes = []
+    for phrase, covered in sorted(covered_by_class(image), key=itemgetter(0)):
+        background &= ~covered
         phrases.append(phrase)
-        counts.append(sum_per_cell(covered, side).flatten())
-    most = np.stack([sum_per_cell(ground, side).flatten(), *counts]).argmax(axis=0)
-    return [phrases[index] for index in most.tolist()]
+        counts_of_classes.append(sum_per_cell(covered, side).flatten())
+    background_counts = sum_per_cell(background, side).flatten()
+    # Of equal counts, argmax returns the first, so the background comes before the classes.
+    indices = np.stack([background_counts, *counts_of_classes]).argmax(axis=0)
+    return [phrases[index] for index in indices.tolist()]
+
+
+def has_known_covers(image: AnnotatedImage, side: int) -> bool:
+    """Return whether each cell of a `side` x `side` grid has a pixel, and the annotation says what covers it."""
+    if min(image.size) < side:
+        return False
+    return image.mask is not None or are_clear(image.visible)
 
 
 def sum_per_cell(covered: np.ndarray, side: int) -> np.ndarray:
@@ -568,39 +802,68 @@ def sum_per_cell(covered: np.ndarray, side: int) -> np.ndarray:
 
     A pixel belongs to the cell that contains its center.
     """
-    starts = [[-((-2 * cell * length + side) // (2 * side)) for cell in range(side)] for length in covered.shape]
-    rows = np.add.reduceat(covered, starts[0], axis=0, dtype=np.int64)
-    return np.add.reduceat(rows, starts[1], axis=1)
+    height, width = covered.shape
+    first_rows = cell_starts(height, side)
+    first_columns = cell_starts(width, side)
+    sums_of_rows = np.add.reduceat(covered, first_rows, axis=0, dtype=np.int64)
+    return np.add.reduceat(sums_of_rows, first_columns, axis=1)
+
+
+def cell_starts(length: int, side: int) -> list[int]:
+    """Return the first pixel of each of `side` cells along an axis of `length` pixels."""
+    # The center of pixel p lies in cell c or after it if p + 1/2 >= c * length / side. The smallest such p is the
+    # fraction (2 * c * length - side) / (2 * side), rounded up in integers by a negated floor division.
+    starts = []
+    for cell in range(side):
+        numerator = 2 * cell * length - side
+        starts.append(-(-numerator // (2 * side)))
+    return starts
 
 
 def covered_by_class(image: AnnotatedImage) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each visible class and the pixels that it covers, bool `(height, width)`."""
     if image.mask is not None:
         numbers, phrases = image.mask()
-        yield from ((phrases[number - 1], numbers == number) for number in np.unique(numbers).tolist() if number)
+        for number in np.unique(numbers).tolist():
+            if number > 0:
+                yield phrases[number - 1], numbers == number
         return
-    regions = image.visible
-    for label in {region.label for region in regions}:
+    boxes_by_class = defaultdict(list)
+    for region in image.visible:
+        boxes_by_class[region.label].append(region.box)
+    for label, boxes in boxes_by_class.items():
         covered = np.zeros(image.size, dtype=bool)
-        for region in regions:
-            if region.label == label:
-                left, top, right, bottom = (math.ceil(end - 0.5) for end in region.box)
-                covered[top:bottom, left:right] = True
+        for box in boxes:
+            rows, columns = pixels_in(box)
+            covered[rows, columns] = True
         yield label, covered
 
 
+def pixels_in(box: Box) -> tuple[slice, slice]:
+    """Return rows and columns of the pixels whose centers lie in a box."""
+    # The center of pixel p is at p + 1/2. The first center at or after a side is that of the side - 1/2, rounded up.
+    x0, y0, x1, y1 = (math.ceil(side - 0.5) for side in box)
+    return slice(y0, y1), slice(x0, x1)
+
+
 def words_for(label: str) -> dict[str, str]:
-    return {"label": label, "labels": plural(label), "a_label": with_article(label)}
+    return {
+        "label": label,
+        "labels": plural(label),
+        "a_label": with_article(label),
+    }
 
 
 def with_article(label: str) -> str:
-    is_vowel = label[:1].lower() in "aeiou" and not label.lower().startswith(("uni", "use", "util", "eu", "one"))
-    return f"{'an' if is_vowel else 'a'} {label}"
+    has_vowel = label[:1].lower() in "aeiou"
+    sounds_like_consonant = label.lower().startswith(("uni", "use", "util", "eu", "one"))
+    article = "an" if has_vowel and not sounds_like_consonant else "a"
+    return f"{article} {label}"
 
 
 def plural(label: str) -> str:
     """Return a label with the plural of its last word, which may be a plural already, such as `buildings`."""
-    *before, word = label.split(" ")
+    *first_words, word = label.split(" ")
     if word in IRREGULAR_PLURALS:
         word = IRREGULAR_PLURALS[word]
     elif word in SAME_PLURALS or re.search("[^isu]s$|[0-9]$", word):
@@ -611,8 +874,10 @@ def plural(label: str) -> str:
         word = word[:-1] + "ies"
     else:
         word += "s"
-    return " ".join([*before, word])
+    return " ".join([*first_words, word])
 
 
 def listing(items: Sequence[str], conjunction: str) -> str:
-    return f" {conjunction} ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} {conjunction} {items[-1]}"

@@ -45,8 +45,10 @@ class LabelSource:
     @property
     def kinds(self) -> list[str]:
         """Kinds of questions: those of the options that the labels can answer, or else all that they can answer."""
-        known = list(PHRASINGS[self.layout.subject])
-        return [kind for kind in self.options.kinds or known if kind in known] or known
+        possible_kinds = list(PHRASINGS[self.layout.subject])
+        if not self.options.kinds:
+            return possible_kinds
+        return [kind for kind in self.options.kinds if kind in possible_kinds] or possible_kinds
 
     def images(self, split: str, split_list: str | None = None) -> list[AnnotatedImage]:
         """Read the labels of a split, see [`read_labeled_images`]."""
@@ -57,7 +59,12 @@ class LabelSource:
         options = self.options
         images = self.images(options.split, options.split_list)
         asker = Asker(
-            self.layout.subject, vocabulary_of(images), options.max_boxes, options.map_side, seed, options.wordings
+            self.layout.subject,
+            vocabulary_of(images),
+            max_boxes=options.max_boxes,
+            map_side=options.map_side,
+            seed=seed,
+            wordings=options.wordings,
         )
         settings = ViewSettings(
             window=options.window,
@@ -69,7 +76,8 @@ class LabelSource:
             collage_size=options.collage_size,
         )
         drawn = DrawnInstructions(images, asker, self.kinds, options.turns, settings)
-        drawn.settings |= {"intensities": options.intensities, "percentiles": options.percentiles}
+        drawn.settings["intensities"] = options.intensities
+        drawn.settings["percentiles"] = options.percentiles
         return drawn
 
     def store(self, drawn: DrawnInstructions, images: Sequence[AnnotatedImage]) -> Dataset:
@@ -79,13 +87,23 @@ class LabelSource:
             drawn: transform of the training images, whose classes are asked for.
             images: labeled images. At most `MOST_WINDOWS` windows, spread over them, are used.
         """
-        views = [view for image in images for view in drawn.fixed_views(image, self.options.overlap)]
-        chosen = np.linspace(0, len(views) - 1, min(MOST_WINDOWS, len(views))).round().astype(int)
-        views = [views[index] for index in chosen]
+        views = []
+        for image in images:
+            views += drawn.fixed_views(image, self.options.overlap)
+        num_windows = min(MOST_WINDOWS, len(views))
+        positions = np.linspace(0, len(views) - 1, num_windows)
+        views = [views[index] for index in positions.round().astype(int)]
         kinds = [kind for kind in self.kinds if kind != AS_CAPTION]
+        conversations = make_conversations(views, drawn.asker, kinds, MOST_QUESTIONS)
         rows = []
-        for view, exchanges in zip(views, make_conversations(views, drawn.asker, kinds, MOST_QUESTIONS)):
-            if exchanges:
-                encoded = [encode_picture(picture) for picture in drawn.scenes.render(view)]
-                rows.append({"id": view.id, "images": encoded, "messages": messages_of(exchanges)})
+        for view, exchanges in zip(views, conversations):
+            if not exchanges:
+                continue
+            pictures = [encode_picture(picture) for picture in drawn.scenes.render(view)]
+            row = {
+                "id": view.id,
+                "images": pictures,
+                "messages": messages_of(exchanges),
+            }
+            rows.append(row)
         return Dataset.from_list(rows, features=FEATURES)

@@ -1,7 +1,6 @@
 """Accuracy, F1 and area under the ROC curve of image classification, single-label or multi-label."""
 
 from collections.abc import Hashable, Sequence
-from itertools import chain
 
 import evaluate
 import numpy as np
@@ -38,7 +37,9 @@ class Classification(base.DistributedMetric):
     """
 
     def __init__(self, *args, num_labels: int, multi_label: bool = False, threshold: float = 0.5, **kwargs):
-        self.num_labels, self.multi_label, self.threshold = num_labels, multi_label, threshold
+        self.num_labels = num_labels
+        self.multi_label = multi_label
+        self.threshold = threshold
         self.main_score = "mean_average_precision" if multi_label else "accuracy"
         self.kept: list[tuple[np.ndarray, np.ndarray, Sequence[Hashable]]] = []
         super().__init__(*args, **kwargs)
@@ -64,22 +65,24 @@ class Classification(base.DistributedMetric):
         Raises:
             ValueError: if a shape or length is wrong, a score is NaN, or a label is not a class index.
         """
-        scores, labels = base.as_array(predictions), base.as_array(references)
-        shape = (len(labels), self.num_labels)
-        if scores.shape != shape or labels.shape != (shape if self.multi_label else shape[:1]):
+        scores = base.as_array(predictions)
+        labels = base.as_array(references)
+        scores_shape = (len(labels), self.num_labels)
+        labels_shape = scores_shape if self.multi_label else (len(labels),)
+        if scores.shape != scores_shape or labels.shape != labels_shape:
             raise ValueError(
-                f"{self.name}: expected scores of shape {shape} and labels of shape "
-                f"{shape if self.multi_label else shape[:1]}, got {scores.shape} and {labels.shape}."
+                f"{self.name}: expected scores of shape {scores_shape} and labels of shape {labels_shape}, "
+                f"got {scores.shape} and {labels.shape}."
             )
         if np.isnan(scores).any():
             raise ValueError(f"{self.name}: image {np.argwhere(np.isnan(scores))[0, 0]} of the batch has a NaN score.")
-        last = 1 if self.multi_label else self.num_labels - 1
-        is_label = (labels >= 0) & (labels <= last) & (labels == np.rint(labels))
+        highest_label = 1 if self.multi_label else self.num_labels - 1
+        is_label = (labels >= 0) & (labels <= highest_label) & (labels == np.rint(labels))
         if self.multi_label:
             is_label |= labels == UNKNOWN
-        wrong = np.unique(labels[~is_label]).tolist()
-        if wrong:
-            raise ValueError(f"{self.name}: expected integer labels in [0, {last}], got {wrong[:10]}.")
+        wrong_labels = np.unique(labels[~is_label]).tolist()
+        if wrong_labels:
+            raise ValueError(f"{self.name}: expected integer labels in [0, {highest_label}], got {wrong_labels[:10]}.")
         if case_ids is None:
             case_ids = [(self.process_id, len(self) + index) for index in range(len(labels))]
         if len(case_ids) != len(labels):
@@ -91,36 +94,58 @@ class Classification(base.DistributedMetric):
 
         Set `images` to the scores of each image followed by its label or labels, float64.
         """
-        batches = [batch for part in parts for batch in part]
-        self.images = np.concatenate([np.column_stack([scores, labels]) for scores, labels, _ in batches])
-        return base.group_by_case(case for *_, case_ids in batches for case in case_ids)
+        images = []
+        all_case_ids = []
+        for process_batches in parts:
+            for scores, labels, case_ids in process_batches:
+                images.append(np.column_stack([scores, labels]))
+                all_case_ids.extend(case_ids)
+        self.images = np.concatenate(images)
+        return base.group_by_case(all_case_ids)
 
     def _take(self, indices: np.ndarray) -> np.ndarray:
-        return self.images[list(chain.from_iterable(self.cases[index] for index in indices))]
+        image_indices = []
+        for index in indices:
+            image_indices.extend(self.cases[index])
+        return self.images[image_indices]
 
     def _classes(self, cases: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return true, predicted and known classes, bool of shape `(images, num_labels)`. Only known ones are true."""
         scores, labels = np.split(cases, [self.num_labels], axis=1)
         if self.multi_label:
             is_known = labels != UNKNOWN
-            return labels == 1, (scores > self.threshold) & is_known, is_known
+            predicted = (scores > self.threshold) & is_known
+            return labels == 1, predicted, is_known
         classes = np.arange(self.num_labels)
-        return labels == classes, scores.argmax(1)[:, None] == classes, np.ones(scores.shape, dtype=bool)
+        predicted = scores.argmax(1)[:, None] == classes
+        is_known = np.ones(scores.shape, dtype=bool)
+        return labels == classes, predicted, is_known
 
     def _score(self, cases: np.ndarray, key: str) -> float:
         if key != "accuracy":
             return super()._score(cases, key)
         truth, predicted, is_known = self._classes(cases)
         is_counted = is_known.any(1)
-        return float(pixel_metrics.ratio((truth == predicted)[is_counted].all(1).sum(), is_counted.sum()))
+        is_correct = (truth == predicted)[is_counted].all(1)
+        return float(pixel_metrics.ratio(is_correct.sum(), is_counted.sum()))
 
     def _compute(self, cases: np.ndarray) -> dict:
         truth, predicted, is_known = self._classes(cases)
-        f1 = pixel_metrics.ratio(2 * (truth & predicted).sum(0), truth.sum(0) + predicted.sum(0))
-        columns = zip(cases.T, truth.T, is_known.T)
-        ranked = [(scores[known], is_positive[known]) for scores, is_positive, known in columns]
-        areas = np.array([ranking.area_under_curve(*column) for column in ranked])
-        result = {
+        true_positives = (truth & predicted).sum(0)
+        f1 = pixel_metrics.ratio(2 * true_positives, truth.sum(0) + predicted.sum(0))
+
+        areas = []
+        precisions = []
+        for label in range(self.num_labels):
+            known_images = is_known[:, label]
+            scores = cases[known_images, label]
+            is_positive = truth[known_images, label]
+            areas.append(ranking.area_under_curve(scores, is_positive))
+            if self.multi_label and is_positive.any():
+                precisions.append(ranking.average_precision(scores, is_positive))
+        areas = np.array(areas)
+
+        metrics = {
             "accuracy": self._score(cases, "accuracy"),
             "macro_f1": float(pixel_metrics.mean_of_counted(f1)),
             "auroc": float(pixel_metrics.mean_of_counted(areas)),
@@ -128,7 +153,7 @@ class Classification(base.DistributedMetric):
             "per_category_auroc": areas.tolist(),
         }
         if self.multi_label:
-            precisions = [ranking.average_precision(*column) for column in ranked if column[1].any()]
-            result["label_accuracy"] = float(pixel_metrics.ratio((truth == predicted)[is_known].sum(), is_known.sum()))
-            result["mean_average_precision"] = float(np.mean(precisions)) if precisions else float("nan")
-        return result
+            is_correct = (truth == predicted)[is_known]
+            metrics["label_accuracy"] = float(pixel_metrics.ratio(is_correct.sum(), is_known.sum()))
+            metrics["mean_average_precision"] = float(np.mean(precisions)) if precisions else float("nan")
+        return metrics

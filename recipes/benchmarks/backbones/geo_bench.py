@@ -23,9 +23,11 @@ class ExportedBackbone(BenchModel):
 
     def __init__(self, bands: list[BandSpec], folder: str, pooling: str = "mean", **options):
         opened = load_backbone(folder)
-        self.pretrain_mean, self.pretrain_std = opened.image_processor.image_mean, opened.image_processor.image_std
+        self.pretrain_mean = opened.image_processor.image_mean
+        self.pretrain_std = opened.image_processor.image_std
         super().__init__(bands=bands, **options)
-        self.opened, self.pooling = opened, pooling
+        self.opened = opened
+        self.pooling = pooling
         self.backbone = opened.model  # Segmentation looks for its layers here.
 
     def _forward_patch_features(self, images: torch.Tensor) -> torch.Tensor:

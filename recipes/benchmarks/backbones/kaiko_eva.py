@@ -25,12 +25,15 @@ class ExportedBackbone(nn.Module):
         super().__init__()
         if out_indices not in (1, None):
             raise ValueError(f"Expected out_indices 1 (the last map) or None, got {out_indices}. Set OUT_INDICES=1.")
-        self.opened, self.pooling, self.has_maps = load_backbone(folder), pooling, out_indices == 1
+        self.opened = load_backbone(folder)
+        self.pooling = pooling
+        self.has_maps = out_indices == 1
         self.model = self.opened.model
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         if self.has_maps:
-            return [self.opened.tokens(pixels)[1].permute(0, 3, 1, 2)]
+            _, patch_tokens = self.opened.tokens(pixels)
+            return [patch_tokens.permute(0, 3, 1, 2)]
         return self.opened.pool(pixels, self.pooling)
 
 

@@ -17,20 +17,30 @@ from modeling_vitp.instructions.boxes import write_boxes
 from modeling_vitp.recipes.datasets.remote_sensing import PERCENT_BOX, DiorRSVG
 
 LETTERS = "ABCDEFGH"
+Document = dict[str, Any]
 
 
 def document(
-    name: Any, images: Sequence[Path], question: str, answers: Sequence[str], kind: str | None = ""
-) -> dict[str, Any]:
-    paths = [str(image.absolute()) for image in images]
-    return {"id": str(name), "images": paths, "question": question, "answers": list(answers), "type": kind or ""}
+    name: Any,
+    images: Sequence[Path],
+    question: str,
+    answers: Sequence[str],
+    kind: str | None = "",
+) -> Document:
+    return {
+        "id": str(name),
+        "images": [str(image.absolute()) for image in images],
+        "question": question,
+        "answers": list(answers),
+        "type": kind or "",
+    }
 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def vrsbench(root: Path, annotations: str) -> list[dict]:
+def vrsbench(root: Path, annotations: str) -> list[Document]:
     """Read VRSBench (Li et al. 2024): `Images_val/` and a list with `image_id`, `question` and `ground_truth`.
 
     Its boxes are written `{<x1><y1><x2><y2>}`, in percent of the image.
@@ -39,33 +49,52 @@ def vrsbench(root: Path, annotations: str) -> list[dict]:
     for entry in read_json(root / annotations):
         answer = str(entry["ground_truth"])
         corners = PERCENT_BOX.fullmatch(answer.strip())
-        answer = write_boxes([tuple(map(int, corners.groups()[:4]))], (100, 100)) if corners else answer
-        image = root / "Images_val" / entry["image_id"]
-        name = entry.get("question_id", len(documents))
-        documents.append(document(name, [image], entry.get("question") or "", [answer], entry.get("type")))
+        if corners:
+            box = tuple(map(int, corners.groups()[:4]))
+            answer = write_boxes([box], (100, 100))
+        entry_document = document(
+            entry.get("question_id", len(documents)),
+            [root / "Images_val" / entry["image_id"]],
+            question=entry.get("question") or "",
+            answers=[answer],
+            kind=entry.get("type"),
+        )
+        documents.append(entry_document)
     return documents
 
 
-def rsvqa(root: Path, prefix: str, images: str) -> list[dict]:
+def rsvqa(root: Path, prefix: str, images: str) -> list[Document]:
     """Read RSVQA (Lobry et al. 2020): `PREFIX_questions.json`, `PREFIX_answers.json` and images by number.
 
     Active questions and answers belong to the split.
     """
-    listed = {name: read_json(root / f"{prefix}_{name}.json")[name] for name in ("questions", "answers")}
-    answers = {one["id"]: one["answer"] for one in listed["answers"] if one["active"]}
+    questions = read_json(root / f"{prefix}_questions.json")["questions"]
+    answers = {}
+    for answer in read_json(root / f"{prefix}_answers.json")["answers"]:
+        if answer["active"]:
+            answers[answer["id"]] = str(answer["answer"])
     documents = []
-    for one in listed["questions"]:
-        if one["active"]:
-            image, answer = root / images / f"{one['img_id']}.tif", str(answers[one["answers_ids"][0]])
-            documents.append(document(one["id"], [image], one["question"], [answer], one["type"]))
+    for question in questions:
+        if not question["active"]:
+            continue
+        answer_id = question["answers_ids"][0]
+        question_document = document(
+            question["id"],
+            [root / images / f"{question['img_id']}.tif"],
+            question=question["question"],
+            answers=[answers[answer_id]],
+            kind=question["type"],
+        )
+        documents.append(question_document)
     return documents
 
 
-def dior_rsvg(root: Path, indices: str = "test.txt") -> list[dict]:
+def dior_rsvg(root: Path, indices: str = "test.txt") -> list[Document]:
     """Read DIOR-RSVG (Zhan et al. 2023): VOC's XML with descriptions of objects, and the split's object numbers."""
-    wanted, documents = set((root / indices).read_text().split()), []
+    numbers_of_split = set((root / indices).read_text().split())
+    documents = []
     for number, entry in DiorRSVG(root).objects():
-        if number in wanted:
+        if number in numbers_of_split:
             _, name, box, expression = entry.content
             image = root / "JPEGImages" / name
             answer = write_boxes([box], stored_size(image))
@@ -73,21 +102,21 @@ def dior_rsvg(root: Path, indices: str = "test.txt") -> list[dict]:
     return documents
 
 
-def levir_cc(root: Path, split: str = "test") -> list[dict]:
+def levir_cc(root: Path, split: str = "test") -> list[Document]:
     """Read LEVIR-CC (Liu et al. 2022): `LevirCCcaptions.json`, five sentences a pair in `images/SPLIT/A` and `…/B`."""
-    return [
-        document(
-            entry["filename"],
-            [root / "images" / split / time / entry["filename"] for time in "AB"],
-            "",
-            [sentence["raw"].strip() for sentence in entry["sentences"]],
-        )
-        for entry in read_json(root / "LevirCCcaptions.json")["images"]
-        if entry["split"] == split
-    ]
+    folder = root / "images" / split
+    documents = []
+    for pair in read_json(root / "LevirCCcaptions.json")["images"]:
+        if pair["split"] != split:
+            continue
+        name = pair["filename"]
+        images = [folder / "A" / name, folder / "B" / name]
+        captions = [sentence["raw"].strip() for sentence in pair["sentences"]]
+        documents.append(document(name, images, question="", answers=captions))
+    return documents
 
 
-def pmc_vqa(root: Path, annotations: str = "test_clean.csv", images: str = "images") -> list[dict]:
+def pmc_vqa(root: Path, annotations: str = "test_clean.csv", images: str = "images") -> list[Document]:
     """Read PMC-VQA (Zhang et al. 2023): a table with `Figure_path`, `Question`, `Choice A` to `D` and the right letter.
 
     The letter is in `Answer_label`, or in `Answer` in the second version.
@@ -95,26 +124,40 @@ def pmc_vqa(root: Path, annotations: str = "test_clean.csv", images: str = "imag
     documents = []
     with (root / annotations).open(newline="", encoding="utf-8-sig") as file:
         for number, row in enumerate(csv.DictReader(file)):
-            choices = [re.sub(r"^\s*[A-D]\s*:\s*", "", row[f"Choice {letter}"]).strip() for letter in "ABCD"]
-            right = (row.get("Answer_label") or row["Answer"]).strip()
+            choices = []
+            for letter in "ABCD":
+                choice = re.sub(r"^\s*[A-D]\s*:\s*", "", row[f"Choice {letter}"])
+                choices.append(choice.strip())
             question = with_choices(row["Question"].strip(), choices)
-            documents.append(document(number, [root / images / row["Figure_path"]], question, [right]))
+            right = (row.get("Answer_label") or row["Answer"]).strip()
+            image = root / images / row["Figure_path"]
+            documents.append(document(number, [image], question, [right]))
     return documents
 
 
-def omnimedvqa(root: Path, annotations: str = "QA_information/Open-access") -> list[dict]:
+def omnimedvqa(root: Path, annotations: str = "QA_information/Open-access") -> list[Document]:
     """Read OmniMedVQA (Hu et al. 2024): a JSON list for each of its sources; the type of a question is its modality."""
     documents = []
     for path in sorted((root / annotations).glob("*.json")):
         for entry in read_json(path):
-            choices = [entry[f"option_{letter}"] for letter in LETTERS if entry.get(f"option_{letter}")]
-            right = choose_option(entry["gt_answer"], dict(zip(LETTERS, choices))) or entry["gt_answer"]
-            kind = entry.get("modality_type") or entry.get("modality")
-            question = with_choices(entry["question"], choices)
-            documents.append(document(entry["question_id"], [root / entry["image_path"]], question, [right], kind))
+            options = [entry.get(f"option_{letter}") for letter in LETTERS]
+            choices = list(filter(None, options))
+            right = choose_option(entry["gt_answer"], dict(zip(LETTERS, choices)))
+            entry_document = document(
+                entry["question_id"],
+                [root / entry["image_path"]],
+                question=with_choices(entry["question"], choices),
+                answers=[right or entry["gt_answer"]],
+                kind=entry.get("modality_type") or entry.get("modality"),
+            )
+            documents.append(entry_document)
     return documents
 
 
 def with_choices(question: str, choices: Sequence[str]) -> str:
     """Return a question with its choices, one a line."""
-    return "\n".join([question, *(f"{letter}. {' '.join(choice.split())}" for letter, choice in zip(LETTERS, choices))])
+    lines = [question]
+    for letter, choice in zip(LETTERS, choices):
+        words = choice.split()
+        lines.append(f"{letter}. {' '.join(words)}")
+    return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Tasks of lmms-eval on downloaded folders, and the scores of their answers."""
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,9 @@ NUMBERS = ("count", "area")  # question types of RSVQA that comparisons of visio
 CAPTION_SCORES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
 
 
+Document = dict[str, Any]
+
+
 class BenchmarkTask(ConfigurableMessagesTask):
     """Benchmark that is read from a folder.
 
@@ -28,74 +32,101 @@ class BenchmarkTask(ConfigurableMessagesTask):
     """
 
     def __init__(self, config: dict[str, Any]):
-        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        fields = dict(config)
+        fields.pop("class", None)
+        super().__init__(config=fields)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None) -> None:
         """Read the documents from the folder; nothing is downloaded."""
         root = Path(os.environ.get(FOLDERS, "."), self.config.dataset_path)
-        documents = getattr(benchmarks, self.config.dataset_name)(root, **(dataset_kwargs or {}))
+        read_documents = getattr(benchmarks, self.config.dataset_name)
+        documents = read_documents(root, **(dataset_kwargs or {}))
         if not documents:
             raise ValueError(f"No documents of {self.config.task} found in {root}.")
-        self.dataset = self.dataset_no_image = DatasetDict({SPLIT: Dataset.from_list(documents)})
+        self.dataset = DatasetDict({SPLIT: Dataset.from_list(documents)})
+        self.dataset_no_image = self.dataset
 
 
-def document_images(document: dict[str, Any]) -> list:
+def document_images(document: Document) -> list:
     return load_images({"images": document["images"]})
 
 
-def text_of(document: dict[str, Any], words: dict[str, str] | None = None) -> str:
+def text_of(document: Document, words: dict[str, str] | None = None) -> str:
     words = words or {}
-    return f"{words.get('pre_prompt', '')}{document['question']}{words.get('post_prompt', '')}"
+    prefix = words.get("pre_prompt", "")
+    suffix = words.get("post_prompt", "")
+    return f"{prefix}{document['question']}{suffix}"
 
 
-def target_of(document: dict[str, Any]) -> str:
+def target_of(document: Document) -> str:
     return document["answers"][0]
 
 
-def score(kind: str, document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
-    found = score_answers(kind, [document["question"]], [results[0]], [document["answers"]])
-    return {name: float(np.mean(values)) for name, values in found.items()}
+def score(kind: str, document: Document, results: Sequence[str]) -> dict[str, float]:
+    scores = score_answers(kind, [document["question"]], [results[0]], [document["answers"]])
+    means = {}
+    for name, scores_of_answers in scores.items():
+        means[name] = float(np.mean(scores_of_answers))
+    return means
 
 
-def score_box(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
+def score_box(document: Document, results: Sequence[str]) -> dict[str, float]:
     return score("grounding", document, results)
 
 
-def score_short_answer(document: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    return by_type(document, score("vqa", document, results)["accuracy"])
+def score_short_answer(document: Document, results: Sequence[str]) -> dict[str, Any]:
+    accuracy = score("vqa", document, results)["accuracy"]
+    return by_type(document, accuracy)
 
 
-def score_choice(document: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    return by_type(document, score("choice", document, results)["accuracy"])
+def score_choice(document: Document, results: Sequence[str]) -> dict[str, Any]:
+    accuracy = score("choice", document, results)["accuracy"]
+    return by_type(document, accuracy)
 
 
-def by_type(document: dict[str, Any], value: float) -> dict[str, Any]:
-    typed = document["type"], value
-    return {"accuracy": value, "average_accuracy": typed, "accuracy_without_numbers": typed}
+def by_type(document: Document, accuracy: float) -> dict[str, Any]:
+    """Return an accuracy for its mean over all questions, and with the type of the question for the other scores."""
+    typed_accuracy = (document["type"], accuracy)
+    return {
+        "accuracy": accuracy,
+        "average_accuracy": typed_accuracy,
+        "accuracy_without_numbers": typed_accuracy,
+    }
 
 
-def average_over_types(typed: Sequence[tuple[str, float]]) -> float:
+def average_over_types(typed_accuracies: Sequence[tuple[str, float]]) -> float:
     """Return the mean over question types of the mean of each type."""
-    values: dict[str, list[float]] = {}
-    for kind, value in typed:
-        values.setdefault(kind, []).append(value)
-    return float(np.mean([np.mean(found) for found in values.values()]))
+    accuracies_by_type = defaultdict(list)
+    for question_type, accuracy in typed_accuracies:
+        accuracies_by_type[question_type].append(accuracy)
+    means = [np.mean(accuracies) for accuracies in accuracies_by_type.values()]
+    return float(np.mean(means))
 
 
-def average_without_numbers(typed: Sequence[tuple[str, float]]) -> float:
+def average_without_numbers(typed_accuracies: Sequence[tuple[str, float]]) -> float:
     """Return the mean over questions that do not ask for a number, or NaN without such questions."""
-    values = [value for kind, value in typed if kind not in NUMBERS]
-    return float(np.mean(values)) if values else float("nan")
+    accuracies = [accuracy for question_type, accuracy in typed_accuracies if question_type not in NUMBERS]
+    if not accuracies:
+        return float("nan")
+    return float(np.mean(accuracies))
 
 
-def keep_caption(document: dict[str, Any], results: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+def keep_caption(document: Document, results: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
     """Return the caption with its references for each score, because all captions are scored together."""
-    return dict.fromkeys(CAPTION_SCORES, (results[0], document["answers"]))
+    caption = (results[0], document["answers"])
+    return dict.fromkeys(CAPTION_SCORES, caption)
 
 
 def caption_score(name: str, captions: Sequence[tuple[str, list[str]]]) -> float:
     answers, references = zip(*captions)
-    return float(np.mean(score_captions(answers, references)[name]))
+    scores = score_captions(answers, references)
+    return float(np.mean(scores[name]))
 
 
-bleu_1, bleu_2, bleu_3, bleu_4, rouge_l, cider = (partial(caption_score, name) for name in CAPTION_SCORES)
+# The YAML files name these functions.
+bleu_1 = partial(caption_score, "bleu_1")
+bleu_2 = partial(caption_score, "bleu_2")
+bleu_3 = partial(caption_score, "bleu_3")
+bleu_4 = partial(caption_score, "bleu_4")
+rouge_l = partial(caption_score, "rouge_l")
+cider = partial(caption_score, "cider")

@@ -75,7 +75,7 @@ def test_miniature_becomes_valid_rows_without_test_split(name, tmp_path):
 def test_each_set_has_a_miniature_and_its_fields():
     assert sorted(load_public_sets()) == sorted(MINIATURES)
     for kind in load_public_sets().values():
-        assert kind.title and kind.license and kind.obtain.startswith("https://") and kind.layout and kind.seen
+        assert kind.title and kind.license and kind.obtain.startswith("https://") and kind.layout and kind.layout_source
         assert (kind.modality or kind.general) and kind.tasks
 
 

@@ -182,7 +182,7 @@ def test_masks_without_labels_are_refused(tmp_path):
         ({"splits": {"train": {"before": "a/{name}.png"}}}, "`after`"),
         ({"classes": [{"name": "a"}]}, "classes.* 1"),
         ({"classes": [{"name": "a"}, {"name": "a"}]}, "'a'"),
-        ({"classes": [{"name": "a", "value": 1}, {"name": "b", "value": [0, 2]}]}, "values 0 to 2"),
+        ({"classes": [{"name": "a", "value": 1}, {"name": "b", "value": [0, 2]}]}, "values 1 to 1"),
         ({"mask_encoding": "color"}, "Class 0: .*'color'"),
         ({"root": None}, "`root`"),
         ({"tile": 3}, "tile"),
